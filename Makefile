@@ -1,0 +1,39 @@
+# Every target makes its own environment: a fresh machine needs Python >= 3.11 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check bench clean
+
+# The package alone: what `pip install rollcast` gives.
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rollcast needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+# What the checks and the tests need beside it (torch is the CPU build that constraints.txt pins).
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -c constraints.txt -e '.[torch]' --group test --group check
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/rollcast run --task arithmetic --prompts 2 --chains 4 --seed 7 --json rollcast-demo.jsonl
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

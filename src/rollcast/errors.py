@@ -1,0 +1,104 @@
+"""Every exception that Rollcast raises on purpose.
+
+RollcastError
+├── InputError (ValueError)        what the caller gave is wrong; raised before a chain starts
+│   ├── FilterError                an EventFilter names something that does not exist
+│   ├── MessagesError              start_messages or a row has the wrong shape
+│   ├── ToolDefinitionError        a tool cannot be described to a model
+│   └── RewardDefinitionError      a reward asks for something that no row has
+├── DecodeError (ValueError)       bytes or a dict are not an event
+├── GrammarError                   events stand in an order that the grammar forbids
+├── BackendError                   a model backend failed while generating
+│   ├── PromptTooLongError         the prompt does not fit the model's context
+│   └── BackendClosedError         the backend was closed, or its engine died
+├── ToolError                      raise it in a tool: its text is what the model reads
+├── RewardError                    a reward raised, or returned something that is not a number
+└── MissingExtraError (ImportError)  an optional dependency is not installed
+
+A message says what was found, what was expected and what to do. The command line prints it alone and exits with 2.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendClosedError",
+    "BackendError",
+    "DecodeError",
+    "FilterError",
+    "GrammarError",
+    "InputError",
+    "MessagesError",
+    "MissingExtraError",
+    "PromptTooLongError",
+    "RewardDefinitionError",
+    "RewardError",
+    "RollcastError",
+    "ToolDefinitionError",
+    "ToolError",
+]
+
+
+class RollcastError(Exception):
+    """Base of everything here."""
+
+
+class InputError(RollcastError, ValueError):
+    """What the caller gave is wrong."""
+
+
+class FilterError(InputError):
+    """An `EventFilter` names something that does not exist."""
+
+
+class MessagesError(InputError):
+    """`start_messages` or one of its rows has the wrong shape."""
+
+
+class ToolDefinitionError(InputError):
+    """A tool cannot be described to a model."""
+
+
+class RewardDefinitionError(InputError):
+    """A reward asks for something that no row has."""
+
+
+class DecodeError(RollcastError, ValueError):
+    """Bytes or a dict are not an event."""
+
+
+class GrammarError(RollcastError):
+    """Events stand in an order that the grammar forbids."""
+
+
+class BackendError(RollcastError):
+    """A model backend failed while generating."""
+
+
+class PromptTooLongError(BackendError):
+    """The prompt does not fit the model's context."""
+
+
+class BackendClosedError(BackendError):
+    """The backend was closed, or its engine died."""
+
+
+class ToolError(RollcastError):
+    """Raise it in a tool: its text is what the model reads, without a class name before it."""
+
+
+class RewardError(RollcastError):
+    """A reward raised, or returned something that is not a finite number."""
+
+
+class MissingExtraError(RollcastError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        feature: what was asked for, as the subject of a sentence.
+        extra: the extra of `rollcast` that brings it.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs packages that are not installed; run: pip install 'rollcast[{extra}]'"
+        )

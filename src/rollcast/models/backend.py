@@ -1,0 +1,150 @@
+"""The seam between the rollout and a model: one async method that yields deltas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from rollcast.errors import InputError
+from rollcast.records import Message, ToolCall
+
+__all__ = ["Backend", "ChatRenderer", "Delta", "GenerationRequest", "Sampling"]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How to sample.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: keep the most probable tokens whose probabilities sum to this; 1 keeps all.
+        top_k: keep this many; 0 keeps all.
+        max_tokens: of one generation.
+        stop: strings that end a generation; the text ends after the first of them.
+        seed: of this generation; None leaves it to the backend.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", self.temperature >= 0, "a number from 0 (greedy) upward"),
+            ("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "a whole number; 0 keeps all tokens"),
+            ("max_tokens", self.max_tokens >= 1, "a whole number from 1 upward"),
+        )
+        for name, holds, expected in rules:
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """What a backend is asked to continue.
+
+    Attributes:
+        request_id: unique; names the request to `cancel`.
+        messages: the conversation, for backends that render it themselves.
+        tools: JSON-schema descriptions, `{"type": "function", "function": {…}}`.
+        sampling: how to sample.
+        prompt_ids: the whole prompt as ids, shape (T,), where the backend is token-exact; else None.
+    """
+
+    request_id: str
+    messages: list[Message]
+    tools: list[dict[str, Any]]
+    sampling: Sampling
+    prompt_ids: list[int] | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What was just sampled: usually one token.
+
+    Attributes:
+        text: the new text; empty where a token ends in the middle of a character.
+        token_ids: shape (T,), the stop token included, whose text is empty.
+        logprobs: of the distribution that was sampled from (after temperature, top-p and top-k), shape (T,).
+        policy_version: of the weights that sampled these tokens.
+        tool_calls: where the backend parses them itself.
+        finish_reason: `stop` or `length` on the last delta.
+        prompt_tokens: length of the prompt, where the backend alone knows it; on any delta.
+    """
+
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    policy_version: int | None = None
+    tool_calls: list[ToolCall] | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+
+
+class ChatRenderer(Protocol):
+    """Messages to token ids, for token-exact backends. Text from outside never becomes special tokens."""
+
+    def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
+        """Ids of the whole prompt, shape (T,), up to where the assistant speaks."""
+        ...
+
+    def extend(
+        self,
+        ids: list[int],
+        messages: list[Message],
+        new: int,
+        tools: list[dict[str, Any]],
+    ) -> list[int]:
+        """Ids, shape (T,), that come after `ids` so that the last `new` of the messages stand and the assistant speaks.
+
+        `ids` end with what the assistant sampled last; its message stands before the `new` ones.
+        """
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model. `generate` is all that a rollout needs; the rest has an obvious meaning where it does not apply.
+
+    Attributes:
+        name: of the backend, `tiny`.
+        model_name: of the model, `rollcast/tiny`.
+        token_exact: takes `prompt_ids` and yields `token_ids`.
+        logprobs: yields `logprobs`.
+        streams: yields more than one delta a generation.
+        policy_version: of the weights that sample now.
+        renderer: where `token_exact`; else None.
+    """
+
+    name: str
+    model_name: str
+    token_exact: bool
+    logprobs: bool
+    streams: bool
+    policy_version: int
+    renderer: ChatRenderer | None
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Sample until a stop token, a stop string or `max_tokens`; the last delta has the finish reason.
+
+        Closing the iterator ends the generation, as `cancel` does.
+
+        Raises:
+            BackendError: the model failed; PromptTooLongError where the prompt does not fit.
+        """
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """End a generation early; its iterator ends. Unknown ids are ignored."""
+        ...
+
+    async def update_weights(self, weights: Any, version: int) -> None:
+        """Sample from these weights from the next token on, and call them `version`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the model. Generations that run raise BackendClosedError. May be called twice."""
+        ...

@@ -1,0 +1,27 @@
+"""The contracts, pure: events, filters, their bytes, their grammar; messages and trajectories."""
+
+from rollcast.records.codec import decode, encode, encode_lines, json_schema
+from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
+from rollcast.records.filter import EventFilter
+from rollcast.records.grammar import GrammarChecker, check_events
+from rollcast.records.message import Message, ToolCall, validated_messages
+from rollcast.records.trajectory import ToolRecord, Trajectory, Turn
+
+__all__ = [
+    "PAYLOADS",
+    "EventFilter",
+    "GrammarChecker",
+    "Message",
+    "StreamEvent",
+    "StreamEventType",
+    "ToolCall",
+    "ToolRecord",
+    "Trajectory",
+    "Turn",
+    "check_events",
+    "decode",
+    "encode",
+    "encode_lines",
+    "json_schema",
+    "validated_messages",
+]

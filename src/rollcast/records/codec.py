@@ -1,0 +1,87 @@
+"""Events as bytes and back, validated; and the JSON Schema that describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from rollcast.errors import DecodeError
+from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
+
+__all__ = ["decode", "encode", "encode_lines", "event_from_dict", "json_schema"]
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"event data must be JSON, found {type(value).__name__}")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_refuse)
+_decoder = msgspec.json.Decoder(StreamEvent)
+
+encode: Callable[[StreamEvent], bytes] = _encoder.encode
+"""One event as compact JSON, without a newline. Raises TypeError where `data` holds what JSON cannot."""
+
+
+def encode_lines(events: list[StreamEvent]) -> bytes:
+    """The events as JSON lines, each ended by a newline."""
+    return b"".join([_encoder.encode(event) + b"\n" for event in events])
+
+
+def decode(line: bytes | str) -> StreamEvent:
+    """The event that a line of JSON describes, its payload checked against its type.
+
+    Raises:
+        DecodeError: the line is no JSON, no event, or its `data` lacks what its type promises.
+    """
+    try:
+        event = _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(
+            f"this is not an event: {error}; expected one JSON object a line as in docs/events.md"
+        ) from None
+    return _checked(event)
+
+
+def event_from_dict(value: dict[str, Any]) -> StreamEvent:
+    """As `StreamEvent.from_dict`."""
+    try:
+        event = msgspec.convert(value, StreamEvent)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DecodeError(f"this is not an event: {error}; expected the fields of docs/events.md") from None
+    return _checked(event)
+
+
+def _checked(event: StreamEvent) -> StreamEvent:
+    try:
+        msgspec.convert(event.data, PAYLOADS[event.event_type])
+    except msgspec.ValidationError as error:
+        raise DecodeError(
+            f"the data of this {event.event_type} event is wrong: {error}; docs/events.md has its fields"
+        ) from None
+    return event
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of one event, generated from the types. `schema/event.schema.json` holds it."""
+    (event_ref,), components = msgspec.json.schema_components([StreamEvent], ref_template="#/$defs/{name}")
+    payload_refs, payloads = msgspec.json.schema_components(
+        list(PAYLOADS.values()), ref_template="#/$defs/{name}"
+    )
+    of_type = [
+        {
+            "if": {"properties": {"event_type": {"const": event_type.value}}},
+            "then": {"properties": {"data": ref}},
+        }
+        for event_type, ref in zip(PAYLOADS, payload_refs, strict=True)
+    ]
+    definitions: dict[str, Any] = {**components, **payloads}
+    definitions["StreamEventType"]["enum"] = [t.value for t in StreamEventType]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Rollcast event",
+        **event_ref,
+        "allOf": of_type,
+        "$defs": dict(sorted(definitions.items())),
+    }

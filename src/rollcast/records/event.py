@@ -1,0 +1,288 @@
+"""The event: the one data contract (docs/events.md).
+
+Six fields come from the streaming specification and keep their names, order and meaning, in Python and in JSON:
+`event_type`, `chain_id`, `timestamp`, `data`, `step`, `depth`. The manager adds `seq`, `run_id`, `group_id`, `source`.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import Any, Literal, NotRequired, TypedDict
+
+import msgspec
+
+__all__ = [
+    "PAYLOADS",
+    "ChainFinishReason",
+    "ChainStatus",
+    "GenerationFinishReason",
+    "RunStatus",
+    "StreamEvent",
+    "StreamEventType",
+    "ToolStatus",
+]
+
+
+class StreamEventType(StrEnum):
+    """What happened. The nine of the specification, then what they need to be complete."""
+
+    LLM_GENERATION_START = "llm_generation_start"
+    LLM_GENERATION_CHUNK = "llm_generation_chunk"
+    LLM_GENERATION_END = "llm_generation_end"
+    TOOL_CALL_START = "tool_call_start"
+    TOOL_CALL_END = "tool_call_end"
+    TOOL_OBSERVATION = "tool_observation"
+    CHAIN_START = "chain_start"
+    CHAIN_END = "chain_end"
+    ERROR = "error"
+    REWARD = "reward"
+    RUN_START = "run_start"
+    RUN_END = "run_end"
+    TRAIN_STEP = "train_step"
+    CHAIN_SNAPSHOT = "chain_snapshot"
+    GAP = "gap"
+
+
+class StreamEvent(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened in a run.
+
+    `timestamp` (seconds since the epoch) informs; `seq` orders. Neither the event nor its `data` is to be changed
+    once emitted: every observer gets the same object.
+
+    Attributes:
+        event_type: what happened.
+        chain_id: `chain_0 …` within a run; `""` for what concerns the run or everything.
+        timestamp: seconds since the epoch.
+        data: the payload, JSON-serialisable; `PAYLOADS` has its type.
+        step: the turn within the chain, from 1.
+        depth: turns from the prompt along the chain's tree; equals `step` unless the chain forked.
+        seq: stamped by the manager; within one run on one source it increases by one. -1: not stamped yet.
+        run_id: one `run_async` call.
+        group_id: `group_0 …`: the row (prompt) that the chain is a repeat of.
+        source: which worker stamped it; `""` in a single process.
+    """
+
+    event_type: StreamEventType
+    chain_id: str
+    timestamp: float
+    data: dict[str, Any]
+    step: int | None = None
+    depth: int | None = None
+    seq: int = -1
+    run_id: str = ""
+    group_id: str | None = None
+    source: str = ""
+
+    @classmethod
+    def now(cls, event_type: StreamEventType, chain_id: str = "", /, **data: Any) -> StreamEvent:
+        """An event of this moment, its payload given as keywords."""
+        return cls(event_type, chain_id, time.time(), data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape as Python builtins. `data` is the event's own dict, not a copy."""
+        return {
+            "event_type": self.event_type.value,
+            "chain_id": self.chain_id,
+            "timestamp": self.timestamp,
+            "data": self.data,
+            "step": self.step,
+            "depth": self.depth,
+            "seq": self.seq,
+            "run_id": self.run_id,
+            "group_id": self.group_id,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> StreamEvent:
+        """The event that `to_dict` (or JSON) described; fields beyond the specified six may be absent.
+
+        Raises:
+            DecodeError: the dict is not an event, or its `data` lacks what its type promises.
+        """
+        from rollcast.records.codec import event_from_dict  # noqa: PLC0415  (codec imports this module)
+
+        return event_from_dict(value)
+
+
+GenerationFinishReason = Literal["stop", "length", "tool_call", "cancelled", "error"]
+ToolStatus = Literal["success", "error", "timeout", "cancelled"]
+ChainFinishReason = Literal["answered", "max_steps", "max_tokens", "terminal_tool", "cancelled", "error"]
+RunStatus = Literal["completed", "cancelled", "failed"]
+ChainStatus = Literal["running", "completed", "cancelled", "failed"]
+
+
+class ChainStart(TypedDict):
+    """A chain begins. `index`: which repeat within its group, from 0."""
+
+    messages: list[dict[str, Any]]
+    tools: list[str]
+    index: int
+    policy_version: int
+    reference: NotRequired[Any]
+
+
+class LlmGenerationStart(TypedDict):
+    """A generation begins. `prompt_tokens` is None where the backend cannot count them beforehand."""
+
+    prompt_tokens: int | None
+    model: str
+    policy_version: int
+    sampling: dict[str, Any]
+
+
+class LlmGenerationChunk(TypedDict):
+    """New text of a generation, never the text so far. `offset`: characters of this generation before it."""
+
+    content: str
+    offset: int
+    token_ids: NotRequired[list[int]]
+    logprobs: NotRequired[list[float]]
+    from_seq: NotRequired[int]
+
+
+class LlmGenerationEnd(TypedDict):
+    """A generation ended. `content` is its whole text; times are in seconds."""
+
+    content: str
+    finish_reason: GenerationFinishReason
+    prompt_tokens: int | None
+    completion_tokens: int
+    ttft_s: float | None
+    duration_s: float
+
+
+class ToolCallStart(TypedDict):
+    """A tool call begins. `arguments` is the object, or the raw text where it is not valid."""
+
+    call_id: str
+    tool_name: str
+    arguments: dict[str, Any] | str
+
+
+class ToolObservation(TypedDict):
+    """Output of a tool. `partial`: the tool still runs."""
+
+    call_id: str
+    tool_name: str
+    observation: str
+    status: ToolStatus
+    partial: bool
+
+
+class ToolCallEnd(TypedDict):
+    """A tool call ended, after `duration_s` seconds."""
+
+    call_id: str
+    tool_name: str
+    status: ToolStatus
+    duration_s: float
+
+
+class Reward(TypedDict):
+    """A chain's reward, before its `chain_end`."""
+
+    reward: float
+    metrics: dict[str, Any]
+
+
+class ChainEnd(TypedDict):
+    """A chain ended. `reward` is None where there is none or it failed."""
+
+    finish_reason: ChainFinishReason
+    final_response: str
+    steps: int
+    completion_tokens: int
+    reward: float | None
+    metrics: dict[str, Any]
+    duration_s: float
+
+
+class Error(TypedDict):
+    """Something failed. `where`: `backend`, `tool:NAME`, `parser`, `reward`, `observer:NAME`."""
+
+    error: str
+    error_type: str
+    where: str
+
+
+class RunStart(TypedDict):
+    """A run begins with this many chains in this many groups."""
+
+    chains: int
+    groups: int
+    agent: str
+    model: str
+    backend: str
+    policy_version: int
+    parent_run_id: NotRequired[str]
+    split: NotRequired[Literal["train", "eval"]]
+
+
+class RunEnd(TypedDict):
+    """A run ended; the last event that carries its `run_id`."""
+
+    status: RunStatus
+    chains: int
+    failed: int
+    mean_reward: float | None
+    completion_tokens: int
+    duration_s: float
+
+
+class TrainStep(TypedDict):
+    """The trainer took a step; its `run_id` is the training run's."""
+
+    train_step: int
+    policy_version: int
+    metrics: dict[str, Any]
+
+
+class OpenToolCall(TypedDict):
+    """A tool call that runs while a snapshot is taken; `observation` is what arrived so far."""
+
+    call_id: str
+    tool_name: str
+    arguments: dict[str, Any] | str
+    observation: str
+
+
+class ChainSnapshot(TypedDict):
+    """An open chain as a late observer finds it, up to and including event `as_of` of its run.
+
+    `content` is the text of the open generation, None where none is open.
+    """
+
+    messages: list[dict[str, Any]]
+    content: str | None
+    tool_calls: list[OpenToolCall]
+    as_of: int
+
+
+class Gap(TypedDict):
+    """Events `from_seq … to_seq` of this run did not reach this observer. `dropped`: count by type."""
+
+    from_seq: int
+    to_seq: int
+    dropped: dict[str, int]
+    reason: str
+
+
+PAYLOADS: dict[StreamEventType, type] = {
+    StreamEventType.CHAIN_START: ChainStart,
+    StreamEventType.LLM_GENERATION_START: LlmGenerationStart,
+    StreamEventType.LLM_GENERATION_CHUNK: LlmGenerationChunk,
+    StreamEventType.LLM_GENERATION_END: LlmGenerationEnd,
+    StreamEventType.TOOL_CALL_START: ToolCallStart,
+    StreamEventType.TOOL_OBSERVATION: ToolObservation,
+    StreamEventType.TOOL_CALL_END: ToolCallEnd,
+    StreamEventType.REWARD: Reward,
+    StreamEventType.CHAIN_END: ChainEnd,
+    StreamEventType.ERROR: Error,
+    StreamEventType.RUN_START: RunStart,
+    StreamEventType.RUN_END: RunEnd,
+    StreamEventType.TRAIN_STEP: TrainStep,
+    StreamEventType.CHAIN_SNAPSHOT: ChainSnapshot,
+    StreamEventType.GAP: Gap,
+}

@@ -1,0 +1,161 @@
+"""Which events somebody wants. What a filter leaves out is not built for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollcast.errors import FilterError
+from rollcast.records.event import StreamEvent, StreamEventType
+
+__all__ = ["EventFilter"]
+
+Names = str | Iterable[str] | None
+
+
+@dataclass(frozen=True, init=False)
+class EventFilter:
+    """A set of events: those whose run, chain, group and type are all among the named ones.
+
+    `None` stands for every one. A single name may be given bare. `a & b` wants what both want, `a | b` what either wants.
+    An event of the run as a whole (`chain_id == ""`) does not pass a filter that names chains or groups.
+
+    Args:
+        runs: run ids.
+        chains: chain ids, `chain_0 …`.
+        groups: group ids, `group_0 …`.
+        types: `StreamEventType` members or their values.
+
+    Raises:
+        FilterError: a type does not exist, or a name is not a string.
+    """
+
+    runs: frozenset[str] | None
+    chains: frozenset[str] | None
+    groups: frozenset[str] | None
+    types: frozenset[StreamEventType] | None
+    others: tuple[EventFilter, ...] = field(default=(), repr=False)
+
+    def __init__(
+        self, runs: Names = None, chains: Names = None, groups: Names = None, types: Names = None
+    ) -> None:
+        set_ = object.__setattr__
+        set_(self, "runs", _names("runs", runs))
+        set_(self, "chains", _names("chains", chains))
+        set_(self, "groups", _names("groups", groups))
+        names = _names("types", types)
+        set_(self, "types", None if names is None else frozenset(map(_event_type, names)))
+        set_(self, "others", ())
+
+    @classmethod
+    def coerce(cls, value: EventFilter | Names) -> EventFilter:
+        """What a `chain_filter` argument means: a filter, a chain id, several, or None for everything.
+
+        Raises:
+            FilterError: it is none of these.
+        """
+        return value if isinstance(value, EventFilter) else cls(chains=value)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> EventFilter:
+        """The filter that `{"runs": …, "chains": …, "groups": …, "types": …}` describes; absent keys mean every one.
+
+        Raises:
+            FilterError: a key or a type does not exist.
+        """
+        unknown = sorted(set(value) - {"runs", "chains", "groups", "types"})
+        if unknown:
+            raise FilterError(
+                f"a filter has no field {unknown[0]!r}; its fields are runs, chains, groups and types"
+            )
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """The JSON shape; fields that want every one are absent.
+
+        Raises:
+            FilterError: this is a union (`|`), which has no such shape.
+        """
+        if self.others:
+            raise FilterError("a union of filters has no JSON shape; send its parts one by one")
+        named = {"runs": self.runs, "chains": self.chains, "groups": self.groups, "types": self.types}
+        return {name: sorted(value) for name, value in named.items() if value is not None}
+
+    @property
+    def alternatives(self) -> tuple[EventFilter, ...]:
+        """The simple filters of which this is the union; itself, where it is simple."""
+        return (self, *self.others) if self.others else (self,)
+
+    def matches(self, event: StreamEvent) -> bool:
+        """Whether the event passes."""
+        return self.wants(event.event_type, event.chain_id, event.group_id, event.run_id)
+
+    def wants(
+        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
+    ) -> bool:
+        """Whether an event of this type and place would pass."""
+        return (
+            (self.types is None or event_type in self.types)
+            and (self.chains is None or chain_id in self.chains)
+            and (self.groups is None or group_id in self.groups)
+            and (self.runs is None or run_id in self.runs)
+        ) or any(other.wants(event_type, chain_id, group_id, run_id) for other in self.others)
+
+    def matches_chain(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether any type of event of this chain could pass."""
+        return any(
+            a.wants(t, chain_id, group_id, run_id)
+            for a in self.alternatives
+            for t in (a.types or frozenset(StreamEventType))
+        )
+
+    def __and__(self, other: EventFilter) -> EventFilter:
+        return _union(tuple(_both(a, b) for a in self.alternatives for b in other.alternatives))
+
+    def __or__(self, other: EventFilter) -> EventFilter:
+        return _union(self.alternatives + other.alternatives)
+
+
+def _both(a: EventFilter, b: EventFilter) -> EventFilter:
+    def narrow(x: frozenset[Any] | None, y: frozenset[Any] | None) -> frozenset[Any] | None:
+        return y if x is None else x if y is None else x & y
+
+    return EventFilter(
+        narrow(a.runs, b.runs),
+        narrow(a.chains, b.chains),
+        narrow(a.groups, b.groups),
+        narrow(a.types, b.types),
+    )
+
+
+def _union(parts: tuple[EventFilter, ...]) -> EventFilter:
+    first, *rest = dict.fromkeys(parts)
+    union = EventFilter(first.runs, first.chains, first.groups, first.types)
+    object.__setattr__(union, "others", tuple(rest))
+    return union
+
+
+def _names(field_name: str, value: Names) -> frozenset[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return frozenset((value,))
+    try:
+        names = frozenset(value)
+    except TypeError:
+        names = frozenset((value,))  # type: ignore[arg-type]  # refused below, with its name
+    for name in names:
+        if not isinstance(name, str):
+            raise FilterError(
+                f"{field_name} of a filter takes names, found {name!r}; give a string, several, or None for all"
+            )
+    return names
+
+
+def _event_type(name: str) -> StreamEventType:
+    try:
+        return StreamEventType(name)
+    except ValueError:
+        known = ", ".join(t.value for t in StreamEventType)
+        raise FilterError(f"there is no event type {str(name)!r}; the types are: {known}") from None

@@ -1,0 +1,250 @@
+"""The grammar of events, as a small pure state machine.
+
+Per chain:  chain_start (generation tool*)* [reward] chain_end
+generation: llm_generation_start llm_generation_chunk* llm_generation_end
+tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
+Per run:    run_start … run_end; `seq` rises. `error` stands anywhere inside. After a `gap`, or for one who joins late,
+a `chain_snapshot` opens a chain in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rollcast.errors import GrammarError
+from rollcast.records.event import StreamEvent, StreamEventType
+
+__all__ = ["GrammarChecker", "check_events"]
+
+T = StreamEventType
+
+
+@dataclass
+class _Chain:
+    chars: int | None = None  # of the open generation; None: no generation is open
+    text: list[str] | None = None  # its pieces; None: it was joined in the middle
+    step: int = 0
+    open_calls: dict[str, int] = field(default_factory=dict)  # call_id -> final observations seen
+    rewarded: bool = False
+
+
+@dataclass
+class _Run:
+    last_seq: int = -1
+    chains: dict[str, _Chain] = field(default_factory=dict)
+    ended_chains: set[str] = field(default_factory=set)
+    forgetful: bool = False  # a gap or a late start: unknown chains are not an error
+
+
+class GrammarChecker:
+    """Feed it events in the order in which one observer got them; it raises at the first that breaks the grammar.
+
+    Args:
+        late: the observer joined while the run was going on, or its filter leaves out types, so openings may be missing.
+    """
+
+    def __init__(self, *, late: bool = False) -> None:
+        self._late = late
+        self._runs: dict[tuple[str, str], _Run] = {}
+        self._ended_runs: set[tuple[str, str]] = set()
+
+    def feed(self, event: StreamEvent) -> None:
+        """Take the next event.
+
+        Raises:
+            GrammarError: it must not stand here.
+        """
+        key = (event.source, event.run_id)
+        kind = event.event_type
+        if not event.run_id and not event.chain_id:
+            return  # about no run: an observer's failure between runs, a trainer's step
+        if key in self._ended_runs:
+            raise _error(event, "its run has ended")
+        run = self._runs.get(key)
+        if run is None:
+            if kind is not T.RUN_START and not self._late and kind not in (T.GAP, T.TRAIN_STEP):
+                raise _error(event, "its run has not started")
+            run = self._runs[key] = _Run(forgetful=self._late)
+        elif kind is T.RUN_START:
+            raise _error(event, "its run has started already")
+        if kind is T.GAP:
+            run.chains.clear()
+            run.forgetful = True
+            run.last_seq = max(run.last_seq, event.data["to_seq"])
+            return
+        if kind is not T.CHAIN_SNAPSHOT:
+            if event.seq <= run.last_seq:
+                raise _error(event, f"seq {run.last_seq} stood before it")
+            run.last_seq = event.seq
+        if kind is T.RUN_END:
+            if run.chains:
+                raise _error(event, f"still open: {', '.join(sorted(run.chains))}")
+            del self._runs[key]
+            self._ended_runs.add(key)
+        elif event.chain_id:
+            self._feed_chain(run, event)
+
+    def close(self) -> None:
+        """The events are over.
+
+        Raises:
+            GrammarError: a run has not ended.
+        """
+        for (_, run_id), run in self._runs.items():
+            if run.chains or not (self._late or run.forgetful):
+                raise GrammarError(
+                    f"the events end, but run {run_id!r} has not; still open: {sorted(run.chains)}"
+                )
+
+    def _feed_chain(self, run: _Run, event: StreamEvent) -> None:
+        kind, name = event.event_type, event.chain_id
+        chain = run.chains.get(name)
+        if kind is T.CHAIN_START:
+            if chain is not None or name in run.ended_chains:
+                raise _error(event, "its chain has started already")
+            run.chains[name] = _Chain()
+            return
+        if kind is T.CHAIN_SNAPSHOT:
+            content = event.data["content"]
+            run.chains[name] = _Chain(
+                chars=None if content is None else len(content),
+                text=None if content is None else [content],
+                step=event.step or 0,
+                open_calls={call["call_id"]: 0 for call in event.data["tool_calls"]},
+            )
+            return
+        if chain is None:
+            if name in run.ended_chains:
+                raise _error(event, "its chain has ended")
+            if not run.forgetful:
+                raise _error(event, "its chain has not started")
+            chain = run.chains[name] = _joined(event)
+        _RULES[kind](chain, event)
+        if kind is T.CHAIN_END:
+            del run.chains[name]
+            run.ended_chains.add(name)
+
+
+def _joined(event: StreamEvent) -> _Chain:
+    """A chain whose opening was not seen, such that this event may stand next."""
+    chain = _Chain(step=(event.step or 1) - 1)
+    kind = event.event_type
+    if kind is T.LLM_GENERATION_CHUNK:
+        chain.chars = event.data["offset"]
+    elif kind is T.LLM_GENERATION_END:
+        chain.chars = len(event.data["content"])
+    elif kind in (T.TOOL_OBSERVATION, T.TOOL_CALL_END):
+        chain.open_calls[event.data["call_id"]] = int(kind is T.TOOL_CALL_END)
+    if kind is not T.LLM_GENERATION_START:
+        chain.step = event.step or 0
+    return chain
+
+
+def _generation_start(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is not None:
+        raise _error(event, "a generation is open")
+    if chain.open_calls:
+        raise _error(event, f"tool calls are open: {sorted(chain.open_calls)}")
+    if chain.rewarded:
+        raise _error(event, "its reward was given")
+    if (event.step or 0) != chain.step + 1:
+        raise _error(event, f"the step before was {chain.step}")
+    chain.chars, chain.text, chain.step = 0, [], event.step or 0
+
+
+def _chunk(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is None:
+        raise _error(event, "no generation is open")
+    data = event.data
+    if data["offset"] != chain.chars:
+        if "from_seq" not in data or data["offset"] < chain.chars:
+            raise _error(
+                event, f"its offset is {data['offset']}, and {chain.chars} characters stood before it"
+            )
+        chain.text = None
+    chain.chars = data["offset"] + len(data["content"])
+    if chain.text is not None:
+        chain.text.append(data["content"])
+    if "logprobs" in data and len(data["logprobs"]) != len(data.get("token_ids", ())):
+        raise _error(event, "it has not one logprob a token id")
+
+
+def _generation_end(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is None:
+        raise _error(event, "no generation is open")
+    content = event.data["content"]
+    if chain.text is not None and not content.startswith("".join(chain.text)):
+        raise _error(event, "its content is not what its chunks said")
+    chain.chars = chain.text = None
+
+
+def _tool_start(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is not None:
+        raise _error(event, "a generation is open")
+    if event.data["call_id"] in chain.open_calls:
+        raise _error(event, f"call {event.data['call_id']} is open")
+    chain.open_calls[event.data["call_id"]] = 0
+
+
+def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
+    seen = chain.open_calls.get(event.data["call_id"])
+    if seen is None:
+        raise _error(event, f"call {event.data['call_id']} is not open")
+    if seen:
+        raise _error(event, f"call {event.data['call_id']} had its final observation")
+    chain.open_calls[event.data["call_id"]] = int(not event.data["partial"])
+
+
+def _tool_end(chain: _Chain, event: StreamEvent) -> None:
+    if chain.open_calls.pop(event.data["call_id"], 0) != 1:
+        raise _error(event, f"call {event.data['call_id']} is not open, or has no final observation")
+
+
+def _reward(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is not None or chain.open_calls or chain.rewarded:
+        raise _error(event, "a generation or a tool call is open, or a reward was given")
+    chain.rewarded = True
+
+
+def _chain_end(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is not None:
+        raise _error(event, "a generation is open")
+    if chain.open_calls:
+        raise _error(event, f"tool calls are open: {sorted(chain.open_calls)}")
+
+
+def _anywhere(chain: _Chain, event: StreamEvent) -> None:
+    """`error` and what later versions add may stand anywhere inside a chain."""
+
+
+_RULES = {
+    T.LLM_GENERATION_START: _generation_start,
+    T.LLM_GENERATION_CHUNK: _chunk,
+    T.LLM_GENERATION_END: _generation_end,
+    T.TOOL_CALL_START: _tool_start,
+    T.TOOL_OBSERVATION: _tool_observation,
+    T.TOOL_CALL_END: _tool_end,
+    T.REWARD: _reward,
+    T.CHAIN_END: _chain_end,
+    T.ERROR: _anywhere,
+    T.TRAIN_STEP: _anywhere,
+    T.RUN_START: _anywhere,
+}
+
+
+def _error(event: StreamEvent, why: str) -> GrammarError:
+    place = f"{event.event_type} (seq {event.seq}, run {event.run_id!r}, {event.chain_id or 'the run'})"
+    return GrammarError(f"{place} must not stand here: {why}")
+
+
+def check_events(events: Iterable[StreamEvent], *, late: bool = False) -> None:
+    """Check a whole stream as one observer got it.
+
+    Raises:
+        GrammarError: an event must not stand where it does, or something that was opened is not closed.
+    """
+    checker = GrammarChecker(late=late)
+    for event in events:
+        checker.feed(event)
+    checker.close()

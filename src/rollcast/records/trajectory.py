@@ -1,0 +1,210 @@
+"""The open trajectory: the single source of a chain's state.
+
+While the chain runs it grows by one token at a time; snapshots for late observers, events and training batches are
+views of it. The rollout writes it, nobody else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from rollcast.records.event import (
+    ChainFinishReason,
+    GenerationFinishReason,
+    OpenToolCall,
+    ToolStatus,
+)
+from rollcast.records.message import Message, ToolCall
+
+__all__ = ["ToolRecord", "Trajectory", "Turn"]
+
+
+class ToolRecord(msgspec.Struct):
+    """One tool call and what came of it. `status` is None while the tool runs; `duration_s` is in seconds."""
+
+    call: ToolCall
+    observation: str = ""
+    status: ToolStatus | None = None
+    duration_s: float | None = None
+
+
+class Turn(msgspec.Struct):
+    """One generation and the tool calls that it asked for.
+
+    Attributes:
+        step: from 1.
+        prompt_ids: ids of what was new in this turn's prompt (mask 0); empty where the backend has no ids.
+        token_ids: sampled ids, shape (T,), the stop token included; empty where the backend has no ids.
+        logprobs: of the distribution that was sampled from, shape (T,) or empty.
+        policy_versions: of the weights that sampled each token, shape (T,) or empty.
+        prompt_tokens: length of the whole prompt in tokens, earlier turns included; None where unknown.
+        completion_tokens: how many tokens were sampled, or deltas seen where the backend has no ids.
+        finish_reason: None while the generation is open.
+        ttft_s, duration_s: seconds from the request to the first token and to the end.
+        tools: the calls of this turn, in the order in which the model wrote them.
+    """
+
+    step: int
+    prompt_ids: list[int] = []
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    policy_versions: list[int] = []
+    prompt_tokens: int | None = None
+    completion_tokens: int = 0
+    finish_reason: GenerationFinishReason | None = None
+    ttft_s: float | None = None
+    duration_s: float | None = None
+    tools: list[ToolRecord] = []
+    chars: int = 0
+    pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    def append(
+        self, text: str, token_ids: list[int] | None, logprobs: list[float] | None, policy_version: int | None
+    ) -> None:
+        """Add what was just sampled."""
+        if text:
+            self.pieces.append(text)
+            self.chars += len(text)
+        if token_ids:
+            self.token_ids += token_ids
+            self.completion_tokens += len(token_ids)
+            if logprobs:
+                self.logprobs += logprobs
+            if policy_version is not None:
+                self.policy_versions += [policy_version] * len(token_ids)
+        else:
+            self.completion_tokens += 1
+
+
+class Trajectory(msgspec.Struct):
+    """Everything that one chain said, sampled, called and observed.
+
+    Attributes:
+        run_id, chain_id, group_id: where it belongs; `index` is the repeat within the group, from 0.
+        row: the fields of its row beside the messages.
+        messages: the conversation so far, prompt first.
+        prompt_length: how many of the messages were given.
+        turns: one per generation.
+        finish_reason: None while the chain runs.
+        final_response: the text of the last generation, where it asked for no tool.
+        reward: None where there is none or it failed.
+        metrics: numbers beside the reward.
+        error: what ended the chain with `error`, in a sentence.
+        duration_s: seconds.
+    """
+
+    run_id: str
+    chain_id: str
+    group_id: str | None
+    index: int = 0
+    row: dict[str, Any] = {}
+    messages: list[Message] = []
+    prompt_length: int = 0
+    turns: list[Turn] = []
+    finish_reason: ChainFinishReason | None = None
+    final_response: str = ""
+    reward: float | None = None
+    metrics: dict[str, Any] = {}
+    error: str | None = None
+    duration_s: float | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Sampled tokens of all turns."""
+        return sum(turn.completion_tokens for turn in self.turns)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The whole sequence, prompts and samples in order, shape (T,); empty where the backend has no ids."""
+        return [i for turn in self.turns for part in (turn.prompt_ids, turn.token_ids) for i in part]
+
+    @property
+    def loss_mask(self) -> list[int]:
+        """1 where the model sampled the token, 0 where a prompt, a template or a tool wrote it; shape (T,)."""
+        return [m for turn in self.turns for m in [0] * len(turn.prompt_ids) + [1] * len(turn.token_ids)]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Log-probabilities aligned with `token_ids`, 0.0 where the mask is 0; shape (T,)."""
+        return self._aligned("logprobs", 0.0)
+
+    @property
+    def policy_versions(self) -> list[int]:
+        """Policy versions aligned with `token_ids`, -1 where the mask is 0; shape (T,)."""
+        return self._aligned("policy_versions", -1)
+
+    def _aligned(self, name: str, fill: Any) -> list[Any]:
+        aligned: list[Any] = []
+        for turn in self.turns:
+            values = getattr(turn, name)
+            aligned += [fill] * len(turn.prompt_ids)
+            aligned += values or [fill] * len(turn.token_ids)
+        return aligned
+
+    @property
+    def tool_calls(self) -> list[ToolRecord]:
+        """The tool calls of all turns."""
+        return [record for turn in self.turns for record in turn.tools]
+
+    @property
+    def open_turn(self) -> Turn | None:
+        """The turn whose generation has begun and not ended."""
+        turn = self.turns[-1] if self.turns else None
+        return turn if turn is not None and turn.finish_reason is None else None
+
+    @property
+    def open_tool_calls(self) -> list[OpenToolCall]:
+        """The tool calls that still run."""
+        return [
+            OpenToolCall(
+                call_id=record.call.call_id,
+                tool_name=record.call.tool_name,
+                arguments=record.call.arguments,
+                observation=record.observation,
+            )
+            for record in (self.turns[-1].tools if self.turns else ())
+            if record.status is None
+        ]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all that the seed determines: not times, not the run's id.
+
+        Two runs with the same seed on one machine have equal digests, streaming on or off.
+        """
+        sampled = [
+            (
+                (t.prompt_ids, t.token_ids, t.logprobs, t.text, t.finish_reason),
+                [(r.call, r.observation, r.status) for r in t.tools],
+            )
+            for t in self.turns
+        ]
+        whole = (
+            self.chain_id,
+            self.group_id,
+            self.messages,
+            sampled,
+            self.finish_reason,
+            self.final_response,
+        )
+        return hashlib.sha256(msgspec.json.encode((whole, self.reward, self.metrics))).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready builtins, everything included."""
+        for turn in self.turns:
+            _ = turn.text  # one piece
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Trajectory:
+        """The trajectory that `to_dict` described."""
+        return msgspec.convert(value, cls)

@@ -1,0 +1,61 @@
+"""What watches: the base class of every observer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from rollcast.records import EventFilter, StreamEvent
+
+if TYPE_CHECKING:
+    from rollcast.stream.manager import StreamingManager
+
+__all__ = ["DeliveryMode", "StreamObserver"]
+
+DeliveryMode = Literal["coalesce", "lossless"]
+
+
+class StreamObserver(ABC):
+    """Gets the events of the managers to which it is added. Override `on_event`, or `on_batch` for speed.
+
+    An instance belongs to one manager at a time and may be added again later. It is never called twice at once.
+
+    Attributes:
+        filter: which events; what it leaves out is not built for this observer. Fixed while the observer is attached.
+        mode: what happens when this observer falls behind. `coalesce`: neighbouring chunks merge, and beyond a limit a
+            `gap` stands for what was dropped. `lossless`: the rollout waits.
+        threaded: True where the observer blocks (files, terminals): it is then called on a thread of its own, with an
+            event loop of its own. False: it is called in the event loop of the run and must not block it.
+        manager: the manager to which it is added, or None.
+    """
+
+    filter: EventFilter = EventFilter()
+    mode: DeliveryMode = "coalesce"
+    threaded: ClassVar[bool] = False
+    manager: StreamingManager | None = None
+
+    @property
+    def name(self) -> str:
+        """How warnings, errors and statistics call this observer."""
+        return type(self).__name__
+
+    @abstractmethod
+    async def on_event(self, event: StreamEvent) -> None:
+        """Take one event. Raising is logged and reported; five times in a row detaches the observer."""
+
+    async def on_batch(self, events: list[StreamEvent]) -> None:
+        """Take the events that are waiting, oldest first. Where this is overridden, `on_event` is not called."""
+        for event in events:
+            await self.on_event(event)
+
+    async def on_chain_closed(self, run_id: str, chain_id: str) -> None:  # noqa: B027  (a hook)
+        """All events of the chain were delivered; comes whatever the filter leaves out."""
+
+    async def on_run_opened(self, run_id: str) -> None:  # noqa: B027  (a hook)
+        """A run begins, or is going on while the observer is added; comes whatever the filter leaves out."""
+
+    async def on_run_closed(self, run_id: str) -> None:  # noqa: B027  (a hook)
+        """All events of the run were delivered; comes whatever the filter leaves out."""
+
+    async def aclose(self) -> None:  # noqa: B027  (a hook)
+        """Flush and let go, after removal. The observer may be added again later."""
