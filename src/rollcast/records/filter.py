@@ -103,11 +103,12 @@ class EventFilter:
         ) or any(other.wants(event_type, chain_id, group_id, run_id) for other in self.others)
 
     def matches_chain(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        """Whether any type of event of this chain could pass."""
+        """Whether events of this chain could pass, as far as its place goes."""
         return any(
-            a.wants(t, chain_id, group_id, run_id)
+            (a.chains is None or chain_id in a.chains)
+            and (a.groups is None or group_id in a.groups)
+            and (a.runs is None or run_id in a.runs)
             for a in self.alternatives
-            for t in (a.types or frozenset(StreamEventType))
         )
 
     def __and__(self, other: EventFilter) -> EventFilter:

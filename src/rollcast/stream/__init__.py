@@ -1,1 +1,17 @@
-"""To be furnished."""
+"""Who watches and who gets what: the manager, delivery, the producer API, observers."""
+
+from rollcast.stream.delivery import ObserverStatistics
+from rollcast.stream.manager import StreamingManager
+from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.stream.producer import ChainStream, GenerationStream, RunStream, ToolStream
+
+__all__ = [
+    "ChainStream",
+    "DeliveryMode",
+    "GenerationStream",
+    "ObserverStatistics",
+    "RunStream",
+    "StreamObserver",
+    "StreamingManager",
+    "ToolStream",
+]

@@ -57,5 +57,10 @@ class StreamObserver(ABC):
     async def on_run_closed(self, run_id: str) -> None:  # noqa: B027  (a hook)
         """All events of the run were delivered; comes whatever the filter leaves out."""
 
+    def report(self, error: BaseException) -> None:
+        """Tell the other observers of a failure that this one survives, as an `error` event `observer:NAME`."""
+        if self.manager is not None:
+            self.manager.report(self, error)
+
     async def aclose(self) -> None:  # noqa: B027  (a hook)
         """Flush and let go, after removal. The observer may be added again later."""

@@ -1,0 +1,418 @@
+"""The StreamingManager: who watches, and who gets what.
+
+`emit` never waits and never raises. Producers (`producer.py`) hold a `Route` a chain, which knows the deliveries that
+want each type of its events; where nobody wants a token, none is made into an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.delivery import Control, Delivery, ObserverStatistics, event_size, fulfil
+from rollcast.stream.observer import StreamObserver
+
+if TYPE_CHECKING:
+    from rollcast.stream.producer import RunStream
+
+__all__ = ["Route", "StreamingManager"]
+
+logger = logging.getLogger("rollcast.stream")
+
+Targets = tuple[Delivery, ...]
+
+
+class Route:
+    """Where the events of one chain (or of a run as a whole) go.
+
+    `chunk` caches the deliveries that want its tokens: None where that must be looked up anew.
+    """
+
+    __slots__ = ("__weakref__", "by_type", "chain_id", "chunk", "group_id", "manager", "run")
+
+    def __init__(
+        self, manager: StreamingManager, run: RunStream | None, chain_id: str, group_id: str | None
+    ) -> None:
+        self.manager = manager
+        self.run = run
+        self.chain_id = chain_id
+        self.group_id = group_id
+        self.by_type: dict[StreamEventType, Targets] = {}
+        self.chunk: Targets | None = None
+
+    def targets(self, event_type: StreamEventType) -> Targets:
+        """The deliveries that want this type. The lock is held."""
+        targets = self.by_type.get(event_type)
+        if targets is None:
+            run_id = self.run.run_id if self.run is not None else ""
+            targets = self.manager.interested(event_type, self.chain_id, self.group_id, run_id)
+            self.by_type[event_type] = targets
+            if event_type is StreamEventType.LLM_GENERATION_CHUNK:
+                self.chunk = targets
+        return targets
+
+    def forget(self) -> None:
+        """Observers came or went."""
+        self.by_type.clear()
+        self.chunk = None
+
+
+class StreamingManager:
+    """Manages observers and distributes events to them.
+
+    Observers may be added and removed at any moment: before any event loop exists, while chains run, from other
+    threads, across successive `asyncio.run` calls. Memory is bounded by the queues and the open chains.
+
+    Args:
+        queue_limit: bytes of memory that one observer's waiting events may take.
+        drain_timeout: seconds that the end of a run waits for observers that lag.
+        source: which worker this is; `""` in a single process.
+    """
+
+    def __init__(self, *, queue_limit: int = 8 << 20, drain_timeout: float = 5.0, source: str = "") -> None:
+        self.queue_limit = queue_limit
+        self.drain_timeout = drain_timeout
+        self.source = source
+        self.lock = threading.RLock()
+        self.runs: dict[str, RunStream] = {}  # open ones
+        self.congested: set[Delivery] = set()  # lossless observers that the rollout waits for
+        self.narrow_observers: set[StreamObserver] = set()  # whose filters name chains or groups
+        self.pumps: set[asyncio.Task[None]] = set()
+        self._deliveries: dict[StreamObserver, Delivery] = {}
+        self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
+        self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
+        self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
+        self._waiting_producers: list[Future[None]] = []
+        self._background: asyncio.AbstractEventLoop | None = None
+        _managers.add(self)
+
+    # -- observers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def observers(self) -> list[StreamObserver]:
+        """Those that are added, in the order in which they came."""
+        with self.lock:
+            return list(self._deliveries)
+
+    def add_observer(self, observer: StreamObserver) -> None:
+        """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
+
+        Raises:
+            InputError: it is no StreamObserver, or is added to a manager already.
+        """
+        if not isinstance(observer, StreamObserver):
+            raise InputError(
+                f"add_observer got {type(observer).__name__}; expected a StreamObserver "
+                "(wrap a function in CallbackStreamObserver)"
+            )
+        with self.lock:
+            if observer.manager is not None:
+                whose = "this" if observer.manager is self else "another"
+                raise InputError(
+                    f"{observer.name} is added to {whose} manager already; remove it there first, or make a second one"
+                )
+            observer.manager = self
+            delivery = Delivery(self, observer, self._leaving.pop(observer, None))
+            self._deliveries[observer] = delivery
+            self._topology_changed()
+            if self.runs:
+                delivery.put_free([Control("run_opened", run_id) for run_id in self.runs])
+                delivery.put_free(list(self.snapshots(delivery.filter)))
+        logger.debug("added %s (%s)", observer.name, observer.mode)
+
+    def remove_observer(self, observer: StreamObserver) -> None:
+        """The observer gets what was emitted until now and nothing more; then its `aclose` is called.
+
+        One that is not added is ignored, so that removing twice is no error.
+        """
+        with self.lock:
+            delivery = self._deliveries.pop(observer, None)
+            if delivery is None:
+                return
+            observer.manager = None
+            self._leaving[observer] = delivery.finished
+            self.congested.discard(delivery)
+            self._topology_changed()
+            self.wake_producers()
+            delivery.closing = True
+            delivery.wake()
+        logger.debug("removed %s", observer.name)
+
+    def _topology_changed(self) -> None:
+        self.narrow_observers = {
+            o
+            for o in self._deliveries
+            if any(a.chains is not None or a.groups is not None for a in o.filter.alternatives)
+        }
+        for route in list(self._routes):
+            route.forget()
+
+    def wants(
+        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
+    ) -> bool:
+        """Whether any observer wants events of this type and place."""
+        return bool(self.interested(event_type, chain_id, group_id, run_id))
+
+    def interested(
+        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
+    ) -> Targets:
+        """The deliveries to whose observers such an event goes."""
+        with self.lock:
+            return tuple(
+                d for d in self._deliveries.values() if d.filter.wants(event_type, chain_id, group_id, run_id)
+            )
+
+    def statistics(self) -> list[ObserverStatistics]:
+        """One entry an observer, in the order in which they were added."""
+        with self.lock:
+            return [delivery.statistics() for delivery in self._deliveries.values()]
+
+    # -- producing ----------------------------------------------------------------------------------------------------
+
+    def run(self, **about: Any) -> RunStream:
+        """A run of this manager's, for a loop of your own; use it as a context manager, sync or async.
+
+        The keywords are those of `RunStream`.
+        """
+        from rollcast.stream.producer import RunStream  # noqa: PLC0415  (producer imports this module's types)
+
+        return RunStream(self, **about)
+
+    def emit(self, event: StreamEvent) -> None:
+        """Give the event to the observers that want it, stamped with `seq` and `source`.
+
+        For events made by hand; producers have `run(...)`. Never waits and never raises; from any thread.
+        """
+        self._emit(event, None)
+
+    def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
+        with self.lock:
+            targets = [
+                d
+                for d in self.interested(event.event_type, event.chain_id, event.group_id, event.run_id)
+                if d.observer is not without
+            ]
+            if not targets:
+                return
+            run = self.runs.get(event.run_id)
+            if run is not None:
+                run.seq = seq = run.seq + 1
+            else:
+                seq = self._foreign_seq.pop(event.run_id, 0) + 1
+                self._foreign_seq[event.run_id] = seq
+                if len(self._foreign_seq) > 1024:
+                    del self._foreign_seq[next(iter(self._foreign_seq))]
+            stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.source)
+            size = event_size(stamped)
+            for delivery in targets:
+                delivery.put(stamped, size)
+
+    def send(
+        self,
+        targets: Targets,
+        event_type: StreamEventType,
+        route: Route,
+        data: dict[str, Any],
+        step: int | None,
+    ) -> None:
+        """Build the event and queue it for each target. The hot path; the lock is held, and the route has a run."""
+        run = route.run
+        assert run is not None
+        run.seq = seq = run.seq + 1
+        event = StreamEvent(
+            event_type,
+            route.chain_id,
+            time.time(),
+            data,
+            step,
+            step,
+            seq,
+            run.run_id,
+            route.group_id,
+            self.source,
+        )
+        size = event_size(event)
+        for delivery in targets:
+            delivery.put(event, size)
+
+    def broadcast(self, control: Control) -> None:
+        """Queue a hook for every observer."""
+        with self.lock:
+            for delivery in self._deliveries.values():
+                delivery.put_free([control])
+
+    def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
+        """Emit an `error` event about the observer to the others."""
+        with self.lock:
+            if run_id is None or run_id not in self.runs:
+                run_id = next(iter(self.runs), "") if run_id is None else ""
+            event = StreamEvent(
+                StreamEventType.ERROR,
+                "",
+                time.time(),
+                {
+                    "error": str(error),
+                    "error_type": type(error).__name__,
+                    "where": f"observer:{observer.name}",
+                },
+                run_id=run_id,
+            )
+            self._emit(event, observer)
+
+    def route(self, run: RunStream, chain_id: str, group_id: str | None) -> Route:
+        """A new route, kept up to date while somebody holds it."""
+        route = Route(self, run, chain_id, group_id)
+        with self.lock:
+            self._routes.add(route)
+        return route
+
+    def snapshots(self, filter: EventFilter) -> Iterable[StreamEvent]:
+        """A `chain_snapshot` of each open chain that passes the filter. The lock is held."""
+        for run in self.runs.values():
+            for chain in run.open_chains.values():
+                if chain.snapshot_wanted(filter):
+                    yield chain.snapshot()
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Return at once unless a lossless observer's queue is full; then wait for it, and say so once."""
+        while self.congested:
+            with self.lock:
+                for delivery in self.congested:
+                    delivery.warn_once(
+                        "waiting",
+                        f"the rollout waits for {delivery.observer.name}, which is lossless and has fallen behind",
+                    )
+                if not self.congested:
+                    return
+                waiter: Future[None] = Future()
+                self._waiting_producers.append(waiter)
+            await asyncio.wrap_future(waiter)
+
+    def wake_producers(self) -> None:
+        """A full queue has room again. The lock is held."""
+        if not self.congested:
+            waiting, self._waiting_producers = self._waiting_producers, []
+            for waiter in waiting:
+                fulfil(waiter)
+
+    def _barriers(self) -> list[tuple[Delivery, Future[None]]]:
+        with self.lock:
+            barriers = [(d, Future[None]()) for d in self._deliveries.values() if not d.idle]
+            for delivery, done in barriers:
+                delivery.put_free([Control("barrier", done=done)])
+            return barriers
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait until every observer has been given all that was emitted.
+
+        One that does not take it within `timeout` seconds (the manager's `drain_timeout` where None) is named in a warning.
+        """
+        barriers = self._barriers()
+        if barriers:
+            await _wait_all([done for _, done in barriers], self._seconds(timeout))
+            self._name_the_late(barriers, self._seconds(timeout))
+
+    def drain_sync(self, timeout: float | None = None) -> None:
+        """As `drain`, for code without an event loop. Observers that live in this thread's own loop are not waited for."""
+        here = asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
+        barriers = [b for b in self._barriers() if here is None or b[0].observer.threaded]
+        deadline = time.monotonic() + self._seconds(timeout)
+        for _, done in barriers:
+            try:
+                done.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                continue
+        self._name_the_late(barriers, self._seconds(timeout))
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self.drain_timeout if timeout is None else timeout
+
+    def _name_the_late(self, barriers: list[tuple[Delivery, Future[None]]], timeout: float) -> None:
+        for delivery, done in barriers:
+            if not done.done() and not delivery.abandoned:
+                with self.lock:
+                    left = delivery.statistics().queued
+                logger.warning(
+                    "%s did not take its events within %g s; %d wait still",
+                    delivery.observer.name,
+                    timeout,
+                    left,
+                )
+
+    async def aclose(self) -> None:
+        """Remove every observer, and wait until each has taken what was emitted and has closed."""
+        left = self._remove_all()
+        await _wait_all(left, self.drain_timeout)
+        self._stop_background()
+
+    def close(self) -> None:
+        """As `aclose`, for code without an event loop; interpreter exit calls it."""
+        deadline = time.monotonic() + self.drain_timeout
+        for finished in self._remove_all():
+            try:
+                finished.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                continue
+        self._stop_background()
+
+    def _remove_all(self) -> list[Future[None]]:
+        for observer in self.observers:
+            self.remove_observer(observer)
+        with self.lock:
+            return list(self._leaving.values())
+
+    # -- observers without a loop of their own -------------------------------------------------------------------------
+
+    def background_loop(self) -> asyncio.AbstractEventLoop:
+        """A loop on a daemon thread, for observers that are neither threaded nor in anybody's loop."""
+        if self._background is None or self._background.is_closed():
+            self._background = loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="rollcast-observers", daemon=True).start()
+        return self._background
+
+    def _stop_background(self) -> None:
+        loop, self._background = self._background, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+
+
+def _pass_on(proxy: Future[None], _: Future[None]) -> None:
+    fulfil(proxy)
+
+
+async def _wait_all(futures: list[Future[None]], timeout: float) -> None:
+    """Wait until all are done, `timeout` seconds at most; the futures themselves are left alone."""
+    proxies = [Future[None]() for _ in futures]
+    for future, proxy in zip(futures, proxies, strict=True):
+        future.add_done_callback(partial(_pass_on, proxy))
+    waiting = [asyncio.wrap_future(proxy) for proxy in proxies]
+    if waiting:
+        _, late = await asyncio.wait(waiting, timeout=timeout)
+        for waiter in late:
+            waiter.cancel()
+
+
+_managers: weakref.WeakSet[StreamingManager] = weakref.WeakSet()
+
+
+def _close_at_exit() -> None:
+    """What was emitted is not lost to an unflushed file because the program ended."""
+    for manager in list(_managers):
+        manager.close()
+
+
+atexit.register(_close_at_exit)
