@@ -381,13 +381,22 @@ class StreamingManager:
         """A loop on a daemon thread, for observers that are neither threaded nor in anybody's loop."""
         if self._background is None or self._background.is_closed():
             self._background = loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="rollcast-observers", daemon=True).start()
+            threading.Thread(
+                target=_run_until_stopped, args=(loop,), name="rollcast-observers", daemon=True
+            ).start()
         return self._background
 
     def _stop_background(self) -> None:
         loop, self._background = self._background, None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _pass_on(proxy: Future[None], _: Future[None]) -> None:

@@ -1,0 +1,224 @@
+"""The agent: a value made of a backend, tools, a parser and a reward."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import msgspec
+
+from rollcast.errors import InputError
+from rollcast.models import (
+    Backend,
+    Delta,
+    GenerationRequest,
+    Parser,
+    Sampling,
+    resolve_backend,
+    resolve_parser,
+)
+from rollcast.records import ToolCall
+from rollcast.rollout.result import RunResult
+from rollcast.rollout.reward import Reward, as_reward
+from rollcast.rollout.rows import as_rows, count
+from rollcast.rollout.run import Run, RunSettings
+from rollcast.stream import StreamingManager
+from rollcast.tools import Tool, tool_set
+
+__all__ = ["BaseAgent"]
+
+
+class BaseAgent:
+    """A tool-using agent. It holds no state of a run, so two runs of one agent may overlap.
+
+    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently.
+
+    Args:
+        model_name: `rollcast/tiny`, or what the backend loads.
+        tools: functions or `Tool`s that the model may call.
+        backend: `tiny`, or a `Backend` of your own; None chooses by the model's name.
+        system_prompt: put before conversations that have none.
+        parser: reads tool calls from text: a name (`hermes`) or a `Parser`.
+        reward: scores a finished chain: a `@reward` or a plain function.
+        streaming_manager: who watches; one of its own where None.
+        name: how events call the agent; its class where None.
+
+    Raises:
+        InputError: there is no such backend or parser, two tools have one name, or one cannot be described to a model.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "rollcast/tiny",
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        backend: str | Backend | None = None,
+        system_prompt: str | None = None,
+        parser: str | Parser | None = None,
+        reward: Reward | Callable[..., Any] | None = None,
+        *,
+        streaming_manager: StreamingManager | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.tools = tool_set(tools)
+        self.backend = resolve_backend(backend, model_name)
+        self.system_prompt = system_prompt
+        self.parser = resolve_parser(parser)
+        self.reward = None if reward is None else as_reward(reward)
+        self.streaming_manager = streaming_manager if streaming_manager is not None else StreamingManager()
+        self.name = name if name is not None else type(self).__name__
+        self._owns_backend = not isinstance(backend, Backend)
+
+    # -- what a subclass may change ------------------------------------------------------------------------------------
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """The deltas of one generation."""
+        return self.backend.generate(request)
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The tool calls in a turn's whole text."""
+        return self.parser.parse(text)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    async def run_async(
+        self,
+        max_steps: int,
+        start_messages: Sequence[Mapping[str, Any]],
+        num_chains: int = 1,
+        enable_streaming: bool = False,
+        streaming_callback: Callable[..., Any] | None = None,
+        *,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        max_concurrent_chains: int | None = None,
+        seed: int | None = None,
+    ) -> RunResult:
+        """Run `num_chains` chains of each row and give back their trajectories.
+
+        Args:
+            max_steps: generations that a chain may have.
+            start_messages: one conversation, or a list of rows `{"messages": […], …fields}`.
+            num_chains: repeats of each row.
+            enable_streaming: whether the observers of `streaming_manager` see the run.
+            streaming_callback: called with the text of each chunk, sync or async; with a second parameter it gets the
+                event too.
+            sampling: temperature, top_p, top_k, max_tokens (of one generation), stop.
+            max_concurrent_chains: how many chains run at once; None: all.
+            seed: with the embedded and scripted backends the same seed gives the same trajectories, streaming or not.
+
+        Raises:
+            InputError: an argument is wrong; no chain has started.
+            asyncio.CancelledError: the caller was cancelled; every chain has ended by then.
+        """
+        run = self.prepare(
+            max_steps, start_messages, num_chains, enable_streaming, streaming_callback,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed,
+        )  # fmt: skip
+        return await run.execute()
+
+    def run(
+        self,
+        max_steps: int,
+        start_messages: Sequence[Mapping[str, Any]],
+        num_chains: int = 1,
+        enable_streaming: bool = False,
+        streaming_callback: Callable[..., Any] | None = None,
+        **settings: Any,
+    ) -> RunResult:
+        """As `run_async`, where there is no event loop.
+
+        Raises:
+            InputError: an argument is wrong, or an event loop runs in this thread.
+        """
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  (documented; None instead of an exception)
+            raise InputError(
+                "run() was called inside an event loop; expected none; use: await agent.run_async(…)"
+            )
+
+        async def whole() -> RunResult:
+            return await self.run_async(
+                max_steps, start_messages, num_chains, enable_streaming, streaming_callback, **settings
+            )
+
+        return asyncio.run(whole())
+
+    def prepare(
+        self,
+        max_steps: int,
+        start_messages: Any,
+        num_chains: int = 1,
+        enable_streaming: bool = False,
+        streaming_callback: Callable[..., Any] | None = None,
+        *,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        max_concurrent_chains: int | None = None,
+        seed: int | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> Run:
+        """The run that `run_async` would execute, checked and not begun. The arguments are the same.
+
+        Raises:
+            InputError: an argument is wrong.
+        """
+        rows = as_rows(start_messages, self.system_prompt)
+        if self.reward is not None:
+            self.reward.check_fields([row.fields for row in rows])
+        if seed is not None:
+            count("seed", seed, at_least=0)
+        if max_concurrent_chains is not None:
+            count("max_concurrent_chains", max_concurrent_chains)
+        settings = RunSettings(
+            max_steps=count("max_steps", max_steps),
+            num_chains=count("num_chains", num_chains),
+            sampling=_sampling(sampling),
+            max_concurrent_chains=max_concurrent_chains,
+            seed=seed,
+            streaming=enable_streaming,
+            callback=streaming_callback,
+            about=about or {},
+        )
+        return Run(self, rows, settings)
+
+    async def aclose(self) -> None:
+        """Let go of the observers, and of the backend where this agent made it."""
+        await self.streaming_manager.aclose()
+        if self._owns_backend:
+            await self.backend.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # -- what the chain asks -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools as the model is told of them."""
+        return [tool.schema for tool in self.tools.values()]
+
+    @cached_property
+    def parses_incrementally(self) -> bool:
+        """Whether the parser reads along; not where a subclass parses whole turns itself."""
+        return bool(self.tools) and type(self).parse is BaseAgent.parse
+
+    def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
+        """What ends a generation: the caller's and, where there are tools, the parser's."""
+        return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
+
+
+def _sampling(value: Sampling | Mapping[str, Any] | None) -> Sampling:
+    if value is None:
+        return Sampling()
+    if isinstance(value, Sampling):
+        return value
+    unknown = sorted(set(value) - set(Sampling.__struct_fields__))
+    if unknown:
+        raise InputError(f"sampling has no {unknown[0]!r}; it has {', '.join(Sampling.__struct_fields__)}")
+    try:
+        return msgspec.convert(dict(value), Sampling)
+    except msgspec.ValidationError as error:
+        raise InputError(f"sampling is wrong: {error}; expected what rollcast.Sampling takes") from None

@@ -1,0 +1,76 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from rollcast.records import Trajectory
+from rollcast.records.event import RunStatus
+
+__all__ = ["RunResult"]
+
+
+class RunResult(msgspec.Struct):
+    """The trajectories of one run, in the order of their chain ids: rows in order, then repeats.
+
+    Attributes:
+        run_id: as its events carry it.
+        status: `completed` also where chains failed; `cancelled`; `failed`.
+        seed: what to pass to get the same trajectories again.
+        trajectories: one per chain.
+        duration_s: seconds.
+    """
+
+    run_id: str
+    seed: int
+    status: RunStatus = "completed"
+    trajectories: list[Trajectory] = []
+    duration_s: float = 0.0
+
+    def __iter__(self) -> Iterator[Trajectory]:  # type: ignore[override]
+        return iter(self.trajectories)
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def __getitem__(self, chain_id: str) -> Trajectory:
+        """The trajectory of a chain.
+
+        Raises:
+            KeyError: there is no such chain.
+        """
+        for trajectory in self.trajectories:
+            if trajectory.chain_id == chain_id:
+                return trajectory
+        raise KeyError(chain_id)
+
+    @property
+    def groups(self) -> dict[str, list[Trajectory]]:
+        """The repeats of each row, by group id."""
+        groups: dict[str, list[Trajectory]] = {}
+        for trajectory in self.trajectories:
+            groups.setdefault(trajectory.group_id or "", []).append(trajectory)
+        return groups
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """One per chain; None where there is none or it failed."""
+        return [t.reward for t in self.trajectories]
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Of the chains that have one."""
+        rewards = [r for r in self.rewards if r is not None]
+        return sum(rewards) / len(rewards) if rewards else None
+
+    @property
+    def failed(self) -> list[Trajectory]:
+        """The chains that ended with an error."""
+        return [t for t in self.trajectories if t.finish_reason == "error"]
+
+    @property
+    def completion_tokens(self) -> int:
+        """Sampled tokens of all chains."""
+        return sum(t.completion_tokens for t in self.trajectories)

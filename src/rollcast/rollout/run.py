@@ -1,0 +1,182 @@
+"""One run: many chains at once, from rows to a result."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rollcast.models.backend import Sampling
+from rollcast.records import EventFilter, Trajectory
+from rollcast.records.event import RunStatus
+from rollcast.rollout.chain import ChainGeneration
+from rollcast.rollout.result import RunResult
+from rollcast.rollout.rows import Row, derived_seed
+from rollcast.stream.observers import CallbackStreamObserver
+from rollcast.stream.producer import RunStream
+
+if TYPE_CHECKING:
+    from rollcast.rollout.agent import BaseAgent
+
+__all__ = ["Run", "RunSettings"]
+
+logger = logging.getLogger("rollcast.rollout")
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """How a run goes, checked.
+
+    Attributes:
+        max_steps: generations a chain may have.
+        num_chains: repeats of each row.
+        sampling: of every generation; its seed is replaced by one of the chain's and step's own.
+        max_concurrent_chains: how many run at once; None: all.
+        seed: None: drawn, and told in the result.
+        streaming: whether observers see the run.
+        callback: as `streaming_callback`.
+        about: further fields of `run_start`.
+    """
+
+    max_steps: int
+    num_chains: int = 1
+    sampling: Sampling = Sampling()
+    max_concurrent_chains: int | None = None
+    seed: int | None = None
+    streaming: bool = False
+    callback: Any = None
+    about: dict[str, Any] = {}
+
+    @property
+    def sampling_data(self) -> dict[str, Any]:
+        """The sampling as `llm_generation_start` shows it."""
+        shown: dict[str, Any] = msgspec.to_builtins(self.sampling)
+        return {name: value for name, value in shown.items() if name != "seed"}
+
+
+class Run:
+    """A run that can be cancelled, as a whole or by chain. State of a run lives here, never on the agent.
+
+    Attributes:
+        run_id: as its events carry it.
+        result: filled while the run goes on; partial trajectories stand in it after a cancellation.
+    """
+
+    def __init__(self, agent: BaseAgent, rows: list[Row], settings: RunSettings) -> None:
+        self.agent = agent
+        self.rows = rows
+        self.settings = settings
+        backend = agent.backend
+        self.stream = RunStream(
+            agent.streaming_manager,
+            live=settings.streaming,
+            chains=len(rows) * settings.num_chains,
+            groups=len(rows),
+            agent=agent.name,
+            model=backend.model_name,
+            backend=backend.name,
+            policy_version=backend.policy_version,
+            **settings.about,
+        )
+        self.run_id = self.stream.run_id
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        self.result = RunResult(self.run_id, seed)
+        self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancelled = False
+
+    def cancel(self, chain_id: str | None = None) -> None:
+        """End one chain, or the whole run, properly: what was opened is closed, and the result keeps what there is."""
+        if chain_id is None:
+            self._cancelled = True
+        for name, task in self._tasks.items():
+            if chain_id in (None, name):
+                task.cancel()
+
+    async def execute(self) -> RunResult:
+        """Run every chain.
+
+        Raises:
+            asyncio.CancelledError: the caller was cancelled; every chain and the run have ended by then.
+        """
+        settings, began = self.settings, time.perf_counter()
+        manager = self.agent.streaming_manager
+        callback = self._callback_observer()
+        if callback is not None:
+            manager.add_observer(callback)
+        if settings.streaming and not self.agent.backend.streams:
+            logger.warning(
+                "backend %s does not stream: each generation is one chunk", self.agent.backend.name
+            )
+        status: RunStatus = "failed"
+        self.stream.open()
+        try:
+            for r, row in enumerate(self.rows):
+                for i in range(settings.num_chains):
+                    trajectory = Trajectory(
+                        self.run_id, f"chain_{r * settings.num_chains + i}", f"group_{r}", i
+                    )
+                    self.result.trajectories.append(trajectory)
+                    self._tasks[trajectory.chain_id] = asyncio.create_task(
+                        self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
+                    )
+            await self._all_done()
+            status = "cancelled" if self._cancelled else "completed"
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        finally:
+            self.result.status = status
+            self.stream.close(status)
+            for trajectory in self.result.trajectories:
+                if trajectory.finish_reason is None:
+                    trajectory.finish_reason = "cancelled"  # it never began
+            self.result.duration_s = time.perf_counter() - began
+            try:
+                if settings.streaming:
+                    await manager.drain()
+            finally:
+                if callback is not None:
+                    manager.remove_observer(callback)
+        return self.result
+
+    async def _all_done(self) -> None:
+        """Wait for every chain; where the caller is cancelled, end them first and wait for that."""
+        tasks = list(self._tasks.values())
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            self.cancel()
+            await asyncio.wait(tasks)
+            raise
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _chain(self, row: Row, position: int, r: int, i: int) -> None:
+        place = self.result.trajectories[position]
+        async with self._slots:
+            answer = row.fields.get("answer")
+            known = {"reference": answer} if isinstance(answer, str | int | float) else {}
+            stream = self.stream.chain(
+                row.messages,
+                chain_id=place.chain_id,
+                group_id=place.group_id,
+                index=i,
+                tools=list(self.agent.tools),
+                row=row.fields,
+                **known,
+            )
+            self.result.trajectories[position] = stream.trajectory
+            seed = derived_seed(self.result.seed, r, i)
+            await ChainGeneration(self.agent, stream, self.settings, seed).run()
+
+    def _callback_observer(self) -> CallbackStreamObserver | None:
+        if self.settings.callback is None:
+            return None
+        observer = CallbackStreamObserver(self.settings.callback)
+        observer.filter &= EventFilter(runs=self.run_id)
+        return observer

@@ -1,0 +1,28 @@
+"""What every test shares."""
+
+import asyncio
+import threading
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    """No test leaves an observer's or a tool's thread behind that still works on something."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("rollcast-observer-"):
+            thread.join(timeout=10)
+            assert not thread.is_alive(), f"{thread.name} was left running"
+
+
+async def until(condition, timeout=10.0):
+    """Wait for a state, not for a duration."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(name="until")
+def until_fixture():
+    return until

@@ -1,0 +1,102 @@
+"""The grammar checker."""
+
+import pytest
+
+from rollcast.errors import GrammarError
+from rollcast.records import GrammarChecker, StreamEvent, StreamEventType, check_events
+
+T = StreamEventType
+GAP = {"from_seq": 0, "to_seq": 50, "dropped": {}, "reason": ""}
+
+
+def stream(*events, chain="chain_0"):
+    """Events from (type, data, step) triples, seq rising."""
+    made = []
+    for seq, (kind, data, *step) in enumerate(events):
+        where = "" if kind in (T.RUN_START, T.RUN_END, T.GAP) else chain
+        made.append(StreamEvent(kind, where, 0.0, data, *step, seq=seq, run_id="r"))
+    return made
+
+
+CHAIN = [
+    (T.RUN_START, {}),
+    (T.CHAIN_START, {}),
+    (T.LLM_GENERATION_START, {}, 1),
+    (T.LLM_GENERATION_CHUNK, {"content": "ab", "offset": 0, "token_ids": [1], "logprobs": [-1.0]}, 1),
+    (T.LLM_GENERATION_CHUNK, {"content": "c", "offset": 2}, 1),
+    (T.LLM_GENERATION_END, {"content": "abc"}, 1),
+    (T.TOOL_CALL_START, {"call_id": "x"}, 1),
+    (T.TOOL_CALL_START, {"call_id": "y"}, 1),
+    (T.TOOL_OBSERVATION, {"call_id": "y", "partial": True}, 1),
+    (T.TOOL_OBSERVATION, {"call_id": "x", "partial": False}, 1),
+    (T.TOOL_CALL_END, {"call_id": "x"}, 1),
+    (T.ERROR, {}, 1),
+    (T.TOOL_OBSERVATION, {"call_id": "y", "partial": False}, 1),
+    (T.TOOL_CALL_END, {"call_id": "y"}, 1),
+    (T.LLM_GENERATION_START, {}, 2),
+    (T.LLM_GENERATION_END, {"content": ""}, 2),
+    (T.REWARD, {}, 2),
+    (T.CHAIN_END, {}, 2),
+    (T.RUN_END, {}),
+]
+
+
+def test_a_whole_run_passes():
+    """Generations, parallel tool calls, an error, a reward."""
+    check_events(stream(*CHAIN))
+    assert len(CHAIN) == 19
+
+
+@pytest.mark.parametrize("missing", [i for i in range(len(CHAIN)) if i not in (4, 8, 11, 16)])
+def test_every_event_is_needed(missing):
+    """Leaving out an opening, a closing or the first chunk is noticed."""
+    with pytest.raises(GrammarError):
+        check_events(stream(*CHAIN[:missing], *CHAIN[missing + 1 :]))
+
+
+@pytest.mark.parametrize("twice", [i for i in range(len(CHAIN)) if i not in (8, 11)])
+def test_nothing_stands_twice(twice):
+    """Repeating an event is noticed."""
+    with pytest.raises(GrammarError):
+        check_events(stream(*CHAIN[: twice + 1], *CHAIN[twice:]))
+
+
+def test_seq_rises():
+    """An event out of order is noticed."""
+    events = stream(*CHAIN)
+    with pytest.raises(GrammarError, match="seq"):
+        check_events([events[0], events[2], events[1]])
+
+
+def test_merged_chunks_pass():
+    """A merged chunk says from where, and its offset still fits."""
+    events = stream(
+        *CHAIN[:3], (T.LLM_GENERATION_CHUNK, {"content": "abc", "offset": 0, "from_seq": 3}, 1), *CHAIN[5:]
+    )
+    check_events(events)
+    assert len(events) == 18
+
+
+def test_after_a_gap_snapshots_open_chains_again():
+    """A gap forgets what was open; a snapshot opens it in the middle."""
+    checker = GrammarChecker()
+    snapshot = {"messages": [], "content": "ab", "tool_calls": [], "as_of": 50}
+    for event in stream(*CHAIN[:3], (T.GAP, GAP), (T.CHAIN_SNAPSHOT, snapshot, 1)):
+        checker.feed(event)
+    chunk = {"content": "c", "offset": 2}
+    checker.feed(StreamEvent(T.LLM_GENERATION_CHUNK, "chain_0", 0.0, chunk, 1, seq=51, run_id="r"))
+    with pytest.raises(GrammarError, match="offset"):
+        checker.feed(StreamEvent(T.LLM_GENERATION_CHUNK, "chain_0", 0.0, chunk, 1, seq=52, run_id="r"))
+
+
+def test_one_who_joins_late_needs_no_openings():
+    """With `late`, a tail is enough; what it opens must still be closed."""
+    check_events(stream(*CHAIN[3:]), late=True)
+    with pytest.raises(GrammarError):
+        check_events(stream(*CHAIN[3:-2]), late=True)
+
+
+def test_an_end_must_agree_with_its_chunks():
+    """The whole text begins with what the chunks said."""
+    with pytest.raises(GrammarError, match="not what its chunks said"):
+        check_events(stream(*CHAIN[:5], (T.LLM_GENERATION_END, {"content": "xyz"}, 1), *CHAIN[6:]))

@@ -1,0 +1,58 @@
+"""The trajectory's views."""
+
+from rollcast.records import ToolCall, ToolRecord, Trajectory, Turn
+
+
+def example():
+    first = Turn(1, prompt_ids=[1, 2])
+    first.append("a", [3], [-0.5], 7)
+    first.append("b", [4], [-0.25], 8)
+    first.finish_reason = "tool_call"
+    first.tools.append(
+        ToolRecord(ToolCall("call_1_0", "calculator", {"expression": "1"}), "1", "success", 0.1)
+    )
+    second = Turn(2, prompt_ids=[5])
+    second.append("c", [6], [-1.0], 8)
+    return Trajectory("r", "chain_0", "group_0", turns=[first, second])
+
+
+def test_the_arrays_are_aligned():
+    """Ids, mask, log-probabilities and policy versions have one entry a token."""
+    t = example()
+    assert t.token_ids == [1, 2, 3, 4, 5, 6]
+    assert t.loss_mask == [0, 0, 1, 1, 0, 1]
+    assert t.logprobs == [0.0, 0.0, -0.5, -0.25, 0.0, -1.0]
+    assert t.policy_versions == [-1, -1, 7, 8, -1, 8]
+    assert t.completion_tokens == 3
+
+
+def test_a_backend_without_ids_counts_deltas():
+    """The arrays are empty, the count is not."""
+    turn = Turn(1)
+    turn.append("a", None, None, None)
+    t = Trajectory("r", "chain_0", None, turns=[turn])
+    assert (t.token_ids, t.loss_mask, t.completion_tokens) == ([], [], 1)
+
+
+def test_it_survives_its_dict():
+    """to_dict and from_dict lose nothing."""
+    t = example()
+    assert Trajectory.from_dict(t.to_dict()).to_dict() == t.to_dict()
+
+
+def test_the_digest_ignores_times_and_run():
+    """Equal samples have equal digests; one different token has another."""
+    a, b, c = example(), example(), example()
+    b.run_id, b.duration_s, b.turns[0].ttft_s = "other", 3.0, 1.0
+    c.turns[1].token_ids[0] = 9
+    assert a.digest() == b.digest() != c.digest()
+
+
+def test_what_is_open():
+    """The last turn is open until it has a finish reason; a call until it has a status."""
+    t = example()
+    assert t.open_turn is t.turns[1]
+    t.turns[1].finish_reason = "stop"
+    assert t.open_turn is None
+    t.turns[1].tools.append(ToolRecord(ToolCall("call_2_0", "search", "raw"), "so far"))
+    assert [c["call_id"] for c in t.open_tool_calls] == ["call_2_0"]
