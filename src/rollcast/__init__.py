@@ -9,23 +9,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rollcast.errors import RollcastError as RollcastError
-    from rollcast.records import EventFilter as EventFilter
-    from rollcast.records import StreamEvent as StreamEvent
-    from rollcast.records import StreamEventType as StreamEventType
-    from rollcast.records import Trajectory as Trajectory
+    from rollcast.errors import InputError, RollcastError, ToolError
+    from rollcast.models.backend import Delta, GenerationRequest, Sampling
+    from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
+    from rollcast.rollout import BaseAgent, ChainContext, ChainGeneration, RunResult
+    from rollcast.rollout.reward import exact_match, numeric_match, reward
+    from rollcast.stream import StreamingManager, StreamObserver
+    from rollcast.stream.observers import (
+        CallbackStreamObserver,
+        ConsoleStreamObserver,
+        JSONStreamObserver,
+    )
+    from rollcast.tools import tool
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "EventFilter": "rollcast.records",
-    "RollcastError": "rollcast.errors",
-    "StreamEvent": "rollcast.records",
-    "StreamEventType": "rollcast.records",
-    "Trajectory": "rollcast.records",
-}
+__all__ = [
+    "BaseAgent",
+    "CallbackStreamObserver",
+    "ChainContext",
+    "ChainGeneration",
+    "ConsoleStreamObserver",
+    "Delta",
+    "EventFilter",
+    "GenerationRequest",
+    "InputError",
+    "JSONStreamObserver",
+    "RollcastError",
+    "RunResult",
+    "Sampling",
+    "StreamEvent",
+    "StreamEventType",
+    "StreamObserver",
+    "StreamingManager",
+    "ToolError",
+    "Trajectory",
+    "__version__",
+    "exact_match",
+    "numeric_match",
+    "reward",
+    "tool",
+]
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (all are strings)
+_HOMES = {
+    "rollcast.errors": "InputError RollcastError ToolError",
+    "rollcast.models.backend": "Delta GenerationRequest Sampling",
+    "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
+    "rollcast.rollout": "BaseAgent ChainContext ChainGeneration RunResult",
+    "rollcast.rollout.reward": "exact_match numeric_match reward",
+    "rollcast.stream": "StreamingManager StreamObserver",
+    "rollcast.stream.observers": "CallbackStreamObserver ConsoleStreamObserver JSONStreamObserver",
+    "rollcast.tools": "tool",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

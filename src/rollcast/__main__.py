@@ -1,0 +1,5 @@
+"""`python -m rollcast`."""
+
+from rollcast.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""`rollcast run`: an agent's chains on the terminal, an events log, and a summary."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from rollcast.cli.summary import print_about, print_summary
+from rollcast.records import EventFilter
+from rollcast.rollout import BaseAgent, Run, RunResult
+from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
+from rollcast.tasks import Task, get_task
+
+__all__ = ["RunOptions", "run_command"]
+
+INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says; see `rollcast run --help`."""
+
+    task: str
+    prompts: list[str]
+    questions: int
+    chains: int
+    max_steps: int | None
+    max_concurrent: int | None
+    seed: int | None
+    temperature: float | None
+    json: str | None
+    show_chains: list[str] | None
+    show_types: list[str] | None
+    color: bool | None
+    timestamps: bool
+
+
+def run_command(options: RunOptions) -> int:
+    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C."""
+    task = get_task(options.task)
+    shown = EventFilter(chains=options.show_chains, types=options.show_types)
+    rows = _rows(task, options)
+    own_questions = bool(options.prompts)
+    agent = BaseAgent(tools=task.tools, reward=None if own_questions else task.reward, name=task.name)
+    sampling = task.sampling
+    if options.temperature is not None:
+        sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
+    lines_to_stdout = options.json == "-"
+    if options.json is not None:
+        agent.streaming_manager.add_observer(JSONStreamObserver(None if lines_to_stdout else options.json))
+    if not lines_to_stdout:
+        agent.streaming_manager.add_observer(
+            ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
+        )
+    run_args: dict[str, Any] = {
+        "max_steps": task.max_steps if options.max_steps is None else options.max_steps,
+        "start_messages": rows,
+        "num_chains": options.chains,
+        "enable_streaming": True,
+        "sampling": sampling,
+        "max_concurrent_chains": options.max_concurrent,
+        "seed": options.seed,
+    }
+    out = sys.stderr if lines_to_stdout else sys.stdout
+    print_about(task.about, out, color=options.color)
+    result, interrupted = asyncio.run(_execute(agent, run_args))
+    print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
+    if interrupted:
+        return INTERRUPTED
+    return 1 if len(result.failed) == len(result) else 0
+
+
+def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
+    if options.prompts:
+        return [{"messages": [{"role": "user", "content": prompt}]} for prompt in options.prompts]
+    return task.rows(options.questions, options.seed if options.seed is not None else 0)
+
+
+async def _execute(agent: BaseAgent, run_args: dict[str, Any]) -> tuple[RunResult, bool]:
+    async with agent:
+        run = agent.prepare(**run_args)
+        with _ending_on_ctrl_c(run) as interrupts:
+            result = await run.execute()
+        return result, bool(interrupts)
+
+
+@contextmanager
+def _ending_on_ctrl_c(run: Run) -> Iterator[list[int]]:
+    """Ctrl-C ends every chain properly; a second one ends the program."""
+    interrupts: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def interrupt(*_: object) -> None:
+        interrupts.append(1)
+        signal.signal(signal.SIGINT, before)
+        loop.call_soon_threadsafe(run.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
