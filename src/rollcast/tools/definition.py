@@ -16,7 +16,7 @@ from rollcast.errors import ToolDefinitionError
 from rollcast.records.event import ToolStatus
 from rollcast.tools.arguments import Arguments, ArgumentsError, arguments_of
 from rollcast.tools.context import Injected
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread
+from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
 from rollcast.tools.observation import CannotShow, Output, as_text, bounded, failure_text
 
 __all__ = ["Tool", "ToolResult", "tool"]
@@ -80,7 +80,7 @@ class Tool:
             raise ToolDefinitionError(
                 f"tool {self.name!r} has max_output={self.max_output!r}; expected a number of characters from 1 upward"
             )
-        if self.inline and _is_async(self.function):
+        if self.inline and is_async(self.function):
             raise ToolDefinitionError(
                 f"tool {self.name!r} is async, so inline=True means nothing; leave it out"
             )
@@ -136,7 +136,7 @@ class Tool:
             output = Output(self.max_output, on_partial)
             status, text = _run_sync(self.function, keywords, output)
             return ToolResult(text, status, time.perf_counter() - begin)
-        if _is_async(self.function):
+        if is_async(self.function):
             output = Output(self.max_output, on_partial)
             running = in_task(
                 _run_async(self.function, keywords, output), f"tool {self.name!r}", self.timeout
@@ -154,14 +154,6 @@ class Tool:
         finally:
             output.close()
         return ToolResult(text, status, time.perf_counter() - begin)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not inspect.isroutine(function) and not inspect.isroutine(getattr(function, "__wrapped__", None)):
-        function = type(function).__call__
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _across_threads(on_partial: Callable[[str], None] | None) -> Callable[[str], None] | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import inspect
 import logging
 import os
 import queue
@@ -18,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["CancelledItself", "OutOfTime", "in_task", "in_thread"]
+__all__ = ["CancelledItself", "OutOfTime", "in_task", "in_thread", "is_async"]
 
 RUNNING_LIMIT = 256
 """Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
@@ -38,7 +40,16 @@ class OutOfTime(Exception):
 
 
 class CancelledItself(Exception):
-    """The coroutine ended cancelled though nobody cancelled the call."""
+    """The function raised CancelledError though nobody cancelled the call."""
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it gives a coroutine or an async generator; partials and objects with an async `__call__` too."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 # ---------------------------------------------------------------------------------------------------- coroutines
@@ -120,6 +131,8 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
         if not job.done.done():
             _threads.abandon(job)
     value, error = job.done.result()
+    if isinstance(error, asyncio.CancelledError):
+        raise CancelledItself from error
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]  # the job's function returned it
