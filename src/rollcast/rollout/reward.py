@@ -1,0 +1,298 @@
+"""`@reward`: a function scores a finished chain, and gets what it names.
+
+Two that are often enough are here: `exact_match` and `numeric_match`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, overload
+
+from rollcast.errors import RewardDefinitionError, RewardError
+from rollcast.records.trajectory import Trajectory
+from rollcast.rollout.context import ChainContext
+from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+
+__all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
+
+DEFAULT_TIMEOUT_S = 300.0
+GIVEN = ("final_response", "trajectory", "ctx")
+"""What a reward may name beside the fields of a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """Scores a finished chain. It stays callable as the plain function. Made by `reward`.
+
+    Attributes:
+        function: sync or async.
+        name: for messages.
+        timeout: seconds, or None to wait for ever.
+        inline: True where a sync function runs in the event loop instead of a thread.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    timeout: float | None = DEFAULT_TIMEOUT_S
+    inline: bool = False
+    required: frozenset[str] = field(init=False)
+    optional: frozenset[str] = field(init=False)
+    takes_all: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise RewardDefinitionError(
+                f"reward {self.name!r} has timeout={self.timeout!r}; expected seconds above 0, or None for no limit"
+            )
+        parameters = _parameters(self.function, self.name)
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        required = frozenset(p.name for p in named if p.default is p.empty)
+        object.__setattr__(self, "required", required)
+        object.__setattr__(self, "optional", frozenset(p.name for p in named) - required)
+        object.__setattr__(self, "takes_all", len(named) < len(parameters))
+        object.__setattr__(self, "__doc__", self.function.__doc__)
+        object.__setattr__(self, "__wrapped__", self.function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the plain function gives."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Reward({self.name!r})"
+
+    def check_fields(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows that lack what the reward asks for, before any chain starts.
+
+        Args:
+            rows: the fields of each row beside its messages.
+
+        Raises:
+            RewardDefinitionError: no row has a field, or some row lacks it, or a field is hidden by one of `GIVEN`.
+        """
+        for name in sorted(self.required.difference(GIVEN)):
+            lacking = [i for i, row in enumerate(rows) if name not in row]
+            if len(lacking) == len(rows):
+                known = ", ".join(sorted({field for row in rows for field in row})) or "none"
+                raise RewardDefinitionError(
+                    f"reward {self.name!r} asks for {name!r}, which no row has (fields of the rows: {known}); add the "
+                    "field to the rows, or give the parameter a default"
+                )
+            if lacking:
+                raise RewardDefinitionError(
+                    f"reward {self.name!r} asks for {name!r}, which row {lacking[0]} lacks ({len(lacking)} of "
+                    f"{len(rows)} rows do); add it there, or give the parameter a default"
+                )
+        for name in sorted((self.required | self.optional).intersection(GIVEN)):
+            clash = next((i for i, row in enumerate(rows) if name in row), None)
+            if clash is not None:
+                raise RewardDefinitionError(
+                    f"reward {self.name!r} asks for {name!r}, which it gets from the rollout, and row {clash} has a "
+                    "field of that name; rename the field"
+                )
+
+    async def score(self, trajectory: Trajectory, ctx: ChainContext) -> tuple[float, dict[str, Any]]:
+        """The chain's reward, and the metrics beside it: finite numbers all.
+
+        A sync function runs in a thread (unless `inline`), an async one in the event loop.
+
+        Raises:
+            RewardError: the function raised, took too long, or gave something else than a finite number or a dict
+                with one as `reward`.
+        """
+        where = f"reward {self.name!r} of {trajectory.chain_id}"
+        work = functools.partial(self.function, **self._arguments(trajectory, ctx, where))
+        try:
+            if is_async(self.function):
+                value = await in_task(work(), where, self.timeout)
+            elif self.inline:
+                value = work()
+            else:
+                value = await in_thread(work, f"rollcast-reward-{self.name}", self.timeout)
+        except OutOfTime:
+            raise RewardError(f"{where} did not return within {self.timeout:g} s") from None
+        except CancelledItself:
+            raise RewardError(f"{where} was cancelled from within") from None
+        except (Exception, SystemExit) as error:  # somebody's function may raise anything
+            raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
+        return _number_and_metrics(value, where)
+
+    def _arguments(self, trajectory: Trajectory, ctx: ChainContext, where: str) -> dict[str, Any]:
+        given = {"final_response": trajectory.final_response, "trajectory": trajectory, "ctx": ctx}
+        available = trajectory.row | given
+        missing = self.required - available.keys()
+        if missing:
+            raise RewardError(f"{where} asks for {min(missing)!r}, which its row lacks")
+        if self.takes_all:
+            hidden = set(GIVEN) - self.required - self.optional
+            return {name: value for name, value in available.items() if name not in hidden}
+        return {name: available[name] for name in (self.required | self.optional) & available.keys()}
+
+
+def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise RewardDefinitionError(
+            f"reward {name!r} has no signature that can be read; wrap it in a function that names what it needs"
+        ) from None
+    for p in parameters:
+        if p.kind in {p.VAR_POSITIONAL, p.POSITIONAL_ONLY}:
+            raise RewardDefinitionError(
+                f"reward {name!r} has the parameter {p.name!r}, which cannot be given by name; name what it needs: "
+                "final_response, trajectory, ctx, or fields of the rows"
+            )
+    return parameters
+
+
+def _number_and_metrics(value: Any, where: str) -> tuple[float, dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        return _number(value, f"{where} returned"), {}
+    if "reward" not in value:
+        keys = ", ".join(map(str, value)) or "none"
+        raise RewardError(
+            f"{where} returned a dict without 'reward' (its keys: {keys}); expected one beside the metrics"
+        )
+    metrics = {
+        str(name): _metric(metric, f"{where} returned the metric {str(name)!r} as")
+        for name, metric in value.items()
+        if name != "reward"
+    }
+    return _number(value["reward"], f"{where} returned as 'reward'"), metrics
+
+
+def _metric(value: Any, what: str) -> float | int | bool:
+    if isinstance(value, bool):
+        return value
+    number = _number(value, what)
+    return int(value) if isinstance(value, int) and abs(value) < 1 << 63 else number
+
+
+def _number(value: Any, what: str) -> float:
+    if inspect.iscoroutine(value):
+        value.close()
+        raise RewardError(f"{what} a coroutine; define it with `async def`")
+    number = math.nan
+    if hasattr(type(value), "__float__"):  # NumPy's and torch's scalars too; text has none
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise RewardError(
+                f"{what} a {type(value).__name__} that is no single number; expected a finite number"
+            ) from None
+        if math.isfinite(number):
+            return number
+    found = f"{number}" if hasattr(type(value), "__float__") else f"a {type(value).__name__}"
+    raise RewardError(f"{what} {'None' if value is None else found}; expected a finite number")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())[:300]
+    except Exception:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
+        return "(its text cannot be shown)"
+
+
+@overload
+def reward(
+    function: Callable[..., Any],
+    /,
+    *,
+    name: str | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    inline: bool = False,
+) -> Reward: ...
+
+
+@overload
+def reward(
+    *, name: str | None = None, timeout: float | None = DEFAULT_TIMEOUT_S, inline: bool = False
+) -> Callable[[Callable[..., Any]], Reward]: ...
+
+
+def reward(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    inline: bool = False,
+) -> Reward | Callable[[Callable[..., Any]], Reward]:
+    """Make a reward of a function: `@reward` or `@reward(timeout=10)`.
+
+    Its parameters name what it needs: `final_response` (str), `trajectory`, `ctx` (the ChainContext), or fields of the
+    row. It returns a number, or a dict with `reward` whose other numbers are metrics.
+
+    Args:
+        function: sync or async.
+        name: for messages; the function's own, where not given.
+        timeout: seconds, or None for no limit.
+        inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms where it was measured), but
+            no timeout can interrupt it and everything waits for it: only for what takes microseconds.
+
+    Raises:
+        RewardDefinitionError: a parameter cannot be given by name.
+    """
+    if function is None:
+        return functools.partial(reward, name=name, timeout=timeout, inline=inline)
+    if isinstance(function, type) or not callable(function):
+        raise RewardDefinitionError(f"{function!r} is not a function; a reward is one that returns a number")
+    known = name or str(getattr(function, "__name__", type(function).__name__))
+    return Reward(function, known, timeout, inline)
+
+
+def as_reward(value: Reward | Callable[..., Any]) -> Reward:
+    """The reward that the value is, or that the plain function becomes.
+
+    Raises:
+        RewardDefinitionError: it is no function, or a parameter cannot be given by name.
+    """
+    return value if isinstance(value, Reward) else reward(value)
+
+
+@reward(inline=True)
+def exact_match(final_response: str, answer: Any) -> float:
+    """1.0 where the response is the row's `answer`, spaces around either aside; else 0.0."""
+    return float(final_response.strip() == str(answer).strip())
+
+
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+\u2212])?"  # a sign, unless it stands after an operand: in 3-4 the last number is 4
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?"
+)
+
+
+@reward(inline=True)
+def numeric_match(final_response: str, answer: float | str, tolerance: float = 1e-6) -> float:
+    """1.0 where the last number in the response is the row's `answer`; else 0.0.
+
+    `The answer is -7.`, `$1,234.50` and `6e3` are understood. Whole numbers have to be equal; where either is not
+    whole, `tolerance` is allowed, relative or absolute, which a field of the row of that name may set.
+    """
+    said = _last_number(final_response)
+    if said is None:
+        return 0.0
+    want = _last_number(str(answer))
+    if want is None:
+        raise ValueError(f"the answer {str(answer)[:60]!r} has no number in it")
+    if said == want:
+        return 1.0
+    if said == said.to_integral_value() and want == want.to_integral_value():
+        return 0.0
+    return float(math.isclose(said, want, rel_tol=tolerance, abs_tol=tolerance))
+
+
+def _last_number(text: str) -> Decimal | None:
+    last = deque(_NUMBER.finditer(text), maxlen=1)
+    if not last:
+        return None
+    try:
+        return Decimal(last[0][0].replace(",", "").replace("\u2212", "-"))
+    except InvalidOperation:  # an exponent of twenty digits
+        return None

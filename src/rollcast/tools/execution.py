@@ -1,0 +1,261 @@
+"""Running somebody's function for at most so long, whatever it does.
+
+A coroutine runs in a task of its own. A plain function runs in a daemon thread, never in the event loop's default
+executor: a call that ignores its timeout would hold one of that executor's few threads, and the interpreter's exit.
+Here it is left behind: its thread no longer counts, so neither other calls nor the exit wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+__all__ = ["CancelledItself", "OutOfTime", "in_task", "in_thread", "is_async"]
+
+RUNNING_LIMIT = 256
+"""Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
+IDLE_LIMIT = 32
+"""Threads that are kept for the next call."""
+IDLE_S = 10.0
+"""How long an idle thread is kept, in seconds."""
+GRACE_S = 1.0
+"""How long a cancelled coroutine may take to clean up before it is left behind, in seconds."""
+
+T = TypeVar("T")
+logger = logging.getLogger("rollcast.tools")
+
+
+class OutOfTime(Exception):
+    """The call ran longer than its timeout. (Not a TimeoutError: the function itself may raise that.)"""
+
+
+class CancelledItself(Exception):
+    """The function raised CancelledError though nobody cancelled the call."""
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it gives a coroutine or an async generator; partials and objects with an async `__call__` too."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+# ---------------------------------------------------------------------------------------------------- coroutines
+
+_leaving: set[asyncio.Task[Any]] = set()  # the event loop holds tasks weakly
+
+
+async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float | None) -> T:
+    """What the coroutine returns or raises; cancelling this cancels it.
+
+    Args:
+        coroutine: what to run.
+        name: who runs, `tool 'search'`, for warnings.
+        seconds: its timeout, or None to wait for ever.
+
+    Raises:
+        OutOfTime: it took longer. It was cancelled then, and left behind where it ignored that for a second.
+        CancelledItself: it raised CancelledError of its own accord.
+    """
+    task = asyncio.create_task(coroutine)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    except asyncio.CancelledError:
+        await _stop(task, name)
+        raise
+    if not task.done():
+        await _stop(task, name)
+        raise OutOfTime
+    if task.cancelled():
+        raise CancelledItself
+    return task.result()
+
+
+async def _stop(task: asyncio.Task[Any], name: str) -> None:
+    _leaving.add(task)
+    task.add_done_callback(_left)
+    task.cancel()
+    await asyncio.wait((task,), timeout=GRACE_S)
+    if not task.done():
+        logger.warning("%s goes on though it was cancelled %g s ago; it is left behind", name, GRACE_S)
+
+
+def _left(task: asyncio.Task[Any]) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()  # taken, so that asyncio does not report it as forgotten
+
+
+# ------------------------------------------------------------------------------------------------------- threads
+
+
+async def in_thread(function: Callable[[], T], name: str, seconds: float | None) -> T:
+    """What the function returns or raises in a daemon thread, with this task's context variables.
+
+    Cancelling this returns at once and leaves the thread behind, as the timeout does.
+
+    Args:
+        function: what to run.
+        name: of the thread, `rollcast-tool-search`.
+        seconds: its timeout, or None to wait for ever.
+
+    Raises:
+        OutOfTime: it took longer; a warning names the thread.
+    """
+    job = _Job(function, name)
+    _threads.submit(job)
+    try:
+        if job.started is not None:
+            await job.started
+        await asyncio.wait((job.done,), timeout=seconds)
+        if not job.done.done():
+            logger.warning(
+                "thread %s still runs at its timeout of %g s; it is left behind and blocks neither other calls nor the exit",
+                name,
+                seconds,
+            )
+            raise OutOfTime
+    finally:
+        if not job.done.done():
+            _threads.abandon(job)
+    value, error = job.done.result()
+    if isinstance(error, asyncio.CancelledError):
+        raise CancelledItself from error
+    if error is not None:
+        raise error
+    return value  # type: ignore[no-any-return]  # the job's function returned it
+
+
+class _Job:
+    """One call: waiting, then running in a worker, then ended or abandoned. `_threads.lock` guards the flags."""
+
+    def __init__(self, function: Callable[[], Any], name: str) -> None:
+        self.function = function
+        self.name = name
+        self.context = contextvars.copy_context()
+        self.loop = asyncio.get_running_loop()
+        self.started: asyncio.Future[None] | None = None  # only where it had to wait
+        self.done: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
+        self.ended = False
+        self.abandoned = False
+
+    def run(self) -> None:
+        threading.current_thread().name = self.name
+        if self.started is not None:
+            self._tell(self.started, None)
+        try:
+            outcome: tuple[Any, BaseException | None] = (self.context.run(self.function), None)
+        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to who awaits the call)
+            outcome = (None, error)
+        self._tell(self.done, outcome)
+
+    def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
+        with suppress(RuntimeError):  # the loop was closed, so nobody waits
+            self.loop.call_soon_threadsafe(_set, future, result)
+
+
+def _set(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+class _Worker(threading.Thread):
+    def __init__(self, threads: _Threads, job: _Job) -> None:
+        super().__init__(name=job.name, daemon=True)
+        self.threads = threads
+        self.inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self.inbox.put(job)
+
+    def run(self) -> None:
+        job: _Job | None = self.inbox.get()
+        while job is not None:
+            job.run()
+            job = self.threads.next(self, job)
+
+
+class _Threads:
+    """Reused daemon threads. An abandoned call gives its place to the next one at once."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every thread: a forked child has none of them."""
+        self.lock = threading.Lock()
+        self.idle: list[_Worker] = []
+        self.waiting: deque[_Job] = deque()
+        self.running = 0
+
+    def submit(self, job: _Job) -> None:
+        with self.lock:
+            if not self._start(job):
+                job.started = job.loop.create_future()
+                self.waiting.append(job)
+
+    def _start(self, job: _Job) -> bool:
+        """Whether there was a thread for it. Raises RuntimeError where the system gives not even one."""
+        if self.running >= RUNNING_LIMIT:
+            return False
+        if self.idle:
+            self.idle.pop().inbox.put(job)
+        else:
+            try:
+                _Worker(self, job).start()
+            except RuntimeError:  # the system gives no more threads; those that run will come free
+                if not self.running:
+                    raise
+                return False
+        self.running += 1
+        return True
+
+    def next(self, worker: _Worker, job: _Job) -> _Job | None:
+        """What the worker does after `job`; None: it ends."""
+        with self.lock:
+            job.ended = True
+            if job.abandoned:
+                return None
+            self.running -= 1
+            if self.waiting:
+                self.running += 1
+                return self.waiting.popleft()
+            if len(self.idle) >= IDLE_LIMIT:
+                return None
+            worker.name = "rollcast-idle"
+            self.idle.append(worker)
+        try:
+            return worker.inbox.get(timeout=IDLE_S)
+        except queue.Empty:
+            with self.lock:
+                if worker in self.idle:
+                    self.idle.remove(worker)
+                    return None
+            return worker.inbox.get()  # it was taken from the idle ones at this very moment
+
+    def abandon(self, job: _Job) -> None:
+        with self.lock:
+            if job.ended:
+                return
+            if job in self.waiting:
+                self.waiting.remove(job)
+                return
+            job.abandoned = True
+            self.running -= 1
+            if self.waiting and self._start(self.waiting[0]):
+                self.waiting.popleft()
+
+
+_threads = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.reset)

@@ -1,0 +1,135 @@
+"""What a tool gave, as text for the model: always a bounded string that can be encoded."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rollcast.errors import ToolError
+
+__all__ = ["CannotShow", "Output", "as_text", "bounded", "failure_text", "one_line", "safe_text"]
+
+
+class CannotShow(Exception):
+    """A value that has no text; the message says why, in words for the model."""
+
+
+def as_text(value: Any) -> str:
+    """A string as it is, bytes as UTF-8, anything else as JSON (pydantic models and dataclasses too).
+
+    Raises:
+        CannotShow: it is none of these, holds itself, or its own code for JSON fails.
+    """
+    if isinstance(value, str):
+        return safe_text(str.__str__(value))  # a subclass may have a `__str__` that fails
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise CannotShow(f"the result is {len(value)} bytes that are not UTF-8 text") from None
+    from pydantic_core import to_jsonable_python  # noqa: PLC0415  (only results that are no text pay for it)
+
+    try:
+        plain = to_jsonable_python(value, inf_nan_mode="constants", fallback=_plain)
+        return safe_text(json.dumps(plain, ensure_ascii=False))
+    except CannotShow:
+        raise
+    except Exception as error:  # noqa: BLE001  (the value's own code runs here and may raise anything)
+        raise CannotShow(f"the result cannot be shown: {one_line(_exception_text(error))}") from None
+
+
+def _plain(value: Any) -> Any:
+    if callable(getattr(value, "tolist", None)):  # NumPy, torch
+        return value.tolist()
+    raise CannotShow(f"the result is or holds a {type(value).__name__}, which is neither text nor JSON")
+
+
+def safe_text(text: str) -> str:
+    """The text with lone surrogates, which no encoding takes, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def bounded(text: str, limit: int, length: int | None = None) -> str:
+    """The text, or its beginning and a note of how long it was, in at most `limit` characters.
+
+    Args:
+        text: the text or its beginning.
+        limit: characters.
+        length: of the whole text, where `text` is its beginning only.
+    """
+    length = len(text) if length is None else length
+    if length <= limit:
+        return text
+    note = f"… [truncated: {length} characters]"
+    return text[: limit - len(note)] + note if limit > len(note) else text[:limit]
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """The text without line breaks, at most `limit` characters long."""
+    return bounded(" ".join(text.split()), limit)
+
+
+def failure_text(error: BaseException) -> str:
+    """`error: …`: the text of a ToolError alone, the type and the text of any other exception."""
+    text = safe_text(_exception_text(error))
+    if isinstance(error, ToolError):
+        return text if text.startswith("error: ") else f"error: {text}"
+    kind = type(error).__name__
+    return f"error: {kind}: {one_line(text)}" if text.strip() else f"error: {kind}"
+
+
+def _exception_text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
+        return ""
+
+
+class Output:
+    """What a tool has given so far; it hands on each new piece while anybody waits for it.
+
+    Safe to add to from a worker thread: `deliver` is then what hops to the event loop.
+    """
+
+    def __init__(self, limit: int, deliver: Callable[[str], None] | None) -> None:
+        self.limit = limit
+        self.deliver = deliver
+        self.pieces: list[str] = []
+        self.kept = 0
+        self.length = 0
+        self.open = True
+        self.lock = threading.Lock()
+
+    def add(self, text: str) -> None:
+        """Take a piece; what goes beyond the limit is counted and not kept."""
+        with self.lock:
+            piece = text[: self.limit - self.kept]
+            self.length += len(text)
+            if not (piece and self.open):
+                return
+            self.kept += len(piece)
+            self.pieces.append(piece)
+        if self.deliver is not None:
+            self.deliver(piece)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        with self.lock:
+            self.open = False
+
+    @property
+    def text(self) -> str:
+        """All of it, bounded."""
+        with self.lock:
+            return bounded("".join(self.pieces), self.limit, self.length)
+
+    def after(self, message: str) -> str:
+        """The message of a failure, followed by what came before it."""
+        text = self.text
+        return bounded(f"{message}; output so far: {text}" if text else message, self.limit)

@@ -1,0 +1,40 @@
+"""The tools of one agent, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rollcast.errors import ToolDefinitionError
+from rollcast.tools.definition import Tool, tool
+from rollcast.tools.observation import one_line, safe_text
+
+__all__ = ["tool_set", "unknown_tool"]
+
+
+def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    """The tools by name, in order; plain functions and bound methods become tools.
+
+    Raises:
+        ToolDefinitionError: two have one name, or one cannot be described to a model.
+    """
+    if isinstance(tools, Tool) or callable(tools):
+        raise ToolDefinitionError(f"tools is {tools!r}; expected a list of tools, as in tools=[it]")
+    by_name: dict[str, Tool] = {}
+    for item in tools:
+        each = item if isinstance(item, Tool) else tool(item)
+        if each.name in by_name:
+            raise ToolDefinitionError(
+                f"two tools are named {each.name!r}; give one another name: tool(function, name=…)"
+            )
+        by_name[each.name] = each
+    return by_name
+
+
+def unknown_tool(name: str, tools: Mapping[str, Tool] | Iterable[str]) -> str:
+    """The observation for a call of a tool that does not exist, in one line."""
+    known = ", ".join(tools)
+    asked = one_line(safe_text(name), 60)
+    return one_line(
+        f"error: there is no tool {asked!r}; " + (f"tools: {known}" if known else "there are none"), 1000
+    )
