@@ -1,0 +1,288 @@
+"""All running generations as one batch, which they join and leave at any token. No threads, no clocks, no I/O."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollcast.models.backend import Sampling
+from rollcast.models.tiny.memory import Arena, PrefixCache, new_block
+from rollcast.models.tiny.model import Segment, forward, key_mask, key_width
+from rollcast.models.tiny.product import MAX_ROWS, RowProduct, padded_rows, row_product
+from rollcast.models.tiny.sampler import SamplingPlan, sample, sampling_plan, uniforms
+from rollcast.models.tiny.weights import Array, ModelConfig, Parameters
+
+__all__ = ["Batch", "Row", "Sampled"]
+
+Ints = NDArray[np.intp]
+
+PROMPT_ROWS = 64
+"""Prompt tokens that one step reads at most, so that the rows that decode hardly wait for those that join."""
+
+MAX_DECODING = MAX_ROWS - PROMPT_ROWS
+"""Rows that decode at once at most; the others wait their turn."""
+
+# Waiting a step for another's prompt to be read pays if it saves reading at least this many tokens.
+_WORTH_WAITING = 8
+
+
+class Row:
+    """One generation in the batch.
+
+    Attributes:
+        ids: of the prompt, then what was sampled.
+        prompt_tokens: how many of them are the prompt.
+        sampling: how to sample.
+        uniforms: one number in [0, 1) a token; their count is the most tokens this row may sample.
+        sampled: how many tokens were sampled.
+        arena: where it decodes; None before and after.
+        slot: its place there.
+    """
+
+    __slots__ = ("arena", "block", "ids", "mixed", "new_prompt", "prompt", "prompt_tokens", "read", "sampled", "sampling", "slot", "uniforms")
+
+    def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> None:
+        self.ids = list(prompt_ids)
+        self.prompt: NDArray[np.int32] = np.array(prompt_ids, np.int32)
+        self.prompt_tokens = len(prompt_ids)
+        self.sampling = sampling
+        self.uniforms = uniforms(sampling.seed, limit)
+        self.sampled = 0
+        self.arena: Arena | None = None
+        self.slot = -1
+        # While the prompt is read: its keys and values (L, 1, 2, G, W, K), and how many tokens of it are in there.
+        self.block: Array | None = None
+        self.read = 0
+        # True where more than the last token of it had to be read.
+        self.new_prompt = False
+        # True once keys of two versions of the weights stand side by side: of no use to others.
+        self.mixed = False
+
+
+class Sampled(NamedTuple):
+    """What a step sampled, one entry a row."""
+
+    rows: list[Row]
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class Batch:
+    """Rows that wait, read their prompts or decode, and the step that moves them all by one token.
+
+    Args:
+        config: sizes of the model.
+        parameters: its weights.
+        block: what `measure_block` says of this machine.
+    """
+
+    def __init__(self, config: ModelConfig, parameters: Parameters, block: int) -> None:
+        self.config = config
+        self._parameters = parameters
+        self._block = block
+        self._product: RowProduct = row_product(block)
+        self._waiting: list[Row] = []
+        self._reading: list[Row] = []
+        self._arenas: dict[int, Arena] = {}
+        self._prefixes = PrefixCache(config.max_position_embeddings)
+        # Of the rows that decode; rebuilt when one joins or leaves.
+        self._plan: tuple[list[Row], SamplingPlan] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._reading) + sum(len(arena.rows) for arena in self._arenas.values())
+
+    def add(self, row: Row) -> None:
+        """Let a row join; it samples its first token as soon as its prompt is read."""
+        self._waiting.append(row)
+
+    def remove(self, row: Row) -> None:
+        """Let a row go. What it computed is remembered for prompts that begin with the same ids."""
+        if row.arena is not None:
+            self._remember(row, row.arena)
+            row.arena.take(row.slot)
+            row.arena = None
+            self._plan = None
+        elif row in self._reading:
+            self._reading.remove(row)
+        elif row in self._waiting:
+            self._waiting.remove(row)
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Compute with these weights from the next step on. Rows keep the keys and values that they have."""
+        self._parameters = parameters
+        self._prefixes.clear()
+        for row in (*self._reading, *(row for arena in self._arenas.values() for row in arena.rows)):
+            row.mixed = True
+
+    def step(self) -> Sampled:
+        """Sample one token for each row that decodes or has its prompt read. The caller removes rows that are done."""
+        # 1. Rows that decode: one token each, arena after arena.
+        self._widen()
+        segments = self._decode_segments()
+        decoding = segments[-1].stop if segments else 0
+        ids = [arena.ids[: len(arena.rows)] for arena in self._arenas.values()]
+        # 2. Rows that join: as much of their prompts as one step reads.
+        self._admit()
+        ready: list[Row] = []
+        wanted = list(range(decoding))
+        for row, chunk in self._chunks():
+            start = segments[-1].stop if segments else 0
+            segments += _prompt_segments(row, start, chunk)
+            ids.append(row.prompt[row.read : row.read + chunk].astype(np.intp))
+            row.read += chunk
+            if row.read == row.prompt_tokens:
+                ready.append(row)
+                wanted.append(start + chunk - 1)
+        if not segments:
+            return Sampled([], [], [])
+        # 3. One forward pass over all of them.
+        logits = forward(
+            self._parameters,
+            self.config,
+            self._product,
+            self._padded(ids),
+            self._padded([segment.positions for segment in segments]),
+            segments,
+            self._padded([np.array(wanted, np.intp)]) if self._reading else None,
+        )
+        # 4. A token for each that decodes and each whose prompt is now read; the latter begin to decode.
+        sampled = self._sample(logits[: len(wanted)], ready)
+        for row in ready:
+            self._begin(row)
+        return sampled
+
+    def _widen(self) -> None:
+        """Move the rows that have filled their arena's width to a wider one."""
+        for arena in list(self._arenas.values()):
+            filled = arena.positions[: len(arena.rows)] >= arena.width
+            for slot in reversed(np.flatnonzero(filled).tolist()):
+                position = int(arena.positions[slot])
+                wider = self._arena(position + 1)
+                wider.put(arena.rows[slot], arena.memory[:, slot], int(arena.ids[slot]), position)
+                arena.take(slot)
+                self._plan = None
+
+    def _arena(self, length: int) -> Arena:
+        width = key_width(length)
+        if width not in self._arenas:
+            self._arenas[width] = Arena(self.config, width)
+        return self._arenas[width]
+
+    def _decode_segments(self) -> list[Segment]:
+        segments, start = [], 0
+        for arena in self._arenas.values():
+            count = len(arena.rows)
+            if count:
+                positions = arena.positions[:count]
+                mask = key_mask(positions, arena.width)
+                slots = np.arange(count)
+                segments.append(
+                    Segment(start, start + count, arena.memory[:, :count], slots, positions, mask)
+                )
+                start += count
+        return segments
+
+    def _admit(self) -> None:
+        """Let waiting rows begin to read, in order, as far as this step has room for their prompts."""
+        if not self._waiting:
+            return
+        room = PROMPT_ROWS - sum(row.prompt_tokens - row.read for row in self._reading)
+        free = MAX_DECODING - len(self._reading) - sum(len(arena.rows) for arena in self._arenas.values())
+        held = []
+        for index, row in enumerate(self._waiting):
+            if room <= 0 or free <= 0:
+                held += self._waiting[index:]
+                break
+            known, block = self._prefixes.longest(row.prompt)
+            # A sibling's prompt is about to be known: reading it twice costs more than a step's wait.
+            if any(_shared(row.prompt, other.prompt) > known + _WORTH_WAITING for other in self._reading):
+                held.append(row)
+                continue
+            # The last token is read in any case: its logits are what the first sample is drawn from.
+            row.read = min(known, row.prompt_tokens - 1)
+            row.block = new_block(self.config, 1, key_width(row.prompt_tokens))
+            if block is not None:
+                row.block[:, 0, :, :, : row.read] = block[:, :, :, : row.read]
+            row.new_prompt = row.prompt_tokens - row.read > 1
+            self._reading.append(row)
+            room -= row.prompt_tokens - row.read
+            free -= 1
+        self._waiting = held
+
+    def _chunks(self) -> list[tuple[Row, int]]:
+        room, chunks = PROMPT_ROWS, []
+        for row in self._reading:
+            chunk = min(room, row.prompt_tokens - row.read)
+            if chunk:
+                chunks.append((row, chunk))
+                room -= chunk
+        return chunks
+
+    def _padded(self, parts: list[Ints]) -> Ints:
+        rows = sum(map(len, parts))
+        missing = padded_rows(rows, self._block) - rows
+        if len(parts) == 1 and not missing:
+            return parts[0]
+        return np.concatenate([*parts, np.zeros(missing, np.intp)])
+
+    def _sample(self, logits: Array, ready: list[Row]) -> Sampled:
+        if ready or self._plan is None:
+            rows = [row for arena in self._arenas.values() for row in arena.rows] + ready
+            self._plan = rows, sampling_plan([row.sampling for row in rows])
+        rows, plan = self._plan
+        if not rows:
+            return Sampled([], [], [])
+        drawn, logprobs = sample(logits, plan, np.array([row.uniforms[row.sampled] for row in rows]))
+        start = 0
+        for arena in self._arenas.values():
+            count = len(arena.rows)
+            arena.ids[:count] = drawn[start : start + count]
+            arena.positions[:count] += 1
+            start += count
+        tokens = drawn.tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.ids.append(token)
+            row.sampled += 1
+        return Sampled(rows, tokens, logprobs.tolist())
+
+    def _begin(self, row: Row) -> None:
+        """From reading to decoding."""
+        assert row.block is not None
+        block, row.block = row.block[:, 0], None
+        if row.new_prompt and not row.mixed:
+            self._prefixes.store(row.ids[: row.prompt_tokens], block)
+        self._reading.remove(row)
+        self._arena(row.prompt_tokens + 1).put(row, block, row.ids[-1], row.prompt_tokens)
+        self._plan = None
+
+    def _remember(self, row: Row, arena: Arena) -> None:
+        # The token that was sampled last has not been fed: it has no keys and values yet.
+        filled = int(arena.positions[row.slot])
+        if not row.mixed:
+            self._prefixes.store(row.ids[:filled], arena.memory[:, row.slot, :, :, :filled].copy())
+
+
+def _prompt_segments(row: Row, start: int, chunk: int) -> list[Segment]:
+    """The next tokens of a prompt, cut where the key width changes."""
+    assert row.block is not None
+    segments, position, end = [], row.read, row.read + chunk
+    while position < end:
+        width = key_width(position + 1)
+        stop = min(end, width)
+        positions = np.arange(position, stop)
+        rows = stop - position
+        mask = key_mask(positions, width)
+        segments.append(
+            Segment(start, start + rows, row.block[..., :width, :], 0, positions, mask)
+        )
+        start, position = start + rows, stop
+    return segments
+
+
+def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many ids two sequences share from the start."""
+    length = min(len(a), len(b))
+    same = a[:length] == b[:length]
+    return length if same.all() else int(same.argmin())

@@ -1,0 +1,286 @@
+"""The thread that steps the batch, and the way of its tokens to the event loops that wait for them.
+
+One daemon thread steps whatever runs. It starts with the first request, lingers a while without work, ends, and is
+started again by the next. After each step every event loop that has tokens in it is woken once, whatever their number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from math import isfinite
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from rollcast.errors import BackendError
+from rollcast.models.backend import Delta, Sampling
+from rollcast.models.tiny.batch import Batch, Row, Sampled
+from rollcast.models.tiny.text import StopStrings, TextStream, TokenTexts
+from rollcast.models.tiny.weights import Parameters
+
+__all__ = ["Engine", "Generation"]
+
+LINGER_S = 0.5
+"""How long the thread waits for work before it ends."""
+
+# Between the turns of a chain there is no work for a moment; the BLAS threads are given back only after it.
+_PAUSE_S = 0.02
+
+Item = Delta | BackendError | None
+
+
+class Generation:
+    """One request on its way through the engine. Everything is read by the consumer's loop but `row` and its kin.
+
+    Attributes:
+        items: what has arrived: deltas, then possibly an error, or None where the generation was cancelled.
+        waiter: set by the consumer while it waits.
+    """
+
+    __slots__ = ("items", "limit", "loop", "row", "stops", "text", "waiter")
+
+    def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int, texts: TokenTexts) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.items: deque[Item] = deque()
+        self.waiter: asyncio.Future[None] | None = None
+        self.row = Row(prompt_ids, sampling, limit)
+        self.limit = limit
+        self.text = TextStream(texts)
+        self.stops = StopStrings(sampling.stop) if sampling.stop else None
+
+
+class Engine:
+    """Steps a batch on a thread of its own.
+
+    Args:
+        make_batch: builds the batch, on the engine's thread, at the first request.
+        parameters: the weights to begin with.
+        end_ids: tokens that end a generation.
+
+    Attributes:
+        version: of the weights that sample now.
+    """
+
+    def __init__(
+        self,
+        make_batch: Callable[[Parameters], Batch],
+        parameters: Parameters,
+        end_ids: frozenset[int],
+    ) -> None:
+        self._make_batch = make_batch
+        self._parameters = parameters
+        self._end_ids = end_ids
+        self.version = 0
+        self._batch: Batch | None = None
+        self._blas: ThreadpoolController | None = None
+        # The engine thread's own: what runs, by row.
+        self._running: dict[Row, Generation] = {}
+        # Shared, under the condition's lock.
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._arrived: list[Generation] = []
+        self._left: list[Generation] = []
+        self._update: tuple[Parameters, int, Future[None]] | None = None
+        self._failure: BackendError | None = None
+
+    # -- called from any thread ----------------------------------------------------------------------------------------
+
+    def submit(self, generation: Generation) -> None:
+        """Let a generation join the batch.
+
+        Raises:
+            BackendClosedError: the engine was closed.
+            BackendError: its thread died of an error.
+        """
+        with self._changed:
+            if self._failure is not None:
+                raise _fresh(self._failure)
+            self._arrived.append(generation)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="rollcast-tiny", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def leave(self, generation: Generation) -> None:
+        """End a generation before its next token; it gets None unless it had ended. May be called twice."""
+        with self._changed:
+            if self._thread is not None:
+                self._left.append(generation)
+                self._changed.notify()
+
+    def set_parameters(self, parameters: Parameters, version: int) -> None:
+        """Wait until no token is sampled from the old weights any more.
+
+        Raises:
+            BackendError: the engine was closed, or its thread died of an error.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._failure is not None:
+                raise _fresh(self._failure)
+            if self._thread is None:
+                self._adopt(parameters, version)
+                return
+            if self._update is not None:
+                # Superseded before a token was sampled from it.
+                self._update[2].set_result(None)
+            self._update = parameters, version, done
+            self._changed.notify()
+        done.result()
+
+    def close(self, failure: BackendError) -> None:
+        """Fail everything that runs or comes with this error, and wait for the thread's end."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = failure
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    # -- the engine's thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            # The exponentials of SiLU overflow to the right limit; see model.py. Values that are not finite are found
+            # by their log-probabilities.
+            with np.errstate(all="ignore"):
+                while self._wait_for_work():
+                    self._work()
+        except BaseException as error:  # noqa: BLE001  (whatever kills this thread, nobody may wait for it forever)
+            self._die(error)
+
+    def _wait_for_work(self) -> bool:
+        """Whether work came before the thread had lingered long enough; if not, the next request starts another."""
+        with self._changed:
+            if self._changed.wait_for(self._has_work, LINGER_S):
+                return True
+            self._thread = None
+            return False
+
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._running or self._left or self._update or self._failure)
+
+    def _work(self) -> None:
+        """Step until there has been nothing to do for a moment."""
+        # Two cores do better with one BLAS thread here and another thread's Python beside it, and a fixed number keeps
+        # the order of sums fixed. The limit is the process's: it is lifted when nothing runs.
+        if self._blas is None:
+            self._blas = ThreadpoolController()
+        with self._blas.limit(limits=1, user_api="blas"):
+            if self._batch is None:
+                self._batch = self._make_batch(self._parameters)
+            while self._take_changes(self._batch):
+                if self._running:
+                    self._deliver(self._outgoing(self._batch, self._batch.step()))
+
+    def _take_changes(self, batch: Batch) -> bool:
+        """Between two steps: who came, who left, which weights. False where nothing runs or comes for a moment."""
+        with self._changed:
+            if not self._changed.wait_for(self._has_work, _PAUSE_S):
+                return False
+            if self._failure is not None:
+                raise self._failure
+            arrived, self._arrived = self._arrived, []
+            left, self._left = self._left, []
+            update, self._update = self._update, None
+            for generation in arrived:
+                self._running[generation.row] = generation
+            if update is not None:
+                self._adopt(update[0], update[1])
+        if update is not None:
+            update[2].set_result(None)
+        for generation in arrived:
+            batch.add(generation.row)
+        ended = [generation for generation in left if self._running.pop(generation.row, None) is not None]
+        for generation in ended:
+            batch.remove(generation.row)
+        self._deliver([(generation, None) for generation in ended])
+        return True
+
+    def _adopt(self, parameters: Parameters, version: int) -> None:
+        self._parameters = parameters
+        self.version = version
+        if self._batch is not None:
+            self._batch.set_parameters(parameters)
+
+    def _outgoing(self, batch: Batch, sampled: Sampled) -> list[tuple[Generation, Item]]:
+        """A delta for each token; rows that are done leave the batch."""
+        outgoing: list[tuple[Generation, Item]] = []
+        running, ends, version = self._running, self._end_ids, self.version
+        for row, token, logprob in zip(*sampled, strict=True):
+            generation = running[row]
+            if not isfinite(logprob):
+                del running[row]
+                batch.remove(row)
+                outgoing.append((generation, _not_finite(version)))
+                continue
+            if token in ends:
+                text, reason = generation.text.end(), "stop"
+            else:
+                text, reason = generation.text.feed(token), None
+                if generation.stops is not None and (cut := generation.stops.cut(text)) is not None:
+                    text, reason = cut, "stop"
+                elif row.sampled == generation.limit:
+                    text, reason = text + generation.text.end(), "length"
+            if reason is not None:
+                del running[row]
+                batch.remove(row)
+            outgoing.append((generation, Delta(text, [token], [logprob], version, None, reason)))
+        return outgoing
+
+    def _deliver(self, outgoing: list[tuple[Generation, Item]]) -> None:
+        """Wake each loop once. Generations whose loop is closed have nobody left to read them and leave."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Item]]] = {}
+        for entry in outgoing:
+            by_loop.setdefault(entry[0].loop, []).append(entry)
+        for loop, entries in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_receive, entries)
+            except RuntimeError:  # the loop is closed
+                with self._changed:
+                    self._left += [other for other in self._running.values() if other.loop is loop]
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None:
+                self._failure = BackendError(f"the tiny engine died of {type(error).__name__}: {error}")
+                self._failure.__cause__ = error
+            failure = self._failure
+            self._thread = None
+            generations = [*self._running.values(), *self._arrived]
+            self._running.clear()
+            self._arrived.clear()
+            self._left.clear()
+            update, self._update = self._update, None
+        if update is not None:
+            update[2].set_exception(failure)
+        self._batch = None
+        self._deliver([(generation, _fresh(failure)) for generation in generations])
+
+
+def _receive(entries: list[tuple[Generation, Item]]) -> None:
+    """On the consumers' loop: hand over the items and wake who waits."""
+    for generation, item in entries:
+        generation.items.append(item)
+        waiter = generation.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def _not_finite(version: int) -> BackendError:
+    return BackendError(
+        f"the model's logits are not finite with the weights of version {version}; the training that made them "
+        "diverged: load others"
+    )
+
+
+def _fresh(failure: BackendError) -> BackendError:
+    """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
+    copy = type(failure)(*failure.args)
+    copy.__cause__ = failure.__cause__
+    return copy

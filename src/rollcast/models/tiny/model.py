@@ -1,0 +1,150 @@
+"""The forward pass of Qwen3 over token rows, in NumPy: pure functions of arrays.
+
+A *row* is one token of one sequence. Decoding a batch and reading a prompt are the same thing here: rows, each with its
+position and a view of its sequence's keys and values. What a row computes depends on nothing but the row:
+
+- matrix products go through `RowProduct`, which keeps rows apart (see `product.py`);
+- attention multiplies per row and KV head, with a key width that is a function of the row's own position alone;
+- everything else is element by element, or a reduction of fixed length along the row.
+
+So a sequence has the same logits to the bit alone, in any company, fed at once or token by token.
+
+Letters: N rows, V vocabulary, D hidden, A heads, G KV heads, R = A / G, K head size, W key width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from rollcast.models.tiny.product import RowProduct
+from rollcast.models.tiny.weights import Array, LayerParameters, ModelConfig, Parameters
+
+__all__ = ["Segment", "forward", "key_mask", "key_width"]
+
+Ints = NDArray[np.intp]
+
+_NARROWEST = 64
+
+
+def key_width(length: int) -> int:
+    """How many keys a row of this length multiplies with: 64, 128, 256, …; the length alone decides."""
+    return max(_NARROWEST, 1 << (length - 1).bit_length())
+
+
+def key_mask(positions_N: Ints, width: int) -> Array:
+    """(N, 1, 1, W): 0 where a row may look and minus infinity, of which the exponential is exactly 0, elsewhere."""
+    mask: Array = _masks(width)[width - 1 - positions_N]
+    return mask[:, None, None, :]
+
+
+@functools.lru_cache
+def _masks(width: int) -> Array:
+    """(W, W), a view: row r hides its last r keys."""
+    seen, hidden = np.zeros(width, np.float32), np.full(width - 1, -np.inf, np.float32)
+    return sliding_window_view(np.concatenate([seen, hidden]), width)
+
+
+class Segment(NamedTuple):
+    """Rows `start:stop` of a forward pass that share a key width.
+
+    Attributes:
+        keys_values: a view on memory, (layers, slots, 2, G, W, K). A decoding segment has one slot a row; where rows are
+            consecutive tokens of one sequence there is one slot.
+        slots: index of each row's slot, (n,) or an integer.
+        positions: of each row, (n,).
+        mask: from `key_mask`, (n, 1, 1, W).
+    """
+
+    start: int
+    stop: int
+    keys_values: Array
+    slots: Ints | int
+    positions: Ints
+    mask: Array
+
+
+def forward(
+    parameters: Parameters,
+    config: ModelConfig,
+    product: RowProduct,
+    ids_N: Ints,
+    positions_N: Ints,
+    segments: list[Segment],
+    wanted: Ints | None = None,
+) -> Array:
+    """Logits (len(wanted), V) of the wanted rows, all by default; keys and values are written where the segments say.
+
+    Rows beyond the last segment are padding and attend to nothing.
+    """
+    x_ND = parameters.embed_VD[ids_N]
+    # (N, 1, K) broadcasts over heads.
+    cos, sin = parameters.cos_TK[positions_N][:, None], parameters.sin_TK[positions_N][:, None]
+    for index, layer in enumerate(parameters.layers):
+        x_ND += _attention(layer, index, config, product, x_ND, cos, sin, segments)
+        x_ND += _feed_forward(layer, config, product, x_ND)
+    if wanted is not None:
+        x_ND = x_ND[wanted]
+    return product(_normed(x_ND, config.rms_norm_eps), parameters.unembed_DV)
+
+
+def _normed(x: Array, eps: float) -> Array:
+    """x / rms(x) along the last axis; the norm's weight is folded into the next matrix."""
+    mean = np.einsum("...i,...i->...", x, x)
+    mean *= np.float32(1 / x.shape[-1])
+    mean += np.float32(eps)
+    normed: Array = x / np.sqrt(mean, out=mean)[..., None]
+    return normed
+
+
+def _attention(
+    layer: LayerParameters,
+    index: int,
+    config: ModelConfig,
+    product: RowProduct,
+    x_ND: Array,
+    cos: Array,
+    sin: Array,
+    segments: list[Segment],
+) -> Array:
+    heads, kv, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    rows = len(x_ND)
+    qkv = product(_normed(x_ND, config.rms_norm_eps), layer.qkv_DE)
+    qk = qkv[:, : (heads + kv) * size].reshape(rows, heads + kv, size)
+    qk = _normed(qk, config.rms_norm_eps)
+    qk *= layer.norm_qk
+    swapped = qk.reshape(rows, heads + kv, 2, size // 2)[:, :, ::-1].reshape(qk.shape)
+    qk *= cos
+    swapped *= sin
+    qk += swapped
+    q = qk[:, :heads].reshape(rows, kv, heads // kv, size)
+    v = qkv[:, (heads + kv) * size :].reshape(rows, kv, size)
+    mixed = np.zeros((rows, kv, heads // kv, size), np.float32)
+    for start, stop, keys_values, slots, positions, mask in segments:
+        memory = keys_values[index]
+        memory[slots, 0, :, positions] = qk[start:stop, heads:]
+        memory[slots, 1, :, positions] = v[start:stop]
+        scores = q[start:stop] @ memory[:, 0].swapaxes(-1, -2)
+        scores += mask
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        total = scores.sum(-1, keepdims=True)
+        mixed[start:stop] = (scores @ memory[:, 1]) / total
+    return product(mixed.reshape(rows, heads * size), layer.out_ED)
+
+
+def _feed_forward(layer: LayerParameters, config: ModelConfig, product: RowProduct, x_ND: Array) -> Array:
+    gate_up = product(_normed(x_ND, config.rms_norm_eps), layer.gate_up_DF)
+    gate = gate_up[:, : config.intermediate_size]
+    # SiLU. The exponential of a large -gate is infinite and the quotient 0, which is the limit; the engine runs under
+    # np.errstate(over="ignore").
+    inner = np.negative(gate)
+    np.exp(inner, out=inner)
+    inner += np.float32(1)
+    np.divide(gate, inner, out=inner)
+    inner *= gate_up[:, config.intermediate_size :]
+    return product(inner, layer.down_FD)
