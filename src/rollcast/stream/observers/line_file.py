@@ -1,0 +1,146 @@
+"""A file to which whole lines are appended, whatever happens to the disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from rollcast.errors import InputError
+
+__all__ = ["LineFile", "check_writable"]
+
+_locks: WeakValueDictionary[str, _PathLock] = WeakValueDictionary()
+_locks_guard = threading.Lock()
+
+
+class _PathLock:
+    """Held while this process writes to one path, so that two writers can tell their own bytes from the other's."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def _lock_of(path: Path) -> _PathLock:
+    key = os.path.realpath(path)
+    with _locks_guard:
+        lock = _locks.get(key)
+        if lock is None:
+            lock = _locks[key] = _PathLock()
+        return lock
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that cannot be a file to write to, as far as can be seen without touching it.
+
+    Raises:
+        InputError: it is a folder, stands below a file, or there is no permission.
+    """
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder; give the path of a file in it")
+    there = path
+    while not there.exists() and there.parent != there:
+        there = there.parent
+    if there != path and not there.is_dir():
+        raise InputError(f"{str(path)!r} cannot be made: {str(there)!r} is not a folder; give another path")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{str(there)!r} may not be written to by this user; give another path")
+
+
+class LineFile:
+    """Opened at the first write, its folders made; opened anew after `close` and in a forked child.
+
+    Several in one process may write to one path: lines stay whole. Each write is one append, which local file systems
+    keep apart from those of other processes too.
+
+    Args:
+        path: of the file.
+        append: False empties the file at the first opening.
+    """
+
+    def __init__(self, path: Path, *, append: bool) -> None:
+        self.path = path
+        self._truncate = not append
+        self._lock = _lock_of(path)
+        self._fd: int | None = None
+        self._pid = 0
+        self._regular = False
+        self._torn = False  # the file ends in a piece of a line that could not be taken back
+
+    def write(self, data: bytes) -> tuple[int, OSError | None]:
+        """Append lines, each ended by a newline.
+
+        Returns:
+            How many of the lines are in the file, whole; and what kept the others out, or None.
+        """
+        try:
+            fd = self._open()
+        except OSError as error:
+            return 0, error
+        with self._lock.lock:
+            return self._append(fd, data)
+
+    def close(self) -> None:
+        """Close the file. It is opened again by the next write."""
+        fd, self._fd = self._fd, None
+        if fd is not None and self._pid == os.getpid():
+            os.close(fd)
+
+    def _open(self) -> int:
+        if self._fd is not None and self._pid == os.getpid():
+            return self._fd
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._regular = not self.path.exists() or self.path.is_file()
+        # Reading back the last byte needs a file; a pipe or a terminal is for writing alone.
+        access = os.O_RDWR if self._regular else os.O_WRONLY
+        flags = access | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        fd = os.open(self.path, flags | (os.O_TRUNC if self._truncate else 0), 0o666)
+        try:
+            self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            self._torn = self._regular and _ends_torn(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd, self._pid, self._truncate = fd, os.getpid(), False
+        return fd
+
+    def _append(self, fd: int, data: bytes) -> tuple[int, OSError | None]:
+        mend = b"\n" if self._torn else b""
+        payload = memoryview(mend + data)
+        written = 0
+        try:
+            while written < len(payload):
+                written += os.write(fd, payload[written:])
+        except OSError as error:
+            return self._take_back(fd, bytes(payload[:written]), len(mend)), error
+        self._torn = False
+        return data.count(b"\n"), None
+
+    def _take_back(self, fd: int, written: bytes, mend: int) -> int:
+        """Cut off the piece of a line that was written last. Returns how many lines are whole."""
+        torn = len(written) - (written.rfind(b"\n") + 1)
+        if torn or not written:
+            self._torn = self._torn if not written else not self._cut(fd, torn)
+        else:
+            self._torn = False
+        return max(written.count(b"\n") - mend, 0)
+
+    def _cut(self, fd: int, torn: int) -> bool:
+        """Whether the last `torn` bytes of the file could be taken off it."""
+        if not self._regular:
+            return False
+        try:
+            os.ftruncate(fd, os.fstat(fd).st_size - torn)
+        except OSError:
+            return False
+        return True
+
+
+def _ends_torn(fd: int) -> bool:
+    """Whether a writer that died left its last line without an end."""
+    if os.fstat(fd).st_size == 0:
+        return False
+    os.lseek(fd, -1, os.SEEK_END)
+    return os.read(fd, 1) != b"\n"

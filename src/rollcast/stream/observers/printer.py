@@ -1,0 +1,256 @@
+"""Rows onto one output: the prefix, wrapping, the open line of a chain that is alone."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import time
+from typing import TextIO
+
+from rich.color import ColorSystem
+
+from rollcast.stream.observers.event_rows import EventRows
+from rollcast.stream.observers.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
+from rollcast.stream.observers.output import SharedOutput
+from rollcast.stream.observers.safe_text import shorten
+from rollcast.stream.observers.status import VisibleChain
+from rollcast.stream.observers.tags import style_tags
+
+__all__ = ["LINE_CHARS", "Printer"]
+
+LINE_CHARS = 4000  # of a line of model text that are printed at once
+_LABEL_CHARS = 24
+_LIVE_ROWS = 8
+_WIDE = 60  # cells from which timestamps have room
+_NARROW = 32  # cells below which a chain's id is its number alone
+
+
+class Printer:
+    """What one console needs to print to one stream. Everything but `measure` is called inside `with output:`.
+
+    Attributes:
+        output: the stream's, shared with others.
+        terminal: the stream is one.
+        capable: a terminal that moves its cursor when told to.
+        width: columns at which rows are wrapped; None: they are not. `room`: what the prefix leaves of them.
+        live: the terminal has room for rows that show what chains are writing.
+        glyphs, painter, rows: how things look there.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        color: bool | None,
+        width: int | None,
+        timestamps: bool,
+        limits: tuple[int, int],
+    ) -> None:
+        self.output = SharedOutput.of(stream)
+        self.terminal = _is_terminal(stream)
+        self.capable = self.terminal and _is_capable()
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.glyphs = UNICODE if UNICODE.encodable(encoding) else ASCII
+        self.painter = Painter(_color_system(stream, color))
+        self.rows = EventRows(self.glyphs, None if _shows_everything(encoding) else encoding, *limits)
+        self._stream = stream
+        self._fixed_width = width
+        self._timestamps = timestamps
+        self._second: tuple[int, str] = (-1, "")
+        self._column = 0
+        self.width: int | None = None
+        self.live = False
+        self.room = LINE_CHARS
+
+    def measure(self) -> None:
+        """Look at the terminal's size: it may have been resized."""
+        self.width = self._columns()
+        self.live = self.capable and self.status_size()[1] > 0
+        self.room = LINE_CHARS if self.width is None else self.width - row_cells(self.prefix(None, 0.0))
+
+    def _columns(self) -> int | None:
+        if self._fixed_width is not None:
+            return self._fixed_width
+        return max(self._size()[0] or 80, 20) if self.terminal else None
+
+    def _size(self) -> tuple[int, int]:
+        try:
+            return os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            return (0, 0)
+
+    def status_size(self) -> tuple[int, int]:
+        """Width of the terminal in cells, and how many chains may have a row of the status."""
+        columns, lines = self._size()
+        return min(self.width or 80, max(columns or 80, 20)), max(min((lines or 24) // 2 - 2, _LIVE_ROWS), 0)
+
+    def live_row(self, chain: VisibleChain) -> Row:
+        """The line that the chain is writing, or the tool for which it waits."""
+        row = self.prefix(chain, chain.stamp)
+        if chain.pending:
+            text = "".join(chain.pending)[-self.room :]
+            return [*row, *self.safe(style_tags(text, chain.tag, final=True)[0])]
+        more = (f" {self.glyphs.more}", "dim")
+        names = ", ".join([name for name, printed in chain.calls.values() if not printed])
+        return (
+            [*row, *self.rows.line(f"{self.glyphs.call} {names}", 60, "dim"), more] if names else [*row, more]
+        )
+
+    def widen_labels(self, chain_id: str) -> None:
+        """Leave room for this id in every prefix from now on."""
+        cells = row_cells(self._label(chain_id))
+        if cells > self.output.label_cells:
+            self.output.label_cells = cells
+            self.measure()
+
+    def safe(self, pieces: Row) -> Row:
+        """Styled text from outside as safe pieces, bounded."""
+        row: Row = []
+        for text, style in pieces:
+            head, left_out = shorten(text, LINE_CHARS)
+            row += self.rows.text(head, style)
+            if left_out:
+                row.append((f" {self.glyphs.more} {left_out:,} characters not shown ", "gap"))
+        return row
+
+    def print_inline(self, chain: VisibleChain, row: Row, stamp: float) -> None:
+        """Go on with the chain's open line, or begin it. The last column stays free: terminals differ about it."""
+        output = self.output
+        more = (f"{self.glyphs.more} ", "dim")
+        prefix = self.prefix(chain, stamp)
+        begins = output.line_owner is not chain
+        if begins:
+            head = [*prefix, more] if chain.partial_line else prefix
+            output.put(self.painter.paint(head), owner=chain)
+            self._column = row_cells(head)
+        cells = row_cells(row)
+        if self.width is None or self._column + cells < self.width:
+            output.put(self.painter.paint(row), owner=chain)
+            self._column += cells
+            return
+        rest = self.room - 3
+        left = self.width - 1 - self._column
+        # A token that fits a row of its own goes there whole.
+        rows = [[], _stripped(row)] if cells <= rest or left < 2 else wrap(row, left, rest)
+        if cells > rest and left < 2:
+            rows = [[], *wrap(row, rest, rest)]
+        output.put(self.painter.paint(rows[0]), owner=chain)
+        for following in rows[1:]:
+            head = [*prefix, more, *following]
+            output.put("\n" + self.painter.paint(head), owner=chain)
+            self._column = row_cells(head)
+
+    def print_rows(
+        self, rows: list[Row], chain: VisibleChain | None, stamp: float, *, goes_on: bool = False
+    ) -> None:
+        """Print whole rows, each behind the prefix, wrapped. `goes_on`: the first continues a line."""
+        output = self.output
+        prefix = self.painter.paint(self.prefix(chain, stamp))
+        more = (f"{self.glyphs.more} ", "dim")
+        for row in rows:
+            first = [more, *_stripped(row)] if goes_on else row
+            parts = [first] if self.width is None else wrap(first, self.room, self.room - 2)
+            output.put(prefix + self.painter.paint(parts[0]) + "\n")
+            for part in parts[1:]:
+                output.put(prefix + self.painter.paint([more, *part]) + "\n")
+
+    def print_rule(self, row: Row, run_id: str) -> None:
+        """Print what concerns the run as a whole across the output."""
+        output = self.output
+        rule = self.glyphs.rule
+        head: Row = [(rule * 2 + " ", "rule")]
+        if output.several_runs:
+            head += [*self.rows.line(_short_run(run_id), _LABEL_CHARS, "dim"), (" ", "")]
+        head += [*row, (" ", "")]
+        parts = [head] if self.width is None else wrap(head, self.width - 3, self.width - 6)
+        fill = 2 if self.width is None else max(self.width - row_cells(parts[-1]) - 3 * (len(parts) > 1), 2)
+        parts[-1] = [*parts[-1], (rule * fill, "rule")]
+        for i, part in enumerate(parts):
+            output.put(self.painter.paint([*([("   ", "")] if i else []), *part]) + "\n")
+
+    # -- the prefix ------------------------------------------------------------------------------------------------
+
+    def prefix(self, chain: VisibleChain | None, stamp: float) -> Row:
+        """The time, the run where there are several, the chain's id, a bar."""
+        output = self.output
+        row: Row = []
+        if self._timestamps and (self.width is None or self.width >= _WIDE):
+            row.append((self._time(stamp) + " ", "dim"))
+        if output.several_runs and (self.width is None or self.width >= _NARROW):
+            run = _short_run(chain.run_id) if chain is not None else ""
+            row += [*self.rows.line(f"{run:<4}", 4, "dim"), (" " * (5 - len(run)), "")]
+        label = self._label(chain.chain_id if chain is not None else "run")
+        style = "dim" if chain is None else chain.style
+        pad = " " * (output.label_cells - row_cells(label)) if not self._is_narrow() else ""
+        row += [(text, style if kind != "escape" else kind) for text, kind in label]
+        row.append((f"{pad} {self.glyphs.bar} ", style))
+        return row
+
+    def _label(self, chain_id: str) -> Row:
+        name = chain_id.rpartition("_")[2] if self._is_narrow() else chain_id
+        head, left_out = shorten(name, _LABEL_CHARS)
+        return self.rows.text(head.replace("\n", " ")) + ([(self.glyphs.more, "")] if left_out else [])
+
+    def _is_narrow(self) -> bool:
+        return self.width is not None and self.width < _NARROW
+
+    def _time(self, stamp: float) -> str:
+        """HH:MM:SS.mmm, local."""
+        try:
+            second, millis = divmod(int(stamp * 1000), 1000)
+            if second != self._second[0]:
+                self._second = (second, time.strftime("%H:%M:%S", time.localtime(second)))
+        except (OverflowError, ValueError, OSError):  # no time of this world, user-made
+            return "--:--:--.---"
+        return f"{self._second[1]}.{millis:03d}"
+
+
+def _short_run(run_id: str) -> str:
+    """The end of the id: of a UUIDv7 that is its random part."""
+    return run_id[-4:]
+
+
+def _stripped(row: Row) -> Row:
+    if not row:
+        return row
+    (first, style), *rest = row
+    return [(first.lstrip(" "), style), *rest]
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (ValueError, AttributeError):  # closed, or an object with nothing but write
+        return False
+
+
+def _is_capable() -> bool:
+    """Whether the terminal moves its cursor when told to."""
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    if sys.platform == "win32":
+        from rich.console import detect_legacy_windows  # noqa: PLC0415  (needed there alone)
+
+        return not detect_legacy_windows()
+    return True
+
+
+def _shows_everything(encoding: str) -> bool:
+    try:
+        return codecs.lookup(encoding).name.startswith("utf-")
+    except LookupError:
+        return False
+
+
+def _color_system(stream: TextIO, color: bool | None) -> ColorSystem | None:
+    """What the stream can show; Rich knows the environment variables and the terminals."""
+    if color is False or (color is None and os.environ.get("NO_COLOR")):
+        return None
+    from rich.console import Console  # noqa: PLC0415  (large; only where something is printed)
+
+    console = Console(file=stream, force_terminal=True if color else None)
+    name = console.color_system
+    if name is None or (console.legacy_windows and not color):
+        return ColorSystem.STANDARD if color else None
+    return {"standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT}.get(name, ColorSystem.TRUECOLOR)

@@ -1,0 +1,55 @@
+"""Where raw tool calls and thoughts stand in a model's text, as it comes in pieces of any size. Pure."""
+
+from __future__ import annotations
+
+from rollcast.stream.observers.layout import Row
+
+__all__ = ["style_tags"]
+
+_STYLES = {"<tool_call>": "raw", "<think>": "think"}
+
+
+def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | None, str]:
+    """The text in pieces, the raw tool calls and thoughts styled, tags included.
+
+    Args:
+        text: what comes next.
+        tag: the tag that is open, as the last call returned it.
+        final: no text follows on this line, so nothing is held back.
+
+    Returns:
+        The pieces, the tag that is open after them, and what is held back from the end: the beginning of what may
+        become a tag.
+    """
+    row: Row = []
+    while text:
+        if tag is None:
+            starts = [(found, name) for name in _STYLES if (found := text.find(name)) >= 0]
+            if not starts:
+                break
+            at, tag = min(starts)
+            if at:
+                row.append((text[:at], ""))
+            text = text[at:]
+        closing = "</" + tag[1:]
+        at = text.find(closing)
+        if at < 0:
+            break
+        row.append((text[: at + len(closing)], _STYLES[tag]))
+        text = text[at + len(closing) :]
+        tag = None
+    awaited = tuple(_STYLES) if tag is None else ("</" + tag[1:],)
+    held = "" if final else _beginning(text, awaited)
+    text = text[: len(text) - len(held)]
+    if text:
+        row.append((text, "" if tag is None else _STYLES[tag]))
+    return row, tag, held
+
+
+def _beginning(text: str, awaited: tuple[str, ...]) -> str:
+    """The end of the text that is a proper beginning of an awaited tag."""
+    at = text.rfind("<")
+    if at < 0:
+        return ""
+    end = text[at:]
+    return end if any(name.startswith(end) and name != end for name in awaited) else ""
