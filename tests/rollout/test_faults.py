@@ -116,7 +116,8 @@ def test_the_grammar_holds_and_siblings_finish(f):
     assert not backend.running
     ended = {e.chain_id: e.data["finish_reason"] for e in capture.of("chain_end")}
     killed = task.cancelled() or run.result.status == "cancelled"
-    assert killed or len(ended) == f["chains"]
+    never_began = {t.chain_id for t in run.result.trajectories} - set(ended)
+    assert killed or never_began <= {(f["cancel_chain_after"] or ("", 0))[0]}
     for t in run.result.trajectories:
         assert t.finish_reason is not None
         if t.chain_id in ended:

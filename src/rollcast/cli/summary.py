@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
-from rollcast.stream.observers.safe_text import shown
+from rollcast.stream.observers.safe_text import visible
 
 __all__ = ["print_about", "print_summary"]
 
@@ -40,8 +40,8 @@ def print_summary(
         rewards = [t.reward for t in chains if t.reward is not None]
         table.add_row(
             Text(group_id),
-            Text(shown(str(row["messages"][-1]["content"]))),
-            Text(shown(str(row.get("answer", "")))),
+            _shown(row["messages"][-1]["content"]),
+            _shown(row.get("answer", "")),
             Text(" ").join(_outcome(t) for t in chains),
             Text(f"{sum(rewards) / len(rewards):.2f}" if rewards else "–"),
         )
@@ -50,6 +50,11 @@ def print_summary(
     console.print(Text(_totals(result), style="bold"))
     if log is not None:
         console.print(Text(f"events: {log}"))
+
+
+def _shown(value: Any) -> Text:
+    """The value with its control characters made visible."""
+    return Text("").join(Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(str(value)))
 
 
 def _outcome(t: Trajectory) -> Text:

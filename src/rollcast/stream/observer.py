@@ -39,11 +39,6 @@ class StreamObserver(ABC):
         """How warnings, errors and statistics call this observer."""
         return type(self).__name__
 
-    def report(self, error: BaseException) -> None:
-        """Tell the other observers of a failure that this one survived: the manager emits an `error` event."""
-        if self.manager is not None:
-            self.manager.report(self, error)
-
     @abstractmethod
     async def on_event(self, event: StreamEvent) -> None:
         """Take one event. Raising is logged and reported; five times in a row detaches the observer."""
