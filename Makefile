@@ -20,7 +20,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/rollcast run --task arithmetic --questions 2 --chains 4 --seed 7 --json rollcast-demo.jsonl
+	$(BIN)/rollcast run --task arithmetic --questions 2 --chains 4 --seed 7 --pace 12 --json rollcast-demo.jsonl
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -47,7 +47,7 @@ def test_one_name_may_be_bare():
 
 def test_unknown_types_are_refused():
     """With the types that there are."""
-    with pytest.raises(FilterError, match="no event type 'tokens'.*llm_generation_chunk"):
+    with pytest.raises(FilterError, match=r"no event type 'tokens'.*llm_generation_chunk"):
         EventFilter(types=["tokens"])
 
 

@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "go"}]
 def script(request):
     turn = sum(m["role"] == "assistant" for m in request.messages)
     if turn < 2:
-        call = '<tool_call>{"name": "work", "arguments": {"n": %d}}</tool_call>' % turn
+        call = f'<tool_call>{{"name": "work", "arguments": {{"n": {turn}}}}}</tool_call>'
         return f"I call. {call} {call}" if turn else f"I call. {call}"
     return "All done now."
 
@@ -37,9 +37,12 @@ faults = st.fixed_dictionaries(
     {
         "chains": st.integers(1, 4),
         "concurrent": st.none() | st.integers(1, 3),
-        "fail": st.dictionaries(st.sampled_from(["chain_0", "chain_1", "chain_2"]), st.integers(0, 12), max_size=2),
+        "fail": st.dictionaries(
+            st.sampled_from(["chain_0", "chain_1", "chain_2"]), st.integers(0, 12), max_size=2
+        ),
         "cancel_run_after": st.none() | st.integers(0, 120),
-        "cancel_chain_after": st.none() | st.tuples(st.sampled_from(["chain_0", "chain_1"]), st.integers(0, 120)),
+        "cancel_chain_after": st.none()
+        | st.tuples(st.sampled_from(["chain_0", "chain_1"]), st.integers(0, 120)),
         "kill_task_after": st.none() | st.integers(0, 120),
         "stall": st.none() | st.integers(0, 30),
         "raising": st.none() | st.integers(1, 6),
@@ -122,7 +125,11 @@ def test_the_grammar_holds_and_siblings_finish(f):
         assert t.finish_reason is not None
         if t.chain_id in ended:
             assert ended[t.chain_id] == t.finish_reason
-        if not killed and t.chain_id not in f["fail"] and (f["cancel_chain_after"] or ("", 0))[0] != t.chain_id:
+        if (
+            not killed
+            and t.chain_id not in f["fail"]
+            and (f["cancel_chain_after"] or ("", 0))[0] != t.chain_id
+        ):
             assert t.finish_reason == "answered"
             assert [r.status for r in t.tool_calls] == ["success", "error", "error"]
         for turn in t.turns:

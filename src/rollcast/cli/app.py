@@ -39,9 +39,7 @@ def root(
 
 @app.command()
 def run(
-    task: Annotated[
-        str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")
-    ] = "arithmetic",
+    task: Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")] = "arithmetic",
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="A question of your own instead of the task's; may be given several times."),
@@ -54,8 +52,16 @@ def run(
     max_concurrent: Annotated[
         int | None, typer.Option(help="Chains that run at once; all where it is not given.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same questions and chains.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same questions and chains.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    pace: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens a second and chain, for reading along; as fast as it goes where not given."
+        ),
+    ] = None,
     json: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Append every event as a JSON line; - is standard output."),
@@ -68,7 +74,9 @@ def run(
         typer.Option(help="Show this type of event only (tool_call_start …); may be given several times."),
     ] = None,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
-    no_timestamps: Annotated[bool, typer.Option("--no-timestamps", help="No times before the lines.")] = False,
+    no_timestamps: Annotated[
+        bool, typer.Option("--no-timestamps", help="No times before the lines.")
+    ] = False,
 ) -> None:
     """Run an agent and watch its chains.
 
@@ -84,6 +92,7 @@ def run(
         max_concurrent=max_concurrent,
         seed=seed,
         temperature=temperature,
+        pace=pace,
         json=json,
         show_chains=chain or None,
         show_types=type or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from rollcast.cli.summary import print_about, print_summary
+from rollcast.errors import InputError
+from rollcast.models import Delta, GenerationRequest
 from rollcast.records import EventFilter
 from rollcast.rollout import BaseAgent, Run, RunResult
 from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
@@ -35,11 +37,33 @@ class RunOptions:
     max_concurrent: int | None
     seed: int | None
     temperature: float | None
+    pace: float | None
     json: str | None
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
     timestamps: bool
+
+
+class _Paced(BaseAgent):
+    """An agent that speaks at a reader's pace, in tokens a second; None: as fast as it can."""
+
+    def __init__(self, pace: float | None, **agent: Any) -> None:
+        if pace is not None and not pace > 0:
+            raise InputError(f"--pace is {pace:g}; expected a number of tokens a second above 0")
+        super().__init__(**agent)
+        self.pace = pace
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """The deltas, each after its pause."""
+        deltas: Any = super().generate(request)
+        try:
+            async for delta in deltas:
+                if self.pace is not None:
+                    await asyncio.sleep(1 / self.pace)
+                yield delta
+        finally:
+            await deltas.aclose()
 
 
 def run_command(options: RunOptions) -> int:
@@ -48,7 +72,9 @@ def run_command(options: RunOptions) -> int:
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
     own_questions = bool(options.prompts)
-    agent = BaseAgent(tools=task.tools, reward=None if own_questions else task.reward, name=task.name)
+    agent = _Paced(
+        options.pace, tools=task.tools, reward=None if own_questions else task.reward, name=task.name
+    )
     sampling = task.sampling
     if options.temperature is not None:
         sampling = msgspec.structs.replace(sampling, temperature=options.temperature)

@@ -54,7 +54,9 @@ def print_summary(
 
 def _shown(value: Any) -> Text:
     """The value with its control characters made visible."""
-    return Text("").join(Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(str(value)))
+    return Text("").join(
+        Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(str(value))
+    )
 
 
 def _outcome(t: Trajectory) -> Text:
@@ -64,7 +66,9 @@ def _outcome(t: Trajectory) -> Text:
 
 
 def _totals(result: RunResult) -> str:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(t.finish_reason for t in result).most_common())
+    reasons = ", ".join(
+        f"{n} {reason}" for reason, n in Counter(t.finish_reason for t in result).most_common()
+    )
     mean = f", mean reward {result.mean_reward:.2f}" if result.mean_reward is not None else ""
     rate = result.completion_tokens / result.duration_s if result.duration_s else 0.0
     return (

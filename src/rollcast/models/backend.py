@@ -107,25 +107,42 @@ class ChatRenderer(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A model. `generate` is all that a rollout needs; the rest has an obvious meaning where it does not apply.
+    """A model. `generate` is all that a rollout needs; the rest has an obvious meaning where it does not apply."""
 
-    Attributes:
-        name: of the backend, `tiny`.
-        model_name: of the model, `rollcast/tiny`.
-        token_exact: takes `prompt_ids` and yields `token_ids`.
-        logprobs: yields `logprobs`.
-        streams: yields more than one delta a generation.
-        policy_version: of the weights that sample now.
-        renderer: where `token_exact`; else None.
-    """
+    @property
+    def name(self) -> str:
+        """Of the backend, `tiny`."""
+        ...
 
-    name: str
-    model_name: str
-    token_exact: bool
-    logprobs: bool
-    streams: bool
-    policy_version: int
-    renderer: ChatRenderer | None
+    @property
+    def model_name(self) -> str:
+        """Of the model, `rollcast/tiny`."""
+        ...
+
+    @property
+    def token_exact(self) -> bool:
+        """It takes `prompt_ids` and yields `token_ids`."""
+        ...
+
+    @property
+    def logprobs(self) -> bool:
+        """It yields `logprobs`."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """It yields more than one delta a generation."""
+        ...
+
+    @property
+    def policy_version(self) -> int:
+        """Of the weights that sample now."""
+        ...
+
+    @property
+    def renderer(self) -> ChatRenderer | None:
+        """Where `token_exact`; else None."""
+        ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Sample until a stop token, a stop string or `max_tokens`; the last delta has the finish reason.

@@ -74,7 +74,9 @@ class TemplateRenderer:
         self._codec = _Codec(tokenizer)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, eos_token_ids: Collection[int], **template_kwargs: Any) -> TemplateRenderer:
+    def from_folder(
+        cls, folder: str | Path, eos_token_ids: Collection[int], **template_kwargs: Any
+    ) -> TemplateRenderer:
         """From `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` (or the config's `chat_template`).
 
         Raises:
@@ -365,7 +367,9 @@ def _compiled(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"the chat template is not valid Jinja (line {error.lineno}: {error.message})") from error
+        raise InputError(
+            f"the chat template is not valid Jinja (line {error.lineno}: {error.message})"
+        ) from error
 
 
 def _to_json(

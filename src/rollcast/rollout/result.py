@@ -29,7 +29,7 @@ class RunResult(msgspec.Struct):
     trajectories: list[Trajectory] = []
     duration_s: float = 0.0
 
-    def __iter__(self) -> Iterator[Trajectory]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Trajectory]:
         return iter(self.trajectories)
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ class _Schema(GenerateJsonSchema):
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  (pydantic's own form)
 
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002  (overrides)
+    def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from rollcast.errors import BackendClosedError, BackendError, InputError, PromptTooLongError
 from rollcast.models.backend import Delta, GenerationRequest
@@ -115,7 +114,9 @@ class TinyBackend:
         if not prompt_ids:
             raise InputError("prompt_ids is empty; expected at least one token")
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:
-            raise InputError(f"prompt_ids has an id outside of this model's vocabulary of {vocabulary} tokens")
+            raise InputError(
+                f"prompt_ids has an id outside of this model's vocabulary of {vocabulary} tokens"
+            )
         if len(prompt_ids) >= context:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt_ids)} tokens; expected fewer than the {context} of {self.model_name}'s "

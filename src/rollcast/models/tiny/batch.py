@@ -41,7 +41,20 @@ class Row:
         slot: its place there.
     """
 
-    __slots__ = ("arena", "block", "ids", "mixed", "new_prompt", "prompt", "prompt_tokens", "read", "sampled", "sampling", "slot", "uniforms")
+    __slots__ = (
+        "arena",
+        "block",
+        "ids",
+        "mixed",
+        "new_prompt",
+        "prompt",
+        "prompt_tokens",
+        "read",
+        "sampled",
+        "sampling",
+        "slot",
+        "uniforms",
+    )
 
     def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> None:
         self.ids = list(prompt_ids)
@@ -91,7 +104,9 @@ class Batch:
         self._plan: tuple[list[Row], SamplingPlan] | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._reading) + sum(len(arena.rows) for arena in self._arenas.values())
+        return (
+            len(self._waiting) + len(self._reading) + sum(len(arena.rows) for arena in self._arenas.values())
+        )
 
     def add(self, row: Row) -> None:
         """Let a row join; it samples its first token as soon as its prompt is read."""
@@ -274,9 +289,7 @@ def _prompt_segments(row: Row, start: int, chunk: int) -> list[Segment]:
         positions = np.arange(position, stop)
         rows = stop - position
         mask = key_mask(positions, width)
-        segments.append(
-            Segment(start, start + rows, row.block[..., :width, :], 0, positions, mask)
-        )
+        segments.append(Segment(start, start + rows, row.block[..., :width, :], 0, positions, mask))
         start, position = start + rows, stop
     return segments
 

@@ -93,7 +93,7 @@ def forward(
 
 
 def _normed(x: Array, eps: float) -> Array:
-    """x / rms(x) along the last axis; the norm's weight is folded into the next matrix."""
+    """X / rms(x) along the last axis; the norm's weight is folded into the next matrix."""
     mean = np.einsum("...i,...i->...", x, x)
     mean *= np.float32(1 / x.shape[-1])
     mean += np.float32(eps)

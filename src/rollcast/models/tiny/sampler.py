@@ -60,9 +60,7 @@ def uniforms(seed: int | None, count: int) -> list[float]:
     return np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
 
 
-def sample(
-    logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles
-) -> tuple[Ints, Doubles]:
+def sample(logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles) -> tuple[Ints, Doubles]:
     """Tokens (B,) and their log-probabilities (B,), in the distribution that was sampled from.
 
     A greedy row takes the most probable token, the first of equals; its log-probability is that of temperature 1.

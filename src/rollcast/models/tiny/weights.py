@@ -80,7 +80,9 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); expected the folder of a Qwen3 checkpoint") from error
+        raise InputError(
+            f"{path} cannot be read ({error}); expected the folder of a Qwen3 checkpoint"
+        ) from error
     if not isinstance(raw, dict) or raw.get("model_type") != "qwen3":
         found = raw.get("model_type") if isinstance(raw, dict) else raw
         raise InputError(
@@ -213,7 +215,9 @@ def _checked(weights: Mapping[str, Any], config: ModelConfig) -> dict[str, Array
     for name, shape in shapes.items():
         array = np.asarray(weights[name], dtype=np.float32)
         if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}; expected {shape} from this model's config.json")
+            raise InputError(
+                f"{name} has shape {array.shape}; expected {shape} from this model's config.json"
+            )
         if not np.isfinite(array).all():
             raise InputError(f"{name} has values that are not finite; the training that made it diverged")
         arrays[name] = array

@@ -60,7 +60,7 @@ class Glyphs:
     train: str = "◆"
     rule: str = "─"
     dot: str = "·"
-    times: str = "×"  # noqa: RUF001  the sign is meant
+    times: str = "×"
     spinner: str = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
     def encodable(self, encoding: str) -> bool:

@@ -1,0 +1,403 @@
+"""A chain as its producer sees it: the chain itself, its generations and its tool calls.
+
+Each writes the chain's open trajectory, and emits what somebody wants. See `producer.py` for the run around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from rollcast.errors import InputError
+from rollcast.records import (
+    EventFilter,
+    Message,
+    StreamEvent,
+    StreamEventType,
+    ToolCall,
+    ToolRecord,
+    Trajectory,
+    Turn,
+)
+from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
+from rollcast.stream.delivery import Control
+
+if TYPE_CHECKING:
+    from rollcast.stream.producer import RunStream
+
+__all__ = ["ChainStream", "GenerationStream", "ToolStream", "error_data", "left_by"]
+
+logger = logging.getLogger("rollcast.stream")
+
+T = StreamEventType
+CHUNK = T.LLM_GENERATION_CHUNK
+UNSET: Any = object()
+
+
+def left_by(error: BaseException | None) -> Literal["cancelled", "error"]:
+    """Why a block was left: `cancelled` or `error`."""
+    stops = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
+    return "cancelled" if isinstance(error, stops) else "error"
+
+
+def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
+    """The payload of an `error` event."""
+    if isinstance(error, str):
+        return {"error": error, "error_type": "", "where": where}
+    return {"error": str(error) or type(error).__name__, "error_type": type(error).__name__, "where": where}
+
+
+class ChainStream:
+    """One chain: `chain_start` on entering the block, `chain_end` on leaving it, whatever is raised.
+
+    Attributes:
+        trajectory: what the chain has said and done so far.
+        live: somebody may be watching.
+    """
+
+    def __init__(self, run: RunStream, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
+        self.run = run
+        self.trajectory = trajectory
+        self.live = run.live
+        self.lock = run.lock
+        self.route = run.manager.route(run, trajectory.chain_id, trajectory.group_id) if run.live else None
+        self.generation_open: GenerationStream | None = None
+        self.tools_open: dict[str, ToolStream] = {}
+        self._tools = tools
+        self._reference = reference
+        self._began = time.perf_counter()
+
+    # -- the chain itself --------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin."""
+        self._began = time.perf_counter()
+        trajectory = self.trajectory
+        with self.lock:
+            self.run.chain_began(self)
+            if self.live:
+                data = {
+                    "messages": list(trajectory.messages),
+                    "tools": self._tools,
+                    "index": trajectory.index,
+                    "policy_version": self.run.policy_version,
+                }
+                if self._reference is not UNSET:
+                    data["reference"] = self._reference
+                self.emit(T.CHAIN_START, data)
+        logger.debug("%s begins", trajectory.chain_id)
+        return self
+
+    def end(self, finish_reason: ChainFinishReason, final_response: str | None = None) -> None:
+        """End what is still open, then the chain. Ending twice does nothing."""
+        trajectory = self.trajectory
+        if trajectory.finish_reason is not None:
+            return
+        left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
+        if self.generation_open is not None:
+            self.generation_open.end(left)
+        for call in list(self.tools_open.values()):
+            call.end(left)
+        with self.lock:
+            trajectory.finish_reason = finish_reason
+            if final_response is not None:
+                trajectory.final_response = final_response
+            trajectory.duration_s = time.perf_counter() - self._began
+            self.run.chain_ended(self)
+            if self.live:
+                self.emit(
+                    T.CHAIN_END,
+                    {
+                        "finish_reason": finish_reason,
+                        "final_response": trajectory.final_response,
+                        "steps": len(trajectory.turns),
+                        "completion_tokens": trajectory.completion_tokens,
+                        "reward": trajectory.reward,
+                        "metrics": dict(trajectory.metrics),
+                        "duration_s": trajectory.duration_s,
+                    },
+                )
+                self.run.manager.broadcast(Control("chain_closed", self.run.run_id, trajectory.chain_id))
+        logger.debug("%s is %s after %d steps", trajectory.chain_id, finish_reason, len(trajectory.turns))
+
+    def message(self, message: Message) -> None:
+        """Add a message to the conversation; it is shown through the events of what made it."""
+        with self.lock:
+            self.trajectory.messages.append(message)
+
+    def error(self, error: BaseException | str, where: str) -> None:
+        """Something failed."""
+        logger.debug("%s: %s failed: %s", self.trajectory.chain_id, where, error)
+        if self.live:
+            with self.lock:
+                self.emit(T.ERROR, error_data(error, where))
+
+    def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
+        """The chain's reward; before its end."""
+        with self.lock:
+            self.trajectory.reward = reward
+            self.trajectory.metrics = dict(metrics or {})
+            if self.live:
+                self.emit(T.REWARD, {"reward": reward, "metrics": dict(metrics or {})})
+
+    # -- what it opens -----------------------------------------------------------------------------------------------
+
+    def generation(
+        self,
+        *,
+        prompt_ids: list[int] | None = None,
+        prompt_tokens: int | None = None,
+        sampling: dict[str, Any] | None = None,
+        policy_version: int | None = None,
+    ) -> GenerationStream:
+        """The next generation; use it as a context manager.
+
+        Args:
+            prompt_ids: ids that are new in this prompt, shape (T,).
+            prompt_tokens: length of the whole prompt in tokens.
+            sampling: how it is sampled.
+            policy_version: of the weights that are loaded now.
+        """
+        if self.generation_open is not None:
+            self.generation_open.end("error")
+        turn = Turn(
+            step=len(self.trajectory.turns) + 1, prompt_ids=prompt_ids or [], prompt_tokens=prompt_tokens
+        )
+        version = self.run.policy_version if policy_version is None else policy_version
+        return GenerationStream(self, turn, sampling or {}, version)
+
+    def tool_call(
+        self, tool_name: str, arguments: dict[str, Any] | str, call_id: str | None = None
+    ) -> ToolStream:
+        """A call of a tool by this turn; use it as a context manager."""
+        if call_id is None:
+            call_id = f"call_{len(self.trajectory.tool_calls)}"
+        return ToolStream(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    def wants(self, event_type: StreamEventType) -> bool:
+        """Whether anybody watches this type of event of this chain."""
+        with self.lock:
+            return self.route is not None and bool(self.route.targets(event_type))
+
+    def emit(self, event_type: StreamEventType, data: dict[str, Any], step: int | None = None) -> None:
+        """Emit an event of this chain, where somebody wants it. The lock is held."""
+        assert self.route is not None
+        targets = self.route.targets(event_type)
+        if targets:
+            self.run.manager.send(
+                targets, event_type, self.route, data, step or len(self.trajectory.turns) or None
+            )
+
+    def snapshot_wanted(self, filter: EventFilter) -> bool:
+        """Whether an observer with this filter needs to know how the chain stands."""
+        t = self.trajectory
+        return filter.matches_chain(t.chain_id, t.group_id, t.run_id) and any(
+            a.types is None or a.types & {CHUNK, T.CHAIN_SNAPSHOT} for a in filter.alternatives
+        )
+
+    def snapshot(self) -> StreamEvent:
+        """How the chain stands. The lock is held."""
+        t = self.trajectory
+        turn, run = t.open_turn, self.run
+        data = {
+            "messages": list(t.messages),
+            "content": None if turn is None else turn.text,
+            "tool_calls": t.open_tool_calls,
+            "as_of": run.seq,
+        }
+        step = len(t.turns) or None
+        return StreamEvent(
+            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), data, step, step, run.seq, t.run_id, t.group_id,
+            run.manager.source,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            turn = self.trajectory.turns[-1] if self.trajectory.turns else None
+            self.end("answered", turn.text if turn is not None else "")
+            return
+        if left_by(error) == "error" and self.trajectory.finish_reason is None:
+            self.trajectory.error = str(error)
+            self.error(error, "agent")
+        self.end("cancelled" if left_by(error) == "cancelled" else "error")
+
+
+class GenerationStream:
+    """One generation: `llm_generation_start` on entering the block, `llm_generation_end` on leaving it."""
+
+    __slots__ = ("_began", "_sampling", "_version", "chain", "lock", "route", "turn")
+
+    def __init__(self, chain: ChainStream, turn: Turn, sampling: dict[str, Any], version: int) -> None:
+        self.chain = chain
+        self.turn = turn
+        self.route = chain.route
+        self.lock = chain.lock
+        self._sampling = sampling
+        self._version = version
+        self._began = time.perf_counter()
+
+    def start(self) -> Self:
+        """Begin."""
+        chain, turn = self.chain, self.turn
+        with self.lock:
+            chain.trajectory.turns.append(turn)
+            chain.generation_open = self
+            self._began = time.perf_counter()
+            if chain.live:
+                data = {
+                    "prompt_tokens": turn.prompt_tokens,
+                    "model": chain.run.model,
+                    "policy_version": self._version,
+                    "sampling": self._sampling,
+                }
+                chain.emit(T.LLM_GENERATION_START, data, turn.step)
+        return self
+
+    def chunk(
+        self,
+        text: str,
+        token_ids: list[int] | None = None,
+        logprobs: list[float] | None = None,
+        policy_version: int | None = None,
+    ) -> None:
+        """New text of the generation, with its ids and log-probabilities where there are any (same length).
+
+        This is the path of every token: it becomes an event only where somebody wants it.
+        """
+        turn, route = self.turn, self.route
+        if turn.ttft_s is None:
+            turn.ttft_s = time.perf_counter() - self._began
+        if route is None:  # streaming is off
+            turn.append(text, token_ids, logprobs, policy_version)
+            return
+        with self.lock:
+            if turn.finish_reason is not None:
+                return
+            offset = turn.chars
+            turn.append(text, token_ids, logprobs, policy_version)
+            targets = route.chunk
+            if targets is None:
+                targets = route.targets(CHUNK)
+            if targets:
+                data: dict[str, Any] = {"content": text, "offset": offset}
+                if token_ids is not None:
+                    data["token_ids"] = token_ids
+                if logprobs is not None:
+                    data["logprobs"] = logprobs
+                route.manager.send(targets, CHUNK, route, data, turn.step)
+
+    def end(self, finish_reason: GenerationFinishReason = "stop") -> None:
+        """End it. Ending twice does nothing."""
+        chain, turn = self.chain, self.turn
+        with self.lock:
+            if turn.finish_reason is not None:
+                return
+            turn.finish_reason = finish_reason
+            turn.duration_s = time.perf_counter() - self._began
+            chain.generation_open = None
+            if chain.live:
+                data = {
+                    "content": turn.text,
+                    "finish_reason": finish_reason,
+                    "prompt_tokens": turn.prompt_tokens,
+                    "completion_tokens": turn.completion_tokens,
+                    "ttft_s": turn.ttft_s,
+                    "duration_s": turn.duration_s,
+                }
+                chain.emit(T.LLM_GENERATION_END, data, turn.step)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end("stop")
+        else:
+            self.end("cancelled" if left_by(error) == "cancelled" else "error")
+
+
+class ToolStream:
+    """One tool call: `tool_call_start` on entering the block; its final observation and `tool_call_end` on leaving it."""
+
+    def __init__(self, chain: ChainStream, record: ToolRecord) -> None:
+        self.chain = chain
+        self.record = record
+        self._began = time.perf_counter()
+
+    def start(self) -> Self:
+        """Begin."""
+        chain, call = self.chain, self.record.call
+        with chain.lock:
+            if not chain.trajectory.turns:
+                raise InputError(
+                    f"{chain.trajectory.chain_id} calls {call.tool_name} before any generation; open one first"
+                )
+            chain.trajectory.turns[-1].tools.append(self.record)
+            chain.tools_open[call.call_id] = self
+            self._began = time.perf_counter()
+            if chain.live:
+                data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": call.arguments}
+                chain.emit(T.TOOL_CALL_START, data)
+        logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
+        return self
+
+    def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> None:
+        """What the tool says: the whole where it is final, a piece where it is partial. After the final one: nothing."""
+        chain, record = self.chain, self.record
+        with chain.lock:
+            if record.status is not None:
+                return
+            record.observation = record.observation + observation if partial else observation
+            record.status = None if partial else status
+            if chain.live:
+                data = {
+                    "call_id": record.call.call_id,
+                    "tool_name": record.call.tool_name,
+                    "observation": observation,
+                    "status": status,
+                    "partial": partial,
+                }
+                chain.emit(T.TOOL_OBSERVATION, data)
+
+    def end(self, left: str = "error") -> None:
+        """End the call; one that gave no final observation ends as `left` says. Ending twice does nothing."""
+        chain, record = self.chain, self.record
+        if record.duration_s is not None:
+            return
+        if record.status is None:
+            why = "cancelled" if left == "cancelled" else "error: the tool gave no result"
+            self.observation(why, "cancelled" if left == "cancelled" else "error")
+        with chain.lock:
+            record.duration_s = time.perf_counter() - self._began
+            chain.tools_open.pop(record.call.call_id, None)
+            if chain.live:
+                data = {
+                    "call_id": record.call.call_id,
+                    "tool_name": record.call.tool_name,
+                    "status": record.status,
+                    "duration_s": record.duration_s,
+                }
+                chain.emit(T.TOOL_CALL_END, data)
+        logger.debug("%s: %s is %s", chain.trajectory.chain_id, record.call.tool_name, record.status)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.record.status is None and left_by(error) == "error":
+            self.observation(f"error: {error}", "error")
+        self.end(left_by(error))
