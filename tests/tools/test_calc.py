@@ -1,5 +1,6 @@
 """Facts about the calculator."""
 
+import contextlib
 import math
 import time
 
@@ -101,7 +102,7 @@ def _expressions():
 def test_it_agrees_with_python(expression):
     """On random valid expressions the value is the one that Python gives."""
     try:
-        expected = eval(expression)  # noqa: S307
+        expected = eval(expression)
     except (ZeroDivisionError, OverflowError) as error:
         expected = error
     try:
@@ -133,9 +134,8 @@ def test_any_text_is_a_value_or_a_tool_error(text):
     try:
         value = evaluate(text)
     except ToolError as error:
-        assert len(str(error)) < 40
-    else:
-        assert len(str(value)) <= 1001
+        value = error
+    assert len(str(value)) <= (40 if isinstance(value, ToolError) else 1001)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,6 @@ def test_any_text_is_a_value_or_a_tool_error(text):
 def test_the_worst_expressions_are_quick(expression):
     """The costliest expressions that fit take little of this thread's processor time."""
     begin = time.thread_time()
-    try:
+    with contextlib.suppress(ToolError):
         evaluate(expression)
-    except ToolError:
-        pass
     assert time.thread_time() - begin < 0.5

@@ -41,6 +41,7 @@ def test_types_become_the_schema():
     @tool
     def search(
         query: str,
+        *,
         near: Place,
         limit: Annotated[int, Field(ge=1, description="how many")] = 5,
         order: Literal["new", "best"] = "best",

@@ -389,8 +389,7 @@ async def test_an_async_tool_that_ignores_cancellation_is_left_behind(monkeypatc
     assert result.status == "timeout"
     assert "tool 'stubborn' goes on though it was cancelled" in caplog.text
     let_go.set()
-    while execution._leaving:
-        await asyncio.sleep(0)
+    await asyncio.wait(set(execution._leaving))
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "inline"])

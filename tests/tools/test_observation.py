@@ -64,7 +64,14 @@ class Trap:
         (2.5, "2.5"),
         (math.nan, "NaN"),
         ([1, "ü", None], '[1, "ü", null]'),
-        ({"a": {1, }}, '{"a": [1]}'),
+        (
+            {
+                "a": {
+                    1,
+                }
+            },
+            '{"a": [1]}',
+        ),
         ({1: math.inf}, '{"1": Infinity}'),
         (Point(1), '{"x": 1}'),
         (Model(x=1), '{"x": 1}'),
@@ -99,7 +106,19 @@ def _deep():
 
 @pytest.mark.parametrize(
     "value",
-    [Opaque(), [Opaque()], {Opaque(): 1}, b"\xff", [b"\xff"], _cycle(), _deep(), 10**5000, object(), Trap(), print],
+    [
+        Opaque(),
+        [Opaque()],
+        {Opaque(): 1},
+        b"\xff",
+        [b"\xff"],
+        _cycle(),
+        _deep(),
+        10**5000,
+        object(),
+        Trap(),
+        print,
+    ],
     ids=lambda value: type(value).__name__,
 )
 async def test_what_cannot_be_shown_is_an_error(value):

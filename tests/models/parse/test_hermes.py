@@ -5,7 +5,7 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rollcast.models.parse import HermesParser, Parser
@@ -59,7 +59,11 @@ def test_content_is_the_text_without_the_calls():
         ('{"name": "f", "arguments": null}', "f", {}),
         ('{"name": "f"}', "f", {}),
         ('{"arguments": {"a": [1, {}]}, "name": "f", "id": 3}', "f", {"a": [1, {}]}),
-        ('{"name": "f", "arguments": {"a": 123456789012345678901234567890}}', "f", {"a": 123456789012345678901234567890}),
+        (
+            '{"name": "f", "arguments": {"a": 123456789012345678901234567890}}',
+            "f",
+            {"a": 123456789012345678901234567890},
+        ),
     ],
 )
 def test_arguments_may_be_an_object_its_json_or_nothing(body, name, arguments):
@@ -129,7 +133,20 @@ def test_a_malformed_call_counts_as_complete():
 
 _pieces = st.lists(
     st.sampled_from(
-        [CALL, "<tool_call>", "</tool_call>", "<tool", "_call>", "</", "<", ">", '{"name": "f"}', '{"name": ', " ", "é\n"]
+        [
+            CALL,
+            "<tool_call>",
+            "</tool_call>",
+            "<tool",
+            "_call>",
+            "</",
+            "<",
+            ">",
+            '{"name": "f"}',
+            '{"name": ',
+            " ",
+            "é\n",
+        ]
     )
     | st.text(max_size=5),
     max_size=12,
@@ -170,6 +187,7 @@ def test_calls_can_be_encoded(text):
 def test_json_arguments_survive(arguments):
     """What json writes is what the call has, unless a string holds the closing tag."""
     body = json.dumps({"name": "f", "arguments": arguments})
+    assume("</tool_call>" not in body)
     assert hermes.parse(f"<tool_call>{body}</tool_call>")[0].arguments == arguments
 
 
