@@ -155,7 +155,7 @@ def _number_and_metrics(value: Any, where: str) -> tuple[float, dict[str, Any]]:
     if not isinstance(value, Mapping):
         return _number(value, f"{where} returned"), {}
     if "reward" not in value:
-        keys = ", ".join(map(str, value)) or "none"
+        keys = ", ".join(map(repr, value))[:200] or "none"
         raise RewardError(
             f"{where} returned a dict without 'reward' (its keys: {keys}); expected one beside the metrics"
         )
@@ -178,18 +178,18 @@ def _number(value: Any, what: str) -> float:
     if inspect.iscoroutine(value):
         value.close()
         raise RewardError(f"{what} a coroutine; define it with `async def`")
-    number = math.nan
     if hasattr(type(value), "__float__"):  # NumPy's and torch's scalars too; text has none
         try:
             number = float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            raise RewardError(
-                f"{what} a {type(value).__name__} that is no single number; expected a finite number"
-            ) from None
+        except OverflowError:
+            raise RewardError(f"{what} a number too large for a float; expected a finite one") from None
+        except (TypeError, ValueError, RuntimeError):  # an array of several
+            raise RewardError(f"{what} {type(value).__name__}; expected one finite number") from None
         if math.isfinite(number):
             return number
-    found = f"{number}" if hasattr(type(value), "__float__") else f"a {type(value).__name__}"
-    raise RewardError(f"{what} {'None' if value is None else found}; expected a finite number")
+        raise RewardError(f"{what} {number}; expected a finite number")
+    found = "None" if value is None else type(value).__name__
+    raise RewardError(f"{what} {found}; expected a finite number")
 
 
 def _text(error: BaseException) -> str:

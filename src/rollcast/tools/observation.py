@@ -131,5 +131,8 @@ class Output:
 
     def after(self, message: str) -> str:
         """The message of a failure, followed by what came before it."""
-        text = self.text
-        return bounded(f"{message}; output so far: {text}" if text else message, self.limit)
+        head = f"{message}; output so far: "
+        with self.lock:
+            if not self.pieces or len(head) >= self.limit:
+                return bounded(message, self.limit)
+            return head + bounded("".join(self.pieces), self.limit - len(head), self.length)
