@@ -4,6 +4,14 @@ import asyncio
 import threading
 
 import pytest
+from blockbuster import blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def blocking_calls_fail():
+    """Rollcast never blocks the event loop: a blocking call of its own there raises."""
+    with blockbuster_ctx("rollcast"):
+        yield
 
 
 @pytest.fixture(autouse=True)

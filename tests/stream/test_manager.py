@@ -424,7 +424,9 @@ async def test_an_observer_that_blocks_the_loop_is_named(caplog):
 
     class Blocking(StreamObserver):
         async def on_event(self, event):
-            time.sleep(0.06)
+            end = time.perf_counter() + 0.06
+            while time.perf_counter() < end:
+                pass
 
     manager = StreamingManager(drain_timeout=30)
     manager.add_observer(Blocking())
