@@ -131,10 +131,23 @@ def _both(a: EventFilter, b: EventFilter) -> EventFilter:
 
 
 def _union(parts: tuple[EventFilter, ...]) -> EventFilter:
-    first, *rest = dict.fromkeys(parts)
+    first, *rest = _joined(parts)
     union = EventFilter(first.runs, first.chains, first.groups, first.types)
     object.__setattr__(union, "others", tuple(rest))
     return union
+
+
+def _joined(parts: tuple[EventFilter, ...]) -> list[EventFilter]:
+    """The parts, those that differ only in the chains that they name made one."""
+    chains: dict[tuple[Any, ...], frozenset[str] | None] = {}
+    for part in parts:
+        key = (part.runs, part.groups, part.types)
+        if key in chains:
+            known = chains[key]
+            chains[key] = None if known is None or part.chains is None else known | part.chains
+        else:
+            chains[key] = part.chains
+    return [EventFilter(runs, named, groups, types) for (runs, groups, types), named in chains.items()]
 
 
 def _names(field_name: str, value: Names) -> frozenset[str] | None:

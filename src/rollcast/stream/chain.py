@@ -23,7 +23,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.stream.delivery import Control
+from rollcast.stream.queue import Control
 
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunStream

@@ -1,10 +1,8 @@
-"""One observer's bounded queue, and the pump that empties it.
+"""One observer's queue, and the pump that empties it.
 
     emit ──put──▶ queue ──take──▶ pump ──▶ observer
 
-`put` never waits. Where the observer falls behind, `compact` merges neighbouring chunks; where even that exceeds the
-limit, the queue is given up: a count by type stands for it until the observer comes back, and then it gets one `gap` a
-run and a snapshot of every open chain. The queue and its numbers are guarded by the manager's lock.
+The queue and its numbers are guarded by the manager's lock.
 """
 
 from __future__ import annotations
@@ -13,31 +11,26 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.queue import Control, EventQueue, Item
 
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["Control", "Delivery", "ObserverStatistics", "compact", "event_size", "fulfil"]
+__all__ = ["Delivery", "ObserverStatistics", "fulfil"]
 
 logger = logging.getLogger("rollcast.stream")
 
-CHUNK = StreamEventType.LLM_GENERATION_CHUNK
-GENERATION_END = StreamEventType.LLM_GENERATION_END
-
 FAILURES_TO_DETACH = 5
-COMPACT_AT = 1024  # queued events; from here on a slow observer's chunks merge
 TURN = 256  # events handed over before other tasks of the loop get a turn
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
 BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
@@ -57,141 +50,32 @@ class ObserverStatistics(msgspec.Struct, frozen=True):
     lag_s: float
 
 
-class Control(msgspec.Struct, frozen=True):
-    """Something in the queue that is no event: a hook to call, or a promise to keep when everything before it is done."""
-
-    kind: Literal["run_opened", "run_closed", "chain_closed", "barrier"]
-    run_id: str = ""
-    chain_id: str = ""
-    done: Future[None] | None = None
-
-
-Item = StreamEvent | Control
-
-
-def event_size(event: StreamEvent) -> int:
-    """Bytes of memory that the event keeps alive, near enough to bound a queue by."""
-    data = event.data
-    if event.event_type is CHUNK:
-        ids = data.get("token_ids")
-        return 480 + sys.getsizeof(data.get("content")) + (200 + 64 * len(ids) if ids else 0)
-    return 480 + _weight(data, 8)
-
-
-def _weight(value: Any, depth: int) -> int:
-    size = sys.getsizeof(value)
-    if depth == 0:
-        return size
-    if isinstance(value, dict):
-        return size + sum(_weight(k, 0) + _weight(v, depth - 1) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return size + sum(_weight(v, depth - 1) for v in value)
-    return size
-
-
-def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
-    """Neighbouring chunks of one generation as one, at the place of the last."""
-    first, last = events[0], events[-1]
-    data: dict[str, Any] = {
-        "content": "".join([e.data["content"] for e in events]),
-        "offset": first.data["offset"],
-    }
-    for name in ("token_ids", "logprobs"):
-        if all(name in e.data for e in events):
-            data[name] = [value for e in events for value in e.data[name]]
-    data["from_seq"] = first.data.get("from_seq", first.seq)
-    return msgspec.structs.replace(last, data=data)
-
-
-def compact(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue with neighbouring chunks of each generation merged, and how many events that saved.
-
-    Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
-    one's place, so `seq` still rises.
-    """
-    runs_of_chunks: dict[tuple[str, str], list[int]] = {}
-    groups: list[list[int]] = []
-    for i, item in enumerate(queue):
-        if isinstance(item, Control):
-            if item.kind == "chain_closed":
-                runs_of_chunks.pop((item.run_id, item.chain_id), None)
-            continue
-        key = (item.run_id, item.chain_id)
-        if item.event_type is not CHUNK:
-            runs_of_chunks.pop(key, None)
-        elif key in runs_of_chunks:
-            runs_of_chunks[key].append(i)
-        else:
-            runs_of_chunks[key] = [i]
-            groups.append(runs_of_chunks[key])
-    merged: dict[int, StreamEvent] = {}
-    gone: set[int] = set()
-    for group in groups:
-        if len(group) > 1:
-            merged[group[-1]] = merged_chunks([queue[i] for i in group])  # type: ignore[misc]  # chunks all
-            gone.update(group[:-1])
-    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone)
-
-
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue without the chunks of generations whose end stands in it too: the end has the whole text."""
-    ended: set[tuple[str, str]] = set()
-    kept: list[Item] = []
-    for item in reversed(queue):
-        if isinstance(item, StreamEvent):
-            key = (item.run_id, item.chain_id)
-            if item.event_type is GENERATION_END:
-                ended.add(key)
-            elif item.event_type is CHUNK:
-                if key in ended:
-                    continue
-            elif item.event_type is StreamEventType.LLM_GENERATION_START:
-                ended.discard(key)
-        kept.append(item)
-    return kept[::-1], len(queue) - len(kept)
-
-
-class _Lost:
-    """What one run's events were that this observer did not get."""
-
-    __slots__ = ("by_type", "from_seq", "to_seq")
-
-    def __init__(self, seq: int) -> None:
-        self.from_seq = self.to_seq = seq
-        self.by_type: Counter[str] = Counter()
-
-    def add(self, event: StreamEvent) -> None:
-        self.from_seq = min(self.from_seq, event.data.get("from_seq", event.seq))
-        self.to_seq = max(self.to_seq, event.seq)
-        self.by_type[event.event_type.value] += 1
-
-
-class Delivery:
+class Delivery(EventQueue):
     """The queue between a manager and one of its observers.
 
     Methods that say so need the manager's lock held.
     """
 
     def __init__(
-        self, manager: StreamingManager, observer: StreamObserver, after: Future[None] | None
+        self,
+        manager: StreamingManager,
+        observer: StreamObserver,
+        filter: EventFilter,
+        after: Future[None] | None,
     ) -> None:
+        super().__init__(
+            observer.name, manager.queue_limit, lossless=observer.mode == "lossless", source=manager.source
+        )
         self.manager = manager
         self.observer = observer
-        self.filter = observer.filter
-        self.lossless = observer.mode == "lossless"
-        self.limit = manager.queue_limit
+        self.filter = filter
+        self.born = time.perf_counter()
         self.closing = False
         self.abandoned = False  # detached after failures: what waits is not delivered
         self.finished: Future[None] = Future()
-        self.full = False  # lossless: the rollout waits for this one
-        self.delivered = self.merged = self.dropped = self.failed = 0
+        self.delivered = self.failed = 0
         self._after = after  # an earlier delivery to the same observer that still runs
-        self._queue: list[Item] = []
-        self._bytes = 0
         self._inflight: tuple[int, int] = (0, 0)  # events, bytes
-        self._compact_at = COMPACT_AT
-        self._lost: dict[str, _Lost] = {}
-        self._awake = False  # the pump runs, or was told to
         self._waiter: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the pump that runs
         self._home = _running_loop()
@@ -205,98 +89,19 @@ class Delivery:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being handed over. The lock is held."""
-        return not self._queue and not self._awake
+        return not self.items and not self.awake
 
-    # -- filling: the lock is held -----------------------------------------------------------------------------------
-
-    def put(self, event: StreamEvent, size: int) -> None:
-        """Queue an event."""
-        if self._lost:
-            self._lose(event)
-            return
-        self._queue.append(event)
-        self._bytes += size
-        if self._bytes > self.limit or len(self._queue) >= self._compact_at:
-            self._shrink()
-        if not self._awake:
-            self.wake()
-
-    def put_free(self, items: list[Item]) -> None:
-        """Queue what is not counted against the limit: controls, and snapshots (bounded by the open chains)."""
-        self._queue += items
-        if not self._awake:
-            self.wake()
-
-    def _shrink(self) -> None:
-        if self.lossless:
-            if self._bytes > self.limit and not self.full:
-                self.full = True
-                self.manager.congested.add(self)
-            return
-        self._queue, saved = compact(self._queue)
-        self.merged += saved
-        self._count_bytes()
-        if self._bytes > 0.75 * self.limit:
-            self._queue, saved = without_ended_generations(self._queue)
-            self.merged += saved
-            self._count_bytes()
-        if self._bytes > 0.75 * self.limit:
-            self._give_up()
-        self._compact_at = max(COMPACT_AT, 2 * len(self._queue))
-
-    def _count_bytes(self) -> None:
-        self._bytes = sum(event_size(item) for item in self._queue if _counts(item))
-
-    def _give_up(self) -> None:
-        """Drop the queue; from here on only count, until the observer comes back."""
-        items, self._queue = self._queue, []
-        for item in items:
-            if isinstance(item, Control):
-                self._queue.append(item)
-            elif _counts(item):
-                self._lose(item)
-        self._bytes = 0
-
-    def _lose(self, event: StreamEvent) -> None:
-        lost = self._lost.get(event.run_id)
-        if lost is None:
-            lost = self._lost[event.run_id] = _Lost(event.seq)
-        lost.add(event)
-        self.dropped += 1
+    def became_full(self) -> None:
+        """The rollout waits for this one from here on. The lock is held."""
+        self.manager.congested.add(self)
 
     # -- emptying: the lock is held ----------------------------------------------------------------------------------
 
     def _take(self) -> list[Item]:
-        """Everything that waits."""
-        queue, self._queue = self._queue, []
-        if self._lost:
-            queue = [*self._gaps(), *self.manager.snapshots(self.filter), *queue]
-            self._lost = {}
-        self._inflight = (len(queue), self._bytes)
-        self._bytes = 0
-        self._compact_at = COMPACT_AT
-        return queue
-
-    def _gaps(self) -> list[StreamEvent]:
-        reason = f"{self.observer.name} fell behind by more than {self.limit} bytes"
-        now = time.time()
-        return [
-            StreamEvent(
-                StreamEventType.GAP,
-                "",
-                now,
-                {
-                    "from_seq": lost.from_seq,
-                    "to_seq": lost.to_seq,
-                    "dropped": dict(lost.by_type),
-                    "reason": reason,
-                },
-                seq=lost.to_seq,
-                run_id=run_id,
-                source=self.manager.source,
-            )
-            for run_id, lost in self._lost.items()
-        ]
+        size = self.bytes
+        items = self.take(self.manager.snapshots(self.filter))
+        self._inflight = (len(items), size)
+        return items
 
     def _taken(self) -> None:
         """What `_take` gave was handed over."""
@@ -308,24 +113,24 @@ class Delivery:
 
     def statistics(self) -> ObserverStatistics:
         """The numbers."""
-        oldest = next((i.timestamp for i in self._queue if isinstance(i, StreamEvent)), None)
+        waiting = self.waiting
         return ObserverStatistics(
             name=self.observer.name,
             mode=self.observer.mode,
             delivered=self.delivered,
-            queued=sum(isinstance(i, StreamEvent) for i in self._queue) + self._inflight[0],
-            queued_bytes=self._bytes + self._inflight[1],
+            queued=len(waiting) + self._inflight[0],
+            queued_bytes=self.bytes + self._inflight[1],
             merged=self.merged,
             dropped=self.dropped,
             failed=self.failed,
-            lag_s=max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            lag_s=max(0.0, time.time() - waiting[0].timestamp) if waiting else 0.0,
         )
 
     # -- the pump ----------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """See to it that the pump looks at the queue. The lock is held."""
-        self._awake = True
+        self.awake = True
         loop = self._loop
         if loop is None:
             self._start()
@@ -378,10 +183,10 @@ class Delivery:
                 with self.manager.lock:
                     items = self._take()
                     if not items and (self.closing or not self.manager.runs):
-                        self._awake, self._loop = False, None
+                        self.awake, self._loop = False, None
                         break
                     if not items:
-                        self._awake = False
+                        self.awake = False
                         self._waiter = waiter = self._loop.create_future()
                 if not items:
                     await waiter
@@ -394,7 +199,7 @@ class Delivery:
         except BaseException:
             with self.manager.lock:  # cancelled with its loop: what is left goes on in the next one
                 self._taken()
-                self._awake, self._loop, self._waiter, self._home = False, None, None, None
+                self.awake, self._loop, self._waiter, self._home = False, None, None, None
             raise
         if self.closing and not self.finished.done():
             await self._close_observer()
@@ -402,7 +207,7 @@ class Delivery:
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
         with self.manager.lock:
-            urgent = any(isinstance(i, Control) and i.kind == "barrier" for i in self._queue)
+            urgent = any(isinstance(i, Control) and i.kind == "barrier" for i in self.items)
         if not urgent:
             await asyncio.sleep(THREAD_TICK_S)
 
@@ -424,8 +229,7 @@ class Delivery:
             await self._hand_over(events)
         except BaseException:
             with self.manager.lock:
-                self._queue[:0] = items[position:]
-                self._count_bytes()
+                self.put_back(items[position:])
             raise
 
     async def _hand_over(self, events: list[StreamEvent]) -> None:
@@ -528,11 +332,6 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         self.loop_ran = True
-
-
-def _counts(item: Item) -> TypeGuard[StreamEvent]:
-    """Whether the item counts against the limit."""
-    return isinstance(item, StreamEvent) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -21,8 +21,9 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.delivery import Control, Delivery, ObserverStatistics, event_size, fulfil
+from rollcast.stream.delivery import Delivery, ObserverStatistics, fulfil
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.queue import Control, event_size
 
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunStream
@@ -88,9 +89,11 @@ class StreamingManager:
         self.lock = threading.RLock()
         self.runs: dict[str, RunStream] = {}  # open ones
         self.congested: set[Delivery] = set()  # lossless observers that the rollout waits for
-        self.narrow_observers: set[StreamObserver] = set()  # whose filters name chains or groups
+        self.named_places: frozenset[str] = frozenset()  # chains and groups that filters name
         self.pumps: set[asyncio.Task[None]] = set()
-        self._deliveries: dict[StreamObserver, Delivery] = {}
+        self._added: dict[StreamObserver, None] = {}
+        self._deliveries: dict[StreamObserver, Delivery] = {}  # to the leaves of those that were added
+        self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
         self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
@@ -102,15 +105,15 @@ class StreamingManager:
 
     @property
     def observers(self) -> list[StreamObserver]:
-        """Those that are added, in the order in which they came."""
+        """Those that were added, in the order in which they came."""
         with self.lock:
-            return list(self._deliveries)
+            return list(self._added)
 
     def add_observer(self, observer: StreamObserver) -> None:
         """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
 
         Raises:
-            InputError: it is no StreamObserver, or is added to a manager already.
+            InputError: it is no StreamObserver, cannot be hashed, or is added to a manager already.
         """
         if not isinstance(observer, StreamObserver):
             raise InputError(
@@ -118,18 +121,16 @@ class StreamingManager:
                 "(wrap a function in CallbackStreamObserver)"
             )
         with self.lock:
-            if observer.manager is not None:
-                whose = "this" if observer.manager is self else "another"
-                raise InputError(
-                    f"{observer.name} is added to {whose} manager already; remove it there first, or make a second one"
-                )
+            for each in (observer, *_leaves(observer)):
+                if each.manager is not None and (each is observer or each.manager is not self):
+                    whose = "this" if each.manager is self else "another"
+                    raise InputError(
+                        f"{each.name} is added to {whose} manager already; remove it there first, or make a second one"
+                    )
+            self._detached.difference_update(_leaves(observer))
             observer.manager = self
-            delivery = Delivery(self, observer, self._leaving.pop(observer, None))
-            self._deliveries[observer] = delivery
-            self._topology_changed()
-            if self.runs:
-                delivery.put_free([Control("run_opened", run_id) for run_id in self.runs])
-                delivery.put_free(list(self.snapshots(delivery.filter)))
+            self._added[observer] = None
+            self.refresh()
         logger.debug("added %s (%s)", observer.name, observer.mode)
 
     def remove_observer(self, observer: StreamObserver) -> None:
@@ -138,24 +139,59 @@ class StreamingManager:
         One that is not added is ignored, so that removing twice is no error.
         """
         with self.lock:
-            delivery = self._deliveries.pop(observer, None)
-            if delivery is None:
+            if observer in self._added:
+                del self._added[observer]
+                observer.manager = None
+            elif observer in self._deliveries:
+                self._detached.add(observer)
+            else:
                 return
-            observer.manager = None
-            self._leaving[observer] = delivery.finished
-            self.congested.discard(delivery)
-            self._topology_changed()
-            self.wake_producers()
-            delivery.closing = True
-            delivery.wake()
+            self.refresh()
         logger.debug("removed %s", observer.name)
 
+    def refresh(self) -> None:
+        """Have it known that an observer's filter or leaves changed: what it newly wants begins with snapshots."""
+        with self.lock:
+            wanted: dict[StreamObserver, EventFilter] = {}
+            for observer in self._added:
+                for leaf, wish in observer.leaves().items():
+                    if leaf not in self._detached:
+                        wanted[leaf] = wanted[leaf] | wish if leaf in wanted else wish
+            for leaf in [leaf for leaf in self._deliveries if leaf not in wanted]:
+                self._let_go(leaf)
+            for leaf, wish in wanted.items():
+                if leaf not in self._deliveries:
+                    self._take_on(leaf, wish)
+                elif self._deliveries[leaf].filter != wish:
+                    self._change_filter(self._deliveries[leaf], wish)
+            self._topology_changed()
+
+    def _take_on(self, leaf: StreamObserver, filter: EventFilter) -> None:
+        leaf.manager = self
+        delivery = Delivery(self, leaf, filter, self._leaving.pop(leaf, None))
+        self._deliveries[leaf] = delivery
+        if self.runs:
+            delivery.put_free([Control("run_opened", run_id) for run_id in self.runs])
+            delivery.put_free(list(self.snapshots(filter)))
+
+    def _let_go(self, leaf: StreamObserver) -> None:
+        delivery = self._deliveries.pop(leaf)
+        leaf.manager = None
+        self._leaving[leaf] = delivery.finished
+        self.congested.discard(delivery)
+        self.wake_producers()
+        delivery.closing = True
+        delivery.wake()
+
+    def _change_filter(self, delivery: Delivery, filter: EventFilter) -> None:
+        seen, delivery.filter = delivery.filter, filter
+        delivery.put_free(list(self.snapshots(filter, besides=seen)))
+
     def _topology_changed(self) -> None:
-        self.narrow_observers = {
-            o
-            for o in self._deliveries
-            if any(a.chains is not None or a.groups is not None for a in o.filter.alternatives)
-        }
+        named = [a for d in self._deliveries.values() for a in d.filter.alternatives]
+        self.named_places = frozenset().union(
+            *(a.chains or () for a in named), *(a.groups or () for a in named)
+        )
         for route in list(self._routes):
             route.forget()
 
@@ -278,12 +314,18 @@ class StreamingManager:
             self._routes.add(route)
         return route
 
-    def snapshots(self, filter: EventFilter) -> Iterable[StreamEvent]:
-        """A `chain_snapshot` of each open chain that passes the filter. The lock is held."""
+    def snapshots(self, filter: EventFilter, besides: EventFilter | None = None) -> Iterable[StreamEvent]:
+        """A `chain_snapshot` of each open chain that passes the filter, and not `besides`. The lock is held."""
         for run in self.runs.values():
             for chain in run.open_chains.values():
-                if chain.snapshot_wanted(filter):
+                if chain.snapshot_wanted(filter) and not (besides and chain.snapshot_wanted(besides)):
                     yield chain.snapshot()
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """One for each leaf of the observers that were added."""
+        with self.lock:
+            return list(self._deliveries.values())
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
@@ -401,6 +443,15 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
 
 def _pass_on(proxy: Future[None], _: Future[None]) -> None:
     fulfil(proxy)
+
+
+def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
+    try:
+        return observer.leaves()
+    except TypeError as error:  # a dataclass with eq=True
+        raise InputError(
+            f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
+        ) from None
 
 
 async def _wait_all(futures: list[Future[None]], timeout: float) -> None:

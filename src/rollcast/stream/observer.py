@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rollcast.records import EventFilter, StreamEvent
 
@@ -21,7 +21,7 @@ class StreamObserver(ABC):
     An instance belongs to one manager at a time and may be added again later. It is never called twice at once.
 
     Attributes:
-        filter: which events; what it leaves out is not built for this observer. Fixed while the observer is attached.
+        filter: which events; what it leaves out is not built for this observer. After a change of it call `manager.refresh()`.
         mode: what happens when this observer falls behind. `coalesce`: neighbouring chunks merge, and beyond a limit a
             `gap` stands for what was dropped. `lossless`: the rollout waits.
         threaded: True where the observer blocks (files, terminals): it is then called on a thread of its own, with an
@@ -31,7 +31,7 @@ class StreamObserver(ABC):
 
     filter: EventFilter = EventFilter()
     mode: DeliveryMode = "coalesce"
-    threaded: ClassVar[bool] = False
+    threaded: bool = False
     manager: StreamingManager | None = None
 
     @property
@@ -56,6 +56,14 @@ class StreamObserver(ABC):
 
     async def on_run_closed(self, run_id: str) -> None:  # noqa: B027  (a hook)
         """All events of the run were delivered; comes whatever the filter leaves out."""
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """The observers to which events really go, each with what it wants: this one, unless it stands for others.
+
+        Each leaf has a queue, a thread where it is threaded, and its failures to itself. After a change of what this
+        returns, call `manager.refresh()`.
+        """
+        return {self: self.filter}
 
     def report(self, error: BaseException) -> None:
         """Tell the other observers of a failure that this one survives, as an `error` event `observer:NAME`."""

@@ -26,8 +26,7 @@ from rollcast.records import (
 )
 from rollcast.records.event import RunStatus
 from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
-from rollcast.stream.delivery import Control
-from rollcast.stream.observer import StreamObserver
+from rollcast.stream.queue import Control
 
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
@@ -88,7 +87,7 @@ class RunStream:
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
         self._last_chain = ""
-        self._matched: set[StreamObserver] = set()  # narrow filters that some chain passed
+        self._places_seen: set[str] = set()  # of the chains and groups that filters name
         self.status: RunStatus | None = None
         self.lock: AbstractContextManager[Any] = manager.lock if live else _NO_LOCK
         self._route = manager.route(self, "", None)
@@ -149,7 +148,7 @@ class RunStream:
     def chain_began(self, chain: ChainStream) -> None:
         """Count it in. The lock is held."""
         self.open_chains[chain.trajectory.chain_id] = chain
-        self._note_matches(chain.trajectory)
+        self._note_places(chain.trajectory)
 
     def chain_ended(self, chain: ChainStream) -> None:
         """Add it to the totals. The lock is held."""
@@ -160,26 +159,32 @@ class RunStream:
         if trajectory.reward is not None:
             self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
-        self._note_matches(trajectory)  # of observers that came later, too
+        self._note_places(trajectory)  # of observers that came later, too
 
-    def _note_matches(self, trajectory: Trajectory) -> None:
-        for observer in self.manager.narrow_observers:
-            if observer.filter.matches_chain(trajectory.chain_id, trajectory.group_id, self.run_id):
-                self._matched.add(observer)
+    def _note_places(self, trajectory: Trajectory) -> None:
+        for place in (trajectory.chain_id, trajectory.group_id):
+            if place in self.manager.named_places:
+                self._places_seen.add(place)
 
     def _name_empty_filters(self) -> None:
-        """Warn of filters that matched no chain: mostly a misspelt id."""
-        for observer in self.manager.narrow_observers - self._matched if self.chains else ():
-            wanted = observer.filter
-            if wanted.others or (wanted.runs is not None and self.run_id not in wanted.runs):
+        """Warn of filters that name what this run did not have: mostly a misspelt id."""
+        for delivery in self.manager.deliveries if self.chains else ():
+            if delivery.born > self._began:
                 continue
-            logger.warning(
-                "the filter of %s matched no chain of this run: it wants %s, and the run had %d chains, the last %s",
-                observer.name,
-                ", ".join(sorted(wanted.chains or wanted.groups or ())) or "none",
-                self.chains,
-                self._last_chain,
-            )
+            for wanted in delivery.filter.alternatives:
+                if wanted.runs is not None and self.run_id not in wanted.runs:
+                    continue
+                missing = (
+                    (wanted.chains or frozenset()) | (wanted.groups or frozenset())
+                ) - self._places_seen
+                if missing:
+                    logger.warning(
+                        "the filter of %s names %s, which this run did not have; it had %d chains, the last of them %s",
+                        delivery.observer.name,
+                        ", ".join(sorted(missing)),
+                        self.chains,
+                        self._last_chain,
+                    )
 
     def chain(
         self,

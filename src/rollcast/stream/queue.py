@@ -1,0 +1,266 @@
+"""A bounded queue of events for somebody who may fall behind.
+
+`put` never waits. Where the reader falls behind, `compact` merges neighbouring chunks; where even that exceeds the limit,
+the queue is given up: a count by type stands for it until the reader comes back, and then it gets one `gap` a run and a
+snapshot of every open chain. Whoever owns a queue guards it with a lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any, Literal, TypeGuard
+
+import msgspec
+
+from rollcast.records import StreamEvent, StreamEventType
+
+__all__ = ["Control", "EventQueue", "Item", "compact", "event_size"]
+
+CHUNK = StreamEventType.LLM_GENERATION_CHUNK
+GENERATION_END = StreamEventType.LLM_GENERATION_END
+
+COMPACT_AT = 1024  # queued events; from here on a slow reader's chunks merge
+
+
+class Control(msgspec.Struct, frozen=True):
+    """Something in the queue that is no event: a hook to call, or a promise to keep when everything before it is done."""
+
+    kind: Literal["run_opened", "run_closed", "chain_closed", "barrier"]
+    run_id: str = ""
+    chain_id: str = ""
+    done: Future[None] | None = None
+
+
+Item = StreamEvent | Control
+
+
+def event_size(event: StreamEvent) -> int:
+    """Bytes of memory that the event keeps alive, near enough to bound a queue by."""
+    data = event.data
+    if event.event_type is CHUNK:
+        ids = data.get("token_ids")
+        return 480 + sys.getsizeof(data.get("content")) + (200 + 64 * len(ids) if ids else 0)
+    return 480 + _weight(data, 8)
+
+
+def _weight(value: Any, depth: int) -> int:
+    size = sys.getsizeof(value)
+    if depth == 0:
+        return size
+    if isinstance(value, dict):
+        return size + sum(_weight(k, 0) + _weight(v, depth - 1) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return size + sum(_weight(v, depth - 1) for v in value)
+    return size
+
+
+def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
+    """Neighbouring chunks of one generation as one, at the place of the last."""
+    first, last = events[0], events[-1]
+    data: dict[str, Any] = {
+        "content": "".join([e.data["content"] for e in events]),
+        "offset": first.data["offset"],
+    }
+    for name in ("token_ids", "logprobs"):
+        if all(name in e.data for e in events):
+            data[name] = [value for e in events for value in e.data[name]]
+    data["from_seq"] = first.data.get("from_seq", first.seq)
+    return msgspec.structs.replace(last, data=data)
+
+
+def compact(queue: list[Item]) -> tuple[list[Item], int]:
+    """The queue with neighbouring chunks of each generation merged, and how many events that saved.
+
+    Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
+    one's place, so `seq` still rises.
+    """
+    runs_of_chunks: dict[tuple[str, str], list[int]] = {}
+    groups: list[list[int]] = []
+    for i, item in enumerate(queue):
+        if isinstance(item, Control):
+            if item.kind == "chain_closed":
+                runs_of_chunks.pop((item.run_id, item.chain_id), None)
+            continue
+        key = (item.run_id, item.chain_id)
+        if item.event_type is not CHUNK:
+            runs_of_chunks.pop(key, None)
+        elif key in runs_of_chunks:
+            runs_of_chunks[key].append(i)
+        else:
+            runs_of_chunks[key] = [i]
+            groups.append(runs_of_chunks[key])
+    merged: dict[int, StreamEvent] = {}
+    gone: set[int] = set()
+    for group in groups:
+        if len(group) > 1:
+            merged[group[-1]] = merged_chunks([queue[i] for i in group])  # type: ignore[misc]  # chunks all
+            gone.update(group[:-1])
+    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone)
+
+
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
+    """The queue without the chunks of generations whose end stands in it too: the end has the whole text."""
+    ended: set[tuple[str, str]] = set()
+    kept: list[Item] = []
+    for item in reversed(queue):
+        if isinstance(item, StreamEvent):
+            key = (item.run_id, item.chain_id)
+            if item.event_type is GENERATION_END:
+                ended.add(key)
+            elif item.event_type is CHUNK:
+                if key in ended:
+                    continue
+            elif item.event_type is StreamEventType.LLM_GENERATION_START:
+                ended.discard(key)
+        kept.append(item)
+    return kept[::-1], len(queue) - len(kept)
+
+
+class _Lost:
+    """What one run's events were that this observer did not get."""
+
+    __slots__ = ("by_type", "from_seq", "to_seq")
+
+    def __init__(self, seq: int) -> None:
+        self.from_seq = self.to_seq = seq
+        self.by_type: Counter[str] = Counter()
+
+    def add(self, event: StreamEvent) -> None:
+        self.from_seq = min(self.from_seq, event.data.get("from_seq", event.seq))
+        self.to_seq = max(self.to_seq, event.seq)
+        self.by_type[event.event_type.value] += 1
+
+
+class EventQueue:
+    """Events that wait for one reader, and what stands for those that it will not get.
+
+    Args:
+        reader: how a `gap` calls the reader.
+        limit: bytes of memory that the waiting events may take.
+        lossless: nothing is merged or dropped; `full` tells that the producer must wait.
+        source: as events carry it.
+    """
+
+    def __init__(self, reader: str, limit: int, *, lossless: bool = False, source: str = "") -> None:
+        self.reader = reader
+        self.limit = limit
+        self.lossless = lossless
+        self.source = source
+        self.full = False
+        self.awake = False  # the reader is at work, or was told to look
+        self.merged = self.dropped = 0
+        self.items: list[Item] = []
+        self.bytes = 0
+        self._compact_at = COMPACT_AT
+        self._lost: dict[str, _Lost] = {}
+
+    def wake(self) -> None:
+        """Something waits and the reader is not awake: tell it."""
+        self.awake = True
+
+    def became_full(self) -> None:
+        """A lossless queue has reached its limit."""
+
+    def put(self, event: StreamEvent, size: int) -> None:
+        """Queue an event of this many bytes. This is on the path of every token."""
+        if self._lost:
+            self._lose(event)
+            return
+        self.items.append(event)
+        self.bytes += size
+        if self.bytes > self.limit or len(self.items) >= self._compact_at:
+            self._shrink()
+        if not self.awake:
+            self.wake()
+
+    def put_free(self, items: list[Item]) -> None:
+        """Queue what is not counted against the limit: controls, and snapshots (bounded by the open chains)."""
+        self.items += items
+        if not self.awake:
+            self.wake()
+
+    def take(self, snapshots: Iterable[StreamEvent]) -> list[Item]:
+        """Everything that waits, oldest first. `snapshots` of the open chains are used where events were dropped."""
+        items, self.items = self.items, []
+        if self._lost:
+            items = [*self._gaps(), *snapshots, *items]
+            self._lost = {}
+        self.bytes = 0
+        self._compact_at = COMPACT_AT
+        return items
+
+    def put_back(self, items: list[Item]) -> None:
+        """What was taken and not read stands first again."""
+        self.items[:0] = items
+        self._count_bytes()
+
+    def _shrink(self) -> None:
+        if self.lossless:
+            if self.bytes > self.limit and not self.full:
+                self.full = True
+                self.became_full()
+            return
+        self.items, saved = compact(self.items)
+        self.merged += saved
+        self._count_bytes()
+        if self.bytes > 0.75 * self.limit:
+            self.items, saved = without_ended_generations(self.items)
+            self.merged += saved
+            self._count_bytes()
+        if self.bytes > 0.75 * self.limit:
+            self._give_up()
+        self._compact_at = max(COMPACT_AT, 2 * len(self.items))
+
+    def _count_bytes(self) -> None:
+        self.bytes = sum(event_size(item) for item in self.items if _counts(item))
+
+    def _give_up(self) -> None:
+        """Drop what waits; from here on only count, until the reader comes back."""
+        items, self.items = self.items, []
+        for item in items:
+            if isinstance(item, Control):
+                self.items.append(item)
+            elif _counts(item):
+                self._lose(item)
+        self.bytes = 0
+
+    def _lose(self, event: StreamEvent) -> None:
+        lost = self._lost.get(event.run_id)
+        if lost is None:
+            lost = self._lost[event.run_id] = _Lost(event.seq)
+        lost.add(event)
+        self.dropped += 1
+
+    def _gaps(self) -> list[StreamEvent]:
+        now = time.time()
+        return [
+            StreamEvent(
+                StreamEventType.GAP,
+                "",
+                now,
+                {
+                    "from_seq": lost.from_seq,
+                    "to_seq": lost.to_seq,
+                    "dropped": dict(lost.by_type),
+                    "reason": f"{self.reader} fell behind by more than {self.limit} bytes",
+                },
+                seq=lost.to_seq,
+                run_id=run_id,
+                source=self.source,
+            )
+            for run_id, lost in self._lost.items()
+        ]
+
+    @property
+    def waiting(self) -> list[StreamEvent]:
+        """The events that wait."""
+        return [item for item in self.items if isinstance(item, StreamEvent)]
+
+
+def _counts(item: Item) -> TypeGuard[StreamEvent]:
+    """Whether the item counts against the limit."""
+    return isinstance(item, StreamEvent) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT
