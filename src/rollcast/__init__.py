@@ -16,25 +16,31 @@ if TYPE_CHECKING:
     from rollcast.rollout.reward import exact_match, numeric_match, reward
     from rollcast.stream import StreamingManager, StreamObserver
     from rollcast.stream.observers import (
+        AsyncGeneratorStreamObserver,
         CallbackStreamObserver,
+        ChainSpecificStreamObserver,
         ConsoleStreamObserver,
         JSONStreamObserver,
+        MultiChainStreamObserver,
     )
     from rollcast.tools import tool
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncGeneratorStreamObserver",
     "BaseAgent",
     "CallbackStreamObserver",
     "ChainContext",
     "ChainGeneration",
+    "ChainSpecificStreamObserver",
     "ConsoleStreamObserver",
     "Delta",
     "EventFilter",
     "GenerationRequest",
     "InputError",
     "JSONStreamObserver",
+    "MultiChainStreamObserver",
     "RollcastError",
     "RunResult",
     "Sampling",
@@ -58,7 +64,10 @@ _HOMES = {
     "rollcast.rollout": "BaseAgent ChainContext ChainGeneration RunResult",
     "rollcast.rollout.reward": "exact_match numeric_match reward",
     "rollcast.stream": "StreamingManager StreamObserver",
-    "rollcast.stream.observers": "CallbackStreamObserver ConsoleStreamObserver JSONStreamObserver",
+    "rollcast.stream.observers": (
+        "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver "
+        "ConsoleStreamObserver JSONStreamObserver MultiChainStreamObserver"
+    ),
     "rollcast.tools": "tool",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

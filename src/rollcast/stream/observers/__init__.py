@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rollcast.stream.observers.callback import CallbackStreamObserver
+from rollcast.stream.observers.composite import ChainSpecificStreamObserver, MultiChainStreamObserver
+from rollcast.stream.observers.generator import AsyncGeneratorStreamObserver
 from rollcast.stream.observers.jsonl import JSONStreamObserver
 
 if TYPE_CHECKING:
     from rollcast.stream.observers.console import ConsoleStreamObserver
 
-__all__ = ["CallbackStreamObserver", "ConsoleStreamObserver", "JSONStreamObserver"]
+__all__ = [
+    "AsyncGeneratorStreamObserver",
+    "CallbackStreamObserver",
+    "ChainSpecificStreamObserver",
+    "ConsoleStreamObserver",
+    "JSONStreamObserver",
+    "MultiChainStreamObserver",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,125 @@
+"""Observers that stand for others: one chain of another's, or several by chain.
+
+The manager delivers to the leaves, so each child has its own queue, its own thread where it is threaded, and its failures
+to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEvent
+from rollcast.stream.observer import StreamObserver
+
+__all__ = ["ChainSpecificStreamObserver", "MultiChainStreamObserver"]
+
+
+class _Composite(StreamObserver):
+    """Dispatches by hand what the manager would deliver to the leaves."""
+
+    async def on_event(self, event: StreamEvent) -> None:
+        """Give the event to the leaves that want it; for callers that have no manager."""
+        for leaf, wanted in self.leaves().items():
+            if wanted.matches(event):
+                await leaf.on_event(event)
+
+    async def aclose(self) -> None:
+        """Close the leaves; for callers that have no manager."""
+        for leaf in self.leaves():
+            await leaf.aclose()
+
+
+class ChainSpecificStreamObserver(_Composite):
+    """Another observer, for one chain only.
+
+    Args:
+        chain_id: a chain id, several, or an `EventFilter`.
+        observer: gets what passes both this filter and its own.
+
+    Raises:
+        InputError: `observer` is no StreamObserver.
+    """
+
+    def __init__(self, chain_id: EventFilter | str | list[str], observer: StreamObserver) -> None:
+        self.observer = _checked(observer)
+        self.filter = EventFilter.coerce(chain_id)
+
+    @property
+    def name(self) -> str:
+        """Names both."""
+        return f"{type(self).__name__}({self.observer.name})"
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """The other observer's, narrowed."""
+        return {leaf: wanted & self.filter for leaf, wanted in self.observer.leaves().items()}
+
+
+class MultiChainStreamObserver(_Composite):
+    """Observers by chain, and others for everything. They may be added and removed while chains run."""
+
+    def __init__(self) -> None:
+        self._by_chain: dict[str, list[StreamObserver]] = {}
+        self._global: list[StreamObserver] = []
+
+    def add_chain_observer(self, chain_id: str, observer: StreamObserver) -> None:
+        """The observer gets this chain's events, as far as its own filter wants them.
+
+        Raises:
+            InputError: it is no StreamObserver, or the chain id is no string.
+        """
+        if not isinstance(chain_id, str):
+            raise InputError(
+                f"add_chain_observer got chain id {chain_id!r}; expected a string such as 'chain_0'"
+            )
+        self._by_chain.setdefault(chain_id, []).append(_checked(observer))
+        self._changed()
+
+    def add_global_observer(self, observer: StreamObserver) -> None:
+        """The observer gets every chain's events and the run's, as far as its own filter wants them.
+
+        Raises:
+            InputError: it is no StreamObserver.
+        """
+        self._global.append(_checked(observer))
+        self._changed()
+
+    def remove_chain_observer(self, chain_id: str, observer: StreamObserver | None = None) -> None:
+        """Take the observer off this chain; all of the chain's where None. One that is not there is ignored."""
+        observers = self._by_chain.pop(chain_id, [])
+        kept = [o for o in observers if observer is not None and o is not observer]
+        if kept:
+            self._by_chain[chain_id] = kept
+        self._changed()
+
+    def remove_global_observer(self, observer: StreamObserver) -> None:
+        """Take the observer off. One that is not there is ignored."""
+        self._global = [o for o in self._global if o is not observer]
+        self._changed()
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """Every child's; a child of several chains is one observer that wants them all."""
+        leaves: dict[StreamObserver, EventFilter] = {}
+        for leaf, wanted in self._parts():
+            leaves[leaf] = leaves[leaf] | wanted if leaf in leaves else wanted
+        return leaves
+
+    def _parts(self) -> Iterator[tuple[StreamObserver, EventFilter]]:
+        for observer in self._global:
+            yield from observer.leaves().items()
+        for chain_id, observers in self._by_chain.items():
+            for observer in observers:
+                for leaf, wanted in observer.leaves().items():
+                    yield leaf, wanted & EventFilter(chains=chain_id)
+
+    def _changed(self) -> None:
+        if self.manager is not None:
+            self.manager.refresh()
+
+
+def _checked(observer: StreamObserver) -> StreamObserver:
+    if not isinstance(observer, StreamObserver):
+        raise InputError(
+            f"expected a StreamObserver, found {type(observer).__name__}; derive its class from StreamObserver"
+        )
+    return observer
