@@ -341,6 +341,34 @@ async def test_lines_fit_the_width_and_each_has_its_chains_id(events, printed, c
     assert joined.replace(" ", "") == text.replace(" ", "")
 
 
+@given(st.lists(st.integers(1, 7), min_size=60, max_size=60), st.sampled_from([None, 24, 40]), st.booleans())
+def test_text_is_complete_and_in_order_however_it_comes(sizes, columns, at_once):
+    """Cut into tokens anywhere, wrapped or not, with or without waiting: nothing is lost, doubled or moved."""
+    text = "I think <think>so, or <tool not</think>\n\n<tool_call>{a: <b>}</tool_call> <end\r\n  of it "
+
+    async def feed():
+        file = io.StringIO()
+        observer = ConsoleStreamObserver(
+            show_timestamps=False, file=file, width=columns, gather_s=0 if at_once else 3600
+        )
+        rest = text
+        for size in sizes:
+            for chain in ("chain_0", "chain_1"):
+                await observer.on_event(StreamEvent.now("llm_generation_chunk", chain, content=rest[:size]))
+            rest = rest[size:]
+        for chain in ("chain_0", "chain_1"):
+            await observer.on_event(StreamEvent.now("llm_generation_end", chain, content=text))
+        await observer.aclose()
+        return file.getvalue().splitlines()
+
+    lines = asyncio.run(feed())
+    for chain in ("chain_0", "chain_1"):
+        said = "".join(
+            line.partition("│ ")[2] for line in lines if re.match(rf"({chain}|{chain[-1]}) │", line)
+        )
+        assert re.sub("[… ]", "", said) == re.sub(r"\s", "", text)
+
+
 async def test_timestamps_are_local_times_with_milliseconds(events):
     """HH:MM:SS.mmm; a time that no clock shows is no error."""
     file = io.StringIO()

@@ -204,6 +204,35 @@ async def test_each_run_has_its_own_gap_and_each_outage_its_own_report(events, o
     assert len(observer.reported) == 2
 
 
+async def test_the_gap_is_written_at_the_end_where_no_event_follows(events, path, disk):
+    """Merged chunks and gaps that are lost count as what they stand for."""
+    observer = Reporting(path, flush_interval=0)
+    disk.room = 0
+    merged = StreamEvent(
+        "llm_generation_chunk", "chain_0", 0.0, {"content": "a", "from_seq": 3}, seq=7, run_id="r"
+    )
+    dropped = {"llm_generation_chunk": 5}
+    gap = StreamEvent(
+        "gap", "", 0.0, {"from_seq": 8, "to_seq": 12, "dropped": dropped, "reason": "x"}, run_id="r"
+    )
+    await observer.on_batch([merged, gap])
+    disk.room = None
+    await observer.aclose()
+    (event,) = read(path)
+    assert (event.data["from_seq"], event.data["to_seq"]) == (3, 12)
+    assert event.data["dropped"] == {"llm_generation_chunk": 6}
+
+
+async def test_a_disk_that_stays_full_is_said_at_the_end(events, path, disk, caplog):
+    """What could not be written is counted in a warning."""
+    observer = Reporting(path, flush_interval=0)
+    disk.room = 0
+    await observer.on_batch([events.start("chain_0")])
+    await observer.aclose()
+    assert "1 events could not be written: {'chain_start': 1}" in caplog.text
+    observer._lines._lost.clear()
+
+
 async def test_a_folder_that_goes_away_is_no_more_than_that(events, tmp_path):
     """Opening fails as writing does: counted, reported, and made good."""
     folder = tmp_path / "gone"

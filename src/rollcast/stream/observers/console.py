@@ -506,9 +506,8 @@ class ConsoleStreamObserver(StreamObserver):
         elif len(rest) > self._out.room:
             fitting, kept = _break(rest, self._out.room - 2)
             self._print_line(chain, fitting, stamp, ends=False)
-            rest = kept
-            chain.pending.insert(0, rest)
-            chain.size += len(rest)
+            chain.pending.append(kept)
+            chain.size += len(kept)
         elif rest:
             chain.pending.append(rest)
             chain.size = len(rest)
