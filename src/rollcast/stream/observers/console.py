@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TextIO
 
 from rollcast.errors import InputError
@@ -56,7 +56,7 @@ class ConsoleStreamObserver(StreamObserver):
     def __init__(
         self,
         show_timestamps: bool = True,
-        chain_filter: EventFilter | str | list[str] | None = None,
+        chain_filter: EventFilter | str | Iterable[str] | None = None,
         *,
         file: TextIO | None = None,
         color: bool | None = None,
