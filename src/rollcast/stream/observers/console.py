@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TextIO
 
 from rollcast.errors import InputError
@@ -56,7 +56,7 @@ class ConsoleStreamObserver(StreamObserver):
     def __init__(
         self,
         show_timestamps: bool = True,
-        chain_filter: EventFilter | str | list[str] | None = None,
+        chain_filter: EventFilter | str | Iterable[str] | None = None,
         *,
         file: TextIO | None = None,
         color: bool | None = None,
@@ -202,6 +202,7 @@ class ConsoleStreamObserver(StreamObserver):
         output.several_runs = several_runs(output.members)
         if isinstance(output.status, StatusArea):
             output.status.recount()
+        output.redraw()
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -264,14 +265,14 @@ class ConsoleStreamObserver(StreamObserver):
     def _print_due(self, chain: VisibleChain, *, everything: bool) -> None:
         """Print the pending text up to its last word, which may wait as long again for its end."""
         text = "".join(chain.pending)
-        whole, space, word = text.rpartition(" ")
+        whole, _, word = text.rpartition(" ")
         if everything or self._out.output.alone or (chain.word_waited and not whole.strip()):
             chain.word_waited = False
             self._print_pending(chain, all_of_it=True)
             return
         chain.word_waited = bool(word)
         if whole.strip():
-            chain.pending = [whole + space]
+            chain.pending = [whole]
             self._print_pending(chain, all_of_it=True)
             chain.pending.append(word)
             chain.size += len(word)
@@ -322,8 +323,10 @@ class ConsoleStreamObserver(StreamObserver):
 
     def _chunk(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
-        content = data["content"]
+        content = _text(data, "content")
         offset = data.get("offset", chain.offset)
+        if not isinstance(offset, int):
+            raise TypeError("an offset is a number of characters")
         if offset != chain.offset:
             self._jump(chain, offset, event.timestamp)
         chain.offset += len(content)
@@ -362,7 +365,7 @@ class ConsoleStreamObserver(StreamObserver):
 
     def _generation_end(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
-        rest = data["content"][chain.offset :]
+        rest = _text(data, "content")[chain.offset :]
         if rest:  # the backend does not stream, or the chunks were left out
             self._gather(chain, rest, event.timestamp)
         self._end_text(chain)
@@ -378,27 +381,29 @@ class ConsoleStreamObserver(StreamObserver):
             self._out.print_rows([[(f"{self._out.glyphs.more} {why}", "gap")]], chain, event.timestamp)
 
     def _tool_call_start(self, event: StreamEvent, chain: VisibleChain) -> None:
+        call_id, name = _text(event.data, "call_id"), _text(event.data, "tool_name")
         self._print_event(event, chain)
-        chain.calls[event.data["call_id"]] = (event.data["tool_name"], False)
+        chain.calls[call_id] = (name, False)
 
     def _tool_observation(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
-        call_id, text = data["call_id"], data["observation"]
+        call_id, name, text = _text(data, "call_id"), _text(data, "tool_name"), _text(data, "observation")
+        status = _text(data, "status") if "status" in data else "success"
         self._end_text(chain)
         if data.get("partial"):
             self._out.print_rows(self._out.rows.partial(text), chain, event.timestamp)
             return
-        chain.calls.setdefault(call_id, (data["tool_name"], False))
-        chain.held[call_id] = (text, data["status"], event.timestamp)
+        chain.calls.setdefault(call_id, (name, False))
+        chain.held[call_id] = (text, status, event.timestamp)
         self._wait(chain)
 
     def _tool_call_end(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
-        call_id = data["call_id"]
-        _, printed = chain.calls.setdefault(call_id, (data["tool_name"], False))
+        call_id, name, status = _text(data, "call_id"), _text(data, "tool_name"), _text(data, "status")
+        _, printed = chain.calls.setdefault(call_id, (name, False))
         if not printed:
             # Without an observation (filtered out) the end speaks for itself.
-            chain.held.setdefault(call_id, ("done", data["status"], event.timestamp))
+            chain.held.setdefault(call_id, ("done", status, event.timestamp))
             self._print_result(chain, call_id, data.get("duration_s"))
         chain.calls.pop(call_id, None)
         if not chain.held and not chain.pending:
@@ -420,10 +425,11 @@ class ConsoleStreamObserver(StreamObserver):
         self._print_event(event, chain)
 
     def _snapshot(self, event: StreamEvent, chain: VisibleChain) -> None:
+        calls = {_text(call, "call_id"): _text(call, "tool_name") for call in event.data["tool_calls"]}
+        content = "" if event.data["content"] is None else _text(event.data, "content")
         self._print_all_of(chain)
         self._print_event(event, chain)
-        chain.calls = {call["call_id"]: (call["tool_name"], False) for call in event.data["tool_calls"]}
-        content = event.data["content"] or ""
+        chain.calls = {call_id: (name, False) for call_id, name in calls.items()}
         chain.offset, chain.tag = len(content), None
         if content:
             chain.partial_line = True
@@ -500,9 +506,8 @@ class ConsoleStreamObserver(StreamObserver):
         elif len(rest) > self._out.room:
             fitting, kept = _break(rest, self._out.room - 2)
             self._print_line(chain, fitting, stamp, ends=False)
-            rest = kept
-            chain.pending.insert(0, rest)
-            chain.size += len(rest)
+            chain.pending.append(kept)
+            chain.size += len(kept)
         elif rest:
             chain.pending.append(rest)
             chain.size = len(rest)
@@ -532,6 +537,14 @@ class ConsoleStreamObserver(StreamObserver):
         elif not blank:
             self._out.print_rows([row], chain, stamp, goes_on=chain.partial_line)
         chain.partial_line = not ends and (chain.partial_line or not blank)
+
+
+def _text(data: dict[str, Any], field: str) -> str:
+    """A field that must be text: payloads may come from anywhere."""
+    value = data[field]
+    if not isinstance(value, str):
+        raise TypeError(f"{field} must be text, found {type(value).__name__}")
+    return value
 
 
 def _break(text: str, cells: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What each event says on a terminal, as rows of safe pieces. Pure: no output, no state, no width.
+"""What each event says on a terminal, as rows of pieces. Pure: no output, no state, no width.
 
 Chunks of text are not here: the console gathers them (console.py).
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.observers.layout import Glyphs, Row
-from rollcast.stream.observers.safe_text import shorten, visible
+from rollcast.stream.observers.safe_text import is_safe, shorten, visible
 
 __all__ = ["EventRows"]
 
@@ -22,6 +22,7 @@ _QUESTION_CHARS = 240
 _ARGUMENT_CHARS = 400
 _ERROR_CHARS = 600
 _METRICS = 6
+_NBSP = "\u00a0"  # keeps a figure and its unit on one row; printed as a space
 
 
 class EventRows:
@@ -62,6 +63,12 @@ class EventRows:
     def text(self, text: str, style: str = "") -> Row:
         """Text from outside as safe pieces."""
         return [(t, "escape" if escaped else style) for t, escaped in visible(text, self._encoding)]
+
+    def safe(self, row: Row) -> Row:
+        """The row with every piece safe, whatever payload it was made of. What is safe already stays."""
+        if all(is_safe(text) for text, _ in row):
+            return row
+        return [piece for text, style in row for piece in self.text(text, style)]
 
     def line(self, text: str, limit: int, style: str = "") -> Row:
         """One line from text that may be huge or have several; what is left out is counted."""
@@ -267,8 +274,8 @@ def _number(value: Any) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 0.0995:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.00095 else f"{seconds * 1000:.1f} ms"
+        return f"{seconds * 1000:.0f}{_NBSP}ms" if seconds >= 0.00095 else f"{seconds * 1000:.1f}{_NBSP}ms"
     if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+        return f"{seconds:.2f}{_NBSP}s" if seconds < 9.995 else f"{seconds:.1f}{_NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+    return f"{minutes}{_NBSP}min{_NBSP}{rest:02d}{_NBSP}s"

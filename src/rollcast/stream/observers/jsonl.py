@@ -160,7 +160,7 @@ class _Lines:
     def flush(self) -> OSError | None:
         """Write what waits. Returns the failure where it is the first since a success."""
         self._leave_parents_lines()
-        if not self._events:
+        if not self._events and not self._lost:
             return None
         gaps = [_gap(source, run_id, lost) for (source, run_id), lost in self._lost.items()]
         keys = list(self._lost)
@@ -178,19 +178,24 @@ class _Lines:
     def close(self) -> None:
         """Write what waits, as far as that goes, and let go of the file."""
         error = self.flush()
-        if error is not None:
-            _log.warning("events that were to be written at the end are lost: %s", error)
+        if error is not None or self._lost:
+            dropped = sum((lost.dropped for lost in self._lost.values()), Counter[str]())
+            _log.warning("%d events could not be written: %s", dropped.total(), dict(dropped))
         self._sink.close()
 
     def _lose(self, event: StreamEvent, error: OSError) -> None:
+        data = event.data
+        first, last, dropped = data.get("from_seq", event.seq), event.seq, {str(event.event_type): 1}
+        if event.event_type == StreamEventType.GAP:  # it stands for others
+            last, dropped = data["to_seq"], data["dropped"]
         key = (event.source, event.run_id)
         lost = self._lost.get(key)
         if lost is None:
             reason = f"the file could not be written: {error.strerror or error}"
-            lost = self._lost[key] = _Lost(event.seq, event.seq, reason)
-        lost.from_seq = min(lost.from_seq, event.seq)
-        lost.to_seq = max(lost.to_seq, event.seq)
-        lost.dropped[str(event.event_type)] += 1
+            lost = self._lost[key] = _Lost(first, last, reason)
+        lost.from_seq = min(lost.from_seq, first)
+        lost.to_seq = max(lost.to_seq, last)
+        lost.dropped.update(dropped)
 
     def _clear(self) -> None:
         self._events, self._chunks, self._size = [], [], 0

@@ -124,14 +124,12 @@ class Painter:
     def paint(self, row: Row) -> str:
         """The row as text, without a newline."""
         codes = self._codes
-        if not codes:
-            return "".join([text for text, _ in row])
-        return "".join(
-            [
-                f"{codes[style][0]}{text}{codes[style][1]}" if style in codes and text else text
+        if codes:
+            row = [
+                (f"{codes[style][0]}{text}{codes[style][1]}", "") if style in codes and text else (text, "")
                 for text, style in row
             ]
-        )
+        return "".join([text for text, _ in row]).replace("\u00a0", " ")
 
 
 def chain_number(chain_id: str) -> int:

@@ -27,6 +27,7 @@ __all__ = ["SharedOutput"]
 
 _ERASE_BELOW = "\x1b[J"
 _INDEX, _UP, _SAVE, _DOWN, _RESTORE = "\x1bD", "\x1b[{}A", "\x1b7", "\r\x1b[1B", "\x1b8"
+_REDRAW_S = 0.05
 _BLOCKED_FOR_S = 1.0
 
 
@@ -58,6 +59,7 @@ class SharedOutput:
         self._lock = threading.RLock()
         self._texts: list[str] = []
         self._drawn: list[str] = []
+        self._drawn_at = float("-inf")
 
     @classmethod
     def of(cls, stream: TextIO) -> SharedOutput:
@@ -98,16 +100,25 @@ class SharedOutput:
         if self.line_owner is not None:
             self.put("")
 
+    def redraw(self) -> None:
+        """Have the status drawn at the end of this `with`, however short ago that was done."""
+        self._drawn_at = float("-inf")
+
     def clear_status(self) -> None:
         """Take the status off the screen."""
         with self:
             self.status = None
+            self.redraw()
 
     def _commit(self) -> None:
         body = "".join(self._texts)
         self._texts.clear()
         if self.dead:
             return
+        now = time.monotonic()
+        if not body and now - self._drawn_at < _REDRAW_S:
+            return  # a console looks again within a tenth of a second
+        self._drawn_at = now
         rows = self.status() if self.status is not None else []
         if not body and rows == self._drawn:
             return

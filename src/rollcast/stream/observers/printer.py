@@ -148,7 +148,7 @@ class Printer:
         output = self.output
         prefix = self.painter.paint(self.prefix(chain, stamp))
         more = (f"{self.glyphs.more} ", "dim")
-        for row in rows:
+        for row in map(self.rows.safe, rows):
             first = [more, *_stripped(row)] if goes_on else row
             parts = [first] if self.width is None else wrap(first, self.room, self.room - 2)
             output.put(prefix + self.painter.paint(parts[0]) + "\n")
@@ -162,7 +162,7 @@ class Printer:
         head: Row = [(rule * 2 + " ", "rule")]
         if output.several_runs:
             head += [*self.rows.line(_short_run(run_id), _LABEL_CHARS, "dim"), (" ", "")]
-        head += [*row, (" ", "")]
+        head += [*self.rows.safe(row), (" ", "")]
         parts = [head] if self.width is None else wrap(head, self.width - 3, self.width - 6)
         fill = 2 if self.width is None else max(self.width - row_cells(parts[-1]) - 3 * (len(parts) > 1), 2)
         parts[-1] = [*parts[-1], (rule * fill, "rule")]

@@ -144,7 +144,7 @@ class StatusArea:
 
     def _count(self, now: float) -> None:
         runs = [(run_id, run) for m in self._members if m.status_wanted for run_id, run in m.runs.items()]
-        runs = [(run_id, run) for run_id, run in runs if run.expected or run.chains]
+        runs = [(run_id, run) for run_id, run in runs if run.chains]
         self._line, self._running = None, []
         if not runs:
             self._totals.clear()

@@ -19,7 +19,7 @@ def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | N
 
     Returns:
         The pieces, the tag that is open after them, and what is held back from the end: the beginning of what may
-        become a tag.
+        become a tag, or the end of a line as Windows writes it.
     """
     row: Row = []
     while text:
@@ -47,7 +47,9 @@ def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | N
 
 
 def _beginning(text: str, awaited: tuple[str, ...]) -> str:
-    """The end of the text that is a proper beginning of an awaited tag."""
+    """The end of the text that is a proper beginning of an awaited tag, or of a line's end."""
+    if text.endswith("\r"):
+        return "\r"
     at = text.rfind("<")
     if at < 0:
         return ""

@@ -1,0 +1,65 @@
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollcast.stream.observers.safe_text import json_safe, shorten, visible
+
+
+def shown(text, encoding=None):
+    return "".join(t for t, _ in visible(text, encoding))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\rb\x08c\x7f", r"a\rb\x08c\x7f"),
+        ("\x9b31m", r"\x9b31m"),
+        ("\u202eevil\u2066x\u2069", r"\u202eevil\u2066x\u2069"),
+        ("pass\u200bword\ufeff", r"pass\u200bword\ufeff"),
+        ("hidden\U000e0041\U000e0100", r"hidden\U000e0041\U000e0100"),
+        ("\ud800", r"\ud800"),
+        ("a\tb", "a    b"),
+        ("日本語 🙂 é", "日本語 🙂 é"),
+        ("\u3000wide space", "\u3000wide space"),
+    ],
+)
+def test_what_is_invisible_or_obeyed_is_shown_as_an_escape(text, expected):
+    """Escapes are Python's, the rest stays itself."""
+    assert shown(text) == expected
+
+
+@given(st.text(st.characters()))
+def test_nothing_that_a_terminal_obeys_gets_through(text):
+    """Whatever the text is, no control, format, surrogate or unassigned character is left of it."""
+    assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown(text))
+
+
+def test_escapes_are_told_apart_from_text_that_looks_like_them():
+    """Only what stands for a character is marked as an escape."""
+    assert visible("\\x1b") == [("\\x1b", False)]
+    assert visible("\x1b") == [("\\x1b", True)]
+
+
+def test_characters_that_the_output_cannot_show_are_escaped():
+    """A Latin-1 terminal gets an escape in place of a Japanese character."""
+    assert shown("é日", "latin-1") == r"é\u65e5"
+
+
+def test_shortening_counts_what_it_leaves_out():
+    """The rest is a number of characters."""
+    assert shorten("x" * 10, 4) == ("xxxx", 6)
+    assert shorten("xxxx", 4) == ("xxxx", 0)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_json_made_safe_means_the_same(texts):
+    """Escaping within JSON lines changes no value, and leaves only newlines between them."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    safe = json_safe(lines)
+    assert [json.loads(line)["text"] for line in safe.split("\n")[:-1]] == texts
+    assert not any(unicodedata.category(char) in ("Cc", "Cf") for char in safe.replace("\n", ""))
