@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TextIO
+from typing import Any, TextIO
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
@@ -51,7 +51,7 @@ class ConsoleStreamObserver(StreamObserver):
         InputError: a number is out of its range.
     """
 
-    threaded: ClassVar[bool] = True
+    threaded = True
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, encode, encode_lines
@@ -49,7 +48,7 @@ class JSONStreamObserver(StreamObserver):
         InputError: the path is a folder or may not be written to, or a number is out of its range.
     """
 
-    threaded: ClassVar[bool] = True
+    threaded = True
 
     def __init__(
         self,
