@@ -19,11 +19,13 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
-from rollcast.records import ToolCall
+from rollcast.records import EventFilter, ToolCall
+from rollcast.records.filter import Names
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward
 from rollcast.rollout.rows import as_rows, count
 from rollcast.rollout.run import Run, RunSettings
+from rollcast.rollout.streaming import StreamingRun
 from rollcast.stream import StreamingManager
 from rollcast.tools import Tool, tool_set
 
@@ -117,6 +119,37 @@ class BaseAgent:
             sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed,
         )  # fmt: skip
         return await run.execute()
+
+    def run_async_streaming(
+        self,
+        max_steps: int,
+        start_messages: Sequence[Mapping[str, Any]],
+        num_chains: int = 1,
+        streaming_callback: Callable[..., Any] | None = None,
+        *,
+        chain_filter: EventFilter | Names = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        max_concurrent_chains: int | None = None,
+        seed: int | None = None,
+    ) -> StreamingRun:
+        """As `run_async` with streaming, and the events are the items of what is returned.
+
+            async with agent.run_async_streaming(5, messages, num_chains=4) as stream:
+                async for event in stream:
+                    ...
+            stream.result
+
+        `chain_filter` chooses the events: a chain id, several, or an `EventFilter`. The other arguments are those of
+        `run_async`.
+
+        Raises:
+            InputError: an argument is wrong; no chain has started.
+        """
+        run = self.prepare(
+            max_steps, start_messages, num_chains, True, streaming_callback,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed,
+        )  # fmt: skip
+        return StreamingRun(run, chain_filter)
 
     def run(
         self,

@@ -124,7 +124,8 @@ class Run:
                         self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
                     )
             await self._all_done()
-            status = "cancelled" if self._cancelled else "completed"
+            cut_short = self._cancelled and any(t.finish_reason in (None, "cancelled") for t in self.result)
+            status = "cancelled" if cut_short else "completed"
         except asyncio.CancelledError:
             status = "cancelled"
             raise

@@ -178,7 +178,7 @@ def eventually():
 
     async def wait(condition):
         async with asyncio.timeout(10):
-            while not condition():  # noqa: ASYNC110  what is waited for is seen from outside alone
+            while not condition():
                 await asyncio.sleep(0.005)
 
     return wait
