@@ -40,7 +40,7 @@ async def test_it_is_a_context_manager():
 
 
 @pytest.mark.parametrize("entered", [True, False])
-async def test_leaving_early_cancels_and_keeps_the_partial_trajectories(entered):
+async def test_leaving_early_cancels_and_keeps_the_partial_trajectories(entered, until):
     """Chains are closed properly, and what was said stands in the result."""
     subject = agent(script="one " * 1000)
     stream = subject.run_async_streaming(1, HELLO, num_chains=3, sampling={"max_tokens": 1000})
@@ -60,7 +60,7 @@ async def test_leaving_early_cancels_and_keeps_the_partial_trajectories(entered)
     assert {t.finish_reason for t in stream.result} == {"cancelled"}
     assert all(t.turns[0].text.startswith("one") for t in stream.result if t.turns)
     assert not subject.backend.running
-    assert subject.streaming_manager.observers == []
+    await until(lambda: subject.streaming_manager.observers == [])
 
 
 async def test_a_filtered_stream_ends_at_its_chain_and_the_run_goes_on():

@@ -87,11 +87,14 @@ class Run:
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled = False
+        self._cancelled_chains: set[str] = set()
 
     def cancel(self, chain_id: str | None = None) -> None:
         """End one chain, or the whole run, properly: what was opened is closed, and the result keeps what there is."""
         if chain_id is None:
             self._cancelled = True
+        else:
+            self._cancelled_chains.add(chain_id)
         for name, task in self._tasks.items():
             if chain_id in (None, name):
                 task.cancel()
@@ -120,9 +123,12 @@ class Run:
                         self.run_id, f"chain_{r * settings.num_chains + i}", f"group_{r}", i
                     )
                     self.result.trajectories.append(trajectory)
-                    self._tasks[trajectory.chain_id] = asyncio.create_task(
+                    task = asyncio.create_task(
                         self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
                     )
+                    self._tasks[trajectory.chain_id] = task
+                    if self._cancelled or trajectory.chain_id in self._cancelled_chains:
+                        task.cancel()  # before it began
             await self._all_done()
             cut_short = self._cancelled and any(t.finish_reason in (None, "cancelled") for t in self.result)
             status = "cancelled" if cut_short else "completed"
