@@ -39,7 +39,21 @@ def root(
 
 @app.command()
 def run(
+    agent: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODULE:AGENT]",
+            help="An agent of your own: module:name or path/to/file.py:name. The embedded model where none is given.",
+        ),
+    ] = None,
     task: Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")] = "arithmetic",
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='JSON lines to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="A question of your own instead of the task's; may be given several times."),
@@ -80,10 +94,13 @@ def run(
 ) -> None:
     """Run an agent and watch its chains.
 
-    The model is the embedded one (rollcast/tiny, 0.46 million parameters, no download, no GPU). It knows the questions
-    of the shipped tasks and nothing else: it is there to be watched and trained, not to be talked to.
+    Without an agent of yours, the model is the embedded one (rollcast/tiny, 0.46 million parameters, no download, no
+    GPU). It knows the questions of the shipped tasks and nothing else: it is there to be watched and trained, not to be
+    talked to.
     """
     options = RunOptions(
+        agent=agent,
+        rows=rows,
         task=task,
         prompts=prompt or [],
         questions=questions,

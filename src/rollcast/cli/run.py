@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from rollcast.cli.load import load_agent, load_rows
+from rollcast.cli.pace import Paced
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
-from rollcast.models import Delta, GenerationRequest
+from rollcast.models import Sampling
 from rollcast.records import EventFilter
 from rollcast.rollout import BaseAgent, Run, RunResult
 from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
@@ -29,6 +31,8 @@ INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 class RunOptions:
     """What the command line says; see `rollcast run --help`."""
 
+    agent: str | None
+    rows: str | None
     task: str
     prompts: list[str]
     questions: int
@@ -45,39 +49,12 @@ class RunOptions:
     timestamps: bool
 
 
-class _Paced(BaseAgent):
-    """An agent that speaks at a reader's pace, in tokens a second; None: as fast as it can."""
-
-    def __init__(self, pace: float | None, **agent: Any) -> None:
-        if pace is not None and not pace > 0:
-            raise InputError(f"--pace is {pace:g}; expected a number of tokens a second above 0")
-        super().__init__(**agent)
-        self.pace = pace
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """The deltas, each after its pause."""
-        deltas: Any = super().generate(request)
-        try:
-            async for delta in deltas:
-                if self.pace is not None:
-                    await asyncio.sleep(1 / self.pace)
-                yield delta
-        finally:
-            await deltas.aclose()
-
-
 def run_command(options: RunOptions) -> int:
     """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C."""
     task = get_task(options.task)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
-    own_questions = bool(options.prompts)
-    agent = _Paced(
-        options.pace, tools=task.tools, reward=None if own_questions else task.reward, name=task.name
-    )
-    sampling = task.sampling
-    if options.temperature is not None:
-        sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
+    agent = _agent(task, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:
         agent.streaming_manager.add_observer(JSONStreamObserver(None if lines_to_stdout else options.json))
@@ -85,33 +62,51 @@ def run_command(options: RunOptions) -> int:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
-    run_args: dict[str, Any] = {
-        "max_steps": task.max_steps if options.max_steps is None else options.max_steps,
-        "start_messages": rows,
-        "num_chains": options.chains,
-        "enable_streaming": True,
-        "sampling": sampling,
-        "max_concurrent_chains": options.max_concurrent,
-        "seed": options.seed,
-    }
+    sampling = task.sampling if options.agent is None else Sampling()
+    if options.temperature is not None:
+        sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
+    run = agent.prepare(
+        task.max_steps if options.max_steps is None else options.max_steps,
+        rows,
+        options.chains,
+        True,
+        sampling=sampling,
+        max_concurrent_chains=options.max_concurrent,
+        seed=options.seed,
+    )
     out = sys.stderr if lines_to_stdout else sys.stdout
-    print_about(task.about, out, color=options.color)
-    result, interrupted = asyncio.run(_execute(agent, run_args))
+    if options.agent is None:
+        print_about(task.about, out, color=options.color)
+    result, interrupted = asyncio.run(_execute(agent, run))
     print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
     if interrupted:
         return INTERRUPTED
     return 1 if len(result.failed) == len(result) else 0
 
 
+def _agent(task: Task, options: RunOptions) -> BaseAgent:
+    if options.agent is not None:
+        agent = load_agent(options.agent)
+    else:
+        own_questions = options.prompts or options.rows
+        agent = BaseAgent(tools=task.tools, reward=None if own_questions else task.reward, name=task.name)
+    if options.pace is not None:
+        agent.backend = Paced(agent.backend, options.pace)
+    return agent
+
+
 def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
+    if options.prompts and options.rows:
+        raise InputError("--prompt and --rows were both given; give one of them")
     if options.prompts:
         return [{"messages": [{"role": "user", "content": prompt}]} for prompt in options.prompts]
+    if options.rows:
+        return load_rows(options.rows)
     return task.rows(options.questions, options.seed if options.seed is not None else 0)
 
 
-async def _execute(agent: BaseAgent, run_args: dict[str, Any]) -> tuple[RunResult, bool]:
+async def _execute(agent: BaseAgent, run: Run) -> tuple[RunResult, bool]:
     async with agent:
-        run = agent.prepare(**run_args)
         with _ending_on_ctrl_c(run) as interrupts:
             result = await run.execute()
         return result, bool(interrupts)

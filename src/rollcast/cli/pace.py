@@ -1,0 +1,43 @@
+"""A model at a reader's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from rollcast.errors import InputError
+from rollcast.models import Backend, Delta, GenerationRequest
+
+__all__ = ["Paced"]
+
+
+class Paced:
+    """Another backend that pauses before each delta; all else is the other's.
+
+    Args:
+        backend: the other.
+        pace: deltas (mostly tokens) a second in each chain.
+
+    Raises:
+        InputError: the pace is not above 0.
+    """
+
+    def __init__(self, backend: Backend, pace: float) -> None:
+        if not pace > 0:
+            raise InputError(f"--pace is {pace:g}; expected a number of tokens a second above 0")
+        self._backend = backend
+        self._pause_s = 1 / pace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """The other's deltas, each after its pause."""
+        deltas: Any = self._backend.generate(request)
+        try:
+            async for delta in deltas:
+                await asyncio.sleep(self._pause_s)
+                yield delta
+        finally:
+            await deltas.aclose()

@@ -1,0 +1,223 @@
+"""`rollcast run`, as a user calls it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rollcast.records import check_events, decode
+
+ENV = os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+
+
+def rollcast(*args, cwd=None, env=ENV):
+    return subprocess.run(
+        [sys.executable, "-m", "rollcast", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+        env=env,
+        check=False,
+    )
+
+
+def events_in(path):
+    return [decode(line) for line in path.read_bytes().splitlines()]
+
+
+def test_it_runs_a_real_model_and_shows_every_chain(tmp_path):
+    """Two questions, four chains each: the terminal names them all, the log has them all, the summary too."""
+    log = tmp_path / "events.jsonl"
+    done = rollcast("run", "--seed", 7, "--json", log)
+    assert done.returncode == 0, done.stderr
+    events = events_in(log)
+    check_events(events)
+    for i in range(8):
+        assert f"chain_{i} " in done.stdout
+        text = "".join(
+            e.data["content"]
+            for e in events
+            if e.chain_id == f"chain_{i}" and e.event_type == "llm_generation_chunk" and e.step == 1
+        )
+        (end,) = [
+            e
+            for e in events
+            if e.chain_id == f"chain_{i}" and e.event_type == "llm_generation_end" and e.step == 1
+        ]
+        assert end.data["content"] == text
+    assert any(e.event_type == "tool_call_start" for e in events)
+    assert "group_0" in done.stdout
+    assert "mean reward" in done.stdout
+    assert "0.46 million parameters" in " ".join(done.stdout.split())
+    assert "\x1b" not in done.stdout
+
+
+def test_the_same_seed_gives_the_same_run():
+    """Questions, tokens and rewards."""
+    one, other = (rollcast("run", "--seed", 5, "--json", "-", "--chains", 2) for _ in range(2))
+
+    def said(done):
+        return sorted(
+            (e["chain_id"], e["step"], e["data"]["content"])
+            for e in map(json.loads, done.stdout.splitlines())
+            if e["event_type"] == "llm_generation_end"
+        )
+
+    assert said(one) == said(other) != []
+
+
+def test_a_dash_writes_lines_to_standard_output_and_nothing_else():
+    """So that they can be piped on; the summary goes to standard error."""
+    done = rollcast("run", "--seed", 1, "--json", "-")
+    check_events([decode(line) for line in done.stdout.splitlines()])
+    assert "mean reward" in done.stderr
+
+
+def test_chains_and_types_can_be_chosen():
+    """The console shows nothing of the others."""
+    done = rollcast("run", "--seed", 7, "--chain", "chain_1", "--type", "chain_end", "--no-timestamps")
+    lines = [line for line in done.stdout.splitlines() if "│" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("chain_1")
+
+
+def test_own_prompts_have_no_reward():
+    """There is no answer to compare with."""
+    done = rollcast("run", "--prompt", "What is 2 + 2?", "--chains", 2)
+    assert done.returncode == 0
+    assert "2 answered" in done.stdout or "max_" in done.stdout
+    assert "mean reward" not in done.stdout
+
+
+AGENT = '''
+from rollcast import BaseAgent, tool, reward
+from rollcast.testing import ScriptedBackend
+
+@tool
+def shout(text: str) -> str:
+    """Say it louder."""
+    return text.upper()
+
+@reward
+def loud(trajectory, answer):
+    return float(trajectory.tool_calls[0].observation == answer)
+
+def script(request):
+    if any(m["role"] == "tool" for m in request.messages):
+        return "Done."
+    return '<tool_call>{"name": "shout", "arguments": {"text": "hi"}}</tool_call>'
+
+agent = BaseAgent("scripted", tools=[shout], backend=ScriptedBackend(script), reward=loud)
+
+def make():
+    return agent
+
+broken = 1 / 1
+'''
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "mine.py").write_text(AGENT)
+    (tmp_path / "bad.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "hi", "answer": "HI"}\n\n{"prompt": "ho", "answer": "HO"}\n'
+    )
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "hi"}\n{"question": "hi"}\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", ["mine:agent", "mine.py:agent", "mine:make"])
+def test_an_agent_of_ones_own(project, target):
+    """From a module, a file or a function, on rows from a file."""
+    done = rollcast("run", target, "--rows", "rows.jsonl", "--chains", 2, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "shout" in done.stdout
+    assert "mean reward 0.50" in done.stdout
+    assert "0.46 million" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["nonsense"], "names no agent; expected module:name"),
+        (["nowhere:agent"], "No module named 'nowhere'"),
+        (["nowhere.py:agent"], "there is no file 'nowhere.py'"),
+        (["mine:other"], "has no 'other'; the agents in it: agent"),
+        (["mine:broken"], "is float; expected a BaseAgent"),
+        (["bad:agent"], "cannot be loaded: ModuleNotFoundError"),
+        (["mine:agent", "--rows", "nowhere.jsonl"], "cannot be read"),
+        (["mine:agent", "--rows", "bad.jsonl"], "bad.jsonl:2 is no row"),
+        (["mine:agent", "--rows", "empty.jsonl"], "has no rows"),
+        (["mine:agent", "--rows", "mine.py"], "mine.py:2 is not JSON"),
+        (["mine:agent", "--prompt", "hi"], "asks for"),
+        (["--rows", "rows.jsonl", "--prompt", "x"], "give one of them"),
+        (["--task", "nonsense"], "there is no task 'nonsense'; the tasks are: arithmetic"),
+        (["--type", "nonsense"], "no event type 'nonsense'"),
+        (["--max-steps", "0"], "max_steps is 0"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--pace", "0"], "--pace is 0"),
+        (["--json", "."], "folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(project, args, says):
+    """No traceback."""
+    done = rollcast("run", *args, cwd=project)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_ends_every_chain_and_prints_the_summary(tmp_path):
+    """The log is whole, and the exit code is the shell's for an interrupt."""
+    log = tmp_path / "events.jsonl"
+    command = [sys.executable, "-m", "rollcast", "run", "--pace", "2", "--json", str(log)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "chain_7" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "cancelled: 8 chains (8 cancelled)" in rest
+    events = events_in(log)
+    check_events(events)
+    assert events[-1].data["status"] == "cancelled"
+
+
+def test_a_closed_pipe_is_no_error():
+    """`rollcast run | head -1`."""
+    done = subprocess.run(
+        f"{sys.executable} -m rollcast run | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=ENV,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_no_color_and_dumb_terminals_have_no_control_codes():
+    """Not a TTY has none either."""
+    for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {}):
+        done = rollcast("run", "--seed", 1, env=ENV | env)
+        assert "\x1b" not in done.stdout
+
+
+def test_help_says_what_the_model_can_do():
+    """And the version is told."""
+    assert "knows the questions" in " ".join(rollcast("run", "--help").stdout.split())
+    assert rollcast("--version").stdout.startswith("rollcast 0.")
