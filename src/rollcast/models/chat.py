@@ -74,7 +74,9 @@ class TemplateRenderer:
         self._codec = _Codec(tokenizer)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, eos_token_ids: Collection[int], **template_kwargs: Any) -> TemplateRenderer:
+    def from_folder(
+        cls, folder: str | Path, eos_token_ids: Collection[int], **template_kwargs: Any
+    ) -> TemplateRenderer:
         """From `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` (or the config's `chat_template`).
 
         Raises:
@@ -128,7 +130,7 @@ class TemplateRenderer:
             )
         # What the template writes after the last answer may depend on anything before, but not on the answer's text, of
         # which a mark takes the place.
-        guard, mark = self._codec.free_characters((messages, tools), 2)
+        guard, mark = tuple(self._codec.free_characters((messages, tools), 2))
         marked: list[Message] = [*messages]
         marked[last] = {"role": "assistant", "content": mark}
         _, found, text = self._text(marked, tools, guard).rpartition(mark)
@@ -192,7 +194,7 @@ class _Codec:
                 if len(found) == count:
                     return found
         raise MessagesError(
-            f"the messages use all {len(_PRIVATE_USE)} private-use characters U+E000–U+F8FF; one has to be left free"
+            f"the messages use all {len(_PRIVATE_USE)} private-use characters U+E000 to U+F8FF; one has to be left free"
         )
 
     def guarded(self, value: Any, guard: str, names: str = "") -> Any:
@@ -365,7 +367,9 @@ def _compiled(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"the chat template is not valid Jinja (line {error.lineno}: {error.message})") from error
+        raise InputError(
+            f"the chat template is not valid Jinja (line {error.lineno}: {error.message})"
+        ) from error
 
 
 def _to_json(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from rollcast.errors import BackendClosedError, BackendError, InputError, PromptTooLongError
 from rollcast.models.backend import Delta, GenerationRequest
@@ -84,25 +83,25 @@ class TinyBackend:
         generation = self._generation(request, prompt_ids)
         self._engine.submit(generation)
         self._generations[request.request_id] = generation
-        items = generation.items
+        items, loop = generation.items, generation.loop
         running = True
         try:
             while running:
-                while items:
-                    item = items.popleft()
-                    running = isinstance(item, Delta) and item.finish_reason is None
-                    if isinstance(item, BackendError):
-                        raise item
-                    if item is None:
-                        break
+                if not items:
+                    generation.waiter = loop.create_future()
+                    await generation.waiter
+                item = items.popleft()
+                if item is None:
+                    running = False
+                elif isinstance(item, BackendError):
+                    running = False
+                    raise item
+                else:
+                    running = item.finish_reason is None
                     if rendered:
                         rendered = False
                         item = msgspec.structs.replace(item, prompt_tokens=len(prompt_ids))
                     yield item
-                else:
-                    if running:
-                        generation.waiter = generation.loop.create_future()
-                        await generation.waiter
         finally:
             del self._generations[request.request_id]
             if running:
@@ -115,7 +114,9 @@ class TinyBackend:
         if not prompt_ids:
             raise InputError("prompt_ids is empty; expected at least one token")
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:
-            raise InputError(f"prompt_ids has an id outside of this model's vocabulary of {vocabulary} tokens")
+            raise InputError(
+                f"prompt_ids has an id outside of this model's vocabulary of {vocabulary} tokens"
+            )
         if len(prompt_ids) >= context:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt_ids)} tokens; expected fewer than the {context} of {self.model_name}'s "

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from rollcast.models.backend import Sampling
 from rollcast.models.tiny.memory import Arena, PrefixCache, copy_slot, new_memory
-from rollcast.models.tiny.model import Memory, Segment, forward, key_mask, key_width
-from rollcast.models.tiny.product import MAX_ROWS, RowProduct, padded_rows, row_product
+from rollcast.models.tiny.model import Memory, Model, Segment, forward, key_mask, key_width
+from rollcast.models.tiny.product import MAX_ROWS, padded_rows, row_product
 from rollcast.models.tiny.sampler import SamplingPlan, sample, sampling_plan, uniforms
 from rollcast.models.tiny.weights import Array, ModelConfig, Parameters
 
@@ -41,7 +41,20 @@ class Row:
         slot: its place there.
     """
 
-    __slots__ = ("arena", "block", "ids", "mixed", "new_prompt", "prompt", "prompt_tokens", "read", "sampled", "sampling", "slot", "uniforms")
+    __slots__ = (
+        "arena",
+        "block",
+        "ids",
+        "mixed",
+        "new_prompt",
+        "prompt",
+        "prompt_tokens",
+        "read",
+        "sampled",
+        "sampling",
+        "slot",
+        "uniforms",
+    )
 
     def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> None:
         self.ids = list(prompt_ids)
@@ -80,9 +93,8 @@ class Batch:
 
     def __init__(self, config: ModelConfig, parameters: Parameters, block: int) -> None:
         self.config = config
-        self._parameters = parameters
+        self._model = Model(config, parameters, row_product(block))
         self._block = block
-        self._product: RowProduct = row_product(block)
         self._waiting: list[Row] = []
         self._reading: list[Row] = []
         self._arenas: dict[int, Arena] = {}
@@ -91,7 +103,9 @@ class Batch:
         self._plan: tuple[list[Row], SamplingPlan] | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._reading) + sum(len(arena.rows) for arena in self._arenas.values())
+        return (
+            len(self._waiting) + len(self._reading) + sum(len(arena.rows) for arena in self._arenas.values())
+        )
 
     def add(self, row: Row) -> None:
         """Let a row join; it samples its first token as soon as its prompt is read."""
@@ -111,7 +125,7 @@ class Batch:
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Compute with these weights from the next step on. Rows keep the keys and values that they have."""
-        self._parameters = parameters
+        self._model = self._model._replace(parameters=parameters)
         self._prefixes.clear()
         for row in (*self._reading, *(row for arena in self._arenas.values() for row in arena.rows)):
             row.mixed = True
@@ -139,9 +153,7 @@ class Batch:
             return Sampled([], [], [])
         # 3. One forward pass over all of them.
         logits = forward(
-            self._parameters,
-            self.config,
-            self._product,
+            self._model,
             self._padded(ids),
             self._padded([segment.positions for segment in segments]),
             segments,
@@ -176,9 +188,7 @@ class Batch:
                 positions = arena.positions[:count]
                 memory = Memory(arena.memory.keys[:, :count], arena.memory.values[:, :count])
                 mask = key_mask(positions, arena.width)
-                segments.append(
-                    Segment(start, start + count, memory, arena.slots[:count], positions, mask)
-                )
+                segments.append(Segment(start, start + count, memory, arena.slots[:count], positions, mask))
                 start += count
         return segments
 

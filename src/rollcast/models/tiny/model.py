@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rollcast.models.tiny.product import RowProduct
 from rollcast.models.tiny.weights import Array, LayerParameters, ModelConfig, Parameters
 
-__all__ = ["Memory", "Segment", "forward", "key_mask", "key_width"]
+__all__ = ["Memory", "Model", "Segment", "forward", "key_mask", "key_width"]
 
 Ints = NDArray[np.intp]
 
@@ -80,10 +80,16 @@ class Segment(NamedTuple):
     mask: Array
 
 
+class Model(NamedTuple):
+    """What a forward pass computes with."""
+
+    config: ModelConfig
+    parameters: Parameters
+    product: RowProduct
+
+
 def forward(
-    parameters: Parameters,
-    config: ModelConfig,
-    product: RowProduct,
+    model: Model,
     ids_N: Ints,
     positions_N: Ints,
     segments: list[Segment],
@@ -93,21 +99,22 @@ def forward(
 
     Rows beyond the last segment are padding and attend to nothing.
     """
+    config, parameters, product = model
     x_ND = parameters.embed_VD[ids_N]
     # Once over all heads: multiplying whole arrays in every layer is faster than broadcasting.
     heads = config.num_attention_heads + config.num_key_value_heads
     cos = np.repeat(parameters.cos_TK[positions_N][:, None], heads, 1)
     sin = np.repeat(parameters.sin_TK[positions_N][:, None], heads, 1)
     for index, layer in enumerate(parameters.layers):
-        x_ND += _attention(layer, index, config, product, x_ND, cos, sin, segments)
-        x_ND += _feed_forward(layer, config, product, x_ND)
+        x_ND += _attention(model, index, x_ND, (cos, sin), segments)
+        x_ND += _feed_forward(model, layer, x_ND)
     if wanted is not None:
         x_ND = x_ND[wanted]
     return product(_normed(x_ND, config.rms_norm_eps), parameters.unembed_DV)
 
 
 def _normed(x: Array, eps: float) -> Array:
-    """x / sqrt(sum(x²) + n eps) along the last axis of length n; the rest of the norm is folded into what follows."""
+    """Divide by sqrt(sum(x²) + n eps) along the last axis of length n; the rest of the norm is folded into what follows."""
     square = (x[..., None, :] @ x[..., :, None])[..., 0]
     square += np.float32(eps * x.shape[-1])
     normed: Array = x / np.sqrt(square, out=square)
@@ -115,15 +122,10 @@ def _normed(x: Array, eps: float) -> Array:
 
 
 def _attention(
-    layer: LayerParameters,
-    index: int,
-    config: ModelConfig,
-    product: RowProduct,
-    x_ND: Array,
-    cos: Array,
-    sin: Array,
-    segments: list[Segment],
+    model: Model, index: int, x_ND: Array, rotation: tuple[Array, Array], segments: list[Segment]
 ) -> Array:
+    config, parameters, product = model
+    layer, (cos, sin) = parameters.layers[index], rotation
     heads, kv, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rows = len(x_ND)
     qkv = product(_normed(x_ND, config.rms_norm_eps), layer.qkv_DE)
@@ -149,7 +151,8 @@ def _attention(
     return product(mixed.reshape(rows, heads * size), layer.out_ED)
 
 
-def _feed_forward(layer: LayerParameters, config: ModelConfig, product: RowProduct, x_ND: Array) -> Array:
+def _feed_forward(model: Model, layer: LayerParameters, x_ND: Array) -> Array:
+    config, _, product = model
     gate_up = product(_normed(x_ND, config.rms_norm_eps), layer.gate_up_DF)
     gate = gate_up[:, : config.intermediate_size]
     # SiLU. The exponential of a large -gate is infinite and the quotient 0, which is the limit; the engine lets NumPy

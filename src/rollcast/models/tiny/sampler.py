@@ -59,12 +59,11 @@ def sampling_plan(samplings: Sequence[Sampling]) -> SamplingPlan:
 
 def uniforms(seed: int | None, count: int) -> list[float]:
     """One number in [0, 1) for each token of a generation; the same for the same seed. None draws fresh entropy."""
-    return np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
+    numbers: list[float] = np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
+    return numbers
 
 
-def sample(
-    logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles
-) -> tuple[Ints, Doubles]:
+def sample(logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles) -> tuple[Ints, Doubles]:
     """Tokens (B,) and their log-probabilities (B,), in the distribution that was sampled from.
 
     A greedy row takes the most probable token, the first of equals; its log-probability is that of temperature 1.
@@ -105,7 +104,8 @@ def _inverted(weights_BV: NDArray[np.float32], uniform_B: Doubles) -> tuple[Ints
 def _first_above(sums: Doubles, target: Doubles) -> Ints:
     """Where rising sums (B, n) first exceed the target (B,); rounding never leads beyond the last rise."""
     target = np.minimum(target, np.nextafter(sums[:, -1], 0))
-    return (sums > target[:, None]).argmax(1)
+    places: Ints = (sums > target[:, None]).argmax(1)
+    return places
 
 
 def _narrowed(scores: NDArray[np.float32], top_k: Ints, top_p: Doubles) -> NDArray[np.float32]:

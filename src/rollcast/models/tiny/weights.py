@@ -87,7 +87,9 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); expected the folder of a Qwen3 checkpoint") from error
+        raise InputError(
+            f"{path} cannot be read ({error}); expected the folder of a Qwen3 checkpoint"
+        ) from error
     if not isinstance(raw, dict) or raw.get("model_type") != "qwen3":
         found = raw.get("model_type") if isinstance(raw, dict) else raw
         raise InputError(
@@ -220,7 +222,9 @@ def _checked(weights: Mapping[str, Any], config: ModelConfig) -> dict[str, Array
     for name, shape in shapes.items():
         array = np.asarray(weights[name], dtype=np.float32)
         if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}; expected {shape} from this model's config.json")
+            raise InputError(
+                f"{name} has shape {array.shape}; expected {shape} from this model's config.json"
+            )
         if not np.isfinite(array).all():
             raise InputError(f"{name} has values that are not finite; the training that made it diverged")
         arrays[name] = array
@@ -245,7 +249,7 @@ def build_parameters(weights: Mapping[str, Any], config: ModelConfig) -> Paramet
         before, after = (root * get(f"{place}_layernorm")[:, None] for place in ("input", "post_attention"))
         qkv = np.concatenate([get(f"self_attn.{kind}_proj") for kind in "qkv"]).T
         norm_q, norm_k = get("self_attn.q_norm"), get("self_attn.k_norm") * np.float32(config.head_dim**0.5)
-        # Cauchy–Schwarz: a normed vector of K numbers is sqrt(K) long before its weights.
+        # By Cauchy and Schwarz: a normed vector of K numbers is sqrt(K) long before its weights.
         bound = float(np.abs(norm_q).max() * np.abs(norm_k).max())
         gate_up = np.concatenate([get("mlp.gate_proj"), get("mlp.up_proj")]).T
         layers.append(
