@@ -237,7 +237,12 @@ def build_parameters(weights: Mapping[str, Any], config: ModelConfig) -> Paramet
     Raises:
         InputError: a parameter is missing, unknown, of another shape or not finite; the sentence names it.
     """
-    arrays = _checked(weights, config)
+    # Folding may overflow where weights are near the end of float32; the logits then are not finite, which is told.
+    with np.errstate(over="ignore"):
+        return _folded(_checked(weights, config), config)
+
+
+def _folded(arrays: dict[str, Array], config: ModelConfig) -> Parameters:
     heads = config.num_attention_heads
     root = np.float32(config.hidden_size**0.5)
     layers = []
