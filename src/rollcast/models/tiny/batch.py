@@ -24,8 +24,8 @@ PROMPT_ROWS = 64
 MAX_DECODING = MAX_ROWS - PROMPT_ROWS
 """Rows that decode at once at most; the others wait their turn."""
 
-# Waiting a step for another's prompt to be read pays if it saves reading at least this many tokens.
-_WORTH_WAITING = 8
+# Waiting for another's prompt to be read pays if it saves reading at least this many tokens for each step of waiting.
+_WORTH_A_STEP = 8
 
 
 class Row:
@@ -204,8 +204,7 @@ class Batch:
                 held += self._waiting[index:]
                 break
             known, block = self._prefixes.longest(row.prompt)
-            # A sibling's prompt is about to be known: reading it twice costs more than a step's wait.
-            if any(_shared(row.prompt, other.prompt) > known + _WORTH_WAITING for other in self._reading):
+            if any(_worth_waiting(row, known, other) for other in self._reading):
                 held.append(row)
                 continue
             # The last token is read in any case: its logits are what the first sample is drawn from.
@@ -287,6 +286,12 @@ def _prompt_segments(row: Row, start: int, chunk: int) -> list[Segment]:
         segments.append(Segment(start, start + rows, memory, 0, positions, mask))
         start, position = start + rows, stop
     return segments
+
+
+def _worth_waiting(row: Row, known: int, other: Row) -> bool:
+    """Whether the other's prompt, which is being read, begins like this row's for long enough."""
+    steps = -(-(other.prompt_tokens - other.read) // PROMPT_ROWS)
+    return _shared(row.prompt, other.prompt) - known > _WORTH_A_STEP * steps
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
