@@ -130,7 +130,7 @@ class TemplateRenderer:
             )
         # What the template writes after the last answer may depend on anything before, but not on the answer's text, of
         # which a mark takes the place.
-        guard, mark = self._codec.free_characters((messages, tools), 2)
+        guard, mark = tuple(self._codec.free_characters((messages, tools), 2))
         marked: list[Message] = [*messages]
         marked[last] = {"role": "assistant", "content": mark}
         _, found, text = self._text(marked, tools, guard).rpartition(mark)
@@ -194,7 +194,7 @@ class _Codec:
                 if len(found) == count:
                     return found
         raise MessagesError(
-            f"the messages use all {len(_PRIVATE_USE)} private-use characters U+E000–U+F8FF; one has to be left free"
+            f"the messages use all {len(_PRIVATE_USE)} private-use characters U+E000 to U+F8FF; one has to be left free"
         )
 
     def guarded(self, value: Any, guard: str, names: str = "") -> Any:

@@ -13,7 +13,7 @@ __all__ = ["TinyBackend"]
 def __getattr__(name: str) -> Any:
     # NumPy and the tokenizer are loaded when the backend is asked for.
     if name == "TinyBackend":
-        from rollcast.models.tiny.backend import TinyBackend
+        from rollcast.models.tiny.backend import TinyBackend  # noqa: PLC0415  (lazy, see above)
 
         return TinyBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

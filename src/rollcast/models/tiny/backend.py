@@ -83,25 +83,25 @@ class TinyBackend:
         generation = self._generation(request, prompt_ids)
         self._engine.submit(generation)
         self._generations[request.request_id] = generation
-        items = generation.items
+        items, loop = generation.items, generation.loop
         running = True
         try:
             while running:
-                while items:
-                    item = items.popleft()
-                    running = isinstance(item, Delta) and item.finish_reason is None
-                    if isinstance(item, BackendError):
-                        raise item
-                    if item is None:
-                        break
+                if not items:
+                    generation.waiter = loop.create_future()
+                    await generation.waiter
+                item = items.popleft()
+                if item is None:
+                    running = False
+                elif isinstance(item, BackendError):
+                    running = False
+                    raise item
+                else:
+                    running = item.finish_reason is None
                     if rendered:
                         rendered = False
                         item = msgspec.structs.replace(item, prompt_tokens=len(prompt_ids))
                     yield item
-                else:
-                    if running:
-                        generation.waiter = generation.loop.create_future()
-                        await generation.waiter
         finally:
             del self._generations[request.request_id]
             if running:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollcast.models.backend import Sampling
-from rollcast.models.tiny.memory import Arena, PrefixCache, new_block
-from rollcast.models.tiny.model import Segment, forward, key_mask, key_width
-from rollcast.models.tiny.product import MAX_ROWS, RowProduct, padded_rows, row_product
+from rollcast.models.tiny.memory import Arena, PrefixCache, copy_slot, new_memory
+from rollcast.models.tiny.model import Memory, Model, Segment, forward, key_mask, key_width
+from rollcast.models.tiny.product import MAX_ROWS, padded_rows, row_product
 from rollcast.models.tiny.sampler import SamplingPlan, sample, sampling_plan, uniforms
 from rollcast.models.tiny.weights import Array, ModelConfig, Parameters
 
@@ -24,8 +24,8 @@ PROMPT_ROWS = 64
 MAX_DECODING = MAX_ROWS - PROMPT_ROWS
 """Rows that decode at once at most; the others wait their turn."""
 
-# Waiting a step for another's prompt to be read pays if it saves reading at least this many tokens.
-_WORTH_WAITING = 8
+# Waiting for another's prompt to be read pays if it saves reading at least this many tokens for each step of waiting.
+_WORTH_A_STEP = 8
 
 
 class Row:
@@ -65,8 +65,8 @@ class Row:
         self.sampled = 0
         self.arena: Arena | None = None
         self.slot = -1
-        # While the prompt is read: its keys and values (L, 1, 2, G, W, K), and how many tokens of it are in there.
-        self.block: Array | None = None
+        # While the prompt is read: its keys and values in one slot, and how many tokens of it are in there.
+        self.block: Memory | None = None
         self.read = 0
         # True where more than the last token of it had to be read.
         self.new_prompt = False
@@ -93,9 +93,8 @@ class Batch:
 
     def __init__(self, config: ModelConfig, parameters: Parameters, block: int) -> None:
         self.config = config
-        self._parameters = parameters
+        self._model = Model(config, parameters, row_product(block))
         self._block = block
-        self._product: RowProduct = row_product(block)
         self._waiting: list[Row] = []
         self._reading: list[Row] = []
         self._arenas: dict[int, Arena] = {}
@@ -126,7 +125,7 @@ class Batch:
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Compute with these weights from the next step on. Rows keep the keys and values that they have."""
-        self._parameters = parameters
+        self._model = self._model._replace(parameters=parameters)
         self._prefixes.clear()
         for row in (*self._reading, *(row for arena in self._arenas.values() for row in arena.rows)):
             row.mixed = True
@@ -154,9 +153,7 @@ class Batch:
             return Sampled([], [], [])
         # 3. One forward pass over all of them.
         logits = forward(
-            self._parameters,
-            self.config,
-            self._product,
+            self._model,
             self._padded(ids),
             self._padded([segment.positions for segment in segments]),
             segments,
@@ -171,11 +168,9 @@ class Batch:
     def _widen(self) -> None:
         """Move the rows that have filled their arena's width to a wider one."""
         for arena in list(self._arenas.values()):
-            filled = arena.positions[: len(arena.rows)] >= arena.width
-            for slot in reversed(np.flatnonzero(filled).tolist()):
-                position = int(arena.positions[slot])
-                wider = self._arena(position + 1)
-                wider.put(arena.rows[slot], arena.memory[:, slot], int(arena.ids[slot]), position)
+            for slot in arena.full():
+                row, token, position = arena.rows[slot], int(arena.ids[slot]), int(arena.positions[slot])
+                self._arena(position + 1).put(row, arena.memory, slot, token, position)
                 arena.take(slot)
                 self._plan = None
 
@@ -191,11 +186,9 @@ class Batch:
             count = len(arena.rows)
             if count:
                 positions = arena.positions[:count]
+                memory = Memory(arena.memory.keys[:, :count], arena.memory.values[:, :count])
                 mask = key_mask(positions, arena.width)
-                slots = np.arange(count)
-                segments.append(
-                    Segment(start, start + count, arena.memory[:, :count], slots, positions, mask)
-                )
+                segments.append(Segment(start, start + count, memory, arena.slots[:count], positions, mask))
                 start += count
         return segments
 
@@ -211,15 +204,14 @@ class Batch:
                 held += self._waiting[index:]
                 break
             known, block = self._prefixes.longest(row.prompt)
-            # A sibling's prompt is about to be known: reading it twice costs more than a step's wait.
-            if any(_shared(row.prompt, other.prompt) > known + _WORTH_WAITING for other in self._reading):
+            if any(_worth_waiting(row, known, other) for other in self._reading):
                 held.append(row)
                 continue
             # The last token is read in any case: its logits are what the first sample is drawn from.
             row.read = min(known, row.prompt_tokens - 1)
-            row.block = new_block(self.config, 1, key_width(row.prompt_tokens))
+            row.block = new_memory(self.config, 1, key_width(row.prompt_tokens))
             if block is not None:
-                row.block[:, 0, :, :, : row.read] = block[:, :, :, : row.read]
+                copy_slot(block, 0, row.block, 0, row.read)
             row.new_prompt = row.prompt_tokens - row.read > 1
             self._reading.append(row)
             room -= row.prompt_tokens - row.read
@@ -253,8 +245,7 @@ class Batch:
         start = 0
         for arena in self._arenas.values():
             count = len(arena.rows)
-            arena.ids[:count] = drawn[start : start + count]
-            arena.positions[:count] += 1
+            arena.advance(drawn[start : start + count])
             start += count
         tokens = drawn.tolist()
         for row, token in zip(rows, tokens, strict=True):
@@ -265,18 +256,20 @@ class Batch:
     def _begin(self, row: Row) -> None:
         """From reading to decoding."""
         assert row.block is not None
-        block, row.block = row.block[:, 0], None
+        block, row.block = row.block, None
         if row.new_prompt and not row.mixed:
             self._prefixes.store(row.ids[: row.prompt_tokens], block)
         self._reading.remove(row)
-        self._arena(row.prompt_tokens + 1).put(row, block, row.ids[-1], row.prompt_tokens)
+        self._arena(row.prompt_tokens + 1).put(row, block, 0, row.ids[-1], row.prompt_tokens)
         self._plan = None
 
     def _remember(self, row: Row, arena: Arena) -> None:
         # The token that was sampled last has not been fed: it has no keys and values yet.
         filled = int(arena.positions[row.slot])
         if not row.mixed:
-            self._prefixes.store(row.ids[:filled], arena.memory[:, row.slot, :, :, :filled].copy())
+            block = new_memory(self.config, 1, filled)
+            copy_slot(arena.memory, row.slot, block, 0, filled)
+            self._prefixes.store(row.ids[:filled], block)
 
 
 def _prompt_segments(row: Row, start: int, chunk: int) -> list[Segment]:
@@ -289,9 +282,16 @@ def _prompt_segments(row: Row, start: int, chunk: int) -> list[Segment]:
         positions = np.arange(position, stop)
         rows = stop - position
         mask = key_mask(positions, width)
-        segments.append(Segment(start, start + rows, row.block[..., :width, :], 0, positions, mask))
+        memory = Memory(row.block.keys[..., :width], row.block.values[..., :width, :])
+        segments.append(Segment(start, start + rows, memory, 0, positions, mask))
         start, position = start + rows, stop
     return segments
+
+
+def _worth_waiting(row: Row, known: int, other: Row) -> bool:
+    """Whether the other's prompt, which is being read, begins like this row's for long enough."""
+    steps = -(-(other.prompt_tokens - other.read) // PROMPT_ROWS)
+    return _shared(row.prompt, other.prompt) - known > _WORTH_A_STEP * steps
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:

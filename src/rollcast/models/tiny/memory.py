@@ -1,7 +1,6 @@
 """Keys and values: of the rows that decode, and of what was read before and may be wanted again.
 
-Letters: L layers, G KV heads, W width, K head size. Every block of memory has the axes (L, slots, 2, G, W, K), where 2 is
-keys and values.
+Letters: L layers, G KV heads, W width, K head size.
 """
 
 from __future__ import annotations
@@ -12,18 +11,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rollcast.models.tiny.weights import Array, ModelConfig
+from rollcast.models.tiny.model import Memory
+from rollcast.models.tiny.weights import ModelConfig
 
 if TYPE_CHECKING:
     from rollcast.models.tiny.batch import Row
 
-__all__ = ["Arena", "PrefixCache", "new_block"]
+__all__ = ["Arena", "PrefixCache", "copy_slot", "new_memory"]
+
+_SLOTS = 8
 
 
-def new_block(config: ModelConfig, slots: int, width: int) -> Array:
-    """Zeros of shape (L, slots, 2, G, W, K)."""
+def new_memory(config: ModelConfig, slots: int, width: int) -> Memory:
+    """Zeros: keys (L, slots, G, K, W) and values (L, slots, G, W, K)."""
     layers, kv, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    return np.zeros((layers, slots, 2, kv, width, size), np.float32)
+    return Memory(
+        keys=np.zeros((layers, slots, kv, size, width), np.float32),
+        values=np.zeros((layers, slots, kv, width, size), np.float32),
+    )
+
+
+def copy_slot(source: Memory, slot: int, target: Memory, to: int, length: int) -> None:
+    """Copy the first `length` keys and values of a slot into another, and clear what lies behind them.
+
+    What a former row left there is masked, but 0 times a value that is not finite would not be 0.
+    """
+    target.keys[:, to, :, :, :length] = source.keys[:, slot, :, :, :length]
+    target.keys[:, to, :, :, length:] = 0
+    target.values[:, to, :, :length] = source.values[:, slot, :, :length]
+    target.values[:, to, :, length:] = 0
 
 
 class Arena:
@@ -32,7 +48,7 @@ class Arena:
     Attributes:
         width: keys a row.
         rows: by slot.
-        memory: (L, capacity, 2, G, W, K).
+        memory: keys and values of all slots.
         ids: the token that each row feeds next, (capacity,).
         positions: where it stands, (capacity,).
     """
@@ -41,41 +57,58 @@ class Arena:
         self.width = width
         self.rows: list[Row] = []
         self._config = config
-        self.memory = new_block(config, 4, width)
-        self.ids: NDArray[np.intp] = np.zeros(4, np.intp)
-        self.positions: NDArray[np.intp] = np.zeros(4, np.intp)
+        self.memory = new_memory(config, _SLOTS, width)
+        self.ids: NDArray[np.intp] = np.zeros(_SLOTS, np.intp)
+        self.positions: NDArray[np.intp] = np.zeros(_SLOTS, np.intp)
+        self.slots: NDArray[np.intp] = np.arange(_SLOTS)
+        # No row fills the width before this many steps.
+        self._steps_left = 0
 
-    def put(self, row: Row, block: Array, token: int, position: int) -> None:
-        """Take a row whose first `position` keys and values are in `block` (L, 2, G, ≥ position, K)."""
-        slot = len(self.rows)
-        if slot == self.memory.shape[1]:
+    def put(self, row: Row, source: Memory, slot: int, token: int, position: int) -> None:
+        """Take a row whose first `position` keys and values are in a slot of `source`, and which feeds `token` next."""
+        own = len(self.rows)
+        if own == len(self.ids):
             self._grow()
-        self.memory[:, slot, :, :, :position] = block[:, :, :, :position]
-        # What a former row left is masked, but 0 times a value that is not finite would not be 0.
-        self.memory[:, slot, :, :, position:] = 0
-        self.ids[slot], self.positions[slot] = token, position
+        copy_slot(source, slot, self.memory, own, position)
+        self.ids[own], self.positions[own] = token, position
         self.rows.append(row)
-        row.arena, row.slot = self, slot
+        row.arena, row.slot = self, own
+        self._steps_left = min(self._steps_left, self.width - position)
 
     def take(self, slot: int) -> None:
         """Free a slot; the last row moves into it."""
         last = len(self.rows) - 1
         mover = self.rows.pop()
         if slot != last:
-            filled = int(self.positions[last])
-            self.memory[:, slot, :, :, :filled] = self.memory[:, last, :, :, :filled]
-            self.memory[:, slot, :, :, filled:] = 0
+            copy_slot(self.memory, last, self.memory, slot, int(self.positions[last]))
             self.ids[slot], self.positions[slot] = self.ids[last], self.positions[last]
             self.rows[slot] = mover
             mover.slot = slot
 
+    def advance(self, tokens: NDArray[np.intp]) -> None:
+        """Every row feeds its next token, one place further."""
+        count = len(self.rows)
+        self.ids[:count] = tokens
+        self.positions[:count] += 1
+        self._steps_left -= 1
+
+    def full(self) -> list[int]:
+        """Slots of the rows that have filled the width, the last first."""
+        if self._steps_left > 0 or not self.rows:
+            return []
+        positions = self.positions[: len(self.rows)]
+        slots: list[int] = np.flatnonzero(positions >= self.width).tolist()
+        self._steps_left = self.width - int(positions[positions < self.width].max(initial=0))
+        return slots[::-1]
+
     def _grow(self) -> None:
         capacity = len(self.ids)
-        memory = new_block(self._config, 2 * capacity, self.width)
-        memory[:, :capacity] = self.memory
+        memory = new_memory(self._config, 2 * capacity, self.width)
+        memory.keys[:, :capacity], memory.values[:, :capacity] = self.memory
         self.memory = memory
         self.ids = np.concatenate([self.ids, self.ids])
         self.positions = np.concatenate([self.positions, self.positions])
+        self.slots = np.arange(2 * capacity)
 
 
 class PrefixCache:
@@ -87,14 +120,14 @@ class PrefixCache:
 
     def __init__(self, context: int, max_entries: int = 256, max_bytes: int = 48 << 20) -> None:
         self._ids: NDArray[np.int32] = np.full((max_entries, context), -1, np.int32)
-        self._blocks: list[Array | None] = [None] * max_entries
+        self._blocks: list[Memory | None] = [None] * max_entries
         self._ages: deque[int] = deque()
         self._free = list(range(max_entries))
         self._bytes = 0
         self._max_bytes = max_bytes
 
-    def longest(self, ids: NDArray[np.int32]) -> tuple[int, Array | None]:
-        """How many of the ids (T,) are known from the start, and the block (L, 2, G, ≥ that many, K) that has them."""
+    def longest(self, ids: NDArray[np.int32]) -> tuple[int, Memory | None]:
+        """How many of the ids (T,) are known from the start, and the one-slot memory that has them."""
         if not self._ages:
             return 0, None
         same = self._ids[:, : len(ids)] == ids
@@ -103,16 +136,17 @@ class PrefixCache:
         count = int(counts[best])
         return count, self._blocks[best] if count else None
 
-    def store(self, ids: list[int], block: Array) -> None:
-        """Remember the block (L, 2, G, ≥ len(ids), K) of these ids; it must not be changed afterwards."""
-        if block.nbytes > self._max_bytes:
+    def store(self, ids: list[int], block: Memory) -> None:
+        """Remember the one-slot memory of these ids; it must not be changed afterwards."""
+        size = _bytes(block)
+        if size > self._max_bytes:
             return
-        while self._ages and (not self._free or self._bytes + block.nbytes > self._max_bytes):
+        while self._ages and (not self._free or self._bytes + size > self._max_bytes):
             self._forget(self._ages.popleft())
         entry = self._free.pop()
         self._ids[entry, : len(ids)] = ids
         self._blocks[entry] = block
-        self._bytes += block.nbytes
+        self._bytes += size
         self._ages.append(entry)
 
     def clear(self) -> None:
@@ -123,7 +157,11 @@ class PrefixCache:
     def _forget(self, entry: int) -> None:
         block = self._blocks[entry]
         assert block is not None
-        self._bytes -= block.nbytes
+        self._bytes -= _bytes(block)
         self._blocks[entry] = None
         self._ids[entry] = -1
         self._free.append(entry)
+
+
+def _bytes(memory: Memory) -> int:
+    return memory.keys.nbytes + memory.values.nbytes

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rollcast.models.tiny.product import RowProduct
 from rollcast.models.tiny.weights import Array, LayerParameters, ModelConfig, Parameters
 
-__all__ = ["Segment", "forward", "key_mask", "key_width"]
+__all__ = ["Memory", "Model", "Segment", "forward", "key_mask", "key_width"]
 
 Ints = NDArray[np.intp]
 
@@ -49,12 +49,24 @@ def _masks(width: int) -> Array:
     return sliding_window_view(np.concatenate([seen, hidden]), width)
 
 
+class Memory(NamedTuple):
+    """Keys and values of some sequences. Keys lie transposed, as the product with queries reads them.
+
+    Attributes:
+        keys: (layers, slots, G, K, W).
+        values: (layers, slots, G, W, K).
+    """
+
+    keys: Array
+    values: Array
+
+
 class Segment(NamedTuple):
     """Rows `start:stop` of a forward pass that share a key width.
 
     Attributes:
-        keys_values: a view on memory, (layers, slots, 2, G, W, K). A decoding segment has one slot a row; where rows are
-            consecutive tokens of one sequence there is one slot.
+        memory: views with the keys and values. A decoding segment has one slot a row; where rows are consecutive tokens
+            of one sequence there is one slot.
         slots: index of each row's slot, (n,) or an integer.
         positions: of each row, (n,).
         mask: from `key_mask`, (n, 1, 1, W).
@@ -62,16 +74,22 @@ class Segment(NamedTuple):
 
     start: int
     stop: int
-    keys_values: Array
+    memory: Memory
     slots: Ints | int
     positions: Ints
     mask: Array
 
 
+class Model(NamedTuple):
+    """What a forward pass computes with."""
+
+    config: ModelConfig
+    parameters: Parameters
+    product: RowProduct
+
+
 def forward(
-    parameters: Parameters,
-    config: ModelConfig,
-    product: RowProduct,
+    model: Model,
     ids_N: Ints,
     positions_N: Ints,
     segments: list[Segment],
@@ -81,41 +99,37 @@ def forward(
 
     Rows beyond the last segment are padding and attend to nothing.
     """
+    config, parameters, product = model
     x_ND = parameters.embed_VD[ids_N]
-    # (N, 1, K) broadcasts over heads.
-    cos, sin = parameters.cos_TK[positions_N][:, None], parameters.sin_TK[positions_N][:, None]
+    # Once over all heads: multiplying whole arrays in every layer is faster than broadcasting.
+    heads = config.num_attention_heads + config.num_key_value_heads
+    cos = np.repeat(parameters.cos_TK[positions_N][:, None], heads, 1)
+    sin = np.repeat(parameters.sin_TK[positions_N][:, None], heads, 1)
     for index, layer in enumerate(parameters.layers):
-        x_ND += _attention(layer, index, config, product, x_ND, cos, sin, segments)
-        x_ND += _feed_forward(layer, config, product, x_ND)
+        x_ND += _attention(model, index, x_ND, (cos, sin), segments)
+        x_ND += _feed_forward(model, layer, x_ND)
     if wanted is not None:
         x_ND = x_ND[wanted]
     return product(_normed(x_ND, config.rms_norm_eps), parameters.unembed_DV)
 
 
 def _normed(x: Array, eps: float) -> Array:
-    """X / rms(x) along the last axis; the norm's weight is folded into the next matrix."""
-    mean = np.einsum("...i,...i->...", x, x)
-    mean *= np.float32(1 / x.shape[-1])
-    mean += np.float32(eps)
-    normed: Array = x / np.sqrt(mean, out=mean)[..., None]
+    """Divide by sqrt(sum(x²) + n eps) along the last axis of length n; the rest of the norm is folded into what follows."""
+    square = (x[..., None, :] @ x[..., :, None])[..., 0]
+    square += np.float32(eps * x.shape[-1])
+    normed: Array = x / np.sqrt(square, out=square)
     return normed
 
 
 def _attention(
-    layer: LayerParameters,
-    index: int,
-    config: ModelConfig,
-    product: RowProduct,
-    x_ND: Array,
-    cos: Array,
-    sin: Array,
-    segments: list[Segment],
+    model: Model, index: int, x_ND: Array, rotation: tuple[Array, Array], segments: list[Segment]
 ) -> Array:
+    config, parameters, product = model
+    layer, (cos, sin) = parameters.layers[index], rotation
     heads, kv, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rows = len(x_ND)
     qkv = product(_normed(x_ND, config.rms_norm_eps), layer.qkv_DE)
-    qk = qkv[:, : (heads + kv) * size].reshape(rows, heads + kv, size)
-    qk = _normed(qk, config.rms_norm_eps)
+    qk = _normed(qkv[:, : (heads + kv) * size].reshape(rows, heads + kv, size), config.rms_norm_eps)
     qk *= layer.norm_qk
     swapped = qk.reshape(rows, heads + kv, 2, size // 2)[:, :, ::-1].reshape(qk.shape)
     qk *= cos
@@ -124,24 +138,25 @@ def _attention(
     q = qk[:, :heads].reshape(rows, kv, heads // kv, size)
     v = qkv[:, (heads + kv) * size :].reshape(rows, kv, size)
     mixed = np.zeros((rows, kv, heads // kv, size), np.float32)
-    for start, stop, keys_values, slots, positions, mask in segments:
-        memory = keys_values[index]
-        memory[slots, 0, :, positions] = qk[start:stop, heads:]
-        memory[slots, 1, :, positions] = v[start:stop]
-        scores = q[start:stop] @ memory[:, 0].swapaxes(-1, -2)
+    for start, stop, memory, slots, positions, mask in segments:
+        keys, values = memory.keys[index], memory.values[index]
+        keys[slots, :, :, positions] = qk[start:stop, heads:]
+        values[slots, :, positions] = v[start:stop]
+        scores = q[start:stop] @ keys
         scores += mask
-        scores -= scores.max(-1, keepdims=True)
+        if not layer.bounded:
+            scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)
-        total = scores.sum(-1, keepdims=True)
-        mixed[start:stop] = (scores @ memory[:, 1]) / total
+        np.divide(scores @ values, scores.sum(-1, keepdims=True), out=mixed[start:stop])
     return product(mixed.reshape(rows, heads * size), layer.out_ED)
 
 
-def _feed_forward(layer: LayerParameters, config: ModelConfig, product: RowProduct, x_ND: Array) -> Array:
+def _feed_forward(model: Model, layer: LayerParameters, x_ND: Array) -> Array:
+    config, _, product = model
     gate_up = product(_normed(x_ND, config.rms_norm_eps), layer.gate_up_DF)
     gate = gate_up[:, : config.intermediate_size]
-    # SiLU. The exponential of a large -gate is infinite and the quotient 0, which is the limit; the engine runs under
-    # np.errstate(over="ignore").
+    # SiLU. The exponential of a large -gate is infinite and the quotient 0, which is the limit; the engine lets NumPy
+    # ignore the overflow.
     inner = np.negative(gate)
     np.exp(inner, out=inner)
     inner += np.float32(1)

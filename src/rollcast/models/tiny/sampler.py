@@ -23,6 +23,8 @@ Ints = NDArray[np.intp]
 # Below this the distribution is greedy to the last bit, and 1 / temperature still is a float32.
 _COLDEST = 1e-8
 
+_CHUNK = 32
+
 
 class SamplingPlan(NamedTuple):
     """The parameters of a batch as arrays. Built once for as long as the same rows decode.
@@ -57,7 +59,8 @@ def sampling_plan(samplings: Sequence[Sampling]) -> SamplingPlan:
 
 def uniforms(seed: int | None, count: int) -> list[float]:
     """One number in [0, 1) for each token of a generation; the same for the same seed. None draws fresh entropy."""
-    return np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
+    numbers: list[float] = np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
+    return numbers
 
 
 def sample(logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles) -> tuple[Ints, Doubles]:
@@ -71,15 +74,38 @@ def sample(logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Double
         scores /= plan.temperature
     if plan.narrowed is not None:
         scores[plan.narrowed] = _narrowed(scores[plan.narrowed], plan.top_k, plan.top_p)
-    cumulative = np.cumsum(np.exp(scores), axis=1, dtype=np.float64)
-    total = cumulative[:, -1]
-    # Strictly below the total, so that the token found has a probability above 0.
-    target = np.minimum(uniform_B * total, np.nextafter(total, 0))
-    tokens = np.count_nonzero(cumulative <= target[:, None], axis=1)
+    tokens, total = _inverted(np.exp(scores), uniform_B)
     if plan.greedy is not None:
         tokens[plan.greedy] = scores[plan.greedy].argmax(1)
     logprobs = scores[np.arange(len(scores)), tokens] - np.log(total)
     return tokens, logprobs
+
+
+def _inverted(weights_BV: NDArray[np.float32], uniform_B: Doubles) -> tuple[Ints, Doubles]:
+    """The first token (B,) at which the running sum passes that share of the total, and the total (B,).
+
+    The sums run over chunks first, then inside the chunk that was found: one long running sum is slow.
+    """
+    rows, vocabulary = weights_BV.shape
+    if vocabulary % _CHUNK:
+        padding = np.zeros((rows, -vocabulary % _CHUNK), np.float32)
+        weights_BV = np.concatenate([weights_BV, padding], 1)
+    chunks = weights_BV.reshape(rows, -1, _CHUNK)
+    sums = np.cumsum(chunks.sum(2), axis=1, dtype=np.float64)
+    total = sums[:, -1]
+    each = np.arange(rows)
+    target = uniform_B * total
+    chunk = _first_above(sums, target)
+    before = np.where(chunk > 0, sums[each, chunk - 1], 0.0)
+    place = _first_above(np.cumsum(chunks[each, chunk], axis=1, dtype=np.float64), target - before)
+    return chunk * _CHUNK + place, total
+
+
+def _first_above(sums: Doubles, target: Doubles) -> Ints:
+    """Where rising sums (B, n) first exceed the target (B,); rounding never leads beyond the last rise."""
+    target = np.minimum(target, np.nextafter(sums[:, -1], 0))
+    places: Ints = (sums > target[:, None]).argmax(1)
+    return places
 
 
 def _narrowed(scores: NDArray[np.float32], top_k: Ints, top_p: Doubles) -> NDArray[np.float32]:

@@ -109,5 +109,5 @@ class StopStrings:
         ends = [at + len(stop) for at, stop in found if at >= 0]
         if ends:
             return text[: min(ends) - len(self._tail)]
-        self._tail = seen[len(seen) - self._keep :] if self._keep else ""
+        self._tail = seen[max(len(seen) - self._keep, 0) :]
         return None

@@ -26,6 +26,9 @@ __all__ = [
 
 Array = NDArray[np.float32]
 
+# The exponential of either sign of it, times the longest context, is well inside of float32.
+_LARGEST_SCORE = 40.0
+
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
@@ -49,8 +52,11 @@ class ModelConfig(msgspec.Struct, frozen=True):
 class LayerParameters(NamedTuple):
     """One decoder layer, ready to multiply from the right. D hidden, F feed-forward, A heads, G KV heads, K head size.
 
-    The weights of the two norms before the matrices are folded into them; the queries' norm carries the attention's
-    1 / sqrt(K).
+    The weights of the two norms before the matrices are folded into them, and the root of the mean's denominator into
+    all norms: `x / sqrt(sum(x²) + n eps)` remains. The queries' norm carries the attention's 1 / sqrt(K).
+
+    Attributes:
+        bounded: the norms keep all attention scores so small that their exponentials fit without a shift.
     """
 
     qkv_DE: Array  # E = (A + 2 G) K
@@ -58,6 +64,7 @@ class LayerParameters(NamedTuple):
     out_ED: Array  # E = A K
     gate_up_DF: Array  # (D, 2 F)
     down_FD: Array
+    bounded: bool
 
 
 class Parameters(NamedTuple):
@@ -230,32 +237,40 @@ def build_parameters(weights: Mapping[str, Any], config: ModelConfig) -> Paramet
     Raises:
         InputError: a parameter is missing, unknown, of another shape or not finite; the sentence names it.
     """
-    arrays = _checked(weights, config)
+    # Folding may overflow where weights are near the end of float32; the logits then are not finite, which is told.
+    with np.errstate(over="ignore"):
+        return _folded(_checked(weights, config), config)
+
+
+def _folded(arrays: dict[str, Array], config: ModelConfig) -> Parameters:
     heads = config.num_attention_heads
+    root = np.float32(config.hidden_size**0.5)
     layers = []
     for index in range(config.num_hidden_layers):
 
         def get(name: str, layer: str = f"model.layers.{index}.") -> Array:
             return arrays[f"{layer}{name}.weight"]
 
-        before, after = get("input_layernorm")[:, None], get("post_attention_layernorm")[:, None]
+        before, after = (root * get(f"{place}_layernorm")[:, None] for place in ("input", "post_attention"))
         qkv = np.concatenate([get(f"self_attn.{kind}_proj") for kind in "qkv"]).T
-        norm = [get("self_attn.q_norm") * np.float32(config.head_dim**-0.5)] * heads
-        norm += [get("self_attn.k_norm")] * config.num_key_value_heads
+        norm_q, norm_k = get("self_attn.q_norm"), get("self_attn.k_norm") * np.float32(config.head_dim**0.5)
+        # By Cauchy and Schwarz: a normed vector of K numbers is sqrt(K) long before its weights.
+        bound = float(np.abs(norm_q).max() * np.abs(norm_k).max())
         gate_up = np.concatenate([get("mlp.gate_proj"), get("mlp.up_proj")]).T
         layers.append(
             LayerParameters(
                 qkv_DE=np.ascontiguousarray(before * qkv),
-                norm_qk=np.stack(norm),
+                norm_qk=np.stack([norm_q] * heads + [norm_k] * config.num_key_value_heads),
                 out_ED=np.ascontiguousarray(get("self_attn.o_proj").T),
                 gate_up_DF=np.ascontiguousarray(after * gate_up),
                 down_FD=np.ascontiguousarray(get("mlp.down_proj").T),
+                bounded=bound < _LARGEST_SCORE,
             )
         )
     # A copy: the caller may go on training its own array in place.
     embed = arrays["model.embed_tokens.weight"].copy()
     head = embed if config.tie_word_embeddings else arrays["lm_head.weight"]
-    unembed = np.ascontiguousarray(arrays["model.norm.weight"][:, None] * head.T)
+    unembed = np.ascontiguousarray(root * arrays["model.norm.weight"][:, None] * head.T)
     cos, sin = _rotations(config)
     return Parameters(embed, unembed, layers, cos, sin)
 

@@ -1,0 +1,69 @@
+"""Token ids to text."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from rollcast.errors import InputError
+from rollcast.models import tiny
+from rollcast.models.tiny.text import StopStrings, TextStream, TokenTexts, token_bytes
+
+PATH = Path(tiny.__file__).parent / "checkpoint" / "tokenizer.json"
+BYTES = token_bytes(json.loads(PATH.read_bytes()))
+TEXTS = TokenTexts(BYTES)
+
+
+def test_token_bytes_are_what_the_tokenizer_decodes():
+    """Each token of the shipped tokenizer has the bytes of its decoded text."""
+    tokenizer = Tokenizer.from_file(str(PATH))
+    assert len(BYTES) == tokenizer.get_vocab_size() == 512
+    for index, data in enumerate(BYTES):
+        assert data.decode("utf-8", "replace") == tokenizer.decode([index], skip_special_tokens=False)
+
+
+def test_another_kind_of_tokenizer_is_refused():
+    """Only byte-level tokenizers have bytes for each token."""
+    with pytest.raises(InputError, match="'Metaspace'"):
+        token_bytes({"decoder": {"type": "Metaspace"}})
+
+
+@given(st.lists(st.integers(0, 511)))
+def test_pieces_join_to_the_whole_text(tokens):
+    """The pieces of any tokens, with what the end adds, are their bytes decoded with replacement."""
+    stream = TextStream(TEXTS)
+    pieces = [stream.feed(token) for token in tokens]
+    assert "".join([*pieces, stream.end()]) == b"".join(BYTES[t] for t in tokens).decode("utf-8", "replace")
+
+
+def test_half_a_character_waits_for_the_other_half():
+    """A token that ends inside of a character has the text that came before it, and no more."""
+    texts = TokenTexts([b"a\xe2\x82", b"\xac", b"b"])
+    stream = TextStream(texts)
+    assert [stream.feed(0), stream.feed(1), stream.feed(2), stream.end()] == ["a", "\u20ac", "b", ""]
+
+
+@given(
+    st.lists(st.text("ab", max_size=3)),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_the_first_stop_string_ends_the_text(pieces, stops):
+    """However the text is cut into pieces, it ends after the stop string that ends first."""
+    whole = "".join(pieces)
+    ends = [whole.find(stop) + len(stop) for stop in stops if stop in whole]
+    cutter, text = StopStrings(stops), ""
+    for piece in pieces:
+        cut = cutter.cut(piece)
+        text += piece if cut is None else cut
+        if cut is not None:
+            break
+    assert text == whole[: min(ends, default=len(whole))]
+
+
+def test_an_empty_stop_string_is_refused():
+    """Every text contains it, so it cannot be meant."""
+    with pytest.raises(InputError, match="empty string"):
+        StopStrings(["a", ""])
