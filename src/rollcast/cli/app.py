@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 import rollcast
+from rollcast.cli import options
 from rollcast.cli.run import RunOptions, run_command
-from rollcast.tasks import task_names
 
 __all__ = ["app"]
 
@@ -39,58 +39,22 @@ def root(
 
 @app.command()
 def run(
-    agent: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODULE:AGENT]",
-            help="An agent of your own: module:name or path/to/file.py:name. The embedded model where none is given.",
-        ),
-    ] = None,
-    task: Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")] = "arithmetic",
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help='JSON lines to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
-        ),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="A question of your own instead of the task's; may be given several times."),
-    ] = None,
-    questions: Annotated[int, typer.Option(help="How many of the task's questions.", min=1)] = 2,
-    chains: Annotated[int, typer.Option(help="Chains for each question.", min=1)] = 4,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Generations that a chain may have; the task knows a good number.")
-    ] = None,
-    max_concurrent: Annotated[
-        int | None, typer.Option(help="Chains that run at once; all where it is not given.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same questions and chains.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    pace: Annotated[
-        float | None,
-        typer.Option(
-            help="Tokens a second and chain, for reading along; as fast as it goes where not given."
-        ),
-    ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Append every event as a JSON line; - is standard output."),
-    ] = None,
-    chain: Annotated[
-        list[str] | None, typer.Option(help="Show this chain only (chain_0 …); may be given several times.")
-    ] = None,
-    type: Annotated[
-        list[str] | None,
-        typer.Option(help="Show this type of event only (tool_call_start …); may be given several times."),
-    ] = None,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
-    no_timestamps: Annotated[
-        bool, typer.Option("--no-timestamps", help="No times before the lines.")
-    ] = False,
+    agent: options.AgentArg = None,
+    task: options.TaskOption = "arithmetic",
+    rows: options.RowsOption = None,
+    prompt: options.PromptOption = None,
+    questions: options.QuestionsOption = 2,
+    chains: options.ChainsOption = 4,
+    max_steps: options.MaxStepsOption = None,
+    max_concurrent: options.MaxConcurrentOption = None,
+    seed: options.SeedOption = None,
+    temperature: options.TemperatureOption = None,
+    pace: options.PaceOption = None,
+    json: options.JsonOption = None,
+    chain: options.ChainOption = None,
+    type: options.TypeOption = None,
+    no_color: options.NoColorOption = False,
+    no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
     """Run an agent and watch its chains.
 
@@ -98,7 +62,7 @@ def run(
     GPU). It knows the questions of the shipped tasks and nothing else: it is there to be watched and trained, not to be
     talked to.
     """
-    options = RunOptions(
+    chosen = RunOptions(
         agent=agent,
         rows=rows,
         task=task,
@@ -116,6 +80,6 @@ def run(
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
-    code = run_command(options)
+    code = run_command(chosen)
     if code:
         raise typer.Exit(code)

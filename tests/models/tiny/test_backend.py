@@ -209,7 +209,10 @@ async def test_closing_the_iterator_frees_the_row(backend):
 
 async def test_new_weights_take_effect_from_the_next_token(backend):
     """After `update_weights` no token carries the old version, and greedy answers are those of the new weights."""
-    weights = {name: array * np.float32(0.5) for name, array in read_weights(CHECKPOINT).items()}
+    weights = {
+        name: array * np.float32(0.5)
+        for name, array in (await asyncio.to_thread(read_weights, CHECKPOINT)).items()
+    }
     endless(backend)
     versions, queued = [], 0
     async for delta in backend.generate(request(max_tokens=900)):

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from math import isfinite
 
 import numpy as np
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
+from threadpoolctl import ThreadpoolController
 
 from rollcast.errors import BackendError
 from rollcast.models.backend import Delta, Sampling

@@ -1,0 +1,75 @@
+"""The options of the commands, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rollcast.tasks import task_names
+
+__all__ = [
+    "AgentArg",
+    "ChainOption",
+    "ChainsOption",
+    "JsonOption",
+    "MaxConcurrentOption",
+    "MaxStepsOption",
+    "NoColorOption",
+    "NoTimestampsOption",
+    "PaceOption",
+    "PromptOption",
+    "QuestionsOption",
+    "RowsOption",
+    "SeedOption",
+    "TaskOption",
+    "TemperatureOption",
+    "TypeOption",
+]
+
+AgentArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODULE:AGENT]",
+        help="An agent of your own: module:name or path/to/file.py:name. The embedded model where none is given.",
+    ),
+]
+TaskOption = Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")]
+RowsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help='JSON lines to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
+    ),
+]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A question of your own instead of the task's; may be given several times."),
+]
+QuestionsOption = Annotated[int, typer.Option(help="How many of the task's questions.", min=1)]
+ChainsOption = Annotated[int, typer.Option(help="Chains for each question.", min=1)]
+MaxStepsOption = Annotated[
+    int | None, typer.Option(help="Generations that a chain may have; the task knows a good number.")
+]
+MaxConcurrentOption = Annotated[
+    int | None, typer.Option(help="Chains that run at once; all where it is not given.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same questions and chains.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.")]
+PaceOption = Annotated[
+    float | None,
+    typer.Option(help="Tokens a second and chain, for reading along; as fast as it goes where not given."),
+]
+JsonOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Append every event as a JSON line; - is standard output."),
+]
+ChainOption = Annotated[
+    list[str] | None, typer.Option(help="Show this chain only (chain_0 …); may be given several times.")
+]
+TypeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Show this type of event only (tool_call_start …); may be given several times."),
+]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+NoTimestampsOption = Annotated[bool, typer.Option("--no-timestamps", help="No times before the lines.")]
