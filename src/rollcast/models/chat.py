@@ -21,6 +21,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from rollcast.errors import InputError, MessagesError
@@ -29,6 +30,8 @@ from rollcast.records import Message
 __all__ = ["TemplateRenderer"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
+
+_REMEMBERED = 256  # renderings of whole prompts: the repeats of a row begin with the same one
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -71,7 +74,10 @@ class TemplateRenderer:
         self.eos_token_ids = frozenset(eos_token_ids)
         self._variables = {**special_tokens, **(template_kwargs or {})}
         self._template = _compiled(template)
+        self._repeats = "strftime_now" not in template  # the same messages give the same text
         self._codec = _Codec(tokenizer)
+        self._rendered: dict[bytes, tuple[int, ...]] = {}
+        self._guarded_tools: tuple[bytes, Any] = (b"", None)
 
     @classmethod
     def from_folder(
@@ -108,8 +114,16 @@ class TemplateRenderer:
         Raises:
             MessagesError: the template refuses the messages.
         """
+        key = _bytes((messages, tools)) if self._repeats else b""
+        if key in self._rendered:  # the repeats of one prompt
+            return list(self._rendered[key])
         guard = self._codec.free_characters((messages, tools), 1)
-        return self._codec.encode(self._text(messages, tools, guard), guard)
+        ids = self._codec.encode(self._text(messages, tools, guard), guard)
+        if key:
+            if len(self._rendered) >= _REMEMBERED:
+                del self._rendered[next(iter(self._rendered))]
+            self._rendered[key] = tuple(ids)
+        return ids
 
     def extend(
         self, ids: list[int], messages: list[Message], new: int, tools: list[dict[str, Any]]
@@ -148,7 +162,7 @@ class TemplateRenderer:
         try:
             return self._template.render(
                 messages=guarded,
-                tools=self._codec.guarded(tools, guard) or None,
+                tools=self._tools(tools, guard),
                 documents=None,
                 add_generation_prompt=True,
                 **self._variables,
@@ -161,6 +175,15 @@ class TemplateRenderer:
                 f"the chat template failed on the messages ({type(error).__name__}: {error}); "
                 "expected the fields that it reads"
             ) from error
+
+    def _tools(self, tools: list[dict[str, Any]], guard: str) -> Any:
+        """The guarded tools; mostly those of the last time."""
+        key = _bytes((tools, guard))
+        known, guarded = self._guarded_tools
+        if not key or key != known:
+            guarded = self._codec.guarded(tools, guard) or None
+            self._guarded_tools = key, guarded
+        return guarded
 
 
 class _Codec:
@@ -185,7 +208,8 @@ class _Codec:
 
     def free_characters(self, value: Any, count: int) -> str:
         """Private-use characters that occur in none of the texts of a value, nor in an added token."""
-        texts = [*_texts(value), *self._ids]
+        whole = _bytes(value)
+        texts = [*_texts(value), *self._ids] if not whole else [whole.decode(), *self._ids]
         found = ""
         for code in _PRIVATE_USE:
             character = chr(code)
@@ -322,6 +346,14 @@ def _with_objects(message: Message) -> dict[str, Any]:
             if isinstance(arguments, dict):
                 function["arguments"] = arguments
     return copied
+
+
+def _bytes(value: Any) -> bytes:
+    """The value as bytes that tell it from others; empty where it cannot be written (it has lone surrogates)."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError):
+        return b""
 
 
 def _texts(value: Any) -> Iterator[str]:

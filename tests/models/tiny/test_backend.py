@@ -247,7 +247,7 @@ async def test_wrong_weights_change_nothing(backend):
 
 async def test_weights_out_of_bounds_fail_their_requests_only(backend):
     """Finite weights whose logits are not give a BackendError; after an update the backend samples again."""
-    weights = dict(read_weights(CHECKPOINT))
+    weights = dict(await asyncio.to_thread(read_weights, CHECKPOINT))
     weights["model.norm.weight"] = np.full(96, 1e38)
     await backend.update_weights(weights, 1)
     with pytest.raises(BackendError, match="not finite with the weights of version 1"):
