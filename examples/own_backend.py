@@ -1,0 +1,49 @@
+"""A backend of one's own: whatever can stream text can be an agent's model."""
+
+import asyncio
+import json
+
+from rollcast import BaseAgent, Delta, GenerationRequest, numeric_match
+from rollcast.tools import calculator
+
+
+class Parrot:
+    """Asks the calculator for what stands in the question, and repeats what it said."""
+
+    name, model_name = "parrot", "example/parrot"
+    token_exact = logprobs = False  # it has text, and no token ids
+    streams = True
+    policy_version = 0
+    renderer = None  # messages to token ids, for backends that are token-exact
+
+    async def generate(self, request: GenerationRequest):
+        """One delta a piece of text; the last has the finish reason."""
+        last = request.messages[-1]
+        if last["role"] == "tool":
+            pieces = ["The answer", " is ", last["content"], "."]
+        else:
+            expression = last["content"].removeprefix("What is ").rstrip("?")
+            call = {"name": "calculator", "arguments": {"expression": expression}}
+            pieces = ["<tool_call>\n", json.dumps(call), "\n</tool_call>"]
+        for piece in pieces:
+            await asyncio.sleep(0)  # where a real one waits for its model
+            yield Delta(piece)
+        yield Delta("", finish_reason="stop")
+
+    async def cancel(self, request_id: str):
+        """Nothing runs on when the generator is closed."""
+
+    async def update_weights(self, weights, version: int):
+        """Refuse: there are none."""
+        raise NotImplementedError("a parrot has no weights")
+
+    async def close(self):
+        """Nothing to let go of."""
+
+
+agent = BaseAgent(backend=Parrot(), model_name=Parrot.model_name, tools=[calculator], reward=numeric_match)
+row = {"messages": [{"role": "user", "content": "What is 6 * 7?"}], "answer": 42}
+(t,) = agent.run(max_steps=3, start_messages=[row])
+for message in t.messages:
+    print(f"{message['role']}: {message.get('tool_calls') or message['content']}")
+print("reward", t.reward)

@@ -1,0 +1,234 @@
+"""The pages are true: what they show runs, what they name exists, and their links lead somewhere.
+
+Every ```python block of a page is run, in order, in one namespace, in an empty folder; `await` may stand at the top level.
+A ```text output block after one says what it printed, where `...` stands for anything.
+"""
+
+import ast
+import asyncio
+import contextlib
+import doctest
+import inspect
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NotRequired, get_origin, get_type_hints
+
+import pytest
+from typer.testing import CliRunner
+
+import rollcast
+from rollcast.records import PAYLOADS
+from rollcast.testing import ScriptedBackend
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+# Reference pages whose snippets are single lines, about an agent that is there already.
+AGENT_GIVEN = {"docs/console.md", "docs/jsonl.md"}
+CHECKPOINT = Path(rollcast.__file__).parent / "models/tiny/checkpoint"
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Block:
+    """A fenced block: its info string, its text, and the line of the page on which the text begins."""
+
+    info: str
+    text: str
+    line: int
+
+
+def page_id(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks_of(path):
+    page = path.read_text(encoding="utf-8")
+    return [
+        Block(m["info"].strip(), m["body"], page.count("\n", 0, m.start("body")) + 1)
+        for m in FENCE.finditer(page)
+    ]
+
+
+def has(path, info):
+    return any(block.info == info for block in blocks_of(path))
+
+
+def run_block(block, path, namespace, runner):
+    """Run it; what it printed. Its lines have the page's numbers in a traceback."""
+    source = "\n" * (block.line - 1) + block.text
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code = compile(source, page_id(path), "exec", flags=flags, dont_inherit=True)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        if code.co_flags & inspect.CO_COROUTINE:
+            runner.run(eval(code, namespace))
+        else:
+            exec(code, namespace)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if has(p, "python")], ids=page_id)
+def test_what_a_page_shows_runs(path, tmp_path, monkeypatch):
+    """And prints what the page says."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    if page_id(path) == "docs/tiny-model.md":
+        shutil.copytree(CHECKPOINT, tmp_path / "my/folder")
+    if page_id(path) in AGENT_GIVEN:
+        namespace |= vars(rollcast) | {name: getattr(rollcast, name) for name in rollcast.__all__}
+        namespace["agent"] = rollcast.BaseAgent(backend=ScriptedBackend())
+    printed = None
+    with asyncio.Runner() as runner:
+        for block in blocks_of(path):
+            if block.info == "python":
+                printed = run_block(block, path, namespace, runner)
+            elif block.info == "text output":
+                place = f"{page_id(path)}:{block.line}"
+                assert printed is not None, f"{place} is the output of nothing"
+                same = doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS)
+                assert same, f"{place} says\n{block.text}\nand printed was\n{printed}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_fences_have_a_known_language(path):
+    """A misspelt one would not be run."""
+    known = {"", "python", "text", "text output", "bash", "json", "mermaid", "toml"}
+    unknown = [
+        f"{page_id(path)}:{block.line}: {block.info!r}"
+        for block in blocks_of(path)
+        if block.info not in known
+    ]
+    assert not unknown, unknown
+
+
+def commands():
+    """The lines of every bash block, as (page, words)."""
+    for path in PAGES:
+        for block in blocks_of(path):
+            if block.info == "bash":
+                text = block.text.replace("\\\n", " ")
+                for line in text.splitlines():
+                    words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)
+                    if words:
+                        yield pytest.param(words, id=f"{page_id(path)}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_exist(words, monkeypatch):
+    """`rollcast …` takes these options, `make …` has this target."""
+    program, *arguments = words
+    if program == "rollcast":
+        from rollcast.cli import app as cli
+
+        monkeypatch.setattr(cli, "run_command", lambda options: 0)
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 0, done.output
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in arguments:
+            if "=" not in target:
+                assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    else:
+        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux"}, f"{program} is not known here"
+
+
+def without_code(page):
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", page))
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_links_lead_somewhere(path):
+    """Relative links, to pages and to headings."""
+    page = without_code(path.read_text(encoding="utf-8"))
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = path.parent / target if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link)
+    assert not broken, f"{page_id(path)}: {broken}"
+
+
+def test_the_index_lists_every_page():
+    """A page that nobody links is not read."""
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    missing = [
+        p.name for p in (ROOT / "docs").glob("*.md") if p.name != "index.md" and f"({p.name})" not in index
+    ]
+    assert not missing, missing
+
+
+def tables(path):
+    """The rows of the page's tables, as lists of cells."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_events_page_has_the_payloads():
+    """Each type has a row with its fields and no other; the optional ones are in italics."""
+    rows = {cells[0].strip("`"): cells[1] for cells in tables(ROOT / "docs/events.md") if len(cells) == 3}
+    for event_type, payload in PAYLOADS.items():
+        hints = get_type_hints(payload, include_extras=True)
+        optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+        cell = rows[event_type.value]
+        assert set(re.findall(r"(?<!\*)`(\w+)`", cell)) == set(hints) - optional, event_type
+        assert set(re.findall(r"\*`(\w+)`\*", cell)) == optional, event_type
+
+
+def test_the_events_page_has_the_fields():
+    """The event's own fields, in their order."""
+    page = ROOT / "docs/events.md"
+    fields = rollcast.StreamEvent.__struct_fields__
+    named = [cells[0].strip("`") for cells in tables(page) if cells[0].strip("`") in fields]
+    assert tuple(named) == fields
+
+
+def test_the_command_line_page_has_every_option():
+    """What `--help` lists, the page explains, and nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rollcast", "run", "--help"],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        env={"PYTHONPATH": str(Path(rollcast.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"},
+    )
+    offered = set(re.findall(r"^ +(--[a-z-]+)", done.stdout, flags=re.MULTILINE)) - {"--help"}
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `(--[a-z-]+)", page, flags=re.MULTILINE))
+    assert explained == offered
+
+
+def test_the_exceptions_are_explained():
+    """The page of errors shows the tree that the code has."""
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    from rollcast import errors
+
+    missing = [name for name in errors.__all__ if name not in page]
+    assert not missing, missing
+
+
+def test_the_version_is_one():
+    """The changelog begins with the version of the package."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (first, *_) = re.findall(r"^## \[?([0-9.]+)\]?", changelog, flags=re.MULTILINE)
+    assert first == rollcast.__version__
+
+
+def test_the_readme_is_short():
+    """One minute of reading."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
