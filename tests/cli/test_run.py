@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import rollcast as rollcast_package
 from rollcast.records import check_events, decode
 
-ENV = os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+SRC = str(Path(rollcast_package.__file__).parents[1])
+ENV = os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1", "PYTHONPATH": SRC}
 
 
 def rollcast(*args, cwd=None, env=ENV):

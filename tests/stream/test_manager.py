@@ -473,3 +473,42 @@ async def test_batches_come_whole():
                 generation.chunk(str(i))
     assert max(map(len, observer.batches)) > 8
     assert [e.seq for batch in observer.batches for e in batch] == list(range(606))
+
+
+async def test_a_type_given_as_a_string_is_that_type(caplog):
+    """An unknown one is logged and dropped: emit never raises."""
+    manager = StreamingManager()
+    with capture_events(manager) as capture:
+        manager.emit(StreamEvent("train_step", "", 0.0, {}))
+        manager.emit(StreamEvent("nonsense", "", 0.0, {}))
+        await manager.drain()
+    assert [e.event_type for e in capture.events] == [T.TRAIN_STEP]
+    assert "unknown type 'nonsense'" in caplog.text
+
+
+async def test_the_producer_is_held_to_the_grammar():
+    """Misuse is refused with what to do, and nothing of it is emitted."""
+    manager = StreamingManager()
+    with capture_events(manager) as capture:
+        async with manager.run() as run:
+            with run.chain(HELLO) as chain:
+                with pytest.raises(InputError, match="before any generation"), chain.tool_call("t", {}):
+                    pass
+                with chain.generation(), pytest.raises(InputError, match="while its generation is open"):
+                    chain.tool_call("t", {}).start()
+                with pytest.raises(InputError, match="has a chain 'chain_0' already"):
+                    run.chain(HELLO, chain_id="chain_0")
+            with pytest.raises(InputError, match="has ended; give its reward before"):
+                chain.reward(1.0)
+    capture.check()
+
+
+async def test_lag_counts_what_is_being_handed_over():
+    """An observer that hangs on its first batch lags."""
+    manager = StreamingManager(drain_timeout=0.01)
+    stalled = StallingObserver()
+    manager.add_observer(stalled)
+    await one_chain(manager)
+    assert manager.statistics()[0].lag_s > 0
+    stalled.release()
+    await manager.aclose()

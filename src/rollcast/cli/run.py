@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -51,6 +52,8 @@ class RunOptions:
 
 def run_command(options: RunOptions) -> int:
     """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C."""
+    if options.seed is None:
+        options = replace(options, seed=secrets.randbits(32))
     task = get_task(options.task)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
@@ -102,7 +105,8 @@ def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
         return [{"messages": [{"role": "user", "content": prompt}]} for prompt in options.prompts]
     if options.rows:
         return load_rows(options.rows)
-    return task.rows(options.questions, options.seed if options.seed is not None else 0)
+    assert options.seed is not None
+    return task.rows(options.questions, options.seed)
 
 
 async def _execute(agent: BaseAgent, run: Run) -> tuple[RunResult, bool]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rollcast.errors import InputError
-from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest, Sampling
+from rollcast.models.backend import Backend, BaseBackend, ChatRenderer, Delta, GenerationRequest, Sampling
 from rollcast.models.parse import HermesParser, IncrementalParser, Parser
 
 __all__ = [
     "Backend",
+    "BaseBackend",
     "ChatRenderer",
     "Delta",
     "GenerationRequest",
@@ -31,10 +32,11 @@ def resolve_backend(backend: str | Backend | None, model_name: str) -> Backend:
         InputError: there is none of that name, or it cannot load the model.
     """
     if backend is not None and not isinstance(backend, str):
-        if not isinstance(backend, Backend):
+        missing = [name for name in dir(BaseBackend) if name[0] != "_" and not hasattr(backend, name)]
+        if missing:
             raise InputError(
-                f"backend is {type(backend).__name__}; expected a name ('tiny') or an object with the attributes and "
-                "methods of rollcast.models.Backend"
+                f"backend is {type(backend).__name__}, which has no {', '.join(missing)}; expected a name ('tiny') or an "
+                "object such as one derived from rollcast.models.BaseBackend"
             )
         return backend
     if backend is None and model_name != EMBEDDED:

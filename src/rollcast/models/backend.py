@@ -10,7 +10,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.records import Message, ToolCall
 
-__all__ = ["Backend", "ChatRenderer", "Delta", "GenerationRequest", "Sampling"]
+__all__ = ["Backend", "BaseBackend", "ChatRenderer", "Delta", "GenerationRequest", "Sampling"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -165,3 +165,35 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Let go of the model. Generations that run raise BackendClosedError. May be called twice."""
         ...
+
+
+class BaseBackend:
+    """A backend with everything but `generate`: derive from it and write that one method.
+
+    Attributes:
+        name, model_name, token_exact, logprobs, streams, policy_version, renderer: as in `Backend`.
+    """
+
+    name: str = "own"
+    model_name: str = "own"
+    token_exact: bool = False
+    logprobs: bool = False
+    streams: bool = True
+    policy_version: int = 0
+    renderer: ChatRenderer | None = None
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """See `Backend.generate`."""
+        raise InputError(
+            f"{type(self).__name__} has no generate; write an async generator of Deltas of that name"
+        )
+
+    async def cancel(self, request_id: str) -> None:
+        """Nothing is done beyond closing the iterator, which the rollout does."""
+
+    async def update_weights(self, weights: Any, version: int) -> None:
+        """Take the version alone: what serves from elsewhere gets its weights there."""
+        self.policy_version = version
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""

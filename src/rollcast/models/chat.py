@@ -193,10 +193,9 @@ class _Codec:
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         self._ids = {token.content: index for index, token in added.items()}
         # As the tokenizers package does: first the tokens that are matched in the raw text, then the others.
-        self._splitters = [
-            _splitter([token for token in added.values() if token.normalized is normalized])
-            for normalized in (False, True)
-        ]
+        by_pass = [[t for t in added.values() if t.normalized is normalized] for normalized in (False, True)]
+        self._splitters = [_splitter(tokens) for tokens in by_pass if tokens]
+        self._encoded: dict[tuple[bool, str], list[int]] = {}
         words = [token.content for token in added.values() if not token.content.isspace()]
         self._occurrence = re.compile(f"(?=(?:{_any_of(words)}))(.)", re.DOTALL) if words else None
         # An added token may also come about where outside text meets the template's.
@@ -258,8 +257,22 @@ class _Codec:
             if added is not None:
                 ids.append(added)
             elif piece != guard:
-                ids += self._plain_ids(tokenizer, piece, guard)
+                ids += (
+                    self._plain_ids(tokenizer, piece, guard)
+                    if len(piece) > 64
+                    else self._known(tokenizer, piece, guard)
+                )
             tokenizer = self._later
+        return ids
+
+    def _known(self, tokenizer: Tokenizer, piece: str, guard: str) -> list[int]:
+        """The ids of a short piece: tool names, roles and common words come again and again."""
+        key = (tokenizer is self._first, piece.replace(guard, "\0"))
+        ids = self._encoded.get(key)
+        if ids is None:
+            if len(self._encoded) >= 4096:
+                self._encoded.clear()
+            ids = self._encoded[key] = self._plain_ids(tokenizer, piece, guard)
         return ids
 
     def _plain_ids(self, tokenizer: Tokenizer, piece: str, guard: str) -> list[int]:

@@ -77,7 +77,7 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def now(cls, event_type: StreamEventType, chain_id: str = "", /, **data: Any) -> StreamEvent:
         """An event of this moment, its payload given as keywords."""
-        return cls(event_type, chain_id, time.time(), data)
+        return cls(StreamEventType(event_type), chain_id, time.time(), data)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape as Python builtins. `data` is the event's own dict, not a copy."""
@@ -200,7 +200,7 @@ class ChainEnd(TypedDict):
 
 
 class Error(TypedDict):
-    """Something failed. `where`: `backend`, `tool:NAME`, `parser`, `reward`, `observer:NAME`."""
+    """Something failed. `where`: `backend`, `tool:NAME`, `parser`, `reward`, `observer:NAME`, `agent` (a loop of one's own)."""
 
     error: str
     error_type: str

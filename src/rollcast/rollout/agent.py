@@ -71,7 +71,11 @@ class BaseAgent:
         self.reward = None if reward is None else as_reward(reward)
         self.streaming_manager = streaming_manager if streaming_manager is not None else StreamingManager()
         self.name = name if name is not None else type(self).__name__
-        self._owns_backend = not isinstance(backend, Backend)
+        self._owns_backend = backend is None or isinstance(backend, str)
+
+    def __repr__(self) -> str:
+        tools = ", ".join(self.tools) or "no tools"
+        return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
 
     # -- what a subclass may change ------------------------------------------------------------------------------------
 
@@ -248,6 +252,10 @@ def _sampling(value: Sampling | Mapping[str, Any] | None) -> Sampling:
         return Sampling()
     if isinstance(value, Sampling):
         return value
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"sampling is {type(value).__name__}; expected a Sampling or a dict such as {{'temperature': 0.5}}"
+        )
     unknown = sorted(set(value) - set(Sampling.__struct_fields__))
     if unknown:
         raise InputError(f"sampling has no {unknown[0]!r}; it has {', '.join(Sampling.__struct_fields__)}")

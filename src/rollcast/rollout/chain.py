@@ -148,7 +148,10 @@ class ChainGeneration:
                         parser.feed(delta.text)
                         if parser.finished:
                             break
-            calls = backend_calls or self._parse(generation, parser)
+            calls = [
+                msgspec.structs.replace(call, call_id=f"call_{step}_{i}")
+                for i, call in enumerate(backend_calls or self._parse(generation, parser))
+            ]
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation, calls, parser)
@@ -185,13 +188,11 @@ class ChainGeneration:
 
     async def _call_tools(self, calls: list[ToolCall]) -> bool:
         """Whether a terminal tool was among them and succeeded."""
-        step = len(self.trajectory.turns)
-        named = [msgspec.structs.replace(c, call_id=f"call_{step}_{i}") for i, c in enumerate(calls)]
-        if len(named) == 1:
-            results = [await self._call(named[0])]
+        if len(calls) == 1:
+            results = [await self._call(calls[0])]
         else:
-            results = await asyncio.gather(*map(self._call, named))
-        for call, result in zip(named, results, strict=True):
+            results = await asyncio.gather(*map(self._call, calls))
+        for call, result in zip(calls, results, strict=True):
             self.stream.message(
                 {
                     "role": "tool",
@@ -201,7 +202,7 @@ class ChainGeneration:
                 }
             )
             self._unsaid += 1
-        for call, result in zip(named, results, strict=True):
+        for call, result in zip(calls, results, strict=True):
             tool = self.agent.tools.get(call.tool_name)
             if tool is not None and tool.terminal and result.status == "success":
                 self.trajectory.final_response = result.observation

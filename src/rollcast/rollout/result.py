@@ -29,6 +29,10 @@ class RunResult(msgspec.Struct):
     trajectories: list[Trajectory] = []
     duration_s: float = 0.0
 
+    def __repr__(self) -> str:
+        mean = "" if self.mean_reward is None else f", mean reward {self.mean_reward:.3g}"
+        return f"<RunResult {self.run_id}: {self.status}, {len(self)} chains{mean}, seed {self.seed}>"
+
     def __iter__(self) -> Iterator[Trajectory]:
         return iter(self.trajectories)
 

@@ -136,8 +136,14 @@ class ChainStream:
                 self.emit(T.ERROR, error_data(error, where))
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
-        """The chain's reward; before its end."""
+        """The chain's reward; before its end.
+
+        Raises:
+            InputError: the chain has ended.
+        """
         with self.lock:
+            if self.trajectory.finish_reason is not None:
+                raise InputError(f"{self.trajectory.chain_id} has ended; give its reward before its end")
             self.trajectory.reward = reward
             self.trajectory.metrics = dict(metrics or {})
             if self.live:
@@ -182,7 +188,7 @@ class ChainStream:
     def wants(self, event_type: StreamEventType) -> bool:
         """Whether anybody watches this type of event of this chain."""
         with self.lock:
-            return self.route is not None and bool(self.route.targets(event_type))
+            return self.route is not None and bool(self.route.targets(StreamEventType(event_type)))
 
     def emit(self, event_type: StreamEventType, data: dict[str, Any], step: int | None = None) -> None:
         """Emit an event of this chain, where somebody wants it. The lock is held."""
@@ -340,6 +346,10 @@ class ToolStream:
         """Begin."""
         chain, call = self.chain, self.record.call
         with chain.lock:
+            if chain.generation_open is not None:
+                raise InputError(
+                    f"{chain.trajectory.chain_id} calls {call.tool_name} while its generation is open; end that first"
+                )
             if not chain.trajectory.turns:
                 raise InputError(
                     f"{chain.trajectory.chain_id} calls {call.tool_name} before any generation; open one first"

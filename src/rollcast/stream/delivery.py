@@ -75,7 +75,11 @@ class Delivery(EventQueue):
         self.finished: Future[None] = Future()
         self.delivered = self.failed = 0
         self._after = after  # an earlier delivery to the same observer that still runs
-        self._inflight: tuple[int, int] = (0, 0)  # events, bytes
+        self._inflight: tuple[int, int, float | None] = (
+            0,
+            0,
+            None,
+        )  # events, bytes, time stamp of the oldest
         self._waiter: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the pump that runs
         self._home = _running_loop()
@@ -100,12 +104,16 @@ class Delivery(EventQueue):
     def _take(self) -> list[Item]:
         size = self.bytes
         items = self.take(self.manager.snapshots(self.filter))
-        self._inflight = (len(items), size)
+        self._inflight = (
+            len(items),
+            size,
+            next((i.timestamp for i in items if isinstance(i, StreamEvent)), None),
+        )
         return items
 
     def _taken(self) -> None:
         """What `_take` gave was handed over."""
-        self._inflight = (0, 0)
+        self._inflight = (0, 0, None)
         if self.full:
             self.full = False
             self.manager.congested.discard(self)
@@ -114,6 +122,7 @@ class Delivery(EventQueue):
     def statistics(self) -> ObserverStatistics:
         """The numbers."""
         waiting = self.waiting
+        oldest = self._inflight[2] or (waiting[0].timestamp if waiting else None)
         return ObserverStatistics(
             name=self.observer.name,
             mode=self.observer.mode,
@@ -123,7 +132,7 @@ class Delivery(EventQueue):
             merged=self.merged,
             dropped=self.dropped,
             failed=self.failed,
-            lag_s=max(0.0, time.time() - waiting[0].timestamp) if waiting else 0.0,
+            lag_s=max(0.0, time.time() - oldest) if oldest is not None else 0.0,
         )
 
     # -- the pump ----------------------------------------------------------------------------------------------------

@@ -234,6 +234,13 @@ class StreamingManager:
         self._emit(event, None)
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
+        given: object = event.event_type  # a plain string, where somebody made it by hand
+        if not isinstance(given, StreamEventType):
+            try:
+                event = msgspec.structs.replace(event, event_type=StreamEventType(given))
+            except ValueError:
+                logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
+                return
         with self.lock:
             targets = [
                 d

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from rollcast.errors import BackendClosedError, BackendError
-from rollcast.models.backend import Delta, GenerationRequest
+from rollcast.models.backend import BaseBackend, Delta, GenerationRequest
 from rollcast.records import Message
 
 __all__ = ["ScriptedBackend", "tokens_of"]
@@ -38,7 +38,7 @@ class _WordRenderer:
         return self.render(messages[len(messages) - new :], tools)
 
 
-class ScriptedBackend:
+class ScriptedBackend(BaseBackend):
     """Streams given text, word by word.
 
     Args:
@@ -67,8 +67,6 @@ class ScriptedBackend:
     ) -> None:
         self.model_name = model_name
         self.token_exact = self.logprobs = token_exact
-        self.streams = True
-        self.policy_version = 0
         self.renderer = _WordRenderer() if token_exact else None
         self.requests: list[GenerationRequest] = []
         self.running: set[str] = set()
@@ -126,10 +124,6 @@ class ScriptedBackend:
         """See `Backend.cancel`."""
         if request_id in self.running:
             self._cancelled.add(request_id)
-
-    async def update_weights(self, weights: Any, version: int) -> None:
-        """There are no weights; the version counts."""
-        self.policy_version = version
 
     async def close(self) -> None:
         """See `Backend.close`."""

@@ -57,6 +57,9 @@ class _Turn:
         self._closed = False
 
     def feed(self, text: str) -> list[ToolCall]:
+        if not self._held and "<" not in text:  # most tokens: no tag begins or ends here
+            self._take(text)
+            return []
         text = self._held + text
         done = len(self._calls)
         at = 0
@@ -115,11 +118,9 @@ class _Turn:
 
 
 def _may_begin(tag: str, text: str, at: int) -> int:
-    """How many of the last characters of `text[at:]` may be the beginning of the tag."""
-    for length in range(min(len(tag) - 1, len(text) - at), 0, -1):
-        if text.endswith(tag[:length]):
-            return length
-    return 0
+    """How many of the last characters of `text[at:]` may be the beginning of the tag, of which only the first is "<"."""
+    start = text.rfind("<", max(at, len(text) - len(tag) + 1))
+    return len(text) - start if start >= 0 and tag.startswith(text[start:]) else 0
 
 
 def _call(call_id: str, body: str) -> ToolCall:
