@@ -237,7 +237,7 @@ class StreamingManager:
         given: object = event.event_type  # a plain string, where somebody made it by hand
         if not isinstance(given, StreamEventType):
             try:
-                event = msgspec.structs.replace(event, event_type=StreamEventType(given))
+                event = msgspec.structs.replace(event, event_type=StreamEventType(str(given)))
             except ValueError:
                 logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
                 return
