@@ -9,10 +9,13 @@ from blockbuster import blockbuster_ctx
 
 @pytest.fixture(autouse=True)
 def blocking_calls_fail():
-    """Rollcast never blocks the event loop: a blocking call of its own there raises. Loading a model is the exception."""
+    """Rollcast never blocks the event loop: a blocking call of its own there raises. Constructors
+    that load a model or look whether a file can be written are the exception, and observers on threads of their own."""
     with blockbuster_ctx("rollcast") as blockbuster:
         for function in blockbuster.functions.values():
             function.can_block_in("rollcast/models/tiny/backend.py", {"__init__"})
+            function.can_block_in("rollcast/stream/observers/jsonl.py", {"__init__"})
+            function.can_block_in("rollcast/stream/delivery.py", {"_run_on_a_thread"})
         yield
 
 

@@ -160,7 +160,7 @@ class Delivery(EventQueue):
     def _start(self) -> None:
         if self.observer.threaded:
             name = f"rollcast-observer-{self.observer.name}"
-            threading.Thread(target=lambda: asyncio.run(self._pump()), name=name, daemon=True).start()
+            threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
             return
         loop = self._home if self._home is not None and self._home.is_running() else _running_loop()
         if loop is None:
@@ -174,6 +174,9 @@ class Delivery(EventQueue):
         except RuntimeError:  # closed between the check and the call
             self._home = None
             self._start()
+
+    def _run_on_a_thread(self) -> None:
+        asyncio.run(self._pump())
 
     def _create_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(
