@@ -53,7 +53,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     @property
     def sampling_data(self) -> dict[str, Any]:
         """The sampling as `llm_generation_start` shows it."""
-        shown: dict[str, Any] = msgspec.to_builtins(self.sampling)
+        shown = msgspec.structs.asdict(self.sampling) | {"stop": list(self.sampling.stop)}
         return {name: value for name, value in shown.items() if name != "seed"}
 
 
