@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ from rollcast.stream.observer import StreamObserver
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["Control", "Delivery", "ObserverStatistics", "compact", "event_size", "fulfil"]
+__all__ = ["Control", "Delivery", "ObserverStatistics", "chunk_size", "compact", "event_size", "fulfil"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -73,9 +73,13 @@ def event_size(event: StreamEvent) -> int:
     """Bytes of memory that the event keeps alive, near enough to bound a queue by."""
     data = event.data
     if event.event_type is CHUNK:
-        ids = data.get("token_ids")
-        return 480 + sys.getsizeof(data.get("content")) + (200 + 64 * len(ids) if ids else 0)
+        return chunk_size(data.get("content", ""), data.get("token_ids"))
     return 480 + _weight(data, 8)
+
+
+def chunk_size(content: str, token_ids: list[int] | None) -> int:
+    """`event_size` of a chunk."""
+    return 480 + sys.getsizeof(content) + (200 + 64 * len(token_ids) if token_ids else 0)
 
 
 def _weight(value: Any, depth: int) -> int:
@@ -103,8 +107,8 @@ def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
     return msgspec.structs.replace(last, data=data)
 
 
-def compact(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue with neighbouring chunks of each generation merged, and how many events that saved.
+def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
+    """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
 
     Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
     one's place, so `seq` still rises.
@@ -126,17 +130,24 @@ def compact(queue: list[Item]) -> tuple[list[Item], int]:
             groups.append(runs_of_chunks[key])
     merged: dict[int, StreamEvent] = {}
     gone: set[int] = set()
+    freed = 0
     for group in groups:
         if len(group) > 1:
-            merged[group[-1]] = merged_chunks([queue[i] for i in group])  # type: ignore[misc]  # chunks all
+            chunks: list[StreamEvent] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
+            merged[group[-1]] = whole = merged_chunks(chunks)
             gone.update(group[:-1])
-    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone)
+            freed += sum(map(event_size, chunks)) - event_size(whole)
+    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue without the chunks of generations whose end stands in it too: the end has the whole text."""
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int, int]:
+    """The queue without the chunks of generations whose end stands in it too: the end has the whole text.
+
+    Also how many events and bytes that saved.
+    """
     ended: set[tuple[str, str]] = set()
     kept: list[Item] = []
+    freed = 0
     for item in reversed(queue):
         if isinstance(item, StreamEvent):
             key = (item.run_id, item.chain_id)
@@ -144,11 +155,12 @@ def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
                 ended.add(key)
             elif item.event_type is CHUNK:
                 if key in ended:
+                    freed += event_size(item)
                     continue
             elif item.event_type is StreamEventType.LLM_GENERATION_START:
                 ended.discard(key)
         kept.append(item)
-    return kept[::-1], len(queue) - len(kept)
+    return kept[::-1], len(queue) - len(kept), freed
 
 
 class _Lost:
@@ -187,6 +199,7 @@ class Delivery:
         self.delivered = self.merged = self.dropped = self.failed = 0
         self._after = after  # an earlier delivery to the same observer that still runs
         self._queue: list[Item] = []
+        self._mixed = False  # controls may stand among the events
         self._bytes = 0
         self._inflight: tuple[int, int] = (0, 0)  # events, bytes
         self._compact_at = COMPACT_AT
@@ -214,9 +227,10 @@ class Delivery:
         if self._lost:
             self._lose(event)
             return
-        self._queue.append(event)
-        self._bytes += size
-        if self._bytes > self.limit or len(self._queue) >= self._compact_at:
+        queue = self._queue
+        queue.append(event)
+        self._bytes = total = self._bytes + size
+        if total > self.limit or len(queue) >= self._compact_at:
             self._shrink()
         if not self._awake:
             self.wake()
@@ -224,6 +238,7 @@ class Delivery:
     def put_free(self, items: list[Item]) -> None:
         """Queue what is not counted against the limit: controls, and snapshots (bounded by the open chains)."""
         self._queue += items
+        self._mixed = True
         if not self._awake:
             self.wake()
 
@@ -233,14 +248,13 @@ class Delivery:
                 self.full = True
                 self.manager.congested.add(self)
             return
-        self._queue, saved = compact(self._queue)
-        self.merged += saved
-        self._count_bytes()
-        if self._bytes > 0.75 * self.limit:
-            self._queue, saved = without_ended_generations(self._queue)
+        for shorter in (compact, without_ended_generations):
+            self._queue, saved, freed = shorter(self._queue)
             self.merged += saved
-            self._count_bytes()
-        if self._bytes > 0.75 * self.limit:
+            self._bytes -= freed
+            if self._bytes <= 0.75 * self.limit:
+                break
+        else:
             self._give_up()
         self._compact_at = max(COMPACT_AT, 2 * len(self._queue))
 
@@ -269,6 +283,7 @@ class Delivery:
     def _take(self) -> list[Item]:
         """Everything that waits."""
         queue, self._queue = self._queue, []
+        self._mixed = False
         if self._lost:
             queue = [*self._gaps(), *self.manager.snapshots(self.filter), *queue]
             self._lost = {}
@@ -376,7 +391,8 @@ class Delivery:
                 await asyncio.wrap_future(self._after)
             while True:
                 with self.manager.lock:
-                    items = self._take()
+                    self._taken()
+                    mixed, items = self._mixed, self._take()
                     if not items and (self.closing or not self.manager.runs):
                         self._awake, self._loop = False, None
                         break
@@ -386,9 +402,7 @@ class Delivery:
                 if not items:
                     await waiter
                     continue
-                await self._deliver(items)
-                with self.manager.lock:
-                    self._taken()
+                await self._deliver(items, mixed=mixed)
                 if self.observer.threaded and not self.closing:
                     await self._rest()
         except BaseException:
@@ -402,14 +416,18 @@ class Delivery:
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
         with self.manager.lock:
+            self._taken()
             urgent = any(isinstance(i, Control) and i.kind == "barrier" for i in self._queue)
         if not urgent:
             await asyncio.sleep(THREAD_TICK_S)
 
-    async def _deliver(self, items: list[Item]) -> None:
+    async def _deliver(self, items: list[Item], *, mixed: bool) -> None:
         events: list[StreamEvent] = []
         position = 0
         try:
+            if not mixed and len(items) < TURN:  # the common case, without looking at each
+                await self._hand_over(cast("list[StreamEvent]", items))
+                return
             for i, item in enumerate(items):
                 if isinstance(item, StreamEvent):
                     events.append(item)
@@ -425,6 +443,7 @@ class Delivery:
         except BaseException:
             with self.manager.lock:
                 self._queue[:0] = items[position:]
+                self._mixed = True
                 self._count_bytes()
             raise
 
