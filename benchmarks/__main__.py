@@ -70,11 +70,16 @@ def _measured(names: list[str], *, quick: bool) -> tuple[list[Figure], dict[str,
 
 
 def _row(figure: Figure) -> str:
-    interval = "" if figure.low is None or figure.high is None else f"{figure.low:.3g} – {figure.high:.3g}"
+    low, high = figure.low, figure.high
+    interval = "" if low is None or high is None else f"{_number(low)} – {_number(high)}"
     target = figure.target.replace("<=", "≤").replace(">=", "≥") if figure.target else ""
     verdict = "" if figure.met is None else "met" if figure.met else "**not met**"
-    value = f"{figure.value:,.0f}" if abs(figure.value) >= 1000 else f"{figure.value:.3g}"
-    return f"| {figure.name} | {target} | {value} {figure.unit} | {interval} | {verdict} |"
+    value = f"{_number(figure.value)} {figure.unit}"
+    return f"| {figure.name} | {target} | {value} | {interval} | {verdict} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _save(record: dict[str, Any]) -> None:

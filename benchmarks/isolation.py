@@ -38,7 +38,7 @@ def run(quick: bool) -> list[Figure]:
 
 
 def _time(quick: bool) -> list[Figure]:
-    chains, rounds = (8, 1) if quick else (320, 9)
+    chains, rounds = (8, 1) if quick else (320, 13)
     digests: dict[str, set[str]] = {}
 
     def trial(name: str, make: Callable[[], list[StreamObserver]]) -> Callable[[], Spent]:
@@ -61,8 +61,8 @@ def _time(quick: bool) -> list[Figure]:
     cpu = {name: [s.cpu for s in values] for name, values in spent.items()}
     different = len(set().union(*digests.values())) - 1
     return [
-        figure("isolation: CPU of a run, one stalls and one raises / none watches", ratios(cpu["ill"], cpu["none"]), "×"),
-        figure("isolation: CPU of a run, one stalls and one raises / two that work", ratios(cpu["ill"], cpu["well"]), "×"),
+        figure("isolation: CPU of a run, one stalls and one raises / none watches", ratios(cpu["ill"], cpu["none"]), "×", "about 1"),
+        figure("isolation: CPU of a run, one stalls and one raises / two that work", ratios(cpu["ill"], cpu["well"]), "×", "about 1"),
         figure("isolation: runs whose trajectories differ by a byte", different, "runs", "<= 0"),
     ]  # fmt: skip
 
@@ -132,8 +132,8 @@ async def _memory(events: int) -> list[Figure]:
     slope = statistics.linear_regression(range(len(late)), late).slope / SAMPLE if len(late) > 1 else 0.0
     title = f"isolation: a stalled observer, {events:,} events"
     return [
-        figure(f"{title}: memory gained at most", (max(samples) - samples[0]) / 2**20, "MiB"),
-        figure(f"{title}: slope in the second half", slope, "B an event"),
+        figure(f"{title}: memory gained at most", (max(samples) - samples[0]) / 2**20, "MiB", "<= 8"),
+        figure(f"{title}: slope in the second half", slope, "B an event", "<= 0.1"),
         figure(f"{title}: of them dropped and counted", numbers.dropped, "events"),
     ]
 

@@ -36,8 +36,8 @@ class Figure:
         name: what was measured.
         value, low, high: median over the rounds and its 95 % interval; `low` and `high` are None for a count or a size.
         unit: of all three.
-        target: `<= 0.1`, `>= 0.8`; None where the figure is a reference.
-        met: whether the median holds the target; None without one.
+        target: `<= 0.1`, `>= 0.8`, `about 1`; None where the figure is a reference.
+        met: whether the median holds the target, or the interval contains the number; None without a target.
     """
 
     name: str
@@ -88,16 +88,20 @@ def figure(name: str, values: Sequence[float] | float, unit: str, target: str | 
         name: what was measured.
         values: one a round, or a single number.
         unit: of the values.
-        target: an operator and a number.
+        target: `<=`, `>=` or `about`, and a number.
     """
     if isinstance(values, int | float):
         value, low, high = float(values), None, None
     else:
         found = estimate(values)
         value, low, high = found.value, found.low, found.high
-    return Figure(name, value, low, high, unit, target, None if target is None else _holds(value, target))
+    met = None if target is None else _holds(target, value, low, high)
+    return Figure(name, value, low, high, unit, target, met)
 
 
-def _holds(value: float, target: str) -> bool:
-    operator, bound = target.split()
-    return value <= float(bound) if operator == "<=" else value >= float(bound)
+def _holds(target: str, value: float, low: float | None, high: float | None) -> bool:
+    operator, number = target.split()
+    bound = float(number)
+    if operator == "about":
+        return low is not None and high is not None and low <= bound <= high
+    return value <= bound if operator == "<=" else value >= bound
