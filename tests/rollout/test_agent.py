@@ -103,6 +103,24 @@ async def test_a_drawn_seed_is_told():
     assert [t.digest() for t in first] == [t.digest() for t in again]
 
 
+async def test_siblings_share_their_prompt(monkeypatch):
+    """The prompt of a row is rendered once, however many chains repeat it; each chain has ids of its own."""
+    agent = scripted("hello")
+    rendered = []
+    render = agent.backend.renderer.render
+    monkeypatch.setattr(
+        agent.backend.renderer, "render", lambda *args: rendered.append(args) or render(*args)
+    )
+    result = await agent.run_async(1, ROWS, num_chains=3)
+    assert len(rendered) == 2
+    assert [t.turns[0].prompt_ids for t in result] == [
+        render(r["messages"], []) for r in ROWS for _ in range(3)
+    ]
+    first, second, *_ = result
+    first.turns[0].prompt_ids.clear()
+    assert second.turns[0].prompt_ids
+
+
 async def test_max_steps_counts_generations():
     """A chain that always calls a tool ends after that many."""
     agent = scripted(CALL)

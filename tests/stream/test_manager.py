@@ -512,3 +512,16 @@ async def test_lag_counts_what_is_being_handed_over():
     assert manager.statistics()[0].lag_s > 0
     stalled.release()
     await manager.aclose()
+
+
+def test_what_was_handed_over_is_not_handed_over_again():
+    """A loop that ends while an observer hangs takes nothing back that the observer has got."""
+    manager = StreamingManager(drain_timeout=0.01)
+    stalled = StallingObserver(after=4)
+    manager.add_observer(stalled)
+    asyncio.run(one_chain(manager))
+    stalled.release()
+    asyncio.run(one_chain(manager))
+    seqs = [(e.run_id, e.seq) for e in stalled.events]
+    assert len(seqs) == len(set(seqs))
+    manager.close()

@@ -31,8 +31,6 @@ __all__ = ["TemplateRenderer"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 
-_REMEMBERED = 256  # renderings of whole prompts: the repeats of a row begin with the same one
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Templates compare the values of these with words of their own: they are no prose.
@@ -74,9 +72,7 @@ class TemplateRenderer:
         self.eos_token_ids = frozenset(eos_token_ids)
         self._variables = {**special_tokens, **(template_kwargs or {})}
         self._template = _compiled(template)
-        self._repeats = "strftime_now" not in template  # the same messages give the same text
         self._codec = _Codec(tokenizer)
-        self._rendered: dict[bytes, tuple[int, ...]] = {}
         self._guarded_tools: tuple[bytes, Any] = (b"", None)
 
     @classmethod
@@ -114,16 +110,8 @@ class TemplateRenderer:
         Raises:
             MessagesError: the template refuses the messages.
         """
-        key = _bytes((messages, tools)) if self._repeats else b""
-        if key in self._rendered:  # the repeats of one prompt
-            return list(self._rendered[key])
         guard = self._codec.free_characters((messages, tools), 1)
-        ids = self._codec.encode(self._text(messages, tools, guard), guard)
-        if key:
-            if len(self._rendered) >= _REMEMBERED:
-                del self._rendered[next(iter(self._rendered))]
-            self._rendered[key] = tuple(ids)
-        return ids
+        return self._codec.encode(self._text(messages, tools, guard), guard)
 
     def extend(
         self, ids: list[int], messages: list[Message], new: int, tools: list[dict[str, Any]]

@@ -36,15 +36,24 @@ class ChainGeneration:
         stream: the chain to write; its trajectory has the prompt.
         settings: of the run.
         seed: of this chain; what it samples depends on nothing else.
+        prompts: ids of the rows' prompts, by group; the first chain of a row puts them in, its siblings take them.
     """
 
-    def __init__(self, agent: BaseAgent, stream: ChainStream, settings: RunSettings, seed: int) -> None:
+    def __init__(
+        self,
+        agent: BaseAgent,
+        stream: ChainStream,
+        settings: RunSettings,
+        seed: int,
+        prompts: dict[str | None, list[int]] | None = None,
+    ) -> None:
         self.agent = agent
         self.stream = stream
         self.settings = settings
         self.seed = seed
         self.trajectory = stream.trajectory
         self.ids: list[int] = []  # the exact ids so far, where the backend is token-exact
+        self._prompts = {} if prompts is None else prompts
         self._unsaid = len(self.trajectory.messages)  # messages at the end that are not in the ids yet
         self.context = ChainContext(
             row=self.trajectory.row,
@@ -98,7 +107,10 @@ class ChainGeneration:
         messages, tools = self.trajectory.messages, self.agent.tool_schemas
         try:
             if not self.ids:
-                new_ids = renderer.render(messages, tools)
+                group = self.trajectory.group_id
+                if group not in self._prompts:
+                    self._prompts[group] = renderer.render(messages, tools)
+                new_ids = list(self._prompts[group])
             else:
                 new_ids = renderer.extend(self.ids, messages, self._unsaid, tools)
         except Exception as error:  # a template can raise anything; the chain ends with what it says

@@ -86,6 +86,7 @@ class Run:
         self.result = RunResult(self.run_id, seed)
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._prompts: dict[str | None, list[int]] = {}
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
 
@@ -179,7 +180,7 @@ class Run:
             )
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
-            await ChainGeneration(self.agent, stream, self.settings, seed).run()
+            await ChainGeneration(self.agent, stream, self.settings, seed, self._prompts).run()
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

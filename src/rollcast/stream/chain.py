@@ -23,7 +23,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.stream.queue import Control
+from rollcast.stream.queue import Control, chunk_size
 
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunStream
@@ -286,7 +286,10 @@ class GenerationStream:
         if route is None:  # streaming is off
             turn.append(text, token_ids, logprobs, policy_version)
             return
-        with self.lock:
+        manager = route.manager
+        lock = manager.lock
+        lock.acquire()  # half of what `with` costs
+        try:
             if turn.finish_reason is not None:
                 return
             offset = turn.chars
@@ -300,7 +303,9 @@ class GenerationStream:
                     data["token_ids"] = token_ids
                 if logprobs is not None:
                     data["logprobs"] = logprobs
-                route.manager.send(targets, CHUNK, route, data, turn.step)
+                manager.send(targets, CHUNK, route, data, turn.step, chunk_size(text, token_ids))
+        finally:
+            lock.release()
 
     def end(self, finish_reason: GenerationFinishReason = "stop") -> None:
         """End it. Ending twice does nothing."""

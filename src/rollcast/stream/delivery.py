@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -193,7 +193,8 @@ class Delivery(EventQueue):
                 await asyncio.wrap_future(self._after)
             while True:
                 with self.manager.lock:
-                    items = self._take()
+                    self._taken()
+                    mixed, items = self.mixed, self._take()
                     if not items and (self.closing or not self.manager.runs):
                         self.awake, self._loop = False, None
                         break
@@ -203,9 +204,7 @@ class Delivery(EventQueue):
                 if not items:
                     await waiter
                     continue
-                await self._deliver(items)
-                with self.manager.lock:
-                    self._taken()
+                await self._deliver(items, mixed=mixed)
                 if self.observer.threaded and not self.closing:
                     await self._rest()
         except BaseException:
@@ -219,14 +218,19 @@ class Delivery(EventQueue):
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
         with self.manager.lock:
+            self._taken()
             urgent = any(isinstance(i, Control) and i.kind == "barrier" for i in self.items)
         if not urgent:
             await asyncio.sleep(THREAD_TICK_S)
 
-    async def _deliver(self, items: list[Item]) -> None:
+    async def _deliver(self, items: list[Item], *, mixed: bool) -> None:
         events: list[StreamEvent] = []
         position = 0
         try:
+            if not mixed and len(items) < TURN:  # the common case, without looking at each
+                position = len(items)
+                await self._hand_over(cast("list[StreamEvent]", items))
+                return
             for i, item in enumerate(items):
                 if isinstance(item, StreamEvent):
                     events.append(item)

@@ -269,8 +269,12 @@ class StreamingManager:
         route: Route,
         data: dict[str, Any],
         step: int | None,
+        size: int = 0,
     ) -> None:
-        """Build the event and queue it for each target. The hot path; the lock is held, and the route has a run."""
+        """Build the event and queue it for each target. The hot path; the lock is held, and the route has a run.
+
+        `size` is its `event_size`, where that is known.
+        """
         run = route.run
         assert run is not None
         run.seq = seq = run.seq + 1
@@ -286,7 +290,7 @@ class StreamingManager:
             route.group_id,
             self.source,
         )
-        size = event_size(event)
+        size = size or event_size(event)
         for delivery in targets:
             delivery.put(event, size)
 

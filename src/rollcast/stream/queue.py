@@ -18,7 +18,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 
-__all__ = ["Control", "EventQueue", "Item", "compact", "event_size"]
+__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size"]
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
@@ -42,9 +42,13 @@ def event_size(event: StreamEvent) -> int:
     """Bytes of memory that the event keeps alive, near enough to bound a queue by."""
     data = event.data
     if event.event_type is CHUNK:
-        ids = data.get("token_ids")
-        return 480 + sys.getsizeof(data.get("content")) + (200 + 64 * len(ids) if ids else 0)
+        return chunk_size(data.get("content", ""), data.get("token_ids"))
     return 480 + _weight(data, 8)
+
+
+def chunk_size(content: str, token_ids: list[int] | None) -> int:
+    """`event_size` of a chunk."""
+    return 480 + sys.getsizeof(content) + (200 + 64 * len(token_ids) if token_ids else 0)
 
 
 def _weight(value: Any, depth: int) -> int:
@@ -72,8 +76,8 @@ def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
     return msgspec.structs.replace(last, data=data)
 
 
-def compact(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue with neighbouring chunks of each generation merged, and how many events that saved.
+def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
+    """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
 
     Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
     one's place, so `seq` still rises.
@@ -95,17 +99,24 @@ def compact(queue: list[Item]) -> tuple[list[Item], int]:
             groups.append(runs_of_chunks[key])
     merged: dict[int, StreamEvent] = {}
     gone: set[int] = set()
+    freed = 0
     for group in groups:
         if len(group) > 1:
-            merged[group[-1]] = merged_chunks([queue[i] for i in group])  # type: ignore[misc]  # chunks all
+            chunks: list[StreamEvent] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
+            merged[group[-1]] = whole = merged_chunks(chunks)
             gone.update(group[:-1])
-    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone)
+            freed += sum(map(event_size, chunks)) - event_size(whole)
+    return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
-    """The queue without the chunks of generations whose end stands in it too: the end has the whole text."""
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int, int]:
+    """The queue without the chunks of generations whose end stands in it too: the end has the whole text.
+
+    Also how many events and bytes that saved.
+    """
     ended: set[tuple[str, str]] = set()
     kept: list[Item] = []
+    freed = 0
     for item in reversed(queue):
         if isinstance(item, StreamEvent):
             key = (item.run_id, item.chain_id)
@@ -113,11 +124,12 @@ def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int]:
                 ended.add(key)
             elif item.event_type is CHUNK:
                 if key in ended:
+                    freed += event_size(item)
                     continue
             elif item.event_type is StreamEventType.LLM_GENERATION_START:
                 ended.discard(key)
         kept.append(item)
-    return kept[::-1], len(queue) - len(kept)
+    return kept[::-1], len(queue) - len(kept), freed
 
 
 class _Lost:
@@ -154,6 +166,7 @@ class EventQueue:
         self.awake = False  # the reader is at work, or was told to look
         self.merged = self.dropped = 0
         self.items: list[Item] = []
+        self.mixed = False  # controls may stand among the events
         self.bytes = 0
         self._compact_at = COMPACT_AT
         self._lost: dict[str, _Lost] = {}
@@ -170,9 +183,10 @@ class EventQueue:
         if self._lost:
             self._lose(event)
             return
-        self.items.append(event)
-        self.bytes += size
-        if self.bytes > self.limit or len(self.items) >= self._compact_at:
+        items = self.items
+        items.append(event)
+        self.bytes = total = self.bytes + size
+        if total > self.limit or len(items) >= self._compact_at:
             self._shrink()
         if not self.awake:
             self.wake()
@@ -180,12 +194,14 @@ class EventQueue:
     def put_free(self, items: list[Item]) -> None:
         """Queue what is not counted against the limit: controls, and snapshots (bounded by the open chains)."""
         self.items += items
+        self.mixed = True
         if not self.awake:
             self.wake()
 
     def take(self, snapshots: Iterable[StreamEvent]) -> list[Item]:
         """Everything that waits, oldest first. `snapshots` of the open chains are used where events were dropped."""
         items, self.items = self.items, []
+        self.mixed = False
         if self._lost:
             items = [*self._gaps(), *snapshots, *items]
             self._lost = {}
@@ -196,7 +212,8 @@ class EventQueue:
     def put_back(self, items: list[Item]) -> None:
         """What was taken and not read stands first again."""
         self.items[:0] = items
-        self._count_bytes()
+        self.mixed = True
+        self.bytes = sum(event_size(item) for item in self.items if _counts(item))
 
     def _shrink(self) -> None:
         if self.lossless:
@@ -204,19 +221,15 @@ class EventQueue:
                 self.full = True
                 self.became_full()
             return
-        self.items, saved = compact(self.items)
-        self.merged += saved
-        self._count_bytes()
-        if self.bytes > 0.75 * self.limit:
-            self.items, saved = without_ended_generations(self.items)
+        for shorter in (compact, without_ended_generations):
+            self.items, saved, freed = shorter(self.items)
             self.merged += saved
-            self._count_bytes()
-        if self.bytes > 0.75 * self.limit:
+            self.bytes -= freed
+            if self.bytes <= 0.75 * self.limit:
+                break
+        else:
             self._give_up()
         self._compact_at = max(COMPACT_AT, 2 * len(self.items))
-
-    def _count_bytes(self) -> None:
-        self.bytes = sum(event_size(item) for item in self.items if _counts(item))
 
     def _give_up(self) -> None:
         """Drop what waits; from here on only count, until the reader comes back."""

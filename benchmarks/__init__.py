@@ -1,0 +1,1 @@
+"""What streaming costs, measured: `python -m benchmarks [names…]`. See README.md."""

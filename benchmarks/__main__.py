@@ -1,0 +1,95 @@
+"""`python -m benchmarks [names…] [--quick] [--save]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import about_machine
+from benchmarks.measure import Figure
+
+__all__ = ["BENCHMARKS", "main"]
+
+BENCHMARKS = {
+    "off": "benchmarks.off",
+    "emit": "benchmarks.emit",
+    "loop": "benchmarks.loop",
+    "isolation": "benchmarks.isolation",
+    "import": "benchmarks.imports",
+}
+HISTORY = Path(__file__).parent / "history"
+
+
+def main(arguments: list[str] | None = None) -> list[Figure]:
+    """Run the named benchmarks, or all, and print their figures as a Markdown table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
+    )
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/history")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    about = {**about_machine(), "quick": options.quick}
+    print(
+        f"{about['cpu']}, {about['cores']} cores, {about['system']}, {about['python']}; load {about['load']}\n"
+    )
+    print("| what | target | measured | 95 % interval | |\n|---|---|---|---|---|")
+    figures, seconds = _measured(options.names or list(BENCHMARKS), quick=options.quick)
+    print("\n" + ", ".join(f"{name} took {took} s" for name, took in seconds.items()))
+    if options.save:
+        _save({**about, "seconds": seconds, "figures": [asdict(figure) for figure in figures]})
+    return figures
+
+
+def _measured(names: list[str], *, quick: bool) -> tuple[list[Figure], dict[str, float]]:
+    figures: list[Figure] = []
+    seconds: dict[str, float] = {}
+    # Observers that are to fail are logged as in any program, but not on this table.
+    handler = logging.StreamHandler(io.StringIO())
+    logging.getLogger("rollcast").addHandler(handler)
+    try:
+        for name in names:
+            began = time.monotonic()
+            for figure in importlib.import_module(BENCHMARKS[name]).run(quick):
+                figures.append(figure)
+                print(_row(figure), flush=True)
+            seconds[name] = round(time.monotonic() - began, 1)
+    finally:
+        logging.getLogger("rollcast").removeHandler(handler)
+    return figures, seconds
+
+
+def _row(figure: Figure) -> str:
+    low, high = figure.low, figure.high
+    interval = "" if low is None or high is None else f"{_number(low)} – {_number(high)}"
+    target = figure.target.replace("<=", "≤").replace(">=", "≥") if figure.target else ""
+    verdict = "" if figure.met is None else "met" if figure.met else "**not met**"
+    value = f"{_number(figure.value)} {figure.unit}"
+    return f"| {figure.name} | {target} | {value} | {interval} | {verdict} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _save(record: dict[str, Any]) -> None:
+    HISTORY.mkdir(exist_ok=True)
+    number = 1
+    while (path := HISTORY / f"{record['date']}-{number}.json").exists():
+        number += 1
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"kept in {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Paired measurement: every round runs all variants once, so that what slows the machine slows all of them.
+
+Costs are CPU seconds of the process, all threads included, unless a benchmark says otherwise.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+__all__ = ["Estimate", "Figure", "estimate", "figure", "paired", "ratios"]
+
+RESAMPLES = 2000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median and its 95 % interval by the percentile bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        value, low, high: median over the rounds and its 95 % interval; `low` and `high` are None for a count or a size.
+        unit: of all three.
+        target: `<= 0.1`, `>= 0.8`, `about 1`; None where the figure is a reference.
+        met: whether the median holds the target, or the interval contains the number; None without a target.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+    target: str | None = None
+    met: bool | None = None
+
+
+def paired(trials: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """The result of each trial, one a round. One round runs before and is not counted.
+
+    The order turns from round to round, every second time backwards, so that none always profits from what another
+    left warm.
+    """
+    names = list(trials)
+    results: dict[str, list[T]] = {name: [] for name in names}
+    for r in range(-1, rounds):
+        at = r % len(names)
+        order = names[at:] + names[:at]
+        for name in order if r % 2 else order[::-1]:
+            gc.collect()
+            result = trials[name]()
+            if r >= 0:
+                results[name].append(result)
+    return results
+
+
+def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """`a / b`, round by round."""
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The median, and where it lies in 95 % of resamples of the rounds."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    cut = RESAMPLES // 40
+    return Estimate(statistics.median(values), medians[cut], medians[-cut - 1])
+
+
+def figure(name: str, values: Sequence[float] | float, unit: str, target: str | None = None) -> Figure:
+    """A figure of one value a round, or of one number that has no interval.
+
+    Args:
+        name: what was measured.
+        values: one a round, or a single number.
+        unit: of the values.
+        target: `<=`, `>=` or `about`, and a number.
+    """
+    if isinstance(values, int | float):
+        value, low, high = float(values), None, None
+    else:
+        found = estimate(values)
+        value, low, high = found.value, found.low, found.high
+    met = None if target is None else _holds(target, value, low, high)
+    return Figure(name, value, low, high, unit, target, met)
+
+
+def _holds(target: str, value: float, low: float | None, high: float | None) -> bool:
+    operator, number = target.split()
+    bound = float(number)
+    if operator == "about":
+        return low is not None and high is not None and low <= bound <= high
+    return value <= bound if operator == "<=" else value >= bound

@@ -1,0 +1,34 @@
+"""The benchmarks run; what they measure is for `make bench`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["off", "emit", "loop", "isolation", "import"]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import __main__
+
+    return __main__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
+    """Each benchmark works at tiny sizes, prints a row a figure, and can be kept."""
+    monkeypatch.setattr(benchmarks, "HISTORY", tmp_path)
+    figures = benchmarks.main(["--quick", "--save", name])
+    printed = capsys.readouterr().out
+    assert figures
+    assert all(f"| {figure.name} |" in printed for figure in figures)
+    (kept,) = tmp_path.iterdir()
+    assert [f["name"] for f in json.loads(kept.read_text())["figures"]] == [f.name for f in figures]
+
+
+def test_every_benchmark_is_tried(benchmarks):
+    """The names above are all there are."""
+    assert list(benchmarks.BENCHMARKS) == NAMES
