@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
@@ -109,7 +108,7 @@ class StreamingManager:
         self.named_places: frozenset[str] = frozenset()  # chains and groups that filters name
         self.pumps: set[asyncio.Task[None]] = set()
         self.ended_tokens = 0  # of the generations that ended
-        self._emitted: Counter[StreamEventType] = Counter()
+        self._emitted = dict.fromkeys(StreamEventType, 0)
         self._added: dict[StreamObserver, None] = {}
         self._deliveries: dict[StreamObserver, Delivery] = {}  # to the leaves of those that were added
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
@@ -245,7 +244,7 @@ class StreamingManager:
                 open_runs=len(self.runs),
                 open_chains=len(chains),
                 completion_tokens=self.ended_tokens + growing,
-                emitted={event_type.value: n for event_type, n in self._emitted.items()},
+                emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
             )
 
     # -- producing ----------------------------------------------------------------------------------------------------
