@@ -35,6 +35,8 @@ HEAVY = [
     "typer",
     "jinja2",
     "griffe",
+    "prometheus_client",
+    "opentelemetry",
 ]
 
 
@@ -96,6 +98,8 @@ PUBLIC = {
     "InputError",
     "JSONStreamObserver",
     "MultiChainStreamObserver",
+    "OpenTelemetryStreamObserver",
+    "PrometheusStreamObserver",
     "RollcastError",
     "RunResult",
     "Sampling",

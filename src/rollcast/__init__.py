@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         ConsoleStreamObserver,
         JSONStreamObserver,
         MultiChainStreamObserver,
+        OpenTelemetryStreamObserver,
+        PrometheusStreamObserver,
     )
     from rollcast.tools import tool
 
@@ -41,6 +43,8 @@ __all__ = [
     "InputError",
     "JSONStreamObserver",
     "MultiChainStreamObserver",
+    "OpenTelemetryStreamObserver",
+    "PrometheusStreamObserver",
     "RollcastError",
     "RunResult",
     "Sampling",
@@ -66,7 +70,8 @@ _HOMES = {
     "rollcast.stream": "StreamingManager StreamObserver",
     "rollcast.stream.observers": (
         "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver "
-        "ConsoleStreamObserver JSONStreamObserver MultiChainStreamObserver"
+        "ConsoleStreamObserver JSONStreamObserver MultiChainStreamObserver OpenTelemetryStreamObserver "
+        "PrometheusStreamObserver"
     ),
     "rollcast.tools": "tool",
 }

@@ -52,6 +52,34 @@ async def test_seq_has_no_holes():
     assert [e.seq for e in capture.events] == list(range(len(capture.events)))
 
 
+async def test_totals_count_what_was_emitted_and_sampled():
+    """Events by type where somebody wants them; tokens always, open generations included."""
+    manager = StreamingManager()
+    manager.add_observer(EventCapture(EventFilter(types=[T.CHAIN_END])))
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain:
+            with chain.generation() as generation:
+                generation.chunk("one two", [1, 2])
+                assert manager.totals().completion_tokens == 2
+                generation.chunk(" three", [3])
+            assert manager.totals().completion_tokens == 3
+            assert manager.totals().open_chains == 1
+    manager.emit(StreamEvent.now(T.CHAIN_END, "c", finish_reason="answered"))
+    totals = manager.totals()
+    assert totals.emitted == {"chain_end": 2}
+    assert (totals.open_runs, totals.open_chains, totals.completion_tokens) == (0, 0, 3)
+
+
+async def test_totals_leave_out_runs_without_streaming():
+    """Nobody is told of them."""
+    manager = StreamingManager()
+    async with manager.run(live=False) as run:
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            generation.chunk("one", [1])
+            assert manager.totals().open_chains == 0
+    assert manager.totals().completion_tokens == 0
+
+
 async def test_a_filter_narrows_what_is_built(monkeypatch):
     """What no observer wants is never made into an event."""
     manager = StreamingManager()

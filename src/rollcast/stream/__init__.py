@@ -1,7 +1,7 @@
 """Who watches and who gets what: the manager, delivery, the producer API, observers."""
 
 from rollcast.stream.delivery import ObserverStatistics
-from rollcast.stream.manager import StreamingManager
+from rollcast.stream.manager import ManagerStatistics, StreamingManager
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.stream.producer import ChainStream, GenerationStream, RunStream, ToolStream
 
@@ -9,6 +9,7 @@ __all__ = [
     "ChainStream",
     "DeliveryMode",
     "GenerationStream",
+    "ManagerStatistics",
     "ObserverStatistics",
     "RunStream",
     "StreamObserver",

@@ -317,6 +317,7 @@ class GenerationStream:
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
             if chain.live:
+                chain.run.manager.ended_tokens += turn.completion_tokens
                 data = {
                     "content": turn.text,
                     "finish_reason": finish_reason,

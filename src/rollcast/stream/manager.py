@@ -28,11 +28,27 @@ from rollcast.stream.queue import Control, event_size
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunStream
 
-__all__ = ["Route", "StreamingManager"]
+__all__ = ["ManagerStatistics", "Route", "StreamingManager"]
 
 logger = logging.getLogger("rollcast.stream")
 
 Targets = tuple[Delivery, ...]
+
+
+class ManagerStatistics(msgspec.Struct, frozen=True):
+    """What goes through a manager as a whole. Runs without streaming do not count.
+
+    Attributes:
+        open_runs, open_chains: now.
+        completion_tokens: sampled since the manager was made, those of open generations included. Read from the
+            trajectories, so that it is exact where nobody watches tokens too.
+        emitted: events since the manager was made, by type. What no observer wanted is no event.
+    """
+
+    open_runs: int
+    open_chains: int
+    completion_tokens: int
+    emitted: dict[str, int]
 
 
 class Route:
@@ -91,6 +107,8 @@ class StreamingManager:
         self.congested: set[Delivery] = set()  # lossless observers that the rollout waits for
         self.named_places: frozenset[str] = frozenset()  # chains and groups that filters name
         self.pumps: set[asyncio.Task[None]] = set()
+        self.ended_tokens = 0  # of the generations that ended
+        self._emitted = dict.fromkeys(StreamEventType, 0)
         self._added: dict[StreamObserver, None] = {}
         self._deliveries: dict[StreamObserver, Delivery] = {}  # to the leaves of those that were added
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
@@ -215,6 +233,20 @@ class StreamingManager:
         with self.lock:
             return [delivery.statistics() for delivery in self._deliveries.values()]
 
+    def totals(self) -> ManagerStatistics:
+        """The numbers that are not one observer's."""
+        with self.lock:
+            chains = [chain for run in self.runs.values() for chain in run.open_chains.values()]
+            growing = sum(
+                chain.generation_open.turn.completion_tokens for chain in chains if chain.generation_open
+            )
+            return ManagerStatistics(
+                open_runs=len(self.runs),
+                open_chains=len(chains),
+                completion_tokens=self.ended_tokens + growing,
+                emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
+            )
+
     # -- producing ----------------------------------------------------------------------------------------------------
 
     def run(self, **about: Any) -> RunStream:
@@ -257,6 +289,7 @@ class StreamingManager:
                 self._foreign_seq[event.run_id] = seq
                 if len(self._foreign_seq) > 1024:
                     del self._foreign_seq[next(iter(self._foreign_seq))]
+            self._emitted[event.event_type] += 1
             stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.source)
             size = event_size(stamped)
             for delivery in targets:
@@ -278,6 +311,7 @@ class StreamingManager:
         run = route.run
         assert run is not None
         run.seq = seq = run.seq + 1
+        self._emitted[event_type] += 1
         event = StreamEvent(
             event_type,
             route.chain_id,

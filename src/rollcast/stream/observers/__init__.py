@@ -1,7 +1,8 @@
-"""Observers that print, write and call back. The console, and Rich with it, is loaded when it is asked for."""
+"""Observers that print, write, call back and measure. What needs Rich or an extra is loaded when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from rollcast.stream.observers.callback import CallbackStreamObserver
@@ -11,6 +12,8 @@ from rollcast.stream.observers.jsonl import JSONStreamObserver
 
 if TYPE_CHECKING:
     from rollcast.stream.observers.console import ConsoleStreamObserver
+    from rollcast.stream.observers.otel import OpenTelemetryStreamObserver
+    from rollcast.stream.observers.prometheus import PrometheusStreamObserver
 
 __all__ = [
     "AsyncGeneratorStreamObserver",
@@ -19,12 +22,19 @@ __all__ = [
     "ConsoleStreamObserver",
     "JSONStreamObserver",
     "MultiChainStreamObserver",
+    "OpenTelemetryStreamObserver",
+    "PrometheusStreamObserver",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "ConsoleStreamObserver":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rollcast.stream.observers.console import ConsoleStreamObserver  # noqa: PLC0415  (loads Rich)
+_LAZY = {
+    "ConsoleStreamObserver": "console",
+    "OpenTelemetryStreamObserver": "otel",
+    "PrometheusStreamObserver": "prometheus",
+}
 
-    return ConsoleStreamObserver
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,194 @@
+"""Open spans, and the shapes that the semantic conventions give to what was said. For `otel.py`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rollcast.records import StreamEvent
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+__all__ = [
+    "OTHER",
+    "OpenChain",
+    "OpenRun",
+    "Spans",
+    "as_json",
+    "clean",
+    "nanoseconds",
+    "said_by",
+    "set_known",
+    "text_part",
+    "tool_message",
+]
+
+OTHER = "_OTHER"  # error.type where nothing better is known
+
+
+@dataclass(eq=False)
+class OpenChain:
+    """A chain's open spans.
+
+    Attributes:
+        failed: a generation that failed, and when (ns): it waits for the error that says why.
+        error_type: of the last error of the chain.
+        history: the conversation, where contents are wanted.
+        results: of the turn's tool calls, in the order of the calls.
+    """
+
+    span: Span
+    context: Context
+    generation: Span | None = None
+    failed: tuple[Span, int] | None = None
+    tools: dict[str, Span] = field(default_factory=dict)
+    error_type: str = OTHER
+    history: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class OpenRun:
+    """A run's span, what its children repeat, and its open chains."""
+
+    span: Span
+    context: Context
+    agent: str = ""
+    model: str = ""
+    backend: str = ""
+    tools: set[str] = field(default_factory=set)
+    chains: dict[str, OpenChain] = field(default_factory=dict)
+    error_type: str = OTHER
+
+    @property
+    def provider(self) -> str:
+        """`gen_ai.provider.name`, which is required."""
+        return self.backend or "rollcast"
+
+
+class Spans:
+    """Opens and ends spans at the times of events."""
+
+    def __init__(self, tracer: Any) -> None:
+        from opentelemetry.context import Context  # noqa: PLC0415  (an extra)
+        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context  # noqa: PLC0415
+
+        self._tracer = tracer
+        self._nowhere = Context()
+        self._in_context = set_span_in_context
+        self._internal = SpanKind.INTERNAL
+        self._error = StatusCode.ERROR
+
+    def open(
+        self,
+        name: str,
+        parent: Context | None,
+        event: StreamEvent,
+        attributes: dict[str, Any],
+        kind: Any = None,
+    ) -> tuple[Span, Context]:
+        """A span that begins with the event, a root where there is no parent, and the context of its children."""
+        place: dict[str, Any] = {
+            "rollcast.run.id": event.run_id,
+            "rollcast.source": event.source or None,
+        }
+        if event.chain_id and parent is not None:
+            place |= {
+                "gen_ai.conversation.id": f"{event.run_id}/{event.chain_id}",
+                "rollcast.chain.id": event.chain_id,
+                "rollcast.group.id": event.group_id,
+                "rollcast.step": event.step,
+            }
+        span: Span = self._tracer.start_span(
+            name,
+            self._nowhere if parent is None else parent,
+            kind or self._internal,
+            {key: value for key, value in (place | attributes).items() if value is not None},
+            start_time=nanoseconds(event),
+        )
+        return span, self._in_context(span, self._nowhere)
+
+    def end(self, span: Span, at: int, attributes: dict[str, Any], error_type: str | None = None) -> None:
+        """End it, as an error where it is one."""
+        set_known(span, attributes)
+        if error_type is not None:
+            span.set_attribute("error.type", error_type)
+            span.set_status(self._error)
+        span.end(at)
+
+    def settle(self, chain: OpenChain, error_type: str) -> None:
+        """End the generation that failed: what went wrong is known by now, or never will be."""
+        if chain.failed is not None:
+            (span, at), chain.failed = chain.failed, None
+            self.end(span, at, {}, error_type)
+
+    def close_children(self, chain: OpenChain, why: str, at: int) -> None:
+        """End what is open in the chain."""
+        self.settle(chain, OTHER)
+        left = [*chain.tools.values(), *([chain.generation] if chain.generation is not None else [])]
+        chain.tools.clear()
+        chain.generation = None
+        for span in left:
+            self.end(span, at, {"rollcast.cut_short": why})
+
+    def cut(self, chain: OpenChain, why: str, at: int) -> None:
+        """End the chain and what is open in it."""
+        self.close_children(chain, why, at)
+        self.end(chain.span, at, {"rollcast.cut_short": why})
+
+
+def set_known(span: Span, attributes: dict[str, Any]) -> None:
+    """Set those that are not None."""
+    for name, value in attributes.items():
+        if value is not None:
+            span.set_attribute(name, value)
+
+
+def nanoseconds(event: StreamEvent) -> int:
+    """The event's time in nanoseconds since the epoch."""
+    return int(event.timestamp * 1e9)
+
+
+# -- contents, in the shape of gen-ai-input-messages.json ------------------------------------------------------------
+
+
+def text_part(content: Any) -> dict[str, Any]:
+    """Text as a part of a message."""
+    return {"type": "text", "content": content}
+
+
+def tool_message(call_id: str, text: Any) -> dict[str, Any]:
+    """What a tool said as a message."""
+    return {"role": "tool", "parts": [{"type": "tool_call_response", "id": call_id, "response": text}]}
+
+
+def said_by(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of ours in the conventions' shape."""
+    content = message.get("content")
+    if message["role"] == "tool":
+        return tool_message(message.get("tool_call_id", ""), content)
+    parts = list(content) if isinstance(content, list) else [text_part(content)] if content else []
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        parts.append(
+            {
+                "type": "tool_call",
+                "id": call.get("id"),
+                "name": function["name"],
+                "arguments": function["arguments"],
+            }
+        )
+    return {"role": message["role"], "parts": parts}
+
+
+def as_json(value: Any) -> str:
+    """JSON, since spans of this SDK have no structured attributes; a string is left as it is."""
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def clean(text: str) -> str:
+    """Without lone surrogates: an exporter could send nothing of a batch with one in it."""
+    return text.encode("utf-8", "replace").decode()
