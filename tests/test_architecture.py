@@ -109,6 +109,7 @@ PUBLIC = {
     "StreamingManager",
     "ToolError",
     "Trajectory",
+    "current_chain",
     "exact_match",
     "numeric_match",
     "reward",

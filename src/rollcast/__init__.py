@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
     from rollcast.rollout import BaseAgent, ChainContext, ChainGeneration, RunResult
     from rollcast.rollout.reward import exact_match, numeric_match, reward
-    from rollcast.stream import StreamingManager, StreamObserver
+    from rollcast.stream import StreamingManager, StreamObserver, current_chain
     from rollcast.stream.observers import (
         AsyncGeneratorStreamObserver,
         CallbackStreamObserver,
@@ -55,6 +55,7 @@ __all__ = [
     "ToolError",
     "Trajectory",
     "__version__",
+    "current_chain",
     "exact_match",
     "numeric_match",
     "reward",
@@ -67,7 +68,7 @@ _HOMES = {
     "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
     "rollcast.rollout": "BaseAgent ChainContext ChainGeneration RunResult",
     "rollcast.rollout.reward": "exact_match numeric_match reward",
-    "rollcast.stream": "StreamingManager StreamObserver",
+    "rollcast.stream": "StreamingManager StreamObserver current_chain",
     "rollcast.stream.observers": (
         "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver "
         "ConsoleStreamObserver JSONStreamObserver MultiChainStreamObserver OpenTelemetryStreamObserver "

@@ -1,5 +1,6 @@
 """Who watches and who gets what: the manager, delivery, the producer API, observers."""
 
+from rollcast.stream.current import NoChain, current_chain
 from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.manager import ManagerStatistics, StreamingManager
 from rollcast.stream.observer import DeliveryMode, StreamObserver
@@ -10,9 +11,11 @@ __all__ = [
     "DeliveryMode",
     "GenerationStream",
     "ManagerStatistics",
+    "NoChain",
     "ObserverStatistics",
     "RunStream",
     "StreamObserver",
     "StreamingManager",
     "ToolStream",
+    "current_chain",
 ]

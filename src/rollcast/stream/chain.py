@@ -23,6 +23,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
+from rollcast.stream.current import chain_here
 from rollcast.stream.queue import Control, chunk_size
 
 if TYPE_CHECKING:
@@ -69,12 +70,15 @@ class ChainStream:
         self._tools = tools
         self._reference = reference
         self._began = time.perf_counter()
+        self._around: ChainStream | None = None  # the chain in which this one was begun
 
     # -- the chain itself --------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Begin."""
         self._began = time.perf_counter()
+        self._around = chain_here.get()
+        chain_here.set(self)
         trajectory = self.trajectory
         with self.lock:
             self.run.chain_began(self)
@@ -96,6 +100,8 @@ class ChainStream:
         trajectory = self.trajectory
         if trajectory.finish_reason is not None:
             return
+        if chain_here.get() is self:
+            chain_here.set(self._around)
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
         if self.generation_open is not None:
             self.generation_open.end(left)

@@ -1,0 +1,96 @@
+"""The chain that runs here: so that code deep inside an agent can speak for it without being handed it.
+
+    from rollcast import current_chain
+
+    def search(query):
+        with current_chain().tool_call("search", {"query": query}) as call:
+            ...
+
+Outside of a chain these calls do nothing and cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rollcast.records import Message, StreamEventType
+    from rollcast.stream.chain import ChainStream
+
+__all__ = ["NoChain", "chain_here", "current_chain"]
+
+chain_here: ContextVar[ChainStream | None] = ContextVar("rollcast_chain", default=None)
+
+
+class _Nothing:
+    """A generation or a tool call of no chain."""
+
+    __slots__ = ()
+
+    def start(self) -> Self:
+        """Do nothing."""
+        return self
+
+    def chunk(self, text: str, *rest: Any) -> None:
+        """Do nothing."""
+
+    def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> None:
+        """Do nothing."""
+
+    def end(self, why: str = "") -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+_NOTHING = _Nothing()
+
+
+class NoChain:
+    """What `current_chain` gives outside of a chain: it takes the same calls and does nothing."""
+
+    __slots__ = ()
+
+    trajectory = None
+    live = False
+
+    def generation(self, **about: Any) -> _Nothing:
+        """Nothing that can be entered."""
+        return _NOTHING
+
+    def tool_call(self, tool_name: str, arguments: Any = None, call_id: str | None = None) -> _Nothing:
+        """Nothing that can be entered."""
+        return _NOTHING
+
+    def message(self, message: Message) -> None:
+        """Do nothing."""
+
+    def error(self, error: BaseException | str, where: str) -> None:
+        """Do nothing."""
+
+    def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
+        """Do nothing."""
+
+    def wants(self, event_type: StreamEventType | str) -> bool:
+        """Nobody watches."""
+        return False
+
+
+_NO_CHAIN = NoChain()
+
+
+def current_chain() -> ChainStream | NoChain:
+    """The innermost chain that was begun in this context (task or thread) and has not ended; else one that does nothing.
+
+    A task inherits the chain of the task that made it; a thread does where it runs in a copied context
+    (`asyncio.to_thread` does that).
+    """
+    return chain_here.get() or _NO_CHAIN
