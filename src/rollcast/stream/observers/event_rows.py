@@ -107,7 +107,7 @@ class EventRows:
             head = [(f"{g.fail} ", "fail")]
             verb = {"error": "failed", "timeout": "timed out", "cancelled": "was cancelled"}
             head += [
-                *self.line(name, _NAME_CHARS, "fail"),
+                *self.line(name or "a call", _NAME_CHARS, "fail"),
                 (f" {verb.get(status, _plain(status))}: ", "fail"),
             ]
             rows = self.observation(text, "", tail)
@@ -182,7 +182,7 @@ class EventRows:
             arguments = json.dumps(arguments, ensure_ascii=False, default=str)
         row: Row = [
             (f"{self.glyphs.call} ", "call"),
-            *self.line(event.data["tool_name"], _NAME_CHARS, "call"),
+            *self.line(event.data["tool_name"] or "?", _NAME_CHARS, "call"),
         ]
         return [[*row, ("(", "call"), *self.line(arguments, _ARGUMENT_CHARS), (")", "call")]]
 

@@ -140,6 +140,7 @@ class _Lines:
         self._size = 0
         self._lost: dict[tuple[str, str], _Lost] = {}
         self._failing = False
+        self._told = 0  # how many lost events were warned of
         self._pid = os.getpid()
 
     @property
@@ -179,7 +180,9 @@ class _Lines:
         error = self.flush()
         if error is not None or self._lost:
             dropped = sum((lost.dropped for lost in self._lost.values()), Counter[str]())
-            _log.warning("%d events could not be written: %s", dropped.total(), dict(dropped))
+            if dropped.total() != self._told:
+                self._told = dropped.total()
+                _log.warning("%d events could not be written: %s", self._told, dict(dropped))
         self._sink.close()
 
     def _lose(self, event: StreamEvent, error: OSError) -> None:
