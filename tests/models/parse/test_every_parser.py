@@ -70,7 +70,9 @@ def test_it_is_a_parser_under_its_name(parser):
 
 def test_what_is_no_parser_is_refused():
     """A wrong name or object is one sentence with the names."""
-    with pytest.raises(InputError, match="no parser 'xml'; parsers: code, hermes, llama3, python, qwen3_coder, react"):
+    with pytest.raises(
+        InputError, match="no parser 'xml'; parsers: code, hermes, llama3, python, qwen3_coder, react"
+    ):
         resolve_parser("xml")
     with pytest.raises(InputError, match=r"parser is int; expected a name \(code"):
         resolve_parser(3)

@@ -131,6 +131,7 @@ class CodeTurn(Turn):
             self.say(text)
 
     def end(self, held: str) -> None:
+        """See `Turn.end`."""
         if self.ended_at is not None:
             held = ""
         unclosed = self._fence == "python"
@@ -147,4 +148,5 @@ class CodeTurn(Turn):
 
     @property
     def in_call(self) -> bool:
+        """See `Turn.in_call`."""
         return self._fence == "python"

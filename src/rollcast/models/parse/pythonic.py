@@ -215,8 +215,8 @@ def _literal(node: ast.expr) -> Any:
             return value
         case ast.Constant(value=float() as number) if math.isfinite(number):
             return number
-        case ast.Constant(value=str() as text) if _can_be_encoded(text):
-            return text
+        case ast.Constant(value=str() as text):
+            return _encodable(text)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             if not isinstance(number, bool) and math.isfinite(number) and _is_short(number):
                 return -number
@@ -236,9 +236,13 @@ def _is_short(number: float | None) -> bool:
     return not isinstance(number, int) or number.bit_length() <= 4096
 
 
-def _can_be_encoded(text: str) -> bool:
+def _encodable(text: str) -> str:
+    r"""The text, a pair of surrogates (JSON's "\ud83d\ude00", which Python reads as two characters) as one character."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise _NoLiteral from None
+    return text

@@ -136,19 +136,23 @@ class ReactTurn(Turn):
                 self._answer.append(text)
 
     def end(self, held: str) -> None:
+        """See `Turn.end`."""
         if self.ended_at is None:
             self._put(held)
             self._end_section()
 
     @property
     def in_call(self) -> bool:
+        """See `Turn.in_call`."""
         return self._section in {"action", "action input"}
 
     def _end_section(self) -> None:
         if self.in_call:
             name, name_error = self._name.take()
             body, error = self.body.take()
-            self.add(_call(self.next_id, name.strip().strip("`\"'*").strip(), body.strip(), error, name_error))
+            self.add(
+                _call(self.next_id, name.strip().strip("`\"'*").strip(), body.strip(), error, name_error)
+            )
 
 
 def _call(call_id: str, name: str, body: str, error: str | None, name_error: str | None) -> ToolCall:
