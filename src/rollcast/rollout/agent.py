@@ -19,7 +19,7 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
-from rollcast.records import EventFilter, ToolCall
+from rollcast.records import EventFilter, Message, ToolCall
 from rollcast.records.filter import Names
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward
@@ -27,7 +27,7 @@ from rollcast.rollout.rows import as_rows, count
 from rollcast.rollout.run import Run, RunSettings
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.stream import StreamingManager
-from rollcast.tools import Tool, tool_set
+from rollcast.tools import Tool, ToolResult, tool_set
 
 __all__ = ["BaseAgent"]
 
@@ -35,7 +35,8 @@ __all__ = ["BaseAgent"]
 class BaseAgent:
     """A tool-using agent. It holds no state of a run, so two runs of one agent may overlap.
 
-    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently.
+    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently,
+    `assistant_message` and `tool_message` to change what the model reads of its turns and of what its tools gave.
 
     Args:
         model_name: `rollcast/tiny`, or what the backend loads.
@@ -82,6 +83,47 @@ class BaseAgent:
     def parse(self, text: str) -> list[ToolCall]:
         """The tool calls in a turn's whole text."""
         return self.parser.parse(text)
+
+    @property
+    def instructions(self) -> str:
+        """What every conversation's system message ends with; nothing where the model's own template tells of tools."""
+        return ""
+
+    def assistant_message(self, text: str, content: str, calls: list[ToolCall]) -> Message:
+        """What stands in the conversation for a turn of the model.
+
+        Args:
+            text: the whole turn.
+            content: the text without the calls, where the parser reads along; else the whole.
+            calls: what was called; malformed ones too.
+        """
+        if not calls or any(call.error is not None for call in calls):
+            return {"role": "assistant", "content": text}
+        return {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.tool_name, "arguments": call.arguments},
+                }
+                for call in calls
+            ],
+        }
+
+    def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
+        """What stands in the conversation for what a tool gave."""
+        return {
+            "role": "tool",
+            "content": result.observation,
+            "tool_call_id": call.call_id,
+            "name": call.tool_name,
+        }
+
+    def final_response(self, text: str) -> str:
+        """The answer in the text of a turn that calls nothing."""
+        return text
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +237,7 @@ class BaseAgent:
         Raises:
             InputError: an argument is wrong.
         """
-        rows = as_rows(start_messages, self.system_prompt)
+        rows = as_rows(start_messages, self.system_prompt, self.instructions)
         if self.reward is not None:
             self.reward.check_fields([row.fields for row in rows])
         if seed is not None:

@@ -12,7 +12,7 @@ import msgspec
 
 from rollcast.errors import BackendError, PromptTooLongError, RewardError
 from rollcast.models.backend import Delta, GenerationRequest
-from rollcast.records import Message, ToolCall, Trajectory
+from rollcast.records import ToolCall, Trajectory
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
@@ -148,7 +148,10 @@ class ChainGeneration:
                         parser.feed(delta.text)
                         if parser.finished:
                             break
-            calls = backend_calls or self._parse(generation, parser)
+            calls = [
+                msgspec.structs.replace(call, call_id=f"call_{step}_{i}")
+                for i, call in enumerate(backend_calls or self._parse(generation, parser))
+            ]
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation, calls, parser)
@@ -167,41 +170,22 @@ class ChainGeneration:
         turn = generation.turn
         self.ids += turn.token_ids
         text = turn.text
-        message: Message = {"role": "assistant", "content": text}
-        if calls and all(call.error is None for call in calls):
-            message["content"] = parser.content if parser is not None else text
-            message["tool_calls"] = [
-                {
-                    "id": c.call_id,
-                    "type": "function",
-                    "function": {"name": c.tool_name, "arguments": c.arguments},
-                }
-                for c in calls
-            ]
-        self.stream.message(message)
-        self.trajectory.final_response = "" if calls else text
+        content = parser.content if parser is not None else text
+        self.stream.message(self.agent.assistant_message(text, content, calls))
+        self.trajectory.final_response = "" if calls else self.agent.final_response(text)
 
     # 4. Run the tool calls, concurrently, each with its timeout; a failure is an observation.
 
     async def _call_tools(self, calls: list[ToolCall]) -> bool:
         """Whether a terminal tool was among them and succeeded."""
-        step = len(self.trajectory.turns)
-        named = [msgspec.structs.replace(c, call_id=f"call_{step}_{i}") for i, c in enumerate(calls)]
-        if len(named) == 1:
-            results = [await self._call(named[0])]
+        if len(calls) == 1:
+            results = [await self._call(calls[0])]
         else:
-            results = await asyncio.gather(*map(self._call, named))
-        for call, result in zip(named, results, strict=True):
-            self.stream.message(
-                {
-                    "role": "tool",
-                    "content": result.observation,
-                    "tool_call_id": call.call_id,
-                    "name": call.tool_name,
-                }
-            )
+            results = await asyncio.gather(*map(self._call, calls))
+        for call, result in zip(calls, results, strict=True):
+            self.stream.message(self.agent.tool_message(call, result))
             self._unsaid += 1
-        for call, result in zip(named, results, strict=True):
+        for call, result in zip(calls, results, strict=True):
             tool = self.agent.tools.get(call.tool_name)
             if tool is not None and tool.terminal and result.status == "success":
                 self.trajectory.final_response = result.observation

@@ -231,7 +231,7 @@ def _literal(node: ast.expr) -> Any:
     raise _NoLiteral
 
 
-def _is_short(number: float | None) -> bool:
+def _is_short(number: object) -> bool:
     """Whether an integer can be written in digits, of which Python allows 4,300."""
     return not isinstance(number, int) or number.bit_length() <= 4096
 
