@@ -101,7 +101,10 @@ async def test_malformed_actions_are_observed():
 
 async def test_a_code_agent_runs_blocks_in_the_callers_tool():
     """Its blocks are one call; what the tool gave comes back as a block, and the text without code is the answer."""
-    script = ["I compute.\n```python\n[1,\n```\nand\n```python\n2]\n```\n```output\n[1, 3]\n```", "It is [1, 2]."]
+    script = [
+        "I compute.\n```python\n[1,\n```\nand\n```python\n2]\n```\n```output\n[1, 3]\n```",
+        "It is [1, 2].",
+    ]
     backend = ScriptedBackend(script)
     t = await play(CodeAgent("scripted", tools=[python, calculator], backend=backend))
     assert [(r.call.tool_name, r.call.arguments) for r in t.tool_calls] == [("python", {"code": "[1,\n\n2]"})]
@@ -173,6 +176,9 @@ async def test_instructions_follow_the_conversations_own_system_message():
 async def test_a_template_of_the_callers_own_is_used():
     """`{tools}` and `{tool_names}` are filled in; other braces stay."""
     agent = ReactAgent(
-        "s", tools=[calculator], backend=ScriptedBackend("hi"), prompt_template='{tools} or {tool_names} {"a": {}}'
+        "s",
+        tools=[calculator],
+        backend=ScriptedBackend("hi"),
+        prompt_template='{tools} or {tool_names} {"a": {}}',
     )
     assert agent.instructions.endswith('} or calculator {"a": {}}')

@@ -21,6 +21,7 @@ from rollcast.models import (
 )
 from rollcast.records import EventFilter, Message, ToolCall
 from rollcast.records.filter import Names
+from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward
 from rollcast.rollout.rows import as_rows, count
@@ -49,7 +50,8 @@ class BaseAgent:
         name: how events call the agent; its class where None.
 
     Raises:
-        InputError: there is no such backend or parser, two tools have one name, or one cannot be described to a model.
+        InputError: there is no such backend or parser, two tools have one name, or one cannot be described to a model
+            or asks for a context that chains do not give.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class BaseAgent:
         name: str | None = None,
     ) -> None:
         self.model_name = model_name
-        self.tools = tool_set(tools)
+        self.tools = _callable_in_chains(tool_set(tools))
         self.backend = resolve_backend(backend, model_name)
         self.system_prompt = system_prompt
         self.parser = resolve_parser(parser)
@@ -283,6 +285,18 @@ class BaseAgent:
     def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
         """What ends a generation: the caller's and, where there are tools, the parser's."""
         return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
+
+
+def _callable_in_chains(tools: dict[str, Tool]) -> dict[str, Tool]:
+    """The tools, where a chain can give each of them what it asks for."""
+    for tool in tools.values():
+        for name, kind in tool.arguments.injected.items():
+            if not issubclass(ChainContext, kind) and name not in tool.arguments.optional:
+                raise InputError(
+                    f"tool {tool.name!r} takes a {kind.__name__} as its parameter {name!r}, and chains give a "
+                    "ChainContext; annotate it with that, or give the parameter a default"
+                )
+    return tools
 
 
 def _sampling(value: Sampling | Mapping[str, Any] | None) -> Sampling:
