@@ -39,11 +39,25 @@ class HermesParser:
 class _Turn(Turn):
     """Text and calls in turn; other text than whitespace after a call finishes the turn."""
 
+    in_call = False
+
+    def feed(self, text: str) -> list[ToolCall]:
+        """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
+        if self._held or "<" in text:
+            return super().feed(text)
+        self._before += len(text)
+        if self.in_call:
+            self.body.add(text)
+        else:
+            self._say(text)
+        return []
+
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
         self._say(text[at:place])
         if tag is None:
             return place
+        self.in_call = True
         self.state = self._inside
         return place + len(tag)
 
@@ -53,6 +67,7 @@ class _Turn(Turn):
         if tag is None:
             return place
         self._end_call()
+        self.in_call = False
         self.state = self.begin
         return place + len(tag)
 
@@ -62,10 +77,6 @@ class _Turn(Turn):
             self._end_call("error: unclosed call")
         else:
             self._say(held)
-
-    @property
-    def in_call(self) -> bool:
-        return self.state == self._inside
 
     def _say(self, text: str) -> None:
         self.say(text)

@@ -54,7 +54,7 @@ class Turn(ABC):
     @property
     @abstractmethod
     def in_call(self) -> bool:
-        """Whether what is held belongs to a call."""
+        """Whether what is held belongs to a call; an attribute will do."""
 
     # -- what its states use -----------------------------------------------------------------------------------------
 
@@ -90,8 +90,10 @@ class Turn(ABC):
 
     def feed(self, text: str) -> list[ToolCall]:
         """Take the next piece of text; the calls that it finished, malformed ones too."""
-        done, at, text = len(self.calls), 0, self._held + text
-        while at < len(text):
+        if self._held:
+            text = self._held + text
+        done, at, size = len(self.calls), 0, len(text)
+        while at < size:
             place, state = at, self.state
             at = state(text, at)
             if at == place and self.state == state:
@@ -146,22 +148,28 @@ class Body:
 
 
 class Words:
-    """Words to look for in a text that is still arriving. None of them is the beginning of another."""
+    """Words to look for in a text that is still arriving.
+
+    All begin with one character, which stands nowhere else in them: so the last such character of a text is the only
+    place where a word may be cut, and a text without it, as most tokens are, costs one search.
+    """
 
     def __init__(self, *words: str) -> None:
+        self._first = words[0][0]
+        assert all(word[0] == self._first and self._first not in word[1:] for word in words)
         self._pattern = re.compile("|".join(map(re.escape, words)))
         self._beginnings = frozenset(word[:size] for word in words for size in range(1, len(word)))
         self._longest = max(map(len, words)) - 1
 
     def find(self, text: str, at: int) -> tuple[int, str | None]:
         """The place of the first word and the word; or the place where one may have begun at the end, and None."""
+        if text.find(self._first, at) < 0:
+            return len(text), None
         found = self._pattern.search(text, at)
         if found:
             return found.start(), found[0]
-        for place in range(max(at, len(text) - self._longest), len(text)):
-            if text[place:] in self._beginnings:
-                return place, None
-        return len(text), None
+        place = text.rfind(self._first, max(at, len(text) - self._longest))
+        return (place if place >= 0 and text[place:] in self._beginnings else len(text)), None
 
     def may_begin(self, text: str) -> bool:
         """Whether the text is the beginning of a word, and not yet a word."""
