@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from rollcast.errors import InputError, RollcastError, ToolError
     from rollcast.models.backend import Delta, GenerationRequest, Sampling
     from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
-    from rollcast.rollout import BaseAgent, ChainContext, ChainGeneration, RunResult
+    from rollcast.rollout import (
+        BaseAgent,
+        ChainContext,
+        ChainGeneration,
+        CodeAgent,
+        ReactAgent,
+        RunResult,
+        ToolAgent,
+    )
     from rollcast.rollout.reward import exact_match, numeric_match, reward
     from rollcast.stream import StreamingManager, StreamObserver, current_chain
     from rollcast.stream.observers import (
@@ -36,6 +44,7 @@ __all__ = [
     "ChainContext",
     "ChainGeneration",
     "ChainSpecificStreamObserver",
+    "CodeAgent",
     "ConsoleStreamObserver",
     "Delta",
     "EventFilter",
@@ -45,6 +54,7 @@ __all__ = [
     "MultiChainStreamObserver",
     "OpenTelemetryStreamObserver",
     "PrometheusStreamObserver",
+    "ReactAgent",
     "RollcastError",
     "RunResult",
     "Sampling",
@@ -52,6 +62,7 @@ __all__ = [
     "StreamEventType",
     "StreamObserver",
     "StreamingManager",
+    "ToolAgent",
     "ToolError",
     "Trajectory",
     "__version__",
@@ -66,7 +77,7 @@ _HOMES = {
     "rollcast.errors": "InputError RollcastError ToolError",
     "rollcast.models.backend": "Delta GenerationRequest Sampling",
     "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
-    "rollcast.rollout": "BaseAgent ChainContext ChainGeneration RunResult",
+    "rollcast.rollout": "BaseAgent ChainContext ChainGeneration CodeAgent ReactAgent RunResult ToolAgent",
     "rollcast.rollout.reward": "exact_match numeric_match reward",
     "rollcast.stream": "StreamingManager StreamObserver current_chain",
     "rollcast.stream.observers": (

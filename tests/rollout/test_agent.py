@@ -1,6 +1,7 @@
 """The agent: what a run does, and what it refuses before a chain starts."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -436,3 +437,37 @@ async def test_sampling_reaches_the_backend():
     assert [r.sampling for r in first] == [r.sampling for r in second]
     assert first[0].sampling.temperature == 0.5
     assert first[0].sampling.seed != first[1].sampling.seed
+
+
+async def test_a_tools_own_failure_is_an_error_event_too():
+    """What the tool's code raised, or its time-out; not what it tells the model, nor wrong arguments."""
+    from rollcast import ToolError
+
+    @tool(timeout=0.01)
+    async def work(how: str) -> str:
+        """Work."""
+        if how == "breaks":
+            raise KeyError("inside")
+        if how == "hangs":
+            await asyncio.Event().wait()
+        raise ToolError("no such city")
+
+    def call(**arguments):
+        return f"<tool_call>{json.dumps({'name': 'work', 'arguments': arguments})}</tool_call>"
+
+    script = [call(how="breaks") + call(how="hangs") + call(how="tells") + call(wrong=1), "done"]
+    agent = scripted(script, tools=[work])
+    with capture_events(agent.streaming_manager) as capture:
+        await agent.run_async(3, HELLO, enable_streaming=True)
+    capture.check()
+    errors = {e.data["error_type"]: e.data["where"] for e in capture.of("error")}
+    assert errors == {"KeyError": "tool:work", "TimeoutError": "tool:work"}
+    assert [e.data["status"] for e in capture.of("tool_observation")].count("timeout") == 1
+
+
+async def test_a_turn_of_endless_calls_is_bounded():
+    """128 run, one more tells the model."""
+    call = '<tool_call>{"name": "calculator", "arguments": {"expression": "1"}}</tool_call>'
+    (t,) = await scripted([call * 1000, "done"]).run_async(3, HELLO, sampling={"max_tokens": 10_000})
+    assert len(t.tool_calls) == 129
+    assert t.tool_calls[-1].observation == "error: too many calls in one turn (1000); at most 128"

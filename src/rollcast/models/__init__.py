@@ -6,7 +6,16 @@ from typing import Any
 
 from rollcast.errors import InputError
 from rollcast.models.backend import Backend, BaseBackend, ChatRenderer, Delta, GenerationRequest, Sampling
-from rollcast.models.parse import HermesParser, IncrementalParser, Parser
+from rollcast.models.parse import (
+    CodeParser,
+    HermesParser,
+    IncrementalParser,
+    Llama3Parser,
+    Parser,
+    PythonParser,
+    Qwen3CoderParser,
+    ReactParser,
+)
 
 __all__ = [
     "Backend",
@@ -22,7 +31,10 @@ __all__ = [
 ]
 
 EMBEDDED = "rollcast/tiny"
-_PARSERS: dict[str, type[Any]] = {"hermes": HermesParser}
+_PARSERS: dict[str, type[Any]] = {
+    parser.name: parser
+    for parser in (CodeParser, HermesParser, Llama3Parser, PythonParser, Qwen3CoderParser, ReactParser)
+}
 
 
 def resolve_backend(backend: str | Backend | None, model_name: str) -> Backend:
@@ -61,4 +73,9 @@ def resolve_parser(parser: str | Parser | None) -> Parser:
             raise InputError(f"there is no parser {parser!r}; parsers: {', '.join(sorted(_PARSERS))}")
         made: Parser = _PARSERS[parser]()
         return made
+    if parser is not None and not isinstance(parser, Parser):
+        raise InputError(
+            f"parser is {type(parser).__name__}; expected a name ({', '.join(sorted(_PARSERS))}) or an object with the "
+            "attributes and methods of rollcast.models.Parser"
+        )
     return HermesParser() if parser is None else parser

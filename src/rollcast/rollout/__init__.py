@@ -1,6 +1,7 @@
 """Agents and their chains: the loop, its context, rewards and results."""
 
 from rollcast.rollout.agent import BaseAgent
+from rollcast.rollout.agents import CodeAgent, ReactAgent, ToolAgent
 from rollcast.rollout.chain import ChainGeneration
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
@@ -11,10 +12,13 @@ __all__ = [
     "BaseAgent",
     "ChainContext",
     "ChainGeneration",
+    "CodeAgent",
+    "ReactAgent",
     "Reward",
     "Run",
     "RunResult",
     "RunSettings",
+    "ToolAgent",
     "as_reward",
     "exact_match",
     "numeric_match",

@@ -19,15 +19,16 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
-from rollcast.records import EventFilter, ToolCall
+from rollcast.records import EventFilter, Message, ToolCall
 from rollcast.records.filter import Names
+from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward
 from rollcast.rollout.rows import as_rows, count
 from rollcast.rollout.run import Run, RunSettings
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.stream import StreamingManager
-from rollcast.tools import Tool, tool_set
+from rollcast.tools import Tool, ToolResult, tool_set
 
 __all__ = ["BaseAgent"]
 
@@ -35,7 +36,8 @@ __all__ = ["BaseAgent"]
 class BaseAgent:
     """A tool-using agent. It holds no state of a run, so two runs of one agent may overlap.
 
-    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently.
+    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently,
+    `assistant_message` and `tool_message` to change what the model reads of its turns and of what its tools gave.
 
     Args:
         model_name: `rollcast/tiny`, or what the backend loads.
@@ -48,7 +50,8 @@ class BaseAgent:
         name: how events call the agent; its class where None.
 
     Raises:
-        InputError: there is no such backend or parser, two tools have one name, or one cannot be described to a model.
+        InputError: there is no such backend or parser, two tools have one name, or one cannot be described to a model
+            or asks for a context that chains do not give.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class BaseAgent:
         name: str | None = None,
     ) -> None:
         self.model_name = model_name
-        self.tools = tool_set(tools)
+        self.tools = _callable_in_chains(tool_set(tools))
         self.backend = resolve_backend(backend, model_name)
         self.system_prompt = system_prompt
         self.parser = resolve_parser(parser)
@@ -86,6 +89,47 @@ class BaseAgent:
     def parse(self, text: str) -> list[ToolCall]:
         """The tool calls in a turn's whole text."""
         return self.parser.parse(text)
+
+    @property
+    def instructions(self) -> str:
+        """What every conversation's system message ends with; nothing where the model's own template tells of tools."""
+        return ""
+
+    def assistant_message(self, text: str, content: str, calls: list[ToolCall]) -> Message:
+        """What stands in the conversation for a turn of the model.
+
+        Args:
+            text: the whole turn.
+            content: the text without the calls, where the parser reads along; else the whole.
+            calls: what was called; malformed ones too.
+        """
+        if not calls or any(call.error is not None for call in calls):
+            return {"role": "assistant", "content": text}
+        return {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.tool_name, "arguments": call.arguments},
+                }
+                for call in calls
+            ],
+        }
+
+    def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
+        """What stands in the conversation for what a tool gave."""
+        return {
+            "role": "tool",
+            "content": result.observation,
+            "tool_call_id": call.call_id,
+            "name": call.tool_name,
+        }
+
+    def final_response(self, text: str) -> str:
+        """The answer in the text of a turn that calls nothing."""
+        return text
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -199,7 +243,7 @@ class BaseAgent:
         Raises:
             InputError: an argument is wrong.
         """
-        rows = as_rows(start_messages, self.system_prompt)
+        rows = as_rows(start_messages, self.system_prompt, self.instructions)
         if self.reward is not None:
             self.reward.check_fields([row.fields for row in rows])
         if seed is not None:
@@ -245,6 +289,18 @@ class BaseAgent:
     def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
         """What ends a generation: the caller's and, where there are tools, the parser's."""
         return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
+
+
+def _callable_in_chains(tools: dict[str, Tool]) -> dict[str, Tool]:
+    """The tools, where a chain can give each of them what it asks for."""
+    for tool in tools.values():
+        for name, kind in tool.arguments.injected.items():
+            if not issubclass(ChainContext, kind) and name not in tool.arguments.optional:
+                raise InputError(
+                    f"tool {tool.name!r} takes a {kind.__name__} as its parameter {name!r}, and chains give a "
+                    "ChainContext; annotate it with that, or give the parameter a default"
+                )
+    return tools
 
 
 def _sampling(value: Sampling | Mapping[str, Any] | None) -> Sampling:

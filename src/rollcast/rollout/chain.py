@@ -12,7 +12,7 @@ import msgspec
 
 from rollcast.errors import BackendError, PromptTooLongError, RewardError
 from rollcast.models.backend import Delta, GenerationRequest
-from rollcast.records import Message, ToolCall, Trajectory
+from rollcast.records import ToolCall, Trajectory
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rollcast.rollout.run import RunSettings
 
 __all__ = ["ChainGeneration"]
+
+MAX_CALLS = 128  # that one turn may ask for
 
 
 class ChainGeneration:
@@ -160,10 +162,7 @@ class ChainGeneration:
                         parser.feed(delta.text)
                         if parser.finished:
                             break
-            calls = [
-                msgspec.structs.replace(call, call_id=f"call_{step}_{i}")
-                for i, call in enumerate(backend_calls or self._parse(generation, parser))
-            ]
+            calls = _bounded(backend_calls or self._parse(generation, parser), step)
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation, calls, parser)
@@ -182,19 +181,9 @@ class ChainGeneration:
         turn = generation.turn
         self.ids += turn.token_ids
         text = turn.text
-        message: Message = {"role": "assistant", "content": text}
-        if calls and all(call.error is None for call in calls):
-            message["content"] = parser.content if parser is not None else text
-            message["tool_calls"] = [
-                {
-                    "id": c.call_id,
-                    "type": "function",
-                    "function": {"name": c.tool_name, "arguments": c.arguments},
-                }
-                for c in calls
-            ]
-        self.stream.message(message)
-        self.trajectory.final_response = "" if calls else text
+        content = parser.content if parser is not None else text
+        self.stream.message(self.agent.assistant_message(text, content, calls))
+        self.trajectory.final_response = "" if calls else self.agent.final_response(text)
 
     # 4. Run the tool calls, concurrently, each with its timeout; a failure is an observation.
 
@@ -205,14 +194,7 @@ class ChainGeneration:
         else:
             results = await asyncio.gather(*map(self._call, calls))
         for call, result in zip(calls, results, strict=True):
-            self.stream.message(
-                {
-                    "role": "tool",
-                    "content": result.observation,
-                    "tool_call_id": call.call_id,
-                    "name": call.tool_name,
-                }
-            )
+            self.stream.message(self.agent.tool_message(call, result))
             self._unsaid += 1
         for call, result in zip(calls, results, strict=True):
             tool = self.agent.tools.get(call.tool_name)
@@ -232,6 +214,8 @@ class ChainGeneration:
                 result = await tool.invoke(
                     call.arguments, self.context, lambda text: stream.observation(text, partial=True)
                 )
+            if result.failure is not None:
+                self.stream.error(result.failure, f"tool:{call.tool_name}")
             stream.observation(result.observation, result.status)
         return result
 
@@ -247,6 +231,15 @@ class ChainGeneration:
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)
+
+
+def _bounded(calls: list[ToolCall], step: int) -> list[ToolCall]:
+    """The calls with ids that are unique within the chain; what goes beyond `MAX_CALLS` is one refused call."""
+    if len(calls) > MAX_CALLS:
+        first = calls[MAX_CALLS]
+        error = f"error: too many calls in one turn ({len(calls)}); at most {MAX_CALLS}"
+        calls = [*calls[:MAX_CALLS], ToolCall("", first.tool_name, first.arguments, error)]
+    return [msgspec.structs.replace(call, call_id=f"call_{step}_{i}") for i, call in enumerate(calls)]
 
 
 class _Failed(Exception):

@@ -21,10 +21,11 @@ class Row(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
-def as_rows(start_messages: Any, system_prompt: str | None = None) -> list[Row]:
+def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[Row]:
     """The rows that `start_messages` gives: one conversation, or a list of rows `{"messages": […], …fields}`.
 
-    The system prompt is put before conversations that have none.
+    The system prompt is put before conversations that have none; the instructions are put at the end of every
+    conversation's.
 
     Raises:
         MessagesError: it is neither, or there is nothing in it.
@@ -40,7 +41,7 @@ def as_rows(start_messages: Any, system_prompt: str | None = None) -> list[Row]:
         )
     with_messages = [isinstance(item, Mapping) and "messages" in item for item in start_messages]
     if not any(with_messages):
-        return [_row({"messages": start_messages}, "start_messages", system_prompt)]
+        return [_row({"messages": start_messages}, "start_messages", system_prompt, instructions)]
     if not all(with_messages):
         i = with_messages.index(False)
         raise MessagesError(
@@ -48,14 +49,23 @@ def as_rows(start_messages: Any, system_prompt: str | None = None) -> list[Row]:
             'give a list of rows {"messages": [...]} or one conversation, not both'
         )
     return [
-        _row(item, f"start_messages[{i}]['messages']", system_prompt) for i, item in enumerate(start_messages)
+        _row(item, f"start_messages[{i}]['messages']", system_prompt, instructions)
+        for i, item in enumerate(start_messages)
     ]
 
 
-def _row(item: Mapping[str, Any], where: str, system_prompt: str | None) -> Row:
+def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> Row:
     messages = validated_messages(item["messages"], where)
     if system_prompt is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt})
+    if instructions:
+        first = messages[0]
+        if first["role"] != "system":
+            messages.insert(0, {"role": "system", "content": instructions})
+        elif isinstance(first["content"], str):
+            first["content"] = f"{first['content']}\n\n{instructions}"
+        else:
+            first["content"] = [*(first["content"] or []), {"type": "text", "text": instructions}]
     return Row(messages, {name: value for name, value in item.items() if name != "messages"})
 
 

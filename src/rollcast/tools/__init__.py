@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from rollcast.tools.definition import Tool as Tool
     from rollcast.tools.definition import ToolResult as ToolResult
     from rollcast.tools.definition import tool as tool
+    from rollcast.tools.image import Image as Image
     from rollcast.tools.toolset import tool_set as tool_set
     from rollcast.tools.toolset import unknown_tool as unknown_tool
 
 _HOME = {
+    "Image": "rollcast.tools.image",
     "Tool": "rollcast.tools.definition",
     "ToolResult": "rollcast.tools.definition",
     "calculator": "rollcast.tools.calc",
@@ -27,7 +29,7 @@ _HOME = {
     "unknown_tool": "rollcast.tools.toolset",
 }
 
-__all__ = ["Injected", "Tool", "ToolResult", "calculator", "tool", "tool_set", "unknown_tool"]
+__all__ = ["Image", "Injected", "Tool", "ToolResult", "calculator", "tool", "tool_set", "unknown_tool"]
 
 
 def __getattr__(name: str) -> Any:

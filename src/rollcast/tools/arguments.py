@@ -60,7 +60,7 @@ class Arguments:
 
         Args:
             tool: its name, for messages.
-            given: what the model wrote: an object, or its JSON.
+            given: what the model wrote: an object, its JSON, or the bare value of the only argument.
             context: fills the injected parameters.
 
         Raises:
@@ -68,11 +68,11 @@ class Arguments:
             InputError: the context is not of the class that the function asks for.
         """
         if isinstance(given, str):
-            given = _decoded(given)
+            given = self._object(given)
         if not isinstance(given, Mapping):
             raise ArgumentsError(f"error: the arguments of {tool} are not an object")
         try:
-            checked = self.model.model_validate(given)
+            checked = self._checked(given)
         except ValidationError as error:
             raise ArgumentsError(self._in_words(tool, error)) from None
         except Exception as error:  # a validator of the tool's own types may raise anything
@@ -93,6 +93,45 @@ class Arguments:
                     f"{'none' if context is None else type(context).__name__}"
                 )
         return keywords
+
+    def _object(self, text: str) -> Any:
+        """What the text says: JSON; or the bare value of the only argument, since some formats have no names."""
+        takes_text = self.only is not None and _takes_text(self.schema["properties"][self.only])
+        try:
+            value = _decoded(text)
+        except ArgumentsError:
+            meant_as_json = text.lstrip().startswith("{" if takes_text else ("{", "["))
+            if self.only is None or meant_as_json:
+                raise
+            return {self.only: text}
+        if self.only is None or isinstance(value, Mapping):
+            return value
+        if takes_text:
+            return {self.only: value if isinstance(value, str) else text}
+        takes_list = self.schema["properties"][self.only].get("type") == "array"
+        return {self.only: value} if takes_list or not isinstance(value, list) else value
+
+    @property
+    def only(self) -> str | None:
+        """The one parameter that has to be given, or the one that there is."""
+        required = self.schema["required"] or list(self.schema["properties"])
+        return required[0] if len(required) == 1 else None
+
+    def _checked(self, given: Mapping[str, Any]) -> BaseModel:
+        """Strings are read as JSON where their parameters take none: formats without types write every value so."""
+        try:
+            return self.model.model_validate(given)
+        except ValidationError as error:
+            wrong = {str(problem["loc"][0]) for problem in error.errors(include_url=False) if problem["loc"]}
+            values = {
+                name: _json_value(given[name])
+                for name in wrong & given.keys()
+                if isinstance(given[name], str)
+            }
+            changed = {name: value for name, value in values.items() if not isinstance(value, str)}
+            if not changed:
+                raise
+            return self.model.model_validate({**given, **changed})
 
     def _in_words(self, tool: str, error: ValidationError) -> str:
         problems = error.errors(include_url=False, include_context=False)
@@ -122,6 +161,20 @@ def _decoded(text: str) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         raise ArgumentsError("error: bad json") from None
+
+
+def _json_value(text: str) -> Any:
+    """What the text says in JSON, `None` too, which Qwen's template writes; the text itself where it is no JSON."""
+    if text.strip() == "None":
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return text
+
+
+def _takes_text(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "string" or any(map(_takes_text, schema.get("anyOf", ())))
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rollcast.records.event import ToolStatus
 from rollcast.tools.arguments import Arguments, ArgumentsError, arguments_of
 from rollcast.tools.context import Injected
 from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.tools.image import Image
 from rollcast.tools.observation import CannotShow, Output, as_text, bounded, failure_text
 
 __all__ = ["Tool", "ToolResult", "tool"]
@@ -34,11 +35,20 @@ class ToolResult:
         observation: what the model reads; at most the tool's `max_output` characters, always encodable.
         status: `success`, `error`, `timeout`, or `cancelled` where the tool cancelled itself.
         duration_s: seconds from the call to the result.
+        images: what the tool gave beside text; the observation has a note of each.
+        failure: what the tool's own code raised (no ToolError, which is its word to the model), or its time-out.
     """
 
     observation: str
     status: ToolStatus
     duration_s: float
+    images: tuple[Image, ...] = ()
+    failure: BaseException | None = None
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """The observation and its images as a message's content, for a model that sees; OpenAI's shape."""
+        return [{"type": "text", "text": self.observation}, *(image.part for image in self.images)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +145,7 @@ class Tool:
         if self.inline:
             output = Output(self.max_output, on_partial)
             status, text = _run_sync(self.function, keywords, output)
-            return ToolResult(text, status, time.perf_counter() - begin)
+            return _result(text, status, begin, output)
         if is_async(self.function):
             output = Output(self.max_output, on_partial)
             running = in_task(
@@ -148,12 +158,18 @@ class Tool:
         try:
             status, text = await running
         except OutOfTime:
-            status, text = "timeout", output.after(f"error: {self.name} timed out after {self.timeout:g} s")
+            late = f"{self.name} timed out after {self.timeout:g} s"
+            status, text = "timeout", output.after(f"error: {late}")
+            output.failure = TimeoutError(late)
         except CancelledItself:
             status, text = "cancelled", output.after(f"error: {self.name} was cancelled")
         finally:
             output.close()
-        return ToolResult(text, status, time.perf_counter() - begin)
+        return _result(text, status, begin, output)
+
+
+def _result(text: str, status: ToolStatus, begin: float, output: Output) -> ToolResult:
+    return ToolResult(text, status, time.perf_counter() - begin, tuple(output.images), output.failure)
 
 
 def _across_threads(on_partial: Callable[[str], None] | None) -> Callable[[str], None] | None:
@@ -181,7 +197,7 @@ def _run_sync(
         if inspect.iscoroutine(value):
             value.close()
             raise CannotShow("the result is a coroutine; define the tool with `async def`")
-        return "success", bounded(as_text(value), output.limit)
+        return "success", bounded(as_text(value, output.keep), output.limit)
     except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:  # noqa: BLE001  (the tool's failure)
         return "error", _failure(error, output)
 
@@ -192,7 +208,7 @@ def _drained(generator: Generator[Any, Any, Any], output: Output) -> Any:
         while output.open:
             piece = next(generator)
             if piece is not None:
-                output.add(as_text(piece))
+                output.add_value(piece)
     except StopIteration as stop:
         return stop.value
     finally:
@@ -211,14 +227,16 @@ async def _run_async(
             async with aclosing(value) as pieces:
                 async for piece in pieces:
                     if piece is not None:
-                        output.add(as_text(piece))
+                        output.add_value(piece)
             return "success", output.text
-        return "success", bounded(as_text(value), output.limit)
+        return "success", bounded(as_text(value, output.keep), output.limit)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a tool's failure is an observation, sys.exit() too)
         return "error", _failure(error, output)
 
 
 def _failure(error: BaseException, output: Output) -> str:
+    if not isinstance(error, ToolError):
+        output.failure = error
     return output.after(f"error: {error}" if isinstance(error, CannotShow) else failure_text(error))
 
 

@@ -127,6 +127,14 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
                 seconds,
             )
             raise OutOfTime
+    except asyncio.CancelledError:
+        if job.began and not job.done.done():
+            logger.warning(
+                "thread %s still runs though its call was cancelled; it is left behind and blocks neither other calls "
+                "nor the exit",
+                name,
+            )
+        raise
     finally:
         if not job.done.done():
             _threads.abandon(job)
@@ -148,10 +156,12 @@ class _Job:
         self.loop = asyncio.get_running_loop()
         self.started: asyncio.Future[None] | None = None  # only where it had to wait
         self.done: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
+        self.began = False
         self.ended = False
         self.abandoned = False
 
     def run(self) -> None:
+        self.began = True
         threading.current_thread().name = self.name
         if self.started is not None:
             self._tell(self.started, None)

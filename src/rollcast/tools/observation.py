@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollcast.errors import ToolError
+from rollcast.tools.image import IMAGE_LIMIT, Image, as_image
 
 __all__ = ["CannotShow", "Output", "as_text", "bounded", "failure_text", "one_line", "safe_text"]
 
@@ -16,14 +17,22 @@ class CannotShow(Exception):
     """A value that has no text; the message says why, in words for the model."""
 
 
-def as_text(value: Any) -> str:
-    """A string as it is, bytes as UTF-8, anything else as JSON (pydantic models and dataclasses too).
+def as_text(value: Any, on_image: Callable[[Image], None] = lambda _: None) -> str:
+    """A string as it is, an image as a note of it, bytes as UTF-8, anything else as JSON (pydantic models too).
+
+    Args:
+        value: what a tool gave.
+        on_image: called with each image that it is or holds.
 
     Raises:
         CannotShow: it is none of these, holds itself, or its own code for JSON fails.
     """
     if isinstance(value, str):
         return safe_text(str.__str__(value))  # a subclass may have a `__str__` that fails
+    image = _image(value)
+    if image is not None:
+        on_image(image)
+        return str(image)
     if isinstance(value, bytes | bytearray):
         try:
             return value.decode()
@@ -31,13 +40,27 @@ def as_text(value: Any) -> str:
             raise CannotShow(f"the result is {len(value)} bytes that are not UTF-8 text") from None
     from pydantic_core import to_jsonable_python  # noqa: PLC0415  (only results that are no text pay for it)
 
+    def fallback(inner: Any) -> Any:
+        image = _image(inner)
+        if image is None:
+            return _plain(inner)
+        on_image(image)
+        return str(image)
+
     try:
-        plain = to_jsonable_python(value, inf_nan_mode="constants", fallback=_plain)
+        plain = to_jsonable_python(value, inf_nan_mode="constants", fallback=fallback)
         return safe_text(json.dumps(plain, ensure_ascii=False))
     except CannotShow:
         raise
     except Exception as error:  # noqa: BLE001  (the value's own code runs here and may raise anything)
         raise CannotShow(f"the result cannot be shown: {one_line(_exception_text(error))}") from None
+
+
+def _image(value: Any) -> Image | None:
+    try:
+        return as_image(value)
+    except Exception as error:  # noqa: BLE001  (the value's own `save` may raise anything)
+        raise CannotShow(f"the image cannot be saved: {one_line(_exception_text(error))}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -101,6 +124,8 @@ class Output:
         self.limit = limit
         self.deliver = deliver
         self.pieces: list[str] = []
+        self.images: list[Image] = []
+        self.failure: BaseException | None = None  # the tool's own, not what it told the model
         self.kept = 0
         self.length = 0
         self.open = True
@@ -117,6 +142,23 @@ class Output:
             self.pieces.append(piece)
         if self.deliver is not None:
             self.deliver(piece)
+
+    def add_value(self, value: Any) -> None:
+        """Take a piece of any kind, with its images."""
+        self.add(as_text(value, self.keep))
+
+    def keep(self, image: Image) -> None:
+        """Take an image.
+
+        Raises:
+            CannotShow: with it the images of this call are too large.
+        """
+        with self.lock:
+            size = len(image.data) + sum(len(kept.data) for kept in self.images)
+            if size > IMAGE_LIMIT:
+                raise CannotShow(f"the images are {size} bytes together, above the limit of {IMAGE_LIMIT}")
+            if self.open:
+                self.images.append(image)
 
     def close(self) -> None:
         """Nobody waits any more."""

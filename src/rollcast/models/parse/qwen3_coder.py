@@ -1,0 +1,146 @@
+"""The format of Qwen3-Coder and Qwen3.5: XML-like tags around values that are written as they are.
+
+    <tool_call>
+    <function=get_weather>
+    <parameter=city>
+    Paris
+    </parameter>
+    </function>
+    </tool_call>
+
+Source: the chat template and parser of
+https://huggingface.co/Qwen/Qwen3-Coder-30B-A3B-Instruct; `qwen3_coder` among vLLM's tool parsers,
+https://docs.vllm.ai/en/latest/features/tool_calling.html.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rollcast.models.parse.base import IncrementalParser
+from rollcast.models.parse.turn import Turn, Words
+from rollcast.records.message import ToolCall
+
+__all__ = ["Qwen3CoderParser"]
+
+_OPEN = Words("<tool_call>", "</tool_call>", "<function=")
+_CLOSE_CALL, _CLOSE_FUNCTION = Words("</tool_call>"), Words("</function>")
+_FUNCTION = re.compile(r"\s*<function=\s*([^<>\s]{1,256})\s*>")
+_PARAMETER = re.compile(r"<parameter=\s*([^<>\s]{1,256})\s*>")
+_END_PARAMETER, _END_FUNCTION = "</parameter>", "</function>"
+_SPACE = re.compile(r"\s*")
+
+
+class Qwen3CoderParser:
+    """Qwen3-Coder's calls. Every value is a string, without the line breaks next to its tags.
+
+    The parser knows no types: a tool reads such a string as JSON where its parameter takes no string. The first
+    `</parameter>` ends a value and the first `</tool_call>` a call. `<function=…>` without `<tool_call>` before it, which
+    the model sometimes forgets, is a call too.
+
+    Errors: `error: no tool name`, `error: unclosed parameter`, `error: unclosed function`, `error: repeated parameter`,
+    `error: bad call`, `error: call too long`, `error: unclosed call`.
+    """
+
+    name = "qwen3_coder"
+    stop: tuple[str, ...] = ()
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The calls in the whole text of a turn."""
+        turn = self.incremental()
+        turn.feed(text)
+        return turn.close()
+
+    def incremental(self) -> IncrementalParser:
+        """For one turn."""
+        return _Turn()
+
+
+class _Turn(Turn):
+    """Text and calls in turn; other text than whitespace after a call finishes the turn."""
+
+    def begin(self, text: str, at: int) -> int:
+        place, tag = _OPEN.find(text, at)
+        self._say(text[at:place])
+        if tag is None:
+            return place
+        if tag == "<function=":
+            self.body.add(tag)
+            self.state = self._in_function
+        elif tag == "<tool_call>":
+            self.state = self._in_tags
+        return place + len(tag)  # a closing tag without its opening one says nothing
+
+    def _in_tags(self, text: str, at: int) -> int:
+        return self._inside(text, at, _CLOSE_CALL)
+
+    def _in_function(self, text: str, at: int) -> int:
+        return self._inside(text, at, _CLOSE_FUNCTION)
+
+    def _inside(self, text: str, at: int, close: Words) -> int:
+        place, tag = close.find(text, at)
+        self.body.add(text[at:place])
+        if tag is None:
+            return place
+        if close is _CLOSE_FUNCTION:
+            self.body.add(tag)
+        self._end_call()
+        self.state = self.begin
+        return place + len(tag)
+
+    def end(self, held: str) -> None:
+        if self.in_call:
+            self.body.add(held)
+            self._end_call("error: unclosed call")
+        else:
+            self._say(held)
+
+    @property
+    def in_call(self) -> bool:
+        return self.state in (self._in_tags, self._in_function)
+
+    def _say(self, text: str) -> None:
+        self.say(text)
+        if self.calls and text and not text.isspace():
+            self.finish()
+
+    def _end_call(self, error: str | None = None) -> None:
+        body, too_long = self.body.take()
+        self.add(_call(self.next_id, body, error or too_long))
+
+
+def _call(call_id: str, body: str, error: str | None) -> ToolCall:
+    named = _FUNCTION.match(body)
+    name = named[1] if named else ""
+    if error is None:
+        arguments = _arguments(body, named.end()) if named else "error: no tool name"
+        if isinstance(arguments, dict):
+            return ToolCall(call_id, name, arguments)
+        error = arguments
+    return ToolCall(call_id, name, body, error)
+
+
+def _arguments(body: str, at: int) -> dict[str, str] | str:
+    """What stands between the function's tags as arguments; an error where it is something else."""
+    arguments: dict[str, str] = {}
+    while True:
+        at = _end_of_space(body, at)
+        if body.startswith(_END_FUNCTION, at):
+            at = _end_of_space(body, at + len(_END_FUNCTION))
+            return arguments if at == len(body) else "error: bad call"
+        parameter = _PARAMETER.match(body, at)
+        if parameter is None:
+            return "error: unclosed function" if at == len(body) else "error: bad call"
+        end = body.find(_END_PARAMETER, parameter.end())
+        if end < 0:
+            return "error: unclosed parameter"
+        if parameter[1] in arguments:
+            return "error: repeated parameter"
+        arguments[parameter[1]] = body[parameter.end() : end].removeprefix("\n").removesuffix("\n")
+        at = end + len(_END_PARAMETER)
+
+
+def _end_of_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space is not None  # it matches nothing, too
+    return space.end()

@@ -1,0 +1,186 @@
+"""ReAct in plain text, for models without a format of their own.
+
+    Thought: I need the product.
+    Action: calculator
+    Action Input: {"expression": "2 * 21"}
+    Observation: 42
+    Thought: I know it now.
+    Final Answer: 42
+
+Source: https://arxiv.org/abs/2210.03629, in the form that LangChain made common,
+https://python.langchain.com/api_reference/langchain/agents/langchain.agents.react.agent.create_react_agent.html.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from rollcast.models.parse.base import IncrementalParser
+from rollcast.models.parse.turn import Body, Turn
+from rollcast.records.message import ToolCall
+
+__all__ = ["ReactParser", "ReactTurn"]
+
+_HEAD = 32  # characters in which the label of a line must end
+_LABEL = re.compile(
+    r"[ \t*_#>]{0,8}(final answer|action input|action|observation|thought)[ \t]?\d{0,3}[*_ \t]{0,4}:",
+    re.IGNORECASE | re.ASCII,
+)
+_NAME_LIMIT = 256
+
+
+class ReactParser:
+    """One action a turn. The first complete action or final answer counts; whatever label follows it ends the turn.
+
+    So an observation that the model makes up is never read. Labels stand at the beginning of a line, in any case, also
+    numbered (`Action 2:`) or in bold. An action input is a JSON object, in a code fence or not; any other text is kept
+    as it is, for a tool that takes one argument; none stands for no arguments. A turn with neither an action nor a final
+    answer is an answer.
+
+    Errors: `error: bad json` (it begins with `{`), `error: no tool name`, `error: bad tool name`,
+    `error: no action input` (other text follows the action), `error: call too long`.
+    """
+
+    name = "react"
+    stop = ("\nObservation:",)
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The call in the whole text of a turn, as a list."""
+        turn = self.incremental()
+        turn.feed(text)
+        return turn.close()
+
+    def incremental(self) -> IncrementalParser:
+        """For one turn."""
+        return ReactTurn()
+
+    def read(self, text: str) -> ReactTurn:
+        """The whole text of a turn, read."""
+        turn = ReactTurn()
+        turn.feed(text)
+        turn.close()
+        return turn
+
+
+class ReactTurn(Turn):
+    """One turn; beside its call it knows the final answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._section = "thought"
+        self._name = Body(_NAME_LIMIT)
+        self._answer: list[str] = []
+
+    @property
+    def answer(self) -> str | None:
+        """What stands after `Final Answer:`; None where there is none."""
+        if self._section != "final answer":
+            return None
+        return "".join(self._answer).strip()
+
+    def begin(self, text: str, at: int) -> int:
+        """At the beginning of a line."""
+        head = text[at : at + _HEAD]
+        label = _LABEL.match(head)
+        if label:
+            bold = "**" if "**" in label[0] and not label[0].rstrip(":").endswith("*") else ""
+            return self._labelled(label[1].lower(), text, at, at + label.end(), bold)
+        if len(head) < _HEAD and ":" not in head and "\n" not in head:
+            return at
+        self.state = self._rest
+        return at
+
+    def _rest(self, text: str, at: int) -> int:
+        """In the rest of a line."""
+        newline = text.find("\n", at)
+        end = len(text) if newline < 0 else newline + 1
+        self._put(text[at:end])
+        if newline >= 0:
+            self.state = self.begin
+        return end
+
+    def _labelled(self, label: str, text: str, at: int, end: int, bold: str) -> int:
+        section = self._section
+        ends_action = section == "action input" or (section == "action" and label != "action input")
+        if ends_action or section == "final answer" or label == "observation":
+            self._end_section()
+            self.over(at)
+            return at
+        self._section = label
+        if label in {"thought", "final answer"}:
+            self.say(text[at:end])
+        # `**Action:** calculator` closes its bold after the colon
+        self.state = self._after_bold if bold else self._rest
+        return end
+
+    def _after_bold(self, text: str, at: int) -> int:
+        if text[at:] == "*":
+            return at
+        self.state = self._rest
+        if not text.startswith("**", at):
+            return at
+        if not self.in_call:
+            self.say("**")
+        return at + 2
+
+    def _put(self, text: str) -> None:
+        if self._section == "action":
+            self._name.add(text)
+        elif self._section == "action input":
+            self.body.add(text)
+        else:
+            self.say(text)
+            if self._section == "final answer":
+                self._answer.append(text)
+
+    def end(self, held: str) -> None:
+        """See `Turn.end`."""
+        if self.ended_at is None:
+            self._put(held)
+            self._end_section()
+
+    @property
+    def in_call(self) -> bool:
+        """See `Turn.in_call`."""
+        return self._section in {"action", "action input"}
+
+    def _end_section(self) -> None:
+        if self.in_call:
+            name, name_error = self._name.take()
+            body, error = self.body.take()
+            self.add(
+                _call(self.next_id, name.strip().strip("`\"'*").strip(), body.strip(), error, name_error)
+            )
+
+
+def _call(call_id: str, name: str, body: str, error: str | None, name_error: str | None) -> ToolCall:
+    if not name:
+        return ToolCall(call_id, "", body, "error: no tool name")
+    if "\n" in name:
+        name, _, rest = name.partition("\n")
+        return ToolCall(call_id, name.strip(), body or rest, "error: no action input")
+    if name_error:
+        return ToolCall(call_id, name[:64], body, "error: bad tool name")
+    if error:
+        return ToolCall(call_id, name, body, error)
+    text = _unfenced(body)
+    if not text:
+        return ToolCall(call_id, name, {})
+    if not text.startswith("{"):
+        return ToolCall(call_id, name, text)
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return ToolCall(call_id, name, text, "error: bad json")
+    return ToolCall(call_id, name, value)
+
+
+def _unfenced(body: str) -> str:
+    """What stands in a code fence, where the body is one."""
+    if body.startswith("```") and body.endswith("```"):
+        info, newline, inside = body[:-3].partition("\n")
+        if newline and (info == "```" or info[3:].strip().isalpha()):
+            return inside.strip()
+    return body

@@ -1,0 +1,211 @@
+"""What the parsers share: a turn that is read by states, bounded bodies, and calls in JSON."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from rollcast.records.message import ToolCall
+
+__all__ = ["CALL_LIMIT", "Body", "State", "Turn", "Words", "json_arguments", "json_call", "malformed"]
+
+CALL_LIMIT = 1 << 20
+"""Characters of one call; what goes beyond is not kept."""
+
+State = Callable[[str, int], int]
+
+_NAME = re.compile(r'"name"\s{0,8}:\s{0,8}"([^"\\]{1,64})"')
+
+
+class Turn(ABC):
+    """The text of one turn, read by states.
+
+    A state is a method that takes the text and a place in it, and gives the place up to which it has read. Where it
+    gives the same place and no other state, it has to see more: the rest is held until then. What a state decides may
+    depend on characters that it has seen, never on where the text was cut, and what it holds has a fixed limit: then
+    any cut gives the same, in time that is linear in the text.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self.body = Body()
+        self.state: State = self.begin
+        self.ended_at: int | None = None  # the place in the turn's text where the format says that it is over
+        self._outside: list[str] = []
+        self._held = ""
+        self._before = 0  # characters of the turn before what was held
+        self._finished = False
+        self._closed = False
+
+    # -- what a format says ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self, text: str, at: int) -> int:
+        """The first state."""
+
+    @abstractmethod
+    def end(self, held: str) -> None:
+        """The text ends, and nothing follows on what was held."""
+
+    @property
+    @abstractmethod
+    def in_call(self) -> bool:
+        """Whether what is held belongs to a call; an attribute will do."""
+
+    # -- what its states use -----------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Text outside of calls."""
+        if text:
+            self._outside.append(text)
+
+    def add(self, call: ToolCall) -> None:
+        """The next call."""
+        self.calls.append(call)
+
+    @property
+    def next_id(self) -> str:
+        """Of the next call."""
+        return f"call_{len(self.calls)}"
+
+    def finish(self) -> None:
+        """The generation may end here, though more may be read."""
+        self._finished = True
+
+    def over(self, at: int) -> None:
+        """The format ends the turn at this place of the text; what follows is neither content nor calls."""
+        self.finish()
+        self.ended_at = self._before + at
+        self.state = self.ignored
+
+    def ignored(self, text: str, at: int) -> int:
+        """The state after the end."""
+        return len(text)
+
+    # -- IncrementalParser -------------------------------------------------------------------------------------------
+
+    def feed(self, text: str) -> list[ToolCall]:
+        """Take the next piece of text; the calls that it finished, malformed ones too."""
+        if self._held:
+            text = self._held + text
+        done, at, size = len(self.calls), 0, len(text)
+        while at < size:
+            place, state = at, self.state
+            at = state(text, at)
+            if at == place and self.state == state:
+                break
+        self._held = text[at:]
+        self._before += at
+        return self.calls[done:]
+
+    def close(self) -> list[ToolCall]:
+        """The text ends here; all calls of the turn in order, one that was left open as malformed."""
+        if not self._closed:
+            self._closed = True
+            held, self._held = self._held, ""
+            self.end(held)
+        return list(self.calls)
+
+    @property
+    def content(self) -> str:
+        """The text so far without the calls."""
+        return "".join(self._outside) + ("" if self.in_call else self._held)
+
+    @property
+    def finished(self) -> bool:
+        """The format says that the turn is over."""
+        return self._finished
+
+
+class Body:
+    """The text of a call: its beginning, up to a limit of characters."""
+
+    def __init__(self, limit: int = CALL_LIMIT) -> None:
+        self.limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._pieces: list[str] = []
+        self._length = 0
+
+    def add(self, text: str) -> None:
+        """Take a piece."""
+        kept = text[: self.limit + 1 - self._length]
+        if kept:
+            self._pieces.append(kept)
+            self._length += len(kept)
+
+    def take(self) -> tuple[str, str | None]:
+        """The text and, where it was longer than the limit, an error; and begin anew."""
+        text, too_long = "".join(self._pieces), self._length > self.limit
+        self.clear()
+        return (text[: self.limit], "error: call too long") if too_long else (text, None)
+
+
+class Words:
+    """Words to look for in a text that is still arriving.
+
+    All begin with one character, which stands nowhere else in them: so the last such character of a text is the only
+    place where a word may be cut, and a text without it, as most tokens are, costs one search.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self._first = words[0][0]
+        assert all(word[0] == self._first and self._first not in word[1:] for word in words)
+        self._pattern = re.compile("|".join(map(re.escape, words)))
+        self._beginnings = frozenset(word[:size] for word in words for size in range(1, len(word)))
+        self._longest = max(map(len, words)) - 1
+
+    def find(self, text: str, at: int) -> tuple[int, str | None]:
+        """The place of the first word and the word; or the place where one may have begun at the end, and None."""
+        if text.find(self._first, at) < 0:
+            return len(text), None
+        found = self._pattern.search(text, at)
+        if found:
+            return found.start(), found[0]
+        place = text.rfind(self._first, max(at, len(text) - self._longest))
+        return (place if place >= 0 and text[place:] in self._beginnings else len(text)), None
+
+    def may_begin(self, text: str) -> bool:
+        """Whether the text is the beginning of a word, and not yet a word."""
+        return text in self._beginnings
+
+
+def json_call(call_id: str, body: str, keys: Sequence[str] = ("arguments",)) -> ToolCall:
+    """The call that a JSON object with a `name` and, under the first of the keys that it has, arguments describes."""
+    try:
+        value = msgspec.json.decode(body.strip())
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return malformed(call_id, body, "error: bad json")
+    if not isinstance(value, dict):
+        return malformed(call_id, body, "error: bad json")
+    name = value.get("name")
+    if not (isinstance(name, str) and name):
+        return malformed(call_id, body, "error: no tool name")
+    arguments = json_arguments(next((value[key] for key in keys if key in value), None))
+    if arguments is None:
+        return ToolCall(call_id, name, body, "error: bad arguments")
+    return ToolCall(call_id, name, arguments)
+
+
+def json_arguments(value: Any) -> dict[str, Any] | None:
+    """An object; the same as a JSON string; nothing stands for no arguments. None: it is something else."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def malformed(call_id: str, body: str, error: str) -> ToolCall:
+    """A call that cannot be read, under the name that can be made out."""
+    named = _NAME.search(body)
+    return ToolCall(call_id, named[1] if named else "", body, error)
