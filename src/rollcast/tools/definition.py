@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, overload
 
-from rollcast.errors import ToolDefinitionError
+from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
 from rollcast.tools.arguments import Arguments, ArgumentsError, arguments_of
 from rollcast.tools.context import Injected
