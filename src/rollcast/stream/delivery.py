@@ -41,6 +41,7 @@ COMPACT_AT = 1024  # queued events; from here on a slow observer's chunks merge
 TURN = 256  # events handed over before other tasks of the loop get a turn
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
 BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
+_SEQUENCES = (list, tuple)
 
 
 class ObserverStatistics(msgspec.Struct, frozen=True):
@@ -84,12 +85,14 @@ def chunk_size(content: str, token_ids: list[int] | None) -> int:
 
 def _weight(value: Any, depth: int) -> int:
     size = sys.getsizeof(value)
-    if depth == 0:
+    if depth == 0 or isinstance(value, str):
         return size
     if isinstance(value, dict):
-        return size + sum(_weight(k, 0) + _weight(v, depth - 1) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return size + sum(_weight(v, depth - 1) for v in value)
+        for name, item in value.items():
+            size += sys.getsizeof(name) + _weight(item, depth - 1)
+    elif isinstance(value, _SEQUENCES):
+        for item in value:
+            size += _weight(item, depth - 1)
     return size
 
 
