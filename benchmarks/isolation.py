@@ -38,7 +38,7 @@ def run(quick: bool) -> list[Figure]:
 
 
 def _time(quick: bool) -> list[Figure]:
-    chains, rounds = (8, 1) if quick else (320, 13)
+    chains, rounds = (8, 1) if quick else (320, 21)
     digests: dict[str, set[str]] = {}
 
     def trial(name: str, make: Callable[[], list[StreamObserver]]) -> Callable[[], Spent]:

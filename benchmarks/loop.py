@@ -16,7 +16,7 @@ from rollcast.stream.observers import JSONStreamObserver
 __all__ = ["run"]
 
 # How many chains run at once, how many there are, and how often: alone they are slow, so there are fewer.
-SIZES = ((1, 60, 7), (8, 160, 9), (32, 320, 7))
+SIZES = ((1, 40, 7), (8, 160, 7), (32, 320, 7))
 QUICK = ((2, 4, 1),)
 
 NAMES = {"off": "off", "on": "on, an observer that does nothing", "jsonl": "on, to a JSONL file"}
