@@ -553,3 +553,21 @@ def test_what_was_handed_over_is_not_handed_over_again():
     seqs = [(e.run_id, e.seq) for e in stalled.events]
     assert len(seqs) == len(set(seqs))
     manager.close()
+
+
+async def test_a_hung_observer_of_nothing_costs_bounded_memory():
+    """The ends of chains are counted too, whatever its filter."""
+    manager = StreamingManager(queue_limit=50_000, drain_timeout=0.01)
+    hung = StallingObserver()
+    hung.filter = EventFilter(types=[T.RUN_START])
+    manager.add_observer(hung)
+    async with manager.run() as run:
+        await asyncio.wait_for(hung.stalled.wait(), 10)
+        for _ in range(2000):
+            with run.chain(HELLO):
+                pass
+            assert manager.statistics()[0].queued_bytes < 60_000
+        (delivery,) = manager.deliveries
+        assert len(delivery.items) < 300
+    hung.release()
+    await manager.aclose()

@@ -24,9 +24,8 @@ encode: Callable[[StreamEvent], bytes] = _encoder.encode
 """One event as compact JSON, without a newline. Raises TypeError where `data` holds what JSON cannot."""
 
 
-def encode_lines(events: list[StreamEvent]) -> bytes:
-    """The events as JSON lines, each ended by a newline."""
-    return b"".join([_encoder.encode(event) + b"\n" for event in events])
+encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
+"""The events as JSON lines, each ended by a newline. Raises TypeError as `encode` does."""
 
 
 def decode(line: bytes | str) -> StreamEvent:

@@ -76,12 +76,12 @@ class Turn(msgspec.Struct):
             self.pieces.append(text)
             self.chars += len(text)
         if token_ids:
-            self.token_ids += token_ids
+            self.token_ids.extend(token_ids)
             self.completion_tokens += len(token_ids)
             if logprobs:
-                self.logprobs += logprobs
+                self.logprobs.extend(logprobs)
             if policy_version is not None:
-                self.policy_versions += [policy_version] * len(token_ids)
+                self.policy_versions.extend([policy_version] * len(token_ids))
         else:
             self.completion_tokens += 1
 

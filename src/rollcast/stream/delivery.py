@@ -34,7 +34,6 @@ FAILURES_TO_DETACH = 5
 TURN = 256  # events handed over before other tasks of the loop get a turn
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
 BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
-_SEQUENCES = (list, tuple)
 
 
 class ObserverStatistics(msgspec.Struct, frozen=True):

@@ -332,7 +332,7 @@ class StreamingManager:
         """Queue a hook for every observer."""
         with self.lock:
             for delivery in self._deliveries.values():
-                delivery.put_free([control])
+                delivery.put_control(control)
 
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
         """Emit an `error` event about the observer to the others."""

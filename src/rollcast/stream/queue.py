@@ -23,6 +23,9 @@ __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
+_SEQUENCES = (list, tuple)
+
+CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 1024  # queued events; from here on a slow reader's chunks merge
 
 
@@ -53,12 +56,14 @@ def chunk_size(content: str, token_ids: list[int] | None) -> int:
 
 def _weight(value: Any, depth: int) -> int:
     size = sys.getsizeof(value)
-    if depth == 0:
+    if depth == 0 or isinstance(value, str):
         return size
     if isinstance(value, dict):
-        return size + sum(_weight(k, 0) + _weight(v, depth - 1) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return size + sum(_weight(v, depth - 1) for v in value)
+        for name, item in value.items():
+            size += sys.getsizeof(name) + _weight(item, depth - 1)
+    elif isinstance(value, _SEQUENCES):
+        for item in value:
+            size += _weight(item, depth - 1)
     return size
 
 
@@ -191,8 +196,18 @@ class EventQueue:
         if not self.awake:
             self.wake()
 
+    def put_control(self, control: Control) -> None:
+        """Queue a hook. A chain's end is counted, and not told to a reader who has been given up: it gets snapshots."""
+        if control.kind == "chain_closed":
+            if self._lost:
+                return
+            self.bytes += CONTROL_SIZE
+            if self.bytes > self.limit and not self.lossless:
+                self._shrink()
+        self.put_free([control])
+
     def put_free(self, items: list[Item]) -> None:
-        """Queue what is not counted against the limit: controls, and snapshots (bounded by the open chains)."""
+        """Queue what is not counted against the limit: snapshots (bounded by the open chains), and what asks for them."""
         self.items += items
         self.mixed = True
         if not self.awake:
@@ -236,7 +251,8 @@ class EventQueue:
         items, self.items = self.items, []
         for item in items:
             if isinstance(item, Control):
-                self.items.append(item)
+                if item.kind != "chain_closed":
+                    self.items.append(item)
             elif _counts(item):
                 self._lose(item)
         self.bytes = 0
