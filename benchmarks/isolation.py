@@ -181,8 +181,8 @@ def _accounted(fill: Callable[[RunStream], None], limit: int) -> float:
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture())
     run = manager.run()
-    for delivery in manager._deliveries.values():
-        delivery._awake = True  # nobody is to be woken
+    for delivery in manager.deliveries:
+        delivery.awake = True  # nobody is to be woken
     tracemalloc.start()
     try:
         fill(run.open())
@@ -195,8 +195,8 @@ def _merged(limit: int) -> float:
     """The same of an observer that lags: its chunks are merged."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture(mode="coalesce"))
-    (delivery,) = manager._deliveries.values()
-    delivery._awake = True
+    (delivery,) = manager.deliveries
+    delivery.awake = True
     run = manager.run()
     tracemalloc.start()
     try:
@@ -213,11 +213,11 @@ def _merged(limit: int) -> float:
 
 def _released(manager: StreamingManager) -> float:
     """Count over the memory that emptying the queue gives back."""
-    (delivery,) = manager._deliveries.values()
+    (delivery,) = manager.deliveries
     counted = manager.statistics()[0].queued_bytes
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    delivery._queue.clear()
+    delivery.items.clear()
     gc.collect()
     return counted / (before - tracemalloc.get_traced_memory()[0])
 
