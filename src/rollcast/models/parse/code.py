@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import Turn
+from rollcast.models.parse.turn import Turn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["CodeParser", "CodeTurn"]
@@ -27,7 +26,7 @@ _MAY_BE_OUTPUT = tuple("observation:"[:size] for size in range(1, len("observati
 _PYTHON = frozenset({"python", "py", "python3"})
 
 
-class CodeParser:
+class CodeParser(TurnParser):
     """All ```` ```python ```` blocks of a turn are one call, in their order, with an empty line between them.
 
     One call, since the calls of a turn run concurrently and code depends on what stands before it. A fence stands at the
@@ -54,7 +53,7 @@ class CodeParser:
         turn.feed(text)
         return turn.close()
 
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn; its call comes at the end."""
         return CodeTurn(self)
 

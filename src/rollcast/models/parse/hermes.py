@@ -6,8 +6,7 @@ https://github.com/NousResearch/Hermes-Function-Calling.
 
 from __future__ import annotations
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import CALL_LIMIT, Turn, Words, json_call, malformed
+from rollcast.models.parse.turn import CALL_LIMIT, Turn, TurnParser, Words, json_call, malformed
 from rollcast.records.message import ToolCall
 
 __all__ = ["CALL_LIMIT", "HermesParser"]
@@ -15,7 +14,7 @@ __all__ = ["CALL_LIMIT", "HermesParser"]
 _OPEN, _CLOSE = Words("<tool_call>"), Words("</tool_call>")
 
 
-class HermesParser:
+class HermesParser(TurnParser):
     """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as elsewhere in the field.
 
     The errors are few words, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
@@ -23,15 +22,8 @@ class HermesParser:
     """
 
     name = "hermes"
-    stop: tuple[str, ...] = ()
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn."""
         return _Turn()
 

@@ -10,9 +10,7 @@ import re
 
 import msgspec
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import Turn, Words, json_call, malformed
-from rollcast.records.message import ToolCall
+from rollcast.models.parse.turn import Turn, TurnParser, Words, json_call, malformed
 
 __all__ = ["Llama3Parser"]
 
@@ -27,7 +25,7 @@ _NAMED = re.compile(r'\{\s{0,32}"(?:name|type)"\s{0,32}:')
 _KEYS = ("parameters", "arguments")
 
 
-class Llama3Parser:
+class Llama3Parser(TurnParser):
     """Llama 3's calls in JSON, several of them separated by `;`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
 
     After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
@@ -38,15 +36,8 @@ class Llama3Parser:
     """
 
     name = "llama3"
-    stop: tuple[str, ...] = ()
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn."""
         return _Turn()
 

@@ -16,8 +16,7 @@ import re
 import warnings
 from typing import Any
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import Body, Turn, Words
+from rollcast.models.parse.turn import Body, Turn, TurnParser, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["LIST_LIMIT", "PythonParser"]
@@ -34,7 +33,7 @@ _IN_STRING = {quote: re.compile(rf"\\|{quote}") for quote in ("'", '"', "'''", '
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
-class PythonParser:
+class PythonParser(TurnParser):
     """A list of calls that the turn begins with, after whitespace or `<|python_start|>`. Its `]` ends the turn.
 
     Nothing is evaluated: arguments are literals (numbers, strings, True, False, None, lists, tuples, dicts with string
@@ -46,15 +45,8 @@ class PythonParser:
     """
 
     name = "python"
-    stop: tuple[str, ...] = ()
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn."""
         return _Turn()
 

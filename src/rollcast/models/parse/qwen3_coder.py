@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import Turn, Words
+from rollcast.models.parse.turn import Turn, TurnParser, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["Qwen3CoderParser"]
@@ -31,7 +30,7 @@ _END_PARAMETER, _END_FUNCTION = "</parameter>", "</function>"
 _SPACE = re.compile(r"\s*")
 
 
-class Qwen3CoderParser:
+class Qwen3CoderParser(TurnParser):
     """Qwen3-Coder's calls. Every value is a string, without the line breaks next to its tags.
 
     The parser knows no types: a tool reads such a string as JSON where its parameter takes no string. The first
@@ -43,15 +42,8 @@ class Qwen3CoderParser:
     """
 
     name = "qwen3_coder"
-    stop: tuple[str, ...] = ()
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn."""
         return _Turn()
 

@@ -17,8 +17,7 @@ import re
 
 import msgspec
 
-from rollcast.models.parse.base import IncrementalParser
-from rollcast.models.parse.turn import Body, Turn
+from rollcast.models.parse.turn import Body, Turn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["ReactParser", "ReactTurn"]
@@ -31,7 +30,7 @@ _LABEL = re.compile(
 _NAME_LIMIT = 256
 
 
-class ReactParser:
+class ReactParser(TurnParser):
     """One action a turn. The first complete action or final answer counts; whatever label follows it ends the turn.
 
     So an observation that the model makes up is never read. Labels stand at the beginning of a line, in any case, also
@@ -52,7 +51,7 @@ class ReactParser:
         turn.feed(text)
         return turn.close()
 
-    def incremental(self) -> IncrementalParser:
+    def incremental(self) -> Turn:
         """For one turn."""
         return ReactTurn()
 

@@ -11,7 +11,17 @@ import msgspec
 
 from rollcast.records.message import ToolCall
 
-__all__ = ["CALL_LIMIT", "Body", "State", "Turn", "Words", "json_arguments", "json_call", "malformed"]
+__all__ = [
+    "CALL_LIMIT",
+    "Body",
+    "State",
+    "Turn",
+    "TurnParser",
+    "Words",
+    "json_arguments",
+    "json_call",
+    "malformed",
+]
 
 CALL_LIMIT = 1 << 20
 """Characters of one call; what goes beyond is not kept."""
@@ -119,6 +129,23 @@ class Turn(ABC):
     def finished(self) -> bool:
         """The format says that the turn is over."""
         return self._finished
+
+
+class TurnParser(ABC):
+    """A `Parser` whose turns are read by a `Turn`: a format writes its name, its stop strings and its turn."""
+
+    name: str
+    stop: tuple[str, ...] = ()
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The calls in the whole text of a turn."""
+        turn = self.incremental()
+        turn.feed(text)
+        return turn.close()
+
+    @abstractmethod
+    def incremental(self) -> Turn:
+        """For one turn."""
 
 
 class Body:
