@@ -479,6 +479,50 @@ async def test_an_observer_of_its_own_cancellation_is_isolated():
     assert manager.statistics()[0].failed == 1
 
 
+class Panic(BaseException):
+    """As Rust's panics reach Python."""
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("error", [ValueError("wrong"), SystemExit(1), Panic("lost")], ids=repr)
+@pytest.mark.parametrize(
+    "method", ["on_event", "on_batch", "on_run_opened", "on_chain_closed", "on_run_closed", "aclose"]
+)
+async def test_whatever_an_observer_raises_is_its_own(method, error, threaded, caplog):
+    """Not only an Exception, and not only from a coroutine: nobody waits for it, nobody else misses anything."""
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise error
+
+    manager = StreamingManager()
+    good = EventCapture()
+    manager.add_observer(type("Bad", (EventCapture,), {method: fail, "threaded": threaded})())
+    manager.add_observer(good)
+    await one_chain(manager)
+    await manager.aclose()
+    assert calls
+    good.check()
+    assert "did not take its events" not in caplog.text
+    assert "Bad failed on" in caplog.text
+
+
+async def test_an_observer_that_emits_for_ever_does_not_hold_the_loop():
+    """It gets its own events in turns with everybody else's work."""
+
+    class Echo(StreamObserver):
+        async def on_event(self, event):
+            if self.manager is not None:
+                self.manager.emit(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=0, metrics={}))
+
+    manager = StreamingManager()
+    manager.add_observer(Echo())
+    async with asyncio.timeout(10):
+        await one_chain(manager)
+        await manager.aclose()
+
+
 async def test_batches_come_whole():
     """An observer that overrides on_batch gets lists, oldest first, and on_event is not called."""
 
