@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 
 import pytest
@@ -596,4 +597,42 @@ def test_what_was_handed_over_is_not_handed_over_again():
     asyncio.run(one_chain(manager))
     seqs = [(e.run_id, e.seq) for e in stalled.events]
     assert len(seqs) == len(set(seqs))
+    manager.close()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_closing_delivers_where_no_thread_can_be_started(threaded, monkeypatch):
+    """As in Python 3.12 while the interpreter exits."""
+
+    def refuse(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    manager = StreamingManager()
+    capture = Threaded() if threaded else EventCapture()
+    manager.add_observer(capture)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    manager.emit(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=0, metrics={}))
+    manager.close()
+    assert capture.types() == ["train_step"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_goes_on_with_threads_of_its_own():
+    """It has none of the parent's; what waited there is the parent's to deliver."""
+    manager = StreamingManager()
+    capture = Threaded()
+    manager.add_observer(capture)
+
+    def hand_over():
+        with manager.run() as run, run.chain(HELLO) as chain, chain.generation() as generation:
+            generation.chunk("hi")
+        return capture.types().count("run_end")
+
+    with manager.run():  # the observer's thread is at work
+        assert hand_over() == 1
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if hand_over() == 2 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     manager.close()

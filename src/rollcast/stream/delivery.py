@@ -158,6 +158,13 @@ class Delivery(EventQueue):
             self._start()
 
     def _start(self) -> None:
+        try:
+            self._start_pump()
+        except RuntimeError as error:  # the system gives no thread, or (Python 3.12) the interpreter exits
+            self.awake = False  # tried again with the next event, and by `empty_here` when the manager closes
+            logger.debug("%s waits: %s", self.observer.name, error)
+
+    def _start_pump(self) -> None:
         if self.observer.threaded:
             name = f"rollcast-observer-{self.observer.name}"
             threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
@@ -173,10 +180,25 @@ class Delivery(EventQueue):
             loop.call_soon_threadsafe(self._create_pump, loop)
         except RuntimeError:  # closed between the check and the call
             self._home = None
-            self._start()
+            self._start_pump()
 
     def _run_on_a_thread(self) -> None:
         asyncio.run(self._pump())
+
+    def empty_here(self) -> None:
+        """Where no pump could be started for an observer that leaves: be its pump, in this thread."""
+        with self.manager.lock:
+            if self.awake or self._loop is not None or not self.closing or self.finished.done():
+                return
+            self.awake = True
+        asyncio.run(self._pump())
+
+    def after_fork(self) -> None:
+        """In a forked child: its pump is not here, and what waits is the parent's to deliver. The lock is held."""
+        self.take(())
+        self._inflight = (0, 0, None)
+        self.full = self.awake = False
+        self._after = self._waiter = self._loop = self._home = None
 
     def _create_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(
