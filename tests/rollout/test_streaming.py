@@ -161,3 +161,23 @@ async def test_bad_arguments_are_refused_at_the_call():
     """Before anything starts."""
     with pytest.raises(InputError, match="max_steps"):
         agent().run_async_streaming(0, HELLO)
+
+
+async def test_events_are_read_once():
+    """A second loop ends at once, and a second reader beside the first is told so, instead of waiting for ever."""
+    async with asyncio.timeout(10), agent().run_async_streaming(1, HELLO) as stream:
+        first = aiter(stream)
+        await anext(first)
+        with pytest.raises(InputError, match="being read"):
+            await anext(aiter(stream))
+        assert [event async for event in first]
+        assert [event async for event in stream] == []
+
+
+async def test_waiting_for_the_run_leaves_no_observer(until):
+    """Its events can be read afterwards all the same."""
+    subject = agent()
+    stream = subject.run_async_streaming(1, HELLO)
+    await stream.wait()
+    await until(lambda: subject.streaming_manager.observers == [])
+    check_events([event async for event in stream])

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 
 import pytest
@@ -479,6 +480,50 @@ async def test_an_observer_of_its_own_cancellation_is_isolated():
     assert manager.statistics()[0].failed == 1
 
 
+class Panic(BaseException):
+    """As Rust's panics reach Python."""
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("error", [ValueError("wrong"), SystemExit(1), Panic("lost")], ids=repr)
+@pytest.mark.parametrize(
+    "method", ["on_event", "on_batch", "on_run_opened", "on_chain_closed", "on_run_closed", "aclose"]
+)
+async def test_whatever_an_observer_raises_is_its_own(method, error, threaded, caplog):
+    """Not only an Exception, and not only from a coroutine: nobody waits for it, nobody else misses anything."""
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise error
+
+    manager = StreamingManager()
+    good = EventCapture()
+    manager.add_observer(type("Bad", (EventCapture,), {method: fail, "threaded": threaded})())
+    manager.add_observer(good)
+    await one_chain(manager)
+    await manager.aclose()
+    assert calls
+    good.check()
+    assert "did not take its events" not in caplog.text
+    assert "Bad failed on" in caplog.text
+
+
+async def test_an_observer_that_emits_for_ever_does_not_hold_the_loop():
+    """It gets its own events in turns with everybody else's work."""
+
+    class Echo(StreamObserver):
+        async def on_event(self, event):
+            if self.manager is not None:
+                self.manager.emit(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=0, metrics={}))
+
+    manager = StreamingManager()
+    manager.add_observer(Echo())
+    async with asyncio.timeout(10):
+        await one_chain(manager)
+        await manager.aclose()
+
+
 async def test_batches_come_whole():
     """An observer that overrides on_batch gets lists, oldest first, and on_event is not called."""
 
@@ -571,3 +616,41 @@ async def test_a_hung_observer_of_nothing_costs_bounded_memory():
         assert len(delivery.items) < 300
     hung.release()
     await manager.aclose()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_closing_delivers_where_no_thread_can_be_started(threaded, monkeypatch):
+    """As in Python 3.12 while the interpreter exits."""
+
+    def refuse(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    manager = StreamingManager()
+    capture = Threaded() if threaded else EventCapture()
+    manager.add_observer(capture)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    manager.emit(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=0, metrics={}))
+    manager.close()
+    assert capture.types() == ["train_step"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_goes_on_with_threads_of_its_own():
+    """It has none of the parent's; what waited there is the parent's to deliver."""
+    manager = StreamingManager()
+    capture = Threaded()
+    manager.add_observer(capture)
+
+    def hand_over():
+        with manager.run() as run, run.chain(HELLO) as chain, chain.generation() as generation:
+            generation.chunk("hi")
+        return capture.types().count("run_end")
+
+    with manager.run():  # the observer's thread is at work
+        assert hand_over() == 1
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if hand_over() == 2 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    manager.close()

@@ -33,15 +33,22 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        given: dict[str, Any] = msgspec.structs.asdict(self)
+        number, whole = int | float, int
         rules = (
-            ("temperature", self.temperature >= 0, "a number from 0 (greedy) upward"),
-            ("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "a whole number; 0 keeps all tokens"),
-            ("max_tokens", self.max_tokens >= 1, "a whole number from 1 upward"),
+            ("temperature", number, lambda v: v >= 0, "a number from 0 (greedy) upward"),
+            ("top_p", number, lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
+            ("top_k", whole, lambda v: v >= 0, "a whole number; 0 keeps all tokens"),
+            ("max_tokens", whole, lambda v: v >= 1, "a whole number from 1 upward"),
+            ("stop", tuple, _are_texts, "a tuple of strings, none of them empty"),
         )
-        for name, holds, expected in rules:
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        for name, kind, holds, expected in rules:
+            if not (isinstance(given[name], kind) and holds(given[name])):
+                raise InputError(f"{name} is {given[name]!r}; expected {expected}")
+
+
+def _are_texts(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):

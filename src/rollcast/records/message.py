@@ -9,7 +9,7 @@ import msgspec
 
 from rollcast.errors import MessagesError
 
-__all__ = ["Message", "Role", "ToolCall", "validated_messages"]
+__all__ = ["Message", "Role", "ToolCall", "safe_text", "validated_messages"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -41,6 +41,15 @@ class ToolCall(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+def safe_text(text: str) -> str:
+    """The text with lone surrogates, which no encoding takes, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def validated_messages(messages: Any, where: str = "start_messages") -> list[Message]:
     """A copy of the messages, each with a known role and content.
 
@@ -69,6 +78,12 @@ def _validated(message: Any, where: str) -> Message:
     text_alone = isinstance(content, str) or (content is None and message["role"] == "assistant")
     if not text_alone and not _is_parts(content):
         raise MessagesError(f"{where} has content {_short(content)}; expected a string")
+    try:
+        msgspec.json.encode(message)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MessagesError(
+            f"{where} cannot be written as JSON: {error}; expected text, numbers, lists and dicts"
+        ) from None
     return dict(message)  # type: ignore[return-value]  # checked above, field by field
 
 

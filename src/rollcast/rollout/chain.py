@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rollcast.errors import BackendError, PromptTooLongError, RewardError
-from rollcast.models.backend import Delta, GenerationRequest
-from rollcast.records import ToolCall, Trajectory
+from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
+from rollcast.models.backend import Backend, Delta, GenerationRequest
+from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
+from rollcast.records.message import safe_text
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
+from rollcast.stream.chain import left_by
 from rollcast.stream.producer import ChainStream, GenerationStream
 from rollcast.tools import ToolResult, unknown_tool
 
@@ -73,7 +76,10 @@ class ChainGeneration:
             try:
                 reason = await self._turns()
                 await self._score()
-            except _Failed as failure:
+            except BaseException as error:  # of this chain alone: the agent's own code can raise anything
+                if left_by(error) == "cancelled":
+                    raise
+                failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
                 self.trajectory.error = str(failure.error) or type(failure.error).__name__
                 stream.error(failure.error, failure.where)
                 reason = "error"
@@ -107,7 +113,7 @@ class ChainGeneration:
         if renderer is None:
             return []
         messages, tools = self.trajectory.messages, self.agent.tool_schemas
-        try:
+        with _blaming("backend"):  # a template can raise anything; the chain ends with what it says
             if not self.ids:
                 group = self.trajectory.group_id
                 if group not in self._prompts:
@@ -115,8 +121,6 @@ class ChainGeneration:
                 new_ids = list(self._prompts[group])
             else:
                 new_ids = renderer.extend(self.ids, messages, self._unsaid, tools)
-        except Exception as error:  # a template can raise anything; the chain ends with what it says
-            raise _Failed(error, "backend") from error
         self.ids += new_ids
         self._unsaid = 0
         return new_ids
@@ -159,10 +163,13 @@ class ChainGeneration:
                     if delta.tool_calls:
                         backend_calls += delta.tool_calls
                     if parser is not None and delta.text:
-                        parser.feed(delta.text)
+                        parser.feed(safe_text(delta.text))
                         if parser.finished:
                             break
-            calls = _bounded(backend_calls or self._parse(generation, parser), step)
+            with _blaming("backend"):
+                _check(generation.turn, agent.backend)
+            with _blaming("backend" if backend_calls else "parser"):
+                calls = _numbered(backend_calls or self._parse(generation, parser), step)
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation, calls, parser)
@@ -171,10 +178,7 @@ class ChainGeneration:
     def _parse(self, generation: GenerationStream, parser: Any) -> list[ToolCall]:
         if not self.agent.tools:
             return []
-        try:
-            return parser.close() if parser is not None else self.agent.parse(generation.turn.text)
-        except Exception as error:  # an agent's own parser can raise anything
-            raise _Failed(error, "parser") from error
+        return parser.close() if parser is not None else self.agent.parse(generation.turn.text)
 
     def _say(self, generation: GenerationStream, calls: list[ToolCall], parser: Any) -> None:
         """Put what was generated into the conversation."""
@@ -233,8 +237,56 @@ class ChainGeneration:
         self.stream.reward(value, metrics)
 
 
-def _bounded(calls: list[ToolCall], step: int) -> list[ToolCall]:
-    """The calls with ids that are unique within the chain; what goes beyond `MAX_CALLS` is one refused call."""
+class _Failed(Exception):
+    """What ends a chain with `error`, and where it came from."""
+
+    def __init__(self, error: BaseException, where: str) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.where = where
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """What is raised inside ends the chain, and is said to come from `where`. A library can raise anything."""
+    try:
+        yield
+    except (PromptTooLongError, _Failed):
+        raise
+    except BaseException as error:
+        if left_by(error) == "cancelled":
+            raise
+        raise _Failed(error, where) from error
+
+
+def _check(turn: Turn, backend: Backend) -> None:
+    """What is trained on has to be whole: refuse a generation whose ids, logprobs and versions do not match up."""
+    ids = turn.token_ids
+    problem = None
+    if backend.token_exact and turn.chars and not ids:
+        problem = "says that it is token-exact, and gave text without token ids"
+    elif turn.logprobs and len(turn.logprobs) != len(ids):
+        problem = f"gave {len(ids)} token ids and {len(turn.logprobs)} logprobs"
+    elif turn.policy_versions and len(turn.policy_versions) != len(ids):
+        problem = "gave some of its tokens a policy_version and others none"
+    elif not ({*map(type, ids)} <= {int} and {*map(type, turn.logprobs)} <= {int, float}):
+        problem = "gave token ids or logprobs that are not int and float"
+    elif not all(map(math.isfinite, turn.logprobs)):
+        problem = "gave a logprob that is not a finite number"
+    if problem is not None:
+        raise BackendError(
+            f"backend {backend.name} {problem}; expected one of each a token, in plain Python numbers"
+        )
+
+
+def _numbered(found: Iterable[Any], step: int) -> list[ToolCall]:
+    """The calls, each with an id that is unique within its chain; what goes beyond `MAX_CALLS` is one refused call."""
+    calls = list(found)
+    for call in calls:
+        if not _is_call(call):
+            raise InputError(
+                f"this is no tool call: {call!r:.200}; expected a ToolCall with a name, and an object or text as arguments"
+            )
     if len(calls) > MAX_CALLS:
         first = calls[MAX_CALLS]
         error = f"error: too many calls in one turn ({len(calls)}); at most {MAX_CALLS}"
@@ -242,13 +294,12 @@ def _bounded(calls: list[ToolCall], step: int) -> list[ToolCall]:
     return [msgspec.structs.replace(call, call_id=f"call_{step}_{i}") for i, call in enumerate(calls)]
 
 
-class _Failed(Exception):
-    """What ends a chain with `error`, and where it came from."""
-
-    def __init__(self, error: Exception, where: str) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.where = where
+def _is_call(value: Any) -> bool:
+    if not isinstance(value, ToolCall):
+        return False
+    name: Any = value.tool_name
+    arguments: Any = value.arguments
+    return isinstance(name, str) and isinstance(arguments, dict | str)
 
 
 @asynccontextmanager
@@ -256,14 +307,9 @@ async def _deltas(agent: BaseAgent, request: GenerationRequest) -> AsyncGenerato
     """The agent's deltas; leaving the block early ends the generation. Failures are the backend's."""
     deltas: Any = None
     try:
-        deltas = agent.generate(request)
-        yield deltas
-    except PromptTooLongError:
-        raise
-    except BackendError as error:
-        raise _Failed(error, "backend") from error
-    except Exception as error:  # a model library can raise anything; this is where it enters
-        raise _Failed(error, "backend") from error
+        with _blaming("backend"):  # this is where what a model library raises enters
+            deltas = agent.generate(request)
+            yield deltas
     finally:
         if hasattr(deltas, "aclose"):
             await deltas.aclose()

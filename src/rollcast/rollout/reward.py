@@ -18,6 +18,7 @@ from typing import Any, overload
 from rollcast.errors import RewardDefinitionError, RewardError
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
+from rollcast.stream.chain import left_by
 from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
@@ -119,7 +120,9 @@ class Reward:
             raise RewardError(f"{where} did not return within {self.timeout:g} s") from None
         except CancelledItself:
             raise RewardError(f"{where} was cancelled from within") from None
-        except (Exception, SystemExit) as error:  # somebody's function may raise anything
+        except BaseException as error:  # somebody's function may raise anything
+            if left_by(error) == "cancelled":
+                raise
             raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
         return _number_and_metrics(value, where)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Self
 
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
 from rollcast.rollout.result import RunResult
@@ -33,6 +34,7 @@ class StreamingRun:
         )
         self._task: asyncio.Task[RunResult] | None = None
         self._entered = False
+        self._being_read = False
         self._read_to_the_end = False
 
     @property
@@ -57,12 +59,20 @@ class StreamingRun:
         await self._finish()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        if self._read_to_the_end:
+            return
+        if self._being_read:
+            raise InputError(
+                "the events of this run are being read already; give each reader an observer of its own"
+            )
         self._start()
+        self._being_read = True
         try:
             async for event in self._observer.events():
                 yield event
             self._read_to_the_end = True
         finally:
+            self._being_read = False
             if not self._entered:
                 await self._finish()
 
@@ -70,6 +80,7 @@ class StreamingRun:
         if self._task is None:
             self._run.agent.streaming_manager.add_observer(self._observer)
             self._task = asyncio.create_task(self._run.execute(), name=f"rollcast-run-{self.run_id}")
+            self._task.add_done_callback(self._leave)  # it keeps what it got, for who reads later
         return self._task
 
     async def _finish(self) -> None:
@@ -85,4 +96,7 @@ class StreamingRun:
                 await asyncio.wait([task])
             raise
         finally:
-            self._run.agent.streaming_manager.remove_observer(self._observer)
+            self._leave()
+
+    def _leave(self, *_: object) -> None:
+        self._run.agent.streaming_manager.remove_observer(self._observer)

@@ -23,6 +23,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
+from rollcast.records.message import safe_text
 from rollcast.stream.current import chain_here
 from rollcast.stream.queue import Control, chunk_size
 
@@ -49,6 +50,15 @@ def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
     return {"error": str(error) or type(error).__name__, "error_type": type(error).__name__, "where": where}
+
+
+def _checked_text(text: object) -> str:
+    """The text, where it is one; lone surrogates, as JSON of a split emoji gives, are replaced: no encoding takes them."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"a chunk's text is {type(text).__name__}; expected a string, empty where there is none"
+        )
+    return safe_text(text)
 
 
 class ChainStream:
@@ -285,8 +295,17 @@ class GenerationStream:
         """New text of the generation, with its ids and log-probabilities where there are any (same length).
 
         This is the path of every token: it becomes an event only where somebody wants it.
+
+        Raises:
+            InputError: the text is no string, or there is not one log-probability an id.
         """
         turn, route = self.turn, self.route
+        if text.__class__ is not str or not text.isascii():
+            text = _checked_text(text)
+        if logprobs and len(logprobs) != len(token_ids or ()):
+            raise InputError(
+                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
+            )
         if turn.ttft_s is None:
             turn.ttft_s = time.perf_counter() - self._began
         if route is None:  # streaming is off

@@ -13,7 +13,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
 
@@ -158,6 +158,13 @@ class Delivery(EventQueue):
             self._start()
 
     def _start(self) -> None:
+        try:
+            self._start_pump()
+        except RuntimeError as error:  # the system gives no thread, or (Python 3.12) the interpreter exits
+            self.awake = False  # tried again with the next event, and by `empty_here` when the manager closes
+            logger.debug("%s waits: %s", self.observer.name, error)
+
+    def _start_pump(self) -> None:
         if self.observer.threaded:
             name = f"rollcast-observer-{self.observer.name}"
             threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
@@ -173,10 +180,25 @@ class Delivery(EventQueue):
             loop.call_soon_threadsafe(self._create_pump, loop)
         except RuntimeError:  # closed between the check and the call
             self._home = None
-            self._start()
+            self._start_pump()
 
     def _run_on_a_thread(self) -> None:
         asyncio.run(self._pump())
+
+    def empty_here(self) -> None:
+        """Where no pump could be started for an observer that leaves: be its pump, in this thread."""
+        with self.manager.lock:
+            if self.awake or self._loop is not None or not self.closing or self.finished.done():
+                return
+            self.awake = True
+        asyncio.run(self._pump())
+
+    def after_fork(self) -> None:
+        """In a forked child: its pump is not here, and what waits is the parent's to deliver. The lock is held."""
+        self.take(())
+        self._inflight = (0, 0, None)
+        self.full = self.awake = False
+        self._after = self._waiter = self._loop = self._home = None
 
     def _create_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(
@@ -191,7 +213,12 @@ class Delivery(EventQueue):
         try:
             if self._after is not None:
                 await asyncio.wrap_future(self._after)
+            at_once = False
             while True:
+                if (
+                    at_once
+                ):  # more came during the delivery, maybe of this observer's own making: others get a turn
+                    await asyncio.sleep(0)
                 with self.manager.lock:
                     self._taken()
                     mixed, items = self.mixed, self._take()
@@ -201,6 +228,7 @@ class Delivery(EventQueue):
                     if not items:
                         self.awake = False
                         self._waiter = waiter = self._loop.create_future()
+                at_once = bool(items)
                 if not items:
                     await waiter
                     continue
@@ -255,7 +283,7 @@ class Delivery(EventQueue):
         began = time.perf_counter()
         beat = _Heartbeat() if self._suspect else None
         if self._batched and not self.abandoned:
-            await self._attempt(observer.on_batch(events), events[0])
+            await self._attempt(events[0], observer.on_batch, events)
         elif not self._batched:
             on_event = observer.on_event
             for event in events:
@@ -263,10 +291,8 @@ class Delivery(EventQueue):
                     return
                 try:
                     await on_event(event)
-                except Exception as error:  # noqa: BLE001  (isolation: a watcher's failure is its own)
-                    self._failed(error, event)
-                except asyncio.CancelledError as error:
-                    if _cancelling():
+                except BaseException as error:  # isolation: a watcher's failure is its own
+                    if _stops_the_pump(error):
                         raise
                     self._failed(error, event)
                 else:
@@ -287,34 +313,35 @@ class Delivery(EventQueue):
                 "and every chain with it; make it await, or set `threaded = True` on its class",
             )
 
-    async def _attempt(self, call: Coroutine[Any, Any, None], event: StreamEvent | None) -> None:
-        """Await a call of the observer; its failure is its own."""
+    async def _attempt(
+        self, event: StreamEvent | None, method: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+    ) -> None:
+        """Call a method of the observer; its failure is its own."""
         try:
-            await call
-        except Exception as error:  # noqa: BLE001  (isolation: a watcher's failure is its own)
-            self._failed(error, event)
-        except asyncio.CancelledError as error:
-            if _cancelling():
+            await method(*arguments)
+        except BaseException as error:  # isolation, as above
+            if _stops_the_pump(error):
                 raise
             self._failed(error, event)
         else:
             self._failures_in_a_row = 0
 
     async def _obey(self, control: Control) -> None:
+        observer = self.observer
         match control.kind:
             case "barrier":
                 if control.done is not None:
                     fulfil(control.done)
             case "chain_closed":
-                await self._attempt(self.observer.on_chain_closed(control.run_id, control.chain_id), None)
+                await self._attempt(None, observer.on_chain_closed, control.run_id, control.chain_id)
             case "run_opened":
-                await self._attempt(self.observer.on_run_opened(control.run_id), None)
+                await self._attempt(None, observer.on_run_opened, control.run_id)
             case "run_closed":
-                await self._attempt(self.observer.on_run_closed(control.run_id), None)
+                await self._attempt(None, observer.on_run_closed, control.run_id)
 
     async def _close_observer(self) -> None:
         try:
-            await self._attempt(self.observer.aclose(), None)
+            await self._attempt(None, self.observer.aclose)
         finally:
             fulfil(self.finished)
 
@@ -359,9 +386,15 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _stops_the_pump(error: BaseException) -> bool:
+    """Whether this is no failure of the observer: its task is cancelled or closed, or somebody pressed Ctrl-C.
+
+    `sys.exit()` in an observer is a failure, as it is in a tool: who watches does not end the run.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
 def fulfil(promise: Future[None]) -> None:

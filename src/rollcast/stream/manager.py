@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 import time
 import weakref
@@ -449,7 +450,11 @@ class StreamingManager:
     def close(self) -> None:
         """As `aclose`, for code without an event loop; interpreter exit calls it."""
         deadline = time.monotonic() + self.drain_timeout
-        for finished in self._remove_all():
+        deliveries, left = self.deliveries, self._remove_all()
+        if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
+            for delivery in deliveries:
+                delivery.empty_here()
+        for finished in left:
             try:
                 finished.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
@@ -467,11 +472,27 @@ class StreamingManager:
     def background_loop(self) -> asyncio.AbstractEventLoop:
         """A loop on a daemon thread, for observers that are neither threaded nor in anybody's loop."""
         if self._background is None or self._background.is_closed():
-            self._background = loop = asyncio.new_event_loop()
-            threading.Thread(
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
                 target=_run_until_stopped, args=(loop,), name="rollcast-observers", daemon=True
-            ).start()
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                loop.close()
+                raise
+            self._background = loop
         return self._background
+
+    def after_fork(self) -> None:
+        """In a forked child, which has none of the threads and loops. The lock is held."""
+        self._background = None
+        self.congested.clear()
+        self.pumps.clear()
+        self._waiting_producers.clear()
+        self._leaving.clear()
+        for delivery in self._deliveries.values():
+            delivery.after_fork()
 
     def _stop_background(self) -> None:
         loop, self._background = self._background, None
@@ -482,6 +503,10 @@ class StreamingManager:
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
+        left = asyncio.all_tasks(loop)  # observers that hang
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
     finally:
         loop.close()
 
@@ -517,7 +542,34 @@ _managers: weakref.WeakSet[StreamingManager] = weakref.WeakSet()
 def _close_at_exit() -> None:
     """What was emitted is not lost to an unflushed file because the program ended."""
     for manager in list(_managers):
-        manager.close()
+        try:
+            manager.close()
+        except Exception:  # one manager's failure is not another's
+            logger.exception("a manager could not be closed at exit")
+
+
+_forking: list[StreamingManager] = []  # their locks are held
+
+
+def _before_fork() -> None:
+    """No other thread may be in the middle of a change: the child would have that half, and a lock that nobody frees."""
+    for manager in sorted(_managers, key=id):
+        manager.lock.acquire()
+        _forking.append(manager)
+
+
+def _after_fork(*, in_child: bool) -> None:
+    while _forking:
+        manager = _forking.pop()
+        if in_child:
+            manager.after_fork()
+        manager.lock.release()
 
 
 atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, in_child=False),
+        after_in_child=partial(_after_fork, in_child=True),
+    )

@@ -78,15 +78,16 @@ class Tool:
     inline: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        given: dict[str, Any] = vars(self)
+        if not (isinstance(given["name"], str) and _NAME.fullmatch(self.name)):
             raise ToolDefinitionError(
                 f"a tool is named {self.name!r}; a name has 1 to 64 letters, digits, _ and -"
             )
-        if self.timeout is not None and not self.timeout > 0:
+        if self.timeout is not None and not (isinstance(given["timeout"], int | float) and self.timeout > 0):
             raise ToolDefinitionError(
                 f"tool {self.name!r} has timeout={self.timeout!r}; expected seconds above 0, or None for no limit"
             )
-        if self.max_output < 1:
+        if not (isinstance(given["max_output"], int) and self.max_output >= 1):
             raise ToolDefinitionError(
                 f"tool {self.name!r} has max_output={self.max_output!r}; expected a number of characters from 1 upward"
             )
@@ -198,7 +199,9 @@ def _run_sync(
             value.close()
             raise CannotShow("the result is a coroutine; define the tool with `async def`")
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:  # noqa: BLE001  (the tool's failure)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  (the tool's failure, whatever it is)
         return "error", _failure(error, output)
 
 
@@ -230,7 +233,9 @@ async def _run_async(
                         output.add_value(piece)
             return "success", output.text
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a tool's failure is an observation, sys.exit() too)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:  # noqa: BLE001  (a tool's failure is an observation, sys.exit() too)
         return "error", _failure(error, output)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollcast.errors import ToolError
+from rollcast.records.message import safe_text
 from rollcast.tools.image import IMAGE_LIMIT, Image, as_image
 
 __all__ = ["CannotShow", "Output", "as_text", "bounded", "failure_text", "one_line", "safe_text"]
@@ -67,15 +68,6 @@ def _plain(value: Any) -> Any:
     if callable(getattr(value, "tolist", None)):  # NumPy, torch
         return value.tolist()
     raise CannotShow(f"the result is or holds a {type(value).__name__}, which is neither text nor JSON")
-
-
-def safe_text(text: str) -> str:
-    """The text with lone surrogates, which no encoding takes, replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def bounded(text: str, limit: int, length: int | None = None) -> str:

@@ -18,10 +18,14 @@ def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
     Raises:
         ToolDefinitionError: two have one name, or one cannot be described to a model.
     """
-    if isinstance(tools, Tool) or callable(tools):
+    if isinstance(tools, Tool | str) or callable(tools) or not isinstance(tools, Iterable):
         raise ToolDefinitionError(f"tools is {tools!r}; expected a list of tools, as in tools=[it]")
     by_name: dict[str, Tool] = {}
     for item in tools:
+        if not callable(item):
+            raise ToolDefinitionError(
+                f"{item!r} is not a function; make a tool of a function or a bound method"
+            )
         each = item if isinstance(item, Tool) else tool(item)
         if each.name in by_name:
             raise ToolDefinitionError(

@@ -134,7 +134,6 @@ async def test_a_prompt_that_fills_the_context_is_refused(backend):
         (request(prompt=[]), "prompt_ids is empty"),
         (request(prompt=[1, 512]), "outside of this model's vocabulary of 512"),
         (request(prompt=[-1]), "outside of this model's vocabulary"),
-        (request(stop=("",)), "stop has an empty string"),
     ],
 )
 async def test_what_cannot_be_generated_is_refused(backend, asked, sentence):
