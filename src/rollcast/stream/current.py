@@ -93,4 +93,7 @@ def current_chain() -> ChainStream | NoChain:
     A task inherits the chain of the task that made it; a thread does where it runs in a copied context
     (`asyncio.to_thread` does that).
     """
-    return chain_here.get() or _NO_CHAIN
+    chain = chain_here.get()
+    while chain is not None and chain.ended:  # from another context, which left it standing here
+        chain = chain.around
+    return chain or _NO_CHAIN
