@@ -67,6 +67,8 @@ class ChainStream:
     Attributes:
         trajectory: what the chain has said and done so far.
         live: somebody may be watching.
+        generation_open: the generation that has begun and not ended, or None.
+        tools_open: the tool calls that have begun and not ended, by call id.
     """
 
     def __init__(self, run: RunStream, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
@@ -482,8 +484,10 @@ class ToolStream:
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
         return self
 
-    def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> None:
+    def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> Self:
         """What the tool says: the whole where it is final, a piece where it is partial. After the final one: nothing.
+
+        Gives the call itself, so that `call.observation(text).end()` closes one that was begun without a block.
 
         Raises:
             InputError: it is no text, or the status is none.
@@ -497,7 +501,7 @@ class ToolStream:
         checked_word(status, ToolStatus, "a tool call's status")
         with chain.lock:
             if record.status is not None:
-                return
+                return self
             record.observation = record.observation + observation if partial else observation
             record.status = None if partial else status
             if chain.live:
@@ -509,6 +513,7 @@ class ToolStream:
                     "partial": partial,
                 }
                 chain.emit(T.TOOL_OBSERVATION, data)
+        return self
 
     def end(self, left: str = "error") -> None:
         """End the call; one that gave no final observation ends as `left` says. Ending twice does nothing."""

@@ -36,8 +36,9 @@ class _Nothing:
     def chunk(self, text: str, *rest: Any) -> None:
         """Do nothing."""
 
-    def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> None:
+    def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> Self:
         """Do nothing."""
+        return self
 
     def end(self, why: str = "") -> None:
         """Do nothing."""
@@ -61,6 +62,7 @@ class NoChain:
 
     trajectory = None
     live = False
+    generation_open = None
 
     def generation(self, **about: Any) -> _Nothing:
         """Nothing that can be entered."""
