@@ -23,7 +23,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.stream.current import chain_here
+from rollcast.stream.current import chain_here, innermost
 from rollcast.stream.queue import Control, chunk_size
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class ChainStream:
         trajectory = self.trajectory
         with self.lock:
             self.run.chain_began(self)
-            self.around = chain_here.get()
+            self.around = innermost(chain_here.get())
             chain_here.set(self)
             if self.live:
                 data = {
@@ -123,6 +123,7 @@ class ChainStream:
             return
         checked_word(finish_reason, ChainFinishReason, "a chain's finish_reason")
         self.must_be_open("end")
+        self.around = innermost(self.around)  # chains that ended are not kept alive by those begun inside them
         if chain_here.get() is self:
             chain_here.set(self.around)
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"

@@ -111,7 +111,7 @@ class Tool:
         self,
         arguments: Mapping[str, Any] | str,
         context: Injected | None = None,
-        on_partial: Callable[[str], None] | None = None,
+        on_partial: Callable[[str], object] | None = None,
     ) -> ToolResult:
         """Call it with what a model wrote. Whatever the tool does becomes a result.
 
@@ -156,7 +156,7 @@ class Tool:
         return ToolResult(text, status, time.perf_counter() - begin)
 
 
-def _across_threads(on_partial: Callable[[str], None] | None) -> Callable[[str], None] | None:
+def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str], None] | None:
     if on_partial is None:
         return None
     loop = asyncio.get_running_loop()
