@@ -123,7 +123,9 @@ class ChainStream:
             return
         checked_word(finish_reason, ChainFinishReason, "a chain's finish_reason")
         self.must_be_open("end")
-        self.around = innermost(self.around)  # chains that ended are not kept alive by those begun inside them
+        self.around = innermost(
+            self.around
+        )  # chains that ended are not kept alive by those begun inside them
         if chain_here.get() is self:
             chain_here.set(self.around)
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
