@@ -48,7 +48,7 @@ def _turn() -> Turn:
 
 
 def _generation() -> GenerationStream:
-    stream = RunStream(StreamingManager(), live=False)
+    stream = RunStream(StreamingManager(), live=False).open()
     generation = stream.chain().start().generation().start()
     assert generation.route is None
     generation.turn.ttft_s = 0.0  # a field of the trajectory, set once: not the guard's

@@ -4,17 +4,14 @@ import asyncio
 import json
 
 from rollcast import BaseAgent, Delta, GenerationRequest, numeric_match
+from rollcast.models import BaseBackend
 from rollcast.tools import calculator
 
 
-class Parrot:
+class Parrot(BaseBackend):
     """Asks the calculator for what stands in the question, and repeats what it said."""
 
     name, model_name = "parrot", "example/parrot"
-    token_exact = logprobs = False  # it has text, and no token ids
-    streams = True
-    policy_version = 0
-    renderer = None  # messages to token ids, for backends that are token-exact
 
     async def generate(self, request: GenerationRequest):
         """One delta a piece of text; the last has the finish reason."""
@@ -29,16 +26,6 @@ class Parrot:
             await asyncio.sleep(0)  # where a real one waits for its model
             yield Delta(piece)
         yield Delta("", finish_reason="stop")
-
-    async def cancel(self, request_id: str):
-        """Nothing runs on when the generator is closed."""
-
-    async def update_weights(self, weights, version: int):
-        """Refuse: there are none."""
-        raise NotImplementedError("a parrot has no weights")
-
-    async def close(self):
-        """Nothing to let go of."""
 
 
 agent = BaseAgent(backend=Parrot(), model_name=Parrot.model_name, tools=[calculator], reward=numeric_match)

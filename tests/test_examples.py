@@ -1,9 +1,13 @@
 """Each example runs as a program of its own and prints what it promises."""
 
+import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,25 @@ PRINTS = {
         r"-> error: this calculator cannot multiply\n",
         r"mean reward 0\.\d+",
     ],
+    "gymnasium_env": [
+        r'chain_0 │ I guess 7\nchain_0 │ → step\(\{"action": 7\}\)\nchain_0 │ ← higher',
+        r"chain_0 │ ★ reward 0\.7",
+        r"chain_0 terminal_tool 0\.7 \['I guess 7', 'I guess 11', 'I guess 13'\]\n",
+    ],
     "jsonl_log": [r"^\d+ events\n", r"chain_0 [01]\.0 '.+'", r"chain_2 [01]\.0 '.+'"],
+    "langgraph_agent": [
+        r"chain_0 │ I will compute it\.\n",
+        r'chain_0 │ → multiply\(\{"a": 12, "b": 34\}\)\nchain_0 │ ← 408',
+        r"chain_0 │ The answer is 408\n",
+        r"chain_0 │ ■ answered · 2 steps · 4 tokens",
+    ],
+    "openai_loop": [
+        r"chain_0 │ Let me see\.\{\"expression\": \"12 \* 34\"\}\n",
+        r"chain_1 │ → calculator\(\{\"expression\": \"12 \* 34\"\}\)\n",
+        r"chain_1 │ ← 408",
+        r"chain_0 │ ■ answered · 2 steps · 9 tokens",
+        r"chain_0 answered 1\.0 The answer is 408\.\nchain_1 answered 1\.0 The answer is 408\.\n$",
+    ],
     "own_backend": [r"user: What is 6 \* 7\?", r"tool: 42\nassistant: The answer is 42\.\nreward 1\.0\n$"],
     "own_loop": [
         r"chain_0 │ 17 \+ 25 makes 42\.\n",
@@ -44,15 +66,86 @@ def test_every_example_is_run():
     assert {path.stem for path in EXAMPLES} == set(PRINTS)
 
 
+class ChatCompletions(BaseHTTPRequestHandler):
+    """A server of the chat completions API, whose model asks the calculator for 12 * 34 and says what it hears."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        assert body["stream"]
+        assert body["tools"][0]["function"]["name"] == "calculator"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            deltas, reason = (
+                [{"content": piece} for piece in ("The answer", " is ", last["content"], ".")],
+                "stop",
+            )
+        else:
+            asked = {
+                "id": f"id_{id(body)}",
+                "type": "function",
+                "function": {"name": "calculator", "arguments": ""},
+            }
+            pieces = ('{"expression": ', '"12 * ', '34"}')
+            deltas = [{"content": "Let me "}, {"content": "see."}, {"tool_calls": [{"index": 0, **asked}]}]
+            deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces]
+            reason = "tool_calls"
+        self.say(body["model"], {"role": "assistant", "content": ""})
+        for delta in deltas:
+            self.say(body["model"], delta)
+        self.say(body["model"], {}, reason)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def say(self, model, delta, finish_reason=None):
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        about = {"id": "0", "object": "chat.completion.chunk", "created": 0, "model": model}
+        self.wfile.write(f"data: {json.dumps({**about, 'choices': [choice]})}\n\n".encode())
+
+    def log_message(self, *about):
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def served():
+    """The base URL of such a server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ChatCompletions)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path):
-    """It ends well, warns of nothing and prints what it promises."""
+    """It ends well, warns of nothing and prints what it promises. No example looks further than this machine."""
+    with contextlib.ExitStack() as stack:
+        base_url = stack.enter_context(served()) if path.stem == "openai_loop" else ""
+        done = run_example(path, tmp_path, base_url)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for pattern in PRINTS[path.stem]:
+        assert re.search(pattern, done.stdout), f"{pattern!r} is not in:\n{done.stdout}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_example(path, tmp_path, base_url):
     environment = os.environ | {
         "PYTHONPATH": str(Path(rollcast.__file__).parents[1]),
         "PYTHONIOENCODING": "utf-8",
         "PYTHONWARNINGS": "error",
+        "OPENAI_BASE_URL": base_url,
+        "OPENAI_API_KEY": "none",
+        "NO_PROXY": "127.0.0.1",
+        "LANGSMITH_TRACING": "false",
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, path],
         capture_output=True,
         encoding="utf-8",
@@ -61,11 +154,6 @@ def test_example(path, tmp_path):
         env=environment,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    for pattern in PRINTS[path.stem]:
-        assert re.search(pattern, done.stdout), f"{pattern!r} is not in:\n{done.stdout}"
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -298,6 +298,60 @@ async def test_a_lossless_observer_makes_the_rollout_wait(caplog):
     assert caplog.text.count("the rollout waits for StallingObserver") == 1
 
 
+class BlockedObserver(StreamObserver):
+    """Lossless, on a thread of its own, and blocked until `go_on` is set."""
+
+    mode = "lossless"
+    threaded = True
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.events = []
+
+    async def on_event(self, event):
+        assert self.go_on.wait(30)
+        self.events.append(event)
+
+
+async def test_a_loop_on_a_thread_waits_for_a_lossless_observer(until, caplog):
+    """`ready_sync` is `ready` without an event loop."""
+    manager = StreamingManager(queue_limit=20_000, drain_timeout=30)
+    slow = BlockedObserver()
+    manager.add_observer(slow)
+    produced = []
+
+    def produce():
+        with manager.run() as run, run.chain(HELLO) as chain, chain.generation() as generation:
+            for i in range(500):
+                manager.ready_sync()
+                generation.chunk(f"{i} ")
+                produced.append(i)
+
+    task = asyncio.create_task(asyncio.to_thread(produce))
+    await until(lambda: "the rollout waits for BlockedObserver" in caplog.text)
+    assert len(produced) < 500
+    slow.go_on.set()
+    await task
+    await manager.aclose()
+    check_events(slow.events)
+    assert sum(e.event_type is T.LLM_GENERATION_CHUNK for e in slow.events) == 500
+
+
+async def test_in_an_event_loop_nobody_waits_on_its_own_thread(caplog):
+    """An observer that lives in this loop would never get its turn, so `ready_sync` returns."""
+    manager = StreamingManager(queue_limit=5_000, drain_timeout=30)
+    slow = StallingObserver(mode="lossless")
+    manager.add_observer(slow)
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            while not manager.congested:
+                generation.chunk("token ")
+            manager.ready_sync()
+        slow.release()
+    check_events(slow.events)
+    assert "the rollout waits" not in caplog.text
+
+
 async def test_waiting_for_a_lossless_observer_can_be_cancelled(until):
     """A run that waits can be cancelled, and closes what it opened."""
     manager = StreamingManager(queue_limit=5_000, drain_timeout=0.05)
@@ -557,23 +611,6 @@ async def test_a_type_given_as_a_string_is_that_type(caplog):
         await manager.drain()
     assert [e.event_type for e in capture.events] == [T.TRAIN_STEP]
     assert "unknown type 'nonsense'" in caplog.text
-
-
-async def test_the_producer_is_held_to_the_grammar():
-    """Misuse is refused with what to do, and nothing of it is emitted."""
-    manager = StreamingManager()
-    with capture_events(manager) as capture:
-        async with manager.run() as run:
-            with run.chain(HELLO) as chain:
-                with pytest.raises(InputError, match="before any generation"), chain.tool_call("t", {}):
-                    pass
-                with chain.generation(), pytest.raises(InputError, match="while its generation is open"):
-                    chain.tool_call("t", {}).start()
-                with pytest.raises(InputError, match="has a chain 'chain_0' already"):
-                    run.chain(HELLO, chain_id="chain_0")
-            with pytest.raises(InputError, match="has ended; give its reward before"):
-                chain.reward(1.0)
-    capture.check()
 
 
 async def test_lag_counts_what_is_being_handed_over():

@@ -166,3 +166,16 @@ def test_inside_a_loop_the_synchronous_form_does_not_wait_for_the_loop():
 
     asyncio.run(whole()).check()
     manager.close()
+
+
+def test_chains_that_ended_are_not_kept_by_those_that_follow():
+    """In one context, each begun before the one before it has ended: no chain remembers more than its neighbour."""
+    with StreamingManager().run() as run:
+        before = run.chain(HELLO).start()
+        for _ in range(5):
+            after = run.chain(HELLO).start()
+            before.end("answered")
+            before = after
+        assert before.around.around is None
+        before.end("answered")
+    assert current_chain().trajectory is None

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from rollcast.errors import InputError
 from rollcast.records.event import (
     ChainFinishReason,
     GenerationFinishReason,
@@ -75,6 +76,8 @@ class Turn(msgspec.Struct):
         if text:
             self.pieces.append(text)
             self.chars += len(text)
+        elif not isinstance(text, str):
+            raise InputError(f"a chunk's text is {text!r}; leave out what has neither text nor token ids")
         if token_ids:
             self.token_ids.extend(token_ids)
             self.completion_tokens += len(token_ids)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollcast.errors import InputError
 from rollcast.records import (
@@ -24,7 +24,7 @@ from rollcast.records import (
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.message import safe_text
-from rollcast.stream.current import chain_here
+from rollcast.stream.current import chain_here, innermost
 from rollcast.stream.queue import Control, chunk_size
 
 if TYPE_CHECKING:
@@ -37,6 +37,16 @@ logger = logging.getLogger("rollcast.stream")
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 UNSET: Any = object()
+
+
+def checked_word(word: Any, words: Any, what: str) -> None:
+    """One of the words that events know; a reader of the log would refuse another.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if word not in get_args(words):
+        raise InputError(f"{what} is {word!r}; expected one of {', '.join(get_args(words))}")
 
 
 def left_by(error: BaseException | None) -> Literal["cancelled", "error"]:
@@ -67,6 +77,8 @@ class ChainStream:
     Attributes:
         trajectory: what the chain has said and done so far.
         live: somebody may be watching.
+        generation_open: the generation that has begun and not ended, or None.
+        tools_open: the tool calls that have begun and not ended, by call id.
     """
 
     def __init__(self, run: RunStream, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
@@ -80,18 +92,23 @@ class ChainStream:
         self._tools = tools
         self._reference = reference
         self._began = time.perf_counter()
-        self._around: ChainStream | None = None  # the chain in which this one was begun
+        self.around: ChainStream | None = None  # the chain in which this one was begun
+        self._calls = 0  # call ids that were made
 
     # -- the chain itself --------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            InputError: the run is not open, or the chain has begun already.
+        """
         self._began = time.perf_counter()
-        self._around = chain_here.get()
-        chain_here.set(self)
         trajectory = self.trajectory
         with self.lock:
             self.run.chain_began(self)
+            self.around = innermost(chain_here.get())
+            chain_here.set(self)
             if self.live:
                 data = {
                     "messages": list(trajectory.messages),
@@ -106,12 +123,21 @@ class ChainStream:
         return self
 
     def end(self, finish_reason: ChainFinishReason, final_response: str | None = None) -> None:
-        """End what is still open, then the chain. Ending twice does nothing."""
+        """End what is still open, then the chain. Ending twice does nothing.
+
+        Raises:
+            InputError: the finish reason is none, or the chain has not begun.
+        """
         trajectory = self.trajectory
         if trajectory.finish_reason is not None:
             return
+        checked_word(finish_reason, ChainFinishReason, "a chain's finish_reason")
+        self.must_be_open("end")
+        self.around = innermost(
+            self.around
+        )  # chains that ended are not kept alive by those begun inside them
         if chain_here.get() is self:
-            chain_here.set(self._around)
+            chain_here.set(self.around)
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
         if self.generation_open is not None:
             self.generation_open.end(left)
@@ -139,6 +165,39 @@ class ChainStream:
                 self.run.manager.broadcast(Control("chain_closed", self.run.run_id, trajectory.chain_id))
         logger.debug("%s is %s after %d steps", trajectory.chain_id, finish_reason, len(trajectory.turns))
 
+    @property
+    def ended(self) -> bool:
+        """Nothing more may come."""
+        return self.trajectory.finish_reason is not None
+
+    def must_be_open(self, doing: str) -> None:
+        """Refuse what would stand outside of the chain.
+
+        Raises:
+            InputError: it has not begun, or it has ended.
+        """
+        name = self.trajectory.chain_id
+        if self.ended:
+            raise InputError(f"{name} has ended ({self.trajectory.finish_reason}); it cannot {doing}")
+        if self.run.open_chains.get(name) is not self:
+            raise InputError(
+                f"{name} has not begun; enter it (`with run.chain(...) as chain:`) or call its start(), then {doing}"
+            )
+
+    def must_be_idle(self, doing: str, *, tools: bool = False) -> None:
+        """Refuse what may not stand inside a generation, nor beside tool calls where `tools`.
+
+        Raises:
+            InputError: one is open.
+        """
+        open_now = "generation" if self.generation_open is not None else ""
+        if tools and self.tools_open:
+            open_now = f"tool call {next(iter(self.tools_open.values())).record.call.tool_name}"
+        if open_now:
+            raise InputError(
+                f"{self.trajectory.chain_id} cannot {doing} while its {open_now} is open; end that first"
+            )
+
     def message(self, message: Message) -> None:
         """Add a message to the conversation; it is shown through the events of what made it."""
         with self.lock:
@@ -152,18 +211,28 @@ class ChainStream:
                 self.emit(T.ERROR, error_data(error, where))
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
-        """The chain's reward; before its end.
+        """The chain's reward, once, when its last generation and tool call are over and before its end.
 
         Raises:
-            InputError: the chain has ended.
+            InputError: it stands elsewhere, the chain has a reward already, or it is no number.
         """
+        name = self.trajectory.chain_id
         with self.lock:
-            if self.trajectory.finish_reason is not None:
-                raise InputError(f"{self.trajectory.chain_id} has ended; give its reward before its end")
-            self.trajectory.reward = reward
+            self.must_be_open("be rewarded")
+            self.must_be_idle("be rewarded", tools=True)
+            if self.trajectory.reward is not None:
+                raise InputError(
+                    f"{name} has a reward already ({self.trajectory.reward}); a chain has one: "
+                    "add up the rewards of its steps, and give the parts as metrics"
+                )
+            try:
+                number = float(reward)  # NumPy's and torch's numbers are none of JSON's
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{name}'s reward is {type(reward).__name__}; expected a number") from error
+            self.trajectory.reward = number
             self.trajectory.metrics = dict(metrics or {})
             if self.live:
-                self.emit(T.REWARD, {"reward": reward, "metrics": dict(metrics or {})})
+                self.emit(T.REWARD, {"reward": number, "metrics": dict(metrics or {})})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
 
@@ -182,9 +251,9 @@ class ChainStream:
             prompt_tokens: length of the whole prompt in tokens.
             sampling: how it is sampled.
             policy_version: of the weights that are loaded now.
+
+        One that is still open when the next begins ends with `error`.
         """
-        if self.generation_open is not None:
-            self.generation_open.end("error")
         turn = Turn(
             step=len(self.trajectory.turns) + 1, prompt_ids=prompt_ids or [], prompt_tokens=prompt_tokens
         )
@@ -194,9 +263,16 @@ class ChainStream:
     def tool_call(
         self, tool_name: str, arguments: dict[str, Any] | str, call_id: str | None = None
     ) -> ToolStream:
-        """A call of a tool by this turn; use it as a context manager."""
-        if call_id is None:
-            call_id = f"call_{len(self.trajectory.tool_calls)}"
+        """A call of a tool by this turn; use it as a context manager.
+
+        Args:
+            tool_name: as the model wrote it.
+            arguments: the object, or the text where it is not a valid one.
+            call_id: unique among the chain's open calls; made where None or empty.
+        """
+        if not call_id:
+            with self.lock:
+                call_id, self._calls = f"call_{self._calls}", self._calls + 1
         return ToolStream(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
 
     # -- watching ----------------------------------------------------------------------------------------------------
@@ -269,9 +345,20 @@ class GenerationStream:
         self._began = time.perf_counter()
 
     def start(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            InputError: the chain is not open, has its reward, or has open tool calls.
+        """
         chain, turn = self.chain, self.turn
         with self.lock:
+            chain.must_be_open("generate")
+            if chain.generation_open is not None:
+                chain.generation_open.end("error")
+            chain.must_be_idle("generate", tools=True)
+            if chain.trajectory.reward is not None:
+                raise InputError(f"{chain.trajectory.chain_id} has its reward; generate before that")
+            turn.step = len(chain.trajectory.turns) + 1
             chain.trajectory.turns.append(turn)
             chain.generation_open = self
             self._began = time.perf_counter()
@@ -294,10 +381,11 @@ class GenerationStream:
     ) -> None:
         """New text of the generation, with its ids and log-probabilities where there are any (same length).
 
-        This is the path of every token: it becomes an event only where somebody wants it.
+        This is the path of every token: it becomes an event only where somebody wants it. The lists are kept as they
+        are given, plain numbers, and must not be changed afterwards. After the generation's end: nothing.
 
         Raises:
-            InputError: the text is no string, or there is not one log-probability an id.
+            InputError: the generation has not begun, the text is no string, or there is not one log-probability an id.
         """
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
@@ -307,9 +395,11 @@ class GenerationStream:
                 f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
             )
         if turn.ttft_s is None:
+            self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
         if route is None:  # streaming is off
-            turn.append(text, token_ids, logprobs, policy_version)
+            if turn.finish_reason is None:
+                turn.append(text, token_ids, logprobs, policy_version)
             return
         manager = route.manager
         lock = manager.lock
@@ -332,9 +422,21 @@ class GenerationStream:
         finally:
             lock.release()
 
+    def _must_have_begun(self) -> None:
+        if self.turn.finish_reason is None and self.chain.generation_open is not self:
+            raise InputError(
+                f"a generation of {self.chain.trajectory.chain_id} has not begun; enter it "
+                "(`with chain.generation() as generation:`) or call its start()"
+            )
+
     def end(self, finish_reason: GenerationFinishReason = "stop") -> None:
-        """End it. Ending twice does nothing."""
+        """End it. Ending twice does nothing.
+
+        Raises:
+            InputError: the finish reason is none.
+        """
         chain, turn = self.chain, self.turn
+        checked_word(finish_reason, GenerationFinishReason, "a generation's finish_reason")
         with self.lock:
             if turn.finish_reason is not None:
                 return
@@ -374,16 +476,23 @@ class ToolStream:
         self._began = time.perf_counter()
 
     def start(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            InputError: the chain is not open, its generation is, or it had none; or a call of this id is open.
+        """
         chain, call = self.chain, self.record.call
         with chain.lock:
-            if chain.generation_open is not None:
-                raise InputError(
-                    f"{chain.trajectory.chain_id} calls {call.tool_name} while its generation is open; end that first"
-                )
+            chain.must_be_open(f"call {call.tool_name}")
+            chain.must_be_idle(f"call {call.tool_name}")
             if not chain.trajectory.turns:
                 raise InputError(
                     f"{chain.trajectory.chain_id} calls {call.tool_name} before any generation; open one first"
+                )
+            if call.call_id in chain.tools_open:
+                raise InputError(
+                    f"{chain.trajectory.chain_id} has an open call {call.call_id!r} already; "
+                    "leave call_id out, and one is made"
                 )
             chain.trajectory.turns[-1].tools.append(self.record)
             chain.tools_open[call.call_id] = self
@@ -394,12 +503,24 @@ class ToolStream:
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
         return self
 
-    def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> None:
-        """What the tool says: the whole where it is final, a piece where it is partial. After the final one: nothing."""
+    def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> Self:
+        """What the tool says: the whole where it is final, a piece where it is partial. After the final one: nothing.
+
+        Gives the call itself, so that `call.observation(text).end()` closes one that was begun without a block.
+
+        Raises:
+            InputError: it is no text, or the status is none.
+        """
         chain, record = self.chain, self.record
+        if not isinstance(observation, str):
+            raise InputError(
+                f"the observation of {record.call.tool_name} is {type(observation).__name__}; expected text: "
+                "str(...) or json.dumps(...) makes it"
+            )
+        checked_word(status, ToolStatus, "a tool call's status")
         with chain.lock:
             if record.status is not None:
-                return
+                return self
             record.observation = record.observation + observation if partial else observation
             record.status = None if partial else status
             if chain.live:
@@ -411,6 +532,7 @@ class ToolStream:
                     "partial": partial,
                 }
                 chain.emit(T.TOOL_OBSERVATION, data)
+        return self
 
     def end(self, left: str = "error") -> None:
         """End the call; one that gave no final observation ends as `left` says. Ending twice does nothing."""

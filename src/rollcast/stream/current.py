@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rollcast.records import Message, StreamEventType
     from rollcast.stream.chain import ChainStream
 
-__all__ = ["NoChain", "chain_here", "current_chain"]
+__all__ = ["NoChain", "chain_here", "current_chain", "innermost"]
 
 chain_here: ContextVar[ChainStream | None] = ContextVar("rollcast_chain", default=None)
 
@@ -36,8 +36,9 @@ class _Nothing:
     def chunk(self, text: str, *rest: Any) -> None:
         """Do nothing."""
 
-    def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> None:
+    def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> Self:
         """Do nothing."""
+        return self
 
     def end(self, why: str = "") -> None:
         """Do nothing."""
@@ -61,6 +62,7 @@ class NoChain:
 
     trajectory = None
     live = False
+    generation_open = None
 
     def generation(self, **about: Any) -> _Nothing:
         """Nothing that can be entered."""
@@ -87,10 +89,17 @@ class NoChain:
 _NO_CHAIN = NoChain()
 
 
+def innermost(chain: ChainStream | None) -> ChainStream | None:
+    """The chain, or the first around it that has not ended: one may have been ended from another context."""
+    while chain is not None and chain.ended:
+        chain = chain.around
+    return chain
+
+
 def current_chain() -> ChainStream | NoChain:
     """The innermost chain that was begun in this context (task or thread) and has not ended; else one that does nothing.
 
     A task inherits the chain of the task that made it; a thread does where it runs in a copied context
     (`asyncio.to_thread` does that).
     """
-    return chain_here.get() or _NO_CHAIN
+    return innermost(chain_here.get()) or _NO_CHAIN

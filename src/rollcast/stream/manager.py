@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -27,7 +27,7 @@ from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
 
 if TYPE_CHECKING:
-    from rollcast.stream.producer import RunStream
+    from rollcast.stream.producer import RunAbout, RunStream
 
 __all__ = ["ManagerStatistics", "Route", "StreamingManager"]
 
@@ -250,7 +250,7 @@ class StreamingManager:
 
     # -- producing ----------------------------------------------------------------------------------------------------
 
-    def run(self, **about: Any) -> RunStream:
+    def run(self, **about: Unpack[RunAbout]) -> RunStream:
         """A run of this manager's, for a loop of your own; use it as a context manager, sync or async.
 
         The keywords are those of `RunStream`.
@@ -380,15 +380,38 @@ class StreamingManager:
         while self.congested:
             with self.lock:
                 for delivery in self.congested:
-                    delivery.warn_once(
-                        "waiting",
-                        f"the rollout waits for {delivery.observer.name}, which is lossless and has fallen behind",
-                    )
+                    self._say_who_is_waited_for(delivery)
                 if not self.congested:
                     return
-                waiter: Future[None] = Future()
-                self._waiting_producers.append(waiter)
+                waiter = self._waiter()
             await asyncio.wrap_future(waiter)
+
+    def ready_sync(self) -> None:
+        """As `ready`, for a loop on a thread.
+
+        In an event loop, observers that live there are not waited for: they would never get their turn.
+        """
+        here = asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
+        while self.congested:
+            with self.lock:
+                late = [d for d in self.congested if here is None or d.observer.threaded]
+                for delivery in late:
+                    self._say_who_is_waited_for(delivery)
+                if not late:
+                    return
+                waiter = self._waiter()
+            waiter.result()
+
+    def _say_who_is_waited_for(self, delivery: Delivery) -> None:
+        delivery.warn_once(
+            "waiting",
+            f"the rollout waits for {delivery.observer.name}, which is lossless and has fallen behind",
+        )
+
+    def _waiter(self) -> Future[None]:
+        waiter: Future[None] = Future()
+        self._waiting_producers.append(waiter)
+        return waiter
 
     def wake_producers(self) -> None:
         """A full queue has room again. The lock is held."""
@@ -506,7 +529,8 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
         left = asyncio.all_tasks(loop)  # observers that hang
         for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
     finally:
         loop.close()
 

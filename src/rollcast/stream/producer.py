@@ -16,13 +16,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from rollcast.errors import InputError
 from rollcast.records import (
     Message,
     StreamEventType,
     Trajectory,
+    validated_messages,
 )
 from rollcast.records.event import RunStatus
 from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
@@ -31,7 +32,7 @@ from rollcast.stream.queue import Control
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["ChainStream", "GenerationStream", "RunStream", "ToolStream", "new_run_id"]
+__all__ = ["ChainStream", "GenerationStream", "RunAbout", "RunStream", "ToolStream", "new_run_id"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -46,6 +47,21 @@ def new_run_id() -> str:
     value = value & ~(0x3 << 62) | 2 << 62
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class RunAbout(TypedDict, total=False):
+    """The keywords of `manager.run(...)`, which are those of `RunStream`."""
+
+    live: bool
+    chains: int
+    groups: int
+    agent: str
+    model: str
+    backend: str
+    policy_version: int
+    parent_run_id: str | None
+    split: Literal["train", "eval"] | None
+    run_id: str | None
 
 
 class RunStream:
@@ -73,7 +89,7 @@ class RunStream:
         backend: str = "",
         policy_version: int = 0,
         parent_run_id: str | None = None,
-        split: str | None = None,
+        split: Literal["train", "eval"] | None = None,
         run_id: str | None = None,
     ) -> None:
         self.manager = manager
@@ -83,12 +99,15 @@ class RunStream:
         self.model = model
         self.policy_version = policy_version
         self.open_chains: dict[str, ChainStream] = {}
+        self._chain_ids: set[str] = set()  # that were given
+        self._repeats: dict[str | None, int] = {}  # chains so far, by group
         self.chains = 0  # so far; their trajectories belong to whoever holds the chains, not to the run
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
         self._last_chain = ""
         self._places_seen: set[str] = set()  # of the chains and groups that filters name
         self.status: RunStatus | None = None
+        self._opened = False
         self.lock: AbstractContextManager[Any] = manager.lock if live else _NO_LOCK
         self._route = manager.route(self, "", None)
         self._began = time.perf_counter()
@@ -106,7 +125,14 @@ class RunStream:
             self._start["split"] = split
 
     def open(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            InputError: it has begun already.
+        """
+        if self._opened:
+            raise InputError(f"run {self.run_id} was opened already; make another one with manager.run(...)")
+        self._opened = True
         self._began = time.perf_counter()
         if self.live:
             with self.lock:
@@ -146,8 +172,19 @@ class RunStream:
         logger.debug("run %s is %s", self.run_id, status)
 
     def chain_began(self, chain: ChainStream) -> None:
-        """Count it in. The lock is held."""
-        self.open_chains[chain.trajectory.chain_id] = chain
+        """Count it in. The lock is held.
+
+        Raises:
+            InputError: the run is not open, or the chain has begun already.
+        """
+        name = chain.trajectory.chain_id
+        if not self._opened:
+            raise InputError(f"{name} cannot begin: its run has not; enter it, or call its open()")
+        if self.status is not None:
+            raise InputError(f"{name} cannot begin: run {self.run_id} has ended ({self.status})")
+        if name in self.open_chains or chain.ended:
+            raise InputError(f"{name} has begun already; make another one with run.chain(...)")
+        self.open_chains[name] = chain
         self._note_places(chain.trajectory)
 
     def chain_ended(self, chain: ChainStream) -> None:
@@ -192,33 +229,53 @@ class RunStream:
         *,
         chain_id: str | None = None,
         group_id: str | None = None,
-        index: int = 0,
+        index: int | None = None,
         tools: Sequence[str] = (),
         row: dict[str, Any] | None = None,
         reference: Any = UNSET,
     ) -> ChainStream:
         """A chain of this run, not begun yet; use it as a context manager.
 
+        Args:
+            messages: the conversation that it begins with; may be empty.
+            chain_id: unique within the run; the next free `chain_0 …` where None.
+            group_id: chains of one group are repeats of one row.
+            index: the repeat within the group, from 0; counted where None.
+            tools: names of the tools that it may call.
+            row: the row's fields beside the messages, for the trajectory.
+            reference: the row's answer, for `chain_start`.
+
         Raises:
-            InputError: a chain of that id is open.
+            InputError: the run had a chain of that id.
+            MessagesError: a message has another shape.
         """
+        messages = validated_messages(messages, "messages") if messages else []
         with self.lock:
-            chain_id = chain_id if chain_id is not None else f"chain_{self.chains}"
-            if chain_id in self.open_chains:
+            chain_id = chain_id if chain_id is not None else self._free_id()
+            if chain_id in self._chain_ids:
                 raise InputError(
                     f"run {self.run_id} has a chain {chain_id!r} already; chain ids are unique within a run"
                 )
+            self._chain_ids.add(chain_id)
             self.chains += 1
+            repeat = self._repeats.get(group_id, 0) if group_id is not None else 0
+            self._repeats[group_id] = repeat + 1
             trajectory = Trajectory(
                 self.run_id,
                 chain_id,
                 group_id,
-                index,
+                repeat if index is None else index,
                 row=row or {},
-                messages=list(messages),
+                messages=messages,
                 prompt_length=len(messages),
             )
         return ChainStream(self, trajectory, list(tools), reference)
+
+    def _free_id(self) -> str:
+        number = self.chains
+        while f"chain_{number}" in self._chain_ids:
+            number += 1
+        return f"chain_{number}"
 
     def error(self, error: BaseException | str, where: str) -> None:
         """Something failed that concerns the run as a whole."""

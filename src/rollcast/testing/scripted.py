@@ -88,7 +88,9 @@ class ScriptedBackend(BaseBackend):
         self.requests.append(request)
         self.running.add(request.request_id)
         try:
-            tokens = tokens_of(self._text(request))[: request.sampling.max_tokens]
+            whole = tokens_of(self._text(request))
+            tokens = whole[: request.sampling.max_tokens]
+            reason = self._finish_reason if len(tokens) == len(whole) else "length"
             for i, token in enumerate(tokens):
                 if self._before_token is not None:
                     await self._before_token(request, i)
@@ -97,7 +99,7 @@ class ScriptedBackend(BaseBackend):
                     raise self._error
                 if request.request_id in self._cancelled:
                     return
-                yield self._delta(token, self._finish_reason if i == len(tokens) - 1 else None)
+                yield self._delta(token, reason if i == len(tokens) - 1 else None)
             if not tokens:
                 yield Delta("", finish_reason=self._finish_reason)
         finally:

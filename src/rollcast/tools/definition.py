@@ -122,7 +122,7 @@ class Tool:
         self,
         arguments: Mapping[str, Any] | str,
         context: Injected | None = None,
-        on_partial: Callable[[str], None] | None = None,
+        on_partial: Callable[[str], object] | None = None,
     ) -> ToolResult:
         """Call it with what a model wrote. Whatever the tool does becomes a result.
 
@@ -173,7 +173,7 @@ def _result(text: str, status: ToolStatus, begin: float, output: Output) -> Tool
     return ToolResult(text, status, time.perf_counter() - begin, tuple(output.images), output.failure)
 
 
-def _across_threads(on_partial: Callable[[str], None] | None) -> Callable[[str], None] | None:
+def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str], None] | None:
     if on_partial is None:
         return None
     loop = asyncio.get_running_loop()

@@ -112,7 +112,7 @@ class Output:
     Safe to add to from a worker thread: `deliver` is then what hops to the event loop.
     """
 
-    def __init__(self, limit: int, deliver: Callable[[str], None] | None) -> None:
+    def __init__(self, limit: int, deliver: Callable[[str], object] | None) -> None:
         self.limit = limit
         self.deliver = deliver
         self.pieces: list[str] = []

@@ -439,3 +439,15 @@ def test_numbers_out_of_range_are_refused_in_one_sentence(options):
     """The sentence names the number and what was expected."""
     with pytest.raises(InputError, match=rf"{next(iter(options))} of the console is .*; expected"):
         ConsoleStreamObserver(**options)
+
+
+async def test_a_run_without_a_model_is_called_by_its_agent(events, printed):
+    """A loop of one's own may name neither; then there is no gap in the line."""
+    began = events.run_start(1)
+    without = {**began.data, "model": "", "agent": ""}
+    lines = [
+        (await printed([StreamEvent.now(StreamEventType.RUN_START, **data)]))[0].strip("─ ")
+        for data in (began.data, {**without, "agent": "mine"}, without)
+    ]
+    assert lines[0].startswith(f"run · 1 chain · {began.data['model']} · policy")
+    assert [line.partition(" · policy")[0] for line in lines[1:]] == ["run · 1 chain · mine", "run · 1 chain"]

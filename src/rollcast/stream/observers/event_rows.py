@@ -128,7 +128,8 @@ class EventRows:
         if 1 < groups < chains and chains % groups == 0:
             count = f"{groups} prompts {self.glyphs.times} {chains // groups} = {count}"
         row: Row = [("run", "title"), (dot, "rule"), (count, "")]
-        row += [(dot, "rule"), *self.line(_plain(data["model"]), _NAME_CHARS)]
+        if who := _plain(data["model"]) or _plain(data["agent"]):  # a loop of one's own may name neither
+            row += [(dot, "rule"), *self.line(who, _NAME_CHARS)]
         row += [(f"{dot}policy {_plain(data['policy_version'])}", "dim")]
         if data.get("split"):
             row += [(dot, "rule"), *self.line(_plain(data["split"]), _NAME_CHARS)]
