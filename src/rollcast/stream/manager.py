@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -33,6 +34,9 @@ __all__ = ["ManagerStatistics", "Route", "StreamingManager"]
 logger = logging.getLogger("rollcast.stream")
 
 Targets = tuple[Delivery, ...]
+
+QUEUE_LIMIT = 8 << 20  # bytes
+QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
 
 class ManagerStatistics(msgspec.Struct, frozen=True):
@@ -93,13 +97,17 @@ class StreamingManager:
     threads, across successive `asyncio.run` calls. Memory is bounded by the queues and the open chains.
 
     Args:
-        queue_limit: bytes of memory that one observer's waiting events may take.
+        queue_limit: bytes of memory that one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
+            that was open at once, where that is more.
         drain_timeout: seconds that the end of a run waits for observers that lag.
         source: which worker this is; `""` in a single process.
     """
 
-    def __init__(self, *, queue_limit: int = 8 << 20, drain_timeout: float = 5.0, source: str = "") -> None:
-        self.queue_limit = queue_limit
+    def __init__(
+        self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
+    ) -> None:
+        self.queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._limit_grows = queue_limit is None
         self.drain_timeout = drain_timeout
         self.source = source
         self.lock = threading.RLock()
@@ -115,7 +123,7 @@ class StreamingManager:
         self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
-        self._waiting_producers: list[Future[None]] = []
+        self._waiting_producers: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         self._background: asyncio.AbstractEventLoop | None = None
         _managers.add(self)
 
@@ -328,6 +336,13 @@ class StreamingManager:
         for delivery in targets:
             delivery.put(event, size)
 
+    def make_room(self, chains: int) -> None:
+        """So many chains are open: their starts, or their ends, have to find room in a queue. The lock is held."""
+        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
+            self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
+            for delivery in self._deliveries.values():
+                delivery.limit = self.queue_limit
+
     def broadcast(self, control: Control) -> None:
         """Queue a hook for every observer."""
         with self.lock:
@@ -385,16 +400,20 @@ class StreamingManager:
                     )
                 if not self.congested:
                     return
-                waiter: Future[None] = Future()
-                self._waiting_producers.append(waiter)
-            await asyncio.wrap_future(waiter)
+                loop = asyncio.get_running_loop()
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._waiting_producers.setdefault(loop, []).append(waiter)
+            await waiter
 
     def wake_producers(self) -> None:
         """A full queue has room again. The lock is held."""
         if not self.congested:
-            waiting, self._waiting_producers = self._waiting_producers, []
-            for waiter in waiting:
-                fulfil(waiter)
+            waiting, self._waiting_producers = self._waiting_producers, {}
+            for loop, waiters in waiting.items():
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # a loop that was closed since: nobody waits there any more
+                    loop.call_soon_threadsafe(_resolve_all, waiters)
 
     def _barriers(self) -> list[tuple[Delivery, Future[None]]]:
         with self.lock:
@@ -484,6 +503,12 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
     finally:
         loop.close()
+
+
+def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _pass_on(proxy: Future[None], _: Future[None]) -> None:

@@ -148,6 +148,8 @@ class RunStream:
     def chain_began(self, chain: ChainStream) -> None:
         """Count it in. The lock is held."""
         self.open_chains[chain.trajectory.chain_id] = chain
+        if self.live:
+            self.manager.make_room(len(self.open_chains))
         self._note_places(chain.trajectory)
 
     def chain_ended(self, chain: ChainStream) -> None:
