@@ -23,6 +23,8 @@ BENCHMARKS = {
     "loop": "benchmarks.loop",
     "isolation": "benchmarks.isolation",
     "import": "benchmarks.imports",
+    "scale": "benchmarks.scale",
+    "peers": "benchmarks.peers",
 }
 HISTORY = Path(__file__).parent / "history"
 

@@ -26,12 +26,13 @@ from rollcast.stream.queue import Control, EventQueue, Item
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["Delivery", "ObserverStatistics", "fulfil"]
+__all__ = ["Delivery", "ObserverStatistics", "fulfil", "wake_up"]
 
 logger = logging.getLogger("rollcast.stream")
 
 FAILURES_TO_DETACH = 5
-TURN = 256  # events handed over before other tasks of the loop get a turn
+TURN = 256  # events handed over before other tasks of the loop get a turn, or more where those take long:
+TURN_S = 0.05  # as many as are handed over while these would run once, and for no longer than this
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
 BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
 
@@ -86,6 +87,8 @@ class Delivery(EventQueue):
         self._context = contextvars.copy_context()
         self._failures_in_a_row = 0
         self._suspect = False  # it took long once
+        self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
+        self._turn_ends = 0.0
         self._reported = False
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._warned: set[str] = set()
@@ -254,6 +257,7 @@ class Delivery(EventQueue):
     async def _deliver(self, items: list[Item], *, mixed: bool) -> None:
         events: list[StreamEvent] = []
         position = 0
+        self._turn_ends = time.perf_counter() + self._share_s
         try:
             if not mixed and len(items) < TURN:  # the common case, without looking at each
                 position = len(items)
@@ -300,8 +304,16 @@ class Delivery(EventQueue):
         self.delivered += len(events)
         if time.perf_counter() - began > BLOCKING_S and not observer.threaded:
             self._was_slow(beat)
-        if len(events) == TURN:
-            await asyncio.sleep(0)
+        if len(events) == TURN and time.perf_counter() >= self._turn_ends:
+            await self._let_others_run()
+
+    async def _let_others_run(self) -> None:
+        """One turn of the loop. Where ten thousand chains speak in it, as much time is this observer's next."""
+        began = time.perf_counter()
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        self._share_s = min(now - began, TURN_S)
+        self._turn_ends = now + self._share_s
 
     def _was_slow(self, beat: _Heartbeat | None) -> None:
         """It took long: did it await, or hold the event loop? The second time we know."""
@@ -395,6 +407,16 @@ def _stops_the_pump(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
     return isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
+def wake_up(waiter: asyncio.Future[None]) -> None:
+    """Have whoever awaits it go on; from any thread, and at once where it is the waiter's own."""
+    loop = waiter.get_loop()
+    if loop is _running_loop():
+        _resolve(waiter)
+        return
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+        loop.call_soon_threadsafe(_resolve, waiter)
 
 
 def fulfil(promise: Future[None]) -> None:

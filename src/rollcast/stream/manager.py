@@ -25,6 +25,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.delivery import Delivery, ObserverStatistics, fulfil
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunAbout, RunStream
@@ -34,6 +35,9 @@ __all__ = ["ManagerStatistics", "Route", "StreamingManager"]
 logger = logging.getLogger("rollcast.stream")
 
 Targets = tuple[Delivery, ...]
+
+QUEUE_LIMIT = 8 << 20  # bytes
+QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
 
 class ManagerStatistics(msgspec.Struct, frozen=True):
@@ -94,18 +98,23 @@ class StreamingManager:
     threads, across successive `asyncio.run` calls. Memory is bounded by the queues and the open chains.
 
     Args:
-        queue_limit: bytes of memory that one observer's waiting events may take.
+        queue_limit: bytes of memory that one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
+            that was open at once, where that is more.
         drain_timeout: seconds that the end of a run waits for observers that lag.
         source: which worker this is; `""` in a single process.
     """
 
-    def __init__(self, *, queue_limit: int = 8 << 20, drain_timeout: float = 5.0, source: str = "") -> None:
-        self.queue_limit = queue_limit
+    def __init__(
+        self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
+    ) -> None:
+        self.queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._limit_grows = queue_limit is None
         self.drain_timeout = drain_timeout
         self.source = source
         self.lock = threading.RLock()
         self.runs: dict[str, RunStream] = {}  # open ones
-        self.congested: set[Delivery] = set()  # lossless observers that the rollout waits for
+        self._waiting = WaitingRoom(self.lock)
+        self.congested = self._waiting.congested  # lossless observers that the rollout waits for
         self.named_places: frozenset[str] = frozenset()  # chains and groups that filters name
         self.pumps: set[asyncio.Task[None]] = set()
         self.ended_tokens = 0  # of the generations that ended
@@ -116,7 +125,6 @@ class StreamingManager:
         self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
-        self._waiting_producers: list[Future[None]] = []
         self._background: asyncio.AbstractEventLoop | None = None
         _managers.add(self)
 
@@ -329,6 +337,13 @@ class StreamingManager:
         for delivery in targets:
             delivery.put(event, size)
 
+    def make_room(self, chains: int) -> None:
+        """So many chains are open: their starts, or their ends, have to find room in a queue. The lock is held."""
+        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
+            self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
+            for delivery in self._deliveries.values():
+                delivery.limit = self.queue_limit
+
     def broadcast(self, control: Control) -> None:
         """Queue a hook for every observer."""
         with self.lock:
@@ -377,48 +392,18 @@ class StreamingManager:
 
     async def ready(self) -> None:
         """Return at once unless a lossless observer's queue is full; then wait for it, and say so once."""
-        while self.congested:
-            with self.lock:
-                for delivery in self.congested:
-                    self._say_who_is_waited_for(delivery)
-                if not self.congested:
-                    return
-                waiter = self._waiter()
-            await asyncio.wrap_future(waiter)
+        await self._waiting.ready()
 
     def ready_sync(self) -> None:
         """As `ready`, for a loop on a thread.
 
         In an event loop, observers that live there are not waited for: they would never get their turn.
         """
-        here = asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
-        while self.congested:
-            with self.lock:
-                late = [d for d in self.congested if here is None or d.observer.threaded]
-                for delivery in late:
-                    self._say_who_is_waited_for(delivery)
-                if not late:
-                    return
-                waiter = self._waiter()
-            waiter.result()
-
-    def _say_who_is_waited_for(self, delivery: Delivery) -> None:
-        delivery.warn_once(
-            "waiting",
-            f"the rollout waits for {delivery.observer.name}, which is lossless and has fallen behind",
-        )
-
-    def _waiter(self) -> Future[None]:
-        waiter: Future[None] = Future()
-        self._waiting_producers.append(waiter)
-        return waiter
+        self._waiting.ready_sync()
 
     def wake_producers(self) -> None:
         """A full queue has room again. The lock is held."""
-        if not self.congested:
-            waiting, self._waiting_producers = self._waiting_producers, []
-            for waiter in waiting:
-                fulfil(waiter)
+        self._waiting.wake()
 
     def _barriers(self) -> list[tuple[Delivery, Future[None]]]:
         with self.lock:
@@ -510,9 +495,8 @@ class StreamingManager:
     def after_fork(self) -> None:
         """In a forked child, which has none of the threads and loops. The lock is held."""
         self._background = None
-        self.congested.clear()
         self.pumps.clear()
-        self._waiting_producers.clear()
+        self._waiting.after_fork()
         self._leaving.clear()
         for delivery in self._deliveries.values():
             delivery.after_fork()

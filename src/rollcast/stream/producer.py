@@ -185,6 +185,8 @@ class RunStream:
         if name in self.open_chains or chain.ended:
             raise InputError(f"{name} has begun already; make another one with run.chain(...)")
         self.open_chains[name] = chain
+        if self.live:
+            self.manager.make_room(len(self.open_chains))
         self._note_places(chain.trajectory)
 
     def chain_ended(self, chain: ChainStream) -> None:

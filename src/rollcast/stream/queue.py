@@ -26,7 +26,7 @@ GENERATION_END = StreamEventType.LLM_GENERATION_END
 _SEQUENCES = (list, tuple)
 
 CONTROL_SIZE = 240  # bytes of memory
-COMPACT_AT = 1024  # queued events; from here on a slow reader's chunks merge
+COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
 
 
 class Control(msgspec.Struct, frozen=True):
@@ -217,11 +217,12 @@ class EventQueue:
         """Everything that waits, oldest first. `snapshots` of the open chains are used where events were dropped."""
         items, self.items = self.items, []
         self.mixed = False
+        if len(items) < COMPACT_AT:  # else as many may wait again: each a chunk of another chain, mostly
+            self._compact_at = COMPACT_AT
         if self._lost:
             items = [*self._gaps(), *snapshots, *items]
             self._lost = {}
         self.bytes = 0
-        self._compact_at = COMPACT_AT
         return items
 
     def put_back(self, items: list[Item]) -> None:

@@ -7,11 +7,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
-from rollcast.stream.delivery import fulfil
+from rollcast.stream.delivery import wake_up
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, EventQueue, Item, event_size
 
@@ -20,9 +19,7 @@ __all__ = ["AsyncGeneratorStreamObserver"]
 logger = logging.getLogger("rollcast.stream")
 
 MAX_UNREAD = 8 << 20  # bytes of one run's events that wait for a reader to come
-MAX_AHEAD = (
-    1 << 20
-)  # bytes that may wait for a reader who is there; beyond, the manager's queue fills, and coalesces
+# Half of that may wait for a reader who is there; beyond, the manager's queue fills, and coalesces.
 
 
 class AsyncGeneratorStreamObserver(StreamObserver):
@@ -43,7 +40,8 @@ class AsyncGeneratorStreamObserver(StreamObserver):
         self.filter = EventFilter.coerce(chain_filter)
         self._lock = threading.Lock()
         self._runs: dict[str, _RunBuffer] = {}  # in the order in which they opened
-        self._waiters: list[Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._room = MAX_UNREAD
         self._gone = 0  # how often the observer was removed
 
     async def events(self) -> AsyncIterator[StreamEvent]:
@@ -83,7 +81,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
                 if self._gone != gone:
                     return None
                 waiter = self._waiter()
-            await asyncio.wrap_future(waiter)
+            await waiter
 
     async def _take(self, buffer: _RunBuffer) -> list[Item]:
         while True:
@@ -93,7 +91,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
                     self._wake()  # who waits for room
                     return items
                 waiter = self._waiter()
-            await asyncio.wrap_future(waiter)
+            await waiter
 
     def _leave(self, buffer: _RunBuffer, unread: list[Item], *, finished: bool) -> None:
         """A run that was read to its end is done with; one that was left early can be gone on with while it lasts."""
@@ -105,15 +103,15 @@ class AsyncGeneratorStreamObserver(StreamObserver):
                 self._runs.pop(buffer.run_id, None)
             self._wake()
 
-    def _waiter(self) -> Future[None]:
-        waiter: Future[None] = Future()
+    def _waiter(self) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         return waiter
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            fulfil(waiter)
+            wake_up(waiter)
 
     # -- the manager's side --------------------------------------------------------------------------------------------
 
@@ -123,18 +121,21 @@ class AsyncGeneratorStreamObserver(StreamObserver):
 
     async def on_batch(self, events: list[StreamEvent]) -> None:
         """Keep them for the reader; wait for a reader who is there and slow."""
+        if self.manager is not None and self.manager.queue_limit > self._room:
+            self._room = self.manager.queue_limit  # it grows with the open chains
         with self._lock:
             for event in events:
                 buffer = self._runs.get(event.run_id)
                 if buffer is not None:
+                    buffer.limit = self._room
                     buffer.put(event, event_size(event))
             self._wake()
         while True:
             with self._lock:
-                if not any(b.being_read and b.bytes > MAX_AHEAD for b in self._runs.values()):
+                if not any(b.being_read and b.bytes > self._room // 2 for b in self._runs.values()):
                     return
                 waiter = self._waiter()
-            await asyncio.wrap_future(waiter)
+            await waiter
 
     async def on_run_opened(self, run_id: str) -> None:
         """A run that somebody may read."""
