@@ -5,6 +5,13 @@ import threading
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+# How fast the machine is decides nothing: no deadline for an example, no complaint about slow drawing.
+settings.register_profile(
+    "rollcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("rollcast")
 
 
 @pytest.fixture(autouse=True)

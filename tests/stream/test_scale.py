@@ -86,7 +86,7 @@ def test_producers_whose_loop_is_closed_are_forgotten():
     """Somebody waited for room in a loop that has ended since; waking the others does not fail."""
     manager = StreamingManager()
     loop = asyncio.new_event_loop()
-    manager._waiting_producers[loop] = [loop.create_future()]
+    manager._waiting._tasks[loop] = [loop.create_future()]
     loop.close()
     manager.wake_producers()
-    assert not manager._waiting_producers
+    assert not manager._waiting._tasks
