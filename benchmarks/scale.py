@@ -58,7 +58,7 @@ class Counting(StreamObserver):
 
 def run(quick: bool) -> list[Figure]:
     """CPU a token and a chain by number of chains at once; memory and events of unwatched chains."""
-    sizes, chains, rounds = ((2, 20), 20, 1) if quick else (SIZES, CHAINS, ROUNDS)
+    sizes, chains, rounds = ((2, 8), 8, 1) if quick else (SIZES, CHAINS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         costs = _costs(sizes, chains, rounds, Path(folder))
     tokens = {key: token for key, (token, _) in costs.items()}
@@ -75,7 +75,7 @@ def run(quick: bool) -> list[Figure]:
         pairs = zip(tokens["unwatched", n], tokens["off", n], strict=True)
         added = [on - off for on, off in pairs]
         lines.append(figure(f"scale: {n:,} at once, what streaming adds to an unwatched token", added, "µs"))
-    return [*lines, *_unwatched(100 if quick else 10_000)]
+    return [*lines, *_unwatched(50 if quick else 10_000)]
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
