@@ -177,8 +177,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(project, args, says):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c_ends_every_chain_and_prints_the_summary(tmp_path):
-    """The log is whole, and the exit code is the shell's for an interrupt."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_chain_and_prints_the_summary(tmp_path, number):
+    """Ctrl-C, or a scheduler's SIGTERM: the log is whole, and the exit code is the shell's for the signal."""
     log = tmp_path / "events.jsonl"
     command = [sys.executable, "-m", "rollcast", "run", "--pace", "2", "--json", str(log)]
     with subprocess.Popen(
@@ -188,9 +189,9 @@ def test_ctrl_c_ends_every_chain_and_prints_the_summary(tmp_path):
         for line in process.stdout:
             if "chain_7" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert "cancelled: 8 chains (8 cancelled)" in rest
     events = events_in(log)
@@ -224,3 +225,13 @@ def test_help_says_what_the_model_can_do():
     """And the version is told."""
     assert "knows the questions" in " ".join(rollcast("run", "--help").stdout.split())
     assert rollcast("--version").stdout.startswith("rollcast 0.")
+
+
+def test_rows_with_a_byte_order_mark_and_long_questions(tmp_path):
+    """Rows as Windows' editors write them are read; the summary shows the beginning of a long question."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'\xef\xbb\xbf{"prompt": "1+1"}\r\n{"prompt": "' + b"x" * 3000 + b'"}\r\n')
+    done = rollcast("run", "--rows", str(rows), "--chains", "1")
+    assert "2 chains" in done.stdout
+    summary = done.stdout[done.stdout.index("group_0") :]
+    assert 400 < summary.count("x") < 600

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from codecs import BOM_UTF8
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,7 +83,7 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     """
     file = Path(path)
     try:
-        lines = file.read_bytes().splitlines()
+        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()  # as Windows' editors write it
     except OSError as error:
         raise InputError(f"the rows cannot be read: {error.strerror or error} ({path})") from None
     rows = [_row(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
@@ -97,7 +98,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     expected = 'expected an object with "messages" or "prompt"'
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}; {expected}") from None
     if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row):
         raise InputError(f"{where} is no row: {expected}, one of them")

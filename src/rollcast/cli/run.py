@@ -25,7 +25,7 @@ from rollcast.tasks import Task, get_task
 
 __all__ = ["RunOptions", "run_command"]
 
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
+SIGNALLED = 128  # the shell's code for a program that a signal ended is this and the signal's number
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C."""
+    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
     task = get_task(options.task)
@@ -80,10 +80,10 @@ def run_command(options: RunOptions) -> int:
     out = sys.stderr if lines_to_stdout else sys.stdout
     if options.agent is None:
         print_about(task.about, out, color=options.color)
-    result, interrupted = asyncio.run(_execute(agent, run))
+    result, signals = asyncio.run(_execute(agent, run))
     print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
-    if interrupted:
-        return INTERRUPTED
+    if signals:
+        return SIGNALLED + signals[0]
     return 1 if len(result.failed) == len(result) else 0
 
 
@@ -109,26 +109,30 @@ def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
     return task.rows(options.questions, options.seed)
 
 
-async def _execute(agent: BaseAgent, run: Run) -> tuple[RunResult, bool]:
+async def _execute(agent: BaseAgent, run: Run) -> tuple[RunResult, list[int]]:
     async with agent:
-        with _ending_on_ctrl_c(run) as interrupts:
+        with _ending_on_signals(run) as signals:
             result = await run.execute()
-        return result, bool(interrupts)
+        return result, signals
 
 
 @contextmanager
-def _ending_on_ctrl_c(run: Run) -> Iterator[list[int]]:
-    """Ctrl-C ends every chain properly; a second one ends the program."""
-    interrupts: list[int] = []
+def _ending_on_signals(run: Run) -> Iterator[list[int]]:
+    """Ctrl-C, or the SIGTERM of a scheduler, ends every chain properly; a second one ends the program."""
+    came: list[int] = []
     loop = asyncio.get_running_loop()
 
-    def interrupt(*_: object) -> None:
-        interrupts.append(1)
-        signal.signal(signal.SIGINT, before)
+    def end(number: int, _: object) -> None:
+        came.append(number)
+        restore()
         loop.call_soon_threadsafe(run.cancel)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupts
+        yield came
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -11,9 +11,12 @@ from rich.text import Text
 
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
-from rollcast.stream.observers.safe_text import visible
+from rollcast.stream.observers.safe_text import shorten, visible
 
 __all__ = ["print_about", "print_summary"]
+
+
+SHOWN_CHARS = 500  # of a question or an answer
 
 
 def _console(file: TextIO, *, color: bool | None) -> Console:
@@ -53,10 +56,10 @@ def print_summary(
 
 
 def _shown(value: Any) -> Text:
-    """The value with its control characters made visible."""
-    return Text("").join(
-        Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(str(value))
-    )
+    """The beginning of the value, with its control characters made visible."""
+    head, left_out = shorten(str(value), SHOWN_CHARS)
+    pieces = [Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(head)]
+    return Text("").join([*pieces, Text("…" if left_out else "")])
 
 
 def _outcome(t: Trajectory) -> Text:

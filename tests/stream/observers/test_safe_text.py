@@ -63,3 +63,8 @@ def test_json_made_safe_means_the_same(texts):
     safe = json_safe(lines)
     assert [json.loads(line)["text"] for line in safe.split("\n")[:-1]] == texts
     assert not any(unicodedata.category(char) in ("Cc", "Cf") for char in safe.replace("\n", ""))
+
+
+def test_a_no_break_space_is_a_space_in_every_encoding():
+    """The console's own figures have one before their unit, on ASCII terminals too."""
+    assert visible("2\u00a0ms", "ascii") == [("2\u00a0ms", False)]

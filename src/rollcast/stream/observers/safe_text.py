@@ -64,7 +64,7 @@ def json_safe(text: str) -> str:
 
 
 def _must_be_escaped(char: str, encoding: str | None) -> bool:
-    if char == "\t":
+    if char in "\t\u00a0":  # a no-break space is printed as a space
         return False
     if not char.isprintable() and unicodedata.category(char) != "Zs":
         return True
