@@ -78,7 +78,14 @@ class Turn(msgspec.Struct):
             self.chars += len(text)
         elif not isinstance(text, str):
             raise InputError(f"a chunk's text is {text!r}; leave out what has neither text nor token ids")
-        if token_ids:
+        if token_ids and len(token_ids) == 1:  # the usual case, without lists in between
+            self.token_ids.append(token_ids[0])
+            self.completion_tokens += 1
+            if logprobs:
+                self.logprobs.append(logprobs[0])
+            if policy_version is not None:
+                self.policy_versions.append(policy_version)
+        elif token_ids:
             self.token_ids.extend(token_ids)
             self.completion_tokens += len(token_ids)
             if logprobs:

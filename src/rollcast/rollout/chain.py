@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -65,8 +64,8 @@ class ChainGeneration:
             state={},
             chain_id=self.trajectory.chain_id,
             group_id=self.trajectory.group_id,
-            rng=random.Random(derived_seed(seed, "rng")),
             run_id=self.trajectory.run_id,
+            seed=derived_seed(seed, "rng"),
         )
 
     async def run(self) -> Trajectory:
