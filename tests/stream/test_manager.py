@@ -481,6 +481,27 @@ async def test_emit_by_hand_stamps_and_never_raises():
     assert [(e.seq, e.source) for e in capture.events] == [(1, "w1"), (2, "w1")]
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        None,
+        "text",
+        StreamEvent(T.ERROR, "c", 0.0, None),
+        StreamEvent(T.ERROR, ["c"], 0.0, {}),
+        StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, {"content": None, "offset": 0}),
+        StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, {"content": "no offset"}),
+    ],
+)
+async def test_garbage_emitted_by_hand_is_dropped_and_named(garbage, caplog):
+    """It neither raises nor gets as far as a queue, whose chunks may be merged."""
+    manager = StreamingManager()
+    with capture_events(manager) as capture:
+        manager.emit(garbage)
+        await manager.drain()
+    assert capture.events == []
+    assert "no sound StreamEvent" in caplog.text
+
+
 async def test_a_filter_that_matched_no_chain_is_named(caplog):
     """A misspelt chain id is not silence."""
     manager = StreamingManager()

@@ -385,15 +385,12 @@ class GenerationStream:
         are given, plain numbers, and must not be changed afterwards. After the generation's end: nothing.
 
         Raises:
-            InputError: the generation has not begun, the text is no string, or there is not one log-probability an id.
+            InputError: the generation has not begun, or the text is no string; or, where it may be watched, there is not
+                one log-probability an id.
         """
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
-        if logprobs and len(logprobs) != len(token_ids or ()):
-            raise InputError(
-                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
-            )
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
@@ -401,6 +398,10 @@ class GenerationStream:
             if turn.finish_reason is None:
                 turn.append(text, token_ids, logprobs, policy_version)
             return
+        if logprobs and len(logprobs) != len(token_ids or ()):
+            raise InputError(
+                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
+            )
         manager = route.manager
         lock = manager.lock
         lock.acquire()  # half of what `with` costs

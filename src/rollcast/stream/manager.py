@@ -275,6 +275,9 @@ class StreamingManager:
         self._emit(event, None)
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
+        if not _is_sound(event):
+            logger.error("what was emitted is no sound StreamEvent and is dropped: %.200r", event)
+            return
         given: object = event.event_type  # a plain string, where somebody made it by hand
         if not isinstance(given, StreamEventType):
             try:
@@ -517,6 +520,19 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_until_complete(asyncio.wait(left))
     finally:
         loop.close()
+
+
+def _is_sound(event: Any) -> bool:
+    """Whether queues and filters can handle what somebody made by hand."""
+    if not isinstance(event, StreamEvent):
+        return False
+    data: Any = event.data
+    parts: tuple[Any, ...] = (event.chain_id, event.run_id, event.source)
+    if not (isinstance(data, dict) and all(isinstance(part, str) for part in parts)):
+        return False
+    if event.event_type != StreamEventType.LLM_GENERATION_CHUNK:
+        return True
+    return isinstance(data.get("content"), str) and isinstance(data.get("offset"), int)
 
 
 def _pass_on(proxy: Future[None], _: Future[None]) -> None:
