@@ -188,3 +188,19 @@ def test_tool_settings_of_a_wrong_type_are_refused(settings):
 
     with pytest.raises(ToolDefinitionError, match=next(iter(settings))):
         tool(work, **settings)
+
+
+async def test_a_request_stays_as_it_was_made():
+    """A backend, or a test, may keep it while the conversation goes on."""
+
+    def work() -> str:
+        """Work."""
+        return "worked"
+
+    backend = ScriptedBackend([CALL, "done"])
+    await run(BaseAgent("x", backend=backend, tools=[work]), chains=1)
+    first, second = backend.requests
+    assert first.messages == HELLO
+    assert len(second.messages) == 3
+    assert second.prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
+    assert len(second.prompt_ids) > len(first.prompt_ids)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class TemplateRenderer:
         return suffix[1:] if ended else suffix
 
     def _text(self, messages: list[Message], tools: list[dict[str, Any]], guard: str) -> str:
-        guarded = [self._codec.guarded(_with_objects(message), guard) for message in messages]
+        guarded = [self._codec.guarded(self._readable(message), guard) for message in messages]
         try:
             return self._template.render(
                 messages=guarded,
@@ -163,6 +164,30 @@ class TemplateRenderer:
                 f"the chat template failed on the messages ({type(error).__name__}: {error}); "
                 "expected the fields that it reads"
             ) from error
+
+    def _readable(self, message: Message) -> dict[str, Any]:
+        """A copy as the template reads it: one that writes contents as text gets the text of content in parts."""
+        content = message.get("content")
+        if not isinstance(content, list | tuple) or self._reads_parts:
+            return _with_objects(message)
+        for part in content:
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise MessagesError(
+                    f"the content of a {message['role']} message has a part of type {part.get('type')!r}; the chat "
+                    "template of this model reads text alone"
+                )
+        return _with_objects({**message, "content": "".join(part["text"] for part in content)})
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template takes content in parts apart, instead of writing Python's text of the list."""
+        parts = [{"type": "text", "text": "hello", "unread": "7f3a91"}]
+        variables = {"messages": [{"role": "user", "content": parts}], "tools": None, "documents": None}
+        try:
+            text = self._template.render(**variables, add_generation_prompt=True, **self._variables)
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError):
+            return False
+        return "hello" in text and "7f3a91" not in text
 
     def _tools(self, tools: list[dict[str, Any]], guard: str) -> Any:
         """The guarded tools; mostly those of the last time."""

@@ -135,10 +135,10 @@ class ChainGeneration:
         )
         request = GenerationRequest(
             request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
-            messages=self.trajectory.messages,
+            messages=list(self.trajectory.messages),  # copies: the chain goes on, the request does not change
             tools=agent.tool_schemas,
             sampling=sampling,
-            prompt_ids=self.ids if agent.backend.token_exact else None,
+            prompt_ids=list(self.ids) if agent.backend.token_exact else None,
         )
         generation = self.stream.generation(
             prompt_ids=new_ids,
