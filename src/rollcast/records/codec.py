@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,9 @@ def json_schema() -> dict[str, Any]:
         for event_type, ref in zip(PAYLOADS, payload_refs, strict=True)
     ]
     definitions: dict[str, Any] = {**components, **payloads}
+    for definition in definitions.values():
+        if "description" in definition:  # a docstring, which Python 3.13 dedents itself
+            definition["description"] = inspect.cleandoc(definition["description"])
     definitions["StreamEventType"]["enum"] = [t.value for t in StreamEventType]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
