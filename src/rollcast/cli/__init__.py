@@ -10,14 +10,17 @@ __all__ = ["main"]
 
 def main() -> None:
     """The `rollcast` command: bad input is one sentence and exit code 2."""
-    from rollcast.cli.app import app  # noqa: PLC0415  (Typer and Rich load here, not with the package)
     from rollcast.errors import RollcastError  # noqa: PLC0415
 
     try:
+        from rollcast.cli.app import app  # noqa: PLC0415  (Typer and Rich load here, not with the package)
+
         app()
     except RollcastError as error:
         print(f"rollcast: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before a run had begun
+        sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,7 +25,7 @@ import jinja2.sandbox
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
-from rollcast.errors import InputError, MessagesError
+from rollcast.errors import InputError, MessagesError, PromptTooLongError
 from rollcast.records import Message
 
 __all__ = ["TemplateRenderer"]
@@ -57,6 +57,7 @@ class TemplateRenderer:
         special_tokens: what the template may name: `bos_token`, `eos_token` …
         eos_token_ids: which end the assistant's turn.
         template_kwargs: further variables of the template, `enable_thinking` …
+        max_characters: of all contents together; more is refused before it is encoded. None: no limit.
 
     Raises:
         InputError: the template is not valid Jinja.
@@ -69,8 +70,10 @@ class TemplateRenderer:
         special_tokens: Mapping[str, str],
         eos_token_ids: Collection[int],
         template_kwargs: Mapping[str, Any] | None = None,
+        max_characters: int | None = None,
     ) -> None:
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_characters = max_characters
         self._variables = {**special_tokens, **(template_kwargs or {})}
         self._template = _compiled(template)
         self._codec = _Codec(tokenizer)
@@ -110,6 +113,7 @@ class TemplateRenderer:
 
         Raises:
             MessagesError: the template refuses the messages.
+            PromptTooLongError: they are longer than `max_characters`.
         """
         guard = self._codec.free_characters((messages, tools), 1)
         return self._codec.encode(self._text(messages, tools, guard), guard)
@@ -147,6 +151,13 @@ class TemplateRenderer:
         return suffix[1:] if ended else suffix
 
     def _text(self, messages: list[Message], tools: list[dict[str, Any]], guard: str) -> str:
+        if self.max_characters is not None:
+            given = sum(len(text) for message in messages if isinstance(text := message.get("content"), str))
+            if given > self.max_characters:
+                raise PromptTooLongError(
+                    f"the messages have {given} characters; expected at most {self.max_characters}, which is more than "
+                    "fits this model's context: shorten the conversation, or use a larger model"
+                )
         guarded = [self._codec.guarded(self._readable(message), guard) for message in messages]
         try:
             return self._template.render(

@@ -393,3 +393,12 @@ async def test_logprobs_are_those_of_a_teacher_forced_pass(backend, temperature)
         expected = torch.log_softmax(logits / temperature, -1)[range(len(sampled)), sampled]
         reported = [delta.logprobs[0] for delta in deltas]
         np.testing.assert_allclose(reported, expected.numpy(), atol=1e-4)
+
+
+async def test_megabytes_of_prompt_are_refused_before_they_are_encoded():
+    """Encoding one word of that length would hold the event loop for seconds."""
+    from rollcast import BaseAgent
+
+    (t,) = await BaseAgent().run_async(1, [{"role": "user", "content": "x" * 3_000_000}])
+    assert t.finish_reason == "error"
+    assert "3000000 characters" in t.error

@@ -53,6 +53,8 @@ class TinyBackend:
         pieces = token_bytes(json.loads((folder / "tokenizer.json").read_bytes()))
         # A model's vocabulary is often padded beyond its tokenizer's.
         pieces += [b""] * (self.config.vocab_size - len(pieces))
+        # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
+        self.renderer.max_characters = self.config.max_position_embeddings * max(map(len, pieces))
         self._texts = TokenTexts(pieces)
         self._engine = Engine(
             make_batch=self._make_batch,
