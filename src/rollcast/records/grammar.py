@@ -118,6 +118,7 @@ class GrammarChecker:
                 step=event.step or 0,
                 open_calls={call["call_id"]: 0 for call in event.data["tool_calls"]},
             )
+            self._forget_unchecked(run.chains[name])
             return
         if chain is None:
             if name in run.ended_chains:
@@ -125,11 +126,20 @@ class GrammarChecker:
             if not run.forgetful:
                 raise _error(event, "its chain has not started")
             chain = run.chains[name] = _joined(event)
+            self._forget_unchecked(chain)
         if kind not in self._unchecked:
             _RULES[kind](chain, event)
         if kind is T.CHAIN_END:
             del run.chains[name]
             run.ended_chains.add(name)
+
+
+    def _forget_unchecked(self, chain: _Chain) -> None:
+        """What is open is not known where its end may not come."""
+        if T.LLM_GENERATION_END in self._unchecked:
+            chain.chars = chain.text = None
+        if T.TOOL_CALL_END in self._unchecked:
+            chain.open_calls = {}
 
 
 def _unchecked(types: frozenset[StreamEventType]) -> frozenset[StreamEventType]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rollcast.rollout.agent import BaseAgent
     from rollcast.rollout.run import RunSettings
 
-__all__ = ["ChainGeneration"]
+__all__ = ["ChainGeneration", "ended"]
 
 
 class ChainGeneration:
@@ -203,7 +203,7 @@ class ChainGeneration:
         if len(calls) == 1:
             results = [await self._call(calls[0])]
         else:
-            results = await asyncio.gather(*map(self._call, calls))
+            results = await self._call_all(calls)
         for call, result in zip(calls, results, strict=True):
             self.stream.message(
                 {
@@ -221,6 +221,16 @@ class ChainGeneration:
                 return True
         return False
 
+    async def _call_all(self, calls: list[ToolCall]) -> list[ToolResult]:
+        """All at once; whatever happens, none is running any more afterwards."""
+        tasks = [asyncio.create_task(self._call(call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await ended(tasks)
+
     async def _call(self, call: ToolCall) -> ToolResult:
         with self.stream.tool_call(call.tool_name, call.arguments, call.call_id) as stream:
             tool = self.agent.tools.get(call.tool_name)
@@ -232,7 +242,9 @@ class ChainGeneration:
                 result = await tool.invoke(
                     call.arguments, self.context, lambda text: stream.observation(text, partial=True)
                 )
-            stream.observation(result.observation, result.status)
+            with self.stream.lock:  # a snapshot shows the call open, or not at all
+                stream.observation(result.observation, result.status)
+                stream.end()
         return result
 
     # 5. The reward; the trajectory has the rest.
@@ -247,6 +259,13 @@ class ChainGeneration:
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Wait until all have ended, however often the caller is cancelled meanwhile: he is on his way out already."""
+    while not all(task.done() for task in tasks):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
 
 
 class _Failed(Exception):

@@ -201,8 +201,10 @@ def _stint(reference: _Reference, observer: FaultyObserver, stint: Stint) -> Ite
             and reference.events[place].data.get("where") != f"observer:{observer.name}"
         }
     yield from _grammar(who, stint.events, [wish for _, wish in stint.wishes])
-    yield from _delivered(reference, who, stint.events, places, wanted)
-    yield from _gap_counts(reference, who, stint.events, wanted - set(places))
+    cut = end if stint.cut or observer.hangs else None
+    yield from _delivered(reference, who, stint.events, places, wanted, cut)
+    if cut is None:
+        yield from _gap_counts(reference, who, stint.events, wanted - set(places))
 
 
 def _reading(reference: _Reference, reading: Reading) -> Iterator[str]:
@@ -224,7 +226,7 @@ def _reading(reference: _Reference, reading: Reading) -> Iterator[str]:
         if reference.events[place].run_id == run_id and reading.filter.matches(reference.events[place])
     }
     yield from _grammar(who, events, [reading.filter])
-    yield from _delivered(reference, who, events, places, wanted)
+    yield from _delivered(reference, who, events, places, wanted, last + 1)
 
 
 def _grammar(who: str, events: list[StreamEvent], wishes: list[EventFilter]) -> Iterator[str]:
@@ -246,9 +248,17 @@ def _always(wishes: Iterable[EventFilter]) -> frozenset[StreamEventType]:
 
 
 def _delivered(
-    reference: _Reference, who: str, events: list[StreamEvent], places: list[int], wanted: set[int]
+    reference: _Reference,
+    who: str,
+    events: list[StreamEvent],
+    places: list[int],
+    wanted: set[int],
+    cut: int | None,
 ) -> Iterator[str]:
-    """Nothing came twice, or out of order, or unasked; and nothing is missing in silence."""
+    """Nothing came twice, or out of order, or unasked; and nothing is missing in silence.
+
+    Where it was cut off, the end of a generation may have waited, and made its chunks unnecessary.
+    """
     if any(b <= a for a, b in zip(places, places[1:], strict=False)):
         yield f"{who} got events twice or out of order"
     unasked = [reference.events[p] if p >= 0 else None for p in sorted(set(places) - wanted)]
@@ -256,6 +266,8 @@ def _delivered(
         yield f"{who} got {len(unasked)} events that it should not have, the first: {unasked[0]}"
     covered = set(places)
     ended = {_generation(e) for e in events if e.event_type is T.LLM_GENERATION_END}
+    if cut is not None:
+        ended |= {_generation(e) for e in reference.events[cut:] if e.event_type is T.LLM_GENERATION_END}
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for event in events:
         if event.event_type is T.GAP:
