@@ -41,11 +41,15 @@ class GrammarChecker:
     """Feed it events in the order in which one observer got them; it raises at the first that breaks the grammar.
 
     Args:
-        late: the observer joined while the run was going on, or its filter leaves out types, so openings may be missing.
+        late: the observer joined while the run was going on, so openings may be missing.
+        types: which types its filter lets through; None: every one. Where the events of a generation, or of a tool call,
+            are not all among them, their order is not checked beyond `seq`. Implies `late`.
     """
 
-    def __init__(self, *, late: bool = False) -> None:
-        self._late = late
+    def __init__(self, *, late: bool = False, types: Iterable[StreamEventType] | None = None) -> None:
+        self._types = frozenset(T) if types is None else frozenset(types)
+        self._unchecked = _unchecked(self._types)
+        self._late = late or types is not None
         self._runs: dict[tuple[str, str], _Run] = {}
         self._ended_runs: set[tuple[str, str]] = set()
 
@@ -78,7 +82,7 @@ class GrammarChecker:
                 raise _error(event, f"seq {run.last_seq} stood before it")
             run.last_seq = event.seq
         if kind is T.RUN_END:
-            if run.chains:
+            if run.chains and T.CHAIN_END in self._types:
                 raise _error(event, f"still open: {', '.join(sorted(run.chains))}")
             del self._runs[key]
             self._ended_runs.add(key)
@@ -92,7 +96,8 @@ class GrammarChecker:
             GrammarError: a run has not ended.
         """
         for (_, run_id), run in self._runs.items():
-            if run.chains or not (self._late or run.forgetful):
+            chains = run.chains if T.CHAIN_END in self._types else {}
+            if chains or not (self._late or run.forgetful):
                 raise GrammarError(
                     f"the events end, but run {run_id!r} has not; still open: {sorted(run.chains)}"
                 )
@@ -113,6 +118,7 @@ class GrammarChecker:
                 step=event.step or 0,
                 open_calls={call["call_id"]: 0 for call in event.data["tool_calls"]},
             )
+            self._forget_unchecked(run.chains[name])
             return
         if chain is None:
             if name in run.ended_chains:
@@ -120,10 +126,28 @@ class GrammarChecker:
             if not run.forgetful:
                 raise _error(event, "its chain has not started")
             chain = run.chains[name] = _joined(event)
-        _RULES[kind](chain, event)
+            self._forget_unchecked(chain)
+        if kind not in self._unchecked:
+            _RULES[kind](chain, event)
         if kind is T.CHAIN_END:
             del run.chains[name]
             run.ended_chains.add(name)
+
+    def _forget_unchecked(self, chain: _Chain) -> None:
+        """What is open is not known where its end may not come."""
+        if T.LLM_GENERATION_END in self._unchecked:
+            chain.chars = chain.text = None
+        if T.TOOL_CALL_END in self._unchecked:
+            chain.open_calls = {}
+
+
+def _unchecked(types: frozenset[StreamEventType]) -> frozenset[StreamEventType]:
+    """The types whose order says nothing, because others that belong to them are left out."""
+    families = (
+        {T.LLM_GENERATION_START, T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END},
+        {T.TOOL_CALL_START, T.TOOL_OBSERVATION, T.TOOL_CALL_END},
+    )
+    return frozenset().union(*(family for family in families if not family <= types))
 
 
 def _joined(event: StreamEvent) -> _Chain:
@@ -238,13 +262,15 @@ def _error(event: StreamEvent, why: str) -> GrammarError:
     return GrammarError(f"{place} must not stand here: {why}")
 
 
-def check_events(events: Iterable[StreamEvent], *, late: bool = False) -> None:
-    """Check a whole stream as one observer got it.
+def check_events(
+    events: Iterable[StreamEvent], *, late: bool = False, types: Iterable[StreamEventType] | None = None
+) -> None:
+    """Check a whole stream as one observer got it; `late` and `types` as `GrammarChecker` takes them.
 
     Raises:
         GrammarError: an event must not stand where it does, or something that was opened is not closed.
     """
-    checker = GrammarChecker(late=late)
+    checker = GrammarChecker(late=late, types=types)
     for event in events:
         checker.feed(event)
     checker.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rollcast.rollout.agent import BaseAgent
     from rollcast.rollout.run import RunSettings
 
-__all__ = ["ChainGeneration"]
+__all__ = ["ChainGeneration", "ended"]
 
 MAX_CALLS = 128  # that one turn may ask for
 
@@ -195,7 +195,7 @@ class ChainGeneration:
         if len(calls) == 1:
             results = [await self._call(calls[0])]
         else:
-            results = await asyncio.gather(*map(self._call, calls))
+            results = await self._call_all(calls)
         for call, result in zip(calls, results, strict=True):
             self.stream.message(self.agent.tool_message(call, result))
             self._unsaid += 1
@@ -205,6 +205,16 @@ class ChainGeneration:
                 self.trajectory.final_response = result.observation
                 return True
         return False
+
+    async def _call_all(self, calls: list[ToolCall]) -> list[ToolResult]:
+        """All at once; whatever happens, none is running any more afterwards."""
+        tasks = [asyncio.create_task(self._call(call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await ended(tasks)
 
     async def _call(self, call: ToolCall) -> ToolResult:
         with self.stream.tool_call(call.tool_name, call.arguments, call.call_id) as stream:
@@ -217,9 +227,11 @@ class ChainGeneration:
                 result = await tool.invoke(
                     call.arguments, self.context, lambda text: stream.observation(text, partial=True)
                 )
-            if result.failure is not None:
-                self.stream.error(result.failure, f"tool:{call.tool_name}")
-            stream.observation(result.observation, result.status)
+            with self.stream.lock:  # a snapshot shows the call open, or not at all
+                if result.failure is not None:
+                    self.stream.error(result.failure, f"tool:{call.tool_name}")
+                stream.observation(result.observation, result.status)
+                stream.end()
         return result
 
     # 5. The reward; the trajectory has the rest.
@@ -234,6 +246,13 @@ class ChainGeneration:
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Wait until all have ended, however often the caller is cancelled meanwhile: he is on his way out already."""
+    while not all(task.done() for task in tasks):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
 
 
 class _Failed(Exception):

@@ -13,7 +13,7 @@ import msgspec
 from rollcast.models.backend import Sampling
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
-from rollcast.rollout.chain import ChainGeneration
+from rollcast.rollout.chain import ChainGeneration, ended
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
 from rollcast.stream.observers import CallbackStreamObserver
@@ -158,7 +158,7 @@ class Run:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
             self.cancel()
-            await asyncio.wait(tasks)
+            await ended(tasks)
             raise
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:

@@ -9,6 +9,7 @@ from typing import Self
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
+from rollcast.rollout.chain import ended
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.run import Run
 from rollcast.stream.observers import AsyncGeneratorStreamObserver
@@ -93,7 +94,7 @@ class StreamingRun:
         except asyncio.CancelledError:
             if not task.done():  # the caller is cancelled, and the run with it
                 task.cancel()
-                await asyncio.wait([task])
+                await ended([task])
             raise
         finally:
             self._leave()

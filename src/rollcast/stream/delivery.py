@@ -26,7 +26,7 @@ from rollcast.stream.queue import Control, EventQueue, Item
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["Delivery", "ObserverStatistics", "fulfil", "wake_up"]
+__all__ = ["Delivery", "ObserverStatistics", "fulfil", "proxy_of", "running_loop", "wake_up"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -83,15 +83,22 @@ class Delivery(EventQueue):
         )  # events, bytes, time stamp of the oldest
         self._waiter: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the pump that runs
-        self._home = _running_loop()
+        self._home = running_loop()
         self._context = contextvars.copy_context()
         self._failures_in_a_row = 0
+        self._begun = 0  # items of those that are being handed over
+        self._task: asyncio.Task[None] | None = None  # the pump
         self._suspect = False  # it took long once
         self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
         self._turn_ends = 0.0
         self._reported = False
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._warned: set[str] = set()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Changes whenever the observer takes something."""
+        return self.delivered, self._begun
 
     @property
     def idle(self) -> bool:
@@ -140,6 +147,38 @@ class Delivery(EventQueue):
 
     # -- the pump ----------------------------------------------------------------------------------------------------
 
+    def put_free(self, items: list[Item]) -> None:
+        """See `EventQueue`. A pump whose loop ended before it could begin is replaced here, once a run at least."""
+        if self.awake and self._loop is not None and self._loop.is_closed():
+            self._sleep()
+        super().put_free(items)
+
+    def rouse(self) -> None:
+        """See to it that what is left is done. The lock is held."""
+        if self.awake and self._loop is not None and self._loop.is_closed():
+            self._sleep()
+        if not self.awake:
+            self.wake()
+
+    def _sleep(self) -> None:
+        """There is no pump. The lock is held."""
+        self._taken()
+        self.awake, self._loop, self._waiter, self._home, self._task = False, None, None, None, None
+
+    def give_up(self) -> None:
+        """End a call that hangs; what waits is dropped, and the observer closed. The lock is held."""
+        self.abandoned = True
+        self.dropped += len(self.waiting)
+        self.items, self.bytes = [], 0
+        loop, task = self._loop, self._task
+        try:
+            if loop is not None and task is not None:
+                loop.call_soon_threadsafe(task.cancel)
+                return
+        except RuntimeError:  # its loop was closed, and the call with it
+            pass
+        self._finish()
+
     def wake(self) -> None:
         """See to it that the pump looks at the queue. The lock is held."""
         self.awake = True
@@ -150,7 +189,7 @@ class Delivery(EventQueue):
         waiter, self._waiter = self._waiter, None
         if waiter is None:
             return
-        if loop is _running_loop():
+        if loop is running_loop():
             if not waiter.done():
                 waiter.set_result(None)
             return
@@ -172,11 +211,11 @@ class Delivery(EventQueue):
             name = f"rollcast-observer-{self.observer.name}"
             threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
             return
-        loop = self._home if self._home is not None and self._home.is_running() else _running_loop()
+        loop = self._home if self._home is not None and self._home.is_running() else running_loop()
         if loop is None:
-            loop = self.manager.background_loop()
+            loop = self.manager.loop_of_a_run() or self.manager.background_loop()
         self._loop = self._home = loop
-        if loop is _running_loop():
+        if loop is running_loop():
             self._create_pump(loop)
             return
         try:
@@ -207,15 +246,23 @@ class Delivery(EventQueue):
         task = loop.create_task(
             self._pump(), name=f"rollcast-observer-{self.observer.name}", context=self._context
         )
+        self._task = task
         self.manager.pumps.add(task)
-        task.add_done_callback(self.manager.pumps.discard)
+        task.add_done_callback(self._pump_ended)
+
+    def _pump_ended(self, task: asyncio.Task[None]) -> None:
+        self.manager.pumps.discard(task)
+        with self.manager.lock:
+            if task.cancelled() and self._task is task:  # before its first step
+                self._sleep()
 
     async def _pump(self) -> None:
         """Hand over what waits, until nothing is left and no run is open."""
         self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
         try:
             if self._after is not None:
-                await asyncio.wrap_future(self._after)
+                await asyncio.wrap_future(proxy_of(self._after))
             at_once = False
             while True:
                 if (
@@ -226,7 +273,7 @@ class Delivery(EventQueue):
                     self._taken()
                     mixed, items = self.mixed, self._take()
                     if not items and (self.closing or not self.manager.runs):
-                        self.awake, self._loop = False, None
+                        self.awake, self._loop, self._task = False, None, None
                         break
                     if not items:
                         self.awake = False
@@ -238,11 +285,12 @@ class Delivery(EventQueue):
                 await self._deliver(items, mixed=mixed)
                 if self.observer.threaded and not self.closing:
                     await self._rest()
-        except BaseException:
+        except BaseException as error:
             with self.manager.lock:  # cancelled with its loop: what is left goes on in the next one
-                self._taken()
-                self.awake, self._loop, self._waiter, self._home = False, None, None, None
-            raise
+                self._sleep()
+            if not (self.closing and self.abandoned and isinstance(error, asyncio.CancelledError)):
+                raise
+            _uncancel()  # the manager gave it up
         if self.closing and not self.finished.done():
             await self._close_observer()
 
@@ -256,28 +304,26 @@ class Delivery(EventQueue):
 
     async def _deliver(self, items: list[Item], *, mixed: bool) -> None:
         events: list[StreamEvent] = []
-        position = 0
+        self._begun = 0
         self._turn_ends = time.perf_counter() + self._share_s
         try:
             if not mixed and len(items) < TURN:  # the common case, without looking at each
-                position = len(items)
                 await self._hand_over(cast("list[StreamEvent]", items))
                 return
-            for i, item in enumerate(items):
+            for item in items:
                 if isinstance(item, StreamEvent):
                     events.append(item)
                     if len(events) < TURN:
                         continue
-                position = i + 1
                 batch, events = events, []
                 await self._hand_over(batch)
                 if isinstance(item, Control):
+                    self._begun += 1
                     await self._obey(item)
-            position = len(items)
             await self._hand_over(events)
         except BaseException:
             with self.manager.lock:
-                self.put_back(items[position:])
+                self.put_back(items[self._begun :])
             raise
 
     async def _hand_over(self, events: list[StreamEvent]) -> None:
@@ -286,21 +332,12 @@ class Delivery(EventQueue):
         observer = self.observer
         began = time.perf_counter()
         beat = _Heartbeat() if self._suspect else None
-        if self._batched and not self.abandoned:
-            await self._attempt(events[0], observer.on_batch, events)
-        elif not self._batched:
-            on_event = observer.on_event
-            for event in events:
-                if self.abandoned:
-                    return
-                try:
-                    await on_event(event)
-                except BaseException as error:  # isolation: a watcher's failure is its own
-                    if _stops_the_pump(error):
-                        raise
-                    self._failed(error, event)
-                else:
-                    self._failures_in_a_row = 0
+        if self._batched:
+            self._begun += len(events)
+            if not self.abandoned:
+                await self._attempt(events[0], observer.on_batch, events)
+        else:
+            await self._one_by_one(events)
         self.delivered += len(events)
         if time.perf_counter() - began > BLOCKING_S and not observer.threaded:
             self._was_slow(beat)
@@ -314,6 +351,21 @@ class Delivery(EventQueue):
         now = time.perf_counter()
         self._share_s = min(now - began, TURN_S)
         self._turn_ends = now + self._share_s
+
+    async def _one_by_one(self, events: list[StreamEvent]) -> None:
+        on_event = self.observer.on_event
+        for begun, event in enumerate(events, self._begun + 1):
+            self._begun = begun
+            if self.abandoned:
+                continue
+            try:
+                await on_event(event)
+            except BaseException as error:  # isolation: a watcher's failure is its own
+                if _stops_the_pump(error):
+                    raise
+                self._failed(error, event)
+            else:
+                self._failures_in_a_row = 0
 
     def _was_slow(self, beat: _Heartbeat | None) -> None:
         """It took long: did it await, or hold the event loop? The second time we know."""
@@ -355,7 +407,13 @@ class Delivery(EventQueue):
         try:
             await self._attempt(None, self.observer.aclose)
         finally:
-            fulfil(self.finished)
+            with self.manager.lock:
+                self._finish()
+
+    def _finish(self) -> None:
+        """It is closed. The lock is held."""
+        self.manager.closing.discard(self)
+        fulfil(self.finished)
 
     def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
         self.failed += 1
@@ -389,7 +447,8 @@ class _Heartbeat:
         self.loop_ran = True
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Of this thread."""
     return asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
 
 
@@ -412,11 +471,24 @@ def _stops_the_pump(error: BaseException) -> bool:
 def wake_up(waiter: asyncio.Future[None]) -> None:
     """Have whoever awaits it go on; from any thread, and at once where it is the waiter's own."""
     loop = waiter.get_loop()
-    if loop is _running_loop():
+    if loop is running_loop():
         _resolve(waiter)
         return
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
         loop.call_soon_threadsafe(_resolve, waiter)
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def proxy_of(promise: Future[None]) -> Future[None]:
+    """One that is kept with it and can be cancelled without harm to it."""
+    proxy: Future[None] = Future()
+    promise.add_done_callback(lambda _: fulfil(proxy))
+    return proxy
 
 
 def fulfil(promise: Future[None]) -> None:

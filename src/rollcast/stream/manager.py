@@ -22,19 +22,18 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.delivery import Delivery, ObserverStatistics, fulfil
+from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.route import Route, Targets
 from rollcast.stream.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from rollcast.stream.producer import RunAbout, RunStream
 
-__all__ = ["ManagerStatistics", "Route", "StreamingManager"]
+__all__ = ["ManagerStatistics", "StreamingManager"]
 
 logger = logging.getLogger("rollcast.stream")
-
-Targets = tuple[Delivery, ...]
 
 QUEUE_LIMIT = 8 << 20  # bytes
 QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
@@ -54,41 +53,6 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
     open_chains: int
     completion_tokens: int
     emitted: dict[str, int]
-
-
-class Route:
-    """Where the events of one chain (or of a run as a whole) go.
-
-    `chunk` caches the deliveries that want its tokens: None where that must be looked up anew.
-    """
-
-    __slots__ = ("__weakref__", "by_type", "chain_id", "chunk", "group_id", "manager", "run")
-
-    def __init__(
-        self, manager: StreamingManager, run: RunStream | None, chain_id: str, group_id: str | None
-    ) -> None:
-        self.manager = manager
-        self.run = run
-        self.chain_id = chain_id
-        self.group_id = group_id
-        self.by_type: dict[StreamEventType, Targets] = {}
-        self.chunk: Targets | None = None
-
-    def targets(self, event_type: StreamEventType) -> Targets:
-        """The deliveries that want this type. The lock is held."""
-        targets = self.by_type.get(event_type)
-        if targets is None:
-            run_id = self.run.run_id if self.run is not None else ""
-            targets = self.manager.interested(event_type, self.chain_id, self.group_id, run_id)
-            self.by_type[event_type] = targets
-            if event_type is StreamEventType.LLM_GENERATION_CHUNK:
-                self.chunk = targets
-        return targets
-
-    def forget(self) -> None:
-        """Observers came or went."""
-        self.by_type.clear()
-        self.chunk = None
 
 
 class StreamingManager:
@@ -122,6 +86,8 @@ class StreamingManager:
         self._added: dict[StreamObserver, None] = {}
         self._deliveries: dict[StreamObserver, Delivery] = {}  # to the leaves of those that were added
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
+        self.closing: set[Delivery] = set()  # of observers that were removed, until they are closed
+        self._progress: dict[Delivery, tuple[int, int]] = {}  # of those, when everybody had to leave
         self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
@@ -182,11 +148,14 @@ class StreamingManager:
             wanted: dict[StreamObserver, EventFilter] = {}
             for observer in self._added:
                 for leaf, wish in observer.leaves().items():
-                    if leaf not in self._detached:
-                        wanted[leaf] = wanted[leaf] | wish if leaf in wanted else wish
+                    wanted[leaf] = wanted[leaf] | wish if leaf in wanted else wish
+            self._detached.intersection_update(wanted)  # who was taken off may come back
+            for leaf in self._detached:
+                del wanted[leaf]
             for leaf in [leaf for leaf in self._deliveries if leaf not in wanted]:
                 self._let_go(leaf)
             for leaf, wish in wanted.items():
+                leaf.manager = self  # also where it was added twice, and one of them is gone
                 if leaf not in self._deliveries:
                     self._take_on(leaf, wish)
                 elif self._deliveries[leaf].filter != wish:
@@ -194,7 +163,7 @@ class StreamingManager:
             self._topology_changed()
 
     def _take_on(self, leaf: StreamObserver, filter: EventFilter) -> None:
-        leaf.manager = self
+        self._rouse_leaving()
         delivery = Delivery(self, leaf, filter, self._leaving.pop(leaf, None))
         self._deliveries[leaf] = delivery
         if self.runs:
@@ -208,7 +177,13 @@ class StreamingManager:
         self.congested.discard(delivery)
         self.wake_producers()
         delivery.closing = True
-        delivery.wake()
+        self.closing.add(delivery)
+        delivery.rouse()
+
+    def _rouse_leaving(self) -> None:
+        """Observers that were removed while their loop ended have something left to do. The lock is held."""
+        for delivery in list(self.closing):
+            delivery.rouse()
 
     def _change_filter(self, delivery: Delivery, filter: EventFilter) -> None:
         seen, delivery.filter = delivery.filter, filter
@@ -350,6 +325,7 @@ class StreamingManager:
     def broadcast(self, control: Control) -> None:
         """Queue a hook for every observer."""
         with self.lock:
+            self._rouse_leaving()
             for delivery in self._deliveries.values():
                 delivery.put_control(control)
 
@@ -453,32 +429,60 @@ class StreamingManager:
                 )
 
     async def aclose(self) -> None:
-        """Remove every observer, and wait until each has taken what was emitted and has closed."""
-        left = self._remove_all()
-        await _wait_all(left, self.drain_timeout)
+        """Remove every observer, and wait until each has taken what was emitted and has closed.
+
+        One that takes nothing at all for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
+        """
+        for wait_for in (self._remove_all, self._give_up_hanging):
+            await _wait_all([delivery.finished for delivery in wait_for()], self.drain_timeout)
         self._stop_background()
 
     def close(self) -> None:
         """As `aclose`, for code without an event loop; interpreter exit calls it."""
-        deadline = time.monotonic() + self.drain_timeout
-        deliveries, left = self.deliveries, self._remove_all()
-        if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
-            for delivery in deliveries:
-                delivery.empty_here()
-        for finished in left:
-            try:
-                finished.result(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                continue
+        deliveries = self.deliveries
+        for wait_for in (self._remove_all, self._give_up_hanging):
+            deadline = time.monotonic() + self.drain_timeout
+            left = wait_for()
+            if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
+                for delivery in deliveries:
+                    delivery.empty_here()
+            for delivery in left:
+                try:
+                    delivery.finished.result(max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    continue
         self._stop_background()
 
-    def _remove_all(self) -> list[Future[None]]:
+    def _remove_all(self) -> list[Delivery]:
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
-            return list(self._leaving.values())
+            self._rouse_leaving()
+            self._progress = {delivery: delivery.progress for delivery in self.closing}
+            return list(self.closing)
+
+    def _give_up_hanging(self) -> list[Delivery]:
+        with self.lock:
+            hanging = [d for d in self.closing if d.progress == self._progress.get(d)]
+            for delivery in self.closing:
+                left = delivery.statistics().queued
+                if delivery in hanging:
+                    fate = f"it hangs, and is stopped; {left} events are dropped"
+                else:
+                    fate = f"it goes on with {left} events"
+                logger.warning(
+                    "%s has not closed within %g s: %s", delivery.observer.name, self.drain_timeout, fate
+                )
+            for delivery in hanging:
+                delivery.give_up()
+            return hanging
 
     # -- observers without a loop of their own -------------------------------------------------------------------------
+
+    def loop_of_a_run(self) -> asyncio.AbstractEventLoop | None:
+        """Where an observer that was added from another thread is called. The lock is held."""
+        loops = (run.loop for run in self.runs.values())
+        return next((loop for loop in loops if loop is not None and loop.is_running()), None)
 
     def background_loop(self) -> asyncio.AbstractEventLoop:
         """A loop on a daemon thread, for observers that are neither threaded nor in anybody's loop."""
@@ -499,13 +503,17 @@ class StreamingManager:
         """In a forked child, which has none of the threads and loops. The lock is held."""
         self._background = None
         self.pumps.clear()
+        self.closing.clear()
         self._waiting.after_fork()
         self._leaving.clear()
         for delivery in self._deliveries.values():
             delivery.after_fork()
 
     def _stop_background(self) -> None:
-        loop, self._background = self._background, None
+        with self.lock:
+            if self.closing:  # somebody slow may be at work there
+                return
+            loop, self._background = self._background, None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
 
@@ -535,10 +543,6 @@ def _is_sound(event: Any) -> bool:
     return isinstance(data.get("content"), str) and isinstance(data.get("offset"), int)
 
 
-def _pass_on(proxy: Future[None], _: Future[None]) -> None:
-    fulfil(proxy)
-
-
 def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
     try:
         return observer.leaves()
@@ -550,10 +554,7 @@ def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
 
 async def _wait_all(futures: list[Future[None]], timeout: float) -> None:
     """Wait until all are done, `timeout` seconds at most; the futures themselves are left alone."""
-    proxies = [Future[None]() for _ in futures]
-    for future, proxy in zip(futures, proxies, strict=True):
-        future.add_done_callback(partial(_pass_on, proxy))
-    waiting = [asyncio.wrap_future(proxy) for proxy in proxies]
+    waiting = [asyncio.wrap_future(proxy_of(future)) for future in futures]
     if waiting:
         _, late = await asyncio.wait(waiting, timeout=timeout)
         for waiter in late:

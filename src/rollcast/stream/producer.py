@@ -10,6 +10,7 @@ wants. A run that is not live writes its trajectories and emits nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -27,6 +28,7 @@ from rollcast.records import (
 )
 from rollcast.records.event import RunStatus
 from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
+from rollcast.stream.delivery import running_loop
 from rollcast.stream.queue import Control
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class RunStream:
         self._places_seen: set[str] = set()  # of the chains and groups that filters name
         self.status: RunStatus | None = None
         self._opened = False
+        self.loop: asyncio.AbstractEventLoop | None = None  # in which it was opened
         self.lock: AbstractContextManager[Any] = manager.lock if live else _NO_LOCK
         self._route = manager.route(self, "", None)
         self._began = time.perf_counter()
@@ -134,6 +137,7 @@ class RunStream:
             raise InputError(f"run {self.run_id} was opened already; make another one with manager.run(...)")
         self._opened = True
         self._began = time.perf_counter()
+        self.loop = running_loop()
         if self.live:
             with self.lock:
                 self.manager.runs[self.run_id] = self

@@ -87,7 +87,9 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
     one's place, so `seq` still rises.
     """
-    runs_of_chunks: dict[tuple[str, str], list[int]] = {}
+    runs_of_chunks: dict[
+        tuple[str, str], tuple[int | None, list[int]]
+    ] = {}  # with the step of the generation
     groups: list[list[int]] = []
     for i, item in enumerate(queue):
         if isinstance(item, Control):
@@ -95,13 +97,15 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
                 runs_of_chunks.pop((item.run_id, item.chain_id), None)
             continue
         key = (item.run_id, item.chain_id)
-        if item.event_type is not CHUNK:
+        if item.event_type is StreamEventType.GAP:
+            runs_of_chunks.clear()
+        elif item.event_type is not CHUNK:
             runs_of_chunks.pop(key, None)
-        elif key in runs_of_chunks:
-            runs_of_chunks[key].append(i)
-        else:
-            runs_of_chunks[key] = [i]
-            groups.append(runs_of_chunks[key])
+        elif key in runs_of_chunks and runs_of_chunks[key][0] == item.step:
+            runs_of_chunks[key][1].append(i)
+        else:  # the first, or the first of the next generation where a filter leaves out what is between
+            runs_of_chunks[key] = (item.step, [i])
+            groups.append(runs_of_chunks[key][1])
     merged: dict[int, StreamEvent] = {}
     gone: set[int] = set()
     freed = 0
@@ -114,27 +118,21 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], int, int]:
-    """The queue without the chunks of generations whose end stands in it too: the end has the whole text.
-
-    Also how many events and bytes that saved.
-    """
-    ended: set[tuple[str, str]] = set()
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[StreamEvent]]:
+    """The queue without the chunks of generations whose end stands in it too (the end has the whole text), and those."""
+    ended: set[tuple[str, str, int | None]] = set()
     kept: list[Item] = []
-    freed = 0
+    told: list[StreamEvent] = []
     for item in reversed(queue):
         if isinstance(item, StreamEvent):
-            key = (item.run_id, item.chain_id)
+            key = (item.run_id, item.chain_id, item.step)
             if item.event_type is GENERATION_END:
                 ended.add(key)
-            elif item.event_type is CHUNK:
-                if key in ended:
-                    freed += event_size(item)
-                    continue
-            elif item.event_type is StreamEventType.LLM_GENERATION_START:
-                ended.discard(key)
+            elif item.event_type is CHUNK and key in ended:
+                told.append(item)
+                continue
         kept.append(item)
-    return kept[::-1], len(queue) - len(kept), freed
+    return kept[::-1], told
 
 
 class _Lost:
@@ -149,7 +147,32 @@ class _Lost:
     def add(self, event: StreamEvent) -> None:
         self.from_seq = min(self.from_seq, event.data.get("from_seq", event.seq))
         self.to_seq = max(self.to_seq, event.seq)
-        self.by_type[event.event_type.value] += 1
+        if event.event_type is StreamEventType.GAP:
+            self.by_type.update(event.data["dropped"])
+        else:
+            self.by_type[event.event_type.value] += 1
+
+    def join(self, other: _Lost) -> None:
+        self.from_seq = min(self.from_seq, other.from_seq)
+        self.to_seq = max(self.to_seq, other.to_seq)
+        self.by_type.update(other.by_type)
+
+
+_LostByRun = dict[str, _Lost]
+
+
+def _note(lost: _LostByRun, event: StreamEvent) -> None:
+    if event.run_id not in lost:
+        lost[event.run_id] = _Lost(event.seq)
+    lost[event.run_id].add(event)
+
+
+def _join(lost: _LostByRun, others: _LostByRun) -> None:
+    for run_id, other in others.items():
+        if run_id in lost:
+            lost[run_id].join(other)
+        else:
+            lost[run_id] = other
 
 
 class EventQueue:
@@ -174,7 +197,9 @@ class EventQueue:
         self.mixed = False  # controls may stand among the events
         self.bytes = 0
         self._compact_at = COMPACT_AT
-        self._lost: dict[str, _Lost] = {}
+        self._lost: _LostByRun = {}
+        self._told: _LostByRun = {}  # chunks that went because an end that waits has their text
+        self._told_taken: _LostByRun = {}  # of the ends that were taken last
 
     def wake(self) -> None:
         """Something waits and the reader is not awake: tell it."""
@@ -208,6 +233,8 @@ class EventQueue:
 
     def put_free(self, items: list[Item]) -> None:
         """Queue what is not counted against the limit: snapshots (bounded by the open chains), and what asks for them."""
+        if self._lost:  # newer snapshots will follow the gap
+            items = [item for item in items if isinstance(item, Control)]
         self.items += items
         self.mixed = True
         if not self.awake:
@@ -220,13 +247,26 @@ class EventQueue:
         if len(items) < COMPACT_AT:  # else as many may wait again: each a chunk of another chain, mostly
             self._compact_at = COMPACT_AT
         if self._lost:
-            items = [*self._gaps(), *snapshots, *items]
+            opened = [
+                item for item in items if _opens(item)
+            ]  # nobody gets a gap of a run that he does not know
+            items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
+        self._told_taken, self._told = self._told, {}
         self.bytes = 0
         return items
 
     def put_back(self, items: list[Item]) -> None:
-        """What was taken and not read stands first again."""
+        """What was taken and not read stands first again; where events were dropped since, the gap covers it too."""
+        if self._lost:
+            for item in items:
+                if _counts(item):
+                    self._lose(item)
+            items = [item for item in items if isinstance(item, Control)]
+            self._lose_told(self._told_taken)
+        else:
+            _join(self._told, self._told_taken)
+        self._told_taken = {}
         self.items[:0] = items
         self.mixed = True
         self.bytes = sum(event_size(item) for item in self.items if _counts(item))
@@ -237,19 +277,24 @@ class EventQueue:
                 self.full = True
                 self.became_full()
             return
-        for shorter in (compact, without_ended_generations):
-            self.items, saved, freed = shorter(self.items)
-            self.merged += saved
-            self.bytes -= freed
-            if self.bytes <= 0.75 * self.limit:
-                break
-        else:
+        self.items, saved, freed = compact(self.items)
+        self.merged += saved
+        self.bytes -= freed
+        if self.bytes > 0.75 * self.limit:
+            self.items, told = without_ended_generations(self.items)
+            self.merged += len(told)
+            self.bytes -= sum(map(event_size, told))
+            for chunk in told:
+                _note(self._told, chunk)
+        if self.bytes > 0.75 * self.limit:
             self._give_up()
         self._compact_at = max(COMPACT_AT, 2 * len(self.items))
 
     def _give_up(self) -> None:
         """Drop what waits; from here on only count, until the reader comes back."""
         items, self.items = self.items, []
+        self._lose_told(self._told)
+        self._told = {}
         for item in items:
             if isinstance(item, Control):
                 if item.kind != "chain_closed":
@@ -259,11 +304,15 @@ class EventQueue:
         self.bytes = 0
 
     def _lose(self, event: StreamEvent) -> None:
-        lost = self._lost.get(event.run_id)
-        if lost is None:
-            lost = self._lost[event.run_id] = _Lost(event.seq)
-        lost.add(event)
+        _note(self._lost, event)
         self.dropped += 1
+
+    def _lose_told(self, told: _LostByRun) -> None:
+        """The ends that had their text are lost: they count as dropped, and no longer as merged."""
+        count = sum(sum(lost.by_type.values()) for lost in told.values())
+        self.merged -= count
+        self.dropped += count
+        _join(self._lost, told)
 
     def _gaps(self) -> list[StreamEvent]:
         now = time.time()
@@ -289,6 +338,10 @@ class EventQueue:
     def waiting(self) -> list[StreamEvent]:
         """The events that wait."""
         return [item for item in self.items if isinstance(item, StreamEvent)]
+
+
+def _opens(item: Item) -> bool:
+    return isinstance(item, Control) and item.kind == "run_opened"
 
 
 def _counts(item: Item) -> TypeGuard[StreamEvent]:

@@ -6,6 +6,7 @@ to itself.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from rollcast.errors import InputError
@@ -59,6 +60,7 @@ class MultiChainStreamObserver(_Composite):
     """Observers by chain, and others for everything. They may be added and removed while chains run."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # of writers; who reads has what was there before or after
         self._by_chain: dict[str, list[StreamObserver]] = {}
         self._global: list[StreamObserver] = []
 
@@ -72,7 +74,9 @@ class MultiChainStreamObserver(_Composite):
             raise InputError(
                 f"add_chain_observer got chain id {chain_id!r}; expected a string such as 'chain_0'"
             )
-        self._by_chain.setdefault(chain_id, []).append(_checked(observer))
+        _checked(observer)
+        with self._lock:
+            self._by_chain = self._by_chain | {chain_id: [*self._by_chain.get(chain_id, ()), observer]}
         self._changed()
 
     def add_global_observer(self, observer: StreamObserver) -> None:
@@ -81,20 +85,24 @@ class MultiChainStreamObserver(_Composite):
         Raises:
             InputError: it is no StreamObserver.
         """
-        self._global.append(_checked(observer))
+        _checked(observer)
+        with self._lock:
+            self._global = [*self._global, observer]
         self._changed()
 
     def remove_chain_observer(self, chain_id: str, observer: StreamObserver | None = None) -> None:
         """Take the observer off this chain; all of the chain's where None. One that is not there is ignored."""
-        observers = self._by_chain.pop(chain_id, [])
-        kept = [o for o in observers if observer is not None and o is not observer]
-        if kept:
-            self._by_chain[chain_id] = kept
+        with self._lock:
+            observers = self._by_chain.get(chain_id, [])
+            kept = [o for o in observers if observer is not None and o is not observer]
+            others = {name: them for name, them in self._by_chain.items() if name != chain_id}
+            self._by_chain = others | {chain_id: kept} if kept else others
         self._changed()
 
     def remove_global_observer(self, observer: StreamObserver) -> None:
         """Take the observer off. One that is not there is ignored."""
-        self._global = [o for o in self._global if o is not observer]
+        with self._lock:
+            self._global = [o for o in self._global if o is not observer]
         self._changed()
 
     def leaves(self) -> dict[StreamObserver, EventFilter]:
