@@ -247,6 +247,25 @@ class StreamingManager:
                 emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
             )
 
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, run_id: str, chain_id: str | None = None) -> None:
+        """End a run, or one of its open chains, on behalf of somebody who watches it; from any thread.
+
+        Raises:
+            InputError: no such run or chain is open, or whoever produces it cannot be told to stop.
+        """
+        with self.lock:
+            run = self.runs.get(run_id)
+            if run is None:
+                raise InputError(f"no run {run_id!r} is open")
+            if chain_id is not None and chain_id not in run.open_chains:
+                raise InputError(f"run {run_id} has no open chain {chain_id!r}")
+            on_cancel = run.on_cancel
+        if on_cancel is None:
+            raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
+        on_cancel(chain_id)
+
     # -- producing ----------------------------------------------------------------------------------------------------
 
     def run(self, **about: Any) -> RunStream:
