@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from types import TracebackType
@@ -300,7 +300,9 @@ class WebSocketStreamingServer:
             logger=connection_logger,
         )
 
-    def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _on_request(
+        self, connection: ServerConnection, request: Request
+    ) -> Response | Awaitable[Response] | None:
         """Before the handshake: who asks, and what for? A response ends it."""
         headers, url = request.headers, urlsplit(request.path)
         if not self._host_allowed(headers):
@@ -331,7 +333,8 @@ class WebSocketStreamingServer:
         if not plain:
             connection.ping_interval = None  # the session asks itself
         local = is_loopback(str(connection.remote_address[0]))
-        if plain or (self.settings.compression is None and local):
+        uncompressed = plain or (self.settings.compression is None and local)
+        if uncompressed and "Sec-WebSocket-Extensions" in headers:
             del headers["Sec-WebSocket-Extensions"]
         return None
 
@@ -513,19 +516,25 @@ def _origin_allowed(headers: Headers, origins: tuple[str, ...]) -> bool:
     return not given or (len(given) == 1 and origin_allowed(given[0], headers.get("Host"), origins))
 
 
-def _metrics(connection: ServerConnection) -> Response:
+async def _metrics(connection: ServerConnection) -> Response:
     """What `PrometheusStreamObserver`, and whatever else the program counts, has in the default registry."""
     try:
-        import prometheus_client  # noqa: PLC0415  (an extra)
+        text, kind = await asyncio.to_thread(_scrape)  # collectors may read files
     except ModuleNotFoundError:
         return connection.respond(
             HTTPStatus.NOT_FOUND,
             "Metrics need packages that are not installed: pip install 'rollcast[metrics]'.\n",
         )
-    response = connection.respond(HTTPStatus.OK, prometheus_client.generate_latest().decode())
+    response = connection.respond(HTTPStatus.OK, text)
     del response.headers["Content-Type"]
-    response.headers["Content-Type"] = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+    response.headers["Content-Type"] = kind
     return response
+
+
+def _scrape() -> tuple[str, str]:
+    import prometheus_client  # noqa: PLC0415  (an extra)
+
+    return prometheus_client.generate_latest().decode(), prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 
 
 def _free_port(family: int, host: str) -> int:
