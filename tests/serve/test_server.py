@@ -13,12 +13,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from rollcast import BaseAgent
 from rollcast.errors import InputError
 from rollcast.records import check_events, decode
 from rollcast.serve import Limits, ServerSettings, Token, WebSocketStreamingClient, WebSocketStreamingServer
 from rollcast.serve.protocol import Cancel, Hello, Ping, Subscribe, encode_frame
 from rollcast.stream import StreamingManager
-from rollcast.testing import capture_events
+from rollcast.testing import ScriptedBackend, capture_events
 
 V1 = {"subprotocols": ["rollcast.v1"], "proxy": None, "ping_interval": None}
 
@@ -429,6 +430,43 @@ def test_on_a_thread_of_its_own_beside_synchronous_code(say):
         assert asyncio.run(watch()) == capture.events
     assert not any(t.name == "rollcast-server" for t in threading.enumerate())
     manager.close()
+
+
+def test_on_a_thread_beside_an_event_loop(say):
+    """A trainer that awaits in its own loop; watchers in a third; every event arrives, and `cancel` finds its way."""
+    started = threading.Event()
+
+    def script(request):
+        started.set()
+        return "word " * 100_000
+
+    agent = BaseAgent(backend=ScriptedBackend(script))
+    watched = []
+
+    def watch(url):
+        async def until_the_end():
+            async with WebSocketStreamingClient(url, token="rule", since="start") as client:
+                async for event in client:
+                    watched.append(event)
+                    if len(watched) == 50:
+                        await client.cancel(event.run_id, "chain_1")
+                        await client.cancel(event.run_id)
+                    if event.event_type == "run_end":
+                        return
+
+        asyncio.run(until_the_end())
+
+    with WebSocketStreamingServer("127.0.0.1", 0, token="rule") as server:
+        agent.streaming_manager.add_observer(server.get_observer())
+        watcher = threading.Thread(target=watch, args=(server.url,))
+        watcher.start()
+        result = agent.run(1, [{"role": "user", "content": "Go on."}], num_chains=2, enable_streaming=True)
+        watcher.join(timeout=30)
+        assert not watcher.is_alive()
+    assert result.status == "cancelled"
+    assert {t.finish_reason for t in result} == {"cancelled"}
+    check_events(watched)
+    agent.streaming_manager.close()
 
 
 def test_on_a_thread_it_tells_of_a_port_in_use():

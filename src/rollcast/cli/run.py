@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -20,9 +20,11 @@ from rollcast.errors import InputError
 from rollcast.models import Sampling
 from rollcast.records import EventFilter
 from rollcast.rollout import BaseAgent, Run, RunResult
-from rollcast.serve import WebSocketStreamingServer
 from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
 from rollcast.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from rollcast.serve import WebSocketStreamingServer
 
 __all__ = ["RunOptions", "run_command"]
 
@@ -119,6 +121,8 @@ def _server(options: RunOptions) -> WebSocketStreamingServer | None:
     host, _, port = options.serve.rpartition(":")
     if not port.isascii() or not port.isdecimal():
         raise InputError(f"--serve is {options.serve!r}; expected PORT or HOST:PORT, such as 8765")
+    from rollcast.serve import WebSocketStreamingServer  # noqa: PLC0415  (most runs serve nobody)
+
     return WebSocketStreamingServer(host.strip("[]") or "localhost", int(port), token=options.token)
 
 

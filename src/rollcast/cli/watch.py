@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.serve import WebSocketStreamingClient
 from rollcast.stream.observers import ConsoleStreamObserver
 
 __all__ = ["WatchOptions", "watch_command"]
@@ -48,6 +47,8 @@ def watch_command(options: WatchOptions) -> int:
 
 
 async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
+    from rollcast.serve import WebSocketStreamingClient  # noqa: PLC0415  (other commands need no network)
+
     # What comes may be of a later version, or made by hand: it is shown, not judged.
     client = WebSocketStreamingClient(
         options.url, token=options.token, filter=wanted, since=options.since, check=False
