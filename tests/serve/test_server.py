@@ -434,13 +434,12 @@ def test_on_a_thread_of_its_own_beside_synchronous_code(say):
 
 def test_on_a_thread_beside_an_event_loop(say):
     """A trainer that awaits in its own loop; watchers in a third; every event arrives, and `cancel` finds its way."""
-    started = threading.Event()
 
-    def script(request):
-        started.set()
-        return "word " * 100_000
+    async def hang(request, token):
+        if token == 10:
+            await asyncio.Event().wait()
 
-    agent = BaseAgent(backend=ScriptedBackend(script))
+    agent = BaseAgent(backend=ScriptedBackend("word " * 100, before_token=hang))
     watched = []
 
     def watch(url):
@@ -448,7 +447,7 @@ def test_on_a_thread_beside_an_event_loop(say):
             async with WebSocketStreamingClient(url, token="rule", since="start") as client:
                 async for event in client:
                     watched.append(event)
-                    if len(watched) == 50:
+                    if len(watched) == 20:
                         await client.cancel(event.run_id, "chain_1")
                         await client.cancel(event.run_id)
                     if event.event_type == "run_end":
