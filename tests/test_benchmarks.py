@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["off", "emit", "loop", "isolation", "import"]
+NAMES = ["off", "emit", "loop", "isolation", "serve", "import"]
 
 
 @pytest.fixture

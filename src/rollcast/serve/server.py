@@ -170,9 +170,15 @@ class WebSocketStreamingServer:
         """Listen, in this event loop. Starting twice does nothing.
 
         Raises:
-            InputError: the port is in use, or the address is none of this machine's.
+            InputError: the port is in use, the address is none of this machine's, or the event loop in which it was
+                started before has ended without `stop`.
         """
         if self._server is not None:
+            if self._server.get_loop().is_closed():
+                raise InputError(
+                    "the server was started in an event loop that has ended; await stop() before that loop ends, "
+                    "or use start_thread()"
+                )
             return self
         loop = asyncio.get_running_loop()
         self._server = await self._listen(loop)
