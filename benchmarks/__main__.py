@@ -22,6 +22,7 @@ BENCHMARKS = {
     "emit": "benchmarks.emit",
     "loop": "benchmarks.loop",
     "isolation": "benchmarks.isolation",
+    "serve": "benchmarks.serve",
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
     "peers": "benchmarks.peers",

@@ -112,6 +112,8 @@ PUBLIC = {
     "ToolAgent",
     "ToolError",
     "Trajectory",
+    "WebSocketStreamingClient",
+    "WebSocketStreamingServer",
     "current_chain",
     "exact_match",
     "numeric_match",

@@ -127,6 +127,7 @@ def test_commands_exist(words, monkeypatch):
         from rollcast.cli import app as cli
 
         monkeypatch.setattr(cli, "run_command", lambda options: 0)
+        monkeypatch.setattr(cli, "watch_command", lambda options: 0)
         done = CliRunner().invoke(cli.app, arguments)
         assert done.exit_code == 0, done.output
     elif program == "make":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ToolAgent,
     )
     from rollcast.rollout.reward import exact_match, numeric_match, reward
+    from rollcast.serve import WebSocketStreamingClient, WebSocketStreamingServer
     from rollcast.stream import StreamingManager, StreamObserver, current_chain
     from rollcast.stream.observers import (
         AsyncGeneratorStreamObserver,
@@ -65,6 +66,8 @@ __all__ = [
     "ToolAgent",
     "ToolError",
     "Trajectory",
+    "WebSocketStreamingClient",
+    "WebSocketStreamingServer",
     "__version__",
     "current_chain",
     "exact_match",
@@ -79,6 +82,7 @@ _HOMES = {
     "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
     "rollcast.rollout": "BaseAgent ChainContext ChainGeneration CodeAgent ReactAgent RunResult ToolAgent",
     "rollcast.rollout.reward": "exact_match numeric_match reward",
+    "rollcast.serve": "WebSocketStreamingClient WebSocketStreamingServer",
     "rollcast.stream": "StreamingManager StreamObserver current_chain",
     "rollcast.stream.observers": (
         "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver "

@@ -13,6 +13,7 @@ RollcastError
 │   └── BackendClosedError         the backend was closed, or its engine died
 ├── ToolError                      raise it in a tool: its text is what the model reads
 ├── RewardError                    a reward raised, or returned something that is not a number
+├── RefusedError                   a server will not have this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 A message says what was found, what was expected and what to do. The command line prints it alone and exits with 2.
@@ -30,6 +31,7 @@ __all__ = [
     "MessagesError",
     "MissingExtraError",
     "PromptTooLongError",
+    "RefusedError",
     "RewardDefinitionError",
     "RewardError",
     "RollcastError",
@@ -88,6 +90,10 @@ class ToolError(RollcastError):
 
 class RewardError(RollcastError):
     """A reward raised, or returned something that is not a finite number."""
+
+
+class RefusedError(RollcastError):
+    """A server will not have this client, or cannot be reached."""
 
 
 class MissingExtraError(RollcastError, ImportError):

@@ -10,6 +10,7 @@ import logging
 import re
 import textwrap
 
+import aiohttp
 import pytest
 
 import rollcast
@@ -381,3 +382,48 @@ async def test_debug_mode(caplog):
         "chain_0 is answered",
     ):
         assert said in caplog.text, said
+
+
+async def test_websocket_streaming():
+    """A client of another package reads every event, one a message; port 0 stands for 8765."""
+    got = []
+
+    async def watch(url):
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
+            watching.set()
+            async for message in socket:
+                got.append(decode(message.data))
+
+    watching, watchers = asyncio.Event(), []
+
+    async def connected(server):
+        watchers.append(asyncio.create_task(watch(server.url)))
+        await watching.wait()
+        while not server.statistics().subscriptions:
+            await asyncio.sleep(0)
+
+    agent = YourAgent()
+    with capture_events(agent.streaming_manager) as capture:
+        async with asyncio.timeout(20):
+            namespace, _ = await play(
+                """
+                from rollcast import WebSocketStreamingServer
+
+                # Start WebSocket server
+                server = WebSocketStreamingServer(host="localhost", port=0)
+                await server.start()
+
+                # Add WebSocket observer
+                agent.streaming_manager.add_observer(server.get_observer())
+                await connected(server)
+
+                # Run agent
+                await agent.run_async(..., enable_streaming=True)
+                """,
+                agent=agent,
+                connected=connected,
+            )
+            await namespace["server"].stop()
+            await asyncio.gather(*watchers)
+    assert got == capture.events
+    check_events(got)

@@ -9,6 +9,7 @@ import typer
 import rollcast
 from rollcast.cli import options
 from rollcast.cli.run import RunOptions, run_command
+from rollcast.cli.watch import WatchOptions, watch_command
 
 __all__ = ["app"]
 
@@ -51,6 +52,8 @@ def run(
     temperature: options.TemperatureOption = None,
     pace: options.PaceOption = None,
     json: options.JsonOption = None,
+    serve: options.ServeOption = None,
+    token: options.TokenOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -75,11 +78,41 @@ def run(
         temperature=temperature,
         pace=pace,
         json=json,
+        serve=serve,
+        token=token,
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
     code = run_command(chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def watch(
+    url: options.UrlArg,
+    since: options.SinceOption = "live",
+    token: options.TokenOption = None,
+    chain: options.ChainOption = None,
+    type: options.TypeOption = None,
+    no_color: options.NoColorOption = False,
+    no_timestamps: options.NoTimestampsOption = False,
+) -> None:
+    """Watch the chains of another program: of `rollcast run --serve`, or of any WebSocketStreamingServer.
+
+    It goes on until Ctrl-C, and comes back when the connection drops.
+    """
+    chosen = WatchOptions(
+        url=url,
+        since=since,
+        token=token,
+        show_chains=chain or None,
+        show_types=type or None,
+        color=False if no_color else None,
+        timestamps=not no_timestamps,
+    )
+    code = watch_command(chosen)
     if code:
         raise typer.Exit(code)

@@ -22,9 +22,13 @@ __all__ = [
     "QuestionsOption",
     "RowsOption",
     "SeedOption",
+    "ServeOption",
+    "SinceOption",
     "TaskOption",
     "TemperatureOption",
+    "TokenOption",
     "TypeOption",
+    "UrlArg",
 ]
 
 AgentArg = Annotated[
@@ -73,3 +77,22 @@ TypeOption = Annotated[
 ]
 NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.")]
 NoTimestampsOption = Annotated[bool, typer.Option("--no-timestamps", help="No times before the lines.")]
+ServeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        help="Let `rollcast watch` and any WebSocket client watch the run here; other hosts than localhost need --token.",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ROLLCAST_TOKEN",
+        show_envvar=True,
+        help="The secret that clients must have; better in the environment, which other users do not see.",
+    ),
+]
+UrlArg = Annotated[str, typer.Argument(metavar="URL", help="The server: ws://HOST:PORT.", show_default=False)]
+SinceOption = Annotated[
+    str, typer.Option(metavar="live|start", help="From now on, or from the oldest event that the server has.")
+]

@@ -7,9 +7,9 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -22,6 +22,9 @@ from rollcast.records import EventFilter
 from rollcast.rollout import BaseAgent, Run, RunResult
 from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
 from rollcast.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from rollcast.serve import WebSocketStreamingServer
 
 __all__ = ["RunOptions", "run_command"]
 
@@ -44,6 +47,8 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
+    serve: str | None
+    token: str | None
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -57,6 +62,7 @@ def run_command(options: RunOptions) -> int:
     task = get_task(options.task)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
+    server = _server(options)
     agent = _agent(task, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:
@@ -80,7 +86,7 @@ def run_command(options: RunOptions) -> int:
     out = sys.stderr if lines_to_stdout else sys.stdout
     if options.agent is None:
         print_about(task.about, out, color=options.color)
-    result, signals = asyncio.run(_execute(agent, run))
+    result, signals = asyncio.run(_execute(agent, run, server, out))
     print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
     if signals:
         return SIGNALLED + signals[0]
@@ -109,8 +115,26 @@ def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
     return task.rows(options.questions, options.seed)
 
 
-async def _execute(agent: BaseAgent, run: Run) -> tuple[RunResult, list[int]]:
-    async with agent:
+def _server(options: RunOptions) -> WebSocketStreamingServer | None:
+    if options.serve is None:
+        return None
+    host, _, port = options.serve.rpartition(":")
+    if not port.isascii() or not port.isdecimal():
+        raise InputError(f"--serve is {options.serve!r}; expected PORT or HOST:PORT, such as 8765")
+    from rollcast.serve import WebSocketStreamingServer  # noqa: PLC0415  (most runs serve nobody)
+
+    return WebSocketStreamingServer(host.strip("[]") or "localhost", int(port), token=options.token)
+
+
+async def _execute(
+    agent: BaseAgent, run: Run, server: WebSocketStreamingServer | None, out: TextIO
+) -> tuple[RunResult, list[int]]:
+    async with AsyncExitStack() as stack:
+        if server is not None:
+            await stack.enter_async_context(server)
+            agent.streaming_manager.add_observer(server.get_observer())
+            print(f"watch it with: rollcast watch {server.url}", file=out, flush=True)
+        await stack.enter_async_context(agent)
         with _ending_on_signals(run) as signals:
             result = await run.execute()
         return result, signals

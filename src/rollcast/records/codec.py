@@ -11,7 +11,7 @@ import msgspec
 from rollcast.errors import DecodeError
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
 
-__all__ = ["decode", "encode", "encode_lines", "event_from_dict", "json_schema"]
+__all__ = ["checked_event", "decode", "encode", "encode_lines", "event_from_dict", "json_schema"]
 
 
 def _refuse(value: Any) -> Any:
@@ -41,7 +41,7 @@ def decode(line: bytes | str) -> StreamEvent:
         raise DecodeError(
             f"this is not an event: {error}; expected one JSON object a line as in docs/events.md"
         ) from None
-    return _checked(event)
+    return checked_event(event)
 
 
 def event_from_dict(value: dict[str, Any]) -> StreamEvent:
@@ -50,10 +50,15 @@ def event_from_dict(value: dict[str, Any]) -> StreamEvent:
         event = msgspec.convert(value, StreamEvent)
     except (msgspec.ValidationError, RecursionError) as error:
         raise DecodeError(f"this is not an event: {error}; expected the fields of docs/events.md") from None
-    return _checked(event)
+    return checked_event(event)
 
 
-def _checked(event: StreamEvent) -> StreamEvent:
+def checked_event(event: StreamEvent) -> StreamEvent:
+    """The event itself, where its `data` has what its type promises.
+
+    Raises:
+        DecodeError: it has not.
+    """
     try:
         msgspec.convert(event.data, PAYLOADS[event.event_type])
     except msgspec.ValidationError as error:

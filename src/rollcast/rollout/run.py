@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -116,6 +117,7 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
+        self.stream.on_cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, self.cancel)
         self.stream.open()
         try:
             for r, row in enumerate(self.rows):

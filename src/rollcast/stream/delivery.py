@@ -211,7 +211,8 @@ class Delivery(EventQueue):
             name = f"rollcast-observer-{self.observer.name}"
             threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
             return
-        loop = self._home if self._home is not None and self._home.is_running() else running_loop()
+        loop = next((x for x in (self.observer.loop, self._home) if x is not None and x.is_running()), None)
+        loop = loop or running_loop()
         if loop is None:
             loop = self.manager.loop_of_a_run() or self.manager.background_loop()
         self._loop = self._home = loop

@@ -7,15 +7,12 @@ want each type of its events; where nobody wants a token, none is made into an e
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
-import os
 import threading
 import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
@@ -23,6 +20,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of
+from rollcast.stream.lifetime import managers
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
 from rollcast.stream.route import Route, Targets
@@ -92,7 +90,7 @@ class StreamingManager:
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
         self._background: asyncio.AbstractEventLoop | None = None
-        _managers.add(self)
+        managers.add(self)
 
     # -- observers ---------------------------------------------------------------------------------------------------
 
@@ -230,6 +228,25 @@ class StreamingManager:
                 completion_tokens=self.ended_tokens + growing,
                 emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
             )
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, run_id: str, chain_id: str | None = None) -> None:
+        """End a run, or one of its open chains, on behalf of somebody who watches it; from any thread.
+
+        Raises:
+            InputError: no such run or chain is open, or whoever produces it cannot be told to stop.
+        """
+        with self.lock:
+            run = self.runs.get(run_id)
+            if run is None:
+                raise InputError(f"no run {run_id!r} is open")
+            if chain_id is not None and chain_id not in run.open_chains:
+                raise InputError(f"run {run_id} has no open chain {chain_id!r}")
+            on_cancel = run.on_cancel
+        if on_cancel is None:
+            raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
+        on_cancel(chain_id)
 
     # -- producing ----------------------------------------------------------------------------------------------------
 
@@ -559,42 +576,3 @@ async def _wait_all(futures: list[Future[None]], timeout: float) -> None:
         _, late = await asyncio.wait(waiting, timeout=timeout)
         for waiter in late:
             waiter.cancel()
-
-
-_managers: weakref.WeakSet[StreamingManager] = weakref.WeakSet()
-
-
-def _close_at_exit() -> None:
-    """What was emitted is not lost to an unflushed file because the program ended."""
-    for manager in list(_managers):
-        try:
-            manager.close()
-        except Exception:  # one manager's failure is not another's
-            logger.exception("a manager could not be closed at exit")
-
-
-_forking: list[StreamingManager] = []  # their locks are held
-
-
-def _before_fork() -> None:
-    """No other thread may be in the middle of a change: the child would have that half, and a lock that nobody frees."""
-    for manager in sorted(_managers, key=id):
-        manager.lock.acquire()
-        _forking.append(manager)
-
-
-def _after_fork(*, in_child: bool) -> None:
-    while _forking:
-        manager = _forking.pop()
-        if in_child:
-            manager.after_fork()
-        manager.lock.release()
-
-
-atexit.register(_close_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=partial(_after_fork, in_child=False),
-        after_in_child=partial(_after_fork, in_child=True),
-    )

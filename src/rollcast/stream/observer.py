@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
@@ -26,12 +27,14 @@ class StreamObserver(ABC):
             `gap` stands for what was dropped. `lossless`: the rollout waits.
         threaded: True where the observer blocks (files, terminals): it is then called on a thread of its own, with an
             event loop of its own. False: it is called in the event loop of the run and must not block it.
+        loop: the event loop in which it wants to be called while that runs; None: that of the run.
         manager: the manager to which it is added, or None.
     """
 
     filter: EventFilter = EventFilter()
     mode: DeliveryMode = "coalesce"
     threaded: bool = False
+    loop: asyncio.AbstractEventLoop | None = None
     manager: StreamingManager | None = None
 
     @property

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
@@ -77,6 +77,8 @@ class RunStream:
         parent_run_id: the training run that this is a rollout of.
         split: `train` or `eval`.
         run_id: made where None.
+        on_cancel: called with a chain id, or None for the whole run, when somebody asks `manager.cancel` to end it; from
+            any thread.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class RunStream:
         parent_run_id: str | None = None,
         split: Literal["train", "eval"] | None = None,
         run_id: str | None = None,
+        on_cancel: Callable[[str | None], object] | None = None,
     ) -> None:
         self.manager = manager
+        self.on_cancel = on_cancel
         self.live = live
         self.run_id = run_id or new_run_id()
         self.seq = -1  # of the last event; the manager stamps
@@ -103,6 +107,7 @@ class RunStream:
         self.open_chains: dict[str, ChainStream] = {}
         self._chain_ids: set[str] = set()  # that were given
         self._repeats: dict[str | None, int] = {}  # chains so far, by group
+        self.expected_chains = chains
         self.chains = 0  # so far; their trajectories belong to whoever holds the chains, not to the run
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
@@ -122,6 +127,7 @@ class RunStream:
             "backend": backend,
             "policy_version": policy_version,
         }
+        self.parent_run_id = parent_run_id
         if parent_run_id is not None:
             self._start["parent_run_id"] = parent_run_id
         if split is not None:

@@ -1,0 +1,80 @@
+"""`rollcast watch`: another program's chains on this terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.observers import ConsoleStreamObserver
+
+__all__ = ["WatchOptions", "watch_command"]
+
+INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What the command line says; see `rollcast watch --help`."""
+
+    url: str
+    since: str
+    token: str | None
+    show_chains: list[str] | None
+    show_types: list[str] | None
+    color: bool | None
+    timestamps: bool
+
+
+def watch_command(options: WatchOptions) -> int:
+    """Show what comes until Ctrl-C; the exit code.
+
+    Raises:
+        InputError: an option is wrong.
+        RefusedError: the server cannot be reached, or will not have this client.
+    """
+    if options.since not in ("live", "start"):
+        raise InputError(f"--since is {options.since!r}; expected live or start")
+    logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
+    wanted = EventFilter(chains=options.show_chains, types=options.show_types)
+    try:
+        asyncio.run(_watch(options, wanted))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
+    from rollcast.serve import WebSocketStreamingClient  # noqa: PLC0415  (other commands need no network)
+
+    # What comes may be of a later version, or made by hand: it is shown, not judged.
+    client = WebSocketStreamingClient(
+        options.url, token=options.token, filter=wanted, since=options.since, check=False
+    )
+    console = ConsoleStreamObserver(
+        show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
+    )
+    open_runs: set[str] = set()
+    try:
+        async with client:
+            async for event in client:
+                await _show(console, event, open_runs)
+    finally:
+        for run_id in open_runs:
+            await console.on_run_closed(run_id)
+        await console.aclose()
+
+
+async def _show(console: ConsoleStreamObserver, event: StreamEvent, open_runs: set[str]) -> None:
+    """One event, and the hooks that a manager would call around it."""
+    if event.run_id and event.run_id not in open_runs:
+        open_runs.add(event.run_id)
+        await console.on_run_opened(event.run_id)
+    await console.on_event(event)
+    if event.event_type is StreamEventType.CHAIN_END:
+        await console.on_chain_closed(event.run_id, event.chain_id)
+    elif event.event_type is StreamEventType.RUN_END:
+        open_runs.discard(event.run_id)
+        await console.on_run_closed(event.run_id)

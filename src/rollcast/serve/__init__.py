@@ -1,0 +1,33 @@
+"""Events over a WebSocket: the server, the client, and the protocol between them (docs/server.md)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rollcast.serve.client import WebSocketStreamingClient
+    from rollcast.serve.server import WebSocketStreamingServer
+    from rollcast.serve.settings import Limits, ServerSettings, Token
+
+__all__ = [
+    "Limits",
+    "ServerSettings",
+    "Token",
+    "WebSocketStreamingClient",
+    "WebSocketStreamingServer",
+]
+
+_HOME = {
+    "Limits": "settings",
+    "ServerSettings": "settings",
+    "Token": "settings",
+    "WebSocketStreamingClient": "client",
+    "WebSocketStreamingServer": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rollcast.serve' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rollcast.serve.{_HOME[name]}"), name)

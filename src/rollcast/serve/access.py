@@ -1,0 +1,134 @@
+"""Who may enter: tokens, `Host`, `Origin`, and what a plain client's URL says. Pure."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from rollcast.errors import FilterError, InputError
+from rollcast.records import EventFilter
+from rollcast.serve.settings import Scope, Token
+
+__all__ = [
+    "Grant",
+    "authorize",
+    "bearer_token",
+    "filter_of_query",
+    "host_allowed",
+    "is_loopback",
+    "origin_allowed",
+]
+
+_QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types"}
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a client may do, and until when (seconds since the epoch; None: no end)."""
+
+    scopes: tuple[Scope, ...]
+    expires_at: float | None = None
+
+
+def authorize(
+    tokens: Sequence[Token], anonymous: tuple[Scope, ...], given: str | None, now: float
+) -> Grant | Literal["wrong", "expired"]:
+    """What the given token grants. Every token is compared, each in constant time.
+
+    Args:
+        tokens: that the server knows; where there are none, none is asked for.
+        anonymous: scopes where none is asked for.
+        given: what the client sent.
+        now: seconds since the epoch.
+    """
+    if not tokens:
+        return Grant(anonymous)
+    offered = (given or "").encode("utf-8", "replace")
+    found: Token | None = None
+    for token in tokens:
+        if hmac.compare_digest(token.value.encode(), offered):
+            found = token
+    if found is None:
+        return "wrong"
+    if found.expires_at is not None and found.expires_at <= now:
+        return "expired"
+    return Grant(found.scopes, found.expires_at)
+
+
+def bearer_token(header: str | None) -> str | None:
+    """The token of an `Authorization: Bearer` header (RFC 6750)."""
+    scheme, _, token = (header or "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(host: str) -> str:
+    """A `Host` header without its port, in lower case."""
+    return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+
+
+def host_allowed(header: str | None, own: str, hosts: Sequence[str], *, any_name: bool) -> bool:
+    """Whether the `Host` header names this server, and not a foreign name made to point here (DNS rebinding).
+
+    Addresses always pass: only names can be made to point elsewhere.
+
+    Args:
+        header: as the client sent it.
+        own: the host that the server was told to listen on.
+        hosts: further names.
+        any_name: the names are not known: the server listens on the network, behind a token.
+    """
+    try:
+        name = _name(header or "")
+    except ValueError:
+        return False
+    if not name:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return any_name or name in {"localhost", own.lower(), *(h.lower() for h in hosts)}
+    return True
+
+
+def origin_allowed(origin: str | None, host: str | None, origins: Sequence[str]) -> bool:
+    """Whether a page of this origin may connect: one that this server gave out, or one of `origins`.
+
+    Programs send no `Origin`; browsers always do (RFC 6454).
+    """
+    if origin is None or origin in origins:
+        return True
+    parts = urlsplit(origin)
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower()
+
+
+def filter_of_query(query: str) -> EventFilter:
+    """The filter of a plain client's URL: `?chain=chain_0&type=tool_observation`, each as often as wanted.
+
+    Raises:
+        FilterError: a name or a type is unknown.
+        InputError: it has a token, which does not belong in a URL: URLs stand in logs and histories.
+    """
+    named: dict[str, list[str]] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=256):
+        if name in ("token", "access_token"):
+            raise InputError(
+                "a token does not belong in a URL, which logs keep; send it as Authorization: Bearer"
+            )
+        if name not in _QUERY_FIELDS:
+            raise FilterError(f"the URL has no field {name!r}; its fields are {', '.join(_QUERY_FIELDS)}")
+        named.setdefault(_QUERY_FIELDS[name], []).append(value)
+    return EventFilter.from_dict(named)

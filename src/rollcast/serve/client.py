@@ -1,0 +1,376 @@
+"""The WebSocket client: events as they come, over any number of connections.
+
+`ClientSession` is the client's side of `rollcast.v1` as a state machine without I/O; `WebSocketStreamingClient` is the
+socket and the clock around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.typing import Subprotocol
+
+from rollcast.errors import InputError, RefusedError
+from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
+from rollcast.records.codec import checked_event
+from rollcast.serve.access import is_loopback
+from rollcast.serve.protocol import (
+    SUBPROTOCOL,
+    Batch,
+    Cancel,
+    ClientFrame,
+    CloseCode,
+    Done,
+    ErrorFrame,
+    FilterFrame,
+    Hello,
+    Ping,
+    Pong,
+    RunInfo,
+    ServerFrame,
+    Subscribe,
+    Subscribed,
+    Welcome,
+    decode_server_frame,
+    encode_frame,
+)
+
+__all__ = ["ClientSession", "WebSocketStreamingClient"]
+
+logger = logging.getLogger("rollcast.serve")
+
+T = StreamEventType
+Token = str | Callable[[], str | None] | None
+
+SUBSCRIPTION = "1"
+MAX_MESSAGE = 64 << 20  # bytes; a batch that opens with the snapshots of many chains is large
+SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
+FIRST_PAUSE_S = 0.1  # before coming back; doubled each time, up to
+LONGEST_PAUSE_S = 10.0
+
+
+class ClientSession:
+    """One subscription over any number of connections: what to say, and which events are new.
+
+    Args:
+        filter: what is wanted; a simple one, no union.
+        since: `live`, `start`, or a cursor of an earlier session.
+        check: whether payloads and grammar are checked.
+
+    Attributes:
+        cursor: the place after the last event; None before the first batch.
+        recovered: False where the server no longer had all that `since`, or the last cursor, asked for.
+        runs: that the server knew when the connection was made.
+        heartbeat_s: of the server.
+
+    Raises:
+        FilterError: the filter is a union.
+    """
+
+    def __init__(self, filter: EventFilter, since: str = "live", *, check: bool = True) -> None:
+        self.cursor: str | None = None
+        self.recovered = True
+        self.runs: list[RunInfo] = []
+        self.heartbeat_s = 20.0
+        self._frame = FilterFrame(**filter.to_dict())
+        self._since = since
+        self._check = check
+        self._checker = GrammarChecker(late=True) if check and filter.types is None else None
+        self._last: dict[tuple[str, str], int] = {}  # seq of the last event of each open run
+        self._holes: set[tuple[str, str]] = set()  # open runs of which something is missing
+
+    def receive(self, frame: ServerFrame) -> tuple[list[ClientFrame], list[StreamEvent]]:
+        """What to answer, and the events that came.
+
+        Raises:
+            RefusedError: the server does not know what is asked for.
+            DecodeError, GrammarError: an event is wrong, or must not stand there.
+        """
+        match frame:
+            case Welcome():
+                self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
+                return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
+            case Subscribed():
+                return [], self._subscribed(frame)
+            case Batch():
+                self.cursor = frame.cursor
+                return [], [new for event in frame.events for new in self._new(event)]
+            case Ping():
+                return [Pong()], []
+            case ErrorFrame() if frame.code < 1000:  # the others come with a close, which says the same
+                raise RefusedError(f"the server answers: {frame.message}")
+            case _:
+                return [], []
+
+    def _subscribed(self, frame: Subscribed) -> list[StreamEvent]:
+        self.recovered = frame.recovered
+        if frame.cursor is not None:
+            self.cursor = frame.cursor
+        if frame.recovered:
+            return []
+        going_on = {run.run_id for run in self.runs if run.status == "running"}
+        self._holes = {key for key in self._last if key[1] in going_on}
+        ended = [key for key in self._last if key[1] not in going_on]
+        gaps = [self._gap(key, self._last.pop(key) + 1, None) for key in ended]
+        for gap in gaps:
+            self._feed(gap)
+        return gaps
+
+    def _new(self, event: StreamEvent) -> list[StreamEvent]:
+        """The event, after a `gap` where events of its run are missing before it."""
+        key = (event.source, event.run_id)
+        events = [event]
+        if key in self._holes:
+            self._holes.discard(key)
+            first = self._last[key] + 1
+            last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
+            if last >= first:
+                events.insert(0, self._gap(key, first, last))
+        if event.event_type is T.RUN_END:
+            self._last.pop(key, None)
+        elif event.run_id:
+            self._last[key] = max(self._last.get(key, -1), event.seq)
+        for each in events:
+            self._feed(each)
+        return events
+
+    def _feed(self, event: StreamEvent) -> None:
+        if self._check:
+            checked_event(event)
+        if self._checker is not None:
+            self._checker.feed(event)
+
+    def _gap(self, key: tuple[str, str], first: int, last: int | None) -> StreamEvent:
+        source, run_id = key
+        reason = "the server no longer had what came while the connection was down"
+        if last is None:
+            reason += "; the run has ended meanwhile, and how many events are missing is not known"
+        to_seq = first if last is None else last
+        data = {"from_seq": first, "to_seq": to_seq, "dropped": {}, "reason": reason}
+        return StreamEvent(T.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source)
+
+
+class WebSocketStreamingClient:
+    """The events of a server, as they come.
+
+        async for event in WebSocketStreamingClient("ws://localhost:8765"):
+            ...
+
+    A connection that drops is made again, after a pause that grows and varies, and goes on where it was: no event is
+    missing and none comes twice. Where the server no longer has them, `recovered` is False and a `gap` stands in their
+    place. The loop ends when `aclose` is called.
+
+    As a context manager it connects at once, and raises where the server cannot be reached.
+
+    Args:
+        url: `ws://…` or `wss://…`.
+        token: or a function that gives one for each connection, where they expire.
+        filter: which events; None: all.
+        since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest that the server has.
+        check: payloads and grammar of what comes are checked.
+
+    Raises:
+        InputError: the URL is none.
+        FilterError: the filter is a union, which the protocol has no shape for.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token = None,
+        filter: EventFilter | None = None,
+        since: str = "live",
+        check: bool = True,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise InputError(f"{url!r} is no WebSocket address; expected one such as ws://localhost:8765")
+        self.url = url
+        self.reconnections = 0
+        self._token = token
+        self._session = ClientSession(filter if filter is not None else EventFilter(), since, check=check)
+        self._local = is_loopback(parts.hostname)
+        self._connection: ClientConnection | None = None
+        self._events: deque[StreamEvent] = deque()
+        self._closed = asyncio.Event()
+        self._failures = 0  # in a row
+
+    @property
+    def cursor(self) -> str | None:
+        """The place after the last event that came: `since` of a later client. Events that wait here are before it."""
+        return self._session.cursor
+
+    @property
+    def recovered(self) -> bool:
+        """False where the server no longer had all that was asked for when the connection was last made."""
+        return self._session.recovered
+
+    @property
+    def runs(self) -> list[RunInfo]:
+        """The runs that the server knew when the connection was last made."""
+        return self._session.runs
+
+    async def connect(self) -> Self:
+        """Connect, once.
+
+        Raises:
+            RefusedError: the server cannot be reached, or will not have this client.
+        """
+        if self._connection is None:
+            try:
+                self._connection = await self._open()
+            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
+                raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """The events.
+
+        Raises:
+            RefusedError: the server will not have this client, and coming back does not help.
+            DecodeError, GrammarError: an event is wrong, or must not stand there.
+        """
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._closed.is_set():
+                return
+            if self._connection is None:
+                await self._come_back()
+                continue
+            try:
+                await self._read(self._connection)
+            except (ConnectionClosed, TimeoutError) as error:
+                await self._dropped(error)
+
+    async def aclose(self) -> None:
+        """End the loop and the connection."""
+        self._closed.set()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def cancel(self, run_id: str, chain_id: str | None = None) -> None:
+        """End a run, or one chain of it, properly; needs a token with the `control` scope.
+
+        Raises:
+            RefusedError: the token may not, there is no such run or chain, or the server cannot be reached.
+        """
+        try:
+            connection = await self._open()
+            async with connection:
+                await connection.send(encode_frame(Cancel(run_id, chain_id)), text=True)
+                while True:
+                    frame = decode_server_frame(await connection.recv())
+                    if isinstance(frame, ErrorFrame):
+                        raise RefusedError(f"{self.url} does not cancel: {frame.message}")
+                    if isinstance(frame, Done):
+                        return
+        except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
+            raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+
+    # -- one connection ----------------------------------------------------------------------------------------------
+
+    async def _open(self) -> ClientConnection:
+        """A connection on which `hello` was said; what is answered is read later."""
+        token = self._token() if callable(self._token) else self._token
+        try:
+            connection = await connect(
+                self.url,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                user_agent_header=None,
+                proxy=None if self._local else True,
+                max_size=MAX_MESSAGE,
+                ping_interval=None,  # the session has its own
+            )
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in (429, 500, 502, 503, 504):
+                raise
+            said = (error.response.body or b"").decode(errors="replace").strip()
+            raise RefusedError(
+                f"{self.url} refuses with HTTP {status}: {said or 'no reason given'}"
+            ) from None
+        except InvalidURI as error:
+            raise InputError(str(error)) from None
+        try:
+            await connection.send(encode_frame(Hello(token, "rollcast")), text=True)
+        except ConnectionClosed as error:
+            self._raise_where_final(error)
+            raise
+        return connection
+
+    async def _read(self, connection: ClientConnection) -> None:
+        """The next message: its events wait to be read, its questions are answered."""
+        async with asyncio.timeout(SILENCE * self._session.heartbeat_s):
+            message = await connection.recv()
+        answers, events = self._session.receive(decode_server_frame(message))
+        self._failures = 0
+        self._events.extend(events)
+        for frame in answers:
+            await connection.send(encode_frame(frame), text=True)
+
+    async def _dropped(self, error: Exception) -> None:
+        """The connection is gone: come back, unless that does not help."""
+        connection, self._connection = self._connection, None
+        if self._closed.is_set():
+            return
+        if connection is not None and isinstance(error, TimeoutError):
+            connection.transport.abort()
+        self._raise_where_final(error)
+        self.reconnections += 1
+        logger.info("the connection to %s has ended (%s); coming back", self.url, _why(error))
+
+    def _raise_where_final(self, error: Exception) -> None:
+        close = error.rcvd if isinstance(error, ConnectionClosed) else None
+        if close is None:
+            return
+        same_token = close.code == CloseCode.TOKEN_EXPIRED and not callable(self._token)
+        if same_token or 4500 <= close.code <= 4999:
+            self._closed.set()
+            raise RefusedError(
+                f"{self.url} refuses: {close.reason or 'no reason given'} ({close.code})"
+            ) from None
+
+    async def _come_back(self) -> None:
+        """Try to connect; after a failure, pause first."""
+        if self._failures:
+            longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
+            try:
+                async with asyncio.timeout(random.uniform(longest / 2, longest)):
+                    await self._closed.wait()
+                return
+            except TimeoutError:
+                pass
+        self._failures += 1
+        try:
+            self._connection = await self._open()
+        except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
+            level = logging.WARNING if self._failures == 1 else logging.DEBUG
+            logger.log(level, "%s cannot be reached (%s); trying again", self.url, _why(error))
+        if self._closed.is_set() and self._connection is not None:
+            await self._connection.close()
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

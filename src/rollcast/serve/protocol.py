@@ -1,0 +1,504 @@
+"""`rollcast.v1`: its frames, its close codes, and the server's side of a session as a state machine without I/O.
+
+    message ──receive──▶ Session ──▶ actions      (send this frame, subscribe, cancel, close)
+    time    ───tick────▶
+
+One WebSocket text message is one frame, a JSON object tagged by `type`. `schema/frames.schema.json` describes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+import msgspec
+
+from rollcast.errors import DecodeError, FilterError
+from rollcast.records import EventFilter, StreamEvent
+from rollcast.serve.access import Grant
+from rollcast.serve.settings import Limits, Scope
+
+__all__ = [
+    "SUBPROTOCOL",
+    "VERSION",
+    "Action",
+    "Batch",
+    "Cancel",
+    "CancelRun",
+    "ClientFrame",
+    "Close",
+    "CloseCode",
+    "CloseSubscription",
+    "Done",
+    "ErrorCode",
+    "ErrorFrame",
+    "FilterFrame",
+    "Greet",
+    "Hello",
+    "OpenSubscription",
+    "Ping",
+    "Pong",
+    "Rate",
+    "RunInfo",
+    "Send",
+    "ServerFrame",
+    "Session",
+    "Subscribe",
+    "Subscribed",
+    "Unsubscribe",
+    "Update",
+    "Welcome",
+    "decode_client_frame",
+    "decode_server_frame",
+    "encode_frame",
+]
+
+SUBPROTOCOL = "rollcast.v1"
+VERSION = 1
+
+
+class CloseCode(IntEnum):
+    """Why the server closes. 4000-4499: come back; 4500-4999: do not."""
+
+    SHUTTING_DOWN = 4001
+    TOKEN_EXPIRED = 4003
+    TOO_SLOW = 4008
+    NO_PONG = 4012
+    BAD_TOKEN = 4500
+    BAD_FRAME = 4501
+    NO_HELLO = 4502
+    LIMIT = 4504
+    FORBIDDEN_ORIGIN = 4507
+    VERSION = 4510
+
+
+class ErrorCode(IntEnum):
+    """Codes of an `error` frame after which the session goes on. Before a close its code is the close code."""
+
+    BAD_REQUEST = 400
+    FORBIDDEN = 403
+    NOT_FOUND = 404
+    CONFLICT = 409
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which events: those whose run, chain, group and type are all among the named. None: every one."""
+
+    runs: list[str] | None = None
+    chains: list[str] | None = None
+    groups: list[str] | None = None
+    types: list[str] | None = None
+
+    def filter(self) -> EventFilter:
+        """As an `EventFilter`.
+
+        Raises:
+            FilterError: a type does not exist.
+        """
+        return EventFilter(self.runs, self.chains, self.groups, self.types)
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
+    """The client's first frame. `client`: what it calls itself."""
+
+    token: str | None = None
+    client: str = ""
+    version: int = VERSION
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
+    """Begin to watch. `id` is the client's choice; `since` is `live`, `start` or a cursor."""
+
+    id: str
+    filter: FilterFrame = FilterFrame()
+    since: str = "live"
+
+
+class Update(msgspec.Struct, frozen=True, tag="update"):
+    """Watch something else from here on; what is newly wanted begins with snapshots."""
+
+    id: str
+    filter: FilterFrame = FilterFrame()
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
+    """Watch no longer."""
+
+    id: str
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
+    """End a run, or one chain of it; needs the `control` scope. `id` comes back in the answer."""
+
+    run_id: str
+    chain_id: str | None = None
+    id: str | None = None
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Are you there? Either side may ask."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """Yes."""
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """A run that the server knows. `chains`: how many it has; `status`: `running`, or that of its `run_end`."""
+
+    run_id: str
+    parent_run_id: str | None
+    status: Literal["running", "completed", "cancelled", "failed"]
+    chains: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The answer to `hello`."""
+
+    version: int
+    runs: list[RunInfo]
+    heartbeat_s: float
+    limits: Limits
+    scopes: list[Scope]
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
+    """The answer to `subscribe` and `update`.
+
+    `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
+    where snapshots are to come: the batch that brings them has the first place to come back to.
+    """
+
+    id: str
+    recovered: bool
+    cursor: str | None
+
+
+class Batch(msgspec.Struct, frozen=True, tag="batch"):
+    """Events of one subscription, in order. `cursor` is the place after them, whatever the filter left out."""
+
+    id: str
+    cursor: str
+    events: list[StreamEvent]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
+    """What was asked for was done."""
+
+    id: str | None = None
+    run_id: str | None = None
+    chain_id: str | None = None
+
+
+class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
+    """What was asked for was not done; from 4000 on the connection is closed with the same code."""
+
+    code: int
+    message: str
+    id: str | None = None
+
+
+ClientFrame = Hello | Subscribe | Update | Unsubscribe | Cancel | Ping | Pong
+ServerFrame = Welcome | Subscribed | Batch | Done | ErrorFrame | Ping | Pong
+
+_encoder = msgspec.json.Encoder()
+_client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
+_server_decoder: msgspec.json.Decoder[ServerFrame] = msgspec.json.Decoder(ServerFrame)
+
+
+def encode_frame(frame: ClientFrame | ServerFrame) -> bytes:
+    """The frame as JSON."""
+    return _encoder.encode(frame)
+
+
+def decode_client_frame(message: str | bytes) -> ClientFrame:
+    """What a client sent.
+
+    Raises:
+        DecodeError: it is no frame.
+    """
+    frame: ClientFrame = _decoded(_client_decoder, message)
+    return frame
+
+
+def decode_server_frame(message: str | bytes) -> ServerFrame:
+    """What a server sent.
+
+    Raises:
+        DecodeError: it is no frame.
+    """
+    frame: ServerFrame = _decoded(_server_decoder, message)
+    return frame
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], message: str | bytes) -> Any:
+    try:
+        return decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise DecodeError(
+            f"this is not a frame: {error}; expected a JSON object as in docs/server.md"
+        ) from None
+
+
+# -- actions -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send the frame."""
+
+    frame: ServerFrame
+
+
+@dataclass(frozen=True)
+class Close:
+    """Send `error` with this code and message, then close with them. The session is over."""
+
+    code: CloseCode
+    message: str
+
+
+@dataclass(frozen=True)
+class Greet:
+    """Send `welcome`."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True)
+class OpenSubscription:
+    """Answer `subscribed`, and send what the filter wants from there. `since` None: change the one that is open."""
+
+    id: str
+    filter: EventFilter
+    since: str | None
+
+
+@dataclass(frozen=True)
+class CloseSubscription:
+    """Send no more of it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class CancelRun:
+    """Cancel, and answer `done` or `error`."""
+
+    run_id: str
+    chain_id: str | None
+    id: str | None
+
+
+Action = Send | Close | Greet | OpenSubscription | CloseSubscription | CancelRun
+Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
+
+
+class Rate:
+    """So many a second, twice as many in a burst.
+
+    Args:
+        per_s: how many.
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
+        self._per_s = per_s
+        self._clock = clock
+        self._left = 2.0 * per_s
+        self._at = clock()
+
+    def spend(self) -> bool:
+        """Take one; False where there is none left."""
+        now = self._clock()
+        self._left = min(2.0 * self._per_s, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Session:
+    """One client of `rollcast.v1`, as the server sees it.
+
+    Args:
+        authorize: what a token grants.
+        limits: what the client may do.
+        hello_s, heartbeat_s: as in `ServerSettings`.
+        clock: seconds that only rise.
+        epoch: seconds since the epoch, for tokens that expire.
+        token: that came with the request, for a `hello` without one.
+
+    Attributes:
+        grant: what the client may do; None before its `hello`.
+        closed: nothing more is to be said.
+        subscriptions: ids of those that are open.
+    """
+
+    def __init__(
+        self,
+        authorize: Authorize,
+        limits: Limits,
+        *,
+        hello_s: float,
+        heartbeat_s: float,
+        clock: Callable[[], float],
+        epoch: Callable[[], float],
+        token: str | None = None,
+    ) -> None:
+        self.grant: Grant | None = None
+        self.closed = False
+        self.subscriptions: set[str] = set()
+        self._authorize = authorize
+        self._limits = limits
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._epoch = epoch
+        self._token = token
+        self._hello_by = clock() + hello_s
+        self._heard_at = clock()
+        self._asked = False  # a ping that nothing answered yet
+        self._rate = Rate(limits.messages_per_s, clock)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until `tick` has something to say, from 0 upward."""
+        return max(0.0, self._due() - self._clock())
+
+    def _due(self) -> float:
+        if self.grant is None:
+            return self._hello_by
+        due = self._heard_at + self._heartbeat_s * (2 if self._asked else 1)
+        if self.grant.expires_at is not None:
+            due = min(due, self._clock() + self.grant.expires_at - self._epoch())
+        return due
+
+    def tick(self) -> list[Action]:
+        """Time has passed."""
+        if self.closed:
+            return []
+        now = self._clock()
+        if self.grant is None:
+            if now >= self._hello_by:
+                return self._close(CloseCode.NO_HELLO, "no hello came in time; send it first")
+            return []
+        if self.grant.expires_at is not None and self._epoch() >= self.grant.expires_at:
+            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+        if self._asked and now >= self._heard_at + 2 * self._heartbeat_s:
+            return self._close(CloseCode.NO_PONG, "no word and no pong came; come back when you can")
+        if not self._asked and now >= self._heard_at + self._heartbeat_s:
+            self._asked = True
+            return [Send(Ping())]
+        return []
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def receive(self, message: str | bytes | bytearray | memoryview) -> list[Action]:
+        """A message came: text as `str`, binary as bytes."""
+        actions = self.tick()
+        if self.closed:
+            return actions
+        self._heard_at, self._asked = self._clock(), False
+        if not self._rate.spend():
+            return self._close(
+                CloseCode.LIMIT, f"more than {self._limits.messages_per_s} messages a second came; send fewer"
+            )
+        if not isinstance(message, str):
+            return self._close(CloseCode.BAD_FRAME, "a binary message came; expected text")
+        size = len(message) if message.isascii() else len(message.encode("utf-8", "replace"))
+        if size > self._limits.message_bytes:
+            return self._close(
+                CloseCode.LIMIT, f"a message of {size} bytes came; at most {self._limits.message_bytes} may"
+            )
+        try:
+            frame = decode_client_frame(message)
+        except DecodeError as error:
+            return self._close(CloseCode.BAD_FRAME, str(error))
+        if self.grant is None:
+            return self._hello(frame)
+        return self._handle(frame, self.grant)
+
+    def _hello(self, frame: ClientFrame) -> list[Action]:
+        if isinstance(frame, Ping):
+            return [Send(Pong())]
+        if isinstance(frame, Pong):
+            return []
+        if not isinstance(frame, Hello):
+            return self._close(CloseCode.NO_HELLO, "another frame came before hello; send that first")
+        if frame.version != VERSION:
+            return self._close(
+                CloseCode.VERSION, f"hello asks for version {frame.version}; this server speaks {VERSION}"
+            )
+        grant = self._authorize(self._token if frame.token is None else frame.token)
+        if grant == "wrong":
+            return self._close(CloseCode.BAD_TOKEN, "the token is missing or wrong")
+        if grant == "expired":
+            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+        self.grant = grant
+        return [Greet(grant)]
+
+    def _handle(self, frame: ClientFrame, grant: Grant) -> list[Action]:
+        match frame:
+            case Ping():
+                return [Send(Pong())]
+            case Pong():
+                return []
+            case Hello():
+                return self._close(CloseCode.BAD_FRAME, "a second hello came; it is said once")
+            case Subscribe():
+                return self._subscribe(frame)
+            case Update():
+                return self._update(frame)
+            case Unsubscribe():
+                if frame.id not in self.subscriptions:
+                    return [_unknown(frame.id)]
+                self.subscriptions.discard(frame.id)
+                return [CloseSubscription(frame.id), Send(Done(frame.id))]
+            case Cancel():
+                if "control" not in grant.scopes:
+                    message = "cancel needs a token with the control scope; this one may only read"
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, message, frame.id))]
+                return [CancelRun(frame.run_id, frame.chain_id, frame.id)]
+
+    def _subscribe(self, frame: Subscribe) -> list[Action]:
+        if frame.id in self.subscriptions:
+            message = f"subscription {frame.id!r} is open already; update it, or choose another id"
+            return [Send(ErrorFrame(ErrorCode.CONFLICT, message, frame.id))]
+        if len(self.subscriptions) >= self._limits.subscriptions:
+            return self._close(
+                CloseCode.LIMIT, f"{len(self.subscriptions)} subscriptions are open; there may be no more"
+            )
+        wanted = _filter(frame)
+        if isinstance(wanted, Send):
+            return [wanted]
+        self.subscriptions.add(frame.id)
+        return [OpenSubscription(frame.id, wanted, frame.since)]
+
+    def _update(self, frame: Update) -> list[Action]:
+        if frame.id not in self.subscriptions:
+            return [_unknown(frame.id)]
+        wanted = _filter(frame)
+        return [wanted if isinstance(wanted, Send) else OpenSubscription(frame.id, wanted, None)]
+
+    def _close(self, code: CloseCode, message: str) -> list[Action]:
+        self.closed = True
+        return [Close(code, message)]
+
+
+def _filter(frame: Subscribe | Update) -> EventFilter | Send:
+    try:
+        return frame.filter.filter()
+    except FilterError as error:
+        return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), frame.id))
+
+
+def _unknown(id: str) -> Send:
+    return Send(ErrorFrame(ErrorCode.NOT_FOUND, f"there is no subscription {id!r}; subscribe first", id))

@@ -1,0 +1,551 @@
+"""The WebSocket server: sockets, HTTP and time around `protocol.py` and `hub.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from concurrent.futures import Future
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import msgspec
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from rollcast.errors import InputError
+from rollcast.serve.access import (
+    Grant,
+    authorize,
+    bearer_token,
+    filter_of_query,
+    host_allowed,
+    is_loopback,
+    origin_allowed,
+)
+from rollcast.serve.hub import Hub
+from rollcast.serve.protocol import (
+    SUBPROTOCOL,
+    VERSION,
+    Action,
+    CancelRun,
+    Close,
+    CloseCode,
+    CloseSubscription,
+    Done,
+    ErrorCode,
+    ErrorFrame,
+    Greet,
+    OpenSubscription,
+    Rate,
+    Send,
+    ServerFrame,
+    Session,
+    Subscribed,
+    Welcome,
+    encode_frame,
+)
+from rollcast.serve.settings import ServerSettings
+from rollcast.stream import StreamObserver
+
+__all__ = ["ServerStatistics", "WebSocketStreamingServer"]
+
+logger = logging.getLogger("rollcast.serve")
+connection_logger = logging.getLogger("rollcast.serve.connection")
+
+
+def _unless_handshake(record: logging.LogRecord) -> bool:
+    """Strangers can't fill the log: a handshake that fails is their affair, and shown only while debugging."""
+    return record.msg != "opening handshake failed" or connection_logger.isEnabledFor(logging.DEBUG)
+
+
+connection_logger.addFilter(_unless_handshake)
+
+
+class ServerStatistics(msgspec.Struct, frozen=True):
+    """How a server is doing.
+
+    Attributes:
+        connections, subscriptions: now.
+        sent: batches, each counted once however many clients shared it.
+        closed_slow: clients that were closed because they read too slowly.
+        history_events, history_bytes: that are kept now.
+    """
+
+    connections: int
+    subscriptions: int
+    sent: int
+    closed_slow: int
+    history_events: int
+    history_bytes: int
+
+
+class WebSocketStreamingServer:
+    """Sends the events of a manager to WebSocket clients (docs/server.md).
+
+        server = WebSocketStreamingServer(host="localhost", port=8765)
+        await server.start()
+        agent.streaming_manager.add_observer(server.get_observer())
+
+    It runs in the event loop in which it is started (`start`, or `async with`), or on a thread of its own
+    (`start_thread`, or `with`), and may be started again after it was stopped; clients then go on where they were.
+    Slow, hostile or absent clients never slow a rollout.
+
+    Args:
+        host: to listen on. Other addresses than loopback need a token, or `insecure=True`.
+        port: 0: any free one; see `port`.
+        token: that clients must have; it may watch and cancel. `settings.tokens` has finer ones.
+        settings: all else.
+
+    Raises:
+        InputError: a setting is wrong, or the server would be open to the network without a token.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 8765,
+        *,
+        token: str | None = None,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        if not 0 <= port <= 65535:
+            raise InputError(f"port is {port!r}; expected a number from 0 to 65535")
+        self.host = host
+        self.settings = (settings or ServerSettings()).checked(token)
+        if not is_loopback(host) and not self.settings.tokens and not self.settings.insecure:
+            raise InputError(
+                f"host {host!r} can be reached from the network, and no token is asked for; give token=…, listen on "
+                "localhost, or set ServerSettings(insecure=True)"
+            )
+        self._wanted_port = port
+        self._port = port
+        self._hub = Hub(self.settings)
+        self._server: Server | None = None
+        self._clients: set[_Client] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._thread: threading.Thread | None = None
+        self._leave_thread: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    # -- what users call ---------------------------------------------------------------------------------------------
+
+    def get_observer(self) -> StreamObserver:
+        """The observer to add to a manager, always the same one: an agent of its own each server, or one shared manager."""
+        return self._hub.observer
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; known after `start` where it was 0."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104  (shown, not listened on)
+        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+
+    def statistics(self) -> ServerStatistics:
+        """The numbers."""
+        hub = self._hub
+        with hub.lock:
+            return ServerStatistics(
+                connections=len(self._clients),
+                subscriptions=len(hub.subscriptions),
+                sent=hub.sent_batches,
+                closed_slow=hub.closed_slow,
+                history_events=hub.history.head - hub.history.tail,
+                history_bytes=hub.history.bytes,
+            )
+
+    async def start(self) -> Self:
+        """Listen, in this event loop. Starting twice does nothing.
+
+        Raises:
+            InputError: the port is in use, the address is none of this machine's, or the event loop in which it was
+                started before has ended without `stop`.
+        """
+        if self._server is not None:
+            if self._server.get_loop().is_closed():
+                raise InputError(
+                    "the server was started in an event loop that has ended; await stop() before that loop ends, "
+                    "or use start_thread()"
+                )
+            return self
+        loop = asyncio.get_running_loop()
+        self._server = await self._listen(loop)
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._hub.attach(loop, _transmit)
+        logger.info("serving on %s", self.url)
+        return self
+
+    async def stop(self) -> None:
+        """Send what waits, close every client with 4001, and let go of the port. Stopping twice does nothing."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._hub.flush()
+        self._hub.detach()
+        server.close(close_connections=False)
+        for client in list(self._clients):
+            client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; come back")
+        while self._closing:
+            await asyncio.wait(self._closing)
+        server.close()
+        await server.wait_closed()
+        logger.info("no longer serving on %s", self.url)
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def start_thread(self) -> Self:
+        """Listen, on a thread and an event loop of the server's own. Returns when it listens.
+
+        Raises:
+            InputError: as `start`.
+        """
+        if self._thread is not None or self._server is not None:
+            return self
+        listening: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._live_on_thread(listening)), name="rollcast-server", daemon=True
+        )
+        self._thread.start()
+        try:
+            listening.result()
+        except BaseException:
+            self._thread.join()
+            self._thread = None
+            raise
+        return self
+
+    async def _live_on_thread(self, listening: Future[None]) -> None:
+        try:
+            await self.start()
+        except BaseException as error:  # noqa: BLE001  (it is raised in `start_thread`)
+            listening.set_exception(error)
+            return
+        leave = asyncio.Event()
+        self._leave_thread = (asyncio.get_running_loop(), leave)
+        listening.set_result(None)
+        try:
+            await leave.wait()
+        finally:
+            await self.stop()
+
+    def stop_thread(self) -> None:
+        """As `stop`, for a server on its own thread. Not to be called from an event loop, which it would block."""
+        thread, self._thread = self._thread, None
+        if thread is None or self._leave_thread is None:
+            return
+        loop, leave = self._leave_thread
+        self._leave_thread = None
+        loop.call_soon_threadsafe(leave.set)
+        thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start_thread()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_thread()
+
+    # -- listening ---------------------------------------------------------------------------------------------------
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> Server:
+        port = self._port or self._wanted_port  # started again: where clients look for it
+        try:
+            found = await loop.getaddrinfo(
+                self.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))
+            while True:
+                try:
+                    return await self._serve(hosts, port or _free_port(found[0][0], hosts[0]))
+                except OSError as error:
+                    if port or error.errno != errno.EADDRINUSE:
+                        raise
+        except OSError as error:
+            place = f"{self.host or 'every address'}, port {port}"
+            if error.errno == errno.EADDRINUSE:
+                raise InputError(
+                    f"{place}, is in use; stop what listens there, or choose another port"
+                ) from None
+            reason = error.strerror or str(error)
+            raise InputError(f"cannot listen on {place}: {reason}; choose another host or port") from None
+
+    async def _serve(self, hosts: list[str], port: int) -> Server:
+        settings = self.settings
+        return await serve(
+            self._handle,
+            hosts,  # type: ignore[arg-type]  # passed on to create_server, which takes several
+            port,
+            compression=None if settings.compression is False else "deflate",
+            select_subprotocol=_subprotocol,
+            process_request=self._on_request,
+            server_header=None,
+            open_timeout=settings.hello_s,
+            ping_interval=settings.heartbeat_s,
+            ping_timeout=settings.heartbeat_s,
+            close_timeout=settings.close_s,
+            max_size=4 * settings.limits.message_bytes,  # the session says so first, in words
+            logger=connection_logger,
+        )
+
+    def _on_request(
+        self, connection: ServerConnection, request: Request
+    ) -> Response | Awaitable[Response] | None:
+        """Before the handshake: who asks, and what for? A response ends it."""
+        headers, url = request.headers, urlsplit(request.path)
+        if not self._host_allowed(headers):
+            return connection.respond(
+                HTTPStatus.FORBIDDEN,
+                "This server does not go by that name; ServerSettings(hosts=…) adds names.\n",
+            )
+        if url.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        if url.path == "/metrics":
+            return self._unauthorized(connection, headers) or _metrics(connection)
+        if url.path != "/":
+            return connection.respond(HTTPStatus.NOT_FOUND, "There is /, /healthz and /metrics.\n")
+        if len(self._clients) >= self.settings.connections:
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{len(self._clients)} clients are connected; try again later.\n",
+            )
+        plain = "Sec-WebSocket-Protocol" not in headers
+        if plain and "Upgrade" in headers:
+            refusal = self._unauthorized(connection, headers)
+            if refusal is not None:
+                return refusal
+            try:
+                filter_of_query(url.query)
+            except (InputError, ValueError) as error:
+                return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
+        if not plain:
+            connection.ping_interval = None  # the session asks itself
+        local = is_loopback(str(connection.remote_address[0]))
+        uncompressed = plain or (self.settings.compression is None and local)
+        if uncompressed and "Sec-WebSocket-Extensions" in headers:
+            del headers["Sec-WebSocket-Extensions"]
+        return None
+
+    def _host_allowed(self, headers: Headers) -> bool:
+        any_name = bool(self.settings.tokens) and not self.settings.hosts and not is_loopback(self.host)
+        hosts = headers.get_all("Host")
+        return len(hosts) == 1 and host_allowed(hosts[0], self.host, self.settings.hosts, any_name=any_name)
+
+    def _authorize(self, token: str | None) -> Grant | str:
+        return authorize(self.settings.tokens, self.settings.anonymous_scopes, token, time.time())
+
+    def _unauthorized(self, connection: ServerConnection, headers: Headers) -> Response | None:
+        granted = self._authorize(_header_token(headers))
+        if isinstance(granted, Grant):
+            return None
+        what = "has expired" if granted == "expired" else "is missing or wrong"
+        response = connection.respond(
+            HTTPStatus.UNAUTHORIZED, f"The token {what}; send one as Authorization: Bearer.\n"
+        )
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    # -- one client --------------------------------------------------------------------------------------------------
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        """From the handshake until the client has gone."""
+        request = connection.request
+        assert request is not None
+        headers = request.headers
+        client = _Client(self, connection, plain="Sec-WebSocket-Protocol" not in headers)
+        self._clients.add(client)
+        try:
+            if not _origin_allowed(headers, self.settings.origins):
+                client.close(CloseCode.FORBIDDEN_ORIGIN, "pages of this origin may not connect")
+            elif not client.plain and connection.subprotocol is None:
+                client.close(CloseCode.VERSION, f"this server speaks {SUBPROTOCOL}, or no subprotocol at all")
+            elif client.plain:
+                await self._talk_plainly(client, urlsplit(request.path).query)
+            else:
+                await self._talk(client, _header_token(headers))
+            await connection.wait_closed()
+        except ConnectionClosed:
+            pass  # it has gone, with or without a word
+        finally:
+            self._hub.unsubscribe(client)
+            self._clients.discard(client)
+
+    async def _talk(self, client: _Client, token: str | None) -> None:
+        """A session of `rollcast.v1`, until it closes."""
+        settings = self.settings
+        session = Session(
+            self._authorize,  # type: ignore[arg-type]  # a Literal behind `str`
+            settings.limits,
+            hello_s=settings.hello_s,
+            heartbeat_s=settings.heartbeat_s,
+            clock=time.monotonic,
+            epoch=time.time,
+            token=token,
+        )
+        while not session.closed and not client.closed:
+            try:
+                async with asyncio.timeout(session.wait_s):
+                    message = await client.connection.recv()
+            except TimeoutError:
+                actions = session.tick()
+            else:
+                actions = session.receive(message)
+            for action in actions:
+                self._perform(client, action)
+
+    def _perform(self, client: _Client, action: Action) -> None:
+        hub = self._hub
+        match action:
+            case Send(frame):
+                client.send(frame)
+            case Close(code, message):
+                client.close(code, message)
+            case Greet(grant):
+                limits, scopes = self.settings.limits, list(grant.scopes)
+                client.send(Welcome(VERSION, hub.known_runs(), self.settings.heartbeat_s, limits, scopes))
+            case OpenSubscription(id, wanted, since):
+                if since is None:
+                    recovered, cursor = hub.update(client, id, wanted)
+                else:
+                    recovered, cursor = hub.subscribe(client, id, wanted, since)
+                client.send(Subscribed(id, recovered, cursor))
+            case CloseSubscription(id):
+                hub.unsubscribe(client, id)
+            case CancelRun(run_id, chain_id, id):
+                try:
+                    hub.cancel(run_id, chain_id)
+                except InputError as error:
+                    client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
+                else:
+                    logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
+                    client.send(Done(id, run_id, chain_id))
+
+    async def _talk_plainly(self, client: _Client, query: str) -> None:
+        """One event a message; what the client says is not listened to, but counted."""
+        headers = client.connection.request.headers if client.connection.request else Headers()
+        granted = self._authorize(_header_token(headers))
+        expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
+        self._hub.subscribe(client, "", filter_of_query(query))
+        rate = Rate(self.settings.limits.messages_per_s, time.monotonic)
+        while not client.closed:
+            left = None if expires_at is None else max(0.0, expires_at - time.time())
+            try:
+                async with asyncio.timeout(left):
+                    message = await client.connection.recv()
+            except TimeoutError:
+                client.close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+                return
+            if len(message) > self.settings.limits.message_bytes or not rate.spend():
+                client.close(CloseCode.LIMIT, "this feed listens to nobody, and too much was said; send less")
+
+    def closing(self, task: asyncio.Task[None]) -> None:
+        """Keep a closing task until it is done."""
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class _Client:
+    """A connection, as the hub sees it."""
+
+    def __init__(
+        self, server: WebSocketStreamingServer, connection: ServerConnection, *, plain: bool
+    ) -> None:
+        self.connection = connection
+        self.plain = plain
+        self.closed = False
+        self._server = server
+
+    def unsent(self) -> int:
+        """Bytes that wait here; what the operating system holds is not counted."""
+        return self.connection.transport.get_write_buffer_size()
+
+    def send(self, frame: ServerFrame) -> None:
+        """Send a frame without waiting. A client that asks and never reads the answers is closed."""
+        _transmit([self], encode_frame(frame))
+        if self.unsent() > 2 * self._server.settings.client_buffer:
+            self.close(CloseCode.TOO_SLOW, "this client reads too slowly; come back to its cursor")
+
+    def close(self, code: CloseCode, message: str) -> None:
+        """Say why, and close. Does not wait."""
+        if self.closed:
+            return
+        self.closed = True
+        if not self.plain:
+            _transmit([self], encode_frame(ErrorFrame(code, message)))
+        reason = message.encode()[:120].decode("utf-8", "ignore")
+        loop = asyncio.get_running_loop()
+        self._server.closing(loop.create_task(self._close(code, reason), name="rollcast-server-close"))
+
+    async def _close(self, code: CloseCode, reason: str) -> None:
+        """Close within `close_s`, whether or not the client reads."""
+        try:
+            async with asyncio.timeout(self._server.settings.close_s):
+                await self.connection.close(code, reason)
+        except TimeoutError:
+            self.connection.transport.abort()
+
+
+def _transmit(clients: Iterable[_Client], message: bytes) -> None:
+    """Give the message to each connection, without waiting; those that have closed are passed over."""
+    broadcast([client.connection for client in clients], message, text=True)
+
+
+def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return next((name for name in offered if name == SUBPROTOCOL), None)
+
+
+def _header_token(headers: Headers) -> str | None:
+    given = headers.get_all("Authorization")
+    return bearer_token(given[0]) if len(given) == 1 else None
+
+
+def _origin_allowed(headers: Headers, origins: tuple[str, ...]) -> bool:
+    given = headers.get_all("Origin")
+    return not given or (len(given) == 1 and origin_allowed(given[0], headers.get("Host"), origins))
+
+
+async def _metrics(connection: ServerConnection) -> Response:
+    """What `PrometheusStreamObserver`, and whatever else the program counts, has in the default registry."""
+    try:
+        text, kind = await asyncio.to_thread(_scrape)  # collectors may read files
+    except ModuleNotFoundError:
+        return connection.respond(
+            HTTPStatus.NOT_FOUND,
+            "Metrics need packages that are not installed: pip install 'rollcast[metrics]'.\n",
+        )
+    response = connection.respond(HTTPStatus.OK, text)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = kind
+    return response
+
+
+def _scrape() -> tuple[str, str]:
+    import prometheus_client  # noqa: PLC0415  (an extra)
+
+    return prometheus_client.generate_latest().decode(), prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _free_port(family: int, host: str) -> int:
+    """A port that is free now, so that several addresses can have the same."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,79 @@
+"""`rollcast run --serve` and `rollcast watch`, as a user calls them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rollcast as rollcast_package
+
+SRC = str(Path(rollcast_package.__file__).parents[1])
+ENV = os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1", "PYTHONPATH": SRC}
+
+
+def command(*args):
+    return [sys.executable, "-m", "rollcast", *map(str, args)]
+
+
+def rollcast(*args, **env):
+    return subprocess.run(
+        command(*args), capture_output=True, text=True, timeout=100, env=ENV | env, check=False
+    )
+
+
+def test_one_program_runs_and_another_watches():
+    """The same console; Ctrl-C ends the watcher, and the run goes on without it."""
+    run = command("run", "--serve", "127.0.0.1:0", "--pace", "2", "--seed", "7", "--chains", "2")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    secret = ENV | {"ROLLCAST_TOKEN": "secret"}
+    with subprocess.Popen(run, **pipes, env=secret) as running:
+        url = next(found[1] for line in running.stdout if (found := re.search(r"watch (ws://\S+)", line)))
+        refused = rollcast("watch", url)
+        assert refused.returncode == 2
+        assert "the token is missing or wrong" in refused.stderr
+        with subprocess.Popen(command("watch", url, "--since", "start"), **pipes, env=secret) as watching:
+            assert any("chain_3 " in line for line in watching.stdout)
+            watching.send_signal(signal.SIGINT)
+            _, errors = watching.communicate(timeout=60)
+        assert watching.returncode == 130
+        assert "Traceback" not in errors
+        assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        out, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "4 cancelled" in out
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["run", "--serve", "nonsense"], "--serve is 'nonsense'; expected PORT or HOST:PORT"),
+        (["run", "--serve", "0.0.0.0:0"], "no token is asked for"),
+        (["run", "--serve", "99999"], "port is 99999"),
+        (["watch", "http://localhost"], "is no WebSocket address"),
+        (["watch", "ws://127.0.0.1:1", "--since", "ever"], "--since is 'ever'; expected live or start"),
+        (["watch", "ws://127.0.0.1:1", "--type", "shout"], "no event type 'shout'"),
+        (["watch", "ws://127.0.0.1:1"], "ws://127.0.0.1:1 cannot be reached"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(args, says):
+    """No traceback."""
+    done = rollcast(*args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_sentence_and_exit_code_2():
+    """Before any chain starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = rollcast("run", "--serve", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert done.returncode == 2
+    assert "is in use; stop what listens there, or choose another port" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

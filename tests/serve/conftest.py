@@ -1,0 +1,138 @@
+"""Servers on port 0, a proxy that misbehaves, and runs to watch."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.stream import StreamingManager
+
+
+class Stage:
+    """A manager, and a server that watches it."""
+
+    def __init__(self):
+        self.manager = StreamingManager()
+        self.server = None
+
+    async def serve(self, *, token=None, host="127.0.0.1", port=0, **options):
+        options.setdefault("close_s", 0.5)
+        self.server = WebSocketStreamingServer(host, port, token=token, settings=ServerSettings(**options))
+        await self.server.start()
+        self.manager.add_observer(self.server.get_observer())
+        return self.server
+
+    def client(self, url=None, **options):
+        return WebSocketStreamingClient(url or self.server.url, **options)
+
+
+@pytest.fixture
+async def stage():
+    stage = Stage()
+    yield stage
+    await stage.manager.aclose()
+    if stage.server is not None:
+        await stage.server.stop()
+
+
+def say(run, words, **options):
+    """One chain of one generation."""
+    with (
+        run.chain([{"role": "user", "content": "Say it."}], **options) as chain,
+        chain.generation() as generation,
+    ):
+        for word in words:
+            generation.chunk(word)
+
+
+@pytest.fixture(name="say")
+def say_fixture():
+    return say
+
+
+async def read(client, until="run_end"):
+    """The events up to one of this type."""
+    events = []
+    async with asyncio.timeout(20):
+        async for event in client:
+            events.append(event)
+            if event.event_type == until:
+                break
+    return events
+
+
+@pytest.fixture(name="read")
+def read_fixture():
+    return read
+
+
+class Proxy:
+    """A TCP proxy in front of a server.
+
+    Attributes:
+        cut_after: bytes from the server after which the next connection is cut in the middle of whatever comes.
+        delay: awaited before each piece from the server.
+    """
+
+    def __init__(self, port):
+        self.target = port
+        self.cut_after = None
+        self.mangle = None
+        self.connections = 0
+        self.writers = set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        self.tasks = set()
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        self.cut()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def cut(self):
+        for writer in self.writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader, writer):
+        self.tasks.add(asyncio.current_task())
+        self.connections += 1
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        both = {writer, up_writer}
+        self.writers |= both
+        cut_after, self.cut_after = self.cut_after, None
+        with contextlib.suppress(OSError):
+            await asyncio.gather(
+                self._pipe(reader, up_writer, None), self._pipe(up_reader, writer, cut_after)
+            )
+        for each in both:
+            each.transport.abort()
+        self.writers -= both
+
+    async def _pipe(self, reader, writer, cut_after):
+        passed = 0
+        while data := await reader.read(4096):
+            if cut_after is not None and passed + len(data) > cut_after:
+                writer.write(data[: cut_after - passed])
+                await writer.drain()
+                break
+            if self.mangle is not None and cut_after is None:
+                data = self.mangle(data)
+            passed += len(data)
+            writer.write(data)
+            await writer.drain()
+        for each in list(self.writers):
+            if each is writer:
+                each.close()
+
+
+@pytest.fixture
+def proxy():
+    return Proxy

@@ -1,0 +1,85 @@
+"""The ring of events and the places in it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, decode
+from rollcast.serve.history import ENTRY_BYTES, History, Place, Selector
+
+
+def event(seq, kind="reward", chain="chain_0", run="r", **data):
+    data = data or {"reward": 1.0, "metrics": {}}
+    return StreamEvent.from_dict(
+        {"event_type": kind, "chain_id": chain, "timestamp": 1.0, "data": data, "seq": seq, "run_id": run}
+    )
+
+
+@given(st.lists(st.integers(0, 400), max_size=60), st.integers(300, 3000))
+def test_it_holds_the_latest_that_fit(sizes, limit):
+    """Positions go on counting; what is held is contiguous, bounded, and what was put in."""
+    history = History(limit)
+    put = []
+    for i, size in enumerate(sizes):
+        put.append(event(i, "reward", reward=1.0, metrics={"x": "y" * size}))
+        history.append(put[-1])
+        assert history.head == i + 1
+        held = history.window(history.tail, history.head)
+        assert [decode(entry.data) for entry in held] == put[history.tail :]
+        weight = sum(len(entry.data) + ENTRY_BYTES for entry in held)
+        assert history.bytes == weight
+        assert weight <= limit or len(held) == 1
+        for position in range(history.tail, history.head + 1):
+            assert history.position(history.cursor(position)) == position
+        if history.tail:
+            assert history.position(history.cursor(history.tail - 1)) is None
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["", ".", "x.1", "{name}.2", "{name}.-1", "{name}.²", "{name}.1.1", "{name}." + "9" * 30, "{name}"],
+)
+def test_a_foreign_or_impossible_cursor_is_no_place(cursor):
+    """Of another history, beyond the head, or no cursor at all."""
+    history = History(1000)
+    history.append(event(0))
+    name = history.cursor(0).partition(".")[0]
+    assert history.position(cursor.format(name=name)) is None
+
+
+def test_old_entries_can_be_forgotten():
+    """All up to a place, and no further than the head."""
+    history = History(10_000)
+    for i in range(5):
+        history.append(event(i))
+    history.forget_before(3)
+    assert [e.seq for e in history.window(3, 9)] == [3, 4]
+    history.forget_before(2)
+    history.forget_before(99)
+    assert history.bytes == 0
+    assert history.window(history.head, 9) == []
+
+
+def test_data_that_json_cannot_hold_becomes_an_error_event():
+    """In its place, with its seq; the others go on."""
+    history = History(10_000)
+    for data in ({"x": object()}, {"x": "\ud800"}, {"x": float("nan")}):
+        bad = StreamEvent(event(0).event_type, "chain_\ud800", 1.0, data, seq=7, run_id="r")
+        entry = history.append(bad)
+        told = decode(entry.data)
+        assert told.event_type == "error"
+        assert told.seq == 7
+        assert "is not JSON" in told.data["error"]
+
+
+def test_a_gap_passes_every_filter_of_its_run():
+    """Nothing is lost silently; a snapshot passes where tokens do."""
+    narrow = Selector(EventFilter(runs="r", chains="chain_0", types="llm_generation_chunk"))
+    assert narrow.wants(Place(StreamEventType("gap"), "", None, "r"))
+    assert not narrow.wants(Place(StreamEventType("gap"), "", None, "other"))
+    assert narrow.wants(Place(StreamEventType("chain_snapshot"), "chain_0", None, "r"))
+    assert not narrow.wants(Place(StreamEventType("chain_snapshot"), "chain_1", None, "r"))
+    assert not narrow.wants(Place(StreamEventType("reward"), "chain_0", None, "r"))
+    assert not Selector(EventFilter(types="reward")).wants(
+        Place(StreamEventType("chain_snapshot"), "chain_0", None, "r")
+    )

@@ -1,0 +1,381 @@
+"""The session as a state machine: no socket, no clock but the test's."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollcast.errors import DecodeError
+from rollcast.records import EventFilter
+from rollcast.serve.access import Grant, authorize
+from rollcast.serve.protocol import (
+    Batch,
+    Cancel,
+    CancelRun,
+    Close,
+    CloseCode,
+    CloseSubscription,
+    Done,
+    ErrorFrame,
+    Greet,
+    Hello,
+    OpenSubscription,
+    Ping,
+    Pong,
+    RunInfo,
+    Send,
+    Session,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Update,
+    Welcome,
+    decode_client_frame,
+    decode_server_frame,
+    encode_frame,
+)
+from rollcast.serve.schema import frames_schema
+from rollcast.serve.settings import Limits, Token
+
+LIMITS = Limits(message_bytes=2000, messages_per_s=10, subscriptions=2)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Play:
+    """A session, its clock, and frames as a client would write them."""
+
+    def __init__(self, tokens=(), scopes=("read",), token=None, limits=LIMITS):
+        self.clock = Clock()
+        self.session = Session(
+            lambda given: authorize(tokens, scopes, given, self.clock()),
+            limits,
+            hello_s=5,
+            heartbeat_s=20,
+            clock=self.clock,
+            epoch=self.clock,
+            token=token,
+        )
+
+    def say(self, frame):
+        message = frame if isinstance(frame, str | bytes) else encode_frame(frame).decode()
+        return self.session.receive(message)
+
+    def greeted(self):
+        (greeting,) = self.say(Hello())
+        assert isinstance(greeting, Greet)
+        return self
+
+    def wait(self, seconds):
+        self.clock.now += seconds
+        return self.session.tick()
+
+
+def code(actions):
+    (close,) = actions
+    assert isinstance(close, Close)
+    return close.code
+
+
+def test_a_session_from_hello_to_unsubscribe():
+    """Hello is greeted, subscriptions open, change and close, a ping is answered."""
+    play = Play().greeted()
+    wanted = {"chains": ["chain_0"], "types": ["tool_observation"]}
+    (opened,) = play.say(json.dumps({"type": "subscribe", "id": "a", "filter": wanted, "since": "start"}))
+    assert opened == OpenSubscription("a", EventFilter(chains="chain_0", types="tool_observation"), "start")
+    (changed,) = play.say(Update("a"))
+    assert changed == OpenSubscription("a", EventFilter(), None)
+    assert play.say(Ping()) == [Send(Pong())]
+    assert play.say(Pong()) == []
+    assert play.say(Unsubscribe("a")) == [CloseSubscription("a"), Send(Done("a"))]
+    assert not play.session.subscriptions
+
+
+def test_who_says_no_hello_is_closed():
+    """In time, and not before."""
+    play = Play()
+    assert play.wait(4.9) == []
+    assert play.session.wait_s == pytest.approx(0.1)
+    assert code(play.wait(0.2)) is CloseCode.NO_HELLO
+    assert play.session.closed
+    assert play.say(Hello()) == []
+
+
+def test_hello_comes_first_and_once():
+    """Another frame before it, or a second one, closes."""
+    assert code(Play().say(Subscribe("a"))) is CloseCode.NO_HELLO
+    assert code(Play().greeted().say(Hello())) is CloseCode.BAD_FRAME
+    assert Play().say(Ping()) == [Send(Pong())]
+
+
+def test_another_version_is_refused():
+    """By its number."""
+    assert code(Play().say(Hello(version=2))) is CloseCode.VERSION
+
+
+TOKENS = (Token("watch"), Token("rule", ("read", "control")), Token("old", expires_at=500.0))
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (None, CloseCode.BAD_TOKEN),
+        ("", CloseCode.BAD_TOKEN),
+        ("watc", CloseCode.BAD_TOKEN),
+        ("watch ", CloseCode.BAD_TOKEN),
+        ("ŵatch", CloseCode.BAD_TOKEN),
+        ("old", CloseCode.TOKEN_EXPIRED),
+    ],
+)
+def test_a_token_that_does_not_fit_closes(token, expected):
+    """Missing, wrong and expired ones."""
+    hello = json.dumps({"type": "hello", "token": token})
+    assert code(Play(TOKENS).say(hello)) is expected
+
+
+def test_a_tokens_scopes_are_granted():
+    """And the token of the request's header serves where hello has none."""
+    assert Play(TOKENS).say(Hello("rule")) == [Greet(Grant(("read", "control")))]
+    assert Play(TOKENS, token="watch").say(Hello()) == [Greet(Grant(("read",)))]
+
+
+def test_a_token_that_expires_closes_the_session():
+    """While it is quiet and while it talks, with the code to come back."""
+    tokens = (Token("brief", expires_at=1030.0),)
+    quiet = Play(tokens)
+    quiet.say(Hello("brief"))
+    quiet.clock.now += 15
+    quiet.say(Ping())
+    assert quiet.session.wait_s == pytest.approx(15)
+    assert code(quiet.wait(15)) is CloseCode.TOKEN_EXPIRED
+    talking = Play(tokens)
+    talking.say(Hello("brief"))
+    talking.clock.now += 31
+    assert code(talking.say(Ping())) is CloseCode.TOKEN_EXPIRED
+
+
+def test_cancel_needs_the_control_scope():
+    """Without it the session goes on."""
+    (refused,) = Play(TOKENS, token="watch").greeted().say(Cancel("run", "chain_0", "c"))
+    assert refused.frame.code == 403
+    assert refused.frame.id == "c"
+    assert Play(TOKENS, token="rule").greeted().say(Cancel("run", "chain_0", "c")) == [
+        CancelRun("run", "chain_0", "c")
+    ]
+
+
+def test_the_silent_are_asked_and_then_closed():
+    """A word in between starts the time anew."""
+    play = Play().greeted()
+    assert play.wait(20) == [Send(Ping())]
+    assert play.session.wait_s == pytest.approx(20)
+    assert play.wait(10) == []
+    assert play.say(Pong()) == []
+    assert play.wait(19) == []
+    assert play.wait(1) == [Send(Ping())]
+    assert code(play.wait(20)) is CloseCode.NO_PONG
+
+
+def test_too_many_messages_close():
+    """Twice the rate in a burst, the rate for ever."""
+    play = Play().greeted()
+    for _ in range(19):
+        assert play.say(Ping()) == [Send(Pong())]
+    assert code(play.say(Ping())) is CloseCode.LIMIT
+    steady = Play().greeted()
+    for _ in range(200):
+        steady.clock.now += 0.1
+        assert steady.say(Ping()) == [Send(Pong())]
+
+
+def test_oversized_binary_and_malformed_messages_close():
+    """Each with its code."""
+    assert code(Play().greeted().say(encode_frame(Subscribe("a" * 3000)).decode())) is CloseCode.LIMIT
+    assert code(Play().greeted().say(encode_frame(Subscribe("é" * 990)).decode())) is CloseCode.LIMIT
+    assert code(Play().greeted().say(encode_frame(Ping()))) is CloseCode.BAD_FRAME
+    for message in (
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"type":"shout"}',
+        '{"type":"subscribe"}',
+        "[" * 1900,
+        '{"type":"\udc80"}',
+    ):
+        assert code(Play().greeted().say(message)) is CloseCode.BAD_FRAME
+
+
+def test_subscriptions_are_limited_and_their_mistakes_answered():
+    """One too many closes; a known id, an unknown id and an unknown type are errors after which it goes on."""
+    play = Play().greeted()
+    play.say(Subscribe("a"))
+    assert [a.frame.code for a in play.say(Subscribe("a"))] == [409]
+    assert [a.frame.code for a in play.say(Update("b"))] == [404]
+    assert [a.frame.code for a in play.say(Unsubscribe("b"))] == [404]
+    (bad,) = play.say('{"type":"subscribe","id":"b","filter":{"types":["shout"]}}')
+    assert "there is no event type 'shout'" in bad.frame.message
+    assert bad.frame.id == "b"
+    play.say(Subscribe("b"))
+    assert code(play.say(Subscribe("c"))) is CloseCode.LIMIT
+
+
+def test_a_filter_with_an_unknown_field_is_no_frame():
+    """It would show more than was asked for."""
+    assert (
+        code(Play().greeted().say('{"type":"subscribe","id":"a","filter":{"chain":["x"]}}'))
+        is CloseCode.BAD_FRAME
+    )
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+FRAMES = st.one_of(
+    st.builds(Hello, st.sampled_from([None, "watch", "rule", "old", "x"])),
+    st.builds(Subscribe, NAMES, since=st.sampled_from(["live", "start", "x.3"])),
+    st.builds(Update, NAMES),
+    st.builds(Unsubscribe, NAMES),
+    st.builds(Cancel, NAMES, st.none() | NAMES, st.none() | NAMES),
+    st.builds(Ping),
+    st.builds(Pong),
+).map(lambda frame: encode_frame(frame).decode())
+JUNK = st.one_of(
+    st.text(max_size=60),
+    st.binary(max_size=60),
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=8),
+        lambda x: st.lists(x) | st.dictionaries(st.text(max_size=8), x),
+    ).map(json.dumps),
+)
+
+
+@st.composite
+def mutated(draw):
+    """A frame with a few characters changed, dropped or doubled."""
+    text = draw(FRAMES)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = (
+            text[:at]
+            + draw(st.sampled_from(["", '"', "{", "}", ",", "\\", "0", "é", "\x00", text]))
+            + text[at + draw(st.integers(0, 2)) :]
+        )
+    return text
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(FRAMES | mutated() | JUNK, st.floats(0, 30)), max_size=40), st.booleans())
+def test_whatever_comes_the_rules_hold(messages, locked):
+    """Nothing raises; nothing is done before hello or after the close; scopes, ids and the clock are kept."""
+    play = Play(TOKENS if locked else ())
+    greeted = closed = False
+    opened = set()
+    for message, pause in messages:
+        for action in [*play.wait(pause), *play.say(message)]:
+            assert not closed
+            match action:
+                case Greet():
+                    assert not greeted
+                    greeted = True
+                case OpenSubscription(id, _, since):
+                    assert greeted
+                    assert (since is None) == (id in opened)
+                    opened.add(id)
+                    assert len(opened) <= LIMITS.subscriptions
+                case CloseSubscription(id):
+                    opened.remove(id)
+                case CancelRun():
+                    assert "control" in play.session.grant.scopes
+                case Close(close_code, message_out):
+                    assert 4000 <= close_code <= 4999
+                    assert message_out
+                    closed = True
+                case Send(frame):
+                    assert greeted or isinstance(frame, Pong)
+        assert opened == play.session.subscriptions
+        assert play.session.closed == closed
+        assert play.session.wait_s >= 0
+
+
+def test_ten_thousand_fuzzed_messages_do_no_harm():
+    """Bytes flipped, cut, doubled in frames that were good; always a list of actions, never an exception."""
+    import random
+
+    rng = random.Random(20260101)
+    good = [
+        encode_frame(f)
+        for f in (Hello("rule"), Subscribe("a"), Update("a"), Unsubscribe("a"), Cancel("r", "c"), Ping())
+    ]
+    play = Play(TOKENS, token="rule")
+    counts = {"closed": 0, "went on": 0}
+    for _ in range(20_000):
+        data = bytearray(rng.choice(good))
+        for _ in range(rng.randrange(4)):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.randrange(3)] = rng.choice(
+                [b"", b'"', b"{", b"\\u0000", b"\xff", bytes([rng.randrange(256)]), bytes(data[:20])]
+            )
+        play.clock.now += 0.5
+        message = bytes(data) if rng.random() < 0.02 else data.decode("utf-8", "surrogateescape")
+        assert isinstance(play.say(message), list)
+        counts["closed" if play.session.closed else "went on"] += 1
+        if play.session.closed:
+            play = Play(TOKENS, token="rule")
+    assert min(counts.values()) > 1000
+
+
+def test_the_schema_on_file_is_current():
+    """`python -m rollcast.serve.schema` renews it."""
+    import rollcast.serve.schema as package
+
+    path = Path(package.__file__).with_name("frames.schema.json")
+    assert json.loads(path.read_text()) == frames_schema()
+
+
+SERVER_FRAMES = [
+    Welcome(1, [RunInfo("r", None, "running", 4)], 20.0, Limits(), ["read"]),
+    Subscribed("a", recovered=True, cursor=None),
+    Batch("a", "x.1", []),
+    Done("a", "r", "c"),
+    ErrorFrame(4500, "no"),
+    Ping(),
+    Pong(),
+]
+CLIENT_FRAMES = [Hello("t", "me"), Subscribe("a"), Update("a"), Unsubscribe("a"), Cancel("r"), Ping(), Pong()]
+
+
+@pytest.mark.parametrize("frame", [*SERVER_FRAMES, *CLIENT_FRAMES], ids=lambda f: type(f).__name__)
+def test_every_frame_fits_the_schema_and_comes_back(frame):
+    """Encoded, decoded, the same."""
+    side = "ClientFrame" if frame in CLIENT_FRAMES else "ServerFrame"
+    decode = decode_client_frame if side == "ClientFrame" else decode_server_frame
+    data = encode_frame(frame)
+    assert decode(data) == frame
+    schema = frames_schema()
+    jsonschema.validate(json.loads(data), {**schema, "anyOf": [{"$ref": f"#/$defs/{side}"}]})
+
+
+def test_the_schema_knows_an_events_payload():
+    """A chunk without its text does not fit."""
+    schema = {**frames_schema(), "anyOf": [{"$ref": "#/$defs/ServerFrame"}]}
+    event = {"event_type": "llm_generation_chunk", "chain_id": "chain_0", "timestamp": 1.0, "data": {}}
+    batch = {"type": "batch", "id": "a", "cursor": "x.1", "events": [event]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(batch, schema)
+    event["data"] = {"content": "x", "offset": 0}
+    jsonschema.validate(batch, schema)
+
+
+def test_what_a_server_sends_is_checked_too():
+    """Not a frame: a DecodeError."""
+    with pytest.raises(DecodeError, match="not a frame"):
+        decode_server_frame(msgspec.json.encode({"type": "hello"}))
