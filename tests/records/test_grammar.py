@@ -100,3 +100,32 @@ def test_an_end_must_agree_with_its_chunks():
     """The whole text begins with what the chunks said."""
     with pytest.raises(GrammarError, match="not what its chunks said"):
         check_events(stream(*CHAIN[:5], (T.LLM_GENERATION_END, {"content": "xyz"}, 1), *CHAIN[6:]))
+
+
+def test_a_filter_that_leaves_out_types_is_checked_by_what_it_lets_through():
+    """Chunks alone, of two steps: their generations' starts and ends cannot come."""
+    chunks = stream(
+        (T.LLM_GENERATION_CHUNK, {"content": "ab", "offset": 0}, 1),
+        (T.LLM_GENERATION_CHUNK, {"content": "c", "offset": 0}, 2),
+    )
+    with pytest.raises(GrammarError, match="offset"):
+        check_events(chunks, late=True)
+    check_events(chunks, types=[T.LLM_GENERATION_CHUNK])
+    with pytest.raises(GrammarError, match="stood before"):
+        check_events(chunks[::-1], types=[T.LLM_GENERATION_CHUNK])
+
+
+def test_who_joins_late_without_a_snapshot_may_find_several_calls_open():
+    """A filter of tool events alone gets none; a call still ends once."""
+    call = {"tool_name": "t", "status": "success"}
+    said = {"observation": "x", "partial": False}
+    events = [
+        (T.TOOL_OBSERVATION, {"call_id": "a", **call, **said}, 1),
+        (T.TOOL_OBSERVATION, {"call_id": "b", **call, **said}, 1),
+        (T.TOOL_CALL_END, {"call_id": "a", **call, "duration_s": 0.1}, 1),
+        (T.TOOL_CALL_END, {"call_id": "b", **call, "duration_s": 0.1}, 1),
+    ]
+    tools = [T.TOOL_CALL_START, T.TOOL_OBSERVATION, T.TOOL_CALL_END]
+    check_events(stream(*events), types=tools)
+    with pytest.raises(GrammarError, match="not open"):
+        check_events(stream(*events, events[-1]), types=tools)

@@ -27,6 +27,8 @@ class _Chain:
     step: int = 0
     open_calls: dict[str, int] = field(default_factory=dict)  # call_id -> final observations seen
     rewarded: bool = False
+    blind: bool = False  # joined without a snapshot: calls may be open that nobody told of
+    ended_calls: set[str] = field(default_factory=set)  # where blind
 
 
 @dataclass
@@ -133,7 +135,6 @@ class GrammarChecker:
             del run.chains[name]
             run.ended_chains.add(name)
 
-
     def _forget_unchecked(self, chain: _Chain) -> None:
         """What is open is not known where its end may not come."""
         if T.LLM_GENERATION_END in self._unchecked:
@@ -153,7 +154,7 @@ def _unchecked(types: frozenset[StreamEventType]) -> frozenset[StreamEventType]:
 
 def _joined(event: StreamEvent) -> _Chain:
     """A chain whose opening was not seen, such that this event may stand next."""
-    chain = _Chain(step=(event.step or 1) - 1)
+    chain = _Chain(step=(event.step or 1) - 1, blind=True)
     kind = event.event_type
     if kind is T.LLM_GENERATION_CHUNK:
         chain.chars = event.data["offset"]
@@ -214,6 +215,8 @@ def _tool_start(chain: _Chain, event: StreamEvent) -> None:
 
 def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
     seen = chain.open_calls.get(event.data["call_id"])
+    if seen is None and chain.blind and event.data["call_id"] not in chain.ended_calls:
+        seen = 0
     if seen is None:
         raise _error(event, f"call {event.data['call_id']} is not open")
     if seen:
@@ -222,8 +225,12 @@ def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
 
 
 def _tool_end(chain: _Chain, event: StreamEvent) -> None:
-    if chain.open_calls.pop(event.data["call_id"], 0) != 1:
-        raise _error(event, f"call {event.data['call_id']} is not open, or has no final observation")
+    call_id = event.data["call_id"]
+    unknown = int(chain.blind and call_id not in chain.ended_calls)
+    if chain.open_calls.pop(call_id, unknown) != 1:
+        raise _error(event, f"call {call_id} is not open, or has no final observation")
+    if chain.blind:
+        chain.ended_calls.add(call_id)
 
 
 def _reward(chain: _Chain, event: StreamEvent) -> None:

@@ -228,7 +228,8 @@ class ChainGeneration:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()
+                if not task.cancelling():  # a second time would interrupt its cleanup
+                    task.cancel()
             await ended(tasks)
 
     async def _call(self, call: ToolCall) -> ToolResult:

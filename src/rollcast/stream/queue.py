@@ -82,7 +82,9 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     Chunks are neighbours where no other event of their chain stands between them; the merged one stands at the last
     one's place, so `seq` still rises.
     """
-    runs_of_chunks: dict[tuple[str, str], tuple[int | None, list[int]]] = {}  # with the step of the generation
+    runs_of_chunks: dict[
+        tuple[str, str], tuple[int | None, list[int]]
+    ] = {}  # with the step of the generation
     groups: list[list[int]] = []
     for i, item in enumerate(queue):
         if isinstance(item, Control):
@@ -228,7 +230,9 @@ class EventQueue:
         items, self.items = self.items, []
         self.mixed = False
         if self._lost:
-            opened = [item for item in items if _opens(item)]  # nobody gets a gap of a run that he does not know
+            opened = [
+                item for item in items if _opens(item)
+            ]  # nobody gets a gap of a run that he does not know
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
         self._told_taken, self._told = self._told, {}

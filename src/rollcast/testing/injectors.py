@@ -213,7 +213,7 @@ def _async_tools(stage: Stage) -> list[Tool]:
         try:
             await ticks(10 * n)
         finally:
-            await ticks(n)
+            await ticks(5 * n)
         return "lingered"
 
     @tool(timeout=SHORT_S)
@@ -265,13 +265,13 @@ def _sync_tools(stage: Stage) -> list[Tool]:
         return n + n
 
     @tool(timeout=SHORT_S)
-    def block(n: int) -> str:
+    def block(n: int) -> str:  # noqa: ARG001  (every tool takes it)
         """Hold its thread until its timeout, and longer."""
         stage.released.wait()
         return "late"
 
     @tool(timeout=None)
-    def seize(n: int, ctx: ChainContext) -> str:
+    def seize(n: int, ctx: ChainContext) -> str:  # noqa: ARG001  (every tool takes it)
         """Hold its thread until it is cancelled, and longer."""
         if stage.faults:
             stage.hangs(ctx.run_id, ctx.chain_id, "a tool holds its thread")

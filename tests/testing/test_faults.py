@@ -1,0 +1,100 @@
+"""Fault schedules: a seed repeats them, they break nothing, and what is broken is told."""
+
+import logging
+
+import pytest
+
+from rollcast.records import StreamEventType
+from rollcast.testing import EventCapture
+from rollcast.testing.faults import FaultSchedule, check_invariants, main
+from rollcast.testing.schedule import draw
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """What observers and tools raise is logged with its traceback, and there is much of it."""
+    monkeypatch.setattr(logging.getLogger("rollcast"), "level", logging.CRITICAL + 1)
+    logging.getLogger("rollcast").manager._clear_cache()
+    yield
+    logging.getLogger("rollcast").manager._clear_cache()
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_whatever_goes_wrong_the_invariants_hold(seed):
+    """`python -m rollcast.testing.faults --verbose SEED` tells the story of one that fails here."""
+    check_invariants(FaultSchedule(seed).play())
+
+
+def test_a_seed_draws_the_same_again():
+    """And another seed something else."""
+    assert list(draw(3).lines()) == list(draw(3).lines())
+    assert list(draw(3).lines()) != list(draw(4).lines())
+
+
+def test_observers_of_yours_watch_from_the_beginning():
+    """They get what the steady one gets, and are closed."""
+    capture = EventCapture()
+    outcome = FaultSchedule(0).play([capture])
+    check_invariants(outcome)
+    assert capture.events == outcome.reference
+    assert capture.manager is None
+
+
+def _broken(change):
+    outcome = FaultSchedule(0).play()
+    change(outcome)
+    with pytest.raises(AssertionError, match="seed 0: ") as broken:
+        check_invariants(outcome)
+    assert "Its story:" in str(broken.value)
+    return str(broken.value)
+
+
+def _stint(outcome):
+    return next(s for o in outcome.observers for s in o.stints if len(s.events) > 3 and not s.cut)
+
+
+def test_a_missing_event_is_found():
+    """Of the steady observer, and of one that came and went."""
+    assert "the steady observer" in _broken(lambda outcome: outcome.reference.pop(5))
+
+    def lose(outcome):
+        events = _stint(outcome).events
+        events.remove(next(e for e in events if e.event_type is StreamEventType.CHAIN_END))
+
+    assert "in silence" in _broken(lose)
+
+
+def test_a_repeated_event_is_found():
+    """Nothing comes twice."""
+    assert "twice or out of order" in _broken(lambda o: _stint(o).events.append(_stint(o).events[-1]))
+
+
+def test_a_chain_that_a_neighbour_changed_is_found():
+    """Its digest is not that of a run without faults."""
+
+    def change(outcome):
+        for run in outcome.runs:
+            for t in run.result:
+                if (run.result.run_id, t.chain_id) not in outcome.touched:
+                    t.reward = -1.0
+                    return
+
+    assert "had no fault and is not what it is without faults" in _broken(change)
+
+
+def test_the_command_says_which_seeds_break(capsys, monkeypatch):
+    """It exits with 1 then, and with 0 where all hold."""
+    assert main(["--seeds", "0:2,5"]) == 0
+    assert "3 of 3 seeds hold" in capsys.readouterr().out
+    play = FaultSchedule.play
+
+    def broken(self, *observers):
+        outcome = play(self, *observers)
+        outcome.problems += ["it hangs"] if self.seed == 1 else []
+        return outcome
+
+    monkeypatch.setattr(FaultSchedule, "play", broken)
+    assert main(["--seeds", "0:3"]) == 1
+    printed = capsys.readouterr().out
+    assert "seed 1: 1 broken\n- it hangs" in printed
+    assert "broken: 1\n" in printed
