@@ -159,7 +159,10 @@ class Run:
         try:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
-            self.cancel()
+            self._cancelled = True
+            for task in tasks:
+                if not task.cancelling():  # a second time would interrupt its cleanup
+                    task.cancel()
             await ended(tasks)
             raise
         for task in tasks:

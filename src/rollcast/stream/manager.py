@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
@@ -449,50 +450,61 @@ class StreamingManager:
         """Remove every observer, and wait until each has taken what was emitted and has closed.
 
         One that takes nothing at all for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
+        One that is merely slow goes on by itself after twice that time.
         """
-        for wait_for in (self._remove_all, self._give_up_hanging):
-            await _wait_all([delivery.finished for delivery in wait_for()], self.drain_timeout)
+        self._remove_all()
+        for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
+            await _wait_all(self._unfinished(), self.drain_timeout)
+            step()
         self._stop_background()
 
     def close(self) -> None:
         """As `aclose`, for code without an event loop; interpreter exit calls it."""
         deliveries = self.deliveries
-        for wait_for in (self._remove_all, self._give_up_hanging):
+        self._remove_all()
+        for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
             deadline = time.monotonic() + self.drain_timeout
-            left = wait_for()
             if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
                 for delivery in deliveries:
                     delivery.empty_here()
-            for delivery in left:
-                try:
-                    delivery.finished.result(max(0.0, deadline - time.monotonic()))
-                except TimeoutError:
-                    continue
+            for finished in self._unfinished():
+                with suppress(TimeoutError):
+                    finished.result(max(0.0, deadline - time.monotonic()))
+            step()
         self._stop_background()
 
-    def _remove_all(self) -> list[Delivery]:
+    def _remove_all(self) -> None:
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
             self._rouse_leaving()
-            self._progress = {delivery: delivery.progress for delivery in self.closing}
-            return list(self.closing)
 
-    def _give_up_hanging(self) -> list[Delivery]:
+    def _unfinished(self) -> list[Future[None]]:
         with self.lock:
-            hanging = [d for d in self.closing if d.progress == self._progress.get(d)]
+            self._progress = {delivery: delivery.progress for delivery in self.closing}
+            return [delivery.finished for delivery in self.closing]
+
+    def _give_up_hanging(self) -> None:
+        with self.lock:
+            for delivery, before in self._progress.items():
+                if delivery in self.closing and delivery.progress == before and not delivery.abandoned:
+                    logger.warning(
+                        "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
+                        delivery.observer.name,
+                        self.drain_timeout,
+                        delivery.statistics().queued,
+                    )
+                    delivery.give_up()
+
+    def _name_the_slow(self) -> None:
+        with self.lock:
+            self._progress = {}
             for delivery in self.closing:
-                left = delivery.statistics().queued
-                if delivery in hanging:
-                    fate = f"it hangs, and is stopped; {left} events are dropped"
-                else:
-                    fate = f"it goes on with {left} events"
                 logger.warning(
-                    "%s has not closed within %g s: %s", delivery.observer.name, self.drain_timeout, fate
+                    "%s has not closed yet; it goes on with %d events",
+                    delivery.observer.name,
+                    delivery.statistics().queued,
                 )
-            for delivery in hanging:
-                delivery.give_up()
-            return hanging
 
     # -- observers without a loop of their own -------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -230,8 +230,9 @@ class _Play:
     async def _wind_up(self, *, drains: bool) -> None:
         for reader in self.readers:
             self.manager.remove_observer(reader)
-        while any(thread.is_alive() for thread in self.threads) or not all(t.done() for t in self.others):
-            await asyncio.sleep(0)
+        await _until(
+            lambda: all(t.done() for t in self.others) and not any(t.is_alive() for t in self.threads)
+        )
         for task in self.others:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.outcome.problems.append(f"{task.get_name()} raised {error!r}")
@@ -244,11 +245,9 @@ class _Play:
             self._leave(watcher)
         for observer in self.extra:
             self.manager.remove_observer(observer)
-        while any(not o.hangs and o.closed < len(o.stints) for o in self.outcome.observers):
-            await asyncio.sleep(0)
+        await _until(lambda: all(o.hangs or o.closed == len(o.stints) for o in self.outcome.observers))
         self.outcome.emitted = self._emitted()
-        while len(self.reference.events) < self.outcome.emitted:
-            await asyncio.sleep(0)
+        await _until(lambda: len(self.reference.events) >= self.outcome.emitted)
         await self.manager.aclose()
 
     # -- what happens at a turn ----------------------------------------------------------------------------------------
@@ -459,10 +458,8 @@ class _Play:
         late = [f"{o.name} has closed {o.closed} of {len(o.stints)}" for o in self.outcome.observers]
         return "; ".join([*tasks, *late, f"statistics {self.manager.statistics()}"])
 
-    def _nothing_runs(self, when: str, tasks: Iterable[asyncio.Task[Any] | None]) -> None:
-        names = [
-            f"{task.get_name()} {task.get_coro()}" for task in tasks if task is not None and not task.done()
-        ]
+    def _nothing_runs(self, when: str, tasks: set[asyncio.Task[Any]]) -> None:
+        names = [f"{task.get_name()} {task.get_coro()}" for task in tasks if not task.done()]
         if names:
             self.outcome.problems.append(f"{when} there still run: {'; '.join(names)}")
 
@@ -484,6 +481,12 @@ class _Play:
                 problems.append(f"threads are left: {left}")
                 return
             time.sleep(0.001)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    """Let the loop turn until it holds; whoever waits sets a limit."""
+    while not holds():
+        await asyncio.sleep(0)
 
 
 def _is_busy(thread: threading.Thread) -> bool:

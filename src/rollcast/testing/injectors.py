@@ -213,7 +213,7 @@ def _async_tools(stage: Stage) -> list[Tool]:
         try:
             await ticks(10 * n)
         finally:
-            await ticks(n)
+            await ticks(5 * n)
         return "lingered"
 
     @tool(timeout=SHORT_S)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from rollcast.errors import GrammarError
@@ -89,6 +89,7 @@ def check_invariants(outcome: Outcome) -> None:
     if not wrong:  # what hangs explains the rest
         wrong += _steady(outcome)
         wrong += _chains(outcome)
+    if not wrong:  # the others are compared with the steady one
         reference = _Reference(outcome.reference)
         for observer in outcome.observers:
             if observer.overlaps:
@@ -262,7 +263,7 @@ def _delivered(
 
     Where it was cut off, the end of a generation may have waited, and made its chunks unnecessary.
     """
-    if any(b <= a for a, b in itertools.pairwise(places)):
+    if any(b <= a for a, b in pairwise(places)):
         yield f"{who} got events twice or out of order"
     unasked = [reference.events[p] if p >= 0 else None for p in sorted(set(places) - wanted)]
     if unasked:

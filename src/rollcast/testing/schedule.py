@@ -147,7 +147,7 @@ def draw(seed: int) -> Plan:
     hung = rng.random() < 0.3  # somebody hangs for ever
     plan = Plan(
         seed=seed,
-        queue_limit=rng.choice((2_000, 6_000, 20_000, 100_000, 8 << 20)),
+        queue_limit=rng.choice((2_000, 6_000, 12_000, 20_000, 40_000, 80_000, 8 << 20)),
         token_exact=rng.random() < 0.8,
         backend_cleanup=rng.choice((0, 0, 3)),
         patience=rng.randint(0, 60),
@@ -188,7 +188,7 @@ def _chain(rng: Random) -> ChainPlan:
     turns = [
         _turn(rng, hangs=faulty and rng.random() < 0.2, tail=not shaped) for _ in range(rng.randint(0, 3))
     ]
-    plan = ChainPlan([*turns, _words(rng, rng.randint(1, 30))], shaped=shaped)
+    plan = ChainPlan([*turns, _words(rng, rng.choice((rng.randint(1, 30), 120)))], shaped=shaped)
     if faulty and rng.random() < 0.6:
         kinds: tuple[BackendFault, ...] = get_args(BackendFault)
         (kind,) = rng.choices(kinds, (4, 3, 1, 1, 1))
@@ -209,7 +209,7 @@ def _turn(rng: Random, *, hangs: bool, tail: bool) -> str:
         call = json.dumps({"name": name, "arguments": {"n": rng.randint(0, 6)}})
         calls.append(f"<tool_call>{call[:-4] if name == 'malformed' else call}</tool_call>")
     after = " and so on and on" if tail and rng.random() < 0.2 else ""
-    return _words(rng, rng.randint(0, 8)) + " ".join(calls) + after
+    return _words(rng, rng.choice((rng.randint(0, 8), 60))) + " ".join(calls) + after
 
 
 def _words(rng: Random, n: int) -> str:
@@ -238,7 +238,7 @@ def _observer(rng: Random, n: int, *, may_hang: bool) -> ObserverPlace:
     )
     manner = rng.random()
     if manner < 0.45:
-        plan.stalls = {call: rng.choice((1, 5, 60, 200)) for call in calls if rng.random() < 0.3}
+        plan.stalls = {call: rng.choice((1, 5, 60, 200, 500)) for call in calls if rng.random() < 0.3}
     elif manner < 0.6 and may_hang:
         plan.hangs_at = rng.choice(calls)
     elif manner < 0.75:
@@ -262,8 +262,8 @@ def _reader(rng: Random, n: int) -> ReaderPlan:
 
 
 KINDS: dict[Kind, int] = {
-    "join": 8, "leave": 5, "refresh": 4, "read": 3, "emit": 2,
-    "cancel_chain": 3, "cancel_run": 1, "cancel_task": 1, "drain": 1,
+    "join": 16, "leave": 9, "refresh": 8, "read": 5, "emit": 3,
+    "cancel_chain": 4, "cancel_run": 1, "cancel_task": 2, "drain": 2,
 }  # fmt: skip
 
 
