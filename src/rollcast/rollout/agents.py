@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,7 @@ class ToolAgent(BaseAgent):
     """
 
 
-class _PlainTextAgent(BaseAgent):
+class _PlainTextAgent(BaseAgent, ABC):
     """The model is told of its tools in the prompt, and all that it and they say is text: no template is asked for more."""
 
     prompt_template: str
@@ -70,9 +71,9 @@ class _PlainTextAgent(BaseAgent):
             "{tool_names}", ", ".join(self.tools)
         )
 
+    @abstractmethod
     def observed(self, observation: str) -> str:
         """How an observation is told to the model."""
-        raise NotImplementedError
 
     def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
         """A message of the user's, since such models know no role of tools."""
