@@ -181,7 +181,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(project, args, says):
 def test_a_signal_ends_every_chain_and_prints_the_summary(tmp_path, number):
     """Ctrl-C, or a scheduler's SIGTERM: the log is whole, and the exit code is the shell's for the signal."""
     log = tmp_path / "events.jsonl"
-    command = [sys.executable, "-m", "rollcast", "run", "--pace", "2", "--json", str(log)]
+    command = [sys.executable, "-m", "rollcast", "run", "--pace", "0.2", "--json", str(log)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
     ) as process:

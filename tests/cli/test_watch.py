@@ -27,8 +27,11 @@ def rollcast(*args, **env):
 
 
 def test_one_program_runs_and_another_watches():
-    """The same console; Ctrl-C ends the watcher, and the run goes on without it."""
-    run = command("run", "--serve", "127.0.0.1:0", "--pace", "2", "--seed", "7", "--chains", "2")
+    """The same console; Ctrl-C ends the watcher, and the run goes on without it.
+
+    At a token every 50 seconds the run cannot end before it is watched, however slow the machine is.
+    """
+    run = command("run", "--serve", "127.0.0.1:0", "--pace", "0.02", "--seed", "7", "--chains", "2")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     secret = ENV | {"ROLLCAST_TOKEN": "secret"}
     with subprocess.Popen(run, **pipes, env=secret) as running:
