@@ -74,9 +74,10 @@ def test_what_is_no_event_is_refused_in_a_sentence(line):
 def test_decode_raises_nothing_else(line):
     """Arbitrary input is an event or a DecodeError."""
     try:
-        decode(line)
-    except DecodeError:
-        return
+        outcome = decode(line)
+    except DecodeError as error:
+        outcome = error
+    assert isinstance(outcome, StreamEvent | DecodeError)
 
 
 def test_events_cannot_be_changed():

@@ -595,8 +595,10 @@ async def test_an_observer_that_emits_for_ever_does_not_hold_the_loop():
     manager = StreamingManager()
     manager.add_observer(Echo())
     async with asyncio.timeout(10):
-        await one_chain(manager)
+        run = await one_chain(manager)
         await manager.aclose()
+    assert run.status == "completed"
+    assert manager.observers == []
 
 
 async def test_batches_come_whole():

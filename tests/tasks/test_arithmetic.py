@@ -97,7 +97,8 @@ async def test_the_taught_answer_is_rewarded():
 
 def test_rows_can_be_encoded():
     """A row is JSON."""
-    msgspec.json.encode(get_task("arithmetic").rows(10))
+    rows = get_task("arithmetic").rows(10)
+    assert msgspec.json.decode(msgspec.json.encode(rows)) == rows
 
 
 def test_the_registry_is_light():

@@ -400,14 +400,15 @@ async def test_the_standard_output_is_looked_up_when_it_is_used(events, capsys):
     assert file.getvalue() == "chain_0 │ ▸ two\n"
 
 
-async def test_without_a_standard_output_nothing_happens(events, monkeypatch):
-    """As under pythonw."""
+async def test_without_a_standard_output_nothing_happens(events, monkeypatch, capfd):
+    """As under pythonw: nothing is raised, and nothing comes out elsewhere."""
     monkeypatch.setattr(sys, "stdout", None)
     observer = ConsoleStreamObserver()
     await observer.on_run_opened(events.run_id)
     await observer.on_batch([events.start("chain_0")])
     await observer.on_run_closed(events.run_id)
     await observer.aclose()
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_one_observer_serves_successive_event_loops(events, eventually):
@@ -425,6 +426,7 @@ async def test_one_observer_serves_successive_event_loops(events, eventually):
     await asyncio.to_thread(in_a_thread, "one ")
     await asyncio.to_thread(in_a_thread, "two ")
     await observer.aclose()
+    assert file.getvalue().index("one") < file.getvalue().index("two")
 
 
 def test_filters_mean_what_they_mean_everywhere():

@@ -96,6 +96,7 @@ async def test_the_status_moves_while_nothing_happens(events, terminal, eventual
     await observer.on_batch([events.start("chain_0", "Q")])
     first = terminal.rows[-1]
     await eventually(lambda: terminal.rows[-1] != first)
+    assert "1 running" in terminal.rows[-1]
     await observer.aclose()
 
 

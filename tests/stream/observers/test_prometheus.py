@@ -310,4 +310,6 @@ def test_a_missing_package_is_named(monkeypatch):
 async def test_unknown_types_are_ignored(observer):
     """A wider filter does no harm."""
     observer.filter = EventFilter()
+    before = [family.name for family in observer.collect()]
     await observer.on_event(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=1, metrics={}))
+    assert [family.name for family in observer.collect()] == before
