@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import Turn, TurnParser
+from rollcast.models.parse.turn import LineTurn, Turn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["CodeParser", "CodeTurn"]
@@ -65,7 +65,7 @@ class CodeParser(TurnParser):
         return turn
 
 
-class CodeTurn(Turn):
+class CodeTurn(LineTurn):
     """One turn."""
 
     def __init__(self, parser: CodeParser) -> None:
@@ -92,7 +92,7 @@ class CodeTurn(Turn):
             opening = _OPENING.match(head)
             if opening:
                 return self._open_fence(opening, at)
-        self.state = self._rest
+        self.state = self.rest
         return at
 
     def _open_fence(self, opening: re.Match[str], at: int) -> int:
@@ -111,19 +111,11 @@ class CodeTurn(Turn):
         if self._fence == "other":
             self.say(text[at:end])
         self._fence = ""
-        self.state = self._rest
+        self.state = self.rest
         return end
 
-    def _rest(self, text: str, at: int) -> int:
-        """In the rest of a line."""
-        newline = text.find("\n", at)
-        end = len(text) if newline < 0 else newline + 1
-        self._put(text[at:end])
-        if newline >= 0:
-            self.state = self.begin
-        return end
-
-    def _put(self, text: str) -> None:
+    def put(self, text: str) -> None:
+        """To the code, or to what is said beside it."""
         if self._fence == "python":
             self.body.add(text)
         else:
@@ -134,7 +126,7 @@ class CodeTurn(Turn):
         if self.ended_at is not None:
             held = ""
         unclosed = self._fence == "python"
-        self._put(held)
+        self.put(held)
         if not self._blocks:
             return
         code, error = self.body.take()

@@ -17,7 +17,7 @@ import re
 
 import msgspec
 
-from rollcast.models.parse.turn import Body, Turn, TurnParser
+from rollcast.models.parse.turn import Body, LineTurn, Turn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["ReactParser", "ReactTurn"]
@@ -63,7 +63,7 @@ class ReactParser(TurnParser):
         return turn
 
 
-class ReactTurn(Turn):
+class ReactTurn(LineTurn):
     """One turn; beside its call it knows the final answer."""
 
     def __init__(self) -> None:
@@ -88,17 +88,8 @@ class ReactTurn(Turn):
             return self._labelled(label[1].lower(), text, at, at + label.end(), bold)
         if len(head) < _HEAD and ":" not in head and "\n" not in head:
             return at
-        self.state = self._rest
+        self.state = self.rest
         return at
-
-    def _rest(self, text: str, at: int) -> int:
-        """In the rest of a line."""
-        newline = text.find("\n", at)
-        end = len(text) if newline < 0 else newline + 1
-        self._put(text[at:end])
-        if newline >= 0:
-            self.state = self.begin
-        return end
 
     def _labelled(self, label: str, text: str, at: int, end: int, bold: str) -> int:
         section = self._section
@@ -111,20 +102,21 @@ class ReactTurn(Turn):
         if label in {"thought", "final answer"}:
             self.say(text[at:end])
         # `**Action:** calculator` closes its bold after the colon
-        self.state = self._after_bold if bold else self._rest
+        self.state = self._after_bold if bold else self.rest
         return end
 
     def _after_bold(self, text: str, at: int) -> int:
         if text[at:] == "*":
             return at
-        self.state = self._rest
+        self.state = self.rest
         if not text.startswith("**", at):
             return at
         if not self.in_call:
             self.say("**")
         return at + 2
 
-    def _put(self, text: str) -> None:
+    def put(self, text: str) -> None:
+        """To the section that is open."""
         if self._section == "action":
             self._name.add(text)
         elif self._section == "action input":
@@ -137,7 +129,7 @@ class ReactTurn(Turn):
     def end(self, held: str) -> None:
         """See `Turn.end`."""
         if self.ended_at is None:
-            self._put(held)
+            self.put(held)
             self._end_section()
 
     @property

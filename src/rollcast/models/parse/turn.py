@@ -14,6 +14,7 @@ from rollcast.records.message import ToolCall
 __all__ = [
     "CALL_LIMIT",
     "Body",
+    "LineTurn",
     "State",
     "Turn",
     "TurnParser",
@@ -129,6 +130,23 @@ class Turn(ABC):
     def finished(self) -> bool:
         """The format says that the turn is over."""
         return self._finished
+
+
+class LineTurn(Turn):
+    """A turn that is read line by line: `begin` looks at the head of a line, and `rest` takes the rest of it."""
+
+    @abstractmethod
+    def put(self, text: str) -> None:
+        """Keep text where this line belongs."""
+
+    def rest(self, text: str, at: int) -> int:
+        """In the rest of a line."""
+        newline = text.find("\n", at)
+        end = len(text) if newline < 0 else newline + 1
+        self.put(text[at:end])
+        if newline >= 0:
+            self.state = self.begin
+        return end
 
 
 class TurnParser(ABC):
