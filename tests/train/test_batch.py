@@ -201,6 +201,20 @@ def test_long_rows_are_an_error_where_asked():
         make_batch(pair([turn(sampled=range(20))]), max_tokens=10, truncation="error")
 
 
+def test_what_was_learned_from_is_told_by_chain():
+    """Its advantage, and the age of its oldest sampled token, in whichever segment that stands."""
+    forked = [turn(1, version=2), turn(2, version=4, fresh=True)]
+    unknown = [turn(1, version=-1)]
+    batch = make_batch(pair(forked, unknown), scale=False, version=5)
+    assert len(batch) == 3
+    assert batch.learned_from(5) == {
+        "chain_0": {"advantage": 0.5, "staleness": 3},
+        "chain_1": {"advantage": -0.5, "staleness": 0},
+    }
+    flat = make_batch([chain("chain_0", 1.0), chain("chain_1", 1.0)])
+    assert flat.learned_from(5) == {}
+
+
 def test_staleness_counts_versions_behind():
     """Over the tokens trained on; those whose version is not known do not count."""
     old, new = [turn(version=2, sampled=(7,))], [turn(version=4, sampled=(7, 8, 9))]

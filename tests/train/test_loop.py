@@ -17,6 +17,7 @@ from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import get_task
 from rollcast.testing import ScriptedBackend, capture_events
 from rollcast.train import Evaluation, GRPOConfig, train
+from rollcast.train.batch import group_advantages
 from rollcast.train.questions import Questions
 
 TASK = get_task("arithmetic")
@@ -208,6 +209,27 @@ async def test_events_name_the_training_run():
     assert {start["parent_run_id"] for start in starts} == {result.run_id}
     splits = [(start["split"], start["policy_version"]) for start in starts]
     assert splits == [("eval", 0), ("eval", 0), ("train", 0), ("train", 1), ("eval", 2), ("eval", 2)]
+
+
+async def test_a_steps_event_tells_the_advantage_of_each_chain():
+    """Those that are learned from, under the run that played them; nobody else, and nothing where nobody watches."""
+    agent = tiny_agent()
+    with capture_events(agent.streaming_manager) as capture:
+        await train(agent, TASK, settings(steps=1))
+    (step,) = [e for e in capture.events if e.event_type is StreamEventType.TRAIN_STEP]
+    ((run_id, told),) = step.data["chains"].items()
+    rewards = {}
+    for event in capture.events:
+        if event.event_type is StreamEventType.REWARD and event.run_id == run_id:
+            rewards.setdefault(event.group_id, {})[event.chain_id] = event.data["reward"]
+    expected = {}
+    for group in rewards.values():
+        if len(set(group.values())) > 1:
+            expected |= dict(zip(group, group_advantages(list(group.values())), strict=True))
+    assert expected
+    assert told.keys() == expected.keys()
+    assert all(chain["staleness"] == 0 for chain in told.values())
+    assert [told[name]["advantage"] for name in told] == pytest.approx([expected[name] for name in told])
 
 
 async def test_evaluations_come_when_asked_for():

@@ -221,6 +221,23 @@ def test_steps_are_events_and_rollouts_name_their_training(trained):
     trained.capture.check()
 
 
+def test_a_steps_event_tells_the_advantage_of_each_chain(trained):
+    """It is what the trainer multiplied the chain's log-probabilities with."""
+    steps = [
+        e
+        for e in trained.events
+        if e.event_type == StreamEventType.TRAIN_STEP and "loss" in e.data["metrics"]
+    ]
+    runs = [run_id for step in steps for run_id in step.data["chains"]]
+    assert len(runs) == len(set(runs)) == 4
+    for number, step in enumerate(steps):
+        (told,) = step.data["chains"].values()
+        assert len(told) == 8
+        learned = torch.cat([inputs["advantages"] for at, inputs, *_ in trained.seen if at == number])
+        assert sorted(chain["advantage"] for chain in told.values()) == sorted(learned.tolist())
+        assert {chain["staleness"] for chain in told.values()} == {0}
+
+
 def test_it_learns(model, tokenizer, tmp_path):
     """Rewarded for answering without a call, which it does in a third of the chains, it soon does so in nearly all."""
     agent = make_agent(model, tokenizer, reward=lambda trajectory: float(not trajectory.tool_calls))

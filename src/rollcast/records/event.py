@@ -232,12 +232,26 @@ class RunEnd(TypedDict):
     duration_s: float
 
 
+class LearnedFrom(TypedDict):
+    """What a chain was to a training step: how much better it was than its group, and how old the weights that sampled it.
+
+    `staleness` is in policy versions, of its oldest token.
+    """
+
+    advantage: float
+    staleness: NotRequired[int]
+
+
 class TrainStep(TypedDict):
-    """The trainer took a step; its `run_id` is the training run's."""
+    """The trainer took a step; its `run_id` is the training run's.
+
+    `chains` has those that were first learned from in this step, by the `run_id` of their rollout and their id.
+    """
 
     train_step: int
     policy_version: int
     metrics: dict[str, Any]
+    chains: NotRequired[dict[str, dict[str, LearnedFrom]]]
 
 
 class OpenToolCall(TypedDict):

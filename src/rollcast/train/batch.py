@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rollcast.errors import InputError
 from rollcast.records import Trajectory
+from rollcast.records.event import LearnedFrom
 from rollcast.records.trajectory import Segment
 
 __all__ = ["BatchStatistics", "Sample", "TrainBatch", "Truncation", "group_advantages", "make_batch"]
@@ -110,6 +111,23 @@ class TrainBatch:
 
     def __len__(self) -> int:
         return len(self.chain_ids)
+
+    def learned_from(self, version: int) -> dict[str, LearnedFrom]:
+        """Each chain's advantage and staleness, by its id, as a `train_step` event tells them.
+
+        Args:
+            version: of the weights that learned.
+        """
+        known_BT = self.loss_mask_BT & (self.policy_versions_BT >= 0)
+        oldest_B = np.where(known_BT, self.policy_versions_BT, version).min(axis=1, initial=version)
+        advantages = dict(zip(self.chain_ids, self.advantages_B.tolist(), strict=True))
+        oldest = dict.fromkeys(self.chain_ids, version)
+        for chain_id, of_segment in zip(self.chain_ids, oldest_B.tolist(), strict=True):
+            oldest[chain_id] = min(oldest[chain_id], of_segment)
+        return {
+            chain_id: {"advantage": advantage, "staleness": version - oldest[chain_id]}
+            for chain_id, advantage in advantages.items()
+        }
 
     def rows(self, indices: ArrayLike) -> TrainBatch:
         """These rows, in this order, cut to the longest of them: for minibatches and micro-batches.

@@ -309,6 +309,8 @@ class _Training:
         self.history.append(Progress(step, version, before.seconds + now - began, metrics))
         self._remember()
         data = {"train_step": step, "policy_version": version, "metrics": metrics}
+        if len(batch) and self.agent.streaming_manager.observers:
+            data["chains"] = {result.run_id: batch.learned_from(before.policy_version)}
         self.agent.streaming_manager.emit(
             StreamEvent(StreamEventType.TRAIN_STEP, "", time.time(), data, run_id=self.run_id)
         )

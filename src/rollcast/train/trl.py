@@ -19,7 +19,7 @@ import msgspec
 from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError
 from rollcast.models import Sampling
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
-from rollcast.records.event import RunStatus
+from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
 from rollcast.stream.producer import RunStream, new_run_id
@@ -108,6 +108,8 @@ class Rollouts:
                 f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; run the agent by itself "
                 "on one of the rows: its `error` events say why"
             )
+        if split == "train":
+            self.callback.played(trajectories, trainer)
         return self._rollout(trajectories, trainer)
 
     def _check(self, trainer: Any) -> None:
@@ -214,6 +216,21 @@ class _Events(transformers.TrainerCallback):
         self._agent = agent
         self._run_id = run_id
         self._run: RunStream | None = None
+        self._played: tuple[list[Trajectory], Any] | None = None
+        self._chains: dict[str, dict[str, LearnedFrom]] = {}
+
+    def played(self, trajectories: list[Trajectory], trainer: Any) -> None:
+        """These are what the trainer learns from next."""
+        if self._agent.streaming_manager.observers:
+            self._played = trajectories, trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, which has worked out the advantages now."""
+        if self._played is not None:
+            trajectories, trainer = self._played
+            self._played = None
+            for t, advantage in zip(trajectories, _advantages(trainer, len(trajectories)), strict=False):
+                self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
@@ -237,6 +254,8 @@ class _Events(transformers.TrainerCallback):
         event = StreamEvent.now(
             StreamEventType.TRAIN_STEP, train_step=step, policy_version=step, metrics=metrics
         )
+        if "loss" in logs and self._chains:
+            event.data["chains"], self._chains = self._chains, {}
         self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self._run_id))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -434,6 +453,20 @@ def _metrics(t: Trajectory) -> dict[str, float]:
         "rollcast/turns": float(len(t.turns)),
         "rollcast/tool_calls": float(len(t.tool_calls)),
     }
+
+
+def _advantages(trainer: Any, count: int) -> list[float]:
+    """What the trainer worked out for this process's last rollouts, in their order.
+
+    It depends on its weights of rewards, its scaling and its other processes, so it is not computed again here. TRL keeps
+    it for `log_completions`, of all processes one after the other; another version of TRL that does not gives none.
+    """
+    kept = getattr(trainer, "_logs", {}).get("advantages", ())
+    processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    if len(kept) < processes * count:
+        return []
+    newest = list(kept)[-processes * count :]
+    return [float(advantage) for advantage in newest[index * count : (index + 1) * count]]
 
 
 def _is_finite(value: Any) -> bool:
