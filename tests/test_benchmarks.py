@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["off", "emit", "loop", "isolation", "serve", "import", "scale", "peers", "backends", "learning"]
+NAMES = [
+    "off", "emit", "loop", "isolation", "serve", "import", "scale", "peers", "backends", "engine", "learning", "trl",
+]  # fmt: skip
 
 
 @pytest.fixture
