@@ -3,7 +3,8 @@
 Both begin with the checkpoint that ships, sample 8 chains of each of 16 questions a step, with the same questions in the same
 order, and make two updates of each step's chains; optimizer, learning rate, warm-up and clipping are the same. Held-out questions
 are sampled every few steps, while the clock stands. What differs: TRL's chains are sampled by Rollcast's transformers backend,
-TRL trains in torch, keeps groups whose chains all have one reward, and computes the old log-probabilities anew.
+TRL trains in torch, keeps groups whose chains all have one reward, and computes the old log-probabilities anew. torch gets one
+thread or two, whichever was faster in a short training before; the embedded trainer has two, and one while it samples.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rollcast.train import GRPOConfig, Progress, train
 from rollcast.train.questions import Questions
 
 try:
+    import torch
     import trl
     from transformers import TrainerCallback
 
@@ -41,6 +43,7 @@ __all__ = ["CURVES", "run"]
 SEEDS = (0, 1, 2)
 BAR = 0.95
 UPDATES = 2  # of each step's chains
+TORCH_THREADS = (1, 2)
 NAMES = {"embedded": "embedded trainer", "trl": "TRL"}
 CURVES: dict[str, list[dict[str, Any]]] = {}
 """Of the last call of `run`, by trainer: a curve a seed. `--save` keeps them beside the figures."""
@@ -58,6 +61,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(steps=1, questions=4, group=4, held_out=8, every=1)
+WARM = Size(steps=2, held_out=8)
 
 
 @dataclass
@@ -96,11 +100,16 @@ def run(quick: bool) -> Iterator[Figure]:
     """Seconds to the bar, of a step, and where each seed ended."""
     CURVES.clear()
     size = QUICK if quick else Size()
-    trainers: dict[str, Callable[[int, Size], Curve]] = {"embedded": _embedded, "trl": _trl}
+    # Before, so that what is loaded at the first call is loaded now.
+    warm = QUICK if quick else WARM
+    threads = min(TORCH_THREADS, key=lambda n: _trl(0, warm, n).step_seconds[-1])
+    _embedded(0, warm)
+    yield figure("trl: TRL, torch threads", threads, "threads")
+    trainers: dict[str, Callable[[int, Size], Curve]] = {
+        "embedded": _embedded,
+        "trl": lambda seed, size: _trl(seed, size, threads),
+    }
     curves: dict[str, list[Curve]] = {name: [] for name in trainers}
-    if not quick:
-        for trainer in trainers.values():
-            trainer(0, QUICK)  # what is loaded at the first call is loaded now
     for i, seed in enumerate(SEEDS[: 1 if quick else None]):
         for name in sorted(trainers, reverse=bool(i % 2)):
             curves[name].append(trainers[name](seed, size))
@@ -179,7 +188,16 @@ def _embedded(seed: int, size: Size) -> Curve:
 # -- TRL -----------------------------------------------------------------------------------------------------------------
 
 
-def _trl(seed: int, size: Size) -> Curve:
+def _trl(seed: int, size: Size, threads: int) -> Curve:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _trained_by_trl(seed, size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trained_by_trl(seed: int, size: Size) -> Curve:
     task, same = get_task("arithmetic"), _config(seed, size)
     questions = Questions(task, seed, size.held_out)
     rows = [row for step in range(size.steps) for row in questions.of_step(step + 1, size.questions)]
