@@ -36,8 +36,14 @@ HISTORY = Path(__file__).parent / "history"
 
 
 def main(arguments: list[str] | None = None) -> list[Figure]:
-    """Run the named benchmarks, or all, and print their figures as a Markdown table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    """Run the named benchmarks, or all, and print their figures as a Markdown table.
+
+    Raises:
+        SystemExit: a name is wrong, or a benchmark that was named needs an extra that is not installed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(main.__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
@@ -62,6 +68,8 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
             if name in seconds:
                 kept.setdefault("curves", {}).update(importlib.import_module(BENCHMARKS[name]).CURVES)
         _save(kept)
+    if options.names and left_out:
+        raise SystemExit(1)
     return figures
 
 

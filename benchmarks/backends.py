@@ -26,6 +26,8 @@ try:
 
     from rollcast.models.hf import TransformersBackend
 except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"torch", "transformers"}:
+        raise
     raise MissingExtraError("the benchmark `backends`", "torch") from error
 
 __all__ = ["run"]

@@ -35,6 +35,8 @@ try:
     import torch
     from transformers import Qwen3ForCausalLM
 except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"torch", "transformers"}:
+        raise
     raise MissingExtraError("the benchmark `engine`", "torch") from error
 
 __all__ = ["run"]

@@ -36,6 +36,8 @@ try:
 
     from rollcast.train import trl as trl_trainer
 except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"accelerate", "datasets", "torch", "transformers", "trl"}:
+        raise
     raise MissingExtraError("the benchmark `trl`", "train") from error
 
 __all__ = ["CURVES", "run"]
