@@ -248,7 +248,7 @@ def _trained_by_trl(seed: int, size: Size) -> Curve:
     return clock.curve
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
+class _Clock(TrainerCallback):
     """Counts the seconds of steps, evaluates while the clock stands, and ends the training when the time is over."""
 
     def __init__(self, agent: BaseAgent, task: Task, questions: Questions, size: Size, curve: Curve) -> None:
