@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.machine import about_machine
 from benchmarks.measure import Figure
+from rollcast.errors import MissingExtraError
 
 __all__ = ["BENCHMARKS", "main"]
 
@@ -27,14 +28,22 @@ BENCHMARKS = {
     "scale": "benchmarks.scale",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",
+    "engine": "benchmarks.engine",
     "learning": "benchmarks.learning",
+    "trl": "benchmarks.trl_learning",
 }
 HISTORY = Path(__file__).parent / "history"
 
 
 def main(arguments: list[str] | None = None) -> list[Figure]:
-    """Run the named benchmarks, or all, and print their figures as a Markdown table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    """Run the named benchmarks, or all, and print their figures as a Markdown table.
+
+    Raises:
+        SystemExit: a name is wrong, or a benchmark that was named needs an extra that is not installed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(main.__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
@@ -49,32 +58,46 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         f"{about['cpu']}, {about['cores']} cores, {about['system']}, {about['python']}; load {about['load']}\n"
     )
     print("| what | target | measured | 95 % interval | |\n|---|---|---|---|---|")
-    figures, seconds = _measured(options.names or list(BENCHMARKS), quick=options.quick)
+    figures, seconds, left_out = _measured(options.names or list(BENCHMARKS), quick=options.quick)
     print("\n" + ", ".join(f"{name} took {took} s" for name, took in seconds.items()))
+    for name, why in left_out.items():
+        print(f"{name} was left out: {why}")
     if options.save:
         kept = {**about, "seconds": seconds, "figures": [asdict(figure) for figure in figures]}
-        if "learning" in seconds:
-            kept["curves"] = importlib.import_module(BENCHMARKS["learning"]).CURVES
+        for name in ("learning", "trl"):
+            if name in seconds:
+                kept.setdefault("curves", {}).update(importlib.import_module(BENCHMARKS[name]).CURVES)
         _save(kept)
+    if options.names and left_out:
+        raise SystemExit(1)
     return figures
 
 
-def _measured(names: list[str], *, quick: bool) -> tuple[list[Figure], dict[str, float]]:
+def _measured(
+    names: list[str], *, quick: bool
+) -> tuple[list[Figure], dict[str, float], dict[str, MissingExtraError]]:
+    """Figures; by benchmark, how long it took; and those that need what is not installed, and what that is."""
     figures: list[Figure] = []
     seconds: dict[str, float] = {}
+    left_out: dict[str, MissingExtraError] = {}
     # Observers that are to fail are logged as in any program, but not on this table.
     handler = logging.StreamHandler(io.StringIO())
     logging.getLogger("rollcast").addHandler(handler)
     try:
         for name in names:
             began = time.monotonic()
-            for figure in importlib.import_module(BENCHMARKS[name]).run(quick):
+            try:
+                benchmark = importlib.import_module(BENCHMARKS[name])
+            except MissingExtraError as error:
+                left_out[name] = error
+                continue
+            for figure in benchmark.run(quick):
                 figures.append(figure)
                 print(_row(figure), flush=True)
             seconds[name] = round(time.monotonic() - began, 1)
     finally:
         logging.getLogger("rollcast").removeHandler(handler)
-    return figures, seconds
+    return figures, seconds, left_out
 
 
 def _row(figure: Figure) -> str:

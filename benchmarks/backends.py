@@ -13,15 +13,22 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TextIteratorStreamer
-
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import NoOp
 from rollcast import BaseAgent
+from rollcast.errors import MissingExtraError
 from rollcast.models.backend import GenerationRequest, Sampling
-from rollcast.models.hf import TransformersBackend
 from rollcast.models.tiny.backend import CHECKPOINT
+
+try:
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TextIteratorStreamer
+
+    from rollcast.models.hf import TransformersBackend
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"torch", "transformers"}:
+        raise
+    raise MissingExtraError("the benchmark `backends`", "torch") from error
 
 __all__ = ["run"]
 

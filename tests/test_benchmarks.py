@@ -2,12 +2,15 @@
 
 import contextvars
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["off", "emit", "loop", "isolation", "serve", "import", "scale", "peers", "backends", "learning"]
+NAMES = [
+    "off", "emit", "loop", "isolation", "serve", "import", "scale", "peers", "backends", "engine", "learning", "trl",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -34,3 +37,16 @@ def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
 def test_every_benchmark_is_tried(benchmarks):
     """The names above are all there are."""
     assert list(benchmarks.BENCHMARKS) == NAMES
+
+
+def test_missing_extra_is_one_sentence(benchmarks, monkeypatch, capsys):
+    """A benchmark whose extra is not installed is left out, the line says what to install, and the others run."""
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.trl_learning", raising=False)
+    context = contextvars.copy_context()
+    with pytest.raises(SystemExit, match="1"):
+        context.run(benchmarks.main, ["--quick", "trl", "off"])
+    printed = capsys.readouterr().out
+    assert "trl was left out" in printed
+    assert "pip install 'rollcast[train]'" in printed
+    assert "| off: " in printed
