@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
-from rollcast.errors import InputError, PromptTooLongError, RollcastError
+from rollcast.errors import InputError, PromptTooLongError
 from rollcast.models.backend import Delta, GenerationRequest, Sampling
 from rollcast.models.checks import check_prompt_ids
 from rollcast.models.inbox import Inbox
@@ -116,17 +116,16 @@ class EngineBackend(ABC, Generic[G]):
                 if not items:
                     await generation.arrival()
                 item = items.popleft()
-                if item is None:
-                    running = False
-                elif isinstance(item, RollcastError):
-                    running = False
-                    raise item
-                else:
+                if isinstance(item, Delta):
                     running = item.finish_reason is None
                     if rendered:
                         rendered = False
                         item = msgspec.structs.replace(item, prompt_tokens=len(prompt_ids))
                     yield item
+                else:
+                    running = False
+                    if item is not None:
+                        raise item
         finally:
             del self._generations[request.request_id]
             if running:
