@@ -22,7 +22,10 @@ class Sampling(msgspec.Struct, frozen=True):
         top_k: keep this many; 0 keeps all.
         max_tokens: of one generation.
         stop: strings that end a generation; the text ends after the first of them.
-        seed: of this generation; None leaves it to the backend.
+        seed: of this generation, of 63 bits; None leaves it to the backend.
+
+    Raises:
+        InputError: a value is of another type, or outside of its range.
     """
 
     temperature: float = 1.0
@@ -41,10 +44,15 @@ class Sampling(msgspec.Struct, frozen=True):
             ("top_k", whole, lambda v: v >= 0, "a whole number; 0 keeps all tokens"),
             ("max_tokens", whole, lambda v: v >= 1, "a whole number from 1 upward"),
             ("stop", tuple, _are_texts, "a tuple of strings, none of them empty"),
+            ("seed", whole | None, _is_seed, "a whole number from 0 to 2**63 - 1, or None"),
         )
         for name, kind, holds, expected in rules:
             if not (isinstance(given[name], kind) and holds(given[name])):
                 raise InputError(f"{name} is {given[name]!r}; expected {expected}")
+
+
+def _is_seed(value: int | None) -> bool:
+    return value is None or 0 <= value < 1 << 63
 
 
 def _are_texts(values: tuple[Any, ...]) -> bool:

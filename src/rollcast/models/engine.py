@@ -1,4 +1,4 @@
-"""The thread that steps a batch of generations, and the way of its tokens to the event loops that wait for them.
+"""The thread that steps a batch of generations.
 
 One daemon thread steps whatever runs. It starts with the first request, lingers a while without work, ends, and is
 started again by the next. After each step every event loop that has tokens in it is woken once, whatever their number.
@@ -7,11 +7,9 @@ What a batch is, a model in NumPy or in torch, is no business of this module.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +19,8 @@ from weakref import WeakSet
 
 from rollcast.errors import BackendClosedError, BackendError
 from rollcast.models.backend import Delta, Sampling
+from rollcast.models.failures import fresh, not_finite
+from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 
 __all__ = ["Batch", "Engine", "Generation", "Row", "Sampled"]
@@ -34,7 +34,6 @@ _PAUSE_S = 0.02
 # How long the interpreter's exit waits for a step that is under way.
 _EXIT_S = 10.0
 
-Item = Delta | BackendError | None
 Weights = TypeVar("Weights")
 Weights_contra = TypeVar("Weights_contra", contravariant=True)
 
@@ -79,20 +78,20 @@ class Batch(Protocol[Weights_contra]):
         ...
 
 
-class Generation:
-    """One request on its way through the engine. Everything is read by the consumer's loop but `row` and its kin.
+class Generation(Inbox):
+    """One request on its way through the engine.
 
-    Attributes:
-        items: what has arrived: deltas, then possibly an error, or None where the generation was cancelled.
-        waiter: set by the consumer while it waits.
+    Args:
+        row: what the batch knows of it.
+        sampling: how to sample.
+        limit: of its tokens.
+        texts: what the model's tokens read as.
     """
 
-    __slots__ = ("items", "limit", "loop", "row", "stops", "text", "waiter")
+    __slots__ = ("limit", "row", "stops", "text")
 
     def __init__(self, row: Row, sampling: Sampling, limit: int, texts: TokenTexts) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.items: deque[Item] = deque()
-        self.waiter: asyncio.Future[None] | None = None
+        super().__init__()
         self.row = row
         self.limit = limit
         self.text = TextStream(texts)
@@ -148,7 +147,7 @@ class Engine(Generic[Weights]):
         self._check_process()
         with self._changed:
             if self._failure is not None:
-                raise _fresh(self._failure)
+                raise fresh(self._failure)
             self._arrived.append(generation)
             self._call()
 
@@ -190,7 +189,7 @@ class Engine(Generic[Weights]):
         done: Future[None] = Future()
         with self._changed:
             if self._failure is not None:
-                raise _fresh(self._failure)
+                raise fresh(self._failure)
             if self._update is not None:
                 # Superseded before a token was sampled from it.
                 self._update[2].set_result(None)
@@ -281,7 +280,7 @@ class Engine(Generic[Weights]):
             if not isfinite(logprob):
                 del running[row]
                 batch.remove(row)
-                outgoing.append((generation, _not_finite(version)))
+                outgoing.append((generation, not_finite(version)))
                 continue
             if token in ends:
                 text, reason = generation.text.end(), "stop"
@@ -298,16 +297,10 @@ class Engine(Generic[Weights]):
         return outgoing
 
     def _deliver(self, outgoing: list[tuple[Generation, Item]]) -> None:
-        """Wake each loop once. Generations whose loop is closed have nobody left to read them and leave."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Item]]] = {}
-        for entry in outgoing:
-            by_loop.setdefault(entry[0].loop, []).append(entry)
-        for loop, entries in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_receive, entries)
-            except RuntimeError:  # the loop is closed
-                with self._changed:
-                    self._left += [other for other in self._running.values() if other.loop is loop]
+        for loop in deliver(outgoing):
+            # Nobody is left to read what belongs to it.
+            with self._changed:
+                self._left += [other for other in self._running.values() if other.loop is loop]
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
@@ -326,7 +319,7 @@ class Engine(Generic[Weights]):
         if update is not None:
             update[2].set_exception(failure)
         self._batch = None
-        self._deliver([(generation, _fresh(failure)) for generation in generations])
+        self._deliver([(generation, fresh(failure)) for generation in generations])
 
 
 _started: WeakSet[Engine[Any]] = WeakSet()
@@ -336,26 +329,3 @@ def _end_all() -> None:
     """A daemon thread that the interpreter's end meets inside of torch takes the process down with `terminate called`."""
     for engine in list(_started):
         engine.close(BackendClosedError("the interpreter is exiting"), _EXIT_S)
-
-
-def _receive(entries: list[tuple[Generation, Item]]) -> None:
-    """On the consumers' loop: hand over the items and wake who waits."""
-    for generation, item in entries:
-        generation.items.append(item)
-        waiter = generation.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-
-def _not_finite(version: int) -> BackendError:
-    return BackendError(
-        f"the model's logits are not finite with the weights of version {version}; the training that made them "
-        "diverged: load others"
-    )
-
-
-def _fresh(failure: BackendError) -> BackendError:
-    """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
-    copy = type(failure)(*failure.args)
-    copy.__cause__ = failure.__cause__
-    return copy

@@ -11,7 +11,16 @@ import msgspec
 from rollcast.errors import DecodeError
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
 
-__all__ = ["checked_event", "decode", "encode", "encode_lines", "event_from_dict", "json_schema"]
+__all__ = [
+    "checked_event",
+    "decode",
+    "encode",
+    "encode_lines",
+    "encode_or_error",
+    "event_from_dict",
+    "json_schema",
+    "without_surrogates",
+]
 
 
 def _refuse(value: Any) -> Any:
@@ -27,6 +36,42 @@ encode: Callable[[StreamEvent], bytes] = _encoder.encode
 
 encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
 """The events as JSON lines, each ended by a newline. Raises TypeError as `encode` does."""
+
+
+def encode_or_error(event: StreamEvent, where: str) -> bytes:
+    """As `encode`; where the event has no JSON, that of an `error` event in its place: it is not lost without a word.
+
+    Args:
+        event: whose data somebody made.
+        where: of the error event: `observer:NAME`.
+    """
+    try:
+        return encode(event)
+    except Exception as error:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
+        what = str(error)
+    kind, what = without_surrogates(str(event.event_type)), without_surrogates(what)
+    replaced = StreamEvent(
+        StreamEventType.ERROR,
+        without_surrogates(event.chain_id),
+        event.timestamp,
+        {
+            "error": f"the data of this {kind} event is not JSON: {what}",
+            "error_type": "TypeError",
+            "where": where,
+        },
+        event.step,
+        event.depth,
+        event.seq,
+        without_surrogates(event.run_id),
+        None if event.group_id is None else without_surrogates(event.group_id),
+        without_surrogates(event.source),
+    )
+    return encode(replaced)
+
+
+def without_surrogates(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def decode(line: bytes | str) -> StreamEvent:

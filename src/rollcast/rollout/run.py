@@ -17,6 +17,7 @@ from rollcast.records.event import RunStatus
 from rollcast.rollout.chain import ChainGeneration, Prompts, ended
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
+from rollcast.stream.delivery import refuse_to_wait_for_oneself
 from rollcast.stream.observers import CallbackStreamObserver
 from rollcast.stream.producer import RunStream
 
@@ -106,9 +107,12 @@ class Run:
 
         Raises:
             asyncio.CancelledError: the caller was cancelled; every chain and the run have ended by then.
+            InputError: an observer of this run awaits it in one of its own hooks, and would be waited for at its end.
         """
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager
+        if settings.streaming:
+            refuse_to_wait_for_oneself("a run with streaming", manager.deliveries)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)

@@ -12,6 +12,7 @@ from rollcast.records.filter import Names
 from rollcast.rollout.chain import ended
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.run import Run
+from rollcast.stream.delivery import refuse_to_wait_for_oneself
 from rollcast.stream.observers import AsyncGeneratorStreamObserver
 
 __all__ = ["StreamingRun"]
@@ -79,7 +80,9 @@ class StreamingRun:
 
     def _start(self) -> asyncio.Task[RunResult]:
         if self._task is None:
-            self._run.agent.streaming_manager.add_observer(self._observer)
+            manager = self._run.agent.streaming_manager
+            refuse_to_wait_for_oneself("a run with streaming", manager.deliveries)
+            manager.add_observer(self._observer)
             self._task = asyncio.create_task(self._run.execute(), name=f"rollcast-run-{self.run_id}")
             self._task.add_done_callback(self._leave)  # it keeps what it got, for who reads later
         return self._task

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from rollcast.records import EventFilter, StreamEvent, StreamEventType, encode
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.codec import encode_or_error
 
 __all__ = ["Entry", "History", "Place", "Selector"]
 
@@ -163,25 +164,4 @@ class History:
 
 def encoded(event: StreamEvent) -> bytes:
     """The event's JSON; where its data has none, that of an `error` event in its place."""
-    try:
-        return encode(event)
-    except Exception as error:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
-        what = f"the data of this {event.event_type.value} event is not JSON: {_clean(str(error))}"
-    replaced = StreamEvent(
-        T.ERROR,
-        _clean(event.chain_id),
-        event.timestamp,
-        {"error": what, "error_type": "TypeError", "where": "observer:WebSocketStreamingServer"},
-        event.step,
-        event.depth,
-        event.seq,
-        _clean(event.run_id),
-        None if event.group_id is None else _clean(event.group_id),
-        _clean(event.source),
-    )
-    return encode(replaced)
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return encode_or_error(event, "observer:WebSocketStreamingServer")

@@ -13,12 +13,13 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, EventQueue, Item
@@ -26,7 +27,15 @@ from rollcast.stream.queue import Control, EventQueue, Item
 if TYPE_CHECKING:
     from rollcast.stream.manager import StreamingManager
 
-__all__ = ["Delivery", "ObserverStatistics", "fulfil", "proxy_of", "running_loop", "wake_up"]
+__all__ = [
+    "Delivery",
+    "ObserverStatistics",
+    "fulfil",
+    "proxy_of",
+    "refuse_to_wait_for_oneself",
+    "running_loop",
+    "wake_up",
+]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -74,6 +83,7 @@ class Delivery(EventQueue):
         self.closing = False
         self.abandoned = False  # detached after failures: what waits is not delivered
         self.finished: Future[None] = Future()
+        self.pump: asyncio.Task[None] | None = None  # the last one, which calls the observer's hooks
         self.delivered = self.failed = 0
         self._after = after  # an earlier delivery to the same observer that still runs
         self._inflight: tuple[int, int, float | None] = (
@@ -261,6 +271,7 @@ class Delivery(EventQueue):
         """Hand over what waits, until nothing is left and no run is open."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self.pump = self._task
         try:
             if self._after is not None:
                 await asyncio.wrap_future(proxy_of(self._after))
@@ -446,6 +457,25 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         self.loop_ran = True
+
+
+def refuse_to_wait_for_oneself(what: str, deliveries: Iterable[Delivery]) -> None:
+    """Say so at once where an observer's hook is about to wait for this very hook to end.
+
+    Args:
+        what: would wait.
+        deliveries: what it would wait for.
+
+    Raises:
+        InputError: this task is the pump of one of them. A task that a hook started, which may outlive it, is none.
+    """
+    task = asyncio.current_task() if running_loop() is not None else None
+    for delivery in deliveries:
+        if task is not None and delivery.pump is task:
+            raise InputError(
+                f"{what} was called in a hook of {delivery.observer.name}, which it would wait for; call it elsewhere, or in "
+                "a task that no hook awaits: asyncio.create_task(…)"
+            )
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -20,7 +20,7 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of
+from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of, refuse_to_wait_for_oneself
 from rollcast.stream.lifetime import managers
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
@@ -414,9 +414,13 @@ class StreamingManager:
         """Wait until every observer has been given all that was emitted.
 
         One that does not take it within `timeout` seconds (the manager's `drain_timeout` where None) is named in a warning.
+
+        Raises:
+            InputError: an observer awaits this in one of its own hooks, and would be waited for.
         """
         barriers = self._barriers()
         if barriers:
+            refuse_to_wait_for_oneself("drain", (d for d, _ in barriers))
             await _wait_all([done for _, done in barriers], self._seconds(timeout))
             self._name_the_late(barriers, self._seconds(timeout))
 
@@ -424,6 +428,7 @@ class StreamingManager:
         """As `drain`, for code without an event loop. Observers that live in this thread's own loop are not waited for."""
         here = asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
         barriers = [b for b in self._barriers() if here is None or b[0].observer.threaded]
+        refuse_to_wait_for_oneself("drain_sync", (d for d, _ in barriers))
         deadline = time.monotonic() + self._seconds(timeout)
         for _, done in barriers:
             try:
@@ -452,6 +457,9 @@ class StreamingManager:
 
         One that takes nothing at all for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
         One that is merely slow goes on by itself after twice that time.
+
+        Raises:
+            InputError: as `drain`.
         """
         self._remove_all()
         for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
@@ -475,6 +483,7 @@ class StreamingManager:
         self._stop_background()
 
     def _remove_all(self) -> None:
+        refuse_to_wait_for_oneself("aclose", [*self.deliveries, *self.closing])
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:

@@ -28,7 +28,7 @@ from rollcast.records import (
 )
 from rollcast.records.event import RunStatus
 from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
-from rollcast.stream.delivery import running_loop
+from rollcast.stream.delivery import refuse_to_wait_for_oneself, running_loop
 from rollcast.stream.queue import Control
 
 if TYPE_CHECKING:
@@ -312,6 +312,8 @@ class RunStream:
             self.manager.drain_sync()
 
     async def __aenter__(self) -> Self:
+        if self.live:
+            refuse_to_wait_for_oneself("a run", self.manager.deliveries)
         return self.open()
 
     async def __aexit__(

@@ -109,9 +109,7 @@ class TransformersBackend(LocalBackend):
             cache_bytes=cache_bytes,
         )
         self.context = self.limits.context
-        self.renderer = renderer = make_renderer(tokenizer, ends, chat_template, template_kwargs)
-        # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
-        renderer.max_characters = self.context * max(map(len, texts.bytes))
+        self.renderer = make_renderer(tokenizer, ends, chat_template, template_kwargs)
         self._mode = SamplingMode(model)
         self._keep_cache = loads if keep_cache is None else keep_cache
         super().__init__(Engine(self.name, self._make_batch, ends, self._working), texts)

@@ -6,7 +6,7 @@ https://github.com/NousResearch/Hermes-Function-Calling.
 
 from __future__ import annotations
 
-from rollcast.models.parse.turn import CALL_LIMIT, Turn, TurnParser, Words, json_call, malformed
+from rollcast.models.parse.turn import CALL_LIMIT, TaggedTurn, Turn, TurnParser, Words, json_call, malformed
 from rollcast.records.message import ToolCall
 
 __all__ = ["CALL_LIMIT", "HermesParser"]
@@ -28,9 +28,7 @@ class HermesParser(TurnParser):
         return _Turn()
 
 
-class _Turn(Turn):
-    """Text and calls in turn; other text than whitespace after a call finishes the turn."""
-
+class _Turn(TaggedTurn):
     in_call = False
 
     def feed(self, text: str) -> list[ToolCall]:
@@ -41,12 +39,12 @@ class _Turn(Turn):
         if self.in_call:
             self.body.add(text)
         else:
-            self._say(text)
+            self.say(text)
         return []
 
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self._say(text[at:place])
+        self.say(text[at:place])
         if tag is None:
             return place
         self.in_call = True
@@ -58,24 +56,10 @@ class _Turn(Turn):
         self.body.add(text[at:place])
         if tag is None:
             return place
-        self._end_call()
+        self.end_call()
         self.in_call = False
         self.state = self.begin
         return place + len(tag)
 
-    def end(self, held: str) -> None:
-        if self.in_call:
-            self.body.add(held)
-            self._end_call("error: unclosed call")
-        else:
-            self._say(held)
-
-    def _say(self, text: str) -> None:
-        self.say(text)
-        if self.calls and text and not text.isspace():
-            self.finish()
-
-    def _end_call(self, error: str | None = None) -> None:
-        body, too_long = self.body.take()
-        error = error or too_long
-        self.add(malformed(self.next_id, body, error) if error else json_call(self.next_id, body))
+    def call(self, body: str, error: str | None) -> ToolCall:
+        return malformed(self.next_id, body, error) if error else json_call(self.next_id, body)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import Turn, TurnParser, Words
+from rollcast.models.parse.turn import TaggedTurn, Turn, TurnParser, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["Qwen3CoderParser"]
@@ -48,12 +48,10 @@ class Qwen3CoderParser(TurnParser):
         return _Turn()
 
 
-class _Turn(Turn):
-    """Text and calls in turn; other text than whitespace after a call finishes the turn."""
-
+class _Turn(TaggedTurn):
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self._say(text[at:place])
+        self.say(text[at:place])
         if tag is None:
             return place
         if tag == "<function=":
@@ -76,29 +74,16 @@ class _Turn(Turn):
             return place
         if close is _CLOSE_FUNCTION:
             self.body.add(tag)
-        self._end_call()
+        self.end_call()
         self.state = self.begin
         return place + len(tag)
-
-    def end(self, held: str) -> None:
-        if self.in_call:
-            self.body.add(held)
-            self._end_call("error: unclosed call")
-        else:
-            self._say(held)
 
     @property
     def in_call(self) -> bool:
         return self.state in (self._in_tags, self._in_function)
 
-    def _say(self, text: str) -> None:
-        self.say(text)
-        if self.calls and text and not text.isspace():
-            self.finish()
-
-    def _end_call(self, error: str | None = None) -> None:
-        body, too_long = self.body.take()
-        self.add(_call(self.next_id, body, error or too_long))
+    def call(self, body: str, error: str | None) -> ToolCall:
+        return _call(self.next_id, body, error)
 
 
 def _call(call_id: str, body: str, error: str | None) -> ToolCall:

@@ -16,6 +16,7 @@ __all__ = [
     "Body",
     "LineTurn",
     "State",
+    "TaggedTurn",
     "Turn",
     "TurnParser",
     "Words",
@@ -130,6 +131,34 @@ class Turn(ABC):
     def finished(self) -> bool:
         """The format says that the turn is over."""
         return self._finished
+
+
+class TaggedTurn(Turn):
+    """Text and calls in turn, as tags say; other text than whitespace after a call finishes the turn."""
+
+    @abstractmethod
+    def call(self, body: str, error: str | None) -> ToolCall:
+        """The next call, from what stands between its tags; malformed where there is an error."""
+
+    def say(self, text: str) -> None:
+        """Text outside of calls, which may finish the turn. It is on the path of every token."""
+        if text:
+            self._outside.append(text)
+            if self.calls and not text.isspace():
+                self.finish()
+
+    def end_call(self, error: str | None = None) -> None:
+        """The body is whole, or ends with an error."""
+        body, too_long = self.body.take()
+        self.add(self.call(body, error or too_long))
+
+    def end(self, held: str) -> None:
+        """A call that was not closed is malformed."""
+        if self.in_call:
+            self.body.add(held)
+            self.end_call("error: unclosed call")
+        else:
+            self.say(held)
 
 
 class LineTurn(Turn):

@@ -54,12 +54,11 @@ class TinyBackend(LocalBackend):
         self.context, self.vocab_size = self.config.max_position_embeddings, self.config.vocab_size
         # The weights to begin with; the batch has the newest.
         self._first = build_parameters(read_weights(folder), self.config)
-        renderer = TemplateRenderer.from_folder(folder, self.config.eos_token_ids)
-        self.renderer: TemplateRenderer = renderer
+        self.renderer = TemplateRenderer.from_folder(folder, self.config.eos_token_ids)
         texts = token_texts(json.loads((folder / "tokenizer.json").read_bytes()), self.vocab_size)
-        # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
-        renderer.max_characters = self.context * max(map(len, texts.bytes))
-        super().__init__(Engine(self.name, self._make_batch, renderer.eos_token_ids, _quiet_numpy), texts)
+        super().__init__(
+            Engine(self.name, self._make_batch, self.renderer.eos_token_ids, _quiet_numpy), texts
+        )
 
     def _row(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> Row:
         return Row(prompt_ids, sampling, limit)

@@ -6,17 +6,15 @@ import asyncio
 import json
 import multiprocessing
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from rollcast.errors import BackendClosedError, BackendError, InputError, PromptTooLongError
-from rollcast.models.backend import Delta, GenerationRequest
+from rollcast.errors import BackendClosedError, BackendError, InputError
+from rollcast.models.backend import Sampling
 from rollcast.models.chat import TemplateRenderer
-from rollcast.models.checks import check_prompt_ids, check_version
-from rollcast.models.text import token_texts
+from rollcast.models.checks import check_version
+from rollcast.models.engine_backend import EngineBackend
+from rollcast.models.text import TokenTexts, token_texts
 from rollcast.models.vllm.start import EngineLog, engine_arguments, explained, need_vllm
 from rollcast.models.vllm.tokens import end_ids, model_folder, read_tokenizer
 
@@ -31,7 +29,7 @@ _COLDEST, _HOTTEST = 0.01, 2.0
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 
 
-class AsyncVLLMBackend:
+class AsyncVLLMBackend(EngineBackend["Generation"]):
     """A model in vLLM's `AsyncLLM`, whose engine runs in a process of its own.
 
     Token ids in, token ids out; the log-probabilities are of the distribution that was sampled from, with temperature 0
@@ -55,9 +53,9 @@ class AsyncVLLMBackend:
     """
 
     name = "async_vllm"
-    token_exact = True
-    logprobs = True
-    streams = True
+
+    _engine: Engine
+    _for_more_context = "raise max_model_len as far as the model goes"
 
     def __init__(
         self, model: str, *, lora: str | Path | None = None, verify_weights: bool = True, **options: Any
@@ -77,15 +75,18 @@ class AsyncVLLMBackend:
         self._log = EngineLog()
         try:
             with self._log.environment():
-                self._open(options, adapter, verify=verify_weights)
+                engine, texts = self._open(options, adapter, verify=verify_weights)
         except BaseException:
             self._log.close()
             raise
+        self.context, self.vocab_size = engine.context, engine.vocabulary
+        super().__init__(engine, texts)
         # A forgotten backend, and one that is there at the interpreter's exit, leaves no process behind.
-        self._finalizer = weakref.finalize(self, _close, self._engine, self._log)
-        self._generations: dict[str, Generation] = {}
+        self._finalizer = weakref.finalize(self, _close, engine, self._log)
 
-    def _open(self, options: dict[str, Any], adapter: str | None, *, verify: bool) -> None:
+    def _open(
+        self, options: dict[str, Any], adapter: str | None, *, verify: bool
+    ) -> tuple[Engine, TokenTexts]:
         # Before vLLM looks for it, whose arguments ask the hub too where that is offline.
         model = model_folder(self.model_name, options.get("revision"), options.get("download_dir"))
         arguments = engine_arguments(self.model_name, options)
@@ -98,88 +99,28 @@ class AsyncVLLMBackend:
         )
         tokenizer = read_tokenizer(folder)
         ends = end_ids(folder, tokenizer)
-        self.renderer: TemplateRenderer = TemplateRenderer.from_folder(folder, ends)
+        self.renderer = TemplateRenderer.from_folder(folder, ends)
         from rollcast.models.vllm.engine import Engine  # noqa: PLC0415  (imports vLLM, which takes seconds)
         from rollcast.models.vllm.sync import Sync  # noqa: PLC0415
 
         try:
-            self._engine: Engine = Engine(arguments, ends, self._log.cause)
+            engine = Engine(arguments, ends, self._log.cause)
         except Exception as error:  # vLLM's own, pydantic's, torch's …: translated here, once
             raise explained(self.model_name, error, self._log.cause()) from error
-        self._sync = Sync(self._engine, model, adapter, verify=verify)
+        self._sync = Sync(engine, model, adapter, verify=verify)
         if adapter is not None:
-            self._engine.open_adapter(adapter)
-        self._texts = token_texts(json.loads(tokenizer.to_str()), self._engine.vocabulary)
-        # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
-        self.renderer.max_characters = self._engine.context * max(map(len, self._texts.bytes))
+            engine.open_adapter(adapter)
+        return engine, token_texts(json.loads(tokenizer.to_str()), engine.vocabulary)
 
-    @property
-    def policy_version(self) -> int:
-        """Of the weights that sample now; 0 are those that it was made with."""
-        return self._engine.version
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Sample until an end token, a stop string, `max_tokens` or the end of the context; usually one delta a token.
-
-        Closing the iterator ends the generation, as `cancel` does.
-
-        Raises:
-            PromptTooLongError: the prompt fills the model's context.
-            InputError: an id is not of this vocabulary, the request's name is in use, or vLLM has no such temperature.
-            BackendClosedError: the backend was closed, or the engine's process died.
-            BackendError: vLLM failed, or its weights are not what they should be.
-        """
-        rendered = request.prompt_ids is None
-        prompt_ids = self.renderer.render(request.messages, request.tools) if rendered else request.prompt_ids
-        assert prompt_ids is not None
-        generation = self._generation(request, prompt_ids)
-        self._engine.submit(generation)
-        self._generations[request.request_id] = generation
-        running = True
-        try:
-            while running:
-                item = await generation.inbox.get()
-                if item is None:
-                    running = False
-                elif isinstance(item, Exception):
-                    running = False
-                    raise item
-                else:
-                    running = item.finish_reason is None
-                    if rendered:
-                        rendered = False
-                        item = msgspec.structs.replace(item, prompt_tokens=len(prompt_ids))
-                    yield item
-        finally:
-            del self._generations[request.request_id]
-            if running:
-                self._engine.leave(generation)
-
-    def _generation(self, request: GenerationRequest, prompt_ids: list[int]) -> Generation:
-        if request.request_id in self._generations:
-            raise InputError(f"request {request.request_id!r} is still running; give each request its own id")
-        context, vocabulary = self._engine.context, self._engine.vocabulary
-        check_prompt_ids(prompt_ids, vocabulary)
-        if len(prompt_ids) >= context:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt_ids)} tokens; expected fewer than the {context} of {self.model_name}'s "
-                "context: shorten the conversation, or raise max_model_len as far as the model goes"
-            )
+    def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> Generation:
         from rollcast.models.vllm.engine import Generation  # noqa: PLC0415  (imports vLLM; loaded by now)
 
-        temperature = request.sampling.temperature
+        temperature = sampling.temperature
         if temperature and not _COLDEST <= temperature <= _HOTTEST:
             raise InputError(
                 f"temperature is {temperature}; vLLM takes 0, which is greedy, and {_COLDEST} to {_HOTTEST}"
             )
-        limit = min(request.sampling.max_tokens, context - len(prompt_ids))
-        return Generation(prompt_ids, request.sampling, limit, self._texts)
-
-    async def cancel(self, request_id: str) -> None:
-        """End a generation early; its iterator ends. Unknown ids are ignored."""
-        generation = self._generations.get(request_id)
-        if generation is not None:
-            self._engine.leave(generation)
+        return Generation(prompt_ids, sampling, limit, self._texts)
 
     async def update_weights(self, weights: Any, version: int) -> None:
         """Sample from these weights from the next token on, and call them `version`.

@@ -27,8 +27,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollcast.errors import BackendClosedError, BackendError, InputError
 from rollcast.models.backend import Delta, Sampling
+from rollcast.models.failures import fresh, not_finite
+from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
-from rollcast.models.vllm.inbox import Inbox, Item, deliver
 from rollcast.models.vllm.watch import Watch
 
 __all__ = ["Engine", "Generation"]
@@ -42,8 +43,8 @@ _SHUTDOWN_S = 1.5
 _ADAPTER_ID = 1
 
 
-class Generation:
-    """One request on its way through the engine. Made on the consumer's loop, which reads the inbox.
+class Generation(Inbox):
+    """One request on its way through the engine.
 
     Args:
         prompt_ids: shape (T,).
@@ -52,10 +53,10 @@ class Generation:
         texts: what the model's tokens read as.
     """
 
-    __slots__ = ("inbox", "limit", "prompt_ids", "sampling", "stops", "task", "text")
+    __slots__ = ("limit", "prompt_ids", "sampling", "stops", "task", "text")
 
     def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int, texts: TokenTexts) -> None:
-        self.inbox = Inbox()
+        super().__init__()
         self.prompt_ids = prompt_ids
         self.sampling = sampling
         self.limit = limit
@@ -77,10 +78,7 @@ class Generation:
         ids: list[int] = list(completion.token_ids)
         logprobs: list[float] = list(completion.logprobs.logprobs) if ids else []
         if not all(map(isfinite, logprobs)):
-            raise BackendError(
-                f"the model's logits are not finite with the weights of version {version}; the training that made "
-                "them diverged: load others"
-            )
+            raise not_finite(version)
         pieces: list[str] = []
         # A stop token, which is the last, says nothing.
         for count, token in enumerate(ids[:-1] if reason == "stop" else ids, 1):
@@ -122,7 +120,7 @@ class Engine:
         # The engine thread's own.
         self._running: set[Generation] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._outbox: list[tuple[Inbox, Item]] = []
+        self._outbox: list[tuple[Generation, Item]] = []
         self._names = map(str, itertools.count())
         self._updating = asyncio.Lock()
         # Shared, under the lock: why nothing can be generated any more, or until weights come.
@@ -159,7 +157,7 @@ class Engine:
         """
         with self._lock:
             if (failure := self._closed or self._unusable) is not None:
-                raise _fresh(failure)
+                raise fresh(failure)
             self._loop.call_soon_threadsafe(self._begin, generation)
 
     def leave(self, generation: Generation) -> None:
@@ -177,13 +175,13 @@ class Engine:
         with self._lock:
             if self._closed is not None:
                 question.close()
-                raise _fresh(self._closed)
+                raise fresh(self._closed)
             future = asyncio.run_coroutine_threadsafe(self._tracked(question), self._loop)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if future.cancelled() and self._closed is not None:
-                raise _fresh(self._closed) from None
+                raise fresh(self._closed) from None
             raise
 
     def open_adapter(self, folder: str) -> None:
@@ -284,7 +282,7 @@ class Engine:
             self._unusable = failure
         if failure is not None:
             for generation in list(self._running):
-                self._end(generation, _fresh(failure))
+                self._end(generation, fresh(failure))
 
     # -- on the engine's loop ------------------------------------------------------------------------------------------
 
@@ -355,7 +353,7 @@ class Engine:
         if not self._outbox:
             # The other generations of this step are already scheduled to run before this.
             self._loop.call_soon(self._flush)
-        self._outbox.append((generation.inbox, item))
+        self._outbox.append((generation, item))
 
     def _end(self, generation: Generation, item: Item) -> None:
         self._put(generation, item)
@@ -368,7 +366,7 @@ class Engine:
         outbox, self._outbox = self._outbox, []
         closed = deliver(outbox)
         # Nobody is left to read what belongs to a closed loop.
-        for generation in [other for other in self._running if other.inbox.loop in closed]:
+        for generation in [other for other in self._running if other.loop in closed]:
             self._end(generation, None)
 
     async def _adopt(self, version: int) -> None:
@@ -390,7 +388,7 @@ class Engine:
         failure = self._closed
         assert failure is not None
         for generation in list(self._running):
-            self._end(generation, _fresh(failure))
+            self._end(generation, fresh(failure))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -437,10 +435,3 @@ def _mixed(seed: int) -> int:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _fresh(failure: BackendError) -> BackendError:
-    """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
-    copy = type(failure)(*failure.args)
-    copy.__cause__ = failure.__cause__
-    return copy

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType, encode, encode_lines
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, encode_lines
+from rollcast.records.codec import encode_or_error, without_surrogates
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.stream.observers.line_file import LineFile, check_writable
 from rollcast.stream.observers.output import SharedOutput
@@ -152,7 +153,7 @@ class _Lines:
         try:
             data = encode_lines(events)
         except Exception:  # noqa: BLE001  user-made data: whatever its encoding raises, the other events are written
-            data = b"".join([_line(event, name) for event in events])
+            data = b"".join([encode_or_error(event, f"observer:{name}") + b"\n" for event in events])
         self._events += events
         self._chunks.append(data)
         self._size += len(data)
@@ -227,31 +228,6 @@ class _Printed:
         """The standard output is not this observer's to close."""
 
 
-def _line(event: StreamEvent, name: str) -> bytes:
-    try:
-        return encode(event) + b"\n"
-    except Exception as error:  # noqa: BLE001  as above
-        what = f"the data of this {_clean(str(event.event_type))} event is not JSON: {_clean(str(error))}"
-    replaced = StreamEvent(
-        StreamEventType.ERROR,
-        _clean(event.chain_id),
-        event.timestamp,
-        {"error": what, "error_type": "TypeError", "where": f"observer:{name}"},
-        event.step,
-        event.depth,
-        event.seq,
-        _clean(event.run_id),
-        None if event.group_id is None else _clean(event.group_id),
-        _clean(event.source),
-    )
-    return encode(replaced) + b"\n"
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _gap(source: str, run_id: str, lost: _Lost) -> StreamEvent:
     data = {
         "from_seq": lost.from_seq,
@@ -260,5 +236,10 @@ def _gap(source: str, run_id: str, lost: _Lost) -> StreamEvent:
         "reason": lost.reason,
     }
     return StreamEvent(
-        StreamEventType.GAP, "", time.time(), data, run_id=_clean(run_id), source=_clean(source)
+        StreamEventType.GAP,
+        "",
+        time.time(),
+        data,
+        run_id=without_surrogates(run_id),
+        source=without_surrogates(source),
     )

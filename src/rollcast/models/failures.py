@@ -1,0 +1,22 @@
+"""What engines fail with."""
+
+from __future__ import annotations
+
+from rollcast.errors import BackendError
+
+__all__ = ["fresh", "not_finite"]
+
+
+def fresh(failure: BackendError) -> BackendError:
+    """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
+    copy = type(failure)(*failure.args)
+    copy.__cause__ = failure.__cause__
+    return copy
+
+
+def not_finite(version: int) -> BackendError:
+    """Of a generation to which weights of this version gave a log-probability that is no finite number."""
+    return BackendError(
+        f"the model's logits are not finite with the weights of version {version}; the training that made them "
+        "diverged: load others"
+    )

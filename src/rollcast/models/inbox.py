@@ -1,0 +1,65 @@
+"""The way of what an engine sampled, from its thread to the event loops that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from rollcast.errors import RollcastError
+from rollcast.models.backend import Delta
+
+__all__ = ["Inbox", "Item", "deliver"]
+
+Item = Delta | RollcastError | None
+"""A delta; an error to raise; or None, where the generation was cancelled."""
+
+
+class Inbox:
+    """What has arrived for one generation. Made, and read, on its consumer's loop; engines derive their generations from it.
+
+    It has no limit: an engine never waits for a reader, and a generation has a limit of its own.
+
+    Attributes:
+        loop: the consumer's.
+        items: what has arrived and was not read; nothing comes after an error, None or a delta with a finish reason.
+    """
+
+    __slots__ = ("_waiter", "items", "loop")
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.items: deque[Item] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def arrival(self) -> asyncio.Future[None]:
+        """To await where `items` is empty: done as soon as it is not."""
+        self._waiter = waiter = self.loop.create_future()
+        return waiter
+
+
+def deliver(outgoing: Sequence[tuple[Inbox, Item]]) -> list[asyncio.AbstractEventLoop]:
+    """Hand over the items from any thread, waking each loop once, whatever their number.
+
+    Returns:
+        The loops that are closed: nobody is left to read what belongs to them.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Inbox, Item]]] = {}
+    for entry in outgoing:
+        by_loop.setdefault(entry[0].loop, []).append(entry)
+    closed = []
+    for loop, entries in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_receive, entries)
+        except RuntimeError:  # the loop is closed
+            closed.append(loop)
+    return closed
+
+
+def _receive(entries: list[tuple[Inbox, Item]]) -> None:
+    """On the consumers' loop: hand over the items and wake who waits."""
+    for inbox, item in entries:
+        inbox.items.append(item)
+        waiter = inbox._waiter  # noqa: SLF001  (this module's own)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
