@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from rollcast.errors import BackendError, CheckpointError, InputError
+from rollcast.errors import BackendError, CheckpointError, InputError, RewardDefinitionError, RewardError
 from rollcast.models.tiny import TinyBackend
 from rollcast.records import StreamEventType
 from rollcast.rollout import BaseAgent, reward
@@ -257,9 +257,39 @@ async def test_resume_needs_a_folder():
 async def test_a_step_whose_chains_all_fail_ends_training():
     """The first failure is told, instead of learning from nothing."""
     agent = tiny_agent()
-    agent.generate = broken
+
+    def breaks(_):
+        agent.generate = broken
+
     with pytest.raises(BackendError, match=r"all 16 chains of step 1 failed; the first says: .*no power"):
+        await train(agent, TASK, settings(), on_progress=breaks)
+    agent.generate = broken
+    with pytest.raises(BackendError, match=r"all 4 chains of the evaluation after step 0 failed; .*no power"):
         await train(agent, TASK, settings())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("good", "returned str; expected a finite"), (float("nan"), "returned nan")]
+)
+async def test_a_reward_that_never_gives_a_number_ends_training(given, says):
+    """Before the first step, and with what is wrong with it: there is a reward, and it does not work."""
+
+    def wrong():
+        return given
+
+    with pytest.raises(RewardError, match=f"none of the 4 chains of the evaluation .* 'wrong' .*{says}"):
+        await train(tiny_agent(wrong), TASK, settings())
+
+
+async def test_a_reward_that_asks_for_what_no_row_has_leaves_nothing_behind(tmp_path):
+    """It is refused before the folder is made, so that the next attempt may have it."""
+
+    def of_colour(colour):
+        return 1.0
+
+    with pytest.raises(RewardDefinitionError, match="'colour', which no row has"):
+        await train(tiny_agent(of_colour), TASK, settings(), out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 async def broken(request):

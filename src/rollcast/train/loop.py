@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rollcast.errors import BackendError, CheckpointError, InputError
+from rollcast.errors import BackendError, CheckpointError, InputError, RewardError
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
@@ -127,7 +127,8 @@ async def train(
     Raises:
         InputError: the agent cannot be trained here, or `out` and `resume` do not go together with what is there.
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
-        BackendError: every chain of a step failed; the last whole step was saved.
+        BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
+        RewardError: no chain of a step or an evaluation has a reward; the last whole step was saved.
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
     training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
@@ -167,6 +168,7 @@ class _Training:
         self.run_id = new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
+        agent.prepare(task.max_steps, self.questions.evaluated)  # refuses rows that lack what the reward asks for
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0
@@ -286,10 +288,7 @@ class _Training:
             derived_seed("rollouts", config.seed, step), "train",
         )  # fmt: skip
         played = time.perf_counter()
-        if len(result.failed) == len(result):
-            raise BackendError(
-                f"all {len(result)} chains of step {step} failed; the first says: {result.failed[0].error}"
-            )
+        _check_rewards(result, f"step {step}")
         batch = make_batch(
             result, version=version, max_tokens=config.max_tokens, scale=config.scale_advantages
         )
@@ -346,6 +345,8 @@ class _Training:
         rows = self.questions.evaluated
         sampled = await self._play(rows, 1, self.config.temperature, 0, "eval")
         greedy = await self._play(rows, 1, 0.0, 0, "eval")
+        for result in (sampled, greedy):
+            _check_rewards(result, f"the evaluation after step {self.history[-1].step}")
         evaluation = Evaluation(_success(sampled), _success(greedy), len(rows), self.questions.held_out)
         self.history[-1] = replace(self.history[-1], evaluation=evaluation)
         self._rate(self.history[-1])
@@ -386,6 +387,17 @@ def _trainable(agent: BaseAgent) -> TinyBackend:
             "the agent has no reward to learn from; give it one: BaseAgent(…, reward=task.reward)"
         )
     return backend
+
+
+def _check_rewards(result: RunResult, where: str) -> None:
+    """Refuse to go on where nothing was scored: it would be no different in the next step."""
+    if len(result.failed) == len(result):
+        raise BackendError(
+            f"all {len(result)} chains of {where} failed; the first says: {result.failed[0].error}"
+        )
+    if all(t.reward is None for t in result):
+        why = next((t.error for t in result if t.error), f"it was {result.trajectories[0].finish_reason}")
+        raise RewardError(f"none of the {len(result)} chains of {where} has a reward; the first says: {why}")
 
 
 def _success(result: RunResult) -> float:

@@ -104,9 +104,9 @@ class Rollouts:
                 f"all {len(trajectories)} chains of step {trainer.state.global_step} failed; the first says: {trajectories[0].error}"
             )
         if self.agent.reward is not None and len(rewardless) == len(trajectories):
+            why = next((t.error for t in rewardless if t.error), f"it was {rewardless[0].finish_reason}")
             raise RewardError(
-                f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; run the agent by itself "
-                "on one of the rows: its `error` events say why"
+                f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; the first says: {why}"
             )
         return self._rollout(trajectories, trainer)
 
