@@ -8,7 +8,7 @@ import pytest
 
 from rollcast import BaseAgent, InputError
 from rollcast.cli.train.curves import draw, plot_rows
-from rollcast.cli.train.folder import folder_for, history_in, keep_settings
+from rollcast.cli.train.folder import claimed, folder_for, history_in, keep_settings
 from rollcast.cli.train.record import Record, clock_text, sparkline
 from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
@@ -16,6 +16,7 @@ from rollcast.cli.train.view import TrainView
 from rollcast.stream.observers.layout import ASCII, UNICODE
 from rollcast.testing import ScriptedBackend
 from rollcast.train import Evaluation, Progress
+from rollcast.train.checkpoint import sole_writer
 
 
 def evaluation(sampled=0.5, greedy=0.5, held_out=True):
@@ -86,6 +87,7 @@ def test_what_the_trainer_gets_has_the_trainers_names():
         ("steps =", "is no TOML"),
         ('trainer = "other"', "trainer is 'other'; expected embedded or trl"),
         ("show = -1", "show is -1"),
+        ('out = "a\\u0000b"', "expected text without a null character"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(config, text, says):
@@ -106,12 +108,53 @@ def test_a_file_that_is_not_there_is_told():
 
 
 def test_without_out_each_training_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Nothing is ever written into an earlier one."""
+    """Nothing is ever written into an earlier one, nor into that of a training that begins at the same time."""
     monkeypatch.chdir(tmp_path)
     settings = merged({}, None)
-    assert str(folder_for(settings)) == "rollcast-train-arithmetic"
-    (tmp_path / "rollcast-train-arithmetic").mkdir()
-    assert str(folder_for(settings)) == "rollcast-train-arithmetic-2"
+    out = folder_for(settings)
+    with claimed(settings, out) as first, claimed(settings, out) as second:
+        assert (str(first), str(second)) == ("rollcast-train-arithmetic", "rollcast-train-arithmetic-2")
+        (first / "step-000000").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["rollcast-train-arithmetic"]
+
+
+def test_a_folder_where_nothing_came_of_it_is_as_it_was(tmp_path):
+    """What was asked for is there from the beginning, and goes where no training follows; so the folder may be had again."""
+    settings = TrainSettings(out=str(tmp_path / "o"), group=4)
+    with pytest.raises(InputError, match="no"), claimed(settings, tmp_path / "o") as out:
+        assert merged({}, str(out / "train.toml")).group == 4
+        assert folder_for(settings) == out  # as after SIGKILL at this moment
+        raise InputError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_training_writes_to_is_refused(tmp_path):
+    """While it does; what that one was asked for stays as it is."""
+    pytest.importorskip("fcntl", reason="where folders can be locked")
+    out = tmp_path / "o"
+    with sole_writer(out):
+        (out / "train.toml").write_text("steps = 1")
+        with pytest.raises(InputError, match="another training is writing to"):
+            claimed(TrainSettings(out=str(out)), out).__enter__()
+    assert (out / "train.toml").read_text() == "steps = 1"
+
+
+@pytest.mark.parametrize(("trainer", "kept"), [("trl", "step-000001"), ("embedded", "checkpoint-1")])
+def test_a_training_goes_on_with_its_trainer(tmp_path, trainer, kept):
+    """The other one would find no checkpoint of its own."""
+    (tmp_path / kept).mkdir()
+    with pytest.raises(InputError, match="is of --trainer"):
+        folder_for(TrainSettings(out=str(tmp_path), resume=True, trainer=trainer))
+
+
+def test_a_model_is_kept_as_the_place_where_it_is(tmp_path, monkeypatch):
+    """A training may be gone on with from another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    keep_settings(TrainSettings(model="m"), tmp_path)
+    assert merged({}, "train.toml").model == str(tmp_path / "m")
+    keep_settings(TrainSettings(model="Qwen/Qwen3-0.6B"), tmp_path)
+    assert merged({}, "train.toml").model == "Qwen/Qwen3-0.6B"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +162,9 @@ def test_without_out_each_training_has_a_folder_of_its_own(tmp_path, monkeypatch
     [
         ("full", False, "is not empty; go on with it by --resume"),
         ("file", False, "is a file"),
+        ("file/x", False, "is a file, or is in one"),
+        ("x" * 300, False, "cannot be used: File name too long"),
+        ("", False, "--out is empty"),
         ("new", True, "there is no training in"),
         ("empty", True, "there is no training in"),
         (None, True, "--resume was given without --out"),

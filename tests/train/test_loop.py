@@ -248,6 +248,19 @@ async def test_a_folder_is_not_overwritten(tmp_path):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
 
+async def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    """The second one, while the first is under way, which is not disturbed."""
+    pytest.importorskip("fcntl", reason="where folders can be locked")
+    begun = asyncio.Event()
+    first = asyncio.create_task(
+        train(tiny_agent(), TASK, settings(), out=tmp_path, on_progress=lambda _: begun.set())
+    )
+    await begun.wait()
+    with pytest.raises(InputError, match="another training is writing to"):
+        await train(tiny_agent(), TASK, settings(), out=tmp_path, resume=True)
+    assert (await first).stopped == "steps"
+
+
 async def test_resume_needs_a_folder():
     """There is nothing to resume from without one."""
     with pytest.raises(InputError, match="give out"):

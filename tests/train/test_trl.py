@@ -347,7 +347,7 @@ def test_where_every_chain_fails_the_training_ends(model, tokenizer):
         raise ValueError("no")
 
     rollouts = make_rollout_func(make_agent(model, tokenizer, reward=broken), [QUESTION], max_tokens=8)
-    with pytest.raises(RewardError, match="none of the 2 chains of step 0 has .*: reward 'broken' of .*: no"):
+    with pytest.raises(RewardError, match=r"none of the 2 chains of step 0 has .*: reward 'broken' of .*: no"):
         rollouts(prompts(rollouts, 0, 0), stub(model, tokenizer))
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ from rollcast.rollout.rows import derived_seed
 from rollcast.stream.producer import RunStream, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
-from rollcast.train.checkpoint import Checkpoints
+from rollcast.train.checkpoint import Checkpoints, sole_writer
 from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
 from rollcast.train.questions import Questions
@@ -125,14 +126,17 @@ async def train(
         stop: asked after each step; True ends training properly, with a checkpoint.
 
     Raises:
-        InputError: the agent cannot be trained here, or `out` and `resume` do not go together with what is there.
+        InputError: the agent cannot be trained here, `out` and `resume` do not go together with what is there, or another
+            training writes to `out`.
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
         BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
         RewardError: no chain of a step or an evaluation has a reward; the last whole step was saved.
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
     training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
-    with one_blas_thread():
+    with one_blas_thread(), ExitStack() as stack:
+        if training.out is not None:
+            await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
         async with training.announced() as announced:
             try:
                 stopped = await training.run(resume, stop)
@@ -168,7 +172,9 @@ class _Training:
         self.run_id = new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
-        agent.prepare(task.max_steps, self.questions.evaluated)  # refuses rows that lack what the reward asks for
+        agent.prepare(
+            task.max_steps, self.questions.evaluated
+        )  # refuses rows that lack what the reward asks for
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0
