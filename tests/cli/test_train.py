@@ -112,6 +112,10 @@ def test_trl_trains_on_the_same_questions(tmp_path):
     more = rollcast("train", "--resume", "--out", "o", "--steps", 2, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "step 2 of 2 · mean reward " in more.stdout
+    refused = rollcast("train", "--trainer", "trl", "--seed", 2**32, "--out", "p", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "rollcast: seed is 4294967296; TRL takes a whole number from 0 to 4294967295\n"
+    assert not (tmp_path / "p").exists()
     missing = rollcast("train", "--steps", 1, "--trainer", "trl", cwd=tmp_path, without=["trl"])
     assert missing.returncode == 2
     assert "pip install 'rollcast[train]'" in missing.stderr
