@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 
 import msgspec
@@ -16,7 +17,7 @@ from rollcast.stream import StreamObserver
 from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import get_task
 from rollcast.testing import ScriptedBackend, capture_events
-from rollcast.train import Evaluation, GRPOConfig, train
+from rollcast.train import Evaluation, GRPOConfig, loop, train
 from rollcast.train.questions import Questions
 
 TASK = get_task("arithmetic")
@@ -223,6 +224,71 @@ async def test_learning_needs_the_embedded_model_and_a_reward():
         await train(scripted, TASK, settings())
     with pytest.raises(InputError, match="no reward to learn from"):
         await train(BaseAgent(backend=TinyBackend(), tools=TASK.tools), TASK, settings())
+
+
+async def test_settings_reach_the_rollouts_and_the_batch(monkeypatch):
+    """The whole distribution is sampled from, since its probabilities are those that are trained; seeds differ by step."""
+    runs, batches = [], []
+    prepare, make = BaseAgent.prepare, loop.make_batch
+    monkeypatch.setattr(
+        BaseAgent,
+        "prepare",
+        lambda self, *args, **options: runs.append(options) or prepare(self, *args, **options),
+    )
+    monkeypatch.setattr(
+        loop, "make_batch", lambda *args, **options: batches.append(options) or make(*args, **options)
+    )
+    narrow = dataclasses.replace(TASK, sampling=msgspec.structs.replace(TASK.sampling, top_p=0.5, top_k=3))
+    for seed in (0, 1):
+        chosen = settings(temperature=0.9, scale_advantages=False, max_tokens=400, seed=seed)
+        await train(tiny_agent(), narrow, chosen)
+    played = [options for options in runs if options.get("about", {}).get("split") == "train"]
+    assert len({options["seed"] for options in played}) == 4
+    assert {(s.temperature, s.top_p, s.top_k) for s in (options["sampling"] for options in played)} == {
+        (0.9, 1.0, 0)
+    }
+    assert batches == [{"version": v, "max_tokens": 400, "scale": False} for v in (0, 1, 0, 1)]
+
+
+async def test_the_best_evaluation_keeps_its_checkpoint(tmp_path, monkeypatch):
+    """By the sampled successes; of equal ones the later."""
+    told = iter([(0.5, 0.9), (0.7, 0.1), (0.7, 0.2), (0.6, 0.9), (0.1, 0.9), (0.1, 0.9)])
+
+    async def evaluate(self):
+        sampled, greedy = next(told)
+        self.history[-1] = dataclasses.replace(self.history[-1], evaluation=Evaluation(sampled, greedy, 4))
+        self._rate(self.history[-1])
+
+    monkeypatch.setattr(loop._Training, "_evaluate", evaluate)
+    await train(tiny_agent(), TASK, settings(steps=5, eval_every=1, save_every=1), out=tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-000002", "step-000004", "step-000005"]
+
+
+async def test_seconds_add_up():
+    """They are of the whole training, which `minutes` ends."""
+    result = await train(tiny_agent(), TASK, settings(steps=3))
+    spent = [p.metrics["rollout_s"] + p.metrics["update_s"] for p in result.history[1:]]
+    assert [p.seconds for p in result.history] == pytest.approx([0, *itertools.accumulate(spent)])
+
+
+async def test_success_is_a_reward_of_one():
+    """A part of it is none."""
+
+    def scored(ctx):
+        return [0.5, 1.0, 2.0, 0.9][int(ctx.chain_id.removeprefix("chain_")) % 4]
+
+    result = await train(tiny_agent(scored), TASK, settings(steps=1))
+    metrics = result.history[1].metrics
+    assert (metrics["success"], metrics["mean_reward"]) == (0.5, pytest.approx(1.1))
+
+
+async def test_sequences_that_are_all_too_long_end_training():
+    """The sentence says so: nothing would ever be learned, whatever the rewards are."""
+    with pytest.raises(
+        InputError, match=r"all 16 sequences of step 1 are too long: .* max_tokens is 3; allow"
+    ):
+        await train(tiny_agent(), TASK, settings(max_tokens=3))
 
 
 async def test_weights_from_elsewhere_are_not_overwritten():

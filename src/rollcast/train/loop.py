@@ -126,7 +126,7 @@ async def train(
         stop: asked after each step; True ends training properly, with a checkpoint.
 
     Raises:
-        InputError: the agent cannot be trained here, `out` and `resume` do not go together with what is there, or another
+        InputError: the agent cannot be trained here, every sequence is longer than `config.max_tokens`, `out` and `resume` do not go together with what is there, or another
             training writes to `out`.
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
         BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
@@ -298,6 +298,8 @@ class _Training:
         batch = make_batch(
             result, version=version, max_tokens=config.max_tokens, scale=config.scale_advantages
         )
+        if batch.statistics.dropped_long and not len(batch):
+            _check_lengths(result, config.max_tokens, step)
         metrics = _metrics(result, batch)
         if len(batch):
             metrics |= await _in_thread(lambda: self.trainer.step(batch))
@@ -404,6 +406,16 @@ def _check_rewards(result: RunResult, where: str) -> None:
     if all(t.reward is None for t in result):
         why = next((t.error for t in result if t.error), f"it was {result.trajectories[0].finish_reason}")
         raise RewardError(f"none of the {len(result)} chains of {where} has a reward; the first says: {why}")
+
+
+def _check_lengths(result: RunResult, max_tokens: int | None, step: int) -> None:
+    """Refuse to go on where no sequence is short enough to be learned from."""
+    lengths = [len(segment.token_ids) for t in result for segment in t.segments]
+    if max_tokens is not None and min(lengths) > max_tokens:
+        raise InputError(
+            f"all {len(lengths)} sequences of step {step} are too long: they have {min(lengths)} tokens or more, and "
+            f"max_tokens is {max_tokens}; allow more"
+        )
 
 
 def _success(result: RunResult) -> float:
