@@ -13,10 +13,11 @@ from rollcast.cli.train.folder import claimed, folder_for, history_in, keep_sett
 from rollcast.cli.train.record import Record, clock_text, sparkline
 from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
+from rollcast.cli.train.summary import say_end
 from rollcast.cli.train.view import TrainView
 from rollcast.stream.observers.layout import ASCII, UNICODE
 from rollcast.testing import ScriptedBackend
-from rollcast.train import Evaluation, Progress
+from rollcast.train import Evaluation, Progress, TrainResult
 from rollcast.train.checkpoint import sole_writer
 
 
@@ -318,6 +319,18 @@ def test_chains_without_a_reward_are_told(make_terminal, failed, says):
     plain, _ = view_on(lines)
     plain.show(told, 0.0)
     assert says in lines.getvalue()
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path):
+    """The training is over and saved by then: it is no failure."""
+    pytest.importorskip("matplotlib")
+    record = rising()
+    (tmp_path / "curves.png").mkdir()
+    result = TrainResult("", record.history, evaluation(), evaluation(), tmp_path, "steps")
+    lines = io.StringIO()
+    view, _ = view_on(lines)
+    say_end(view, "a title", TrainSettings(steps=1), result, tmp_path, picture=True)
+    assert "curves.png cannot be written: Is a directory" in lines.getvalue()
 
 
 def test_a_title_is_not_read_as_a_formula(tmp_path):

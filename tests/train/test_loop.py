@@ -18,6 +18,7 @@ from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import get_task
 from rollcast.testing import ScriptedBackend, capture_events
 from rollcast.train import Evaluation, GRPOConfig, loop, train
+from rollcast.train.checkpoint import safetensors_bytes
 from rollcast.train.questions import Questions
 
 TASK = get_task("arithmetic")
@@ -325,6 +326,26 @@ async def test_two_trainings_in_one_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="another training is writing to"):
         await train(tiny_agent(), TASK, settings(), out=tmp_path, resume=True)
     assert (await first).stopped == "steps"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("trainer.json", {"history": []}, "its history is empty"),
+        ("trainer.json", {"config": {"steps": 0}}, "steps is 0"),
+        ("trainer.state", {"moments": np.zeros((2, 5)), "counts": np.zeros(2)}, r"shape \(2, 5\); expected"),
+    ],
+)
+async def test_a_checkpoint_that_does_not_fit_is_told(tmp_path, name, content, says):
+    """It is whole, and somebody has changed it: the sentence names it."""
+    await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
+    path = tmp_path / "step-000001" / name
+    if name == "trainer.json":
+        path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | content))
+    else:
+        path.write_bytes(safetensors_bytes(content))
+    with pytest.raises(CheckpointError, match=rf"step-000001 lacks what training needs \(.*{says}"):
+        await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
 
 async def test_resume_needs_a_folder():

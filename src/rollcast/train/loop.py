@@ -264,8 +264,12 @@ class _Training:
             self.history = msgspec.convert(saved.about["history"], list[Progress])
             task = saved.about["task"]
             self.trainer.load_state(saved.weights, saved.state)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise CheckpointError(f"{where} lacks what training needs ({error}); train anew") from error
+            if not self.history:
+                raise InputError("its history is empty")
+        except (KeyError, InputError, msgspec.ValidationError) as error:
+            raise CheckpointError(
+                f"{where} lacks what training needs ({error}); delete it to go on from an earlier one, or train anew"
+            ) from error
         if task != self.task.name:
             raise InputError(f"{where} is of the task {task!r}; resume with that, or give another folder")
         for name in GRPOConfig.__struct_fields__:
