@@ -228,8 +228,8 @@ def test_a_watcher_may_cancel_the_training(model, tokenizer, tmp_path):
 
     class Canceller(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
-            (run,) = {e.run_id for e in capture.events if "parent_run_id" not in e.data}
-            agent.streaming_manager.cancel(run)
+            agent.streaming_manager.drain_sync()
+            agent.streaming_manager.cancel(capture.events[0].run_id)  # the training's, which began first
 
     with capture_events(agent.streaming_manager) as capture:
         trainer = train(
