@@ -112,6 +112,10 @@ def test_trl_trains_on_the_same_questions(tmp_path):
     more = rollcast("train", "--resume", "--out", "o", "--steps", 2, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "step 2 of 2 · mean reward " in more.stdout
+    refused = rollcast("train", "--trainer", "trl", "--seed", 2**32, "--out", "p", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "rollcast: seed is 4294967296; TRL takes a whole number from 0 to 4294967295\n"
+    assert not (tmp_path / "p").exists()
     missing = rollcast("train", "--steps", 1, "--trainer", "trl", cwd=tmp_path, without=["trl"])
     assert missing.returncode == 2
     assert "pip install 'rollcast[train]'" in missing.stderr
@@ -143,6 +147,18 @@ def test_a_signal_ends_it_after_the_step_and_keeps_what_was_learned(tmp_path, nu
     assert "interrupted: " in rest
     assert "rollcast train --resume --out o\n" in rest
     assert list((tmp_path / "o").glob("step-*/model.safetensors"))
+
+
+def test_a_training_goes_on_where_its_model_is_gone_and_its_folder_was_moved(tmp_path):
+    """A checkpoint is whole: it needs nothing of what the training began with."""
+    for args in (["--out", "first"], ["--model", "first/step-000001", "--out", "second"]):
+        done = rollcast("train", "--steps", 1, *SMALL, *args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    (tmp_path / "second").rename(tmp_path / "größer 大")
+    more = rollcast("train", "--resume", "--out", "größer 大", "--steps", 2, cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert (tmp_path / "größer 大/step-000002/tokenizer.json").is_file()
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
@@ -187,6 +203,8 @@ def test_where_nobody_reads_any_more_it_ends_and_keeps_what_was_learned(tmp_path
         (["--config", "bad.toml"], "did you mean 'questions'?"),
         (["--serve", "0.0.0.0:0"], "no token is asked for"),
         (["--json", "."], "folder"),
+        (["--resume", "--model", "x", "--out", "full"], "--resume and --model were both given"),
+        (["--out", "full/x"], "--out full/x is a file"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, args, says):

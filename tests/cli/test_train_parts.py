@@ -1,6 +1,7 @@
 """What `rollcast train` is made of: its settings, its record, its panel, its curves, the chains that it shows."""
 
 import asyncio
+import dataclasses
 import io
 import json
 
@@ -8,14 +9,16 @@ import pytest
 
 from rollcast import BaseAgent, InputError
 from rollcast.cli.train.curves import draw, plot_rows
-from rollcast.cli.train.folder import folder_for, history_in, keep_settings
+from rollcast.cli.train.folder import claimed, folder_for, history_in, keep_settings
 from rollcast.cli.train.record import Record, clock_text, sparkline
 from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
+from rollcast.cli.train.summary import say_end
 from rollcast.cli.train.view import TrainView
 from rollcast.stream.observers.layout import ASCII, UNICODE
 from rollcast.testing import ScriptedBackend
-from rollcast.train import Evaluation, Progress
+from rollcast.train import Evaluation, Progress, TrainResult
+from rollcast.train.checkpoint import sole_writer
 
 
 def evaluation(sampled=0.5, greedy=0.5, held_out=True):
@@ -86,6 +89,7 @@ def test_what_the_trainer_gets_has_the_trainers_names():
         ("steps =", "is no TOML"),
         ('trainer = "other"', "trainer is 'other'; expected embedded or trl"),
         ("show = -1", "show is -1"),
+        ('out = "a\\u0000b"', "expected text without a null character"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(config, text, says):
@@ -106,12 +110,52 @@ def test_a_file_that_is_not_there_is_told():
 
 
 def test_without_out_each_training_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Nothing is ever written into an earlier one."""
+    """Nothing is ever written into an earlier one, nor into that of a training that begins at the same time."""
     monkeypatch.chdir(tmp_path)
     settings = merged({}, None)
-    assert str(folder_for(settings)) == "rollcast-train-arithmetic"
-    (tmp_path / "rollcast-train-arithmetic").mkdir()
-    assert str(folder_for(settings)) == "rollcast-train-arithmetic-2"
+    out = folder_for(settings)
+    with claimed(settings, out) as first, claimed(settings, out) as second:
+        assert (str(first), str(second)) == ("rollcast-train-arithmetic", "rollcast-train-arithmetic-2")
+        (first / "step-000000").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["rollcast-train-arithmetic"]
+
+
+def test_a_folder_where_nothing_came_of_it_is_as_it_was(tmp_path):
+    """What was asked for is there from the beginning, and goes where no training follows; so the folder may be had again."""
+    settings = TrainSettings(out=str(tmp_path / "o"), group=4)
+    with claimed(settings, tmp_path / "o") as out:
+        assert merged({}, str(out / "train.toml")).group == 4
+        assert folder_for(settings) == out  # as after SIGKILL at this moment
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_training_writes_to_is_refused(tmp_path):
+    """While it does; what that one was asked for stays as it is."""
+    pytest.importorskip("fcntl", reason="where folders can be locked")
+    out = tmp_path / "o"
+    with sole_writer(out):
+        (out / "train.toml").write_text("steps = 1")
+        with pytest.raises(InputError, match="another training is writing to"):
+            claimed(TrainSettings(out=str(out)), out).__enter__()
+    assert (out / "train.toml").read_text() == "steps = 1"
+
+
+@pytest.mark.parametrize(("trainer", "kept"), [("trl", "step-000001"), ("embedded", "checkpoint-1")])
+def test_a_training_goes_on_with_its_trainer(tmp_path, trainer, kept):
+    """The other one would find no checkpoint of its own."""
+    (tmp_path / kept).mkdir()
+    with pytest.raises(InputError, match="is of --trainer"):
+        folder_for(TrainSettings(out=str(tmp_path), resume=True, trainer=trainer))
+
+
+def test_a_model_is_kept_as_the_place_where_it_is(tmp_path, monkeypatch):
+    """A training may be gone on with from another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    keep_settings(TrainSettings(model="m"), tmp_path)
+    assert merged({}, "train.toml").model == str(tmp_path / "m")
+    keep_settings(TrainSettings(model="Qwen/Qwen3-0.6B"), tmp_path)
+    assert merged({}, "train.toml").model == "Qwen/Qwen3-0.6B"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +163,9 @@ def test_without_out_each_training_has_a_folder_of_its_own(tmp_path, monkeypatch
     [
         ("full", False, "is not empty; go on with it by --resume"),
         ("file", False, "is a file"),
+        ("file/x", False, "is a file, or is in one"),
+        ("x" * 300, False, "cannot be used: File name too long"),
+        ("", False, "--out is empty"),
         ("new", True, "there is no training in"),
         ("empty", True, "there is no training in"),
         (None, True, "--resume was given without --out"),
@@ -255,6 +302,42 @@ def test_the_panel_fits_any_terminal(make_terminal, columns, lines):
         assert any("step 1" in row for row in below)
         assert all(len(row) < columns for row in below)
     assert terminal.rows[-1] == "a line"
+
+
+@pytest.mark.parametrize(
+    ("failed", "says"), [(0, ""), (1, "1 chain without a reward"), (3, "3 chains without")]
+)
+def test_chains_without_a_reward_are_told(make_terminal, failed, says):
+    """In the panel and in the lines; they are left out of what is learned."""
+    told = dataclasses.replace(step(1), metrics=step(1).metrics | {"failed": float(failed)})
+    terminal, lines = make_terminal(), io.StringIO()
+    view, _ = view_on(terminal)
+    with view:
+        view.show(told, 0.0)
+        assert any(says in row for row in terminal.rows)
+        assert ("without a reward" in "".join(terminal.rows)) == bool(failed)
+    plain, _ = view_on(lines)
+    plain.show(told, 0.0)
+    assert says in lines.getvalue()
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path):
+    """The training is over and saved by then: it is no failure."""
+    pytest.importorskip("matplotlib")
+    record = rising()
+    (tmp_path / "curves.png").mkdir()
+    result = TrainResult("", record.history, evaluation(), evaluation(), tmp_path, "steps")
+    lines = io.StringIO()
+    view, _ = view_on(lines)
+    say_end(view, "a title", TrainSettings(steps=1), result, tmp_path, picture=True)
+    assert "curves.png cannot be written: Is a directory" in lines.getvalue()
+
+
+def test_a_title_is_not_read_as_a_formula(tmp_path):
+    """A model's path may have dollar signs."""
+    pytest.importorskip("matplotlib")
+    draw(rising(), r"$\nonsense{$ on arithmetic", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()
 
 
 async def test_each_shown_chain_keeps_its_row(make_terminal):

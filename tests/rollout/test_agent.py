@@ -221,6 +221,7 @@ async def test_a_failed_reward_is_an_error_and_no_reward():
     capture.check()
     assert (t.finish_reason, t.reward) == ("answered", None)
     assert capture.of("error")[0].data["where"] == "reward"
+    assert t.error == "reward 'broken' of chain_0 returned nan; expected a finite number"
 
 
 async def test_context_reaches_tools_and_rewards():

@@ -195,6 +195,14 @@ def test_long_rows_are_cut_where_asked():
     )
 
 
+@pytest.mark.parametrize("truncation", ["drop", "cut", "error"])
+def test_a_row_as_long_as_allowed_is_whole(truncation):
+    """The limit itself is not over the limit."""
+    batch = make_batch(pair([turn(sampled=range(8))]), max_tokens=10, truncation=truncation)
+    assert batch.input_ids_BT[0].tolist() == [1, 2, *range(8)]
+    assert (batch.statistics.dropped_long, batch.statistics.truncated) == (0, 0)
+
+
 def test_long_rows_are_an_error_where_asked():
     """The sentence names the chain and both lengths."""
     with pytest.raises(InputError, match="chain_0 has a sequence of 22 tokens, and max_tokens is 10"):

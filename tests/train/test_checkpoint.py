@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollcast.errors import CheckpointError
+from rollcast.errors import CheckpointError, InputError
 from rollcast.models.backend import GenerationRequest, Sampling
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_config, read_safetensors, read_weights
 from rollcast.train import checkpoint
-from rollcast.train.checkpoint import Checkpoints, safetensors_bytes
+from rollcast.train.checkpoint import Checkpoints, safetensors_bytes, sole_writer
 
 SOURCE = Path(checkpoint.__file__).parents[1] / "models/tiny/checkpoint"
 CONFIG = read_config(SOURCE)
@@ -60,7 +61,7 @@ def test_what_was_saved_comes_back(tmp_path):
 
 async def test_the_embedded_backend_plays_it(tmp_path):
     """A checkpoint is a folder that `TinyBackend` loads, and samples as the weights do."""
-    folder = await asyncio.to_thread(save, Checkpoints(tmp_path, SOURCE), 1)
+    folder = await asyncio.to_thread(lambda: save(Checkpoints(tmp_path, SOURCE), 1))
     loaded, updated = TinyBackend(folder), TinyBackend()
     await updated.update_weights(await asyncio.to_thread(some_weights, 1), 1)
     ids = updated.renderer.render([{"role": "user", "content": "What is 12 * 34?"}], [])
@@ -145,11 +146,50 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, wri
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    """A file stands where the folder is to be."""
+    """A file stands where the folder is to be. No earlier checkpoint is promised where there is none."""
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written: [^;]*; make room, or give another folder$"
+    ):
         save(Checkpoints(tmp_path / "out", SOURCE), 1)
     assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_the_source_is_not_needed_any_more(tmp_path):
+    """It may be a checkpoint of another training, which goes on and prunes it."""
+    source = tmp_path / "source"
+    shutil.copytree(SOURCE, source)
+    checkpoints = Checkpoints(tmp_path / "out", source)
+    shutil.rmtree(source)
+    assert (save(checkpoints, 1) / "tokenizer.json").read_bytes() == (SOURCE / "tokenizer.json").read_bytes()
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tmp_path):
+    """Not even where it is of the step that is saved again."""
+    (tmp_path / ".step-000010.new").mkdir()
+    (tmp_path / ".step-000010.new" / "trainer.json").touch()
+    save(Checkpoints(tmp_path, SOURCE), 10)
+    assert listing(tmp_path) == ["step-000010"]
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    """The second is told; afterwards the folder is free again."""
+    pytest.importorskip("fcntl", reason="where folders can be locked")
+    out = tmp_path / "a" / "b"
+    with (
+        sole_writer(out),
+        pytest.raises(InputError, match="another training is writing to"),
+        sole_writer(out),
+    ):
+        pass
+    with sole_writer(out):
+        assert listing(out) == []
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"nothing can be written to .*file: "),
+        sole_writer(tmp_path / "file"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.state", "trainer.json", "config.json"])

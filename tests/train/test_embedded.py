@@ -184,6 +184,40 @@ def test_warm_up_and_clipping_bound_the_first_step():
     assert steps[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_updates_are_those_of_adamw():
+    """As torch computes them from the same gradients, over several updates and the clipping of their norm."""
+    torch = pytest.importorskip("torch")
+    config, grpo = model_config(), GRPOConfig(steps=1, warmup_steps=0, max_grad_norm=0.05)
+    trainer = EmbeddedTrainer(config, random_weights(config), grpo)
+    names = list(trainer.weights)
+    theirs = [torch.tensor(trainer.weights[name].copy(), requires_grad=True) for name in names]
+    optimizer = torch.optim.AdamW(theirs, lr=grpo.learning_rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0)
+    for seed in range(4):
+        batch = random_batch(config, seed)
+        gradients, _ = trainer.gradients(batch)
+        for name, parameter in zip(names, theirs, strict=True):
+            parameter.grad = torch.tensor(gradients[name].copy())
+        torch.nn.utils.clip_grad_norm_(theirs, grpo.max_grad_norm)
+        optimizer.step()
+        trainer.step(batch)
+    for name, parameter in zip(names, theirs, strict=True):
+        np.testing.assert_allclose(trainer.weights[name], parameter.detach().numpy(), atol=2e-6)
+
+
+def test_minibatches_are_drawn_anew_in_each_step():
+    """The seed and the number of the step decide, so that the same chains do not always stay together."""
+    config, batch = model_config(), random_batch(model_config(), rows=64)
+    drawn = []
+    trainer = EmbeddedTrainer(config, random_weights(config), GRPOConfig(steps=1))
+    whole = trainer._sum
+    trainer._sum = lambda batch, rows, pool: drawn.append(rows.tolist()) or whole(batch, rows, pool)
+    for _ in range(2):
+        trainer.step(batch)
+    first, _, second, _ = drawn
+    assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(64))
+    assert first != second
+
+
 def test_what_a_clipped_ratio_forbids_is_not_learned():
     """A good token that became much more probable already, and a bad one that became less, have no gradient."""
     config, grpo = model_config(), GRPOConfig(steps=1)

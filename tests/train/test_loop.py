@@ -2,13 +2,14 @@
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 
 import msgspec
 import numpy as np
 import pytest
 
-from rollcast.errors import BackendError, CheckpointError, InputError
+from rollcast.errors import BackendError, CheckpointError, InputError, RewardDefinitionError, RewardError
 from rollcast.models.tiny import TinyBackend
 from rollcast.records import StreamEventType
 from rollcast.rollout import BaseAgent, reward
@@ -16,8 +17,9 @@ from rollcast.stream import StreamObserver
 from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import get_task
 from rollcast.testing import ScriptedBackend, capture_events
-from rollcast.train import Evaluation, GRPOConfig, train
+from rollcast.train import Evaluation, GRPOConfig, loop, train
 from rollcast.train.batch import group_advantages
+from rollcast.train.checkpoint import safetensors_bytes
 from rollcast.train.questions import Questions
 
 TASK = get_task("arithmetic")
@@ -247,6 +249,71 @@ async def test_learning_needs_the_embedded_model_and_a_reward():
         await train(BaseAgent(backend=TinyBackend(), tools=TASK.tools), TASK, settings())
 
 
+async def test_settings_reach_the_rollouts_and_the_batch(monkeypatch):
+    """The whole distribution is sampled from, since its probabilities are those that are trained; seeds differ by step."""
+    runs, batches = [], []
+    prepare, make = BaseAgent.prepare, loop.make_batch
+    monkeypatch.setattr(
+        BaseAgent,
+        "prepare",
+        lambda self, *args, **options: runs.append(options) or prepare(self, *args, **options),
+    )
+    monkeypatch.setattr(
+        loop, "make_batch", lambda *args, **options: batches.append(options) or make(*args, **options)
+    )
+    narrow = dataclasses.replace(TASK, sampling=msgspec.structs.replace(TASK.sampling, top_p=0.5, top_k=3))
+    for seed in (0, 1):
+        chosen = settings(temperature=0.9, scale_advantages=False, max_tokens=400, seed=seed)
+        await train(tiny_agent(), narrow, chosen)
+    played = [options for options in runs if options.get("about", {}).get("split") == "train"]
+    assert len({options["seed"] for options in played}) == 4
+    assert {(s.temperature, s.top_p, s.top_k) for s in (options["sampling"] for options in played)} == {
+        (0.9, 1.0, 0)
+    }
+    assert batches == [{"version": v, "max_tokens": 400, "scale": False} for v in (0, 1, 0, 1)]
+
+
+async def test_the_best_evaluation_keeps_its_checkpoint(tmp_path, monkeypatch):
+    """By the sampled successes; of equal ones the later."""
+    told = iter([(0.5, 0.9), (0.7, 0.1), (0.7, 0.2), (0.6, 0.9), (0.1, 0.9), (0.1, 0.9)])
+
+    async def evaluate(self):
+        sampled, greedy = next(told)
+        self.history[-1] = dataclasses.replace(self.history[-1], evaluation=Evaluation(sampled, greedy, 4))
+        self._rate(self.history[-1])
+
+    monkeypatch.setattr(loop._Training, "_evaluate", evaluate)
+    await train(tiny_agent(), TASK, settings(steps=5, eval_every=1, save_every=1), out=tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-000002", "step-000004", "step-000005"]
+
+
+async def test_seconds_add_up():
+    """They are of the whole training, which `minutes` ends."""
+    result = await train(tiny_agent(), TASK, settings(steps=3))
+    spent = [p.metrics["rollout_s"] + p.metrics["update_s"] for p in result.history[1:]]
+    assert [p.seconds for p in result.history] == pytest.approx([0, *itertools.accumulate(spent)])
+
+
+async def test_success_is_a_reward_of_one():
+    """A part of it is none."""
+
+    def scored(ctx):
+        return [0.5, 1.0, 2.0, 0.9][int(ctx.chain_id.removeprefix("chain_")) % 4]
+
+    result = await train(tiny_agent(scored), TASK, settings(steps=1))
+    metrics = result.history[1].metrics
+    assert (metrics["success"], metrics["mean_reward"]) == (0.5, pytest.approx(1.1))
+
+
+async def test_sequences_that_are_all_too_long_end_training():
+    """The sentence says so: nothing would ever be learned, whatever the rewards are."""
+    with pytest.raises(
+        InputError, match=r"all 16 sequences of step 1 are too long: .* max_tokens is 3; allow"
+    ):
+        await train(tiny_agent(), TASK, settings(max_tokens=3))
+
+
 async def test_weights_from_elsewhere_are_not_overwritten():
     """A backend whose weights were replaced is refused, since training would begin with others."""
     agent = tiny_agent()
@@ -270,6 +337,39 @@ async def test_a_folder_is_not_overwritten(tmp_path):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
 
+async def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    """The second one, while the first is under way, which is not disturbed."""
+    pytest.importorskip("fcntl", reason="where folders can be locked")
+    begun = asyncio.Event()
+    first = asyncio.create_task(
+        train(tiny_agent(), TASK, settings(), out=tmp_path, on_progress=lambda _: begun.set())
+    )
+    await begun.wait()
+    with pytest.raises(InputError, match="another training is writing to"):
+        await train(tiny_agent(), TASK, settings(), out=tmp_path, resume=True)
+    assert (await first).stopped == "steps"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("trainer.json", {"history": []}, "its history is empty"),
+        ("trainer.json", {"config": {"steps": 0}}, "steps is 0"),
+        ("trainer.state", {"moments": np.zeros((2, 5)), "counts": np.zeros(2)}, r"shape \(2, 5\); expected"),
+    ],
+)
+async def test_a_checkpoint_that_does_not_fit_is_told(tmp_path, name, content, says):
+    """It is whole, and somebody has changed it: the sentence names it."""
+    await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
+    path = tmp_path / "step-000001" / name
+    if name == "trainer.json":
+        path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | content))
+    else:
+        path.write_bytes(safetensors_bytes(content))
+    with pytest.raises(CheckpointError, match=rf"step-000001 lacks what training needs \(.*{says}"):
+        await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
+
+
 async def test_resume_needs_a_folder():
     """There is nothing to resume from without one."""
     with pytest.raises(InputError, match="give out"):
@@ -279,9 +379,39 @@ async def test_resume_needs_a_folder():
 async def test_a_step_whose_chains_all_fail_ends_training():
     """The first failure is told, instead of learning from nothing."""
     agent = tiny_agent()
-    agent.generate = broken
+
+    def breaks(_):
+        agent.generate = broken
+
     with pytest.raises(BackendError, match=r"all 16 chains of step 1 failed; the first says: .*no power"):
+        await train(agent, TASK, settings(), on_progress=breaks)
+    agent.generate = broken
+    with pytest.raises(BackendError, match=r"all 4 chains of the evaluation after step 0 failed; .*no power"):
         await train(agent, TASK, settings())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("good", "returned str; expected a finite"), (float("nan"), "returned nan")]
+)
+async def test_a_reward_that_never_gives_a_number_ends_training(given, says):
+    """Before the first step, and with what is wrong with it: there is a reward, and it does not work."""
+
+    def wrong():
+        return given
+
+    with pytest.raises(RewardError, match=f"none of the 4 chains of the evaluation .* 'wrong' .*{says}"):
+        await train(tiny_agent(wrong), TASK, settings())
+
+
+async def test_a_reward_that_asks_for_what_no_row_has_leaves_nothing_behind(tmp_path):
+    """It is refused before the folder is made, so that the next attempt may have it."""
+
+    def of_colour(colour):
+        return 1.0
+
+    with pytest.raises(RewardDefinitionError, match="'colour', which no row has"):
+        await train(tiny_agent(of_colour), TASK, settings(), out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 async def broken(request):

@@ -14,12 +14,13 @@ pytest.importorskip("trl", reason="needs the extra")
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import rollcast.train.trl as ours
 from rollcast import BaseAgent, StreamEventType, StreamingManager, ToolError, numeric_match, tool
 from rollcast.errors import BackendError, InputError, RewardError
+from rollcast.models import Sampling
 from rollcast.models.hf import TransformersBackend
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.tasks import get_task
@@ -238,6 +239,25 @@ def test_a_steps_event_tells_the_advantage_of_each_chain(trained):
         assert {chain["staleness"] for chain in told.values()} == {0}
 
 
+def test_a_watcher_may_cancel_the_training(model, tokenizer, tmp_path):
+    """It ends after the step that is under way, with a checkpoint, and its run says how."""
+    agent = make_agent(model, tokenizer)
+
+    class Canceller(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            agent.streaming_manager.drain_sync()
+            agent.streaming_manager.cancel(capture.events[0].run_id)  # the training's, which began first
+
+    with capture_events(agent.streaming_manager) as capture:
+        trainer = train(
+            agent, [QUESTION] * 2, config(tmp_path, max_steps=9), tokenizer=tokenizer, max_steps=1, max_tokens=8,
+            callbacks=[Canceller()],
+        )  # fmt: skip
+    assert trainer.state.global_step == 1
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
+    assert (capture.events[-1].event_type, capture.events[-1].data["status"]) == ("run_end", "cancelled")
+
+
 def test_it_learns(model, tokenizer, tmp_path):
     """Rewarded for answering without a call, which it does in a third of the chains, it soon does so in nearly all."""
     agent = make_agent(model, tokenizer, reward=lambda trajectory: float(not trajectory.tool_calls))
@@ -328,9 +348,28 @@ def test_completions_are_cut_to_the_trainers_limit(model, tokenizer):
     rollout = rollouts(prompts(rollouts, 0, 0), stub(model, tokenizer, max_completion_length=3))
     for name in ("completion_ids", "env_mask", "logprobs"):
         assert [len(values) for values in rollout[name]] == [3, 3]
-    trainer = stub(model, tokenizer, max_completion_length=5, state=SimpleNamespace(global_step=1))
-    cut = rollouts(prompts(rollouts, 0, 0), trainer)["rollcast_metrics"][0]["rollcast/cut"]
-    assert 0 <= cut <= 1
+    rollout = rollouts(prompts(rollouts, *[0] * 8), stub(model, tokenizer, max_completion_length=30))
+    lengths = [list(map(len, rollout[name])) for name in ("completion_ids", "env_mask", "logprobs")]
+    assert lengths[0] == lengths[1] == lengths[2]
+    assert max(lengths[0]) == 30
+    assert 0 < rollout["rollcast_metrics"][0]["rollcast/cut"] <= lengths[0].count(30) / 8
+
+
+def test_sampling_is_the_trainers(model, tokenizer):
+    """Its temperature, top-p and top-k, since it computes the log-probabilities again; no more tokens than it takes."""
+    rollouts = make_rollout_func(make_agent(model, tokenizer), [QUESTION], max_tokens=8)
+    trainer = stub(model, tokenizer, temperature=0.7, top_p=0.9, top_k=5)
+    assert rollouts._sampling(trainer) == Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=8)
+    trainer = stub(model, tokenizer, top_p=None, top_k=None, max_completion_length=4)
+    assert rollouts._sampling(trainer) == Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=4)
+
+
+def test_the_same_prompts_are_not_sampled_alike_twice(model, tokenizer):
+    """Within one step too, where the trainer asks several times."""
+    rollouts = make_rollout_func(make_agent(model, tokenizer), [QUESTION], max_tokens=32, max_steps=1)
+    trainer = stub(model, tokenizer)
+    first, second = (rollouts(prompts(rollouts, *[0] * 8), trainer)["completion_ids"] for _ in range(2))
+    assert first != second
 
 
 def test_chains_without_a_reward_are_not_trained_on(model, tokenizer):
@@ -364,7 +403,9 @@ def test_where_every_chain_fails_the_training_ends(model, tokenizer):
         raise ValueError("no")
 
     rollouts = make_rollout_func(make_agent(model, tokenizer, reward=broken), [QUESTION], max_tokens=8)
-    with pytest.raises(RewardError, match="none of the 2 chains of step 0 has a reward"):
+    with pytest.raises(
+        RewardError, match=r"none of the 2 chains of step 0 has .*: reward 'broken' of .*: no"
+    ):
         rollouts(prompts(rollouts, 0, 0), stub(model, tokenizer))
 
 
@@ -451,6 +492,12 @@ def test_wrong_rows_are_refused_before_the_training(model, tokenizer):
         make_rollout_func(make_agent(model, tokenizer), [QUESTION, {"messages": QUESTION["messages"]}])
     with pytest.raises(InputError, match="rows is one conversation; expected a list of rows"):
         make_rollout_func(make_agent(model, tokenizer, reward=None), QUESTION["messages"] * 2)
+
+
+def test_fewer_rows_than_a_step_takes_are_refused(model, tokenizer, tmp_path):
+    """TRL would drop the incomplete batch, and end without a step and without a word."""
+    with pytest.raises(InputError, match="there are 1 rows, and a step takes 2"):
+        train(make_agent(model, tokenizer), [QUESTION], config(tmp_path), tokenizer=tokenizer)
 
 
 def test_train_wants_a_reward_and_trls_config(model, tokenizer, tmp_path):

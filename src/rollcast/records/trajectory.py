@@ -155,7 +155,7 @@ class Trajectory(msgspec.Struct):
         final_response: the text of the last generation, where it asked for no tool.
         reward: None where there is none or it failed.
         metrics: numbers beside the reward.
-        error: what ended the chain with `error`, in a sentence.
+        error: what ended the chain with `error`, or left it without a reward, in a sentence.
         duration_s: seconds.
     """
 

@@ -262,6 +262,7 @@ class ChainGeneration:
         try:
             value, metrics = await reward.score(self.trajectory, self.context)
         except RewardError as error:
+            self.trajectory.error = str(error)
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)

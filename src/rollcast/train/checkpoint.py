@@ -10,12 +10,13 @@ rollouts and minibatches depend on the seed and the number of the step alone.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +28,21 @@ from numpy.typing import ArrayLike
 from rollcast.errors import CheckpointError, InputError
 from rollcast.models.tiny.weights import Array, ModelConfig, parameter_shapes, read_config, read_safetensors
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Checkpoint", "Checkpoints", "safetensors_bytes"]
+__all__ = ["Checkpoint", "Checkpoints", "safetensors_bytes", "sole_writer"]
 
 _NAME = re.compile(r"step-(\d{6,})")
 _KEPT = 2
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 _FORMAT = 1
+_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of the file system
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,9 @@ class Checkpoints:
 
     def __init__(self, out: Path, source: Path) -> None:
         self.out = out
-        self.source = source
+        # Read now: the source may be a checkpoint of this folder or of another training, and gone tomorrow.
+        self._copied = {name: (source / name).read_bytes() for name in _COPIED if (source / name).is_file()}
+        self._config = _config_of(source)
 
     def steps(self) -> list[int]:
         """After which steps there is a checkpoint, ascending."""
@@ -113,10 +122,9 @@ class Checkpoints:
         return folder
 
     def _fill(self, folder: Path, weights: Mapping[str, ArrayLike], state: Mapping[str, ArrayLike]) -> None:
-        for name in _COPIED:
-            if (self.source / name).is_file():
-                _write(folder / name, (self.source / name).read_bytes())
-        _write(folder / "config.json", self._config())
+        for name, data in self._copied.items():
+            _write(folder / name, data)
+        _write(folder / "config.json", self._config)
         _write(folder / "model.safetensors", safetensors_bytes(weights))
         _write(folder / "trainer.state", safetensors_bytes(state))
         _sync(folder)
@@ -148,13 +156,6 @@ class Checkpoints:
             )
             raise CheckpointError(f"the checkpoint {folder} cannot be used: {error}; {remedy}") from error
 
-    def _config(self) -> bytes:
-        """The configuration as it was, but for the type: what training makes does not fit the type that it began with."""
-        config = json.loads((self.source / "config.json").read_bytes())
-        for name in ("dtype", "torch_dtype"):
-            config.pop(name, None)
-        return json.dumps(config | {"torch_dtype": "float32"}, indent=1).encode()
-
     def _prune(self, best: int | None) -> None:
         steps = self.steps()
         for step in steps[:-_KEPT]:
@@ -175,10 +176,42 @@ class Checkpoints:
             yield
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
+            remedy = "make room, or give another folder"
+            with suppress(OSError):
+                if self.steps():
+                    remedy = "the earlier ones are whole: make room, and resume from them"
             raise CheckpointError(
-                f"the checkpoint in {self.out} cannot be written: {error.strerror or error}; "
-                "the earlier ones are whole: make room or give another folder, and resume from them"
+                f"the checkpoint in {self.out} cannot be written: {error.strerror or error}; {remedy}"
             ) from error
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Make the folder, and hold it as long as the block lasts, so that no other process trains into it meanwhile.
+
+    The system lets go of it however the process ends. Where it cannot lock folders (Windows, some network file systems),
+    nobody is kept out.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if fcntl is not None:
+                descriptor = os.open(out, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another training is writing to {out}; wait for its end, or give this one another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise InputError(
+                    f"nothing can be written to {out}: {error.strerror or error}; give another folder"
+                ) from error
+        yield
 
 
 def safetensors_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
@@ -194,6 +227,14 @@ def safetensors_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def _config_of(source: Path) -> bytes:
+    """As it was, but for the type: what training makes does not fit the type that it began with."""
+    config = json.loads((source / "config.json").read_bytes())
+    for name in ("dtype", "torch_dtype"):
+        config.pop(name, None)
+    return json.dumps(config | {"torch_dtype": "float32"}, indent=1).encode()
 
 
 def _read(folder: Path, model: ModelConfig) -> Checkpoint:

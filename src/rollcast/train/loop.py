@@ -8,13 +8,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rollcast.errors import BackendError, CheckpointError, InputError
+from rollcast.errors import BackendError, CheckpointError, InputError, RewardError
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
@@ -24,7 +25,7 @@ from rollcast.rollout.rows import derived_seed
 from rollcast.stream.producer import RunStream, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
-from rollcast.train.checkpoint import Checkpoints
+from rollcast.train.checkpoint import Checkpoints, sole_writer
 from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
 from rollcast.train.questions import Questions
@@ -125,13 +126,17 @@ async def train(
         stop: asked after each step; True ends training properly, with a checkpoint.
 
     Raises:
-        InputError: the agent cannot be trained here, or `out` and `resume` do not go together with what is there.
+        InputError: the agent cannot be trained here, every sequence is longer than `config.max_tokens`, `out` and `resume` do not go together with what is there, or another
+            training writes to `out`.
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
-        BackendError: every chain of a step failed; the last whole step was saved.
+        BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
+        RewardError: no chain of a step or an evaluation has a reward; the last whole step was saved.
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
     training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
-    with one_blas_thread():
+    with one_blas_thread(), ExitStack() as stack:
+        if training.out is not None:
+            await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
         async with training.announced() as announced:
             try:
                 stopped = await training.run(resume, stop)
@@ -167,6 +172,9 @@ class _Training:
         self.run_id = new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
+        agent.prepare(
+            task.max_steps, self.questions.evaluated
+        )  # refuses rows that lack what the reward asks for
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0
@@ -256,8 +264,12 @@ class _Training:
             self.history = msgspec.convert(saved.about["history"], list[Progress])
             task = saved.about["task"]
             self.trainer.load_state(saved.weights, saved.state)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise CheckpointError(f"{where} lacks what training needs ({error}); train anew") from error
+            if not self.history:
+                raise InputError("its history is empty")
+        except (KeyError, InputError, msgspec.ValidationError) as error:
+            raise CheckpointError(
+                f"{where} lacks what training needs ({error}); delete it to go on from an earlier one, or train anew"
+            ) from error
         if task != self.task.name:
             raise InputError(f"{where} is of the task {task!r}; resume with that, or give another folder")
         for name in GRPOConfig.__struct_fields__:
@@ -286,13 +298,12 @@ class _Training:
             derived_seed("rollouts", config.seed, step), "train",
         )  # fmt: skip
         played = time.perf_counter()
-        if len(result.failed) == len(result):
-            raise BackendError(
-                f"all {len(result)} chains of step {step} failed; the first says: {result.failed[0].error}"
-            )
+        _check_rewards(result, f"step {step}")
         batch = make_batch(
             result, version=version, max_tokens=config.max_tokens, scale=config.scale_advantages
         )
+        if batch.statistics.dropped_long and not len(batch):
+            _check_lengths(result, config.max_tokens, step)
         metrics = _metrics(result, batch)
         if len(batch):
             metrics |= await _in_thread(lambda: self.trainer.step(batch))
@@ -348,6 +359,8 @@ class _Training:
         rows = self.questions.evaluated
         sampled = await self._play(rows, 1, self.config.temperature, 0, "eval")
         greedy = await self._play(rows, 1, 0.0, 0, "eval")
+        for result in (sampled, greedy):
+            _check_rewards(result, f"the evaluation after step {self.history[-1].step}")
         evaluation = Evaluation(_success(sampled), _success(greedy), len(rows), self.questions.held_out)
         self.history[-1] = replace(self.history[-1], evaluation=evaluation)
         self._rate(self.history[-1])
@@ -388,6 +401,27 @@ def _trainable(agent: BaseAgent) -> TinyBackend:
             "the agent has no reward to learn from; give it one: BaseAgent(…, reward=task.reward)"
         )
     return backend
+
+
+def _check_rewards(result: RunResult, where: str) -> None:
+    """Refuse to go on where nothing was scored: it would be no different in the next step."""
+    if len(result.failed) == len(result):
+        raise BackendError(
+            f"all {len(result)} chains of {where} failed; the first says: {result.failed[0].error}"
+        )
+    if all(t.reward is None for t in result):
+        why = next((t.error for t in result if t.error), f"it was {result.trajectories[0].finish_reason}")
+        raise RewardError(f"none of the {len(result)} chains of {where} has a reward; the first says: {why}")
+
+
+def _check_lengths(result: RunResult, max_tokens: int | None, step: int) -> None:
+    """Refuse to go on where no sequence is short enough to be learned from."""
+    lengths = [len(segment.token_ids) for t in result for segment in t.segments]
+    if max_tokens is not None and min(lengths) > max_tokens:
+        raise InputError(
+            f"all {len(lengths)} sequences of step {step} are too long: they have {min(lengths)} tokens or more, and "
+            f"max_tokens is {max_tokens}; allow more"
+        )
 
 
 def _success(result: RunResult) -> float:

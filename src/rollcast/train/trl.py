@@ -104,9 +104,9 @@ class Rollouts:
                 f"all {len(trajectories)} chains of step {trainer.state.global_step} failed; the first says: {trajectories[0].error}"
             )
         if self.agent.reward is not None and len(rewardless) == len(trajectories):
+            why = next((t.error for t in rewardless if t.error), f"it was {rewardless[0].finish_reason}")
             raise RewardError(
-                f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; run the agent by itself "
-                "on one of the rows: its `error` events say why"
+                f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; the first says: {why}"
             )
         if split == "train":
             self.callback.played(trajectories, trainer)
@@ -210,14 +210,22 @@ class Rollouts:
 
 
 class _Events(transformers.TrainerCallback):
-    """The training as a run, with a `train_step` event for each log that is about a step or an evaluation."""
+    """The training as a run, with a `train_step` event for each log that is about a step or an evaluation.
+
+    Attributes:
+        cancelled: somebody who watches wants the training to end; it does after the step, with a checkpoint.
+    """
 
     def __init__(self, agent: BaseAgent, run_id: str) -> None:
         self._agent = agent
         self._run_id = run_id
         self._run: RunStream | None = None
+        self.cancelled = False
         self._played: tuple[list[Trajectory], Any] | None = None
         self._chains: dict[str, dict[str, LearnedFrom]] = {}
+
+    def _cancel(self, _: str | None) -> None:
+        self.cancelled = True
 
     def played(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """These are what the trainer learns from next."""
@@ -238,7 +246,7 @@ class _Events(transformers.TrainerCallback):
             backend = self._agent.backend
             self._run = self._agent.streaming_manager.run(
                 chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
-                policy_version=int(state.global_step), run_id=self._run_id,
+                policy_version=int(state.global_step), run_id=self._run_id, on_cancel=self._cancel,
             ).open()  # fmt: skip
 
     def on_log(
@@ -258,9 +266,14 @@ class _Events(transformers.TrainerCallback):
             event.data["chains"], self._chains = self._chains, {}
         self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self._run_id))
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        if self.cancelled:
+            control.should_training_stop = control.should_save = True
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
-        self.close("completed")
+        self.close("cancelled" if self.cancelled else "completed")
 
     def close(self, status: RunStatus) -> None:
         """End the run, where it is open, and wait until the observers have everything."""
@@ -332,7 +345,8 @@ def train(
         resume_from_checkpoint: as in `Trainer.train`.
 
     Raises:
-        InputError: the agent has no reward, or another backend; `config` is no `trl.GRPOConfig`; see `Rollouts`.
+        InputError: the agent has no reward, or another backend; `config` is no `trl.GRPOConfig`, or its batches
+            are larger than the rows; see `Rollouts`.
     """
     if not isinstance(config, GRPOConfig):
         raise InputError(
@@ -345,6 +359,12 @@ def train(
     rollouts = make_rollout_func(
         agent, rows, eval_rows=eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked
     )
+    at_once = (config.generation_batch_size or 0) // config.num_generations
+    if len(rows) < at_once:
+        raise InputError(
+            f"there are {len(rows)} rows, and a step takes {at_once} (generation_batch_size / num_generations), so TRL would end "
+            "without a step; give more rows, or a smaller per_device_train_batch_size"
+        )
     with warnings.catch_warnings():
         # Whoever calls this has not chosen rollout_func, whose being experimental is what this warns of.
         warnings.filterwarnings("ignore", "You are using 'rollout_func'")
@@ -450,6 +470,7 @@ def _metrics(t: Trajectory) -> dict[str, float]:
     own = {f"rollcast/metrics/{name}": float(value) for name, value in t.metrics.items() if _is_finite(value)}
     return own | {
         "rollcast/failed": float(t.finish_reason == "error"),
+        "rollcast/unrewarded": float(t.reward is None),
         "rollcast/turns": float(len(t.turns)),
         "rollcast/tool_calls": float(len(t.tool_calls)),
     }

@@ -16,7 +16,14 @@ from rollcast.cli.load import load_agent
 from rollcast.cli.serving import server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
 from rollcast.cli.train.curves import can_draw
-from rollcast.cli.train.folder import SETTINGS_FILE, folder_for, history_in, keep_settings
+from rollcast.cli.train.folder import (
+    SETTINGS_FILE,
+    claimed,
+    folder_for,
+    history_in,
+    keep_settings,
+    newest_checkpoint,
+)
 from rollcast.cli.train.record import Record
 from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
@@ -54,13 +61,19 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     grpo = _grpo(settings)
     out = folder_for(settings)
     server = server_at(settings.serve, settings.token)
-    agent = _agent(task, settings)
+    agent = _agent(task, settings, out)
     if settings.json is not None:
         agent.streaming_manager.add_observer(
             JSONStreamObserver(None if settings.json == "-" else settings.json)
         )
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
-    session = _Session(agent, settings, out, scalars)
+    with claimed(settings, out) as folder:
+        return _trained(_Session(agent, settings, folder, scalars), task, grpo, server)
+
+
+def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None) -> int:
+    """The exit code of the training."""
+    settings, out = session.settings, session.out
     picture = can_draw()
     say_beginning(session.view, session.title, settings, out, picture=picture)
     try:
@@ -80,6 +93,10 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
 
 def _settings(line: dict[str, Any], config: str | None) -> TrainSettings:
     """What holds, with what a training that goes on was begun with."""
+    if line.get("resume") and line.get("model") is not None:
+        raise InputError(
+            "--resume and --model were both given; a training goes on with the weights of its checkpoint: leave out --model"
+        )
     if config is None and line.get("resume") and line.get("out") is not None:
         kept = Path(line["out"]) / SETTINGS_FILE
         config = str(kept) if kept.is_file() else None
@@ -92,7 +109,7 @@ def _grpo(settings: TrainSettings) -> GRPOConfig:
     return GRPOConfig(**settings.of_the_trainer)
 
 
-def _agent(task: Task, settings: TrainSettings) -> BaseAgent:
+def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
     if settings.trainer == "trl":
         importlib.import_module("rollcast.train.trl")  # says in a sentence what is missing
     if settings.agent is not None:
@@ -103,7 +120,10 @@ def _agent(task: Task, settings: TrainSettings) -> BaseAgent:
         from rollcast.cli.train.with_trl import make_agent  # noqa: PLC0415  (torch and TRL)
 
         return make_agent(task, settings.model)
-    return BaseAgent(settings.model or EMBEDDED, task.tools, "tiny", reward=task.reward, name=task.name)
+    model = settings.model or EMBEDDED
+    if settings.resume and model != EMBEDDED and not Path(model).is_dir():
+        model = str(newest_checkpoint(out))  # where it began is gone; each checkpoint is whole
+    return BaseAgent(model, task.tools, "tiny", reward=task.reward, name=task.name)
 
 
 class _Session:

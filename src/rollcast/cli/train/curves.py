@@ -76,7 +76,7 @@ def draw(record: Record, title: str, path: Path) -> None:
     if low >= -0.1 and high <= 1.1:
         axes.set_ylim(0, 1.02)
     axes.set_xlabel("step")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)  # a path may have dollar signs
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,36 +15,101 @@ from rollcast.cli.train.settings import TrainSettings
 from rollcast.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rollcast.train import Progress
 
-__all__ = ["SETTINGS_FILE", "folder_for", "history_in", "keep_settings"]
+__all__ = ["SETTINGS_FILE", "claimed", "folder_for", "history_in", "keep_settings", "newest_checkpoint"]
 
 SETTINGS_FILE = "train.toml"
 _NOT_KEPT = {"out", "resume", "token", "show", "serve", "json", "tensorboard", "no_color"}  # of one session
 
+_CHECKPOINTS = {"embedded": re.compile(r"step-\d+$"), "trl": re.compile(r"checkpoint-\d+$")}
+
 
 def folder_for(settings: TrainSettings) -> Path:
-    """Where the weights go: the folder that was named, or a new one in the working directory.
+    """Where the weights are to go: the folder that was named, or one in the working directory.
 
     Raises:
-        InputError: there is something in it and nobody said `--resume`, it is no folder, or nothing is there to go on from.
+        InputError: there is something in it and nobody said `--resume`, it cannot be looked at, or nothing is there to go on
+            from.
     """
     if settings.out is None:
         if settings.resume:
             raise InputError(
                 "--resume was given without --out; give the folder of the training to go on with"
             )
-        names = (f"rollcast-train-{settings.task}{'' if n == 1 else f'-{n}'}" for n in count(1))
-        return next(path for path in map(Path, names) if not path.exists())
+        return Path(f"rollcast-train-{settings.task}")
+    if not settings.out:
+        raise InputError("--out is empty; expected the name of a folder")
     out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; expected a folder")
-    taken = out.is_dir() and any(out.iterdir())
-    if taken and not settings.resume:
-        raise InputError(f"--out {out} is not empty; go on with it by --resume, or name another folder")
-    if settings.resume and not any([*out.glob("step-*"), *out.glob("checkpoint-*")]):
+    try:
+        found = {path.name for path in out.iterdir()}
+    except FileNotFoundError:
+        found = set()
+    except NotADirectoryError:
+        raise InputError(f"--out {out} is a file, or is in one; expected a folder") from None
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be used: {error.strerror or error}; give another folder"
+        ) from None
+    if not settings.resume:
+        if found - {SETTINGS_FILE}:  # alone it is of a training that never began
+            raise InputError(f"--out {out} is not empty; go on with it by --resume, or name another folder")
+        return out
+    trainers = {name for name, kept in _CHECKPOINTS.items() if any(map(kept.match, found))}
+    if not trainers:
         raise InputError(f"--resume: there is no training in {out}; leave out --resume to begin one")
+    if settings.trainer not in trainers:
+        raise InputError(
+            f"--resume: the training in {out} is of --trainer {trainers.pop()}; go on with that, or name another folder"
+        )
     return out
+
+
+@contextmanager
+def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
+    """The folder for the block that trains, with what was asked for in it; none is left where nothing came of it.
+
+    A training that goes on has its folder, in which what was asked for is noted once it fits.
+
+    Raises:
+        InputError: it cannot be written to, or another training does.
+    """
+    if settings.resume:
+        yield out
+        return
+    from rollcast.train.checkpoint import sole_writer  # noqa: PLC0415  (NumPy, for this command alone)
+
+    made = not out.exists()
+    if settings.out is None:
+        out, made = _unnamed(out), True
+    with sole_writer(out):
+        keep_settings(settings, out)
+    try:
+        yield out
+    finally:
+        with suppress(OSError, InputError), sole_writer(out):  # or it is another's by now
+            if [path.name for path in out.iterdir()] == [SETTINGS_FILE]:
+                (out / SETTINGS_FILE).unlink()
+                if made:
+                    out.rmdir()
+
+
+def _unnamed(out: Path) -> Path:
+    """The first free one of out, out-2, out-3 …, made: two that begin at once get two."""
+    for n in count(1):
+        path = out if n == 1 else out.with_name(f"{out.name}-{n}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(
+                f"the folder {path} cannot be made here: {error.strerror or error}; give another with --out"
+            ) from None
+        return path
+    raise AssertionError("count() has no end")
 
 
 def keep_settings(settings: TrainSettings, out: Path) -> None:
@@ -56,12 +123,20 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
         for name, value in msgspec.structs.asdict(settings).items()
         if name not in _NOT_KEPT and value is not None
     }
+    if settings.model is not None and Path(settings.model).is_dir():
+        given["model"] = str(Path(settings.model).absolute())  # whoever goes on may stand elsewhere
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / SETTINGS_FILE).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out} cannot be written to: {error.strerror or error}") from None
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """Of the embedded trainer; None where there is none."""
+    found = (path for path in out.glob("step-*") if _CHECKPOINTS["embedded"].match(path.name))
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def history_in(out: Path) -> list[Progress]:
@@ -71,9 +146,9 @@ def history_in(out: Path) -> list[Progress]:
     """
     from rollcast.train import Progress  # noqa: PLC0415  (NumPy, for this command alone)
 
-    newest = max(out.glob("step-*/trainer.json"), default=None)
+    newest = newest_checkpoint(out)
     try:
-        about = b"{}" if newest is None else newest.read_bytes()
+        about = b"{}" if newest is None else (newest / "trainer.json").read_bytes()
         return msgspec.convert(msgspec.json.decode(about).get("history", []), list[Progress])
     except (OSError, AttributeError, msgspec.MsgspecError):
         return []

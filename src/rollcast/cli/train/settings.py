@@ -106,6 +106,8 @@ def _of_file(path: str) -> dict[str, Any]:
             raise InputError(f"{path} has the key {key!r}, which is no option; {_closest(name, list(types))}")
         if name in given:
             raise InputError(f"{path} has {key!r} twice, with - and with _; expected it once")
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{path}: {key} is {value!r}; expected text without a null character")
         try:
             given[name] = msgspec.convert(value, types[name])
         except msgspec.ValidationError:

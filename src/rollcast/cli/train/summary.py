@@ -51,10 +51,18 @@ def say_end(
     for name, text in _ways_on(settings, result, out):
         view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")])
     if picture and rows:
-        draw(record, title, out / "curves.png")
-        view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (str(out / "curves.png"), "")])
+        view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (_drawn(record, title, out / "curves.png"), "")])
     elif not picture:
         view.say([(NO_PICTURE, "")])
+
+
+def _drawn(record: Record, title: str, path: Path) -> str:
+    """Where the picture is, or why it is not: the weights are saved by now, and nothing is lost with it."""
+    try:
+        draw(record, title, path)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror or error}"
+    return str(path)
 
 
 def _ways_on(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:

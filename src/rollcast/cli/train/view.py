@@ -168,6 +168,9 @@ class TrainView:
         if "tokens_per_s" in metrics:
             figures.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
         figures.append(f"policy {progress.policy_version}")
+        if metrics.get("failed"):
+            failed = int(metrics["failed"])
+            figures.append(f"{failed} {'chain' if failed == 1 else 'chains'} without a reward")
         if "flat_groups" in metrics:
             flat, groups = int(metrics["flat_groups"]), int(metrics["flat_groups"] + metrics["kept_groups"])
             figures.append(

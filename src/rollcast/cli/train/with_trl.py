@@ -6,6 +6,7 @@ Importing this module loads torch and TRL.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 import warnings
@@ -16,17 +17,19 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
 from rollcast.cli.train.settings import TrainSettings
-from rollcast.errors import InputError
+from rollcast.errors import CheckpointError, InputError
 from rollcast.models import EMBEDDED
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task
 from rollcast.train import Evaluation, Progress, TrainResult
+from rollcast.train.checkpoint import sole_writer
 from rollcast.train.questions import Questions
 from rollcast.train.trl import make_rollout_func
 
@@ -36,6 +39,7 @@ _HELD_OUT = 128
 _MOST_ROWS = 10_000  # after which the questions come again
 _ENDLESS = 1_000_000  # steps, where minutes end it
 _COMPLETION_TOKENS = 1024  # all that comes after the prompt, observations included
+_GREATEST_SEED = 2**32 - 1
 _DEFAULTS = {"group": 8, "questions": 16, "eval_every": 10, "seed": 0}
 
 
@@ -45,7 +49,7 @@ def make_agent(task: Task, model: str | None) -> BaseAgent:
     Raises:
         InputError: the model cannot be loaded.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the panel has one of its own
+    _quieten()
     name = str(CHECKPOINT) if model in (None, EMBEDDED) else model
     assert name is not None
     return BaseAgent(
@@ -56,6 +60,12 @@ def make_agent(task: Task, model: str | None) -> BaseAgent:
         name=task.name,
         backend_options={"dtype": "float32", "keep_cache": False},
     )
+
+
+def _quieten() -> None:
+    """The panel says how far it is, and which chains have no reward."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 async def train_with_trl(
@@ -71,8 +81,11 @@ async def train_with_trl(
     Raises:
         InputError: the agent cannot be trained by TRL, or TRL refuses a setting.
     """
+    _quieten()
     given = {name: value for name in _DEFAULTS if (value := getattr(settings, name)) is not None}
     chosen = _DEFAULTS | given
+    if chosen["seed"] > _GREATEST_SEED:
+        raise InputError(f"seed is {chosen['seed']}; TRL takes a whole number from 0 to {_GREATEST_SEED}")
     questions = Questions(task, chosen["seed"], _HELD_OUT)
     rows = questions.of_step(1, min((settings.steps or _MOST_ROWS) * chosen["questions"], _MOST_ROWS))
     if agent.reward is None:
@@ -90,11 +103,21 @@ async def train_with_trl(
         settings,
         chosen,
         tell,
-        stop,
+        lambda: stop() or rollouts.callback.cancelled,
+        rollouts.run_id,
     )
 
     def work() -> None:
         config = _config(agent, settings, chosen, task, out)
+        with sole_writer(out):
+            try:
+                learn(config)
+            except (OSError, SafetensorError) as error:  # while TRL saves; it reads and writes nothing else
+                raise CheckpointError(
+                    f"the checkpoint in {out} cannot be written or read: {error}; make room, and resume from the last whole one"
+                ) from error
+
+    def learn(config: GRPOConfig) -> None:
         trainer = GRPOTrainer(
             model=rollouts.backend.model,
             args=config,
@@ -181,6 +204,7 @@ class _Watch(TrainerCallback):
         chosen: dict[str, int],
         tell: Callable[[Progress], None],
         stop: Callable[[], bool],
+        run_id: str,
     ) -> None:
         self.agent = agent
         self.task = task
@@ -189,6 +213,7 @@ class _Watch(TrainerCallback):
         self.chosen = chosen
         self.tell = tell
         self.stop = stop
+        self.run_id = run_id
         self.history: list[Progress] = []
         self.stopped: Literal["steps", "minutes", "interrupted"] = "steps"
         self.began = time.perf_counter()
@@ -236,8 +261,9 @@ class _Watch(TrainerCallback):
         if "frac_reward_zero_std" in metrics:
             metrics["flat_groups"] = round(metrics["frac_reward_zero_std"] * questions)
             metrics["kept_groups"] = questions - metrics["flat_groups"]
+        chains = questions * self.chosen["group"]
+        metrics["failed"] = round(metrics.get("rollcast/unrewarded", 0.0) * chains)
         if metrics.get("step_time"):
-            chains = questions * self.chosen["group"]
             length = metrics.get("completions/mean_length", 0.0)
             metrics["tokens_per_s"] = length * chains / metrics["step_time"]
         return metrics
@@ -258,7 +284,7 @@ class _Watch(TrainerCallback):
                 bool(self.agent.streaming_manager.observers),
                 sampling=msgspec.structs.replace(self.task.sampling, temperature=temperature),
                 seed=0,
-                about={"split": "eval"},
+                about={"parent_run_id": self.run_id, "split": "eval"},
             )
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)
