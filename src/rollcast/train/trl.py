@@ -239,6 +239,8 @@ class _Events(transformers.TrainerCallback):
             self._played = None
             for t, advantage in zip(trajectories, _advantages(trainer, len(trajectories)), strict=False):
                 self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
+        if self.cancelled:
+            control.should_training_stop = control.should_save = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
@@ -265,11 +267,6 @@ class _Events(transformers.TrainerCallback):
         if "loss" in logs and self._chains:
             event.data["chains"], self._chains = self._chains, {}
         self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self._run_id))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
-        if self.cancelled:
-            control.should_training_stop = control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
