@@ -18,7 +18,15 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import rollcast.train.trl as ours
-from rollcast import BaseAgent, StreamEventType, StreamingManager, ToolError, numeric_match, tool
+from rollcast import (
+    BaseAgent,
+    StreamEventType,
+    StreamingManager,
+    StreamObserver,
+    ToolError,
+    numeric_match,
+    tool,
+)
 from rollcast.errors import BackendError, InputError, RewardError
 from rollcast.models import Sampling
 from rollcast.models.hf import TransformersBackend
@@ -256,6 +264,54 @@ def test_a_watcher_may_cancel_the_training(model, tokenizer, tmp_path):
     assert trainer.state.global_step == 1
     assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
     assert (capture.events[-1].event_type, capture.events[-1].data["status"]) == ("run_end", "cancelled")
+
+
+class Canceller(StreamObserver):
+    """Ends the second rollout as soon as it begins."""
+
+    blocking = False
+
+    def __init__(self, manager):
+        super().__init__()
+        self.watched = manager
+        self.rollouts = []
+
+    async def on_event(self, event):
+        if event.event_type is StreamEventType.RUN_START and "parent_run_id" in event.data:
+            self.rollouts.append(event.run_id)
+            if len(self.rollouts) == 2:
+                self.watched.cancel(event.run_id)
+
+
+def test_a_watcher_who_cancels_a_rollout_ends_the_training(model, tokenizer, tmp_path):
+    """What was learned before is saved with all that resuming needs, and the runs say how they ended."""
+    agent = make_agent(model, tokenizer)
+    agent.streaming_manager.add_observer(Canceller(agent.streaming_manager))
+    args = config(tmp_path, max_steps=9, save_steps=50, save_strategy="steps")
+    with capture_events(agent.streaming_manager) as capture:
+        trainer = train(agent, [QUESTION] * 2, args, tokenizer=tokenizer, max_steps=3, max_tokens=64)
+    assert trainer.state.global_step == 1
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint-1"}
+    assert (tmp_path / "checkpoint-1" / "optimizer.pt").is_file()
+    ends = [e for e in capture.events if e.event_type is StreamEventType.RUN_END]
+    assert [end.data["status"] for end in ends] == ["completed", "cancelled", "cancelled"]
+
+
+def test_a_rollout_that_fails_loses_no_step_before_it(model, tokenizer, tmp_path):
+    """Where a later rollout has no reward at all, the steps until then are saved."""
+    calls = []
+
+    def reward(trajectory):
+        calls.append(trajectory)
+        if len(calls) > 8:
+            raise ValueError("no more")
+        return float(len(calls) % 2)
+
+    agent = make_agent(model, tokenizer, reward=reward)
+    args = config(tmp_path, max_steps=9, save_steps=50, save_strategy="steps")
+    with pytest.raises(RewardError, match="no more"):
+        train(agent, [QUESTION] * 2, args, tokenizer=tokenizer, max_steps=1, max_tokens=8)
+    assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
 
 
 def test_it_learns(model, tokenizer, tmp_path):

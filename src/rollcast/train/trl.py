@@ -12,11 +12,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError
+from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RollcastError
 from rollcast.models import Sampling
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
@@ -29,6 +30,7 @@ try:
     import accelerate  # noqa: F401  (TRL would say of each in another way that it is missing)
     import transformers
     from datasets import Dataset
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
     from trl import GRPOConfig, GRPOTrainer
 
     from rollcast.models.hf.backend import TransformersBackend
@@ -37,10 +39,14 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("training with TRL", "train") from error
 
-__all__ = ["ROW_KEY", "Rollouts", "make_rollout_func", "train"]
+__all__ = ["ROW_KEY", "RolloutCancelledError", "Rollouts", "make_rollout_func", "train"]
 
 ROW_KEY = "rollcast_row"
 """In each message of a prompt: the number of its row. TRL hands on prompts, and no other column."""
+
+
+class RolloutCancelledError(RollcastError):
+    """Somebody who watches cancelled a rollout in the middle of a training."""
 
 
 class Rollouts:
@@ -93,6 +99,7 @@ class Rollouts:
                 prompt is none of the rows'; a chain forked, and `forked` is `error`.
             BackendError: every chain failed.
             RewardError: no chain has a reward.
+            RolloutCancelledError: somebody who watches cancelled the rollout.
         """
         self._check(trainer)
         numbers = [self._number(prompt) for prompt in prompts]
@@ -111,6 +118,30 @@ class Rollouts:
         if split == "train":
             self.callback.played(trajectories, trainer)
         return self._rollout(trajectories, trainer)
+
+    def learn(self, trainer: Any, resume_from_checkpoint: str | bool | None = None) -> None:
+        """`trainer.train(…)`, whose run ends as it does.
+
+        Where somebody who watches cancels a rollout, the training ends as it does where they cancel the training itself.
+        The last whole step is saved then, and where rollouts fail, if the trainer's configuration saves any.
+
+        Raises:
+            Exception: what the trainer raises.
+        """
+        callback = self.callback
+        try:
+            trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+        except RolloutCancelledError:
+            callback.cancelled = True
+            _save_last_step(trainer)
+        except (BackendError, RewardError):
+            _save_last_step(trainer)
+            raise
+        except KeyboardInterrupt:
+            callback.cancelled = True
+            raise
+        finally:
+            callback.close("cancelled" if callback.cancelled else "failed")  # where it has not ended yet
 
     def _check(self, trainer: Any) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -172,7 +203,12 @@ class Rollouts:
             sampling=self._sampling(trainer), seed=seed, about={"parent_run_id": self.run_id, "split": split},
         )  # fmt: skip
         try:
-            return (await run.execute()).trajectories
+            result = await run.execute()
+            if result.status == "cancelled":
+                raise RolloutCancelledError(
+                    f"somebody who watches cancelled the rollout {run.run_id} of step {version}; the training ends with it"
+                )
+            return result.trajectories
         finally:
             # Where a chain was cut short, its last step may be under way. The first of these waits for that step, the second for
             # the end of what came with the first.
@@ -375,13 +411,7 @@ def train(
             eval_dataset=rollouts.eval_dataset,
             callbacks=[rollouts.callback, *callbacks],
         )
-    try:
-        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    except KeyboardInterrupt:
-        rollouts.callback.close("cancelled")
-        raise
-    finally:
-        rollouts.callback.close("failed")  # where it has not ended yet
+    rollouts.learn(trainer, resume_from_checkpoint)
     return trainer
 
 
@@ -471,6 +501,20 @@ def _metrics(t: Trajectory) -> dict[str, float]:
         "rollcast/turns": float(len(t.turns)),
         "rollcast/tool_calls": float(len(t.tool_calls)),
     }
+
+
+def _save_last_step(trainer: Any) -> None:
+    """A checkpoint as the trainer makes them, of the weights after its last whole step, where that has none yet.
+
+    A step begins with its rollouts, so that nothing of the next one has happened to weights and moments.
+    """
+    step = trainer.state.global_step
+    if step and trainer.args.save_strategy != "no" and not _checkpoint_of(trainer, step).is_dir():
+        trainer._save_checkpoint(trainer.model, trial=None)  # noqa: SLF001  (transformers has no other way to save all of it)
+
+
+def _checkpoint_of(trainer: Any, step: int) -> Path:
+    return Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def _advantages(trainer: Any, count: int) -> list[float]:

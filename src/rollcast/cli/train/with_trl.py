@@ -127,7 +127,9 @@ async def train_with_trl(
             callbacks=[rollouts.callback, watch],
         )
         trainer.remove_callback(PrinterCallback)  # the panel says it
-        trainer.train(resume_from_checkpoint=True if settings.resume else None)
+        rollouts.learn(trainer, resume_from_checkpoint=True if settings.resume else None)
+        if rollouts.callback.cancelled:
+            watch.stopped = "interrupted"
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's and transformers' of each other
