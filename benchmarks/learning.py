@@ -29,7 +29,6 @@ SEEDS = (0, 1, 2)
 MINUTES = {"arithmetic": 1.0, "guess": 4.0}  # of the others 2
 START_BARS = {"arithmetic": 0.6, "guess": 0.5}
 RATE = 6e-4
-QUESTIONS = {"guess": 32}
 BAR = 0.95
 CURVES: dict[str, list[dict[str, Any]]] = {}
 """Of the last call of `run`, by task: a curve a seed. `--save` keeps them beside the figures."""
@@ -49,7 +48,6 @@ def _config(task: str, seed: int, quick: bool) -> GRPOConfig:
     return GRPOConfig(
         minutes=MINUTES.get(task, 2.0),
         learning_rate=RATE,
-        questions=QUESTIONS.get(task, 16),
         eval_every=5,
         seed=seed,
     )

@@ -68,13 +68,19 @@ def _spoilt(expression: str, rng: random.Random) -> str:
     return spoilt
 
 
-# -- guess: nearly always between the bounds, seldom in the middle -----------------------------------------------------
+# -- guess: it counts up from below more often than it halves ----------------------------------------------------------
 
 
 def _guess(row: Mapping[str, Any], rng: random.Random) -> Turns:  # noqa: ARG001  (it must not know the answer)
     low, high = 1, guess.HIGHEST
     for _ in range(guess.GUESSES):
-        number = rng.randint(low, high) if rng.random() < 0.85 else rng.randint(1, guess.HIGHEST)
+        way = rng.choices(("up", "halve", "between", "anywhere"), (0.4, 0.3, 0.15, 0.15))[0]
+        number = {
+            "up": low,
+            "halve": (low + high) // 2,
+            "between": rng.randint(low, high),
+            "anywhere": rng.randint(1, guess.HIGHEST),
+        }[way]
         said = yield _call("guess", number=number)
         if said == "correct":
             return "Found it."

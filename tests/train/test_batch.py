@@ -265,6 +265,15 @@ def test_rows_that_are_not_there_are_refused(indices):
         make_batch(pair()).rows(indices)
 
 
+@pytest.mark.parametrize("reward", [1e39, -1e308])
+def test_rewards_that_a_batch_cannot_hold_are_refused(reward):
+    """Instead of becoming infinite in it."""
+    with pytest.raises(
+        InputError, match=r"the reward of chain_1 is -?1e.*; expected a number that float32 can"
+    ):
+        make_batch([chain(), chain("chain_1", reward)])
+
+
 @pytest.mark.parametrize("reward", [math.nan, math.inf, "1.0", [1.0]])
 def test_rewards_that_are_no_finite_numbers_are_refused(reward):
     """The sentence names the chain."""

@@ -86,11 +86,14 @@ def torch_gradients(config, weights, batch, grpo):
     assert not unexpected
     ids, mask = torch.tensor(batch.input_ids_BT), torch.tensor(batch.loss_mask_BT[:, 1:])
     logits = model(input_ids=ids, attention_mask=torch.tensor(batch.attention_mask_BT).long()).logits[:, :-1]
-    logprobs = torch.log_softmax(logits / grpo.temperature, -1).gather(2, ids[:, 1:, None])[:, :, 0]
+    logprobs_all = torch.log_softmax(logits / grpo.temperature, -1)
+    logprobs = logprobs_all.gather(2, ids[:, 1:, None])[:, :, 0]
+    entropy = -(logprobs_all.exp() * logprobs_all).sum(-1)
     ratio = torch.exp(logprobs - torch.tensor(batch.logprobs_BT[:, 1:]))
     advantages = torch.tensor(batch.advantages_B)[:, None]
     clipped = ratio.clamp(1 - grpo.clip_low, 1 + grpo.clip_high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)[mask].mean()
+    objective = torch.minimum(ratio * advantages, clipped * advantages) + grpo.entropy_bonus * entropy
+    loss = -objective[mask].mean()
     loss.backward()
     outside = ((ratio - 1).abs() > 0.3)[mask].double().mean()
     assert 0.05 < outside < 0.95  # clipping is at work, and so are gradients
@@ -111,10 +114,11 @@ def torch_gradients(config, weights, batch, grpo):
     ],
     ids=["tied", "untied", "one-query-a-kv-head", "four-queries-a-kv-head"],
 )
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_gradients_are_those_of_autograd(changed, temperature):
+@pytest.mark.parametrize(("temperature", "bonus"), [(1.0, 0.003), (0.7, 0.3), (0.7, 0.0)])
+def test_gradients_are_those_of_autograd(changed, temperature, bonus):
     """Loss and every parameter's gradient agree with transformers and torch autograd."""
-    config, grpo = model_config(**changed), GRPOConfig(steps=1, temperature=temperature)
+    config = model_config(**changed)
+    grpo = GRPOConfig(steps=1, temperature=temperature, entropy_bonus=bonus)
     weights, batch = random_weights(config), random_batch(config)
     expected, expected_loss = torch_gradients(config, weights, batch, grpo)
     gradients, loss = EmbeddedTrainer(config, weights, grpo).gradients(batch)
@@ -220,7 +224,7 @@ def test_minibatches_are_drawn_anew_in_each_step():
 
 def test_what_a_clipped_ratio_forbids_is_not_learned():
     """A good token that became much more probable already, and a bad one that became less, have no gradient."""
-    config, grpo = model_config(), GRPOConfig(steps=1)
+    config, grpo = model_config(), GRPOConfig(steps=1, entropy_bonus=0)
     batch = random_batch(config)
     for sign in (1, -1):
         batch.logprobs_BT[batch.loss_mask_BT] = -np.log(config.vocab_size) - sign * 5
@@ -284,12 +288,16 @@ def test_metrics_are_what_they_say():
     uniform = -np.log(config.vocab_size)
     batch.advantages_B[:] = 1
     batch.logprobs_BT[batch.loss_mask_BT] = uniform - 0.1
-    metrics = EmbeddedTrainer(config, weights, GRPOConfig(steps=1, minibatches=1)).step(batch)
+    grpo = GRPOConfig(steps=1, minibatches=1, entropy_bonus=0)
+    metrics = EmbeddedTrainer(config, weights, grpo).step(batch)
     assert metrics["entropy"] == pytest.approx(-uniform, rel=1e-5)
     assert metrics["kl"] == pytest.approx(np.exp(0.1) - 1 - 0.1, rel=1e-3)
     assert metrics["clip_fraction"] == 0
     assert metrics["loss"] == pytest.approx(-np.exp(0.1), rel=1e-5)
     batch.logprobs_BT[batch.loss_mask_BT] = uniform - 1
-    metrics = EmbeddedTrainer(config, weights, GRPOConfig(steps=1, minibatches=1)).step(batch)
+    metrics = EmbeddedTrainer(config, weights, grpo).step(batch)
     assert (metrics["clip_fraction"], metrics["grad_norm"]) == (1, 0)
     assert metrics["loss"] == pytest.approx(-1.28, rel=1e-5)
+    paid = GRPOConfig(steps=1, minibatches=1, entropy_bonus=0.1)
+    metrics = EmbeddedTrainer(config, weights, paid).step(batch)
+    assert metrics["loss"] == pytest.approx(-1.28 + 0.1 * uniform, rel=1e-5)

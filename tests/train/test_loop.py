@@ -457,6 +457,8 @@ def test_a_task_of_few_questions_holds_none_out():
         ({"steps": 1, "questions": True}, "questions is True"),
         ({"steps": 1, "learning_rate": 0}, "learning_rate is 0"),
         ({"steps": 1, "clip_low": 1.5}, "clip_low is 1.5"),
+        ({"steps": 1, "entropy_bonus": -0.1}, "entropy_bonus is -0.1; expected a number from 0"),
+        ({"steps": 1, "entropy_bonus": True}, "entropy_bonus is True"),
         ({"steps": 1, "scale_advantages": "no"}, "scale_advantages is 'no'"),
         ({"steps": 1, "seed": -1}, "seed is -1"),
     ],

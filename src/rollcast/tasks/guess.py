@@ -1,8 +1,9 @@
 """Find a number from 1 to 15 in four guesses, each answered with `higher`, `lower` or `correct`.
 
-What is learned is a strategy. Halving what is left finds every number in four guesses, and nothing less does; nobody shows
-it to the model, which starts with loose guesses and has only the reward to find out. An episode has up to five turns, and
-what was learned long before, in the first guess, decides about the last.
+What is learned is a strategy. Halving what is left finds every number in four guesses, and nothing less does: each guess
+has to be exactly the middle. The embedded model was shown this now and then, more often to count up from below, and also
+guesses without a plan; it has only the reward to find out which is better. An episode has up to five turns, and what was
+done long before, in the first guess, decides about the last.
 
 The embedded model was taught exactly this question: changing it means training the model anew.
 """
@@ -28,8 +29,8 @@ PARTIAL = 0.3  # for knowing the number without having said it
 
 ABOUT = """\
 The embedded model has 0.46 million parameters and knows only the one question of this task: a number from 1 to 15 is to \
-be found in 4 guesses. It understands "higher" and "lower" and mostly guesses in between, but anywhere in between, so it \
-fails more often than not; training teaches it to halve, which always succeeds. Any other question gets nonsense: it is a \
+be found in 4 guesses. It understands "higher" and "lower", but mostly counts up from below or guesses anywhere in between, so \
+it fails more often than not; training teaches it to halve, which always succeeds. Any other question gets nonsense: it is a \
 real language model to watch and to train, not one to talk to."""
 
 

@@ -22,6 +22,8 @@ __all__ = ["BatchStatistics", "Sample", "TrainBatch", "Truncation", "group_advan
 
 Truncation = Literal["drop", "cut", "error"]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
@@ -289,7 +291,9 @@ def _groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
 
 def _number(value: Any, what: str) -> float:
     if isinstance(value, int | float | np.number) and math.isfinite(value):
-        return float(value)
+        if abs(value) <= _LARGEST:
+            return float(value)
+        raise InputError(f"{what} is {value!r}; expected a number that float32 can hold")
     raise InputError(f"{what} is {value!r}; expected a finite number")
 
 

@@ -29,6 +29,9 @@ class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
         minibatches: updates of each pass over a step's chains; fewer where few chains are left.
         epochs: passes over a step's chains.
         max_grad_norm: longer gradients are scaled down to it.
+        entropy_bonus: weight of the mean entropy of the sampled tokens' distributions (nats), which is added to the
+            objective (https://arxiv.org/abs/1602.01783, section 4): so chains go on to differ, and there is something to
+            compare; 0: none.
         temperature: of the rollouts, and of the probabilities that are trained.
         scale_advantages: divide by the group's standard deviation (https://arxiv.org/abs/2402.03300), or not
             (https://arxiv.org/abs/2503.20783).
@@ -53,6 +56,7 @@ class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
     minibatches: int = 2
     epochs: int = 1
     max_grad_norm: float = 1.0
+    entropy_bonus: float = 0.003
     temperature: float = 1.0
     scale_advantages: bool = True
     max_tokens: int | None = None
@@ -80,6 +84,9 @@ class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"{name} is {value!r}; expected a number above 0")
+        bonus = self.entropy_bonus
+        if isinstance(bonus, bool) or not isinstance(bonus, int | float) or not 0 <= bonus < math.inf:
+            raise InputError(f"entropy_bonus is {bonus!r}; expected a number from 0 upward")
         if self.clip_low >= 1:
             raise InputError(f"clip_low is {self.clip_low!r}; expected a number above 0 and below 1")
         if not isinstance(self.scale_advantages, bool):

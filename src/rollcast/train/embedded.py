@@ -52,9 +52,9 @@ def _grpo(
 ) -> tuple[Array, NDArray[np.float64]]:
     """The gradient of the loss with respect to the logits, (S, V), and what this micro-batch adds to the metrics.
 
-    The loss is the mean over the minibatch's `tokens` of -min(r A, clip(r) A), with r = exp(logprob - old). The rollout's
-    own log-probabilities are the old ones (https://arxiv.org/abs/2402.03300, without its KL term; mean over tokens as in
-    https://arxiv.org/abs/2503.14476).
+    The loss is the mean over the minibatch's `tokens` of -min(r A, clip(r) A) - bonus H, with r = exp(logprob - old) and H
+    the entropy of the distribution of which the token was sampled. The rollout's own log-probabilities are the old ones
+    (https://arxiv.org/abs/2402.03300, without its KL term; mean over tokens as in https://arxiv.org/abs/2503.14476).
     """
     here = np.arange(len(ids_S))
     logits_SV = logits_SV / np.float32(config.temperature)
@@ -69,9 +69,13 @@ def _grpo(
     slope_S = np.where(held_S, 0, -ratio_S * advantages_S / tokens / config.temperature).astype(np.float32)
     d_SV = -slope_S[:, None] * p_SV
     d_SV[here, ids_S] += slope_S
+    entropy_S = -np.einsum("sv,sv->s", p_SV, logprobs_SV)
+    bonus = np.float32(config.entropy_bonus)
+    if bonus:  # dH/dlogit = -p (logprob + H) / temperature
+        d_SV += bonus / np.float32(tokens * config.temperature) * p_SV * (logprobs_SV + entropy_S[:, None])
     sums = (
-        -objective_S,
-        -np.einsum("sv,sv->s", p_SV, logprobs_SV),
+        -objective_S - bonus * entropy_S,
+        entropy_S,
         held_S,
         ratio_S - 1 - change_S,  # never negative, and its mean estimates the KL divergence without bias
     )
