@@ -404,11 +404,11 @@ def test_completions_are_cut_to_the_trainers_limit(model, tokenizer):
     rollout = rollouts(prompts(rollouts, 0, 0), stub(model, tokenizer, max_completion_length=3))
     for name in ("completion_ids", "env_mask", "logprobs"):
         assert [len(values) for values in rollout[name]] == [3, 3]
-    rollout = rollouts(prompts(rollouts, *[0] * 8), stub(model, tokenizer, max_completion_length=30))
+    rollout = rollouts(prompts(rollouts, *[0] * 8), stub(model, tokenizer, max_completion_length=20))
     lengths = [list(map(len, rollout[name])) for name in ("completion_ids", "env_mask", "logprobs")]
     assert lengths[0] == lengths[1] == lengths[2]
-    assert max(lengths[0]) == 30
-    assert 0 < rollout["rollcast_metrics"][0]["rollcast/cut"] <= lengths[0].count(30) / 8
+    assert max(lengths[0]) == 20
+    assert 0 < rollout["rollcast_metrics"][0]["rollcast/cut"] <= lengths[0].count(20) / 8
 
 
 def test_sampling_is_the_trainers(model, tokenizer):

@@ -291,8 +291,9 @@ def _groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
 
 def _number(value: Any, what: str) -> float:
     if isinstance(value, int | float | np.number) and math.isfinite(value):
-        if abs(value) <= _LARGEST:
-            return float(value)
+        number = float(value)
+        if abs(number) <= _LARGEST:
+            return number
         raise InputError(f"{what} is {value!r}; expected a number that float32 can hold")
     raise InputError(f"{what} is {value!r}; expected a finite number")
 

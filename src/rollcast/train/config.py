@@ -84,7 +84,7 @@ class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"{name} is {value!r}; expected a number above 0")
-        bonus = self.entropy_bonus
+        bonus: Any = self.entropy_bonus
         if isinstance(bonus, bool) or not isinstance(bonus, int | float) or not 0 <= bonus < math.inf:
             raise InputError(f"entropy_bonus is {bonus!r}; expected a number from 0 upward")
         if self.clip_low >= 1:
