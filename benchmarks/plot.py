@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.scale import MODES
 
-__all__ = ["main"]
+__all__ = ["main", "newest_first"]
 
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 780, 420
@@ -23,7 +23,7 @@ Points = dict[int, tuple[float, float, float]]  # chains at once: median, low, h
 
 def main() -> None:
     """Draw the newest."""
-    for path in sorted((FOLDER / "history").glob("*.json"), key=_age, reverse=True):
+    for path in newest_first():
         record = json.loads(path.read_text("utf-8"))
         lines = _lines(record["figures"])
         if lines and not record["quick"]:
@@ -33,6 +33,11 @@ def main() -> None:
             print(f"{plot.name} shows {path.name}")
             return
     raise SystemExit("no figures of scale are kept; make some: python -m benchmarks scale --save")
+
+
+def newest_first() -> list[Path]:
+    """The kept figures."""
+    return sorted((FOLDER / "history").glob("*.json"), key=_age, reverse=True)
 
 
 def _age(path: Path) -> tuple[str, int]:

@@ -161,7 +161,7 @@ def _medians(curves: list[Curve], part: str) -> list[float]:
 def _config(seed: int, size: Size) -> GRPOConfig:
     return GRPOConfig(
         steps=size.steps, questions=size.questions, group=size.group, minibatches=UPDATES, seed=seed,
-        eval_questions=size.held_out, eval_every=size.every, save_every=0,
+        eval_questions=size.held_out, eval_every=size.every, save_every=0, entropy_bonus=0,
     )  # fmt: skip
 
 

@@ -193,6 +193,22 @@ async def test_flat_groups_teach_nothing_and_are_told(caplog):
     assert [record.args[1] for record in caplog.records] == [20]
 
 
+async def test_a_step_that_teaches_ends_the_count_of_flat_ones(caplog, monkeypatch):
+    """The warning is of steps in a row."""
+    monkeypatch.setattr(loop, "_FLAT_STEPS_TO_TELL", 2)
+    calls = itertools.count()
+
+    def scored():
+        call = next(calls) - 2  # the evaluations come first: one question, twice
+        return float(call // 2 == 1 and call % 2)  # in the second step alone the two chains differ
+
+    config = settings(steps=3, questions=1, group=2, eval_questions=1)
+    with caplog.at_level(logging.WARNING, "rollcast.train"):
+        result = await train(tiny_agent(scored), TASK, config)
+    assert [p.metrics["flat_groups"] for p in result.history[1:]] == [1, 0, 1]
+    assert not caplog.records
+
+
 async def test_events_name_the_training_run():
     """Each step is an event under the training's run_id, and every rollout names it as its parent, with its split."""
     agent = tiny_agent()

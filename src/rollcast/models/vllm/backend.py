@@ -107,10 +107,14 @@ class AsyncVLLMBackend(EngineBackend["Generation"]):
             engine = Engine(arguments, ends, self._log.cause)
         except Exception as error:  # vLLM's own, pydantic's, torch's …: translated here, once
             raise explained(self.model_name, error, self._log.cause()) from error
-        self._sync = Sync(engine, model, adapter, verify=verify)
-        if adapter is not None:
-            engine.open_adapter(adapter)
-        return engine, token_texts(json.loads(tokenizer.to_str()), engine.vocabulary)
+        try:
+            self._sync = Sync(engine, model, adapter, verify=verify)
+            if adapter is not None:
+                engine.open_adapter(adapter)
+            return engine, token_texts(json.loads(tokenizer.to_str()), engine.vocabulary)
+        except BaseException:
+            engine.close(BackendClosedError("the engine did not start"))
+            raise
 
     def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> Generation:
         from rollcast.models.vllm.engine import Generation  # noqa: PLC0415  (imports vLLM; loaded by now)

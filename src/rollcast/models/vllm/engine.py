@@ -190,11 +190,7 @@ class Engine:
         Raises:
             InputError: vLLM does not take it.
         """
-        try:
-            asyncio.run_coroutine_threadsafe(self.load_adapter(folder, self.version), self._loop).result()
-        except BaseException:
-            self.close(BackendClosedError("the engine did not start"))
-            raise
+        asyncio.run_coroutine_threadsafe(self.load_adapter(folder, self.version), self._loop).result()
 
     def close(self, failure: BackendError) -> None:
         """Fail everything that runs or comes with this error, and wait for the end of the engine's process."""

@@ -1,6 +1,7 @@
 """What the contract does not say: how agents use the backend, and what it refuses."""
 
 import asyncio
+import multiprocessing
 
 import pytest
 
@@ -109,6 +110,19 @@ def test_a_process_that_cannot_start_says_why(model, monkeypatch):
     with pytest.raises(BackendError, match=r"VLLM_CPU_KVCACHE_SPACE") as caught:
         AsyncVLLMBackend(str(model), **OPTIONS, num_gpu_blocks_override=1, block_size=16)
     assert "\n" not in str(caught.value)
+
+
+def test_a_backend_that_fails_after_its_engine_began_leaves_no_process(model, monkeypatch):
+    """Whatever fails: the engine is closed before the error gets out."""
+
+    def unreadable(*_):
+        raise InputError("the tokenizer is of an unknown kind")
+
+    monkeypatch.setattr("rollcast.models.vllm.backend.token_texts", unreadable)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(InputError, match="of an unknown kind"):
+        AsyncVLLMBackend(str(model), **OPTIONS)
+    assert set(multiprocessing.active_children()) <= before
 
 
 async def test_versions_are_those_that_vllm_recorded(shared, model, monkeypatch, tmp_path):
