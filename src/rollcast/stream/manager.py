@@ -461,16 +461,20 @@ class StreamingManager:
         Raises:
             InputError: as `drain`.
         """
-        self._remove_all()
+        self._remove_all("aclose")
         for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
             await _wait_all(self._unfinished(), self.drain_timeout)
             step()
         self._stop_background()
 
     def close(self) -> None:
-        """As `aclose`, for code without an event loop; interpreter exit calls it."""
+        """As `aclose`, for code without an event loop; interpreter exit calls it.
+
+        Raises:
+            InputError: as `aclose`.
+        """
         deliveries = self.deliveries
-        self._remove_all()
+        self._remove_all("close")
         for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
             deadline = time.monotonic() + self.drain_timeout
             if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
@@ -482,8 +486,10 @@ class StreamingManager:
             step()
         self._stop_background()
 
-    def _remove_all(self) -> None:
-        refuse_to_wait_for_oneself("aclose", [*self.deliveries, *self.closing])
+    def _remove_all(self, what: str) -> None:
+        with self.lock:
+            waited_for = [*self._deliveries.values(), *self.closing]
+        refuse_to_wait_for_oneself(what, waited_for)
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
