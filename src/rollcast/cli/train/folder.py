@@ -130,7 +130,9 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / SETTINGS_FILE).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror or error}") from None
+        raise InputError(
+            f"nothing can be written to {out}: {error.strerror or error}; make room, or give another folder with --out"
+        ) from None
 
 
 def newest_checkpoint(out: Path) -> Path | None:

@@ -34,7 +34,7 @@ class Scalars:
             self._writer: Any = Writer(folder)
         except OSError as error:
             raise InputError(
-                f"--tensorboard: {folder} cannot be written to: {error.strerror or error}"
+                f"--tensorboard: {folder} cannot be written to: {error.strerror or error}; give another folder"
             ) from None
 
     def __enter__(self) -> Self:
