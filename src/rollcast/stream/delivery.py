@@ -83,7 +83,7 @@ class Delivery(EventQueue):
         self.closing = False
         self.abandoned = False  # detached after failures: what waits is not delivered
         self.finished: Future[None] = Future()
-        self.pump: asyncio.Task[None] | None = None  # the last one, which calls the observer's hooks
+        self.pump: asyncio.Task[None] | None = None  # the last, ended or not: the task that calls the hooks
         self.delivered = self.failed = 0
         self._after = after  # an earlier delivery to the same observer that still runs
         self._inflight: tuple[int, int, float | None] = (
@@ -97,7 +97,7 @@ class Delivery(EventQueue):
         self._context = contextvars.copy_context()
         self._failures_in_a_row = 0
         self._begun = 0  # items of those that are being handed over
-        self._task: asyncio.Task[None] | None = None  # the pump
+        self._task: asyncio.Task[None] | None = None  # the pump that runs
         self._suspect = False  # it took long once
         self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
         self._turn_ends = 0.0

@@ -118,7 +118,7 @@ class TrainBatch:
         """Each chain's advantage and staleness, by its id, as a `train_step` event tells them.
 
         Args:
-            version: of the weights that learned.
+            version: of the weights that learned. A token whose version is not known counts as sampled by them.
         """
         known_BT = self.loss_mask_BT & (self.policy_versions_BT >= 0)
         oldest_B = np.where(known_BT, self.policy_versions_BT, version).min(axis=1, initial=version)

@@ -4,8 +4,9 @@
                         trainer.json trainer.state
 
 The first line's files are a Qwen3 checkpoint that transformers, vLLM and `TinyBackend` load; the second's are what else
-training needs (a safetensors file too, under a name that loaders of weights do not look for). The newest two are kept, and the best. There is no state of a random generator among it: questions,
-rollouts and minibatches depend on the seed and the number of the step alone.
+training needs (a safetensors file too, under a name that loaders of weights do not look for). The newest two are kept, and the
+best. There is no state of a random generator among it: questions, rollouts and minibatches depend on the seed and the number of
+the step alone.
 """
 
 from __future__ import annotations
@@ -187,13 +188,13 @@ class Checkpoints:
 
 @contextmanager
 def sole_writer(out: Path) -> Iterator[None]:
-    """Make the folder, and hold it as long as the block lasts, so that no other process trains into it meanwhile.
+    """Make the folder, and hold it as long as the block lasts, so that no other training writes to it meanwhile.
 
     The system lets go of it however the process ends. Where it cannot lock folders (Windows, some network file systems),
     nobody is kept out.
 
     Raises:
-        InputError: another process holds it, or it cannot be made.
+        InputError: another training holds it, in this process or another, or it cannot be made.
     """
     with ExitStack() as stack:
         try:

@@ -6,8 +6,8 @@ all activations. It exists so that the whole loop, from sampled tokens to better
 anywhere in a minute. For real models use `rollcast.train.trl`, or verl through `rollcast.train.export`.
 
 `EmbeddedTrainer.step` cuts a batch into minibatches and these into micro-batches, `_gradient` is one micro-batch's loss and
-gradient, `_grpo` the loss; the model's forward and backward pass are in `gradient.py`. All parameters lie one after the other in one
-vector, all gradients in another of the same layout, so that clipping and AdamW are a few lines over vectors.
+gradient, `_grpo` the loss; the model's forward and backward pass are in `gradient.py`. All parameters lie one after the other in
+one vector, all gradients in another of the same layout, so that clipping and AdamW are a few lines over vectors.
 
 Two threads work on micro-batches; their gradients are summed in the order of the micro-batches, with one BLAS thread, so
 that the same seed gives the same weights to the byte.
@@ -53,7 +53,7 @@ def _grpo(
     """The gradient of the loss with respect to the logits, (S, V), and what this micro-batch adds to the metrics.
 
     The loss is the mean over the minibatch's `tokens` of -min(r A, clip(r) A) - bonus H, with r = exp(logprob - old) and H
-    the entropy of the distribution of which the token was sampled. The rollout's own log-probabilities are the old ones
+    the entropy of the trained model's distribution there. The rollout's own log-probabilities are the old ones
     (https://arxiv.org/abs/2402.03300, without its KL term; mean over tokens as in https://arxiv.org/abs/2503.14476).
     """
     here = np.arange(len(ids_S))

@@ -68,7 +68,8 @@ class Progress:
         seconds: of training so far; evaluations and checkpoints are not counted.
         metrics: of this step; empty at step 0. `mean_reward`, `success` (share of chains with a reward of 1 or more),
             `kept_groups`, `flat_groups`, `failed`, `staleness`, `tokens` (trained on), `tokens_per_s` (sampled, of the
-            whole step), `rollout_s`, `update_s`, `cpu_s` (of the whole process, both); and where there was an update those of `EmbeddedTrainer.step`.
+            whole step), `rollout_s`, `update_s`, `cpu_s` (of the whole process, both); and where there was an update those of
+            `EmbeddedTrainer.step`.
         evaluation: where there was one after this step.
     """
 
@@ -122,12 +123,13 @@ async def train(
         config: how long and how.
         out: a folder for checkpoints; made where it does not exist.
         resume: go on from the newest checkpoint in `out`; from the beginning where there is none.
-        on_progress: called in the event loop before the first step, and after each.
+        on_progress: called in the event loop after each step, and before the first where training begins anew.
         stop: asked after each step; True ends training properly, with a checkpoint.
 
     Raises:
-        InputError: the agent cannot be trained here, every sequence is longer than `config.max_tokens`, `out` and `resume` do not go together with what is there, or another
-            training writes to `out`.
+        InputError: the agent cannot be trained here, every sequence of a step is longer than `config.max_tokens`, the
+            gradient is not finite, `out` and `resume` do not go together with what is there, or another training writes to
+            `out`.
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
         BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
         RewardError: no chain of a step or an evaluation has a reward; the last whole step was saved.
@@ -172,9 +174,8 @@ class _Training:
         self.run_id = new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
-        agent.prepare(
-            task.max_steps, self.questions.evaluated
-        )  # refuses rows that lack what the reward asks for
+        # Refuses rows that lack what the reward asks for.
+        agent.prepare(task.max_steps, self.questions.evaluated)
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0

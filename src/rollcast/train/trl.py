@@ -122,11 +122,12 @@ class Rollouts:
     def learn(self, trainer: Any, resume_from_checkpoint: str | bool | None = None) -> None:
         """`trainer.train(…)`, whose run ends as it does.
 
-        Where somebody who watches cancels a rollout, the training ends as it does where they cancel the training itself.
-        The last whole step is saved then, and where rollouts fail, if the trainer's configuration saves any.
+        Where somebody who watches cancels the training, it ends after the step, with a checkpoint; where they cancel a
+        rollout, at once. The last whole step is saved then, and where all chains of a rollout fail or none has a reward, if
+        the trainer's configuration saves any.
 
         Raises:
-            Exception: what the trainer raises.
+            Exception: what the trainer raises, but for `RolloutCancelledError`.
         """
         callback = self.callback
         try:
@@ -380,6 +381,7 @@ def train(
     Raises:
         InputError: the agent has no reward, or another backend; `config` is no `trl.GRPOConfig`, or its batches
             are larger than the rows; see `Rollouts`.
+        BackendError, RewardError: of a rollout every chain failed, or none has a reward; see `Rollouts.learn`.
     """
     if not isinstance(config, GRPOConfig):
         raise InputError(
