@@ -69,6 +69,8 @@ def _ways_on(settings: TrainSettings, result: TrainResult, out: Path) -> list[tu
     """What to type next."""
     last = result.history[-1]
     trl = settings.trainer == "trl"
+    if trl and last.step == 0:
+        return []  # TRL saves what was learned, and nothing was
     backend = "transformers" if trl else "tiny"
     weights = shlex.quote(str(out / (f"checkpoint-{last.step}" if trl else f"step-{last.step:06d}")))
     more = f" --minutes {2 * settings.minutes:g}" if settings.minutes else f" --steps {2 * last.step}"
