@@ -356,14 +356,22 @@ async def test_a_folder_is_not_overwritten(tmp_path):
 async def test_two_trainings_in_one_folder_are_refused(tmp_path):
     """The second one, while the first is under way, which is not disturbed."""
     pytest.importorskip("fcntl", reason="where folders can be locked")
-    begun = asyncio.Event()
+    begun, refused = asyncio.Event(), asyncio.Event()
     first = asyncio.create_task(
-        train(tiny_agent(), TASK, settings(), out=tmp_path, on_progress=lambda _: begun.set())
-    )
+        train(
+            tiny_agent(), TASK, settings(steps=9999), out=tmp_path,
+            on_progress=lambda progress: progress.step and begun.set(), stop=refused.is_set,
+        )
+    )  # fmt: skip
     await begun.wait()
-    with pytest.raises(InputError, match="another training is writing to"):
-        await train(tiny_agent(), TASK, settings(), out=tmp_path, resume=True)
-    assert (await first).stopped == "steps"
+    try:
+        with pytest.raises(InputError, match="another training is writing to"):
+            await train(tiny_agent(), TASK, settings(), out=tmp_path, resume=True)
+    finally:
+        refused.set()
+        result = await first
+    assert result.stopped == "interrupted"
+    assert (tmp_path / f"step-{result.history[-1].step:06d}").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -269,8 +269,6 @@ def test_a_watcher_may_cancel_the_training(model, tokenizer, tmp_path):
 class Canceller(StreamObserver):
     """Ends the second rollout as soon as it begins."""
 
-    blocking = False
-
     def __init__(self, manager):
         super().__init__()
         self.watched = manager
