@@ -13,6 +13,7 @@ RollcastError
 │   └── BackendClosedError         the backend was closed, or its engine died
 ├── ToolError                      raise it in a tool: its text is what the model reads
 ├── RewardError                    a reward raised, or returned something that is not a number
+├── RolloutCancelledError          somebody who watches cancelled a rollout, in the middle of a training
 ├── CheckpointError                a checkpoint cannot be written, or cannot be read
 ├── RefusedError                   a server will not have this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -37,6 +38,7 @@ __all__ = [
     "RewardDefinitionError",
     "RewardError",
     "RollcastError",
+    "RolloutCancelledError",
     "ToolDefinitionError",
     "ToolError",
 ]
@@ -92,6 +94,10 @@ class ToolError(RollcastError):
 
 class RewardError(RollcastError):
     """A reward raised, or returned something that is not a finite number."""
+
+
+class RolloutCancelledError(RollcastError):
+    """Somebody who watches cancelled a rollout, in the middle of a training."""
 
 
 class CheckpointError(RollcastError):

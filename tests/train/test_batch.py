@@ -217,7 +217,7 @@ def test_what_was_learned_from_is_told_by_chain():
     assert len(batch) == 3
     assert batch.learned_from(5) == {
         "chain_0": {"advantage": 0.5, "staleness": 3},
-        "chain_1": {"advantage": -0.5, "staleness": 0},
+        "chain_1": {"advantage": -0.5},
     }
     flat = make_batch([chain("chain_0", 1.0), chain("chain_1", 1.0)])
     assert flat.learned_from(5) == {}

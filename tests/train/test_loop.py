@@ -175,6 +175,28 @@ async def test_interrupted_before_anything_was_played(tmp_path):
     assert [p.step for p in resumed.history if p.evaluation] == [0, 1]
 
 
+async def test_an_interrupted_last_evaluation_is_made_up_for(tmp_path):
+    """Who resumes a training that has all of its steps gets the evaluation of its last weights."""
+    agent = tiny_agent()
+    evaluations = []
+
+    class Canceller(StreamObserver):
+        async def on_event(self, event):
+            if event.event_type is StreamEventType.RUN_START and event.data.get("split") == "eval":
+                evaluations.append(event.run_id)
+                if len(evaluations) == 3:  # two before the first step
+                    agent.streaming_manager.cancel(event.run_id)
+
+    agent.streaming_manager.add_observer(Canceller())
+    cut = await train(agent, TASK, settings(steps=1), out=tmp_path)
+    assert (cut.stopped, len(cut.history), cut.history[-1].evaluation) == ("interrupted", 2, None)
+    result = await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path, resume=True)
+    assert (result.stopped, len(result.history)) == ("steps", 2)
+    assert result.end == result.history[-1].evaluation
+    again = await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path, resume=True)
+    assert again.end == result.end
+
+
 async def test_minutes_end_training():
     """Training ends with the step after which its time is over."""
     result = await train(tiny_agent(), TASK, settings(steps=None, minutes=1e-4))

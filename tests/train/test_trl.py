@@ -27,7 +27,7 @@ from rollcast import (
     numeric_match,
     tool,
 )
-from rollcast.errors import BackendError, InputError, RewardError
+from rollcast.errors import BackendError, InputError, RewardError, RolloutCancelledError
 from rollcast.models import Sampling
 from rollcast.models.hf import TransformersBackend
 from rollcast.models.tiny.backend import CHECKPOINT
@@ -293,6 +293,28 @@ def test_a_watcher_who_cancels_a_rollout_ends_the_training(model, tokenizer, tmp
     assert (tmp_path / "checkpoint-1" / "optimizer.pt").is_file()
     ends = [e for e in capture.events if e.event_type is StreamEventType.RUN_END]
     assert [end.data["status"] for end in ends] == ["completed", "cancelled", "cancelled"]
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_a_trainer_of_ones_own_may_train_again(model, tokenizer, tmp_path):
+    """Where a watcher cancels a rollout, `train` raises; the next training is a run of its own."""
+    agent = make_agent(model, tokenizer)
+    agent.streaming_manager.add_observer(Canceller(agent.streaming_manager))
+    rollouts = make_rollout_func(agent, [QUESTION] * 4, max_steps=3, max_tokens=64)
+    trainer = GRPOTrainer(
+        model=model, args=config(tmp_path, max_steps=2), processing_class=tokenizer, rollout_func=rollouts,
+        train_dataset=rollouts.train_dataset, reward_funcs=rollouts.reward, callbacks=[rollouts.callback],
+    )  # fmt: skip
+    with capture_events(agent.streaming_manager) as capture:
+        with pytest.raises(RolloutCancelledError, match="of step 1; the training ends"):
+            trainer.train()
+        first = rollouts.run_id
+        rollouts.learn(trainer)
+    statuses = {e.run_id: e.data["status"] for e in capture.events if e.event_type is StreamEventType.RUN_END}
+    assert first != rollouts.run_id
+    assert (statuses[first], statuses[rollouts.run_id]) == ("failed", "completed")
+    assert trainer.state.global_step == 2
+    capture.check()
 
 
 def test_a_rollout_that_fails_loses_no_step_before_it(model, tokenizer, tmp_path):

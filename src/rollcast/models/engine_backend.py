@@ -107,8 +107,13 @@ class EngineBackend(ABC, Generic[G]):
         prompt_ids = self.renderer.render(request.messages, request.tools) if rendered else request.prompt_ids
         assert prompt_ids is not None
         generation = self._generation(prompt_ids, request.sampling, self._limit(request, prompt_ids))
-        self._engine.submit(generation)
-        self._generations[request.request_id] = generation
+        if self._generations.setdefault(request.request_id, generation) is not generation:
+            raise InputError(f"request {request.request_id!r} is still running; give each request its own id")
+        try:
+            self._engine.submit(generation)
+        except BaseException:
+            del self._generations[request.request_id]
+            raise
         items = generation.items
         running = True
         try:
@@ -133,8 +138,6 @@ class EngineBackend(ABC, Generic[G]):
 
     def _limit(self, request: GenerationRequest, prompt_ids: list[int]) -> int:
         """How many tokens may be sampled; what no engine can take is refused here."""
-        if request.request_id in self._generations:
-            raise InputError(f"request {request.request_id!r} is still running; give each request its own id")
         check_prompt_ids(prompt_ids, self.vocab_size)
         if len(prompt_ids) >= self.context:
             raise PromptTooLongError(

@@ -235,7 +235,7 @@ class RunEnd(TypedDict):
 class LearnedFrom(TypedDict):
     """What a chain was to a training step: how much better it was than its group, and how old the weights that sampled it.
 
-    `staleness` is in policy versions, of its oldest token.
+    `staleness` is in policy versions, of its oldest token; it is absent where the backend does not tell versions.
     """
 
     advantage: float
@@ -245,7 +245,7 @@ class LearnedFrom(TypedDict):
 class TrainStep(TypedDict):
     """The trainer took a step; its `run_id` is the training run's.
 
-    `chains` has those that were first learned from in this step, by the `run_id` of their rollout and their id.
+    `chains` has those of the rollouts since the event before, by the `run_id` of their rollout and their id.
     """
 
     train_step: int

@@ -456,10 +456,7 @@ class StreamingManager:
         """Remove every observer, and wait until each has taken what was emitted and has closed.
 
         One that takes nothing at all for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
-        One that is merely slow goes on by itself after twice that time.
-
-        Raises:
-            InputError: as `drain`.
+        One that is merely slow goes on by itself after twice that time. Raises what `drain` does.
         """
         self._remove_all("aclose")
         for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
@@ -468,11 +465,7 @@ class StreamingManager:
         self._stop_background()
 
     def close(self) -> None:
-        """As `aclose`, for code without an event loop; interpreter exit calls it.
-
-        Raises:
-            InputError: as `aclose`.
-        """
+        """As `aclose`, for code without an event loop; interpreter exit calls it. Raises what that does."""
         deliveries = self.deliveries
         self._remove_all("close")
         for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
@@ -488,8 +481,7 @@ class StreamingManager:
 
     def _remove_all(self, what: str) -> None:
         with self.lock:
-            waited_for = [*self._deliveries.values(), *self.closing]
-        refuse_to_wait_for_oneself(what, waited_for)
+            refuse_to_wait_for_oneself(what, [*self._deliveries.values(), *self.closing])
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:

@@ -118,18 +118,21 @@ class TrainBatch:
         """Each chain's advantage and staleness, by its id, as a `train_step` event tells them.
 
         Args:
-            version: of the weights that learned. A token whose version is not known counts as sampled by them.
+            version: of the weights that learned.
+
+        Returns:
+            No staleness for a chain of whose tokens no version is known.
         """
         known_BT = self.loss_mask_BT & (self.policy_versions_BT >= 0)
-        oldest_B = np.where(known_BT, self.policy_versions_BT, version).min(axis=1, initial=version)
-        advantages = dict(zip(self.chain_ids, self.advantages_B.tolist(), strict=True))
-        oldest = dict.fromkeys(self.chain_ids, version)
-        for chain_id, of_segment in zip(self.chain_ids, oldest_B.tolist(), strict=True):
-            oldest[chain_id] = min(oldest[chain_id], of_segment)
-        return {
-            chain_id: {"advantage": advantage, "staleness": version - oldest[chain_id]}
-            for chain_id, advantage in advantages.items()
-        }
+        oldest_B = np.where(known_BT, self.policy_versions_BT, version + 1).min(axis=1, initial=version + 1)
+        told: dict[str, LearnedFrom] = {}
+        for chain_id, advantage, oldest in zip(
+            self.chain_ids, self.advantages_B.tolist(), oldest_B.tolist(), strict=True
+        ):
+            chain = told.setdefault(chain_id, {"advantage": advantage})  # of its other segments, too
+            if oldest <= version:
+                chain["staleness"] = max(version - oldest, chain.get("staleness", 0))
+        return told
 
     def rows(self, indices: ArrayLike) -> TrainBatch:
         """These rows, in this order, cut to the longest of them: for minibatches and micro-batches.

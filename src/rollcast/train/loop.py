@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rollcast.errors import BackendError, CheckpointError, InputError, RewardError
+from rollcast.errors import CheckpointError, InputError
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
@@ -29,6 +29,7 @@ from rollcast.train.checkpoint import Checkpoints, sole_writer
 from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
 from rollcast.train.questions import Questions
+from rollcast.train.scored import check_scored, success
 
 __all__ = ["Evaluation", "Progress", "TrainResult", "train"]
 
@@ -207,6 +208,9 @@ class _Training:
         """From the beginning, or the newest checkpoint, to the end."""
         await self._begin(resume)
         stopped = self._ended(stop)
+        if stopped in ("steps", "minutes") and self.history[-1].evaluation is None:
+            await self._evaluate()  # it was interrupted in that
+            self._tell()
         while stopped is None:
             await self._step()
             stopped = self._ended(stop)
@@ -299,7 +303,7 @@ class _Training:
             derived_seed("rollouts", config.seed, step), "train",
         )  # fmt: skip
         played = time.perf_counter()
-        _check_rewards(result, f"step {step}")
+        check_scored(result.trajectories, f"step {step}")
         batch = make_batch(
             result, version=version, max_tokens=config.max_tokens, scale=config.scale_advantages
         )
@@ -361,8 +365,10 @@ class _Training:
         sampled = await self._play(rows, 1, self.config.temperature, 0, "eval")
         greedy = await self._play(rows, 1, 0.0, 0, "eval")
         for result in (sampled, greedy):
-            _check_rewards(result, f"the evaluation after step {self.history[-1].step}")
-        evaluation = Evaluation(_success(sampled), _success(greedy), len(rows), self.questions.held_out)
+            check_scored(result.trajectories, f"the evaluation after step {self.history[-1].step}")
+        evaluation = Evaluation(
+            success(sampled.trajectories), success(greedy.trajectories), len(rows), self.questions.held_out
+        )
         self.history[-1] = replace(self.history[-1], evaluation=evaluation)
         self._rate(self.history[-1])
 
@@ -404,17 +410,6 @@ def _trainable(agent: BaseAgent) -> TinyBackend:
     return backend
 
 
-def _check_rewards(result: RunResult, where: str) -> None:
-    """Refuse to go on where nothing was scored: it would be no different in the next step."""
-    if len(result.failed) == len(result):
-        raise BackendError(
-            f"all {len(result)} chains of {where} failed; the first says: {result.failed[0].error}"
-        )
-    if all(t.reward is None for t in result):
-        why = next((t.error for t in result if t.error), f"it was {result.trajectories[0].finish_reason}")
-        raise RewardError(f"none of the {len(result)} chains of {where} has a reward; the first says: {why}")
-
-
 def _check_lengths(result: RunResult, max_tokens: int | None, step: int) -> None:
     """Refuse to go on where no sequence is short enough to be learned from."""
     lengths = [len(segment.token_ids) for t in result for segment in t.segments]
@@ -425,15 +420,11 @@ def _check_lengths(result: RunResult, max_tokens: int | None, step: int) -> None
         )
 
 
-def _success(result: RunResult) -> float:
-    return sum(t.reward is not None and t.reward >= 1 for t in result) / len(result)
-
-
 def _metrics(result: RunResult, batch: TrainBatch) -> dict[str, float]:
     told = batch.statistics
     return {
         "mean_reward": told.mean_reward,
-        "success": _success(result),
+        "success": success(result.trajectories),
         "kept_groups": told.groups - told.flat_groups,
         "flat_groups": told.flat_groups,
         "failed": told.failed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RollcastError
+from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RolloutCancelledError
 from rollcast.models import Sampling
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
@@ -25,6 +26,7 @@ from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
 from rollcast.stream.producer import RunStream, new_run_id
 from rollcast.train.export import Forked, to_trl
+from rollcast.train.scored import check_scored
 
 try:
     import accelerate  # noqa: F401  (TRL would say of each in another way that it is missing)
@@ -39,14 +41,12 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("training with TRL", "train") from error
 
-__all__ = ["ROW_KEY", "RolloutCancelledError", "Rollouts", "make_rollout_func", "train"]
+logger = logging.getLogger("rollcast.train")
+
+__all__ = ["ROW_KEY", "Rollouts", "make_rollout_func", "train"]
 
 ROW_KEY = "rollcast_row"
 """In each message of a prompt: the number of its row. TRL hands on prompts, and no other column."""
-
-
-class RolloutCancelledError(RollcastError):
-    """Somebody who watches cancelled a rollout in the middle of a training."""
 
 
 class Rollouts:
@@ -58,7 +58,6 @@ class Rollouts:
         reward: a reward function that gives TRL the agent's reward, under the name of the agent's; None for a chain without
             one, which TRL then leaves out of its group.
         callback: makes a `train_step` event of what TRL logs.
-        run_id: of the training; each rollout names it as its `parent_run_id`.
     """
 
     def __init__(
@@ -85,11 +84,15 @@ class Rollouts:
         self._max_tokens = max_tokens
         self._forked: Forked = forked
         self._calls: Counter[tuple[str, int]] = Counter()
-        self.run_id = new_run_id()
         self.train_dataset = _dataset(self._rows[: len(rows)], 0)
         self.eval_dataset = _dataset(self._rows[len(rows) :], len(rows)) if eval_rows else None
         self.reward = _reward_function("no_reward" if agent.reward is None else agent.reward.name)
-        self.callback = _Events(agent, self.run_id)
+        self.callback = _Events(agent, new_run_id())
+
+    @property
+    def run_id(self) -> str:
+        """Of the training; each rollout names it as its `parent_run_id`."""
+        return self.callback.run_id
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
         """The rollouts of these prompts, in their order: what TRL's `rollout_func` returns, and the rewards.
@@ -105,16 +108,8 @@ class Rollouts:
         numbers = [self._number(prompt) for prompt in prompts]
         split: Literal["train", "eval"] = "train" if trainer.model.training else "eval"
         trajectories = _to_the_end(lambda: self._sample(numbers, trainer, split))
-        rewardless = [t for t in trajectories if t.reward is None]
-        if all(t.finish_reason == "error" for t in trajectories):
-            raise BackendError(
-                f"all {len(trajectories)} chains of step {trainer.state.global_step} failed; the first says: {trajectories[0].error}"
-            )
-        if self.agent.reward is not None and len(rewardless) == len(trajectories):
-            why = next((t.error for t in rewardless if t.error), f"it was {rewardless[0].finish_reason}")
-            raise RewardError(
-                f"none of the {len(trajectories)} chains of step {trainer.state.global_step} has a reward; the first says: {why}"
-            )
+        if self.agent.reward is not None or all(t.finish_reason == "error" for t in trajectories):
+            check_scored(trajectories, f"step {trainer.state.global_step}")
         if split == "train":
             self.callback.played(trajectories, trainer)
         return self._rollout(trajectories, trainer)
@@ -124,19 +119,27 @@ class Rollouts:
 
         Where somebody who watches cancels the training, it ends after the step, with a checkpoint; where they cancel a
         rollout, at once. The last whole step is saved then, and where all chains of a rollout fail or none has a reward, if
-        the trainer's configuration saves any.
+        the trainer's configuration saves any. With several processes nothing is saved, and a watcher ends nothing but, by
+        cancelling a rollout, this process.
 
         Raises:
-            Exception: what the trainer raises, but for `RolloutCancelledError`.
+            Exception: what the trainer raises, but for `RolloutCancelledError` where there is one process.
         """
         callback = self.callback
+        alone = trainer.accelerator.num_processes == 1  # the others would wait for this one
         try:
             trainer.train(resume_from_checkpoint=resume_from_checkpoint)
         except RolloutCancelledError:
             callback.cancelled = True
+            if not alone:
+                raise
             _save_last_step(trainer)
         except (BackendError, RewardError):
-            _save_last_step(trainer)
+            if alone:
+                try:
+                    _save_last_step(trainer)
+                except Exception as error:  # noqa: BLE001  (whatever it is, the rollout's failure is what to tell)
+                    logger.warning("step %d could not be saved: %s", trainer.state.global_step, error)
             raise
         except KeyboardInterrupt:
             callback.cancelled = True
@@ -250,12 +253,13 @@ class _Events(transformers.TrainerCallback):
     """The training as a run, with a `train_step` event for each log that is about a step or an evaluation.
 
     Attributes:
+        run_id: of the training; of the last one that began, where there were several.
         cancelled: somebody who watches wants the training to end; it does after the step, with a checkpoint.
     """
 
     def __init__(self, agent: BaseAgent, run_id: str) -> None:
         self._agent = agent
-        self._run_id = run_id
+        self.run_id = run_id
         self._run: RunStream | None = None
         self.cancelled = False
         self._played: tuple[list[Trajectory], Any] | None = None
@@ -266,27 +270,37 @@ class _Events(transformers.TrainerCallback):
 
     def played(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """These are what the trainer learns from next."""
+        self._weigh_up()
         if self._agent.streaming_manager.observers:
             self._played = trajectories, trainer
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, which has worked out the advantages now."""
+    def _weigh_up(self) -> None:
+        """Note the advantages of what was played last, which the trainer has worked out by now."""
         if self._played is not None:
             trajectories, trainer = self._played
             self._played = None
             for t, advantage in zip(trajectories, _advantages(trainer, len(trajectories)), strict=False):
                 self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        self._weigh_up()
         if self.cancelled:
             control.should_training_stop = control.should_save = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
-        if state.is_world_process_zero and self._run is None:
-            backend = self._agent.backend
-            self._run = self._agent.streaming_manager.run(
-                chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
-                policy_version=int(state.global_step), run_id=self._run_id, on_cancel=self._cancel,
-            ).open()  # fmt: skip
+        if not state.is_world_process_zero:
+            return
+        if self._run is not None:  # of an earlier training
+            self.close("failed")  # where that raised
+            self.run_id, self.cancelled = new_run_id(), False
+        backend = self._agent.backend
+        self._run = self._agent.streaming_manager.run(
+            chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
+            policy_version=int(state.global_step), run_id=self.run_id,
+            on_cancel=self._cancel if args.world_size == 1 else None,  # other processes would not hear of it
+        ).open()  # fmt: skip
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -303,7 +317,7 @@ class _Events(transformers.TrainerCallback):
         )
         if "loss" in logs and self._chains:
             event.data["chains"], self._chains = self._chains, {}
-        self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self._run_id))
+        self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self.run_id))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
@@ -371,7 +385,7 @@ def train(
         rows: as for `run_async`.
         config: TRL's `GRPOConfig`. `logging_steps=1` makes a `train_step` event of every step.
         eval_rows: for the trainer's evaluation, where `config.eval_strategy` asks for one.
-        tokenizer: the trainer's `processing_class`; TRL loads the one beside the model where None.
+        tokenizer: the trainer's `processing_class`; the backend's where None.
         max_steps: as in `make_rollout_func`; so are the next two.
         max_tokens: see there.
         forked: see there.
@@ -406,7 +420,7 @@ def train(
         trainer = GRPOTrainer(
             model=rollouts.backend.model,
             args=config,
-            processing_class=tokenizer,
+            processing_class=rollouts.backend.tokenizer if tokenizer is None else tokenizer,
             reward_funcs=rollouts.reward,
             rollout_func=rollouts,
             train_dataset=rollouts.train_dataset,

@@ -35,7 +35,10 @@ def plot_rows(record: Record, width: int, glyphs: Glyphs) -> list[Row]:
     means = bucketed(record.rewards, cells)
     for i, y in enumerate(means):
         put((i + 1) / len(means), y, "reward", "reward")
-    for points, name, style in ((sampled, "sampled", "chain:0"), (greedy, "greedy", "done")):
+    for points, name, style in (
+        (greedy, "greedy", "done"),
+        (sampled, "sampled", "chain:0"),
+    ):  # the last is on top
         for step, y in points:
             put(step / last_step, y, name, style)
     rows: list[Row] = []

@@ -84,14 +84,14 @@ def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
     made = not out.exists()
     if settings.out is None:
         out, made = _unnamed(out), True
-    with sole_writer(out):
-        keep_settings(settings, out)
     try:
+        with sole_writer(out):
+            keep_settings(settings, out)
         yield out
     finally:
         with suppress(OSError, InputError), sole_writer(out):  # or it is another's by now
-            if [path.name for path in out.iterdir()] == [SETTINGS_FILE]:
-                (out / SETTINGS_FILE).unlink()
+            if {path.name for path in out.iterdir()} <= {SETTINGS_FILE}:
+                (out / SETTINGS_FILE).unlink(missing_ok=True)
                 if made:
                     out.rmdir()
 

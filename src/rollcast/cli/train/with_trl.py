@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import warnings
@@ -23,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
 from rollcast.cli.train.settings import TrainSettings
-from rollcast.errors import CheckpointError, InputError
+from rollcast.errors import CheckpointError, InputError, RolloutCancelledError
 from rollcast.models import EMBEDDED
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.rollout import BaseAgent
@@ -31,6 +32,7 @@ from rollcast.tasks import Task
 from rollcast.train import Evaluation, Progress, TrainResult
 from rollcast.train.checkpoint import sole_writer
 from rollcast.train.questions import Questions
+from rollcast.train.scored import check_scored, success
 from rollcast.train.trl import make_rollout_func
 
 __all__ = ["make_agent", "train_with_trl"]
@@ -110,24 +112,23 @@ async def train_with_trl(
     def work() -> None:
         config = _config(agent, settings, chosen, task, out)
         with sole_writer(out):
+            trainer = GRPOTrainer(
+                model=rollouts.backend.model,
+                args=config,
+                processing_class=rollouts.backend.tokenizer,
+                reward_funcs=rollouts.reward,
+                rollout_func=rollouts,
+                train_dataset=rollouts.train_dataset,
+                callbacks=[rollouts.callback, watch],
+            )
+            trainer.remove_callback(PrinterCallback)  # the panel says it
             try:
-                learn(config)
+                rollouts.learn(trainer, resume_from_checkpoint=True if settings.resume else None)
             except (OSError, SafetensorError) as error:  # while TRL saves; it reads and writes nothing else
+                whole = "resume from the last whole one" if any(out.glob("checkpoint-*")) else "train anew"
                 raise CheckpointError(
-                    f"the checkpoint in {out} cannot be written or read: {error}; make room, and resume from the last whole one"
+                    f"the checkpoint in {out} cannot be written or read: {error}; make room, and {whole}"
                 ) from error
-
-    def learn(config: GRPOConfig) -> None:
-        trainer = GRPOTrainer(
-            model=rollouts.backend.model,
-            args=config,
-            reward_funcs=rollouts.reward,
-            rollout_func=rollouts,
-            train_dataset=rollouts.train_dataset,
-            callbacks=[rollouts.callback, watch],
-        )
-        trainer.remove_callback(PrinterCallback)  # the panel says it
-        rollouts.learn(trainer, resume_from_checkpoint=True if settings.resume else None)
         if rollouts.callback.cancelled:
             watch.stopped = "interrupted"
 
@@ -135,6 +136,7 @@ async def train_with_trl(
         warnings.simplefilter("ignore")  # TRL's and transformers' of each other
         await _in_daemon_thread(work)
     found = [progress.evaluation for progress in watch.history if progress.evaluation is not None]
+    found = found or [Evaluation(math.nan, math.nan, 0)]  # the first was cancelled
     return TrainResult(rollouts.run_id, watch.history, found[0], found[-1], out, watch.stopped)
 
 
@@ -241,8 +243,11 @@ class _Watch(TrainerCallback):
             control.should_training_stop = control.should_save = True
         every = self.chosen["eval_every"]
         due = ends in ("steps", "minutes") or (ends is None and every > 0 and step % every == 0)
-        metrics = self._metrics(logs)
-        self._note(Progress(step, step, seconds, metrics, self._evaluate(step) if due else None))
+        evaluation = None
+        try:
+            evaluation = self._evaluate(step) if due else None
+        finally:  # also where somebody cancelled it
+            self._note(Progress(step, step, seconds, self._metrics(logs), evaluation))
 
     def _ends(self, step: int, seconds: float) -> Literal["steps", "minutes", "interrupted"] | None:
         if self.settings.steps is not None and step >= self.settings.steps:
@@ -290,6 +295,11 @@ class _Watch(TrainerCallback):
             )
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)
-            return sum(t.reward is not None and t.reward >= 1 for t in result) / len(result)
+            if result.status == "cancelled":
+                raise RolloutCancelledError(
+                    f"somebody who watches cancelled the evaluation after step {step}"
+                )
+            check_scored(result.trajectories, f"the evaluation after step {step}")
+            return success(result.trajectories)
 
         return asyncio.run(play())

@@ -50,6 +50,10 @@ class TransformersBackend(LocalBackend):
         template_kwargs: variables of the template, such as `{"enable_thinking": False}`.
         load_options: for `from_pretrained`: `revision`, `device_map`, `trust_remote_code` …
 
+    Attributes:
+        model: that is sampled from.
+        tokenizer: its.
+
     Raises:
         InputError: the model cannot be loaded or served, or an argument is wrong.
     """
@@ -96,6 +100,7 @@ class TransformersBackend(LocalBackend):
             self.model_name = model.name_or_path or type(model).__name__
         assert isinstance(model, PreTrainedModel)
         self.model = model
+        self.tokenizer = tokenizer
         self._forward = Forward(model)
         self.vocab_size = self._forward.vocab_size
         texts = make_texts(tokenizer, self.vocab_size)

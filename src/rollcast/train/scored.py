@@ -1,0 +1,38 @@
+"""What rewards say of a rollout, for all trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rollcast.errors import BackendError, RewardError
+from rollcast.records import Trajectory
+
+__all__ = ["check_scored", "success"]
+
+
+def check_scored(trajectories: Sequence[Trajectory], where: str) -> None:
+    """Refuse to go on where nothing was scored: it would be no different in the next step.
+
+    Args:
+        trajectories: of a rollout.
+        where: such as `step 3`, for the message.
+
+    Raises:
+        BackendError: every chain failed.
+        RewardError: no chain has a reward.
+    """
+    if all(t.finish_reason == "error" for t in trajectories):
+        raise BackendError(
+            f"all {len(trajectories)} chains of {where} failed; the first says: {trajectories[0].error}"
+        )
+    if all(t.reward is None for t in trajectories):
+        why = next((f"the first says: {t.error}" for t in trajectories if t.error), None)
+        raise RewardError(
+            f"none of the {len(trajectories)} chains of {where} has a reward; "
+            + (why or f"the first one's finish reason is {trajectories[0].finish_reason}")
+        )
+
+
+def success(trajectories: Sequence[Trajectory]) -> float:
+    """The share of chains with a reward of 1 or more."""
+    return sum(t.reward is not None and t.reward >= 1 for t in trajectories) / len(trajectories)
