@@ -10,6 +10,7 @@ import contextlib
 import doctest
 import inspect
 import io
+import logging
 import re
 import shlex
 import shutil
@@ -84,7 +85,7 @@ def test_what_a_page_shows_runs(path, tmp_path, monkeypatch):
         namespace |= vars(rollcast) | {name: getattr(rollcast, name) for name in rollcast.__all__}
         namespace["agent"] = rollcast.BaseAgent(backend=ScriptedBackend())
     printed = None
-    with asyncio.Runner() as runner:
+    with logging_as_it_was(), asyncio.Runner() as runner:
         for block in blocks_of(path):
             if block.info == "python":
                 printed = run_block(block, path, namespace, runner)
@@ -93,6 +94,19 @@ def test_what_a_page_shows_runs(path, tmp_path, monkeypatch):
                 assert printed is not None, f"{place} is the output of nothing"
                 same = doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS)
                 assert same, f"{place} says\n{block.text}\nand printed was\n{printed}"
+
+
+@contextlib.contextmanager
+def logging_as_it_was():
+    """A page may set it up, and the tests after it are to know nothing of that."""
+    loggers = [logging.getLogger(), logging.getLogger("rollcast")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (level, handlers) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
