@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Figure, figure, paired, ratios
+from rollcast.cli.train.shown import ShownChains
 from rollcast.models.tiny import TinyBackend
 from rollcast.rollout import BaseAgent
-from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream import StreamingManager
 from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
 from rollcast.tasks import get_task, task_names
 from rollcast.train import GRPOConfig, Progress, train
@@ -30,6 +31,7 @@ MINUTES = {"arithmetic": 1.0, "guess": 4.0}  # of the others 2
 START_BARS = {"arithmetic": 0.6, "guess": 0.5}
 RATE = 6e-4
 BAR = 0.95
+SHOWN, WATCHED_STEPS = 4, 8
 CURVES: dict[str, list[dict[str, Any]]] = {}
 """Of the last call of `run`, by task: a curve a seed. `--save` keeps them beside the figures."""
 
@@ -113,34 +115,49 @@ def _first_above(curve: dict[str, Any], kind: str, clock: str) -> float | None:
     return next((float(when) for when, share in pairs if share >= BAR), None)
 
 
-def _watching(quick: bool) -> Iterator[Figure]:
-    def four_on_a_terminal(_: Path) -> StreamObserver:
-        chains = [f"chain_{i}" for i in range(4)]
-        return ConsoleStreamObserver(chain_filter=chains, file=io.StringIO(), color=True, width=100)
+Watch = Callable[[StreamingManager, Path], Callable[[], None] | None]
+"""Adds who watches; what it gives is called after each step."""
 
-    makers: dict[str, Callable[[Path], StreamObserver] | None] = {
-        "nobody": None,
-        "jsonl": lambda folder: JSONStreamObserver(folder / "events.jsonl"),
-        "console": four_on_a_terminal,
-    }
-    trials = {name: _trial(make, quick) for name, make in makers.items()}
+
+def _jsonl(manager: StreamingManager, folder: Path) -> None:
+    manager.add_observer(JSONStreamObserver(folder / "events.jsonl"))
+
+
+def _terminal(manager: StreamingManager, _: Path) -> None:
+    chains = [f"chain_{i}" for i in range(SHOWN)]
+    manager.add_observer(
+        ConsoleStreamObserver(chain_filter=chains, file=io.StringIO(), color=True, width=100)
+    )
+
+
+def _command(manager: StreamingManager, _: Path) -> Callable[[], None]:
+    """As `rollcast train` shows chains: of one rollout in three seconds at most."""
+    return ShownChains(manager, SHOWN, io.StringIO(), color=True).next_step
+
+
+WATCHED: dict[str, tuple[Watch, str]] = {
+    "every token to JSONL": (_jsonl, "<= 1.1"),
+    "4 chains on a terminal, as rollcast train shows them": (_command, "<= 1.03"),
+    "4 chains of every rollout on a terminal": (_terminal, "<= 1.03"),
+}
+
+
+def _watching(quick: bool) -> Iterator[Figure]:
+    watchers: dict[str, Watch | None] = {"nobody": None} | {name: who for name, (who, _) in WATCHED.items()}
+    trials = {name: _trial(who, quick) for name, who in watchers.items()}
     results = paired(trials, 1 if quick else 9)
     cpu = {name: [seconds for seconds, _ in found] for name, found in results.items()}
-    yield figure("learning: nobody watches, CPU of 4 steps", cpu["nobody"], "s")
-    yield figure(
-        "learning: every token to JSONL / nobody", ratios(cpu["jsonl"], cpu["nobody"]), "×", "<= 1.1"
-    )
-    yield figure(
-        "learning: 4 chains on a terminal / nobody", ratios(cpu["console"], cpu["nobody"]), "×", "<= 1.03"
-    )
+    yield figure(f"learning: nobody watches, CPU of {WATCHED_STEPS} steps", cpu["nobody"], "s")
+    for name, (_, bar) in WATCHED.items():
+        yield figure(f"learning: {name} / nobody", ratios(cpu[name], cpu["nobody"]), "×", bar)
     weights = [data for found in results.values() for _, data in found]
     different = sum(data != weights[0] for data in weights)
     yield figure("learning: trainings whose weights differ by a byte", float(different), "", "<= 0")
 
 
-def _trial(make: Callable[[Path], StreamObserver] | None, quick: bool) -> Callable[[], tuple[float, bytes]]:
+def _trial(watch: Watch | None, quick: bool) -> Callable[[], tuple[float, bytes]]:
     """CPU seconds of a training, its observer closed, and the weights that came of it."""
-    size = {"steps": 1, "group": 4, "questions": 4} if quick else {"steps": 4}
+    size = {"steps": 1, "group": 4, "questions": 4} if quick else {"steps": WATCHED_STEPS}
 
     async def whole() -> tuple[float, bytes]:
         task = get_task("arithmetic")
@@ -150,11 +167,11 @@ def _trial(make: Callable[[Path], StreamObserver] | None, quick: bool) -> Callab
             agent = BaseAgent(
                 backend=TinyBackend(), tools=task.tools, reward=task.reward, streaming_manager=manager
             )
-            if make is not None:
-                manager.add_observer(make(folder))
+            after = watch(manager, folder) if watch is not None else None
             began = time.process_time()
             config = GRPOConfig(**size, eval_questions=1, eval_every=0, save_every=0)
-            result = await train(agent, task, config, out=folder / "out")
+            told = None if after is None else lambda _: after()
+            result = await train(agent, task, config, out=folder / "out", on_progress=told)
             await manager.aclose()
             cpu = time.process_time() - began
             await agent.backend.close()
