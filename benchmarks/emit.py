@@ -11,9 +11,8 @@ from pathlib import Path
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import NoOp, Token, tokens
 from rollcast.records import StreamEvent, StreamEventType, Turn, encode
-from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream import GenerationStream, RunStream, StreamingManager, StreamObserver
 from rollcast.stream.observers import JSONStreamObserver
-from rollcast.stream.producer import GenerationStream, RunStream
 
 __all__ = ["run"]
 

@@ -13,8 +13,7 @@ from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tiny_runs import Spent, agent_run
 from benchmarks.tokens import NoOp, tokens
 from rollcast.records import StreamEvent, decode, encode
-from rollcast.stream import StreamingManager, StreamObserver
-from rollcast.stream.producer import RunStream
+from rollcast.stream import RunStream, StreamingManager, StreamObserver
 from rollcast.testing import EventCapture, RaisingObserver, StallingObserver
 
 __all__ = ["run"]
@@ -251,7 +250,7 @@ async def _recorded() -> list[bytes]:
 
 
 def _fill_recorded(run: RunStream, lines: list[bytes]) -> None:
-    while not run.manager.congested:
+    while not run.fanout.congested:
         for line in lines:
             event: StreamEvent = decode(line)
             run.manager.emit(event)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import Token, tokens
 from rollcast.records import Turn
-from rollcast.stream import StreamingManager
-from rollcast.stream.producer import GenerationStream, RunStream
+from rollcast.stream import GenerationStream, StreamingManager
 
 __all__ = ["run"]
 
@@ -48,7 +47,7 @@ def _turn() -> Turn:
 
 
 def _generation() -> GenerationStream:
-    stream = RunStream(StreamingManager(), live=False).open()
+    stream = StreamingManager().run(live=False).open()
     generation = stream.chain().start().generation().start()
     assert generation.route is None
     generation.turn.ttft_s = 0.0  # a field of the trajectory, set once: not the guard's

@@ -9,7 +9,7 @@ import pytest
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events
-from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream import RunStream, StreamingManager, StreamObserver
 from rollcast.testing import EventCapture, RaisingObserver, StallingObserver, capture_events
 
 T = StreamEventType
@@ -87,9 +87,11 @@ async def test_a_filter_narrows_what_is_built(monkeypatch):
     capture = EventCapture(EventFilter(types=[T.CHAIN_END]))
     manager.add_observer(capture)
     built = []
-    send = manager.send
+    publish = RunStream.publish
     monkeypatch.setattr(
-        manager, "send", lambda targets, kind, *rest: (built.append(kind), send(targets, kind, *rest))
+        RunStream,
+        "publish",
+        lambda run, targets, kind, *rest: (built.append(kind), publish(run, targets, kind, *rest)),
     )
     await one_chain(manager)
     assert built == [T.CHAIN_END]

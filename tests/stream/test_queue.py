@@ -24,7 +24,7 @@ def gap(first, last, **dropped):
 
 def put(queue, *events):
     for e in events:
-        queue.put(e, event_size(e))
+        queue.put_nowait(e, event_size(e))
 
 
 def given_up(*events, limit=2_000):
@@ -63,7 +63,7 @@ def test_a_gap_covers_chunks_that_went_because_an_end_had_their_text():
     put(queue, *(chunk(i, "x" * 900, 900 * i) for i in range(3)), end(3, "x" * 2_700))
     assert [e.event_type for e in queue.waiting] == [T.LLM_GENERATION_END]
     put(queue, event(T.ERROR, 4, error="x" * 9_000, error_type="", where=""))
-    (told,) = queue.take(())
+    (told,) = queue.take_nowait(())
     assert (told.data["from_seq"], told.data["to_seq"]) == (0, 4)
     assert sum(told.data["dropped"].values()) == queue.dropped
     assert queue.merged + queue.dropped == 5
@@ -72,28 +72,28 @@ def test_a_gap_covers_chunks_that_went_because_an_end_had_their_text():
 def test_a_run_is_opened_before_its_gap_comes():
     """Who sorts events by run would not know what the gap belongs to."""
     queue = EventQueue("somebody", 2_000)
-    queue.put_free([Control("run_opened", "r")])
+    queue.put_uncounted([Control("run_opened", "r")])
     put(queue, event(T.ERROR, 1, error="x" * 5_000, error_type="", where=""))
-    queue.put_free([Control("run_closed", "r")])
-    opened, told, closed = queue.take(())
+    queue.put_uncounted([Control("run_closed", "r")])
+    opened, told, closed = queue.take_nowait(())
     assert (opened.kind, told.event_type, closed.kind) == ("run_opened", T.GAP, "run_closed")
 
 
 def test_no_snapshot_comes_that_is_older_than_those_after_the_gap():
     """One that a change of filter asked for meanwhile says less than they do."""
     queue = given_up()
-    queue.put_free([event(T.CHAIN_SNAPSHOT, 5, messages=[], content="old", tool_calls=[], as_of=5)])
+    queue.put_uncounted([event(T.CHAIN_SNAPSHOT, 5, messages=[], content="old", tool_calls=[], as_of=5)])
     fresh = event(T.CHAIN_SNAPSHOT, 90, messages=[], content="new", tool_calls=[], as_of=90)
-    assert queue.take([fresh])[1:] == [fresh]
+    assert queue.take_nowait([fresh])[1:] == [fresh]
 
 
 def test_what_is_put_back_behind_a_gap_is_in_the_gap():
     """It would come after what is newer."""
     queue = EventQueue("somebody", 2_000)
     put(queue, chunk(1, "a"), chunk(2, "b", 1))
-    taken = queue.take(())
+    taken = queue.take_nowait(())
     put(queue, event(T.ERROR, 3, error="x" * 5_000, error_type="", where=""))
     queue.put_back([gap(0, 0, reward=1), *taken[1:]])
-    (told,) = queue.take(())
+    (told,) = queue.take_nowait(())
     assert (told.data["from_seq"], told.data["to_seq"]) == (0, 3)
     assert told.data["dropped"] == {"reward": 1, "llm_generation_chunk": 1, "error": 1}

@@ -86,7 +86,8 @@ def test_producers_whose_loop_is_closed_are_forgotten():
     """Somebody waited for room in a loop that has ended since; waking the others does not fail."""
     manager = StreamingManager()
     loop = asyncio.new_event_loop()
-    manager._waiting._tasks[loop] = [loop.create_future()]
+    manager.fanout._tasks[loop] = [loop.create_future()]
     loop.close()
-    manager.wake_producers()
-    assert not manager._waiting._tasks
+    with manager.lock:
+        manager.fanout._wake_producers_locked()
+    assert not manager.fanout._tasks

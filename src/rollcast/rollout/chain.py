@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.aio import wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
@@ -18,15 +19,14 @@ from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.records.message import safe_text
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
-from rollcast.stream.chain import left_by
-from rollcast.stream.producer import ChainStream, GenerationStream
+from rollcast.stream import ChainStream, GenerationStream
 from rollcast.tools import ToolResult, unknown_tool
 
 if TYPE_CHECKING:
     from rollcast.rollout.agent import BaseAgent
     from rollcast.rollout.run import RunSettings
 
-__all__ = ["ChainGeneration", "Prompts", "ended"]
+__all__ = ["ChainGeneration", "Prompts"]
 
 MAX_CALLS = 128  # that one turn may ask for
 
@@ -82,7 +82,7 @@ class ChainGeneration:
                 reason = await self._turns()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
-                if left_by(error) == "cancelled":
+                if why_left(error) == "cancelled":
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
                 self.trajectory.error = str(failure.error) or type(failure.error).__name__
@@ -142,7 +142,7 @@ class ChainGeneration:
     async def _generate(
         self, step: int, new_ids: list[int], fresh: bool
     ) -> tuple[GenerationFinishReason, list[ToolCall]]:
-        agent, manager = self.agent, self.stream.run.manager
+        agent, fanout = self.agent, self.stream.run.fanout
         sampling = msgspec.structs.replace(
             self.settings.sampling,
             seed=derived_seed(self.seed, step),
@@ -169,8 +169,8 @@ class ChainGeneration:
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
-                    if manager.congested:
-                        await manager.ready()
+                    if fanout.congested:
+                        await fanout.ready()
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:
@@ -233,7 +233,7 @@ class ChainGeneration:
             for task in tasks:
                 if not task.cancelling():  # a second time would interrupt its cleanup
                     task.cancel()
-            await ended(tasks)
+            await wait_uncancelled(tasks)
 
     async def _call(self, call: ToolCall) -> ToolResult:
         with self.stream.tool_call(call.tool_name, call.arguments, call.call_id) as stream:
@@ -268,13 +268,6 @@ class ChainGeneration:
         self.stream.reward(value, metrics)
 
 
-async def ended(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Wait until all have ended, however often the caller is cancelled meanwhile: he is on his way out already."""
-    while not all(task.done() for task in tasks):
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks)
-
-
 class _Failed(Exception):
     """What ends a chain with `error`, and where it came from."""
 
@@ -292,7 +285,7 @@ def _blaming(where: str) -> Iterator[None]:
     except (PromptTooLongError, _Failed):
         raise
     except BaseException as error:
-        if left_by(error) == "cancelled":
+        if why_left(error) == "cancelled":
             raise
         raise _Failed(error, where) from error
 

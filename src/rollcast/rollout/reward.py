@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, overload
 
+from rollcast.aio import why_left
 from rollcast.errors import RewardDefinitionError, RewardError
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
-from rollcast.stream.chain import left_by
 from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
@@ -121,7 +121,7 @@ class Reward:
         except CancelledItself:
             raise RewardError(f"{where} was cancelled from within") from None
         except BaseException as error:  # somebody's function may raise anything
-            if left_by(error) == "cancelled":
+            if why_left(error) == "cancelled":
                 raise
             raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
         return _number_and_metrics(value, where)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.aio import wait_uncancelled
 from rollcast.models.backend import Sampling
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
-from rollcast.rollout.chain import ChainGeneration, Prompts, ended
+from rollcast.rollout.chain import ChainGeneration, Prompts
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
-from rollcast.stream.delivery import refuse_to_wait_for_oneself
+from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.observers import CallbackStreamObserver
-from rollcast.stream.producer import RunStream
 
 if TYPE_CHECKING:
     from rollcast.rollout.agent import BaseAgent
@@ -72,8 +72,7 @@ class Run:
         self.rows = rows
         self.settings = settings
         backend = agent.backend
-        self.stream = RunStream(
-            agent.streaming_manager,
+        self.stream = agent.streaming_manager.run(
             live=settings.streaming,
             chains=len(rows) * settings.num_chains,
             groups=len(rows),
@@ -112,7 +111,7 @@ class Run:
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager
         if settings.streaming:
-            refuse_to_wait_for_oneself("a run with streaming", manager.deliveries)
+            ensure_not_in_own_hook("a run with streaming", manager.deliveries)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)
@@ -167,7 +166,7 @@ class Run:
             for task in tasks:
                 if not task.cancelling():  # a second time would interrupt its cleanup
                     task.cancel()
-            await ended(tasks)
+            await wait_uncancelled(tasks)
             raise
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:

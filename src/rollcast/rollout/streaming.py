@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Self
 
+from rollcast.aio import wait_uncancelled
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
-from rollcast.rollout.chain import ended
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.run import Run
-from rollcast.stream.delivery import refuse_to_wait_for_oneself
+from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.observers import AsyncGeneratorStreamObserver
 
 __all__ = ["StreamingRun"]
@@ -81,7 +81,7 @@ class StreamingRun:
     def _start(self) -> asyncio.Task[RunResult]:
         if self._task is None:
             manager = self._run.agent.streaming_manager
-            refuse_to_wait_for_oneself("a run with streaming", manager.deliveries)
+            ensure_not_in_own_hook("a run with streaming", manager.deliveries)
             manager.add_observer(self._observer)
             self._task = asyncio.create_task(self._run.execute(), name=f"rollcast-run-{self.run_id}")
             self._task.add_done_callback(self._leave)  # it keeps what it got, for who reads later
@@ -97,7 +97,7 @@ class StreamingRun:
         except asyncio.CancelledError:
             if not task.done():  # the caller is cancelled, and the run with it
                 task.cancel()
-                await ended([task])
+                await wait_uncancelled([task])
             raise
         finally:
             self._leave()

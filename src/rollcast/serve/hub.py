@@ -26,7 +26,7 @@ from rollcast.serve.history import Entry, History, Selector, encoded
 from rollcast.serve.protocol import CloseCode, RunInfo
 from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamObserver
-from rollcast.stream.queue import Control, compact
+from rollcast.stream.queue import compact
 
 __all__ = ["Hub", "Outlet", "ServerObserver", "Subscription"]
 
@@ -327,16 +327,14 @@ class Hub:
         if manager is None or loop is None:
             return
         seen = None if before is None else before.filter
-        snapshots = manager.snapshots(subscription.selector.filter, besides=seen)
-        as_of = {run_id: run.seq for run_id, run in manager.runs.items()}
-        subscription.join = join = _Join([encoded(s) for s in snapshots], as_of, before)
-        delivery = next((d for d in manager.deliveries if d.observer is self.observer), None)
-        if delivery is None or delivery.idle:
+        cut = manager.fanout.cut(
+            subscription.selector.filter, besides=seen, reader=manager.delivery_of(self.observer)
+        )
+        subscription.join = join = _Join([encoded(s) for s in cut.snapshots], cut.as_of, before)
+        if cut.arrived is None:
             loop.call_soon(self._complete_join, subscription, join)  # after the answer to `subscribe`
-            return
-        arrived: Future[None] = Future()
-        arrived.add_done_callback(partial(self._arrived, subscription, join))
-        delivery.put_free([Control("barrier", done=arrived)])
+        else:
+            cut.arrived.add_done_callback(partial(self._arrived, subscription, join))
 
     def _arrived(self, subscription: Subscription, join: _Join, _: Future[None]) -> None:
         loop = self._loop

@@ -1,16 +1,18 @@
 """A chain as its producer sees it: the chain itself, its generations and its tool calls.
 
-Each writes the chain's open trajectory, and emits what somebody wants. See `producer.py` for the run around them.
+Each writes the chain's open trajectory, and emits what somebody wants. See `run.py` for the run around them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Protocol, Self, get_args
 
+from rollcast.aio import why_left
 from rollcast.errors import InputError
 from rollcast.records import (
     EventFilter,
@@ -24,19 +26,64 @@ from rollcast.records import (
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.message import safe_text
-from rollcast.stream.current import chain_here, innermost
+from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.queue import Control, chunk_size
 
-if TYPE_CHECKING:
-    from rollcast.stream.producer import RunStream
-
-__all__ = ["ChainStream", "GenerationStream", "ToolStream", "error_data", "left_by"]
+__all__ = [
+    "ChainStream",
+    "GenerationStream",
+    "RunOfChain",
+    "ToolStream",
+    "chain_here",
+    "error_data",
+    "innermost",
+]
 
 logger = logging.getLogger("rollcast.stream")
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 UNSET: Any = object()
+
+chain_here: ContextVar[ChainStream | None] = ContextVar("rollcast_chain", default=None)
+
+
+class RunOfChain(Protocol):
+    """What a chain needs of the run that it belongs to."""
+
+    fanout: Fanout
+    lock: AbstractContextManager[Any]
+    live: bool
+    run_id: str
+    model: str
+    policy_version: int
+    seq: int
+    open_chains: dict[str, ChainStream]
+
+    def chain_began(self, chain: ChainStream) -> None:
+        """Count it in. The lock is held.
+
+        Raises:
+            InputError: the run is not open, or the chain has begun already.
+        """
+        ...
+
+    def chain_ended(self, chain: ChainStream) -> None:
+        """Add it to the totals. The lock is held."""
+        ...
+
+    def publish(
+        self,
+        targets: Targets,
+        event_type: StreamEventType,
+        route: Route,
+        data: dict[str, Any],
+        step: int | None,
+        depth: int | None = None,
+        size: int = 0,
+    ) -> None:
+        """Make the event, stamp it and queue it for each target. The lock is held. `size`: its bytes, if known."""
+        ...
 
 
 def checked_word(word: Any, words: Any, what: str) -> None:
@@ -47,12 +94,6 @@ def checked_word(word: Any, words: Any, what: str) -> None:
     """
     if word not in get_args(words):
         raise InputError(f"{what} is {word!r}; expected one of {', '.join(get_args(words))}")
-
-
-def left_by(error: BaseException | None) -> Literal["cancelled", "error"]:
-    """Why a block was left: `cancelled` or `error`."""
-    stops = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
-    return "cancelled" if isinstance(error, stops) else "error"
 
 
 def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
@@ -82,12 +123,14 @@ class ChainStream:
         depth: turns since the chain's last fresh prompt; None before the first.
     """
 
-    def __init__(self, run: RunStream, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
+    def __init__(self, run: RunOfChain, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
         self.run = run
         self.trajectory = trajectory
         self.live = run.live
         self.lock = run.lock
-        self.route = run.manager.route(run, trajectory.chain_id, trajectory.group_id) if run.live else None
+        self.route = (
+            Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id) if run.live else None
+        )
         self.generation_open: GenerationStream | None = None
         self.tools_open: dict[str, ToolStream] = {}
         self._tools = tools
@@ -164,7 +207,9 @@ class ChainStream:
                         "duration_s": trajectory.duration_s,
                     },
                 )
-                self.run.manager.broadcast(Control("chain_closed", self.run.run_id, trajectory.chain_id))
+                self.run.fanout.broadcast_locked(
+                    Control("chain_closed", self.run.run_id, trajectory.chain_id)
+                )
         logger.debug("%s is %s after %d steps", trajectory.chain_id, finish_reason, len(trajectory.turns))
 
     @property
@@ -287,15 +332,15 @@ class ChainStream:
     def wants(self, event_type: StreamEventType) -> bool:
         """Whether anybody watches this type of event of this chain."""
         with self.lock:
-            return self.route is not None and bool(self.route.targets(StreamEventType(event_type)))
+            return self.route is not None and bool(self.route.targets_locked(StreamEventType(event_type)))
 
     def emit(self, event_type: StreamEventType, data: dict[str, Any], step: int | None = None) -> None:
         """Emit an event of this chain, where somebody wants it. The lock is held."""
         assert self.route is not None
-        targets = self.route.targets(event_type)
+        targets = self.route.targets_locked(event_type)
         if targets:
             step = step or len(self.trajectory.turns) or None
-            self.run.manager.send(targets, event_type, self.route, data, step, self.depth)
+            self.run.publish(targets, event_type, self.route, data, step, self.depth)
 
     def snapshot_wanted(self, filter: EventFilter) -> bool:
         """Whether an observer with this filter needs to know how the chain stands."""
@@ -317,7 +362,7 @@ class ChainStream:
         step = len(t.turns) or None
         return StreamEvent(
             T.CHAIN_SNAPSHOT, t.chain_id, time.time(), data, step, self.depth, run.seq, t.run_id, t.group_id,
-            run.manager.source,
+            run.fanout.source,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -330,19 +375,20 @@ class ChainStream:
             turn = self.trajectory.turns[-1] if self.trajectory.turns else None
             self.end("answered", turn.text if turn is not None else "")
             return
-        if left_by(error) == "error" and self.trajectory.finish_reason is None:
+        if why_left(error) == "error" and self.trajectory.finish_reason is None:
             self.trajectory.error = str(error)
             self.error(error, "agent")
-        self.end("cancelled" if left_by(error) == "cancelled" else "error")
+        self.end("cancelled" if why_left(error) == "cancelled" else "error")
 
 
 class GenerationStream:
     """One generation: `llm_generation_start` on entering the block, `llm_generation_end` on leaving it."""
 
-    __slots__ = ("_began", "_sampling", "_version", "chain", "lock", "route", "turn")
+    __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "lock", "route", "turn")
 
     def __init__(self, chain: ChainStream, turn: Turn, sampling: dict[str, Any], version: int) -> None:
         self.chain = chain
+        self._run = chain.run
         self.turn = turn
         self.route = chain.route
         self.lock = chain.lock
@@ -410,8 +456,8 @@ class GenerationStream:
             raise InputError(
                 f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
             )
-        manager = route.manager
-        lock = manager.lock
+        run = self._run
+        lock = run.fanout.lock
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
@@ -419,15 +465,15 @@ class GenerationStream:
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
             targets = route.chunk
-            if targets is None:
-                targets = route.targets(CHUNK)
+            if targets is None or route.version != run.fanout.version:
+                targets = route.targets_locked(CHUNK)
             if targets:
                 data: dict[str, Any] = {"content": text, "offset": offset}
                 if token_ids is not None:
                     data["token_ids"] = token_ids
                 if logprobs is not None:
                     data["logprobs"] = logprobs
-                manager.send(
+                run.publish(
                     targets, CHUNK, route, data, turn.step, self.chain.depth, chunk_size(text, token_ids)
                 )
         finally:
@@ -455,7 +501,7 @@ class GenerationStream:
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
             if chain.live:
-                chain.run.manager.ended_tokens += turn.completion_tokens
+                chain.run.fanout.completion_tokens += turn.completion_tokens
                 data = {
                     "content": turn.text,
                     "finish_reason": finish_reason,
@@ -475,7 +521,7 @@ class GenerationStream:
         if error is None:
             self.end("stop")
         else:
-            self.end("cancelled" if left_by(error) == "cancelled" else "error")
+            self.end("cancelled" if why_left(error) == "cancelled" else "error")
 
 
 class ToolStream:
@@ -572,6 +618,13 @@ class ToolStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.record.status is None and left_by(error) == "error":
+        if error is not None and self.record.status is None and why_left(error) == "error":
             self.observation(f"error: {error}", "error")
-        self.end(left_by(error))
+        self.end(why_left(error))
+
+
+def innermost(chain: ChainStream | None) -> ChainStream | None:
+    """The chain itself, or the first one around it that has not ended: it may have been ended from another context."""
+    while chain is not None and chain.ended:
+        chain = chain.around
+    return chain

@@ -11,17 +11,13 @@ Outside of a chain these calls do nothing and cost next to nothing.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from rollcast.records import Message, StreamEventType
-    from rollcast.stream.chain import ChainStream
+from rollcast.records import Message, StreamEventType
+from rollcast.stream.chain import ChainStream, chain_here, innermost
 
-__all__ = ["NoChain", "chain_here", "current_chain", "innermost"]
-
-chain_here: ContextVar[ChainStream | None] = ContextVar("rollcast_chain", default=None)
+__all__ = ["NoChain", "current_chain"]
 
 
 class _Nothing:
@@ -87,13 +83,6 @@ class NoChain:
 
 
 _NO_CHAIN = NoChain()
-
-
-def innermost(chain: ChainStream | None) -> ChainStream | None:
-    """The chain, or the first around it that has not ended: one may have been ended from another context."""
-    while chain is not None and chain.ended:
-        chain = chain.around
-    return chain
 
 
 def current_chain() -> ChainStream | NoChain:

@@ -1,41 +1,30 @@
-"""The StreamingManager: who watches, and who gets what.
-
-`emit` never waits and never raises. Producers (`producer.py`) hold a `Route` a chain, which knows the deliveries that
-want each type of its events; where nobody wants a token, none is made into an event.
-"""
+"""The StreamingManager: observers come and go, runs are produced, and nobody waits for anybody."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import msgspec
 
+from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of, refuse_to_wait_for_oneself
-from rollcast.stream.lifetime import managers
+from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
+from rollcast.stream.fanout import Fanout, OpenRun
+from rollcast.stream.homes import Departures, Homes
 from rollcast.stream.observer import StreamObserver
-from rollcast.stream.queue import Control, event_size
-from rollcast.stream.route import Route, Targets
-from rollcast.stream.waiting import WaitingRoom
-
-if TYPE_CHECKING:
-    from rollcast.stream.producer import RunAbout, RunStream
+from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
+from rollcast.stream.queue import event_size
+from rollcast.stream.run import RunAbout, RunStream
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
 
 logger = logging.getLogger("rollcast.stream")
-
-QUEUE_LIMIT = 8 << 20  # bytes
-QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
 
 class ManagerStatistics(msgspec.Struct, frozen=True):
@@ -44,8 +33,8 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
     Attributes:
         open_runs, open_chains: now.
         completion_tokens: sampled since the manager was made, those of open generations included. Read from the
-            trajectories, so that it is exact where nobody watches tokens too.
-        emitted: events since the manager was made, by type. What no observer wanted is no event.
+            trajectories, so that it is exact even if nobody watches tokens.
+        emitted: events since the manager was made, by type. What no observer wants does not become an event.
     """
 
     open_runs: int
@@ -62,38 +51,30 @@ class StreamingManager:
 
     Args:
         queue_limit: bytes of memory that one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
-            that was open at once, where that is more.
+            that was open at once, if that is more.
         drain_timeout: seconds that the end of a run waits for observers that lag.
         source: which worker this is; `""` in a single process.
+
+    Attributes:
+        fanout: the observers' queues.
     """
 
     def __init__(
         self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
     ) -> None:
-        self.queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
-        self._limit_grows = queue_limit is None
-        self.drain_timeout = drain_timeout
-        self.source = source
-        self.lock = threading.RLock()
-        self.runs: dict[str, RunStream] = {}  # open ones
-        self._waiting = WaitingRoom(self.lock)
-        self.congested = self._waiting.congested  # lossless observers that the rollout waits for
-        self.named_places: frozenset[str] = frozenset()  # chains and groups that filters name
-        self.pumps: set[asyncio.Task[None]] = set()
-        self.ended_tokens = 0  # of the generations that ended
-        self._emitted = dict.fromkeys(StreamEventType, 0)
+        self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
+        self.lock = self.fanout.lock
         self._added: dict[StreamObserver, None] = {}
-        self._deliveries: dict[StreamObserver, Delivery] = {}  # to the leaves of those that were added
+        self._pumps: dict[StreamObserver, Pump] = {}  # of the leaves of those that were added
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
-        self.closing: set[Delivery] = set()  # of observers that were removed, until they are closed
-        self._progress: dict[Delivery, tuple[int, int]] = {}  # of those, when everybody had to leave
-        self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
-        self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
+        self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
+        self._homes = Homes(self.fanout)
+        self._departures = Departures(self.fanout)
+        self._host = _Host(self, self._homes, self._departures)
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
-        self._background: asyncio.AbstractEventLoop | None = None
-        managers.add(self)
+        lifetime.register(self)
 
-    # -- observers ---------------------------------------------------------------------------------------------------
+    # -- observers -----------------------------------------------------------------------------------------------------
 
     @property
     def observers(self) -> list[StreamObserver]:
@@ -105,7 +86,7 @@ class StreamingManager:
         """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
 
         Raises:
-            InputError: it is no StreamObserver, cannot be hashed, or is added to a manager already.
+            InputError: it is not a StreamObserver, cannot be hashed, or is added to a manager already.
         """
         if not isinstance(observer, StreamObserver):
             raise InputError(
@@ -113,13 +94,14 @@ class StreamingManager:
                 "(wrap a function in CallbackStreamObserver)"
             )
         with self.lock:
-            for each in (observer, *_leaves(observer)):
+            leaves = _leaves(observer)
+            for each in (observer, *leaves):
                 if each.manager is not None and (each is observer or each.manager is not self):
                     whose = "this" if each.manager is self else "another"
                     raise InputError(
                         f"{each.name} is added to {whose} manager already; remove it there first, or make a second one"
                     )
-            self._detached.difference_update(_leaves(observer))
+            self._detached.difference_update(leaves)
             observer.manager = self
             self._added[observer] = None
             self.refresh()
@@ -134,7 +116,7 @@ class StreamingManager:
             if observer in self._added:
                 del self._added[observer]
                 observer.manager = None
-            elif observer in self._deliveries:
+            elif observer in self._pumps:
                 self._detached.add(observer)
             else:
                 return
@@ -142,217 +124,51 @@ class StreamingManager:
         logger.debug("removed %s", observer.name)
 
     def refresh(self) -> None:
-        """Have it known that an observer's filter or leaves changed: what it newly wants begins with snapshots."""
+        """Read every observer's filter and leaves again. Chains that come into view start with a snapshot."""
         with self.lock:
             wanted: dict[StreamObserver, EventFilter] = {}
             for observer in self._added:
                 for leaf, wish in observer.leaves().items():
                     wanted[leaf] = wanted[leaf] | wish if leaf in wanted else wish
-            self._detached.intersection_update(wanted)  # who was taken off may come back
+            self._detached.intersection_update(wanted)  # one that was taken off may come back
             for leaf in self._detached:
                 del wanted[leaf]
-            for leaf in [leaf for leaf in self._deliveries if leaf not in wanted]:
-                self._let_go(leaf)
+            for leaf in [leaf for leaf in self._pumps if leaf not in wanted]:
+                self._remove_locked(leaf)
             for leaf, wish in wanted.items():
-                leaf.manager = self  # also where it was added twice, and one of them is gone
-                if leaf not in self._deliveries:
-                    self._take_on(leaf, wish)
-                elif self._deliveries[leaf].filter != wish:
-                    self._change_filter(self._deliveries[leaf], wish)
-            self._topology_changed()
+                leaf.manager = self  # also if it was added twice, and one of them is gone
+                if leaf not in self._pumps:
+                    self._add_locked(leaf, wish)
+                elif self._pumps[leaf].delivery.filter != wish:
+                    self.fanout.set_filter(self._pumps[leaf].delivery, wish)
 
-    def _take_on(self, leaf: StreamObserver, filter: EventFilter) -> None:
-        self._rouse_leaving()
-        delivery = Delivery(self, leaf, filter, self._leaving.pop(leaf, None))
-        self._deliveries[leaf] = delivery
-        if self.runs:
-            delivery.put_free([Control("run_opened", run_id) for run_id in self.runs])
-            delivery.put_free(list(self.snapshots(filter)))
+    def _add_locked(self, leaf: StreamObserver, filter: EventFilter) -> None:
+        self.fanout.wake_leaving_locked()
+        delivery = self.fanout.delivery(
+            leaf.name, filter, lossless=leaf.mode == "lossless", threaded=leaf.threaded
+        )
+        self._pumps[leaf] = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
+        self.fanout.add(delivery)
 
-    def _let_go(self, leaf: StreamObserver) -> None:
-        delivery = self._deliveries.pop(leaf)
+    def _remove_locked(self, leaf: StreamObserver) -> None:
+        pump = self._pumps.pop(leaf)
         leaf.manager = None
-        self._leaving[leaf] = delivery.finished
-        self.congested.discard(delivery)
-        self.wake_producers()
-        delivery.closing = True
-        self.closing.add(delivery)
-        delivery.rouse()
-
-    def _rouse_leaving(self) -> None:
-        """Observers that were removed while their loop ended have something left to do. The lock is held."""
-        for delivery in list(self.closing):
-            delivery.rouse()
-
-    def _change_filter(self, delivery: Delivery, filter: EventFilter) -> None:
-        seen, delivery.filter = delivery.filter, filter
-        delivery.put_free(list(self.snapshots(filter, besides=seen)))
-
-    def _topology_changed(self) -> None:
-        named = [a for d in self._deliveries.values() for a in d.filter.alternatives]
-        self.named_places = frozenset().union(
-            *(a.chains or () for a in named), *(a.groups or () for a in named)
-        )
-        for route in list(self._routes):
-            route.forget()
-
-    def wants(
-        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
-    ) -> bool:
-        """Whether any observer wants events of this type and place."""
-        return bool(self.interested(event_type, chain_id, group_id, run_id))
-
-    def interested(
-        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
-    ) -> Targets:
-        """The deliveries to whose observers such an event goes."""
-        with self.lock:
-            return tuple(
-                d for d in self._deliveries.values() if d.filter.wants(event_type, chain_id, group_id, run_id)
-            )
-
-    def statistics(self) -> list[ObserverStatistics]:
-        """One entry an observer, in the order in which they were added."""
-        with self.lock:
-            return [delivery.statistics() for delivery in self._deliveries.values()]
-
-    def totals(self) -> ManagerStatistics:
-        """The numbers that are not one observer's."""
-        with self.lock:
-            chains = [chain for run in self.runs.values() for chain in run.open_chains.values()]
-            growing = sum(
-                chain.generation_open.turn.completion_tokens for chain in chains if chain.generation_open
-            )
-            return ManagerStatistics(
-                open_runs=len(self.runs),
-                open_chains=len(chains),
-                completion_tokens=self.ended_tokens + growing,
-                emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
-            )
-
-    # -- ending -------------------------------------------------------------------------------------------------------
-
-    def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """End a run, or one of its open chains, on behalf of somebody who watches it; from any thread.
-
-        Raises:
-            InputError: no such run or chain is open, or whoever produces it cannot be told to stop.
-        """
-        with self.lock:
-            run = self.runs.get(run_id)
-            if run is None:
-                raise InputError(f"no run {run_id!r} is open")
-            if chain_id is not None and chain_id not in run.open_chains:
-                raise InputError(f"run {run_id} has no open chain {chain_id!r}")
-            on_cancel = run.on_cancel
-        if on_cancel is None:
-            raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
-        on_cancel(chain_id)
-
-    # -- producing ----------------------------------------------------------------------------------------------------
-
-    def run(self, **about: Unpack[RunAbout]) -> RunStream:
-        """A run of this manager's, for a loop of your own; use it as a context manager, sync or async.
-
-        The keywords are those of `RunStream`.
-        """
-        from rollcast.stream.producer import RunStream  # noqa: PLC0415  (producer imports this module's types)
-
-        return RunStream(self, **about)
-
-    def emit(self, event: StreamEvent) -> None:
-        """Give the event to the observers that want it, stamped with `seq` and `source`.
-
-        For events made by hand; producers have `run(...)`. Never waits and never raises; from any thread.
-        """
-        self._emit(event, None)
-
-    def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
-        if not _is_sound(event):
-            logger.error("what was emitted is no sound StreamEvent and is dropped: %.200r", event)
-            return
-        given: object = event.event_type  # a plain string, where somebody made it by hand
-        if not isinstance(given, StreamEventType):
-            try:
-                event = msgspec.structs.replace(event, event_type=StreamEventType(str(given)))
-            except ValueError:
-                logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
-                return
-        with self.lock:
-            targets = [
-                d
-                for d in self.interested(event.event_type, event.chain_id, event.group_id, event.run_id)
-                if d.observer is not without
-            ]
-            if not targets:
-                return
-            run = self.runs.get(event.run_id)
-            if run is not None:
-                run.seq = seq = run.seq + 1
-            else:
-                seq = self._foreign_seq.pop(event.run_id, 0) + 1
-                self._foreign_seq[event.run_id] = seq
-                if len(self._foreign_seq) > 1024:
-                    del self._foreign_seq[next(iter(self._foreign_seq))]
-            self._emitted[event.event_type] += 1
-            stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.source)
-            size = event_size(stamped)
-            for delivery in targets:
-                delivery.put(stamped, size)
-
-    def send(
-        self,
-        targets: Targets,
-        event_type: StreamEventType,
-        route: Route,
-        data: dict[str, Any],
-        step: int | None,
-        depth: int | None = None,
-        size: int = 0,
-    ) -> None:
-        """Build the event and queue it for each target. The hot path; the lock is held, and the route has a run.
-
-        `size` is its `event_size`, where that is known.
-        """
-        run = route.run
-        assert run is not None
-        run.seq = seq = run.seq + 1
-        self._emitted[event_type] += 1
-        event = StreamEvent(
-            event_type,
-            route.chain_id,
-            time.time(),
-            data,
-            step,
-            depth,
-            seq,
-            run.run_id,
-            route.group_id,
-            self.source,
-        )
-        size = size or event_size(event)
-        for delivery in targets:
-            delivery.put(event, size)
-
-    def make_room(self, chains: int) -> None:
-        """So many chains are open: their starts, or their ends, have to find room in a queue. The lock is held."""
-        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
-            self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
-            for delivery in self._deliveries.values():
-                delivery.limit = self.queue_limit
-
-    def broadcast(self, control: Control) -> None:
-        """Queue a hook for every observer."""
-        with self.lock:
-            self._rouse_leaving()
-            for delivery in self._deliveries.values():
-                delivery.put_control(control)
+        self._closings[leaf] = pump.finished
+        self._departures.add_locked(pump)
+        self.fanout.remove(pump.delivery)
 
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
-        """Emit an `error` event about the observer to the others."""
+        """Emit an `error` event about the observer to the others.
+
+        Args:
+            observer: who failed.
+            error: how.
+            run_id: in which run; None: in one that is open now, if there is one.
+        """
         with self.lock:
-            if run_id is None or run_id not in self.runs:
-                run_id = next(iter(self.runs), "") if run_id is None else ""
+            runs = self.fanout.runs
+            if run_id is None or run_id not in runs:
+                run_id = next(iter(runs), "") if run_id is None else ""
             event = StreamEvent(
                 StreamEventType.ERROR,
                 "",
@@ -366,91 +182,104 @@ class StreamingManager:
             )
             self._emit(event, observer)
 
-    def route(self, run: RunStream, chain_id: str, group_id: str | None) -> Route:
-        """A new route, kept up to date while somebody holds it."""
-        route = Route(self, run, chain_id, group_id)
+    # -- producing -----------------------------------------------------------------------------------------------------
+
+    def run(self, **about: Unpack[RunAbout]) -> RunStream:
+        """A run for a loop of your own; use it as a context manager, sync or async.
+
+        The keywords are those of `RunStream`.
+        """
+        return RunStream(self.fanout, **about)
+
+    def emit(self, event: StreamEvent) -> None:
+        """Give the event to the observers that want it, stamped with `seq` and `source`.
+
+        For events made by hand; producers have `run(...)`. Never waits and never raises; from any thread.
+        """
+        self._emit(event, None)
+
+    def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
+        if not _is_sound(event):
+            logger.error("what was emitted is no sound StreamEvent and is dropped: %.200r", event)
+            return
+        given: object = event.event_type  # a plain string, if somebody made it by hand
+        if not isinstance(given, StreamEventType):
+            try:
+                event = msgspec.structs.replace(event, event_type=StreamEventType(str(given)))
+            except ValueError:
+                logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
+                return
         with self.lock:
-            self._routes.add(route)
-        return route
+            own = self._pumps.get(without) if without is not None else None
+            targets = [
+                d
+                for d in self.fanout.interested(
+                    event.event_type, event.chain_id, event.group_id, event.run_id
+                )
+                if own is None or d is not own.delivery
+            ]
+            if not targets:
+                return
+            run = self.fanout.runs.get(event.run_id)
+            if run is not None:
+                run.seq = seq = run.seq + 1
+            else:
+                seq = self._foreign_seq.pop(event.run_id, 0) + 1
+                self._foreign_seq[event.run_id] = seq
+                if len(self._foreign_seq) > 1024:
+                    del self._foreign_seq[next(iter(self._foreign_seq))]
+            stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.fanout.source)
+            self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
-    def snapshots(self, filter: EventFilter, besides: EventFilter | None = None) -> Iterable[StreamEvent]:
-        """A `chain_snapshot` of each open chain that passes the filter, and not `besides`. The lock is held."""
-        for run in self.runs.values():
-            for chain in run.open_chains.values():
-                if chain.snapshot_wanted(filter) and not (besides and chain.snapshot_wanted(besides)):
-                    yield chain.snapshot()
+    def wants(
+        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
+    ) -> bool:
+        """Whether any observer wants events of this type and place."""
+        return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
 
-    @property
-    def deliveries(self) -> list[Delivery]:
-        """One for each leaf of the observers that were added."""
+    def cancel(self, run_id: str, chain_id: str | None = None) -> None:
+        """End a run, or one of its open chains, on behalf of somebody who watches it; from any thread.
+
+        Raises:
+            InputError: no such run or chain is open, or its producer cannot be told to stop.
+        """
         with self.lock:
-            return list(self._deliveries.values())
+            run = self.fanout.runs.get(run_id)
+            if run is None:
+                raise InputError(f"no run {run_id!r} is open")
+            if chain_id is not None and not run.has_chain(chain_id):
+                raise InputError(f"run {run_id} has no open chain {chain_id!r}")
+            on_cancel = run.on_cancel
+        if on_cancel is None:
+            raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
+        on_cancel(chain_id)
 
-    # -- waiting -----------------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------------------------
 
     async def ready(self) -> None:
         """Return at once unless a lossless observer's queue is full; then wait for it, and say so once."""
-        await self._waiting.ready()
+        await self.fanout.ready()
 
     def ready_sync(self) -> None:
         """As `ready`, for a loop on a thread.
 
         In an event loop, observers that live there are not waited for: they would never get their turn.
         """
-        self._waiting.ready_sync()
-
-    def wake_producers(self) -> None:
-        """A full queue has room again. The lock is held."""
-        self._waiting.wake()
-
-    def _barriers(self) -> list[tuple[Delivery, Future[None]]]:
-        with self.lock:
-            barriers = [(d, Future[None]()) for d in self._deliveries.values() if not d.idle]
-            for delivery, done in barriers:
-                delivery.put_free([Control("barrier", done=done)])
-            return barriers
+        self.fanout.ready_sync()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until every observer has been given all that was emitted.
 
-        One that does not take it within `timeout` seconds (the manager's `drain_timeout` where None) is named in a warning.
+        One that does not take it within `timeout` seconds (the manager's `drain_timeout` if None) is named in a warning.
 
         Raises:
             InputError: an observer awaits this in one of its own hooks, and would be waited for.
         """
-        barriers = self._barriers()
-        if barriers:
-            refuse_to_wait_for_oneself("drain", (d for d, _ in barriers))
-            await _wait_all([done for _, done in barriers], self._seconds(timeout))
-            self._name_the_late(barriers, self._seconds(timeout))
+        await self.fanout.drain(timeout)
 
     def drain_sync(self, timeout: float | None = None) -> None:
         """As `drain`, for code without an event loop. Observers that live in this thread's own loop are not waited for."""
-        here = asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
-        barriers = [b for b in self._barriers() if here is None or b[0].observer.threaded]
-        refuse_to_wait_for_oneself("drain_sync", (d for d, _ in barriers))
-        deadline = time.monotonic() + self._seconds(timeout)
-        for _, done in barriers:
-            try:
-                done.result(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                continue
-        self._name_the_late(barriers, self._seconds(timeout))
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self.drain_timeout if timeout is None else timeout
-
-    def _name_the_late(self, barriers: list[tuple[Delivery, Future[None]]], timeout: float) -> None:
-        for delivery, done in barriers:
-            if not done.done() and not delivery.abandoned:
-                with self.lock:
-                    left = delivery.statistics().queued
-                logger.warning(
-                    "%s did not take its events within %g s; %d wait still",
-                    delivery.observer.name,
-                    timeout,
-                    left,
-                )
+        self.fanout.drain_sync(timeout)
 
     async def aclose(self) -> None:
         """Remove every observer, and wait until each has taken what was emitted and has closed.
@@ -459,112 +288,116 @@ class StreamingManager:
         One that is merely slow goes on by itself after twice that time. Raises what `drain` does.
         """
         self._remove_all("aclose")
-        for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
-            await _wait_all(self._unfinished(), self.drain_timeout)
-            step()
+        await self._departures.wait()
         self._stop_background()
 
     def close(self) -> None:
         """As `aclose`, for code without an event loop; interpreter exit calls it. Raises what that does."""
-        deliveries = self.deliveries
         self._remove_all("close")
-        for step in (self._give_up_hanging, self._give_up_hanging, self._name_the_slow):
-            deadline = time.monotonic() + self.drain_timeout
-            if asyncio._get_running_loop() is None:  # noqa: SLF001  (as in `drain_sync`)
-                for delivery in deliveries:
-                    delivery.empty_here()
-            for finished in self._unfinished():
-                with suppress(TimeoutError):
-                    finished.result(max(0.0, deadline - time.monotonic()))
-            step()
+        self._departures.wait_blocking()
         self._stop_background()
 
     def _remove_all(self, what: str) -> None:
         with self.lock:
-            refuse_to_wait_for_oneself(what, [*self._deliveries.values(), *self.closing])
+            pumps = [*self._pumps.values(), *self._departures.pumps]
+            ensure_not_in_own_hook(what, (pump.delivery for pump in pumps))
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
-            self._rouse_leaving()
+            self.fanout.wake_leaving_locked()
 
-    def _unfinished(self) -> list[Future[None]]:
+    def _stop_background(self) -> None:
+        if not self._departures:  # else somebody slow may be at work there
+            self._homes.stop()
+
+    # -- what is open and what waits --------------------------------------------------------------------------------
+
+    @property
+    def runs(self) -> Mapping[str, OpenRun]:
+        """The open runs, by id. It changes while it is read, unless the lock is held."""
+        return self.fanout.runs
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """The observers' queues, in the order in which they were added."""
+        return self.fanout.deliveries
+
+    def delivery_of(self, observer: StreamObserver) -> Delivery | None:
+        """The queue of one observer, if it is added (or stands for itself in one that is)."""
         with self.lock:
-            self._progress = {delivery: delivery.progress for delivery in self.closing}
-            return [delivery.finished for delivery in self.closing]
+            pump = self._pumps.get(observer)
+            return None if pump is None else pump.delivery
 
-    def _give_up_hanging(self) -> None:
+    @property
+    def congested(self) -> Collection[Delivery]:
+        """Queues of lossless observers that are full; the rollout waits for them."""
+        return self.fanout.congested
+
+    @property
+    def queue_limit(self) -> int:
+        """Bytes of memory that one observer's waiting events may take now."""
+        return self.fanout.queue_limit
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> list[ObserverStatistics]:
+        """One entry for each observer, in the order in which they were added."""
         with self.lock:
-            for delivery, before in self._progress.items():
-                if delivery in self.closing and delivery.progress == before and not delivery.abandoned:
-                    logger.warning(
-                        "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
-                        delivery.observer.name,
-                        self.drain_timeout,
-                        delivery.statistics().queued,
-                    )
-                    delivery.give_up()
+            return [pump.delivery.statistics() for pump in self._pumps.values()]
 
-    def _name_the_slow(self) -> None:
+    def totals(self) -> ManagerStatistics:
+        """The numbers that are not one observer's."""
+        fanout = self.fanout
         with self.lock:
-            self._progress = {}
-            for delivery in self.closing:
-                logger.warning(
-                    "%s has not closed yet; it goes on with %d events",
-                    delivery.observer.name,
-                    delivery.statistics().queued,
-                )
-
-    # -- observers without a loop of their own -------------------------------------------------------------------------
-
-    def loop_of_a_run(self) -> asyncio.AbstractEventLoop | None:
-        """Where an observer that was added from another thread is called. The lock is held."""
-        loops = (run.loop for run in self.runs.values())
-        return next((loop for loop in loops if loop is not None and loop.is_running()), None)
-
-    def background_loop(self) -> asyncio.AbstractEventLoop:
-        """A loop on a daemon thread, for observers that are neither threaded nor in anybody's loop."""
-        if self._background is None or self._background.is_closed():
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(
-                target=_run_until_stopped, args=(loop,), name="rollcast-observers", daemon=True
+            standing = [run.standing() for run in fanout.runs.values()]
+            return ManagerStatistics(
+                open_runs=len(standing),
+                open_chains=sum(chains for chains, _ in standing),
+                completion_tokens=fanout.completion_tokens + sum(tokens for _, tokens in standing),
+                emitted={event_type.value: n for event_type, n in fanout.emitted.items() if n},
             )
-            try:
-                thread.start()
-            except RuntimeError:
-                loop.close()
-                raise
-            self._background = loop
-        return self._background
 
     def after_fork(self) -> None:
         """In a forked child, which has none of the threads and loops. The lock is held."""
-        self._background = None
-        self.pumps.clear()
-        self.closing.clear()
-        self._waiting.after_fork()
-        self._leaving.clear()
-        for delivery in self._deliveries.values():
-            delivery.after_fork()
-
-    def _stop_background(self) -> None:
-        with self.lock:
-            if self.closing:  # somebody slow may be at work there
-                return
-            loop, self._background = self._background, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+        self._homes.after_fork_locked()
+        self._departures.after_fork_locked()
+        self.fanout.after_fork_locked()
+        self._closings.clear()
+        for pump in self._pumps.values():
+            pump.after_fork_locked()
 
 
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+class _Host:
+    """What the pumps need of their manager. See `PumpHost`."""
+
+    def __init__(self, manager: StreamingManager, homes: Homes, departures: Departures) -> None:
+        self._manager = manager
+        self._departures = departures
+        self.loop_for = homes.loop_for
+        self._reported: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+    def expects_more(self) -> bool:
+        return bool(self._manager.fanout.runs)
+
+    def failed(self, pump: Pump, error: BaseException, event: StreamEvent | None) -> None:
+        if pump not in self._reported:
+            self._reported.add(pump)
+            self._manager.report(pump.observer, error, run_id=event.run_id if event else "")
+        if pump.failures_in_a_row == FAILURES_TO_DETACH:
+            self._manager.remove_observer(pump.observer)
+
+    def closed(self, pump: Pump) -> None:
+        self._departures.remove_locked(pump)
+        self._manager.fanout.forget_locked(pump.delivery)
+
+
+def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
     try:
-        loop.run_forever()
-        left = asyncio.all_tasks(loop)  # observers that hang
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-    finally:
-        loop.close()
+        return observer.leaves()
+    except TypeError as error:  # a dataclass with eq=True
+        raise InputError(
+            f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
+        ) from None
 
 
 def _is_sound(event: Any) -> bool:
@@ -578,21 +411,3 @@ def _is_sound(event: Any) -> bool:
     if event.event_type != StreamEventType.LLM_GENERATION_CHUNK:
         return True
     return isinstance(data.get("content"), str) and isinstance(data.get("offset"), int)
-
-
-def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
-    try:
-        return observer.leaves()
-    except TypeError as error:  # a dataclass with eq=True
-        raise InputError(
-            f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
-        ) from None
-
-
-async def _wait_all(futures: list[Future[None]], timeout: float) -> None:
-    """Wait until all are done, `timeout` seconds at most; the futures themselves are left alone."""
-    waiting = [asyncio.wrap_future(proxy_of(future)) for future in futures]
-    if waiting:
-        _, late = await asyncio.wait(waiting, timeout=timeout)
-        for waiter in late:
-            waiter.cancel()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from rollcast.records import EventFilter, StreamEvent
-
-if TYPE_CHECKING:
-    from rollcast.stream.manager import StreamingManager
 
 __all__ = ["DeliveryMode", "StreamObserver"]
 
@@ -35,7 +32,7 @@ class StreamObserver(ABC):
     mode: DeliveryMode = "coalesce"
     threaded: bool = False
     loop: asyncio.AbstractEventLoop | None = None
-    manager: StreamingManager | None = None
+    manager: Any = None  # a StreamingManager, which imports this module
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
-"""A bounded queue of events for somebody who may fall behind.
+"""A bounded queue of events for a reader that may fall behind.
 
-`put` never waits. Where the reader falls behind, `compact` merges neighbouring chunks; where even that exceeds the limit,
-the queue is given up: a count by type stands for it until the reader comes back, and then it gets one `gap` a run and a
+`put_nowait` never waits. When the reader falls behind, `compact` merges neighbouring chunks. If even that exceeds the limit,
+everything that waits is dropped and counted by type, until the reader comes back: it then gets one `gap` for each run, and a
 snapshot of every open chain. Whoever owns a queue guards it with a lock.
 """
 
@@ -30,7 +30,7 @@ COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
 
 
 class Control(msgspec.Struct, frozen=True):
-    """Something in the queue that is no event: a hook to call, or a promise to keep when everything before it is done."""
+    """An item that is not an event: a hook to call, or a promise to fulfil once everything before it has been handed over."""
 
     kind: Literal["run_opened", "run_closed", "chain_closed", "barrier"]
     run_id: str = ""
@@ -42,7 +42,7 @@ Item = StreamEvent | Control
 
 
 def event_size(event: StreamEvent) -> int:
-    """Bytes of memory that the event keeps alive, near enough to bound a queue by."""
+    """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
     data = event.data
     if event.event_type is CHUNK:
         return chunk_size(data.get("content", ""), data.get("token_ids"))
@@ -84,8 +84,8 @@ def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
 def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
 
-    Chunks are neighbours where no other event of their chain and no barrier stands between them; the merged one stands
-    at the last one's place, so `seq` still rises.
+    Chunks are neighbours if no other event of their chain and no barrier stands between them; the merged one takes
+    the place of the last, so `seq` still rises.
     """
     runs_of_chunks: dict[
         tuple[str, str], tuple[int | None, list[int]]
@@ -95,7 +95,7 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
         if isinstance(item, Control):
             if item.kind == "chain_closed":
                 runs_of_chunks.pop((item.run_id, item.chain_id), None)
-            elif item.kind == "barrier":  # who waits for it may have snapshots of what stands before it
+            elif item.kind == "barrier":  # its owner may hold snapshots that cover what stands before it
                 runs_of_chunks.clear()
             continue
         key = (item.run_id, item.chain_id)
@@ -105,7 +105,7 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
             runs_of_chunks.pop(key, None)
         elif key in runs_of_chunks and runs_of_chunks[key][0] == item.step:
             runs_of_chunks[key][1].append(i)
-        else:  # the first, or the first of the next generation where a filter leaves out what is between
+        else:  # the first, or the first of the next generation if a filter leaves out what is between
             runs_of_chunks[key] = (item.step, [i])
             groups.append(runs_of_chunks[key][1])
     merged: dict[int, StreamEvent] = {}
@@ -121,24 +121,24 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
 
 
 def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[StreamEvent]]:
-    """The queue without the chunks of generations whose end stands in it too (the end has the whole text), and those."""
+    """The queue without the chunks of generations whose end is queued too (it has the whole text); and those chunks."""
     ended: set[tuple[str, str, int | None]] = set()
     kept: list[Item] = []
-    told: list[StreamEvent] = []
+    superseded: list[StreamEvent] = []
     for item in reversed(queue):
         if isinstance(item, StreamEvent):
             key = (item.run_id, item.chain_id, item.step)
             if item.event_type is GENERATION_END:
                 ended.add(key)
             elif item.event_type is CHUNK and key in ended:
-                told.append(item)
+                superseded.append(item)
                 continue
         kept.append(item)
-    return kept[::-1], told
+    return kept[::-1], superseded
 
 
-class _Lost:
-    """What one run's events were that this observer did not get."""
+class _Loss:
+    """The events of one run that the reader did not get."""
 
     __slots__ = ("by_type", "from_seq", "to_seq")
 
@@ -154,22 +154,22 @@ class _Lost:
         else:
             self.by_type[event.event_type.value] += 1
 
-    def join(self, other: _Lost) -> None:
+    def join(self, other: _Loss) -> None:
         self.from_seq = min(self.from_seq, other.from_seq)
         self.to_seq = max(self.to_seq, other.to_seq)
         self.by_type.update(other.by_type)
 
 
-_LostByRun = dict[str, _Lost]
+_LossByRun = dict[str, _Loss]
 
 
-def _note(lost: _LostByRun, event: StreamEvent) -> None:
+def _note(lost: _LossByRun, event: StreamEvent) -> None:
     if event.run_id not in lost:
-        lost[event.run_id] = _Lost(event.seq)
+        lost[event.run_id] = _Loss(event.seq)
     lost[event.run_id].add(event)
 
 
-def _join(lost: _LostByRun, others: _LostByRun) -> None:
+def _join(lost: _LossByRun, others: _LossByRun) -> None:
     for run_id, other in others.items():
         if run_id in lost:
             lost[run_id].join(other)
@@ -178,12 +178,12 @@ def _join(lost: _LostByRun, others: _LostByRun) -> None:
 
 
 class EventQueue:
-    """Events that wait for one reader, and what stands for those that it will not get.
+    """Events that wait for one reader, and counts of those that it will not get.
 
     Args:
-        reader: how a `gap` calls the reader.
+        reader: the reader's name, for the `reason` of a `gap`.
         limit: bytes of memory that the waiting events may take.
-        lossless: nothing is merged or dropped; `full` tells that the producer must wait.
+        lossless: nothing is merged or dropped; `full` says that the producer must wait.
         source: as events carry it.
     """
 
@@ -193,24 +193,24 @@ class EventQueue:
         self.lossless = lossless
         self.source = source
         self.full = False
-        self.awake = False  # the reader is at work, or was told to look
+        self.awake = False  # the reader is at work, or has been woken
         self.merged = self.dropped = 0
         self.items: list[Item] = []
-        self.mixed = False  # controls may stand among the events
+        self.mixed = False  # there may be controls among the events
         self.bytes = 0
         self._compact_at = COMPACT_AT
-        self._lost: _LostByRun = {}
-        self._told: _LostByRun = {}  # chunks that went because an end that waits has their text
-        self._told_taken: _LostByRun = {}  # of the ends that were taken last
+        self._lost: _LossByRun = {}
+        self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
+        self._superseded_taken: _LossByRun = {}  # by the ends that were taken last
 
     def wake(self) -> None:
-        """Something waits and the reader is not awake: tell it."""
+        """Called when something waits and the reader is not awake."""
         self.awake = True
 
     def became_full(self) -> None:
-        """A lossless queue has reached its limit."""
+        """Called when a lossless queue reaches its limit."""
 
-    def put(self, event: StreamEvent, size: int) -> None:
+    def put_nowait(self, event: StreamEvent, size: int) -> None:
         """Queue an event of this many bytes. This is on the path of every token."""
         if self._lost:
             self._lose(event)
@@ -224,51 +224,51 @@ class EventQueue:
             self.wake()
 
     def put_control(self, control: Control) -> None:
-        """Queue a hook. A chain's end is counted, and not told to a reader who has been given up: it gets snapshots."""
+        """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots will follow."""
         if control.kind == "chain_closed":
             if self._lost:
                 return
             self.bytes += CONTROL_SIZE
             if self.bytes > self.limit and not self.lossless:
                 self._shrink()
-        self.put_free([control])
+        self.put_uncounted([control])
 
-    def put_free(self, items: list[Item]) -> None:
-        """Queue what is not counted against the limit: snapshots (bounded by the open chains), and what asks for them."""
+    def put_uncounted(self, items: list[Item]) -> None:
+        """Queue what does not count against the limit: snapshots (bounded by the open chains), and controls."""
         if self._lost:  # newer snapshots will follow the gap
             items = [item for item in items if isinstance(item, Control)]
+        if not items:
+            return
         self.items += items
         self.mixed = True
         if not self.awake:
             self.wake()
 
-    def take(self, snapshots: Iterable[StreamEvent]) -> list[Item]:
-        """Everything that waits, oldest first. `snapshots` of the open chains are used where events were dropped."""
+    def take_nowait(self, snapshots: Iterable[StreamEvent]) -> list[Item]:
+        """Everything that waits, oldest first. If events were dropped, gaps and these `snapshots` of the open chains come first."""
         items, self.items = self.items, []
         self.mixed = False
-        if len(items) < COMPACT_AT:  # else as many may wait again: each a chunk of another chain, mostly
+        if len(items) < COMPACT_AT:  # else as many may wait again, mostly chunks of different chains
             self._compact_at = COMPACT_AT
         if self._lost:
-            opened = [
-                item for item in items if _opens(item)
-            ]  # nobody gets a gap of a run that he does not know
+            opened = [item for item in items if _opens(item)]  # a gap of a run comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
-        self._told_taken, self._told = self._told, {}
+        self._superseded_taken, self._superseded = self._superseded, {}
         self.bytes = 0
         return items
 
     def put_back(self, items: list[Item]) -> None:
-        """What was taken and not read stands first again; where events were dropped since, the gap covers it too."""
+        """Put what was taken and not read in front again; if events were dropped since, the gap covers it as well."""
         if self._lost:
             for item in items:
                 if _counts(item):
                     self._lose(item)
             items = [item for item in items if isinstance(item, Control)]
-            self._lose_told(self._told_taken)
+            self._lose_superseded(self._superseded_taken)
         else:
-            _join(self._told, self._told_taken)
-        self._told_taken = {}
+            _join(self._superseded, self._superseded_taken)
+        self._superseded_taken = {}
         self.items[:0] = items
         self.mixed = True
         self.bytes = sum(event_size(item) for item in self.items if _counts(item))
@@ -283,20 +283,20 @@ class EventQueue:
         self.merged += saved
         self.bytes -= freed
         if self.bytes > 0.75 * self.limit:
-            self.items, told = without_ended_generations(self.items)
-            self.merged += len(told)
-            self.bytes -= sum(map(event_size, told))
-            for chunk in told:
-                _note(self._told, chunk)
+            self.items, superseded = without_ended_generations(self.items)
+            self.merged += len(superseded)
+            self.bytes -= sum(map(event_size, superseded))
+            for chunk in superseded:
+                _note(self._superseded, chunk)
         if self.bytes > 0.75 * self.limit:
             self._give_up()
         self._compact_at = max(COMPACT_AT, 2 * len(self.items))
 
     def _give_up(self) -> None:
-        """Drop what waits; from here on only count, until the reader comes back."""
+        """Drop what waits, and only count from here on, until the reader comes back."""
         items, self.items = self.items, []
-        self._lose_told(self._told)
-        self._told = {}
+        self._lose_superseded(self._superseded)
+        self._superseded = {}
         for item in items:
             if isinstance(item, Control):
                 if item.kind != "chain_closed":
@@ -309,12 +309,12 @@ class EventQueue:
         _note(self._lost, event)
         self.dropped += 1
 
-    def _lose_told(self, told: _LostByRun) -> None:
-        """The ends that had their text are lost: they count as dropped, and no longer as merged."""
-        count = sum(sum(lost.by_type.values()) for lost in told.values())
+    def _lose_superseded(self, superseded: _LossByRun) -> None:
+        """The ends that repeated their text are lost, so these count as dropped and no longer as merged."""
+        count = sum(sum(loss.by_type.values()) for loss in superseded.values())
         self.merged -= count
         self.dropped += count
-        _join(self._lost, told)
+        _join(self._lost, superseded)
 
     def _gaps(self) -> list[StreamEvent]:
         now = time.time()

@@ -17,7 +17,7 @@ from rollcast.models.backend import Delta, GenerationRequest
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.rollout import ChainContext, Reward, reward
 from rollcast.stream import DeliveryMode, StreamObserver
-from rollcast.stream.delivery import FAILURES_TO_DETACH
+from rollcast.stream.pump import FAILURES_TO_DETACH
 from rollcast.testing.scripted import ScriptedBackend, tokens_of
 from rollcast.tools import Tool, tool
 

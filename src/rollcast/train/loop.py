@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from rollcast.aio import wait_uncancelled
 from rollcast.errors import CheckpointError, InputError
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.rollout import BaseAgent, RunResult
-from rollcast.rollout.chain import ended
 from rollcast.rollout.rows import derived_seed
-from rollcast.stream.producer import RunStream, new_run_id
+from rollcast.stream.run import RunStream, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
 from rollcast.train.checkpoint import Checkpoints, sole_writer
@@ -439,5 +439,5 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await ended([task])
+        await wait_uncancelled([task])
         raise

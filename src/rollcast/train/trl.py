@@ -24,7 +24,7 @@ from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
-from rollcast.stream.producer import RunStream, new_run_id
+from rollcast.stream.run import RunStream, new_run_id
 from rollcast.train.export import Forked, to_trl
 from rollcast.train.scored import check_scored
 

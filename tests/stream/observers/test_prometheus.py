@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rollcast import BaseAgent, PrometheusStreamObserver, StreamEventType, tool
 from rollcast.errors import InputError, MissingExtraError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.stream import StreamingManager
+from rollcast.stream import RunStream, StreamingManager
 from rollcast.testing import EventCapture, RaisingObserver, ScriptedBackend, StallingObserver
 from rollcast.tools import calculator
 
@@ -68,11 +68,11 @@ async def test_no_token_is_made_into_an_event_for_it(observer, value, monkeypatc
     """It wants no chunk, and counts every token nevertheless."""
     agent = agent_with(observer)
     built = []
-    send = agent.streaming_manager.send
+    publish = RunStream.publish
     monkeypatch.setattr(
-        agent.streaming_manager,
-        "send",
-        lambda targets, kind, *rest: (built.append(kind), send(targets, kind, *rest)),
+        RunStream,
+        "publish",
+        lambda run, targets, kind, *rest: (built.append(kind), publish(run, targets, kind, *rest)),
     )
     result = await agent.run_async(5, HELLO, enable_streaming=True)
     assert T.LLM_GENERATION_CHUNK not in built

@@ -8,9 +8,9 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator
 
+from rollcast.aio import wake
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
-from rollcast.stream.delivery import wake_up
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, EventQueue, Item, event_size
 
@@ -86,7 +86,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
     async def _take(self, buffer: _RunBuffer) -> list[Item]:
         while True:
             with self._lock:
-                items = buffer.take(())
+                items = buffer.take_nowait(())
                 if items:
                     self._wake()  # who waits for room
                     return items
@@ -111,7 +111,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            wake_up(waiter)
+            wake(waiter)
 
     # -- the manager's side --------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
                 buffer = self._runs.get(event.run_id)
                 if buffer is not None:
                     buffer.limit = self._room
-                    buffer.put(event, event_size(event))
+                    buffer.put_nowait(event, event_size(event))
             self._wake()
         while True:
             with self._lock:
@@ -173,7 +173,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
                 buffer.closed = True
                 if buffer.left:
                     del self._runs[control.run_id]
-            buffer.put_free([control])
+            buffer.put_uncounted([control])
             self._wake()
 
     async def aclose(self) -> None:
@@ -181,7 +181,7 @@ class AsyncGeneratorStreamObserver(StreamObserver):
         with self._lock:
             self._gone += 1
             for buffer in self._runs.values():
-                buffer.put_free([Control("run_closed", buffer.run_id)])
+                buffer.put_uncounted([Control("run_closed", buffer.run_id)])
                 buffer.closed = True
             self._wake()
 

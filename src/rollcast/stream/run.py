@@ -14,27 +14,28 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
+from rollcast.aio import running_loop, why_left
 from rollcast.errors import InputError
 from rollcast.records import (
+    EventFilter,
     Message,
+    StreamEvent,
     StreamEventType,
     Trajectory,
     validated_messages,
 )
 from rollcast.records.event import RunStatus
-from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
-from rollcast.stream.delivery import refuse_to_wait_for_oneself, running_loop
-from rollcast.stream.queue import Control
+from rollcast.stream.chain import UNSET, ChainStream, error_data
+from rollcast.stream.delivery import ensure_not_in_own_hook
+from rollcast.stream.fanout import Fanout, Route, Targets
+from rollcast.stream.queue import Control, event_size
 
-if TYPE_CHECKING:
-    from rollcast.stream.manager import StreamingManager
-
-__all__ = ["ChainStream", "GenerationStream", "RunAbout", "RunStream", "ToolStream", "new_run_id"]
+__all__ = ["RunAbout", "RunStream", "new_run_id"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -71,7 +72,7 @@ class RunStream:
     """One run: opens on entering the block, and closes whatever is open when it is left.
 
     Args:
-        manager: whose observers watch.
+        fanout: of the manager whose observers watch.
         live: False: nothing is emitted.
         chains, groups: how many there will be.
         agent, model, backend, policy_version: for `run_start`.
@@ -84,7 +85,7 @@ class RunStream:
 
     def __init__(
         self,
-        manager: StreamingManager,
+        fanout: Fanout,
         *,
         live: bool = True,
         chains: int = 1,
@@ -98,11 +99,11 @@ class RunStream:
         run_id: str | None = None,
         on_cancel: Callable[[str | None], object] | None = None,
     ) -> None:
-        self.manager = manager
+        self.fanout = fanout
         self.on_cancel = on_cancel
         self.live = live
         self.run_id = run_id or new_run_id()
-        self.seq = -1  # of the last event; the manager stamps
+        self.seq = -1  # of the last event
         self.model = model
         self.policy_version = policy_version
         self.open_chains: dict[str, ChainStream] = {}
@@ -117,8 +118,8 @@ class RunStream:
         self.status: RunStatus | None = None
         self._opened = False
         self.loop: asyncio.AbstractEventLoop | None = None  # in which it was opened
-        self.lock: AbstractContextManager[Any] = manager.lock if live else _NO_LOCK
-        self._route = manager.route(self, "", None)
+        self.lock: AbstractContextManager[Any] = fanout.lock if live else _NO_LOCK
+        self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
         self._start = {
             "chains": chains,
@@ -147,11 +148,11 @@ class RunStream:
         self.loop = running_loop()
         if self.live:
             with self.lock:
-                self.manager.runs[self.run_id] = self
-                self.manager.broadcast(Control("run_opened", self.run_id))
+                self.fanout.runs[self.run_id] = self
+                self.fanout.broadcast_locked(Control("run_opened", self.run_id))
                 self._emit(T.RUN_START, dict(self._start))
-        elif self.manager.observers:
-            names = ", ".join(o.name for o in self.manager.observers)
+        elif readers := self.fanout.deliveries:
+            names = ", ".join(delivery.reader for delivery in readers)
             logger.warning("%s will see nothing of this run: it runs with enable_streaming=False", names)
         logger.debug("run %s begins", self.run_id)
         return self
@@ -177,9 +178,9 @@ class RunStream:
                         "duration_s": time.perf_counter() - self._began,
                     },
                 )
-                self.manager.runs.pop(self.run_id, None)
+                self.fanout.runs.pop(self.run_id, None)
                 self._name_empty_filters()
-                self.manager.broadcast(Control("run_closed", self.run_id))
+                self.fanout.broadcast_locked(Control("run_closed", self.run_id))
         logger.debug("run %s is %s", self.run_id, status)
 
     def chain_began(self, chain: ChainStream) -> None:
@@ -197,7 +198,7 @@ class RunStream:
             raise InputError(f"{name} has begun already; make another one with run.chain(...)")
         self.open_chains[name] = chain
         if self.live:
-            self.manager.make_room(len(self.open_chains))
+            self.fanout.make_room_locked(len(self.open_chains))
         self._note_places(chain.trajectory)
 
     def chain_ended(self, chain: ChainStream) -> None:
@@ -213,12 +214,12 @@ class RunStream:
 
     def _note_places(self, trajectory: Trajectory) -> None:
         for place in (trajectory.chain_id, trajectory.group_id):
-            if place in self.manager.named_places:
+            if place in self.fanout.named:
                 self._places_seen.add(place)
 
     def _name_empty_filters(self) -> None:
         """Warn of filters that name what this run did not have: mostly a misspelt id."""
-        for delivery in self.manager.deliveries if self.chains else ():
+        for delivery in self.fanout.deliveries if self.chains else ():
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
@@ -230,7 +231,7 @@ class RunStream:
                 if missing:
                     logger.warning(
                         "the filter of %s names %s, which this run did not have; it had %d chains, the last of them %s",
-                        delivery.observer.name,
+                        delivery.reader,
                         ", ".join(sorted(missing)),
                         self.chains,
                         self._last_chain,
@@ -297,9 +298,54 @@ class RunStream:
                 self._emit(T.ERROR, error_data(error, where))
 
     def _emit(self, event_type: StreamEventType, data: dict[str, Any]) -> None:
-        targets = self._route.targets(event_type)
+        targets = self._route.targets_locked(event_type)
         if targets:
-            self.manager.send(targets, event_type, self._route, data, None)
+            self.publish(targets, event_type, self._route, data, None)
+
+    def publish(
+        self,
+        targets: Targets,
+        event_type: StreamEventType,
+        route: Route,
+        data: dict[str, Any],
+        step: int | None,
+        depth: int | None = None,
+        size: int = 0,
+    ) -> None:
+        """See `RunOfChain.publish`. This is on the path of every token."""
+        fanout = self.fanout
+        self.seq = seq = self.seq + 1
+        event = StreamEvent(
+            event_type,
+            route.chain_id,
+            time.time(),
+            data,
+            step,
+            depth,
+            seq,
+            route.run_id,
+            route.group_id,
+            fanout.source,
+        )
+        fanout.emitted[event_type] += 1
+        size = size or event_size(event)
+        for delivery in targets:
+            delivery.put_nowait(event, size)
+
+    def has_chain(self, chain_id: str) -> bool:
+        """See `OpenRun.has_chain`."""
+        return chain_id in self.open_chains
+
+    def standing(self) -> tuple[int, int]:
+        """See `OpenRun.standing`."""
+        open_turns = [chain.generation_open for chain in self.open_chains.values()]
+        return len(open_turns), sum(g.turn.completion_tokens for g in open_turns if g is not None)
+
+    def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
+        """See `OpenRun.snapshots`. The lock is held."""
+        for chain in self.open_chains.values():
+            if chain.snapshot_wanted(filter) and not (besides and chain.snapshot_wanted(besides)):
+                yield chain.snapshot()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -309,11 +355,11 @@ class RunStream:
     ) -> None:
         self.close(_run_status(error))
         if self.live:
-            self.manager.drain_sync()
+            self.fanout.drain_sync()
 
     async def __aenter__(self) -> Self:
         if self.live:
-            refuse_to_wait_for_oneself("a run", self.manager.deliveries)
+            ensure_not_in_own_hook("a run", self.fanout.deliveries)
         return self.open()
 
     async def __aexit__(
@@ -321,10 +367,10 @@ class RunStream:
     ) -> None:
         self.close(_run_status(error))
         if self.live:
-            await self.manager.drain()
+            await self.fanout.drain()
 
 
 def _run_status(error: BaseException | None) -> RunStatus:
     if error is None:
         return "completed"
-    return "cancelled" if left_by(error) == "cancelled" else "failed"
+    return "cancelled" if why_left(error) == "cancelled" else "failed"

@@ -1,0 +1,101 @@
+"""Waking other threads and event loops, and waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Literal
+
+__all__ = [
+    "call_in",
+    "follower",
+    "fulfil",
+    "running_loop",
+    "uncancel",
+    "wait_for_all",
+    "wait_for_all_blocking",
+    "wait_uncancelled",
+    "wake",
+    "why_left",
+]
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, or None."""
+    return asyncio._get_running_loop()  # noqa: SLF001  (documented; None instead of an exception)
+
+
+def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> bool:
+    """Have the loop call the function soon, from any thread. False if the loop is closed: nothing is called then."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        return False
+    return True
+
+
+def wake(waiter: asyncio.Future[None]) -> bool:
+    """Let whoever awaits this future go on, from any thread. False if its loop is closed: nobody waits there any more."""
+    loop = waiter.get_loop()
+    if loop is running_loop():
+        _resolve(waiter)
+        return True
+    return call_in(loop, _resolve, waiter)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def fulfil(promise: Future[None]) -> None:
+    """Mark the promise done, unless it is done or cancelled already."""
+    with contextlib.suppress(InvalidStateError):
+        promise.set_result(None)
+
+
+def follower(promise: Future[None]) -> Future[None]:
+    """A future that is done when `promise` is; cancelling it leaves `promise` alone."""
+    following: Future[None] = Future()
+    promise.add_done_callback(lambda _: fulfil(following))
+    return following
+
+
+async def wait_for_all(promises: Collection[Future[None]], timeout: float) -> None:
+    """Wait until all promises are done, for `timeout` seconds at most. The promises themselves are left alone."""
+    waiting = [asyncio.wrap_future(follower(promise)) for promise in promises]
+    if waiting:
+        _, late = await asyncio.wait(waiting, timeout=timeout)
+        for waiter in late:
+            waiter.cancel()
+
+
+def wait_for_all_blocking(promises: Collection[Future[None]], timeout: float) -> None:
+    """As `wait_for_all`, blocking the thread."""
+    deadline = time.monotonic() + timeout
+    for promise in promises:
+        with contextlib.suppress(TimeoutError):
+            promise.result(max(0.0, deadline - time.monotonic()))
+
+
+async def wait_uncancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Wait for all tasks, ignoring further cancellation of the caller, who is on the way out already."""
+    while not all(task.done() for task in tasks):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
+
+
+def uncancel() -> None:
+    """Take back every request to cancel the current task."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def why_left(error: BaseException | None) -> Literal["cancelled", "error"]:
+    """Why a block was left by this exception: it was cancelled, or it failed."""
+    stops = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
+    return "cancelled" if isinstance(error, stops) else "error"

@@ -1,0 +1,76 @@
+"""What happens when the process forks, and when it exits.
+
+Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never has
+half of a change, or a lock that nobody will release. At exit each is closed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from functools import partial
+from typing import Any, Protocol
+
+__all__ = ["Registered", "register"]
+
+logger = logging.getLogger("rollcast")
+
+
+class Registered(Protocol):
+    """What registers."""
+
+    @property
+    def lock(self) -> Any:
+        """A lock with `acquire` and `release`; it is held while the process forks."""
+        ...
+
+    def after_fork(self) -> None:
+        """Called in the forked child, which has none of the parent's threads and loops. The lock is held."""
+        ...
+
+    def close(self) -> None:
+        """Called when the interpreter exits."""
+        ...
+
+
+_registered: weakref.WeakSet[Registered] = weakref.WeakSet()
+_forking: list[tuple[Registered, Any]] = []  # their locks are held
+
+
+def register(thing: Registered) -> None:
+    """Look after this object, for as long as somebody else holds it."""
+    _registered.add(thing)
+
+
+def _close_at_exit() -> None:
+    for thing in list(_registered):
+        try:
+            thing.close()
+        except Exception:  # one object's failure is not another's
+            logger.exception("%s could not be closed at exit", type(thing).__name__)
+
+
+def _before_fork() -> None:
+    for thing in sorted(_registered, key=id):
+        lock = thing.lock
+        lock.acquire()
+        _forking.append((thing, lock))
+
+
+def _after_fork(*, in_child: bool) -> None:
+    while _forking:
+        thing, lock = _forking.pop()
+        if in_child:
+            thing.after_fork()
+        lock.release()
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, in_child=False),
+        after_in_child=partial(_after_fork, in_child=True),
+    )

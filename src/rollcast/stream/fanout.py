@@ -1,0 +1,363 @@
+"""Who gets which event: the deliveries, the one lock, and a version number that says when to look again.
+
+    a writer ──targets, publish──▶ Fanout ──put_nowait──▶ Delivery, one for each reader
+
+Publishing never waits. A writer keeps a `Route`, which remembers the deliveries that want each type of its events as long as
+the version stays the same. If nobody wants a token, no event is made of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+from rollcast.aio import call_in, fulfil, running_loop, wait_for_all, wait_for_all_blocking
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
+from rollcast.stream.queue import Control
+
+__all__ = ["Cut", "Fanout", "OpenRun", "Route", "Targets"]
+
+logger = logging.getLogger("rollcast.stream")
+
+QUEUE_LIMIT = 8 << 20  # bytes
+QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
+
+Targets = tuple[Delivery, ...]
+
+
+class OpenRun(Protocol):
+    """A run that is open. All of it is used with the lock held."""
+
+    seq: int
+    loop: asyncio.AbstractEventLoop | None
+    parent_run_id: str | None
+    expected_chains: int
+    on_cancel: Callable[[str | None], object] | None
+
+    def has_chain(self, chain_id: str) -> bool:
+        """Whether this chain is open."""
+        ...
+
+    def standing(self) -> tuple[int, int]:
+        """How many chains are open, and how many tokens their open generations have."""
+        ...
+
+    def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterable[StreamEvent]:
+        """A `chain_snapshot` of each open chain that the filter wants and `besides` does not."""
+        ...
+
+
+class Cut(NamedTuple):
+    """How everything that is open stands at one moment.
+
+    Attributes:
+        snapshots: of the open chains.
+        as_of: the `seq` of the last event of each open run.
+        arrived: done when the reader that it was made for has been given everything from before the cut; None if it has.
+    """
+
+    snapshots: list[StreamEvent]
+    as_of: dict[str, int]
+    arrived: Future[None] | None
+
+
+class Fanout:
+    """The deliveries of one manager.
+
+    Args:
+        queue_limit: bytes of memory that one reader's waiting events may take. None: 8 MiB, or 8 KiB for each chain that
+            was open at once, if that is more.
+        drain_timeout: seconds that the end of a run waits for readers that lag.
+        source: as events carry it.
+
+    Attributes:
+        lock: guards everything here, the deliveries, and what the writers of live runs write.
+        version: rises whenever a delivery comes, goes or changes its filter.
+        runs: the open ones, by id.
+        congested: lossless deliveries that are full, for which the producers wait.
+        emitted: events that were published, by type.
+        named: chains and groups that filters name.
+    """
+
+    def __init__(
+        self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
+    ) -> None:
+        self.queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._limit_grows = queue_limit is None
+        self.drain_timeout = drain_timeout
+        self.source = source
+        self.lock = threading.RLock()
+        self.version = 0
+        self.runs: dict[str, OpenRun] = {}
+        self.emitted = dict.fromkeys(StreamEventType, 0)
+        self.completion_tokens = 0  # of generations that have ended
+        self.named: frozenset[str] = frozenset()
+        self.congested: set[Delivery] = set()
+        self._deliveries: list[Delivery] = []
+        self._leaving: list[Delivery] = []  # that were removed, until their readers have closed
+        self._threads: list[Future[None]] = []  # that wait until nothing is congested
+        self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    # -- who reads -----------------------------------------------------------------------------------------------------
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """In the order in which they were added."""
+        with self.lock:
+            return list(self._deliveries)
+
+    def delivery(
+        self, reader: str, filter: EventFilter, *, lossless: bool = False, threaded: bool = False
+    ) -> Delivery:
+        """A new delivery, which is not added yet."""
+        delivery = Delivery(
+            reader,
+            filter,
+            lock=self.lock,
+            limit=self.queue_limit,
+            snapshots=self.snapshots,
+            lossless=lossless,
+            threaded=threaded,
+            source=self.source,
+        )
+        delivery.on_full = self._full_locked
+        return delivery
+
+    def add(self, delivery: Delivery) -> None:
+        """From now on it gets what its filter wants; of chains that are open already, a snapshot first."""
+        with self.lock:
+            self._deliveries.append(delivery)
+            self._changed_locked()
+            if self.runs:
+                delivery.put_uncounted([Control("run_opened", run_id) for run_id in self.runs])
+                delivery.put_uncounted(list(self.snapshots(delivery.filter)))
+
+    def remove(self, delivery: Delivery) -> None:
+        """It gets what was published until now, and nothing more. One that is not there is ignored."""
+        with self.lock:
+            if delivery in self._deliveries:
+                self._deliveries.remove(delivery)
+                self._leaving.append(delivery)
+                self._changed_locked()
+                self._full_locked(delivery, full=False)
+            delivery.end_locked()
+
+    def forget_locked(self, delivery: Delivery) -> None:
+        """The reader of a delivery that was removed has closed."""
+        if delivery in self._leaving:
+            self._leaving.remove(delivery)
+
+    def wake_leaving_locked(self) -> None:
+        """Readers that were removed while their event loop ended have something left to do."""
+        for delivery in list(self._leaving):
+            delivery.on_wake()
+
+    def set_filter(self, delivery: Delivery, filter: EventFilter) -> None:
+        """Chains that come into view start with a snapshot."""
+        with self.lock:
+            before, delivery.filter = delivery.filter, filter
+            self._changed_locked()
+            delivery.put_uncounted(list(self.snapshots(filter, besides=before)))
+
+    def _changed_locked(self) -> None:
+        self.version += 1
+        parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
+        self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
+
+    def make_room_locked(self, chains: int) -> None:
+        """So many chains are open: all of their starts, or of their ends, must fit into a queue."""
+        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
+            self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
+            for delivery in self._deliveries:
+                delivery.limit = self.queue_limit
+
+    # -- what they get -------------------------------------------------------------------------------------------------
+
+    def interested(
+        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
+    ) -> Targets:
+        """The deliveries that want such an event."""
+        with self.lock:
+            return tuple(
+                d for d in self._deliveries if d.filter.wants(event_type, chain_id, group_id, run_id)
+            )
+
+    def publish_locked(self, event: StreamEvent, targets: Iterable[Delivery], size: int) -> None:
+        """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
+        self.emitted[event.event_type] += 1
+        for delivery in targets:
+            delivery.put_nowait(event, size)
+
+    def broadcast_locked(self, control: Control) -> None:
+        """Queue a hook for everybody."""
+        self.wake_leaving_locked()
+        for delivery in self._deliveries:
+            delivery.put_control(control)
+
+    def snapshots(self, filter: EventFilter, besides: EventFilter | None = None) -> Iterator[StreamEvent]:
+        """A `chain_snapshot` of each open chain that the filter wants and `besides` does not. The lock is held."""
+        for run in self.runs.values():
+            yield from run.snapshots(filter, besides)
+
+    def cut(
+        self, filter: EventFilter, *, besides: EventFilter | None = None, reader: Delivery | None = None
+    ) -> Cut:
+        """How the chains stand that the filter wants and `besides` does not.
+
+        Args:
+            filter: of which chains.
+            besides: chains that this one wants as well are left out.
+            reader: whose events are to be joined with the snapshots: see `Cut.arrived`.
+        """
+        with self.lock:
+            arrived = None
+            if reader is not None and not reader.idle:
+                arrived = Future[None]()
+                reader.put_uncounted([Control("barrier", done=arrived)])
+            as_of = {run_id: run.seq for run_id, run in self.runs.items()}
+            return Cut(list(self.snapshots(filter, besides)), as_of, arrived)
+
+    # -- waiting for readers -------------------------------------------------------------------------------------------
+
+    def barriers(self) -> list[tuple[Delivery, Future[None]]]:
+        """For each delivery that is not idle, a promise that is kept when it has handed over all that waits now."""
+        with self.lock:
+            barriers = [(d, Future[None]()) for d in self._deliveries if not d.idle]
+            for delivery, done in barriers:
+                delivery.put_uncounted([Control("barrier", done=done)])
+            return barriers
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait until every reader has been given all that was published.
+
+        One that does not take it within `timeout` seconds (`drain_timeout` if None) is named in a warning.
+
+        Raises:
+            InputError: an observer awaits this in one of its own hooks, and would be waited for.
+        """
+        timeout = self.drain_timeout if timeout is None else timeout
+        barriers = self.barriers()
+        ensure_not_in_own_hook("drain", (delivery for delivery, _ in barriers))
+        await wait_for_all([done for _, done in barriers], timeout)
+        self._name_the_late(barriers, timeout)
+
+    def drain_sync(self, timeout: float | None = None) -> None:
+        """As `drain`, for code without an event loop. In an event loop, readers that live there are not waited for."""
+        timeout = self.drain_timeout if timeout is None else timeout
+        here = running_loop()
+        barriers = [b for b in self.barriers() if here is None or b[0].threaded]
+        ensure_not_in_own_hook("drain_sync", (delivery for delivery, _ in barriers))
+        wait_for_all_blocking([done for _, done in barriers], timeout)
+        self._name_the_late(barriers, timeout)
+
+    def _name_the_late(self, barriers: list[tuple[Delivery, Future[None]]], timeout: float) -> None:
+        for delivery, done in barriers:
+            if not done.done() and not delivery.discarding:
+                with self.lock:
+                    left = delivery.statistics().queued
+                logger.warning(
+                    "%s did not take its events within %g s; %d wait still", delivery.reader, timeout, left
+                )
+
+    # -- producers wait for lossless readers ---------------------------------------------------------------------------
+
+    def _full_locked(self, delivery: Delivery, full: bool) -> None:
+        if full:
+            self.congested.add(delivery)
+            return
+        self.congested.discard(delivery)
+        if not self.congested:
+            self._wake_producers_locked()
+
+    async def ready(self) -> None:
+        """Return at once unless a lossless reader's queue is full; then wait for it, and say so once."""
+        while self.congested:
+            with self.lock:
+                self._say_who_is_waited_for_locked(self.congested)
+                if not self.congested:
+                    return
+                loop = asyncio.get_running_loop()
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._tasks.setdefault(loop, []).append(waiter)
+            await waiter
+
+    def ready_sync(self) -> None:
+        """As `ready`, blocking the thread. In an event loop, readers that live there are not waited for."""
+        here = running_loop()
+        while self.congested:
+            with self.lock:
+                late = [d for d in self.congested if here is None or d.threaded]
+                if not late:
+                    return
+                self._say_who_is_waited_for_locked(late)
+                waiter: Future[None] = Future()
+                self._threads.append(waiter)
+            waiter.result()
+
+    def _say_who_is_waited_for_locked(self, late: Iterable[Delivery]) -> None:
+        for delivery in late:
+            if delivery.first_time("waiting"):
+                logger.warning(
+                    "the rollout waits for %s, which is lossless and has fallen behind", delivery.reader
+                )
+
+    def _wake_producers_locked(self) -> None:
+        """One call into each loop, however many wait there."""
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            fulfil(thread)
+        tasks, self._tasks = self._tasks, {}
+        for loop, waiters in tasks.items():
+            call_in(loop, _resolve_all, waiters)  # if the loop was closed, nobody waits there any more
+
+    def after_fork_locked(self) -> None:
+        """In a forked child nobody waits."""
+        self.congested.clear()
+        self._threads.clear()
+        self._tasks.clear()
+        self._leaving.clear()
+
+
+def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+class Route:
+    """Where the events of one chain, or of a run as a whole, go: looked up once, and again when the version has changed.
+
+    Attributes:
+        chunk: the deliveries that want its tokens, as of `version`; None before the first look.
+    """
+
+    __slots__ = ("_by_type", "_fanout", "chain_id", "chunk", "group_id", "run_id", "version")
+
+    def __init__(self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None) -> None:
+        self._fanout = fanout
+        self.run_id = run_id
+        self.chain_id = chain_id
+        self.group_id = group_id
+        self.version = -1
+        self.chunk: Targets | None = None
+        self._by_type: dict[StreamEventType, Targets] = {}
+
+    def targets_locked(self, event_type: StreamEventType) -> Targets:
+        """The deliveries that want this type."""
+        fanout = self._fanout
+        if self.version != fanout.version:
+            self.version = fanout.version
+            self._by_type.clear()
+            self.chunk = None
+        targets = self._by_type.get(event_type)
+        if targets is None:
+            targets = fanout.interested(event_type, self.chain_id, self.group_id, self.run_id)
+            self._by_type[event_type] = targets
+            if event_type is StreamEventType.LLM_GENERATION_CHUNK:
+                self.chunk = targets
+        return targets

@@ -1,0 +1,151 @@
+"""Where observers are called: in the event loop of a run, in one of their own, or in a background loop; and how they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+
+from rollcast.aio import call_in, running_loop, wait_for_all, wait_for_all_blocking
+from rollcast.stream.fanout import Fanout
+from rollcast.stream.observer import StreamObserver
+from rollcast.stream.pump import Pump
+
+__all__ = ["Departures", "Homes"]
+
+logger = logging.getLogger("rollcast.stream")
+
+
+class Homes:
+    """Finds the event loop in which to call an observer that does not have a thread of its own."""
+
+    def __init__(self, fanout: Fanout) -> None:
+        self._fanout = fanout
+        self._background: asyncio.AbstractEventLoop | None = None
+
+    def loop_for(
+        self, observer: StreamObserver, home: asyncio.AbstractEventLoop | None
+    ) -> asyncio.AbstractEventLoop:
+        """See `PumpHost.loop_for`. In this order, the first that runs: the observer's own `loop`; where it was added or
+        called last (`home`); this thread's; the loop of an open run; a background loop. The lock is held.
+        """
+        runs = (run.loop for run in self._fanout.runs.values())
+        for loop in (observer.loop, home, running_loop(), *runs):
+            if loop is not None and loop.is_running():
+                return loop
+        return self._background_loop()
+
+    def _background_loop(self) -> asyncio.AbstractEventLoop:
+        if self._background is None or self._background.is_closed():
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=_run_until_stopped, args=(loop,), name="rollcast-observers", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                loop.close()
+                raise
+            self._background = loop
+        return self._background
+
+    def stop(self) -> None:
+        """End the background loop, if there is one."""
+        with self._fanout.lock:
+            loop, self._background = self._background, None
+        if loop is not None:
+            call_in(loop, loop.stop)
+
+    def after_fork_locked(self) -> None:
+        """In a forked child the background thread is not there."""
+        self._background = None
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)  # observers that hang
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+    finally:
+        loop.close()
+
+
+class Departures:
+    """Observers that were removed, until they have taken what was emitted and have closed.
+
+    One that takes nothing at all for as long as `drain_timeout` hangs: its call is cancelled, and a warning names it. One that
+    is merely slow goes on by itself after twice that time.
+    """
+
+    def __init__(self, fanout: Fanout) -> None:
+        self._fanout = fanout
+        self._lock = fanout.lock
+        self._pumps: dict[Pump, tuple[int, int] | None] = {}  # with the progress when the waiting began
+
+    def add_locked(self, pump: Pump) -> None:
+        """It was removed."""
+        self._pumps[pump] = None
+
+    def remove_locked(self, pump: Pump) -> None:
+        """It has closed."""
+        self._pumps.pop(pump, None)
+
+    def __bool__(self) -> bool:
+        return bool(self._pumps)
+
+    @property
+    def pumps(self) -> list[Pump]:
+        """Those that have not closed yet."""
+        with self._lock:
+            return list(self._pumps)
+
+    async def wait(self) -> None:
+        """Wait until all have closed; stop those that hang, and name those that are slow."""
+        for step in (self._stop_hanging, self._stop_hanging, self._name_slow):
+            await wait_for_all(self._unfinished(), self._fanout.drain_timeout)
+            step()
+
+    def wait_blocking(self) -> None:
+        """As `wait`, blocking the thread."""
+        for step in (self._stop_hanging, self._stop_hanging, self._name_slow):
+            if running_loop() is None:
+                for pump in self.pumps:
+                    pump.run_here()
+            wait_for_all_blocking(self._unfinished(), self._fanout.drain_timeout)
+            step()
+
+    def _unfinished(self) -> list[Future[None]]:
+        with self._lock:
+            for pump in self._pumps:
+                self._pumps[pump] = pump.delivery.progress
+            return [pump.finished for pump in self._pumps]
+
+    def _stop_hanging(self) -> None:
+        with self._lock:
+            for pump, before in list(self._pumps.items()):
+                delivery = pump.delivery
+                if delivery.progress == before and not delivery.discarding:
+                    logger.warning(
+                        "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
+                        delivery.reader,
+                        self._fanout.drain_timeout,
+                        delivery.statistics().queued,
+                    )
+                    pump.give_up_locked()
+
+    def _name_slow(self) -> None:
+        with self._lock:
+            for pump in self._pumps:
+                logger.warning(
+                    "%s has not closed yet; it goes on with %d events",
+                    pump.delivery.reader,
+                    pump.delivery.statistics().queued,
+                )
+
+    def after_fork_locked(self) -> None:
+        """In a forked child they are the parent's to close."""
+        self._pumps.clear()
