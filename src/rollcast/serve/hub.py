@@ -155,6 +155,8 @@ class Hub:
         with self.lock:
             self._transmit = transmit
             self._loop = self.observer.loop = loop
+        if self.observer.manager is not None:
+            self.observer.manager.refresh(self.observer)
 
     def detach(self) -> None:
         """Serve no longer; events are still kept."""
@@ -251,7 +253,7 @@ class Hub:
         if wanted != self.observer.filter:
             self.observer.filter = wanted
             if manager is not None:
-                manager.refresh()
+                manager.refresh(self.observer)
 
     def _selector(self, filter: EventFilter) -> Selector:
         selector = self._selectors.get(filter)

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 
 from rollcast.aio import call_in, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.stream.fanout import Fanout
-from rollcast.stream.observer import StreamObserver
 from rollcast.stream.pump import Pump
 
 __all__ = ["Departures", "Homes"]
@@ -24,14 +23,12 @@ class Homes:
         self._fanout = fanout
         self._background: asyncio.AbstractEventLoop | None = None
 
-    def loop_for(
-        self, observer: StreamObserver, home: asyncio.AbstractEventLoop | None
-    ) -> asyncio.AbstractEventLoop:
-        """See `PumpHost.loop_for`. In this order, the first that runs: the observer's own `loop`; where it was added or
-        called last (`home`); this thread's; the loop of an open run; a background loop. The lock is held.
+    def loop_for(self, *preferred: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+        """See `PumpHost.loop_for`. The first that runs of the preferred ones, this thread's, and those of the open runs; else
+        a background loop. The lock is held.
         """
         runs = (run.loop for run in self._fanout.runs.values())
-        for loop in (observer.loop, home, running_loop(), *runs):
+        for loop in (*preferred, running_loop(), *runs):
             if loop is not None and loop.is_running():
                 return loop
         return self._background_loop()

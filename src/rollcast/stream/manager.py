@@ -13,7 +13,8 @@ import msgspec
 
 from rollcast import lifetime
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.stream.definition import Definition, defined, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenRun
 from rollcast.stream.homes import Departures, Homes
@@ -64,7 +65,7 @@ class StreamingManager:
     ) -> None:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
-        self._added: dict[StreamObserver, None] = {}
+        self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
         self._pumps: dict[StreamObserver, Pump] = {}  # of the leaves of those that were added
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
         self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
@@ -86,26 +87,27 @@ class StreamingManager:
         """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
 
         Raises:
-            InputError: it is not a StreamObserver, cannot be hashed, or is added to a manager already.
+            InputError: it is not a StreamObserver, is added to a manager already, or what it says about itself is wrong; then
+                it is not added, and nobody else notices.
         """
         if not isinstance(observer, StreamObserver):
             raise InputError(
                 f"add_observer got {type(observer).__name__}; expected a StreamObserver "
                 "(wrap a function in CallbackStreamObserver)"
             )
+        definitions = defined(observer)  # outside of the lock: it is the observer's own code
         with self.lock:
-            leaves = _leaves(observer)
-            for each in (observer, *leaves):
+            for each in (observer, *definitions):
                 if each.manager is not None and (each is observer or each.manager is not self):
                     whose = "this" if each.manager is self else "another"
                     raise InputError(
-                        f"{each.name} is added to {whose} manager already; remove it there first, or make a second one"
+                        f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
                     )
-            self._detached.difference_update(leaves)
+            self._detached.difference_update(definitions)
             observer.manager = self
-            self._added[observer] = None
-            self.refresh()
-        logger.debug("added %s (%s)", observer.name, observer.mode)
+            self._added[observer] = definitions
+            self._apply_locked()
+        logger.debug("added %s", name_of(observer))
 
     def remove_observer(self, observer: StreamObserver) -> None:
         """The observer gets what was emitted until now and nothing more; then its `aclose` is called.
@@ -120,34 +122,65 @@ class StreamingManager:
                 self._detached.add(observer)
             else:
                 return
-            self.refresh()
-        logger.debug("removed %s", observer.name)
+            self._apply_locked()
+        logger.debug("removed %s", name_of(observer))
 
-    def refresh(self) -> None:
-        """Read every observer's filter and leaves again. Chains that come into view start with a snapshot."""
+    def refresh(self, observer: StreamObserver | None = None) -> None:
+        """Read again what an observer (all of them if None) says about itself: its filter, its leaves, its loop.
+
+        Chains that come into view start with a snapshot. If it cannot be read, the observer stays as it was, and the failure
+        is logged and reported to the others.
+        """
+        for each in self.observers if observer is None else [observer]:
+            try:
+                definitions = defined(each)
+            except InputError as error:
+                logger.error("%s stays as it was: %s", name_of(each), error, exc_info=error.__cause__)  # noqa: TRY400
+                self.report(each, error)
+                continue
+            with self.lock:
+                if each in self._added:
+                    self._added[each] = definitions
         with self.lock:
-            wanted: dict[StreamObserver, EventFilter] = {}
-            for observer in self._added:
-                for leaf, wish in observer.leaves().items():
-                    wanted[leaf] = wanted[leaf] | wish if leaf in wanted else wish
-            self._detached.intersection_update(wanted)  # one that was taken off may come back
-            for leaf in self._detached:
-                del wanted[leaf]
-            for leaf in [leaf for leaf in self._pumps if leaf not in wanted]:
-                self._remove_locked(leaf)
-            for leaf, wish in wanted.items():
-                leaf.manager = self  # also if it was added twice, and one of them is gone
-                if leaf not in self._pumps:
-                    self._add_locked(leaf, wish)
-                elif self._pumps[leaf].delivery.filter != wish:
-                    self.fanout.set_filter(self._pumps[leaf].delivery, wish)
+            self._apply_locked()
 
-    def _add_locked(self, leaf: StreamObserver, filter: EventFilter) -> None:
+    def _apply_locked(self) -> None:
+        """Have a pump for each leaf that is wanted, and for no other."""
+        wanted: dict[StreamObserver, Definition] = {}
+        for definitions in self._added.values():
+            for leaf, definition in definitions.items():
+                known = wanted.get(leaf)
+                wanted[leaf] = (
+                    definition
+                    if known is None
+                    else definition._replace(filter=known.filter | definition.filter)
+                )
+        self._detached.intersection_update(wanted)  # one that was taken off may come back
+        for leaf in self._detached:
+            del wanted[leaf]
+        for leaf in [leaf for leaf in self._pumps if leaf not in wanted]:
+            self._remove_locked(leaf)
+        for leaf, definition in wanted.items():
+            leaf.manager = self  # also if it was added twice, and one of them is gone
+            if leaf not in self._pumps:
+                self._add_locked(leaf, definition)
+                continue
+            pump = self._pumps[leaf]
+            pump.own_loop = definition.loop
+            if pump.delivery.filter != definition.filter:
+                self.fanout.set_filter(pump.delivery, definition.filter)
+
+    def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
         self.fanout.wake_leaving_locked()
         delivery = self.fanout.delivery(
-            leaf.name, filter, lossless=leaf.mode == "lossless", threaded=leaf.threaded
+            definition.name,
+            definition.filter,
+            lossless=definition.lossless,
+            threaded=definition.threaded,
         )
-        self._pumps[leaf] = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
+        pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
+        pump.own_loop = definition.loop
+        self._pumps[leaf] = pump
         self.fanout.add(delivery)
 
     def _remove_locked(self, leaf: StreamObserver) -> None:
@@ -176,7 +209,7 @@ class StreamingManager:
                 {
                     "error": str(error),
                     "error_type": type(error).__name__,
-                    "where": f"observer:{observer.name}",
+                    "where": f"observer:{name_of(observer)}",
                 },
                 run_id=run_id,
             )
@@ -389,15 +422,6 @@ class _Host:
     def closed(self, pump: Pump) -> None:
         self._departures.remove_locked(pump)
         self._manager.fanout.forget_locked(pump.delivery)
-
-
-def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
-    try:
-        return observer.leaves()
-    except TypeError as error:  # a dataclass with eq=True
-        raise InputError(
-            f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
-        ) from None
 
 
 def _is_sound(event: Any) -> bool:

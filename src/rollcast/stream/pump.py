@@ -16,7 +16,6 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol, cast
 
@@ -44,9 +43,7 @@ class PumpHost(Protocol):
         """Whether a run is open: then a pump with nothing to do waits instead of ending."""
         ...
 
-    def loop_for(
-        self, observer: StreamObserver, home: asyncio.AbstractEventLoop | None
-    ) -> asyncio.AbstractEventLoop:
+    def loop_for(self, *preferred: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """The running event loop in which to call an observer that does not have a thread of its own.
 
         Raises:
@@ -75,6 +72,7 @@ class Pump:
     Attributes:
         finished: done when the observer has left and is closed.
         failures_in_a_row: calls of it that raised since the last one that did not.
+        own_loop: the event loop in which it wants to be called, if that runs.
     """
 
     def __init__(
@@ -88,6 +86,7 @@ class Pump:
         self.observer = observer
         self.delivery = delivery
         self.finished: Future[None] = Future()
+        self.own_loop: asyncio.AbstractEventLoop | None = None
         self.state: Literal["idle", "running", "closing", "closed"] = "idle"
         self._lock = delivery.lock
         self._host = host
@@ -130,7 +129,7 @@ class Pump:
             threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
             return
         while True:
-            loop = self._host.loop_for(self.observer, self._home)
+            loop = self._host.loop_for(self.own_loop, self._home)
             self._loop = self._home = loop
             if loop is running_loop():
                 self._create_task(loop)
@@ -214,7 +213,7 @@ class Pump:
                     # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
                     await asyncio.sleep(0)
             if items == "closing":
-                await self._attempt(None, self.observer.aclose)
+                await self._attempt(None, "aclose")
         except BaseException as error:
             with self._lock:
                 given_up = (
@@ -229,7 +228,7 @@ class Pump:
                     return
             items = "closing"
             uncancel()
-            await self._attempt(None, self.observer.aclose)
+            await self._attempt(None, "aclose")
         if items == "closing":
             with self._lock:
                 self._closed_locked()
@@ -288,13 +287,13 @@ class Pump:
     async def _hand_over(self, events: list[StreamEvent]) -> None:
         if not events:
             return
-        observer, delivery = self.observer, self.delivery
+        delivery = self.delivery
         began = time.perf_counter()
         beat = _Heartbeat() if self._suspect else None
         if self._batched:
             delivery.begun += len(events)
             if not delivery.discarding:
-                await self._attempt(events[0], observer.on_batch, events)
+                await self._attempt(events[0], "on_batch", events)
         else:
             await self._one_by_one(events)
         delivery.delivered += len(events)
@@ -312,13 +311,13 @@ class Pump:
         self._turn_ends = now + self._share_s
 
     async def _one_by_one(self, events: list[StreamEvent]) -> None:
-        on_event, delivery = self.observer.on_event, self.delivery
+        observer, delivery = self.observer, self.delivery
         for begun, event in enumerate(events, delivery.begun + 1):
             delivery.begun = begun
             if delivery.discarding:
                 continue
             try:
-                await on_event(event)
+                await observer.on_event(event)
             except BaseException as error:  # isolation: a watcher's failure is its own
                 if self._is_not_its_own(error):
                     raise
@@ -326,12 +325,10 @@ class Pump:
             else:
                 self.failures_in_a_row = 0
 
-    async def _attempt(
-        self, event: StreamEvent | None, method: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
-    ) -> None:
+    async def _attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
         """Call a method of the observer; its failure is its own."""
         try:
-            await method(*arguments)
+            await getattr(self.observer, method)(*arguments)
         except BaseException as error:  # isolation, as above
             if self._is_not_its_own(error):
                 raise
@@ -340,17 +337,16 @@ class Pump:
             self.failures_in_a_row = 0
 
     async def _obey(self, control: Control) -> None:
-        observer = self.observer
         match control.kind:
             case "barrier":
                 if control.done is not None:
                     fulfil(control.done)
             case "chain_closed":
-                await self._attempt(None, observer.on_chain_closed, control.run_id, control.chain_id)
+                await self._attempt(None, "on_chain_closed", control.run_id, control.chain_id)
             case "run_opened":
-                await self._attempt(None, observer.on_run_opened, control.run_id)
+                await self._attempt(None, "on_run_opened", control.run_id)
             case "run_closed":
-                await self._attempt(None, observer.on_run_closed, control.run_id)
+                await self._attempt(None, "on_run_closed", control.run_id)
 
     # -- failures ------------------------------------------------------------------------------------------------------
 

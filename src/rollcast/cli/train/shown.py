@@ -58,4 +58,4 @@ class ShownChains:
             self._began_at = now
         if self._console.filter is not wanted:
             self._console.filter = wanted
-            self._manager.refresh()
+            self._manager.refresh(self._console)

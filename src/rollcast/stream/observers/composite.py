@@ -122,7 +122,7 @@ class MultiChainStreamObserver(_Composite):
 
     def _changed(self) -> None:
         if self.manager is not None:
-            self.manager.refresh()
+            self.manager.refresh(self)
 
 
 def _checked(observer: StreamObserver) -> StreamObserver:

@@ -1,0 +1,257 @@
+"""What a watcher says or does wrong is its own affair: it changes, slows and ends nothing."""
+
+import asyncio
+import threading
+
+import pytest
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter
+from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream.observers import ChainSpecificStreamObserver
+from rollcast.testing import EventCapture
+
+
+async def one_run(manager):
+    async with manager.run(chains=1) as run:
+        with run.chain([{"role": "user", "content": "Hi"}]) as chain, chain.generation() as generation:
+            generation.chunk("Hello")
+            generation.chunk(" there")
+
+
+class Watcher(StreamObserver):
+    def __init__(self):
+        self.got = []
+
+    async def on_event(self, event):
+        self.got.append(event.event_type.value)
+
+
+def watcher(**attributes):
+    return type("Odd", (Watcher,), attributes)()
+
+
+def raising(error):
+    def read(self):
+        raise error
+
+    return property(read)
+
+
+# -- what it says about itself -------------------------------------------------------------------------------------------
+
+
+async def test_a_filter_that_is_a_chain_id_is_understood():
+    """As every `chain_filter` argument is; also inside of another observer."""
+    manager = StreamingManager()
+    for wanted in ("chain_0", ["chain_0", "chain_7"], None):
+        odd = watcher(filter=wanted)
+        manager.add_observer(odd)
+        await one_run(manager)
+        manager.remove_observer(odd)
+        assert "chain_end" in odd.got
+        assert ("run_end" in odd.got) == (wanted is None)
+    inner = watcher(filter="chain_0")
+    manager.add_observer(ChainSpecificStreamObserver("chain_0", inner))
+    await one_run(manager)
+    assert inner.got[0] == "chain_start"
+    await manager.aclose()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"filter": 5}, "filter of Odd is 5"),
+        ({"filter": [1]}, "takes names"),
+        ({"mode": "fast"}, "mode of Odd is 'fast'; expected one of coalesce, lossless"),
+        ({"mode": ["lossless"]}, "mode of Odd"),
+        ({"threaded": "yes"}, "Odd.threaded is 'yes'; expected True or False"),
+        ({"loop": "main"}, "Odd.loop is str; expected an event loop, or None"),
+        ({"leaves": lambda self: [self]}, r"Odd.leaves\(\) gave list"),
+        ({"leaves": lambda self: {"me": EventFilter()}}, "gave str as a leaf"),
+        ({"leaves": lambda self: 1 / 0}, r"leaves\(\) of Odd raised ZeroDivisionError"),
+        ({"filter": raising(OSError("x"))}, r"leaves\(\) of Odd raised OSError"),
+        ({"mode": raising(SystemExit(3))}, "mode of Odd raised SystemExit"),
+        ({"threaded": raising(asyncio.CancelledError())}, "threaded of Odd raised CancelledError"),
+        (
+            {"loop": raising(RuntimeError("x")), "name": raising(ValueError("y"))},
+            "loop of Odd raised RuntimeError",
+        ),
+        ({"__eq__": lambda self, other: True, "__hash__": None}, r"make it @dataclass\(eq=False\)"),
+    ],
+)
+async def test_what_is_wrong_is_refused_and_nobody_else_notices(attributes, said):
+    """One sentence; it is not added, and others can be."""
+    manager = StreamingManager()
+    before, after = EventCapture(), EventCapture()
+    manager.add_observer(before)
+    odd = watcher(**attributes)
+    with pytest.raises(InputError, match=said):
+        manager.add_observer(odd)
+    assert manager.observers == [before]
+    manager.add_observer(after)
+    await one_run(manager)
+    before.check()
+    assert before.events == after.events
+    assert len(before.events) == 8
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("name", ["", 7, None, raising(ValueError("no name"))])
+async def test_a_name_that_cannot_be_read_is_that_of_the_class(name):
+    """Warnings and statistics need one."""
+    manager = StreamingManager()
+    odd = watcher(name=name)
+    manager.add_observer(odd)
+    await one_run(manager)
+    assert [s.name for s in manager.statistics()] == ["Odd"]
+    assert "run_end" in odd.got
+    await manager.aclose()
+
+
+async def test_what_goes_wrong_later_leaves_it_as_it_was(caplog):
+    """Its filter raises when it is read again: it keeps the old one, the others are told, and nobody is refused."""
+    manager = StreamingManager()
+    capture, odd = EventCapture(), watcher()
+    manager.add_observer(capture)
+    manager.add_observer(odd)
+    type(odd).filter = raising(RuntimeError("gone"))
+    manager.refresh()
+    manager.refresh(odd)
+    manager.add_observer(EventCapture())
+    await one_run(manager)
+    assert "run_end" in odd.got
+    (error, _) = capture.of("error")
+    assert error.data["where"] == "observer:Odd"
+    assert "stays as it was" in caplog.text
+    manager.remove_observer(odd)
+    await manager.aclose()
+
+
+async def test_a_filter_is_not_read_on_the_path_of_an_event():
+    """Runs and chains begin and end without a look at it."""
+    reads = []
+
+    class Counting(Watcher):
+        @property
+        def filter(self):
+            reads.append(threading.current_thread())
+            return EventFilter()
+
+    manager = StreamingManager()
+    counting = Counting()
+    manager.add_observer(counting)
+    seen = len(reads)
+    await one_run(manager)
+    await one_run(manager)
+    assert len(reads) == seen
+    await manager.aclose()
+
+
+# -- what it does --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_a_slow_close_is_called_once(threaded, until):
+    """Chains and runs that open and end meanwhile do not call it again."""
+    calls, running, most = [], [], []
+    gate = threading.Event()
+
+    class Slow(Watcher):
+        async def aclose(self):
+            calls.append(1)
+            running.append(1)
+            most.append(len(running))
+            while not gate.is_set():
+                await asyncio.sleep(0.001)
+            running.pop()
+
+    Slow.threaded = threaded
+    manager = StreamingManager()
+    slow = Slow()
+    manager.add_observer(slow)
+    await one_run(manager)
+    manager.remove_observer(slow)
+    await until(lambda: calls)
+    for _ in range(5):
+        await one_run(manager)
+    manager.add_observer(EventCapture())
+    gate.set()
+    await manager.aclose()
+    assert (len(calls), max(most)) == (1, 1)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize(
+    "error", [GeneratorExit(), SystemExit(2), asyncio.CancelledError(), MemoryError(), StopIteration()]
+)
+async def test_whatever_it_raises_is_its_own_failure(error, threaded, until):
+    """It is counted and reported, five of them detach it, and the run and the others have everything."""
+    manager = StreamingManager()
+    capture = EventCapture()
+
+    async def on_event(self, event):
+        raise error
+
+    odd = watcher(on_event=on_event, threaded=threaded)
+    manager.add_observer(odd)
+    manager.add_observer(capture)
+    await one_run(manager)
+    await one_run(manager)
+    await until(lambda: len(manager.statistics()) == 1)
+    reported = [e.data for e in capture.of("error")]
+    assert [(e["where"], e["error_type"]) for e in reported] == [("observer:Odd", type(error).__name__)]
+    assert len(capture.of("run_end")) == 2
+    await manager.aclose()
+
+
+async def test_ctrl_c_in_a_thread_of_its_own_is_a_failure():
+    """A real one arrives in the main thread alone."""
+    manager = StreamingManager()
+
+    async def on_event(self, event):
+        raise KeyboardInterrupt
+
+    odd = watcher(on_event=on_event, threaded=True)
+    manager.add_observer(odd)
+    await one_run(manager)
+    await one_run(manager)
+    await manager.aclose()
+    assert odd.manager is None
+
+
+@pytest.mark.parametrize("hook", ["on_event", "on_batch", "on_run_opened", "on_chain_closed", "aclose"])
+async def test_a_hook_that_cannot_even_be_read_is_a_failure(hook):
+    """The others have everything, and the run ends."""
+    manager = StreamingManager()
+    capture = EventCapture()
+    odd = watcher(**{hook: raising(ZeroDivisionError("x"))})
+    manager.add_observer(odd)
+    manager.add_observer(capture)
+    await one_run(manager)
+    await one_run(manager)
+    capture.check()
+    assert len(capture.of("run_end")) == 2
+    await manager.aclose()
+    assert manager.observers == []
+
+
+async def test_an_error_without_a_text_is_reported(caplog):
+    """Its `__str__` raises."""
+
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError("no")
+
+    manager = StreamingManager()
+    capture = EventCapture()
+
+    async def on_event(self, event):
+        raise Mute
+
+    manager.add_observer(watcher(on_event=on_event))
+    manager.add_observer(capture)
+    await one_run(manager)
+    (error,) = capture.of("error")
+    assert (error.data["error_type"], error.data["where"]) == ("Mute", "observer:Odd")
+    await manager.aclose()
