@@ -559,6 +559,8 @@ def _why(error: BaseException) -> str:
         return f"TLS fails ({one_line(error.reason or 'no reason given')}); does the server speak it? If not, say ws://"
     if isinstance(error, OSError) and error.strerror:
         return one_line(error.strerror)
+    if isinstance(error, ConnectionResetError):
+        return "the connection was cut at once; if it is a server without TLS, say ws://"
     if isinstance(error, InvalidMessage):
         return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
     return one_line(without_secrets(str(error))) or type(error).__name__

@@ -127,7 +127,9 @@ class WebSocketStreamingServer:
         self._wanted_port = port
         self._port = port
         self._tls = (
-            server_context(self.settings.tls_cert, self.settings.tls_key) if self.settings.tls_cert else None
+            None
+            if self.settings.tls_cert is None
+            else server_context(self.settings.tls_cert, self.settings.tls_key)
         )
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None

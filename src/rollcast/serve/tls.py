@@ -38,7 +38,7 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
         context.load_cert_chain(cert, key, password=ask)
     except ssl.SSLError as error:
         raise InputError(_why_not_loaded(cert, key, error)) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in a name
         raise InputError(_why_not_read(cert, key, error)) from None
     _prove(context, cert)
     return context
@@ -59,10 +59,9 @@ def client_context(ca: str | None) -> ssl.SSLContext:
         context.load_verify_locations(cafile=ca)
     except ssl.SSLError:
         raise InputError(f"the TLS authority {ca} has no certificate; expected a PEM file") from None
-    except OSError as error:
-        raise InputError(
-            f"the TLS authority {ca} cannot be read: {error.strerror or error}; expected a PEM file"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"the TLS authority {ca!r} cannot be read: {why}; expected a PEM file") from None
     return context
 
 
@@ -73,6 +72,11 @@ def _why_not_loaded(cert: str, key: str | None, error: ssl.SSLError) -> str:
         return (
             f"{cert} does not have both a certificate and its private key as PEM; name the key with --tls-key"
             " (tls_key=…)"
+        )
+    if _has(cert, b"CERTIFICATE-----") and _has(key, b"PRIVATE KEY-----"):
+        return (
+            f"the TLS certificate {cert} and its key {key} cannot be used: {error.reason or error}; expected a certificate "
+            "that today's clients accept"
         )
     blame, what = (cert, "certificate") if not _has(cert, b"CERTIFICATE-----") else (key, "private key")
     return f"{blame} has no {what} that can be read; expected a PEM file that begins with -----BEGIN"
@@ -85,15 +89,16 @@ def _has(path: str, mark: bytes) -> bool:
         return False
 
 
-def _why_not_read(cert: str, key: str | None, error: OSError) -> str:
+def _why_not_read(cert: str, key: str | None, error: Exception) -> str:
     for path, what in ((cert, "certificate"), (key, "key")):
         if path is None:
             continue
         try:
             Path(path).read_bytes()
-        except OSError as reason:
-            return f"the TLS {what} {path} cannot be read: {reason.strerror or reason}; expected a PEM file"
-    return f"the TLS certificate {cert} cannot be read: {error.strerror or error}; expected a PEM file"
+        except (OSError, ValueError) as reason:
+            why = getattr(reason, "strerror", None) or reason
+            return f"the TLS {what} {path!r} cannot be read: {why}; expected a PEM file"
+    return f"the TLS certificate {cert!r} cannot be read: {error}; expected a PEM file"
 
 
 def _prove(context: ssl.SSLContext, cert: str) -> None:
