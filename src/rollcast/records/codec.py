@@ -36,7 +36,7 @@ _ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\u0085\u20
 
 def one_line_json(data: bytes) -> bytes:
     """The JSON, in which nothing but a newline ends a line for any reader; it means the same."""
-    if not data.isascii():
+    if not data.isascii() and (b"\xe2\x80" in data or b"\xc2\x85" in data):  # mostly neither is there
         for char, escape in _ENDS_OF_LINES:
             data = data.replace(char, escape)
     return data
