@@ -56,7 +56,7 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run, show and sum up; the exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
     task = get_task(options.task)

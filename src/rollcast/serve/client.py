@@ -92,7 +92,7 @@ class ClientSession:
 
     Attributes:
         cursor: the place after the last event; None before the first batch.
-        recovered: False where the server no longer had all that `since`, or the last cursor, asked for.
+        recovered: False if the server no longer had all that `since`, or the last cursor, asked for.
         runs: that the server knew when the connection was made.
         heartbeat_s: of the server.
 
@@ -179,7 +179,7 @@ class ClientSession:
         return gaps
 
     def _new(self, event: StreamEvent) -> list[StreamEvent]:
-        """The event, after a `gap` where events of its run are missing before it."""
+        """The event, after a `gap` if events of its run are missing before it."""
         key = (event.source, event.run_id)
         events = [event]
         if key in self._holes:
@@ -228,11 +228,11 @@ class WebSocketStreamingClient:
     missing and none comes twice. Where the server no longer has them, `recovered` is False and a `gap` stands in their
     place. The loop ends when `aclose` is called.
 
-    As a context manager it connects at once, and raises where the server cannot be reached.
+    As a context manager it connects at once, and raises if the server cannot be reached.
 
     Args:
         url: `ws://…` or `wss://…`. A user and a password in it are sent as HTTP asks for them, and are never shown.
-        token: or a function that gives one for each connection, where they expire.
+        token: or a function that gives one for each connection, if they expire.
         filter: which events; None: all.
         since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest that the server has.
         check: payloads and grammar of what comes are checked.
@@ -287,7 +287,7 @@ class WebSocketStreamingClient:
 
     @property
     def recovered(self) -> bool:
-        """False where the server no longer had all that was asked for when the connection was last made."""
+        """False if the server no longer had all that was asked for when the connection was last made."""
         return self._session.recovered
 
     @property
@@ -406,7 +406,7 @@ class WebSocketStreamingClient:
         except BaseException as error:
             connection.transport.abort()
             if isinstance(error, ConnectionClosed):
-                self._raise_where_final(error)
+                self._raise_if_final(error)
             raise
         self._connected_at = time.monotonic()
         return connection
@@ -430,19 +430,19 @@ class WebSocketStreamingClient:
                 await connection.send(encode_frame(frame), text=True)
 
     async def _dropped(self, error: Exception) -> None:
-        """The connection is gone: come back, unless that does not help."""
+        """The connection is gone: reconnect, unless that cannot help."""
         connection, self._connection = self._connection, None
         if self._closed.is_set():
             return
         if connection is not None and isinstance(error, TimeoutError):
             connection.transport.abort()
-        self._raise_where_final(error)
+        self._raise_if_final(error)
         if time.monotonic() - self._connected_at >= STEADY_S:
             self._failures = 0
         self.reconnections += 1
         logger.info("the connection to %s has ended (%s); coming back", self.url, _why(error))
 
-    def _raise_where_final(self, error: Exception) -> None:
+    def _raise_if_final(self, error: Exception) -> None:
         close = error.rcvd if isinstance(error, ConnectionClosed) else None
         if close is None:
             return
@@ -513,7 +513,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: it is not an address.
     """
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)

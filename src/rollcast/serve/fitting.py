@@ -56,9 +56,10 @@ def _shortened(data: bytes, limit: int) -> bytes:
             cut = _Cut(chars, items)
             kept = cut.value(event.data, "")
             kept["truncated"] = cut.told(len(data))
-            shorter = encode(msgspec.structs.replace(event, data=kept))
-            if len(shorter) <= limit:
-                return shorter
+            if cut.size <= limit:
+                shorter = encode(msgspec.structs.replace(event, data=kept))
+                if len(shorter) <= limit:
+                    return shorter
             chars //= 2
             items = max(_FEWEST_ITEMS, items // 2)
     except RecursionError:  # it is nested too deeply to be walked through
@@ -82,9 +83,14 @@ def _shortened(data: bytes, limit: int) -> bytes:
 
 
 class _Cut:
-    """Cuts texts to so many characters, and lists and objects to so many items, and remembers what it cut."""
+    """Cuts texts to so many characters, and lists and objects to so many items, and remembers what it cut.
+
+    Attributes:
+        size: bytes of JSON that what is kept has at least.
+    """
 
     def __init__(self, chars: int, items: int) -> None:
+        self.size = 0
         self._chars = chars
         self._items = items
         self._lengths: dict[str, int] = {}
@@ -95,6 +101,7 @@ class _Cut:
 
     def value(self, value: Any, path: str) -> Any:
         """The value, cut."""
+        self.size += 2
         if isinstance(value, str):
             return self._text(value, path)
         if isinstance(value, list):
@@ -110,6 +117,7 @@ class _Cut:
         return value
 
     def _text(self, text: str, path: str) -> str:
+        self.size += min(len(text), self._chars)
         if len(text) <= self._chars:
             return text
         self._lengths[path] = len(text)

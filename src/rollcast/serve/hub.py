@@ -71,7 +71,7 @@ class _Join:
     Attributes:
         snapshots: of the open chains, encoded.
         as_of: seq of each open run's last event when they were made.
-        before: what it got before, where only its filter changed.
+        before: what it got before, if only its filter changed.
     """
 
     __slots__ = ("as_of", "before", "snapshots")
@@ -235,7 +235,7 @@ class Hub:
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
     def wanted(self) -> EventFilter:
-        """What the server asks the manager for: everything where it keeps a history, else what its clients want."""
+        """What the server asks the manager for: everything if it keeps a history, else what its clients want."""
         if self.keeps:
             return EventFilter()
         filters = {s.next_filter or s.selector.filter for s in self.subscriptions.values()}
@@ -250,7 +250,7 @@ class Hub:
         return union
 
     def _narrow(self) -> None:
-        """Tell the manager where what the clients want has changed."""
+        """Tell the manager if what the clients want has changed."""
         if self.keeps:
             return
         wanted, manager = self.wanted(), self.observer.manager
@@ -282,7 +282,7 @@ class Hub:
         A batch of more than `max_message` bytes goes in parts.
 
         Returns:
-            Whether everything since then is there; and the cursor to come back to, None where snapshots are to come first.
+            Whether everything since then is there; and the cursor to come back to, None if snapshots are to come first.
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
@@ -410,7 +410,7 @@ class Hub:
         1. Who can take more, and who stands at the same place with the same filter?
         2. Each such group gets the same bytes.
         3. Whoever could not take more is given its events merged, once it can.
-        4. Come again: at once where somebody has more to take, in a batch's time where somebody waits.
+        4. Come again: at once if somebody has more to take, in a batch's time if somebody waits.
         """
         self._cancel_timer()
         groups: dict[tuple[Selector, int], list[Subscription]] = {}

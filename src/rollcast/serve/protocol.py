@@ -64,7 +64,7 @@ VERSION = 1
 
 
 class CloseCode(IntEnum):
-    """Why the server closes. 4000-4499: come back; 4500-4999: do not."""
+    """Why the server closes. 4000-4499: reconnect; 4500-4999: do not."""
 
     SHUTTING_DOWN = 4001
     TOKEN_EXPIRED = 4003
@@ -184,7 +184,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
     """The answer to `subscribe` and `update`.
 
     `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
-    where snapshots are to come: the batch that brings them has the first place to come back to.
+    if snapshots are to come: the batch that brings them has the first place to come back to.
     """
 
     id: str
@@ -254,7 +254,7 @@ def decode_client_frame(message: str | bytes) -> ClientFrame:
     """What a client sent.
 
     Raises:
-        DecodeError: it is no frame.
+        DecodeError: it is not a frame.
     """
     frame: ClientFrame = _decoded(_client_decoder, message)
     return frame
@@ -264,7 +264,7 @@ def decode_server_frame(message: str | bytes) -> ServerFrame:
     """What a server sent.
 
     Raises:
-        DecodeError: it is no frame.
+        DecodeError: it is not a frame.
     """
     frame: ServerFrame = _decoded(_server_decoder, message)
     return frame
@@ -349,7 +349,7 @@ class Rate:
         self._at = clock()
 
     def spend(self) -> bool:
-        """Take one; False where there is none left."""
+        """Take one; False if none is left."""
         now = self._clock()
         self._left = min(2.0 * self._per_s, self._left + (now - self._at) * self._per_s)
         self._at = now

@@ -149,7 +149,7 @@ class WebSocketStreamingServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on; known after `start` where it was 0."""
+        """The port that it listens on; if 0 was given, known after `start`."""
         return self._port
 
     @property
@@ -161,7 +161,7 @@ class WebSocketStreamingServer:
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     def statistics(self) -> ServerStatistics:
-        """The numbers."""
+        """How the server is doing now."""
         hub = self._hub
         with hub.lock:
             return ServerStatistics(
@@ -177,7 +177,7 @@ class WebSocketStreamingServer:
         """Listen, in this event loop. Starting twice does nothing.
 
         Raises:
-            InputError: the port is in use, the address is none of this machine's, or the event loop in which it was
+            InputError: the port is in use, the address is not one of this machine's, or the event loop in which it was
                 started before has ended without `stop`.
         """
         if self._server is not None:
