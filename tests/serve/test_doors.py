@@ -134,6 +134,22 @@ async def test_without_a_good_token_no_door_opens(stage, token):
                 assert (await session.get("/metrics")).status == 401
 
 
+@pytest.mark.parametrize(
+    "header", [b"Bearer \xff\xfe", b"Bearer t t", b"Basic dDp0", b"Bearer t\r\nAuthorization: Bearer t", b"bearer", b"Token t",
+               b"Bearer " + b"t" * 4000]
+)  # fmt: skip
+async def test_a_header_that_is_not_one_good_token_opens_nothing(stage, header):
+    """Bytes beyond ASCII, another scheme, two tokens, two headers."""
+    server = await stage.serve(token="t")
+    for path, upgrade in ((b"/metrics", b""), (b"/", b"Connection: Upgrade\r\nUpgrade: websocket\r\n")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        lines = b"GET %b HTTP/1.1\r\nHost: localhost\r\nAuthorization: %b\r\n%b\r\n" % (path, header, upgrade)
+        writer.write(lines)
+        async with asyncio.timeout(20):
+            assert (await reader.readline()).split()[1] in (b"401", b"400")
+        writer.close()
+
+
 async def test_a_session_whose_token_ends_has_no_door_left(stage):
     """What it asks for after the moment is answered by the close, and nothing more is sent."""
     server = await stage.serve(tokens=(Token("t", ("read", "control"), expires_at=time.time() + 0.3),))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import socket as sockets
 import ssl
 import subprocess
@@ -64,6 +65,7 @@ async def test_foreign_clients_watch_by_wss(stage, say, authority, localhost_pai
             assert decode((await other.receive()).data).event_type == "run_start"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_curl_asks_by_https(stage, authority, localhost_pair):
     """Another program, with another library of TLS."""
     server = await serve_tls(stage, localhost_pair)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rollcast.errors import InputError
+from rollcast.serve.secrecy import shown_url
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
@@ -54,8 +55,8 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
                 )
         return None
     host, _, port = serving.where.rpartition(":")
-    if not port.isascii() or not port.isdecimal():
-        raise InputError(f"--serve is {serving.where!r}; expected PORT or HOST:PORT, such as 8765")
+    if not port.isascii() or not port.isdecimal() or set("/@?#") & set(host):
+        raise InputError(f"--serve is {shown_url(serving.where)!r}; expected PORT or HOST:PORT, such as 8765")
     from rollcast.serve import ServerSettings, WebSocketStreamingServer  # noqa: PLC0415  (most runs serve nobody)
     from rollcast.serve.access import is_loopback  # noqa: PLC0415
 

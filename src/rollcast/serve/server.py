@@ -48,7 +48,7 @@ from rollcast.serve.protocol import (
     Subscribed,
     Welcome,
 )
-from rollcast.serve.secrecy import WithoutSecrets
+from rollcast.serve.secrecy import WithoutSecrets, shown_url
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
 from rollcast.stream import StreamObserver
@@ -536,8 +536,9 @@ def _scrape() -> tuple[str, str]:
 
 
 def _check_address(host: Any, port: Any) -> None:
-    if not isinstance(host, str):
-        raise InputError(f"host is {host!r}; expected a name or an address; an empty one is every address")
+    if not isinstance(host, str) or set("/@?#") & set(host):
+        shown = shown_url(host) if isinstance(host, str) else host
+        raise InputError(f"host is {shown!r}; expected a name or an address; an empty one is every address")
     if not isinstance(port, int) or not 0 <= port <= 65535:
         raise InputError(f"port is {port!r}; expected a number from 0 to 65535")
 
