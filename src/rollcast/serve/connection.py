@@ -92,6 +92,8 @@ class GuardedConnection(ServerConnection):
 
     async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
         """The TLS handshake; then the connection begins. A handshake that fails is the stranger's affair, and not logged."""
+        if self._lost:
+            return
         try:
             secured = await asyncio.get_running_loop().start_tls(
                 transport, self, tls, server_side=True, ssl_handshake_timeout=self._gate.handshake_s
