@@ -13,7 +13,7 @@ import msgspec
 
 from rollcast.cli.load import backend_options, load_agent, load_rows
 from rollcast.cli.pace import Paced
-from rollcast.cli.serving import server_at
+from rollcast.cli.serving import Serving, server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
@@ -48,8 +48,7 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
-    serve: str | None
-    token: str | None
+    serving: Serving
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -57,13 +56,13 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run, show and sum up; the exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
     task = get_task(options.task)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
-    server = server_at(options.serve, options.token)
+    server = server_at(options.serving)
     agent = _agent(task, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ __all__ = [
     "encode_or_error",
     "event_from_dict",
     "json_schema",
+    "one_line_json",
     "without_surrogates",
 ]
 
@@ -30,12 +30,34 @@ def _refuse(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_refuse)
 _decoder = msgspec.json.Decoder(StreamEvent)
 
-encode: Callable[[StreamEvent], bytes] = _encoder.encode
-"""One event as compact JSON, without a newline. Raises TypeError where `data` holds what JSON cannot."""
+# Characters that JSON leaves as they are and that many readers of lines take for the end of one, or did (JavaScript before 2019).
+_ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\u0085\u2028\u2029"]
 
 
-encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
-"""The events as JSON lines, each ended by a newline. Raises TypeError as `encode` does."""
+def one_line_json(data: bytes) -> bytes:
+    """The JSON, in which nothing but a newline ends a line for any reader; it means the same."""
+    if not data.isascii() and (b"\xe2\x80" in data or b"\xc2\x85" in data):  # mostly neither is there
+        for char, escape in _ENDS_OF_LINES:
+            data = data.replace(char, escape)
+    return data
+
+
+def encode(event: StreamEvent) -> bytes:
+    """One event as compact JSON on one line, without a newline at its end.
+
+    Raises:
+        TypeError: `data` holds what JSON cannot.
+    """
+    return one_line_json(_encoder.encode(event))
+
+
+def encode_lines(events: list[StreamEvent]) -> bytes:
+    """The events as JSON lines, each ended by a newline.
+
+    Raises:
+        TypeError: as for `encode`.
+    """
+    return one_line_json(_encoder.encode_lines(events))
 
 
 def encode_or_error(event: StreamEvent, where: str) -> bytes:

@@ -154,7 +154,7 @@ class History:
         return f"{self._name}.{position}"
 
     def position(self, cursor: str) -> int | None:
-        """The position that a cursor names; None where it is of another history, or no longer held."""
+        """The position that a cursor names; None if it is of another history, or no longer held."""
         name, _, number = cursor.partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
@@ -163,5 +163,5 @@ class History:
 
 
 def encoded(event: StreamEvent) -> bytes:
-    """The event's JSON; where its data has none, that of an `error` event in its place."""
+    """The event's JSON; if its data cannot be JSON, that of an `error` event in its place."""
     return encode_or_error(event, "observer:WebSocketStreamingServer")

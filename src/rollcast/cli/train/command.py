@@ -60,7 +60,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
-    server = server_at(settings.serve, settings.token)
+    server = server_at(settings.serving)
     agent = _agent(task, settings, out)
     if settings.json is not None:
         agent.streaming_manager.add_observer(
