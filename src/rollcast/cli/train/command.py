@@ -122,7 +122,12 @@ def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
         return make_agent(task, settings.model)
     model = settings.model or EMBEDDED
     if settings.resume and model != EMBEDDED and not Path(model).is_dir():
-        model = str(newest_checkpoint(out))  # where it began is gone; each checkpoint is whole
+        from rollcast.train.resumable import check_resumable, numbered  # noqa: PLC0415
+
+        newest = newest_checkpoint(out)
+        assert newest is not None
+        check_resumable(newest, numbered(out, "step-"))
+        model = str(newest)  # where it began is gone; each checkpoint is a whole model
     return BaseAgent(model, task.tools, "tiny", reward=task.reward, name=task.name)
 
 
