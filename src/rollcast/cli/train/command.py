@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.serving import server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
@@ -163,7 +164,7 @@ class _Session:
             if server is not None:
                 await stack.enter_async_context(server)
                 self.agent.streaming_manager.add_observer(server.get_observer())
-                self.view.say([(f"watch it with: rollcast watch {server.url}", "")])
+                self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
             await stack.enter_async_context(self.agent)
             if self.scalars is not None:
                 stack.enter_context(self.scalars)
