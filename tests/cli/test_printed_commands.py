@@ -157,10 +157,11 @@ def test_after_a_collapse_the_best_checkpoint_is_watched(make_terminal, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("sampled", "kept"), [([0.5, 0.6, 0.75], [0, 2]), ([0.5, 0.5], [0, 1]), ([0.9, 0.5], [1])]
+    ("sampled", "kept"),
+    [([0.5, 0.6, 0.75], [0, 2]), ([0.5, 0.5], [0, 1]), ([0.99, 0.98], [0, 1]), ([0.9, 0.5], [1])],
 )
 def test_otherwise_the_last_one_is_watched(make_terminal, tmp_path, sampled, kept):
-    """If it is as good as any, or the better one is not there."""
+    """If it is as good as any but for chance, or the better one is not there."""
     said = ended(make_terminal(200, 40), tmp_path, sampled, kept)
     assert "the best" not in said
     assert "the last" not in said

@@ -25,6 +25,9 @@ from rollcast.models.tiny.backend import CHECKPOINT
 
 pytestmark = pytest.mark.torch
 
+# The same tests where there is a GPU: nothing in them says which device it is.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 PROMPT = [1, *range(30, 60)]
 # bfloat16 has 8 bits, and rounds differently in the shapes of a cached step than in those of a whole pass.
 CLOSE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-4}
@@ -36,7 +39,7 @@ def tokenizer():
 
 
 def embedded():
-    return Qwen3ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    return Qwen3ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).to(DEVICE)
 
 
 def under_autocast(model, dtype=torch.bfloat16):
@@ -68,7 +71,7 @@ def teacher_forced(model, ids, prompt=PROMPT):
     training = [module for module in model.modules() if module.training]
     model.eval()
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([[*prompt, *ids]], device=model.device)).logits[0, len(prompt) - 1 : -1]
     for module in training:
         module.training = True
     return torch.log_softmax(logits.float(), -1)[range(len(ids)), ids].tolist()
@@ -79,7 +82,7 @@ def teacher_forced(model, ids, prompt=PROMPT):
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_a_float32_model_samples_under_autocast(family, dtype, made, tokenizer):
     """Whether autocast came before the backend or after it, log-probabilities are those of the pass that was run."""
-    model = make_model(family)
+    model = make_model(family).to(DEVICE)
     if made == "after":
         under_autocast(model, dtype)
     backend = backend_of(model, tokenizer)
@@ -98,12 +101,12 @@ async def test_what_a_trainer_prepared_samples_and_trains_again(tokenizer):
     model.gradient_checkpointing_enable()
     model.config.use_cache = False
     model.train()
-    prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=DEVICE == "cpu").prepare_model(model)
     assert prepared is model
     ids, logprobs = await sampled(backend)
     assert all(module.training for module in model.modules())
     assert logprobs == pytest.approx(teacher_forced(model, ids), abs=CLOSE[torch.bfloat16])
-    tokens = torch.tensor([[*PROMPT, *ids]])
+    tokens = torch.tensor([[*PROMPT, *ids]], device=model.device)
     model(input_ids=tokens, labels=tokens).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     await backend.close()
@@ -132,7 +135,7 @@ async def test_autocast_may_come_and_go_while_it_samples(tokenizer):
 async def test_a_backend_that_is_made_under_autocast_samples_without(tokenizer):
     """Autocast holds for the thread that asked for it, and the engine has its own."""
     model = embedded()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         backend = await asyncio.to_thread(backend_of, model, tokenizer)
         inside = backend_of(model, tokenizer)
     for made in (backend, inside):
@@ -145,7 +148,7 @@ async def test_a_backend_that_is_made_under_autocast_samples_without(tokenizer):
 async def test_norms_may_be_in_float32(attention, tokenizer):
     """A bfloat16 model whose norms are float32, as trainers keep them: keys are then float32 and values bfloat16."""
     model = Qwen3ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16, attn_implementation=attention)
-    for name, module in model.named_modules():
+    for name, module in model.to(DEVICE).named_modules():
         if "norm" in name:
             module.float()
     backend = backend_of(under_autocast(model), tokenizer)

@@ -95,14 +95,22 @@ def _checkpoint(settings: TrainSettings, out: Path, step: int) -> Path:
 def _better_than_the_last(
     settings: TrainSettings, result: TrainResult, out: Path
 ) -> tuple[Path, float, float] | None:
-    """The checkpoint that was evaluated best, with what it had and what the last evaluation had; None if that was no worse."""
-    evaluations = [(p.step, p.evaluation.sampled) for p in result.history if p.evaluation is not None]
-    rated = [(sampled, step) for step, sampled in evaluations if not math.isnan(sampled)]
-    kept = [(sampled, step) for sampled, step in rated if _checkpoint(settings, out, step).is_dir()]
-    if not kept or max(kept)[0] <= rated[-1][0]:
+    """The checkpoint that was evaluated best, with what it had and what the last evaluation had.
+
+    None if the last one was no worse, or by no more than chance (two standard errors of a share of so many questions).
+    """
+    rated = [(p.step, p.evaluation) for p in result.history if p.evaluation is not None]
+    rated = [(step, evaluation) for step, evaluation in rated if not math.isnan(evaluation.sampled)]
+    kept = [
+        (evaluation.sampled, step) for step, evaluation in rated if _checkpoint(settings, out, step).is_dir()
+    ]
+    if not kept:
         return None
-    sampled, step = max(kept)
-    return _checkpoint(settings, out, step), sampled, rated[-1][0]
+    (best, step), last = max(kept), rated[-1][1]
+    share = min(max((best + last.sampled) / 2, 0.0), 1.0)
+    if best - last.sampled <= 2 * math.sqrt(share * (1 - share) / max(last.questions, 1)):
+        return None
+    return _checkpoint(settings, out, step), best, last.sampled
 
 
 def _watching(settings: TrainSettings, weights: Path) -> str:
