@@ -69,7 +69,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="A model instead of the embedded one: a folder, or a name on the Hugging Face hub.",
+        help="A model instead of the embedded one, or of your agent's: a folder, or a name on the Hugging Face hub.",
     ),
 ]
 BackendOption = Annotated[

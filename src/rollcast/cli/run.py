@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
+from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent, load_rows
 from rollcast.cli.pace import Paced
+from rollcast.cli.replace import give_model
 from rollcast.cli.serving import Serving, server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
@@ -94,12 +96,16 @@ def run_command(options: RunOptions) -> int:
 
 
 def _agent(task: Task, options: RunOptions) -> BaseAgent:
+    given = backend_options(options.backend_options)
     if options.agent is not None:
-        if options.model or options.backend or options.backend_options:
+        if options.model is None and (options.backend or given):
             raise InputError(
-                "--model, --backend and --backend-option are for a task's agent; an agent of your own has its backend in it"
+                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
+                "that is to run instead of the agent's as well"
             )
         agent = load_agent(options.agent)
+        if options.model is not None:
+            give_model(agent, options.model, options.backend, given)
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(
@@ -108,7 +114,7 @@ def _agent(task: Task, options: RunOptions) -> BaseAgent:
             options.backend,
             reward=None if own_questions else task.reward,
             name=task.name,
-            backend_options=backend_options(options.backend_options),
+            backend_options=given,
         )
     if options.pace is not None:
         agent.backend = Paced(agent.backend, options.pace)
@@ -133,7 +139,7 @@ async def _execute(
         if server is not None:
             await stack.enter_async_context(server)
             agent.streaming_manager.add_observer(server.get_observer())
-            print(f"watch it with: rollcast watch {server.url}", file=out, flush=True)
+            print(f"watch it with: {this_command()} watch {server.url}", file=out, flush=True)
         await stack.enter_async_context(agent)
         with ending_on_signals(run.cancel) as signals:
             result = await run.execute()
