@@ -31,6 +31,7 @@ class Arguments:
         model: validates; its fields are `p0 …` with the parameters' names as aliases, so that any name will do.
         names: parameter by field.
         optional: parameters that have a default, which the function itself fills in.
+        given: the schema as it was given, if it was not made of the function.
     """
 
     schema: dict[str, Any]
@@ -39,6 +40,7 @@ class Arguments:
     model: type[BaseModel]
     names: Mapping[str, str]
     optional: frozenset[str]
+    given: Mapping[str, Any] | None = None
 
     def bind(self, tool: str, given: Mapping[str, Any] | str, context: Injected | None) -> dict[str, Any]:
         """Keyword arguments for the function.
@@ -180,7 +182,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return _short(schema["const"])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(_kind, schema["anyOf"])))
-    return str(schema.get("type", "object" if "$ref" in schema else "any"))
+    kinds = schema.get("type", "object" if "$ref" in schema else "any")
+    return " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Self, overload
 
 from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
@@ -18,6 +18,7 @@ from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
 from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
 from rollcast.tools.image import Image
+from rollcast.tools.json_schema import schema_arguments
 from rollcast.tools.observation import CannotShow, Output, as_text, bounded, failure_text
 from rollcast.tools.signature import arguments_of
 
@@ -82,7 +83,7 @@ class Tool:
         given: dict[str, Any] = vars(self)
         if not (isinstance(given["name"], str) and _NAME.fullmatch(self.name)):
             raise ToolDefinitionError(
-                f"a tool is named {self.name!r}; a name has 1 to 64 letters, digits, _ and -"
+                f"a tool is named {self.name!r}; a name has 1 to 64 letters, digits, _ and -: give it another, name=…"
             )
         if self.timeout is not None and not (isinstance(given["timeout"], int | float) and self.timeout > 0):
             raise ToolDefinitionError(
@@ -107,6 +108,45 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"Tool({self.name!r})"
+
+    @classmethod
+    def from_schema(
+        cls,
+        name: str,
+        description: str | None,
+        parameters: Mapping[str, Any] | None,
+        call: Callable[..., Any],
+        *,
+        terminal: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        max_output: int = DEFAULT_MAX_OUTPUT,
+        inline: bool = False,
+    ) -> Self:
+        """A tool that a JSON Schema describes, such as one of an MCP server.
+
+        What the model writes is checked against the schema, by its own draft (2020-12 if it names none) and without
+        fetching anything. Defaults are not filled in, and formats, such as `email`, are not checked.
+
+        Args:
+            name: how the model calls it.
+            description: what the model reads of it.
+            parameters: JSON Schema of an object, as MCP's `inputSchema` and OpenAI's `parameters` are; None if it takes
+                no arguments.
+            call: gets the arguments that the model gave, by name; sync or async, or a plain function that gives a
+                coroutine. A parameter of it that is annotated with `ChainContext` gets the chain's.
+            terminal: its call ends the chain.
+            timeout: seconds, or None for no limit.
+            max_output: of an observation, in characters.
+            inline: run a plain `call` in the event loop, as with `tool`.
+
+        Raises:
+            ToolDefinitionError: the schema is none of an object, or the call does not take what it allows.
+        """
+        if isinstance(call, Tool):
+            call = call.function
+        arguments = schema_arguments(str(name), parameters, call)
+        text = "" if description is None else inspect.cleandoc(description)
+        return cls(call, arguments, name, text, terminal, timeout, max_output, inline)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -181,7 +221,7 @@ class Tool:
     @functools.cached_property
     def _wraps_async(self) -> bool:
         """Whether a coroutine that the plain function gives is to be awaited, rather than a mistake."""
-        return is_async(inspect.unwrap(self.function))
+        return self.arguments.given is not None or is_async(inspect.unwrap(self.function))
 
 
 def _result(text: str, status: ToolStatus, begin: float, output: Output) -> ToolResult:
