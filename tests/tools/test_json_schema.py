@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rollcast import BaseAgent
-from rollcast.errors import ToolDefinitionError
+from rollcast.errors import InputError, ToolDefinitionError
 from rollcast.rollout.context import ChainContext
 from rollcast.testing import ScriptedBackend
 from rollcast.tools import Tool, tool_set
@@ -234,3 +234,13 @@ def test_an_agent_has_tools_from_schemas():
     agent = BaseAgent("m", tools=[made], backend=ScriptedBackend([call, "done"]))
     (chain,) = agent.run(2, [{"role": "user", "content": "go"}])
     assert chain.tool_calls[0].observation == '{"city": "Oslo"}'
+
+
+async def test_a_call_that_needs_a_context_is_not_made_without():
+    """A missing context is the caller's mistake, as with any tool."""
+
+    def call(ctx: ChainContext) -> str:
+        return ctx.chain_id
+
+    with pytest.raises(InputError, match="takes a ChainContext as its parameter 'ctx'"):
+        await Tool.from_schema("f", "", None, call).invoke({})

@@ -45,21 +45,19 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
     schema = _of_object(tool, given)
     validator = _validator(tool, schema)
     properties: dict[str, Any] = schema["properties"]
-    injected, takes = _parameters_of(tool, call, schema)
+    injected, defaults, takes = _parameters_of(tool, call, schema)
     fields: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, part in properties.items():
         field = f"p{len(fields)}"
         names[field] = name
         checked = Annotated[Any, AfterValidator(_check(validator.evolve(schema=part)))]
-        fields[field] = (
-            checked,
-            Field(alias=name, **({} if name in schema["required"] else {"default": None})),
-        )
+        settings: dict[str, Any] = {"alias": name} | ({} if name in schema["required"] else {"default": None})
+        fields[field] = (checked, Field(**settings))
     open_ended = takes is None and schema.get("additionalProperties") is not False
     model = create_model("Arguments", __base__=_base(open_ended, _check(validator), names), **fields)
     optional = frozenset(properties) - frozenset(schema["required"])
-    return Arguments(schema, "", injected, model, names, optional | injected.keys(), given)
+    return Arguments(schema, "", injected, model, names, optional | defaults, given)
 
 
 def _copied(tool: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -172,8 +170,8 @@ def _base(open_ended: bool, check: Callable[[Any], Any], names: Mapping[str, str
 
 def _parameters_of(
     tool: str, call: Callable[..., Any], schema: dict[str, Any]
-) -> tuple[dict[str, type[Injected]], frozenset[str] | None]:
-    """What the rollout fills in, and the names that the call takes; None if it takes any.
+) -> tuple[dict[str, type[Injected]], frozenset[str], frozenset[str] | None]:
+    """What the rollout fills in, which of that has a default, and the names that the call takes; None if it takes any.
 
     Raises:
         ToolDefinitionError: it takes fewer than the schema has, or needs more than the schema requires.
@@ -185,10 +183,11 @@ def _parameters_of(
     try:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
-        return {}, None
+        return {}, frozenset(), None
     hints = type_hints_of(call, tool)
     kinds = {p.name: injected_class(hints.get(p.name)) for p in parameters}
     injected = {name: kind for name, kind in kinds.items() if kind is not None}
+    defaults = frozenset(p.name for p in parameters if p.name in injected and p.default is not p.empty)
     by_name = [
         p
         for p in parameters
@@ -202,10 +201,10 @@ def _parameters_of(
             "give the parameter a default"
         )
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return injected, None
+        return injected, defaults, None
     names = frozenset(p.name for p in by_name)
     if unknown := sorted(set(schema["properties"]) - names):
         raise ToolDefinitionError(
             f"the call of tool {tool!r} does not take {unknown[0]!r}, which its schema has; let it take that, or **arguments"
         )
-    return injected, names
+    return injected, defaults, names
