@@ -82,6 +82,14 @@ class BaseAgent:
         tools = ", ".join(self.tools) or "no tools"
         return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but who watches: a copy, and what was pickled, has a streaming manager of its own."""
+        return {name: value for name, value in vars(self).items() if name != "streaming_manager"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.streaming_manager = StreamingManager()
+
     # -- what a subclass may change ------------------------------------------------------------------------------------
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:

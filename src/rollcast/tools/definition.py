@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self, overload
 
 from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
 from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
+from rollcast.tools.copying import reduced
 from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
 from rollcast.tools.image import Image
 from rollcast.tools.json_schema import schema_arguments
@@ -108,6 +110,22 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"Tool({self.name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self, self.function, _made, self._settings | {"given": self.arguments.given})
+
+    def __copy__(self) -> Self:
+        return self  # it does not change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        function = copy.deepcopy(self.function, memo)
+        return self if function is self.function else replace(self, function=function)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"function", "arguments"}
+        }
 
     @classmethod
     def from_schema(
@@ -310,6 +328,14 @@ def _failure(error: BaseException, output: Output) -> str:
     return output.after(f"error: {error}" if isinstance(error, CannotShow) else failure_text(error))
 
 
+def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
+    """The tool again, in another process."""
+    settings = dict(settings)
+    name, given = settings["name"], settings.pop("given")
+    arguments = arguments_of(function, name) if given is None else schema_arguments(name, given, function)
+    return Tool(function, arguments, **settings)
+
+
 @overload
 def tool(
     function: Callable[..., Any],
@@ -376,6 +402,8 @@ def tool(
             max_output=max_output,
             inline=inline,
         )
+    if isinstance(function, staticmethod):
+        function = function.__func__
     known = name or _name_of(function)
     arguments = arguments_of(function, known)
     text = arguments.summary if description is None else inspect.cleandoc(description)
