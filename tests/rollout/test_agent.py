@@ -505,3 +505,18 @@ async def test_a_tools_own_failure_tells_its_line_and_is_logged_once(caplog):
     (record,) = caplog.records
     assert f"tool:lookup failed at {place}: KeyError" in record.getMessage()
     assert record.exc_info is not None
+
+
+async def test_a_chain_goes_on_after_a_tool_that_raises_keyboard_interrupt():
+    """Code of the model's that raises KeyboardInterrupt in a worker thread is an observation, and the chain answers."""
+
+    def python(code: str) -> str:
+        """Run it."""
+        exec(code)
+        return ""
+
+    call = '<tool_call>{"name": "python", "arguments": {"code": "raise KeyboardInterrupt"}}</tool_call>'
+    agent = BaseAgent("m", tools=[python], backend=ScriptedBackend([call, "done"]))
+    (chain,) = await agent.run_async(2, HELLO)
+    assert chain.tool_calls[0].observation == "error: KeyboardInterrupt"
+    assert (chain.finish_reason, chain.final_response) == ("answered", "done")

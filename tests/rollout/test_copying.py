@@ -7,6 +7,7 @@ import pytest
 
 from rollcast import BaseAgent, CodeAgent, ReactAgent, ToolAgent, exact_match, numeric_match, reward, tool
 from rollcast.models import resolve_parser
+from rollcast.models.engine_backend import EngineBackend
 from rollcast.models.parse import (
     CodeParser,
     HermesParser,
@@ -128,3 +129,27 @@ def test_parsers_can_be_copied(parser, copied):
     """A copied parser reads what the parser reads."""
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call> ```python\nf()\n```'
     assert copied(parser).parse(text) == parser.parse(text)
+
+
+class Loaded(EngineBackend):
+    """As a backend that holds a model."""
+
+    name = "loaded"
+
+    def _generation(self, prompt_ids, sampling, limit):
+        raise NotImplementedError
+
+    async def close(self):
+        """Nothing to let go of."""
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_loaded_model_is_refused_in_a_sentence(copied):
+    """A backend that holds a model elsewhere says that it cannot be copied, and what to do."""
+    agent = BaseAgent("m", backend=ScriptedBackend("done"))
+    agent.backend = object.__new__(Loaded)
+    with pytest.raises(
+        TypeError, match=r"^a Loaded holds a loaded model and cannot be copied or pickled; make"
+    ) as told:
+        copied(agent)
+    assert "\n" not in str(told.value)

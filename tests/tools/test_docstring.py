@@ -734,6 +734,45 @@ c(
 )
 
 
+c(
+    "text before the entries",
+    """Get the weather.
+
+    Parameters
+    ----------
+    Either of them is given, or both are.
+
+    city : str
+        where to look, in any spelling
+    days : int
+        how far ahead
+    """,
+)
+c(
+    "names in a text",
+    """Get the weather.
+
+    Args:
+        city: one of
+
+            *days*, *city*
+        days: how far ahead
+    """,
+    texts={"city": "one of *days*, *city*", "days": "how far ahead"},
+)
+c(
+    "underscores",
+    """Get the weather.
+
+    Args:
+        _city: where
+        days_: how far
+    """,
+    texts={"_city": "where", "days_": "how far"},
+    names=["_city", "days_"],
+)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_docstring_gives_the_description_and_each_text(name):
     """Whatever the style and its slips, each parameter has its text, and the description has no section in it."""

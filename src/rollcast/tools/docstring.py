@@ -52,8 +52,8 @@ _DIRECTIVE = re.compile(
 )
 _FENCE = re.compile(r"(```|~~~)")
 _BULLET = re.compile(r"([-+•*]|\d+[.)])\s+")
-_NAME = re.compile(r"[`'\"_]{0,2}(\\?\*){0,2}[`'\"]{0,2}(?P<name>[^\W\d]\w*)[`'\"]{0,2}\*{0,2}[`'\"]{0,2}")
-_SEPARATOR = re.compile(r"\s*:(?!:)\s*|\s+[-=]{1,2}>?\s+|\s*[–—]\s*")
+_NAME = re.compile(r"[`'\"]{0,2}(\\?\*){0,2}[`'\"]{0,2}(?P<name>[^\W\d]\w*)[`'\"]{0,2}\*{0,2}[`'\"]{0,2}")
+_SEPARATOR = re.compile(r"\s*:(?!:)\s*|\s+-{1,2}>?\s+|\s*[–—]\s*")
 _TYPE_WORD = (
     r"((str|string|int|integer|float|double|number|numeric|bool|boolean|list|dict|dictionary|tuple|set|bytes|object|any|none"
     r"|null|array|array_like|array-like|ndarray|dataframe|sequence|mapping|iterable|callable|optional|union|literal|path"
@@ -360,18 +360,29 @@ class _Section:
                 self.begin(entry, line.indent)
                 return True
             if self.entry is None or not self._goes_on(at, line, after_blank):
-                return self.entry is None and line.indent > self.heading.indent
+                return self.entry is None and (line.indent > self.heading.indent or self._entries_follow(at))
         self.fence = line.text[:3] if _FENCE.match(line.text) else ""
         self.body.append(line.text)
         return True
 
+    def _entries_follow(self, at: int) -> bool:
+        """Whether the line only leads up to the first entry."""
+        reader = self.reader
+        for i in range(at + 1, len(reader.lines)):
+            if reader._ends_section(i):  # noqa: SLF001
+                return False
+            if reader._is_known(reader.lines[i].text):  # noqa: SLF001
+                return True
+        return False
+
     def _known(self, line: _Line, deeper: bool) -> _Entry | None:
         """The entry of a parameter that there is."""
         names = self.reader.names
-        entry = _entry(line.text, bare=self.heading.underlined or not deeper)
+        entry = _entry(line.text, bare=not deeper)
         if entry is None or names.isdisjoint(entry.names):
             entry = None if deeper else self._without_colon(line.text)
-        if entry is None or (deeper and not self.at_base.isdisjoint(entry.names)):
+        described = self.at_base | self.reader.texts.keys()
+        if entry is None or (deeper and not described.isdisjoint(entry.names)):
             return None  # a line about another parameter in the text of this one
         return entry
 
