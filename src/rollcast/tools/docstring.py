@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 __all__ = ["Docstring", "read_docstring"]
 
+HEADING_LIMIT = 80
+"""Characters that a heading has at most."""
+
 _PARAMETERS = re.compile(
     r"((keyword|other|optional|required|named|input|function|method|tool|call)\s+)*"
     r"(args?|arguments?|params?|parameters?|kwargs|attributes?|fields?)"
@@ -27,7 +30,7 @@ _PROSE = re.compile(r"(usage )?examples?|notes?|warnings?|see also|references?|t
 _HEADING = re.compile(
     r"[#*_ ]*(?P<words>[A-Za-z][A-Za-z -]*?)[*_ ]*(\([^)]*\))?[*_ ]*(?P<colon>:{0,2})[*_ ]*"
 )
-_INLINE = re.compile(r"[*_]*(?P<words>[A-Za-z][A-Za-z ]*?)[*_]*\s?:[*_]*\s+(?P<rest>\S.*)")
+_INLINE = re.compile(r"[*_]{0,2}(?P<words>[A-Za-z][A-Za-z ]{0,40}?)[*_]{0,2}\s?:[*_]{0,2}\s+(?P<rest>\S.*)")
 _UNDERLINE = re.compile(r"(-{3,}|={3,}|~{3,}|\^{3,})")
 _FIELD = re.compile(
     r"[:@\\](?P<kind>param|parameter|arg|argument|key|keyword|kwarg|kwparam|type|kwtype|returns?|rtype|raises?|throws?"
@@ -195,7 +198,7 @@ class _Reader:
     def _heading(self, at: int) -> _Heading | None:
         """The section that begins in this line."""
         line = self.lines[at]
-        found = _HEADING.fullmatch(line.text)
+        found = _HEADING.fullmatch(line.text) if len(line.text) <= HEADING_LIMIT else None
         if found is None or (kind := _kind(found["words"])) is None:
             return self._inline(at)
         below = self.lines[at + 1] if at + 1 < len(self.lines) else _Line(0, "")
@@ -215,7 +218,7 @@ class _Reader:
     def _inline(self, at: int) -> _Heading | None:
         """A section whose text begins in the line of its heading: `Returns: a sentence`, `Args: city: where to look`."""
         line = self.lines[at]
-        found = _INLINE.fullmatch(line.text)
+        found = _INLINE.fullmatch(line.text) if ":" in line.text[:HEADING_LIMIT] else None
         kind = _kind(found["words"]) if found else None
         if found is None or kind is None or kind == "prose":
             return None
