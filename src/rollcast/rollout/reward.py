@@ -5,21 +5,23 @@ Two that are often enough are here: `exact_match` and `numeric_match`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, InvalidOperation
-from typing import Any, overload
+from typing import Any, Self, overload
 
 from rollcast.errors import RewardDefinitionError, RewardError
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
 from rollcast.stream.chain import left_by
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.tools.copying import reduced
+from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, in_task, in_thread, is_async
 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
 
@@ -67,6 +69,17 @@ class Reward:
 
     def __repr__(self) -> str:
         return f"Reward({self.name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "function"}
+        return reduced(self, self.function, _made, settings)
+
+    def __copy__(self) -> Self:
+        return self  # it does not change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        function = copy.deepcopy(self.function, memo)
+        return self if function is self.function else replace(self, function=function)
 
     def check_fields(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Refuse rows that lack what the reward asks for, before any chain starts.
@@ -120,6 +133,9 @@ class Reward:
             raise RewardError(f"{where} did not return within {self.timeout:g} s") from None
         except CancelledItself:
             raise RewardError(f"{where} was cancelled from within") from None
+        except StoppedItself as stopped:
+            error = stopped.__cause__ or stopped
+            raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
         except BaseException as error:  # somebody's function may raise anything
             if left_by(error) == "cancelled":
                 raise
@@ -136,6 +152,11 @@ class Reward:
             hidden = set(GIVEN) - self.required - self.optional
             return {name: value for name, value in available.items() if name not in hidden}
         return {name: available[name] for name in (self.required | self.optional) & available.keys()}
+
+
+def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Reward:
+    """The reward again, in another process."""
+    return Reward(function, **settings)
 
 
 def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollcast.errors import InputError
+from rollcast.failures import text_and_place, text_of
 from rollcast.records import (
     EventFilter,
     Message,
@@ -56,10 +57,15 @@ def left_by(error: BaseException | None) -> Literal["cancelled", "error"]:
 
 
 def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
-    """The payload of an `error` event."""
+    """The payload of an `error` event.
+
+    It tells where in the user's own code the exception was raised, `no such city (agent.py:12)`; not of a backend's,
+    since what an engine fails with is seldom the fault of the code that it was called through.
+    """
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
-    return {"error": str(error) or type(error).__name__, "error_type": type(error).__name__, "where": where}
+    text = text_of(error) or type(error).__name__ if where == "backend" else text_and_place(error)
+    return {"error": safe_text(text), "error_type": type(error).__name__, "where": where}
 
 
 def _checked_text(text: object) -> str:
@@ -205,9 +211,18 @@ class ChainStream:
         with self.lock:
             self.trajectory.messages.append(message)
 
-    def error(self, error: BaseException | str, where: str) -> None:
-        """Something failed."""
-        logger.debug("%s: %s failed: %s", self.trajectory.chain_id, where, error)
+    def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
+        """Something failed.
+
+        An exception of the user's own code is logged with its traceback, once for each place in a run.
+
+        Args:
+            error: what happened.
+            where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
+            goes_on: whether the exception is raised to the caller, who will see its traceback anyway.
+        """
+        if isinstance(error, BaseException) and not goes_on:
+            self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
             with self.lock:
                 self.emit(T.ERROR, error_data(error, where))
@@ -332,7 +347,7 @@ class ChainStream:
             return
         if left_by(error) == "error" and self.trajectory.finish_reason is None:
             self.trajectory.error = str(error)
-            self.error(error, "agent")
+            self.error(error, "agent", goes_on=True)
         self.end("cancelled" if left_by(error) == "cancelled" else "error")
 
 
