@@ -10,15 +10,23 @@ import msgspec
 
 from rollcast.errors import InputError, MessagesError
 from rollcast.records import Message, validated_messages
+from rollcast.records.jsonable import bounded_json
 
 __all__ = ["Row", "as_rows", "count", "derived_seed"]
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One prompt. `fields` are what stands beside its messages."""
+    """One prompt.
+
+    Attributes:
+        messages: the conversation.
+        fields: what stands beside its messages, the objects that were given.
+        reference: the row's `answer` as events show it: JSON, and bounded; None if it has none.
+    """
 
     messages: list[Message]
     fields: dict[str, Any]
+    reference: Any = None
 
 
 def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[Row]:
@@ -66,7 +74,8 @@ def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instruc
             first["content"] = f"{first['content']}\n\n{instructions}"
         else:
             first["content"] = [*(first["content"] or []), {"type": "text", "text": instructions}]
-    return Row(messages, {name: value for name, value in item.items() if name != "messages"})
+    fields = {name: value for name, value in item.items() if name != "messages"}
+    return Row(messages, fields, bounded_json(fields.get("answer")))
 
 
 def count(name: str, value: Any, *, at_least: int = 1) -> int:
