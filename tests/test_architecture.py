@@ -13,15 +13,16 @@ SRC = Path(rollcast.__file__).parent
 # Which rooms a room may import from (docs/architecture.md).
 MAY_IMPORT = {
     "errors": set(),
+    "failures": set(),
     "records": {"errors"},
-    "stream": {"errors", "records"},
-    "models": {"errors", "records", "stream"},
-    "tools": {"errors", "records", "stream"},
-    "rollout": {"errors", "records", "stream", "models", "tools"},
-    "tasks": {"errors", "records", "stream", "models", "tools", "rollout"},
-    "train": {"errors", "records", "stream", "models", "tools", "rollout", "tasks"},
-    "archive": {"errors", "records", "stream"},
-    "serve": {"errors", "records", "stream"},
+    "stream": {"errors", "failures", "records"},
+    "models": {"errors", "failures", "records", "stream"},
+    "tools": {"errors", "failures", "records", "stream"},
+    "rollout": {"errors", "failures", "records", "stream", "models", "tools"},
+    "tasks": {"errors", "failures", "records", "stream", "models", "tools", "rollout"},
+    "train": {"errors", "failures", "records", "stream", "models", "tools", "rollout", "tasks"},
+    "archive": {"errors", "failures", "records", "stream"},
+    "serve": {"errors", "failures", "records", "stream"},
 }
 MAY_SEE_ALL = {"cli", "fleet", "testing", "__init__", "__main__"}
 HEAVY = [

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.failures import text_and_place, text_of
 from rollcast.records import (
     EventFilter,
     Message,
@@ -60,10 +61,15 @@ def left_by(error: BaseException | None) -> Literal["cancelled", "error"]:
 
 
 def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
-    """The payload of an `error` event."""
+    """The payload of an `error` event.
+
+    It tells where in the user's own code the exception was raised, `no such city (agent.py:12)`; not of a backend's,
+    since what an engine fails with is seldom the fault of the code that it was called through.
+    """
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
-    return {"error": str(error) or type(error).__name__, "error_type": type(error).__name__, "where": where}
+    text = text_of(error) or type(error).__name__ if where == "backend" else text_and_place(error)
+    return {"error": safe_text(text), "error_type": type(error).__name__, "where": where}
 
 
 def _checked_text(text: object) -> str:
