@@ -63,7 +63,12 @@ def test_old_entries_can_be_forgotten():
 def test_data_that_json_cannot_hold_is_described():
     """The event stands in its place, with its seq; the others go on."""
     history = History(10_000)
-    described = [(object(), "<object>"), ("\ud800", "\ufffd"), (float("nan"), "NaN"), ({(1, 2): 3}, {"[1,2]": 3})]
+    described = [
+        (object(), "<object>"),
+        ("\ud800", "\ufffd"),
+        (float("nan"), "NaN"),
+        ({(1, 2): 3}, {"[1,2]": 3}),
+    ]
     for value, said in described:
         data = {"reward": 1.0, "metrics": {"x": value}}
         bad = StreamEvent(event(0).event_type, "chain_\ud800", 1.0, data, seq=7, run_id="r")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 import traceback
 from codecs import BOM_UTF8
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import InputError, RollcastError
+from rollcast.records import validated_messages
 from rollcast.rollout import BaseAgent
+from rollcast.rollout.rows import row_with_messages
 
 __all__ = ["backend_options", "load_agent", "load_rows"]
 
@@ -94,17 +98,25 @@ def backend_options(given: list[str]) -> dict[str, Any]:
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file: objects with `messages` or a `prompt` (one user message), and fields of their own.
+    """The rows of a file: JSON lines, a JSON array or one JSON object.
+
+    A row is an object with `messages` or a `prompt` (text, or messages), and fields of its own. An array of messages is
+    one conversation.
 
     Raises:
-        InputError: there is no such file, or a line is no row; it names the line.
+        InputError: there is no such file, or something in it is no row; it names the line.
     """
     file = Path(path)
     try:
-        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()  # as Windows' editors write it
+        text = file.read_bytes().removeprefix(BOM_UTF8)  # as Windows' editors write it
     except OSError as error:
         raise InputError(f"the rows cannot be read: {error.strerror or error} ({path})") from None
-    rows = [_row(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if text.startswith((b"PAR1", *_UTF16)) or file.suffix.lower() in _TABLES:
+        raise InputError(
+            f"{path} is not JSON; {_EXPECTED}, in UTF-8. A table of another kind becomes that by: "
+            "datasets.load_dataset(…).to_json(FILE)"
+        )
+    rows = [_row(value, place) for value, place in _values(text, path)]
     if not rows:
         raise InputError(
             f'{path} has no rows; expected lines such as {{"prompt": "What is 2 + 2?", "answer": 4}}'
@@ -112,15 +124,58 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    expected = 'expected an object with "messages" or "prompt"'
+_EXPECTED = 'expected an object with "messages" or "prompt"'
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_TABLES = {".csv", ".tsv", ".parquet", ".arrow", ".xlsx"}
+
+
+def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
+    """Each value of the file, and how a sentence names its place."""
+    if text.lstrip()[:1] in (b"[", b"{"):
+        try:
+            whole = _decoded(text)
+        except _NOT_JSON as error:
+            if text.lstrip()[:1] == b"[":
+                raise InputError(f"{path} is not JSON: {error}; {_EXPECTED}, or an array of them") from None
+        else:  # one value: else it would be lines
+            yield from _parts(whole, path)
+            return
+    for i, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield _decoded(line), f"{path}:{i}"
+            except _NOT_JSON as error:
+                raise InputError(f"{path}:{i} is not JSON: {error}; {_EXPECTED}") from None
+
+
+def _parts(whole: Any, path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(whole, dict):
+        yield whole, path
+    elif whole and all(isinstance(item, dict) and "role" in item for item in whole):
+        yield {"messages": whole}, path
+    else:
+        yield from ((item, f"{path}[{i}]") for i, item in enumerate(whole))
+
+
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _decoded(text: bytes) -> Any:
     try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}; {expected}") from None
-    if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row):
-        raise InputError(f"{where} is no row: {expected}, one of them")
-    if "prompt" in row:
-        prompt = row.pop("prompt")
-        row["messages"] = [{"role": "user", "content": prompt}]
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        try:
+            return json.loads(text)  # it takes NaN and Infinity, which Python's own writer gives
+        except ValueError:
+            pass
+        raise
+
+
+def _row(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{place} is no row: {_EXPECTED}, found {type(value).__name__}")
+    if value.get("messages") is not None and value.get("prompt") is not None:
+        raise InputError(f"{place} is no row: {_EXPECTED}, one of them")
+    row = row_with_messages(value, place)
+    validated_messages(row["messages"], f"{place}['messages']")
     return row

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -24,7 +24,7 @@ import msgspec
 
 from rollcast.records.message import safe_text
 
-__all__ = ["as_json", "bounded_json", "described", "plain_scalar"]
+__all__ = ["as_json", "bounded_json", "described", "plain_scalar", "plain_scalars"]
 
 DEPTH_LIMIT = 64  # below what the readers of JSON can take
 CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
@@ -34,20 +34,16 @@ _AS_TEXT = (timedelta, UUID, Decimal, Fraction, PurePath, complex)
 _UNSEEN: Any = object()
 
 
-def as_json(value: Any, describe: Callable[[Any], Any] | None = None) -> Any:
+def as_json(value: Any) -> Any:
     """The value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
 
     It is the same object where it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
     these words. Enums are their values; sets, tuples and the like are lists; dataclasses, pydantic models, attrs classes
-    and structs are dicts; dates, UUIDs, decimals, fractions and paths are text. It raises nothing, whatever the value's
-    own code does.
-
-    Args:
-        value: anything.
-        describe: what stands for a value that JSON cannot hold; `described` if None.
+    and structs are dicts; dates, UUIDs, decimals, fractions and paths are text; the rest is `described`. It raises nothing,
+    whatever the value's own code does.
     """
     try:
-        return _Conversion(describe or described).of(value, DEPTH_LIMIT)
+        return _Conversion().of(value, DEPTH_LIMIT)
     except RecursionError:  # the caller stands deep in its own recursion
         return described(value)
 
@@ -77,10 +73,23 @@ def plain_scalar(value: Any) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "dtype") and callable(getattr(value, "item", None)):
+    if (
+        getattr(value, "shape", None) == ()
+        and hasattr(value, "dtype")
+        and callable(getattr(value, "item", None))
+    ):
         item = value.item()
         return item if isinstance(item, bool | int | float | str) else value
     return value
+
+
+def plain_scalars(value: Any, depth: int = DEPTH_LIMIT) -> Any:
+    """Lists and dicts whose numbers and text are plain ones; anything else is left as it is, for a check to refuse."""
+    if depth and isinstance(value, Mapping):
+        return {plain_scalar(name): plain_scalars(item, depth - 1) for name, item in value.items()}
+    if depth and isinstance(value, list | tuple):
+        return [plain_scalars(item, depth - 1) for item in value]
+    return plain_scalar(value)
 
 
 def described(value: Any) -> str:
@@ -114,8 +123,7 @@ def _description(value: Any) -> str:
 class _Conversion:
     """One value on its way to JSON."""
 
-    def __init__(self, describe: Callable[[Any], Any]) -> None:
-        self.describe = describe
+    def __init__(self) -> None:
         self.path: set[int] = set()  # of the containers around the part that is converted now
         self.containers = 0
 
@@ -142,7 +150,7 @@ class _Conversion:
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001  (the value's own code runs here and may raise anything)
-            return self.describe(value)
+            return described(value)
         finally:
             self.path.discard(id(value))
 
@@ -150,7 +158,7 @@ class _Conversion:
         kinds = {*map(type, items)}
         if kinds == {float} and all(map(math.isfinite, items)):  # as log-probabilities are
             return items
-        if kinds == {int} and -_INT_LIMIT < min(items) and max(items) < _INT_LIMIT:  # as token ids are
+        if kinds == {int} and min(items) > -_INT_LIMIT and max(items) < _INT_LIMIT:  # as token ids are
             return items
         changed: list[Any] | None = None
         for i, item in enumerate(items):
@@ -185,19 +193,21 @@ class _Conversion:
             return value.isoformat()
         if isinstance(value, _AS_TEXT):
             return safe_text(str(value))
-        if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):  # such as datetime64
+        if getattr(value, "shape", None) == () and callable(
+            getattr(value, "item", None)
+        ):  # such as datetime64
             item = value.item()
-            return self.describe(value) if type(item) is kind else self.of(item, depth - 1)
+            return described(value) if type(item) is kind else self.of(item, depth - 1)
         if isinstance(value, Mapping):
             return self._dict(dict(value.items()), depth - 1)
         if isinstance(value, Set):
             return self._list(_in_order(value), depth - 1)
         if isinstance(value, tuple | list | deque | range):
             if len(value) > CONTAINERS_LIMIT and isinstance(value, range):
-                return self.describe(value)
+                return described(value)
             return self._list(list(value), depth - 1)
         fields = _fields(value)
-        return self.describe(value) if fields is None else self._dict(fields, depth - 1)
+        return described(value) if fields is None else self._dict(fields, depth - 1)
 
 
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
