@@ -1,7 +1,7 @@
-"""Quantities as people write them: what a reference says, strictly; and what a response says last.
+r"""Quantities as people write them: what a reference says, strictly; and what a response says last.
 
     4  -7  1,234  1e3  $5      a number
-    1/2  -3/4  1 1/2  \\frac{1}{2}   a fraction: the number that it is
+    1/2  -3/4  1 1/2  \frac{1}{2}   a fraction: the number that it is
     50%  50 percent            a percentage: a hundredth of the number, so 50% is 0.5 and not 50
     3:2  12:30                 a ratio or a time: its parts, in order
     (1, 2)  [1, 2]             a tuple: its parts, in order
@@ -105,7 +105,7 @@ def reference_quantity(value: Any) -> Quantity:
             if isinstance(value, bool)
             else f"of type {type(value).__name__}"
         )
-        raise ValueError(f"is {found}; expected a number, or text that is one quantity")
+        raise ValueError(f"is {found}; expected a number, or text that is one quantity")  # noqa: TRY004  (the row is wrong, not the call)
     if isinstance(value, int | float | Decimal):
         if not math.isfinite(value):
             raise ValueError(f"is {value}; expected a finite number")

@@ -292,7 +292,7 @@ def _text_reference(value: Any) -> str:
             if isinstance(plain, bool)
             else f"of type {type(plain).__name__}"
         )
-        raise ValueError(f"is {found}; expected text or a number")
+        raise ValueError(f"is {found}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
     if isinstance(plain, float | Decimal) and not math.isfinite(plain):
         raise ValueError(f"is {plain}; expected text or a finite number")
     return str(value if isinstance(value, float) else plain).strip()
