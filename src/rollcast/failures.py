@@ -5,16 +5,21 @@ Own code is what belongs neither to Rollcast, nor to Python, nor to an installed
 
 from __future__ import annotations
 
+import logging
 import os
 import sysconfig
+import threading
 from collections.abc import Iterator
 from functools import cache
 from types import TracebackType
 
-__all__ = ["place_of", "text_and_place", "text_of"]
+__all__ = ["FailureLog", "place_of", "text_and_place", "text_of"]
 
 TEXT_LIMIT = 4000
 """Characters of an exception's text that are worth showing."""
+
+LOGGED_LIMIT = 1000
+"""Failures that one run logs."""
 
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa: PTH100, PTH118, PTH120  (code objects name files by strings)
@@ -49,6 +54,38 @@ def text_and_place(error: BaseException) -> str:
     """The exception's text, or its class if it has no text, and its place: `no such city (agent.py:12)`."""
     text, place = text_of(error).strip() or type(error).__name__, place_of(error)
     return text if place is None else f"{text} ({place})"
+
+
+class FailureLog:
+    """Logs failures of the user's own code with their tracebacks, each once: a tool may fail in every chain of a run.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logged: set[tuple[str, str]] = set()
+
+    def log(self, logger: logging.Logger, who: str, error: BaseException) -> None:
+        """Log the failure if own code took part in it and no other of its class was logged from this place.
+
+        Args:
+            logger: where to.
+            who: failed, as in `chain_3: tool:search`.
+            error: what was raised.
+        """
+        place = place_of(error)
+        if place is None:
+            logger.debug("%s failed: %s", who, text_of(error))
+            return
+        with self._lock:
+            known = (type(error).__name__, place)
+            if known in self._logged or len(self._logged) >= LOGGED_LIMIT:
+                return
+            self._logged.add(known)
+        logger.warning(
+            "%s failed at %s: %s: %s", who, place, type(error).__name__, text_of(error), exc_info=error
+        )
 
 
 def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 
@@ -483,3 +484,24 @@ async def test_a_turn_of_endless_calls_is_bounded():
     (t,) = await scripted([call * 1000, "done"]).run_async(3, HELLO, sampling={"max_tokens": 10_000})
     assert len(t.tool_calls) == 129
     assert t.tool_calls[-1].observation == "error: too many calls in one turn (1000); at most 128"
+
+
+async def test_a_tools_own_failure_tells_its_line_and_is_logged_once(caplog):
+    """The error event ends with file and line; the traceback is in the log once, however many chains fail there."""
+
+    def lookup(key: str) -> str:
+        """Look up."""
+        return {}[key]
+
+    call = '<tool_call>{"name": "lookup", "arguments": {"key": "x"}}</tool_call>'
+    agent = BaseAgent("m", tools=[lookup], backend=ScriptedBackend([call, "done"]))
+    with capture_events(agent.streaming_manager) as capture, caplog.at_level(logging.WARNING, "rollcast"):
+        result = await agent.run_async(2, HELLO, num_chains=3, enable_streaming=True)
+    capture.check()
+    place = f"test_agent.py:{lookup.__code__.co_firstlineno + 2}"
+    assert {event.data["error"] for event in capture.of("error")} == {f"'x' ({place})"}
+    assert len(capture.of("error")) == 3
+    assert [t.tool_calls[0].observation for t in result] == ["error: KeyError: 'x'"] * 3
+    (record,) = caplog.records
+    assert f"tool:lookup failed at {place}: KeyError" in record.getMessage()
+    assert record.exc_info is not None

@@ -20,7 +20,7 @@ from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.quantity import last_quantity, reference_quantity
 from rollcast.stream.chain import left_by
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, in_task, in_thread, is_async
 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
 
@@ -131,6 +131,9 @@ class Reward:
             raise RewardError(f"{where} did not return within {self.timeout:g} s") from None
         except CancelledItself:
             raise RewardError(f"{where} was cancelled from within") from None
+        except StoppedItself as stopped:
+            error = stopped.__cause__ or stopped
+            raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
         except BaseException as error:  # somebody's function may raise anything
             if left_by(error) == "cancelled":
                 raise

@@ -215,9 +215,18 @@ class ChainStream:
         with self.lock:
             self.trajectory.messages.append(message)
 
-    def error(self, error: BaseException | str, where: str) -> None:
-        """Something failed."""
-        logger.debug("%s: %s failed: %s", self.trajectory.chain_id, where, error)
+    def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
+        """Something failed.
+
+        An exception of the user's own code is logged with its traceback, once for each place in a run.
+
+        Args:
+            error: what happened.
+            where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
+            goes_on: whether the exception is raised to the caller, who will see its traceback anyway.
+        """
+        if isinstance(error, BaseException) and not goes_on:
+            self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
             with self.lock:
                 self.emit(T.ERROR, error_data(error, where))
@@ -344,7 +353,7 @@ class ChainStream:
             return
         if left_by(error) == "error" and self.trajectory.finish_reason is None:
             self.trajectory.error = str(error)
-            self.error(error, "agent")
+            self.error(error, "agent", goes_on=True)
         self.end("cancelled" if left_by(error) == "cancelled" else "error")
 
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from rollcast.errors import InputError
+from rollcast.failures import FailureLog
 from rollcast.records import (
     Message,
     StreamEventType,
@@ -113,6 +114,7 @@ class RunStream:
         self.chains = 0  # so far; their trajectories belong to whoever holds the chains, not to the run
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
+        self.failures = FailureLog()  # of the user's own code
         self._last_chain = ""
         self._places_seen: set[str] = set()  # of the chains and groups that filters name
         self.status: RunStatus | None = None

@@ -7,18 +7,19 @@ import functools
 import inspect
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
-from rollcast.tools.arguments import Arguments, ArgumentsError, arguments_of
+from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
 from rollcast.tools.image import Image
 from rollcast.tools.observation import CannotShow, Output, as_text, bounded, failure_text
+from rollcast.tools.signature import arguments_of
 
 __all__ = ["Tool", "ToolResult", "tool"]
 
@@ -143,21 +144,12 @@ class Tool:
             keywords = self.arguments.bind(self.name, arguments, context)
         except ArgumentsError as error:
             return ToolResult(bounded(str(error), self.max_output), "error", time.perf_counter() - begin)
-        if self.inline:
-            output = Output(self.max_output, on_partial)
-            status, text = _run_sync(self.function, keywords, output)
-            return _result(text, status, begin, output)
-        if is_async(self.function):
-            output = Output(self.max_output, on_partial)
-            running = in_task(
-                _run_async(self.function, keywords, output), f"tool {self.name!r}", self.timeout
-            )
-        else:
-            output = Output(self.max_output, _across_threads(on_partial))
-            work = functools.partial(_run_sync, self.function, keywords, output)
-            running = in_thread(work, f"rollcast-tool-{self.name}", self.timeout)
+        output = Output(self.max_output, on_partial)
         try:
-            status, text = await running
+            if is_async(self.function):
+                status, text = await self._in_loop(_run_async(self.function, keywords, output), self.timeout)
+            else:
+                status, text = await self._sync(keywords, output, begin)
         except OutOfTime:
             late = f"{self.name} timed out after {self.timeout:g} s"
             status, text = "timeout", output.after(f"error: {late}")
@@ -167,6 +159,29 @@ class Tool:
         finally:
             output.close()
         return _result(text, status, begin, output)
+
+    async def _sync(self, keywords: dict[str, Any], output: Output, begin: float) -> tuple[ToolStatus, str]:
+        """Run a plain function, and in the event loop the coroutine that a wrapper of an async function gives."""
+        work = functools.partial(_run_sync, self.function, keywords, output, awaits=self._wraps_async)
+        if self.inline:
+            outcome = work()
+        else:
+            output.deliver = _across_threads(output.deliver)
+            outcome = await in_thread(work, f"rollcast-tool-{self.name}", self.timeout)
+        if not isinstance(outcome, _Unfinished):
+            return outcome
+        left = None if self.timeout is None else max(0.0, self.timeout - (time.perf_counter() - begin))
+        return await self._in_loop(_run_async(lambda: outcome.value, {}, output), left)
+
+    async def _in_loop(
+        self, running: Coroutine[Any, Any, tuple[ToolStatus, str]], seconds: float | None
+    ) -> tuple[ToolStatus, str]:
+        return await in_task(running, f"tool {self.name!r}", seconds)
+
+    @functools.cached_property
+    def _wraps_async(self) -> bool:
+        """Whether a coroutine that the plain function gives is to be awaited, rather than a mistake."""
+        return is_async(inspect.unwrap(self.function))
 
 
 def _result(text: str, status: ToolStatus, begin: float, output: Output) -> ToolResult:
@@ -185,9 +200,15 @@ def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str
     return deliver
 
 
+class _Unfinished(NamedTuple):
+    """What a plain function gave that only an event loop can finish."""
+
+    value: Any
+
+
 def _run_sync(
-    function: Callable[..., Any], keywords: dict[str, Any], output: Output
-) -> tuple[ToolStatus, str]:
+    function: Callable[..., Any], keywords: dict[str, Any], output: Output, *, awaits: bool
+) -> tuple[ToolStatus, str] | _Unfinished:
     """In a worker thread, or inline."""
     try:
         value = function(**keywords)
@@ -195,14 +216,16 @@ def _run_sync(
             value = _drained(value, output)
             if value is None:
                 return "success", output.text
+        if awaits and output.open and (inspect.isawaitable(value) or isinstance(value, AsyncGenerator)):
+            return _Unfinished(value)
         if inspect.iscoroutine(value):
             value.close()
             raise CannotShow("the result is a coroutine; define the tool with `async def`")
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001  (the tool's failure, whatever it is)
-        return "error", _failure(error, output)
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        return "error", _failure(error, output)  # the tool's failure, whatever it is
 
 
 def _drained(generator: Generator[Any, Any, Any], output: Output) -> Any:
@@ -224,7 +247,7 @@ async def _run_async(
 ) -> tuple[ToolStatus, str]:
     try:
         value = function(**keywords)
-        if inspect.iscoroutine(value):
+        if inspect.isawaitable(value):
             value = await value
         if isinstance(value, AsyncGenerator):
             async with aclosing(value) as pieces:
@@ -233,10 +256,12 @@ async def _run_async(
                         output.add_value(piece)
             return "success", output.text
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         raise
-    except BaseException as error:  # noqa: BLE001  (a tool's failure is an observation, sys.exit() too)
-        return "error", _failure(error, output)
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        return "error", _failure(error, output)  # the tool's failure, sys.exit() too
 
 
 def _failure(error: BaseException, output: Output) -> str:
