@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.failures import place_of, text_and_place
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, EventQueue, Item
@@ -104,6 +105,7 @@ class Delivery(EventQueue):
         self._reported = False
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._warned: set[str] = set()
+        self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -430,8 +432,13 @@ class Delivery(EventQueue):
     def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
         self.failed += 1
         self._failures_in_a_row += 1
-        name = self.observer.name
-        logger.error("%s failed on %s", name, event.event_type if event else "a hook", exc_info=error)
+        name, what = self.observer.name, event.event_type if event else "a hook"
+        cause = (type(error).__name__, place_of(error))
+        if cause in self._causes:
+            logger.debug("%s failed on %s again: %s", name, what, text_and_place(error))
+        else:  # the traceback once, however often it fails
+            self._causes.add(cause)
+            logger.error("%s failed on %s: %s", name, what, text_and_place(error), exc_info=error)
         if not self._reported:
             self._reported = True
             self.manager.report(self.observer, error, run_id=event.run_id if event else "")
