@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import sys
-import traceback
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +16,15 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import InputError, RollcastError
+from rollcast.failures import place_of, text_and_place
 from rollcast.records import validated_messages
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import row_with_messages
+from rollcast.tasks import Task
 
-__all__ = ["backend_options", "load_agent", "load_rows"]
+__all__ = ["backend_options", "load_agent", "load_agent_or_task", "load_rows"]
+
+logger = logging.getLogger("rollcast.cli")
 
 
 def load_agent(target: str) -> BaseAgent:
@@ -29,21 +33,51 @@ def load_agent(target: str) -> BaseAgent:
     Raises:
         InputError: there is no such module or name, it cannot be loaded, or it is no agent.
     """
+    found = load_agent_or_task(target)
+    if isinstance(found, Task):
+        raise InputError(
+            f"{target} is a Task; expected a BaseAgent: an agent has a task's tools and reward, "
+            "BaseAgent(tools=task.tools, reward=task.reward), and `rollcast run` takes the task itself"
+        )
+    return found
+
+
+def load_agent_or_task(target: str) -> BaseAgent | Task:
+    """As `load_agent`; it may be a task too.
+
+    Raises:
+        InputError: as `load_agent` does; if no name is given, it tells the agents and tasks that there are.
+    """
     where, colon, name = target.rpartition(":")
+    if not colon and target.endswith(".py") and Path(target).is_file():
+        raise InputError(f"{target!r} names no agent; {_there(_module(target, target), target)}")
     if not colon or not where or not name:
         raise InputError(f"{target!r} names no agent; expected module:name or path/to/file.py:name")
     module = _module(where, target)
     if not hasattr(module, name):
-        public = ", ".join(n for n in vars(module) if isinstance(getattr(module, n), BaseAgent)) or "none"
-        raise InputError(f"{where} has no {name!r}; the agents in it: {public}")
+        raise InputError(f"{where} has no {name!r}; {_there(module, where)}")
     found = getattr(module, name)
-    if not isinstance(found, BaseAgent) and callable(found):
+    if not isinstance(found, BaseAgent | Task) and callable(found):
         found = _calling(found, target)
-    if not isinstance(found, BaseAgent):
+    if not isinstance(found, BaseAgent | Task):
         raise InputError(
-            f"{target} is {type(found).__name__}; expected a BaseAgent, or a function without arguments that returns one"
+            f"{target} is {type(found).__name__}; expected a BaseAgent or a Task, or a function without arguments that "
+            "returns one"
         )
     return found
+
+
+def _there(module: ModuleType, where: str) -> str:
+    """What of a module can be run, as the end of a sentence."""
+    agents = [name for name, value in vars(module).items() if isinstance(value, BaseAgent)]
+    tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
+    told = f"the agents in it: {', '.join(agents) or 'none'}"
+    if tasks:
+        told += f"; the tasks: {', '.join(tasks)}"
+    first = next(iter([*agents, *tasks]), None)
+    if first is None:
+        return f"{told}; write agent = BaseAgent(…) there, and run {where}:agent"
+    return f"{told}; run {where}:{first}"
 
 
 def _module(where: str, target: str) -> ModuleType:
@@ -71,12 +105,20 @@ def _calling(what: Any, target: str) -> Any:
         return what()
     except RollcastError:
         raise
-    except Exception as error:  # the user's module can raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if "importlib" not in f.filename), frames[-1])
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        place = place_of(error)
         raise InputError(
-            f"{target} cannot be loaded: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+            f"{target} cannot be loaded: it called sys.exit({error.code!r})"
+            + (f" ({place})" if place else "")
+            + "; what a file does as a program belongs under: if __name__ == '__main__':"
         ) from error
+    except BaseException as error:  # the user's module can raise anything
+        logger.debug("%s cannot be loaded", target, exc_info=error)
+        told = f"{error.msg} ({place_of(error)})" if isinstance(error, SyntaxError) else text_and_place(error)
+        told = " ".join(told.split())
+        raise InputError(f"{target} cannot be loaded: {type(error).__name__}: {told}") from error
 
 
 def backend_options(given: list[str]) -> dict[str, Any]:
@@ -138,7 +180,7 @@ def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
             if text.lstrip()[:1] == b"[":
                 raise InputError(f"{path} is not JSON: {error}; {_EXPECTED}, or an array of them") from None
         else:  # one value: else it would be lines
-            yield from _parts(whole, path)
+            yield from _parts(whole, path if b"\n" in text.strip() else f"{path}:1")
             return
     for i, line in enumerate(text.splitlines(), 1):
         if line.strip():

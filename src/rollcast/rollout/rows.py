@@ -90,6 +90,8 @@ def row_with_messages(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     row = dict(item)
     if row.get("messages") is not None:
+        if row.get("prompt", "") is None:  # as a table fills in that holds both kinds of rows
+            del row["prompt"]
         return row
     prompt = plain_scalar(row.get("prompt"))
     if prompt is None:

@@ -21,6 +21,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.jsonable import described
 from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of, refuse_to_wait_for_oneself
 from rollcast.stream.handmade import HandMade
 from rollcast.stream.lifetime import managers
@@ -213,7 +214,7 @@ class StreamingManager:
         """The deliveries to whose observers such an event goes."""
         with self.lock:
             return tuple(
-                d for d in self._deliveries.values() if d.filter.wants(event_type, chain_id, group_id, run_id)
+                d for d in self._deliveries.values() if d.wants(event_type, chain_id, group_id, run_id)
             )
 
     def statistics(self) -> list[ObserverStatistics]:
@@ -280,9 +281,7 @@ class StreamingManager:
 
     def _open_generation(self, run_id: str, chain_id: str) -> tuple[int, int] | None:
         """Step and characters so far of a chain that a run of this manager writes. The lock is held."""
-        run = self.runs.get(run_id)
-        chain = run.open_chains.get(chain_id) if run is not None else None
-        if chain is None:
+        if run_id not in self.runs or (chain := self.runs[run_id].open_chains.get(chain_id)) is None:
             return None
         turn = chain.trajectory.open_turn
         return len(chain.trajectory.turns), 0 if turn is None else turn.chars
@@ -580,11 +579,15 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
 
 def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
     try:
-        return observer.leaves()
+        leaves = observer.leaves()
     except TypeError as error:  # a dataclass with eq=True
         raise InputError(
             f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
         ) from None
+    for leaf, wish in leaves.items():
+        if not isinstance(wish, EventFilter):
+            raise InputError(f"the filter of {leaf.name} is {described(wish)}; expected an EventFilter")
+    return leaves
 
 
 async def _wait_all(futures: list[Future[None]], timeout: float) -> None:
