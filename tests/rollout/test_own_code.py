@@ -59,7 +59,10 @@ def look() -> str:
     [
         (lambda: BaseAgent("m", backend=ScriptedBackend("a"), reward=scored), "reward"),
         (lambda: BaseAgent("m", backend=ScriptedBackend("a"), reward=judged), "reward"),
-        (lambda: BaseAgent("m", backend=ScriptedBackend("a"), reward=reward(lambda: fails(), inline=True)), "reward"),
+        (
+            lambda: BaseAgent("m", backend=ScriptedBackend("a"), reward=reward(lambda: fails(), inline=True)),
+            "reward",
+        ),
         (lambda: Parses("m", backend=ScriptedBackend("a"), tools=[look]), "parser"),
         (lambda: Says("m", backend=ScriptedBackend("a")), "agent"),
     ],

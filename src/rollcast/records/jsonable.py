@@ -24,7 +24,7 @@ import msgspec
 
 from rollcast.records.message import safe_text
 
-__all__ = ["as_json", "bounded_json", "described", "plain_scalar", "plain_scalars"]
+__all__ = ["as_json", "bounded_json", "described", "object_or_text", "plain_scalar", "plain_scalars"]
 
 DEPTH_LIMIT = 64  # below what the readers of JSON can take
 CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
@@ -56,6 +56,12 @@ def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
     if isinstance(value, str):
         return value if len(value) <= limit else f"{value[:limit]}… <str ({len(value)})>"
     return value if len(msgspec.json.encode(value)) <= limit else described(value)
+
+
+def object_or_text(value: Any) -> dict[str, Any] | str:
+    """The arguments of a call as JSON: an object, or text; of anything else its JSON as text."""
+    value = as_json(value)
+    return value if isinstance(value, dict | str) else msgspec.json.encode(value).decode()
 
 
 def plain_scalar(value: Any) -> Any:

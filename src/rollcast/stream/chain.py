@@ -12,8 +12,6 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import msgspec
-
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place, text_of
 from rollcast.records import (
@@ -27,7 +25,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.records.jsonable import as_json, bounded_json
+from rollcast.records.jsonable import as_json, bounded_json, object_or_text
 from rollcast.records.message import safe_text
 from rollcast.stream.current import chain_here, innermost
 from rollcast.stream.queue import Control, chunk_size
@@ -530,9 +528,7 @@ class ToolStream:
             chain.tools_open[call.call_id] = self
             self._began = time.perf_counter()
             if chain.live:
-                arguments = as_json(call.arguments)
-                if not isinstance(arguments, dict | str):  # of a loop of one's own
-                    arguments = msgspec.json.encode(arguments).decode()
+                arguments = object_or_text(call.arguments)
                 data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
