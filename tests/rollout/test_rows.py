@@ -12,11 +12,12 @@ import numpy as np
 import pydantic
 import pytest
 
-from rollcast import BaseAgent, reward, tool
+from rollcast import BaseAgent, InputError, StreamingManager, reward, tool
 from rollcast.errors import MessagesError
 from rollcast.records import Trajectory, check_events, decode, encode
 from rollcast.rollout.rows import as_rows
 from rollcast.testing import ScriptedBackend, capture_events
+from rollcast.train.export import to_atif
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROWS = [{"prompt": "one", "answer": 1}, {"prompt": "two", "answer": 2}]
@@ -223,8 +224,6 @@ def test_a_trajectory_as_a_dict_is_a_copy():
 
 async def test_a_loop_of_ones_own_may_give_anything():
     """Arguments, metrics, observations and descriptions of other libraries' types become JSON in its events."""
-    from rollcast import StreamingManager
-
     manager = StreamingManager()
     with capture_events(manager) as capture:
         async with manager.run(chains=1, agent=np.str_("me"), policy_version=np.int64(3)) as run:
@@ -237,10 +236,32 @@ async def test_a_loop_of_ones_own_may_give_anything():
                     call.observation(np.str_("seen"))
                 with chain.tool_call("look", np.array([1, 2])) as call:
                     call.observation("half \ud800")
-                chain.reward(np.float32(0.5), {"right": np.bool_(True), "where": {1: np.nan}})
+                chain.reward(
+                    np.float32(0.5), {"right": np.bool_(True), "where": {1: np.nan}, "all": [1.5] * 10**5}
+                )
     check_events(capture.events)
     assert [decode(encode(event)) for event in capture.events] == capture.events
     assert capture.of("tool_call_start")[0].data["arguments"] == {"x": 1.0, "y": [1], "z": "<bytes (1)>"}
-    assert capture.of("reward")[0].data["metrics"] == {"right": True, "where": {"1": "NaN"}}
+    metrics = {"right": True, "where": {"1": "NaN"}, "all": "<list (100000)>"}
+    assert capture.of("reward")[0].data["metrics"] == capture.of("chain_end")[0].data["metrics"] == metrics
+    assert len(chain.trajectory.metrics["all"]) == 10**5
     json.dumps(chain.trajectory.to_dict(), allow_nan=False)
     assert chain.trajectory.digest()
+
+
+def test_a_trajectory_of_any_row_can_be_exported():
+    """As ATIF, too: what JSON cannot hold is described."""
+    agent = BaseAgent("m", backend=ScriptedBackend("done"))
+    rows = [{"messages": HELLO, "image": np.zeros((2, 2)), "answer": np.float64(1)}]
+    document = to_atif(agent.run(1, rows)["chain_0"])
+    assert document["extra"]["row"] == {"image": "<ndarray float64 (2, 2)>", "answer": 1.0}
+
+
+def test_a_reward_that_is_not_finite_is_refused_in_a_loop_of_ones_own():
+    """No reader of the log could take it."""
+    with (
+        pytest.raises(InputError, match=r"chain_0's reward is nan; expected a finite number"),
+        StreamingManager().run() as run,
+        run.chain(HELLO) as chain,
+    ):
+        chain.reward(float("nan"))

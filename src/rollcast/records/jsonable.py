@@ -24,7 +24,15 @@ import msgspec
 
 from rollcast.records.message import safe_text
 
-__all__ = ["as_json", "bounded_json", "described", "object_or_text", "plain_scalar", "plain_scalars"]
+__all__ = [
+    "as_json",
+    "bounded_fields",
+    "bounded_json",
+    "described",
+    "object_or_text",
+    "plain_scalar",
+    "plain_scalars",
+]
 
 DEPTH_LIMIT = 64  # below what the readers of JSON can take
 CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
@@ -56,6 +64,11 @@ def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
     if isinstance(value, str):
         return value if len(value) <= limit else f"{value[:limit]}… <str ({len(value)})>"
     return value if len(msgspec.json.encode(value)) <= limit else described(value)
+
+
+def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of the fields, each bounded."""
+    return {name: bounded_json(value) for name, value in fields.items()}
 
 
 def object_or_text(value: Any) -> dict[str, Any] | str:

@@ -25,7 +25,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.records.jsonable import as_json, bounded_json, object_or_text
+from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.records.message import safe_text
 from rollcast.stream.current import chain_here, innermost
 from rollcast.stream.queue import Control, chunk_size
@@ -168,7 +168,7 @@ class ChainStream:
                         "steps": len(trajectory.turns),
                         "completion_tokens": trajectory.completion_tokens,
                         "reward": trajectory.reward,
-                        "metrics": dict(trajectory.metrics),
+                        "metrics": bounded_fields(trajectory.metrics),
                         "duration_s": trajectory.duration_s,
                     },
                 )
@@ -253,7 +253,7 @@ class ChainStream:
             self.trajectory.reward = number
             self.trajectory.metrics = as_json(dict(metrics or {}))
             if self.live:
-                self.emit(T.REWARD, {"reward": number, "metrics": dict(self.trajectory.metrics)})
+                self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
 
