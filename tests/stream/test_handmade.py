@@ -184,6 +184,14 @@ class Words(str):
         (StreamEvent(T.REWARD, uuid.UUID(int=7), np.float64(1), {"reward": np.float32(0.5)}), {"reward": 0.5}),
         (StreamEvent(T.REWARD, 7, dt.datetime.now(dt.UTC), {"reward": 1, "metrics": None}, np.int64(1)), {"metrics": {}}),
         (StreamEvent(T.CHAIN_START, "c", None, None, group_id=3), {"messages": []}),
+        (
+            StreamEvent(T.RUN_END, "", 0.0, {"status": "completed", "chains": 1, "failed": 0, "mean_reward": None, "completion_tokens": 0, "duration_s": 1}),
+            {"mean_reward": None},
+        ),
+        (
+            StreamEvent(T.CHAIN_SNAPSHOT, "c", 0.0, {"messages": [], "content": None, "tool_calls": [], "as_of": 0}),
+            {"content": None},
+        ),
         (StreamEvent(T.ERROR, None, 0.0, {"error": ValueError("no")}, run_id=None), {"error": "no", "error_type": "ValueError"}),
         (StreamEvent(T.TRAIN_STEP, "", 0.0, {"metrics": {"loss": np.nan, 1: np.zeros(3)}}), {"train_step": 1}),
         (StreamEvent(T.TOOL_CALL_START, "c", 0.0, {"tool_name": "\ud800", "arguments": {1: {2}}}), {"arguments": {"1": [2]}}),

@@ -301,19 +301,21 @@ def _text_reference(value: Any) -> str:
     return str(value if isinstance(value, float) else plain).strip()
 
 
-def _readable(read: Callable[[Any], object]) -> Callable[[Mapping[str, Any]], None]:
-    """A check of rows: `read` can read their `answer`."""
-
-    def check(row: Mapping[str, Any]) -> None:
-        try:
-            read(row["answer"])
-        except ValueError as error:
-            raise ValueError(f"the answer {error}") from None
-
-    return check
+def _answer_is_text(row: Mapping[str, Any]) -> None:
+    try:
+        _text_reference(row["answer"])
+    except ValueError as error:
+        raise ValueError(f"the answer {error}") from None
 
 
-@reward(inline=True, check=_readable(_text_reference))
+def _answer_is_quantity(row: Mapping[str, Any]) -> None:
+    try:
+        reference_quantity(row["answer"])
+    except ValueError as error:
+        raise ValueError(f"the answer {error}") from None
+
+
+@reward(inline=True, check=_answer_is_text)
 def exact_match(final_response: str, answer: Any) -> float:
     """1.0 if the response equals the row's `answer`, ignoring surrounding whitespace; else 0.0.
 
@@ -322,7 +324,7 @@ def exact_match(final_response: str, answer: Any) -> float:
     return float(final_response.strip() == _text_reference(answer))
 
 
-@reward(inline=True, check=_readable(reference_quantity))
+@reward(inline=True, check=_answer_is_quantity)
 def numeric_match(final_response: str, answer: Any, tolerance: float | None = TOLERANCE) -> float:
     """1.0 if the last quantity in the response is the row's `answer`; else 0.0.
 

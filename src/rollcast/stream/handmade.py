@@ -239,7 +239,9 @@ _USUAL: dict[StreamEventType, dict[str, Any]] = {
     T.CHAIN_END: {"finish_reason": "unknown"},
     T.ERROR: {"error_type": "", "where": "agent"},
     T.RUN_START: {"groups": 0, "agent": "", "model": "", "backend": "", "policy_version": 0},
+    T.RUN_END: {"mean_reward": None},
     T.TRAIN_STEP: {"policy_version": 0, "metrics": {}},
+    T.CHAIN_SNAPSHOT: {"content": None},
 }
 
 
