@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from rollcast.cli.itself import this_command
-from rollcast.cli.load import backend_options, load_agent, load_rows
+from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.pace import Paced
 from rollcast.cli.replace import give_model
 from rollcast.cli.serving import Serving, server_at
@@ -58,14 +58,16 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run, show and sum up; the exit code: 0, 1 if no chain came through, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
-    task = get_task(options.task)
+    task, own = _task_or_agent(options)
+    if own is None:
+        options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
     server = server_at(options.serving)
-    agent = _agent(task, options)
+    agent = _agent(task, own, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:
         agent.streaming_manager.add_observer(JSONStreamObserver(None if lines_to_stdout else options.json))
@@ -92,18 +94,27 @@ def run_command(options: RunOptions) -> int:
     print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
     if signals:
         return SIGNALLED + signals[0]
-    return 1 if len(result.failed) == len(result) else 0
+    return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
 
 
-def _agent(task: Task, options: RunOptions) -> BaseAgent:
+def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
+    """What to run: a task with the agent that it makes, or an agent of the user's own."""
+    task = get_task(options.task)
+    if options.agent is None:
+        return task, None
+    found = load_agent_or_task(options.agent)
+    return (found, None) if isinstance(found, Task) else (task, found)
+
+
+def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     given = backend_options(options.backend_options)
-    if options.agent is not None:
+    if own is not None:
         if options.model is None and (options.backend or given):
             raise InputError(
                 "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
                 "that is to run instead of the agent's as well"
             )
-        agent = load_agent(options.agent)
+        agent = own
         if options.model is not None:
             give_model(agent, options.model, options.backend, given)
     else:
