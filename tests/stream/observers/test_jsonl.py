@@ -14,33 +14,6 @@ from rollcast.records import StreamEvent, check_events, decode
 from rollcast.stream.observers import JSONStreamObserver
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "events.jsonl"
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    """A disk that can be filled: `disk.room` bytes are left on it, None for enough."""
-
-    class Disk:
-        room = None
-        write = staticmethod(os.write)
-
-        def __call__(self, fd, data):
-            if self.room is None or fd <= 2:
-                return self.write(fd, data)
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            taken = self.write(fd, bytes(data[: self.room]))
-            self.room -= taken
-            return taken
-
-    disk = Disk()
-    monkeypatch.setattr(os, "write", disk)
-    return disk
-
-
 class Reporting(JSONStreamObserver):
     """Keeps what it reports."""
 
@@ -309,6 +282,7 @@ def test_what_waits_is_written_at_exit(path):
     code = f"""
 import asyncio
 from rollcast.records import StreamEvent
+from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 asyncio.run(observer.on_batch([StreamEvent.now("chain_start", "chain_0", messages=[])]))
@@ -325,6 +299,7 @@ def test_a_forked_child_does_not_write_its_parents_lines_again(path):
     code = f"""
 import asyncio, os, sys
 from rollcast.records import StreamEvent
+from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 def write(name):
@@ -375,6 +350,7 @@ def test_a_killed_writer_leaves_whole_lines_but_perhaps_the_last(path):
     code = f"""
 import asyncio, os, signal
 from rollcast.records import StreamEvent
+from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=0)
 async def main():
@@ -394,6 +370,8 @@ def test_the_json_and_the_callback_observer_do_not_load_rich():
     """The console alone needs it."""
     code = """
 import sys
+import threading
+import time
 from rollcast.stream.observers import CallbackStreamObserver, JSONStreamObserver
 before = "rich" in sys.modules
 from rollcast.stream.observers import ConsoleStreamObserver
