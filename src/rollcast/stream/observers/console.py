@@ -146,6 +146,11 @@ class ConsoleStreamObserver(StreamObserver):
         """Whether nothing is printed any more, because nobody reads the output or it cannot be written."""
         return self._printer is not None and self._printer.output.dead
 
+    @property
+    def failure(self) -> OSError | None:
+        """Why the output cannot be written, other than that nobody reads it."""
+        return None if self._printer is None else self._printer.output.lost_to
+
     async def aclose(self) -> None:
         """Print what was gathered and leave the output, with nothing of the status left on it."""
         self._detach()
