@@ -6,7 +6,7 @@ import logging
 
 from rollcast.stream.observers import JSONStreamObserver
 
-__all__ = ["log_at", "what_is_missing"]
+__all__ = ["log_at", "log_line"]
 
 
 def log_at(where: str | None) -> JSONStreamObserver | None:
@@ -22,6 +22,8 @@ def log_at(where: str | None) -> JSONStreamObserver | None:
     return JSONStreamObserver(None if where == "-" else where)
 
 
-def what_is_missing(log: JSONStreamObserver) -> str:
-    """To be said behind the name of the log; empty if it is complete."""
-    return "" if log.incomplete is None else f" (not complete: {log.incomplete})"
+def log_line(log: JSONStreamObserver) -> str | None:
+    """Where the events are, and what is missing there; None if all of them went to the standard output."""
+    if log.incomplete is not None:
+        return f"{log.path or 'the standard output'} (not complete: {log.incomplete})"
+    return None if log.path is None else str(log.path)

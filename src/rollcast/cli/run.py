@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.load import backend_options, load_agent, load_rows
-from rollcast.cli.log import log_at, what_is_missing
+from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.serving import server_at
@@ -89,8 +89,7 @@ def run_command(options: RunOptions) -> int:
     if options.agent is None and options.model is None:
         print_about(task.about, out)
     result, signals = asyncio.run(_execute(agent, run, server, _Readers(out, log, server)))
-    where = None if log is None or lines_to_stdout else f"{options.json}{what_is_missing(log)}"
-    print_summary(result, rows, out, log=where)
+    print_summary(result, rows, out, log=None if log is None else log_line(log))
     out.warn_if_broken()
     if signals:
         return SIGNALLED + signals[0]

@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollcast.cli.load import load_agent
-from rollcast.cli.log import log_at, what_is_missing
+from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import warn
 from rollcast.cli.serving import server_at
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
@@ -101,7 +101,8 @@ def _settings(line: dict[str, Any], config: str | None) -> TrainSettings:
         )
     if config is None and line.get("resume") and line.get("out") is not None:
         kept = Path(line["out"]) / SETTINGS_FILE
-        config = str(kept) if kept.is_file() else None
+        with suppress(OSError):  # a name that is too long: `folder_for` says so
+            config = str(kept) if kept.is_file() else None
     return merged(line, config)
 
 
@@ -208,7 +209,7 @@ class _Session:
             self.view.say(
                 [
                     (f"{'events':<{LABEL_CELLS}}", "dim"),
-                    (f"{self.settings.json}{what_is_missing(self.log)}", ""),
+                    (log_line(self.log) or "", ""),
                 ]
             )
         self._warn_if_broken()
