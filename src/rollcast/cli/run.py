@@ -15,7 +15,7 @@ from rollcast.cli.load import backend_options, load_agent, load_rows
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
-from rollcast.cli.serving import server_at
+from rollcast.cli.serving import server_at, serving
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
@@ -175,7 +175,7 @@ async def _execute(
     async with AsyncExitStack() as stack:
         if server is not None:
             await stack.enter_async_context(server)
-            agent.streaming_manager.add_observer(server.get_observer())
+            stack.enter_context(serving(server, agent.streaming_manager))
             readers.out.say([(f"watch it with: rollcast watch {server.url}", "")])
         await stack.enter_async_context(agent)
         watching = asyncio.create_task(_end_if_unread(run, readers))

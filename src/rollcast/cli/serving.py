@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rollcast.errors import InputError
+from rollcast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
+    from rollcast.stream import StreamingManager
 
-__all__ = ["server_at"]
+__all__ = ["server_at", "serving"]
 
 
 def server_at(where: str | None, token: str | None) -> WebSocketStreamingServer | None:
@@ -33,3 +36,21 @@ def server_at(where: str | None, token: str | None) -> WebSocketStreamingServer 
             "give --token, or listen on localhost"
         )
     return WebSocketStreamingServer(host, int(port), token=token)
+
+
+@contextmanager
+def serving(server: WebSocketStreamingServer, manager: StreamingManager) -> Iterator[None]:
+    """The server watches the manager, and so does what `/metrics` shows, if the extra for that is installed."""
+    from rollcast.stream.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs serve nobody)
+
+    manager.add_observer(server.get_observer())
+    try:
+        metrics = PrometheusStreamObserver()
+    except (MissingExtraError, InputError):
+        yield  # `/metrics` says which extra; or the agent has an observer of its own, whose metrics are there
+        return
+    manager.add_observer(metrics)
+    try:
+        yield
+    finally:
+        metrics.unregister()

@@ -47,7 +47,7 @@ class Turns:
         earliest = now - BURST / TURNS_PER_S
         turn = max(self._free_at.get(what, earliest), earliest)
         self._free_at[what] = turn + 1 / TURNS_PER_S
-        return max(0.0, turn + 1 / TURNS_PER_S - now)
+        return max(0.0, round(turn + 1 / TURNS_PER_S - now, 6))  # microseconds: sums of floats are not exact
 
     def give_back(self, what: str) -> None:
         """Somebody left before his turn."""

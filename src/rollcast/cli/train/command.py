@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import warn
-from rollcast.cli.serving import server_at
+from rollcast.cli.serving import server_at, serving
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
@@ -169,7 +169,7 @@ class _Session:
         async with AsyncExitStack() as stack:
             if server is not None:
                 await stack.enter_async_context(server)
-                self.agent.streaming_manager.add_observer(server.get_observer())
+                stack.enter_context(serving(server, self.agent.streaming_manager))
                 self.view.say([(f"watch it with: rollcast watch {server.url}", "")])
             await stack.enter_async_context(self.agent)
             if self.scalars is not None:
