@@ -128,7 +128,7 @@ class JSONStreamObserver(StreamObserver):
         """From any thread."""
         error = self._lines.flush()
         if error is not None:
-            where = "the standard output" if self.path is None else self.path
+            where = self._sink.name if self.path is None else self.path
             _log.warning("%s cannot write to %s: %s; events are dropped", self.name, where, error)
             self.report(error)
 
@@ -144,6 +144,8 @@ class _Printed:
     Attributes:
         unread: nobody does.
     """
+
+    name = "the standard output"
 
     def __init__(self) -> None:
         self.unread = False

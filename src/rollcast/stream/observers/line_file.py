@@ -92,6 +92,7 @@ class LineFile:
 
     def __init__(self, path: Path, *, append: bool) -> None:
         self.path = path
+        self.name = str(path)
         self._truncate = not append
         self._lock = _lock_of(path)
         self._fd: int | None = None

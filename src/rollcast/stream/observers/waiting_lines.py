@@ -26,7 +26,9 @@ Key = tuple[str, str]  # source and run id
 
 
 class LineSink(Protocol):
-    """Where lines go."""
+    """Where lines go; `name` is what people call it."""
+
+    name: str
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:
         """Append lines. How many of them are there whole, and what kept the others out."""
@@ -144,7 +146,7 @@ class WaitingLines:
         if became is None:
             return
         reason = f"the file was {became} while it was written; events from before may be missing from it"
-        _log.warning("a log was %s while it was written; it is begun anew", became)
+        _log.warning("%s was %s while it was written; it is begun anew", self._sink.name, became)
         self.incomplete = f"it was {became} while it was written"
         for key, past in self._past.items():
             lost = self._lost.get(key)  # is part of that past
