@@ -101,7 +101,6 @@ def test_by_hand_and_never_closed_is_written_at_exit(path):
     code = f"""
 from rollcast.records import StreamEvent
 from rollcast.stream import StreamingManager
-from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 manager = StreamingManager()
 manager.add_observer(JSONStreamObserver({str(path)!r}, flush_interval=3600))

@@ -282,7 +282,6 @@ def test_what_waits_is_written_at_exit(path):
     code = f"""
 import asyncio
 from rollcast.records import StreamEvent
-from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 asyncio.run(observer.on_batch([StreamEvent.now("chain_start", "chain_0", messages=[])]))
@@ -299,7 +298,6 @@ def test_a_forked_child_does_not_write_its_parents_lines_again(path):
     code = f"""
 import asyncio, os, sys
 from rollcast.records import StreamEvent
-from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 def write(name):
@@ -350,7 +348,6 @@ def test_a_killed_writer_leaves_whole_lines_but_perhaps_the_last(path):
     code = f"""
 import asyncio, os, signal
 from rollcast.records import StreamEvent
-from rollcast.stream import StreamingManager
 from rollcast.stream.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=0)
 async def main():
@@ -370,8 +367,6 @@ def test_the_json_and_the_callback_observer_do_not_load_rich():
     """The console alone needs it."""
     code = """
 import sys
-import threading
-import time
 from rollcast.stream.observers import CallbackStreamObserver, JSONStreamObserver
 before = "rich" in sys.modules
 from rollcast.stream.observers import ConsoleStreamObserver

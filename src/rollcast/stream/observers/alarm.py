@@ -14,7 +14,7 @@ class Alarm:
     """Once `set`, it calls a method after an interval, on a thread of its own that ends with the call.
 
     It needs no event loop, so it outlives `asyncio.run`, and works in code that has none. Setting it twice is no error: it
-    rings once. So there are never more threads than one, nor more than one a interval.
+    rings once. So there are never more threads than one, nor more than one an interval.
 
     Args:
         interval: in seconds.
