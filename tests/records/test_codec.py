@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rollcast.records import StreamEvent, StreamEventType, decode
-from rollcast.records.codec import encode, encode_lines, encode_or_error, one_line_json
+from rollcast.records.codec import encode, encode_lines, encode_described, one_line_json
 from rollcast.serve.protocol import Cancel, Done, ErrorFrame, batch_frame, encode_frame
 
 ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -26,7 +26,7 @@ def test_an_event_is_one_line_whoever_counts_them(text):
     assert decode(line) == event(text)
     assert json.loads(line)["chain_id"] == text
     assert len(line.decode().splitlines()) == 1
-    assert len(encode_or_error(event(text), "observer:x").decode().splitlines()) == 1
+    assert len(encode_described(event(text)).decode().splitlines()) == 1
     lines = encode_lines([event(text), event("b")])
     assert [decode(each) for each in lines.decode().splitlines()] == [event(text), event("b")]
     assert len(io.StringIO(lines.decode(), newline=None).readlines()) == 2

@@ -83,7 +83,11 @@ def _there(module: ModuleType, where: str) -> str:
 def _module(where: str, target: str) -> ModuleType:
     if where.endswith(".py"):
         path = Path(where)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError:  # a name that is too long
+            there = False
+        if not there:
             raise InputError(f"there is no file {where!r}; expected path/to/file.py:name")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None

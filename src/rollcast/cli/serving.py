@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rollcast.errors import InputError
+from rollcast.errors import InputError, MissingExtraError
 from rollcast.serve.secrecy import shown_url
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
+    from rollcast.stream import StreamingManager
 
-__all__ = ["Serving", "server_at"]
+__all__ = ["Serving", "server_at", "watching"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,21 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
         hosts=serving.host_names,
     )
     return WebSocketStreamingServer(host, int(port), token=serving.token, settings=settings)
+
+
+@contextmanager
+def watching(server: WebSocketStreamingServer, manager: StreamingManager) -> Iterator[None]:
+    """The server watches the manager, and so does what `/metrics` shows, if the extra for that is installed."""
+    from rollcast.stream.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs serve nobody)
+
+    manager.add_observer(server.get_observer())
+    try:
+        metrics = PrometheusStreamObserver()
+    except (MissingExtraError, InputError):
+        yield  # `/metrics` says which extra; or the agent has an observer of its own, whose metrics are there
+        return
+    manager.add_observer(metrics)
+    try:
+        yield
+    finally:
+        metrics.unregister()

@@ -34,7 +34,7 @@ def watch_command(options: WatchOptions) -> int:
     """Show what comes until Ctrl-C; the exit code.
 
     Raises:
-        InputError: an option is wrong.
+        InputError: an option is wrong, or the output cannot be written.
         RefusedError: the server cannot be reached, or will not have this client.
         BrokenPipeError: nobody reads the output any more.
     """
@@ -69,6 +69,9 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
         async with client:
             async for event in client:
                 await _show(console, event, open_runs)
+                if console.failure is not None:
+                    why = console.failure.strerror or console.failure
+                    raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
                 if console.unread:
                     raise BrokenPipeError
     finally:

@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
@@ -25,6 +25,7 @@ from websockets.typing import Subprotocol
 
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
+from rollcast.serve.answers import MetricsPage, Turns
 from rollcast.serve.connection import Gate, GuardedConnection
 from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.hub import Hub
@@ -134,6 +135,8 @@ class WebSocketStreamingServer:
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
         self._hub = Hub(self.settings)
+        self._turns = Turns()
+        self._metrics = MetricsPage()
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
@@ -330,7 +333,7 @@ class WebSocketStreamingServer:
             compression=None,
             extensions=None if settings.compression is False else [DEFLATE],
             select_subprotocol=_subprotocol,
-            process_request=self._on_request,
+            process_request=self._before_handshake,
             server_header=None,
             create_connection=partial(  # type: ignore[arg-type]  # it makes one, and is no type
                 GuardedConnection, gate
@@ -343,9 +346,16 @@ class WebSocketStreamingServer:
             logger=connection_logger,
         )
 
+    async def _before_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
+        """What `_on_request` says, when it is its turn."""
+        answer = self._on_request(connection, request)
+        if answer is None:
+            return None
+        return await self._turns.paced(connection, request.path.partition("?")[0], answer)
+
     def _on_request(
         self, connection: ServerConnection, request: Request
-    ) -> Response | Awaitable[Response] | None:
+    ) -> Response | Coroutine[Any, Any, Response] | None:
         """Before the handshake: who asks, and what for? A response ends it."""
         headers, (path, _, query) = request.headers, request.path.partition("?")
         entrance = self._entrance
@@ -355,7 +365,9 @@ class WebSocketStreamingServer:
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
         if path == "/metrics":
-            return entrance.refuse_entry(connection, headers, Door.METRICS) or _metrics(connection)
+            return entrance.refuse_entry(connection, headers, Door.METRICS) or self._metrics.answer(
+                connection
+            )
         if path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "There is /, /healthz and /metrics.\n")
         plain = "Sec-WebSocket-Protocol" not in headers
@@ -512,27 +524,6 @@ def _forbidden(origin: str) -> tuple[str, str]:
 
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return next((name for name in offered if name == SUBPROTOCOL), None)
-
-
-async def _metrics(connection: ServerConnection) -> Response:
-    """What `PrometheusStreamObserver`, and whatever else the program counts, has in the default registry."""
-    try:
-        text, kind = await asyncio.to_thread(_scrape)  # collectors may read files
-    except ModuleNotFoundError:
-        return connection.respond(
-            HTTPStatus.NOT_FOUND,
-            "Metrics need packages that are not installed: pip install 'rollcast[metrics]'.\n",
-        )
-    response = connection.respond(HTTPStatus.OK, text)
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = kind
-    return response
-
-
-def _scrape() -> tuple[str, str]:
-    import prometheus_client  # noqa: PLC0415  (an extra)
-
-    return prometheus_client.generate_latest().decode(), prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 
 
 def _check_address(host: Any, port: Any) -> None:

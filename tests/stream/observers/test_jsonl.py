@@ -14,33 +14,6 @@ from rollcast.records import StreamEvent, check_events, decode
 from rollcast.stream.observers import JSONStreamObserver
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "events.jsonl"
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    """A disk that can be filled: `disk.room` bytes are left on it, None for enough."""
-
-    class Disk:
-        room = None
-        write = staticmethod(os.write)
-
-        def __call__(self, fd, data):
-            if self.room is None or fd <= 2:
-                return self.write(fd, data)
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            taken = self.write(fd, bytes(data[: self.room]))
-            self.room -= taken
-            return taken
-
-    disk = Disk()
-    monkeypatch.setattr(os, "write", disk)
-    return disk
-
-
 class Reporting(JSONStreamObserver):
     """Keeps what it reports."""
 
