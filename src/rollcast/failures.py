@@ -34,11 +34,16 @@ def place_of(error: BaseException) -> str | None:
     Returns:
         None if no own code took part.
     """
+    return _origin(error)[1]
+
+
+def _origin(error: BaseException) -> tuple[BaseException, str | None]:
+    """The exception that own code raised, and where; the given one and None if there is none."""
     for each in _chain(error, set()):
         place = _syntax_error(each) or _innermost(each)
         if place is not None:
-            return place
-    return None
+            return each, place
+    return error, None
 
 
 def text_of(error: BaseException) -> str:
@@ -74,17 +79,17 @@ class FailureLog:
             who: failed, as in `chain_3: tool:search`.
             error: what was raised.
         """
-        place = place_of(error)
+        origin, place = _origin(error)
         if place is None:
             logger.debug("%s failed: %s", who, text_of(error))
             return
         with self._lock:
-            known = (type(error).__name__, place)
+            known = (type(origin).__name__, place)
             if known in self._logged or len(self._logged) >= LOGGED_LIMIT:
                 return
             self._logged.add(known)
         logger.warning(
-            "%s failed at %s: %s: %s", who, place, type(error).__name__, text_of(error), exc_info=error
+            "%s failed at %s: %s: %s", who, place, type(error).__name__, text_of(error), exc_info=origin
         )
 
 

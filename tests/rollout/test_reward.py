@@ -287,8 +287,8 @@ async def test_a_row_may_set_the_tolerance():
 
 
 async def test_an_answer_without_a_number_is_an_error():
-    """A row whose answer has no number is a mistake of the data, not of the model."""
-    with pytest.raises(RewardError, match="'Paris' has no number"):
+    """A row whose answer is no quantity is a mistake of the data, not of the model."""
+    with pytest.raises(RewardError, match="is 'Paris'; expected one quantity"):
         await _score(numeric_match, "3", answer="Paris")
 
 

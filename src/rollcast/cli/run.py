@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from rollcast.cli.load import backend_options, load_agent, load_rows
+from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.pace import Paced
 from rollcast.cli.serving import server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
@@ -57,14 +57,16 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run, show and sum up; the exit code: 0, 1 if no chain came through, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
-    task = get_task(options.task)
+    task, own = _task_or_agent(options)
+    if own is None:
+        options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
     server = server_at(options.serve, options.token)
-    agent = _agent(task, options)
+    agent = _agent(task, own, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:
         agent.streaming_manager.add_observer(JSONStreamObserver(None if lines_to_stdout else options.json))
@@ -91,16 +93,25 @@ def run_command(options: RunOptions) -> int:
     print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
     if signals:
         return SIGNALLED + signals[0]
-    return 1 if len(result.failed) == len(result) else 0
+    return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
 
 
-def _agent(task: Task, options: RunOptions) -> BaseAgent:
-    if options.agent is not None:
-        if options.model or options.backend or options.backend_options:
-            raise InputError(
-                "--model, --backend and --backend-option are for a task's agent; an agent of your own has its backend in it"
-            )
-        agent = load_agent(options.agent)
+def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
+    """What to run: a task with the agent that it makes, or an agent of the user's own."""
+    task = get_task(options.task)
+    if options.agent is None:
+        return task, None
+    if options.model or options.backend or options.backend_options:
+        raise InputError(
+            "--model, --backend and --backend-option are for a task's agent; an agent of your own has its backend in it"
+        )
+    found = load_agent_or_task(options.agent)
+    return (found, None) if isinstance(found, Task) else (task, found)
+
+
+def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
+    if own is not None:
+        agent = own
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(

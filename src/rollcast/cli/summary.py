@@ -16,7 +16,8 @@ from rollcast.stream.observers.safe_text import shorten, visible
 __all__ = ["print_about", "print_summary"]
 
 
-SHOWN_CHARS = 500  # of a question or an answer
+SHOWN_CHARS = 500  # of a question, an answer or an error
+SHOWN_ERRORS = 3  # kinds of them
 
 
 def _console(file: TextIO, *, color: bool | None) -> Console:
@@ -51,6 +52,11 @@ def print_summary(
     console.print()
     console.print(table)
     console.print(Text(_totals(result), style="bold"))
+    for error, count in Counter(_cause(t) for t in (*result.failed, *result.unscored)).most_common(
+        SHOWN_ERRORS
+    ):
+        line = _shown(error)
+        console.print(Text.assemble((f"{count} × ", "bold"), line, style="red"))
     if log is not None:
         console.print(Text(f"events: {log}"))
 
@@ -65,13 +71,22 @@ def _shown(value: Any) -> Text:
 def _outcome(t: Trajectory) -> Text:
     if t.reward is not None:
         return Text(f"{t.reward:g}", style="green" if t.reward > 0 else "red")
+    if t.error is not None and t.finish_reason != "error":
+        return Text("reward failed", style="red")
     return Text(t.finish_reason or "?", style="red" if t.finish_reason == "error" else "yellow")
+
+
+def _cause(t: Trajectory) -> str:
+    """Why it failed, without its own name: so that chains that failed alike are one line."""
+    return (t.error or "").replace(f" of {t.chain_id} ", " ")
 
 
 def _totals(result: RunResult) -> str:
     reasons = ", ".join(
         f"{n} {reason}" for reason, n in Counter(t.finish_reason for t in result).most_common()
     )
+    if result.unscored:
+        reasons += f"; {len(result.unscored)} of the rewards failed"
     mean = f", mean reward {result.mean_reward:.2f}" if result.mean_reward is not None else ""
     rate = result.completion_tokens / result.duration_s if result.duration_s else 0.0
     return (

@@ -10,63 +10,39 @@ import msgspec
 
 from rollcast.errors import DecodeError
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
+from rollcast.records.jsonable import as_json
 
 __all__ = [
     "checked_event",
     "decode",
     "encode",
+    "encode_described",
     "encode_lines",
-    "encode_or_error",
     "event_from_dict",
     "json_schema",
     "without_surrogates",
 ]
 
 
-def _refuse(value: Any) -> Any:
-    raise TypeError(f"event data must be JSON, found {type(value).__name__}")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_refuse)
+_encoder = msgspec.json.Encoder(enc_hook=as_json)
 _decoder = msgspec.json.Decoder(StreamEvent)
 
 encode: Callable[[StreamEvent], bytes] = _encoder.encode
-"""One event as compact JSON, without a newline. Raises TypeError where `data` holds what JSON cannot."""
+"""One event as compact JSON, without a newline. Objects that JSON lacks are written as `as_json` gives them; it raises
+where a key or a text cannot be written, or where lists nest without end."""
 
 
 encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
-"""The events as JSON lines, each ended by a newline. Raises TypeError as `encode` does."""
+"""The events as JSON lines, each ended by a newline. Raises as `encode` does."""
 
 
-def encode_or_error(event: StreamEvent, where: str) -> bytes:
-    """As `encode`; where the event has no JSON, that of an `error` event in its place: it is not lost without a word.
-
-    Args:
-        event: whose data somebody made.
-        where: of the error event: `observer:NAME`.
-    """
+def encode_described(event: StreamEvent) -> bytes:
+    """As `encode`, of whatever event: what JSON cannot hold is described, so that no event is lost."""
     try:
         return encode(event)
-    except Exception as error:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
-        what = str(error)
-    kind, what = without_surrogates(str(event.event_type)), without_surrogates(what)
-    replaced = StreamEvent(
-        StreamEventType.ERROR,
-        without_surrogates(event.chain_id),
-        event.timestamp,
-        {
-            "error": f"the data of this {kind} event is not JSON: {what}",
-            "error_type": "TypeError",
-            "where": where,
-        },
-        event.step,
-        event.depth,
-        event.seq,
-        without_surrogates(event.run_id),
-        None if event.group_id is None else without_surrogates(event.group_id),
-        without_surrogates(event.source),
-    )
-    return encode(replaced)
+    except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
+        given = {name: as_json(getattr(event, name)) for name in StreamEvent.__struct_fields__}
+        return encode(StreamEvent(**given))
 
 
 def without_surrogates(text: str) -> str:

@@ -18,6 +18,7 @@ from rollcast.records.event import (
     OpenToolCall,
     ToolStatus,
 )
+from rollcast.records.jsonable import as_json
 from rollcast.records.message import Message, ToolCall
 
 __all__ = ["Segment", "ToolRecord", "Trajectory", "Turn"]
@@ -273,13 +274,14 @@ class Trajectory(msgspec.Struct):
             self.finish_reason,
             self.final_response,
         )
-        return hashlib.sha256(msgspec.json.encode((whole, self.reward, self.metrics))).hexdigest()
+        encoded = msgspec.json.encode((whole, self.reward, self.metrics), enc_hook=as_json)
+        return hashlib.sha256(encoded).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready builtins, everything included."""
+        """JSON-ready builtins, everything included; what JSON cannot hold is described by type and size."""
         for turn in self.turns:
             _ = turn.text  # one piece
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+        return msgspec.to_builtins(as_json(self))  # type: ignore[no-any-return]  # a copy, which may be changed
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trajectory:

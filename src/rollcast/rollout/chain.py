@@ -18,7 +18,7 @@ from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.records.message import safe_text
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
-from rollcast.stream.chain import left_by
+from rollcast.stream.chain import error_data, left_by
 from rollcast.stream.producer import ChainStream, GenerationStream
 from rollcast.tools import ToolResult, unknown_tool
 
@@ -85,7 +85,7 @@ class ChainGeneration:
                 if left_by(error) == "cancelled":
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
-                self.trajectory.error = str(failure.error) or type(failure.error).__name__
+                self.trajectory.error = error_data(failure.error, failure.where)["error"]
                 stream.error(failure.error, failure.where)
                 reason = "error"
             stream.end(reason)
@@ -262,7 +262,7 @@ class ChainGeneration:
         try:
             value, metrics = await reward.score(self.trajectory, self.context)
         except RewardError as error:
-            self.trajectory.error = str(error)
+            self.trajectory.error = error_data(error, "reward")["error"]
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)

@@ -190,8 +190,7 @@ class Run:
     async def _chain(self, row: Row, position: int, r: int, i: int) -> None:
         place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
-            answer = row.fields.get("answer")
-            known = {"reference": answer} if isinstance(answer, str | int | float) else {}
+            known = {} if row.reference is None else {"reference": row.reference}
             stream = self.stream.chain(
                 row.messages,
                 chain_id=place.chain_id,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_or_error
+from rollcast.records.codec import encode_described
 
 __all__ = ["Entry", "History", "Place", "Selector"]
 
@@ -163,5 +163,5 @@ class History:
 
 
 def encoded(event: StreamEvent) -> bytes:
-    """The event's JSON; where its data has none, that of an `error` event in its place."""
-    return encode_or_error(event, "observer:WebSocketStreamingServer")
+    """The event's JSON; what JSON cannot hold in its data is described by type and size."""
+    return encode_described(event)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -24,6 +25,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
+from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.records.message import safe_text
 from rollcast.stream.current import chain_here, innermost
 from rollcast.stream.queue import Control, chunk_size
@@ -74,7 +76,7 @@ def _checked_text(text: object) -> str:
         raise InputError(
             f"a chunk's text is {type(text).__name__}; expected a string, empty where there is none"
         )
-    return safe_text(text)
+    return safe_text(str.__str__(text))
 
 
 class ChainStream:
@@ -125,7 +127,7 @@ class ChainStream:
                     "policy_version": self.run.policy_version,
                 }
                 if self._reference is not UNSET:
-                    data["reference"] = self._reference
+                    data["reference"] = bounded_json(self._reference)
                 self.emit(T.CHAIN_START, data)
         logger.debug("%s begins", trajectory.chain_id)
         return self
@@ -166,7 +168,7 @@ class ChainStream:
                         "steps": len(trajectory.turns),
                         "completion_tokens": trajectory.completion_tokens,
                         "reward": trajectory.reward,
-                        "metrics": dict(trajectory.metrics),
+                        "metrics": bounded_fields(trajectory.metrics),
                         "duration_s": trajectory.duration_s,
                     },
                 )
@@ -246,10 +248,12 @@ class ChainStream:
                 number = float(reward)  # NumPy's and torch's numbers are none of JSON's
             except (TypeError, ValueError) as error:
                 raise InputError(f"{name}'s reward is {type(reward).__name__}; expected a number") from error
+            if not math.isfinite(number):
+                raise InputError(f"{name}'s reward is {number}; expected a finite number")
             self.trajectory.reward = number
-            self.trajectory.metrics = dict(metrics or {})
+            self.trajectory.metrics = as_json(dict(metrics or {}))
             if self.live:
-                self.emit(T.REWARD, {"reward": number, "metrics": dict(metrics or {})})
+                self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
 
@@ -310,7 +314,7 @@ class ChainStream:
         targets = self.route.targets(event_type)
         if targets:
             step = step or len(self.trajectory.turns) or None
-            self.run.manager.send(targets, event_type, self.route, data, step, self.depth)
+            self.run.manager.send(targets, event_type, self.route, as_json(data), step, self.depth)
 
     def snapshot_wanted(self, filter: EventFilter) -> bool:
         """Whether an observer with this filter needs to know how the chain stands."""
@@ -331,7 +335,7 @@ class ChainStream:
         }
         step = len(t.turns) or None
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), data, step, self.depth, run.seq, t.run_id, t.group_id,
+            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), as_json(data), step, self.depth, run.seq, t.run_id, t.group_id,
             run.manager.source,
         )  # fmt: skip
 
@@ -524,7 +528,8 @@ class ToolStream:
             chain.tools_open[call.call_id] = self
             self._began = time.perf_counter()
             if chain.live:
-                data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": call.arguments}
+                arguments = object_or_text(call.arguments)
+                data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
         return self
@@ -544,6 +549,8 @@ class ToolStream:
                 "str(...) or json.dumps(...) makes it"
             )
         checked_word(status, ToolStatus, "a tool call's status")
+        if observation.__class__ is not str or not observation.isascii():
+            observation = safe_text(str.__str__(observation))
         with chain.lock:
             if record.status is not None:
                 return self

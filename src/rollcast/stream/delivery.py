@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent
+from rollcast.failures import place_of, text_and_place
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, EventQueue, Item
 
@@ -104,6 +105,15 @@ class Delivery(EventQueue):
         self._reported = False
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._warned: set[str] = set()
+        self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
+
+    def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether the observer's filter lets such an event pass; not if the filter fails, whose code may be the user's."""
+        try:
+            return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
+        except Exception as error:  # noqa: BLE001  (a subclass of somebody's may raise anything)
+            self._note_failure(error, "its filter", None)
+            return False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -430,15 +440,26 @@ class Delivery(EventQueue):
     def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
         self.failed += 1
         self._failures_in_a_row += 1
-        name = self.observer.name
-        logger.error("%s failed on %s", name, event.event_type if event else "a hook", exc_info=error)
-        if not self._reported:
-            self._reported = True
-            self.manager.report(self.observer, error, run_id=event.run_id if event else "")
+        self._note_failure(error, event.event_type if event else "a hook", event.run_id if event else "")
         if self._failures_in_a_row == FAILURES_TO_DETACH:
-            logger.error("%s failed %d times in a row and is detached", name, FAILURES_TO_DETACH)
+            logger.error(
+                "%s failed %d times in a row and is detached", self.observer.name, FAILURES_TO_DETACH
+            )
             self.abandoned = True
             self.manager.remove_observer(self.observer)
+
+    def _note_failure(self, error: BaseException, what: str, run_id: str | None) -> None:
+        """Log it, once for each cause, and report the first to the other observers."""
+        name = self.observer.name
+        cause = (type(error).__name__, place_of(error))
+        if cause in self._causes:
+            logger.debug("%s failed on %s again: %s", name, what, text_and_place(error))
+        else:  # the traceback once, however often it fails
+            self._causes.add(cause)
+            logger.error("%s failed on %s: %s", name, what, text_and_place(error), exc_info=error)
+        if not self._reported:
+            self._reported = True
+            self.manager.report(self.observer, error, run_id=run_id)
 
     def warn_once(self, topic: str, message: str) -> None:
         """Log a warning, once a topic."""

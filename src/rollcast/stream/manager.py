@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.jsonable import described
 from rollcast.stream.delivery import Delivery, ObserverStatistics, proxy_of, refuse_to_wait_for_oneself
+from rollcast.stream.handmade import HandMade
 from rollcast.stream.lifetime import managers
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, event_size
@@ -46,12 +49,14 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
         completion_tokens: sampled since the manager was made, those of open generations included. Read from the
             trajectories, so that it is exact where nobody watches tokens too.
         emitted: events since the manager was made, by type. What no observer wanted is no event.
+        refused: events made by hand that were dropped, by what was wrong.
     """
 
     open_runs: int
     open_chains: int
     completion_tokens: int
     emitted: dict[str, int]
+    refused: dict[str, int] = {}
 
 
 class StreamingManager:
@@ -90,6 +95,7 @@ class StreamingManager:
         self._leaving: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
+        self._handmade = HandMade()
         self._background: asyncio.AbstractEventLoop | None = None
         managers.add(self)
 
@@ -208,7 +214,7 @@ class StreamingManager:
         """The deliveries to whose observers such an event goes."""
         with self.lock:
             return tuple(
-                d for d in self._deliveries.values() if d.filter.wants(event_type, chain_id, group_id, run_id)
+                d for d in self._deliveries.values() if d.wants(event_type, chain_id, group_id, run_id)
             )
 
     def statistics(self) -> list[ObserverStatistics]:
@@ -228,6 +234,7 @@ class StreamingManager:
                 open_chains=len(chains),
                 completion_tokens=self.ended_tokens + growing,
                 emitted={event_type.value: n for event_type, n in self._emitted.items() if n},
+                refused=dict(self._handmade.refused),
             )
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -263,21 +270,23 @@ class StreamingManager:
     def emit(self, event: StreamEvent) -> None:
         """Give the event to the observers that want it, stamped with `seq` and `source`.
 
-        For events made by hand; producers have `run(...)`. Never waits and never raises; from any thread.
+        For events made by hand; producers have `run(...)`. What its type promises and its maker left out is filled in from
+        what the same chain said before: the `offset` of a chunk, the `call_id` of an observation. What cannot be accepted
+        is dropped, and told in one warning for each cause. Never waits and never raises; from any thread.
         """
-        self._emit(event, None)
+        with self.lock:
+            completed = self._handmade.completed(event, self._open_generation)
+            if completed is not None:
+                self._emit(completed, None)
+
+    def _open_generation(self, run_id: str, chain_id: str) -> tuple[int, int] | None:
+        """Step and characters so far of a chain that a run of this manager writes. The lock is held."""
+        if run_id not in self.runs or (chain := self.runs[run_id].open_chains.get(chain_id)) is None:
+            return None
+        turn = chain.trajectory.open_turn
+        return len(chain.trajectory.turns), 0 if turn is None else turn.chars
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
-        if not _is_sound(event):
-            logger.error("what was emitted is no sound StreamEvent and is dropped: %.200r", event)
-            return
-        given: object = event.event_type  # a plain string, where somebody made it by hand
-        if not isinstance(given, StreamEventType):
-            try:
-                event = msgspec.structs.replace(event, event_type=StreamEventType(str(given)))
-            except ValueError:
-                logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
-                return
         with self.lock:
             targets = [
                 d
@@ -358,7 +367,7 @@ class StreamingManager:
                 "",
                 time.time(),
                 {
-                    "error": str(error),
+                    "error": text_and_place(error),
                     "error_type": type(error).__name__,
                     "where": f"observer:{observer.name}",
                 },
@@ -482,6 +491,7 @@ class StreamingManager:
     def _remove_all(self, what: str) -> None:
         with self.lock:
             refuse_to_wait_for_oneself(what, [*self._deliveries.values(), *self.closing])
+            self._handmade.tell_refused()
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
@@ -567,26 +577,17 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def _is_sound(event: Any) -> bool:
-    """Whether queues and filters can handle what somebody made by hand."""
-    if not isinstance(event, StreamEvent):
-        return False
-    data: Any = event.data
-    parts: tuple[Any, ...] = (event.chain_id, event.run_id, event.source)
-    if not (isinstance(data, dict) and all(isinstance(part, str) for part in parts)):
-        return False
-    if event.event_type != StreamEventType.LLM_GENERATION_CHUNK:
-        return True
-    return isinstance(data.get("content"), str) and isinstance(data.get("offset"), int)
-
-
 def _leaves(observer: StreamObserver) -> dict[StreamObserver, EventFilter]:
     try:
-        return observer.leaves()
+        leaves = observer.leaves()
     except TypeError as error:  # a dataclass with eq=True
         raise InputError(
             f"{observer.name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
         ) from None
+    for leaf, wish in leaves.items():
+        if not isinstance(wish, EventFilter):
+            raise InputError(f"the filter of {leaf.name} is {described(wish)}; expected an EventFilter")
+    return leaves
 
 
 async def _wait_all(futures: list[Future[None]], timeout: float) -> None:

@@ -28,6 +28,7 @@ from rollcast.records import (
     validated_messages,
 )
 from rollcast.records.event import RunStatus
+from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import UNSET, ChainStream, GenerationStream, ToolStream, error_data, left_by
 from rollcast.stream.delivery import refuse_to_wait_for_oneself, running_loop
 from rollcast.stream.queue import Control
@@ -301,7 +302,7 @@ class RunStream:
     def _emit(self, event_type: StreamEventType, data: dict[str, Any]) -> None:
         targets = self._route.targets(event_type)
         if targets:
-            self.manager.send(targets, event_type, self._route, data, None)
+            self.manager.send(targets, event_type, self._route, as_json(data), None)
 
     def __enter__(self) -> Self:
         return self.open()

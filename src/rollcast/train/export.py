@@ -13,6 +13,7 @@ import msgspec
 import rollcast
 from rollcast.errors import InputError
 from rollcast.records import Message, Trajectory
+from rollcast.records.jsonable import as_json
 from rollcast.records.trajectory import Segment, ToolRecord, Turn
 
 __all__ = ["ATIF_VERSION", "Forked", "sequence_of", "to_atif", "to_trl", "to_verl"]
@@ -189,7 +190,7 @@ def to_atif(
         "final_metrics": final,
         "extra": {name: value for name, value in about.items() if value is not None},
     }
-    built: dict[str, Any] = msgspec.to_builtins(document)
+    built: dict[str, Any] = msgspec.to_builtins(as_json(document))
     return built
 
 

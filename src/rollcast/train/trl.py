@@ -183,7 +183,7 @@ class Rollouts:
                 f"the prompt {_shown(prompt)} is none of the {len(self._rows)} rows that make_rollout_func was given; add it there, "
                 "or use train_dataset=rollouts.train_dataset"
             )
-        if any(self._rows[number] != self._rows[numbers[0]] for number in numbers):
+        if not all(_is_same(self._rows[number], self._rows[numbers[0]]) for number in numbers):
             raise InputError(
                 f"rows {numbers[0]} and {numbers[-1]} both begin with {_shown(prompt)}, and their other fields differ, so a prompt "
                 "alone does not tell which is meant; use train_dataset=rollouts.train_dataset, which carries their numbers"
@@ -477,6 +477,21 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[bytes, list[int]]:
 def _fingerprint(messages: Sequence[Any]) -> bytes:
     """Equal for messages that say the same; a dataset fills the fields that one of them lacks with None."""
     return msgspec.json.encode(_without_none(messages), order="sorted")
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows hold the same; fields that cannot be compared, such as arrays, are the same if they are one object."""
+    if one.keys() != other.keys():
+        return False
+    for name, value in one.items():
+        if value is other[name]:
+            continue
+        try:
+            if not bool(value == other[name]):
+                return False
+        except Exception:  # noqa: BLE001  (arrays of several, and whatever else a user's objects raise)
+            return False
+    return True
 
 
 def _without_none(value: Any) -> Any:

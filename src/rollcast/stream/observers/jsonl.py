@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, encode_lines
-from rollcast.records.codec import encode_or_error, without_surrogates
+from rollcast.records.codec import encode_described, without_surrogates
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.stream.observers.line_file import LineFile, check_writable
 from rollcast.stream.observers.output import SharedOutput
@@ -33,7 +33,7 @@ class JSONStreamObserver(StreamObserver):
     line. Where the file cannot be written (a full disk), events are dropped and counted, the failure is reported once,
     and when it can be written again a `gap` line per run comes first; the run is never held up.
 
-    An event whose data is not JSON is replaced by an `error` event in its place. Several observers may write to one path
+    What JSON cannot hold in an event's data is described by type and size. Several observers may write to one path
     in one process: lines stay whole, and an event that two of them want stands there twice.
 
     Args:
@@ -153,7 +153,7 @@ class _Lines:
         try:
             data = encode_lines(events)
         except Exception:  # noqa: BLE001  user-made data: whatever its encoding raises, the other events are written
-            data = b"".join([encode_or_error(event, f"observer:{name}") + b"\n" for event in events])
+            data = b"".join([encode_described(event) + b"\n" for event in events])
         self._events += events
         self._chunks.append(data)
         self._size += len(data)
