@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
+from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.pace import Paced
-from rollcast.cli.serving import server_at
+from rollcast.cli.replace import give_model
+from rollcast.cli.serving import Serving, server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
@@ -48,8 +50,7 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
-    serve: str | None
-    token: str | None
+    serving: Serving
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -65,7 +66,7 @@ def run_command(options: RunOptions) -> int:
         options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     rows = _rows(task, options)
-    server = server_at(options.serve, options.token)
+    server = server_at(options.serving)
     agent = _agent(task, own, options)
     lines_to_stdout = options.json == "-"
     if options.json is not None:
@@ -101,17 +102,21 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
     task = get_task(options.task)
     if options.agent is None:
         return task, None
-    if options.model or options.backend or options.backend_options:
-        raise InputError(
-            "--model, --backend and --backend-option are for a task's agent; an agent of your own has its backend in it"
-        )
     found = load_agent_or_task(options.agent)
     return (found, None) if isinstance(found, Task) else (task, found)
 
 
 def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
+    given = backend_options(options.backend_options)
     if own is not None:
+        if options.model is None and (options.backend or given):
+            raise InputError(
+                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
+                "that is to run instead of the agent's as well"
+            )
         agent = own
+        if options.model is not None:
+            give_model(agent, options.model, options.backend, given)
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(
@@ -120,7 +125,7 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
             options.backend,
             reward=None if own_questions else task.reward,
             name=task.name,
-            backend_options=backend_options(options.backend_options),
+            backend_options=given,
         )
     if options.pace is not None:
         agent.backend = Paced(agent.backend, options.pace)
@@ -145,7 +150,7 @@ async def _execute(
         if server is not None:
             await stack.enter_async_context(server)
             agent.streaming_manager.add_observer(server.get_observer())
-            print(f"watch it with: rollcast watch {server.url}", file=out, flush=True)
+            print(f"watch it with: {this_command()} watch {server.url}", file=out, flush=True)
         await stack.enter_async_context(agent)
         with ending_on_signals(run.cancel) as signals:
             result = await run.execute()

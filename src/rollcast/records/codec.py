@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ __all__ = [
     "encode_lines",
     "event_from_dict",
     "json_schema",
+    "one_line_json",
     "without_surrogates",
 ]
 
@@ -27,13 +27,30 @@ __all__ = [
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
 _decoder = msgspec.json.Decoder(StreamEvent)
 
-encode: Callable[[StreamEvent], bytes] = _encoder.encode
-"""One event as compact JSON, without a newline. Objects that JSON lacks are written as `as_json` gives them; it raises
-where a key or a text cannot be written, or where lists nest without end."""
+# Characters that JSON leaves as they are and that many readers of lines take for the end of one, or did (JavaScript before 2019).
+_ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\u0085\u2028\u2029"]
 
 
-encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
-"""The events as JSON lines, each ended by a newline. Raises as `encode` does."""
+def one_line_json(data: bytes) -> bytes:
+    """The JSON, in which nothing but a newline ends a line for any reader; it means the same."""
+    if not data.isascii() and (b"\xe2\x80" in data or b"\xc2\x85" in data):  # mostly neither is there
+        for char, escape in _ENDS_OF_LINES:
+            data = data.replace(char, escape)
+    return data
+
+
+def encode(event: StreamEvent) -> bytes:
+    """One event as compact JSON on one line, without a newline at its end.
+
+    Objects that JSON lacks are written as `as_json` gives them. It raises if a key or a text cannot be written, or if lists
+    nest without end.
+    """
+    return one_line_json(_encoder.encode(event))
+
+
+def encode_lines(events: list[StreamEvent]) -> bytes:
+    """The events as JSON lines, each ended by a newline. It raises as `encode` does."""
+    return one_line_json(_encoder.encode_lines(events))
 
 
 def encode_described(event: StreamEvent) -> bytes:

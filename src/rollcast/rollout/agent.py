@@ -161,8 +161,8 @@ class BaseAgent:
         Args:
             max_steps: generations that a chain may have.
             start_messages: one conversation; or rows `{"messages": […], …fields}`, or `{"prompt": text or messages, …}`, in a
-                list, a `datasets.Dataset` or a table of pandas, polars or pyarrow. A row's field `tools` names those of the agent's
-                tools that its chains have.
+                list, a `datasets.Dataset` or a table of pandas, polars or pyarrow. A row's field `tools` names those of the
+                agent's tools that its chains have.
             num_chains: repeats of each row.
             enable_streaming: whether the observers of `streaming_manager` see the run.
             streaming_callback: called with the text of each chunk, sync or async; with a second parameter it gets the

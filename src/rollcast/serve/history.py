@@ -154,7 +154,7 @@ class History:
         return f"{self._name}.{position}"
 
     def position(self, cursor: str) -> int | None:
-        """The position that a cursor names; None where it is of another history, or no longer held."""
+        """The position that a cursor names; None if it is of another history, or no longer held."""
         name, _, number = cursor.partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None

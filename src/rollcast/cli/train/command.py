@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.serving import server_at
 from rollcast.cli.signals import SIGNALLED, ending_on_signals
@@ -60,7 +61,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
-    server = server_at(settings.serve, settings.token)
+    server = server_at(settings.serving)
     agent = _agent(task, settings, out)
     if settings.json is not None:
         agent.streaming_manager.add_observer(
@@ -122,7 +123,12 @@ def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
         return make_agent(task, settings.model)
     model = settings.model or EMBEDDED
     if settings.resume and model != EMBEDDED and not Path(model).is_dir():
-        model = str(newest_checkpoint(out))  # where it began is gone; each checkpoint is whole
+        from rollcast.train.resumable import check_resumable, numbered  # noqa: PLC0415
+
+        newest = newest_checkpoint(out)
+        assert newest is not None
+        check_resumable(newest, numbered(out, "step-"))
+        model = str(newest)  # where it began is gone; each checkpoint is a whole model
     return BaseAgent(model, task.tools, "tiny", reward=task.reward, name=task.name)
 
 
@@ -158,7 +164,7 @@ class _Session:
             if server is not None:
                 await stack.enter_async_context(server)
                 self.agent.streaming_manager.add_observer(server.get_observer())
-                self.view.say([(f"watch it with: rollcast watch {server.url}", "")])
+                self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
             await stack.enter_async_context(self.agent)
             if self.scalars is not None:
                 stack.enter_context(self.scalars)

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from rollcast.errors import InputError
 from rollcast.models.chat import TemplateRenderer
+from rollcast.models.checksums import check_folder
 from rollcast.models.text import TokenTexts, token_texts
 
 __all__ = ["end_ids", "load_model", "load_tokenizer", "make_renderer", "make_texts"]
@@ -34,9 +35,10 @@ def load_model(
     """The model of a folder or of a name on the hub, on a device, to sample from.
 
     Raises:
-        InputError: there is none, or it is no causal language model.
+        InputError: there is none, its files are not what was saved, or it is not a causal language model.
     """
-    _check_folder(name)
+    _check_is_folder(name)
+    check_folder(name)
     try:
         config = AutoConfig.from_pretrained(name, **load_options)
     except Exception as error:  # over a broken file, the libraries raise anything
@@ -82,7 +84,7 @@ def _does_not_fit(name: str, device: torch.device) -> str:
     )
 
 
-def _check_folder(name: str) -> None:
+def _check_is_folder(name: str) -> None:
     """What looks like a path is none on the hub, whose complaints would be about the name."""
     looks = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name
     if looks and not Path(name).is_dir():
@@ -135,7 +137,7 @@ def load_tokenizer(name: str, load_options: Mapping[str, Any]) -> Any:
     Raises:
         InputError: there is none.
     """
-    _check_folder(name)
+    _check_is_folder(name)
     known = {
         key: load_options[key] for key in ("revision", "trust_remote_code", "token") if key in load_options
     }
