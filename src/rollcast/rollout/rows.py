@@ -14,6 +14,9 @@ from rollcast.records import Message, validated_messages
 __all__ = ["Row", "as_rows", "count", "derived_seed"]
 
 
+_SYSTEM = ("system", "developer")
+
+
 class Row(msgspec.Struct, frozen=True):
     """One prompt. `fields` are what stands beside its messages."""
 
@@ -56,11 +59,11 @@ def as_rows(start_messages: Any, system_prompt: str | None = None, instructions:
 
 def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> Row:
     messages = validated_messages(item["messages"], where)
-    if system_prompt is not None and messages[0]["role"] != "system":
+    if system_prompt is not None and messages[0]["role"] not in _SYSTEM:
         messages.insert(0, {"role": "system", "content": system_prompt})
     if instructions:
         first = messages[0]
-        if first["role"] != "system":
+        if first["role"] not in _SYSTEM:
             messages.insert(0, {"role": "system", "content": instructions})
         elif isinstance(first["content"], str):
             first["content"] = f"{first['content']}\n\n{instructions}"

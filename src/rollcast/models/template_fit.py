@@ -1,0 +1,317 @@
+"""A chat template, and conversations made to fit it: what it shows in another form is given so, what it hides is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rollcast.errors import MessagesError
+from rollcast.models.template import ChatTemplate, Moment
+from rollcast.models.template_messages import (
+    Adaptation,
+    in_parts,
+    joined_systems,
+    merged_system,
+    named_results,
+    prepared,
+    short_call_ids,
+)
+from rollcast.models.template_probe import (
+    PROBE_CALL,
+    PROBE_RESULT,
+    PROBE_TOOL,
+    Takes,
+    part,
+    probed,
+)
+from rollcast.models.template_schema import (
+    shows_schemas_whole,
+    undescribed_fields,
+    with_plain_fields,
+    without_defaults,
+)
+from rollcast.models.template_trace import Hidden, Outline, outline_of, worded
+from rollcast.records import Message
+
+__all__ = ["FittedTemplate"]
+
+logger = logging.getLogger("rollcast.models")
+
+# What may make a template take a conversation that it refuses, or show one that it hides; the least comes first.
+_FURTHER: tuple[tuple[Adaptation, ...], ...] = (
+    (short_call_ids,),
+    (joined_systems,),
+    (merged_system,),
+    (joined_systems, short_call_ids),
+    (merged_system, short_call_ids),
+)
+
+_MOST_OUTLINES = 4096  # remembered
+
+_IN_PLAIN_MESSAGES = (
+    "use a ReactAgent or a CodeAgent, which tell the model of its tools in plain messages, or a model whose template shows "
+    "tools"
+)
+
+
+class FittedTemplate:
+    """Renders guarded messages and tools.
+
+    How the template takes them is found out before the first, see `template_probe`. What only some conversations need
+    (shorter ids, a system message in another place) is tried when the template refuses or hides one, and kept if it helps.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._further: tuple[Adaptation, ...] = ()
+        self._hidden: dict[Outline, list[Hidden]] = {}  # by the outlines of conversations that were checked
+        self._names_told = False
+
+    @cached_property
+    def takes(self) -> Takes:
+        """How the template takes messages."""
+        return probed(self._template.text)
+
+    @cached_property
+    def _always(self) -> tuple[Adaptation, ...]:
+        """What every conversation needs, in order; `_further` stands between the two."""
+        return (named_results,) if self.takes.reads_ids else ()
+
+    @cached_property
+    def _at_last(self) -> tuple[Adaptation, ...]:
+        adapt = in_parts(self.takes)
+        return () if adapt is None else (adapt,)
+
+    @cached_property
+    def _question(self) -> dict[str, Any]:
+        wants_parts = "user" in self.takes.wants_parts
+        return {"role": "user", "content": [part("hello")] if wants_parts else "hello"}
+
+    # -- what is given to it -------------------------------------------------------------------------------------------
+
+    def prepared(self, message: Mapping[str, Any], index: int, tools: Sequence[Any]) -> Message:
+        """A given message, as the template reads it.
+
+        Raises:
+            MessagesError: it has a part that is no text.
+        """
+        return prepared(message, f"messages[{index}]", self.takes, tools)
+
+    def prepared_tools(self, tools: Sequence[Any]) -> list[Any]:
+        """The tools, as the template reads them."""
+        if not tools or self._shows_schemas_whole:
+            return list(tools)
+        plain = [with_plain_fields(tool) for tool in tools]
+        try:
+            self._template.text([self._question], plain)
+        except MessagesError:
+            bare = [without_defaults(tool) for tool in plain]
+            try:
+                self._template.text([self._question], bare)
+            except MessagesError:
+                return plain  # the first prompt says why
+            plain = bare
+        if fields := undescribed_fields(self._template.text, self._question, plain):
+            logger.warning(
+                "the chat template of this model does not tell it of %s%s; say in the tool's description what they are",
+                ", ".join(fields[:3]),
+                f" and {len(fields) - 3} more fields" if len(fields) > 3 else "",
+            )
+        return plain
+
+    @cached_property
+    def _shows_schemas_whole(self) -> bool:
+        return shows_schemas_whole(self._template.text, self._question)
+
+    # -- what it writes ------------------------------------------------------------------------------------------------
+
+    def text(self, messages: list[dict[str, Any]], tools: Any, moment: Moment | None = None) -> str:
+        """The rendered text.
+
+        Raises:
+            MessagesError: the template refuses the messages.
+        """
+        try:
+            return self._text(messages, tools, moment, self._further)
+        except MessagesError:
+            for further in _FURTHER:
+                if further != self._further and self._changes(messages, further):
+                    try:
+                        text = self._text(messages, tools, moment, further)
+                    except MessagesError:
+                        continue
+                    self._keep(further)
+                    return text
+            raise
+
+    def _text(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        moment: Moment | None,
+        further: tuple[Adaptation, ...],
+    ) -> str:
+        for adapt in (*self._always, *further, *self._at_last):
+            messages = adapt(messages)
+        return self._template.text(messages, tools, moment)
+
+    def _changes(self, messages: list[dict[str, Any]], further: tuple[Adaptation, ...]) -> bool:
+        changed = messages
+        for adapt in further:
+            changed = adapt(changed)
+        return changed != messages
+
+    def _keep(self, further: tuple[Adaptation, ...]) -> None:
+        if merged_system in further and merged_system not in self._further:
+            logger.warning(
+                "the chat template has no system role; the system message is put before the first user message"
+            )
+        self._further = further
+        self._hidden.clear()
+
+    def refusal(self, error: MessagesError, messages: list[dict[str, Any]], tools: Any) -> MessagesError:
+        """The template's refusal of these messages, with the first that it does not take."""
+        index = next((n for n in range(len(messages) - 1, 0, -1) if self._renders(messages[:n], tools)), None)
+        if index is None:
+            without = (
+                n for n in range(len(messages)) if self._renders(messages[:n] + messages[n + 1 :], tools)
+            )
+            index = next(without, 0)
+        return MessagesError(
+            f"{error}; it does not take messages[{index}], whose role is {messages[index]['role']}"
+        )
+
+    def _renders(self, messages: list[dict[str, Any]], tools: Any) -> bool:
+        try:
+            self._text(messages, tools, None, self._further)
+        except MessagesError:
+            return False
+        return bool(messages)
+
+    # -- what it leaves out --------------------------------------------------------------------------------------------
+
+    def check_shown(self, messages: list[dict[str, Any]], tools: Any, sampled: Collection[int]) -> bool:
+        """That the prompt has everything that the messages say; `sampled` are turns of the model's own, by index.
+
+        True if the template had to be given them in another form than the last text was: render it again.
+
+        Raises:
+            MessagesError: a message leaves no trace in it.
+        """
+        outline = (bool(tools), outline_of(messages, sampled))
+        hidden, further = self._hidden.get(outline), self._further
+        if hidden is None:
+            hidden = self._find_hidden(messages, tools, sampled)
+            if len(self._hidden) >= _MOST_OUTLINES:
+                self._hidden.clear()
+            self._hidden[outline] = hidden
+        for each in hidden:
+            if each.what != "name":
+                raise MessagesError(each.sentence)
+        if hidden and not self._names_told:
+            self._names_told = True
+            place = hidden[0]
+            logger.warning(
+                "the chat template does not show the `name` of messages[%d], whose role is %s; say in the content who speaks",
+                place.index,
+                place.role,
+            )
+        return self._further != further
+
+    def _find_hidden(
+        self, messages: list[dict[str, Any]], tools: Any, sampled: Collection[int]
+    ) -> list[Hidden]:
+        hidden = self._hidden_with(messages, tools, sampled, self._further)
+        if not any(each.role in ("system", "developer") for each in hidden):
+            return hidden
+        for further in ((joined_systems,), (merged_system,)):
+            both = (*further, *(each for each in self._further if each is short_call_ids))
+            if both == self._further or not self._changes(messages, further):
+                continue
+            try:
+                less = self._hidden_with(messages, tools, sampled, both)
+            except MessagesError:
+                continue
+            if len(less) < len(hidden):
+                self._keep(both)
+                return less
+        return hidden
+
+    def _hidden_with(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        sampled: Collection[int],
+        further: tuple[Adaptation, ...],
+    ) -> list[Hidden]:
+        copies, words = worded(messages, sampled)
+        try:
+            text = self._text(copies, [PROBE_TOOL] if tools else None, None, further).lower()
+        except MessagesError:
+            return self._hidden_as_written(messages, tools, sampled, further)
+        return [each for word, each in words.items() if word not in text and _matters(each)]
+
+    def _hidden_as_written(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        sampled: Collection[int],
+        further: tuple[Adaptation, ...],
+    ) -> list[Hidden]:
+        """As `_hidden_with`, by the texts themselves: a template that reads them may refuse any other."""
+        text = _squashed(self._text(messages, tools, None, further))
+        return [
+            Hidden(index, message["role"], "content", bool(message.get("tool_calls")))
+            for index, message in enumerate(messages)
+            if index not in sampled and not _stands_in(message.get("content"), text)
+        ]
+
+    # -- tools ---------------------------------------------------------------------------------------------------------
+
+    def tools_problem(
+        self, messages: list[dict[str, Any]], tools: Any, text: str, moment: Moment
+    ) -> str | None:
+        """Why the template is of no use to an agent with these tools, of whose first prompt this is the text."""
+        if text == self.text(messages, None, moment):
+            names = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
+            return f"does not show tools, so the model cannot know of {names}; {_IN_PLAIN_MESSAGES}"
+        try:
+            told = self.text([*messages, *self.probe_messages], tools, moment)
+        except MessagesError as error:
+            return f"does not take a tool's result ({error}); {_IN_PLAIN_MESSAGES}"
+        return None if PROBE_RESULT in told else f"does not show what tools give; {_IN_PLAIN_MESSAGES}"
+
+    @property
+    def probe_messages(self) -> list[dict[str, Any]]:
+        """A call and its result."""
+        result = {"role": "tool", "content": PROBE_RESULT, "tool_call_id": PROBE_CALL["id"], "name": "probe"}
+        return [{"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}, result]
+
+    @cached_property
+    def probed_call(self) -> str:
+        """What the template makes of a call with `PROBE_ARGUMENT` and of `PROBE_RESULT`; empty if it refuses them."""
+        try:
+            return self.text([{"role": "user", "content": "hello"}, *self.probe_messages], None)
+        except MessagesError:
+            return ""
+
+
+def _matters(hidden: Hidden) -> bool:
+    """Whether it is something that the model is to read: an id or a reasoning of an earlier turn is not."""
+    return hidden.what in ("content", "a call") or (hidden.what == "name" and hidden.role != "tool")
+
+
+def _stands_in(content: Any, text: str) -> bool:
+    texts = [each["text"] for each in content] if isinstance(content, list) else [content]
+    return all(_squashed(each) in text or _escaped(each) in text for each in texts if isinstance(each, str))
+
+
+def _squashed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """As it stands in JSON."""
+    return _squashed(text).replace("\\", "\\\\").replace('"', '\\"')
