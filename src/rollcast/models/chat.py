@@ -166,10 +166,10 @@ class TemplateRenderer:
             raise self.fitted.refusal(error, messages, tools) from error
 
     def first_text(self, messages: list[dict[str, Any]], tools: Any, guard: str, moment: Moment) -> str:
-        """As `text`, for a chain's first prompt.
+        """As `text`, for a chain's first prompt, of which the template has to show the tools.
 
         Raises:
-            MessagesError: it refuses the messages, or does not show one of them, the tools or what tools give.
+            MessagesError: it refuses the messages, or does not show the tools or what tools give.
         """
         text = self.text(messages, tools, moment)
         if tools and (key := _bytes(tools)) not in self._seen_tools:
@@ -177,8 +177,6 @@ class TemplateRenderer:
             if problem is not None:
                 raise MessagesError(f"the chat template of this model {problem.replace(guard, '')}")
             self._seen_tools.add(key)
-        if self.fitted.check_shown(messages, tools, ()):
-            text = self.text(messages, tools, moment)
         return text
 
     @cached_property
@@ -223,6 +221,7 @@ class TemplateConversation:
         self._begun: dict[int, str] = {}  # what the prompt wrote of a turn: the tag that opens its reasoning
         self._characters = 0
         self._first = 0  # messages in the first prompt
+        self._checked = 0  # that all of the last prompt's are shown
         self._moment: Moment | None = None
 
     def copy(self) -> Self:
@@ -238,7 +237,7 @@ class TemplateConversation:
         """
         self._first = len(messages)
         self._add(messages, _NOTHING)
-        self._text = self._rendered(0, _NOTHING)
+        self._text = self._with_all_shown(0, self._rendered(0, _NOTHING))
 
     def prompt(
         self,
@@ -260,14 +259,12 @@ class TemplateConversation:
             self._first = len(messages)
         self._add(messages, sampled)
         seen, text = self._text, self._rendered(turn, sampled)
-        self._text = text
         if text == seen:
             raise MessagesError(
                 "the chat template shows nothing of the messages that are new, so the conversation cannot go on; use one "
                 "that writes the assistant's turns and what follows them"
             )
-        if turn:
-            self._check_shown()
+        text = self._text = self._with_all_shown(turn, text)
         if not text.startswith(seen):
             seen = seen.rstrip()  # whitespace where a turn begins is the turn's
         end = None
@@ -285,9 +282,9 @@ class TemplateConversation:
     def _add(self, messages: Sequence[Message], sampled: Mapping[int, str]) -> None:
         """Guard the messages that are new."""
         renderer, codec = self._renderer, self._renderer.codec
-        before = len(self._guarded)
+        behind = enumerate(messages[len(self._guarded) :], len(self._guarded))
         prepared = renderer.fitted.prepared
-        new = [prepared(message, before + i, self._tools) for i, message in enumerate(messages[before:])]
+        new = [prepared(message, i, self._tools, own=i in sampled) for i, message in behind]
         messages = self._messages = [*self._messages, *new]
         for message in new:
             content = message.get("content")
@@ -343,11 +340,12 @@ class TemplateConversation:
             self._guarded = [*self._guarded[:turn], shown, *self._guarded[turn + 1 :]]
             return renderer.text(self._guarded, self._guarded_tools, self._moment)
 
-    def _check_shown(self) -> None:
-        """That what is new stands in the prompt too. Turns of the model's own may be shown otherwise: they fork the chain."""
-        roles = enumerate(self._guarded[self._first :], self._first)
-        own = {index for index, message in roles if message["role"] == "assistant"}
-        self._renderer.fitted.check_shown(self._guarded, self._guarded_tools, own)
+    def _with_all_shown(self, turn: int, text: str) -> str:
+        """The text of the prompt, in which every message is found that is new since the last, at `turn`."""
+        fitted, messages, tools = self._renderer.fitted, self._guarded, self._guarded_tools
+        self._checked, again = fitted.check_shown(messages, tools, self._checked, turn, self._first)
+        assert self._moment is not None
+        return self._renderer.text(messages, tools, self._moment) if again else text
 
 
 def _begun(prompt: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -66,7 +67,9 @@ class FittedTemplate:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._further: tuple[Adaptation, ...] = ()
-        self._hidden: dict[Outline, list[Hidden]] = {}  # by the outlines of conversations that were checked
+        # Conversations that were checked, one a number: what each becomes with further messages of some outline.
+        self._checked: dict[tuple[int, Outline], tuple[int, list[Hidden]]] = {}
+        self._numbers = itertools.count(2)  # 0 and 1 are the beginnings, without and with tools
         self._names_told = False
 
     @cached_property
@@ -91,13 +94,15 @@ class FittedTemplate:
 
     # -- what is given to it -------------------------------------------------------------------------------------------
 
-    def prepared(self, message: Mapping[str, Any], index: int, tools: Sequence[Any]) -> Message:
-        """A given message, as the template reads it.
+    def prepared(
+        self, message: Mapping[str, Any], index: int, tools: Sequence[Any], *, own: bool = False
+    ) -> Message:
+        """A message as the template reads it; `own`: the model sampled it.
 
         Raises:
             MessagesError: it has a part that is no text.
         """
-        return prepared(message, f"messages[{index}]", self.takes, tools)
+        return prepared(message, index, self.takes, tools, own=own)
 
     def prepared_tools(self, tools: Sequence[Any]) -> list[Any]:
         """The tools, as the template reads them."""
@@ -169,7 +174,7 @@ class FittedTemplate:
                 "the chat template has no system role; the system message is put before the first user message"
             )
         self._further = further
-        self._hidden.clear()
+        self._checked.clear()
 
     def refusal(self, error: MessagesError, messages: list[dict[str, Any]], tools: Any) -> MessagesError:
         """The template's refusal of these messages, with the first that it does not take."""
@@ -179,8 +184,10 @@ class FittedTemplate:
                 n for n in range(len(messages)) if self._renders(messages[:n] + messages[n + 1 :], tools)
             )
             index = next(without, 0)
+        role = messages[index]["role"]
         return MessagesError(
-            f"{error}; it does not take messages[{index}], whose role is {messages[index]['role']}"
+            f"messages[{index}], whose role is {role}, cannot be shown: {str(error).rstrip('.!')}; leave it out, or say it "
+            "in a message that the template takes"
         )
 
     def _renders(self, messages: list[dict[str, Any]], tools: Any) -> bool:
@@ -192,33 +199,50 @@ class FittedTemplate:
 
     # -- what it leaves out --------------------------------------------------------------------------------------------
 
-    def check_shown(self, messages: list[dict[str, Any]], tools: Any, sampled: Collection[int]) -> bool:
-        """That the prompt has everything that the messages say; `sampled` are turns of the model's own, by index.
+    def check_shown(
+        self, messages: list[dict[str, Any]], tools: Any, checked: int, before: int, first: int
+    ) -> tuple[int, bool]:
+        """That the prompt has everything that the messages say.
 
-        True if the template had to be given them in another form than the last text was: render it again.
+        Args:
+            messages: guarded.
+            tools: guarded.
+            checked: what this gave for the messages that were there before.
+            before: how many those are.
+            first: how many there are in the first prompt. Of those behind, the assistant's are the model's own: if the
+                template shows them otherwise, the conversation goes on in a new segment.
+
+        Returns:
+            A number for the next time, and whether the template now gets another form of the messages: render them again.
 
         Raises:
             MessagesError: a message leaves no trace in it.
         """
-        outline = (bool(tools), outline_of(messages, sampled))
-        hidden, further = self._hidden.get(outline), self._further
-        if hidden is None:
-            hidden = self._find_hidden(messages, tools, sampled)
-            if len(self._hidden) >= _MOST_OUTLINES:
-                self._hidden.clear()
-            self._hidden[outline] = hidden
+        key = (checked if before else bool(tools), outline_of(messages[before:]))
+        further, known = self._further, self._checked.get(key)
+        if known is None:
+            roles = enumerate(messages[first:], first)
+            own = {index for index, message in roles if message["role"] == "assistant"}
+            hidden = self._find_hidden(messages, tools, own)
+            if len(self._checked) >= _MOST_OUTLINES:
+                self._checked.clear()
+            known = self._checked[key] = next(self._numbers), hidden
+        number, hidden = known
+        if hidden:
+            self._tell(hidden)
+        return number, self._further is not further
+
+    def _tell(self, hidden: list[Hidden]) -> None:
         for each in hidden:
             if each.what != "name":
                 raise MessagesError(each.sentence)
-        if hidden and not self._names_told:
+        if not self._names_told:
             self._names_told = True
-            place = hidden[0]
             logger.warning(
                 "the chat template does not show the `name` of messages[%d], whose role is %s; say in the content who speaks",
-                place.index,
-                place.role,
+                hidden[0].index,
+                hidden[0].role,
             )
-        return self._further != further
 
     def _find_hidden(
         self, messages: list[dict[str, Any]], tools: Any, sampled: Collection[int]
@@ -287,7 +311,8 @@ class FittedTemplate:
     def probe_messages(self) -> list[dict[str, Any]]:
         """A call and its result."""
         result = {"role": "tool", "content": PROBE_RESULT, "tool_call_id": PROBE_CALL["id"], "name": "probe"}
-        return [{"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}, result]
+        call = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        return [dict(self.prepared(call, 0, ())), result]
 
     @cached_property
     def probed_call(self) -> str:

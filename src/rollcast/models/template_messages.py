@@ -30,36 +30,52 @@ _SYSTEM = ("system", "developer")
 # -- one message -------------------------------------------------------------------------------------------------------
 
 
-def prepared(message: Mapping[str, Any], where: str, takes: Takes, tools: Sequence[Any]) -> Message:
-    """A given message as the template reads it; what the model sampled itself is not meant here.
+def prepared(
+    message: Mapping[str, Any], index: int, takes: Takes, tools: Sequence[Any], *, own: bool
+) -> Message:
+    """A message as the template reads it.
+
+    Args:
+        message: of the conversation.
+        index: its place there.
+        takes: how the template takes messages.
+        tools: whose schemas tell which nulls in the arguments of a given call were meant.
+        own: the model sampled it: its calls have no null that it did not write.
 
     Raises:
-        MessagesError: it has a part that is no text; `where` names the message.
+        MessagesError: it has a part that is no text.
     """
+    role = message["role"]
+    if message.get("content").__class__ is str and role != "developer" and None not in message.values():
+        calls = message.get("tool_calls")
+        if calls is None or (own and message["content"] and all(map(_has_object, calls))):
+            return message  # type: ignore[return-value]  # most are as every template takes them
     changed = given_keys(message)
-    role = changed["role"]
     if role == "developer" and not takes.developer:
         role = changed["role"] = "system"
     content = changed.get("content")
     if isinstance(content, list | tuple):
-        parts = [_text_part(each, where, changed["role"]) for each in content]
+        parts = [_text_part(each, index, message["role"]) for each in content]
         contents = takes.contents.get(role)
         changed["content"] = parts if contents is None else contents.of_parts(parts)
-    if changed.get("tool_calls"):
-        changed["tool_calls"] = [
-            _prepared_call(call, takes.arguments, tools) for call in changed["tool_calls"]
-        ]
+    if calls := changed.get("tool_calls"):
+        changed["tool_calls"] = [_prepared_call(call, takes.arguments, tools, own=own) for call in calls]
     if role == "assistant" and not changed.get("content"):
         _set_empty(changed, takes)
     return changed  # type: ignore[return-value]  # a message, with what its API adds
 
 
-def _text_part(each: Any, where: str, role: str) -> dict[str, Any]:
+def _has_object(call: Any) -> bool:
+    function = call.get("function") if call.__class__ is dict else None
+    return function.__class__ is dict and function.get("arguments").__class__ is dict
+
+
+def _text_part(each: Any, index: int, role: str) -> dict[str, Any]:
     kind, text = (each.get("type"), each.get("text")) if isinstance(each, Mapping) else (None, None)
     if kind not in _TEXT_TYPES or not isinstance(text, str):
         raise MessagesError(
-            f"the content of a {role} message, {where}, has a part of type {kind!r}; the model reads text alone: leave it "
-            "out, or say in words what it shows"
+            f"the content of the {role} message messages[{index}] has a part of type {kind!r}; the model reads text alone: "
+            "leave it out, or say in words what it shows"
         )
     return {**each, "type": "text"}
 
@@ -75,15 +91,15 @@ def _set_empty(message: dict[str, Any], takes: Takes) -> None:
         message["content"] = empty
 
 
-def _prepared_call(call: Any, form: str, tools: Sequence[Any]) -> Any:
+def _prepared_call(call: Any, form: str, tools: Sequence[Any], *, own: bool) -> Any:
     """The call with arguments that are an object, without nulls that a table filled in; text that is one is read."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         return call
     arguments = function.get("arguments")
-    if isinstance(arguments, Mapping):
+    if isinstance(arguments, Mapping) and not own:
         arguments = _without_filled_in(arguments, _parameters(function.get("name"), tools))
-    elif isinstance(arguments, str) and form == "object":
+    if isinstance(arguments, str) and form == "object":
         try:
             read = json.loads(arguments)
         except ValueError:

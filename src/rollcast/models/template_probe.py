@@ -207,13 +207,13 @@ class _Probe:
         return "object"
 
     def find_empty(self, given: Empty) -> Empty:
-        """What to give for such a content: itself, if the template then writes no `None` that another would not give."""
-        junk: dict[Empty, int] = {}
+        """What to give for such a content: itself, if the template then shows the call, and no `None` beside it."""
+        worth: dict[Empty, tuple[bool, int]] = {}
         for content in ("", None, MISSING):
             text = self.text([self.question, self.call(PROBE_CALL, content), self.question])
             if text is not None:
-                junk[content] = len(_NOTHING_SAID.findall(text))
-        good = [content for content, count in junk.items() if count == min(junk.values())]
+                worth[content] = PROBE_ARGUMENT not in text.lower(), len(_NOTHING_SAID.findall(text))
+        good = [content for content, found in worth.items() if found == min(worth.values())]
         return given if given in good or not good else good[0]
 
     def reads_ids(self, contents: Contents) -> bool:

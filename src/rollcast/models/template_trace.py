@@ -61,32 +61,31 @@ class Hidden(msgspec.Struct, frozen=True):
         )
 
 
-def outline_of(messages: Sequence[Mapping[str, Any]], sampled: Collection[int]) -> Outline:
-    """What decides on what is shown: equal for conversations that differ in their words alone."""
+def outline_of(messages: Sequence[Mapping[str, Any]]) -> Outline:
+    """What decides on what is shown: equal for messages that differ in their words alone."""
     ids: dict[Any, int] = {}
-    return tuple([_message_outline(message, i in sampled, ids) for i, message in enumerate(messages)])
+    return tuple([_message_outline(message, ids) for message in messages])
 
 
-def _message_outline(message: Mapping[str, Any], sampled: bool, ids: dict[Any, int]) -> Outline:
+def _message_outline(message: Mapping[str, Any], ids: dict[Any, int]) -> Outline:
     content = message.get("content", ...)
     kind: Any = content.__class__
     if kind is str:
-        kind = bool(content.strip())
+        kind = not content or content.isspace()
     elif kind is list:
         kind = len(content)
     if len(message) == 2:
-        return message["role"], kind, sampled
-    calls = tuple(
-        [_call_outline(call, ids) for call in message.get("tool_calls") or ()],
-    )
+        return message["role"], kind
+    calls = message.get("tool_calls")
+    outlines = tuple([_call_outline(call, ids) for call in calls]) if calls else None
     call_id = message.get("tool_call_id")
-    number = ids.setdefault(call_id, len(ids)) if isinstance(call_id, str) else None
-    return message["role"], kind, sampled, calls, number, tuple(message)
+    number = ids.setdefault(call_id, len(ids)) if call_id.__class__ is str else None
+    return message["role"], kind, outlines, number, tuple(message)
 
 
 def _call_outline(call: Any, ids: dict[Any, int]) -> Outline:
     call_id = call.get("id") if isinstance(call, dict) else None
-    number = ids.setdefault(call_id, len(ids)) if isinstance(call_id, str) else None
+    number = ids.setdefault(call_id, len(ids)) if call_id.__class__ is str else None
     function = call.get("function", call) if isinstance(call, dict) else None
     arguments = function.get("arguments", ...) if isinstance(function, dict) else None
     return number, function is call, arguments.__class__, bool(arguments)
