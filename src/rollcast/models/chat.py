@@ -10,6 +10,7 @@ longer begins with what the model has seen, it is encoded afresh.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -33,6 +34,8 @@ from rollcast.models.template_probe import PROBE_ARGUMENT, PROBE_RESULT
 from rollcast.records import Message
 
 __all__ = ["TemplateConversation", "TemplateRenderer"]
+
+logger = logging.getLogger("rollcast.models")
 
 _NOTHING: Mapping[int, str] = {}
 
@@ -177,6 +180,12 @@ class TemplateRenderer:
             if problem is not None:
                 raise MessagesError(f"the chat template of this model {problem.replace(guard, '')}")
             self._seen_tools.add(key)
+            if fields := self.fitted.undescribed_fields(tools):
+                logger.warning(
+                    "the chat template of this model does not tell it of %s%s; say in the tool's description what is expected",
+                    ", ".join(fields[:3]).replace(guard, ""),
+                    f" and {len(fields) - 3} more fields" if len(fields) > 3 else "",
+                )
         return text
 
     @cached_property

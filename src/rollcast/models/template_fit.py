@@ -28,8 +28,12 @@ from rollcast.models.template_probe import (
     probed,
 )
 from rollcast.models.template_schema import (
+    shows_descriptions,
+    shows_numbers_of_enums,
     shows_schemas_whole,
     undescribed_fields,
+    with_described_fields,
+    with_described_values,
     with_plain_fields,
     without_defaults,
 )
@@ -109,22 +113,21 @@ class FittedTemplate:
         if not tools or self._shows_schemas_whole:
             return list(tools)
         plain = [with_plain_fields(tool) for tool in tools]
-        try:
-            self._template.text([self._question], plain)
-        except MessagesError:
-            bare = [without_defaults(tool) for tool in plain]
-            try:
-                self._template.text([self._question], bare)
-            except MessagesError:
-                return plain  # the first prompt says why
+        if not shows_numbers_of_enums(self._template.text, self._question):
+            plain = [with_described_values(tool) for tool in plain]
+        bare = [without_defaults(tool) for tool in plain]
+        if self._renders([self._question], bare) and not self._renders([self._question], plain):
             plain = bare
-        if fields := undescribed_fields(self._template.text, self._question, plain):
-            logger.warning(
-                "the chat template of this model does not tell it of %s%s; say in the tool's description what they are",
-                ", ".join(fields[:3]),
-                f" and {len(fields) - 3} more fields" if len(fields) > 3 else "",
-            )
+        if self._shows_descriptions and (hidden := self._undescribed(plain)):
+            plain = [with_described_fields(tool, hidden) for tool in plain]
         return plain
+
+    def _undescribed(self, tools: Sequence[Any]) -> list[tuple[str, ...]]:
+        return undescribed_fields(self._template.text, self._question, tools)
+
+    @cached_property
+    def _shows_descriptions(self) -> bool:
+        return shows_descriptions(self._template.text, self._question)
 
     @cached_property
     def _shows_schemas_whole(self) -> bool:
@@ -306,6 +309,13 @@ class FittedTemplate:
         except MessagesError as error:
             return f"does not take a tool's result ({error}); {_IN_PLAIN_MESSAGES}"
         return None if PROBE_RESULT in told else f"does not show what tools give; {_IN_PLAIN_MESSAGES}"
+
+    def undescribed_fields(self, tools: Any) -> list[str]:
+        """The fields of the tools' parameters, such as `f.item.name`, of which the template tells the model nothing."""
+        if self._shows_schemas_whole:
+            return []
+        hidden = self._undescribed(tools)
+        return [".".join(path) for path in hidden if len(path) == 2 or not self._shows_descriptions]
 
     @property
     def probe_messages(self) -> list[dict[str, Any]]:

@@ -6,14 +6,25 @@ Such a template reads `type`, `description`, `enum`, `properties` and `items` of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rollcast.errors import MessagesError
 
-__all__ = ["shows_schemas_whole", "undescribed_fields", "with_plain_fields", "without_defaults"]
+__all__ = [
+    "shows_descriptions",
+    "shows_numbers_of_enums",
+    "shows_schemas_whole",
+    "undescribed_fields",
+    "with_described_fields",
+    "with_described_values",
+    "with_plain_fields",
+    "without_defaults",
+]
 
 Render = Callable[[list[dict[str, Any]], Any], str]
+Path = tuple[str, ...]
 
 _MOST_SCHEMAS = (
     2000  # of one tool, after references are resolved; what goes beyond says its name and type alone
@@ -48,23 +59,68 @@ def with_plain_fields(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_defaults(tool: Mapping[str, Any]) -> dict[str, Any]:
     """The tool without the default values of its fields, for templates that add them to text whatever they are."""
+    return _changed(tool, lambda schema: {key: value for key, value in schema.items() if key != "default"})
+
+
+def with_described_values(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The tool with the values of an enumeration in its description unless they are strings."""
+    return _changed(tool, _describe_values)
+
+
+def _describe_values(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = schema.get("enum")
+    if not isinstance(values, list) or schema.get("type") == "string":
+        return schema
+    told = f"one of {', '.join(map(json.dumps, values))}"
+    return {
+        **schema,
+        "description": f"{schema['description']} ({told})" if schema.get("description") else told,
+    }
+
+
+def with_described_fields(tool: Mapping[str, Any], hidden: Sequence[Path]) -> dict[str, Any]:
+    """The tool with the JSON schema of a parameter in its description if some of its fields are among the hidden."""
     function = tool.get("function", tool)
-    plain = {**function, "parameters": _dropped(function.get("parameters"))}
+    name, parameters = function.get("name"), function.get("parameters")
+    partly = {path[1] for path in hidden if path[0] == name and len(path) > 2}
+    if not partly:
+        return dict(tool)
+    fields = {
+        field: _describe_fields(schema) if field in partly else schema
+        for field, schema in parameters["properties"].items()
+    }
+    plain = {**function, "parameters": {**parameters, "properties": fields}}
     return {**tool, "function": plain} if "function" in tool else plain
 
 
-def _dropped(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_dropped(each) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    return {
-        key: {name: _dropped(field) for name, field in value.items()}
-        if key == "properties" and isinstance(value, Mapping)
-        else _dropped(value)
-        for key, value in schema.items()
-        if key != "default"
-    }
+def _describe_fields(schema: Mapping[str, Any]) -> dict[str, Any]:
+    written = json.dumps(
+        {key: value for key, value in schema.items() if key != "description"}, ensure_ascii=False
+    )
+    before = f"{schema['description']} " if schema.get("description") else ""
+    return {**schema, "description": f"{before}(JSON Schema: {written})"}
+
+
+def _changed(
+    tool: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The tool with each schema of its parameters changed."""
+
+    def changed(schema: Any) -> Any:
+        if not isinstance(schema, Mapping):
+            return schema
+        return {
+            key: {name: changed(field) for name, field in value.items()}
+            if key == "properties" and isinstance(value, Mapping)
+            else changed(value)
+            if key in ("items", "additionalProperties")
+            else value
+            for key, value in change(schema).items()
+        }
+
+    function = tool.get("function", tool)
+    plain = {**function, "parameters": changed(function.get("parameters"))}
+    return {**tool, "function": plain} if "function" in tool else plain
 
 
 class _Resolver:
@@ -208,6 +264,9 @@ def _typed(schema: dict[str, Any]) -> dict[str, Any]:
             schema["type"] = "array"
     if schema.get("nullable") and schema.get("default", "") is None:
         del schema["default"]
+    if schema.get("type") == "object" and "properties" not in schema:
+        # Gemma's templates take what else stands there for the object's fields.
+        schema = {key: value for key, value in schema.items() if key not in ("default", "title")}
     return schema
 
 
@@ -220,33 +279,45 @@ def _json_type(value: Any) -> str:
 
 def shows_schemas_whole(render: Render, question: dict[str, Any]) -> bool:
     """Whether the template writes what stands under `$defs` and `anyOf`, as those do that write a tool as JSON."""
+    item = {"type": "object", "properties": {_FIELD: {"type": "string"}}}
 
     def text(kind: str) -> str:
-        field = {"$ref": "#/$defs/Item"}
         optional = {"anyOf": [{"type": kind}, {"type": "null"}]}
-        item = {"type": "object", "properties": {_FIELD: {"type": "string"}}}
-        parameters = {
-            "type": "object",
-            "properties": {"item": field, "count": optional},
-            "$defs": {"Item": item},
-        }
-        function = {
-            "name": "probe",
-            "description": "Probe.",
-            "parameters": {**parameters, "required": ["item"]},
-        }
-        return render([question], [{"type": "function", "function": function}])
+        return _text_of(
+            render, question, {"item": {"$ref": "#/$defs/Item"}, "count": optional}, {"Item": item}
+        )
 
+    first = text("integer")
+    return _FIELD in first and first != text("boolean")
+
+
+def shows_numbers_of_enums(render: Render, question: dict[str, Any]) -> bool:
+    """Whether the template writes the values of an enumeration of numbers."""
+    return "735182" in _text_of(render, question, {"level": {"type": "integer", "enum": [735181, 735182]}})
+
+
+def shows_descriptions(render: Render, question: dict[str, Any]) -> bool:
+    """Whether the template writes the description of a parameter, also of one with fields of its own."""
+    fields = {"inner": {"type": "string"}}
+    item = {"type": "object", "description": _FIELD, "properties": fields}
+    return _FIELD in _text_of(render, question, {"item": item})
+
+
+def _text_of(render: Render, question: dict[str, Any], fields: dict[str, Any], defs: Any = None) -> str:
+    """What the template writes of a tool with these fields; nothing if it refuses it."""
+    parameters = {"type": "object", "properties": fields, "required": list(fields)[:1]}
+    if defs is not None:
+        parameters["$defs"] = defs
+    function = {"name": "probe", "description": "Probe.", "parameters": parameters}
     try:
-        first = text("integer")
-        return _FIELD in first and first != text("boolean")
+        return render([question], [{"type": "function", "function": function}])
     except MessagesError:
-        return False
+        return ""
 
 
-def undescribed_fields(render: Render, question: dict[str, Any], tools: Sequence[Any]) -> list[str]:
-    """The fields of the tools' parameters, such as `f.item.name`, that the template leaves out."""
-    words: dict[str, str] = {}
+def undescribed_fields(render: Render, question: dict[str, Any], tools: Sequence[Any]) -> list[Path]:
+    """The fields of the tools' parameters that the template leaves out: the tool's name, and the way to the field."""
+    words: dict[str, Path] = {}
     worded = [_worded(tool, words) for tool in tools]
     try:
         text = render([question], worded).lower()
@@ -255,15 +326,15 @@ def undescribed_fields(render: Render, question: dict[str, Any], tools: Sequence
     return [path for word, path in words.items() if word not in text]
 
 
-def _worded(tool: Mapping[str, Any], words: dict[str, str]) -> dict[str, Any]:
+def _worded(tool: Mapping[str, Any], words: dict[str, Path]) -> dict[str, Any]:
     """The tool with a word that can be looked for in place of each field's name."""
     function = tool.get("function", tool)
-    parameters = _worded_fields(function.get("parameters"), str(function.get("name")), words)
+    parameters = _worded_fields(function.get("parameters"), (str(function.get("name")),), words)
     plain = {**function, "parameters": parameters}
     return {**tool, "function": plain} if "function" in tool else plain
 
 
-def _worded_fields(schema: Any, path: str, words: dict[str, str]) -> Any:
+def _worded_fields(schema: Any, path: Path, words: dict[str, Path]) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     renamed: dict[str, str] = {}
@@ -272,8 +343,8 @@ def _worded_fields(schema: Any, path: str, words: dict[str, str]) -> Any:
         copied["properties"] = {}
         for name, field in fields.items():
             word = renamed[name] = f"field{len(words):05d}q"
-            words[word] = f"{path}.{name}"
-            copied["properties"][word] = _worded_fields(field, f"{path}.{name}", words)
+            words[word] = (*path, name)
+            copied["properties"][word] = _worded_fields(field, (*path, name), words)
     if isinstance(schema.get("required"), list):
         copied["required"] = [renamed[name] for name in schema["required"] if name in renamed]
     for key in ("items", "additionalProperties"):
