@@ -119,7 +119,9 @@ def _changed(
         }
 
     function = tool.get("function", tool)
-    plain = {**function, "parameters": changed(function.get("parameters"))}
+    if not isinstance(function.get("parameters"), Mapping):
+        return dict(tool)
+    plain = {**function, "parameters": changed(function["parameters"])}
     return {**tool, "function": plain} if "function" in tool else plain
 
 
@@ -150,11 +152,13 @@ class _Resolver:
                 plain[key] = value
         if "const" in schema:
             plain["enum"] = [schema["const"]]
+        every: dict[str, Any] = {}
         for each in _schemas(schema.get("allOf")):
-            plain = _merged(self.plain(each, inside), plain)
+            every = _merged(every, self.plain(each, inside))
         for key in ("anyOf", "oneOf"):
             if members := _schemas(schema.get(key)):
-                plain = _merged(_union([self.plain(each, inside) for each in members]), plain)
+                every = _merged(every, _union([self.plain(each, inside) for each in members]))
+        plain = _merged(every, plain)
         if "items" not in plain and (members := _schemas(schema.get("prefixItems"))):
             plain["items"] = _union([self.plain(each, inside) for each in members])
         return _typed(plain)
@@ -191,14 +195,13 @@ def _schemas(value: Any) -> list[Mapping[str, Any]]:
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
 
 
-def _merged(first: Any, second: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Both descriptions of one value; the second counts if they differ."""
-    merged = {**(first if isinstance(first, Mapping) else {}), **second}
-    if isinstance(first, Mapping):
-        if isinstance(first.get("properties"), Mapping) and isinstance(second.get("properties"), Mapping):
-            merged["properties"] = {**first["properties"], **second["properties"]}
-        if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
-            merged["required"] = list(dict.fromkeys([*first["required"], *second["required"]]))
+    merged = {**first, **second}
+    if isinstance(first.get("properties"), Mapping) and isinstance(second.get("properties"), Mapping):
+        merged["properties"] = {**first["properties"], **second["properties"]}
+    if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
+        merged["required"] = list(dict.fromkeys([*first["required"], *second["required"]]))
     return merged
 
 

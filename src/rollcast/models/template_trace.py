@@ -71,10 +71,10 @@ def _message_outline(message: Mapping[str, Any], ids: dict[Any, int]) -> Outline
     content = message.get("content", ...)
     kind: Any = content.__class__
     if kind is str:
-        kind = not content or content.isspace()
+        kind = "text" if content and not content.isspace() else "blank"
     elif kind is list:
-        kind = len(content)
-    if len(message) == 2:
+        kind = tuple([part["text"].isspace() or not part["text"] for part in content])
+    if len(message) == 2 and content is not ...:
         return message["role"], kind
     calls = message.get("tool_calls")
     outlines = tuple([_call_outline(call, ids) for call in calls]) if calls else None
