@@ -130,6 +130,20 @@ def test_arguments_come_in_the_form_that_is_shown(arguments, writes):
     assert f"<weather {writes or AS_TEXT['function']['arguments']}>" in as_text
 
 
+@pytest.mark.parametrize(
+    "given", [{"arguments": None}, {"arguments": ""}, {"arguments": {}}, {}, {"arguments": "{}"}]
+)
+@pytest.mark.parametrize("writes", ["{{ c.function.arguments | tojson }}", "{{ c.function.arguments + '' }}"])
+def test_a_call_without_arguments_has_an_empty_object(given, writes):
+    """However the row says that there are none."""
+    call = {**CALL, "function": {"name": "weather", **given}}
+    written = seen(
+        ALL.replace("{{ c.function.arguments | tojson }}", writes),
+        [USER, {**CALLED, "tool_calls": [call]}, GAVE],
+    )
+    assert "<weather {}>" in written
+
+
 def test_results_name_their_call_if_the_template_reads_that():
     """Ids and names that a row leaves out are those of the calls, in order; of a result that has one, by its id."""
     template = ALL.replace("[{{ m.role }}]", "[{{ m.role }} {{ m.name }} {{ m.tool_call_id }}]")

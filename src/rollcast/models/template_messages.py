@@ -97,15 +97,17 @@ def _prepared_call(call: Any, form: str, tools: Sequence[Any], *, own: bool) -> 
     if not isinstance(function, Mapping):
         return call
     arguments = function.get("arguments")
-    if isinstance(arguments, Mapping) and not own:
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}  # how some APIs say that there are none
+    elif isinstance(arguments, Mapping) and not own:
         arguments = _without_filled_in(arguments, _parameters(function.get("name"), tools))
-    if isinstance(arguments, str) and form == "object":
+    elif isinstance(arguments, str) and form == "object":
         try:
             read = json.loads(arguments)
         except ValueError:
             return call  # a demonstration of a malformed call: the template writes it as it is
         arguments = read if isinstance(read, dict) else arguments
-    changed = {**function, "arguments": arguments} if "arguments" in function else dict(function)
+    changed = {**function, "arguments": arguments}
     return {**call, "function": changed} if "function" in call else changed
 
 
