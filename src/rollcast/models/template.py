@@ -45,11 +45,15 @@ class ChatTemplate:
         source: the Jinja source.
         variables: what it may name beside messages and tools.
 
+    Attributes:
+        source: as it was given.
+
     Raises:
         InputError: the source is not valid Jinja.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self.source = source
         self._variables = dict(variables)
         self._template = _compiled(source)
 

@@ -69,6 +69,7 @@ class FittedTemplate:
     """
 
     def __init__(self, template: ChatTemplate) -> None:
+        self.source = template.source
         self._template = template
         self._further: tuple[Adaptation, ...] = ()
         # Conversations that were checked, one a number: what each becomes with further messages of some outline.
