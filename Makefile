@@ -19,10 +19,15 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -c constraints.txt -e '.[train,metrics,otel,plot,tensorboard]' --group test --group check
 	touch $@
 
-demo: $(VENV)/.base
+# What the demo draws its curves with.
+$(VENV)/.demo: $(VENV)/.base
+	$(PIP) -c constraints.txt -e '.[plot]'
+	touch $@
+
+demo: $(VENV)/.demo
 	rm -rf rollcast-demo
 	$(BIN)/rollcast train --task arithmetic --minutes 1 --show 3 --out rollcast-demo
-	@echo 'The commands are in $(BIN). More: README.md and docs/index.md'
+	@echo 'More: README.md and docs/index.md'
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

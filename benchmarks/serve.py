@@ -1,4 +1,4 @@
-"""The WebSocket server: what a client costs, how late events are, what goes over the wire, and clients that never read."""
+"""The WebSocket server: what a client costs, how late events are, what goes over the wire, clients that never read, and who asks for pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from benchmarks.measure import Figure, figure
+from benchmarks.serve_asked import asked
 from benchmarks.serve_fanout import fan_out
 from benchmarks.serve_house import until
 from benchmarks.serve_rate import rates
@@ -28,6 +29,7 @@ def run(quick: bool) -> list[Figure]:
         *rates(quick),
         *wire(quick),
         *stuck(quick),
+        *asked(quick),
     ]
 
 

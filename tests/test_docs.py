@@ -28,7 +28,7 @@ from rollcast.records import PAYLOADS
 from rollcast.testing import ScriptedBackend
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Reference pages whose snippets are single lines, about an agent that is there already.
 AGENT_GIVEN = {"docs/console.md", "docs/jsonl.md"}
@@ -249,3 +249,18 @@ def test_the_version_is_one():
 def test_the_readme_is_short():
     """One minute of reading."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_every_promise_of_security_names_tests_that_are_there():
+    """Each row of its tables has one, and a test that was renamed or removed is noticed."""
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    named = [re.findall(r"`(tests/[^`]+\.py)::(test_\w+)`", row) for row in rows]
+    assert len(rows) > 15
+    assert all(named), [row for row, tests in zip(rows, named, strict=True) if not tests]
+    missing = [
+        f"{path}::{name}"
+        for path, name in {test for tests in named for test in tests}
+        if not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert not missing

@@ -257,6 +257,49 @@ def test_a_model_of_ones_own(tmp_path):
     assert "0.46 million" not in done.stdout
 
 
+CHECKPOINT = Path(rollcast_package.__file__).parent / "models/tiny/checkpoint"
+
+
+def test_an_agent_of_ones_own_with_another_model(project):
+    """Its tools and reward stay; the model and what runs it are those of the line."""
+    chosen = ["--model", CHECKPOINT, "--backend", "tiny", "--rows", "rows.jsonl", "--json", "log.jsonl"]
+    done = rollcast("run", "mine:agent", *chosen, "--chains", 2, "--seed", 1, cwd=project)
+    assert done.returncode == 0, done.stderr
+    (start,) = [e for e in events_in(project / "log.jsonl") if e.event_type == "run_start"]
+    assert (start.data["model"], start.data["backend"]) == (str(CHECKPOINT), "tiny")
+
+
+@pytest.mark.parametrize("backend", [[], ["--backend", "tiny"]])
+def test_what_runs_the_agents_model_runs_the_other(tmp_path, backend):
+    """If the line names no backend. The agent's own is closed, if it made it."""
+    (tmp_path / "mine.py").write_text(
+        "import atexit\nfrom rollcast import BaseAgent, numeric_match\nfrom rollcast.tools import calculator\n"
+        "agent = BaseAgent(tools=[calculator], reward=numeric_match)\nold = agent.backend\n"
+        "atexit.register(lambda: print('closed:', old._engine._failure is not None))\n"
+    )
+    done = rollcast("run", "mine.py:agent", "--model", CHECKPOINT, *backend, "--chains", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mean reward" in done.stdout
+    assert "closed: True" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["mine:agent", "--model", "x"], "no backend was named for model 'x'"),
+        (["mine:agent", "--model", "nowhere", "--backend", "tiny"], "nowhere/config.json cannot be read"),
+        (["mine:agent", "--model", "x", "--backend", "other"], "there is no backend 'other'"),
+        (["mine:agent", "--backend-option", "a=1"], "give the model that is to run instead"),
+    ],
+)
+def test_a_model_that_an_agent_cannot_have_is_one_sentence(project, options, sentence):
+    """On standard error, and the exit code is 2."""
+    done = rollcast("run", *options, cwd=project)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

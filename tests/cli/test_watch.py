@@ -53,6 +53,54 @@ def test_one_program_runs_and_another_watches():
     assert "Traceback" not in errors
 
 
+def test_host_and_port_are_enough_and_options_reach_the_server():
+    """`rollcast watch HOST:PORT`; the names and the pages that were named may come."""
+    run = command(
+        *("run", "--serve", "127.0.0.1:0", "--pace", "0.02", "--seed", "7", "--chains", "2"),
+        *("--origin", "https://lab.example", "--origin", "https://b.example", "--host-name", "lab.example"),
+    )
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=ENV) as running:
+        place = next(f[1] for line in running.stdout if (f := re.search(r"watch ws://(\S+)", line)))
+        watch = command("watch", place, "--since", "start")
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=ENV) as watching:
+            assert any("chain_3 " in line for line in watching.stdout)
+            watching.send_signal(signal.SIGINT)
+            watching.communicate(timeout=60)
+        answers = [answer_to(place, *headers) for headers in (
+            ("lab.example", "https://lab.example"),
+            ("lab.example", "https://b.example"),
+            ("evil.example", None),
+            (place, "https://evil.example"),
+        )]  # fmt: skip
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+    assert [status for status, _ in answers] == [101, 101, 403, 101]
+    assert "--host-name" in answers[2][1]
+    assert [b"\x11\x9b" in said.encode("latin-1") for _, said in answers] == [
+        False,
+        False,
+        False,
+        True,
+    ]  # 4507
+
+
+def answer_to(place, host, origin):
+    """The status of a WebSocket request, and the first bytes that follow it."""
+    address, _, port = place.rpartition(":")
+    with socket.create_connection((address, int(port)), timeout=60) as talk:
+        lines = [
+            "GET / HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", *([f"Origin: {origin}"] if origin else []), "", "",
+        ]  # fmt: skip
+        talk.sendall("\r\n".join(lines).encode())
+        said = b""
+        while b"\r\n\r\n" not in said:
+            said += talk.recv(4096)
+        head, _, rest = said.partition(b"\r\n\r\n")
+        rest = rest or talk.recv(4096)
+    return int(head.split()[1]), rest.decode("latin-1")
+
+
 def test_a_watcher_that_nobody_reads_ends():
     """`rollcast watch … | head -1` does not stay behind."""
     run = command("run", "--serve", "127.0.0.1:0", "--pace", "2", "--seed", "7", "--chains", "2")
@@ -79,7 +127,18 @@ def test_a_watcher_that_nobody_reads_ends():
             "no token is asked for; set ROLLCAST_TOKEN, give --token, or listen on localhost",
         ),
         (["run", "--serve", "99999"], "port is 99999"),
-        (["watch", "http://localhost"], "is no WebSocket address"),
+        (["run", "--origin", "https://lab.example"], "--origin is given without --serve"),
+        (["run", "--host-name", "lab.example"], "--host-name is given without --serve"),
+        (["run", "--tls-cert", "cert.pem"], "--tls-cert is given without --serve"),
+        (["train", "--serve", "0", "--origin", "lab"], "is 'lab'; expected that of one page"),
+        (["train", "--serve", "0", "--host-name", "a b"], "is 'a b'; expected a name alone"),
+        (["watch", "ftp://localhost"], "is no WebSocket address"),
+        (["watch", "all.jsonl"], "'all.jsonl' is the name of a file, and watch follows a server"),
+        (["watch", "localhost:99999"], "has the port '99999'; expected a number from 1 to 65535"),
+        (["watch", "127.0.0.1:1"], "ws://127.0.0.1:1 cannot be reached"),
+        (["watch", "http://127.0.0.1:1"], "ws://127.0.0.1:1 cannot be reached"),
+        (["watch", "ws://user:sekrit@127.0.0.1:1"], "ws://127.0.0.1:1 cannot be reached"),
+        (["watch", "http://127.0.0.1:1/#token=sekrit"], "'http://127.0.0.1:1/#…' has a token in it"),
         (["watch", "ws://127.0.0.1:1", "--since", "ever"], "--since is 'ever'; expected live or start"),
         (["watch", "ws://127.0.0.1:1", "--type", "shout"], "no event type 'shout'"),
         (["watch", "ws://127.0.0.1:1"], "ws://127.0.0.1:1 cannot be reached"),
@@ -91,6 +150,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(args, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert "sekrit" not in done.stdout + done.stderr
 
 
 def test_a_port_in_use_is_one_sentence_and_exit_code_2():

@@ -204,6 +204,8 @@ def timeless(event):
     data = {k: v for k, v in event["data"].items() if not k.endswith("_s")}
     if isinstance(data.get("observation"), str):
         data["observation"] = re.sub(r"0x[0-9a-f]+", "0x", data["observation"])
+    if event["event_type"] == "error":  # a failure of the user's own code tells its place since
+        data["error"] = re.sub(r" \(\w+\.py:\d+\)$", "", data["error"])
     if event["event_type"] == "train_step":
         data["chains"] = list(data["chains"].values())
     return {**event, "timestamp": 0, "run_id": "", "data": data}

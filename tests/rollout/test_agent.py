@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 
-from rollcast import BaseAgent, EventFilter, Sampling, StreamingManager, reward, tool
+from rollcast import BaseAgent, Delta, EventFilter, Sampling, StreamingManager, reward, tool
 from rollcast.errors import InputError, MessagesError, RewardDefinitionError, ToolDefinitionError
+from rollcast.models import BaseBackend
 from rollcast.testing import EventCapture, RaisingObserver, ScriptedBackend, StallingObserver, capture_events
 from rollcast.tools import calculator
 
@@ -440,6 +442,31 @@ async def test_the_system_prompt_stands_first_where_there_is_none():
     assert b.messages[0]["content"] == "Be long."
 
 
+async def test_a_developer_message_is_the_conversations_system_prompt():
+    """Newer APIs call it so: an agent's own is not put before it, and what follows it is the same conversation."""
+    agent = scripted("hi", system_prompt="Be brief.")
+    (t,) = await agent.run_async(1, [{"role": "developer", "content": "Be long."}, *HELLO])
+    assert [m["content"] for m in t.messages[:2]] == ["Be long.", HELLO[0]["content"]]
+
+
+async def test_a_last_delta_of_nothing_is_no_token():
+    """Backends that say that they are done in a delta of their own sampled nothing with it, and it is no event."""
+
+    class Text(BaseBackend):
+        async def generate(self, request):
+            for text in ("", "Hel", "", "lo"):
+                yield Delta(text)
+            yield Delta("", finish_reason="stop")
+
+    agent = BaseAgent(backend=Text())
+    for streaming in (True, False):
+        with capture_events(agent.streaming_manager) as capture:
+            (t,) = await agent.run_async(1, HELLO, enable_streaming=streaming)
+        assert (t.completion_tokens, t.final_response, t.finish_reason) == (2, "Hello", "answered")
+        chunks = [event.data["content"] for event in capture.of("llm_generation_chunk")]
+        assert chunks == (["Hel", "lo"] if streaming else [])
+
+
 async def test_sampling_reaches_the_backend():
     """As a Sampling or a dict; each generation has a seed of its own."""
     agent = scripted()
@@ -483,3 +510,39 @@ async def test_a_turn_of_endless_calls_is_bounded():
     (t,) = await scripted([call * 1000, "done"]).run_async(3, HELLO, sampling={"max_tokens": 10_000})
     assert len(t.tool_calls) == 129
     assert t.tool_calls[-1].observation == "error: too many calls in one turn (1000); at most 128"
+
+
+async def test_a_tools_own_failure_tells_its_line_and_is_logged_once(caplog):
+    """The error event ends with file and line; the traceback is in the log once, however many chains fail there."""
+
+    def lookup(key: str) -> str:
+        """Look up."""
+        return {}[key]
+
+    call = '<tool_call>{"name": "lookup", "arguments": {"key": "x"}}</tool_call>'
+    agent = BaseAgent("m", tools=[lookup], backend=ScriptedBackend([call, "done"]))
+    with capture_events(agent.streaming_manager) as capture, caplog.at_level(logging.WARNING, "rollcast"):
+        result = await agent.run_async(2, HELLO, num_chains=3, enable_streaming=True)
+    capture.check()
+    place = f"test_agent.py:{lookup.__code__.co_firstlineno + 2}"
+    assert {event.data["error"] for event in capture.of("error")} == {f"'x' ({place})"}
+    assert len(capture.of("error")) == 3
+    assert [t.tool_calls[0].observation for t in result] == ["error: KeyError: 'x'"] * 3
+    (record,) = caplog.records
+    assert f"tool:lookup failed at {place}: KeyError" in record.getMessage()
+    assert record.exc_info is not None
+
+
+async def test_a_chain_goes_on_after_a_tool_that_raises_keyboard_interrupt():
+    """Code of the model's that raises KeyboardInterrupt in a worker thread is an observation, and the chain answers."""
+
+    def python(code: str) -> str:
+        """Run it."""
+        exec(code)
+        return ""
+
+    call = '<tool_call>{"name": "python", "arguments": {"code": "raise KeyboardInterrupt"}}</tool_call>'
+    agent = BaseAgent("m", tools=[python], backend=ScriptedBackend([call, "done"]))
+    (chain,) = await agent.run_async(2, HELLO)
+    assert chain.tool_calls[0].observation == "error: KeyboardInterrupt"
+    assert (chain.finish_reason, chain.final_response) == ("answered", "done")

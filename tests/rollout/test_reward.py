@@ -287,8 +287,8 @@ async def test_a_row_may_set_the_tolerance():
 
 
 async def test_an_answer_without_a_number_is_an_error():
-    """A row whose answer has no number is a mistake of the data, not of the model."""
-    with pytest.raises(RewardError, match="'Paris' has no number"):
+    """A row whose answer is no quantity is a mistake of the data, not of the model."""
+    with pytest.raises(RewardError, match="is 'Paris'; expected one quantity"):
         await _score(numeric_match, "3", answer="Paris")
 
 
@@ -304,3 +304,19 @@ def test_the_taught_form_is_right(number):
     assert numeric_match(f"The answer is {number}.", number) == 1.0
     assert numeric_match(f"The answer is {number:,}.", number) == 1.0
     assert numeric_match(f"The answer is {number + 1}.", number) == 0.0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_reward_that_raises_what_stops_a_program_fails_alone(error, kind):
+    """KeyboardInterrupt of the reward's own is a RewardError, not the end of the run."""
+
+    def sync(final_response):
+        raise error
+
+    async def asynchronous(final_response):
+        raise error
+
+    made = reward(sync if kind == "sync" else asynchronous)
+    with pytest.raises(RewardError, match=f"raised {type(error).__name__}"):
+        await made.score(Trajectory("run", "chain_0", "group_0", 0), ChainContext())

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +138,62 @@ class Proxy:
 @pytest.fixture
 def proxy():
     return Proxy
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=60)
+
+
+class Authority:
+    """An authority of certificates, in a folder; the `openssl` command makes them.
+
+    Attributes:
+        cert: its own certificate.
+    """
+
+    def __init__(self, folder, name="Test authority"):
+        self.folder = Path(folder)
+        self.cert, self._key = self.folder / "ca.pem", self.folder / "ca.key"
+        openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", 30),
+            *("-subj", f"/CN={name}", "-keyout", self._key, "-out", self.cert),
+        )
+
+    def certify(self, name, *, days=30, names="DNS:localhost,IP:127.0.0.1", usage="serverAuth"):
+        """A certificate and its key."""
+        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
+        extensions.write_text(f"subjectAltName={names}\nextendedKeyUsage={usage}\n")
+        openssl(
+            *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", f"/CN={name}", "-keyout", key, "-out", request),
+        )
+        openssl(
+            *("x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self._key, "-set_serial", 7),
+            *("-days", days, "-extfile", extensions, "-out", cert),
+        )
+        return cert, key
+
+    def encrypted(self, key):
+        """The key under a passphrase."""
+        path = key.with_suffix(".encrypted")
+        openssl("pkey", "-in", key, "-aes256", "-passout", "pass:sesame", "-out", path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A private authority of certificates."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def other_authority(tmp_path_factory):
+    """Another one."""
+    return Authority(tmp_path_factory.mktemp("other_authority"))
+
+
+@pytest.fixture(scope="session")
+def localhost_pair(authority):
+    """A certificate for localhost, and its key."""
+    return authority.certify("localhost")

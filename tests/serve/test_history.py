@@ -60,16 +60,21 @@ def test_old_entries_can_be_forgotten():
     assert history.window(history.head, 9) == []
 
 
-def test_data_that_json_cannot_hold_becomes_an_error_event():
-    """In its place, with its seq; the others go on."""
+def test_data_that_json_cannot_hold_is_described():
+    """The event stands in its place, with its seq; the others go on."""
     history = History(10_000)
-    for data in ({"x": object()}, {"x": "\ud800"}, {"x": float("nan")}):
+    described = [
+        (object(), "<object>"),
+        ("\ud800", "\ufffd"),
+        (float("nan"), "NaN"),
+        ({(1, 2): 3}, {"[1,2]": 3}),
+    ]
+    for value, said in described:
+        data = {"reward": 1.0, "metrics": {"x": value}}
         bad = StreamEvent(event(0).event_type, "chain_\ud800", 1.0, data, seq=7, run_id="r")
-        entry = history.append(bad)
-        told = decode(entry.data)
-        assert told.event_type == "error"
-        assert told.seq == 7
-        assert "is not JSON" in told.data["error"]
+        told = decode(history.append(bad).data)
+        assert (told.event_type, told.seq) == (event(0).event_type, 7)
+        assert told.data["metrics"] == {"x": said}
 
 
 def test_a_gap_passes_every_filter_of_its_run():

@@ -491,7 +491,7 @@ async def test_emit_by_hand_stamps_and_never_raises():
         StreamEvent(T.ERROR, "c", 0.0, None),
         StreamEvent(T.ERROR, ["c"], 0.0, {}),
         StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, {"content": None, "offset": 0}),
-        StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, {"content": "no offset"}),
+        StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, {"content": "x", "offset": "0"}),
     ],
 )
 async def test_garbage_emitted_by_hand_is_dropped_and_named(garbage, caplog):

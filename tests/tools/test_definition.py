@@ -227,10 +227,6 @@ def stars(*args: int):
     return args
 
 
-def keywords(**kwargs: int):
-    return kwargs
-
-
 def positional(a: int, /):
     return a
 
@@ -248,7 +244,6 @@ def lost(a: "Nowhere"):  # noqa: F821
     [
         (bare, "'bare' has the parameter 'a' without a type"),
         (stars, "'stars' takes *args"),
-        (keywords, "'keywords' takes **kwargs"),
         (positional, "'positional' has the positional-only parameter 'a'"),
         (socket_taker, "'socket_taker' has the parameter 'connection' of type Item"),
         (lost, "'lost' cannot be resolved"),

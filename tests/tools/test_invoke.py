@@ -1,8 +1,11 @@
 """Facts about calling a tool: whatever it does becomes a result."""
 
 import asyncio
+import contextlib
 import contextvars
+import functools
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -535,3 +538,125 @@ def test_tools_work_in_successive_event_loops():
 
     for _ in range(3):
         assert asyncio.run(quick.invoke({})).observation == "ran"
+
+
+def stored(error):
+    def raises():
+        raise error
+
+    return raises
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+ANYTHING = [
+    (KeyboardInterrupt(), "error: KeyboardInterrupt"),
+    (SystemExit("bye"), "error: SystemExit: bye"),
+    (GeneratorExit(), "error: GeneratorExit"),
+    (StopAsyncIteration(), "error: StopAsyncIteration"),
+    (MemoryError(), "error: MemoryError"),
+    (RecursionError("too deep"), "error: RecursionError: too deep"),
+    (Silent(), "error: Silent"),
+    (ExceptionGroup("two", [ValueError("a"), KeyError("b")]), "error: ExceptionGroup: two (2 sub-exceptions): ValueError: a"),
+    (BaseExceptionGroup("g", [KeyboardInterrupt()]), "error: BaseExceptionGroup: g (1 sub-exception): KeyboardInterrupt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["thread", "inline", "async", "generator", "async generator"])
+@pytest.mark.parametrize(("error", "observation"), ANYTHING, ids=lambda value: str(type(value).__name__))
+async def test_whatever_a_tool_raises_is_one_observation(error, observation, kind):
+    """Also what would stop a program is an observation if the tool's own code raises it, however the tool runs."""
+
+    async def asynchronous() -> None:
+        raise error
+
+    def generator() -> Any:
+        yield None
+        raise error
+
+    async def async_generator() -> Any:
+        yield None
+        raise error
+
+    made = {
+        "thread": tool(stored(error)),
+        "inline": tool(stored(error), inline=True),
+        "async": tool(asynchronous),
+        "generator": tool(generator),
+        "async generator": tool(async_generator),
+    }[kind]
+    if kind == "async generator" and isinstance(error, StopAsyncIteration):
+        observation = "error: RuntimeError: async generator raised StopAsyncIteration"
+    result = await made.invoke({})
+    assert (result.observation, result.status) == (observation, "error")
+    assert result.failure is not None
+
+
+async def test_code_that_a_tool_runs_may_raise_anything():
+    """`exec` of a model's code that raises KeyboardInterrupt is an observation, in the event loop too."""
+
+    @tool(inline=True)
+    def python(code: str) -> str:
+        exec(code)
+        return ""
+
+    result = await python.invoke({"code": "raise KeyboardInterrupt('no')"})
+    assert result.observation == "error: KeyboardInterrupt: no"
+
+
+async def test_a_very_long_message_is_bounded():
+    """The text of an exception is cut like every observation."""
+    result = await tool(stored(ValueError("x" * 10_000_000))).invoke({})
+    assert len(result.observation) < 500
+
+
+@pytest.mark.parametrize("kind", ["inline", "async"])
+@pytest.mark.parametrize(
+    "handler", [signal.default_int_handler, lambda *_: sys.exit(3)], ids=["default", "own"]
+)
+def test_a_real_ctrl_c_is_not_the_tools_failure(kind, handler):
+    """What a signal's handler raises while a tool runs in the event loop ends the program."""
+
+    def inline() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def asynchronous() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    made = tool(inline, inline=True) if kind == "inline" else tool(asynchronous)
+    loop = asyncio.new_event_loop()  # asyncio.run would have a handler of its own, which cancels
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            loop.run_until_complete(made.invoke({}))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                loop.run_until_complete(task)
+        loop.close()
+
+
+async def test_a_wrapper_of_an_async_tool_is_awaited():
+    """A plain decorator around an async function gives a coroutine, which runs in the event loop with the timeout."""
+
+    def logged(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @tool(timeout=0.01)
+    @logged
+    async def sleeps(on: bool) -> str:
+        if on:
+            await asyncio.Event().wait()
+        return threading.current_thread().name
+
+    assert (await sleeps.invoke({"on": False})).observation == threading.current_thread().name
+    assert (await sleeps.invoke({"on": True})).status == "timeout"

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -157,3 +158,48 @@ def test_bounded_is_bounded(text, limit):
     assert len(short) <= limit
     if len(text) <= limit:
         assert short == text
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise SystemExit
+
+    def __getattr__(self, name: str) -> object:
+        raise ValueError(name)
+
+
+class Table:
+    """As a data frame of another library."""
+
+    def to_dict(self) -> dict:
+        return {"a": {0: 1, 1: float("nan")}}
+
+
+@pytest.mark.parametrize(
+    ("value", "observation"),
+    [
+        (Unshowable(), "error: the result is or holds a Unshowable, which is neither text nor JSON"),
+        ([Unshowable()], "error: the result is or holds a Unshowable, which is neither text nor JSON"),
+        (MagicMock(), None),
+        (Table(), '{"a": {"0": 1, "1": NaN}}'),
+        (np.float32(0.5), "0.5"),
+        ({"a": np.arange(3)}, '{"a": [0, 1, 2]}'),
+        (10**5000, None),
+        ((i for i in range(3)), "012"),
+        (map(str, [1]), None),
+        ("\ud800", "\ufffd"),
+        (b"\xff", "error: the result is 1 bytes that are not UTF-8 text"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_whatever_a_tool_returns_is_one_observation(value, observation):
+    """Objects that cannot be shown, values of other libraries and huge numbers are text that can be encoded."""
+
+    @tool
+    def give() -> object:
+        return value
+
+    result = await give.invoke({})
+    if observation is not None:
+        assert result.observation == observation
+    assert len(result.observation.encode()) <= 11_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 __all__ = ["main"]
 
@@ -21,7 +22,8 @@ def main() -> None:
 
         # A server or a model may have had its say in it: nothing in it is obeyed by the terminal.
         lines = ("".join(piece for piece, _ in visible(line)) for line in str(error).split("\n"))
-        print("rollcast:", "\n".join(lines), file=sys.stderr)
+        with suppress(OSError):  # a standard error that is full, or that nobody reads
+            print("rollcast:", "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a run had begun
         sys.exit(130)

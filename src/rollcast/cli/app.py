@@ -9,6 +9,7 @@ import typer
 import rollcast
 from rollcast.cli import options
 from rollcast.cli.run import RunOptions, run_command
+from rollcast.cli.serving import Serving
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 
@@ -58,6 +59,10 @@ def run(
     json: options.JsonOption = None,
     serve: options.ServeOption = None,
     token: options.TokenOption = None,
+    tls_cert: options.TlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    origin: options.OriginOption = None,
+    host_name: options.HostNameOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -85,8 +90,7 @@ def run(
         temperature=temperature,
         pace=pace,
         json=json,
-        serve=serve,
-        token=token,
+        serving=Serving(serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ())),
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
@@ -115,6 +119,10 @@ def train(
     show: options.ShowOption = None,
     serve: options.TrainServeOption = None,
     token: options.TokenOption = None,
+    tls_cert: options.TlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    origin: options.OriginOption = None,
+    host_name: options.HostNameOption = None,
     json: options.JsonOption = None,
     tensorboard: options.TensorboardOption = None,
     config: options.ConfigOption = None,
@@ -141,6 +149,10 @@ def train(
         "show": show,
         "serve": serve,
         "token": token,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "origin": origin or None,
+        "host_name": host_name or None,
         "json": json,
         "tensorboard": tensorboard,
         "no_color": no_color or None,
@@ -154,7 +166,8 @@ def train(
 def watch(
     url: options.UrlArg,
     since: options.SinceOption = "live",
-    token: options.TokenOption = None,
+    token: options.WatchTokenOption = None,
+    tls_ca: options.TlsCaOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -168,6 +181,7 @@ def watch(
         url=url,
         since=since,
         token=token,
+        tls_ca=tls_ca,
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,

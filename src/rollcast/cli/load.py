@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import logging
 import sys
-import traceback
 from codecs import BOM_UTF8
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +16,15 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import InputError, RollcastError
+from rollcast.failures import place_of, text_and_place
+from rollcast.records import validated_messages
 from rollcast.rollout import BaseAgent
+from rollcast.rollout.rows import row_with_messages
+from rollcast.tasks import Task
 
-__all__ = ["backend_options", "load_agent", "load_rows"]
+__all__ = ["backend_options", "load_agent", "load_agent_or_task", "load_rows"]
+
+logger = logging.getLogger("rollcast.cli")
 
 
 def load_agent(target: str) -> BaseAgent:
@@ -25,27 +33,61 @@ def load_agent(target: str) -> BaseAgent:
     Raises:
         InputError: there is no such module or name, it cannot be loaded, or it is no agent.
     """
+    found = load_agent_or_task(target)
+    if isinstance(found, Task):
+        raise InputError(
+            f"{target} is a Task; expected a BaseAgent: an agent has a task's tools and reward, "
+            "BaseAgent(tools=task.tools, reward=task.reward), and `rollcast run` takes the task itself"
+        )
+    return found
+
+
+def load_agent_or_task(target: str) -> BaseAgent | Task:
+    """As `load_agent`; it may be a task too.
+
+    Raises:
+        InputError: as `load_agent` does; if no name is given, it tells the agents and tasks that there are.
+    """
     where, colon, name = target.rpartition(":")
+    if not colon and target.endswith(".py") and Path(target).is_file():
+        raise InputError(f"{target!r} names no agent; {_there(_module(target, target), target)}")
     if not colon or not where or not name:
         raise InputError(f"{target!r} names no agent; expected module:name or path/to/file.py:name")
     module = _module(where, target)
     if not hasattr(module, name):
-        public = ", ".join(n for n in vars(module) if isinstance(getattr(module, n), BaseAgent)) or "none"
-        raise InputError(f"{where} has no {name!r}; the agents in it: {public}")
+        raise InputError(f"{where} has no {name!r}; {_there(module, where)}")
     found = getattr(module, name)
-    if not isinstance(found, BaseAgent) and callable(found):
+    if not isinstance(found, BaseAgent | Task) and callable(found):
         found = _calling(found, target)
-    if not isinstance(found, BaseAgent):
+    if not isinstance(found, BaseAgent | Task):
         raise InputError(
-            f"{target} is {type(found).__name__}; expected a BaseAgent, or a function without arguments that returns one"
+            f"{target} is {type(found).__name__}; expected a BaseAgent or a Task, or a function without arguments that "
+            "returns one"
         )
     return found
+
+
+def _there(module: ModuleType, where: str) -> str:
+    """What of a module can be run, as the end of a sentence."""
+    agents = [name for name, value in vars(module).items() if isinstance(value, BaseAgent)]
+    tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
+    told = f"the agents in it: {', '.join(agents) or 'none'}"
+    if tasks:
+        told += f"; the tasks: {', '.join(tasks)}"
+    first = next(iter([*agents, *tasks]), None)
+    if first is None:
+        return f"{told}; write agent = BaseAgent(…) there, and run {where}:agent"
+    return f"{told}; run {where}:{first}"
 
 
 def _module(where: str, target: str) -> ModuleType:
     if where.endswith(".py"):
         path = Path(where)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError:  # a name that is too long
+            there = False
+        if not there:
             raise InputError(f"there is no file {where!r}; expected path/to/file.py:name")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
@@ -67,12 +109,20 @@ def _calling(what: Any, target: str) -> Any:
         return what()
     except RollcastError:
         raise
-    except Exception as error:  # the user's module can raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if "importlib" not in f.filename), frames[-1])
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        place = place_of(error)
         raise InputError(
-            f"{target} cannot be loaded: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+            f"{target} cannot be loaded: it called sys.exit({error.code!r})"
+            + (f" ({place})" if place else "")
+            + "; what a file does as a program belongs under: if __name__ == '__main__':"
         ) from error
+    except BaseException as error:  # the user's module can raise anything
+        logger.debug("%s cannot be loaded", target, exc_info=error)
+        told = f"{error.msg} ({place_of(error)})" if isinstance(error, SyntaxError) else text_and_place(error)
+        told = " ".join(told.split())
+        raise InputError(f"{target} cannot be loaded: {type(error).__name__}: {told}") from error
 
 
 def backend_options(given: list[str]) -> dict[str, Any]:
@@ -94,17 +144,25 @@ def backend_options(given: list[str]) -> dict[str, Any]:
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file: objects with `messages` or a `prompt` (one user message), and fields of their own.
+    """The rows of a file: JSON lines, a JSON array or one JSON object.
+
+    A row is an object with `messages` or a `prompt` (text, or messages), and fields of its own. An array of messages is
+    one conversation.
 
     Raises:
-        InputError: there is no such file, or a line is no row; it names the line.
+        InputError: there is no such file, or something in it is no row; it names the line.
     """
     file = Path(path)
     try:
-        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()  # as Windows' editors write it
+        text = file.read_bytes().removeprefix(BOM_UTF8)  # as Windows' editors write it
     except OSError as error:
         raise InputError(f"the rows cannot be read: {error.strerror or error} ({path})") from None
-    rows = [_row(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if text.startswith((b"PAR1", *_UTF16)) or file.suffix.lower() in _TABLES:
+        raise InputError(
+            f"{path} is not JSON; {_EXPECTED}, in UTF-8. A table of another kind becomes that by: "
+            "datasets.load_dataset(…).to_json(FILE)"
+        )
+    rows = [_row(value, place) for value, place in _values(text, path)]
     if not rows:
         raise InputError(
             f'{path} has no rows; expected lines such as {{"prompt": "What is 2 + 2?", "answer": 4}}'
@@ -112,15 +170,58 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    expected = 'expected an object with "messages" or "prompt"'
+_EXPECTED = 'expected an object with "messages" or "prompt"'
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_TABLES = {".csv", ".tsv", ".parquet", ".arrow", ".xlsx"}
+
+
+def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
+    """Each value of the file, and how a sentence names its place."""
+    if text.lstrip()[:1] in (b"[", b"{"):
+        try:
+            whole = _decoded(text)
+        except _NOT_JSON as error:
+            if text.lstrip()[:1] == b"[":
+                raise InputError(f"{path} is not JSON: {error}; {_EXPECTED}, or an array of them") from None
+        else:  # one value: else it would be lines
+            yield from _parts(whole, path if b"\n" in text.strip() else f"{path}:1")
+            return
+    for i, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield _decoded(line), f"{path}:{i}"
+            except _NOT_JSON as error:
+                raise InputError(f"{path}:{i} is not JSON: {error}; {_EXPECTED}") from None
+
+
+def _parts(whole: Any, path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(whole, dict):
+        yield whole, path
+    elif whole and all(isinstance(item, dict) and "role" in item for item in whole):
+        yield {"messages": whole}, path
+    else:
+        yield from ((item, f"{path}[{i}]") for i, item in enumerate(whole))
+
+
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _decoded(text: bytes) -> Any:
     try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}; {expected}") from None
-    if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row):
-        raise InputError(f"{where} is no row: {expected}, one of them")
-    if "prompt" in row:
-        prompt = row.pop("prompt")
-        row["messages"] = [{"role": "user", "content": prompt}]
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        try:
+            return json.loads(text)  # it takes NaN and Infinity, which Python's own writer gives
+        except ValueError:
+            pass
+        raise
+
+
+def _row(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{place} is no row: {_EXPECTED}, found {type(value).__name__}")
+    if value.get("messages") is not None and value.get("prompt") is not None:
+        raise InputError(f"{place} is no row: {_EXPECTED}, one of them")
+    row = row_with_messages(value, place)
+    validated_messages(row["messages"], f"{place}['messages']")
     return row

@@ -18,6 +18,7 @@ __all__ = [
     "ConfigOption",
     "EvalEveryOption",
     "GroupOption",
+    "HostNameOption",
     "JsonOption",
     "LrOption",
     "MaxConcurrentOption",
@@ -26,6 +27,7 @@ __all__ = [
     "ModelOption",
     "NoColorOption",
     "NoTimestampsOption",
+    "OriginOption",
     "OutOption",
     "PaceOption",
     "PromptOption",
@@ -40,6 +42,9 @@ __all__ = [
     "TaskOption",
     "TemperatureOption",
     "TensorboardOption",
+    "TlsCaOption",
+    "TlsCertOption",
+    "TlsKeyOption",
     "TokenOption",
     "TrainModelOption",
     "TrainQuestionsOption",
@@ -49,6 +54,7 @@ __all__ = [
     "TrainerOption",
     "TypeOption",
     "UrlArg",
+    "WatchTokenOption",
 ]
 
 AgentArg = Annotated[
@@ -63,7 +69,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="A model instead of the embedded one: a folder, or a name on the Hugging Face hub.",
+        help="A model instead of the embedded one, or of your agent's: a folder, or a name on the Hugging Face hub.",
     ),
 ]
 BackendOption = Annotated[
@@ -128,6 +134,48 @@ TokenOption = Annotated[
         envvar="ROLLCAST_TOKEN",
         show_envvar=True,
         help="The secret that clients must have; better in the environment, which other users do not see.",
+    ),
+]
+WatchTokenOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ROLLCAST_TOKEN",
+        show_envvar=True,
+        help="The server's secret; better in the environment, which other users do not see.",
+    ),
+]
+TlsCertOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="With --serve: the server's certificate, and those that lead to its authority (PEM); clients say wss://.",
+    ),
+]
+TlsKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="The certificate's private key (PEM), if the certificate's file lacks it."
+    ),
+]
+OriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        help="With --serve: let pages of this origin connect, such as https://lab.example; may be given several times.",
+    ),
+]
+HostNameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --serve: a name by which the server is reached, such as lab.example; may be given several times.",
+    ),
+]
+TlsCaOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="For wss://: the authority of the server's certificate (PEM), if that is a private one.",
     ),
 ]
 TrainTaskOption = Annotated[
@@ -202,7 +250,14 @@ ConfigOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="A TOML file with these options by name; what the line says wins."),
 ]
-UrlArg = Annotated[str, typer.Argument(metavar="URL", help="The server: ws://HOST:PORT.", show_default=False)]
+UrlArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="The server: HOST:PORT, or ws://HOST:PORT, wss://HOST:PORT with TLS.",
+        show_default=False,
+    ),
+]
 SinceOption = Annotated[
     str, typer.Option(metavar="live|start", help="From now on, or from the oldest event that the server has.")
 ]

@@ -7,14 +7,18 @@ import secrets
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rollcast.cli.load import backend_options, load_agent, load_rows
+from rollcast.cli.itself import this_command
+from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
+from rollcast.cli.log import log_at, log_line
+from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
-from rollcast.cli.serving import server_at
-from rollcast.cli.signals import SIGNALLED, ending_on_signals
+from rollcast.cli.replace import give_model
+from rollcast.cli.serving import Serving, server_at, watching
+from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
 from rollcast.models import EMBEDDED, Sampling
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
 
 __all__ = ["RunOptions", "run_command"]
+
+_LOOK_S = 0.1  # between two looks whether anybody reads
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,7 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
-    serve: str | None
-    token: str | None
+    serving: Serving
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -57,25 +62,50 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up; the exit code: 0, 1 where every chain failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run, show and sum up.
+
+    Returns:
+        The exit code: 0, 1 if no chain came through, 130 after Ctrl-C, 141 if nobody reads the output any more, 143 after
+        SIGTERM.
+    """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
-    task = get_task(options.task)
+    task, own = _task_or_agent(options)
+    if own is None:
+        options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
+    log = log_at(options.json)
     rows = _rows(task, options)
-    server = server_at(options.serve, options.token)
-    agent = _agent(task, options)
+    server = server_at(options.serving)
+    agent = _agent(task, own, options)
     lines_to_stdout = options.json == "-"
-    if options.json is not None:
-        agent.streaming_manager.add_observer(JSONStreamObserver(None if lines_to_stdout else options.json))
+    if log is not None:
+        agent.streaming_manager.add_observer(log)
     if not lines_to_stdout:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
+    run = _prepared(agent, task, rows, options)
+    if log is not None:
+        log.open()
+    out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
+    if options.agent is None and options.model is None:
+        print_about(task.about, out)
+    result, signals = asyncio.run(_execute(agent, run, server, _Readers(out, log, server)))
+    print_summary(result, rows, out, log=None if log is None else log_line(log))
+    out.warn_if_broken()
+    if signals:
+        return SIGNALLED + signals[0]
+    if out.unread or (log is not None and log.unread):
+        return UNREAD
+    return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
+
+
+def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions) -> Run:
     sampling = task.sampling if options.agent is None else Sampling()
     if options.temperature is not None:
         sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
-    run = agent.prepare(
+    return agent.prepare(
         task.max_steps if options.max_steps is None else options.max_steps,
         rows,
         options.chains,
@@ -84,23 +114,28 @@ def run_command(options: RunOptions) -> int:
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
     )
-    out = sys.stderr if lines_to_stdout else sys.stdout
-    if options.agent is None and options.model is None:
-        print_about(task.about, out, color=options.color)
-    result, signals = asyncio.run(_execute(agent, run, server, out))
-    print_summary(result, rows, out, color=options.color, log=None if lines_to_stdout else options.json)
-    if signals:
-        return SIGNALLED + signals[0]
-    return 1 if len(result.failed) == len(result) else 0
 
 
-def _agent(task: Task, options: RunOptions) -> BaseAgent:
-    if options.agent is not None:
-        if options.model or options.backend or options.backend_options:
+def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
+    """What to run: a task with the agent that it makes, or an agent of the user's own."""
+    task = get_task(options.task)
+    if options.agent is None:
+        return task, None
+    found = load_agent_or_task(options.agent)
+    return (found, None) if isinstance(found, Task) else (task, found)
+
+
+def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
+    given = backend_options(options.backend_options)
+    if own is not None:
+        if options.model is None and (options.backend or given):
             raise InputError(
-                "--model, --backend and --backend-option are for a task's agent; an agent of your own has its backend in it"
+                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
+                "that is to run instead of the agent's as well"
             )
-        agent = load_agent(options.agent)
+        agent = own
+        if options.model is not None:
+            give_model(agent, options.model, options.backend, given)
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(
@@ -109,7 +144,7 @@ def _agent(task: Task, options: RunOptions) -> BaseAgent:
             options.backend,
             reward=None if own_questions else task.reward,
             name=task.name,
-            backend_options=backend_options(options.backend_options),
+            backend_options=given,
         )
     if options.pace is not None:
         agent.backend = Paced(agent.backend, options.pace)
@@ -127,15 +162,45 @@ def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
     return task.rows(options.questions, options.seed)
 
 
+class _Readers:
+    """Whether anybody still gets something from the run: without a reader, a log and a server it need not go on.
+
+    Args:
+        out: what is printed for people.
+        log: of `--json`.
+        server: of `--serve`.
+    """
+
+    def __init__(
+        self, out: Output, log: JSONStreamObserver | None, server: WebSocketStreamingServer | None
+    ) -> None:
+        self.out = out
+        self._log = log
+        self._others = server is not None or (log is not None and log.path is not None)
+
+    async def gone(self) -> None:
+        """Return when nobody does any more; say meanwhile if the output cannot be written."""
+        while self._others or not (self.out.unread or (self._log is not None and self._log.unread)):
+            self.out.warn_if_broken()
+            await asyncio.sleep(_LOOK_S)
+
+
 async def _execute(
-    agent: BaseAgent, run: Run, server: WebSocketStreamingServer | None, out: TextIO
+    agent: BaseAgent, run: Run, server: WebSocketStreamingServer | None, readers: _Readers
 ) -> tuple[RunResult, list[int]]:
     async with AsyncExitStack() as stack:
         if server is not None:
             await stack.enter_async_context(server)
-            agent.streaming_manager.add_observer(server.get_observer())
-            print(f"watch it with: rollcast watch {server.url}", file=out, flush=True)
+            stack.enter_context(watching(server, agent.streaming_manager))
+            readers.out.say([(f"watch it with: {this_command()} watch {server.url}", "")])
         await stack.enter_async_context(agent)
+        looking = asyncio.create_task(_end_if_unread(run, readers))
+        stack.callback(looking.cancel)
         with ending_on_signals(run.cancel) as signals:
             result = await run.execute()
         return result, signals
+
+
+async def _end_if_unread(run: Run, readers: _Readers) -> None:
+    await readers.gone()
+    run.cancel()

@@ -7,8 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["SIGNALLED", "ending_on_signals"]
+__all__ = ["SIGNALLED", "UNREAD", "ending_on_signals"]
 
+UNREAD = 141  # the shell's code for a program that SIGPIPE ended: nobody reads the output any more
 SIGNALLED = 128  # the shell's code for a program that a signal ended is this and the signal's number
 
 

@@ -3,78 +3,181 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, TextIO
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from rollcast.cli.output import Output
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
+from rollcast.stream.observers.layout import UNICODE, Glyphs, Row, row_cells, wrap
 from rollcast.stream.observers.safe_text import shorten, visible
 
-__all__ = ["print_about", "print_summary"]
+__all__ = ["print_about", "print_summary", "summary_rows", "totals_rows"]
+
+_SHOWN_CHARS = 500  # of a question or an answer
+_TABLE_WIDTH = 60  # columns from which on a group is a line of a table
+_CELLS = {"group": 16, "rewards": 24, "answer": 20}  # that these may have of a line on a terminal
+_AT_A_GLANCE = 8  # chains
+_SHOWN_CAUSES = 3
 
 
-SHOWN_CHARS = 500  # of a question or an answer
-
-
-def _console(file: TextIO, *, color: bool | None) -> Console:
-    return Console(file=file, no_color=True if color is False else None, highlight=False, soft_wrap=False)
-
-
-def print_about(about: str, file: TextIO, *, color: bool | None) -> None:
+def print_about(about: str, out: Output) -> None:
     """What the model can and cannot do."""
-    _console(file, color=color).print(Text(about, style="dim"))
+    out.say(*[[(line, "dim")] for line in about.split("\n")])
 
 
-def print_summary(
-    result: RunResult, rows: list[dict[str, Any]], file: TextIO, *, color: bool | None, log: str | None
-) -> None:
-    """The rewards by group, and the totals."""
-    console = _console(file, color=color)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("group", no_wrap=True)
-    table.add_column("question", ratio=2, overflow="fold")
-    table.add_column("answer", no_wrap=True)
-    table.add_column("rewards", ratio=1, overflow="fold")
-    table.add_column("mean", justify="right", no_wrap=True)
-    for row, (group_id, chains) in zip(rows, result.groups.items(), strict=True):
-        rewards = [t.reward for t in chains if t.reward is not None]
-        table.add_row(
-            Text(group_id),
-            _shown(row["messages"][-1]["content"]),
-            _shown(row.get("answer", "")),
-            Text(" ").join(_outcome(t) for t in chains),
-            Text(f"{sum(rewards) / len(rewards):.2f}" if rewards else "–"),
-        )
-    console.print()
-    console.print(table)
-    console.print(Text(_totals(result), style="bold"))
+def print_summary(result: RunResult, rows: list[dict[str, Any]], out: Output, *, log: str | None) -> None:
+    """The rewards by group, the totals, and where the events are."""
+    width = out.width
+    out.say([], *summary_rows(result, rows, width, out.printer.glyphs), *totals_rows(result, width))
+    out.say(*causes_rows(result))
     if log is not None:
-        console.print(Text(f"events: {log}"))
+        out.say([(f"events: {log}", "")])
 
 
-def _shown(value: Any) -> Text:
-    """The beginning of the value, with its control characters made visible."""
-    head, left_out = shorten(str(value), SHOWN_CHARS)
-    pieces = [Text(piece, style="reverse" if escaped else "") for piece, escaped in visible(head)]
-    return Text("").join([*pieces, Text("…" if left_out else "")])
+def summary_rows(
+    result: RunResult, rows: list[dict[str, Any]], width: int | None, glyphs: Glyphs = UNICODE
+) -> list[Row]:
+    """A line for each group, below a head.
+
+    Args:
+        result: of the run.
+        rows: that were played, one a group.
+        width: of the terminal, which no line exceeds: below 60 columns each group has a paragraph instead. None: there is
+            none, and each line is as long as it needs.
+        glyphs: that the output can show.
+    """
+    groups = [_Group(row, *group, glyphs) for row, group in zip(rows, result.groups.items(), strict=True)]
+    if width is not None and width < _TABLE_WIDTH:
+        return [line for group in groups for line in group.paragraph(width - 1)]
+    return _table(groups, None if width is None else width - 1, glyphs)
 
 
-def _outcome(t: Trajectory) -> Text:
+class _Group:
+    """What a group has to say, in safe pieces."""
+
+    def __init__(self, row: dict[str, Any], group_id: str, chains: list[Trajectory], glyphs: Glyphs) -> None:
+        self.glyphs = glyphs
+        rewards = [t.reward for t in chains if t.reward is not None]
+        self.name = self._shown(group_id)
+        self.mean: Row = [(f"{sum(rewards) / len(rewards):.2f}" if rewards else "-", "bold")]
+        self.rewards = _outcomes(chains, glyphs)
+        self.answer = self._shown(row.get("answer", ""))
+        self.question = self._shown(row["messages"][-1]["content"])
+
+    def _shown(self, value: Any) -> Row:
+        """The beginning of the value on one line, with its control characters made visible."""
+        head, left_out = shorten(" ".join(str(value).split("\n")), _SHOWN_CHARS)
+        pieces = [(piece, "escape" if escaped else "") for piece, escaped in visible(head)]
+        return [*pieces, (self.glyphs.more, "dim")] if left_out else pieces
+
+    def cells(self, width: int | None) -> list[Row]:
+        """Of its line in the table, each cut to what it may have."""
+        parts = [self.name, self.mean, self.rewards, self.answer, self.question]
+        if width is None:
+            return parts
+        limits = [_CELLS["group"], None, _CELLS["rewards"], _CELLS["answer"], None]
+        return [
+            part if limit is None else _cut(part, limit, self.glyphs)
+            for part, limit in zip(parts, limits, strict=True)
+        ]
+
+    def paragraph(self, width: int) -> list[Row]:
+        """For a narrow terminal."""
+        lines = wrap([*self.name, ("  mean ", "dim"), *self.mean], width, width)
+        for label, part in (("", self.rewards), ("answer ", self.answer), ("", self.question)):
+            if part:
+                lines += [[("  ", ""), *line] for line in wrap([(label, "dim"), *part], width - 2, width - 2)]
+        return lines
+
+
+def _table(groups: list[_Group], width: int | None, glyphs: Glyphs) -> list[Row]:
+    heads: list[Row] = [[(name, "bold")] for name in ("group", "mean", "rewards", "answer", "question")]
+    lines = [heads, *[group.cells(width) for group in groups]]
+    if not any(group.answer for group in groups):
+        lines = [[*line[:3], line[4]] for line in lines]
+    widest = [max(row_cells(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = []
+    for line in lines:
+        row: Row = []
+        for cell, cells in zip(line[:-1], widest[:-1], strict=True):
+            row += [*cell, (" " * (cells - row_cells(cell) + 2), "")]
+        row += line[-1]
+        rows.append(row if width is None else _cut(row, width, glyphs))
+    return rows
+
+
+def _cut(row: Row, cells: int, glyphs: Glyphs) -> Row:
+    """The row, or its beginning with a sign that there is more."""
+    if row_cells(row) <= cells:
+        return row
+    kept: Row = []
+    left = cells - 1
+    for text, style in row:
+        for char in text:
+            left -= row_cells([(char, "")])
+            if left < 0:
+                return [*kept, (glyphs.more, "dim")]
+            kept.append((char, style))
+    return kept
+
+
+def _outcomes(chains: list[Trajectory], glyphs: Glyphs) -> Row:
+    """One word for each chain; of more than can be seen at a glance, each word once and how often it came."""
+    words = [_outcome(t) for t in chains]
+    if len(words) > _AT_A_GLANCE:
+        counted = Counter(words).most_common()
+        words = [(f"{n}{glyphs.times}{word}", style) for (word, style), n in counted]
+    row: Row = []
+    for word in words:
+        row += [word, (" ", "")]
+    return row[:-1]
+
+
+def _outcome(t: Trajectory) -> tuple[str, str]:
     if t.reward is not None:
-        return Text(f"{t.reward:g}", style="green" if t.reward > 0 else "red")
-    return Text(t.finish_reason or "?", style="red" if t.finish_reason == "error" else "yellow")
+        return f"{t.reward:g}", "done" if t.reward > 0 else "fail"
+    if t.error is not None and t.finish_reason != "error":
+        return "reward failed", "fail"
+    return t.finish_reason or "?", "fail" if t.finish_reason == "error" else "stopped"
 
 
-def _totals(result: RunResult) -> str:
+def causes_rows(result: RunResult) -> list[Row]:
+    """Why chains failed or have no reward: the most frequent causes, each once and how often it came."""
+    causes = Counter(_cause(t) for t in (*result.failed, *result.unscored))
+    rows: list[Row] = []
+    for error, count in causes.most_common(_SHOWN_CAUSES):
+        head, left_out = shorten(" ".join(error.split("\n")), _SHOWN_CHARS)
+        pieces = [(piece, "escape" if escaped else "fail") for piece, escaped in visible(head)]
+        rows.append([(f"{count} × ", "bold"), *pieces, *([("…", "dim")] if left_out else [])])
+    return rows
+
+
+def _cause(t: Trajectory) -> str:
+    """Why it failed, without its own name: so that chains that failed alike are one line."""
+    return (t.error or "").replace(f" of {t.chain_id} ", " ")
+
+
+def totals_rows(result: RunResult, width: int | None) -> list[Row]:
+    """What came of all chains; on a terminal broken between facts, and within one only if it is wider than that."""
     reasons = ", ".join(
         f"{n} {reason}" for reason, n in Counter(t.finish_reason for t in result).most_common()
     )
-    mean = f", mean reward {result.mean_reward:.2f}" if result.mean_reward is not None else ""
+    if result.unscored:
+        reasons += f"; {len(result.unscored)} of the rewards failed"
     rate = result.completion_tokens / result.duration_s if result.duration_s else 0.0
-    return (
-        f"{result.status}: {len(result)} chains ({reasons}){mean}, {result.completion_tokens} tokens in "
-        f"{result.duration_s:.2f} s ({rate:.0f} tokens/s), seed {result.seed}"
-    )
+    facts = [f"{result.status}: {len(result)} chains ({reasons})"]
+    if result.mean_reward is not None:
+        facts.append(f"mean reward {result.mean_reward:.2f}")
+    facts.append(f"{result.completion_tokens} tokens in {result.duration_s:.2f} s ({rate:.0f} tokens/s)")
+    facts.append(f"seed {result.seed}")
+    if width is None:
+        return [[(", ".join(facts), "bold")]]
+    lines = [""]
+    for i, fact in enumerate(facts):
+        piece = fact + ("," if i < len(facts) - 1 else "")
+        longer = f"{lines[-1]} {piece}" if lines[-1] else piece
+        if len(longer) < width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(piece)
+    return [[(line, "bold")] for line in lines]

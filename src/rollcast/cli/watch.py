@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rollcast.cli.address import server_address
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.observers import ConsoleStreamObserver
@@ -21,7 +22,8 @@ class WatchOptions:
 
     url: str
     since: str
-    token: str | None
+    token: str | None = field(repr=False)
+    tls_ca: str | None
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -32,7 +34,7 @@ def watch_command(options: WatchOptions) -> int:
     """Show what comes until Ctrl-C; the exit code.
 
     Raises:
-        InputError: an option is wrong.
+        InputError: an option is wrong, or the output cannot be written.
         RefusedError: the server cannot be reached, or will not have this client.
         BrokenPipeError: nobody reads the output any more.
     """
@@ -52,7 +54,12 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
 
     # What comes may be of a later version, or made by hand: it is shown, not judged.
     client = WebSocketStreamingClient(
-        options.url, token=options.token, filter=wanted, since=options.since, check=False
+        server_address(options.url),
+        token=options.token,
+        filter=wanted,
+        since=options.since,
+        check=False,
+        tls_ca=options.tls_ca,
     )
     console = ConsoleStreamObserver(
         show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
@@ -62,6 +69,9 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
         async with client:
             async for event in client:
                 await _show(console, event, open_runs)
+                if console.failure is not None:
+                    why = console.failure.strerror or console.failure
+                    raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
                 if console.unread:
                     raise BrokenPipeError
     finally:

@@ -21,6 +21,7 @@ from rollcast.models.parse import (
 )
 
 __all__ = [
+    "BACKENDS",
     "EMBEDDED",
     "Backend",
     "BaseBackend",
@@ -41,6 +42,9 @@ _BACKENDS = {
     "transformers": "rollcast.models.hf:TransformersBackend",
     "async_vllm": "rollcast.models.vllm:AsyncVLLMBackend",
 }
+BACKENDS = tuple(_BACKENDS)
+"""The names that `resolve_backend` knows."""
+
 _PARSERS: dict[str, type[Any]] = {
     parser.name: parser
     for parser in (CodeParser, HermesParser, Llama3Parser, PythonParser, Qwen3CoderParser, ReactParser)

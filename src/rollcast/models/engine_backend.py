@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -78,6 +78,12 @@ class EngineBackend(ABC, Generic[G]):
         self._generations: dict[str, G] = {}
         # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
         self.renderer.max_characters = self.context * max(map(len, texts.bytes))
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} holds a loaded model and cannot be copied or pickled; make another from the model's "
+            "name where it is to run"
+        )
 
     @abstractmethod
     def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> G:

@@ -28,7 +28,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMPARED_KEYS = frozenset({"role", "type"})
 
 # The keys inside of these are the caller's words, not the format's.
-_CALLERS_NAMES = {"arguments": "all", "properties": "here", "$defs": "here"}
+_CALLERS_NAMES = {
+    **dict.fromkeys(("arguments", "default", "const", "enum", "examples"), "all"),
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "mapping"), "here"),
+}
 
 # Around what a model thinks before it answers; templates split a turn at the closing one.
 REASONING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))

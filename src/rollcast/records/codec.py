@@ -3,70 +3,63 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from rollcast.errors import DecodeError
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
+from rollcast.records.jsonable import as_json
 
 __all__ = [
     "checked_event",
     "decode",
     "encode",
+    "encode_described",
     "encode_lines",
-    "encode_or_error",
     "event_from_dict",
     "json_schema",
+    "one_line_json",
     "without_surrogates",
 ]
 
 
-def _refuse(value: Any) -> Any:
-    raise TypeError(f"event data must be JSON, found {type(value).__name__}")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_refuse)
+_encoder = msgspec.json.Encoder(enc_hook=as_json)
 _decoder = msgspec.json.Decoder(StreamEvent)
 
-encode: Callable[[StreamEvent], bytes] = _encoder.encode
-"""One event as compact JSON, without a newline. Raises TypeError where `data` holds what JSON cannot."""
+# Characters that JSON leaves as they are and that many readers of lines take for the end of one, or did (JavaScript before 2019).
+_ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\u0085\u2028\u2029"]
 
 
-encode_lines: Callable[[list[StreamEvent]], bytes] = _encoder.encode_lines
-"""The events as JSON lines, each ended by a newline. Raises TypeError as `encode` does."""
+def one_line_json(data: bytes) -> bytes:
+    """The JSON, in which nothing but a newline ends a line for any reader; it means the same."""
+    if not data.isascii() and (b"\xe2\x80" in data or b"\xc2\x85" in data):  # mostly neither is there
+        for char, escape in _ENDS_OF_LINES:
+            data = data.replace(char, escape)
+    return data
 
 
-def encode_or_error(event: StreamEvent, where: str) -> bytes:
-    """As `encode`; where the event has no JSON, that of an `error` event in its place: it is not lost without a word.
+def encode(event: StreamEvent) -> bytes:
+    """One event as compact JSON on one line, without a newline at its end.
 
-    Args:
-        event: whose data somebody made.
-        where: of the error event: `observer:NAME`.
+    Objects that JSON lacks are written as `as_json` gives them. It raises if a key or a text cannot be written, or if lists
+    nest without end.
     """
+    return one_line_json(_encoder.encode(event))
+
+
+def encode_lines(events: list[StreamEvent]) -> bytes:
+    """The events as JSON lines, each ended by a newline. It raises as `encode` does."""
+    return one_line_json(_encoder.encode_lines(events))
+
+
+def encode_described(event: StreamEvent) -> bytes:
+    """As `encode`, of whatever event: what JSON cannot hold is described, so that no event is lost."""
     try:
         return encode(event)
-    except Exception as error:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
-        what = str(error)
-    kind, what = without_surrogates(str(event.event_type)), without_surrogates(what)
-    replaced = StreamEvent(
-        StreamEventType.ERROR,
-        without_surrogates(event.chain_id),
-        event.timestamp,
-        {
-            "error": f"the data of this {kind} event is not JSON: {what}",
-            "error_type": "TypeError",
-            "where": where,
-        },
-        event.step,
-        event.depth,
-        event.seq,
-        without_surrogates(event.run_id),
-        None if event.group_id is None else without_surrogates(event.group_id),
-        without_surrogates(event.source),
-    )
-    return encode(replaced)
+    except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
+        given = {name: as_json(getattr(event, name)) for name in StreamEvent.__struct_fields__}
+        return encode(StreamEvent(**given))
 
 
 def without_surrogates(text: str) -> str:

@@ -109,7 +109,9 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False):
 
 GenerationFinishReason = Literal["stop", "length", "tool_call", "cancelled", "error"]
 ToolStatus = Literal["success", "error", "timeout", "cancelled"]
-ChainFinishReason = Literal["answered", "max_steps", "max_tokens", "terminal_tool", "cancelled", "error"]
+ChainFinishReason = Literal[
+    "answered", "max_steps", "max_tokens", "terminal_tool", "cancelled", "error", "unknown"
+]
 RunStatus = Literal["completed", "cancelled", "failed"]
 ChainStatus = Literal["running", "completed", "cancelled", "failed"]
 
@@ -189,7 +191,7 @@ class Reward(TypedDict):
 
 
 class ChainEnd(TypedDict):
-    """A chain ended. `reward` is None where there is none or it failed."""
+    """A chain ended; `unknown`: nobody said why. `reward` is None where there is none or it failed."""
 
     finish_reason: ChainFinishReason
     final_response: str

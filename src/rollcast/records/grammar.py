@@ -70,8 +70,8 @@ class GrammarChecker:
         """
         key = (event.source, event.run_id)
         kind = event.event_type
-        if not event.run_id and not event.chain_id:
-            return  # about no run: an observer's failure between runs, a trainer's step
+        if not event.run_id:
+            return  # of no run: made by hand, or an observer's failure between runs
         if key in self._ended_runs:
             raise _error(event, "its run has ended")
         run = self._runs.get(key)

@@ -18,6 +18,7 @@ from rollcast.records.event import (
     OpenToolCall,
     ToolStatus,
 )
+from rollcast.records.jsonable import as_json
 from rollcast.records.message import Message, ToolCall
 
 __all__ = ["Segment", "ToolRecord", "Trajectory", "Turn"]
@@ -43,7 +44,7 @@ class Turn(msgspec.Struct):
         logprobs: of the distribution that was sampled from, shape (T,) or empty.
         policy_versions: of the weights that sampled each token, shape (T,) or empty.
         prompt_tokens: length of the whole prompt in tokens, earlier turns included; None where unknown.
-        completion_tokens: how many tokens were sampled, or deltas seen where the backend has no ids.
+        completion_tokens: how many tokens were sampled; or how many deltas had text, if the backend has no ids.
         finish_reason: None while the generation is open.
         ttft_s, duration_s: seconds from the request to the first token and to the end.
         tools: the calls of this turn, in the order in which the model wrote them.
@@ -96,7 +97,7 @@ class Turn(msgspec.Struct):
                 self.logprobs.extend(logprobs)
             if policy_version is not None:
                 self.policy_versions.extend([policy_version] * len(token_ids))
-        else:
+        elif text:
             self.completion_tokens += 1
 
 
@@ -273,13 +274,14 @@ class Trajectory(msgspec.Struct):
             self.finish_reason,
             self.final_response,
         )
-        return hashlib.sha256(msgspec.json.encode((whole, self.reward, self.metrics))).hexdigest()
+        encoded = msgspec.json.encode((whole, self.reward, self.metrics), enc_hook=as_json)
+        return hashlib.sha256(encoded).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready builtins, everything included."""
+        """JSON-ready builtins, everything included; what JSON cannot hold is described by type and size."""
         for turn in self.turns:
             _ = turn.text  # one piece
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+        return msgspec.to_builtins(as_json(self))  # type: ignore[no-any-return]  # a copy, which may be changed
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trajectory:

@@ -21,10 +21,11 @@ from rollcast.models import (
 )
 from rollcast.records import EventFilter, Message, ToolCall
 from rollcast.records.filter import Names
+from rollcast.rollout.choice import chosen_tools, with_other_instructions
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward
-from rollcast.rollout.rows import as_rows, count
+from rollcast.rollout.rows import Row, as_rows, count
 from rollcast.rollout.run import Run, RunSettings
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.stream import StreamingManager
@@ -81,6 +82,14 @@ class BaseAgent:
     def __repr__(self) -> str:
         tools = ", ".join(self.tools) or "no tools"
         return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but who watches: a copy, and what was pickled, has a streaming manager of its own."""
+        return {name: value for name, value in vars(self).items() if name != "streaming_manager"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.streaming_manager = StreamingManager()
 
     # -- what a subclass may change ------------------------------------------------------------------------------------
 
@@ -151,7 +160,9 @@ class BaseAgent:
 
         Args:
             max_steps: generations that a chain may have.
-            start_messages: one conversation, or a list of rows `{"messages": […], …fields}`.
+            start_messages: one conversation; or rows `{"messages": […], …fields}`, or `{"prompt": text or messages, …}`, in a
+                list, a `datasets.Dataset` or a table of pandas, polars or pyarrow. A row's field `tools` names those of the
+                agent's tools that its chains have.
             num_chains: repeats of each row.
             enable_streaming: whether the observers of `streaming_manager` see the run.
             streaming_callback: called with the text of each chunk, sync or async; with a second parameter it gets the
@@ -246,6 +257,11 @@ class BaseAgent:
             InputError: an argument is wrong.
         """
         rows = as_rows(start_messages, self.system_prompt, self.instructions)
+        agents = self._of_rows(rows)
+        rows = [
+            row if agent is self else with_other_instructions(row, self.instructions, agent.instructions)
+            for row, agent in zip(rows, agents, strict=True)
+        ]
         if self.reward is not None:
             self.reward.check_fields([row.fields for row in rows])
         if seed is not None:
@@ -262,7 +278,37 @@ class BaseAgent:
             callback=streaming_callback,
             about=about or {},
         )
-        return Run(self, rows, settings)
+        return Run(self, rows, settings, agents)
+
+    def _of_rows(self, rows: list[Row]) -> list[Self]:
+        """This agent for each row; with the tools that the row names, if it names some.
+
+        Raises:
+            MessagesError: a row names a tool that there is not.
+        """
+        made: dict[tuple[str, ...] | None, Self] = {None: self}
+        agents = []
+        for i, row in enumerate(rows):
+            tools = chosen_tools(row.fields, self.tools, f"start_messages[{i}]")
+            names = None if tools is None else tuple(tools)
+            if names not in made:
+                made[names] = self._with_tools(tools or {})
+            agents.append(made[names])
+        return agents
+
+    def _with_tools(self, tools: dict[str, Tool]) -> Self:
+        """The agent, with other tools; all else is shared."""
+        view = object.__new__(type(self))
+        kept = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
+        vars(view).update(
+            {name: value for name, value in vars(self).items() if name not in kept}, tools=tools
+        )
+        return view
 
     async def aclose(self) -> None:
         """Let go of the observers, and of the backend where this agent made it."""

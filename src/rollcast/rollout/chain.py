@@ -20,6 +20,7 @@ from rollcast.records.message import safe_text
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
 from rollcast.stream import ChainStream, GenerationStream
+from rollcast.stream.chain import error_data
 from rollcast.tools import ToolResult, unknown_tool
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ChainGeneration:
                 if why_left(error) == "cancelled":
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
-                self.trajectory.error = str(failure.error) or type(failure.error).__name__
+                self.trajectory.error = error_data(failure.error, failure.where)["error"]
                 stream.error(failure.error, failure.where)
                 reason = "error"
             stream.end(reason)
@@ -262,7 +263,7 @@ class ChainGeneration:
         try:
             value, metrics = await reward.score(self.trajectory, self.context)
         except RewardError as error:
-            self.trajectory.error = str(error)
+            self.trajectory.error = error_data(error, "reward")["error"]
             self.stream.error(error, "reward")
             return
         self.stream.reward(value, metrics)

@@ -75,6 +75,11 @@ class RunResult(msgspec.Struct):
         return [t for t in self.trajectories if t.finish_reason == "error"]
 
     @property
+    def unscored(self) -> list[Trajectory]:
+        """The chains whose reward failed; `error` of each says why."""
+        return [t for t in self.trajectories if t.error is not None and t.finish_reason != "error"]
+
+    @property
     def completion_tokens(self) -> int:
         """Sampled tokens of all chains."""
         return sum(t.completion_tokens for t in self.trajectories)

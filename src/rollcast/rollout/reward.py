@@ -5,25 +5,29 @@ Two that are often enough are here: `exact_match` and `numeric_match`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
-import re
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
-from typing import Any, overload
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Self, overload
 
 from rollcast.aio import why_left
 from rollcast.errors import RewardDefinitionError, RewardError
+from rollcast.records.jsonable import plain_scalar
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.rollout.quantity import last_quantity, reference_quantity
+from rollcast.tools.copying import reduced
+from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, in_task, in_thread, is_async
 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
 
 DEFAULT_TIMEOUT_S = 300.0
+TOLERANCE = 1e-6  # of numeric_match
 GIVEN = ("final_response", "trajectory", "ctx")
 """What a reward may name beside the fields of a row."""
 
@@ -36,13 +40,15 @@ class Reward:
         function: sync or async.
         name: for messages.
         timeout: seconds, or None to wait for ever.
-        inline: True where a sync function runs in the event loop instead of a thread.
+        inline: True if a sync function runs in the event loop instead of a thread.
+        check: called with the fields of each row before any chain starts; a ValueError refuses the row.
     """
 
     function: Callable[..., Any]
     name: str
     timeout: float | None = DEFAULT_TIMEOUT_S
     inline: bool = False
+    check: Callable[[Mapping[str, Any]], object] | None = None
     required: frozenset[str] = field(init=False)
     optional: frozenset[str] = field(init=False)
     takes_all: bool = field(init=False)
@@ -68,6 +74,17 @@ class Reward:
     def __repr__(self) -> str:
         return f"Reward({self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "function"}
+        return reduced(self, self.function, _made, settings)
+
+    def __copy__(self) -> Self:
+        return self  # it does not change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        function = copy.deepcopy(self.function, memo)
+        return self if function is self.function else replace(self, function=function)
+
     def check_fields(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Refuse rows that lack what the reward asks for, before any chain starts.
 
@@ -75,7 +92,8 @@ class Reward:
             rows: the fields of each row beside its messages.
 
         Raises:
-            RewardDefinitionError: no row has a field, or some row lacks it, or a field is hidden by one of `GIVEN`.
+            RewardDefinitionError: no row has a field, or some row lacks it, or a field is hidden by one of `GIVEN`; or
+                `check` refuses a row.
         """
         for name in sorted(self.required.difference(GIVEN)):
             lacking = [i for i, row in enumerate(rows) if name not in row]
@@ -97,6 +115,12 @@ class Reward:
                     f"reward {self.name!r} asks for {name!r}, which it gets from the rollout, and row {clash} has a "
                     "field of that name; rename the field"
                 )
+        for i, row in enumerate(rows if self.check is not None else ()):
+            assert self.check is not None
+            try:
+                self.check(row)
+            except ValueError as error:
+                raise RewardDefinitionError(f"reward {self.name!r} cannot use row {i}: {error}") from None
 
     async def score(self, trajectory: Trajectory, ctx: ChainContext) -> tuple[float, dict[str, Any]]:
         """The chain's reward, and the metrics beside it: finite numbers all.
@@ -120,6 +144,9 @@ class Reward:
             raise RewardError(f"{where} did not return within {self.timeout:g} s") from None
         except CancelledItself:
             raise RewardError(f"{where} was cancelled from within") from None
+        except StoppedItself as stopped:
+            error = stopped.__cause__ or stopped
+            raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
         except BaseException as error:  # somebody's function may raise anything
             if why_left(error) == "cancelled":
                 raise
@@ -136,6 +163,11 @@ class Reward:
             hidden = set(GIVEN) - self.required - self.optional
             return {name: value for name, value in available.items() if name not in hidden}
         return {name: available[name] for name in (self.required | self.optional) & available.keys()}
+
+
+def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Reward:
+    """The reward again, in another process."""
+    return Reward(function, **settings)
 
 
 def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
@@ -210,12 +242,17 @@ def reward(
     name: str | None = None,
     timeout: float | None = DEFAULT_TIMEOUT_S,
     inline: bool = False,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Reward: ...
 
 
 @overload
 def reward(
-    *, name: str | None = None, timeout: float | None = DEFAULT_TIMEOUT_S, inline: bool = False
+    *,
+    name: str | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    inline: bool = False,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Callable[[Callable[..., Any]], Reward]: ...
 
 
@@ -226,6 +263,7 @@ def reward(
     name: str | None = None,
     timeout: float | None = DEFAULT_TIMEOUT_S,
     inline: bool = False,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Reward | Callable[[Callable[..., Any]], Reward]:
     """Make a reward of a function: `@reward` or `@reward(timeout=10)`.
 
@@ -238,16 +276,17 @@ def reward(
         timeout: seconds, or None for no limit.
         inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms where it was measured), but
             no timeout can interrupt it and everything waits for it: only for what takes microseconds.
+        check: called with the fields of each row before any chain starts; a ValueError refuses the row, and so the run.
 
     Raises:
         RewardDefinitionError: a parameter cannot be given by name.
     """
     if function is None:
-        return functools.partial(reward, name=name, timeout=timeout, inline=inline)
+        return functools.partial(reward, name=name, timeout=timeout, inline=inline, check=check)
     if isinstance(function, type) or not callable(function):
         raise RewardDefinitionError(f"{function!r} is not a function; a reward is one that returns a number")
     known = name or str(getattr(function, "__name__", type(function).__name__))
-    return Reward(function, known, timeout, inline)
+    return Reward(function, known, timeout, inline, check)
 
 
 def as_reward(value: Reward | Callable[..., Any]) -> Reward:
@@ -259,43 +298,59 @@ def as_reward(value: Reward | Callable[..., Any]) -> Reward:
     return value if isinstance(value, Reward) else reward(value)
 
 
-@reward(inline=True)
-def exact_match(final_response: str, answer: Any) -> float:
-    """1.0 where the response is the row's `answer`, spaces around either aside; else 0.0."""
-    return float(final_response.strip() == str(answer).strip())
+def _text_reference(value: Any) -> str:
+    """A reference that a response can be equal to, letter by letter.
 
-
-_NUMBER = re.compile(
-    r"(?:(?<![\w.)])[-+\u2212])?"  # a sign, unless it stands after an operand: in 3-4 the last number is 4
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?"
-)
-
-
-@reward(inline=True)
-def numeric_match(final_response: str, answer: float | str, tolerance: float = 1e-6) -> float:
-    """1.0 where the last number in the response is the row's `answer`; else 0.0.
-
-    `The answer is -7.`, `$1,234.50` and `6e3` are understood. Whole numbers have to be equal; where either is not
-    whole, `tolerance` is allowed, relative or absolute, which a field of the row of that name may set.
+    Raises:
+        ValueError: it is neither text nor a finite number.
     """
-    said = _last_number(final_response)
-    if said is None:
-        return 0.0
-    want = _last_number(str(answer))
-    if want is None:
-        raise ValueError(f"the answer {str(answer)[:60]!r} has no number in it")
-    if said == want:
-        return 1.0
-    if said == said.to_integral_value() and want == want.to_integral_value():
-        return 0.0
-    return float(math.isclose(said, want, rel_tol=tolerance, abs_tol=tolerance))
+    plain = plain_scalar(value)
+    if isinstance(plain, bool) or not isinstance(plain, str | int | float | Decimal | Fraction):
+        found = (
+            "None"
+            if plain is None
+            else "a bool"
+            if isinstance(plain, bool)
+            else f"of type {type(plain).__name__}"
+        )
+        raise ValueError(f"is {found}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
+    if isinstance(plain, float | Decimal) and not math.isfinite(plain):
+        raise ValueError(f"is {plain}; expected text or a finite number")
+    return str(value if isinstance(value, float) else plain).strip()
 
 
-def _last_number(text: str) -> Decimal | None:
-    last = deque(_NUMBER.finditer(text), maxlen=1)
-    if not last:
-        return None
+def _answer_is_text(row: Mapping[str, Any]) -> None:
     try:
-        return Decimal(last[0][0].replace(",", "").replace("\u2212", "-"))
-    except InvalidOperation:  # an exponent of twenty digits
-        return None
+        _text_reference(row["answer"])
+    except ValueError as error:
+        raise ValueError(f"the answer {error}") from None
+
+
+def _answer_is_quantity(row: Mapping[str, Any]) -> None:
+    try:
+        reference_quantity(row["answer"])
+    except ValueError as error:
+        raise ValueError(f"the answer {error}") from None
+
+
+@reward(inline=True, check=_answer_is_text)
+def exact_match(final_response: str, answer: Any) -> float:
+    """1.0 if the response equals the row's `answer`, ignoring surrounding whitespace; else 0.0.
+
+    The answer is text or a number; None, a bool, a list and the like are refused before the run.
+    """
+    return float(final_response.strip() == _text_reference(answer))
+
+
+@reward(inline=True, check=_answer_is_quantity)
+def numeric_match(final_response: str, answer: Any, tolerance: float | None = TOLERANCE) -> float:
+    """1.0 if the last quantity in the response is the row's `answer`; else 0.0.
+
+    `The answer is -7.`, `$1,234.50`, `6e3`, `1/2`, `50%`, `3:2` and `(1, 2)` are understood, in the response and as the
+    answer, which must be one quantity and nothing else: what cannot be read is refused before the run. Whole numbers
+    have to be equal; if either is not whole, `tolerance` is allowed, relative or absolute, which a field of the row of
+    that name may set. docs/rewards.md has the table.
+    """
+    want = reference_quantity(answer)
+    said = last_quantity(final_response)
+    return float(said is not None and said.equals(want, TOLERANCE if tolerance is None else float(tolerance)))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +63,26 @@ class RunSettings(msgspec.Struct, frozen=True):
 class Run:
     """A run that can be cancelled, as a whole or by chain. State of a run lives here, never on the agent.
 
+    Args:
+        agent: whose run it is.
+        rows: checked.
+        settings: checked.
+        agents: who runs the chains of each row: the agent with the tools that the row names; None: the agent itself.
+
     Attributes:
         run_id: as its events carry it.
         result: filled while the run goes on; partial trajectories stand in it after a cancellation.
     """
 
-    def __init__(self, agent: BaseAgent, rows: list[Row], settings: RunSettings) -> None:
+    def __init__(
+        self,
+        agent: BaseAgent,
+        rows: list[Row],
+        settings: RunSettings,
+        agents: Sequence[BaseAgent] | None = None,
+    ) -> None:
         self.agent = agent
+        self._agents = [agent] * len(rows) if agents is None else agents
         self.rows = rows
         self.settings = settings
         backend = agent.backend
@@ -173,22 +187,21 @@ class Run:
                 raise error
 
     async def _chain(self, row: Row, position: int, r: int, i: int) -> None:
-        place = self.result.trajectories[position]
+        place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
-            answer = row.fields.get("answer")
-            known = {"reference": answer} if isinstance(answer, str | int | float) else {}
+            known = {} if row.reference is None else {"reference": row.reference}
             stream = self.stream.chain(
                 row.messages,
                 chain_id=place.chain_id,
                 group_id=place.group_id,
                 index=i,
-                tools=list(self.agent.tools),
+                tools=list(agent.tools),
                 row=row.fields,
                 **known,
             )
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
-            await ChainGeneration(self.agent, stream, self.settings, seed, self._prompts).run()
+            await ChainGeneration(agent, stream, self.settings, seed, self._prompts).run()
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

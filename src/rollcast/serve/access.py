@@ -1,4 +1,7 @@
-"""Who may enter: tokens, `Host`, `Origin`, and what a plain client's URL says. Pure."""
+"""Who may do what: tokens and scopes, `Host`, `Origin`, and what a plain client's URL says. Pure.
+
+`authorize` tells what a token grants; `refusal` decides, for every door, whether that is enough.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,6 +18,7 @@ from rollcast.records import EventFilter
 from rollcast.serve.settings import Scope, Token
 
 __all__ = [
+    "Door",
     "Grant",
     "authorize",
     "bearer_token",
@@ -21,9 +26,29 @@ __all__ = [
     "host_allowed",
     "is_loopback",
     "origin_allowed",
+    "refusal",
 ]
 
 _QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types"}
+
+
+class Door(StrEnum):
+    """What a client may ask for, as it is called in a refusal."""
+
+    RUNS = "the list of runs"  # in `welcome`
+    SUBSCRIBE = "subscribe"
+    FEED = "the plain feed"
+    METRICS = "/metrics"
+    CANCEL = "cancel"
+
+
+_NEEDED: dict[Door, Scope] = {
+    Door.RUNS: "read",
+    Door.SUBSCRIBE: "read",
+    Door.FEED: "read",
+    Door.METRICS: "read",
+    Door.CANCEL: "control",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +65,8 @@ def authorize(
     """What the given token grants. Every token is compared, each in constant time.
 
     Args:
-        tokens: that the server knows; where there are none, none is asked for.
-        anonymous: scopes where none is asked for.
+        tokens: that the server knows; if there are none, clients need none.
+        anonymous: scopes of every client if there are no tokens.
         given: what the client sent.
         now: seconds since the epoch.
     """
@@ -57,6 +82,15 @@ def authorize(
     if found.expires_at is not None and found.expires_at <= now:
         return "expired"
     return Grant(found.scopes, found.expires_at)
+
+
+def refusal(grant: Grant, door: Door) -> str | None:
+    """Why the grant does not open the door, in a sentence; None if it does."""
+    needed = _NEEDED[door]
+    if needed in grant.scopes:
+        return None
+    allowed = f"may only {' and '.join(grant.scopes)}" if grant.scopes else "may do nothing"
+    return f"{door} needs a token with the {needed} scope; this one {allowed}"
 
 
 def bearer_token(header: str | None) -> str | None:

@@ -9,18 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+)
 from websockets.typing import Subprotocol
 
-from rollcast.errors import InputError, RefusedError
+from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
 from rollcast.records.codec import checked_event
 from rollcast.serve.access import is_loopback
@@ -44,17 +53,24 @@ from rollcast.serve.protocol import (
     decode_server_frame,
     encode_frame,
 )
+from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
+from rollcast.serve.tls import client_context
 from rollcast.stream.observers.safe_text import one_line
 
 __all__ = ["ClientSession", "WebSocketStreamingClient"]
 
 logger = logging.getLogger("rollcast.serve")
+connection_logger = logging.getLogger("rollcast.serve.client.connection")
+connection_logger.addFilter(WithoutSecrets())
 
 T = StreamEventType
 Token = str | Callable[[], str | None] | None
 
 SUBSCRIPTION = "1"
 MAX_MESSAGE = 64 << 20  # bytes; a batch that opens with the snapshots of many chains is large
+MAX_PARTS = 1024  # of one batch
+_SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
+REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
 FIRST_PAUSE_S = 0.1  # before coming back; doubled each time, up to
 LONGEST_PAUSE_S = 10.0
@@ -76,7 +92,7 @@ class ClientSession:
 
     Attributes:
         cursor: the place after the last event; None before the first batch.
-        recovered: False where the server no longer had all that `since`, or the last cursor, asked for.
+        recovered: False if the server no longer had all that `since`, or the last cursor, asked for.
         runs: that the server knew when the connection was made.
         heartbeat_s: of the server.
 
@@ -93,6 +109,8 @@ class ClientSession:
         self._since = since
         self._check = check
         self._checker = GrammarChecker(late=True) if check and filter.types is None else None
+        self._parts: list[StreamEvent] = []  # of a batch that is not whole yet
+        self._parts_came = 0
         self._last: dict[tuple[str, str], int] = {}  # seq of the last event of each open run
         self._holes: set[tuple[str, str]] = set()  # open runs of which something is missing
 
@@ -105,12 +123,16 @@ class ClientSession:
         """
         match frame:
             case Welcome():
+                self._parts, self._parts_came = [], 0
                 self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
                 return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
             case Subscribed():
                 return [], self._subscribed(frame)
             case Batch():
-                events = [new for event in frame.events for new in self._new(event)]
+                whole = self._whole(frame)
+                if whole is None:
+                    return [], []
+                events = [new for event in whole for new in self._new(event)]
                 self.cursor = (
                     frame.cursor
                 )  # not before: of a batch with a wrong event the caller gets nothing
@@ -121,6 +143,26 @@ class ClientSession:
                 raise RefusedError(f"the server answers: {one_line(frame.message)}")
             case _:
                 return [], []
+
+    def _whole(self, batch: Batch) -> list[StreamEvent] | None:
+        """All events of the batch; None: further parts are to come.
+
+        Raises:
+            DecodeError: a part is missing or comes twice, or there are too many.
+        """
+        if batch.parts == 1 and self._parts_came == 0:
+            return batch.events
+        if batch.part != self._parts_came + 1 or batch.part > batch.parts or batch.parts > MAX_PARTS:
+            raise DecodeError(
+                f"part {batch.part} of {batch.parts} of a batch came after part {self._parts_came}; expected the next one, "
+                f"of at most {MAX_PARTS}"
+            )
+        self._parts += batch.events
+        self._parts_came += 1
+        if self._parts_came < batch.parts:
+            return None
+        whole, self._parts, self._parts_came = self._parts, [], 0
+        return whole
 
     def _subscribed(self, frame: Subscribed) -> list[StreamEvent]:
         self.recovered = frame.recovered
@@ -137,7 +179,7 @@ class ClientSession:
         return gaps
 
     def _new(self, event: StreamEvent) -> list[StreamEvent]:
-        """The event, after a `gap` where events of its run are missing before it."""
+        """The event, after a `gap` if events of its run are missing before it."""
         key = (event.source, event.run_id)
         events = [event]
         if key in self._holes:
@@ -186,17 +228,23 @@ class WebSocketStreamingClient:
     missing and none comes twice. Where the server no longer has them, `recovered` is False and a `gap` stands in their
     place. The loop ends when `aclose` is called.
 
-    As a context manager it connects at once, and raises where the server cannot be reached.
+    As a context manager it connects at once, and raises if the server cannot be reached.
 
     Args:
-        url: `ws://…` or `wss://…`.
-        token: or a function that gives one for each connection, where they expire.
+        url: `ws://…` or `wss://…`. A user and a password in it are sent as HTTP asks for them, and are never shown.
+        token: or a function that gives one for each connection, if they expire.
         filter: which events; None: all.
         since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest that the server has.
         check: payloads and grammar of what comes are checked.
+        tls_ca: a PEM file with the authority of the server's certificate, or the certificate itself; None: those that the
+            system trusts.
+
+    Attributes:
+        url: without a user, a password and a query.
+        reconnections: how often the connection was lost.
 
     Raises:
-        InputError: the URL is none.
+        InputError: the URL is not one, or has a token in it; or the authority cannot be read.
         FilterError: the filter is a union, which the protocol has no shape for.
     """
 
@@ -208,9 +256,19 @@ class WebSocketStreamingClient:
         filter: EventFilter | None = None,
         since: str = "live",
         check: bool = True,
+        tls_ca: str | None = None,
     ) -> None:
         host = _host(url)
-        self.url = url
+        self.url = shown_url(url)
+        self._address = url
+        self._tls_ca = tls_ca
+        self._tls: ssl.SSLContext | None = None
+        if urlsplit(url).scheme == "wss":
+            self._tls = client_context(tls_ca)
+        elif tls_ca is not None:
+            raise InputError(
+                f"{self.url} is not encrypted, and an authority (tls_ca) is given; expected wss://"
+            )
         self.reconnections = 0
         self._token = token
         self._session = ClientSession(filter if filter is not None else EventFilter(), since, check=check)
@@ -229,7 +287,7 @@ class WebSocketStreamingClient:
 
     @property
     def recovered(self) -> bool:
-        """False where the server no longer had all that was asked for when the connection was last made."""
+        """False if the server no longer had all that was asked for when the connection was last made."""
         return self._session.recovered
 
     @property
@@ -310,14 +368,16 @@ class WebSocketStreamingClient:
         """A connection on which `hello` was said; what is answered is read later."""
         token = self._token() if callable(self._token) else self._token
         try:
-            connection = await connect(
-                self.url,
+            connection = await _connect(
+                self._address,
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
                 user_agent_header=None,
                 proxy=None if self._local else True,
                 max_size=MAX_MESSAGE,
                 ping_interval=None,  # the session has its own
                 close_timeout=CLOSE_S,
+                logger=connection_logger,
+                ssl=self._tls,
             )
         except InvalidStatus as error:
             status = error.response.status_code
@@ -327,20 +387,38 @@ class WebSocketStreamingClient:
             raise RefusedError(
                 f"{self.url} refuses with HTTP {status}: {said or 'no reason given'}"
             ) from None
+        except ssl.SSLCertVerificationError as error:
+            raise RefusedError(self._distrust(error)) from None
         except (InvalidURI, InvalidProxy, ImportError, ValueError) as error:
-            # A redirect's address, or the environment's proxy; ImportError: a kind of proxy that needs another package.
-            raise InputError(one_line(str(error))) from None
+            # The environment's proxy, mostly; ImportError: a kind of proxy that needs another package.
+            reason = error.msg if isinstance(error, InvalidURI | InvalidProxy) else str(error)
+            what = (
+                "the proxy of the environment" if isinstance(error, InvalidProxy) else "an address on the way"
+            )
+            raise InputError(
+                f"{self.url} cannot be reached: {what} cannot be used: {one_line(without_secrets(reason))}"
+            ) from None
         try:
             if connection.subprotocol != SUBPROTOCOL:
                 raise RefusedError(f"{self.url} is no Rollcast server: it does not speak {SUBPROTOCOL}")
-            await connection.send(encode_frame(Hello(token, "rollcast")), text=True)
+            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
+            await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
             connection.transport.abort()
             if isinstance(error, ConnectionClosed):
-                self._raise_where_final(error)
+                self._raise_if_final(error)
             raise
         self._connected_at = time.monotonic()
         return connection
+
+    def _distrust(self, error: ssl.SSLCertVerificationError) -> str:
+        reason = one_line(error.verify_message).rstrip(".")
+        advice = (
+            "give the file of its authority (--tls-ca FILE, tls_ca=…) if that is a private one"
+            if self._tls_ca is None
+            else f"{self._tls_ca} was to vouch for it"
+        )
+        return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
 
     async def _read(self, connection: ClientConnection) -> None:
         """The next message: its events wait to be read, its questions are answered."""
@@ -352,19 +430,19 @@ class WebSocketStreamingClient:
                 await connection.send(encode_frame(frame), text=True)
 
     async def _dropped(self, error: Exception) -> None:
-        """The connection is gone: come back, unless that does not help."""
+        """The connection is gone: reconnect, unless that cannot help."""
         connection, self._connection = self._connection, None
         if self._closed.is_set():
             return
         if connection is not None and isinstance(error, TimeoutError):
             connection.transport.abort()
-        self._raise_where_final(error)
+        self._raise_if_final(error)
         if time.monotonic() - self._connected_at >= STEADY_S:
             self._failures = 0
         self.reconnections += 1
         logger.info("the connection to %s has ended (%s); coming back", self.url, _why(error))
 
-    def _raise_where_final(self, error: Exception) -> None:
+    def _raise_if_final(self, error: Exception) -> None:
         close = error.rcvd if isinstance(error, ConnectionClosed) else None
         if close is None:
             return
@@ -403,21 +481,73 @@ class WebSocketStreamingClient:
             await self._connection.close()
 
 
+class _connect(connect):  # noqa: N801  (as the class that it extends)
+    """websockets' way to connect, which follows a redirect only within an origin.
+
+    The token is said in the first message, to whoever answers there: websockets takes care of its own headers alone.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Where to go on; or the exception that ends it."""
+        if not isinstance(exc, InvalidStatus) or exc.response.status_code not in REDIRECTS:
+            return exc
+        try:
+            target = _socket_url(urljoin(self.uri, exc.response.headers["Location"]))
+            if _origin(target) == _origin(self.uri) and urlsplit(target).username is None:
+                return _with_user_of(self.uri, target)
+        except (KeyError, ValueError):  # no place, several, or none that could be an address
+            return exc
+        return RefusedError(
+            f"{shown_url(self.uri)} sends its clients on to {one_line(shown_url(target))}, another server, which gets no token "
+            "from here; give that address yourself if you trust it"
+        )
+
+
+def _socket_url(url: str) -> str:
+    """The address with the scheme of a WebSocket."""
+    scheme, rest = url.split(":", 1)
+    return f"{_SOCKET_SCHEMES.get(scheme.lower(), scheme)}:{rest}"
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port.
+
+    Raises:
+        ValueError: it is not an address.
+    """
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)
+
+
+def _with_user_of(url: str, target: str) -> str:
+    """The target, of the same origin as the URL, with the URL's user and password."""
+    parts, there = urlsplit(url), urlsplit(target)
+    return there._replace(netloc=parts.netloc, fragment="").geturl()
+
+
 def _host(url: str) -> str:
     """The host of a WebSocket address.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one, or a token stands in it.
     """
-    try:
+    host, fits, token = "", False, False
+    with suppress(ValueError):
         parts = urlsplit(url)
+        token = has_token(url)
         host = parts.hostname or ""
         host.encode("idna")  # as resolving it would
         fits = parts.scheme in ("ws", "wss") and parts.port != 0 and not parts.fragment and url.isprintable()
-    except ValueError:
-        host, fits = "", False
+        fits = fits and (parts.username is None or parts.password is not None)  # as websockets asks
+    if token:
+        raise InputError(
+            f"{shown_url(url)!r} has a token in it, and shells and logs keep addresses; give it as token=…, or to the "
+            "command as ROLLCAST_TOKEN"
+        )
     if not fits or not host:
-        raise InputError(f"{url!r} is no WebSocket address; expected one such as ws://localhost:8765")
+        raise InputError(
+            f"{shown_url(url)!r} is no WebSocket address; expected one such as ws://localhost:8765"
+        )
     return host
 
 
@@ -425,6 +555,12 @@ def _why(error: BaseException) -> str:
     """In words, harmless for a terminal: much of it the server said."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer came in time"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS fails ({one_line(error.reason or 'no reason given')}); does the server speak it? If not, say ws://"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return one_line(str(error)) or type(error).__name__
+        return one_line(error.strerror)
+    if isinstance(error, ConnectionResetError):
+        return "the connection was cut at once; if it is a server without TLS, say ws://"
+    if isinstance(error, InvalidMessage):
+        return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
+    return one_line(without_secrets(str(error))) or type(error).__name__

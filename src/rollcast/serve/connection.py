@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 from typing import Any
@@ -28,37 +29,117 @@ class Gate:
     Args:
         connections: as in `ServerSettings`.
         messages_per_s: as in `Limits`.
+        tls: what is shown to each client before anything is read from it; None: no TLS.
+        handshake_s: that the TLS handshake may take.
     """
 
-    def __init__(self, connections: int, messages_per_s: int) -> None:
+    def __init__(
+        self,
+        connections: int,
+        messages_per_s: int,
+        tls: ssl.SSLContext | None = None,
+        handshake_s: float = 5.0,
+    ) -> None:
         files = _files()
         self.most = connections + HANDSHAKES
         if files is not None:
             self.most = max(1, min(self.most, files // SPARE_FILES))
         self.messages_per_s = messages_per_s
+        self.tls = tls
+        self.handshake_s = handshake_s
         self.open = 0
+        self.handshakes: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """End the TLS handshakes that go on."""
+        for task in self.handshakes:
+            task.cancel()
+        await asyncio.gather(*self.handshakes, return_exceptions=True)
 
 
 class GuardedConnection(ServerConnection):
-    """What websockets does by itself, before any code of ours hears of it, has its bounds here."""
+    """What websockets does by itself, before any code of ours hears of it, has its bounds here.
+
+    The TLS handshake is one of them. `create_server(ssl=…)` tells of a connection only after it, so that a thousand clients
+    that never finish theirs would be neither counted nor turned away.
+    """
 
     def __init__(self, gate: Gate, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._gate = gate
+        self._counted = self._ready = self._lost = False
+        self._early: list[bytes] = []  # what came in one piece with the end of the TLS handshake
         self._pings = Rate(PINGS_PER_S, time.monotonic)
         self._frames = Rate(FRAMES_PER_MESSAGE * gate.messages_per_s, time.monotonic)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody has come; no further than here where too many are in."""
+        """Accept the connection, or abort it if the server is full."""
+        assert isinstance(transport, asyncio.Transport)
+        gate = self._gate
+        gate.open += 1
+        self._counted = True
+        full = gate.open > gate.most
+        if gate.tls is None:
+            self._begin(transport)
+            if full:
+                transport.abort()
+        elif full:
+            transport.abort()
+        else:
+            task = asyncio.get_running_loop().create_task(self._secure(transport, gate.tls))
+            gate.handshakes.add(task)
+            task.add_done_callback(gate.handshakes.discard)
+
+    async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """The TLS handshake; then the connection begins. A handshake that fails is the stranger's affair, and not logged."""
+        if self._lost:
+            return
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                transport, self, tls, server_side=True, ssl_handshake_timeout=self._gate.handshake_s
+            )
+        except OSError:  # TLS errors, resets and the end of the time among them
+            secured = None
+        except asyncio.CancelledError:  # the server stops
+            transport.abort()
+            self._leave()
+            raise
+        if secured is None or self._lost:
+            transport.abort()
+            self._leave()
+            return
+        self._begin(secured)
+        for data in self._early:
+            super().data_received(data)
+        self._early.clear()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self._ready = True
         super().connection_made(transport)
-        self._gate.open += 1
-        if self._gate.open > self._gate.most:
-            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._ready:
+            super().data_received(data)
+        else:
+            self._early.append(data)
+
+    def eof_received(self) -> None:
+        """The client has sent its last byte."""
+        if self._ready:
+            super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Gone."""
-        self._gate.open -= 1
-        super().connection_lost(exc)
+        """The connection has ended, perhaps before it began."""
+        self._lost = True
+        self._leave()
+        if self._ready:
+            super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._gate.open -= 1
 
     def process_event(self, event: Any) -> None:
         """A request or a frame came."""
@@ -71,7 +152,7 @@ class GuardedConnection(ServerConnection):
 
 
 def _files() -> int | None:
-    """How many files the process may have open; None where nobody says."""
+    """How many files the process may have open; None if there is no limit."""
     if sys.platform == "win32":
         return None
     import resource  # noqa: PLC0415  (there is none on Windows)

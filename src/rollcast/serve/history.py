@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_or_error
+from rollcast.records.codec import encode_described
 
 __all__ = ["Entry", "History", "Place", "Selector"]
 
@@ -154,7 +154,7 @@ class History:
         return f"{self._name}.{position}"
 
     def position(self, cursor: str) -> int | None:
-        """The position that a cursor names; None where it is of another history, or no longer held."""
+        """The position that a cursor names; None if it is of another history, or no longer held."""
         name, _, number = cursor.partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
@@ -163,5 +163,5 @@ class History:
 
 
 def encoded(event: StreamEvent) -> bytes:
-    """The event's JSON; where its data has none, that of an `error` event in its place."""
-    return encode_or_error(event, "observer:WebSocketStreamingServer")
+    """The event's JSON; what JSON cannot hold in its data is described by type and size."""
+    return encode_described(event)

@@ -22,8 +22,9 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.serve.fitting import fitted, in_parts
 from rollcast.serve.history import Entry, History, Selector, encoded
-from rollcast.serve.protocol import CloseCode, RunInfo
+from rollcast.serve.protocol import FRAME_BYTES, CloseCode, RunInfo, batch_frame
 from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamObserver
 from rollcast.stream.queue import compact
@@ -70,7 +71,7 @@ class _Join:
     Attributes:
         snapshots: of the open chains, encoded.
         as_of: seq of each open run's last event when they were made.
-        before: what it got before, where only its filter changed.
+        before: what it got before, if only its filter changed.
     """
 
     __slots__ = ("as_of", "before", "snapshots")
@@ -91,11 +92,16 @@ class _Join:
 class Subscription:
     """What one client wants, and how far it is."""
 
-    __slots__ = ("behind", "id", "join", "live_from", "next_filter", "outlet", "position", "selector", "told")
+    __slots__ = (
+        "behind", "id", "join", "live_from", "max_message", "next_filter", "outlet", "position", "selector", "told"
+    )  # fmt: skip
 
-    def __init__(self, outlet: Outlet, id: str, selector: Selector, position: int) -> None:
+    def __init__(
+        self, outlet: Outlet, id: str, selector: Selector, position: int, max_message: int | None = None
+    ) -> None:
         self.outlet = outlet
         self.id = id
+        self.max_message = max_message  # bytes; None: any number
         self.selector = selector
         self.position = position
         self.live_from = position  # what stands before it is replayed, and is not merged
@@ -231,7 +237,7 @@ class Hub:
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
     def wanted(self) -> EventFilter:
-        """What the server asks the manager for: everything where it keeps a history, else what its clients want."""
+        """What the server asks the manager for: everything if it keeps a history, else what its clients want."""
         if self.keeps:
             return EventFilter()
         filters = {s.next_filter or s.selector.filter for s in self.subscriptions.values()}
@@ -246,7 +252,7 @@ class Hub:
         return union
 
     def _narrow(self) -> None:
-        """Tell the manager where what the clients want has changed."""
+        """Tell the manager if what the clients want has changed."""
         if self.keeps:
             return
         wanted, manager = self.wanted(), self.observer.manager
@@ -265,18 +271,26 @@ class Hub:
         return selector
 
     def subscribe(
-        self, outlet: Outlet, id: str, filter: EventFilter, since: str = "live"
+        self,
+        outlet: Outlet,
+        id: str,
+        filter: EventFilter,
+        since: str = "live",
+        *,
+        max_message: int | None = None,
     ) -> tuple[bool, str | None]:
         """Send the outlet what the filter wants, from `live`, from `start` or from a cursor on.
 
+        A batch of more than `max_message` bytes goes in parts.
+
         Returns:
-            Whether everything since then is there; and the cursor to come back to, None where snapshots are to come first.
+            Whether everything since then is there; and the cursor to come back to, None if snapshots are to come first.
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             position = self._position(since)
             here = self.history.head if position is None else position
-            subscription = Subscription(outlet, id, self._selector(filter), here)
+            subscription = Subscription(outlet, id, self._selector(filter), here, max_message)
             subscription.live_from = self.history.head
             subscription.told = self.history.before(here)
             self.subscriptions[outlet, id] = subscription
@@ -396,7 +410,7 @@ class Hub:
         1. Who can take more, and who stands at the same place with the same filter?
         2. Each such group gets the same bytes.
         3. Whoever could not take more is given its events merged, once it can.
-        4. Come again: at once where somebody has more to take, in a batch's time where somebody waits.
+        4. Come again: at once if somebody has more to take, in a batch's time if somebody waits.
         """
         self._cancel_timer()
         groups: dict[tuple[Selector, int], list[Subscription]] = {}
@@ -467,7 +481,7 @@ class Hub:
         for key in keys:
             del self.subscriptions[key]
         self.closed_slow += 1
-        outlet.close(CloseCode.TOO_SLOW, "this client reads too slowly; come back to its cursor")
+        outlet.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
 
     def _caught_up(self, subscription: Subscription) -> None:
         subscription.behind = False
@@ -528,21 +542,21 @@ class Hub:
         transmit = self._transmit
         if transmit is None:
             return
-        by_id: dict[str, list[Outlet]] = {}
-        plain: list[Outlet] = []
+        groups: dict[tuple[bool, str, int | None], list[Outlet]] = {}
         for subscription in members:
-            if subscription.outlet.plain:
-                plain.append(subscription.outlet)
+            outlet = subscription.outlet
+            key = (outlet.plain, "" if outlet.plain else subscription.id, subscription.max_message)
+            groups.setdefault(key, []).append(outlet)
+        framed = any(not plain for plain, _, _ in groups)
+        joined = b",".join(events) if framed else b""
+        cursor = self.history.cursor(position)
+        for (plain, name, limit), outlets in groups.items():
+            if plain:
+                transmit(outlets, *(events if limit is None else [fitted(e, limit) for e in events]))
+            elif limit is None or len(joined) + FRAME_BYTES <= limit:
+                transmit(outlets, batch_frame(name, cursor, joined))
             else:
-                by_id.setdefault(subscription.id, []).append(subscription.outlet)
-        if by_id:
-            joined = b",".join(events)
-            cursor = self.history.cursor(position).encode()
-            for subscription_id, outlets in by_id.items():
-                name = msgspec.json.encode(subscription_id)
-                transmit(
-                    outlets, b'{"type":"batch","id":%b,"cursor":"%b","events":[%b]}' % (name, cursor, joined)
-                )
-        if plain:
-            transmit(plain, *events)
+                parts = in_parts(events, limit - FRAME_BYTES)
+                for i, part in enumerate(parts, 1):
+                    transmit(outlets, batch_frame(name, cursor, b",".join(part), i, len(parts)))
         self.sent_batches += 1

@@ -13,7 +13,9 @@ from websockets.protocol import State
 from rollcast.serve.protocol import CloseCode, ErrorFrame, ServerFrame, encode_frame
 from rollcast.serve.settings import ServerSettings
 
-__all__ = ["DEFLATE", "Client", "transmit"]
+__all__ = ["DEFLATE", "REASON_BYTES", "Client", "transmit"]
+
+REASON_BYTES = 123  # of a close, at most (RFC 6455)
 
 # Each message is compressed from nothing, so a batch is compressed once for all clients that share it, and no client holds
 # a window (32 to 256 KiB) between messages. Batches repeat themselves enough: 50 events shrink to a seventh
@@ -36,6 +38,7 @@ class Client:
 
     Attributes:
         closed: nothing more is to be sent.
+        max_message: bytes of the largest message that it is sent.
         encoding: connections that have the same can be sent the same bytes.
     """
 
@@ -50,6 +53,7 @@ class Client:
         self.connection = connection
         self.plain = plain
         self.closed = False
+        self.max_message = settings.plain_message_bytes
         response = connection.response
         self.encoding = response.headers.get("Sec-WebSocket-Extensions", "") if response else ""
         self._settings = settings
@@ -63,16 +67,22 @@ class Client:
         """Send a frame without waiting. A client that asks and never reads the answers is closed."""
         transmit([self], encode_frame(frame))
         if self.unsent() > 2 * self._settings.client_buffer:
-            self.close(CloseCode.TOO_SLOW, "this client reads too slowly; come back to its cursor")
+            self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
 
-    def close(self, code: CloseCode, message: str) -> None:
-        """Say why, and close. Does not wait."""
+    def close(self, code: CloseCode, message: str, short: str | None = None) -> None:
+        """Say why, and close. Does not wait.
+
+        Args:
+            code: of the close, and of the `error` before it.
+            message: why.
+            short: the same for the close itself, if the message is longer than that may be.
+        """
         if self.closed:
             return
         self.closed = True
         if not self.plain:
             transmit([self], encode_frame(ErrorFrame(code, message)))
-        reason = message.encode()[:120].decode("utf-8", "ignore")
+        reason = (short or message).encode()[:REASON_BYTES].decode("utf-8", "ignore")
         loop = asyncio.get_running_loop()
         self._closing(loop.create_task(self._close(code, reason), name="rollcast-server-close"))
 

@@ -17,11 +17,13 @@ import msgspec
 
 from rollcast.errors import DecodeError, FilterError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.serve.access import Grant
-from rollcast.serve.settings import Limits, Scope
+from rollcast.records.codec import one_line_json
+from rollcast.serve.access import Door, Grant, refusal
+from rollcast.serve.settings import SMALLEST_MESSAGE, Limits, Scope
 from rollcast.stream.observers.safe_text import one_line
 
 __all__ = [
+    "FRAME_BYTES",
     "SUBPROTOCOL",
     "VERSION",
     "Action",
@@ -51,6 +53,7 @@ __all__ = [
     "Unsubscribe",
     "Update",
     "Welcome",
+    "batch_frame",
     "decode_client_frame",
     "decode_server_frame",
     "encode_frame",
@@ -61,7 +64,7 @@ VERSION = 1
 
 
 class CloseCode(IntEnum):
-    """Why the server closes. 4000-4499: come back; 4500-4999: do not."""
+    """Why the server closes. 4000-4499: reconnect; 4500-4999: do not."""
 
     SHUTTING_DOWN = 4001
     TOKEN_EXPIRED = 4003
@@ -110,11 +113,15 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
-    """The client's first frame. `client`: what it calls itself."""
+    """The client's first frame. `client`: what it calls itself; `max_message`: bytes of the largest message that it takes."""
 
     token: str | None = None
     client: str = ""
     version: int = VERSION
+    max_message: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] | None = None
+
+    def __repr__(self) -> str:
+        return f"Hello(client={self.client!r}, version={self.version!r}, max_message={self.max_message!r})"
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
@@ -177,7 +184,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
     """The answer to `subscribe` and `update`.
 
     `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
-    where snapshots are to come: the batch that brings them has the first place to come back to.
+    if snapshots are to come: the batch that brings them has the first place to come back to.
     """
 
     id: str
@@ -186,11 +193,17 @@ class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """Events of one subscription, in order. `cursor` is the place after them, whatever the filter left out."""
+    """Events of one subscription, in order. `cursor` is the place after them, whatever the filter left out.
+
+    One that is larger than the client's `max_message` comes in `parts` messages, `part` 1 first, of which only the last
+    makes it whole: a client that is cut before it goes on from the cursor that it had.
+    """
 
     id: str
     cursor: str
     events: list[StreamEvent]
+    part: Annotated[int, msgspec.Meta(ge=1)] = 1
+    parts: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
@@ -218,15 +231,30 @@ _server_decoder: msgspec.json.Decoder[ServerFrame] = msgspec.json.Decoder(Server
 
 
 def encode_frame(frame: ClientFrame | ServerFrame) -> bytes:
-    """The frame as JSON."""
-    return _encoder.encode(frame)
+    """The frame as JSON, on one line."""
+    return one_line_json(_encoder.encode(frame))
+
+
+FRAME_BYTES = 1024  # at most, of a `batch` frame around its events
+
+
+def batch_frame(id: str, cursor: str, events: bytes, part: int = 1, parts: int = 1) -> bytes:
+    """A `batch` around events that are JSON already, with commas between them."""
+    name = one_line_json(_encoder.encode(id))
+    numbers = b"" if parts == 1 else b',"part":%d,"parts":%d' % (part, parts)
+    return b'{"type":"batch","id":%b,"cursor":"%b","events":[%b]%b}' % (
+        name,
+        cursor.encode(),
+        events,
+        numbers,
+    )
 
 
 def decode_client_frame(message: str | bytes) -> ClientFrame:
     """What a client sent.
 
     Raises:
-        DecodeError: it is no frame.
+        DecodeError: it is not a frame.
     """
     frame: ClientFrame = _decoded(_client_decoder, message)
     return frame
@@ -236,7 +264,7 @@ def decode_server_frame(message: str | bytes) -> ServerFrame:
     """What a server sent.
 
     Raises:
-        DecodeError: it is no frame.
+        DecodeError: it is not a frame.
     """
     frame: ServerFrame = _decoded(_server_decoder, message)
     return frame
@@ -271,9 +299,10 @@ class Close:
 
 @dataclass(frozen=True)
 class Greet:
-    """Send `welcome`."""
+    """Send `welcome`. `max_message`: what the client said of the largest message that it takes."""
 
     grant: Grant
+    max_message: int | None = None
 
 
 @dataclass(frozen=True)
@@ -320,7 +349,7 @@ class Rate:
         self._at = clock()
 
     def spend(self) -> bool:
-        """Take one; False where there is none left."""
+        """Take one; False if none is left."""
         now = self._clock()
         self._left = min(2.0 * self._per_s, self._left + (now - self._at) * self._per_s)
         self._at = now
@@ -394,12 +423,16 @@ class Session:
         now = self._clock()
         if self.grant is None:
             if now >= self._hello_by:
-                return self._close(CloseCode.NO_HELLO, "no hello came in time; send it first")
+                return self._close(
+                    CloseCode.NO_HELLO, "no hello came in time; send it first, right after connecting"
+                )
             return []
         if self.grant.expires_at is not None and self._epoch() >= self.grant.expires_at:
-            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
         if self._asked and now >= self._heard_at + 2 * self._heartbeat_s:
-            return self._close(CloseCode.NO_PONG, "no word and no pong came; come back when you can")
+            return self._close(
+                CloseCode.NO_PONG, "no message and no pong came within the heartbeat; reconnect"
+            )
         if not self._asked and now >= self._heard_at + self._heartbeat_s:
             self._asked = True
             return [Send(Ping())]
@@ -447,9 +480,9 @@ class Session:
         if grant == "wrong":
             return self._close(CloseCode.BAD_TOKEN, "the token is missing or wrong")
         if grant == "expired":
-            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+            return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
         self.grant = grant
-        return [Greet(grant)]
+        return [Greet(grant, frame.max_message)]
 
     def _handle(self, frame: ClientFrame, grant: Grant) -> list[Action]:
         match frame:
@@ -459,19 +492,18 @@ class Session:
                 return []
             case Hello():
                 return self._close(CloseCode.BAD_FRAME, "a second hello came; it is said once")
-            case Subscribe():
-                return self._subscribe(frame)
-            case Update():
-                return self._update(frame)
+            case Subscribe() | Update():
+                if refused := refusal(grant, Door.SUBSCRIBE):
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
+                return self._subscribe(frame) if isinstance(frame, Subscribe) else self._update(frame)
             case Unsubscribe():
                 if frame.id not in self.subscriptions:
                     return [_unknown(frame.id)]
                 self.subscriptions.discard(frame.id)
                 return [CloseSubscription(frame.id), Send(Done(frame.id))]
             case Cancel():
-                if "control" not in grant.scopes:
-                    message = "cancel needs a token with the control scope; this one may only read"
-                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, message, frame.id))]
+                if refused := refusal(grant, Door.CANCEL):
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
                 return [CancelRun(frame.run_id, frame.chain_id, frame.id)]
 
     def _subscribe(self, frame: Subscribe) -> list[Action]:

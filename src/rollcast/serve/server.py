@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
@@ -24,18 +24,12 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from rollcast.errors import InputError
-from rollcast.serve.access import (
-    Grant,
-    authorize,
-    bearer_token,
-    filter_of_query,
-    host_allowed,
-    is_loopback,
-    origin_allowed,
-)
+from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
+from rollcast.serve.answers import MetricsPage, Turns
 from rollcast.serve.connection import Gate, GuardedConnection
+from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.hub import Hub
-from rollcast.serve.outlet import DEFLATE, Client, transmit
+from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.protocol import (
     SUBPROTOCOL,
     VERSION,
@@ -55,7 +49,9 @@ from rollcast.serve.protocol import (
     Subscribed,
     Welcome,
 )
+from rollcast.serve.secrecy import WithoutSecrets, shown_url
 from rollcast.serve.settings import ServerSettings
+from rollcast.serve.tls import server_context
 from rollcast.stream import StreamObserver
 
 __all__ = ["ServerStatistics", "WebSocketStreamingServer"]
@@ -70,6 +66,7 @@ def _unless_handshake(record: logging.LogRecord) -> bool:
 
 
 connection_logger.addFilter(_unless_handshake)
+connection_logger.addFilter(WithoutSecrets())
 
 
 class ServerStatistics(msgspec.Struct, frozen=True):
@@ -104,11 +101,12 @@ class WebSocketStreamingServer:
     Args:
         host: to listen on. Other addresses than loopback need a token, or `insecure=True`.
         port: 0: any free one; see `port`.
-        token: that clients must have; it may watch and cancel. `settings.tokens` has finer ones.
+        token: that clients must have; it has the scopes `read` and `control`. `settings.tokens` has finer ones.
         settings: all else.
 
     Raises:
-        InputError: a setting is wrong, or the server would be open to the network without a token.
+        InputError: a setting is wrong, the certificate or its key cannot be used, or the server would be open to the network
+            without a token.
     """
 
     def __init__(
@@ -129,7 +127,16 @@ class WebSocketStreamingServer:
             )
         self._wanted_port = port
         self._port = port
+        self._tls = (
+            None
+            if self.settings.tls_cert is None
+            else server_context(self.settings.tls_cert, self.settings.tls_key)
+        )
+        self._entrance = Entrance(self.settings, host, _now)
+        self._gate: Gate | None = None
         self._hub = Hub(self.settings)
+        self._turns = Turns()
+        self._metrics = MetricsPage()
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
@@ -145,17 +152,19 @@ class WebSocketStreamingServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on; known after `start` where it was 0."""
+        """The port that it listens on; if 0 was given, known after `start`."""
         return self._port
 
     @property
     def url(self) -> str:
         """Where clients find it."""
-        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104  (shown, not listened on)
-        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+        host, scheme = self.host, "ws" if self._tls is None else "wss"
+        if host in ("", "0.0.0.0", "::"):  # noqa: S104  (shown, not listened on)
+            host = next(iter(self.settings.hosts), "localhost")
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     def statistics(self) -> ServerStatistics:
-        """The numbers."""
+        """How the server is doing now."""
         hub = self._hub
         with hub.lock:
             return ServerStatistics(
@@ -171,7 +180,7 @@ class WebSocketStreamingServer:
         """Listen, in this event loop. Starting twice does nothing.
 
         Raises:
-            InputError: the port is in use, the address is none of this machine's, or the event loop in which it was
+            InputError: the port is in use, the address is not one of this machine's, or the event loop in which it was
                 started before has ended without `stop`.
         """
         if self._server is not None:
@@ -209,10 +218,12 @@ class WebSocketStreamingServer:
         await self._drain()
         self._hub.detach()
         for client in list(self._clients):
-            client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; come back")
+            client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
             await asyncio.wait(self._closing)
         server.close()
+        if self._gate is not None:
+            await self._gate.aclose()
         await server.wait_closed()
         logger.info("no longer serving on %s", self.url)
 
@@ -312,6 +323,9 @@ class WebSocketStreamingServer:
 
     async def _serve(self, hosts: list[str], port: int) -> Server:
         settings = self.settings
+        self._gate = gate = Gate(
+            settings.connections, settings.limits.messages_per_s, self._tls, settings.hello_s
+        )
         return await serve(
             self._handle,
             hosts,  # type: ignore[arg-type]  # passed on to create_server, which takes several
@@ -319,10 +333,10 @@ class WebSocketStreamingServer:
             compression=None,
             extensions=None if settings.compression is False else [DEFLATE],
             select_subprotocol=_subprotocol,
-            process_request=self._on_request,
+            process_request=self._before_handshake,
             server_header=None,
             create_connection=partial(  # type: ignore[arg-type]  # it makes one, and is no type
-                GuardedConnection, Gate(settings.connections, settings.limits.messages_per_s)
+                GuardedConnection, gate
             ),
             open_timeout=settings.hello_s,
             ping_interval=settings.heartbeat_s,
@@ -332,36 +346,41 @@ class WebSocketStreamingServer:
             logger=connection_logger,
         )
 
+    async def _before_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
+        """What `_on_request` says, when it is its turn."""
+        answer = self._on_request(connection, request)
+        if answer is None:
+            return None
+        return await self._turns.paced(connection, request.path.partition("?")[0], answer)
+
     def _on_request(
         self, connection: ServerConnection, request: Request
-    ) -> Response | Awaitable[Response] | None:
+    ) -> Response | Coroutine[Any, Any, Response] | None:
         """Before the handshake: who asks, and what for? A response ends it."""
         headers, (path, _, query) = request.headers, request.path.partition("?")
-        if not self._host_allowed(headers):
-            return connection.respond(
-                HTTPStatus.FORBIDDEN,
-                "This server does not go by that name; ServerSettings(hosts=…) adds names.\n",
-            )
+        entrance = self._entrance
+        refused = entrance.refuse_address(connection, request)
+        if refused is not None:
+            return refused
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
         if path == "/metrics":
-            return self._unauthorized(connection, headers) or _metrics(connection)
+            return entrance.refuse_entry(connection, headers, Door.METRICS) or self._metrics.answer(
+                connection
+            )
         if path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "There is /, /healthz and /metrics.\n")
+        plain = "Sec-WebSocket-Protocol" not in headers
+        if plain and "Upgrade" in headers:
+            refused = entrance.refuse_entry(connection, headers, Door.FEED)
+            refused = refused or entrance.refuse_filter(connection, query)
+            if refused is not None:
+                return refused
         if len(self._clients) >= self.settings.connections:
             return connection.respond(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{len(self._clients)} clients are connected; try again later.\n",
             )
-        plain = "Sec-WebSocket-Protocol" not in headers
-        if plain and "Upgrade" in headers:
-            refusal = self._unauthorized(connection, headers)
-            if refusal is not None:
-                return refusal
-            try:
-                filter_of_query(query)
-            except (InputError, ValueError) as error:
-                return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
         if not plain:
             connection.ping_interval = None  # the session asks itself
         local = is_loopback(str(connection.remote_address[0]))
@@ -369,25 +388,6 @@ class WebSocketStreamingServer:
         if uncompressed and "Sec-WebSocket-Extensions" in headers:
             del headers["Sec-WebSocket-Extensions"]
         return None
-
-    def _host_allowed(self, headers: Headers) -> bool:
-        any_name = bool(self.settings.tokens) and not self.settings.hosts and not is_loopback(self.host)
-        hosts = headers.get_all("Host")
-        return len(hosts) == 1 and host_allowed(hosts[0], self.host, self.settings.hosts, any_name=any_name)
-
-    def _authorize(self, token: str | None) -> Grant | str:
-        return authorize(self.settings.tokens, self.settings.anonymous_scopes, token, time.time())
-
-    def _unauthorized(self, connection: ServerConnection, headers: Headers) -> Response | None:
-        granted = self._authorize(_header_token(headers))
-        if isinstance(granted, Grant):
-            return None
-        what = "has expired" if granted == "expired" else "is missing or wrong"
-        response = connection.respond(
-            HTTPStatus.UNAUTHORIZED, f"The token {what}; send one as Authorization: Bearer.\n"
-        )
-        response.headers["WWW-Authenticate"] = "Bearer"
-        return response
 
     # -- one client --------------------------------------------------------------------------------------------------
 
@@ -402,15 +402,15 @@ class WebSocketStreamingServer:
         self._clients.add(client)
         try:
             if self._server is None:  # it came while the server was being stopped
-                client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; come back")
-            elif not _origin_allowed(headers, self.settings.origins):
-                client.close(CloseCode.FORBIDDEN_ORIGIN, "pages of this origin may not connect")
+                client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
+            elif (origin := self._entrance.foreign_origin(headers)) is not None:
+                client.close(CloseCode.FORBIDDEN_ORIGIN, *_forbidden(origin))
             elif not client.plain and connection.subprotocol is None:
                 client.close(CloseCode.VERSION, f"this server speaks {SUBPROTOCOL}, or no subprotocol at all")
             elif client.plain:
-                await self._talk_plainly(client, request.path.partition("?")[2])
+                await self._talk_plainly(client, headers, request.path.partition("?")[2])
             else:
-                await self._talk(client, _header_token(headers))
+                await self._talk(client, header_token(headers))
             await connection.wait_closed()
         except ConnectionClosed:
             pass  # it has gone, with or without a word
@@ -422,12 +422,12 @@ class WebSocketStreamingServer:
         """A session of `rollcast.v1`, until it closes."""
         settings = self.settings
         session = Session(
-            self._authorize,  # type: ignore[arg-type]  # a Literal behind `str`
+            self._entrance.authorize,
             settings.limits,
             hello_s=settings.hello_s,
             heartbeat_s=settings.heartbeat_s,
             clock=time.monotonic,
-            epoch=time.time,
+            epoch=_now,
             token=token,
         )
         while not session.closed and not client.closed:
@@ -452,14 +452,18 @@ class WebSocketStreamingServer:
                 client.send(frame)
             case Close(code, message):
                 client.close(code, message)
-            case Greet(grant):
+            case Greet(grant, max_message):
                 limits, scopes = self.settings.limits, list(grant.scopes)
-                client.send(Welcome(VERSION, hub.known_runs(), self.settings.heartbeat_s, limits, scopes))
+                client.max_message = max_message or self.settings.plain_message_bytes
+                runs = [] if refusal(grant, Door.RUNS) else hub.known_runs()
+                client.send(Welcome(VERSION, runs, self.settings.heartbeat_s, limits, scopes))
             case OpenSubscription(id, wanted, since):
                 if since is None:
                     recovered, cursor = hub.update(client, id, wanted)
                 else:
-                    recovered, cursor = hub.subscribe(client, id, wanted, since)
+                    recovered, cursor = hub.subscribe(
+                        client, id, wanted, since, max_message=client.max_message
+                    )
                 client.send(Subscribed(id, recovered, cursor))
             case CloseSubscription(id):
                 hub.unsubscribe(client, id)
@@ -472,12 +476,11 @@ class WebSocketStreamingServer:
                     logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
                     client.send(Done(id, run_id, chain_id))
 
-    async def _talk_plainly(self, client: Client, query: str) -> None:
+    async def _talk_plainly(self, client: Client, headers: Headers, query: str) -> None:
         """One event a message; what the client says is not listened to, but counted."""
-        headers = client.connection.request.headers if client.connection.request else Headers()
-        granted = self._authorize(_header_token(headers))
+        granted = self._entrance.authorize(header_token(headers))
         expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
-        self._hub.subscribe(client, "", filter_of_query(query))
+        self._hub.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
         rate = Rate(self.settings.limits.messages_per_s, time.monotonic)
         stuck = 0  # bytes that waited a heartbeat ago: the library's own ping would wait behind them for ever
         while not client.closed:
@@ -489,18 +492,18 @@ class WebSocketStreamingServer:
                     message = await client.connection.recv()
             except TimeoutError:
                 if expires_at is not None and time.time() >= expires_at:
-                    client.close(CloseCode.TOKEN_EXPIRED, "the token has expired; come back with a new one")
+                    client.close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
                     return
                 unsent = client.unsent()
                 if unsent and unsent == stuck:
-                    client.close(
-                        CloseCode.NO_PONG, "nothing was read and no word came; come back when you can"
-                    )
+                    client.close(CloseCode.NO_PONG, "no byte was read within the heartbeat; reconnect")
                 stuck = unsent
                 continue
             stuck = 0
             if len(message) > self.settings.limits.message_bytes or not rate.spend():
-                client.close(CloseCode.LIMIT, "this feed listens to nobody, and too much was said; send less")
+                client.close(
+                    CloseCode.LIMIT, "this feed is read-only and received too many messages; send fewer"
+                )
 
     def closing(self, task: asyncio.Task[None]) -> None:
         """Keep a closing task until it is done."""
@@ -508,44 +511,25 @@ class WebSocketStreamingServer:
         task.add_done_callback(self._closing.discard)
 
 
+def _now() -> float:
+    return time.time()
+
+
+def _forbidden(origin: str) -> tuple[str, str]:
+    """What is said to a page of a foreign origin; and the same, no longer than the reason of a close may be."""
+    said = "pages of this origin may not connect: {}; --origin or ServerSettings(origins=…) allows it"
+    room = REASON_BYTES - len(said.format("").encode())
+    return said.format(origin), said.format(origin if len(origin) <= room else f"{origin[: room - 3]}…")
+
+
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return next((name for name in offered if name == SUBPROTOCOL), None)
 
 
-def _header_token(headers: Headers) -> str | None:
-    given = headers.get_all("Authorization")
-    return bearer_token(given[0]) if len(given) == 1 else None
-
-
-def _origin_allowed(headers: Headers, origins: tuple[str, ...]) -> bool:
-    given = headers.get_all("Origin")
-    return not given or (len(given) == 1 and origin_allowed(given[0], headers.get("Host"), origins))
-
-
-async def _metrics(connection: ServerConnection) -> Response:
-    """What `PrometheusStreamObserver`, and whatever else the program counts, has in the default registry."""
-    try:
-        text, kind = await asyncio.to_thread(_scrape)  # collectors may read files
-    except ModuleNotFoundError:
-        return connection.respond(
-            HTTPStatus.NOT_FOUND,
-            "Metrics need packages that are not installed: pip install 'rollcast[metrics]'.\n",
-        )
-    response = connection.respond(HTTPStatus.OK, text)
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = kind
-    return response
-
-
-def _scrape() -> tuple[str, str]:
-    import prometheus_client  # noqa: PLC0415  (an extra)
-
-    return prometheus_client.generate_latest().decode(), prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
-
-
 def _check_address(host: Any, port: Any) -> None:
-    if not isinstance(host, str):
-        raise InputError(f"host is {host!r}; expected a name or an address; an empty one is every address")
+    if not isinstance(host, str) or set("/@?#") & set(host):
+        shown = shown_url(host) if isinstance(host, str) else host
+        raise InputError(f"host is {shown!r}; expected a name or an address; an empty one is every address")
     if not isinstance(port, int) or not 0 <= port <= 65535:
         raise InputError(f"port is {port!r}; expected a number from 0 to 65535")
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.serve.secrecy import shown_url
 
-__all__ = ["Limits", "Scope", "ServerSettings", "Token"]
+__all__ = ["SMALLEST_MESSAGE", "Limits", "Scope", "ServerSettings", "Token"]
 
-Scope = Literal["read", "control"]
+Scope = Literal["read", "control", "publish"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
+SMALLEST_MESSAGE = 16 << 10  # bytes; an event that had to be shortened must say so within them
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
@@ -22,7 +27,8 @@ class Token(msgspec.Struct, frozen=True):
 
     Attributes:
         value: what the client sends.
-        scopes: `read` to watch, `control` to cancel too.
+        scopes: `read` opens what shows runs, `control` what changes them; `publish` is kept for producers. None of them
+            includes another.
         expires_at: seconds since the epoch; None: never.
     """
 
@@ -55,8 +61,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         tokens: that open the server, beside the `token` argument. None at all: no token is asked for.
-        anonymous_scopes: what a client may do where no token is asked for.
+        anonymous_scopes: what every client may do if there are no tokens.
         insecure: listen on other addresses than loopback without a token.
+        tls_cert: a PEM file with the server's certificate and those that lead to its authority: clients connect by `wss://`.
+            None: no TLS.
+        tls_key: a PEM file with the certificate's private key; None: it is in `tls_cert`.
         origins: pages that may connect beside those that come from this server, such as `https://lab.example`.
         hosts: names under which the server is reached beside addresses, `localhost` and its own host.
         limits: what one client may do.
@@ -71,11 +80,16 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         behind_bytes: of events that a client may be behind; beyond, it is closed with 4008.
         compression: permessage-deflate for `rollcast.v1`: True, False, or None: off loopback only.
         close_s: how long a closing client may take.
+        plain_message_bytes: of a message of the plain feed, and of `rollcast.v1` for a client whose `hello` names no
+            `max_message`. Ordinary clients end the connection over a larger one than 1 MiB. A larger event is shortened, and
+            says so.
     """
 
     tokens: tuple[Token, ...] = ()
     anonymous_scopes: tuple[Scope, ...] = ("read",)
     insecure: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
@@ -90,6 +104,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     behind_bytes: Count = 16 << 20
     compression: bool | None = None
     close_s: Seconds = 5.0
+    plain_message_bytes: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] = 1 << 20
 
     def checked(self, token: str | None = None) -> ServerSettings:
         """These settings with `token` (all scopes) among the tokens.
@@ -103,8 +118,15 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
                     f"{name} of the server is one string; expected several, such as ({name[:-1]},)"
                 )
         tokens = self.tokens if token is None else (*self.tokens, Token(token, ("read", "control")))
+        files = {
+            name: os.fspath(path)
+            for name in ("tls_cert", "tls_key")
+            if isinstance(path := getattr(self, name), os.PathLike)
+        }
         try:
-            built = msgspec.to_builtins(msgspec.structs.replace(self, tokens=tokens), builtin_types=(bytes,))
+            built = msgspec.to_builtins(
+                msgspec.structs.replace(self, tokens=tokens, **files), builtin_types=(bytes,)
+            )
             settings = msgspec.convert(built, ServerSettings)
         except (msgspec.ValidationError, TypeError) as error:
             raise InputError(
@@ -116,4 +138,55 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
                     "a token of the server is empty or has spaces or characters beyond ASCII; "
                     'expected one such as python -c "import secrets; print(secrets.token_urlsafe())" makes'
                 )
-        return settings
+        if settings.tls_key is not None and settings.tls_cert is None:
+            raise InputError(
+                "tls_key of the server is given without tls_cert; give both (--tls-cert, --tls-key)"
+            )
+        return msgspec.structs.replace(
+            settings,
+            origins=tuple(map(_origin, settings.origins)),
+            hosts=tuple(map(_host_name, settings.hosts)),
+        )
+
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _origin(given: str) -> str:
+    """The origin as browsers send it.
+
+    Raises:
+        InputError: it is not one.
+    """
+    origin = given.strip().lower().removesuffix("/")
+    scheme, _, place = origin.partition("://")
+    try:
+        parts = urlsplit(origin)
+        fits = bool(parts.scheme and parts.hostname) and parts.port != 0
+        fits = fits and re.fullmatch(r"[^/?#@*\s\\]+", place) is not None
+    except ValueError:  # such as http://[, or a port that is not a number
+        fits = False
+    if not fits:
+        raise InputError(
+            f"an origin of the server (--origin, origins=…) is {shown_url(given)!r}; expected that of one page: its scheme, "
+            "host and port, such as https://lab.example or http://localhost:3000"
+        )
+    return origin.removesuffix(_DEFAULT_PORTS.get(scheme, "/"))
+
+
+def _host_name(given: str) -> str:
+    """The name as it stands in a `Host` header, without a port.
+
+    Raises:
+        InputError: it is not a name.
+    """
+    name = given.strip().lower().strip("[]").removesuffix(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        if not re.fullmatch(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", name):
+            raise InputError(
+                f"a host of the server (--host-name, hosts=…) is {shown_url(given)!r}; expected a name alone, without a port, "
+                "such as lab.example"
+            ) from None
+    return name

@@ -6,6 +6,7 @@ Each writes the chain's open trajectory, and emits what somebody wants. See `run
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from typing import Any, Protocol, Self, get_args
 
 from rollcast.aio import why_left
 from rollcast.errors import InputError
+from rollcast.failures import FailureLog, text_and_place, text_of
 from rollcast.records import (
     EventFilter,
     Message,
@@ -25,6 +27,7 @@ from rollcast.records import (
     Turn,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
+from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.records.message import safe_text
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.queue import Control, chunk_size
@@ -59,6 +62,7 @@ class RunOfChain(Protocol):
     policy_version: int
     seq: int
     open_chains: dict[str, ChainStream]
+    failures: FailureLog
 
     def chain_began(self, chain: ChainStream) -> None:
         """Count it in. The lock is held.
@@ -97,10 +101,15 @@ def checked_word(word: Any, words: Any, what: str) -> None:
 
 
 def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
-    """The payload of an `error` event."""
+    """The payload of an `error` event.
+
+    It tells where in the user's own code the exception was raised, `no such city (agent.py:12)`; not of a backend's,
+    since what an engine fails with is seldom the fault of the code that it was called through.
+    """
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
-    return {"error": str(error) or type(error).__name__, "error_type": type(error).__name__, "where": where}
+    text = text_of(error) or type(error).__name__ if where == "backend" else text_and_place(error)
+    return {"error": safe_text(text), "error_type": type(error).__name__, "where": where}
 
 
 def _checked_text(text: object) -> str:
@@ -109,7 +118,7 @@ def _checked_text(text: object) -> str:
         raise InputError(
             f"a chunk's text is {type(text).__name__}; expected a string, empty where there is none"
         )
-    return safe_text(text)
+    return safe_text(str.__str__(text))
 
 
 class ChainStream:
@@ -162,7 +171,7 @@ class ChainStream:
                     "policy_version": self.run.policy_version,
                 }
                 if self._reference is not UNSET:
-                    data["reference"] = self._reference
+                    data["reference"] = bounded_json(self._reference)
                 self.emit(T.CHAIN_START, data)
         logger.debug("%s begins", trajectory.chain_id)
         return self
@@ -203,7 +212,7 @@ class ChainStream:
                         "steps": len(trajectory.turns),
                         "completion_tokens": trajectory.completion_tokens,
                         "reward": trajectory.reward,
-                        "metrics": dict(trajectory.metrics),
+                        "metrics": bounded_fields(trajectory.metrics),
                         "duration_s": trajectory.duration_s,
                     },
                 )
@@ -250,9 +259,18 @@ class ChainStream:
         with self.lock:
             self.trajectory.messages.append(message)
 
-    def error(self, error: BaseException | str, where: str) -> None:
-        """Something failed."""
-        logger.debug("%s: %s failed: %s", self.trajectory.chain_id, where, error)
+    def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
+        """Something failed.
+
+        An exception of the user's own code is logged with its traceback, once for each place in a run.
+
+        Args:
+            error: what happened.
+            where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
+            goes_on: whether the exception is raised to the caller, who will see its traceback anyway.
+        """
+        if isinstance(error, BaseException) and not goes_on:
+            self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
             with self.lock:
                 self.emit(T.ERROR, error_data(error, where))
@@ -276,10 +294,12 @@ class ChainStream:
                 number = float(reward)  # NumPy's and torch's numbers are none of JSON's
             except (TypeError, ValueError) as error:
                 raise InputError(f"{name}'s reward is {type(reward).__name__}; expected a number") from error
+            if not math.isfinite(number):
+                raise InputError(f"{name}'s reward is {number}; expected a finite number")
             self.trajectory.reward = number
-            self.trajectory.metrics = dict(metrics or {})
+            self.trajectory.metrics = as_json(dict(metrics or {}))
             if self.live:
-                self.emit(T.REWARD, {"reward": number, "metrics": dict(metrics or {})})
+                self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
 
@@ -340,7 +360,7 @@ class ChainStream:
         targets = self.route.targets_locked(event_type)
         if targets:
             step = step or len(self.trajectory.turns) or None
-            self.run.publish(targets, event_type, self.route, data, step, self.depth)
+            self.run.publish(targets, event_type, self.route, as_json(data), step, self.depth)
 
     def snapshot_wanted(self, filter: EventFilter) -> bool:
         """Whether an observer with this filter needs to know how the chain stands."""
@@ -361,7 +381,7 @@ class ChainStream:
         }
         step = len(t.turns) or None
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), data, step, self.depth, run.seq, t.run_id, t.group_id,
+            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), as_json(data), step, self.depth, run.seq, t.run_id, t.group_id,
             run.fanout.source,
         )  # fmt: skip
 
@@ -377,7 +397,7 @@ class ChainStream:
             return
         if why_left(error) == "error" and self.trajectory.finish_reason is None:
             self.trajectory.error = str(error)
-            self.error(error, "agent")
+            self.error(error, "agent", goes_on=True)
         self.end("cancelled" if why_left(error) == "cancelled" else "error")
 
 
@@ -445,6 +465,9 @@ class GenerationStream:
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
+        if not text and not token_ids and not logprobs:
+            self._must_have_begun()
+            return  # a finish reason alone, as many backends send at last: nothing was sampled
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
@@ -555,7 +578,8 @@ class ToolStream:
             chain.tools_open[call.call_id] = self
             self._began = time.perf_counter()
             if chain.live:
-                data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": call.arguments}
+                arguments = object_or_text(call.arguments)
+                data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)
         return self
@@ -575,6 +599,8 @@ class ToolStream:
                 "str(...) or json.dumps(...) makes it"
             )
         checked_word(status, ToolStatus, "a tool call's status")
+        if observation.__class__ is not str or not observation.isascii():
+            observation = safe_text(str.__str__(observation))
         with chain.lock:
             if record.status is not None:
                 return self

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
+from rollcast.records.jsonable import described
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 
 __all__ = ["Definition", "defined", "name_of"]
@@ -62,10 +63,10 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     if not isinstance(leaf, StreamObserver):
         raise InputError(f"{outer}.leaves() gave {type(leaf).__name__} as a leaf; expected a StreamObserver")
     name = name_of(leaf)
-    try:
-        filter_ = EventFilter.coerce(wanted)
-    except InputError as error:
-        raise InputError(f"the filter of {name} is {wanted!r:.80}: {error}") from None
+    if not isinstance(wanted, EventFilter):
+        raise InputError(
+            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
+        )
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
     modes = get_args(DeliveryMode)
     if mode not in modes:
@@ -74,7 +75,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {threaded!r:.80}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    return Definition(name, filter_, mode == "lossless", threaded, loop)
+    return Definition(name, wanted, mode == "lossless", threaded, loop)
 
 
 def _read(observer: StreamObserver, name: str, attribute: str) -> Any:

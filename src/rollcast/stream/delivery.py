@@ -17,7 +17,7 @@ import msgspec
 
 from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.queue import Control, EventQueue, Item
 
 __all__ = ["Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
@@ -54,6 +54,7 @@ class Delivery(EventQueue):
 
     Attributes:
         on_wake: called, with the lock held, if something waits and nobody is reading.
+        on_bad_filter: called, with the lock held, if the filter raises, whose code may be the user's; it wants nothing then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         ended: nothing more will be put in.
         discarding: what waits is dropped instead of being handed over.
@@ -80,6 +81,7 @@ class Delivery(EventQueue):
         self.born = time.perf_counter()
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
+        self.on_bad_filter: Callable[[BaseException], object] = lambda _error: None
         self.ended = False
         self.discarding = False
         self.hook_task: asyncio.Task[None] | None = None
@@ -91,6 +93,14 @@ class Delivery(EventQueue):
         self._warned: set[str] = set()
 
     # -- the producer's side -------------------------------------------------------------------------------------------
+
+    def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether the filter lets such an event pass."""
+        try:
+            return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
+        except Exception as error:  # noqa: BLE001  (a subclass of somebody's may raise anything)
+            self.on_bad_filter(error)
+            return False
 
     def wake(self) -> None:
         """See `EventQueue.wake`."""

@@ -43,6 +43,10 @@ class OpenRun(Protocol):
         """Whether this chain is open."""
         ...
 
+    def place_in(self, chain_id: str) -> tuple[int, int] | None:
+        """Step and characters so far of the generation that is open in this chain; None if the chain is not open."""
+        ...
+
     def standing(self) -> tuple[int, int]:
         """How many chains are open, and how many tokens their open generations have."""
         ...
@@ -183,9 +187,7 @@ class Fanout:
     ) -> Targets:
         """The deliveries that want such an event."""
         with self.lock:
-            return tuple(
-                d for d in self._deliveries if d.filter.wants(event_type, chain_id, group_id, run_id)
-            )
+            return tuple(d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id))
 
     def publish_locked(self, event: StreamEvent, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""

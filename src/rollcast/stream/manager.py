@@ -7,16 +7,18 @@ import time
 import weakref
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from typing import Any, Unpack
+from typing import Unpack
 
 import msgspec
 
 from rollcast import lifetime
 from rollcast.errors import InputError
+from rollcast.failures import text_and_place
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.definition import Definition, defined, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenRun
+from rollcast.stream.handmade import HandMade
 from rollcast.stream.homes import Departures, Homes
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
@@ -36,12 +38,14 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
         completion_tokens: sampled since the manager was made, those of open generations included. Read from the
             trajectories, so that it is exact even if nobody watches tokens.
         emitted: events since the manager was made, by type. What no observer wants does not become an event.
+        refused: events made by hand that were dropped, by what was wrong.
     """
 
     open_runs: int
     open_chains: int
     completion_tokens: int
     emitted: dict[str, int]
+    refused: dict[str, int] = {}
 
 
 class StreamingManager:
@@ -73,6 +77,7 @@ class StreamingManager:
         self._departures = Departures(self.fanout)
         self._host = _Host(self, self._homes, self._departures)
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
+        self._handmade = HandMade()
         lifetime.register(self)
 
     # -- observers -----------------------------------------------------------------------------------------------------
@@ -207,7 +212,7 @@ class StreamingManager:
                 "",
                 time.time(),
                 {
-                    "error": str(error),
+                    "error": text_and_place(error),
                     "error_type": type(error).__name__,
                     "where": f"observer:{name_of(observer)}",
                 },
@@ -227,21 +232,21 @@ class StreamingManager:
     def emit(self, event: StreamEvent) -> None:
         """Give the event to the observers that want it, stamped with `seq` and `source`.
 
-        For events made by hand; producers have `run(...)`. Never waits and never raises; from any thread.
+        For events made by hand; producers have `run(...)`. What its type promises and its maker left out is filled in from
+        what the same chain said before: the `offset` of a chunk, the `call_id` of an observation. What cannot be accepted
+        is dropped, and told in one warning for each cause. Never waits and never raises; from any thread.
         """
-        self._emit(event, None)
+        with self.lock:
+            completed = self._handmade.completed(event, self._open_generation)
+            if completed is not None:
+                self._emit(completed, None)
+
+    def _open_generation(self, run_id: str, chain_id: str) -> tuple[int, int] | None:
+        """Step and characters so far of a chain that a run of this manager writes. The lock is held."""
+        run = self.fanout.runs.get(run_id)
+        return None if run is None else run.place_in(chain_id)
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
-        if not _is_sound(event):
-            logger.error("what was emitted is no sound StreamEvent and is dropped: %.200r", event)
-            return
-        given: object = event.event_type  # a plain string, if somebody made it by hand
-        if not isinstance(given, StreamEventType):
-            try:
-                event = msgspec.structs.replace(event, event_type=StreamEventType(str(given)))
-            except ValueError:
-                logger.error("an event of the unknown type %r was emitted and is dropped", given)  # noqa: TRY400
-                return
         with self.lock:
             own = self._pumps.get(without) if without is not None else None
             targets = [
@@ -334,6 +339,7 @@ class StreamingManager:
         with self.lock:
             pumps = [*self._pumps.values(), *self._departures.pumps]
             ensure_not_in_own_hook(what, (pump.delivery for pump in pumps))
+            self._handmade.tell_refused()
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
@@ -388,6 +394,7 @@ class StreamingManager:
                 open_chains=sum(chains for chains, _ in standing),
                 completion_tokens=fanout.completion_tokens + sum(tokens for _, tokens in standing),
                 emitted={event_type.value: n for event_type, n in fanout.emitted.items() if n},
+                refused=dict(self._handmade.refused),
             )
 
     def after_fork(self) -> None:
@@ -422,16 +429,3 @@ class _Host:
     def closed(self, pump: Pump) -> None:
         self._departures.remove_locked(pump)
         self._manager.fanout.forget_locked(pump.delivery)
-
-
-def _is_sound(event: Any) -> bool:
-    """Whether queues and filters can handle what somebody made by hand."""
-    if not isinstance(event, StreamEvent):
-        return False
-    data: Any = event.data
-    parts: tuple[Any, ...] = (event.chain_id, event.run_id, event.source)
-    if not (isinstance(data, dict) and all(isinstance(part, str) for part in parts)):
-        return False
-    if event.event_type != StreamEventType.LLM_GENERATION_CHUNK:
-        return True
-    return isinstance(data.get("content"), str) and isinstance(data.get("offset"), int)

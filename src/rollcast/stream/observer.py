@@ -63,7 +63,7 @@ class StreamObserver(ABC):
         Each leaf has a queue, a thread where it is threaded, and its failures to itself. After a change of what this
         returns, call `manager.refresh()`.
         """
-        return {self: EventFilter.coerce(self.filter)}
+        return {self: self.filter}
 
     def report(self, error: BaseException) -> None:
         """Tell the other observers of a failure that this one survives, as an `error` event `observer:NAME`."""

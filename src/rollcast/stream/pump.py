@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from typing import Any, Literal, Protocol, cast
 
 from rollcast.aio import call_in, follower, fulfil, running_loop, uncancel
+from rollcast.failures import place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
@@ -100,7 +101,9 @@ class Pump:
         self._suspect = False  # the observer took long once
         self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
         self._turn_ends = 0.0
+        self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
         delivery.on_wake = self.ensure_running_locked
+        delivery.on_bad_filter = self._filter_failed
 
     # -- starting and stopping: the lock is held -----------------------------------------------------------------------
 
@@ -366,13 +369,26 @@ class Pump:
         delivery = self.delivery
         delivery.failed += 1
         self.failures_in_a_row += 1
-        logger.error(
-            "%s failed on %s", delivery.reader, event.event_type if event else "a hook", exc_info=error
-        )
+        self._log(error, event.event_type if event else "a hook")
         if self.failures_in_a_row == FAILURES_TO_DETACH:
             logger.error("%s failed %d times in a row and is detached", delivery.reader, FAILURES_TO_DETACH)
             delivery.discarding = True
         self._host.failed(self, error, event)
+
+    def _filter_failed(self, error: BaseException) -> None:
+        self._log(error, "its filter")
+        self._host.failed(self, error, None)
+
+    def _log(self, error: BaseException, what: str) -> None:
+        """The traceback once for each cause, however often it fails."""
+        cause = (type(error).__name__, place_of(error))
+        if cause in self._causes:
+            logger.debug("%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error))
+        else:
+            self._causes.add(cause)
+            logger.error(
+                "%s failed on %s: %s", self.delivery.reader, what, text_and_place(error), exc_info=error
+            )
 
     def _was_slow(self, beat: _Heartbeat | None) -> None:
         """It took long: did it await, or hold the event loop? The second time we know."""

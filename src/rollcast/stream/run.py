@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypedDict
 
 from rollcast.aio import running_loop, why_left
 from rollcast.errors import InputError
+from rollcast.failures import FailureLog
 from rollcast.records import (
     EventFilter,
     Message,
@@ -30,6 +31,7 @@ from rollcast.records import (
     validated_messages,
 )
 from rollcast.records.event import RunStatus
+from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import UNSET, ChainStream, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, Route, Targets
@@ -113,6 +115,7 @@ class RunStream:
         self.chains = 0  # so far; their trajectories belong to whoever holds the chains, not to the run
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
+        self.failures = FailureLog()  # of the user's own code
         self._last_chain = ""
         self._places_seen: set[str] = set()  # of the chains and groups that filters name
         self.status: RunStatus | None = None
@@ -300,7 +303,7 @@ class RunStream:
     def _emit(self, event_type: StreamEventType, data: dict[str, Any]) -> None:
         targets = self._route.targets_locked(event_type)
         if targets:
-            self.publish(targets, event_type, self._route, data, None)
+            self.publish(targets, event_type, self._route, as_json(data), None)
 
     def publish(
         self,
@@ -335,6 +338,14 @@ class RunStream:
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
+
+    def place_in(self, chain_id: str) -> tuple[int, int] | None:
+        """See `OpenRun.place_in`."""
+        chain = self.open_chains.get(chain_id)
+        if chain is None:
+            return None
+        turn = chain.trajectory.open_turn
+        return len(chain.trajectory.turns), 0 if turn is None else turn.chars
 
     def standing(self) -> tuple[int, int]:
         """See `OpenRun.standing`."""

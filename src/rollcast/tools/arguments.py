@@ -1,38 +1,23 @@
-"""A function's parameters as a JSON Schema for the model, and the model's arguments as checked Python values."""
+"""The model's arguments as checked Python values."""
 
 from __future__ import annotations
 
-import inspect
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import griffe
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
-from pydantic.errors import PydanticUserError
-from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic import BaseModel, ValidationError
 
-from rollcast.errors import InputError, ToolDefinitionError
+from rollcast.errors import InputError
 from rollcast.tools.context import Injected
 from rollcast.tools.observation import one_line, safe_text
 
-__all__ = ["Arguments", "ArgumentsError", "arguments_of"]
+__all__ = ["Arguments", "ArgumentsError"]
 
 
 class ArgumentsError(Exception):
     """The model's arguments do not fit; the message says so in one line for the model."""
-
-
-class _Schema(GenerateJsonSchema):
-    """Without titles, which repeat the names; a default that JSON cannot hold is left out without a warning."""
-
-    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  (pydantic's own form)
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -46,6 +31,7 @@ class Arguments:
         model: validates; its fields are `p0 …` with the parameters' names as aliases, so that any name will do.
         names: parameter by field.
         optional: parameters that have a default, which the function itself fills in.
+        given: the schema as it was given, if it was not made of the function.
     """
 
     schema: dict[str, Any]
@@ -54,6 +40,7 @@ class Arguments:
     model: type[BaseModel]
     names: Mapping[str, str]
     optional: frozenset[str]
+    given: Mapping[str, Any] | None = None
 
     def bind(self, tool: str, given: Mapping[str, Any] | str, context: Injected | None) -> dict[str, Any]:
         """Keyword arguments for the function.
@@ -84,6 +71,7 @@ class Arguments:
             for field, name in self.names.items()
             if field in checked.model_fields_set or name not in self.optional
         }
+        keywords |= self._extra(tool, checked)
         for name, kind in self.injected.items():
             if isinstance(context, kind):
                 keywords[name] = context
@@ -117,6 +105,14 @@ class Arguments:
         required = self.schema["required"] or list(self.schema["properties"])
         return required[0] if len(required) == 1 else None
 
+    def _extra(self, tool: str, checked: BaseModel) -> dict[str, Any]:
+        """What goes into the function's `**kwargs`."""
+        extra = checked.model_extra or {}
+        hidden = next((name for name in self.injected if name in extra), None)
+        if hidden is not None:  # only the rollout gives it
+            raise ArgumentsError(f"error: {tool} has no argument {hidden!r}")
+        return {safe_text(name): value for name, value in extra.items()}
+
     def _checked(self, given: Mapping[str, Any]) -> BaseModel:
         """Strings are read as JSON where their parameters take none: formats without types write every value so."""
         try:
@@ -137,6 +133,8 @@ class Arguments:
         problems = error.errors(include_url=False, include_context=False)
         extra = [p for p in problems if p["type"] == "extra_forbidden" and len(p["loc"]) == 1]
         problem = extra[0] if extra else problems[0]
+        if not problem["loc"]:
+            return one_line(f"error: the arguments of {tool}: {problem['msg'].removeprefix('Value error, ')}")
         where = one_line(safe_text(".".join(map(str, problem["loc"]))), 60)
         if extra:
             known = ", ".join(f"{name} ({self._kind(name)})" for name in self.names.values())
@@ -184,7 +182,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return _short(schema["const"])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(_kind, schema["anyOf"])))
-    return str(schema.get("type", "object" if "$ref" in schema else "any"))
+    kinds = schema.get("type", "object" if "$ref" in schema else "any")
+    return " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
 
 
 def _short(value: Any) -> str:
@@ -192,150 +191,3 @@ def _short(value: Any) -> str:
         return one_line(repr(value), 40)
     except Exception:  # noqa: BLE001  (a value of the tool's own types may have a `__repr__` that raises)
         return type(value).__name__
-
-
-def arguments_of(function: Callable[..., Any], tool: str) -> Arguments:
-    """The parameters of the function that becomes this tool.
-
-    Raises:
-        ToolDefinitionError: one of them cannot be described to a model.
-    """
-    parameters = _parameters(function, tool)
-    hints = _hints(function, tool)
-    summary, texts = _docstring(function)
-    fields: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    injected: dict[str, type[Injected]] = {}
-    for parameter in parameters:
-        name = parameter.name
-        if name not in hints:
-            raise ToolDefinitionError(_untyped(tool, name))
-        kind = _injected(hints[name])
-        if kind is not None:
-            injected[name] = kind
-            continue
-        field = f"p{len(fields)}"
-        names[field] = name
-        fields[field] = (hints[name], _field(parameter, hints[name], texts.get(name)))
-    model, schema = _model(fields, names, tool)
-    optional = frozenset(
-        p.name for p in parameters if p.default is not p.empty and not isinstance(p.default, FieldInfo)
-    )
-    return Arguments(schema, summary, injected, model, names, optional)
-
-
-def _parameters(function: Callable[..., Any], tool: str) -> list[inspect.Parameter]:
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        raise ToolDefinitionError(
-            f"tool {tool!r} has no signature that can be read; wrap it in a function with typed parameters"
-        ) from None
-    for p in parameters:
-        if p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD}:
-            stars = "*" if p.kind is p.VAR_POSITIONAL else "**"
-            raise ToolDefinitionError(
-                f"tool {tool!r} takes {stars}{p.name}, which cannot be described to a model; name each parameter"
-            )
-        if p.kind is p.POSITIONAL_ONLY:
-            raise ToolDefinitionError(
-                f"tool {tool!r} has the positional-only parameter {p.name!r}; a model gives arguments by name, so "
-                "let it be given by name"
-            )
-    return parameters
-
-
-def _hints(function: Callable[..., Any], tool: str) -> dict[str, Any]:
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
-    if not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
-        function = type(function).__call__
-    try:
-        return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise ToolDefinitionError(
-            f"the types of tool {tool!r} cannot be resolved: {error}; import them at the top of its module"
-        ) from None
-
-
-def _untyped(tool: str, name: str) -> str:
-    if name in {"self", "cls"}:
-        return (
-            f"tool {tool!r} is a method without its object (it has the parameter {name!r}); make a tool of the "
-            "bound method: tool(thing.method)"
-        )
-    return f"tool {tool!r} has the parameter {name!r} without a type; annotate it, as in {name}: str"
-
-
-def _injected(annotation: Any) -> type[Injected] | None:
-    if isinstance(annotation, type):
-        return annotation if issubclass(annotation, Injected) else None
-    origin = get_origin(annotation)
-    inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
-    if origin not in {Annotated, Union, types.UnionType}:
-        return None
-    return next((kind for kind in map(_injected, inner) if kind is not None), None)
-
-
-def _field(parameter: inspect.Parameter, annotation: Any, text: str | None) -> FieldInfo:
-    """The parameter's alias and default, and its description where `Annotated` has none."""
-    extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    described = any(isinstance(e, FieldInfo) and e.description for e in extras)
-    own = next((e for e in extras if isinstance(e, str)), None)
-    settings: dict[str, Any] = {"alias": parameter.name}
-    if not described and (own or text):
-        settings["description"] = own or text
-    if isinstance(parameter.default, FieldInfo):
-        return FieldInfo.merge_field_infos(Field(**settings), parameter.default, alias=parameter.name)
-    if parameter.default is not parameter.empty:
-        settings["default"] = parameter.default
-    field: FieldInfo = Field(**settings)
-    return field
-
-
-def _model(
-    fields: dict[str, Any], names: Mapping[str, str], tool: str
-) -> tuple[type[BaseModel], dict[str, Any]]:
-    try:
-        model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
-        schema = model.model_json_schema(schema_generator=_Schema)
-    except (PydanticUserError, TypeError, NameError) as error:
-        raise ToolDefinitionError(_indescribable(fields, names, tool, error)) from None
-    head = {
-        "type": "object",
-        "properties": schema.get("properties", {}),
-        "required": schema.get("required", []),
-    }
-    return model, head | {key: value for key, value in schema.items() if key not in {*head, "title"}}
-
-
-def _indescribable(fields: dict[str, Any], names: Mapping[str, str], tool: str, error: Exception) -> str:
-    for field, (annotation, _) in fields.items():
-        try:
-            TypeAdapter(annotation).json_schema(schema_generator=_Schema)
-        except (PydanticUserError, TypeError, NameError) as cause:
-            kind = getattr(annotation, "__name__", str(annotation))
-            return (
-                f"tool {tool!r} has the parameter {names[field]!r} of type {kind}, which has no JSON Schema "
-                f"({one_line(str(cause), 120)}); use types that JSON has, or a pydantic model"
-            )
-    return f"the parameters of tool {tool!r} cannot be described: {one_line(str(error), 200)}; use types that JSON has"
-
-
-_QUIET: Any = {style: {"warnings": False} for style in ("google", "numpy", "sphinx")}
-
-
-def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """The text before the sections, and the text of each parameter; Google's, NumPy's or Sphinx's style."""
-    text = inspect.getdoc(function)
-    if not text or not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
-        return "", {}
-    sections = griffe.Docstring(text, lineno=1).parse("auto", default="google", per_style_options=_QUIET)
-    summary = next((str(s.value).strip() for s in sections if s.kind is griffe.DocstringSectionKind.text), "")
-    texts = {
-        parameter.name: " ".join(parameter.description.split())
-        for section in sections
-        if section.kind is griffe.DocstringSectionKind.parameters
-        for parameter in section.value
-    }
-    return summary, texts

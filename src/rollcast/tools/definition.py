@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from typing import Any, overload
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self, overload
 
 from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
-from rollcast.tools.arguments import Arguments, ArgumentsError, arguments_of
+from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
-from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
+from rollcast.tools.copying import reduced
+from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
 from rollcast.tools.image import Image
+from rollcast.tools.json_schema import schema_arguments
 from rollcast.tools.observation import CannotShow, Output, as_text, bounded, failure_text
+from rollcast.tools.signature import arguments_of
 
 __all__ = ["Tool", "ToolResult", "tool"]
 
@@ -81,7 +85,7 @@ class Tool:
         given: dict[str, Any] = vars(self)
         if not (isinstance(given["name"], str) and _NAME.fullmatch(self.name)):
             raise ToolDefinitionError(
-                f"a tool is named {self.name!r}; a name has 1 to 64 letters, digits, _ and -"
+                f"a tool is named {self.name!r}; a name has 1 to 64 letters, digits, _ and -: give it another, name=…"
             )
         if self.timeout is not None and not (isinstance(given["timeout"], int | float) and self.timeout > 0):
             raise ToolDefinitionError(
@@ -106,6 +110,61 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"Tool({self.name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self, self.function, _made, self._settings | {"given": self.arguments.given})
+
+    def __copy__(self) -> Self:
+        return self  # it does not change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        function = copy.deepcopy(self.function, memo)
+        return self if function is self.function else replace(self, function=function)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"function", "arguments"}
+        }
+
+    @classmethod
+    def from_schema(
+        cls,
+        name: str,
+        description: str | None,
+        parameters: Mapping[str, Any] | None,
+        call: Callable[..., Any],
+        *,
+        terminal: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        max_output: int = DEFAULT_MAX_OUTPUT,
+        inline: bool = False,
+    ) -> Self:
+        """A tool that a JSON Schema describes, such as one of an MCP server.
+
+        What the model writes is checked against the schema, by its own draft (2020-12 if it names none) and without
+        fetching anything. Defaults are not filled in, and formats, such as `email`, are not checked.
+
+        Args:
+            name: how the model calls it.
+            description: what the model reads of it.
+            parameters: JSON Schema of an object, as MCP's `inputSchema` and OpenAI's `parameters` are; None if it takes
+                no arguments.
+            call: gets the arguments that the model gave, by name; sync or async, or a plain function that gives a
+                coroutine. A parameter of it that is annotated with `ChainContext` gets the chain's.
+            terminal: its call ends the chain.
+            timeout: seconds, or None for no limit.
+            max_output: of an observation, in characters.
+            inline: run a plain `call` in the event loop, as with `tool`.
+
+        Raises:
+            ToolDefinitionError: the schema is none of an object, or the call does not take what it allows.
+        """
+        if isinstance(call, Tool):
+            call = call.function
+        arguments = schema_arguments(str(name), parameters, call)
+        text = "" if description is None else inspect.cleandoc(description)
+        return cls(call, arguments, name, text, terminal, timeout, max_output, inline)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -143,21 +202,12 @@ class Tool:
             keywords = self.arguments.bind(self.name, arguments, context)
         except ArgumentsError as error:
             return ToolResult(bounded(str(error), self.max_output), "error", time.perf_counter() - begin)
-        if self.inline:
-            output = Output(self.max_output, on_partial)
-            status, text = _run_sync(self.function, keywords, output)
-            return _result(text, status, begin, output)
-        if is_async(self.function):
-            output = Output(self.max_output, on_partial)
-            running = in_task(
-                _run_async(self.function, keywords, output), f"tool {self.name!r}", self.timeout
-            )
-        else:
-            output = Output(self.max_output, _across_threads(on_partial))
-            work = functools.partial(_run_sync, self.function, keywords, output)
-            running = in_thread(work, f"rollcast-tool-{self.name}", self.timeout)
+        output = Output(self.max_output, on_partial)
         try:
-            status, text = await running
+            if is_async(self.function):
+                status, text = await self._in_loop(_run_async(self.function, keywords, output), self.timeout)
+            else:
+                status, text = await self._sync(keywords, output, begin)
         except OutOfTime:
             late = f"{self.name} timed out after {self.timeout:g} s"
             status, text = "timeout", output.after(f"error: {late}")
@@ -167,6 +217,29 @@ class Tool:
         finally:
             output.close()
         return _result(text, status, begin, output)
+
+    async def _sync(self, keywords: dict[str, Any], output: Output, begin: float) -> tuple[ToolStatus, str]:
+        """Run a plain function, and in the event loop the coroutine that a wrapper of an async function gives."""
+        work = functools.partial(_run_sync, self.function, keywords, output, awaits=self._wraps_async)
+        if self.inline:
+            outcome = work()
+        else:
+            output.deliver = _across_threads(output.deliver)
+            outcome = await in_thread(work, f"rollcast-tool-{self.name}", self.timeout)
+        if not isinstance(outcome, _Unfinished):
+            return outcome
+        left = None if self.timeout is None else max(0.0, self.timeout - (time.perf_counter() - begin))
+        return await self._in_loop(_run_async(lambda: outcome.value, {}, output), left)
+
+    async def _in_loop(
+        self, running: Coroutine[Any, Any, tuple[ToolStatus, str]], seconds: float | None
+    ) -> tuple[ToolStatus, str]:
+        return await in_task(running, f"tool {self.name!r}", seconds)
+
+    @functools.cached_property
+    def _wraps_async(self) -> bool:
+        """Whether a coroutine that the plain function gives is to be awaited, rather than a mistake."""
+        return self.arguments.given is not None or is_async(inspect.unwrap(self.function))
 
 
 def _result(text: str, status: ToolStatus, begin: float, output: Output) -> ToolResult:
@@ -185,9 +258,15 @@ def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str
     return deliver
 
 
+class _Unfinished(NamedTuple):
+    """What a plain function gave that only an event loop can finish."""
+
+    value: Any
+
+
 def _run_sync(
-    function: Callable[..., Any], keywords: dict[str, Any], output: Output
-) -> tuple[ToolStatus, str]:
+    function: Callable[..., Any], keywords: dict[str, Any], output: Output, *, awaits: bool
+) -> tuple[ToolStatus, str] | _Unfinished:
     """In a worker thread, or inline."""
     try:
         value = function(**keywords)
@@ -195,14 +274,16 @@ def _run_sync(
             value = _drained(value, output)
             if value is None:
                 return "success", output.text
+        if awaits and output.open and (inspect.isawaitable(value) or isinstance(value, AsyncGenerator)):
+            return _Unfinished(value)
         if inspect.iscoroutine(value):
             value.close()
             raise CannotShow("the result is a coroutine; define the tool with `async def`")
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001  (the tool's failure, whatever it is)
-        return "error", _failure(error, output)
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        return "error", _failure(error, output)  # the tool's failure, whatever it is
 
 
 def _drained(generator: Generator[Any, Any, Any], output: Output) -> Any:
@@ -224,7 +305,7 @@ async def _run_async(
 ) -> tuple[ToolStatus, str]:
     try:
         value = function(**keywords)
-        if inspect.iscoroutine(value):
+        if inspect.isawaitable(value):
             value = await value
         if isinstance(value, AsyncGenerator):
             async with aclosing(value) as pieces:
@@ -233,16 +314,26 @@ async def _run_async(
                         output.add_value(piece)
             return "success", output.text
         return "success", bounded(as_text(value, output.keep), output.limit)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         raise
-    except BaseException as error:  # noqa: BLE001  (a tool's failure is an observation, sys.exit() too)
-        return "error", _failure(error, output)
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        return "error", _failure(error, output)  # the tool's failure, sys.exit() too
 
 
 def _failure(error: BaseException, output: Output) -> str:
     if not isinstance(error, ToolError):
         output.failure = error
     return output.after(f"error: {error}" if isinstance(error, CannotShow) else failure_text(error))
+
+
+def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
+    """The tool again, in another process."""
+    settings = dict(settings)
+    name, given = settings["name"], settings.pop("given")
+    arguments = arguments_of(function, name) if given is None else schema_arguments(name, given, function)
+    return Tool(function, arguments, **settings)
 
 
 @overload
@@ -311,6 +402,8 @@ def tool(
             max_output=max_output,
             inline=inline,
         )
+    if isinstance(function, staticmethod):
+        function = function.__func__
     known = name or _name_of(function)
     arguments = arguments_of(function, known)
     text = arguments.summary if description is None else inspect.cleandoc(description)

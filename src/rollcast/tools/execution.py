@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dis
 import functools
 import inspect
 import logging
 import os
 import queue
+import signal
 import threading
+import types
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["CancelledItself", "OutOfTime", "in_task", "in_thread", "is_async"]
+__all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_task", "in_thread", "is_async"]
 
 RUNNING_LIMIT = 256
 """Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
@@ -43,6 +46,13 @@ class CancelledItself(Exception):
     """The function raised CancelledError though nobody cancelled the call."""
 
 
+class StoppedItself(Exception):
+    """The function raised what stops a program, KeyboardInterrupt or GeneratorExit, of its own accord: its cause."""
+
+
+_STOPS = (KeyboardInterrupt, GeneratorExit)
+
+
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether it gives a coroutine or an async generator; partials and objects with an async `__call__` too."""
     while isinstance(function, functools.partial):
@@ -50,6 +60,33 @@ def is_async(function: Callable[..., Any]) -> bool:
     if not inspect.isroutine(function):
         function = type(function).__call__
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def by_signal(error: BaseException) -> bool:
+    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
+
+    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
+    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread handles signals
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    trace, last = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace, last = trace.tb_next, trace
+    if type(error) is not KeyboardInterrupt or last is None:
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
+
+
+def _code(handler: Any) -> types.CodeType | None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = getattr(handler, "__func__", handler)
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
 
 
 # ---------------------------------------------------------------------------------------------------- coroutines
@@ -68,8 +105,9 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
     Raises:
         OutOfTime: it took longer. It was cancelled then, and left behind where it ignored that for a second.
         CancelledItself: it raised CancelledError of its own accord.
+        StoppedItself: it raised KeyboardInterrupt or GeneratorExit of its own accord.
     """
-    task = asyncio.create_task(coroutine)
+    task = asyncio.create_task(_contained(coroutine))
     try:
         await asyncio.wait((task,), timeout=seconds)
     except asyncio.CancelledError:
@@ -81,6 +119,16 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
     if task.cancelled():
         raise CancelledItself
     return task.result()
+
+
+async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What it returns or raises; a task that raises KeyboardInterrupt would stop the event loop."""
+    try:
+        return await coroutine
+    except _STOPS as error:
+        if by_signal(error):
+            raise
+        raise StoppedItself from error
 
 
 async def _stop(task: asyncio.Task[Any], name: str) -> None:
@@ -113,6 +161,8 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
 
     Raises:
         OutOfTime: it took longer; a warning names the thread.
+        CancelledItself: it raised CancelledError.
+        StoppedItself: it raised KeyboardInterrupt or GeneratorExit.
     """
     job = _Job(function, name)
     _threads.submit(job)
@@ -141,6 +191,8 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     value, error = job.done.result()
     if isinstance(error, asyncio.CancelledError):
         raise CancelledItself from error
+    if isinstance(error, _STOPS):
+        raise StoppedItself from error
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]  # the job's function returned it

@@ -62,7 +62,7 @@ def as_image(value: Any) -> Image | None:
         return value
     if isinstance(value, bytes | bytearray):
         return None if _kind(value) is None else Image(bytes(value))
-    if callable(getattr(value, "save", None)) and isinstance(getattr(value, "size", None), tuple):
+    if callable(getattr(type(value), "save", None)) and isinstance(getattr(value, "size", None), tuple):
         file = io.BytesIO()
         value.save(file, format="PNG")
         return Image(file.getvalue())

@@ -65,8 +65,9 @@ def _image(value: Any) -> Image | None:
 
 
 def _plain(value: Any) -> Any:
-    if callable(getattr(value, "tolist", None)):  # NumPy, torch
-        return value.tolist()
+    for name in ("tolist", "to_list", "to_pylist", "to_dict"):  # NumPy and torch, Polars, Arrow, pandas
+        if callable(getattr(type(value), name, None)):
+            return getattr(value, name)()
     raise CannotShow(f"the result is or holds a {type(value).__name__}, which is neither text nor JSON")
 
 
@@ -96,13 +97,15 @@ def failure_text(error: BaseException) -> str:
     if isinstance(error, ToolError):
         return text if text.startswith("error: ") else f"error: {text}"
     kind = type(error).__name__
+    if isinstance(error, BaseExceptionGroup):  # its own text says how many there are, and not what
+        text = f"{one_line(text, 120)}: {failure_text(error.exceptions[0]).removeprefix('error: ')}"
     return f"error: {kind}: {one_line(text)}" if text.strip() else f"error: {kind}"
 
 
 def _exception_text(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
+        return str.__str__(str(error))
+    except BaseException:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
         return ""
 
 

@@ -22,6 +22,11 @@ def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
         raise ToolDefinitionError(f"tools is {tools!r}; expected a list of tools, as in tools=[it]")
     by_name: dict[str, Tool] = {}
     for item in tools:
+        if isinstance(item, Mapping):
+            raise ToolDefinitionError(
+                f"{one_line(repr(item), 80)} describes a tool and calls nothing; make one of it: "
+                "Tool.from_schema(name, description, parameters, call)"
+            )
         if not callable(item):
             raise ToolDefinitionError(
                 f"{item!r} is not a function; make a tool of a function or a bound method"

@@ -1,11 +1,11 @@
 """Folders from which training goes on, and which play: written beside, then renamed, so that they are whole or not there.
 
     out/step-000040/    config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
-                        trainer.json trainer.state
+                        trainer.json trainer.state checksums.json
 
 The first line's files are a Qwen3 checkpoint that transformers, vLLM and `TinyBackend` load; the second's are what else
-training needs (a safetensors file too, under a name that loaders of weights do not look for). The newest two are kept, and the
-best. There is no state of a random generator among it: questions, rollouts and minibatches depend on the seed and the number of
+training needs (a safetensors file too, under a name that loaders of weights do not look for), and the SHA-256 of all of them,
+which going on and loading compare. The newest two are kept, and the best. There is no state of a random generator among it: questions, rollouts and minibatches depend on the seed and the number of
 the step alone.
 """
 
@@ -27,7 +27,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rollcast.errors import CheckpointError, InputError
+from rollcast.models.checksums import CHECKSUMS, has_checksums, replace_checked, write_checksums
 from rollcast.models.tiny.weights import Array, ModelConfig, parameter_shapes, read_config, read_safetensors
+from rollcast.train.resumable import damage_of, remedy_for
 
 try:
     import fcntl
@@ -106,17 +108,20 @@ class Checkpoints:
             CheckpointError: it cannot be written; the others are as they were.
         """
         folder, beside = self.folder(step), self.out / f".step-{step:06d}.new"
-        told = msgspec.json.format(msgspec.json.encode({"format": _FORMAT, "step": step, **about}), indent=1)
+        summed = not folder.exists() or has_checksums(folder)
+        told = {"format": _FORMAT, "step": step, "checksums": summed, **about}
         with self._writing(beside):
             self.out.mkdir(parents=True, exist_ok=True)
             self._delete_leftovers()
             beside.mkdir()
-            _write(beside / "trainer.json", told)
+            _write(beside / "trainer.json", msgspec.json.format(msgspec.json.encode(told), indent=1))
             if folder.exists():
-                (beside / "trainer.json").replace(folder / "trainer.json")
+                replace_checked(folder, beside / "trainer.json")
                 _sync(folder)
             else:
                 self._fill(beside, weights, state)
+                write_checksums(beside, folder.name)
+                _sync(beside)
                 beside.rename(folder)
                 _sync(self.out)
             self._prune(best)
@@ -128,7 +133,6 @@ class Checkpoints:
         _write(folder / "config.json", self._config)
         _write(folder / "model.safetensors", safetensors_bytes(weights))
         _write(folder / "trainer.state", safetensors_bytes(state))
-        _sync(folder)
 
     def load(self, model: ModelConfig, step: int | None = None) -> Checkpoint:
         """The newest checkpoint, or that of a step.
@@ -146,16 +150,18 @@ class Checkpoints:
                 f"{self.out} has no checkpoint; expected a folder such as step-000040 in it"
             )
         folder = self.folder(steps[-1] if step is None else step)
+        others = [self.folder(s) for s in steps]
+        damage = damage_of(folder, others)
         try:
-            return _read(folder, model)
+            found = _read(folder, model)
+            if damage is not None:
+                raise InputError(damage)
         except InputError as error:
-            others = [s for s in steps if self.folder(s) != folder]
-            remedy = (
-                f"delete {folder.name} to go on from {self.folder(others[-1]).name}"
-                if others
-                else "train anew"
-            )
-            raise CheckpointError(f"the checkpoint {folder} cannot be used: {error}; {remedy}") from error
+            wrong = f"{error}" if damage in (None, str(error)) else f"{error} ({damage})"
+            raise CheckpointError(
+                f"the checkpoint {folder} cannot be used: {wrong}; {remedy_for(folder, others)}"
+            ) from error
+        return found
 
     def _prune(self, best: int | None) -> None:
         steps = self.steps()
@@ -175,14 +181,14 @@ class Checkpoints:
         """Failures as a sentence; what was half written is deleted."""
         try:
             yield
-        except OSError as error:
+        except (OSError, InputError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             remedy = "make room, or give another folder"
             with suppress(OSError):
                 if self.steps():
                     remedy = "the earlier ones are whole: make room, and resume from them"
             raise CheckpointError(
-                f"the checkpoint in {self.out} cannot be written: {error.strerror or error}; {remedy}"
+                f"the checkpoint in {self.out} cannot be written: {getattr(error, 'strerror', None) or error}; {remedy}"
             ) from error
 
 
@@ -253,6 +259,8 @@ def _read(folder: Path, model: ModelConfig) -> Checkpoint:
         raise InputError(f"{path.name} cannot be read ({error})") from error
     if version != _FORMAT:
         raise InputError(f"{path.name} has format {version}; this version reads {_FORMAT}")
+    if about.get("checksums") and not has_checksums(folder):
+        raise InputError(f"its {CHECKSUMS} is missing")
     weights = read_safetensors(folder / "model.safetensors")
     for name, shape in parameter_shapes(model).items():
         if name not in weights or weights[name].shape != shape:

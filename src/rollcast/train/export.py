@@ -13,6 +13,7 @@ import msgspec
 import rollcast
 from rollcast.errors import InputError
 from rollcast.records import Message, Trajectory
+from rollcast.records.jsonable import as_json
 from rollcast.records.trajectory import Segment, ToolRecord, Turn
 
 __all__ = ["ATIF_VERSION", "Forked", "sequence_of", "to_atif", "to_trl", "to_verl"]
@@ -117,7 +118,7 @@ def to_verl(trajectory: Trajectory, *, forked: Forked = "error") -> dict[str, An
         "response_mask": response_mask,
         "response_logprobs": response_logprobs,
         "reward_score": trajectory.reward,
-        "num_turns": sum(message["role"] != "system" for message in trajectory.messages),
+        "num_turns": sum(message["role"] not in ("system", "developer") for message in trajectory.messages),
         "metrics": {
             "generate_sequences": sum(turn.duration_s or 0.0 for turn in trajectory.turns),
             "tool_calls": sum(record.duration_s or 0.0 for record in trajectory.tool_calls),
@@ -189,7 +190,7 @@ def to_atif(
         "final_metrics": final,
         "extra": {name: value for name, value in about.items() if value is not None},
     }
-    built: dict[str, Any] = msgspec.to_builtins(document)
+    built: dict[str, Any] = msgspec.to_builtins(as_json(document))
     return built
 
 

@@ -20,16 +20,18 @@ import msgspec
 
 from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RolloutCancelledError
 from rollcast.models import Sampling
+from rollcast.models.checksums import write_checksums
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
 from rollcast.stream.run import RunStream, new_run_id
 from rollcast.train.export import Forked, to_trl
+from rollcast.train.resumable import check_resumable, numbered
 from rollcast.train.scored import check_scored
 
 try:
-    import accelerate  # noqa: F401  (TRL would say of each in another way that it is missing)
+    import accelerate  # TRL would say of each in another way that it is missing
     import transformers
     from datasets import Dataset
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -123,8 +125,10 @@ class Rollouts:
         cancelling a rollout, this process.
 
         Raises:
+            CheckpointError: the checkpoint to resume from is not what was saved.
             Exception: what the trainer raises, but for `RolloutCancelledError` where there is one process.
         """
+        _check_checkpoint(trainer, resume_from_checkpoint)
         callback = self.callback
         alone = trainer.accelerator.num_processes == 1  # the others would wait for this one
         try:
@@ -183,7 +187,7 @@ class Rollouts:
                 f"the prompt {_shown(prompt)} is none of the {len(self._rows)} rows that make_rollout_func was given; add it there, "
                 "or use train_dataset=rollouts.train_dataset"
             )
-        if any(self._rows[number] != self._rows[numbers[0]] for number in numbers):
+        if not all(_is_same(self._rows[number], self._rows[numbers[0]]) for number in numbers):
             raise InputError(
                 f"rows {numbers[0]} and {numbers[-1]} both begin with {_shown(prompt)}, and their other fields differ, so a prompt "
                 "alone does not tell which is meant; use train_dataset=rollouts.train_dataset, which carries their numbers"
@@ -318,6 +322,12 @@ class _Events(transformers.TrainerCallback):
         if "loss" in logs and self._chains:
             event.data["chains"], self._chains = self._chains, {}
         self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self.run_id))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        if args.world_size > 1:  # each process writes a file of its own
+            accelerate.PartialState().wait_for_everyone()
+        _note_checksums(args, int(state.global_step))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
@@ -479,6 +489,21 @@ def _fingerprint(messages: Sequence[Any]) -> bytes:
     return msgspec.json.encode(_without_none(messages), order="sorted")
 
 
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows hold the same; fields that cannot be compared, such as arrays, are the same if they are one object."""
+    if one.keys() != other.keys():
+        return False
+    for name, value in one.items():
+        if value is other[name]:
+            continue
+        try:
+            if not bool(value == other[name]):
+                return False
+        except Exception:  # noqa: BLE001  (arrays of several, and whatever else a user's objects raise)
+            return False
+    return True
+
+
 def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_none(item) for name, item in value.items() if item is not None}
@@ -525,12 +550,31 @@ def _save_last_step(trainer: Any) -> None:
     A step begins with its rollouts, so that nothing of the next one has happened to weights and moments.
     """
     step = trainer.state.global_step
-    if step and trainer.args.save_strategy != "no" and not _checkpoint_of(trainer, step).is_dir():
+    if step and trainer.args.save_strategy != "no" and not _checkpoint_of(trainer.args, step).is_dir():
         trainer._save_checkpoint(trainer.model, trial=None)  # noqa: SLF001  (transformers has no other way to save all of it)
+        _note_checksums(trainer.args, step)
 
 
-def _checkpoint_of(trainer: Any, step: int) -> Path:
-    return Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+def _checkpoint_of(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def _note_checksums(args: Any, step: int) -> None:
+    """The trainer has written all files of a checkpoint: note what they are."""
+    folder = _checkpoint_of(args, step)
+    if args.should_save and folder.is_dir():
+        write_checksums(folder)
+
+
+def _check_checkpoint(trainer: Any, resume: str | bool | None) -> None:
+    """Refuse to resume from a checkpoint whose files are not what was saved. The trainer finds the others' faults."""
+    if not resume:
+        return
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    here = numbered(Path(trainer.args.output_dir), prefix)
+    folder = (here[-1] if here else None) if resume is True else Path(resume)
+    if folder is not None and folder.is_dir():
+        check_resumable(folder, numbered(folder.absolute().parent, prefix))
 
 
 def _advantages(trainer: Any, count: int) -> list[float]:

@@ -1,6 +1,8 @@
 import asyncio
+import errno
 import io
 import itertools
+import os
 import time
 
 import pyte
@@ -187,3 +189,30 @@ def eventually():
 @pytest.fixture(autouse=True)
 def blocking_calls_fail():
     """Threaded observers may block: the manager gives them a thread. Here they are driven in the test's own loop."""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "events.jsonl"
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that can be filled: `disk.room` bytes are left on it, None for enough."""
+
+    class Disk:
+        room = None
+        write = staticmethod(os.write)
+
+        def __call__(self, fd, data):
+            if self.room is None or fd <= 2:
+                return self.write(fd, data)
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = self.write(fd, bytes(data[: self.room]))
+            self.room -= taken
+            return taken
+
+    disk = Disk()
+    monkeypatch.setattr(os, "write", disk)
+    return disk

@@ -14,33 +14,6 @@ from rollcast.records import StreamEvent, check_events, decode
 from rollcast.stream.observers import JSONStreamObserver
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "events.jsonl"
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    """A disk that can be filled: `disk.room` bytes are left on it, None for enough."""
-
-    class Disk:
-        room = None
-        write = staticmethod(os.write)
-
-        def __call__(self, fd, data):
-            if self.room is None or fd <= 2:
-                return self.write(fd, data)
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            taken = self.write(fd, bytes(data[: self.room]))
-            self.room -= taken
-            return taken
-
-    disk = Disk()
-    monkeypatch.setattr(os, "write", disk)
-    return disk
-
-
 class Reporting(JSONStreamObserver):
     """Keeps what it reports."""
 
@@ -247,19 +220,21 @@ async def test_a_folder_that_goes_away_is_no_more_than_that(events, tmp_path):
     assert [e.event_type for e in read(folder / "events.jsonl")] == ["gap", "chain_end"]
 
 
-@pytest.mark.parametrize("value", [object(), "\ud800", {3: object()}])
-async def test_an_event_that_is_not_json_is_replaced_and_the_others_are_written(events, path, value):
-    """An error event stands in its place, with its seq."""
+@pytest.mark.parametrize(
+    ("value", "said"), [(object(), "<object>"), ("\ud800", "\ufffd"), ({3: object()}, {"3": "<object>"})]
+)
+async def test_what_json_cannot_hold_is_described_and_the_others_are_written(events, path, value, said):
+    """The event stands in its place, with its seq."""
     bad = events("reward", "chain_0", reward=1.0, metrics={"m": value})
     before, after = events.start("chain_0"), events.end("chain_0")
     observer = JSONStreamObserver(path)
-    await observer.on_batch([before, bad, StreamEvent("reward", "\ud800", 0.0, {"x": value}), after])
+    await observer.on_batch([before, bad, StreamEvent("reward", "\ud800", 0.0, bad.data), after])
     await observer.aclose()
-    first, error, other, last = read(path)
+    first, told, other, last = read(path)
     assert (first, last) == (before, after)
-    assert (error.event_type, error.seq, error.chain_id) == ("error", bad.seq, "chain_0")
-    assert error.data["where"] == "observer:JSONStreamObserver"
-    assert other.chain_id == "\\ud800"
+    assert (told.event_type, told.seq, told.chain_id) == ("reward", bad.seq, "chain_0")
+    assert told.data == other.data == {"reward": 1.0, "metrics": {"m": said}}
+    assert other.chain_id == "\ufffd"
 
 
 async def test_two_observers_of_one_path_keep_their_lines_whole(events, path):

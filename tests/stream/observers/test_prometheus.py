@@ -31,7 +31,7 @@ def observer(registry):
 @pytest.fixture
 def value(registry):
     """The value of a sample, None where there is none."""
-    return lambda name, **labels: registry.get_sample_value(f"rollcast_{name}", labels)
+    return lambda name, /, **labels: registry.get_sample_value(f"rollcast_{name}", labels)
 
 
 SCRIPT = ["Let me see. " + CALL.replace("NAME", "calculator"), "It is 4."]
@@ -313,3 +313,117 @@ async def test_unknown_types_are_ignored(observer):
     before = [family.name for family in observer.collect()]
     await observer.on_event(StreamEvent.now(T.TRAIN_STEP, train_step=1, policy_version=1, metrics={}))
     assert [family.name for family in observer.collect()] == before
+
+
+def train_step(events, step, version=None, **metrics):
+    version = step if version is None else version
+    return events("train_step", train_step=step, policy_version=version, metrics=metrics)
+
+
+async def test_the_figures_of_a_training_are_there(observer, value, events):
+    """Of the last step; tokens and steps are counted."""
+    for step, loss in ((1, 0.5), (2, 0.25)):
+        figures = {"mean_reward": 0.75, "success": 0.5, "entropy": 1.5, "kl": 0.01, "grad_norm": 2.0}
+        event = train_step(
+            events, step, loss=loss, tokens=100, tokens_per_s=900.0, clip_fraction=0.1, **figures
+        )
+        await observer.on_event(event)
+    assert value("train_loss") == 0.25
+    assert value("train_mean_reward") == 0.75
+    assert value("train_success_ratio") == 0.5
+    assert value("train_entropy_nats") == 1.5
+    assert value("train_kl_nats") == 0.01
+    assert value("train_gradient_norm") == 2.0
+    assert value("train_clipped_ratio") == 0.1
+    assert value("train_tokens_per_second") == 900.0
+    assert value("train_step") == 2
+    assert value("policy_version") == 2
+    assert value("train_steps_total") == 2
+    assert value("train_tokens_total") == 200
+
+
+async def test_a_figure_that_nobody_gave_is_not_there(observer, value, events):
+    """A loss of 0 would be a lie; what one event leaves out stays as it was."""
+    assert value("train_loss") is None
+    assert value("policy_version") is None
+    await observer.on_event(events.run_start(1))
+    assert value("policy_version") == 0
+    await observer.on_event(train_step(events, 1, loss=0.5))
+    await observer.on_event(train_step(events, 1, eval_loss=0.7))  # as TRL tells of an evaluation
+    assert value("train_loss") == 0.5
+    assert value("train_metric", name="eval_loss") == 0.7
+    assert value("train_steps_total") == 1
+
+
+async def test_the_figures_have_trls_names_too(observer, value, events):
+    """`reward` instead of `mean_reward`; a user's own metrics are found by their names."""
+    own = {"rollcast/metrics/letters": 3.0}
+    await observer.on_event(train_step(events, 1, reward=0.5, loss=0.1, **own))
+    assert value("train_mean_reward") == 0.5
+    assert value("train_metric", name="rollcast/metrics/letters") == 3.0
+
+
+async def test_tokens_a_second_are_measured_where_the_trainer_does_not_say(observer, value):
+    """From the tokens that were sampled between two steps."""
+    manager = StreamingManager()
+    manager.add_observer(observer)
+    async with manager.run() as run:
+        manager.emit(
+            StreamEvent("train_step", "", 100.0, {"train_step": 1, "policy_version": 1, "metrics": {}})
+        )
+        await manager.drain()
+        assert value("train_tokens_per_second") is None
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            generation.chunk("a b", [1, 2, 3, 4])
+        manager.emit(
+            StreamEvent("train_step", "", 102.0, {"train_step": 2, "policy_version": 2, "metrics": {}})
+        )
+        await manager.drain()
+        assert value("train_tokens_per_second") == 2.0
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [None, 3, {}, {"loss": "low", "kl": None, 3: 4, "ok": True, "tokens": -5, "entropy": float("nan")}],
+)
+async def test_a_train_step_of_another_shape_is_no_failure(observer, value, events, metrics):
+    """Made by hand: what is a number is shown, NaN too, and no counter falls."""
+    await observer.on_event(events("train_step", train_step="x", policy_version=None, metrics=metrics))
+    assert value("train_loss") is None
+    assert value("train_step") is None
+    assert value("train_tokens_total") == 0
+
+
+async def test_names_of_metrics_tools_and_observers_are_bounded(observer, value, events, registry):
+    """However many a trainer, rows and a program make up."""
+    await observer.on_event(train_step(events, 1, **{f"metric_{i}": 1.0 for i in range(500)}))
+    tools = [f"tool_{i}" for i in range(500)]
+    start = events.start("chain_0")
+    start.data["tools"] = tools
+    await observer.on_event(start)
+    for name in tools:
+        await observer.on_event(events.call_end("chain_0", name=name))
+    manager = StreamingManager()
+    manager.add_observer(observer)
+    for i in range(100):
+        manager.add_observer(type(f"Observer{i}", (EventCapture,), {})())
+    async with manager.run():
+        pass
+    text = generate_latest(registry).decode()
+    assert text.count("rollcast_train_metric{") == 64
+    assert text.count("rollcast_tool_duration_seconds_count{") == 201
+    assert value("tool_duration_seconds_count", tool="unknown", status="success") == 300
+    assert text.count("rollcast_observer_delivered_events_total{") == 65
+    await manager.aclose()
+
+
+async def test_names_follow_prometheus_conventions(observer, registry, events):
+    """Counters end in `_total`, times are seconds, and every metric has its help."""
+    await observer.on_event(train_step(events, 1, loss=1.0, rollout_s=1.0, update_s=1.0))
+    for family in registry.collect():
+        assert family.name.startswith("rollcast_")
+        assert family.documentation
+        assert not family.name.endswith(("_s", "_ms", "_percent"))
+        if family.type == "counter":
+            names = {sample.name for sample in family.samples if not sample.name.endswith("_created")}
+            assert names <= {f"{family.name}_total"}

@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
-from rollcast.cli.serving import server_at
-from rollcast.cli.signals import SIGNALLED, ending_on_signals
+from rollcast.cli.log import log_at, log_line
+from rollcast.cli.output import warn
+from rollcast.cli.serving import server_at, watching
+from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
     SETTINGS_FILE,
@@ -29,25 +32,24 @@ from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
 from rollcast.cli.train.summary import say_beginning, say_end
 from rollcast.cli.train.tensorboard import Scalars
-from rollcast.cli.train.view import TrainView
+from rollcast.cli.train.view import LABEL_CELLS, TrainView
 from rollcast.errors import InputError
 from rollcast.models import EMBEDDED
 from rollcast.rollout import BaseAgent
-from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import Task, get_task
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
+    from rollcast.stream.observers import JSONStreamObserver
     from rollcast.train import GRPOConfig, Progress, TrainResult
 
 __all__ = ["train_command"]
 
 _SHOWN_ON_A_TERMINAL = 3
-_UNREAD = 141  # the shell's code for a program that SIGPIPE ended
 
 
 def train_command(line: dict[str, Any], config: str | None = None) -> int:
-    """Train, show and sum up; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads any more.
+    """Train, show and sum up; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads any more.
 
     Args:
         line: the options by the names of `TrainSettings`; None where one was not given.
@@ -60,15 +62,15 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
-    server = server_at(settings.serve, settings.token)
+    server = server_at(settings.serving)
+    log = log_at(settings.json)
     agent = _agent(task, settings, out)
-    if settings.json is not None:
-        agent.streaming_manager.add_observer(
-            JSONStreamObserver(None if settings.json == "-" else settings.json)
-        )
+    if log is not None:
+        log.open()
+        agent.streaming_manager.add_observer(log)
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
     with claimed(settings, out) as folder:
-        return _trained(_Session(agent, settings, folder, scalars), task, grpo, server)
+        return _trained(_Session(agent, settings, folder, scalars, log), task, grpo, server)
 
 
 def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None) -> int:
@@ -86,9 +88,10 @@ def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketS
             os._exit(SIGNALLED + signal.SIGINT)
         raise
     say_end(session.view, session.title, settings, result, out, picture=picture)
+    session.say_what_is_missing()
     if signals:
         return SIGNALLED + signals[0]
-    return _UNREAD if session.view.output.dead else 0
+    return UNREAD if session.unread else 0
 
 
 def _settings(line: dict[str, Any], config: str | None) -> TrainSettings:
@@ -99,7 +102,8 @@ def _settings(line: dict[str, Any], config: str | None) -> TrainSettings:
         )
     if config is None and line.get("resume") and line.get("out") is not None:
         kept = Path(line["out"]) / SETTINGS_FILE
-        config = str(kept) if kept.is_file() else None
+        with suppress(OSError):  # a name that is too long: `folder_for` says so
+            config = str(kept) if kept.is_file() else None
     return merged(line, config)
 
 
@@ -122,20 +126,33 @@ def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
         return make_agent(task, settings.model)
     model = settings.model or EMBEDDED
     if settings.resume and model != EMBEDDED and not Path(model).is_dir():
-        model = str(newest_checkpoint(out))  # where it began is gone; each checkpoint is whole
+        from rollcast.train.resumable import check_resumable, numbered  # noqa: PLC0415
+
+        newest = newest_checkpoint(out)
+        assert newest is not None
+        check_resumable(newest, numbered(out, "step-"))
+        model = str(newest)  # where it began is gone; each checkpoint is a whole model
     return BaseAgent(model, task.tools, "tiny", reward=task.reward, name=task.name)
 
 
 class _Session:
     """One training and what shows it."""
 
-    def __init__(self, agent: BaseAgent, settings: TrainSettings, out: Path, scalars: Scalars | None) -> None:
+    def __init__(
+        self,
+        agent: BaseAgent,
+        settings: TrainSettings,
+        out: Path,
+        scalars: Scalars | None,
+        log: JSONStreamObserver | None,
+    ) -> None:
         stream = sys.stderr if settings.json == "-" else sys.stdout
         color = False if settings.no_color else None
         self.agent = agent
         self.settings = settings
         self.out = out
         self.scalars = scalars
+        self.log = log
         model = agent.backend.model_name if settings.agent else settings.model or EMBEDDED
         self.title = f"{model} on {settings.task}"
         self.record = Record(settings.steps, settings.minutes, time.monotonic())
@@ -148,6 +165,7 @@ class _Session:
         self.shown = ShownChains(agent.streaming_manager, how_many, stream, color=color)
         self.view.shown = self.shown.chains
         self.ending = False
+        self.warned = False
         self.kept = False  # what was asked for, in the folder
 
     async def run(
@@ -157,8 +175,8 @@ class _Session:
         async with AsyncExitStack() as stack:
             if server is not None:
                 await stack.enter_async_context(server)
-                self.agent.streaming_manager.add_observer(server.get_observer())
-                self.view.say([(f"watch it with: rollcast watch {server.url}", "")])
+                stack.enter_context(watching(server, self.agent.streaming_manager))
+                self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
             await stack.enter_async_context(self.agent)
             if self.scalars is not None:
                 stack.enter_context(self.scalars)
@@ -186,14 +204,37 @@ class _Session:
             stop=self._is_ending,
         )
 
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads what is printed any more, as after `| head -1`."""
+        return self.view.output.unread or (self.log is not None and self.log.unread)
+
+    def say_what_is_missing(self) -> None:
+        """What could not be written, of the log or of what is shown."""
+        if self.log is not None and self.log.incomplete is not None:
+            self.view.say(
+                [
+                    (f"{'events':<{LABEL_CELLS}}", "dim"),
+                    (log_line(self.log) or "", ""),
+                ]
+            )
+        self._warn_if_broken()
+
+    def _warn_if_broken(self) -> None:
+        failure = self.view.output.lost_to
+        if failure is not None and not self.warned:
+            self.warned = True
+            warn(f"the output cannot be written: {failure.strerror or failure}; nothing more is shown")
+
     def _is_ending(self) -> bool:
-        return self.ending or self.view.output.dead
+        return self.ending or self.unread
 
     def _progress(self, progress: Progress) -> None:
         if not self.kept:
             self.kept = True
             keep_settings(self.settings, self.out)
         self.view.progress(progress)
+        self._warn_if_broken()
         if self.scalars is not None:
             self.scalars.progress(progress)
         self.shown.next_step()

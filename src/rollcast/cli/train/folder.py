@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS_FILE", "claimed", "folder_for", "history_in", "keep_settings", "newest_checkpoint"]
 
 SETTINGS_FILE = "train.toml"
-_NOT_KEPT = {"out", "resume", "token", "show", "serve", "json", "tensorboard", "no_color"}  # of one session
+_NOT_KEPT = {
+    "out", "resume", "show", "json", "tensorboard", "no_color", "serve", "token", "tls_cert", "tls_key", "origin", "host_name"
+}  # fmt: skip  # of one session
 
 _CHECKPOINTS = {"embedded": re.compile(r"step-\d+$"), "trl": re.compile(r"checkpoint-\d+$")}
 

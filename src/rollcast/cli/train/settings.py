@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from rollcast.cli.serving import Serving
 from rollcast.errors import InputError
 
 __all__ = ["TRAINERS", "TrainSettings", "merged"]
@@ -17,6 +18,7 @@ TRAINERS = ("embedded", "trl")
 
 _DEFAULT_MINUTES = 1.0
 _KINDS = {
+    "list": "a list of texts in quotes",
     "int": "a whole number",
     "float": "a number",
     "str": "text in quotes",
@@ -43,9 +45,24 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     show: int | None = None
     serve: str | None = None
     token: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    origin: list[str] = []
+    host_name: list[str] = []
     json: str | None = None
     tensorboard: str | None = None
     no_color: bool = False
+
+    def __repr__(self) -> str:
+        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name != "token"}
+        return f"TrainSettings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
+
+    @property
+    def serving(self) -> Serving:
+        """What it says about serving."""
+        return Serving(
+            self.serve, self.token, self.tls_cert, self.tls_key, tuple(self.origin), tuple(self.host_name)
+        )
 
     @property
     def of_the_trainer(self) -> dict[str, Any]:
@@ -107,13 +124,20 @@ def _of_file(path: str) -> dict[str, Any]:
         if name in given:
             raise InputError(f"{path} has {key!r} twice, with - and with _; expected it once")
         if isinstance(value, str) and "\0" in value:
-            raise InputError(f"{path}: {key} is {value!r}; expected text without a null character")
+            raise InputError(
+                f"{path}: {key} is {_shown(name, value)}; expected text without a null character"
+            )
         try:
             given[name] = msgspec.convert(value, types[name])
         except msgspec.ValidationError:
             kind = next(words for kind, words in _KINDS.items() if kind in str(types[name]))
-            raise InputError(f"{path}: {key} is {value!r}; expected {kind}") from None
+            raise InputError(f"{path}: {key} is {_shown(name, value)}; expected {kind}") from None
     return given
+
+
+def _shown(name: str, value: object) -> str:
+    """The value as messages may have it."""
+    return "wrong" if name == "token" else repr(value)
 
 
 def _closest(name: str, known: list[str]) -> str:

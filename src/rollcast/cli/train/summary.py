@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.train.curves import draw, plot_rows
 from rollcast.cli.train.record import Record, clock_text
 from rollcast.cli.train.settings import TrainSettings
@@ -49,7 +50,7 @@ def say_end(
     for row in [[], *rows, [], [(f"{ended}: {steps}", "bold")], view.success_row(width)]:
         view.say(row)
     for name, text in _ways_on(settings, result, out):
-        view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")])
+        view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")], whole=True)
     if picture and rows:
         view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (_drawn(record, title, out / "curves.png"), "")])
     elif not picture:
@@ -68,15 +69,57 @@ def _drawn(record: Record, title: str, path: Path) -> str:
 def _ways_on(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
     """What to type next."""
     last = result.history[-1]
-    trl = settings.trainer == "trl"
-    if trl and last.step == 0:
+    if settings.trainer == "trl" and last.step == 0:
         return []  # TRL saves what was learned, and nothing was
-    backend = "transformers" if trl else "tiny"
-    weights = shlex.quote(str(out / (f"checkpoint-{last.step}" if trl else f"step-{last.step:06d}")))
     more = f" --minutes {2 * settings.minutes:g}" if settings.minutes else f" --steps {2 * last.step}"
     if result.stopped == "interrupted":
         more = ""
+    go_on = ("go on", f"{this_command()} train --resume --out {quoted(out)}{more}")
+    newest = _checkpoint(settings, out, last.step)
+    better = _better_than_the_last(settings, result, out)
+    if better is None:
+        return [("watch it", _watching(settings, newest)), go_on]
+    best, found, lately = better
     return [
-        ("watch it", f"rollcast run --backend {backend} --model {weights}"),
-        ("go on", f"rollcast train --resume --out {shlex.quote(str(out))}{more}"),
+        ("the best", f"{best.name}: sampled {found:.2f}; at the end it was {lately:.2f}"),
+        ("watch it", _watching(settings, best)),
+        ("the last", _watching(settings, newest)),
+        go_on,
     ]
+
+
+def _checkpoint(settings: TrainSettings, out: Path, step: int) -> Path:
+    return out / (f"checkpoint-{step}" if settings.trainer == "trl" else f"step-{step:06d}")
+
+
+def _better_than_the_last(
+    settings: TrainSettings, result: TrainResult, out: Path
+) -> tuple[Path, float, float] | None:
+    """The checkpoint that was evaluated best, with what it had and what the last evaluation had.
+
+    None if the last one was no worse, or by no more than chance (two standard errors of a share of so many questions).
+    """
+    rated = [(p.step, p.evaluation) for p in result.history if p.evaluation is not None]
+    rated = [(step, evaluation) for step, evaluation in rated if not math.isnan(evaluation.sampled)]
+    kept = [
+        (evaluation.sampled, step) for step, evaluation in rated if _checkpoint(settings, out, step).is_dir()
+    ]
+    if not kept:
+        return None
+    (best, step), last = max(kept), rated[-1][1]
+    share = min(max((best + last.sampled) / 2, 0.0), 1.0)
+    if best - last.sampled <= 2 * math.sqrt(share * (1 - share) / max(last.questions, 1)):
+        return None
+    return _checkpoint(settings, out, step), best, last.sampled
+
+
+def _watching(settings: TrainSettings, weights: Path) -> str:
+    """The command that plays these weights: with the agent and on the task that they were trained with."""
+    parts = [this_command(), "run"]
+    if settings.agent is not None:
+        parts.append(quoted(settings.agent))
+    else:
+        parts.append(f"--backend {'transformers' if settings.trainer == 'trl' else 'tiny'}")
+    if settings.task != TrainSettings().task:
+        parts.append(f"--task {quoted(settings.task)}")
+    return " ".join([*parts, f"--model {quoted(weights)}"])

@@ -130,13 +130,13 @@ class TrainView:
             self._painted = (float("-inf"), [])
             output.redraw()
 
-    def say(self, row: Row) -> None:
-        """Print a row among the lines, wrapped at the terminal's width."""
+    def say(self, row: Row, *, whole: bool = False) -> None:
+        """Print a row among the lines, wrapped at the terminal's width; `whole`: as one line, which can be copied."""
         with self.output as output:
             self.printer.measure()
             width = self.printer.width
             safe = self.printer.rows.safe(row)
-            for part in [safe] if width is None else wrap(safe, width - 1, width - 1):
+            for part in [safe] if width is None or whole else wrap(safe, width - 1, width - 1):
                 output.put(self.printer.painter.paint(part) + "\n")
 
     # -- lines -----------------------------------------------------------------------------------------------------

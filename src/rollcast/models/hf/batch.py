@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rollcast.errors import BackendError
 from rollcast.models.engine import Sampled
-from rollcast.models.hf.cache import SlotCache
+from rollcast.models.hf.cache import PrecisionChangedError, SlotCache
 from rollcast.models.hf.forward import Forward
 from rollcast.models.hf.mode import SamplingMode
 from rollcast.models.hf.sampling import SamplingPlan, sample, sampling_plan
@@ -82,11 +82,14 @@ class Batch:
         self._mode.enter()
         try:
             if (self._forward.device, self._forward.dtype) != (self._device, self._dtype):
-                self._start_over()
-                self._forward.look_again()
-                self._slots = self._new_slots()
-                self._device, self._dtype = self._forward.device, self._forward.dtype
-            return self._stepped()
+                self._look_again()
+            try:
+                return self._stepped()
+            except PrecisionChangedError:
+                # Autocast was put around the model, or taken away. What the slots hold was computed in another way than what
+                # comes now, so every row is read again.
+                self._look_again()
+                return self._stepped()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -184,6 +187,13 @@ class Batch:
         self._slots.end(row, keep=keep)
         self._plan = None
 
+    def _look_again(self) -> None:
+        """The model computes elsewhere or in another precision than before: begin anew with slots that fit."""
+        self._start_over()
+        self._forward.look_again()
+        self._slots = self._new_slots()
+        self._device, self._dtype = self._forward.device, self._forward.dtype
+
     def _put_back(self, row: Row) -> None:
         """Let a row wait at the head of the others; what it has is read again when there is room."""
         self._take(row, keep=False)
@@ -273,10 +283,13 @@ class Batch:
         if self._plan is None or self._plan[0] != rows:
             self._plan = rows, sampling_plan([row.sampling for row in rows], self._device)
         uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float32, device=self._device)
-        tokens, logprobs = sample(logits, self._plan[1], uniform)
-        # One copy to the host; ids are exact in float64, and in float32 up to 16 million.
-        found = torch.stack([tokens.to(logprobs.dtype), logprobs]).tolist()
-        return [int(token) for token in found[0]], found[1]
+        return _on_host(*sample(logits, self._plan[1], uniform))
+
+
+def _on_host(tokens_B: Tensor, logprobs_B: Tensor) -> tuple[list[int], list[float]]:
+    """The only look at what the device computed: one copy. Ids are exact in float32 up to 16 million."""
+    found = torch.stack([tokens_B.to(logprobs_B.dtype), logprobs_B]).tolist()
+    return [int(token) for token in found[0]], found[1]
 
 
 def _alike(parts: dict[Row, int]) -> list[list[Row]]:

@@ -6,13 +6,21 @@ each.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-__all__ = ["LayerShape", "SlotCache"]
+__all__ = ["LayerShape", "PrecisionChangedError", "ProbeCache", "SlotCache"]
+
+
+class PrecisionChangedError(Exception):
+    """A forward pass computed keys or values of another dtype than those that the slots hold.
+
+    The dtype of the parameters does not tell: under autocast, which a trainer may put around the forward pass at any time,
+    each operation chooses its own, and keys may be float32 and values bfloat16.
+    """
 
 
 class LayerShape(NamedTuple):
@@ -21,21 +29,37 @@ class LayerShape(NamedTuple):
     heads: int
     key_size: int
     value_size: int
-    dtype: torch.dtype
+    key_dtype: torch.dtype
+    value_dtype: torch.dtype
     device: torch.device
 
     @property
     def token_bytes(self) -> int:
         """Of one token's key and value."""
-        return self.heads * (self.key_size + self.value_size) * self.dtype.itemsize
+        return self.heads * (
+            self.key_size * self.key_dtype.itemsize + self.value_size * self.value_dtype.itemsize
+        )
 
-    @classmethod
-    def all_of(cls, cache: DynamicCache) -> list[LayerShape]:
+
+class ProbeCache(DynamicCache):
+    """The ordinary cache of a forward pass, which notes what each layer gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: dict[int, LayerShape] = {}
+
+    @property
+    def shapes(self) -> list[LayerShape]:
         """Of every layer that a forward pass has filled."""
-        pairs: list[tuple[Tensor, Tensor]] = [
-            (layer.keys, layer.values) for layer in cast("Any", cache.layers)
-        ]
-        return [cls(k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device) for k, v in pairs]
+        return [shape for _, shape in sorted(self._found.items())]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As in the ordinary cache, which keeps values in the keys' dtype: so what it holds does not tell."""
+        k, v = key_states, value_states
+        self._found[layer_idx] = LayerShape(k.shape[1], k.shape[3], v.shape[3], k.dtype, v.dtype, k.device)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class SlotCache(Cache):
@@ -69,8 +93,11 @@ class SlotCache(Cache):
         """
         length = min(width, self.width)
         for index, shape in enumerate(self.shapes):
-            for store, size in ((self._keys, shape.key_size), (self._values, shape.value_size)):
-                new = torch.zeros(slots, shape.heads, width, size, dtype=shape.dtype, device=shape.device)
+            for store, size, dtype in (
+                (self._keys, shape.key_size, shape.key_dtype),
+                (self._values, shape.value_size, shape.value_dtype),
+            ):
+                new = torch.zeros(slots, shape.heads, width, size, dtype=dtype, device=shape.device)
                 if index == len(store):
                     store.append(new)
                     continue
@@ -115,8 +142,17 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (R, H, C, K) and (R, H, C, V); what the rows may look at, (R, H, seen, K) and (R, H, seen, V)."""
+        """Write (R, H, C, K) and (R, H, C, V); what the rows may look at, (R, H, seen, K) and (R, H, seen, V).
+
+        Raises:
+            PrecisionChangedError: they have another dtype than what the slots hold.
+        """
         keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if key_states.dtype != keys.dtype or value_states.dtype != values.dtype:
+            raise PrecisionChangedError(
+                f"layer {layer_idx} gave keys of {key_states.dtype} and values of {value_states.dtype}; expected {keys.dtype} "
+                f"and {values.dtype}, as before"
+            )
         at, positions = (part.to(keys.device) for part in self._write)
         keys[at, :, positions] = key_states.transpose(1, 2)
         values[at, :, positions] = value_states.transpose(1, 2)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rollcast.errors import InputError
-from rollcast.models.hf.cache import LayerShape, SlotCache
+from rollcast.models.hf.cache import LayerShape, PrecisionChangedError, ProbeCache, SlotCache
 
 __all__ = ["Forward"]
 
@@ -49,15 +50,13 @@ class Forward:
                 f"{self.name} computes attention with {self.attention!r}, which cannot take rows at positions of their "
                 "own; load it with attn_implementation='sdpa' (or 'eager')"
             )
-        self._last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        )
+        self._last_only = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._parameter = next(model.parameters())
         self.vocab_size = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
         self.look_again()
 
     def look_again(self) -> None:
-        """See what the layers keep, after the model was moved to another device or dtype too.
+        """See what the layers keep: at first, and when the model was moved to another device, dtype or precision.
 
         Raises:
             InputError: the model cannot be served.
@@ -153,6 +152,10 @@ class Forward:
             return self._compared()
         except (InputError, torch.OutOfMemoryError):
             raise
+        except PrecisionChangedError as error:
+            raise InputError(
+                f"{self.name} computes in other precisions from pass to pass: {error}; use one autocast for all of them, or none"
+            ) from error
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
             # What model code raises that does not take a mask or a cache from outside.
             raise InputError(
@@ -167,10 +170,10 @@ class Forward:
         vocabulary = self.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (1, _CHECKED_TOKENS), generator=generator).to(self.device)
-        plain = DynamicCache()
-        expected = self.model(input_ids=ids, past_key_values=plain, use_cache=True).logits[0].float()
-        shapes = LayerShape.all_of(plain)
-        cache = SlotCache(shapes)
+        plain = ProbeCache()
+        with _dtypes_computed(self.model) as dtypes:
+            expected = self.model(input_ids=ids, past_key_values=plain, use_cache=True).logits[0].float()
+        cache = SlotCache(plain.shapes)
         cache.resize(3, 2 * _CHECKED_TOKENS, [])
         # A prompt in two parts beside a shorter row, then tokens one by one, from another slot than the first.
         found = [self._fed(cache, ids, [(0, 5), (0, 3)])[0], self._fed(cache, ids, [(5, 5), (3, 1)])[0]]
@@ -179,16 +182,15 @@ class Forward:
         found += [self._fed(cache, ids, [(at, 1)], slot=1)[0] for at in range(10, _CHECKED_TOKENS)]
         wanted = expected[[4, 9, *range(10, _CHECKED_TOKENS)]]
         error = (torch.stack(found).float() - wanted).abs().max().item()
-        # Half precision rounds differently in other shapes.
-        bound = (1e-3 if self.model.dtype in {torch.float32, torch.float64} else 0.2) * max(
-            wanted.std().item(), 1e-3
-        )
+        # Half precision rounds differently in other shapes. Under autocast the parameters' dtype does not tell.
+        half = any(dtype.itemsize < torch.float32.itemsize for dtype in {self.model.dtype, *dtypes})
+        bound = (0.2 if half else 1e-3) * max(wanted.std().item(), 1e-3)
         if not error <= bound:
             raise InputError(
                 f"{self.name} gives other logits (by {error:.2g}) when it is fed through a cache with rows at positions of "
                 "their own; expected a plain transformer such as Llama, Qwen3, Mistral or Gemma"
             )
-        return shapes
+        return plain.shapes
 
     def _fed(self, cache: SlotCache, ids: Tensor, parts: Sequence[tuple[int, int]], slot: int = 0) -> Tensor:
         most = max(count for _, count in parts)
@@ -198,3 +200,27 @@ class Forward:
         rows = slice(slot, slot + len(parts))
         index = torch.arange(rows.start, rows.stop, device=ids.device)
         return self(cache, rows, index, ids[0][positions], positions, int(positions.max()) + 1)
+
+
+def _takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether the forward pass has a parameter of this name, also behind a wrapper that hands on what it is given."""
+    outside = inspect.signature(model.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in outside.values())
+    return name in outside or (hands_on and name in inspect.signature(type(model).forward).parameters)
+
+
+@contextmanager
+def _dtypes_computed(model: torch.nn.Module) -> Iterator[set[torch.dtype]]:
+    """The floating-point dtypes in which the model's parts give what they compute, while the block runs."""
+    found: set[torch.dtype] = set()
+
+    def note(_module: torch.nn.Module, _given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            found.add(output.dtype)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

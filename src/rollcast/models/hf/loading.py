@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from rollcast.errors import InputError
 from rollcast.models.chat import TemplateRenderer
+from rollcast.models.checksums import check_folder
 from rollcast.models.text import TokenTexts, token_texts
 
 __all__ = ["end_ids", "load_model", "load_tokenizer", "make_renderer", "make_texts"]
@@ -34,9 +35,10 @@ def load_model(
     """The model of a folder or of a name on the hub, on a device, to sample from.
 
     Raises:
-        InputError: there is none, or it is no causal language model.
+        InputError: there is none, its files are not what was saved, or it is not a causal language model.
     """
-    _check_folder(name)
+    _check_is_folder(name)
+    check_folder(name)
     try:
         config = AutoConfig.from_pretrained(name, **load_options)
     except Exception as error:  # over a broken file, the libraries raise anything
@@ -82,7 +84,7 @@ def _does_not_fit(name: str, device: torch.device) -> str:
     )
 
 
-def _check_folder(name: str) -> None:
+def _check_is_folder(name: str) -> None:
     """What looks like a path is none on the hub, whose complaints would be about the name."""
     looks = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name
     if looks and not Path(name).is_dir():
@@ -135,7 +137,7 @@ def load_tokenizer(name: str, load_options: Mapping[str, Any]) -> Any:
     Raises:
         InputError: there is none.
     """
-    _check_folder(name)
+    _check_is_folder(name)
     known = {
         key: load_options[key] for key in ("revision", "trust_remote_code", "token") if key in load_options
     }
@@ -183,11 +185,13 @@ def make_renderer(
         InputError: there is no template, or the tokenizer is a slow one.
     """
     if chat_template is not None and not isinstance(chat_template, str):
-        raise InputError(f"chat_template is {chat_template!r}; expected Jinja as a string")
-    template = chat_template or getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get("tool_use", template.get("default"))
-    if not isinstance(template, str):
+        raise InputError(
+            f"chat_template is {chat_template!r}; expected Jinja, or the name of one of the tokenizer's"
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    if chat_template is not None:
+        template = template.get(chat_template, chat_template) if isinstance(template, dict) else chat_template
+    if not isinstance(template, str | dict) or not template:
         raise InputError(
             "the tokenizer has no chat template, as base models have none; use an instruct model, or give "
             "chat_template='…' (Jinja)"

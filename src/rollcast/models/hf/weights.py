@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from rollcast.errors import InputError
+from rollcast.models.checksums import check_folder
 
 __all__ = ["NewWeights", "read_new_weights"]
 
@@ -94,6 +95,7 @@ def _tensors(weights: Any) -> dict[str, Tensor]:
 
 
 def _files(path: Path) -> dict[str, Tensor]:
+    check_folder(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
     for file in files:

@@ -60,6 +60,15 @@ class TinyBackend(LocalBackend):
             Engine(self.name, self._make_batch, self.renderer.eos_token_ids, _quiet_numpy), texts
         )
 
+    def __reduce__(self) -> Any:
+        """A copy loads the checkpoint again."""
+        if self.policy_version:
+            raise TypeError(
+                f"this {type(self).__name__} has the weights of version {self.policy_version}, which its checkpoint does not; "
+                "export them, and make a backend of that folder where it is to run"
+            )
+        return type(self), (None if self.folder == CHECKPOINT else self.folder,)
+
     def _row(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> Row:
         return Row(prompt_ids, sampling, limit)
 

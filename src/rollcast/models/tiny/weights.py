@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollcast.errors import InputError
+from rollcast.models.checksums import check_folder
 
 __all__ = [
     "LayerParameters",
@@ -161,7 +162,7 @@ def read_weights(source: Any) -> dict[str, Any]:
     """Weights by their Hugging Face names: from a mapping, a safetensors file, or a folder with such files.
 
     Raises:
-        InputError: it is none of these.
+        InputError: it is none of these, or the folder's files are not what was saved.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -172,6 +173,7 @@ def read_weights(source: Any) -> dict[str, Any]:
     path = Path(source)
     if not path.is_dir():
         return read_safetensors(path)
+    check_folder(path)
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise InputError(f"{path} has no *.safetensors file; expected the folder of a Qwen3 checkpoint")

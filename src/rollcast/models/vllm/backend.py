@@ -13,6 +13,7 @@ from rollcast.errors import BackendClosedError, BackendError, InputError
 from rollcast.models.backend import Sampling
 from rollcast.models.chat import TemplateRenderer
 from rollcast.models.checks import check_version
+from rollcast.models.checksums import check_folder
 from rollcast.models.engine_backend import EngineBackend
 from rollcast.models.text import TokenTexts, token_texts
 from rollcast.models.vllm.start import EngineLog, engine_arguments, explained, need_vllm
@@ -160,5 +161,6 @@ def _close(engine: Engine, log: EngineLog) -> None:
 def _need_weights(folder: Path, load_format: Any) -> None:
     if not folder.is_dir() or str(load_format) == "dummy":
         return
+    check_folder(folder)
     if not any(True for pattern in _WEIGHT_FILES for _ in folder.glob(pattern)):
         raise InputError(f"{folder} has no weights; expected *.safetensors beside its config.json")

@@ -21,15 +21,17 @@ __all__ = ["ConsoleStreamObserver"]
 
 T = StreamEventType
 _TICK_S = 0.1  # between two looks at the status
+_GATHER_S = 0.1  # that text waits on a terminal, and a result for the end of its call
 _LINES_AT_ONCE = 200
 
 
 class ConsoleStreamObserver(StreamObserver):
     """Prints events as whole lines, each with its chain's id, in its chain's colour.
 
-    Text is gathered until its line ends, is as wide as the terminal, or is `gather_s` old. A chain that is alone on the
-    output is printed token by token instead. However many consoles print to one stream, lines are never mixed; an event
-    that two of them want is printed by both. On a terminal a status line stands at the bottom while a run is open.
+    Text is gathered until its line ends, is as wide as the terminal, or is `gather_s` old. Without a terminal it is gathered
+    until its line is whole: it ended, its generation did, or it has 4,000 characters. A chain that is alone on the output
+    is printed token by token instead, but not to a pipe or a file. However many consoles print to one stream, lines are
+    never mixed; an event that two of them want is printed by both. On a terminal a status line stands at the bottom while a run is open.
     Control characters in the text of a model or a tool are shown as escapes, never obeyed.
 
     Honours `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb`. A closed pipe makes it silent; other failures to write are
@@ -42,7 +44,7 @@ class ConsoleStreamObserver(StreamObserver):
         color: True or False; None decides by the stream and the environment.
         width: columns at which lines are wrapped. None: the terminal's; without a terminal nothing is wrapped.
         status: whether to show the status line; only ever on a terminal that can.
-        gather_s: how long text waits for its line to end, in seconds.
+        gather_s: how long text waits for its line to end, in seconds. None: 0.1 on a terminal, for ever elsewhere.
         max_lines: of an observation or an error that are shown.
         max_chars: of each of these lines.
 
@@ -62,13 +64,13 @@ class ConsoleStreamObserver(StreamObserver):
         color: bool | None = None,
         width: int | None = None,
         status: bool | None = None,
-        gather_s: float = 0.1,
+        gather_s: float | None = None,
         max_lines: int = 8,
         max_chars: int = 600,
     ) -> None:
         rules = (
             ("width", width, width is None or width >= 20, "at least 20 columns, or None for the terminal's"),
-            ("gather_s", gather_s, gather_s >= 0, "seconds from 0 upward"),
+            ("gather_s", gather_s, gather_s is None or gather_s >= 0, "seconds from 0 upward, or None"),
             ("max_lines", max_lines, max_lines >= 1, "a whole number from 1 upward"),
             ("max_chars", max_chars, max_chars >= 1, "a whole number from 1 upward"),
         )
@@ -144,6 +146,11 @@ class ConsoleStreamObserver(StreamObserver):
         """Whether nothing is printed any more, because nobody reads the output or it cannot be written."""
         return self._printer is not None and self._printer.output.dead
 
+    @property
+    def failure(self) -> OSError | None:
+        """Why the output cannot be written, other than that nobody reads it."""
+        return None if self._printer is None else self._printer.output.lost_to
+
     async def aclose(self) -> None:
         """Print what was gathered and leave the output, with nothing of the status left on it."""
         self._detach()
@@ -204,7 +211,7 @@ class ConsoleStreamObserver(StreamObserver):
     def _recount(self) -> None:
         """Which chains are visible has changed."""
         output = self._out.output
-        output.alone = is_alone(output.members)
+        output.alone = not self._out.piped and is_alone(output.members)
         output.several_runs = several_runs(output.members)
         if isinstance(output.status, StatusArea):
             output.status.recount()
@@ -259,14 +266,16 @@ class ConsoleStreamObserver(StreamObserver):
             del self._waiting[chain]
             for call_id in list(chain.held):
                 self._print_result(chain, call_id, None)
-            if everything or not self._is_live():
+            if everything or not self._prints_whole_lines():
                 self._print_due(chain, everything=everything)
-            if chain.pending and not self._is_live():
+            if chain.pending and not self._prints_whole_lines():
                 self._wait(chain)
 
-    def _is_live(self) -> bool:
-        """Whether a growing line is seen in the status, so that it need not be printed before it ends."""
-        return self.status_wanted and self._out.live and not self._out.output.alone
+    def _prints_whole_lines(self) -> bool:
+        """Whether a growing line is not printed before it ends: it is seen in the status, or goes where `grep` may read."""
+        if self._out.output.alone:
+            return False
+        return (self.status_wanted and self._out.live) or (self._gather_s is None and not self._out.terminal)
 
     def _print_due(self, chain: VisibleChain, *, everything: bool) -> None:
         """Print the pending text up to its last word, which may wait as long again for its end."""
@@ -285,7 +294,7 @@ class ConsoleStreamObserver(StreamObserver):
 
     def _wait(self, chain: VisibleChain) -> None:
         if chain not in self._waiting:
-            chain.due = self._clock() + self._gather_s
+            chain.due = self._clock() + (_GATHER_S if self._gather_s is None else self._gather_s)
             self._waiting[chain] = None
 
     # -- events ----------------------------------------------------------------------------------------------------
@@ -336,14 +345,16 @@ class ConsoleStreamObserver(StreamObserver):
         if offset != chain.offset:
             self._jump(chain, offset, event.timestamp)
         chain.offset += len(content)
-        tokens = len(data.get("token_ids") or "1")  # without ids a chunk counts as one token
+        tokens = len(
+            data.get("token_ids") or content[:1]
+        )  # without ids a chunk with text counts as one token
         chain.tokens += tokens
         chain.generation_tokens += tokens
         if content:
             self._gather(chain, content, event.timestamp)
 
     def _gather(self, chain: VisibleChain, content: str, stamp: float) -> None:
-        if not self._is_live():
+        if not self._prints_whole_lines():
             self._wait(chain)
         chain.stamp = stamp
         chain.pending.append(content)

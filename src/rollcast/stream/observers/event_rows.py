@@ -149,7 +149,10 @@ class EventRows:
         facts.append(_duration(data["duration_s"]))
         if data["duration_s"] > 0:
             facts.append(f"{data['completion_tokens'] / data['duration_s']:,.0f} tokens/s")
-        row: Row = [(_plain(data["status"]), style), *[(dot + fact, "") for fact in facts]]
+        row: Row = [(_plain(data["status"]), style)]
+        row += [
+            (dot + fact.replace(" ", _NBSP), "") for fact in facts
+        ]  # a narrow terminal breaks between facts
         if data["failed"]:
             row.insert(2, (f"{dot}{data['failed']:,} failed", "fail"))
         return [row]

@@ -37,7 +37,9 @@ class SharedOutput:
     Attributes:
         stream: what is written to.
         dead: nobody reads any more (a closed pipe, a closed file); everything put in is dropped.
-        failure: the error that made it dead, where it was neither of these; whoever reports it sets it to None.
+        unread: it is dead because nobody reads the pipe any more.
+        failure: the error that made it dead, if it was neither of these; whoever reports it sets it to None.
+        lost_to: the same error; it stays.
         members: the consoles that print here, whose chains count as visible.
         line_owner: who left the line under the cursor open, or None at the start of a line.
         alone: one chain alone is visible, as far as is known.
@@ -49,7 +51,9 @@ class SharedOutput:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.dead = False
+        self.unread = False
         self.failure: OSError | None = None
+        self.lost_to: OSError | None = None
         self.members: list[Any] = []
         self.line_owner: object | None = None
         self.status: Callable[[], list[str]] | None = None
@@ -135,13 +139,13 @@ class SharedOutput:
                 self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._flush()
         except BrokenPipeError:
-            self.dead = True
+            self.dead = self.unread = True
             _silence(self.stream)
         except ValueError:
             self.dead = True  # "I/O operation on closed file": its owner is done with it
         except OSError as error:
             self.dead = True
-            self.failure = error
+            self.failure = self.lost_to = error
             _silence(self.stream)
 
     def _flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ class Printer:
     Attributes:
         output: the stream's, shared with others.
         terminal: the stream is one.
+        piped: it is a pipe or a file, which is read by lines.
         capable: a terminal that moves its cursor when told to.
         width: columns at which rows are wrapped; None: they are not. `room`: what the prefix leaves of them.
         live: the terminal has room for rows that show what chains are writing.
@@ -49,6 +51,7 @@ class Printer:
     ) -> None:
         self.output = SharedOutput.of(stream)
         self.terminal = _is_terminal(stream)
+        self.piped = not self.terminal and _has_descriptor(stream)
         self.capable = self.terminal and _is_capable()
         encoding = getattr(stream, "encoding", None) or "utf-8"
         self.glyphs = UNICODE if UNICODE.encodable(encoding) else ASCII
@@ -224,6 +227,17 @@ def _is_terminal(stream: TextIO) -> bool:
         return stream.isatty()
     except (ValueError, AttributeError):  # closed, or an object with nothing but write
         return False
+
+
+def _has_descriptor(stream: TextIO) -> bool:
+    """Whether it is a file of the system: not a notebook's output, nor text in memory."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return False
+    try:
+        stream.fileno()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_capable() -> bool:

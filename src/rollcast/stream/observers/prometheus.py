@@ -17,6 +17,7 @@ from rollcast.errors import InputError, MissingExtraError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, RunStatus, ToolStatus
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.observers.prometheus_train import TrainingFigures
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -37,13 +38,16 @@ REWARD = (-1, -0.5, 0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 
 PLACES = frozenset(("agent", "backend", "observer", "parser", "reward", "tool"))
 SPLITS = frozenset(("train", "eval"))
+MOST_TOOLS = 200  # names that are shown: rows may bring tools of their own
+MOST_OBSERVERS = 64
 
 
 class PrometheusStreamObserver(StreamObserver):
     """Counts what happens, for Prometheus to scrape. It is a collector of the registry.
 
-    Labels are bounded: the name of a tool is shown where a `chain_start` has it among its tools and is `unknown`
-    otherwise, since models invent names without end; whatever else is not among the documented values is `other`.
+    Labels are bounded: the name of a tool is shown if a `chain_start` has it among its tools and is `unknown` otherwise,
+    since models invent names without end; whatever else is not among the documented values is `other`. Of tools, observers
+    and a trainer's own metrics the first 200, 64 and 64 are shown.
     Counts go on over runs, and when the observer is removed and added again.
 
     Args:
@@ -66,6 +70,7 @@ class PrometheusStreamObserver(StreamObserver):
             T.TOOL_CALL_END,
             T.REWARD,
             T.ERROR,
+            T.TRAIN_STEP,
         )
     )
 
@@ -78,6 +83,8 @@ class PrometheusStreamObserver(StreamObserver):
             raise MissingExtraError("PrometheusStreamObserver", "metrics") from error
         self._make_metrics(reward_buckets)
         self._readings = _Readings()
+        self._training = TrainingFigures()
+        self._trained_at: tuple[float, int] | None = None  # time and tokens of the last step
         self._tools: set[str] = set()
         self._splits: dict[str, str] = {}  # of the runs that are open
         self._ours: set[str] = set()  # open runs whose tokens the manager counts itself
@@ -90,6 +97,7 @@ class PrometheusStreamObserver(StreamObserver):
             T.TOOL_CALL_END: self._tool_call_end,
             T.REWARD: self._reward,
             T.ERROR: self._error,
+            T.TRAIN_STEP: self._train_step,
         }
         self.registry = prometheus_client.REGISTRY if registry is None else registry
         try:
@@ -164,6 +172,7 @@ class PrometheusStreamObserver(StreamObserver):
         split = event.data.get("split")
         if split is not None:
             self._splits[event.run_id] = _among(split, SPLITS)
+        self._training.sampling_with(event.data.get("policy_version"))
 
     def _run_end(self, event: StreamEvent) -> None:
         data = event.data
@@ -173,7 +182,9 @@ class PrometheusStreamObserver(StreamObserver):
             self._mean_reward.labels(split).set(data["mean_reward"])
 
     def _chain_start(self, event: StreamEvent) -> None:
-        self._tools.update(event.data["tools"])
+        for tool in event.data["tools"]:
+            if len(self._tools) < MOST_TOOLS:
+                self._tools.add(tool)
 
     def _chain_end(self, event: StreamEvent) -> None:
         self._chains.labels(_among(event.data["finish_reason"], _CHAIN_REASONS)).inc()
@@ -205,18 +216,33 @@ class PrometheusStreamObserver(StreamObserver):
     def _error(self, event: StreamEvent) -> None:
         self._errors.labels(_among(event.data["where"].partition(":")[0], PLACES)).inc()
 
+    def _train_step(self, event: StreamEvent) -> None:
+        self._training.take(event, self._sampled_per_s(event.timestamp))
+
+    def _sampled_per_s(self, now: float) -> float | None:
+        """Tokens a second since the last step, of the manager's own chains."""
+        if self.manager is None:
+            return None
+        tokens: int = self.manager.totals().completion_tokens
+        before, self._trained_at = self._trained_at, (now, tokens)
+        if before is None or now <= before[0] or tokens <= before[1]:
+            return None
+        return (tokens - before[1]) / (now - before[0])
+
     # -- the registry ------------------------------------------------------------------------------------------------
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without their values, for the registry."""
         for metric in self._counted:
             yield from metric.describe()
+        yield from self._training.describe()
         yield from _families({})
 
     def collect(self) -> Iterator[Metric]:
         """The metrics with their values; the registry calls this for each scrape, from any thread."""
         for metric in self._counted:
             yield from metric.collect()
+        yield from self._training.collect()
         yield from _families(self._readings.take(self.manager))
 
     def unregister(self) -> None:
@@ -234,6 +260,7 @@ class PrometheusStreamObserver(StreamObserver):
             self._readings.take(manager)
         self._ours.clear()
         self._splits.clear()
+        self._trained_at = None
 
 
 _STATUSES = frozenset(get_args(RunStatus))
@@ -285,6 +312,7 @@ class _Readings:
         self.source: weakref.ref[StreamingManager] | None = None  # the manager that was seen last
         self._lock = threading.Lock()  # two scrapes may come at once
         self._counters = Counter[tuple[str, tuple[str, ...]]]({("rollcast_generated_tokens", ()): 0})
+        self._names: set[str] = set()  # of observers
         self._seen: weakref.WeakKeyDictionary[Any, dict[tuple[str, tuple[str, ...]], int]] = (
             weakref.WeakKeyDictionary()
         )
@@ -313,7 +341,7 @@ class _Readings:
         for event_type, count in totals.emitted.items():
             self._rise(manager, "rollcast_events", (event_type,), count)
         for delivery, now in deliveries:
-            name = (now.name,)
+            name = (self._shown_name(now.name),)
             self._rise(delivery, "rollcast_observer_delivered_events", name, now.delivered)
             self._rise(delivery, "rollcast_observer_merged_events", name, now.merged)
             self._rise(delivery, "rollcast_observer_dropped_events", name, now.dropped)
@@ -323,6 +351,12 @@ class _Readings:
                 gauges[key] = gauges.get(key, 0) + value
             key = ("rollcast_observer_lag_seconds", name)
             gauges[key] = max(gauges.get(key, 0), now.lag_s)
+
+    def _shown_name(self, name: str) -> str:
+        if name not in self._names and len(self._names) >= MOST_OBSERVERS:
+            return "other"
+        self._names.add(name)
+        return name
 
     def _rise(self, source: object, name: str, labels: tuple[str, ...], count: int) -> None:
         """Add by how much the source's count has risen since it was read last."""

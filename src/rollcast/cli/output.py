@@ -1,0 +1,68 @@
+"""Where a command prints for people: whole lines in a pipe, rows that fit on a terminal, and no failure that ends a run."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+from rollcast.stream.observers.layout import Row, wrap
+from rollcast.stream.observers.printer import Printer
+
+__all__ = ["Output", "warn"]
+
+
+class Output:
+    """A stream that takes turns with the consoles on it. What cannot be printed is dropped, and told of once.
+
+    Args:
+        stream: the standard output or the standard error.
+        color: True or False; None decides by the stream and the environment.
+    """
+
+    def __init__(self, stream: TextIO, *, color: bool | None) -> None:
+        self._printer = Printer(stream, color=color, width=None, timestamps=False, limits=(8, 600))
+        self._warned = False
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None if there is no terminal, and nothing is to be wrapped or cut."""
+        with self._printer.output:
+            self._printer.measure()
+        return self._printer.width
+
+    @property
+    def printer(self) -> Printer:
+        """How things look there."""
+        return self._printer
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads any more, as after `| head -1`."""
+        return self._printer.output.unread
+
+    def say(self, *rows: Row) -> None:
+        """Print the rows, on a terminal each wrapped at its width by whole words."""
+        width = self.width
+        with self._printer.output as output:
+            for row in rows:
+                safe = self._printer.rows.safe(row)
+                parts = [safe] if width is None else wrap(safe, width - 1, width - 1)
+                for part in parts:
+                    output.put(self._printer.painter.paint(part) + "\n")
+
+    def warn_if_broken(self) -> None:
+        """Say once on the standard error that the output cannot be written, and that what is going on goes on."""
+        failure = self._printer.output.lost_to
+        if failure is None or self._warned:
+            return
+        self._warned = True
+        warn(f"the output cannot be written: {failure.strerror or failure}; nothing more is shown")
+
+
+def warn(text: str) -> None:
+    """A sentence on the standard error, if that can be written."""
+    if sys.stderr is None:  # as under pythonw
+        return
+    with suppress(OSError, ValueError):
+        print(f"rollcast: {text}", file=sys.stderr, flush=True)

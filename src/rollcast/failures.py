@@ -1,0 +1,165 @@
+"""Where somebody's own code failed: `agent.py:12`, for the console, events and messages.
+
+Own code is what belongs neither to Rollcast, nor to Python, nor to an installed package.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sysconfig
+import threading
+from collections.abc import Iterator
+from functools import cache
+from types import TracebackType
+
+__all__ = ["FailureLog", "place_of", "text_and_place", "text_of"]
+
+TEXT_LIMIT = 4000
+"""Characters of an exception's text that are worth showing."""
+
+LOGGED_LIMIT = 1000
+"""Failures that one run logs."""
+
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa: PTH100, PTH118, PTH120  (code objects name files by strings)
+
+
+def place_of(error: BaseException) -> str | None:
+    """The file and line of the user's own code in which the exception was raised, as in `agent.py:12`.
+
+    It is the innermost frame of own code. If Rollcast raised the exception because of another, or a group holds others,
+    the place is that of the other one. For a module that cannot be compiled, it is the line that is wrong.
+
+    Returns:
+        None if no own code took part.
+    """
+    return _origin(error)[1]
+
+
+def _origin(error: BaseException) -> tuple[BaseException, str | None]:
+    """The exception that own code raised, and where; the given one and None if there is none."""
+    for each in _chain(error, set()):
+        place = _syntax_error(each) or _innermost(each)
+        if place is not None:
+            return each, place
+    return error, None
+
+
+def text_of(error: BaseException) -> str:
+    """The exception's text, however it behaves; of a very long one the beginning. It is empty if there is none."""
+    try:
+        text = str.__str__(str(error))
+    except BaseException:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
+        return "(its text cannot be shown)"
+    return text if len(text) <= TEXT_LIMIT else text[:TEXT_LIMIT] + f"… [{len(text)} characters]"
+
+
+def text_and_place(error: BaseException) -> str:
+    """The exception's text, or its class if it has no text, and its place: `no such city (agent.py:12)`."""
+    text, place = text_of(error).strip() or type(error).__name__, place_of(error)
+    return text if place is None else f"{text} ({place})"
+
+
+class FailureLog:
+    """Logs failures of the user's own code with their tracebacks, each once: a tool may fail in every chain of a run.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logged: set[tuple[str, str]] = set()
+
+    def log(self, logger: logging.Logger, who: str, error: BaseException) -> None:
+        """Log the failure if own code took part in it and no other of its class was logged from this place.
+
+        Args:
+            logger: where to.
+            who: failed, as in `chain_3: tool:search`.
+            error: what was raised.
+        """
+        origin, place = _origin(error)
+        if place is None:
+            logger.debug("%s failed: %s", who, text_of(error))
+            return
+        with self._lock:
+            known = (type(origin).__name__, place)
+            if known in self._logged or len(self._logged) >= LOGGED_LIMIT:
+                return
+            self._logged.add(known)
+        logger.warning(
+            "%s failed at %s: %s: %s", who, place, type(error).__name__, text_of(error), exc_info=origin
+        )
+
+
+def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    """The exceptions that may know the place, the likeliest first."""
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _chain(inner, seen)
+    because = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if because is not None and _raised_by_rollcast(error):
+        yield from _chain(because, seen)
+        because = None
+    yield error
+    if because is not None:
+        yield from _chain(because, seen)
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, int]]:
+    """File and line of each frame that it passed, the outermost first."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+
+
+def _raised_by_rollcast(error: BaseException) -> bool:
+    files = [file for file, _ in _frames(error)]
+    return not files or files[-1].startswith(_ROLLCAST)
+
+
+def _innermost(error: BaseException) -> str | None:
+    """The innermost frame in a file of the user's; in code without a file (`python -c`) if there is none in a file."""
+    own = shell = None
+    for file, line in _frames(error):
+        if file.startswith("<"):
+            shell = f"{file}:{line}" if file in {"<string>", "<stdin>"} else shell
+        elif _is_own(file):
+            own = _shown(file, line)
+    return own or shell
+
+
+def _syntax_error(error: BaseException) -> str | None:
+    """The line that cannot be compiled, if it stands in a file of the user's."""
+    if not isinstance(error, SyntaxError):
+        return None
+    file, line = error.filename, error.lineno
+    if isinstance(file, str) and isinstance(line, int) and os.path.isfile(file) and _is_own(file):  # noqa: PTH113
+        return _shown(file, line)
+    return None
+
+
+def _is_own(file: str) -> bool:
+    if file.startswith((_ROLLCAST, *_library_folders())):
+        return False
+    return _PACKAGES.isdisjoint(file.replace("\\", "/").split("/"))
+
+
+@cache
+def _library_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = {paths[key] for key in ("stdlib", "platstdlib", "scripts")}
+    folders.add(os.path.dirname(os.__file__))  # noqa: PTH120
+    return tuple(os.path.join(folder, "") for folder in sorted(folders))  # noqa: PTH118
+
+
+def _shown(file: str, line: int) -> str:
+    """The file's name and the line; with its folder if the name alone says nothing."""
+    parts = file.replace("\\", "/").split("/")
+    keep = 2 if parts[-1] in {"__init__.py", "__main__.py"} else 1
+    return f"{'/'.join(parts[-keep:])}:{line}"

@@ -1,0 +1,260 @@
+"""What JSON can hold of any value: the one place where a row's, a tool's or a user's objects become JSON.
+
+Whatever is JSON already is given back as it is, the same object. Numbers and text of other libraries become plain ones.
+What JSON cannot hold is described by its type and size, `<ndarray float32 (3, 224, 224)>`: nobody wants a picture's
+pixels in a log, and a log that lacks the event is worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import PurePath
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from rollcast.records.message import safe_text
+
+__all__ = [
+    "as_json",
+    "bounded_fields",
+    "bounded_json",
+    "described",
+    "object_or_text",
+    "plain_scalar",
+    "plain_scalars",
+]
+
+DEPTH_LIMIT = 64  # below what the readers of JSON can take
+CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
+VALUE_LIMIT = 64 << 10  # characters of JSON that one field of a row may take in an event
+_INT_LIMIT = 1 << 4096  # Python writes no more than 4,300 digits
+_AS_TEXT = (timedelta, UUID, Decimal, Fraction, PurePath, complex)
+_UNSEEN: Any = object()
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
+
+    It is the same object where it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
+    these words. Enums are their values; sets, tuples and the like are lists; dataclasses, pydantic models, attrs classes
+    and structs are dicts; dates, UUIDs, decimals, fractions and paths are text; the rest is `described`. It raises nothing,
+    whatever the value's own code does.
+    """
+    try:
+        return _Conversion().of(value, DEPTH_LIMIT)
+    except RecursionError:  # the caller stands deep in its own recursion
+        return described(value)
+
+
+def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
+    """As `as_json`; what is larger than `limit` characters of JSON keeps its beginning (text) or is described."""
+    value = as_json(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= limit else f"{value[:limit]}… <str ({len(value)})>"
+    return value if len(msgspec.json.encode(value)) <= limit else described(value)
+
+
+def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of the fields, each bounded."""
+    return {name: bounded_json(value) for name, value in fields.items()}
+
+
+def object_or_text(value: Any) -> dict[str, Any] | str:
+    """The arguments of a call as JSON: an object, or text; of anything else its JSON as text."""
+    value = as_json(value)
+    return value if isinstance(value, dict | str) else msgspec.json.encode(value).decode()
+
+
+def plain_scalar(value: Any) -> Any:
+    """The number or text that the value is, as a plain Python object; the value itself if it is neither.
+
+    NumPy's and torch's scalars, and subclasses of `str`, `int`, `float` and `bool`, are what it is for.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Enum):
+        return plain_scalar(value.value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if (
+        getattr(value, "shape", None) == ()
+        and hasattr(value, "dtype")
+        and callable(getattr(value, "item", None))
+    ):
+        item = value.item()
+        return item if isinstance(item, bool | int | float | str) else value
+    return value
+
+
+def plain_scalars(value: Any, depth: int = DEPTH_LIMIT) -> Any:
+    """Lists and dicts whose numbers and text are plain ones; anything else is left as it is, for a check to refuse."""
+    if depth and isinstance(value, Mapping):
+        return {plain_scalar(name): plain_scalars(item, depth - 1) for name, item in value.items()}
+    if depth and isinstance(value, list | tuple):
+        return [plain_scalars(item, depth - 1) for item in value]
+    return plain_scalar(value)
+
+
+def described(value: Any) -> str:
+    """What stands for a value that JSON cannot hold: its type, and its size if it has one."""
+    try:
+        return f"<{safe_text(_description(value))}>"
+    except Exception:  # noqa: BLE001  (the value's own code runs here and may raise anything)
+        return f"<{type(value).__name__}>"
+
+
+def _description(value: Any) -> str:
+    kind = type(value).__name__
+    if isinstance(value, type):
+        return f"class {value.__name__}"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{kind} ({len(value)})"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):  # arrays, tensors, tables
+        dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+        return " ".join(filter(None, (kind, dtype, str(tuple(map(plain_scalar, shape))))))
+    size, mode = getattr(value, "size", None), getattr(value, "mode", None)
+    if isinstance(size, tuple) and isinstance(mode, str):  # pictures
+        return f"{kind} {mode} {size}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{kind} {value.__qualname__}"
+    if hasattr(type(value), "__len__"):
+        return f"{kind} ({len(value)})"
+    return kind
+
+
+class _Conversion:
+    """One value on its way to JSON."""
+
+    def __init__(self) -> None:
+        self.path: set[int] = set()  # of the containers around the part that is converted now
+        self.containers = 0
+
+    def of(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if kind is str:
+            return value if value.isascii() else safe_text(value)
+        if kind is bool or kind is NoneType:
+            return value
+        if kind is int:
+            return value if -_INT_LIMIT < value < _INT_LIMIT else f"<int of {value.bit_length()} bits>"
+        if kind is float:
+            return value if math.isfinite(value) else _WORDS[str(value)]
+        self.containers += 1
+        if depth == 0 or id(value) in self.path or self.containers > CONTAINERS_LIMIT:
+            return described(value)
+        self.path.add(id(value))
+        try:
+            if kind is list:
+                return self._list(value, depth - 1)
+            if kind is dict:
+                return self._dict(value, depth - 1)
+            return self._other(value, kind, depth)
+        except RecursionError:
+            raise
+        except Exception:  # noqa: BLE001  (the value's own code runs here and may raise anything)
+            return described(value)
+        finally:
+            self.path.discard(id(value))
+
+    def _list(self, items: list[Any], depth: int) -> list[Any]:
+        kinds = {*map(type, items)}
+        if kinds == {float} and all(map(math.isfinite, items)):  # as log-probabilities are
+            return items
+        if kinds == {int} and min(items) > -_INT_LIMIT and max(items) < _INT_LIMIT:  # as token ids are
+            return items
+        changed: list[Any] | None = None
+        for i, item in enumerate(items):
+            converted = self.of(item, depth)
+            if changed is None and converted is not item:
+                changed = items[:i]
+            if changed is not None:
+                changed.append(converted)
+        return items if changed is None else changed
+
+    def _dict(self, items: dict[Any, Any], depth: int) -> dict[str, Any]:
+        converted: dict[str, Any] = {}
+        same = True
+        for name, item in items.items():
+            value = self.of(item, depth)
+            key = name if type(name) is str and safe_text(name) is name else self._key(name, depth)
+            same = same and key is name and value is item
+            while key in converted and not same:
+                key += "'"  # 1 and "1" are two keys in Python
+            converted[key] = value
+        return items if same else converted
+
+    def _key(self, name: Any, depth: int) -> str:
+        key = self.of(name, depth)
+        return key if isinstance(key, str) else msgspec.json.encode(key).decode()
+
+    def _other(self, value: Any, kind: type, depth: int) -> Any:
+        scalar = plain_scalar(value)
+        if scalar is not value:
+            return self.of(scalar, depth)
+        if isinstance(value, date | time):
+            return value.isoformat()
+        if isinstance(value, _AS_TEXT):
+            return safe_text(str(value))
+        if getattr(value, "shape", None) == () and callable(
+            getattr(value, "item", None)
+        ):  # such as datetime64
+            item = value.item()
+            return described(value) if type(item) is kind else self.of(item, depth - 1)
+        if isinstance(value, Mapping):
+            return self._dict(dict(value.items()), depth - 1)
+        if isinstance(value, Set):
+            return self._list(_in_order(value), depth - 1)
+        if isinstance(value, tuple | list | deque | range):
+            if len(value) > CONTAINERS_LIMIT and isinstance(value, range):
+                return described(value)
+            return self._list(list(value), depth - 1)
+        fields = _fields(value)
+        return described(value) if fields is None else self._dict(fields, depth - 1)
+
+
+_WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    """The members of a set, in an order that does not change from one process to the next."""
+    members = list(values)
+    try:
+        return sorted(members)
+    except TypeError:
+        return sorted(members, key=repr)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """What a record of another library holds, by name."""
+    if isinstance(value, type):
+        return None
+    names: Sequence[str]
+    if is_dataclass(value):
+        names = list(value.__dataclass_fields__)
+    elif isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+    elif isinstance(getattr(type(value), "model_fields", None), dict):  # pydantic
+        names = list(type(value).model_fields)
+    elif isinstance(getattr(type(value), "__attrs_attrs__", None), tuple):
+        names = [attribute.name for attribute in type(value).__attrs_attrs__]
+    else:
+        return None
+    found = {name: getattr(value, name, _UNSEEN) for name in names}
+    return {name: part for name, part in found.items() if part is not _UNSEEN}

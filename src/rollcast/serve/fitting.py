@@ -1,0 +1,124 @@
+"""Events that are larger than a client takes in one message: packed into several, or shortened with a word about it. Pure.
+
+A shortened event is still an event of its type. What was cut out is said in two places: in the text itself, and in
+`data.truncated`, which maps the path of each value that was cut to its full length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.codec import encode
+
+__all__ = ["fitted", "in_parts"]
+
+_LONGEST_TEXT = 1 << 19  # characters that a text keeps at most; halved until the event fits
+_SHORTEST_TEXT = 64
+_KEPT_ITEMS = 1 << 16  # of a list or an object; halved too
+_FEWEST_ITEMS = 16
+_NAME_CHARS = 256  # of ids, in the last resort
+_MAX_PATHS = 32  # that `truncated` lists one by one
+
+_decode = msgspec.json.Decoder(StreamEvent).decode
+
+
+def in_parts(events: Iterable[bytes], limit: int) -> list[list[bytes]]:
+    """The events in as few lists as hold, with commas between them, at most `limit` bytes each; a larger one is shortened."""
+    parts: list[list[bytes]] = [[]]
+    size = 0
+    for event in events:
+        data = fitted(event, limit)
+        if parts[-1] and size + len(data) + 1 > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(data)
+        size += len(data) + 1
+    return parts
+
+
+def fitted(event: bytes, limit: int) -> bytes:
+    """The event's JSON, shortened if it has more than `limit` bytes."""
+    return event if len(event) <= limit else _shortened(event, limit)
+
+
+@lru_cache(maxsize=4)  # clients with different filters want the same ones
+def _shortened(data: bytes, limit: int) -> bytes:
+    """The event with its longest texts and lists cut, as little as needed to within a factor of two."""
+    event = _decode(data)
+    chars, items = _LONGEST_TEXT, _KEPT_ITEMS
+    try:
+        while chars >= _SHORTEST_TEXT:
+            cut = _Cut(chars, items)
+            kept = cut.value(event.data, "")
+            kept["truncated"] = cut.told(len(data))
+            if cut.size <= limit:
+                shorter = encode(msgspec.structs.replace(event, data=kept))
+                if len(shorter) <= limit:
+                    return shorter
+            chars //= 2
+            items = max(_FEWEST_ITEMS, items // 2)
+    except RecursionError:  # it is nested too deeply to be walked through
+        pass
+    told = {
+        "error": f"this {event.event_type} event has {len(data)} bytes of JSON, and this client takes {limit} in a message",
+        "error_type": "TooLarge",
+        "where": "observer:WebSocketStreamingServer",
+    }
+    return encode(
+        msgspec.structs.replace(
+            event,
+            event_type=StreamEventType.ERROR,
+            data=told,
+            chain_id=event.chain_id[:_NAME_CHARS],
+            run_id=event.run_id[:_NAME_CHARS],
+            group_id=None if event.group_id is None else event.group_id[:_NAME_CHARS],
+            source=event.source[:_NAME_CHARS],
+        )
+    )
+
+
+class _Cut:
+    """Cuts texts to so many characters, and lists and objects to so many items, and remembers what it cut.
+
+    Attributes:
+        size: bytes of JSON that what is kept has at least.
+    """
+
+    def __init__(self, chars: int, items: int) -> None:
+        self.size = 0
+        self._chars = chars
+        self._items = items
+        self._lengths: dict[str, int] = {}
+
+    def told(self, size: int) -> dict[str, int]:
+        """The full length of each value that was cut, and the bytes of the event (at the path "")."""
+        return {"": size} | dict(list(self._lengths.items())[:_MAX_PATHS])
+
+    def value(self, value: Any, path: str) -> Any:
+        """The value, cut."""
+        self.size += 2
+        if isinstance(value, str):
+            return self._text(value, path)
+        if isinstance(value, list):
+            if len(value) > self._items:
+                self._lengths[path] = len(value)
+            return [self.value(item, f"{path}/{i}") for i, item in enumerate(value[: self._items])]
+        if isinstance(value, dict):
+            pairs = list(value.items())
+            if len(pairs) > self._items and path:
+                self._lengths[path] = len(pairs)
+                pairs = pairs[: self._items]
+            return {key: self.value(item, f"{path}/{key}") for key, item in pairs}
+        return value
+
+    def _text(self, text: str, path: str) -> str:
+        self.size += min(len(text), self._chars)
+        if len(text) <= self._chars:
+            return text
+        self._lengths[path] = len(text)
+        return f"{text[: self._chars]}… [{len(text) - self._chars} of {len(text)} characters left out]"

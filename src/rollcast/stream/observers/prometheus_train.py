@@ -1,0 +1,120 @@
+"""The figures of a training for Prometheus, out of its `train_step` events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from numbers import Real
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeGuard
+
+from rollcast.records import StreamEvent
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+__all__ = ["TrainingFigures"]
+
+MOST_OTHERS = 64  # names of metrics that a trainer makes up
+_OTHERS = "rollcast_train_metric"
+
+# By the names that the trainers give them: the first of them that an event has.
+_GAUGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("rollcast_train_loss", ("loss",), "Loss of the last step"),
+    ("rollcast_train_mean_reward", ("mean_reward", "reward"), "Mean reward of the last step's chains"),
+    ("rollcast_train_reward_std", ("reward_std",), "Standard deviation of their rewards"),
+    ("rollcast_train_success_ratio", ("success",), "Share of the chains with a reward of 1 or more"),
+    ("rollcast_train_entropy_nats", ("entropy",), "Entropy of the policy, a token"),
+    ("rollcast_train_kl_nats", ("kl",), "KL divergence, a token"),
+    ("rollcast_train_gradient_norm", ("grad_norm",), "Norm of the gradient, before clipping"),
+    (
+        "rollcast_train_clipped_ratio",
+        ("clip_fraction", "clip_ratio/region_mean"),
+        "Share of the tokens whose ratio was clipped",
+    ),
+    ("rollcast_train_learning_rate", ("learning_rate",), "Learning rate"),
+    ("rollcast_train_tokens_per_second", ("tokens_per_s",), "Tokens sampled over the time of the last step"),
+    ("rollcast_train_staleness_versions", ("staleness",), "Versions by which the tokens were behind"),
+    ("rollcast_train_flat_groups", ("flat_groups",), "Groups whose rewards do not differ"),
+    ("rollcast_train_kept_groups", ("kept_groups",), "Groups that were learned from"),
+    ("rollcast_train_unrewarded_chains", ("failed",), "Chains without a reward"),
+    ("rollcast_train_rollout_seconds", ("rollout_s",), "Of the last step's rollout"),
+    ("rollcast_train_update_seconds", ("update_s",), "Of the last step's update"),
+    ("rollcast_train_step", (), "Number of the last step"),
+    ("rollcast_policy_version", (), "Of the weights that sample now"),
+)
+_KNOWN = {name for _, names, _ in _GAUGES for name in names} | {"tokens"}
+
+
+class TrainingFigures:
+    """What the last `train_step` said, and what all of them come to. A figure that nobody gave is not there."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self._others: dict[str, float] = {}
+        self._steps = 0
+        self._tokens = 0.0
+
+    def take(self, event: StreamEvent, sampled: float | None) -> None:
+        """Note a step, whatever its event holds.
+
+        Args:
+            event: `train_step`.
+            sampled: tokens a second since the step before, for a trainer that does not say; None if that is not known.
+        """
+        metrics = event.data.get("metrics")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        numbers = {str(name): float(value) for name, value in metrics.items() if _is_number(value)}
+        for gauge, names, _ in _GAUGES:
+            found = next((numbers[name] for name in names if name in numbers), None)
+            if found is not None:
+                self._values[gauge] = found
+        if sampled is not None and "tokens_per_s" not in numbers:
+            self._values["rollcast_train_tokens_per_second"] = sampled
+        for name, gauge in (
+            ("train_step", "rollcast_train_step"),
+            ("policy_version", "rollcast_policy_version"),
+        ):
+            value = event.data.get(name)
+            if _is_number(value):
+                self._values[gauge] = float(value)
+        if (
+            "loss" in numbers or "mean_reward" in numbers or "reward" in numbers
+        ):  # TRL tells of evaluations, too
+            self._steps += 1
+        tokens = numbers.get("tokens", 0.0)
+        if tokens > 0 and math.isfinite(tokens):
+            self._tokens += tokens
+        for name, number in numbers.items():
+            if name not in _KNOWN and (name in self._others or len(self._others) < MOST_OTHERS):
+                self._others[name] = number
+
+    def sampling_with(self, version: Any) -> None:
+        """A run began, with weights of this version."""
+        if _is_number(version):
+            self._values["rollcast_policy_version"] = float(version)
+
+    def describe(self) -> Iterator[Metric]:
+        """The metrics without values."""
+        return self._families({}, {})
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics; one that nobody gave a value has none."""
+        return self._families(dict(self._values), dict(self._others))
+
+    def _families(self, values: dict[str, float], others: dict[str, float]) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415  (an extra)
+
+        yield CounterMetricFamily("rollcast_train_steps", "Steps of trainings", value=self._steps)
+        yield CounterMetricFamily(
+            "rollcast_train_tokens", "Tokens that were learned from", value=self._tokens
+        )
+        for gauge, _, text in _GAUGES:
+            yield GaugeMetricFamily(gauge, text, value=values.get(gauge))
+        family = GaugeMetricFamily(_OTHERS, "Other figures of the last step", labels=("name",))
+        for name, value in others.items():
+            family.add_metric((name,), value)
+        yield family
+
+
+def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,78 @@
+"""Copies and pickles of what was made of a function: it is found by its name, or made anew of the function."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["reduced"]
+
+
+def reduced(
+    value: Any, function: Callable[..., Any], make: Callable[..., Any], settings: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What `__reduce__` gives: the name if a module has the value under its function's, else how it is made anew.
+
+    A decorated function is found by its name only as what the decorator made of it, so that stands for it.
+
+    Args:
+        value: what was made of the function.
+        function: which it was made of.
+        make: makes it again, of the function and the settings.
+        settings: picklable.
+
+    Raises:
+        pickle.PicklingError: no other process could find the function, and the pickler does not take its code along.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    takes_code = _takes_code()
+    found: Any = _found(module, name) if isinstance(module, str) and isinstance(name, str) else None
+    if takes_code and module == "__main__":  # another process has another __main__
+        found = function
+    if found is value:
+        return _found, (module, name)
+    if type(found) is type(value) and found.function is function:
+        return _again, (make, _Found(module, name), settings)
+    if isinstance(function, types.FunctionType) and found is not function and not takes_code:
+        raise pickle.PicklingError(
+            f"{value!r} cannot be pickled: its function {name!r} is not at the top level of the module {module!r}; define it "
+            "there, or pickle with cloudpickle, which takes the code along"
+        )
+    return _again, (make, function, settings)
+
+
+class _Found:
+    """A function that is found as what a decorator made of it."""
+
+    def __init__(self, module: Any, name: Any) -> None:
+        self.module, self.name = module, name
+
+
+def _again(make: Callable[..., Any], source: Any, settings: dict[str, Any]) -> Any:
+    function = _found(source.module, source.name).function if isinstance(source, _Found) else source
+    return make(function, settings)
+
+
+def _found(module: Any, name: Any) -> Any:
+    """What stands under this name in the module; None if nothing does."""
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError):
+        return None
+    return value
+
+
+def _takes_code() -> bool:
+    """Whether a pickler asks that takes the code of functions along: cloudpickle, which Ray has too, or dill."""
+    frame: types.FrameType | None = sys._getframe(2)  # noqa: SLF001  (documented; nothing else knows who asks)
+    while frame is not None:
+        if {"cloudpickle", "dill"}.intersection(str(frame.f_globals.get("__name__", "")).split(".")):
+            return True
+        frame = frame.f_back
+    return False

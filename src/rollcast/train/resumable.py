@@ -1,0 +1,73 @@
+"""Whether training may go on from a checkpoint: its checksums, and which other one is whole if not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rollcast.errors import CheckpointError
+from rollcast.models.checksums import CHECKSUMS, find_damage, has_checksums
+
+__all__ = ["check_resumable", "damage_of", "numbered", "remedy_for"]
+
+logger = logging.getLogger("rollcast.train")
+
+
+def numbered(out: Path, prefix: str) -> list[Path]:
+    """The folders `prefix` and a number in `out`, by number; none if there is no such folder."""
+    if not out.is_dir():
+        return []
+    found = [
+        path
+        for path in out.iterdir()
+        if path.name.removeprefix(prefix).isdecimal() and path.name.startswith(prefix) and path.is_dir()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
+
+
+def check_resumable(folder: Path, others: Sequence[Path]) -> None:
+    """Refuse a checkpoint that is not what was saved.
+
+    Args:
+        folder: of the checkpoint.
+        others: of the same training, ascending; one of them may be this one.
+
+    Raises:
+        CheckpointError: it names the file, and the checkpoint from which training can go on.
+    """
+    damage = damage_of(folder, others)
+    if damage is not None:
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be used: {damage}; {remedy_for(folder, others)}"
+        )
+
+
+def damage_of(folder: Path, others: Sequence[Path]) -> str | None:
+    """What is wrong with it, as the beginning of a sentence. A checkpoint of a time without checksums has a warning alone."""
+    if has_checksums(folder):
+        return find_damage(folder, to_resume=True)
+    earlier = [other for other in others[: _place(folder, others)] if has_checksums(other)]
+    if earlier:
+        return f"it has no {CHECKSUMS}, as {earlier[-1].name} has, so it was not saved to its end"
+    if folder.is_dir():
+        logger.warning(
+            "%s has no %s, as checkpoints of Rollcast 0.1 have none: whether it is damaged cannot be told",
+            folder, CHECKSUMS,
+        )  # fmt: skip
+    return None
+
+
+def remedy_for(folder: Path, others: Sequence[Path]) -> str:
+    """What to do instead: the newest other one that is whole, by name."""
+    others = [other for other in reversed(others) if other.name != folder.name]
+    checked = [other for other in others if has_checksums(other)]
+    whole = next((other for other in checked if find_damage(other, to_resume=True) is None), None)
+    if whole is None:
+        whole = next((other for other in others if not has_checksums(other)), None)
+    return "train anew" if whole is None else f"delete {folder.name} to go on from {whole.name}"
+
+
+def _place(folder: Path, others: Sequence[Path]) -> int:
+    names = [other.name for other in others]
+    return names.index(folder.name) if folder.name in names else len(names)
