@@ -43,7 +43,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ({"filter": 5}, "filter of Odd is 5"),
+        ({"filter": 5}, "filter of Odd is .*; expected an EventFilter"),
         ({"filter": "chain_0"}, "filter of Odd is .*; expected an EventFilter"),
         ({"mode": "fast"}, "mode of Odd is 'fast'; expected one of coalesce, lossless"),
         ({"mode": ["lossless"]}, "mode of Odd"),
