@@ -16,10 +16,14 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
 class Message(TypedDict):
-    """One message. `content` is text, or a list of parts where a backend understands parts."""
+    """One message. `content` is text, or a list of parts where a backend understands parts.
+
+    An assistant's `reasoning_content` is what it thought before it spoke; `content` does not contain it.
+    """
 
     role: Role
     content: str | list[dict[str, Any]] | None
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]

@@ -23,8 +23,8 @@ class HermesParser(TurnParser):
 
     name = "hermes"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 

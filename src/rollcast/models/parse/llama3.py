@@ -37,8 +37,8 @@ class Llama3Parser(TurnParser):
 
     name = "llama3"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 

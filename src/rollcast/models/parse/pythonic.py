@@ -46,8 +46,8 @@ class PythonParser(TurnParser):
 
     name = "python"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 

@@ -43,8 +43,8 @@ class Qwen3CoderParser(TurnParser):
 
     name = "qwen3_coder"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 

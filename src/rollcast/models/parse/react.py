@@ -17,7 +17,7 @@ import re
 
 import msgspec
 
-from rollcast.models.parse.turn import Body, LineTurn, Turn, TurnParser
+from rollcast.models.parse.turn import Body, LineTurn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["ReactParser", "ReactTurn"]
@@ -45,18 +45,12 @@ class ReactParser(TurnParser):
     name = "react"
     stop = ("\nObservation:",)
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The call in the whole text of a turn, as a list."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> ReactTurn:
+        """See `TurnParser.turn`."""
         return ReactTurn()
 
     def read(self, text: str) -> ReactTurn:
-        """The whole text of a turn, read."""
+        """The whole output of a turn, read."""
         turn = ReactTurn()
         turn.feed(text)
         turn.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from rollcast.models.parse.reading import Reading
 from rollcast.records.message import ToolCall
 
 __all__ = [
@@ -185,14 +186,18 @@ class TurnParser(ABC):
     stop: tuple[str, ...] = ()
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
+        """The calls in the whole text of a turn; those in its reasoning are none."""
         turn = self.incremental()
         turn.feed(text)
         return turn.close()
 
+    def incremental(self) -> Reading:
+        """For one turn, its reasoning included."""
+        return Reading(parser=self.turn)
+
     @abstractmethod
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """For the output of one turn: its text without reasoning."""
 
 
 class Body:
