@@ -195,8 +195,7 @@ class ChainGeneration:
                     if reading is not None and delta.text:
                         if tells_ids and delta.token_ids:
                             reading.sampled(delta.token_ids)
-                        reading.feed(safe_text(delta.text))
-                        if reading.over:
+                        if reading.take(safe_text(delta.text)):
                             break
             with _blaming("backend"):
                 _check(generation.turn, agent.backend)

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
+from rollcast.models.parse.json_calls import json_value
 from rollcast.models.parse.turn import Body, LineTurn, TurnParser
 from rollcast.records.message import ToolCall
 
@@ -38,7 +37,7 @@ class ReactParser(TurnParser):
     as it is, for a tool that takes one argument; none stands for no arguments. A turn with neither an action nor a final
     answer is an answer.
 
-    Errors: `error: bad json` (it begins with `{`), `error: no tool name`, `error: bad tool name`,
+    Errors: `error: bad json` (it begins with `{`), `error: repeated argument`, `error: no tool name`, `error: bad tool name`,
     `error: no action input` (other text follows the action), `error: call too long`.
     """
 
@@ -156,9 +155,10 @@ def _call(call_id: str, name: str, body: str, error: str | None, name_error: str
     if not text.startswith("{"):
         return ToolCall(call_id, name, text)
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return ToolCall(call_id, name, text, "error: bad json")
+        value = json_value(text)
+    except ValueError as problem:
+        repeated = problem.args[0] == "repeated"
+        return ToolCall(call_id, name, text, "error: repeated argument" if repeated else "error: bad json")
     return ToolCall(call_id, name, value)
 
 

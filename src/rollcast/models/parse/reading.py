@@ -30,6 +30,7 @@ __all__ = ["Reading", "split"]
 _QUOTES = {"`": "`", '"': '"', "'": "'", "*": "*", "“": "”", "‘": "’", "«": "»"}
 _BEFORE_QUOTES = frozenset(" \t\n\r([{<:,=-*_/|\"'`“‘«")
 _A_FEW_WORDS = re.compile(r" [\w ,./&+-]{0,30} |[,/]? ?")
+_LABEL = 32  # characters: a label that ends a turn is no longer
 _FENCE = re.compile(r" {0,3}```")
 
 
@@ -58,15 +59,24 @@ class Reading:
         if self._now.other is not None:
             self._now.other.sampled(token_ids)
 
-    def feed(self, text: str) -> list[ToolCall]:
-        """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
+    def take(self, text: str) -> bool:
+        """As `feed`; whether the generation may end here. It is on the path of every token, and most have no part of a tag."""
         now = self._now
-        if now.is_plain and now.find.first.search(text) is None:
-            return now.say_all(text)
+        if now.is_plain and not ("<" in text or "[" in text or "◁" in text):
+            now.pieces.append(text)
+            if now.turn is None or now.inside is not None:
+                return False
+            now.turn.feed(text)
+            return now.may_be_over and now.turn.finished
+        self.feed(text)
+        return self.over
+
+    def feed(self, text: str) -> list[ToolCall]:
+        """See `IncrementalParser.feed`."""
+        now = self._now
         if now.other is not None:
             now.other.read(text)
-        calls = now.read(text)
-        return self._settled(calls)
+        return self._settled(now.read(text))
 
     def close(self) -> list[ToolCall]:
         """See `IncrementalParser.close`: all calls in the output."""
@@ -140,8 +150,7 @@ class Reading:
     @property
     def over(self) -> bool:
         """The generation may end: the output is over, and nothing that may still come makes it reasoning."""
-        now = self._now
-        return now.says_over and not now.lone and now.inside is None and now.other is None
+        return self._now.may_be_over and self._now.says_over
 
     @property
     def complete(self) -> bool:
@@ -172,7 +181,7 @@ class _Pass:
         self.superseded = False  # by the other, which is right
         self.interleaved = False
         self.was_over = False  # before it was known to be reasoning
-        self.overran = False  # it went on behind the end of its output
+        self._dropped = False  # text behind a stop string
         self.tags: list[tuple[int, int]] = []
         self._make = parser
         self._stops = stops
@@ -189,6 +198,7 @@ class _Pass:
         self._last = ""  # the two characters before what is held
         self._raw = 0  # characters of the turn before what is held
         self._begin_output()
+        self._ready()
 
     def _begin_output(self) -> None:
         """Nothing has been said yet; what there was, is reasoning."""
@@ -205,7 +215,7 @@ class _Pass:
 
     def _look_for_tags(self) -> None:
         self._known = _tags(self.thinking.families, self.thinking.lone if self.lone else ())
-        self.find = _finder(tuple(self._known))
+        self._find = _finder(tuple(self._known))
 
     # -- what was read -------------------------------------------------------------------------------------------------
 
@@ -247,7 +257,8 @@ class _Pass:
 
     @property
     def says_over(self) -> bool:
-        return self._stopped or (self.turn is not None and self.turn.finished)
+        turn = self.turn
+        return self._stopped or (turn is not None and turn.finished)
 
     @property
     def is_cut(self) -> bool:
@@ -267,9 +278,10 @@ class _Pass:
         return place
 
     @property
-    def is_plain(self) -> bool:
-        """In output, with nothing open: text without the first character of a tag is said as it is."""
-        return self.inside is None and not (self._in_front or self._held or self.other)
+    def overran(self) -> bool:
+        place = self.ended_at
+        made_up = "" if place is None else self.output[place:].strip()
+        return self._dropped or len(made_up) > _LABEL
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -280,12 +292,24 @@ class _Pass:
             if tag is not None:
                 self._tokens[tag] += 1
 
-    def say_all(self, text: str) -> list[ToolCall]:
-        self._raw += len(text)
-        self._last = text[-2:] if len(text) > 1 else self._last[-1:] + text
-        return self._say(text)
+    def _ready(self) -> None:
+        """For text that has no part of a tag, as most tokens are: where it goes, and whether that is all."""
+        if self.inside is not None:
+            self.pieces, find, waits = self._block, _finder((self.inside.closing, *self.inside.before)), False
+        else:
+            self.pieces, find, waits = self._output, self._find, self._in_front or self._stop is not None
+        self.is_plain = find.is_usual and not (waits or self._held or self.other is not None)
+        self._counted = len(self.pieces)
+        self.may_be_over = not self.lone and self.inside is None and self.other is None
+
+    def _catch_up(self) -> None:
+        """With what was read since."""
+        for text in self.pieces[self._counted :]:
+            self._raw += len(text)
+            self._last = text[-2:] if len(text) > 1 else self._last[-1:] + text
 
     def read(self, text: str, *, final: bool = False) -> list[ToolCall]:
+        self._catch_up()
         given: list[ToolCall] = []
         text, at = self._held + text, 0
         self._held = ""
@@ -298,6 +322,7 @@ class _Pass:
             self._raw += end - at
             at = end
         self._held = text[at:]
+        self._ready()
         return given
 
     def close(self) -> list[ToolCall]:
@@ -307,6 +332,7 @@ class _Pass:
             self.tags.pop()
             said, self._doubtful, self._block = self._doubtful + "".join(self._block), "", []
             self._say(said)
+            self._ready()
         calls = [] if self.turn is None else self.turn.close()
         if self.other is not None and not self.superseded:
             self._decide(calls[self._calls_before :])
@@ -365,7 +391,7 @@ class _Pass:
                 end = len(text) - len(text[at:].lstrip())
                 given += self._say(text[at:end])
                 return end
-        place, tag = self.find.find(text, at)
+        place, tag = self._find.find(text, at)
         if final and not tag:
             place = len(text)
         if place > at:
@@ -436,7 +462,7 @@ class _Pass:
             (that._raw, that._raw + len(tag)),
         ]
         self._blocks = ["".join(that._output)]
-        self.overran = False
+        self._dropped = False
         self.was_over = that.says_over or that.was_over
         self.lone = False
         self._begin_output()
@@ -448,14 +474,14 @@ class _Pass:
         if self._in_front and not text.isspace():
             self._in_front = self._skips = False
             self._spoken = True
-        if self.lone and not self.overran and self.says_over and not text.isspace():
-            self.overran = True
         if self._stopped:
+            self._dropped = self._dropped or not text.isspace()
             return []
         if self._stop is not None:
             cut = self._stop.cut(text)
             if cut is not None:
                 self._stopped = True
+                self._dropped = bool(text[len(cut) :].strip())
                 text = cut
         self._output.append(text)
         if self.turn is None:
@@ -515,7 +541,8 @@ class _Finder:
 
     def __init__(self, words: Iterable[str]) -> None:
         ordered = sorted(words, key=len, reverse=True)
-        self.first = re.compile(f"[{''.join(sorted({re.escape(word[0]) for word in ordered}))}]")
+        self.is_usual = {word[0] for word in ordered} <= set("<[◁")
+        self._first = re.compile(f"[{''.join(sorted({re.escape(word[0]) for word in ordered}))}]")
         self._pattern = re.compile("|".join(map(re.escape, ordered)))
         self._beginnings = frozenset(word[:size] for word in ordered for size in range(1, len(word)))
         self._longest = len(ordered[0])
@@ -525,9 +552,9 @@ class _Finder:
         found = self._pattern.search(text, at)
         if found:
             return found.start(), found[0]
-        place = self.first.search(text, max(at, len(text) - self._longest + 1))
+        place = self._first.search(text, max(at, len(text) - self._longest + 1))
         while place is not None and text[place.start() :] not in self._beginnings:
-            place = self.first.search(text, place.end())
+            place = self._first.search(text, place.end())
         return len(text) if place is None else place.start(), ""
 
 
