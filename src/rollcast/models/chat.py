@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,18 @@ import msgspec
 from tokenizers import Tokenizer
 
 from rollcast.errors import InputError, MessagesError, PromptTooLongError
-from rollcast.models.guard import REASONING_TAGS, Codec
+from rollcast.models.guard import Codec
+from rollcast.models.reasoning import (
+    FAMILIES,
+    FIELDS,
+    Family,
+    Thinking,
+    families_of,
+    field_read,
+    left_open,
+    thinking_after,
+)
+from rollcast.models.sampled import SampledTurn, given, keeps
 from rollcast.models.template import ChatTemplate, Moment
 from rollcast.models.template_files import (
     Templates,
@@ -38,11 +48,6 @@ __all__ = ["TemplateConversation", "TemplateRenderer"]
 logger = logging.getLogger("rollcast.models")
 
 _NOTHING: Mapping[int, str] = {}
-
-# Where messages keep a turn's reasoning apart from its content.
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-
-_AROUND_TAGS = re.compile(rf"\s*({'|'.join(re.escape(tag) for tags in REASONING_TAGS for tag in tags)})\s*")
 
 
 class TemplateRenderer:
@@ -205,6 +210,32 @@ class TemplateRenderer:
     def _probed(self) -> str:
         return self.fitted.probed_call
 
+    @cached_property
+    def reasoning_field(self) -> str | None:
+        """Under which key the template reads a turn's reasoning; None: it reads none, so it is in the text, if anywhere."""
+
+        def text(messages: list[dict[str, Any]]) -> str:
+            try:
+                return self.fitted.text(messages, None)
+            except MessagesError:
+                return ""
+
+        return field_read(self.fitted.source, text, self.fitted.probe_messages)
+
+    @property
+    def splits_turns(self) -> bool:
+        """Whether the template looks for the tags in a turn's text, as DeepSeek's does to drop what was thought."""
+        return bool(self._families[0])
+
+    @cached_property
+    def _families(self) -> tuple[tuple[Family, ...], Mapping[int, str]]:
+        tags = [tag for family in FAMILIES for tag in (*family.openings, family.closing)]
+        return families_of(self.fitted.source), self.codec.token_ids(tags)
+
+    def thinking(self, prompt: str) -> Thinking:
+        """What is known of the reasoning of the turn that follows on this prompt."""
+        return thinking_after(prompt, *self._families)
+
     def guarded_tools(self, tools: list[dict[str, Any]], guard: str) -> Any:
         """The guarded tools; mostly those of the last time. None where there are none."""
         key = _bytes((tools, guard))
@@ -227,11 +258,16 @@ class TemplateConversation:
         self._guarded: list[dict[str, Any]] = []
         self._text = ""  # of the last prompt
         self._as_written: frozenset[int] = frozenset()  # turns that are shown as text, calls and all
-        self._begun: dict[int, str] = {}  # what the prompt wrote of a turn: the tag that opens its reasoning
+        self._turns: dict[int, SampledTurn] = {}
         self._characters = 0
         self._first = 0  # messages in the first prompt
         self._checked = 0  # that all of the last prompt's are shown
         self._moment: Moment | None = None
+
+    @property
+    def thinking(self) -> Thinking:
+        """What is known of the reasoning of the turn that follows on the last prompt."""
+        return self._renderer.thinking(self._text)
 
     def copy(self) -> Self:
         """For a chain that begins with the same messages."""
@@ -262,10 +298,12 @@ class TemplateConversation:
         """
         renderer = self._renderer
         turn = len(self._guarded)  # the index of the message that was sampled, if there was a prompt before
-        if turn in sampled and (begun := _begun(self._text)):
-            self._begun = {**self._begun, turn: begun}
         if not turn:
             self._first = len(messages)
+        if turn in sampled:
+            opened = left_open(self._text)
+            turns = SampledTurn(sampled[turn], "" if opened is None else opened[1], self.thinking)
+            self._turns = {**self._turns, turn: turns}
         self._add(messages, sampled)
         seen, text = self._text, self._rendered(turn, sampled)
         if text == seen:
@@ -278,8 +316,7 @@ class TemplateConversation:
             seen = seen.rstrip()  # whitespace where a turn begins is the turn's
         end = None
         if ids and turn in sampled and text.startswith(seen):
-            begun = self._begun.get(turn, "")
-            end = _end_of_turn(text, len(seen), self._guarded[turn], renderer, begun)
+            end = self._end_of_turn(text, len(seen), turn)
         if end is None:
             return renderer.codec.encode(text, self._guard), True
         following = renderer.codec.encode(text[end:], self._guard)
@@ -315,16 +352,31 @@ class TemplateConversation:
         self._guarded = guarded
 
     def _guarded_message(self, message: Message, index: int, written: str | None) -> dict[str, Any]:
-        codec, guard = self._renderer.codec, self._guard
-        hidden = written is not None and "tool_calls" in message and self._renderer.hides_calls
-        begun = self._begun.get(index, "") if not any(key in message for key in _REASONING_KEYS) else ""
-        if hidden or index in self._as_written:
-            return {"role": "assistant", "content": codec.guarded_turn(f"{begun}{written}", guard)}
-        guarded: dict[str, Any] = codec.guarded(message, guard)
-        content = message.get("content")
-        if written is not None and isinstance(content, str):
-            guarded["content"] = codec.guarded_turn(begun + content, guard)
-        return guarded
+        renderer, codec, guard = self._renderer, self._renderer.codec, self._guard
+        turn, field = self._turns.get(index), renderer.reasoning_field
+        if index in self._as_written or (
+            written is not None and "tool_calls" in message and renderer.hides_calls
+        ):
+            return self._written(index, written or "")
+        if written is None or turn is None or not isinstance(message.get("content"), str):
+            kept: Any = given(message, field)
+            shown: dict[str, Any] = codec.guarded(kept, guard)
+            if written is not None and isinstance(content := message.get("content"), str):
+                shown["content"] = codec.guarded_turn(content, guard)
+            return shown
+        kept = turn.message(message, field, splits=renderer.splits_turns)
+        shown = codec.guarded(kept, guard)
+        if turn.shown is None or field is None:
+            shown["content"] = codec.guarded_turn(kept["content"], guard)
+        return shown
+
+    def _written(self, index: int, written: str) -> dict[str, Any]:
+        """A turn as it was written, calls and all."""
+        begun = self._turns[index].begun if index in self._turns else ""
+        return {
+            "role": "assistant",
+            "content": self._renderer.codec.guarded_turn(begun + written, self._guard),
+        }
 
     def _rendered(self, turn: int, sampled: Mapping[int, str]) -> str:
         """The text of the next prompt."""
@@ -340,12 +392,7 @@ class TemplateConversation:
             if turn not in sampled or not self._guarded[turn].get("tool_calls"):
                 raise
             self._as_written |= {turn}
-            shown = {
-                "role": "assistant",
-                "content": renderer.codec.guarded_turn(
-                    self._begun.get(turn, "") + sampled[turn], self._guard
-                ),
-            }
+            shown = self._written(turn, sampled[turn])
             self._guarded = [*self._guarded[:turn], shown, *self._guarded[turn + 1 :]]
             return renderer.text(self._guarded, self._guarded_tools, self._moment)
 
@@ -356,69 +403,34 @@ class TemplateConversation:
         assert self._moment is not None
         return self._renderer.text(messages, tools, self._moment) if again else text
 
+    def _end_of_turn(self, text: str, start: int, turn: int) -> int | None:
+        """Where, in a rendered text, the template goes on behind the turn that begins at `start`.
 
-def _begun(prompt: str) -> str:
-    """The tag that opens a turn's reasoning, and the whitespace behind it, where a prompt ends with it."""
-    written = prompt.rstrip()
-    for opening, _ in REASONING_TAGS:
-        if written.endswith(opening):
-            return prompt[len(written) - len(opening) :]
-    return ""
-
-
-def _end_of_turn(
-    text: str, start: int, message: Mapping[str, Any], renderer: TemplateRenderer, begun: str
-) -> int | None:
-    """Where, in a rendered text, the template goes on behind the turn that begins at `start`.
-
-    None where it does not show all that the turn's message has, shows more, or where that cannot be told. How it writes
-    the calls, and whitespace, do not count: the turn stands in the prompt as it was sampled.
-    """
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        return None
-    content = content.removeprefix(begun)
-    calls = bool(message.get("tool_calls"))
-    thoughts = [message[key] for key in _REASONING_KEYS if isinstance(message.get(key), str)]
-    end = renderer.ends.search(text, start) if renderer.ends is not None else None
-    if end is not None:
-        kept = _keeps(text[start : end.start()], thoughts, content, calls)
-        return end.start() if kept and (not calls or renderer.ends_calls) else None
-    if calls or thoughts:
-        return None
-    # A template that writes no end of a turn at all: what it writes after the content follows.
-    written = content.strip()
-    begin = text.find(written, start) if written else start
-    return begin + len(written) if not text[start:begin].strip() and begin >= 0 else None
-
-
-def _keeps(body: str, thoughts: list[str], content: str, calls: bool) -> bool:
-    """Whether a turn as the template writes it has all that was said, and, beside calls, nothing else."""
-    if not thoughts:
-        if body == content:
-            return True
-        body, content = _without_edges(body), _without_edges(content)
-        if not calls:
-            return body == content
-        # Reasoning that was not sampled is no part of the calls; some templates write an empty one before them.
-        added = any(body.count(closing) != content.count(closing) for _, closing in REASONING_TAGS)
-        return body.startswith(content) and not added
-    place, body = 0, _squashed(body)
-    for part in map(_squashed, (*thoughts, content)):
-        place = body.find(part, place)
-        if place < 0:
-            return False
-        place += len(part)
-    return True
-
-
-def _without_edges(text: str) -> str:
-    """Without the whitespace around a turn's reasoning and its answer; that inside is the turn's own: code has it."""
-    return _AROUND_TAGS.sub(r"\1", text).strip()
-
-
-def _squashed(text: str) -> str:
-    return "".join(text.split())
+        None where it does not show all that the turn has, shows more, or where that cannot be told. How it writes the
+        calls, and whitespace, do not count: the turn stands in the prompt as it was sampled.
+        """
+        renderer, message, sampled = self._renderer, self._guarded[turn], self._turns[turn]
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            return None
+        calls, said = bool(message.get("tool_calls")), content.removeprefix(sampled.begun)
+        thoughts = [message[key] for key in FIELDS if isinstance(message.get(key), str)]
+        end = renderer.ends.search(text, start) if renderer.ends is not None else None
+        if end is not None:
+            body = text[start : end.start()]
+            if (
+                sampled.shown is not None and turn not in self._as_written
+            ):  # guards stand where texts end: they do not count
+                kept = keeps(body.replace(self._guard, ""), [], sampled.shown, calls=calls)
+            else:
+                kept = keeps(body, thoughts, said, calls=calls)
+            return end.start() if kept and (not calls or renderer.ends_calls) else None
+        if calls or thoughts:
+            return None
+        # A template that writes no end of a turn at all: what it writes after the content follows.
+        written = said.strip()
+        begin = text.find(written, start) if written else start
+        return begin + len(written) if not text[start:begin].strip() and begin >= 0 else None
 
 
 def _bytes(value: Any) -> bytes:

@@ -18,11 +18,13 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
 class Message(TypedDict):
     """One message. `content` is text, or a list of parts if the backend understands parts.
 
-    `developer` is the name that newer APIs give to `system`.
+    `developer` is the name that newer APIs give to `system`. An assistant's `reasoning_content` is what it thought before it
+    spoke; `content` does not contain it.
     """
 
     role: Role
     content: str | list[dict[str, Any]] | None
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
