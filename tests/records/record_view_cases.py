@@ -5,7 +5,8 @@ of them, by run, and each chain by id. A twin in another language has to make th
 count Unicode code points. Real runs are recorded from rollouts; the others are made by hand below. Look at the difference
 before you keep it: what is expected is what the code says now.
 
-`--expected` leaves the events as they are and writes only `expected` anew.
+`--expected` leaves the events as they are and writes only `expected` anew. `--trainings` records `healthy_trainings.json`: for each task
+24 steps of the embedded model's training, as summaries of their rollouts (minutes of computing).
 """
 
 import asyncio
@@ -14,11 +15,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rollcast import BaseAgent, EventFilter, Sampling, StreamingManager, StreamObserver, ToolAgent, tool
+import msgspec
+
+from rollcast import (
+    BaseAgent,
+    CallbackStreamObserver,
+    EventFilter,
+    Sampling,
+    StreamingManager,
+    StreamObserver,
+    ToolAgent,
+    tool,
+)
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.hints import summary
 from rollcast.records.run_view import RunViews
 from rollcast.rollout.reward import reward
-from rollcast.tasks import get_task
+from rollcast.tasks import get_task, task_names
 from rollcast.testing import ScriptedBackend, capture_events
 from rollcast.testing.observers import EventCapture
 from rollcast.train import GRPOConfig, train
@@ -387,10 +400,41 @@ HAND = {
 }  # fmt: skip
 
 
+async def summaries(name):
+    """Summaries of a training's rollouts, step by step."""
+    task, views = get_task(name), RunViews()
+    agent = ToolAgent("rollcast/tiny", task.tools, reward=task.reward)
+
+    def take(text, event):
+        views.apply(event)
+
+    types = {
+        "run_start",
+        "chain_start",
+        "llm_generation_end",
+        "tool_call_end",
+        "reward",
+        "chain_end",
+        "run_end",
+    }
+    agent.streaming_manager.add_observer(CallbackStreamObserver(take, types=types))
+    await train(agent, task, GRPOConfig(steps=24, eval_questions=4, eval_every=0, seed=0))
+    steps = [summary(run.chains.values()) for run in views.runs.values() if run.split == "train"]
+    return [msgspec.structs.replace(step, ids=step.ids[:1]) for step in steps]
+
+
 def main():
     """Write all, or with names those alone."""
     FOLDER.mkdir(exist_ok=True)
     names = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    if "--trainings" in sys.argv:
+        trained = {name: asyncio.run(summaries(name)) for name in task_names()}
+        lines = [
+            f'"{name}": [\n' + ",\n".join(json.dumps(msgspec.to_builtins(s)) for s in steps) + "\n]"
+            for name, steps in trained.items()
+        ]
+        (FOLDER.parent / "healthy_trainings.json").write_text("{" + ",\n".join(lines) + "}\n", "utf-8")
+        return
     if "--expected" in sys.argv:
         for path in sorted(FOLDER.glob("*.json")):
             case = json.loads(path.read_text("utf-8"))
