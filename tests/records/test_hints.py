@@ -5,6 +5,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollcast import EventFilter, ToolAgent
 from rollcast.records.bounded import Tail
@@ -80,6 +82,33 @@ def test_no_chains_give_no_hint():
     assert hints([ChainView(), ChainView()], 1e9) == []
     assert trend_hints([]) == []
     assert summary([ChainView()]) is None
+
+
+FIELDS = [
+    "run_id", "chain_id", "group_id", "state", "since", "times", "last_event_at", "tool_calls", "tool_use", "reward", "reference",
+    "finish_reason", "final_response", "completion_tokens", "generating", "tool", "seconds", "stays", "longest", "calls", "failed",
+    "call_id", "tool_name", "content",
+]  # fmt: skip
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["ended", "tool", "generating", "scoring", "max_tokens", "1e999", "-,1", "group_0", 1e308, -1e308])
+)  # fmt: skip
+values = st.recursive(
+    leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), v, max_size=5)
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(FIELDS), values, max_size=10), min_size=1, max_size=4),
+    st.none() | st.floats(),
+)
+def test_nothing_is_raised_whatever_views_hold(many, now):
+    """Views of anything, each 20 times, raise nothing."""
+    views = [ChainView.from_dict(value) for value in many] * 20
+    for hint in hints(views, now):
+        assert hint.sentence.isprintable()
+    step = summary(views)
+    trend_hints([step] * 6 + [step] * 6 if step is not None else [])
 
 
 # -- quiet ---------------------------------------------------------------------------------------------------------------------------

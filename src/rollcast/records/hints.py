@@ -50,6 +50,7 @@ FLAT = 0.75
 # Rewards that differ by less are equal. A reward is low below the middle between the run's lowest and highest, and answers are judged
 # by the upper half: scales differ from reward to reward.
 EQUAL = 1e-9
+MAX_REWARD = 1e100
 
 # Answers that differ from the reference although they were rewarded in full. If more than half do, the reward evidently judges
 # something else than the reference, and nothing is said.
@@ -128,7 +129,9 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
     for (state, tools), found in quiet.items():
         usual = max((_usual(views, state, tool) for tool in tools or ("",)), key=lambda each: each.least)
         told = [(silence, view) for silence, view in found if silence >= usual.least]
-        unseen = state == "generating" and not any(view.content_omitted or view.content for _, view in told)
+        unseen = state == "generating" and not any(
+            v.generation is not None and v.generation.end for _, v in told
+        )
         if not told or (unseen and usual.stays < MIN_STAYS * len(told)):
             continue
         one = len(told) == 1
@@ -212,7 +215,8 @@ def _groups(views: Iterable[ChainView]) -> dict[str, list[ChainView]]:
 
 
 def _rewards(views: Iterable[ChainView]) -> list[float]:
-    return [view.reward for view in views if view.reward is not None]
+    """Rewards, within limits in which sums and squares are finite."""
+    return [max(-MAX_REWARD, min(view.reward, MAX_REWARD)) for view in views if view.reward is not None]
 
 
 def _flat(views: Iterable[ChainView]) -> bool:

@@ -125,10 +125,9 @@ class RunView(msgspec.Struct, eq=False):
         kind: Any = event.event_type
         chain_id = event.chain_id
         if event.run_id != self.run_id:
-            if kind == T.TRAIN_STEP:
-                self._learned(event)
-                return
             if self.run_id or self.chains or self.status != "unknown":
+                if kind == T.TRAIN_STEP:
+                    self._learned(event)
                 return
             self.run_id = text_of(event.run_id)
         if chain_id and chain_id.__class__ is str:
