@@ -135,7 +135,7 @@ def test_a_hung_tool_is_named_with_its_chain():
     views = [*(worked(i) for i in range(12)), hung()]
     assert hints(views, 1009.0) == []
     hint = only(hints(views, 1063.0))
-    assert (hint.kind, hint.chains, hint.run_id) == ("quiet", ["chain_99"], "r")
+    assert (hint.kind, hint.chains, hint.run_id, hint.subject) == ("quiet", ["chain_99"], "r", "search")
     assert hint.sentence == (
         "chain_99 waits for the tool “search”, and nothing was heard for 63 s; that takes 500 ms at the median of this run"
     )

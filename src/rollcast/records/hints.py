@@ -80,6 +80,8 @@ class Hint(msgspec.Struct, frozen=True):
         chains: ids of the chains that show it, at most 64; for a trend of the last run's.
         count: how many chains show it.
         group_id: if it is about one group.
+        subject: the tool or the state that it is about, else empty. `kind`, `run_id`, `group_id` and `subject` together name the same
+            hint while its sentence and chains change.
     """
 
     kind: HintKind
@@ -88,6 +90,7 @@ class Hint(msgspec.Struct, frozen=True):
     chains: list[str]
     count: int
     group_id: str | None = None
+    subject: str = ""
 
 
 def hints(chains: Iterable[ChainView], now: float | None = None) -> list[Hint]:
@@ -109,10 +112,11 @@ def hints(chains: Iterable[ChainView], now: float | None = None) -> list[Hint]:
     return found
 
 
-def _hint(kind: HintKind, sentence: str, views: Sequence[ChainView], group_id: str | None = None) -> Hint:
-    return Hint(
-        kind, sentence, views[0].run_id, [view.chain_id for view in views[:MAX_NAMED]], len(views), group_id
-    )
+def _hint(
+    kind: HintKind, sentence: str, views: Sequence[ChainView], group_id: str | None = None, subject: str = ""
+) -> Hint:
+    ids = [view.chain_id for view in views[:MAX_NAMED]]
+    return Hint(kind, sentence, views[0].run_id, ids, len(views), group_id, subject)
 
 
 # -- quiet chains ----------------------------------------------------------------------------------------------------------------
@@ -142,6 +146,7 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
             f"{who} {doing}, and nothing was heard for {_seconds(min(s for s, _ in told))}{'' if one else ' or longer'}; "
             f"that takes {_seconds(usual.median)} at the median of this run",
             [view for _, view in told],
+            subject=" and ".join(tools) or state,
         )
 
 
@@ -197,7 +202,7 @@ def _tool_fails(views: list[ChainView]) -> Iterator[Hint]:
         if weighed >= MIN_CALLS and weighed_failed >= FAILING * weighed:
             showing = [view for view, use in uses if use.failed]
             what = f"The tool {_shown(name)}" if name else "A tool call without a name"
-            yield _hint("tool_fails", f"{what} failed in {failed} of {calls} calls", showing)
+            yield _hint("tool_fails", f"{what} failed in {failed} of {calls} calls", showing, subject=name)
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class ChainView(ChainFields, eq=False):
             data = object_of(data)
         if kind.__class__ is not T:
             kind = text_of(kind)
-        if kind in _BESIDE:
+        if kind is not CHUNK and kind in _BESIDE:
             _BESIDE[kind](self, event, data)
             return
         if event.source != self.source:
