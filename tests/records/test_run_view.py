@@ -3,7 +3,16 @@
 import msgspec
 
 from rollcast.records import StreamEvent
-from rollcast.records.run_view import MAX_CHAINS, MAX_RUNS, MAX_STEPS, RunView, RunViews
+from rollcast.records.run_view import (
+    MAX_ALL_CHAINS,
+    MAX_CHAINS,
+    MAX_ENDED_WEIGHT,
+    MAX_RUNS,
+    MAX_STEPS,
+    WHOLE_RUNS,
+    RunView,
+    RunViews,
+)
 
 
 def made(kind, data, chain="", seq=-1, run="r", **more):
@@ -174,3 +183,49 @@ def test_a_row_is_json():
     row = viewed(START, *ended(0, 1.0), END).to_dict()
     assert msgspec.json.decode(msgspec.json.encode(row)) == row
     assert (row["run_id"], row["by_state"], row["status"]) == ("r", {"ended": 1}, "completed")
+
+
+def test_conversations_that_ended_are_bounded():
+    """The conversations of the chains that ended first are let go; their rows stay, with the end of their answers."""
+    text = "x" * 200_000
+    events = []
+    for i in range(60):
+        events.append(
+            made(
+                "chain_start", {"messages": [{"role": "user", "content": text}], "reference": i}, f"chain_{i}"
+            )
+        )
+        events.append(
+            made(
+                "chain_end",
+                {"finish_reason": "answered", "final_response": text, "reward": 1.0},
+                f"chain_{i}",
+            )
+        )
+    view = viewed(*events)
+    kept = [chain for chain in view.chains.values() if chain.messages]
+    assert len(kept) == MAX_ENDED_WEIGHT // 200_010
+    assert kept[-1].chain_id == "chain_59"
+    first = view.chains["chain_0"]
+    assert (first.messages, first.conversation.omitted, first.reward, first.reference) == ([], 1, 1.0, 0)
+    assert (len(first.final_response), first.final_response_omitted) == (4_096, 200_000 - 4_096)
+
+
+def test_a_long_training_is_bounded():
+    """Of many rollouts the latest keep their conversations, more keep their rows, and the earliest go."""
+    views, n = RunViews(), 300
+    for i in range(n):
+        views.apply(made("run_start", {}, run=f"r{i}"))
+        for k in range(100):
+            views.apply(
+                made(
+                    "chain_start", {"messages": [{"role": "user", "content": "?"}]}, f"chain_{k}", run=f"r{i}"
+                )
+            )
+            views.apply(made("chain_end", {"finish_reason": "answered"}, f"chain_{k}", run=f"r{i}"))
+        views.apply(made("run_end", {}, run=f"r{i}", seq=5))
+    assert views.chains == sum(len(run.chains) for run in views.runs.values())
+    assert len(views.runs) == MAX_ALL_CHAINS // 100
+    assert views.omitted == n - len(views.runs)
+    whole = [name for name, run in views.runs.items() if any(chain.messages for chain in run.chains.values())]
+    assert whole == [f"r{i}" for i in range(n - WHOLE_RUNS, n)]

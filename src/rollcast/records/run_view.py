@@ -1,7 +1,9 @@
 """What a watcher knows of runs: `RunView` of one, with a `ChainView` of each of its chains; `RunViews` of all that it sees.
 
 As a chain's view, they take any event and never raise. Memory is bounded: a run keeps 4,096 chains, of which those that ended
-first go first (they stay in the totals, and are counted as `omitted`), and 1,024 training steps; 512 runs are kept.
+first go first (they stay in the totals, and are counted as `omitted`), and 1,024 training steps. Conversations of chains that have
+ended are kept while they weigh 8,388,608 together in a run, and in the 8 runs that ended last. 512 runs, or as many as have 16,384
+chains, are kept; those that ended first go first. What an archive or a log has beyond that is read there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ T = StreamEventType
 MAX_CHAINS = 4_096
 MAX_STEPS = 1_024
 MAX_RUNS = 512
+MAX_ALL_CHAINS = 16_384  # of all runs
+MAX_ENDED_WEIGHT = 8_388_608  # of the conversations of a run's chains that have ended
+WHOLE_RUNS = 8  # that have ended and keep conversations
 STATUSES = ("completed", "cancelled", "failed")
 CLOSED = ("ended", "lost")
 
@@ -65,6 +70,8 @@ class RunView(msgspec.Struct, eq=False):
     tags: list[str] | None = None
     seed: int | None = None
     chains: dict[str, ChainView] = {}
+    ended_weights: dict[str, int] = {}  # of conversations of chains that have ended, the earliest first
+    ended_weight: int = 0  # of all of them
     omitted: int = 0
     omitted_failed: int = 0
     omitted_tokens: int = 0
@@ -134,9 +141,12 @@ class RunView(msgspec.Struct, eq=False):
             view = self.chains.get(chain_id)
             if view is None:
                 view = self._new_chain(chain_id)
+            had_ended = view.state == "ended"
             view.apply(event)
             if view.last_event_at is not None:
                 self.last_event_at = view.last_event_at
+            if view.state == "ended" and not had_ended:
+                self._chain_ended(chain_id, view.conversation.weight)
             return
         self._apply_to_run(event, text_of(kind), object_of(event.data))
 
@@ -147,8 +157,26 @@ class RunView(msgspec.Struct, eq=False):
         view = self.chains[chain_id] = ChainView()
         return view
 
+    def _chain_ended(self, chain_id: str, weight: int) -> None:
+        weights = self.ended_weights
+        self.ended_weight += weight - weights.pop(chain_id, 0)
+        weights[chain_id] = weight
+        while self.ended_weight > MAX_ENDED_WEIGHT and len(weights) > 1:
+            earliest = next(iter(weights))
+            self.ended_weight -= weights.pop(earliest)
+            if self.chains[earliest].state == "ended":  # and has not begun again
+                self.chains[earliest].forget_messages()
+
+    def forget_messages(self) -> None:
+        """Let go of the conversations of all chains that have ended."""
+        for view in self.chains.values():
+            if view.state in CLOSED:
+                view.forget_messages()
+        self.ended_weights, self.ended_weight = {}, 0
+
     def _let_go(self, chain_id: str) -> None:
         view = self.chains.pop(chain_id)
+        self.ended_weight -= self.ended_weights.pop(chain_id, 0)
         self.omitted += 1
         self.omitted_failed += view.finish_reason == "error"
         self.omitted_tokens += view.tokens
@@ -228,30 +256,53 @@ _ROW = (
 
 
 class RunViews(msgspec.Struct, eq=False):
-    """What a watcher knows of all runs that it sees: the latest 512, those that ended first go first."""
+    """What a watcher knows of all runs that it sees.
+
+    Attributes:
+        runs: by id, in the order in which they were first seen.
+        omitted: runs that were let go.
+    """
 
     runs: dict[str, RunView] = {}
     omitted: int = 0
+    chains: int = 0  # of all runs
+    ended_ids: list[str] = []  # of runs that have ended and keep conversations, the earliest first
 
     def apply(self, event: StreamEvent) -> None:
         """Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing."""
-        run_id = event.run_id
-        if run_id.__class__ is not str or not (run_id or event.chain_id):
-            run_id = None  # type: ignore[assignment]
-        run = self.runs.get(run_id)
-        if run is None and run_id is not None:
+        run_id: Any = event.run_id
+        run = self.runs.get(run_id) if run_id.__class__ is str else None
+        if run is None and run_id.__class__ is str and (run_id or event.chain_id):
             run = self._new_run(run_id)
         if run is not None:
+            count, ended_at = len(run.chains), run.ended_at
             run.apply(event)
+            if len(run.chains) != count:
+                self.chains += len(run.chains) - count
+                self._bound(run_id)
+            if run.ended_at is not ended_at:
+                self._run_ended(run_id)
         if event.event_type == T.TRAIN_STEP:
             for name in object_of(object_of(event.data).get("chains")):
-                if name != run_id and name in self.runs:
-                    self.runs[name].apply(event)
+                named = None if name == run_id else self.runs.get(name)
+                if named is not None:
+                    named.apply(event)
 
     def _new_run(self, run_id: str) -> RunView:
-        if len(self.runs) >= MAX_RUNS:
-            found = (name for name, run in self.runs.items() if run.ended_at is not None)
-            del self.runs[next(found, next(iter(self.runs)))]
-            self.omitted += 1
         run = self.runs[run_id] = RunView(run_id)
+        self._bound(run_id)
         return run
+
+    def _bound(self, newest: str) -> None:
+        while len(self.runs) > 1 and (len(self.runs) > MAX_RUNS or self.chains > MAX_ALL_CHAINS):
+            others = [name for name in self.runs if name != newest]
+            ended = (name for name in others if self.runs[name].ended_at is not None)
+            self.chains -= len(self.runs.pop(next(ended, others[0])).chains)
+            self.omitted += 1
+
+    def _run_ended(self, run_id: str) -> None:
+        self.ended_ids = [*(name for name in self.ended_ids if name != run_id), run_id]
+        if len(self.ended_ids) > WHOLE_RUNS:
+            earliest = self.runs.get(self.ended_ids.pop(0))
+            if earliest is not None:
+                earliest.forget_messages()

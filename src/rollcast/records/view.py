@@ -53,6 +53,7 @@ __all__ = ["ChainState", "ChainView", "OpenCall", "StateTime", "ToolUse"]
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 
+MAX_ANSWER = 4_096  # characters that stay of an answer when the conversation is let go
 OTHER_TOOLS = "(others)"  # as which tools count beyond the first 128 names
 FAILED = ("error", "timeout")  # statuses of a tool call; one that was cancelled did not fail
 
@@ -176,6 +177,13 @@ class ChainView(ChainFields, eq=False):
         use.failed += status in FAILED
         use.seconds += duration_s or 0.0
         self.conversation.add(answered(call, status, duration_s))
+
+    def forget_messages(self) -> None:
+        """Let go of the conversation, and of all but the end of the answer: what stays is small."""
+        self.conversation = Conversation(omitted=self.conversation.omitted + len(self.messages))
+        if self.final_response is not None:
+            self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
+            self.final_response_omitted += omitted
 
     def snapshot(self) -> StreamEvent:
         """The view as a `chain_snapshot` in its long form."""
