@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollcast import EventFilter, ToolAgent
@@ -98,6 +98,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(
     st.lists(st.dictionaries(st.sampled_from(FIELDS), values, max_size=10), min_size=1, max_size=4),
     st.none() | st.floats(),
@@ -171,6 +172,12 @@ def test_the_last_ones_to_generate_are_not_quiet():
         hints([*(worked(i) for i in range(12)), *(hung(90 + i, "generating") for i in range(6))], 1100.0)
         == []
     )
+
+
+def test_ids_and_names_stay_on_one_line():
+    """What a run calls its chains and tools cannot break the sentence."""
+    views = [*(worked(i) for i in range(12)), hung("9\n\x1b[31m")]
+    assert only(hints(views, 1100.0)).sentence.isprintable()
 
 
 def test_an_ended_chain_is_not_quiet():

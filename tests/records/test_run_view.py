@@ -213,7 +213,7 @@ def test_conversations_that_ended_are_bounded():
 
 def test_a_long_training_is_bounded():
     """Of many rollouts the latest keep their conversations, more keep their rows, and the earliest go."""
-    views, n = RunViews(), 300
+    views, n = RunViews(), 180
     for i in range(n):
         views.apply(made("run_start", {}, run=f"r{i}"))
         for k in range(100):

@@ -292,7 +292,7 @@ anything = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.lists(anything, max_size=12))
 def test_nothing_is_raised_whatever_comes(events):
     """Events of any type with anything in them raise nothing, and the view has JSON from which it can go on."""
@@ -307,7 +307,7 @@ def test_nothing_is_raised_whatever_comes(events):
         msgspec.json.encode(run.to_dict())
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(FIELDS), values) | values)
 def test_any_json_is_read_as_a_view(value):
     """`from_dict` takes anything, and gives a view whose own form is stable."""

@@ -136,10 +136,10 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
         unseen = state == "generating" and not any(
             v.generation is not None and v.generation.end for _, v in told
         )
-        if not told or (unseen and usual.stays < MIN_STAYS * len(told)):
+        if not told or usual.stays < (MIN_STAYS * len(told) if unseen else 1):
             continue
         one = len(told) == 1
-        who = told[0][1].chain_id if one else f"{len(told)} chains"
+        who = _one_line(told[0][1].chain_id) if one else f"{len(told)} chains"
         doing = _DOING[state][0 if one else 1] + (f" {' and '.join(map(_shown, tools))}" if tools else "")
         yield _hint(
             "quiet",
@@ -461,10 +461,15 @@ def _rises(first: Sequence[StepSummary], last: Sequence[StepSummary]) -> bool:
 # -- words ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _shown(text: str) -> str:
-    """Text from a model or a tool in a sentence: on one line, without control characters, cut, in quotation marks."""
+def _one_line(text: str) -> str:
+    """Text from anywhere on one line, without control characters, cut."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f"\u201c{flat if len(flat) <= MAX_SHOWN else flat[: MAX_SHOWN - 1] + '…'}\u201d"
+    return flat if len(flat) <= MAX_SHOWN else flat[: MAX_SHOWN - 1] + "…"
+
+
+def _shown(text: str) -> str:
+    """Text of a model, a tool or a row in quotation marks."""
+    return f"\u201c{_one_line(text)}\u201d"
 
 
 def _seconds(value: float) -> str:
