@@ -26,6 +26,7 @@ BENCHMARKS = {
     "serve": "benchmarks.serve",
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
+    "views": "benchmarks.views",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",
     "engine": "benchmarks.engine",

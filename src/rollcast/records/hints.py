@@ -1,0 +1,478 @@
+"""What in a run is worth a look, from the views of its chains: evidence in a sentence, never a verdict.
+
+Pure: the same views and the same `now` give the same hints. Every rule keeps silent on a few chains, since a few differ by
+chance; its numbers and their reasons stand beside it. A hint comes and goes with what it says; whoever raises an alarm
+decides how long it must hold.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from rollcast.records.view import ChainView
+
+__all__ = ["Hint", "HintKind", "StepSummary", "hints", "summary", "trend_hints"]
+
+HintKind = Literal[
+    "quiet", "tool_fails", "flat_groups", "alike_and_wrong", "reward_without_reference", "truncated", "same_answers", "length_drift"
+]  # fmt: skip
+
+MAX_NAMED = 64  # chain ids in one hint; `count` has all of them
+MAX_SHOWN = 60  # characters of an answer or a name in a sentence
+
+# A chain is called quiet if nothing came for ten seconds (a pause that a reader of a terminal notices), for eight times what
+# its state lasts at the median, and for twice the longest that any chain of the run was in it: long answers are long. While a
+# chain generates and no text was seen, chunks may not be watched, and the last to end are the longest: then the quiet chains have
+# to be few beside those that ended.
+QUIET_S = 10.0
+QUIET_MEDIANS = 8.0
+QUIET_LONGEST = 2.0
+MIN_STAYS = 8  # that are over, before a median says anything
+
+# A tool fails if half of its calls do: models probe and mistype, so single failures are part of every run. A chain weighs at most
+# three calls, so that one in a loop does not speak for all.
+MIN_CALLS = 8
+FAILING = 0.5
+CALLS_OF_A_CHAIN = 3
+
+# By chance, a group of 4 whose chains are right half of the time is flat in 1 of 8 cases; three in four groups are not.
+MIN_GROUP = 4
+MIN_GROUPS = 8
+FLAT = 0.75
+
+# Rewards that differ by less are equal. A reward is low below the middle between the run's lowest and highest, and answers are judged
+# by the upper half: scales differ from reward to reward.
+EQUAL = 1e-9
+MAX_REWARD = 1e100
+
+# Answers that differ from the reference although they were rewarded in full. If more than half do, the reward evidently judges
+# something else than the reference, and nothing is said.
+MIN_REWARDED = 8
+OTHERWISE_JUDGED = 0.5
+
+# Some chains always run into the limit of tokens; one in four is a limit that is too low, or a model that rambles.
+MIN_ENDED = 16
+TRUNCATED = 0.25
+
+# Trends compare the first third of the steps with the last third; 12 steps give four in each. The reward has to rise by a
+# tenth of its range over these steps' chains, and by twice the standard error of the difference.
+MIN_STEPS = 12
+RISING = 0.1
+SAME_ANSWER = 0.8  # of the answers to different questions
+SAME_ANSWER_BEFORE = 0.5
+DRIFT = 2.0  # times as long, or as short
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """Something that is worth a look.
+
+    Attributes:
+        kind: which rule found it.
+        sentence: what it is, in plain English, on one line.
+        run_id: of the run that shows it; of the last one for what is seen over several.
+        chains: ids of the chains that show it, at most 64; for a trend of the last run's.
+        count: how many chains show it.
+        group_id: if it is about one group.
+        subject: the tool or the state that it is about, else empty. `kind`, `run_id`, `group_id` and `subject` together name the same
+            hint while its sentence and chains change.
+    """
+
+    kind: HintKind
+    sentence: str
+    run_id: str
+    chains: list[str]
+    count: int
+    group_id: str | None = None
+    subject: str = ""
+
+
+def hints(chains: Iterable[ChainView], now: float | None = None) -> list[Hint]:
+    """What is worth a look in the chains of one run or several, run by run.
+
+    Args:
+        chains: the views; chains of one run are compared with each other.
+        now: seconds since the epoch, on the clock of the events; without it nothing is said of quiet chains.
+    """
+    runs: defaultdict[str, list[ChainView]] = defaultdict(list)
+    for chain in chains:
+        runs[chain.run_id].append(chain)
+    found: list[Hint] = []
+    for views in runs.values():
+        if now is not None:
+            found += _quiet(views, now)
+        for rule in _RULES:
+            found += rule(views)
+    return found
+
+
+def _hint(
+    kind: HintKind, sentence: str, views: Sequence[ChainView], group_id: str | None = None, subject: str = ""
+) -> Hint:
+    ids = [view.chain_id for view in views[:MAX_NAMED]]
+    return Hint(kind, sentence, views[0].run_id, ids, len(views), group_id, subject)
+
+
+# -- quiet chains ----------------------------------------------------------------------------------------------------------------
+
+
+def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
+    """Open chains of which nothing was heard for much longer than their state lasts in this run."""
+    quiet: defaultdict[tuple[str, tuple[str, ...]], list[tuple[float, ChainView]]] = defaultdict(list)
+    for view in views:
+        silence = 0.0 if view.last_event_at is None else now - view.last_event_at
+        if view.state in _DOING and silence >= QUIET_S:
+            open_calls = {call.tool_name for call in view.tool_calls.values() if call.status is None}
+            quiet[view.state, tuple(sorted(open_calls))].append((silence, view))
+    for (state, tools), found in quiet.items():
+        usual = max((_usual(views, state, tool) for tool in tools or ("",)), key=lambda each: each.least)
+        told = [(silence, view) for silence, view in found if silence >= usual.least]
+        unseen = state == "generating" and not any(
+            v.generation is not None and v.generation.end for _, v in told
+        )
+        if not told or usual.stays < (MIN_STAYS * len(told) if unseen else 1):
+            continue
+        one = len(told) == 1
+        who = _one_line(told[0][1].chain_id) if one else f"{len(told)} chains"
+        doing = _DOING[state][0 if one else 1] + (f" {' and '.join(map(_shown, tools))}" if tools else "")
+        yield _hint(
+            "quiet",
+            f"{who} {doing}, and nothing was heard for {_seconds(min(s for s, _ in told))}{'' if one else ' or longer'}; "
+            f"that takes {_seconds(usual.median)} at the median of this run",
+            [view for _, view in told],
+            subject=" and ".join(tools) or state,
+        )
+
+
+_DOING = {  # of one chain, and of several
+    "waiting": ("waits between two turns", "wait between two turns"),
+    "generating": ("is generating", "are generating"),
+    "tool": ("waits for the tool", "wait for the tool"),
+    "scoring": ("waits for its reward", "wait for their rewards"),
+}
+
+
+class _Usual(msgspec.Struct, frozen=True):
+    """How long something lasts: the median over chains, how often it was seen, and the least silence that is unusual."""
+
+    median: float = 0.0
+    stays: int = 0
+    least: float = math.inf
+
+
+def _usual(views: list[ChainView], state: str, tool: str) -> _Usual:
+    """Of a call of the tool; of the state, if there is no tool or too few of its calls ended."""
+    uses = [view.tool_use[tool] for view in views if tool in view.tool_use] if tool else []
+    calls = sum(use.calls for use in uses)
+    if calls >= MIN_STAYS:
+        means = [use.seconds / use.calls for use in uses if use.calls]
+        longest = max(means)
+    else:
+        times = [view.times[state] for view in views if state in view.times]
+        calls = sum(time.stays for time in times)
+        means = [time.seconds / time.stays for time in times if time.stays]
+        longest = max((time.longest for time in times), default=0.0)
+    if calls < MIN_STAYS or not means:
+        return _Usual()
+    median = statistics.median(means)
+    return _Usual(median, calls, max(QUIET_S, QUIET_MEDIANS * median, QUIET_LONGEST * longest))
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------------------
+
+
+def _tool_fails(views: list[ChainView]) -> Iterator[Hint]:
+    """Tools of which half of the calls fail."""
+    names = dict.fromkeys(name for view in views for name in view.tool_use)
+    for name in names:
+        uses = [
+            (view, view.tool_use[name])
+            for view in views
+            if name in view.tool_use and view.tool_use[name].calls
+        ]
+        calls, failed = sum(use.calls for _, use in uses), sum(use.failed for _, use in uses)
+        weighed = sum(min(use.calls, CALLS_OF_A_CHAIN) for _, use in uses)
+        weighed_failed = sum(min(use.calls, CALLS_OF_A_CHAIN) * use.failed / use.calls for _, use in uses)
+        if weighed >= MIN_CALLS and weighed_failed >= FAILING * weighed:
+            showing = [view for view, use in uses if use.failed]
+            what = f"The tool {_shown(name)}" if name else "A tool call without a name"
+            yield _hint("tool_fails", f"{what} failed in {failed} of {calls} calls", showing, subject=name)
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------------------
+
+
+def _groups(views: Iterable[ChainView]) -> dict[str, list[ChainView]]:
+    """Groups of at least four chains, all of which have ended; by id, those with a reward."""
+    groups: defaultdict[str, list[ChainView]] = defaultdict(list)
+    for view in views:
+        if view.group_id is not None:
+            groups[view.group_id].append(view)
+    whole = {name: found for name, found in groups.items() if all(v.state == "ended" for v in found)}
+    scored = {name: [v for v in found if v.reward is not None] for name, found in whole.items()}
+    return {name: found for name, found in scored.items() if len(found) >= MIN_GROUP}
+
+
+def _rewards(views: Iterable[ChainView]) -> list[float]:
+    """Rewards, within limits in which sums and squares are finite."""
+    return [max(-MAX_REWARD, min(view.reward, MAX_REWARD)) for view in views if view.reward is not None]
+
+
+def _flat(views: Iterable[ChainView]) -> bool:
+    rewards = _rewards(views)
+    return max(rewards) - min(rewards) <= EQUAL
+
+
+def _flat_groups(views: list[ChainView]) -> Iterator[Hint]:
+    """Most groups have one reward for all chains, so that there is nothing to compare and to learn."""
+    groups = _groups(views)
+    flat = [found for found in groups.values() if _flat(found)]
+    if len(groups) < MIN_GROUPS or len(flat) < FLAT * len(groups):
+        return
+    counts = Counter(round(_rewards(found)[0], 6) for found in flat)
+    which = ", ".join(f"{n} at {reward:g}" for reward, n in counts.most_common(3))
+    yield _hint(
+        "flat_groups",
+        f"In {len(flat)} of {len(groups)} groups all chains have the same reward, so they teach nothing ({which})",
+        [view for found in flat for view in found],
+    )
+
+
+def _alike_and_wrong(views: list[ChainView]) -> Iterator[Hint]:
+    """Groups whose chains all give the same answer, and a low reward for it."""
+    rewards = _rewards(views)
+    groups = _groups(views)
+    if not rewards or not groups:
+        return
+    lowest, highest = min(rewards), max(rewards)
+    low = (lowest + highest) / 2 if highest - lowest > EQUAL else min(highest, 0.0) + EQUAL
+    wrong = Counter(_answer(view) for view in views if view.reward is not None and view.reward < low)
+    for name, found in groups.items():
+        answers = {_answer(view) for view in found}
+        if len(answers) > 1 or answers == {""} or max(_rewards(found)) >= low:
+            continue
+        (answer,) = answers
+        elsewhere = sum(wrong.values()) - len(found)
+        if elsewhere >= MIN_GROUP and wrong[answer] - len(found) >= elsewhere / 2:
+            continue  # whoever fails in this run says so: it tells nothing of this question
+        reference = found[0].reference
+        told = "" if reference is None else f"; the reference is {_shown(str(reference))}"
+        yield _hint(
+            "alike_and_wrong",
+            f"All {len(found)} chains of {_shown(name)} answer {_shown(found[0].final_response or '')}, with rewards of at most "
+            f"{max(_rewards(found)):g}{told}",
+            found,
+            name,
+        )
+
+
+# -- rewards and references -----------------------------------------------------------------------------------------------------
+
+
+def _reward_without_reference(views: list[ChainView]) -> Iterator[Hint]:
+    """Chains with a reward of 1 or more whose answer is not the reference, in a run whose reward judges by the reference."""
+    judged = [
+        (view, _matches(view.final_response or "", view.reference))
+        for view in views
+        if view.state == "ended" and view.reward is not None and view.reward >= 1 - EQUAL
+    ]
+    known = [(view, matches) for view, matches in judged if matches is not None]
+    otherwise = [view for view, matches in known if not matches]
+    if not otherwise or len(known) < MIN_REWARDED or len(otherwise) > OTHERWISE_JUDGED * len(known):
+        return
+    first = otherwise[0]
+    yield _hint(
+        "reward_without_reference",
+        f"{len(otherwise)} of {len(known)} chains with full reward {'has' if len(otherwise) == 1 else 'have'} an answer that is not "
+        f"the reference, such as {_shown(first.final_response or '')} for {_shown(str(first.reference))}",
+        otherwise,
+        first.group_id if len({view.group_id for view in otherwise}) == 1 else None,
+    )
+
+
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?"
+)
+_FORMULA = re.compile(r"[\\/^√%{}]")  # an answer that may say the same number in another way
+
+
+def _matches(answer: str, reference: Any) -> bool | None:
+    """Whether the answer has the reference in it; None if that can't be told: it is no plain number or text, or a formula.
+
+    Lenient, since what a reward accepts is not known: case, spaces and what stands around are no difference.
+    """
+    if isinstance(reference, list):
+        found = [_matches(answer, each) for each in reference]
+        return None if not found or None in found else any(found)
+    if isinstance(reference, bool) or not isinstance(reference, int | float | str):
+        return None
+    wanted, said = _normal(str(reference)), _normal(answer)
+    if not wanted or _FORMULA.search(wanted) or _FORMULA.search(said):
+        return None
+    if wanted in said or (said and said in wanted):
+        return True
+    numbers = [_number(each) for each in _NUMBER.findall(wanted)]
+    if not numbers:
+        return (
+            False if len(wanted) <= MAX_SHOWN else None
+        )  # a longer reference is an essay, which is not repeated word by word
+    if len(wanted) > MAX_SHOWN:
+        numbers = numbers[-1:]
+    return any(
+        math.isclose(_number(each), numbers[-1], rel_tol=1e-6, abs_tol=1e-6) for each in _NUMBER.findall(said)
+    )
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "").replace("\u2212", "-"))
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(" .!\"'`*$")
+
+
+def _answer(view: ChainView) -> str:
+    return _normal(view.final_response or "")
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------------------
+
+
+def _truncated(views: list[ChainView]) -> Iterator[Hint]:
+    """Many chains end because they were out of tokens."""
+    ended = [view for view in views if view.state == "ended"]
+    cut = [view for view in ended if view.finish_reason == "max_tokens"]
+    if len(ended) >= MIN_ENDED and len(cut) >= TRUNCATED * len(ended):
+        yield _hint(
+            "truncated",
+            f"{len(cut)} of {len(ended)} chains ended because they ran out of tokens (max_tokens)",
+            cut,
+        )
+
+
+_RULES: tuple[Callable[[list[ChainView]], Iterator[Hint]], ...] = (
+    _tool_fails,
+    _flat_groups,
+    _alike_and_wrong,
+    _reward_without_reference,
+    _truncated,
+)
+
+
+# -- over several steps ---------------------------------------------------------------------------------------------------------------
+
+
+class StepSummary(msgspec.Struct, frozen=True):
+    """What trends need of the rollouts of one step, so that the views need not be kept.
+
+    Attributes:
+        run_id: of the rollouts.
+        chains: how many ended with a reward.
+        ids: of those, at most 64.
+        mean_reward: of those; `variance`: of their rewards.
+        lowest, highest: of their rewards.
+        mean_tokens: sampled, of a chain.
+        questions: groups that have a chain in the upper half of the rewards' range; a chain in no group is one of its own.
+        same_answer: the share of these whose most frequent answer, among those chains, is `answer`. A model that ends what it does
+            with one phrase (“Done.”) has a high share from the first.
+        answer: the most frequent of all; None if no chain gave one.
+    """
+
+    run_id: str
+    chains: int
+    ids: list[str]
+    mean_reward: float
+    variance: float
+    lowest: float
+    highest: float
+    mean_tokens: float
+    questions: int
+    same_answer: float
+    answer: str | None
+
+
+def summary(chains: Iterable[ChainView]) -> StepSummary | None:
+    """The summary of one step's chains; None if none of them has ended with a reward."""
+    views = [view for view in chains if view.state == "ended" and view.reward is not None]
+    if not views:
+        return None
+    rewards = _rewards(views)
+    middle = (min(rewards) + max(rewards)) / 2
+    questions: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for view in views:
+        if view.reward is not None and view.reward >= middle:
+            questions[view.group_id or view.chain_id][_answer(view)] += 1
+    typical = Counter(answers.most_common(1)[0][0] for answers in questions.values())
+    typical.pop("", None)
+    answer, count = typical.most_common(1)[0] if typical else (None, 0)
+    return StepSummary(
+        views[0].run_id, len(views), [view.chain_id for view in views[:MAX_NAMED]], statistics.fmean(rewards),
+        statistics.pvariance(rewards), min(rewards), max(rewards), statistics.fmean(view.tokens for view in views),
+        len(questions), count / len(questions), answer,
+    )  # fmt: skip
+
+
+def trend_hints(steps: Sequence[StepSummary]) -> list[Hint]:
+    """What is worth a look in how the steps of a training went, the earliest first: a reward that rises for a doubtful reason."""
+    third = len(steps) // 3
+    if len(steps) < MIN_STEPS or not _rises(steps[:third], steps[-third:]):
+        return []
+    first, last, found = steps[:third], steps[-third:], []
+    rise = f"The reward rose from {_mean(first, 'mean_reward'):.2f} to {_mean(last, 'mean_reward'):.2f}"
+    same = [step.same_answer for step in last if step.questions >= MIN_GROUP]
+    before = [step.same_answer for step in first if step.questions >= MIN_GROUP]
+    if same and before and min(same) >= SAME_ANSWER and statistics.fmean(before) <= SAME_ANSWER_BEFORE:
+        share, answer = last[-1].same_answer, _shown(last[-1].answer or "")
+        sentence = f"{rise} while answers became alike: {share:.0%} of the questions are answered {answer} for a high reward"
+        found.append(_trend("same_answers", sentence, last[-1]))
+    short, long = _mean(first, "mean_tokens"), _mean(last, "mean_tokens")
+    if min(short, long) > 0 and max(short / long, long / short) >= DRIFT:
+        way = "longer" if long > short else "shorter"
+        sentence = f"{rise} while chains became {way}: from {short:.0f} to {long:.0f} tokens at the mean"
+        found.append(_trend("length_drift", sentence, last[-1]))
+    return found
+
+
+def _trend(kind: HintKind, sentence: str, step: StepSummary) -> Hint:
+    return Hint(kind, sentence, step.run_id, step.ids, step.chains)
+
+
+def _mean(steps: Sequence[StepSummary], name: str) -> float:
+    return statistics.fmean(getattr(step, name) for step in steps)
+
+
+def _rises(first: Sequence[StepSummary], last: Sequence[StepSummary]) -> bool:
+    """Whether the reward rose by more than chance: by a tenth of its range, and twice the standard error."""
+    lowest = min(step.lowest for step in (*first, *last))
+    highest = max(step.highest for step in (*first, *last))
+    gain = _mean(last, "mean_reward") - _mean(first, "mean_reward")
+    error = math.sqrt(
+        sum(_mean(part, "variance") / sum(step.chains for step in part) for part in (first, last))
+    )
+    return gain > EQUAL and gain >= RISING * (highest - lowest) and gain >= 2 * error
+
+
+# -- words ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _one_line(text: str) -> str:
+    """Text from anywhere on one line, without control characters, cut."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= MAX_SHOWN else flat[: MAX_SHOWN - 1] + "…"
+
+
+def _shown(text: str) -> str:
+    """Text of a model, a tool or a row in quotation marks."""
+    return f"\u201c{_one_line(text)}\u201d"
+
+
+def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"

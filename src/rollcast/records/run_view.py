@@ -1,0 +1,308 @@
+"""What a watcher knows of runs: `RunView` of one, with a `ChainView` of each of its chains; `RunViews` of all that it sees.
+
+As a chain's view, they take any event and never raise. Memory is bounded: a run keeps 4,096 chains, of which those that ended
+first go first (they stay in the totals, and are counted as `omitted`), and 1,024 training steps. Conversations of chains that have
+ended are kept while they weigh 8,388,608 together in a run, and in the 8 runs that ended last. 512 runs, or as many as have 16,384
+chains, are kept; those that ended first go first. What an archive or a log has beyond that is read there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from rollcast.records.bounded import clean, number, whole, word
+from rollcast.records.event import StreamEvent, StreamEventType
+from rollcast.records.view import ChainView
+from rollcast.records.view_fields import error_of, object_of
+from rollcast.records.view_parts import count_of, moment, seconds_of, seq_of, small, text_of, words
+
+__all__ = ["RunView", "RunViews"]
+
+T = StreamEventType
+
+MAX_CHAINS = 4_096
+MAX_STEPS = 1_024
+MAX_RUNS = 512
+MAX_ALL_CHAINS = 16_384  # of all runs
+MAX_ENDED_WEIGHT = 8_388_608  # of the conversations of a run's chains that have ended
+WHOLE_RUNS = 8  # that have ended and keep conversations
+STATUSES = ("completed", "cancelled", "failed")
+CLOSED = ("ended", "lost")
+
+
+class RunView(msgspec.Struct, eq=False):
+    """What a watcher knows of a run. Feed it the run's events, and the `train_step` events of the training that it is part of.
+
+    Attributes:
+        run_id: whose view it is, as the first event said.
+        status: `running`, `completed`, `cancelled` or `failed`; `unknown` if neither start nor end was seen.
+        started_at, last_event_at, ended_at: timestamps, None if not seen.
+        expected_chains, expected_groups: as `run_start` says.
+        agent, model, backend, policy_version, parent_run_id, train_step, split, name, tags, seed: as `run_start` says; None if it
+            does not.
+        chains: a view of each, by id, in the order in which they were first seen.
+        omitted: chains that were let go.
+        gaps: how often events were lost.
+        errors, error: of the run as a whole: how many, and the latest.
+        train_steps: the latest 1,024 of this run: `train_step`, `policy_version`, `metrics`, `timestamp`.
+        duration_s, mean_reward_said, completion_tokens_said: as `run_end` says.
+    """
+
+    run_id: str = ""
+    status: str = "unknown"
+    started_at: float | None = None
+    last_event_at: float | None = None
+    ended_at: float | None = None
+    expected_chains: int | None = None
+    expected_groups: int | None = None
+    agent: str | None = None
+    model: str | None = None
+    backend: str | None = None
+    policy_version: int | None = None
+    parent_run_id: str | None = None
+    train_step: int | None = None
+    split: str | None = None
+    name: str | None = None
+    tags: list[str] | None = None
+    seed: int | None = None
+    chains: dict[str, ChainView] = {}
+    ended_weights: dict[str, int] = {}  # of conversations of chains that have ended, the earliest first
+    ended_weight: int = 0  # of all of them
+    omitted: int = 0
+    omitted_failed: int = 0
+    omitted_tokens: int = 0
+    omitted_rewards: tuple[float, int] = (0.0, 0)  # sum, count
+    gaps: int = 0
+    as_of: dict[str, int] = {}  # by source, of events that concern the run alone
+    errors: int = 0
+    error: dict[str, Any] | None = None
+    train_steps: list[dict[str, Any]] = []
+    duration_s: float | None = None
+    mean_reward_said: float | None = None
+    completion_tokens_said: int | None = None
+
+    # -- what it tells ---------------------------------------------------------------------------------------------------
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        """How many chains are in each state; those that were let go have ended."""
+        counts = Counter(view.state for view in self.chains.values())
+        counts["ended"] += self.omitted
+        return {state: n for state, n in counts.items() if n}
+
+    @property
+    def failed(self) -> int:
+        """Chains that ended with `error`."""
+        return self.omitted_failed + sum(view.finish_reason == "error" for view in self.chains.values())
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens as far as they are known."""
+        return max(
+            self.omitted_tokens + sum(view.tokens for view in self.chains.values()),
+            self.completion_tokens_said or 0,
+        )
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Of the chains that have one, as `run_end` says or as far as it is known."""
+        if self.mean_reward_said is not None:
+            return self.mean_reward_said
+        rewards = [view.reward for view in self.chains.values() if view.reward is not None]
+        total, count = self.omitted_rewards
+        count += len(rewards)
+        mean = (total + sum(rewards)) / count if count else math.nan
+        return mean if math.isfinite(mean) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of what is known of the run, its chains counted, as plain JSON."""
+        return {
+            "run_id": clean(self.run_id),
+            **{name: msgspec.to_builtins(getattr(self, name)) for name in _ROW},
+        }
+
+    # -- what happens ----------------------------------------------------------------------------------------------------
+
+    def apply(self, event: StreamEvent) -> None:
+        """Take the next event, in place; events of other runs do not change it, but for what a trainer says of its chains."""
+        kind: Any = event.event_type
+        chain_id = event.chain_id
+        if event.run_id != self.run_id:
+            if self.run_id or self.chains or self.status != "unknown":
+                if kind == T.TRAIN_STEP:
+                    self._learned(event)
+                return
+            self.run_id = text_of(event.run_id)
+        if chain_id and chain_id.__class__ is str:
+            view = self.chains.get(chain_id)
+            if view is None:
+                view = self._new_chain(chain_id)
+            had_ended = view.state == "ended"
+            view.apply(event)
+            if view.last_event_at is not None:
+                self.last_event_at = view.last_event_at
+            if view.state == "ended" and not had_ended:
+                self._chain_ended(chain_id, view.conversation.weight)
+            return
+        self._apply_to_run(event, text_of(kind), object_of(event.data))
+
+    def _new_chain(self, chain_id: str) -> ChainView:
+        if len(self.chains) >= MAX_CHAINS:
+            found = (name for name, view in self.chains.items() if view.state in CLOSED)
+            self._let_go(next(found, next(iter(self.chains))))
+        view = self.chains[chain_id] = ChainView()
+        return view
+
+    def _chain_ended(self, chain_id: str, weight: int) -> None:
+        weights = self.ended_weights
+        self.ended_weight += weight - weights.pop(chain_id, 0)
+        weights[chain_id] = weight
+        while self.ended_weight > MAX_ENDED_WEIGHT and len(weights) > 1:
+            earliest = next(iter(weights))
+            self.ended_weight -= weights.pop(earliest)
+            if self.chains[earliest].state == "ended":  # and has not begun again
+                self.chains[earliest].forget_messages()
+
+    def forget_messages(self) -> None:
+        """Let go of the conversations of all chains that have ended."""
+        for view in self.chains.values():
+            if view.state in CLOSED:
+                view.forget_messages()
+        self.ended_weights, self.ended_weight = {}, 0
+
+    def _let_go(self, chain_id: str) -> None:
+        view = self.chains.pop(chain_id)
+        self.ended_weight -= self.ended_weights.pop(chain_id, 0)
+        self.omitted += 1
+        self.omitted_failed += view.finish_reason == "error"
+        self.omitted_tokens += view.tokens
+        if view.reward is not None:
+            total, count = self.omitted_rewards
+            self.omitted_rewards = total + view.reward, count + 1
+
+    def _apply_to_run(self, event: StreamEvent, kind: str, data: dict[str, Any]) -> None:
+        source, seq = text_of(event.source), seq_of(event.seq)
+        if kind == T.GAP:
+            if not 0 <= seq_of(data.get("to_seq")) <= self.as_of.get(source, -1):
+                self.gaps += 1
+        elif seq >= 0:
+            if seq <= self.as_of.get(source, -1):
+                return
+            if source in self.as_of or len(self.as_of) < MAX_RUNS:
+                self.as_of[source] = seq
+        at = moment(event.timestamp)
+        self.last_event_at = self.last_event_at if at is None else at
+        if kind == T.RUN_START:
+            self._start(data, at)
+        elif kind == T.RUN_END:
+            self._end(data, at)
+        elif kind == T.TRAIN_STEP:
+            self._step(data, at)
+            self._learned(event)
+        elif kind == T.ERROR:
+            self.errors += 1
+            self.error = error_of(data)
+        if kind in (T.GAP, T.RUN_END):
+            for view in self.chains.values():
+                view.apply(event)
+
+    def _start(self, data: dict[str, Any], at: float | None) -> None:
+        self.started_at = at
+        self.status = "running" if self.status == "unknown" else self.status
+        self.expected_chains, self.expected_groups = (
+            count_of(data.get("chains")),
+            count_of(data.get("groups")),
+        )
+        for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
+            setattr(self, name, word(data.get(name)))
+        self.tags = words(data.get("tags"))
+        self.policy_version, self.seed = whole(data.get("policy_version")), whole(data.get("seed"))
+        self.train_step = whole(data.get("train_step"))
+
+    def _end(self, data: dict[str, Any], at: float | None) -> None:
+        status = data.get("status")
+        self.status = status if status in STATUSES else "completed"
+        self.ended_at, self.duration_s = at, seconds_of(data.get("duration_s"))
+        self.mean_reward_said = number(data.get("mean_reward"))
+        self.completion_tokens_said = count_of(data.get("completion_tokens"))
+
+    def _step(self, data: dict[str, Any], at: float | None) -> None:
+        row = {
+            "train_step": whole(data.get("train_step")),
+            "policy_version": whole(data.get("policy_version")),
+            "metrics": object_of(small(data.get("metrics"))),
+            "timestamp": at,
+        }
+        self.train_steps = [*self.train_steps[-MAX_STEPS + 1 :], row]
+
+    def _learned(self, event: StreamEvent) -> None:
+        """Tell the chains that a trainer names."""
+        named = object_of(object_of(object_of(event.data).get("chains")).get(self.run_id))
+        for chain_id in named:
+            view = self.chains.get(chain_id)
+            if view is not None:
+                view.apply(event)
+
+
+_ROW = (
+    "status", "started_at", "last_event_at", "ended_at", "expected_chains", "expected_groups", "agent", "model", "backend",
+    "policy_version", "parent_run_id", "train_step", "split", "name", "tags", "seed", "omitted", "gaps", "errors", "error",
+    "train_steps", "duration_s", "by_state", "failed", "tokens", "mean_reward",
+)  # fmt: skip
+
+
+class RunViews(msgspec.Struct, eq=False):
+    """What a watcher knows of all runs that it sees.
+
+    Attributes:
+        runs: by id, in the order in which they were first seen.
+        omitted: runs that were let go.
+    """
+
+    runs: dict[str, RunView] = {}
+    omitted: int = 0
+    chains: int = 0  # of all runs
+    ended_ids: list[str] = []  # of runs that have ended and keep conversations, the earliest first
+
+    def apply(self, event: StreamEvent) -> None:
+        """Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing."""
+        run_id: Any = event.run_id
+        run = self.runs.get(run_id) if run_id.__class__ is str else None
+        if run is None and run_id.__class__ is str and (run_id or event.chain_id):
+            run = self._new_run(run_id)
+        if run is not None:
+            count, ended_at = len(run.chains), run.ended_at
+            run.apply(event)
+            if len(run.chains) != count:
+                self.chains += len(run.chains) - count
+                self._bound(run_id)
+            if run.ended_at is not ended_at:
+                self._run_ended(run_id)
+        if event.event_type == T.TRAIN_STEP:
+            for name in object_of(object_of(event.data).get("chains")):
+                named = None if name == run_id else self.runs.get(name)
+                if named is not None:
+                    named.apply(event)
+
+    def _new_run(self, run_id: str) -> RunView:
+        run = self.runs[run_id] = RunView(run_id)
+        self._bound(run_id)
+        return run
+
+    def _bound(self, newest: str) -> None:
+        while len(self.runs) > 1 and (len(self.runs) > MAX_RUNS or self.chains > MAX_ALL_CHAINS):
+            others = [name for name in self.runs if name != newest]
+            ended = (name for name in others if self.runs[name].ended_at is not None)
+            self.chains -= len(self.runs.pop(next(ended, others[0])).chains)
+            self.omitted += 1
+
+    def _run_ended(self, run_id: str) -> None:
+        self.ended_ids = [*(name for name in self.ended_ids if name != run_id), run_id]
+        if len(self.ended_ids) > WHOLE_RUNS:
+            earliest = self.runs.get(self.ended_ids.pop(0))
+            if earliest is not None:
+                earliest.forget_messages()

@@ -1,0 +1,291 @@
+"""The fields of a chain's view, and their form in JSON, which is read back whatever stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self, get_args
+
+import msgspec
+
+from rollcast.records.bounded import Tail, clean, number, tail_of, whole, word
+from rollcast.records.view_parts import (
+    MAX_CALLS,
+    MAX_OUTPUT,
+    MAX_REWARDS,
+    MAX_TEXT,
+    MAX_TOOLS,
+    Conversation,
+    OpenCall,
+    StateTime,
+    ToolUse,
+    count_of,
+    moment,
+    seconds_of,
+    seq_of,
+    small,
+    text_of,
+    total_of,
+    total_seconds_of,
+    words,
+)
+
+__all__ = ["STATES", "ChainFields", "ChainState", "calls_of", "error_of", "object_of", "reward_of"]
+
+ChainState = Literal["unknown", "waiting", "generating", "tool", "scoring", "ended", "lost"]
+STATES: tuple[str, ...] = get_args(ChainState)
+
+MAX_ERROR = 2_048  # characters
+
+
+class ChainFields(msgspec.Struct, eq=False):
+    """What `ChainView` knows, and how it is written and read.
+
+    Attributes:
+        run_id, chain_id, group_id, source: whose view it is, as the first event said.
+        state: `waiting` (nothing is open), `generating`, `tool`, `scoring` (the last generation asked for no tool: the reward and
+            the end are to come), `ended`, `lost` (its run ended, and how the chain did is not known), or `unknown` (nothing was
+            seen yet, or nothing since events were lost).
+        since: timestamp at which the state began, or was first seen.
+        times: by state, how long the chain was in it, counted when that is over.
+        started_at, last_event_at, ended_at: timestamps, None if not seen.
+        joined_late: the chain's start was not seen, so totals count from where the view joined.
+        gaps: how often events were lost since then, so that totals may be too low.
+        as_of: the latest `seq` that the view knows of, -1 if events have none.
+        step, depth: of the latest event.
+        conversation: the messages as far as events tell them. An assistant's `content` is all that it wrote, calls included. Those
+            that the view made have a `step`, an assistant's its `finish_reason`, a tool's its `status` and `duration_s`. One that was
+            shortened has `omitted`: how many characters stood before its content, or -1 if other parts were left out.
+        generation: text of the open generation, None if none is open; `reasoning`: what the server sends apart.
+        generation_step: step of the open or the latest generation.
+        generation_tokens: token ids of the open generation that were seen; 0 if its chunks have none.
+        prompt_tokens, model, policy_version: as the latest generation says, or `chain_start`.
+        generations, truncated: how many ended, and how many of those with `length`.
+        completion_tokens: of generations that ended; all of the chain once it has ended.
+        first_token_s: seconds to the first token, of all generations together.
+        tool_calls: open calls by id.
+        tool_use: ended calls by tool.
+        calls_omitted: calls that are not among the open ones, because 128 were.
+        rewards: the latest 256 `reward` events: `reward`, `final`, `step`.
+        reward: the chain's own: as `chain_end` says, before that the final one, or else the latest. None if there is none.
+        metrics: beside the reward.
+        train_step, advantage, staleness: of the trainer's step that learned from it.
+        errors, error: how many, and the latest: `error`, `error_type`, `where`.
+        finish_reason, final_response, steps, duration_s: as `chain_end` says; None before that. `final_response_omitted`:
+            characters that stood before.
+        index, tools, reference, prompt_hash, seed, attempt, parent_chain_id: as `chain_start` says, None if it does not.
+    """
+
+    run_id: str = ""
+    chain_id: str = ""
+    group_id: str | None = None
+    source: str = ""
+    state: str = "unknown"
+    since: float | None = None
+    times: dict[str, StateTime] = {}
+    started_at: float | None = None
+    last_event_at: float | None = None
+    ended_at: float | None = None
+    joined_late: bool = True
+    gaps: int = 0
+    as_of: int = -1
+    step: int | None = None
+    depth: int | None = None
+    conversation: Conversation = msgspec.field(default_factory=Conversation)
+    generation: Tail | None = None
+    reasoning: Tail | None = None
+    generation_step: int | None = None
+    generation_tokens: int = 0
+    prompt_tokens: int | None = None
+    model: str | None = None
+    policy_version: int | None = None
+    generations: int = 0
+    truncated: int = 0
+    completion_tokens: int = 0
+    first_token_s: float = 0.0
+    tool_calls: dict[str, OpenCall] = {}
+    tool_use: dict[str, ToolUse] = {}
+    calls_omitted: int = 0
+    rewards: list[dict[str, Any]] = []
+    reward: float | None = None
+    metrics: dict[str, Any] = {}
+    train_step: int | None = None
+    advantage: float | None = None
+    staleness: int | None = None
+    errors: int = 0
+    error: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    final_response: str | None = None
+    final_response_omitted: int = 0
+    steps: int | None = None
+    duration_s: float | None = None
+    index: int | None = None
+    tools: list[str] | None = None
+    reference: Any = None
+    prompt_hash: str | None = None
+    seed: int | None = None
+    attempt: int | None = None
+    parent_chain_id: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation. Not to be changed."""
+        return self.conversation.messages
+
+    @property
+    def content(self) -> str | None:
+        """Text of the open generation, from its character `content_omitted` on; None if none is open."""
+        return None if self.generation is None else self.generation.text
+
+    @property
+    def content_omitted(self) -> int:
+        """Characters of the open generation before `content`, which were not seen or were let go."""
+        return 0 if self.generation is None else self.generation.omitted
+
+    @property
+    def complete(self) -> bool:
+        """Every event since the chain's start was seen, so its totals are right."""
+        return not self.joined_late and not self.gaps
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens as far as they are known, those of the open generation included."""
+        return self.completion_tokens + self.generation_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of the view as plain JSON."""
+        known: dict[str, Any] = {
+            "run_id": clean(self.run_id),
+            "chain_id": clean(self.chain_id),
+            "group_id": self.group_id,
+            "source": clean(self.source),
+            "messages": msgspec.to_builtins(self.messages),
+            "content": self.content,
+            "tool_calls": [call.to_dict() for call in self.tool_calls.values()],
+            "as_of": self.as_of,
+            "prompt_length": self.conversation.prompt_length,
+            "messages_omitted": self.conversation.omitted,
+            "content_omitted": self.content_omitted,
+            "reasoning": None if self.reasoning is None else self.reasoning.text,
+            "reasoning_omitted": 0 if self.reasoning is None else self.reasoning.omitted,
+        }
+        return known | {name: msgspec.to_builtins(getattr(self, name)) for name in _READERS}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        """The view that `to_dict` described. What is missing, or has another shape, is as in a view of nothing."""
+        view = cls()
+        value = object_of(value)
+        view.run_id, view.chain_id = text_of(value.get("run_id")), text_of(value.get("chain_id"))
+        view.group_id, view.source = word(value.get("group_id")), text_of(value.get("source"))
+        view.restore(value)
+        return view
+
+    def restore(self, value: dict[str, Any]) -> None:
+        """Everything but its place, as `to_dict` has it."""
+        for name, read in _READERS.items():
+            setattr(self, name, read(value.get(name)))
+        self.as_of = seq_of(value.get("as_of"))
+        omitted = total_of(value.get("messages_omitted"))
+        self.conversation = Conversation.of(
+            value.get("messages"), count_of(value.get("prompt_length")), omitted
+        )
+        content, reasoning = value.get("content"), value.get("reasoning")
+        self.generation = self.reasoning = None
+        if isinstance(content, str):
+            self.generation = Tail.of(content, MAX_TEXT, total_of(value.get("content_omitted")))
+        if isinstance(reasoning, str):
+            self.reasoning = Tail.of(reasoning, MAX_OUTPUT, total_of(value.get("reasoning_omitted")))
+        self.tool_calls = calls_of(value.get("tool_calls"))
+
+
+def object_of(value: Any) -> dict[str, Any]:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def calls_of(value: Any) -> dict[str, OpenCall]:
+    """The open calls of a snapshot or a view, at most 128."""
+    found = (
+        [OpenCall.restored(call) for call in value if isinstance(call, dict)]
+        if isinstance(value, list)
+        else []
+    )
+    return {call.call_id: call for call in found[:MAX_CALLS]}
+
+
+def error_of(value: Any) -> dict[str, Any] | None:
+    """What an `error` event tells, its text cut at 2,048 characters; None if it is not an object."""
+    if not isinstance(value, dict):
+        return None
+    text = text_of(value.get("error"))
+    return {
+        "error": clean(text[:MAX_ERROR]),
+        "error_type": word(value.get("error_type")),
+        "where": word(value.get("where")),
+    }
+
+
+def reward_of(value: dict[str, Any]) -> dict[str, Any]:
+    """One of `rewards`. `final` is None if the event does not say."""
+    final = value.get("final")
+    return {
+        "reward": number(value.get("reward")),
+        "final": final if isinstance(final, bool) else None,
+        "step": whole(value.get("step")),
+    }
+
+
+def _rewards(value: Any) -> list[dict[str, Any]]:
+    given = value[-MAX_REWARDS:] if isinstance(value, list) else []
+    return [reward_of(reward) for reward in given if isinstance(reward, dict)]
+
+
+def _limited(value: Any) -> str | None:
+    return tail_of(value, MAX_TEXT)[0] if isinstance(value, str) else None
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "state": lambda value: value if value in STATES else "unknown",
+    "since": moment,
+    "times": lambda value: {n: StateTime.restored(t) for n, t in object_of(value).items() if n in STATES},
+    "started_at": moment,
+    "last_event_at": moment,
+    "ended_at": moment,
+    "joined_late": lambda value: value is not False,
+    "gaps": total_of,
+    "step": whole,
+    "depth": whole,
+    "generation_step": whole,
+    "generation_tokens": total_of,
+    "prompt_tokens": count_of,
+    "model": word,
+    "policy_version": whole,
+    "generations": total_of,
+    "truncated": total_of,
+    "completion_tokens": total_of,
+    "first_token_s": total_seconds_of,
+    "tool_use": lambda value: {
+        clean(text_of(n)): ToolUse.restored(u) for n, u in list(object_of(value).items())[: MAX_TOOLS + 1]
+    },
+    "calls_omitted": total_of,
+    "rewards": _rewards,
+    "reward": number,
+    "metrics": lambda value: object_of(small(value)),
+    "train_step": whole,
+    "advantage": number,
+    "staleness": whole,
+    "errors": total_of,
+    "error": error_of,
+    "finish_reason": word,
+    "final_response": _limited,
+    "final_response_omitted": total_of,
+    "steps": count_of,
+    "duration_s": seconds_of,
+    "index": count_of,
+    "tools": words,
+    "reference": small,
+    "prompt_hash": word,
+    "seed": whole,
+    "attempt": count_of,
+    "parent_chain_id": word,
+}
