@@ -23,6 +23,7 @@ from rollcast.stream.homes import Departures, Homes
 from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.queue import event_size
+from rollcast.stream.relay import Relay
 from rollcast.stream.run import RunAbout, RunStream
 from rollcast.stream.subscription import Subscription
 
@@ -80,6 +81,7 @@ class StreamingManager:
         self._host = _Host(self, self._homes, self._departures)
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
         self._handmade = HandMade()
+        self._relay = Relay(self.fanout)
         lifetime.register(self)
 
     # -- observers -----------------------------------------------------------------------------------------------------
@@ -289,6 +291,22 @@ class StreamingManager:
             stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.fanout.source)
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
+    def relay(self, event: StreamEvent) -> None:
+        """Pass on an event of a run that is produced elsewhere, as it is: it keeps its `seq` and its `source`.
+
+        The hooks around runs and chains are called, and observers that join late get snapshots, as for runs of this manager. A
+        run opens with the first event of it that is relayed. Never waits; from any thread.
+
+        Raises:
+            InputError: it is not a StreamEvent.
+        """
+        if not isinstance(event, StreamEvent):
+            raise InputError(
+                f"relay got {type(event).__name__}; expected a StreamEvent, as rollcast.records.decode gives"
+            )
+        with self.lock:
+            self._relay.pass_on_locked(event)
+
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
     ) -> bool:
@@ -360,6 +378,7 @@ class StreamingManager:
             pumps = [*self._pumps(), *self._departures.pumps]
             ensure_not_in_own_hook(what, (pump.delivery for pump in pumps))
             self._handmade.tell_refused()
+            self._relay.close_locked()
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
