@@ -11,13 +11,14 @@ import rollcast
 SRC = Path(rollcast.__file__).parent
 
 # Which rooms a room may import from (docs/architecture.md).
-GROUND = {"errors", "failures", "aio", "lifetime"}
+GROUND = {"errors", "failures", "aio", "lifetime", "version"}
 CORE = GROUND | {"records", "stream"}
 MAY_IMPORT = {
     "errors": set(),
     "failures": set(),
     "aio": set(),
     "lifetime": set(),
+    "version": set(),
     "records": GROUND,
     "stream": GROUND | {"records"},
     "models": CORE,
