@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from rollcast.aio import wait_uncancelled
+from rollcast.aio import call_in, wait_uncancelled
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
@@ -80,6 +81,17 @@ class Run:
             if chain_id in (None, name):
                 task.cancel()
 
+    def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
+        """Cancel from any thread.
+
+        Raises:
+            InputError: the event loop of the run is closed, so the run was never closed properly and goes on no more.
+        """
+        if not call_in(loop, self.cancel, chain_id):
+            raise InputError(
+                f"run {self.run_id} cannot be cancelled: the event loop that it ran in is closed"
+            )
+
     async def execute(self) -> RunResult:
         """Run every chain.
 
@@ -99,7 +111,7 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
-        self.stream.on_cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, self.cancel)
+        self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
         try:
             for r, row in enumerate(self.rows):
@@ -136,7 +148,7 @@ class Run:
         return self.result
 
     async def _all_done(self) -> None:
-        """Wait for every chain; where the caller is cancelled, end them first and wait for that."""
+        """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
         tasks = list(self._tasks.values())
         try:
             await asyncio.wait(tasks)
