@@ -11,13 +11,14 @@ import rollcast
 SRC = Path(rollcast.__file__).parent
 
 # Which rooms a room may import from (docs/architecture.md).
-GROUND = {"errors", "failures", "aio", "lifetime"}
+GROUND = {"errors", "failures", "aio", "lifetime", "version"}
 CORE = GROUND | {"records", "stream"}
 MAY_IMPORT = {
     "errors": set(),
     "failures": set(),
     "aio": set(),
     "lifetime": set(),
+    "version": set(),
     "records": GROUND,
     "stream": GROUND | {"records"},
     "models": CORE,
@@ -71,6 +72,63 @@ def test_imports_go_one_way():
             if other != room and other not in MAY_IMPORT[room]
         ]
     assert not wrong, "\n".join(wrong)
+
+
+def modules():
+    """Every module of the package, by name."""
+    for path in sorted(SRC.rglob("*.py")):
+        parts = ("rollcast", *path.relative_to(SRC).with_suffix("").parts)
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imported_modules(path, known):
+    """What a file imports of ours: at its top, inside functions, and for type checkers alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; name the module"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else node.module for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def circles(arrows):
+    """One chain of names for each knot of `arrows`, from a name along the arrows back to itself."""
+    found, done = [], set()
+    for start in arrows:
+        trail, open_ends = [start], [iter(arrows[start])]
+        while trail and start not in done:
+            ahead = next(open_ends[-1], None)
+            if ahead is None:
+                done.add(trail.pop())
+                open_ends.pop()
+            elif ahead in trail:
+                found.append([*trail[trail.index(ahead) :], ahead])
+            elif ahead not in done:
+                trail.append(ahead)
+                open_ends.append(iter(arrows[ahead]))
+    return found
+
+
+def test_circles_are_found():
+    """A circle is told as the chain of modules along which it runs."""
+    assert circles({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+    assert circles({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["b"]}) == [["b", "d", "b"]]
+    assert circles({"a": ["a"]}) == [["a", "a"]]
+
+
+def test_no_module_imports_itself_by_a_detour():
+    """There is no circle of imports, counting those inside functions and under `TYPE_CHECKING`.
+
+    The lazy names of a package's `__init__` that are looked up by a string are not imports. What `rollcast/__init__.py` imports
+    for type checkers counts: no module of ours may need the package itself.
+    """
+    known = dict(modules())
+    arrows = {
+        name: sorted({other for other in imported_modules(path, known) if other in known})
+        for name, path in known.items()
+    }
+    assert not (found := circles(arrows)), "\n".join(" -> ".join(circle) for circle in found)
 
 
 def test_import_is_light():

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, get_origin, get_type_hints
@@ -240,10 +241,11 @@ def test_the_exceptions_are_explained():
 
 
 def test_the_version_is_one():
-    """The changelog begins with the version of the package."""
+    """The changelog begins with the version of the package, which is the one that is built."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     (first, *_) = re.findall(r"^## \[?([0-9.]+)\]?", changelog, flags=re.MULTILINE)
-    assert first == rollcast.__version__
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert first == rollcast.__version__ == built
 
 
 def test_the_readme_is_short():

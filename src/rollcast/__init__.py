@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rollcast.version import __version__
+
 if TYPE_CHECKING:
     from rollcast.errors import InputError, RollcastError, ToolError
     from rollcast.models.backend import Delta, GenerationRequest, Sampling
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
         PrometheusStreamObserver,
     )
     from rollcast.tools import tool
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncGeneratorStreamObserver",

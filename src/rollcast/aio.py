@@ -13,6 +13,7 @@ __all__ = [
     "call_in",
     "follower",
     "fulfil",
+    "resolve",
     "running_loop",
     "uncancel",
     "wait_for_all",
@@ -41,14 +42,15 @@ def wake(waiter: asyncio.Future[None]) -> bool:
     """Let whoever awaits this future go on, from any thread. False if its loop is closed: nobody waits there any more."""
     loop = waiter.get_loop()
     if loop is running_loop():
-        _resolve(waiter)
+        resolve(waiter)
         return True
-    return call_in(loop, _resolve, waiter)
+    return call_in(loop, resolve, waiter)
 
 
-def _resolve(waiter: asyncio.Future[None]) -> None:
+def resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
+    """Give the future its result, unless it is done or cancelled already. To be called in its loop."""
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(result)
 
 
 def fulfil(promise: Future[None]) -> None:

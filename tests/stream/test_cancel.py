@@ -87,3 +87,24 @@ def test_an_observer_is_called_in_the_event_loop_that_it_names():
     observer.loop.call_soon_threadsafe(observer.leave)
     thread.join()
     manager.close()
+
+
+def test_a_run_whose_loop_is_closed_cannot_be_cancelled():
+    """Its producer is gone without having closed it, which is said as for any run that cannot be told to stop."""
+    loop, reached = asyncio.new_event_loop(), asyncio.Event()
+
+    async def hang(request, token):
+        reached.set()
+        await asyncio.Event().wait()
+
+    agent = BaseAgent(backend=ScriptedBackend("one two three", before_token=hang))
+    run = agent.prepare(1, [{"role": "user", "content": "Count."}], enable_streaming=True)
+    task = loop.create_task(run.execute())
+    loop.run_until_complete(reached.wait())
+    on_cancel = run.stream.on_cancel
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.run_until_complete(agent.aclose())
+    loop.close()
+    with pytest.raises(InputError, match="the event loop that it ran in is closed"):
+        on_cancel(None)

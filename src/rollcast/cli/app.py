@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-import rollcast
 from rollcast.cli import options
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
+from rollcast.version import __version__
 
 __all__ = ["app"]
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rollcast {rollcast.__version__}")
+        typer.echo(f"rollcast {__version__}")
         raise typer.Exit
 
 

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rollcast.aio import call_in
+
 __all__ = ["SIGNALLED", "UNREAD", "ending_on_signals"]
 
 UNREAD = 141  # the shell's code for a program that SIGPIPE ended: nobody reads the output any more
@@ -25,7 +27,7 @@ def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
     def take(number: int, _: object) -> None:
         came.append(number)
         restore()
-        loop.call_soon_threadsafe(end)
+        call_in(loop, end)
 
     def restore() -> None:
         for number, handler in before.items():

@@ -6,13 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from rollcast.aio import call_in, resolve
 from rollcast.errors import RollcastError
 from rollcast.models.backend import Delta
 
 __all__ = ["Inbox", "Item", "deliver"]
 
 Item = Delta | RollcastError | None
-"""A delta; an error to raise; or None, where the generation was cancelled."""
+"""A delta; an error to raise; or None if the generation was cancelled."""
 
 
 class Inbox:
@@ -33,7 +34,7 @@ class Inbox:
         self._waiter: asyncio.Future[None] | None = None
 
     def arrival(self) -> asyncio.Future[None]:
-        """To await where `items` is empty: done as soon as it is not."""
+        """To await while `items` is empty: done as soon as something has arrived."""
         self._waiter = waiter = self.loop.create_future()
         return waiter
 
@@ -49,9 +50,7 @@ def deliver(outgoing: Sequence[tuple[Inbox, Item]]) -> list[asyncio.AbstractEven
         by_loop.setdefault(entry[0].loop, []).append(entry)
     closed = []
     for loop, entries in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_receive, entries)
-        except RuntimeError:  # the loop is closed
+        if not call_in(loop, _receive, entries):
             closed.append(loop)
     return closed
 
@@ -61,5 +60,5 @@ def _receive(entries: list[tuple[Inbox, Item]]) -> None:
     for inbox, item in entries:
         inbox.items.append(item)
         waiter = inbox._waiter  # noqa: SLF001  (this module's own)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            resolve(waiter)

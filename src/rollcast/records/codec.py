@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import DecodeError
-from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
+from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType, checked_event, event_from_dict
 from rollcast.records.jsonable import as_json
 
 __all__ = [
@@ -80,30 +80,6 @@ def decode(line: bytes | str) -> StreamEvent:
             f"this is not an event: {error}; expected one JSON object a line as in docs/events.md"
         ) from None
     return checked_event(event)
-
-
-def event_from_dict(value: dict[str, Any]) -> StreamEvent:
-    """As `StreamEvent.from_dict`."""
-    try:
-        event = msgspec.convert(value, StreamEvent)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise DecodeError(f"this is not an event: {error}; expected the fields of docs/events.md") from None
-    return checked_event(event)
-
-
-def checked_event(event: StreamEvent) -> StreamEvent:
-    """The event itself, where its `data` has what its type promises.
-
-    Raises:
-        DecodeError: it has not.
-    """
-    try:
-        msgspec.convert(event.data, PAYLOADS[event.event_type])
-    except msgspec.ValidationError as error:
-        raise DecodeError(
-            f"the data of this {event.event_type} event is wrong: {error}; docs/events.md has its fields"
-        ) from None
-    return event
 
 
 def json_schema() -> dict[str, Any]:

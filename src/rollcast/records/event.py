@@ -12,6 +12,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
+from rollcast.errors import DecodeError
+
 __all__ = [
     "PAYLOADS",
     "ChainFinishReason",
@@ -21,6 +23,8 @@ __all__ = [
     "StreamEvent",
     "StreamEventType",
     "ToolStatus",
+    "checked_event",
+    "event_from_dict",
 ]
 
 
@@ -102,8 +106,6 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False):
         Raises:
             DecodeError: the dict is not an event, or its `data` lacks what its type promises.
         """
-        from rollcast.records.codec import event_from_dict  # noqa: PLC0415  (codec imports this module)
-
         return event_from_dict(value)
 
 
@@ -307,3 +309,27 @@ PAYLOADS: dict[StreamEventType, type] = {
     StreamEventType.CHAIN_SNAPSHOT: ChainSnapshot,
     StreamEventType.GAP: Gap,
 }
+
+
+def event_from_dict(value: dict[str, Any]) -> StreamEvent:
+    """As `StreamEvent.from_dict`."""
+    try:
+        event = msgspec.convert(value, StreamEvent)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DecodeError(f"this is not an event: {error}; expected the fields of docs/events.md") from None
+    return checked_event(event)
+
+
+def checked_event(event: StreamEvent) -> StreamEvent:
+    """The event itself, if its `data` has what its type promises.
+
+    Raises:
+        DecodeError: a field is missing or has the wrong type.
+    """
+    try:
+        msgspec.convert(event.data, PAYLOADS[event.event_type])
+    except msgspec.ValidationError as error:
+        raise DecodeError(
+            f"the data of this {event.event_type} event is wrong: {error}; docs/events.md has its fields"
+        ) from None
+    return event

@@ -6,7 +6,8 @@ from rollcast.rollout.chain import ChainGeneration
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.reward import Reward, as_reward, exact_match, numeric_match, reward
-from rollcast.rollout.run import Run, RunSettings
+from rollcast.rollout.run import Run
+from rollcast.rollout.settings import RunSettings
 
 __all__ = [
     "BaseAgent",

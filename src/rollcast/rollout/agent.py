@@ -1,43 +1,32 @@
-"""The agent: a value made of a backend, tools, a parser and a reward."""
+"""The agent, and how its runs start."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 import msgspec
 
+from rollcast.aio import running_loop
 from rollcast.errors import InputError
-from rollcast.models import (
-    Backend,
-    Delta,
-    GenerationRequest,
-    Parser,
-    Sampling,
-    resolve_backend,
-    resolve_parser,
-)
-from rollcast.models.parse.reading import Reading
-from rollcast.models.parse.turn import TurnParser
-from rollcast.models.reasoning import Thinking
-from rollcast.records import EventFilter, Message, ToolCall
+from rollcast.models import Sampling
+from rollcast.records import EventFilter
 from rollcast.records.filter import Names
+from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.choice import chosen_tools, with_other_instructions
-from rollcast.rollout.context import ChainContext
 from rollcast.rollout.result import RunResult
-from rollcast.rollout.reward import Reward, as_reward
 from rollcast.rollout.rows import Row, as_rows, count
-from rollcast.rollout.run import Run, RunSettings
+from rollcast.rollout.run import Run
+from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.streaming import StreamingRun
-from rollcast.stream import StreamingManager
-from rollcast.tools import Tool, ToolResult, tool_set
+from rollcast.tools import Tool
 
 __all__ = ["BaseAgent"]
 
 
-class BaseAgent:
+class BaseAgent(AgentValue):
     """A tool-using agent. It holds no state of a run, so two runs of one agent may overlap.
 
     Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently,
@@ -50,104 +39,14 @@ class BaseAgent:
         system_prompt: put before conversations that have none.
         parser: reads tool calls from text: a name (`hermes`) or a `Parser`.
         reward: scores a finished chain: a `@reward` or a plain function.
-        streaming_manager: who watches; one of its own where None.
-        name: how events call the agent; its class where None.
+        streaming_manager: who watches; None gives it one of its own.
+        name: how events call the agent; None: by its class.
         backend_options: keyword arguments of the backend that is named, such as `{"device": "cuda"}`.
 
     Raises:
         InputError: there is no such backend, option or parser, two tools have one name, or one cannot be described to a model
             or asks for a context that chains do not give.
     """
-
-    def __init__(
-        self,
-        model_name: str = "rollcast/tiny",
-        tools: Sequence[Tool | Callable[..., Any]] = (),
-        backend: str | Backend | None = None,
-        system_prompt: str | None = None,
-        parser: str | Parser | None = None,
-        reward: Reward | Callable[..., Any] | None = None,
-        *,
-        streaming_manager: StreamingManager | None = None,
-        name: str | None = None,
-        backend_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model_name = model_name
-        self.tools = _callable_in_chains(tool_set(tools))
-        self.backend = resolve_backend(backend, model_name, backend_options)
-        self.system_prompt = system_prompt
-        self.parser = resolve_parser(parser)
-        self.reward = None if reward is None else as_reward(reward)
-        self.streaming_manager = streaming_manager if streaming_manager is not None else StreamingManager()
-        self.name = name if name is not None else type(self).__name__
-        self._owns_backend = backend is None or isinstance(backend, str)
-
-    def __repr__(self) -> str:
-        tools = ", ".join(self.tools) or "no tools"
-        return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but who watches: a copy, and what was pickled, has a streaming manager of its own."""
-        return {name: value for name, value in vars(self).items() if name != "streaming_manager"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.streaming_manager = StreamingManager()
-
-    # -- what a subclass may change ------------------------------------------------------------------------------------
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """The deltas of one generation."""
-        return self.backend.generate(request)
-
-    def parse(self, text: str) -> list[ToolCall]:
-        """The tool calls in a turn's whole output: its text without reasoning."""
-        return self.parser.parse(text)
-
-    @property
-    def instructions(self) -> str:
-        """What every conversation's system message ends with; nothing where the model's own template tells of tools."""
-        return ""
-
-    def assistant_message(self, text: str, content: str, calls: list[ToolCall]) -> Message:
-        """What stands in the conversation for a turn of the model.
-
-        Args:
-            text: the whole output of the turn: its text without reasoning.
-            content: the text without the calls, where the parser reads along; else the whole.
-            calls: what was called; malformed ones too.
-
-        The turn's reasoning is added as `reasoning_content`, unless the message has that key: an empty one forgets it.
-        """
-        if not calls or any(call.error is not None for call in calls):
-            return {"role": "assistant", "content": text}
-        return {
-            "role": "assistant",
-            "content": content,
-            "tool_calls": [
-                {
-                    "id": call.call_id,
-                    "type": "function",
-                    "function": {"name": call.tool_name, "arguments": call.arguments},
-                }
-                for call in calls
-            ],
-        }
-
-    def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
-        """What stands in the conversation for what a tool gave."""
-        return {
-            "role": "tool",
-            "content": result.observation,
-            "tool_call_id": call.call_id,
-            "name": call.tool_name,
-        }
-
-    def final_response(self, text: str) -> str:
-        """The answer in the output of a turn that calls nothing."""
-        return text
-
-    # -- running -------------------------------------------------------------------------------------------------------
 
     async def run_async(
         self,
@@ -226,12 +125,12 @@ class BaseAgent:
         streaming_callback: Callable[..., Any] | None = None,
         **settings: Any,
     ) -> RunResult:
-        """As `run_async`, where there is no event loop.
+        """As `run_async`, if no event loop runs in this thread.
 
         Raises:
             InputError: an argument is wrong, or an event loop runs in this thread.
         """
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001  (documented; None instead of an exception)
+        if running_loop() is not None:
             raise InputError(
                 "run() was called inside an event loop; expected none; use: await agent.run_async(…)"
             )
@@ -316,7 +215,7 @@ class BaseAgent:
         return view
 
     async def aclose(self) -> None:
-        """Let go of the observers, and of the backend where this agent made it."""
+        """Let go of the observers, and of the backend if this agent made it."""
         await self.streaming_manager.aclose()
         if self._owns_backend:
             await self.backend.close()
@@ -326,61 +225,6 @@ class BaseAgent:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    # -- what the chain asks -------------------------------------------------------------------------------------------
-
-    @cached_property
-    def tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools as the model is told of them."""
-        return [tool.schema for tool in self.tools.values()]
-
-    @cached_property
-    def parses_incrementally(self) -> bool:
-        """Whether the parser reads along; not where a subclass parses whole turns itself."""
-        return bool(self.tools) and type(self).parse is BaseAgent.parse
-
-    def reading(self, thinking: Thinking) -> Reading | None:
-        """What reads a turn along; None where a turn without reasoning is not parsed before its end."""
-        stops = tuple(self.parser.stop) if self.tools and thinking.reasons else ()
-        if self.parses_incrementally:
-            parser = self.parser.turn if isinstance(self.parser, TurnParser) else self.parser.incremental
-            return Reading(thinking, parser, stops)
-        return Reading(thinking, stops=stops) if thinking.reasons else None
-
-    @cached_property
-    def keeps_turns(self) -> bool:
-        """Whether the model reads its turns as it wrote them; a subclass may change what it reads."""
-        return type(self).assistant_message is BaseAgent.assistant_message
-
-    def keeps_turn(self, message: Message, text: str, content: str, calls: list[ToolCall]) -> bool:
-        """Whether a message says what the turn did: its calls are those, and its content is how the turn began."""
-        usual = BaseAgent.assistant_message(self, text, content, calls)
-        if message == usual:
-            return True
-        said = message.get("content") or ""
-        if message["role"] != "assistant" or not isinstance(said, str):
-            return False
-        if message.get("tool_calls") not in (None, usual.get("tool_calls")):
-            return False
-        if not said.strip():  # all may have been calls, which only a parser that reads along tells apart
-            return not (self.parses_incrementally and content.strip())
-        return text.lstrip().startswith(said.strip())
-
-    def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
-        """What ends a generation: the caller's and, where there are tools, the parser's."""
-        return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
-
-
-def _callable_in_chains(tools: dict[str, Tool]) -> dict[str, Tool]:
-    """The tools, where a chain can give each of them what it asks for."""
-    for tool in tools.values():
-        for name, kind in tool.arguments.injected.items():
-            if not issubclass(ChainContext, kind) and name not in tool.arguments.optional:
-                raise InputError(
-                    f"tool {tool.name!r} takes a {kind.__name__} as its parameter {name!r}, and chains give a "
-                    "ChainContext; annotate it with that, or give the parameter a default"
-                )
-    return tools
 
 
 def _sampling(value: Sampling | Mapping[str, Any] | None) -> Sampling:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -20,15 +20,13 @@ from rollcast.models.sampled import thought_of
 from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.records.message import safe_text
+from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
+from rollcast.rollout.settings import RunSettings
 from rollcast.stream import ChainStream
 from rollcast.stream.chain import error_data
 from rollcast.tools import ToolResult, unknown_tool
-
-if TYPE_CHECKING:
-    from rollcast.rollout.agent import BaseAgent
-    from rollcast.rollout.run import RunSettings
 
 __all__ = ["ChainGeneration", "Prompts"]
 
@@ -52,7 +50,7 @@ class ChainGeneration:
 
     def __init__(
         self,
-        agent: BaseAgent,
+        agent: AgentValue,
         stream: ChainStream,
         settings: RunSettings,
         seed: int,
@@ -364,7 +362,9 @@ def _is_call(value: Any) -> bool:
 
 
 @asynccontextmanager
-async def _deltas(agent: BaseAgent, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta], None]:
+async def _deltas(
+    agent: AgentValue, request: GenerationRequest
+) -> AsyncGenerator[AsyncIterator[Delta], None]:
     """The agent's deltas; leaving the block early ends the generation. Failures are the backend's."""
     deltas: Any = None
     try:

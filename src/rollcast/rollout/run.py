@@ -8,56 +8,22 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from rollcast.aio import wait_uncancelled
-from rollcast.models.backend import Sampling
+from rollcast.aio import call_in, wait_uncancelled
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
+from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.chain import ChainGeneration, Prompts
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
+from rollcast.rollout.settings import RunSettings
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.observers import CallbackStreamObserver
-
-if TYPE_CHECKING:
-    from rollcast.rollout.agent import BaseAgent
 
 __all__ = ["Run", "RunSettings"]
 
 logger = logging.getLogger("rollcast.rollout")
-
-
-class RunSettings(msgspec.Struct, frozen=True):
-    """How a run goes, checked.
-
-    Attributes:
-        max_steps: generations a chain may have.
-        num_chains: repeats of each row.
-        sampling: of every generation; its seed is replaced by one of the chain's and step's own.
-        max_concurrent_chains: how many run at once; None: all.
-        seed: None: drawn, and told in the result.
-        streaming: whether observers see the run.
-        callback: as `streaming_callback`.
-        about: further fields of `run_start`.
-    """
-
-    max_steps: int
-    num_chains: int = 1
-    sampling: Sampling = Sampling()
-    max_concurrent_chains: int | None = None
-    seed: int | None = None
-    streaming: bool = False
-    callback: Any = None
-    about: dict[str, Any] = {}
-
-    @property
-    def sampling_data(self) -> dict[str, Any]:
-        """The sampling as `llm_generation_start` shows it."""
-        shown = msgspec.structs.asdict(self.sampling) | {"stop": list(self.sampling.stop)}
-        return {name: value for name, value in shown.items() if name != "seed"}
 
 
 class Run:
@@ -76,10 +42,10 @@ class Run:
 
     def __init__(
         self,
-        agent: BaseAgent,
+        agent: AgentValue,
         rows: list[Row],
         settings: RunSettings,
-        agents: Sequence[BaseAgent] | None = None,
+        agents: Sequence[AgentValue] | None = None,
     ) -> None:
         self.agent = agent
         self._agents = [agent] * len(rows) if agents is None else agents
@@ -115,6 +81,17 @@ class Run:
             if chain_id in (None, name):
                 task.cancel()
 
+    def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
+        """Cancel from any thread.
+
+        Raises:
+            InputError: the event loop of the run is closed, so the run was never closed properly and goes on no more.
+        """
+        if not call_in(loop, self.cancel, chain_id):
+            raise InputError(
+                f"run {self.run_id} cannot be cancelled: the event loop that it ran in is closed"
+            )
+
     async def execute(self) -> RunResult:
         """Run every chain.
 
@@ -134,7 +111,7 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
-        self.stream.on_cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, self.cancel)
+        self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
         try:
             for r, row in enumerate(self.rows):
@@ -171,7 +148,7 @@ class Run:
         return self.result
 
     async def _all_done(self) -> None:
-        """Wait for every chain; where the caller is cancelled, end them first and wait for that."""
+        """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
         tasks = list(self._tasks.values())
         try:
             await asyncio.wait(tasks)

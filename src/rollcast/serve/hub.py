@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted, in_parts
@@ -194,12 +195,10 @@ class Hub:
             )
         if loop is None:
             return
-        if loop is asyncio._get_running_loop():  # noqa: SLF001  (documented; None instead of an exception)
+        if loop is running_loop():
             self._schedule(at_once=first_chunk or full)
             return
-        try:
-            loop.call_soon_threadsafe(partial(self._schedule, at_once=first_chunk or full))
-        except RuntimeError:  # closed by now: the server has stopped, and the history has the events
+        if not call_in(loop, partial(self._schedule, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
 
     def _note_run(self, event: StreamEvent) -> None:
@@ -354,11 +353,10 @@ class Hub:
 
     def _arrived(self, subscription: Subscription, join: _Join, _: Future[None]) -> None:
         loop = self._loop
-        if loop is not None:
-            try:
-                loop.call_soon_threadsafe(self._complete_join, subscription, join)
-            except RuntimeError:  # closed by now: the server has stopped
-                logger.debug("the server's event loop is closed; a client's snapshots are not sent")
+        if loop is not None and not call_in(
+            loop, self._complete_join, subscription, join
+        ):  # the server has stopped
+            logger.debug("the server's event loop is closed; a client's snapshots are not sent")
 
     def _complete_join(self, subscription: Subscription, join: _Join) -> None:
         """Send the snapshots and what came since, as one whole: a client cut before it has nothing, after it all."""

@@ -23,6 +23,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 
+from rollcast.aio import call_in
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
 from rollcast.serve.answers import MetricsPage, Turns
@@ -286,7 +287,7 @@ class WebSocketStreamingServer:
             return
         loop, leave = self._leave_thread
         self._leave_thread = None
-        loop.call_soon_threadsafe(leave.set)
+        call_in(loop, leave.set)
         thread.join()
 
     def __enter__(self) -> Self:

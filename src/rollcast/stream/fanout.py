@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
-from rollcast.aio import call_in, fulfil, running_loop, wait_for_all, wait_for_all_blocking
+from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.queue import Control
@@ -338,8 +338,7 @@ class Fanout:
 
 def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
     for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
+        resolve(waiter)
 
 
 class Route:

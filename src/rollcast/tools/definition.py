@@ -9,10 +9,11 @@ import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self, overload
 
+from rollcast.aio import call_in
 from rollcast.errors import ToolDefinitionError, ToolError
 from rollcast.records.event import ToolStatus
 from rollcast.tools.arguments import Arguments, ArgumentsError
@@ -252,8 +253,7 @@ def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str
     loop = asyncio.get_running_loop()
 
     def deliver(piece: str) -> None:
-        with suppress(RuntimeError):  # the loop was closed, so nobody waits
-            loop.call_soon_threadsafe(on_partial, piece)
+        call_in(loop, on_partial, piece)  # if the loop is closed, nobody waits
 
     return deliver
 

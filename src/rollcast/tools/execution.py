@@ -20,8 +20,9 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
+
+from rollcast.aio import call_in, resolve
 
 __all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_task", "in_thread", "is_async"]
 
@@ -224,13 +225,7 @@ class _Job:
         self._tell(self.done, outcome)
 
     def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
-        with suppress(RuntimeError):  # the loop was closed, so nobody waits
-            self.loop.call_soon_threadsafe(_set, future, result)
-
-
-def _set(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
+        call_in(self.loop, resolve, future, result)  # if the loop is closed, nobody waits
 
 
 class _Worker(threading.Thread):

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import msgspec
 
-import rollcast
 from rollcast.errors import InputError
 from rollcast.records import Message, Trajectory
 from rollcast.records.jsonable import as_json
 from rollcast.records.trajectory import Segment, ToolRecord, Turn
+from rollcast.version import __version__
 
 __all__ = ["ATIF_VERSION", "Forked", "sequence_of", "to_atif", "to_trl", "to_verl"]
 
@@ -131,7 +131,7 @@ def to_atif(
     trajectory: Trajectory,
     *,
     agent_name: str = "rollcast",
-    agent_version: str = rollcast.__version__,
+    agent_version: str = __version__,
     model_name: str | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
     token_ids: bool = True,

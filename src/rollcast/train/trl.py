@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rollcast.aio import running_loop
 from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RolloutCancelledError
 from rollcast.models import Sampling
 from rollcast.models.checksums import write_checksums
@@ -515,8 +516,8 @@ def _shown(prompt: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _to_the_end(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
-    """Run it in an event loop of its own, which is on another thread where this one has a loop that runs, as in a notebook."""
-    if asyncio._get_running_loop() is None:  # noqa: SLF001  (documented; None instead of an exception)
+    """Run it in an event loop of its own, on another thread if a loop runs in this one, as in a notebook."""
+    if running_loop() is None:
         return asyncio.run(work())
     with ThreadPoolExecutor(1, "rollcast-trl") as pool:
         return pool.submit(lambda: asyncio.run(work())).result()

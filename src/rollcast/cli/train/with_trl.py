@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
+from rollcast.aio import call_in
 from rollcast.cli.train.settings import TrainSettings
 from rollcast.errors import CheckpointError, InputError, RolloutCancelledError
 from rollcast.models import EMBEDDED
@@ -96,7 +96,7 @@ async def train_with_trl(
     loop = asyncio.get_running_loop()
 
     def tell(progress: Progress) -> None:
-        loop.call_soon_threadsafe(on_progress, progress)
+        call_in(loop, on_progress, progress)
 
     watch = _Watch(
         agent,
@@ -141,7 +141,7 @@ async def train_with_trl(
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:
-    """Wait for the work; where the wait is cancelled, by a second Ctrl-C, the work does not hold up the program's end."""
+    """Wait for the work. If a second Ctrl-C cancels the wait, the work does not hold up the program's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -159,8 +159,7 @@ async def _in_daemon_thread(work: Callable[[], None]) -> None:
             work()
         except BaseException as caught:  # noqa: BLE001  it is raised where the work is waited for
             error = caught
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            loop.call_soon_threadsafe(settle, error)
+        call_in(loop, settle, error)  # if the loop has ended, nobody waits
 
     threading.Thread(target=run, name="rollcast-trl", daemon=True).start()
     await done

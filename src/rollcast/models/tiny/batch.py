@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rollcast.models.backend import Sampling
 from rollcast.models.engine import Sampled
-from rollcast.models.tiny.memory import Arena, PrefixCache, copy_slot, new_memory
+from rollcast.models.tiny.memory import Arena, PrefixCache, Row, copy_slot, new_memory
 from rollcast.models.tiny.model import Memory, Model, Segment, forward, key_mask, key_width
 from rollcast.models.tiny.product import MAX_ROWS, padded_rows, row_product
-from rollcast.models.tiny.sampler import SamplingPlan, sample, sampling_plan, uniforms
+from rollcast.models.tiny.sampler import SamplingPlan, sample, sampling_plan
 from rollcast.models.tiny.weights import Array, ModelConfig, Parameters
 
 __all__ = ["Batch", "Row"]
@@ -25,52 +24,6 @@ MAX_DECODING = MAX_ROWS - PROMPT_ROWS
 
 # Waiting for another's prompt to be read pays if it saves reading at least this many tokens for each step of waiting.
 _WORTH_A_STEP = 8
-
-
-class Row:
-    """One generation in the batch.
-
-    Attributes:
-        ids: of the prompt, then what was sampled.
-        prompt_tokens: how many of them are the prompt.
-        sampling: how to sample.
-        uniforms: one number in [0, 1) a token; their count is the most tokens this row may sample.
-        sampled: how many tokens were sampled.
-        arena: where it decodes; None before and after.
-        slot: its place there.
-    """
-
-    __slots__ = (
-        "arena",
-        "block",
-        "ids",
-        "mixed",
-        "new_prompt",
-        "prompt",
-        "prompt_tokens",
-        "read",
-        "sampled",
-        "sampling",
-        "slot",
-        "uniforms",
-    )
-
-    def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> None:
-        self.ids = list(prompt_ids)
-        self.prompt: NDArray[np.int32] = np.array(prompt_ids, np.int32)
-        self.prompt_tokens = len(prompt_ids)
-        self.sampling = sampling
-        self.uniforms = uniforms(sampling.seed, limit)
-        self.sampled = 0
-        self.arena: Arena | None = None
-        self.slot = -1
-        # While the prompt is read: its keys and values in one slot, and how many tokens of it are in there.
-        self.block: Memory | None = None
-        self.read = 0
-        # True where more than the last token of it had to be read.
-        self.new_prompt = False
-        # True once keys of two versions of the weights stand side by side: of no use to others.
-        self.mixed = False
 
 
 class Batch:

@@ -1,4 +1,4 @@
-"""Keys and values: of the rows that decode, and of what was read before and may be wanted again.
+"""The rows of a batch, and keys and values: of the rows that decode, and of what was read before and may be wanted again.
 
 Letters: L layers, G KV heads, W width, K head size.
 """
@@ -6,18 +6,16 @@ Letters: L layers, G KV heads, W width, K head size.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rollcast.models.backend import Sampling
 from rollcast.models.tiny.model import Memory
+from rollcast.models.tiny.sampler import uniforms
 from rollcast.models.tiny.weights import ModelConfig
 
-if TYPE_CHECKING:
-    from rollcast.models.tiny.batch import Row
-
-__all__ = ["Arena", "PrefixCache", "copy_slot", "new_memory"]
+__all__ = ["Arena", "PrefixCache", "Row", "copy_slot", "new_memory"]
 
 _SLOTS = 8
 
@@ -40,6 +38,52 @@ def copy_slot(source: Memory, slot: int, target: Memory, to: int, length: int) -
     target.keys[:, to, :, :, length:] = 0
     target.values[:, to, :, :length] = source.values[:, slot, :, :length]
     target.values[:, to, :, length:] = 0
+
+
+class Row:
+    """One generation in the batch.
+
+    Attributes:
+        ids: of the prompt, then what was sampled.
+        prompt_tokens: how many of them are the prompt.
+        sampling: how to sample.
+        uniforms: one number in [0, 1) a token; their count is the most tokens this row may sample.
+        sampled: how many tokens were sampled.
+        arena: where it decodes; None before and after.
+        slot: its place there.
+    """
+
+    __slots__ = (
+        "arena",
+        "block",
+        "ids",
+        "mixed",
+        "new_prompt",
+        "prompt",
+        "prompt_tokens",
+        "read",
+        "sampled",
+        "sampling",
+        "slot",
+        "uniforms",
+    )
+
+    def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> None:
+        self.ids = list(prompt_ids)
+        self.prompt: NDArray[np.int32] = np.array(prompt_ids, np.int32)
+        self.prompt_tokens = len(prompt_ids)
+        self.sampling = sampling
+        self.uniforms = uniforms(sampling.seed, limit)
+        self.sampled = 0
+        self.arena: Arena | None = None
+        self.slot = -1
+        # While the prompt is read: its keys and values in one slot, and how many tokens of it are in there.
+        self.block: Memory | None = None
+        self.read = 0
+        # True where more than the last token of it had to be read.
+        self.new_prompt = False
+        # True once keys of two versions of the weights stand side by side: of no use to others.
+        self.mixed = False
 
 
 class Arena:

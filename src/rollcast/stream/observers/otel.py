@@ -32,6 +32,7 @@ from rollcast.stream.observers.otel_spans import (
     text_part,
     tool_message,
 )
+from rollcast.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -69,10 +70,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
             from opentelemetry import trace  # noqa: PLC0415  (an extra)
         except ModuleNotFoundError as error:
             raise MissingExtraError("OpenTelemetryStreamObserver", "otel") from error
-        import rollcast  # noqa: PLC0415  (whole by now)
-
         provider = trace.get_tracer_provider() if tracer_provider is None else tracer_provider
-        self._spans = Spans(provider.get_tracer("rollcast", rollcast.__version__, schema_url=SCHEMA))
+        self._spans = Spans(provider.get_tracer("rollcast", __version__, schema_url=SCHEMA))
         self._content = content
         self._runs: dict[str, OpenRun] = {}
         self._handlers: dict[StreamEventType, Callable[[StreamEvent], None]] = {

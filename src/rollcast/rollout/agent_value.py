@@ -1,0 +1,178 @@
+"""The agent as a value: a backend, tools, a parser and a reward, and what a chain asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rollcast.errors import InputError
+from rollcast.models import (
+    Backend,
+    Delta,
+    GenerationRequest,
+    Parser,
+    Sampling,
+    resolve_backend,
+    resolve_parser,
+)
+from rollcast.models.parse.reading import Reading
+from rollcast.models.parse.turn import TurnParser
+from rollcast.models.reasoning import Thinking
+from rollcast.records import Message, ToolCall
+from rollcast.rollout.context import ChainContext
+from rollcast.rollout.reward import Reward, as_reward
+from rollcast.stream import StreamingManager
+from rollcast.tools import Tool, ToolResult, tool_set
+
+__all__ = ["AgentValue"]
+
+
+class AgentValue:
+    """What an agent is made of, and what a chain asks of it. It knows of no runs: `BaseAgent` adds what starts them.
+
+    The arguments are those of `BaseAgent`.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "rollcast/tiny",
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        backend: str | Backend | None = None,
+        system_prompt: str | None = None,
+        parser: str | Parser | None = None,
+        reward: Reward | Callable[..., Any] | None = None,
+        *,
+        streaming_manager: StreamingManager | None = None,
+        name: str | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.tools = _callable_in_chains(tool_set(tools))
+        self.backend = resolve_backend(backend, model_name, backend_options)
+        self.system_prompt = system_prompt
+        self.parser = resolve_parser(parser)
+        self.reward = None if reward is None else as_reward(reward)
+        self.streaming_manager = streaming_manager if streaming_manager is not None else StreamingManager()
+        self.name = name if name is not None else type(self).__name__
+        self._owns_backend = backend is None or isinstance(backend, str)
+
+    def __repr__(self) -> str:
+        tools = ", ".join(self.tools) or "no tools"
+        return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but who watches: a copy, and what was pickled, has a streaming manager of its own."""
+        return {name: value for name, value in vars(self).items() if name != "streaming_manager"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.streaming_manager = StreamingManager()
+
+    # -- what a subclass may change ------------------------------------------------------------------------------------
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """The deltas of one generation."""
+        return self.backend.generate(request)
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The tool calls in a turn's whole output: its text without reasoning."""
+        return self.parser.parse(text)
+
+    @property
+    def instructions(self) -> str:
+        """What every conversation's system message ends with; nothing if the model's own template tells of the tools."""
+        return ""
+
+    def assistant_message(self, text: str, content: str, calls: list[ToolCall]) -> Message:
+        """What stands in the conversation for a turn of the model.
+
+        Args:
+            text: the whole output of the turn: its text without reasoning.
+            content: the text without the calls if the parser reads along; else the whole.
+            calls: what was called; malformed ones too.
+
+        The turn's reasoning is added as `reasoning_content`, unless the message has that key: an empty one forgets it.
+        """
+        if not calls or any(call.error is not None for call in calls):
+            return {"role": "assistant", "content": text}
+        return {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.tool_name, "arguments": call.arguments},
+                }
+                for call in calls
+            ],
+        }
+
+    def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
+        """What stands in the conversation for what a tool gave."""
+        return {
+            "role": "tool",
+            "content": result.observation,
+            "tool_call_id": call.call_id,
+            "name": call.tool_name,
+        }
+
+    def final_response(self, text: str) -> str:
+        """The answer in the output of a turn that calls nothing."""
+        return text
+
+    # -- what the chain asks -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools as the model is told of them."""
+        return [tool.schema for tool in self.tools.values()]
+
+    @cached_property
+    def parses_incrementally(self) -> bool:
+        """Whether the parser reads along; it does not if a subclass parses whole turns itself."""
+        return bool(self.tools) and type(self).parse is AgentValue.parse
+
+    def reading(self, thinking: Thinking) -> Reading | None:
+        """What reads a turn along; None if a turn without reasoning is not parsed before its end."""
+        stops = tuple(self.parser.stop) if self.tools and thinking.reasons else ()
+        if self.parses_incrementally:
+            parser = self.parser.turn if isinstance(self.parser, TurnParser) else self.parser.incremental
+            return Reading(thinking, parser, stops)
+        return Reading(thinking, stops=stops) if thinking.reasons else None
+
+    @cached_property
+    def keeps_turns(self) -> bool:
+        """Whether the model reads its turns as it wrote them; a subclass may change what it reads."""
+        return type(self).assistant_message is AgentValue.assistant_message
+
+    def keeps_turn(self, message: Message, text: str, content: str, calls: list[ToolCall]) -> bool:
+        """Whether a message says what the turn did: its calls are those, and its content is how the turn began."""
+        usual = AgentValue.assistant_message(self, text, content, calls)
+        if message == usual:
+            return True
+        said = message.get("content") or ""
+        if message["role"] != "assistant" or not isinstance(said, str):
+            return False
+        if message.get("tool_calls") not in (None, usual.get("tool_calls")):
+            return False
+        if not said.strip():  # all may have been calls, which only a parser that reads along tells apart
+            return not (self.parses_incrementally and content.strip())
+        return text.lstrip().startswith(said.strip())
+
+    def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
+        """What ends a generation: the caller's strings and, if there are tools, the parser's."""
+        return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
+
+
+def _callable_in_chains(tools: dict[str, Tool]) -> dict[str, Tool]:
+    """The tools, if a chain can give each of them what it asks for."""
+    for tool in tools.values():
+        for name, kind in tool.arguments.injected.items():
+            if not issubclass(ChainContext, kind) and name not in tool.arguments.optional:
+                raise InputError(
+                    f"tool {tool.name!r} takes a {kind.__name__} as its parameter {name!r}, and chains give a "
+                    "ChainContext; annotate it with that, or give the parameter a default"
+                )
+    return tools

@@ -1,0 +1,41 @@
+"""How a run goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rollcast.models.backend import Sampling
+
+__all__ = ["RunSettings"]
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """How a run goes, checked.
+
+    Attributes:
+        max_steps: generations a chain may have.
+        num_chains: repeats of each row.
+        sampling: of every generation; its seed is replaced by one of the chain's and step's own.
+        max_concurrent_chains: how many run at once; None: all.
+        seed: None: drawn, and told in the result.
+        streaming: whether observers see the run.
+        callback: as `streaming_callback`.
+        about: further fields of `run_start`.
+    """
+
+    max_steps: int
+    num_chains: int = 1
+    sampling: Sampling = Sampling()
+    max_concurrent_chains: int | None = None
+    seed: int | None = None
+    streaming: bool = False
+    callback: Any = None
+    about: dict[str, Any] = {}
+
+    @property
+    def sampling_data(self) -> dict[str, Any]:
+        """The sampling as `llm_generation_start` shows it."""
+        shown = msgspec.structs.asdict(self.sampling) | {"stop": list(self.sampling.stop)}
+        return {name: value for name, value in shown.items() if name != "seed"}
