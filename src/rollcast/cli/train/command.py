@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
-from rollcast.cli.log import log_at, log_line
+from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
 from rollcast.cli.serving import server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
@@ -146,7 +146,7 @@ class _Session:
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
     ) -> None:
-        stream = sys.stderr if settings.json == "-" else sys.stdout
+        stream = sys.stderr if is_standard_output(settings.json) else sys.stdout
         color = False if settings.no_color else None
         self.agent = agent
         self.settings = settings
