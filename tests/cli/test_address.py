@@ -59,6 +59,10 @@ def test_what_can_only_mean_one_server_is_understood(given, address):
         ("user:password@host:1", "'host:1' is no address of a server"),
         ("host:1/?token=sekrit", "has a token in it"),
         ("http://host:1/#token=sekrit", "has a token in it"),
+        ("http://host:1/?" + "a&" * 300 + "token=sekrit", "has a token in it"),
+        ("host:1;token=sekrit", "has a token in it"),
+        ("ws://host:1&access_token=sekrit", "has a token in it"),
+        ("x" * 300 + ":1 2", "has the port '1 2'"),
     ],
 )
 def test_what_cannot_be_an_address_is_one_sentence(given, says):

@@ -106,7 +106,10 @@ def _refuse_file(text: str) -> None:
     if "://" in text and not text.startswith("file:"):
         return
     path = Path(text)
-    there = "\0" not in text and path.exists()
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        there = False
     looks_like_one = path.suffix.lower() in _FILES or text.startswith(("/", "./", "../", "~", "file:"))
     if there or looks_like_one:
         what = "a folder" if there and path.is_dir() else "a file" if there else "the name of a file"
@@ -122,11 +125,7 @@ def _refuse_token(text: str) -> None:
     Raises:
         InputError: there is one.
     """
-    try:
-        found = has_token(text if "://" in text else f"ws://{text}")
-    except ValueError:
-        return  # what is wrong is said where it is read
-    if found:
+    if has_token(text):
         raise InputError(
             f"{shown_url(text)!r} has a token in it, and shells keep what was typed; leave it out, and give it as "
             "ROLLCAST_TOKEN in the environment, or with --token"
