@@ -174,8 +174,8 @@ class LineFile:
         # Reading back the last byte needs a file; a pipe or a terminal is for writing alone.
         access = os.O_RDWR if self._regular else os.O_WRONLY
         flags = access | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        # A named pipe waits for its first reader, as in a shell. If that one left, nobody may ever come: not to wait then.
-        again = self._known is not None and not self._regular
+        # A named pipe waits for its first reader, as in a shell; if that one has left, perhaps nobody comes any more.
+        again = self._pid != 0 and not self._regular
         flags |= getattr(os, "O_NONBLOCK", 0) if again else 0
         fd = os.open(self.path, flags | (os.O_TRUNC if self._truncate else 0), 0o666)
         try:
