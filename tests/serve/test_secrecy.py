@@ -91,8 +91,9 @@ async def test_a_redirect_does_not_take_tls_away(authority, localhost_pair):
     assert thief.requests == thief.messages == []
 
 
+@pytest.mark.parametrize("user", ["", "user:password@"])
 @pytest.mark.parametrize("absolute", [True, False])
-async def test_a_redirect_within_the_origin_is_followed(absolute):
+async def test_a_redirect_within_the_origin_is_followed(absolute, user):
     """As an ingress sends on from a path to another; the token is said there."""
     thief, seen, here = Thief(), [], []
 
@@ -103,7 +104,7 @@ async def test_a_redirect_within_the_origin_is_followed(absolute):
 
     async with listening(thief.handle, process_request=redirecting(302, location, seen)) as port:
         here.append(port)
-        client = WebSocketStreamingClient(f"ws://127.0.0.1:{port}/here", token=SECRET)
+        client = WebSocketStreamingClient(f"ws://{user}127.0.0.1:{port}/here", token=SECRET)
         await client.connect()
         await client.aclose()
     assert seen == ["/here", "/there/"]

@@ -492,7 +492,8 @@ class _connect(connect):  # noqa: N801  (as the class that it extends)
         if not isinstance(exc, InvalidStatus) or exc.response.status_code not in REDIRECTS:
             return exc
         try:
-            target = _socket_url(urljoin(self.uri, exc.response.headers["Location"]))
+            here = _without_user(self.uri)  # which a relative place would inherit
+            target = _socket_url(urljoin(here, exc.response.headers["Location"]))
             if _origin(target) == _origin(self.uri) and urlsplit(target).username is None:
                 return _with_user_of(self.uri, target)
         except (KeyError, ValueError):  # no place, several, or none that could be an address
@@ -517,6 +518,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     """
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _with_user_of(url: str, target: str) -> str:
