@@ -32,7 +32,7 @@ def server_address(given: str) -> str:
     scheme, mark, rest = text.partition("://")
     if not mark:
         if "@" in text or re.match(r"(wss?|https?)(:|/)/", text, re.IGNORECASE):
-            raise InputError(f"{shown_url(given)!r} is no address of a server; {_EXPECTED}")
+            raise InputError(f"{shown_url(given)!r} is not an address of a server; {_EXPECTED}")
         return f"ws://{_place(text, given)}"
     if scheme.lower() not in _SCHEMES:
         raise InputError(
@@ -53,7 +53,7 @@ def _place(place: str, given: str, port: int | None = DEFAULT_PORT) -> str:
         if not re.fullmatch(r"[0-9]{1,5}", number[1:]) or not 1 <= int(number[1:]) <= 65535:
             raise InputError(f"{shown!r} has the port {number[1:]!r}; expected a number from 1 to 65535")
     elif number:
-        raise InputError(f"{shown!r} is no address of a server; {_EXPECTED}")
+        raise InputError(f"{shown!r} is not an address of a server; {_EXPECTED}")
     elif port is not None:
         number = f":{port}"
     host = _EVERY_ADDRESS.get(host, host) or "localhost"
@@ -84,7 +84,7 @@ def _host_and_rest(place: str, shown: str) -> tuple[str, str]:
 
 def _named(host: str, shown: str) -> str:
     if host and not re.fullmatch(r"[^\s/?#\\<>\"'|*,;@]+", host):
-        raise InputError(f"{shown!r} is no address of a server; {_EXPECTED}")
+        raise InputError(f"{shown!r} is not an address of a server; {_EXPECTED}")
     return host
 
 

@@ -31,7 +31,7 @@ def load_agent(target: str) -> BaseAgent:
     """The agent that `module:name` or `path/to/file.py:name` names; a function of no arguments is called for it.
 
     Raises:
-        InputError: there is no such module or name, it cannot be loaded, or it is no agent.
+        InputError: there is no such module or name, it cannot be loaded, or it is not an agent.
     """
     found = load_agent_or_task(target)
     if isinstance(found, Task):
@@ -150,7 +150,7 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     one conversation.
 
     Raises:
-        InputError: there is no such file, or something in it is no row; it names the line.
+        InputError: there is no such file, or something in it is not a row; it names the line.
     """
     file = Path(path)
     try:

@@ -32,7 +32,7 @@ def log_at(where: str | None) -> JSONStreamObserver | None:
     """The observer of `--json FILE` or `--json -`, not opened; None if nothing is to be written.
 
     Raises:
-        InputError: this is no file that can be written to, as far as can be seen without opening it.
+        InputError: this is not a file that can be written to, as far as can be seen without opening it.
     """
     if where is None:
         return None

@@ -61,7 +61,7 @@ AgentArg = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODULE:AGENT]",
-        help="An agent of your own: module:name or path/to/file.py:name. The embedded model where none is given.",
+        help="An agent of your own: module:name or path/to/file.py:name. The embedded model if none is given.",
     ),
 ]
 TaskOption = Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")]
@@ -100,13 +100,13 @@ MaxStepsOption = Annotated[
     int | None, typer.Option(help="Generations that a chain may have; the task knows a good number.")
 ]
 MaxConcurrentOption = Annotated[
-    int | None, typer.Option(help="Chains that run at once; all where it is not given.")
+    int | None, typer.Option(help="Chains that run at once; all if it is not given.")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same questions and chains.")]
 TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.")]
 PaceOption = Annotated[
     float | None,
-    typer.Option(help="Tokens a second and chain, for reading along; as fast as it goes where not given."),
+    typer.Option(help="Tokens a second and chain, for reading along; as fast as it goes if not given."),
 ]
 JsonOption = Annotated[
     str | None,
@@ -193,7 +193,7 @@ TrainModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER",
-        help="Weights to begin with, such as a step-… in the --out of another training; the embedded ones where not given.",
+        help="Weights to begin with, such as a step-… in the --out of another training; the embedded ones if not given.",
     ),
 ]
 TrainerOption = Annotated[

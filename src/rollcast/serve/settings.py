@@ -197,4 +197,4 @@ def _punycode(place: str) -> str:
     try:
         return re.sub(r"[\w.-]*[^\x00-\x7f][\w.-]*", lambda m: m[0].encode("idna").decode(), place)
     except UnicodeError:
-        return place  # it is no name, and refused as such
+        return place  # it is not a name, and refused as such

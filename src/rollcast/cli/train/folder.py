@@ -138,13 +138,13 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """Of the embedded trainer; None where there is none."""
+    """Of the embedded trainer; None if there is none."""
     found = (path for path in out.glob("step-*") if _CHECKPOINTS["embedded"].match(path.name))
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def history_in(out: Path) -> list[Progress]:
-    """The steps of the training in this folder, up to its newest checkpoint; none where it cannot be read.
+    """The steps of the training in this folder, up to its newest checkpoint; none if it cannot be read.
 
     Whether training can go on from there is the trainer's to say.
     """
