@@ -234,3 +234,22 @@ def test_a_job_in_the_background_is_not_ended_by_the_ctrl_c_of_another(tmp_path)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes always wait there")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path, unbuffered):
+    """Some parents leave their pipes so; one write here has more than such a pipe takes at once."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "rollcast", *RUN, "--json", "-", "--questions", "20", "--chains", "8"]
+    env = ENV | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, env=env) as process:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as reader:
+            events = [decode(line) for line in reader]
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert b"not complete" not in errors
+    check_events(events)
+    assert events[-1].event_type == "run_end"
