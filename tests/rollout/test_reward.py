@@ -306,7 +306,7 @@ def test_the_taught_form_is_right(number):
     assert numeric_match(f"The answer is {number + 1}.", number) == 0.0
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(2), GeneratorExit()], ids=repr)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_a_reward_that_raises_what_stops_a_program_fails_alone(error, kind):
     """KeyboardInterrupt of the reward's own is a RewardError, not the end of the run."""
