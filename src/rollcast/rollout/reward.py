@@ -169,8 +169,10 @@ class Reward:
             raise RewardError(f"{where} asks for {min(missing)!r}, which its row lacks")
         if self.takes_all:
             hidden = set(GIVEN) - self.required - self.optional
-            named = ((name, value) for name, value in available.items() if isinstance(name, str))
-            return {name: value for name, value in named if name not in hidden}
+            hidden |= {
+                name for name in available if not issubclass(type(name), str)
+            }  # they cannot be given by name
+            return {name: value for name, value in available.items() if name not in hidden}
         return {name: available[name] for name in (self.required | self.optional) & available.keys()}
 
 
