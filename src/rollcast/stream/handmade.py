@@ -272,7 +272,8 @@ def _without_none(given: Mapping[Any, Any], kind: StreamEventType) -> dict[str, 
     if kind is T.ERROR and isinstance(data.get("error"), BaseException):
         data.setdefault("error_type", type(data["error"]).__name__)
         data["error"] = str(data["error"])
-    return {name: value for name, value in as_json(data).items() if value is not None}
+    data = as_json(data)
+    return {name: value for name, value in data.items() if value is not None} if None in data.values() else data
 
 
 def _check(kind: StreamEventType, data: dict[str, Any]) -> None:
