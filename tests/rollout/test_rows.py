@@ -113,7 +113,7 @@ class Split:
             r"neither 'messages' nor 'prompt' \(its fields: question, answer\)",
         ),
         ([{"prompt": 5}], r"start_messages\[0\]\['prompt'\] is int; expected text"),
-        ([{"prompt": None}], r"start_messages\[0\] is no row"),
+        ([{"prompt": None}], r"start_messages\[0\] is not a row"),
         (
             {"prompt": ["one", "two"]},
             r"\['prompt'\] is a list of 2 prompts; expected one for each row: .*select",

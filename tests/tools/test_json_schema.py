@@ -198,9 +198,9 @@ def takes(a=1):
     [
         ([], weather, "are list; expected a JSON Schema of an object"),
         ({"type": "array"}, weather, "have the type 'array'; expected a JSON Schema of an object"),
-        ({"properties": {"a": {"type": "int"}}}, weather, "no JSON Schema: at properties.a.type: 'int' is not valid"),
-        ({"properties": 3}, weather, "no JSON Schema: at properties: 3 is not of type 'object'"),
-        ({"properties": {"a": {"pattern": "("}}}, weather, "no JSON Schema: at properties.a.pattern: '(' is not a 'regex'"),
+        ({"properties": {"a": {"type": "int"}}}, weather, "not a JSON Schema: at properties.a.type: 'int' is not valid"),
+        ({"properties": 3}, weather, "not a JSON Schema: at properties: 3 is not of type 'object'"),
+        ({"properties": {"a": {"pattern": "("}}}, weather, "not a JSON Schema: at properties.a.pattern: '(' is not a 'regex'"),
         ({"properties": {"a": {"$ref": "#/$defs/B"}}}, weather, "refer to '#/$defs/B', which is not in the schema"),
         ({"properties": {"a": {"$ref": "https://a.invalid/b"}}}, weather, "refer to 'https://a.invalid/b'"),
         ({"properties": {"a": {"default": float("nan")}}}, weather, "are not JSON"),

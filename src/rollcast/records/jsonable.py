@@ -47,7 +47,7 @@ _UNSEEN: Any = object()
 def as_json(value: Any) -> Any:
     """The value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
 
-    It is the same object where it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
+    It is the same object if it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
     these words. Enums are their values; sets, tuples and the like are lists; dataclasses, pydantic models, attrs classes
     and structs are dicts; dates, UUIDs, decimals, fractions and paths are text; the rest is `described`. It raises nothing,
     whatever the value's own code does.
@@ -160,9 +160,9 @@ def _is_json(value: Any, depth: int) -> bool:
         for name, item in value.items():
             if type(name) is not str or not name.isascii():
                 return False
-            if type(item) is not str or not item.isascii():  # asked here too, since most are
-                if not _is_json(item, depth - 1):
-                    return False
+            is_text = type(item) is str and item.isascii()  # asked here too, since most are
+            if not (is_text or _is_json(item, depth - 1)):
+                return False
         return True
     return all(_is_json(item, depth - 1) for item in value) if value else True
 

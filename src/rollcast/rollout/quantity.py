@@ -24,7 +24,7 @@ from typing import Any
 
 from rollcast.records.jsonable import plain_scalar
 
-__all__ = ["LARGEST", "Quantity", "is_finite", "last_quantity", "reference_quantity"]
+__all__ = ["LARGEST", "Quantity", "is_finite", "kind_of", "last_quantity", "reference_quantity"]
 
 LARGEST = 1 << 13_000
 """Whole numbers below it can be written: Python writes at most 4,300 digits."""
@@ -131,14 +131,7 @@ def reference_quantity(value: Any) -> Quantity:
     if isinstance(value, Fraction):
         return Quantity("number", (Decimal(value.numerator) / Decimal(value.denominator),))
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        found = (
-            "None"
-            if value is None
-            else "a bool"
-            if isinstance(value, bool)
-            else f"of type {type(value).__name__}"
-        )
-        raise ValueError(f"is {found}; expected a number, or text that is one quantity")  # noqa: TRY004  (the row is wrong, not the call)
+        raise ValueError(f"is {kind_of(value)}; expected a number, or text that is one quantity")  # noqa: TRY004  (the row is wrong, not the call)
     if isinstance(value, int | float | Decimal):
         if not is_finite(value):
             raise ValueError(f"is {value}; expected a finite number")
@@ -155,6 +148,13 @@ def reference_quantity(value: Any) -> Quantity:
             "or (1, 2)"
         )
     return quantity
+
+
+def kind_of(value: Any) -> str:
+    """What a value that is not a quantity is, for a message."""
+    if value is None:
+        return "None"
+    return "a bool" if isinstance(value, bool) else f"of type {type(value).__name__}"
 
 
 def is_finite(value: float | Decimal) -> bool:
@@ -211,7 +211,7 @@ def _scalar(text: str) -> Decimal:
     """The number that a number, a fraction or a percentage is.
 
     Raises:
-        ArithmeticError, ValueError: it is none.
+        ArithmeticError, ValueError: it is not one.
     """
     plain = _OF_A_HUNDRED.sub("", text)
     whole, slash, below = plain.rpartition("/")

@@ -20,7 +20,7 @@ from rollcast.failures import text_and_place, text_of
 from rollcast.records.jsonable import plain_scalar
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
-from rollcast.rollout.quantity import LARGEST, is_finite, last_quantity, reference_quantity
+from rollcast.rollout.quantity import LARGEST, is_finite, kind_of, last_quantity, reference_quantity
 from rollcast.stream.chain import left_by
 from rollcast.tools.copying import reduced
 from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, in_task, in_thread, is_async
@@ -318,14 +318,7 @@ def _text_reference(value: Any) -> str:
     """
     plain = plain_scalar(value)
     if isinstance(plain, bool) or not isinstance(plain, str | int | float | Decimal | Fraction):
-        found = (
-            "None"
-            if plain is None
-            else "a bool"
-            if isinstance(plain, bool)
-            else f"of type {type(plain).__name__}"
-        )
-        raise ValueError(f"is {found}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
+        raise ValueError(f"is {kind_of(plain)}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
     if isinstance(plain, float | Decimal) and not is_finite(plain):
         raise ValueError(f"is {plain}; expected text or a finite number")
     if isinstance(plain, int) and abs(plain) >= LARGEST:

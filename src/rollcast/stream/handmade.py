@@ -108,7 +108,7 @@ class HandMade:
         kind = f"{event.event_type}: " if is_event and type(event.event_type) is T else ""
         cause = re.sub(
             r"\[\d+\]", "[…]", f"{kind}{error.field} {error.cause}".strip()
-        )  # which item it was is no cause
+        )  # which item it was does not matter
         if cause not in self.refused and len(self.refused) >= CAUSES_LIMIT:
             cause = "other causes"
         self.refused[cause] = self.refused.get(cause, 0) + 1
@@ -273,7 +273,9 @@ def _without_none(given: Mapping[Any, Any], kind: StreamEventType) -> dict[str, 
         data.setdefault("error_type", type(data["error"]).__name__)
         data["error"] = str(data["error"])
     data = as_json(data)
-    return {name: value for name, value in data.items() if value is not None} if None in data.values() else data
+    return (
+        {name: value for name, value in data.items() if value is not None} if None in data.values() else data
+    )
 
 
 def _check(kind: StreamEventType, data: dict[str, Any]) -> None:

@@ -163,7 +163,7 @@ class _Reader:
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def _read_text(self, line: _Line) -> None:
-        """A line of the description; a code block is taken whole, since what looks like a section in it is none."""
+        """A line of the description; a code block is taken whole, since what looks like a section in it is not one."""
         self.description.append(" " * line.indent + line.text)
         self.at += 1
         if _FENCE.match(line.text):

@@ -33,7 +33,7 @@ _ANY: dict[bool, dict[str, Any]] = {
     True: {},
     False: {"not": {}},
 }  # what a schema that is true or false stands for
-_DATA = frozenset({"const", "default", "enum", "examples"})  # keywords whose values are no schemas
+_DATA = frozenset({"const", "default", "enum", "examples"})  # keywords whose values are not schemas
 
 
 def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Callable[..., Any]) -> Arguments:
@@ -45,7 +45,7 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
         call: gets the arguments by name, and a context in a parameter that is annotated with its class.
 
     Raises:
-        ToolDefinitionError: it is no JSON Schema of an object, or `call` cannot be called with what it allows.
+        ToolDefinitionError: it is not a JSON Schema of an object, or `call` cannot be called with what it allows.
     """
     given = _copied(tool, parameters)
     schema = _of_object(tool, given)
@@ -138,7 +138,7 @@ def _validator(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> Any:
     except SchemaError as error:
         where = ".".join(map(str, error.absolute_path)) or "the top"
         raise ToolDefinitionError(
-            f"the parameters of tool {tool!r} are no JSON Schema: at {where}: {one_line(error.message, 200)}; mend the schema"
+            f"the parameters of tool {tool!r} are not a JSON Schema: at {where}: {one_line(error.message, 200)}; mend the schema"
         ) from None
     validator = extend(kind, {"pattern": _pattern})(schema, registry=Registry())
     resolver = validator._resolver  # noqa: SLF001  (there is no public way to ask whether a reference can be found)
