@@ -155,7 +155,7 @@ def test_an_agent_of_ones_own(project, target):
         (["mine:broken"], "is float; expected a BaseAgent"),
         (["bad:agent"], "cannot be loaded: ModuleNotFoundError"),
         (["mine:agent", "--rows", "nowhere.jsonl"], "cannot be read"),
-        (["mine:agent", "--rows", "bad.jsonl"], "bad.jsonl:2 is no row"),
+        (["mine:agent", "--rows", "bad.jsonl"], "bad.jsonl:2 is not a row"),
         (["mine:agent", "--rows", "empty.jsonl"], "has no rows"),
         (["mine:agent", "--rows", "mine.py"], "mine.py:2 is not JSON"),
         (["mine:agent", "--prompt", "hi"], "asks for"),

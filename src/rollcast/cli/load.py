@@ -219,9 +219,9 @@ def _decoded(text: bytes) -> Any:
 
 def _row(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{place} is no row: {_EXPECTED}, found {type(value).__name__}")
+        raise InputError(f"{place} is not a row: {_EXPECTED}, found {type(value).__name__}")
     if value.get("messages") is not None and value.get("prompt") is not None:
-        raise InputError(f"{place} is no row: {_EXPECTED}, one of them")
+        raise InputError(f"{place} is not a row: {_EXPECTED}, one of them")
     row = row_with_messages(value, place)
     validated_messages(row["messages"], f"{place}['messages']")
     return row

@@ -360,8 +360,10 @@ class StreamingManager:
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
         """Emit an `error` event about the observer to the others."""
         with self.lock:
-            if run_id is None or run_id not in self.runs:
-                run_id = next(iter(self.runs), "") if run_id is None else ""
+            if run_id is None:  # of any run that has begun, so that who watches runs sees it
+                run_id = next((name for name, run in self.runs.items() if run.seq >= 0), "")
+            elif run_id not in self.runs:
+                run_id = ""
             event = StreamEvent(
                 StreamEventType.ERROR,
                 "",
