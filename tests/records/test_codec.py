@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rollcast.records import StreamEvent, StreamEventType, decode
-from rollcast.records.codec import encode, encode_lines, encode_described, one_line_json
+from rollcast.records.codec import encode, encode_described, encode_lines, one_line_json
 from rollcast.serve.protocol import Cancel, Done, ErrorFrame, batch_frame, encode_frame
 
 ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
