@@ -90,7 +90,7 @@ class Split:
             r"neither 'messages' nor 'prompt' \(its fields: question, answer\)",
         ),
         ([{"prompt": 5}], r"start_messages\[0\]\['prompt'\] is int; expected text"),
-        ([{"prompt": None}], r"start_messages\[0\] is no row"),
+        ([{"prompt": None}], r"start_messages\[0\] is not a row"),
         ({"question": "q"}, "start_messages is dict; expected"),
         ((item for item in ROWS), "start_messages is generator; expected"),
         (5, "start_messages is int; expected"),

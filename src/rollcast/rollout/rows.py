@@ -96,7 +96,7 @@ def row_with_messages(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     prompt = plain_scalar(row.get("prompt"))
     if prompt is None:
         raise MessagesError(
-            f'{place} is no row: expected an object with "messages" or "prompt"; its fields: {_names(row)}'
+            f'{place} is not a row: expected an object with "messages" or "prompt"; its fields: {_names(row)}'
         )
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]

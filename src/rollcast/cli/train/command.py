@@ -52,7 +52,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     """Train, show and sum up; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads any more.
 
     Args:
-        line: the options by the names of `TrainSettings`; None where one was not given.
+        line: the options by the names of `TrainSettings`; None if one was not given.
         config: a TOML file with more of them.
 
     Raises:
