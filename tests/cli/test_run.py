@@ -308,8 +308,8 @@ def test_a_model_that_an_agent_cannot_have_is_one_sentence(project, options, sen
         (["mine:agent", "--backend", "tiny"], "an agent of your own has its backend in it"),
     ],
 )
-def test_a_wrong_backend_is_one_sentence(options, sentence):
+def test_a_wrong_backend_is_one_sentence(project, options, sentence):
     """On standard error, and the exit code is 2."""
-    done = rollcast("run", *options)
+    done = rollcast("run", *options, cwd=project)
     assert done.returncode == 2
     assert sentence in " ".join(done.stderr.split())

@@ -130,8 +130,8 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     if own is not None:
         if options.model is None and (options.backend or given):
             raise InputError(
-                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
-                "that is to run instead of the agent's as well"
+                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: add --model, "
+                "the model that is to run instead of the agent's"
             )
         agent = own
         if options.model is not None:
