@@ -6,6 +6,7 @@ the model cards under which the originals stand are named above them.
 
 import json
 import re
+from datetime import UTC, datetime
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -533,27 +534,43 @@ async def test_llama31_takes_two_calls_as_text():
     assert len(t.turns[0].tools) == 2
 
 
-async def test_a_line_with_the_date_forks_at_midnight(monkeypatch):
-    """The template then shows another system message than the model has seen."""
-    backend = llama([LLAMA_CALL, "ok"])
+async def test_a_line_with_the_date_stays_as_it_was_at_midnight(monkeypatch):
+    """A conversation's date is that of its first prompt, in extensions and in fresh prompts; the next has its own."""
+    backend = llama([LLAMA_CALL, (LLAMA_CALL, "<|eom_id|>"), "ok", "ok"])
 
-    class Clock:
-        @staticmethod
-        def now():
-            return Clock
-
-        @staticmethod
-        def astimezone():
-            return Clock
-
-        @staticmethod
-        def strftime(form):
-            return "27 Jul 2024" if len(backend.requests) == 1 else "26 Jul 2024"
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26 + min(len(backend.requests), 1), 23, 59, tzinfo=tz or UTC)
 
     monkeypatch.setattr(rollcast.models.template, "datetime", Clock)
-    t = await run(BaseAgent(backend=backend, tools=[weather], parser=Llama3Parser()))
-    assert fresh(t) == [False, True]
-    assert "27 Jul 2024" in backend.decoded(t.turns[1].prompt_ids)
+
+    class Forgets(BaseAgent):
+        def assistant_message(self, text, content, calls):
+            message = super().assistant_message(text, content, calls)
+            return message if len(backend.requests) == 1 else {**message, "content": "(forgotten)"}
+
+    t = await run(Forgets(backend=backend, tools=[weather], parser=Llama3Parser()))
+    assert fresh(t) == [False, False, True]
+    assert "26 Jul 2024" in backend.decoded(t.turns[2].prompt_ids)
+    (later,) = await BaseAgent(backend=backend).run_async(1, ROW)
+    assert "27 Jul 2024" in backend.decoded(later.turns[0].prompt_ids)
+
+
+async def test_siblings_have_the_date_of_the_prompt_that_they_share(monkeypatch):
+    """A chain that begins after midnight goes on from the prompt of its group."""
+    backend = llama([LLAMA_CALL, "ok", LLAMA_CALL, "ok"])
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26 + len(backend.requests), tzinfo=tz or UTC)
+
+    monkeypatch.setattr(rollcast.models.template, "datetime", Clock)
+    agent = BaseAgent(backend=backend, tools=[weather], parser=Llama3Parser())
+    for t in await agent.run_async(2, ROW, num_chains=2, max_concurrent_chains=1):
+        assert fresh(t) == [False, False]
+        assert "26 Jul 2024" in backend.decoded(t.turns[0].prompt_ids)
 
 
 # -- Mistral -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Messages."""
 
+import json
+
 import pytest
 
 from rollcast.errors import MessagesError
@@ -31,3 +33,28 @@ def test_good_messages_are_copied():
     theirs = validated_messages(mine)
     assert theirs == mine
     assert theirs[0] is not mine[0]
+
+
+def test_keys_of_none_are_absent():
+    """A dataset gives every message, part and call the keys of all others; content and arguments stay as they are."""
+    call = {
+        "id": None,
+        "type": "function",
+        "function": {"name": "f", "arguments": {"x": None}, "strict": None},
+    }
+    given = [
+        {"role": "developer", "content": "Be brief.", "name": None, "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "hi", "image": None}], "tool_calls": []},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": None},
+    ]
+    written = json.dumps(given)
+    assert validated_messages(given) == [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": None}}}],
+        },
+    ]
+    assert json.dumps(given) == written, "the row is only read"

@@ -39,6 +39,17 @@ def test_a_backend_without_ids_counts_deltas():
     assert (t.token_ids, t.loss_mask, t.completion_tokens) == ([], [], 1)
 
 
+def test_a_delta_of_nothing_is_no_token():
+    """Neither text nor ids: it only says that the generation is over. Ids count without text, and text without ids."""
+    turn = Turn(1)
+    turn.append("", None, None, None)
+    turn.append("", [], None, 3)
+    assert (turn.completion_tokens, turn.policy_versions) == (0, [])
+    turn.append("", [7], None, None)
+    turn.append("a b", None, None, None)
+    assert turn.completion_tokens == 2
+
+
 def forked():
     """As `example`, and then a turn whose prompt of three tokens was rendered afresh."""
     t = example()

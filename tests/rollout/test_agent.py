@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
-from rollcast import BaseAgent, EventFilter, Sampling, StreamingManager, reward, tool
+from rollcast import BaseAgent, Delta, EventFilter, Sampling, StreamingManager, reward, tool
 from rollcast.errors import InputError, MessagesError, RewardDefinitionError, ToolDefinitionError
+from rollcast.models import BaseBackend
 from rollcast.testing import EventCapture, RaisingObserver, ScriptedBackend, StallingObserver, capture_events
 from rollcast.tools import calculator
 
@@ -439,6 +440,31 @@ async def test_the_system_prompt_stands_first_where_there_is_none():
     (b,) = await agent.run_async(1, [{"role": "system", "content": "Be long."}, *HELLO])
     assert a.messages[0] == {"role": "system", "content": "Be brief."}
     assert b.messages[0]["content"] == "Be long."
+
+
+async def test_a_developer_message_is_the_conversations_system_prompt():
+    """Newer APIs call it so: an agent's own is not put before it, and what follows it is the same conversation."""
+    agent = scripted("hi", system_prompt="Be brief.")
+    (t,) = await agent.run_async(1, [{"role": "developer", "content": "Be long."}, *HELLO])
+    assert [m["content"] for m in t.messages[:2]] == ["Be long.", HELLO[0]["content"]]
+
+
+async def test_a_last_delta_of_nothing_is_no_token():
+    """Backends that say that they are done in a delta of their own sampled nothing with it, and it is no event."""
+
+    class Text(BaseBackend):
+        async def generate(self, request):
+            for text in ("", "Hel", "", "lo"):
+                yield Delta(text)
+            yield Delta("", finish_reason="stop")
+
+    agent = BaseAgent(backend=Text())
+    for streaming in (True, False):
+        with capture_events(agent.streaming_manager) as capture:
+            (t,) = await agent.run_async(1, HELLO, enable_streaming=streaming)
+        assert (t.completion_tokens, t.final_response, t.finish_reason) == (2, "Hello", "answered")
+        chunks = [event.data["content"] for event in capture.of("llm_generation_chunk")]
+        assert chunks == (["Hel", "lo"] if streaming else [])
 
 
 async def test_sampling_reaches_the_backend():

@@ -7,7 +7,7 @@ import threading
 import aiohttp
 import pytest
 
-from rollcast.cli.serving import serving
+from rollcast.cli.serving import watching
 from rollcast.records import StreamEvent
 from rollcast.serve import answers
 from rollcast.serve.answers import BURST, MetricsPage, Turns
@@ -170,7 +170,7 @@ async def test_without_an_observer_a_comment_says_what_to_add(stage):
 
 def serving_again(server, stage):
     stage.manager.remove_observer(server.get_observer())
-    return serving(server, stage.manager)
+    return watching(server, stage.manager)
 
 
 async def test_who_serves_is_measured(stage):

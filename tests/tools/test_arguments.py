@@ -72,7 +72,7 @@ def test_nested_models_are_described():
             {"shape": '{"corners": [{"x": 1}], "colour": "blue"}', "width": "3"},
             "[1, 'blue', 'line', 3, None]",
         ),
-        ({"shape": {"corners": [{"x": 1}]}, "label": "null"}, "[1, 'red', 'line', 1, 'null']"),
+        ({"shape": {"corners": [{"x": 1}]}, "label": "null"}, "[1, 'red', 'line', 1, None]"),
         (
             {"shape": {"corners": [{"x": 1}], "colour": "green"}},
             "error: the argument 'shape.colour' of draw: should be 'red' or 'blue', found 'green'",
@@ -113,8 +113,9 @@ async def test_nested_arguments_are_checked(arguments, observation):
         (int | None, "null", None),
         (int | None, "None", None),
         (str, "[1, 2]", "[1, 2]"),
-        (str | None, "null", "null"),
-        (str | int, "3", "3"),
+        (str | None, "null", None),
+        (str | int, "3", 3),
+        (str | int, "three", "three"),
         (Any, "3", "3"),
     ],
 )

@@ -17,8 +17,9 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from rollcast.errors import MessagesError
+from rollcast.models.parse.reading import split
 
-__all__ = ["REASONING_TAGS", "Codec"]
+__all__ = ["Codec"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 
@@ -28,10 +29,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMPARED_KEYS = frozenset({"role", "type"})
 
 # The keys inside of these are the caller's words, not the format's.
-_CALLERS_NAMES = {"arguments": "all", "properties": "here", "$defs": "here"}
-
-# Around what a model thinks before it answers; templates split a turn at the closing one.
-REASONING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+_CALLERS_NAMES = {
+    **dict.fromkeys(("arguments", "default", "const", "enum", "examples"), "all"),
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "mapping"), "here"),
+}
 
 
 class Codec:
@@ -75,6 +76,10 @@ class Codec:
         """Whether a character stands in any of the texts of a value."""
         return any(character in text for text in _searchable(value))
 
+    def token_ids(self, words: Iterable[str]) -> dict[int, str]:
+        """Those of the words that are added tokens, by their ids."""
+        return {self._ids[word]: word for word in words if word in self._ids}
+
     def pattern(self, ids: Collection[int]) -> re.Pattern[str] | None:
         """What finds these added tokens in a rendered text, where no guarded text has them; None where none is added."""
         tokens = [
@@ -85,20 +90,14 @@ class Codec:
     def guarded_turn(self, text: str, guard: str) -> str:
         """As `guarded`, for a turn that the model wrote: the tags around its reasoning stay what they are.
 
-        Templates look for them, and the model sampled them. One opening tag counts, at the very beginning, and the first
-        closing one; any other is text, as everywhere.
+        Templates look for them, and the model sampled them. Those that count for `Reading` do; any other is text, as
+        everywhere.
         """
-        for opening, closing in REASONING_TAGS:
-            reasoning, closed, answer = text.partition(closing)
-            before, opened, inside = reasoning.partition(opening)
-            if opened and not before.strip():
-                reasoning = before + opening + self._guarded_text(inside, guard)
-            elif closed:
-                reasoning = self._guarded_text(reasoning, guard)
-            else:
-                continue
-            return reasoning + closed + self._guarded_text(answer, guard)
-        return self._guarded_text(text, guard)
+        pieces, end = [], 0
+        for start, stop in split(text).tags:
+            pieces += [self._guarded_text(text[end:start], guard), text[start:stop]]
+            end = stop
+        return "".join(pieces) + self._guarded_text(text[end:], guard)
 
     def guarded(self, value: Any, guard: str, names: str = "") -> Any:
         """A copy with guards in every text that could be taken for an added token or be a part of one.

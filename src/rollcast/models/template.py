@@ -15,9 +15,27 @@ import jinja2.sandbox
 
 from rollcast.errors import InputError, MessagesError
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "Moment"]
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
+class Moment:
+    """The time at which a conversation began: what `strftime_now` writes in all of its prompts.
+
+    A clock that went on would show another date after midnight than the model has read.
+    """
+
+    def __init__(self) -> None:
+        self._began = datetime.now().astimezone()
+        self._written: dict[str, str] = {}
+
+    def strftime(self, form: str) -> str:
+        """The date or time in this form."""
+        written = self._written.get(form)
+        if written is None:
+            written = self._written[form] = self._began.strftime(form)
+        return written
 
 
 class ChatTemplate:
@@ -27,23 +45,36 @@ class ChatTemplate:
         source: the Jinja source.
         variables: what it may name beside messages and tools.
 
+    Attributes:
+        source: as it was given.
+
     Raises:
         InputError: the source is not valid Jinja.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self.source = source
         self._variables = dict(variables)
         self._template = _compiled(source)
 
-    def text(self, messages: list[Any], tools: Any) -> str:
+    def text(self, messages: list[Any], tools: Any, moment: Moment | None = None) -> str:
         """The text of a conversation, up to where the assistant speaks.
+
+        Args:
+            messages: as the template takes them.
+            tools: descriptions; None if there are none.
+            moment: the time that it is; None: now.
 
         Raises:
             MessagesError: the template refuses the messages, or fails on them.
         """
         try:
             return self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._variables
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=True,
+                **{"strftime_now": (moment or Moment()).strftime, **self._variables},
             )
         except jinja2.TemplateError as error:
             raise MessagesError(f"the chat template refuses the messages: {error}") from error
@@ -83,7 +114,6 @@ def _compiled(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:

@@ -9,17 +9,22 @@ import msgspec
 
 from rollcast.errors import MessagesError
 
-__all__ = ["Message", "Role", "ToolCall", "safe_text", "validated_messages"]
+__all__ = ["Message", "Role", "ToolCall", "given_keys", "safe_text", "validated_messages"]
 
-Role = Literal["system", "user", "assistant", "tool"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+Role = Literal["system", "user", "assistant", "tool", "developer"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
 
 
 class Message(TypedDict):
-    """One message. `content` is text, or a list of parts where a backend understands parts."""
+    """One message. `content` is text, or a list of parts if the backend understands parts.
+
+    `developer` is the name that newer APIs give to `system`. An assistant's `reasoning_content` is what it thought before it
+    spoke; `content` does not contain it.
+    """
 
     role: Role
     content: str | list[dict[str, Any]] | None
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
@@ -50,8 +55,42 @@ def safe_text(text: str) -> str:
     return text
 
 
+def given_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the message without the keys that only a table gave it: those that hold None, and a list of no calls.
+
+    A `datasets.Dataset` gives every message, part and call of a column the keys of all of them, and fills in None. The
+    content stays, since None is what an assistant's message beside calls has there. The arguments of calls stay as they
+    are too: only their tool's schema tells a null that was meant from one that was filled in.
+    """
+    given = {
+        key: value for key, value in message.items() if key == "content" or not _is_filled_in(key, value)
+    }
+    if isinstance(content := given.get("content"), list | tuple):
+        given["content"] = [_without_none(part) for part in content]
+    if isinstance(calls := given.get("tool_calls"), list | tuple):
+        given["tool_calls"] = [_given_call(call) for call in calls]
+    return given
+
+
+def _is_filled_in(key: str, value: Any) -> bool:
+    return value is None or (key == "tool_calls" and isinstance(value, list | tuple) and not value)
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _given_call(call: Any) -> Any:
+    given = _without_none(call)
+    if isinstance(given, dict) and "function" in given:
+        given["function"] = _without_none(given["function"])
+    return given
+
+
 def validated_messages(messages: Any, where: str = "start_messages") -> list[Message]:
-    """A copy of the messages, each with a known role and content.
+    """A copy of the messages, each with a known role and content, and without keys whose value is None.
 
     Raises:
         MessagesError: there are none, or one has another shape; `where` names the place.
@@ -84,7 +123,7 @@ def _validated(message: Any, where: str) -> Message:
         raise MessagesError(
             f"{where} cannot be written as JSON: {error}; expected text, numbers, lists and dicts"
         ) from None
-    return dict(message)  # type: ignore[return-value]  # checked above, field by field
+    return given_keys(message)  # type: ignore[return-value]  # checked above, field by field
 
 
 def _is_parts(content: Any) -> bool:

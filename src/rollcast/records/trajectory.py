@@ -44,7 +44,7 @@ class Turn(msgspec.Struct):
         logprobs: of the distribution that was sampled from, shape (T,) or empty.
         policy_versions: of the weights that sampled each token, shape (T,) or empty.
         prompt_tokens: length of the whole prompt in tokens, earlier turns included; None where unknown.
-        completion_tokens: how many tokens were sampled, or deltas seen where the backend has no ids.
+        completion_tokens: how many tokens were sampled; or how many deltas had text, if the backend has no ids.
         finish_reason: None while the generation is open.
         ttft_s, duration_s: seconds from the request to the first token and to the end.
         tools: the calls of this turn, in the order in which the model wrote them.
@@ -97,7 +97,7 @@ class Turn(msgspec.Struct):
                 self.logprobs.extend(logprobs)
             if policy_version is not None:
                 self.policy_versions.extend([policy_version] * len(token_ids))
-        else:
+        elif text:
             self.completion_tokens += 1
 
 

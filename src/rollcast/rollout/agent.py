@@ -19,6 +19,9 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
+from rollcast.models.parse.reading import Reading
+from rollcast.models.parse.turn import TurnParser
+from rollcast.models.reasoning import Thinking
 from rollcast.records import EventFilter, Message, ToolCall
 from rollcast.records.filter import Names
 from rollcast.rollout.choice import chosen_tools, with_other_instructions
@@ -98,7 +101,7 @@ class BaseAgent:
         return self.backend.generate(request)
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The tool calls in a turn's whole text."""
+        """The tool calls in a turn's whole output: its text without reasoning."""
         return self.parser.parse(text)
 
     @property
@@ -110,9 +113,11 @@ class BaseAgent:
         """What stands in the conversation for a turn of the model.
 
         Args:
-            text: the whole turn.
+            text: the whole output of the turn: its text without reasoning.
             content: the text without the calls, where the parser reads along; else the whole.
             calls: what was called; malformed ones too.
+
+        The turn's reasoning is added as `reasoning_content`, unless the message has that key: an empty one forgets it.
         """
         if not calls or any(call.error is not None for call in calls):
             return {"role": "assistant", "content": text}
@@ -139,7 +144,7 @@ class BaseAgent:
         }
 
     def final_response(self, text: str) -> str:
-        """The answer in the text of a turn that calls nothing."""
+        """The answer in the output of a turn that calls nothing."""
         return text
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -333,6 +338,14 @@ class BaseAgent:
     def parses_incrementally(self) -> bool:
         """Whether the parser reads along; not where a subclass parses whole turns itself."""
         return bool(self.tools) and type(self).parse is BaseAgent.parse
+
+    def reading(self, thinking: Thinking) -> Reading | None:
+        """What reads a turn along; None where a turn without reasoning is not parsed before its end."""
+        stops = tuple(self.parser.stop) if self.tools and thinking.reasons else ()
+        if self.parses_incrementally:
+            parser = self.parser.turn if isinstance(self.parser, TurnParser) else self.parser.incremental
+            return Reading(thinking, parser, stops)
+        return Reading(thinking, stops=stops) if thinking.reasons else None
 
     @cached_property
     def keeps_turns(self) -> bool:

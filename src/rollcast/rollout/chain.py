@@ -13,13 +13,16 @@ import msgspec
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
+from rollcast.models.parse.reading import Reading, split
+from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
+from rollcast.models.sampled import thought_of
 from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.records.message import safe_text
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
 from rollcast.stream.chain import error_data, left_by
-from rollcast.stream.producer import ChainStream, GenerationStream
+from rollcast.stream.producer import ChainStream
 from rollcast.tools import ToolResult, unknown_tool
 
 if TYPE_CHECKING:
@@ -137,16 +140,27 @@ class ChainGeneration:
         conversation, ids = self._prompts[group]
         return conversation.copy(), list(ids)
 
-    # 2. Generate: each delta becomes a chunk, if anybody wants it. 3. Parse the text so far.
+    def _thinking(self) -> Thinking:
+        """What is known of the reasoning of the turn that follows on the last prompt."""
+        told_by: tuple[Any, ...] = (self._conversation, self.agent.backend)
+        for knows in told_by:
+            if isinstance(knows, TellsThinking):
+                return knows.thinking
+        return UNKNOWN
+
+    # 2. Generate: each delta becomes a chunk, if anybody wants it. 3. Parse the text so far, without its reasoning.
 
     async def _generate(
         self, step: int, new_ids: list[int], fresh: bool
     ) -> tuple[GenerationFinishReason, list[ToolCall]]:
         agent, manager = self.agent, self.stream.run.manager
+        thinking = self._thinking()
         sampling = msgspec.structs.replace(
             self.settings.sampling,
             seed=derived_seed(self.seed, step),
-            stop=agent.stop_strings(self.settings.sampling),
+            stop=self.settings.sampling.stop
+            if thinking.reasons
+            else agent.stop_strings(self.settings.sampling),
         )
         request = GenerationRequest(
             request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
@@ -162,7 +176,8 @@ class ChainGeneration:
             policy_version=agent.backend.policy_version,
             fresh=fresh,
         )
-        parser = agent.parser.incremental() if agent.parses_incrementally else None
+        reading = agent.reading(thinking)
+        tells_ids = reading is not None and bool(thinking.token_ids)
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
@@ -177,35 +192,44 @@ class ChainGeneration:
                         generation.turn.prompt_tokens = delta.prompt_tokens
                     if delta.tool_calls:
                         backend_calls += delta.tool_calls
-                    if parser is not None and delta.text:
-                        parser.feed(safe_text(delta.text))
-                        if parser.finished:
+                    if reading is not None and delta.text:
+                        if tells_ids and delta.token_ids:
+                            reading.sampled(delta.token_ids)
+                        if reading.take(safe_text(delta.text)):
                             break
             with _blaming("backend"):
                 _check(generation.turn, agent.backend)
             with _blaming("backend" if backend_calls else "parser"):
-                calls = _numbered(backend_calls or self._parse(generation, parser), step)
+                reading = reading if reading is not None else split(generation.turn.text, thinking)
+                found = self._parse(generation.turn, reading)
+                calls = _numbered(backend_calls or found, step)
+            if thinking.reasons and finish == "length" and reading.complete:
+                finish = "stop"  # it was over before, which could not be known then
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
-        self._say(generation, calls, parser)
+        self._say(generation.turn, calls, reading)
         return finish or "stop", calls
 
-    def _parse(self, generation: GenerationStream, parser: Any) -> list[ToolCall]:
-        if not self.agent.tools:
-            return []
-        return parser.close() if parser is not None else self.agent.parse(generation.turn.text)
+    def _parse(self, turn: Turn, reading: Reading) -> list[ToolCall]:
+        found = reading.close()
+        if self.agent.tools and not self.agent.parses_incrementally:
+            return self.agent.parse(_output(turn, reading))
+        return found
 
-    def _say(self, generation: GenerationStream, calls: list[ToolCall], parser: Any) -> None:
-        """Put what was generated into the conversation."""
-        turn = generation.turn
+    def _say(self, turn: Turn, calls: list[ToolCall], reading: Reading) -> None:
+        """Put what was generated into the conversation: the output, and the reasoning beside it."""
+        agent = self.agent
         self.ids += turn.token_ids
-        text = turn.text
-        content = parser.content if parser is not None else text
-        message = self.agent.assistant_message(text, content, calls)
-        if self.agent.keeps_turns or self.agent.keeps_turn(message, text, content, calls):
-            self._sampled[len(self.trajectory.messages)] = text
+        text, reasoning = _output(turn, reading), reading.reasoning
+        content = reading.content if agent.parses_incrementally else text
+        message = agent.assistant_message(text, content, calls)
+        keeps = agent.keeps_turns or agent.keeps_turn(message, text, content, calls)
+        if reasoning and message["role"] == "assistant" and not any(key in message for key in FIELDS):
+            message = {**message, "reasoning_content": reasoning}
+        if keeps and not reading.overran and thought_of(message).strip() == reasoning:
+            self._sampled[len(self.trajectory.messages)] = turn.text
         self.stream.message(message)
-        self.trajectory.final_response = "" if calls else self.agent.final_response(text)
+        self.trajectory.final_response = "" if calls else agent.final_response(text)
 
     # 4. Run the tool calls, concurrently, each with its timeout; a failure is an observation.
 
@@ -295,6 +319,11 @@ def _blaming(where: str) -> Iterator[None]:
         if left_by(error) == "cancelled":
             raise
         raise _Failed(error, where) from error
+
+
+def _output(turn: Turn, reading: Reading) -> str:
+    """The turn's text without its reasoning."""
+    return reading.output if reading.tags or reading.is_cut or reading.has_reasoning else turn.text
 
 
 def _check(turn: Turn, backend: Backend) -> None:

@@ -21,6 +21,9 @@ EXPECTED = (
 )
 
 
+_SYSTEM = ("system", "developer")
+
+
 class Row(msgspec.Struct, frozen=True):
     """One prompt.
 
@@ -157,11 +160,11 @@ def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instruc
     if callable(getattr(given, "tolist", None)):  # an array of messages, as parquet files give
         given = given.tolist()
     messages = validated_messages(plain_scalars(given), where)
-    if system_prompt is not None and messages[0]["role"] != "system":
+    if system_prompt is not None and messages[0]["role"] not in _SYSTEM:
         messages.insert(0, {"role": "system", "content": system_prompt})
     if instructions:
         first = messages[0]
-        if first["role"] != "system":
+        if first["role"] not in _SYSTEM:
             messages.insert(0, {"role": "system", "content": instructions})
         elif isinstance(first["content"], str):
             first["content"] = f"{first['content']}\n\n{instructions}"

@@ -418,6 +418,9 @@ class GenerationStream:
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
+        if not text and not token_ids and not logprobs:
+            self._must_have_begun()
+            return  # a finish reason alone, as many backends send at last: nothing was sampled
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began

@@ -10,6 +10,7 @@ from typing import Any
 
 from rollcast.errors import BackendClosedError, BackendError
 from rollcast.models.backend import BaseBackend, Delta, GenerationRequest
+from rollcast.models.reasoning import UNKNOWN, Thinking, families_of
 from rollcast.records import Message
 
 __all__ = ["ScriptedBackend", "tokens_of"]
@@ -24,6 +25,14 @@ def tokens_of(text: str) -> list[str]:
 
 def _ids(text: str) -> list[int]:
     return [zlib.crc32(token.encode("utf-8", "replace")) & 0xFFFF for token in tokens_of(text)]
+
+
+def _thinking(script: Script) -> Thinking:
+    """A script that is written down tells by its tags whether there is reasoning in it."""
+    if callable(script):
+        return UNKNOWN
+    texts = [script] if isinstance(script, str) else script
+    return Thinking(expected=tuple({family for text in texts for family in families_of(text)}))
 
 
 class _WordRenderer:
@@ -80,6 +89,7 @@ class ScriptedBackend(BaseBackend):
         self._finish_reason = finish_reason
         self._cancelled: set[str] = set()
         self._closed = False
+        self.thinking = _thinking(script)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """See `Backend.generate`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rollcast.errors import InputError
 from rollcast.tools.context import Injected
@@ -114,7 +116,15 @@ class Arguments:
         return {safe_text(name): value for name, value in extra.items()}
 
     def _checked(self, given: Mapping[str, Any]) -> BaseModel:
-        """Strings are read as JSON where their parameters take none: formats without types write every value so."""
+        """Texts are read by their parameters' types: formats without types write every value as text.
+
+        One that a parameter does not take as it is, is read as JSON; of a union, by its first member other than `str`.
+        """
+        fields = {name: self.model.model_fields[field].annotation for field, name in self.names.items()}
+        given = {
+            name: _of_union(value, fields[name]) if isinstance(value, str) and name in fields else value
+            for name, value in given.items()
+        }
         try:
             return self.model.model_validate(given)
         except ValidationError as error:
@@ -163,12 +173,58 @@ def _decoded(text: str) -> Any:
 
 def _json_value(text: str) -> Any:
     """What the text says in JSON, `None` too, which Qwen's template writes; the text itself where it is no JSON."""
-    if text.strip() == "None":
-        return None
+    if text.strip() in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text.strip()]
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return text
+
+
+_PYTHON_WORDS = {"None": None, "True": True, "False": False}
+
+
+def _of_union(text: str, annotation: Any) -> Any:
+    """A text for a parameter of several types: None if it says so, else by the first type but `str` that it fits."""
+    members = _members(annotation)
+    if len(members) < 2:
+        return text
+    if types.NoneType in members and text.strip() in {"null", "None"}:
+        return None
+    value = _json_value(text)
+    written = [msgspec.json.encode(value)] if not isinstance(value, str) else []
+    for member in members:
+        if member in {str, types.NoneType, Any}:
+            continue
+        adapter = _adapter(member)
+        for data in (*written, *_quoted(text)):
+            try:
+                return adapter.validate_json(data, strict=True)
+            except (ValidationError, ValueError, TypeError):
+                continue
+    return text
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, those inside of its members too."""
+    origin = get_origin(annotation)
+    if origin is Annotated and get_origin(get_args(annotation)[0]) in {Union, types.UnionType}:
+        return _members(get_args(annotation)[0])
+    if origin not in {Union, types.UnionType}:
+        return [annotation]
+    return [member for part in get_args(annotation) for member in _members(part)]
+
+
+@functools.lru_cache(256)
+def _adapter(member: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(member)
+
+
+def _quoted(text: str) -> list[bytes]:
+    try:
+        return [msgspec.json.encode(text)]
+    except UnicodeEncodeError:
+        return []
 
 
 def _takes_text(schema: Mapping[str, Any]) -> bool:

@@ -118,7 +118,7 @@ def to_verl(trajectory: Trajectory, *, forked: Forked = "error") -> dict[str, An
         "response_mask": response_mask,
         "response_logprobs": response_logprobs,
         "reward_score": trajectory.reward,
-        "num_turns": sum(message["role"] != "system" for message in trajectory.messages),
+        "num_turns": sum(message["role"] not in ("system", "developer") for message in trajectory.messages),
         "metrics": {
             "generate_sequences": sum(turn.duration_s or 0.0 for turn in trajectory.turns),
             "tool_calls": sum(record.duration_s or 0.0 for record in trajectory.tool_calls),

@@ -55,8 +55,22 @@ SHARDS = {
 }  # fmt: skip
 
 
-def texts(parser):
-    shards = st.sampled_from([*SHARDS[parser.name], CALL[parser.name], " ", "é\n", "and"])
+TAGS = [
+    "<think>",
+    "</think>",
+    "<thi",
+    "nk>",
+    "`",
+    "[/THINK]",
+    "<|channel>thought",
+    "<channel|>",
+    "```\n",
+    '"',
+]
+
+
+def texts(parser, more=()):
+    shards = st.sampled_from([*SHARDS[parser.name], CALL[parser.name], " ", "é\n", "and", *more])
     return st.lists(shards | st.text(max_size=5), max_size=14).map("".join)
 
 
@@ -119,6 +133,23 @@ def test_any_split_gives_the_same(parser, data):
     assert given_calls == calls[: len(given_calls)]
     assert len(calls) - len(given_calls) <= 1
     assert (turn.content, turn.finished) == (whole.content, whole.finished)
+
+
+@every
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_split_of_reasoning_gives_the_same(parser, data):
+    """The same with tags of reasoning, which may withdraw what was a call before."""
+    text = data.draw(texts(parser, TAGS))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=20)))
+    turn, whole = parser.incremental(), parser.incremental()
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        turn.feed(text[start:end])
+    whole.feed(text)
+    state = (whole.content, whole.reasoning, whole.over)
+    assert (turn.content, turn.reasoning, turn.over) == state
+    assert turn.close() == whole.close() == parser.parse(text) == turn.close()
+    assert (turn.content, turn.output) == (whole.content, whole.output)
 
 
 @every

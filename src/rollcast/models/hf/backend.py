@@ -46,7 +46,7 @@ class TransformersBackend(LocalBackend):
         prompt_tokens: that a step reads while others decode; 2048 on a GPU, 512 on a CPU.
         context: tokens of a prompt and its completion at most; the model's, if `cache_bytes` holds that many.
         keep_cache: whether the memory for keys and values is held while nothing runs; not where a model object was given.
-        chat_template: Jinja, instead of the tokenizer's.
+        chat_template: Jinja, instead of the tokenizer's; or the name of one of the tokenizer's, if it has several.
         template_kwargs: variables of the template, such as `{"enable_thinking": False}`.
         load_options: for `from_pretrained`: `revision`, `device_map`, `trust_remote_code` …
 

@@ -185,11 +185,13 @@ def make_renderer(
         InputError: there is no template, or the tokenizer is a slow one.
     """
     if chat_template is not None and not isinstance(chat_template, str):
-        raise InputError(f"chat_template is {chat_template!r}; expected Jinja as a string")
-    template = chat_template or getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get("tool_use", template.get("default"))
-    if not isinstance(template, str):
+        raise InputError(
+            f"chat_template is {chat_template!r}; expected Jinja, or the name of one of the tokenizer's"
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    if chat_template is not None:
+        template = template.get(chat_template, chat_template) if isinstance(template, dict) else chat_template
+    if not isinstance(template, str | dict) or not template:
         raise InputError(
             "the tokenizer has no chat template, as base models have none; use an instruct model, or give "
             "chat_template='…' (Jinja)"

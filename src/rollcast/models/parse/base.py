@@ -13,7 +13,11 @@ class IncrementalParser(Protocol):
     """Reads the text of one turn as it arrives; how it is cut into pieces changes nothing."""
 
     def feed(self, text: str) -> list[ToolCall]:
-        """Take the next piece of text; the calls that it finished, malformed ones too."""
+        """Take the next piece of text; the calls that it finished, malformed ones too.
+
+        Those of the package may be withdrawn: a closing tag of reasoning can make a draft of what was a call. `close` has
+        the calls that count.
+        """
         ...
 
     def close(self) -> list[ToolCall]:
@@ -33,11 +37,11 @@ class IncrementalParser(Protocol):
 
 @runtime_checkable
 class Parser(Protocol):
-    """One format of tool calls. It has no state, so one instance serves every chain.
+    """One format of tool calls. It has no state, so one instance serves every chain, which gives it output alone.
 
     Attributes:
         name: of the format, `hermes`.
-        stop: strings after which the format wants a generation to end.
+        stop: strings after which the format wants a generation to end. In reasoning they do not end it.
     """
 
     @property

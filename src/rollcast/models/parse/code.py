@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import LineTurn, Turn, TurnParser
+from rollcast.models.parse.turn import LineTurn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["CodeParser", "CodeTurn"]
@@ -47,18 +47,12 @@ class CodeParser(TurnParser):
         self.tool_name = tool_name
         self.argument = argument
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The call in the whole text of a turn, as a list."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> Turn:
-        """For one turn; its call comes at the end."""
+    def turn(self) -> CodeTurn:
+        """See `TurnParser.turn`."""
         return CodeTurn(self)
 
     def read(self, text: str) -> CodeTurn:
-        """The whole text of a turn, read."""
+        """The whole output of a turn, read."""
         turn = CodeTurn(self)
         turn.feed(text)
         turn.close()

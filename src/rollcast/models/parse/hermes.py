@@ -6,34 +6,37 @@ https://github.com/NousResearch/Hermes-Function-Calling.
 
 from __future__ import annotations
 
-from rollcast.models.parse.turn import CALL_LIMIT, TaggedTurn, Turn, TurnParser, Words, json_call, malformed
+from rollcast.models.parse.json_calls import json_call, malformed
+from rollcast.models.parse.turn import CALL_LIMIT, TaggedTurn, Turn, TurnParser, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["CALL_LIMIT", "HermesParser"]
 
-_OPEN, _CLOSE = Words("<tool_call>"), Words("</tool_call>")
+_OPEN = Words("<tool_call>")
 
 
 class HermesParser(TurnParser):
     """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as elsewhere in the field.
 
+    Arguments may stand under `parameters`, `args`, `input` …, or beside the name, and the call in OpenAI's form
+    `{"function": {…}}`, if there is one way to read it.
+
     The errors are few words, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
-    `error: bad arguments`, `error: call too long`, `error: unclosed call`.
+    `error: bad arguments`, `error: repeated argument`, `error: arguments given twice`,
+    `error: argument outside of arguments`, `error: call too long`, `error: unclosed call`.
     """
 
     name = "hermes"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 
 class _Turn(TaggedTurn):
-    in_call = False
-
     def feed(self, text: str) -> list[ToolCall]:
         """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
-        if self._held or "<" in text:
+        if self._held or "<" in text or self.deciding:
             return super().feed(text)
         self._before += len(text)
         if self.in_call:
@@ -45,21 +48,7 @@ class _Turn(TaggedTurn):
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
         self.say(text[at:place])
-        if tag is None:
-            return place
-        self.in_call = True
-        self.state = self._inside
-        return place + len(tag)
-
-    def _inside(self, text: str, at: int) -> int:
-        place, tag = _CLOSE.find(text, at)
-        self.body.add(text[at:place])
-        if tag is None:
-            return place
-        self.end_call()
-        self.in_call = False
-        self.state = self.begin
-        return place + len(tag)
+        return place if tag is None else self.opened(text, place + len(tag), tag)
 
     def call(self, body: str, error: str | None) -> ToolCall:
         return malformed(self.next_id, body, error) if error else json_call(self.next_id, body)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
-from rollcast.models.parse.turn import Turn, TurnParser, Words, json_call, malformed
+from rollcast.models.parse.json_calls import call_in, json_call, json_value, malformed
+from rollcast.models.parse.turn import Turn, TurnParser, Words
 
 __all__ = ["Llama3Parser"]
 
@@ -21,8 +20,8 @@ _SPACE = re.compile(r"\s+")
 _BETWEEN = re.compile(r"[\s;]+")
 _POINT = re.compile(r'[{}"]')
 _IN_STRING = re.compile(r'["\\]')
-_NAMED = re.compile(r'\{\s{0,32}"(?:name|type)"\s{0,32}:')
-_KEYS = ("parameters", "arguments")
+_NAMED = re.compile(r'\{\s{0,32}"(?:name|type|function)"\s{0,32}:')
+_KEYS = ("parameters", "arguments", "args", "params", "tool_input")
 
 
 class Llama3Parser(TurnParser):
@@ -31,14 +30,13 @@ class Llama3Parser(TurnParser):
     After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
     and `parameters` (or `arguments`), or where its JSON is broken and it begins with `name`; else it is the answer.
 
-    Errors: `error: bad json`, `error: no tool name`, `error: bad arguments`, `error: call too long`,
-    `error: unclosed call`.
+    What is nearly right is read as in `HermesParser`. Errors: as there.
     """
 
     name = "llama3"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 
@@ -153,16 +151,19 @@ class _Turn(Turn):
         if not (self._tagged or self.calls or _is_call(body, error)):
             self.say(body)
             return False
-        self.add(malformed(self.next_id, body, error) if error else json_call(self.next_id, body, _KEYS))
+        self.add(malformed(self.next_id, body, error) if error else json_call(self.next_id, body))
         return True
 
 
 def _is_call(body: str, error: str | None) -> bool:
     """Whether an object without a tag is meant as a call."""
-    if error is None:
-        try:
-            value = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-            return _NAMED.match(body) is not None
-        return isinstance(value.get("name"), str) and any(key in value for key in _KEYS)
-    return _NAMED.match(body) is not None
+    if error is not None:
+        return _NAMED.match(body) is not None
+    try:
+        value = json_value(body)
+    except ValueError as problem:
+        return problem.args[0] == "repeated" or _NAMED.match(body) is not None
+    if not (isinstance(value, dict) and call_in(value)[0]):
+        return False
+    inner = value.get("function")
+    return any(key in fields for fields in (value, inner) if isinstance(fields, dict) for key in _KEYS)

@@ -46,8 +46,8 @@ class PythonParser(TurnParser):
 
     name = "python"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 
@@ -170,6 +170,10 @@ class _NoLiteral(Exception):
     pass
 
 
+class _RepeatedError(Exception):
+    pass
+
+
 def _call(call_id: str, call: ast.expr, body: str) -> ToolCall:
     written = body[:200]  # of a long list the beginning, since every call would keep all of it
     if len(body) <= 4096:
@@ -183,6 +187,8 @@ def _call(call_id: str, call: ast.expr, body: str) -> ToolCall:
             only = _literal(call.args[0])
             if not isinstance(only, dict):
                 return ToolCall(call_id, name, json.dumps(only, ensure_ascii=False))
+    except _RepeatedError:
+        return ToolCall(call_id, name, written, "error: repeated argument")
     except (_NoLiteral, RecursionError):
         return ToolCall(call_id, name, written, "error: arguments must be literals")
     if call.args or any(word.arg is None for word in call.keywords):
@@ -216,8 +222,11 @@ def _literal(node: ast.expr) -> Any:
             return [_literal(item) for item in items]
         case ast.Dict(keys=keys, values=values):
             names = [None if key is None else _literal(key) for key in keys]
-            if all(isinstance(name, str) for name in names):
-                return dict(zip(names, map(_literal, values), strict=True))
+            if not all(isinstance(name, str) for name in names):
+                raise _NoLiteral
+            if len(set(names)) < len(names):
+                raise _RepeatedError
+            return dict(zip(names, map(_literal, values), strict=True))
         case ast.Name(id=name) if name in _JSON_NAMES:
             return _JSON_NAMES[name]
     raise _NoLiteral

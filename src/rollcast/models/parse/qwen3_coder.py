@@ -22,10 +22,12 @@ from rollcast.records.message import ToolCall
 
 __all__ = ["Qwen3CoderParser"]
 
-_OPEN = Words("<tool_call>", "</tool_call>", "<function=")
-_CLOSE_CALL, _CLOSE_FUNCTION = Words("</tool_call>"), Words("</function>")
+_OPEN = Words("<tool_call>", "</tool_call>", "<function=", "<parameter=")
+_CLOSE_FUNCTION = Words("</function>")
 _FUNCTION = re.compile(r"\s*<function=\s*([^<>\s]{1,256})\s*>")
 _PARAMETER = re.compile(r"<parameter=\s*([^<>\s]{1,256})\s*>")
+_PARAMETER_TAG = "<parameter="
+_TAG_IN_VALUE = re.compile(r"<parameter=|</?function[=>]")
 _END_PARAMETER, _END_FUNCTION = "</parameter>", "</function>"
 _SPACE = re.compile(r"\s*")
 
@@ -37,14 +39,16 @@ class Qwen3CoderParser(TurnParser):
     `</parameter>` ends a value and the first `</tool_call>` a call. `<function=…>` without `<tool_call>` before it, which
     the model sometimes forgets, is a call too.
 
+    A value in which another parameter or a function begins or ends is one that was not closed.
+
     Errors: `error: no tool name`, `error: unclosed parameter`, `error: unclosed function`, `error: repeated parameter`,
-    `error: bad call`, `error: call too long`, `error: unclosed call`.
+    `error: parameter outside of a function`, `error: bad call`, `error: call too long`, `error: unclosed call`.
     """
 
     name = "qwen3_coder"
 
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> Turn:
+        """See `TurnParser.turn`."""
         return _Turn()
 
 
@@ -54,33 +58,48 @@ class _Turn(TaggedTurn):
         self.say(text[at:place])
         if tag is None:
             return place
+        end = place + len(tag)
+        if tag == "<tool_call>":
+            return self.opened(text, end, tag)
         if tag == "<function=":
-            self.body.add(tag)
-            self.state = self._in_function
-        elif tag == "<tool_call>":
-            self.state = self._in_tags
-        return place + len(tag)  # a closing tag without its opening one says nothing
+            self._begin_function(tag)
+        elif tag == "<parameter=":
+            if self._outside and not self._outside[-1].endswith("\n"):
+                self.say(tag)
+            else:  # the function was forgotten
+                self._begin_function(tag)
+        return end  # a closing tag without its opening one says nothing
 
-    def _in_tags(self, text: str, at: int) -> int:
-        return self._inside(text, at, _CLOSE_CALL)
+    def _begin_function(self, tag: str) -> None:
+        self.body.add(tag)
+        self.state, self.in_call = self._in_function, True
 
     def _in_function(self, text: str, at: int) -> int:
-        return self._inside(text, at, _CLOSE_FUNCTION)
-
-    def _inside(self, text: str, at: int, close: Words) -> int:
-        place, tag = close.find(text, at)
+        place, tag = _CLOSE_FUNCTION.find(text, at)
         self.body.add(text[at:place])
         if tag is None:
             return place
-        if close is _CLOSE_FUNCTION:
-            self.body.add(tag)
-        self.end_call()
-        self.state = self.begin
+        self.body.add(tag)
+        self.state = self._behind_function
         return place + len(tag)
 
-    @property
-    def in_call(self) -> bool:
-        return self.state in (self._in_tags, self._in_function)
+    def _behind_function(self, text: str, at: int) -> int:
+        """A parameter here is one of the function that was closed too early."""
+        space = _end_of_space(text, at)
+        if space > at:
+            return space
+        rest = text[at : at + len(_PARAMETER_TAG)]
+        if rest != _PARAMETER_TAG and _PARAMETER_TAG.startswith(rest):
+            return at
+        self.end_call("error: parameter outside of a function" if rest == _PARAMETER_TAG else None)
+        self._leave()
+        return at
+
+    def end(self, held: str) -> None:
+        if self.state == self._behind_function:
+            self.end_call()
+            self._leave()
+        super().end(held)
 
     def call(self, body: str, error: str | None) -> ToolCall:
         return _call(self.next_id, body, error)
@@ -109,7 +128,7 @@ def _arguments(body: str, at: int) -> dict[str, str] | str:
         if parameter is None:
             return "error: unclosed function" if at == len(body) else "error: bad call"
         end = body.find(_END_PARAMETER, parameter.end())
-        if end < 0:
+        if end < 0 or _TAG_IN_VALUE.search(body, parameter.end(), end):
             return "error: unclosed parameter"
         if parameter[1] in arguments:
             return "error: repeated parameter"

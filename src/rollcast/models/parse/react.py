@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
-from rollcast.models.parse.turn import Body, LineTurn, Turn, TurnParser
+from rollcast.models.parse.json_calls import json_value
+from rollcast.models.parse.turn import Body, LineTurn, TurnParser
 from rollcast.records.message import ToolCall
 
 __all__ = ["ReactParser", "ReactTurn"]
@@ -38,25 +37,19 @@ class ReactParser(TurnParser):
     as it is, for a tool that takes one argument; none stands for no arguments. A turn with neither an action nor a final
     answer is an answer.
 
-    Errors: `error: bad json` (it begins with `{`), `error: no tool name`, `error: bad tool name`,
+    Errors: `error: bad json` (it begins with `{`), `error: repeated argument`, `error: no tool name`, `error: bad tool name`,
     `error: no action input` (other text follows the action), `error: call too long`.
     """
 
     name = "react"
     stop = ("\nObservation:",)
 
-    def parse(self, text: str) -> list[ToolCall]:
-        """The call in the whole text of a turn, as a list."""
-        turn = self.incremental()
-        turn.feed(text)
-        return turn.close()
-
-    def incremental(self) -> Turn:
-        """For one turn."""
+    def turn(self) -> ReactTurn:
+        """See `TurnParser.turn`."""
         return ReactTurn()
 
     def read(self, text: str) -> ReactTurn:
-        """The whole text of a turn, read."""
+        """The whole output of a turn, read."""
         turn = ReactTurn()
         turn.feed(text)
         turn.close()
@@ -162,9 +155,10 @@ def _call(call_id: str, name: str, body: str, error: str | None, name_error: str
     if not text.startswith("{"):
         return ToolCall(call_id, name, text)
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return ToolCall(call_id, name, text, "error: bad json")
+        value = json_value(text)
+    except ValueError as problem:
+        repeated = problem.args[0] == "repeated"
+        return ToolCall(call_id, name, text, "error: repeated argument" if repeated else "error: bad json")
     return ToolCall(call_id, name, value)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import msgspec
-
+from rollcast.models.parse.reading import Reading
 from rollcast.records.message import ToolCall
 
 __all__ = [
@@ -20,9 +18,6 @@ __all__ = [
     "Turn",
     "TurnParser",
     "Words",
-    "json_arguments",
-    "json_call",
-    "malformed",
 ]
 
 CALL_LIMIT = 1 << 20
@@ -30,7 +25,67 @@ CALL_LIMIT = 1 << 20
 
 State = Callable[[str, int], int]
 
-_NAME = re.compile(r'"name"\s{0,8}:\s{0,8}"([^"\\]{1,64})"')
+_QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
+
+
+class Body:
+    """The text of a call: its beginning, up to a limit of characters."""
+
+    def __init__(self, limit: int = CALL_LIMIT) -> None:
+        self.limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._pieces: list[str] = []
+        self._length = 0
+
+    def add(self, text: str) -> None:
+        """Take a piece."""
+        kept = text[: self.limit + 1 - self._length]
+        if kept:
+            self._pieces.append(kept)
+            self._length += len(kept)
+
+    @property
+    def text(self) -> str:
+        """What was taken so far."""
+        return "".join(self._pieces)
+
+    def take(self) -> tuple[str, str | None]:
+        """The text and, where it was longer than the limit, an error; and begin anew."""
+        text, too_long = "".join(self._pieces), self._length > self.limit
+        self.clear()
+        return (text[: self.limit], "error: call too long") if too_long else (text, None)
+
+
+class Words:
+    """Words to look for in a text that is still arriving.
+
+    All begin with one character, which stands nowhere else in them: so the last such character of a text is the only
+    place where a word may be cut, and a text without it, as most tokens are, costs one search.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self._first = words[0][0]
+        assert all(word[0] == self._first and self._first not in word[1:] for word in words)
+        self._pattern = re.compile("|".join(map(re.escape, words)))
+        self._beginnings = frozenset(word[:size] for word in words for size in range(1, len(word)))
+        self._longest = max(map(len, words)) - 1
+
+    def find(self, text: str, at: int) -> tuple[int, str | None]:
+        """The place of the first word and the word; or the place where one may have begun at the end, and None."""
+        if text.find(self._first, at) < 0:
+            return len(text), None
+        found = self._pattern.search(text, at)
+        if found:
+            return found.start(), found[0]
+        place = text.rfind(self._first, max(at, len(text) - self._longest))
+        return (place if place >= 0 and text[place:] in self._beginnings else len(text)), None
+
+    def may_begin(self, text: str) -> bool:
+        """Whether the text is the beginning of a word, and not yet a word."""
+        return text in self._beginnings
 
 
 class Turn(ABC):
@@ -50,7 +105,7 @@ class Turn(ABC):
         self._outside: list[str] = []
         self._held = ""
         self._before = 0  # characters of the turn before what was held
-        self._finished = False
+        self.finished = False  # the format says that the turn is over
         self._closed = False
 
     # -- what a format says ------------------------------------------------------------------------------------------
@@ -86,7 +141,7 @@ class Turn(ABC):
 
     def finish(self) -> None:
         """The generation may end here, though more may be read."""
-        self._finished = True
+        self.finished = True
 
     def over(self, at: int) -> None:
         """The format ends the turn at this place of the text; what follows is neither content nor calls."""
@@ -127,14 +182,19 @@ class Turn(ABC):
         """The text so far without the calls."""
         return "".join(self._outside) + ("" if self.in_call else self._held)
 
-    @property
-    def finished(self) -> bool:
-        """The format says that the turn is over."""
-        return self._finished
-
 
 class TaggedTurn(Turn):
-    """Text and calls in turn, as tags say; other text than whitespace after a call finishes the turn."""
+    """Text and calls in turn, as tags say; other text than whitespace after a call finishes the turn.
+
+    A tag that is only named is text: in quotes or backticks; or with words around it, as in `the <tool_call> tag`, until the
+    tag comes that is followed by a call.
+    """
+
+    opening = "<tool_call>"
+    in_call = False
+    deciding = False  # whether an opening tag begins a call
+    _close = Words("</tool_call>")
+    _either = Words("<tool_call>", "</tool_call>")
 
     @abstractmethod
     def call(self, body: str, error: str | None) -> ToolCall:
@@ -154,11 +214,66 @@ class TaggedTurn(Turn):
 
     def end(self, held: str) -> None:
         """A call that was not closed is malformed."""
-        if self.in_call:
+        if self.state == self._words:
+            self._say_words(held)
+        elif self.in_call:
             self.body.add(held)
             self.end_call("error: unclosed call")
         else:
             self.say(held)
+
+    def opened(self, text: str, end: int, tag: str) -> int:
+        """The opening tag was found, and ends here; the text before it has been said."""
+        quote = _QUOTES.get(self._outside[-1][-1:]) if self._outside else None
+        if quote is not None:
+            if end == len(text):
+                return end - len(tag)  # what follows decides
+            if text[end] == quote:
+                self.say(tag)
+                return end
+        self.state, self.in_call, self.deciding = self._head, True, True
+        return end
+
+    def _head(self, text: str, at: int) -> int:
+        """Right behind the opening tag: a word after a space is no call."""
+        if text[at] == " " and at + 1 == len(text):
+            return at
+        self.deciding = text[at] == " " and text[at + 1].isalpha()
+        self.state = self._words if self.deciding else self._inside
+        return at
+
+    def _inside(self, text: str, at: int) -> int:
+        place, tag = self._close.find(text, at)
+        self.body.add(text[at:place])
+        if tag is None:
+            return place
+        self.end_call()
+        self._leave()
+        return place + len(tag)
+
+    def _leave(self) -> None:
+        self.state, self.in_call, self.deciding = self.begin, False, False
+
+    def _words(self, text: str, at: int) -> int:
+        place, tag = self._either.find(text, at)
+        self.body.add(text[at:place])
+        if tag is None:
+            return place
+        if tag == self.opening:
+            self._say_words("")
+            return self.opened(text, place + len(tag), tag)
+        words = self.body.text
+        in_a_line = bool(self._outside) and not self._outside[-1].endswith("\n")
+        if in_a_line and words.endswith(" ") and "{" not in words and "<" not in words:
+            self._say_words(tag)
+        else:
+            self.end_call()
+            self._leave()
+        return place + len(tag)
+
+    def _say_words(self, more: str) -> None:
+        self._leave()
+        self.say(self.opening + self.body.take()[0] + more)
 
 
 class LineTurn(Turn):
@@ -185,101 +300,15 @@ class TurnParser(ABC):
     stop: tuple[str, ...] = ()
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn."""
+        """The calls in the whole text of a turn; those in its reasoning are none."""
         turn = self.incremental()
         turn.feed(text)
         return turn.close()
 
+    def incremental(self) -> Reading:
+        """For one turn, its reasoning included."""
+        return Reading(parser=self.turn)
+
     @abstractmethod
-    def incremental(self) -> Turn:
-        """For one turn."""
-
-
-class Body:
-    """The text of a call: its beginning, up to a limit of characters."""
-
-    def __init__(self, limit: int = CALL_LIMIT) -> None:
-        self.limit = limit
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._pieces: list[str] = []
-        self._length = 0
-
-    def add(self, text: str) -> None:
-        """Take a piece."""
-        kept = text[: self.limit + 1 - self._length]
-        if kept:
-            self._pieces.append(kept)
-            self._length += len(kept)
-
-    def take(self) -> tuple[str, str | None]:
-        """The text and, where it was longer than the limit, an error; and begin anew."""
-        text, too_long = "".join(self._pieces), self._length > self.limit
-        self.clear()
-        return (text[: self.limit], "error: call too long") if too_long else (text, None)
-
-
-class Words:
-    """Words to look for in a text that is still arriving.
-
-    All begin with one character, which stands nowhere else in them: so the last such character of a text is the only
-    place where a word may be cut, and a text without it, as most tokens are, costs one search.
-    """
-
-    def __init__(self, *words: str) -> None:
-        self._first = words[0][0]
-        assert all(word[0] == self._first and self._first not in word[1:] for word in words)
-        self._pattern = re.compile("|".join(map(re.escape, words)))
-        self._beginnings = frozenset(word[:size] for word in words for size in range(1, len(word)))
-        self._longest = max(map(len, words)) - 1
-
-    def find(self, text: str, at: int) -> tuple[int, str | None]:
-        """The place of the first word and the word; or the place where one may have begun at the end, and None."""
-        if text.find(self._first, at) < 0:
-            return len(text), None
-        found = self._pattern.search(text, at)
-        if found:
-            return found.start(), found[0]
-        place = text.rfind(self._first, max(at, len(text) - self._longest))
-        return (place if place >= 0 and text[place:] in self._beginnings else len(text)), None
-
-    def may_begin(self, text: str) -> bool:
-        """Whether the text is the beginning of a word, and not yet a word."""
-        return text in self._beginnings
-
-
-def json_call(call_id: str, body: str, keys: Sequence[str] = ("arguments",)) -> ToolCall:
-    """The call that a JSON object with a `name` and, under the first of the keys that it has, arguments describes."""
-    try:
-        value = msgspec.json.decode(body.strip())
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return malformed(call_id, body, "error: bad json")
-    if not isinstance(value, dict):
-        return malformed(call_id, body, "error: bad json")
-    name = value.get("name")
-    if not (isinstance(name, str) and name):
-        return malformed(call_id, body, "error: no tool name")
-    arguments = json_arguments(next((value[key] for key in keys if key in value), None))
-    if arguments is None:
-        return ToolCall(call_id, name, body, "error: bad arguments")
-    return ToolCall(call_id, name, arguments)
-
-
-def json_arguments(value: Any) -> dict[str, Any] | None:
-    """An object; the same as a JSON string; nothing stands for no arguments. None: it is something else."""
-    if value is None or value == "":
-        return {}
-    if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            return None
-    return value if isinstance(value, dict) else None
-
-
-def malformed(call_id: str, body: str, error: str) -> ToolCall:
-    """A call that cannot be read, under the name that can be made out."""
-    named = _NAME.search(body)
-    return ToolCall(call_id, named[1] if named else "", body, error)
+    def turn(self) -> Turn:
+        """For the output of one turn: its text without reasoning."""

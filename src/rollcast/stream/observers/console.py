@@ -345,7 +345,9 @@ class ConsoleStreamObserver(StreamObserver):
         if offset != chain.offset:
             self._jump(chain, offset, event.timestamp)
         chain.offset += len(content)
-        tokens = len(data.get("token_ids") or "1")  # without ids a chunk counts as one token
+        tokens = len(
+            data.get("token_ids") or content[:1]
+        )  # without ids a chunk with text counts as one token
         chain.tokens += tokens
         chain.generation_tokens += tokens
         if content:

@@ -1,0 +1,578 @@
+"""A turn taken apart while it arrives: what was thought, what is said, and the calls in what is said.
+
+These rules decide. They look at characters that were seen, never at where the text was cut:
+
+- A turn that begins with an opening tag begins with reasoning; so does one whose prompt ends with such a tag.
+- Text before a lone closing tag is reasoning, since many prompts end with the opening one; not so if it is known that the
+  model does not reason.
+- Reasoning that is never closed stays reasoning.
+- A block later in the turn counts too, if its opening tag begins a line or follows a call. In the middle of a line it
+  counts if it is closed, and is more than a few words (`between <think> and </think>`).
+- A tag in quotes or backticks is text: it is named, not used. So is one in a fenced block of an answer, one inside of a
+  call, and one that the model spelt in letters although its vocabulary has a token for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from rollcast.models.parse.base import IncrementalParser
+from rollcast.models.reasoning import UNKNOWN, Family, Thinking
+from rollcast.models.text import StopStrings
+from rollcast.records.message import ToolCall
+
+__all__ = ["Reading", "split"]
+
+_QUOTES = {"`": "`", '"': '"', "'": "'", "*": "*", "“": "”", "‘": "’", "«": "»"}
+_BEFORE_QUOTES = frozenset(" \t\n\r([{<:,=-*_/|\"'`“‘«")
+_A_FEW_WORDS = re.compile(r" [\w ,./&+-]{0,30} |[,/]? ?")
+_LABEL = 32  # characters: a label that ends a turn is no longer
+_FENCE = re.compile(r" {0,3}```")
+
+
+class Reading:
+    """One turn, read while it arrives: an `IncrementalParser` over another, which sees the output alone.
+
+    What `feed` gives may be withdrawn: a lone closing tag says later that it was reasoning. `close` has what counts.
+
+    Args:
+        thinking: what is known of the turn's reasoning.
+        parser: makes a parser of output; None: nothing is parsed.
+        stops: strings after which the output is over, if the backend was not told of them.
+    """
+
+    def __init__(
+        self,
+        thinking: Thinking = UNKNOWN,
+        parser: Callable[[], IncrementalParser] | None = None,
+        stops: Sequence[str] = (),
+    ) -> None:
+        self._now = _Pass(thinking, parser, tuple(stops))
+
+    def sampled(self, token_ids: Iterable[int]) -> None:
+        """The ids that the next text was sampled as."""
+        self._now.sampled(token_ids)
+        if self._now.other is not None:
+            self._now.other.sampled(token_ids)
+
+    def take(self, text: str) -> bool:
+        """As `feed`; whether the generation may end here. It is on the path of every token, and most have no part of a tag."""
+        now = self._now
+        if now.is_plain and not ("<" in text or "[" in text or "◁" in text):
+            now.pieces.append(text)
+            if now.turn is None or now.inside is not None:
+                return False
+            now.turn.feed(text)
+            return now.may_be_over and now.turn.finished
+        self.feed(text)
+        return self.over
+
+    def feed(self, text: str) -> list[ToolCall]:
+        """See `IncrementalParser.feed`."""
+        now = self._now
+        if now.other is not None:
+            now.other.read(text)
+        return self._settled(now.read(text))
+
+    def close(self) -> list[ToolCall]:
+        """See `IncrementalParser.close`: all calls in the output."""
+        now = self._now
+        if now.other is not None:
+            now.other.close()
+        return self._settled(now.close())
+
+    def _settled(self, calls: list[ToolCall]) -> list[ToolCall]:
+        """A tag inside of a call has closed reasoning, where the call shows that it was no argument's."""
+        now = self._now
+        if not now.superseded:
+            return calls
+        assert now.other is not None
+        now.other.was_over = now.other.was_over or now.was_over
+        self._now = now.other
+        return self._now.calls
+
+    # -- what was read -------------------------------------------------------------------------------------------------
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought, without tags and the whitespace next to them; several blocks with an empty line between."""
+        return self._now.reasoning
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether there is a block of reasoning, an empty one too."""
+        return self._now.has_reasoning
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether a block of reasoning comes after output."""
+        return self._now.interleaved
+
+    @property
+    def tags(self) -> list[tuple[int, int]]:
+        """Where in the turn the tags stand that count."""
+        return self._now.tags
+
+    @property
+    def lead(self) -> int:
+        """The place in the turn where its output begins."""
+        return self._now.lead
+
+    @property
+    def output(self) -> str:
+        """The turn without its reasoning."""
+        return self._now.output
+
+    @property
+    def content(self) -> str:
+        """The output without the calls."""
+        return self._now.content
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls so far, where the parser keeps them."""
+        return self._now.calls
+
+    @property
+    def ended_at(self) -> int | None:
+        """The place in the output at which the format ends the turn, where it does."""
+        return self._now.ended_at
+
+    @property
+    def finished(self) -> bool:
+        """The format says that the output is over. Never turns false again."""
+        return self._now.says_over or self._now.was_over
+
+    @property
+    def over(self) -> bool:
+        """The generation may end: the output is over, and nothing that may still come makes it reasoning."""
+        return self._now.may_be_over and self._now.says_over
+
+    @property
+    def complete(self) -> bool:
+        """The output is over, though the generation may have gone on."""
+        return self._now.says_over and self._now.inside is None
+
+    @property
+    def overran(self) -> bool:
+        """The generation went on behind the end of its output, since that could not be known to be one."""
+        return self._now.overran
+
+    @property
+    def is_cut(self) -> bool:
+        """A stop string was found: what follows it is no output."""
+        return self._now.is_cut
+
+
+class _Pass:
+    """One way to read a turn. There is a second one only while it is open what a closing tag inside of a call is."""
+
+    def __init__(
+        self, thinking: Thinking, parser: Callable[[], IncrementalParser] | None, stops: tuple[str, ...]
+    ) -> None:
+        self.thinking = thinking
+        self.lone = bool(thinking.lone)
+        self.inside = thinking.inside
+        self.other: _Pass | None = None  # the turn, if a lone tag inside of a call has closed reasoning
+        self.superseded = False  # by the other, which is right
+        self.interleaved = False
+        self.was_over = False  # before it was known to be reasoning
+        self._dropped = False  # text behind a stop string
+        self.tags: list[tuple[int, int]] = []
+        self._make = parser
+        self._stops = stops
+        self._heads = tuple(head for family in thinking.families for head in family.heads)
+        self._by_ids = False  # tags are known by their tokens
+        self._tokens: dict[str, int] = dict.fromkeys(
+            thinking.token_ids.values(), 0
+        )  # sampled, not met in the text yet
+        self._doubtful = ""  # the opening tag of a block that is none unless it is closed
+        self._block: list[str] = []
+        self._blocks: list[str] = []
+        self._calls_before = 0  # the one that has a closing tag inside
+        self._held = ""
+        self._last = ""  # the two characters before what is held
+        self._raw = 0  # characters of the turn before what is held
+        self._begin_output()
+        self._ready()
+
+    def _begin_output(self) -> None:
+        """Nothing has been said yet; what there was, is reasoning."""
+        self.turn = None if self._make is None else self._make()
+        self._output: list[str] = []
+        self._spoken = False  # anything but whitespace
+        self._in_front = True  # only whitespace since the beginning, or since a block
+        self._skips = bool(self._blocks)  # whitespace, behind a block
+        self._lines, self._lines_taken = _Lines(), 0
+        self._stop = StopStrings(self._stops) if self._stops else None
+        self._stopped = False
+        self.lead = self._raw
+        self._look_for_tags()
+
+    def _look_for_tags(self) -> None:
+        self._known = _tags(self.thinking.families, self.thinking.lone if self.lone else ())
+        self._find = _finder(tuple(self._known))
+
+    # -- what was read -------------------------------------------------------------------------------------------------
+
+    @property
+    def reasoning(self) -> str:
+        blocks = self._blocks if not self._is_inside else [*self._blocks, "".join(self._block) + self._held]
+        blocks = [block.strip() for block in blocks]
+        if (
+            self.thinking.inside is not None and blocks
+        ):  # the model may repeat the tag that the prompt has written
+            for opening in self.thinking.inside.openings:
+                blocks[0] = blocks[0].removeprefix(opening).strip()
+        return "\n\n".join(filter(None, blocks))
+
+    @property
+    def _is_inside(self) -> bool:
+        return self.inside is not None and not self._doubtful
+
+    @property
+    def has_reasoning(self) -> bool:
+        return bool(self._blocks) or self._is_inside
+
+    @property
+    def output(self) -> str:
+        return "".join(self._output) + self._pending
+
+    @property
+    def content(self) -> str:
+        if self.turn is None:
+            return self.output
+        return self.turn.content + ("" if self._in_call else self._pending)
+
+    @property
+    def _pending(self) -> str:
+        """What is output if the text ends here."""
+        if self._stopped or self._is_inside:
+            return ""
+        return self._doubtful + "".join(self._block) + self._held
+
+    @property
+    def says_over(self) -> bool:
+        turn = self.turn
+        return self._stopped or (turn is not None and turn.finished)
+
+    @property
+    def is_cut(self) -> bool:
+        return self._stopped
+
+    @property
+    def _in_call(self) -> bool:
+        return bool(getattr(self.turn, "in_call", False))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return list(getattr(self.turn, "calls", ()))
+
+    @property
+    def ended_at(self) -> int | None:
+        place: int | None = getattr(self.turn, "ended_at", None)
+        return place
+
+    @property
+    def overran(self) -> bool:
+        place = self.ended_at
+        made_up = "" if place is None else self.output[place:].strip()
+        return self._dropped or len(made_up) > _LABEL
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def sampled(self, token_ids: Iterable[int]) -> None:
+        self._by_ids = True
+        for index in token_ids:
+            tag = self.thinking.token_ids.get(index)
+            if tag is not None:
+                self._tokens[tag] += 1
+
+    def _ready(self) -> None:
+        """For text that has no part of a tag, as most tokens are: where it goes, and whether that is all."""
+        if self.inside is not None:
+            self.pieces, find, waits = self._block, _finder((self.inside.closing, *self.inside.before)), False
+        else:
+            self.pieces, find, waits = self._output, self._find, self._in_front or self._stop is not None
+        self.is_plain = find.is_usual and not (waits or self._held or self.other is not None)
+        self._counted = len(self.pieces)
+        self.may_be_over = not self.lone and self.inside is None and self.other is None
+
+    def _catch_up(self) -> None:
+        """With what was read since."""
+        for text in self.pieces[self._counted :]:
+            self._raw += len(text)
+            self._last = text[-2:] if len(text) > 1 else self._last[-1:] + text
+
+    def read(self, text: str, *, final: bool = False) -> list[ToolCall]:
+        self._catch_up()
+        given: list[ToolCall] = []
+        text, at = self._held + text, 0
+        self._held = ""
+        while at < len(text) and not self.superseded:
+            state = self.inside
+            end = self._read_block(text, at, final) if state else self._read_output(text, at, final, given)
+            if end == at and self.inside is state:
+                break
+            self._last = (self._last + text[max(at, end - 2) : end])[-2:]
+            self._raw += end - at
+            at = end
+        self._held = text[at:]
+        self._ready()
+        return given
+
+    def close(self) -> list[ToolCall]:
+        self.read("", final=True)
+        if self._doubtful:
+            self.inside = None
+            self.tags.pop()
+            said, self._doubtful, self._block = self._doubtful + "".join(self._block), "", []
+            self._say(said)
+            self._ready()
+        calls = [] if self.turn is None else self.turn.close()
+        if self.other is not None and not self.superseded:
+            self._decide(calls[self._calls_before :])
+        return calls
+
+    def _read_block(self, text: str, at: int, final: bool) -> int:
+        assert self.inside is not None
+        place, tag = _finder((self.inside.closing, *self.inside.before)).find(text, at)
+        if final and not tag:
+            place = len(text)
+        if place > at:
+            self._block.append(text[at:place])
+            return place
+        if tag in self.inside.before:
+            self._close_block("")
+            return at
+        end = at + len(tag)
+        named = self._is_named(tag, text, end, final) if tag else None
+        if named is None:
+            return at
+        if named:
+            self._block.append(tag)
+        else:
+            self._close_block(tag)
+        return end
+
+    def _close_block(self, tag: str) -> None:
+        block, self._block = "".join(self._block), []
+        doubtful, self._doubtful = self._doubtful, ""
+        self.inside = None
+        if doubtful and _A_FEW_WORDS.fullmatch(block):
+            self.tags.pop()
+            self._say(doubtful + block + tag)
+            return
+        if tag:
+            self.tags.append((self._raw, self._raw + len(tag)))
+        self.interleaved = self.interleaved or self._spoken
+        self._blocks.append(block)
+        self.lone = False
+        if self._spoken:
+            self._in_front, self._skips = True, self._output[-1][-1:].isspace()
+            self._look_for_tags()
+        else:
+            self._begin_output()
+            self.lead = self._raw + len(tag)
+
+    def _read_output(self, text: str, at: int, final: bool, given: list[ToolCall]) -> int:
+        if self._in_front:
+            end = self._skipped(text, at)
+            if end > at:
+                self.lead = self.lead if self._spoken else self._raw + end - at
+                return end
+            if not final and any(head.startswith(text[at:]) for head in self._heads):
+                return at
+            if text[at].isspace():
+                end = len(text) - len(text[at:].lstrip())
+                given += self._say(text[at:end])
+                return end
+        place, tag = self._find.find(text, at)
+        if final and not tag:
+            place = len(text)
+        if place > at:
+            given += self._say(text[at:place])
+            return place
+        end = at + len(tag)
+        named = self._is_named(tag, text, end, final) if tag else None
+        if named is None:
+            return at
+        family, opens = self._known[tag]
+        if not named and opens and not self._in_call:
+            return self._open_block(family, tag, text, end, final, given)
+        if not named and not opens and self._closes(tag, text[end:]):
+            return end
+        given += self._say(tag)
+        return end
+
+    def _skipped(self, text: str, at: int) -> int:
+        """Behind whitespace that follows a block, and behind what begins an answer; they are no part of it."""
+        if self._skips and text[at].isspace():
+            return len(text) - len(text[at:].lstrip())
+        for head in self._heads:
+            if text.startswith(head, at):
+                self.tags.append((self._raw, self._raw + len(head)))
+                return at + len(head)
+        return at
+
+    def _open_block(
+        self, family: Family, tag: str, text: str, end: int, final: bool, given: list[ToolCall]
+    ) -> int:
+        sure = self._in_front
+        if not sure:
+            self._lines.take("".join(self._output[self._lines_taken :]))
+            self._lines_taken = len(self._output)
+            if self._lines.fenced:
+                given += self._say(tag)
+                return end
+            if end == len(text) and not final:
+                return end - len(tag)
+            sure = self._lines.blank and text[end : end + 1] != " "
+            sure = sure or self._last.endswith((">", "]", "}"))  # behind a call
+        elif not self._spoken and self._output:
+            self._begin_output()
+        self._doubtful = "" if sure else tag
+        self.tags.append((self._raw, self._raw + len(tag)))
+        self.inside = family
+        return end
+
+    def _closes(self, tag: str, rest: str) -> bool:
+        """Whether a lone closing tag makes reasoning of what was said; inside of a call's line that is open at first."""
+        if self.other is not None:
+            return False
+        if not self._in_call or self._last.endswith("\n"):
+            self._only_thought(self, tag)
+            return True
+        self.other = other = _Pass(self.thinking, self._make, self._stops)
+        other._by_ids, other._tokens = self._by_ids, dict(self._tokens)
+        other._only_thought(self, tag)
+        other._raw, other._last = self._raw + len(tag), tag[-2:]
+        self._calls_before = len(self.calls)
+        other.read(rest)
+        return False
+
+    def _only_thought(self, that: _Pass, tag: str) -> None:
+        """All that was said so far is reasoning, which this tag has closed."""
+        self.tags = [
+            *(where for where in that.tags if where[1] <= that.lead),
+            (that._raw, that._raw + len(tag)),
+        ]
+        self._blocks = ["".join(that._output)]
+        self._dropped = False
+        self.was_over = that.says_over or that.was_over
+        self.lone = False
+        self._begin_output()
+        self.lead = that._raw + len(tag)
+
+    def _say(self, text: str) -> list[ToolCall]:
+        if not text:
+            return []
+        if self._in_front and not text.isspace():
+            self._in_front = self._skips = False
+            self._spoken = True
+        if self._stopped:
+            self._dropped = self._dropped or not text.isspace()
+            return []
+        if self._stop is not None:
+            cut = self._stop.cut(text)
+            if cut is not None:
+                self._stopped = True
+                self._dropped = bool(text[len(cut) :].strip())
+                text = cut
+        self._output.append(text)
+        if self.turn is None:
+            return []
+        calls = self.turn.feed(text)
+        if calls and self.other is not None:
+            self._decide(calls)
+        self.was_over = self.was_over or (self._stopped and not self.superseded)
+        return calls
+
+    def _decide(self, calls: list[ToolCall]) -> None:
+        """The call that had a closing tag inside is whole: an argument that contains it, or no call at all."""
+        is_whole = bool(calls) and calls[0].error is None and isinstance(calls[0].arguments, dict)
+        self.superseded = not is_whole
+        if is_whole:
+            self.other = None
+
+    def _is_named(self, tag: str, text: str, end: int, final: bool) -> bool | None:
+        """Whether a tag is only named: in quotes, or spelt in letters. None: the next character has to be seen."""
+        by_id = self._by_ids and tag in self._tokens
+        if by_id and not self._tokens[tag]:
+            return True
+        quote = _QUOTES.get(self._last[-1:])
+        named = False
+        if quote is not None and (len(self._last) < 2 or self._last[0] in _BEFORE_QUOTES):
+            if end == len(text) and not final:
+                return None
+            named = text.startswith(quote, end)
+        if by_id:
+            self._tokens[tag] -= 1
+        return named
+
+
+class _Lines:
+    """Where on its line an output stands, and whether in a fenced block; each character is looked at once."""
+
+    def __init__(self) -> None:
+        self.fenced = False
+        self.blank = True  # nothing but whitespace on this line
+        self._head = ""  # its first characters
+
+    def take(self, text: str) -> None:
+        first, *others = text.split("\n")
+        self._go_on(first)
+        for line in others:
+            self.fenced ^= _FENCE.match(self._head) is not None
+            self._head, self.blank = "", True
+            self._go_on(line)
+
+    def _go_on(self, text: str) -> None:
+        self._head = (self._head + text[:8])[:8]
+        self.blank = self.blank and not text.strip()
+
+
+class _Finder:
+    """Finds the first of some words in a text that is still arriving."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        ordered = sorted(words, key=len, reverse=True)
+        self.is_usual = {word[0] for word in ordered} <= set("<[◁")
+        self._first = re.compile(f"[{''.join(sorted({re.escape(word[0]) for word in ordered}))}]")
+        self._pattern = re.compile("|".join(map(re.escape, ordered)))
+        self._beginnings = frozenset(word[:size] for word in ordered for size in range(1, len(word)))
+        self._longest = len(ordered[0])
+
+    def find(self, text: str, at: int) -> tuple[int, str]:
+        """The place of the first word and the word; or the place where one may have begun at the end, and nothing."""
+        found = self._pattern.search(text, at)
+        if found:
+            return found.start(), found[0]
+        place = self._first.search(text, max(at, len(text) - self._longest + 1))
+        while place is not None and text[place.start() :] not in self._beginnings:
+            place = self._first.search(text, place.end())
+        return len(text) if place is None else place.start(), ""
+
+
+@functools.lru_cache(64)
+def _finder(words: tuple[str, ...]) -> _Finder:
+    return _Finder(words)
+
+
+@functools.lru_cache(64)
+def _tags(families: tuple[Family, ...], lone: tuple[Family, ...]) -> dict[str, tuple[Family, bool]]:
+    """The tags that count in output, each with its family and whether it opens reasoning."""
+    tags = {opening: (family, True) for family in families for opening in family.openings}
+    return tags | {family.closing: (family, False) for family in lone}
+
+
+def split(text: str, thinking: Thinking = UNKNOWN) -> Reading:
+    """A whole turn, read without a parser and without its ids."""
+    reading = Reading(msgspec.structs.replace(thinking, token_ids={}))
+    reading.feed(text)
+    reading.close()
+    return reading

@@ -1,0 +1,353 @@
+"""A chat template, and conversations made to fit it: what it shows in another form is given so, what it hides is refused."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rollcast.errors import MessagesError
+from rollcast.models.template import ChatTemplate, Moment
+from rollcast.models.template_messages import (
+    Adaptation,
+    in_parts,
+    joined_systems,
+    merged_system,
+    named_results,
+    prepared,
+    short_call_ids,
+)
+from rollcast.models.template_probe import (
+    PROBE_CALL,
+    PROBE_RESULT,
+    PROBE_TOOL,
+    Takes,
+    part,
+    probed,
+)
+from rollcast.models.template_schema import (
+    shows_descriptions,
+    shows_numbers_of_enums,
+    shows_schemas_whole,
+    undescribed_fields,
+    with_described_fields,
+    with_described_values,
+    with_plain_fields,
+    without_defaults,
+)
+from rollcast.models.template_trace import Hidden, Outline, outline_of, worded
+from rollcast.records import Message
+
+__all__ = ["FittedTemplate"]
+
+logger = logging.getLogger("rollcast.models")
+
+# What may make a template take a conversation that it refuses, or show one that it hides; the least comes first.
+_FURTHER: tuple[tuple[Adaptation, ...], ...] = (
+    (short_call_ids,),
+    (joined_systems,),
+    (merged_system,),
+    (joined_systems, short_call_ids),
+    (merged_system, short_call_ids),
+)
+
+_MOST_OUTLINES = 4096  # remembered
+
+_IN_PLAIN_MESSAGES = (
+    "use a ReactAgent or a CodeAgent, which tell the model of its tools in plain messages, or a model whose template shows "
+    "tools"
+)
+
+
+class FittedTemplate:
+    """Renders guarded messages and tools.
+
+    How the template takes them is found out before the first, see `template_probe`. What only some conversations need
+    (shorter ids, a system message in another place) is tried when the template refuses or hides one, and kept if it helps.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.source = template.source
+        self._template = template
+        self._further: tuple[Adaptation, ...] = ()
+        # Conversations that were checked, one a number: what each becomes with further messages of some outline.
+        self._checked: dict[tuple[int, Outline], tuple[int, list[Hidden]]] = {}
+        self._numbers = itertools.count(2)  # 0 and 1 are the beginnings, without and with tools
+        self._names_told = False
+
+    @cached_property
+    def takes(self) -> Takes:
+        """How the template takes messages."""
+        return probed(self._template.text)
+
+    @cached_property
+    def _always(self) -> tuple[Adaptation, ...]:
+        """What every conversation needs, in order; `_further` stands between the two."""
+        return (named_results,) if self.takes.reads_ids else ()
+
+    @cached_property
+    def _at_last(self) -> tuple[Adaptation, ...]:
+        adapt = in_parts(self.takes)
+        return () if adapt is None else (adapt,)
+
+    @cached_property
+    def _question(self) -> dict[str, Any]:
+        wants_parts = "user" in self.takes.wants_parts
+        return {"role": "user", "content": [part("hello")] if wants_parts else "hello"}
+
+    # -- what is given to it -------------------------------------------------------------------------------------------
+
+    def prepared(
+        self, message: Mapping[str, Any], index: int, tools: Sequence[Any], *, own: bool = False
+    ) -> Message:
+        """A message as the template reads it; `own`: the model sampled it.
+
+        Raises:
+            MessagesError: it has a part that is no text.
+        """
+        return prepared(message, index, self.takes, tools, own=own)
+
+    def prepared_tools(self, tools: Sequence[Any]) -> list[Any]:
+        """The tools, as the template reads them."""
+        if not tools or self._shows_schemas_whole:
+            return list(tools)
+        plain = [with_plain_fields(tool) for tool in tools]
+        if not shows_numbers_of_enums(self._template.text, self._question):
+            plain = [with_described_values(tool) for tool in plain]
+        bare = [without_defaults(tool) for tool in plain]
+        if self._renders([self._question], bare) and not self._renders([self._question], plain):
+            plain = bare
+        if self._shows_descriptions and (hidden := self._undescribed(plain)):
+            plain = [with_described_fields(tool, hidden) for tool in plain]
+        return plain
+
+    def _undescribed(self, tools: Sequence[Any]) -> list[tuple[str, ...]]:
+        return undescribed_fields(self._template.text, self._question, tools)
+
+    @cached_property
+    def _shows_descriptions(self) -> bool:
+        return shows_descriptions(self._template.text, self._question)
+
+    @cached_property
+    def _shows_schemas_whole(self) -> bool:
+        return shows_schemas_whole(self._template.text, self._question)
+
+    # -- what it writes ------------------------------------------------------------------------------------------------
+
+    def text(self, messages: list[dict[str, Any]], tools: Any, moment: Moment | None = None) -> str:
+        """The rendered text.
+
+        Raises:
+            MessagesError: the template refuses the messages.
+        """
+        try:
+            return self._text(messages, tools, moment, self._further)
+        except MessagesError:
+            for further in _FURTHER:
+                if further != self._further and self._changes(messages, further):
+                    try:
+                        text = self._text(messages, tools, moment, further)
+                    except MessagesError:
+                        continue
+                    self._keep(further)
+                    return text
+            raise
+
+    def _text(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        moment: Moment | None,
+        further: tuple[Adaptation, ...],
+    ) -> str:
+        for adapt in (*self._always, *further, *self._at_last):
+            messages = adapt(messages)
+        return self._template.text(messages, tools, moment)
+
+    def _changes(self, messages: list[dict[str, Any]], further: tuple[Adaptation, ...]) -> bool:
+        changed = messages
+        for adapt in further:
+            changed = adapt(changed)
+        return changed != messages
+
+    def _keep(self, further: tuple[Adaptation, ...]) -> None:
+        if merged_system in further and merged_system not in self._further:
+            logger.warning(
+                "the chat template has no system role; the system message is put before the first user message"
+            )
+        self._further = further
+        self._checked.clear()
+
+    def refusal(self, error: MessagesError, messages: list[dict[str, Any]], tools: Any) -> MessagesError:
+        """The template's refusal of these messages, with the first that it does not take."""
+        index = next((n for n in range(len(messages) - 1, 0, -1) if self._renders(messages[:n], tools)), None)
+        if index is None:
+            without = (
+                n for n in range(len(messages)) if self._renders(messages[:n] + messages[n + 1 :], tools)
+            )
+            index = next(without, 0)
+        role = messages[index]["role"]
+        return MessagesError(
+            f"messages[{index}], whose role is {role}, cannot be shown: {str(error).rstrip('.!')}; leave it out, or say it "
+            "in a message that the template takes"
+        )
+
+    def _renders(self, messages: list[dict[str, Any]], tools: Any) -> bool:
+        try:
+            self._text(messages, tools, None, self._further)
+        except MessagesError:
+            return False
+        return bool(messages)
+
+    # -- what it leaves out --------------------------------------------------------------------------------------------
+
+    def check_shown(
+        self, messages: list[dict[str, Any]], tools: Any, checked: int, before: int, first: int
+    ) -> tuple[int, bool]:
+        """That the prompt has everything that the messages say.
+
+        Args:
+            messages: guarded.
+            tools: guarded.
+            checked: what this gave for the messages that were there before.
+            before: how many those are.
+            first: how many there are in the first prompt. Of those behind, the assistant's are the model's own: if the
+                template shows them otherwise, the conversation goes on in a new segment.
+
+        Returns:
+            A number for the next time, and whether the template now gets another form of the messages: render them again.
+
+        Raises:
+            MessagesError: a message leaves no trace in it.
+        """
+        key = (checked if before else bool(tools), outline_of(messages[before:]))
+        further, known = self._further, self._checked.get(key)
+        if known is None:
+            roles = enumerate(messages[first:], first)
+            own = {index for index, message in roles if message["role"] == "assistant"}
+            hidden = self._find_hidden(messages, tools, own)
+            if len(self._checked) >= _MOST_OUTLINES:
+                self._checked.clear()
+            known = self._checked[key] = next(self._numbers), hidden
+        number, hidden = known
+        if hidden:
+            self._tell(hidden)
+        return number, self._further is not further
+
+    def _tell(self, hidden: list[Hidden]) -> None:
+        for each in hidden:
+            if each.what != "name":
+                raise MessagesError(each.sentence)
+        if not self._names_told:
+            self._names_told = True
+            logger.warning(
+                "the chat template does not show the `name` of messages[%d], whose role is %s; say in the content who speaks",
+                hidden[0].index,
+                hidden[0].role,
+            )
+
+    def _find_hidden(
+        self, messages: list[dict[str, Any]], tools: Any, sampled: Collection[int]
+    ) -> list[Hidden]:
+        hidden = self._hidden_with(messages, tools, sampled, self._further)
+        if not any(each.role in ("system", "developer") for each in hidden):
+            return hidden
+        for further in ((joined_systems,), (merged_system,)):
+            both = (*further, *(each for each in self._further if each is short_call_ids))
+            if both == self._further or not self._changes(messages, further):
+                continue
+            try:
+                less = self._hidden_with(messages, tools, sampled, both)
+            except MessagesError:
+                continue
+            if len(less) < len(hidden):
+                self._keep(both)
+                return less
+        return hidden
+
+    def _hidden_with(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        sampled: Collection[int],
+        further: tuple[Adaptation, ...],
+    ) -> list[Hidden]:
+        copies, words = worded(messages, sampled)
+        try:
+            text = self._text(copies, [PROBE_TOOL] if tools else None, None, further).lower()
+        except MessagesError:
+            return self._hidden_as_written(messages, tools, sampled, further)
+        return [each for word, each in words.items() if word not in text and _matters(each)]
+
+    def _hidden_as_written(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        sampled: Collection[int],
+        further: tuple[Adaptation, ...],
+    ) -> list[Hidden]:
+        """As `_hidden_with`, by the texts themselves: a template that reads them may refuse any other."""
+        text = _squashed(self._text(messages, tools, None, further))
+        return [
+            Hidden(index, message["role"], "content", bool(message.get("tool_calls")))
+            for index, message in enumerate(messages)
+            if index not in sampled and not _stands_in(message.get("content"), text)
+        ]
+
+    # -- tools ---------------------------------------------------------------------------------------------------------
+
+    def tools_problem(
+        self, messages: list[dict[str, Any]], tools: Any, text: str, moment: Moment
+    ) -> str | None:
+        """Why the template is of no use to an agent with these tools, of whose first prompt this is the text."""
+        if text == self.text(messages, None, moment):
+            names = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
+            return f"does not show tools, so the model cannot know of {names}; {_IN_PLAIN_MESSAGES}"
+        try:
+            told = self.text([*messages, *self.probe_messages], tools, moment)
+        except MessagesError as error:
+            return f"does not take a tool's result ({error}); {_IN_PLAIN_MESSAGES}"
+        return None if PROBE_RESULT in told else f"does not show what tools give; {_IN_PLAIN_MESSAGES}"
+
+    def undescribed_fields(self, tools: Any) -> list[str]:
+        """The fields of the tools' parameters, such as `f.item.name`, of which the template tells the model nothing."""
+        if self._shows_schemas_whole:
+            return []
+        hidden = self._undescribed(tools)
+        return [".".join(path) for path in hidden if len(path) == 2 or not self._shows_descriptions]
+
+    @property
+    def probe_messages(self) -> list[dict[str, Any]]:
+        """A call and its result."""
+        result = {"role": "tool", "content": PROBE_RESULT, "tool_call_id": PROBE_CALL["id"], "name": "probe"}
+        call = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        return [dict(self.prepared(call, 0, ())), result]
+
+    @cached_property
+    def probed_call(self) -> str:
+        """What the template makes of a call with `PROBE_ARGUMENT` and of `PROBE_RESULT`; empty if it refuses them."""
+        try:
+            return self.text([{"role": "user", "content": "hello"}, *self.probe_messages], None)
+        except MessagesError:
+            return ""
+
+
+def _matters(hidden: Hidden) -> bool:
+    """Whether it is something that the model is to read: an id or a reasoning of an earlier turn is not."""
+    return hidden.what in ("content", "a call") or (hidden.what == "name" and hidden.role != "tool")
+
+
+def _stands_in(content: Any, text: str) -> bool:
+    texts = [each["text"] for each in content] if isinstance(content, list) else [content]
+    return all(_squashed(each) in text or _escaped(each) in text for each in texts if isinstance(each, str))
+
+
+def _squashed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """As it stands in JSON."""
+    return _squashed(text).replace("\\", "\\\\").replace('"', '\\"')
