@@ -35,7 +35,7 @@ HEAVY = [
     "websockets",
     "typer",
     "jinja2",
-    "griffe",
+    "jsonschema",
     "prometheus_client",
     "opentelemetry",
 ]

@@ -20,7 +20,7 @@ proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /
 def rollcast(*args, cwd, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     command = [sys.executable, "-m", "rollcast", *map(str, args)]
-    return subprocess.run(command, text=True, timeout=100, cwd=cwd, env=ENV, check=False, **options)
+    return subprocess.run(command, text=True, cwd=cwd, env=ENV, check=False, **options)
 
 
 def first_line(*args, cwd):
@@ -34,7 +34,7 @@ def first_line(*args, cwd):
         line = process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        return line, errors, process.wait(timeout=100)
+        return line, errors, process.wait()
 
 
 @pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])

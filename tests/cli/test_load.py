@@ -163,7 +163,7 @@ def test_what_is_no_row_is_named_with_its_place(project, name, data, says):
 def command(*args, cwd):
     return subprocess.run(
         [sys.executable, "-m", "rollcast", "run", *map(str, args)],
-        capture_output=True, text=True, timeout=100, cwd=cwd, env=ENV, check=False,
+        capture_output=True, text=True, cwd=cwd, env=ENV, check=False,
     )  # fmt: skip
 
 

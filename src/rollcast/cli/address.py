@@ -13,7 +13,7 @@ __all__ = ["server_address"]
 
 DEFAULT_PORT = 8765
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
-_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (where a server listens is no place to go to)
+_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, and nobody can connect to it)
 _FILES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".gz", ".zst"}
 _EXPECTED = "expected HOST:PORT, such as localhost:8765, or ws://localhost:8765 (wss:// with TLS)"
 
@@ -36,7 +36,7 @@ def server_address(given: str) -> str:
         return f"ws://{_place(text, given)}"
     if scheme.lower() not in _SCHEMES:
         raise InputError(
-            f"{shown_url(given)!r} is no WebSocket address: its scheme is {scheme!r}; {_EXPECTED}"
+            f"{shown_url(given)!r} is not a WebSocket address: its scheme is {scheme!r}; {_EXPECTED}"
         )
     place, slash, path = rest.partition("/")
     if not place or set("@?#") & set(rest):  # the client judges it

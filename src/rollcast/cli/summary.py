@@ -164,7 +164,7 @@ def totals_rows(result: RunResult, width: int | None) -> list[Row]:
     if result.unscored:
         reasons += f"; {len(result.unscored)} of the rewards failed"
     rate = result.completion_tokens / result.duration_s if result.duration_s else 0.0
-    facts = [f"{result.status}: {len(result)} chains ({reasons})"]
+    facts = [f"{result.status}: {len(result)} {'chain' if len(result) == 1 else 'chains'} ({reasons})"]
     if result.mean_reward is not None:
         facts.append(f"mean reward {result.mean_reward:.2f}")
     facts.append(f"{result.completion_tokens} tokens in {result.duration_s:.2f} s ({rate:.0f} tokens/s)")

@@ -400,7 +400,7 @@ class WebSocketStreamingClient:
             ) from None
         try:
             if connection.subprotocol != SUBPROTOCOL:
-                raise RefusedError(f"{self.url} is no Rollcast server: it does not speak {SUBPROTOCOL}")
+                raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
             hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
             await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
@@ -552,7 +552,7 @@ def _host(url: str) -> str:
         )
     if not fits or not host:
         raise InputError(
-            f"{shown_url(url)!r} is no WebSocket address; expected one such as ws://localhost:8765"
+            f"{shown_url(url)!r} is not a WebSocket address; expected one such as ws://localhost:8765"
         )
     return host
 

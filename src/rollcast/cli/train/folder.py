@@ -71,7 +71,7 @@ def folder_for(settings: TrainSettings) -> Path:
 
 @contextmanager
 def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
-    """The folder for the block that trains, with what was asked for in it; none is left where nothing came of it.
+    """The folder for the block that trains, with what was asked for in it; none is left if nothing came of it.
 
     A training that goes on has its folder, in which what was asked for is noted once it fits.
 
