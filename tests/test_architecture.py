@@ -39,7 +39,7 @@ HEAVY = [
     "websockets",
     "typer",
     "jinja2",
-    "griffe",
+    "jsonschema",
     "prometheus_client",
     "opentelemetry",
 ]

@@ -13,7 +13,7 @@ import msgspec
 
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
-from rollcast.cli.log import log_at, log_line
+from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.replace import give_model
@@ -78,7 +78,7 @@ def run_command(options: RunOptions) -> int:
     rows = _rows(task, options)
     server = server_at(options.serving)
     agent = _agent(task, own, options)
-    lines_to_stdout = options.json == "-"
+    lines_to_stdout = is_standard_output(options.json)
     if log is not None:
         agent.streaming_manager.add_observer(log)
     if not lines_to_stdout:
@@ -121,6 +121,11 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
     task = get_task(options.task)
     if options.agent is None:
         return task, None
+    if options.model is None and (options.backend or options.backend_options):
+        raise InputError(
+            "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
+            "that is to run instead of the agent's as well"
+        )
     found = load_agent_or_task(options.agent)
     return (found, None) if isinstance(found, Task) else (task, found)
 
@@ -128,11 +133,6 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
 def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     given = backend_options(options.backend_options)
     if own is not None:
-        if options.model is None and (options.backend or given):
-            raise InputError(
-                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
-                "that is to run instead of the agent's as well"
-            )
         agent = own
         if options.model is not None:
             give_model(agent, options.model, options.backend, given)
