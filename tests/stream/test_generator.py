@@ -228,13 +228,34 @@ async def test_a_slow_reader_never_slows_the_rollout_and_never_fills_memory():
     assert any(e.event_type is T.GAP for e in got)
 
 
-async def test_unread_runs_are_dropped_but_the_last():
-    """A reader who never comes costs one run's buffer, however many runs there are."""
+async def test_unread_runs_wait_for_a_reader_who_comes_late():
+    """Twelve short runs are read one after the other, whole."""
     manager, observer = added()
-    runs = [await a_run(manager) for _ in range(5)]
-    assert len(observer._runs) == 2
-    for run in runs[-2:]:
-        assert {e.run_id for e in await read(observer)} == {run.run_id}
+    runs = [await a_run(manager) for _ in range(12)]
+    for run in runs:
+        events = await read(observer)
+        assert {e.run_id for e in events} == {run.run_id}
+        assert events[-1].event_type is T.RUN_END
+        check_events(events)
+    assert manager.statistics()[0].dropped == 0
+
+
+async def test_runs_that_nobody_reads_are_bounded_and_counted():
+    """Of the oldest a gap is left, in the place of its events; the newest is whole."""
+    manager = StreamingManager(queue_limit=50_000)
+    observer = AsyncGeneratorStreamObserver()
+    manager.add_observer(observer)
+    with capture_events(manager) as capture:
+        runs = [await a_run(manager, tokens=30) for _ in range(40)]
+    (statistics, *_) = manager.statistics()
+    assert statistics.queued_bytes <= 100_000
+    assert statistics.dropped > 0
+    read_again = [await read(observer) for _ in runs]
+    gaps = [e for events in read_again for e in events if e.event_type is T.GAP]
+    assert sum(sum(gap.data["dropped"].values()) for gap in gaps) == statistics.dropped
+    assert [events[0].run_id for events in read_again] == [run.run_id for run in runs]
+    whole = [e for e in capture.events if e.run_id == runs[-1].run_id]
+    assert read_again[-1] == whole
 
 
 def test_it_works_across_event_loops():

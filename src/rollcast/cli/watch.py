@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from rollcast.cli.address import server_address
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records import EventFilter
+from rollcast.stream import StreamingManager
 from rollcast.stream.observers import ConsoleStreamObserver
 
 __all__ = ["WatchOptions", "watch_command"]
@@ -64,30 +65,18 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
     console = ConsoleStreamObserver(
         show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
     )
-    open_runs: set[str] = set()
+    manager = StreamingManager()
+    console.mode = "lossless"  # what comes over the network waits for a slow terminal, not what is shown
+    manager.add_observer(console)
     try:
         async with client:
             async for event in client:
-                await _show(console, event, open_runs)
+                manager.relay(event)
+                await manager.ready()
                 if console.failure is not None:
                     why = console.failure.strerror or console.failure
                     raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
                 if console.unread:
                     raise BrokenPipeError
     finally:
-        for run_id in open_runs:
-            await console.on_run_closed(run_id)
-        await console.aclose()
-
-
-async def _show(console: ConsoleStreamObserver, event: StreamEvent, open_runs: set[str]) -> None:
-    """One event, and the hooks that a manager would call around it."""
-    if event.run_id and event.run_id not in open_runs:
-        open_runs.add(event.run_id)
-        await console.on_run_opened(event.run_id)
-    await console.on_event(event)
-    if event.event_type is StreamEventType.CHAIN_END:
-        await console.on_chain_closed(event.run_id, event.chain_id)
-    elif event.event_type is StreamEventType.RUN_END:
-        open_runs.discard(event.run_id)
-        await console.on_run_closed(event.run_id)
+        await manager.aclose()

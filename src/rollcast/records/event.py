@@ -259,12 +259,16 @@ class TrainStep(TypedDict):
 
 
 class OpenToolCall(TypedDict):
-    """A tool call that runs while a snapshot is taken; `observation` is what arrived so far."""
+    """A tool call that has not ended when a snapshot is taken.
+
+    `observation` is what arrived so far; `status` is that of its final observation, if that has come.
+    """
 
     call_id: str
     tool_name: str
     arguments: dict[str, Any] | str
     observation: str
+    status: NotRequired[ToolStatus | None]
 
 
 class ChainSnapshot(TypedDict):

@@ -111,6 +111,18 @@ class EventFilter:
             for a in self.alternatives
         )
 
+    def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether somebody with this filter needs to know how the chain stands: it wants its tokens, or snapshots."""
+        kinds = {StreamEventType.CHAIN_SNAPSHOT, StreamEventType.LLM_GENERATION_CHUNK}
+        return any(
+            a.matches_chain(chain_id, group_id, run_id) and (a.types is None or a.types & kinds)
+            for a in self.alternatives
+        )
+
+    def wants_gap(self, run_id: str) -> bool:
+        """Whether a `gap` of this run may stand for events that pass: whatever the filter says of types and chains."""
+        return any(a.runs is None or run_id in a.runs for a in self.alternatives)
+
     def __and__(self, other: EventFilter) -> EventFilter:
         return _union(tuple(_both(a, b) for a in self.alternatives for b in other.alternatives))
 

@@ -126,10 +126,13 @@ class GrammarChecker:
         if kind is T.CHAIN_SNAPSHOT:
             content = event.data["content"]
             run.chains[name] = _Chain(
-                chars=None if content is None else len(content),
-                text=None if content is None else [content],
+                # A long form says how much of a long text it left out.
+                chars=None if content is None else event.data.get("content_omitted", 0) + len(content),
+                text=None if content is None or event.data.get("content_omitted") else [content],
                 step=event.step or 0,
-                open_calls={call["call_id"]: 0 for call in event.data["tool_calls"]},
+                open_calls={
+                    call["call_id"]: int(call.get("status") is not None) for call in event.data["tool_calls"]
+                },
             )
             self._forget_unchecked(run.chains[name])
             return

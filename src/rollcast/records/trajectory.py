@@ -242,17 +242,21 @@ class Trajectory(msgspec.Struct):
 
     @property
     def open_tool_calls(self) -> list[OpenToolCall]:
-        """The tool calls that still run."""
-        return [
-            OpenToolCall(
+        """The tool calls that have not ended."""
+        open_calls = []
+        for record in self.turns[-1].tools if self.turns else ():
+            if record.duration_s is not None:
+                continue
+            call = OpenToolCall(
                 call_id=record.call.call_id,
                 tool_name=record.call.tool_name,
                 arguments=record.call.arguments,
                 observation=record.observation,
             )
-            for record in (self.turns[-1].tools if self.turns else ())
-            if record.status is None
-        ]
+            if record.status is not None:
+                call["status"] = record.status
+            open_calls.append(call)
+        return open_calls
 
     def digest(self) -> str:
         """SHA-256 (hex) over all that the seed determines: not times, not the run's id.

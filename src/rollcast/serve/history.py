@@ -69,13 +69,9 @@ class Selector:
 
     def _judge(self, place: Place) -> bool:
         if place.event_type is T.GAP:  # whatever the filter says of types: nothing is lost silently
-            return any(a.runs is None or place.run_id in a.runs for a in self.filter.alternatives)
+            return self.filter.wants_gap(place.run_id)
         if place.event_type is T.CHAIN_SNAPSHOT:
-            return any(
-                a.matches_chain(place.chain_id, place.group_id, place.run_id)
-                and (a.types is None or a.types & {T.CHAIN_SNAPSHOT, T.LLM_GENERATION_CHUNK})
-                for a in self.filter.alternatives
-            )
+            return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
         return self.filter.wants(*place)
 
 

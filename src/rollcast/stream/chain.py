@@ -17,7 +17,6 @@ from rollcast.aio import why_left
 from rollcast.errors import InputError
 from rollcast.failures import FailureLog, text_and_place, text_of
 from rollcast.records import (
-    EventFilter,
     Message,
     StreamEvent,
     StreamEventType,
@@ -361,13 +360,6 @@ class ChainStream:
         if targets:
             step = step or len(self.trajectory.turns) or None
             self.run.publish(targets, event_type, self.route, as_json(data), step, self.depth)
-
-    def snapshot_wanted(self, filter: EventFilter) -> bool:
-        """Whether an observer with this filter needs to know how the chain stands."""
-        t = self.trajectory
-        return filter.matches_chain(t.chain_id, t.group_id, t.run_id) and any(
-            a.types is None or a.types & {CHUNK, T.CHAIN_SNAPSHOT} for a in filter.alternatives
-        )
 
     def snapshot(self) -> StreamEvent:
         """How the chain stands. The lock is held."""

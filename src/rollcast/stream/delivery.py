@@ -56,6 +56,7 @@ class Delivery(EventQueue):
         on_wake: called, with the lock held, if something waits and nobody is reading.
         on_bad_filter: called, with the lock held, if the filter raises, whose code may be the user's; it wants nothing then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
+        pulled: it is read when its reader likes, and nobody waits for that.
         ended: nothing more will be put in.
         discarding: what waits is dropped instead of being handed over.
         hook_task: the task in which the reader's hooks are called, the last one if it has ended.
@@ -82,6 +83,7 @@ class Delivery(EventQueue):
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = lambda _error: None
+        self.pulled = False
         self.ended = False
         self.discarding = False
         self.hook_task: asyncio.Task[None] | None = None

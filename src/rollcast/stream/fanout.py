@@ -86,6 +86,7 @@ class Fanout:
         congested: lossless deliveries that are full, for which the producers wait.
         emitted: events that were published, by type.
         named: chains and groups that filters name.
+        run_openings, run_closings: called with the id of each run that opens, and of each that has closed; the lock is held.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class Fanout:
         self.emitted = dict.fromkeys(StreamEventType, 0)
         self.completion_tokens = 0  # of generations that have ended
         self.named: frozenset[str] = frozenset()
+        self.run_openings: list[Callable[[str], object]] = []
+        self.run_closings: list[Callable[[str], object]] = []
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
         self._leaving: list[Delivery] = []  # that were removed, until their readers have closed
@@ -198,8 +201,14 @@ class Fanout:
     def broadcast_locked(self, control: Control) -> None:
         """Queue a hook for everybody."""
         self.wake_leaving_locked()
+        if control.kind == "run_opened":
+            for opened in list(self.run_openings):
+                opened(control.run_id)
         for delivery in self._deliveries:
             delivery.put_control(control)
+        if control.kind == "run_closed":
+            for closed in list(self.run_closings):
+                closed(control.run_id)
 
     def snapshots(self, filter: EventFilter, besides: EventFilter | None = None) -> Iterator[StreamEvent]:
         """A `chain_snapshot` of each open chain that the filter wants and `besides` does not. The lock is held."""
@@ -229,7 +238,7 @@ class Fanout:
     def barriers(self) -> list[tuple[Delivery, Future[None]]]:
         """For each delivery that is not idle, a promise that is kept when it has handed over all that waits now."""
         with self.lock:
-            barriers = [(d, Future[None]()) for d in self._deliveries if not d.idle]
+            barriers = [(d, Future[None]()) for d in self._deliveries if not (d.idle or d.pulled)]
             for delivery, done in barriers:
                 delivery.put_uncounted([Control("barrier", done=done)])
             return barriers
@@ -323,6 +332,8 @@ class Fanout:
         self._threads.clear()
         self._tasks.clear()
         self._leaving.clear()
+        for delivery in self._deliveries:
+            delivery.after_fork_locked()
 
 
 def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:

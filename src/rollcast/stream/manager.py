@@ -14,16 +14,18 @@ import msgspec
 from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.definition import Definition, defined, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenRun
 from rollcast.stream.handmade import HandMade
 from rollcast.stream.homes import Departures, Homes
-from rollcast.stream.observer import StreamObserver
+from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.queue import event_size
+from rollcast.stream.relay import Relay
 from rollcast.stream.run import RunAbout, RunStream
+from rollcast.stream.subscription import Subscription
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
 
@@ -70,7 +72,8 @@ class StreamingManager:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
         self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
-        self._pumps: dict[StreamObserver, Pump] = {}  # of the leaves of those that were added
+        # The leaves of those that were added, with what calls them; None if they take their events themselves.
+        self._leaves: dict[StreamObserver, Pump | None] = {}
         self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
         self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
         self._homes = Homes(self.fanout)
@@ -78,6 +81,7 @@ class StreamingManager:
         self._host = _Host(self, self._homes, self._departures)
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
         self._handmade = HandMade()
+        self._relay = Relay(self.fanout)
         lifetime.register(self)
 
     # -- observers -----------------------------------------------------------------------------------------------------
@@ -123,7 +127,7 @@ class StreamingManager:
             if observer in self._added:
                 del self._added[observer]
                 observer.manager = None
-            elif observer in self._pumps:
+            elif observer in self._leaves:
                 self._detached.add(observer)
             else:
                 return
@@ -163,19 +167,24 @@ class StreamingManager:
         self._detached.intersection_update(wanted)  # one that was taken off may come back
         for leaf in self._detached:
             del wanted[leaf]
-        for leaf in [leaf for leaf in self._pumps if leaf not in wanted]:
+        for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
             leaf.manager = self  # also if it was added twice, and one of them is gone
-            if leaf not in self._pumps:
+            if leaf not in self._leaves:
                 self._add_locked(leaf, definition)
-                continue
-            pump = self._pumps[leaf]
-            pump.own_loop = definition.loop
-            if pump.delivery.filter != definition.filter:
-                self.fanout.set_filter(pump.delivery, definition.filter)
+            elif (pump := self._leaves[leaf]) is not None:
+                pump.own_loop = definition.loop
+                if pump.delivery.filter != definition.filter:
+                    self.fanout.set_filter(pump.delivery, definition.filter)
+            elif isinstance(leaf, PulledObserver):
+                leaf.set_filter_locked(definition.filter)
 
     def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
+        if isinstance(leaf, PulledObserver):
+            self._leaves[leaf] = None
+            leaf.attach_locked(self.fanout, definition.name, definition.filter)
+            return
         self.fanout.wake_leaving_locked()
         delivery = self.fanout.delivery(
             definition.name,
@@ -185,12 +194,16 @@ class StreamingManager:
         )
         pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
         pump.own_loop = definition.loop
-        self._pumps[leaf] = pump
+        self._leaves[leaf] = pump
         self.fanout.add(delivery)
 
     def _remove_locked(self, leaf: StreamObserver) -> None:
-        pump = self._pumps.pop(leaf)
+        pump = self._leaves.pop(leaf)
         leaf.manager = None
+        if isinstance(leaf, PulledObserver):
+            leaf.detach_locked()
+        if pump is None:
+            return
         self._closings[leaf] = pump.finished
         self._departures.add_locked(pump)
         self.fanout.remove(pump.delivery)
@@ -220,6 +233,15 @@ class StreamingManager:
             )
             self._emit(event, observer)
 
+    def subscribe(self, filter: EventFilter | None = None, *, name: str = "subscription") -> Subscription:
+        """Events to be pulled, from now on: `async for event in manager.subscribe(...)`.
+
+        Args:
+            filter: which ones; None: all.
+            name: for gaps and warnings.
+        """
+        return Subscription(self.fanout, self.fanout.delivery(name, filter or EventFilter()))
+
     # -- producing -----------------------------------------------------------------------------------------------------
 
     def run(self, **about: Unpack[RunAbout]) -> RunStream:
@@ -248,7 +270,7 @@ class StreamingManager:
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
         with self.lock:
-            own = self._pumps.get(without) if without is not None else None
+            own = self._leaves.get(without) if without is not None else None
             targets = [
                 d
                 for d in self.fanout.interested(
@@ -268,6 +290,22 @@ class StreamingManager:
                     del self._foreign_seq[next(iter(self._foreign_seq))]
             stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.fanout.source)
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
+
+    def relay(self, event: StreamEvent) -> None:
+        """Pass on an event of a run that is produced elsewhere, as it is: it keeps its `seq` and its `source`.
+
+        The hooks around runs and chains are called, and observers that join late get snapshots, as for runs of this manager. A
+        run opens with the first event of it that is relayed. Never waits; from any thread.
+
+        Raises:
+            InputError: it is not a StreamEvent.
+        """
+        if not isinstance(event, StreamEvent):
+            raise InputError(
+                f"relay got {type(event).__name__}; expected a StreamEvent, as rollcast.records.decode gives"
+            )
+        with self.lock:
+            self._relay.pass_on_locked(event)
 
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
@@ -337,9 +375,10 @@ class StreamingManager:
 
     def _remove_all(self, what: str) -> None:
         with self.lock:
-            pumps = [*self._pumps.values(), *self._departures.pumps]
+            pumps = [*self._pumps(), *self._departures.pumps]
             ensure_not_in_own_hook(what, (pump.delivery for pump in pumps))
             self._handmade.tell_refused()
+            self._relay.close_locked()
         for observer in self.observers:
             self.remove_observer(observer)
         with self.lock:
@@ -364,7 +403,7 @@ class StreamingManager:
     def delivery_of(self, observer: StreamObserver) -> Delivery | None:
         """The queue of one observer, if it is added (or stands for itself in one that is)."""
         with self.lock:
-            pump = self._pumps.get(observer)
+            pump = self._leaves.get(observer)
             return None if pump is None else pump.delivery
 
     @property
@@ -382,7 +421,16 @@ class StreamingManager:
     def statistics(self) -> list[ObserverStatistics]:
         """One entry for each observer, in the order in which they were added."""
         with self.lock:
-            return [pump.delivery.statistics() for pump in self._pumps.values()]
+            found = []
+            for leaf, pump in self._leaves.items():
+                if pump is not None:
+                    found.append(pump.delivery.statistics())
+                elif isinstance(leaf, PulledObserver):
+                    found.append(leaf.statistics_locked())
+            return found
+
+    def _pumps(self) -> list[Pump]:
+        return [pump for pump in self._leaves.values() if pump is not None]
 
     def totals(self) -> ManagerStatistics:
         """The numbers that are not one observer's."""
@@ -403,7 +451,7 @@ class StreamingManager:
         self._departures.after_fork_locked()
         self.fanout.after_fork_locked()
         self._closings.clear()
-        for pump in self._pumps.values():
+        for pump in self._pumps():
             pump.after_fork_locked()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
+from rollcast.stream.delivery import ObserverStatistics
+from rollcast.stream.fanout import Fanout
 
-__all__ = ["DeliveryMode", "StreamObserver"]
+__all__ = ["DeliveryMode", "PulledObserver", "StreamObserver"]
 
 DeliveryMode = Literal["coalesce", "lossless"]
 
@@ -72,3 +76,38 @@ class StreamObserver(ABC):
 
     async def aclose(self) -> None:  # noqa: B027  (a hook)
         """Flush and let go, after removal. The observer may be added again later."""
+
+
+class PulledObserver(StreamObserver):
+    """An observer that is not called: it takes its events itself, from deliveries of its own.
+
+    Attributes:
+        lock: guards it; the manager's, once it was added to one.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    async def on_event(self, event: StreamEvent) -> None:
+        """It is not called.
+
+        Raises:
+            InputError: somebody called it.
+        """
+        raise InputError(f"{self.name} takes its events from a manager; add it to one with add_observer")
+
+    @abstractmethod
+    def attach_locked(self, fanout: Fanout, name: str, filter: EventFilter) -> None:
+        """It was added: take events that the filter wants, from now on. The fanout's lock is held."""
+
+    @abstractmethod
+    def set_filter_locked(self, filter: EventFilter) -> None:
+        """From now on it wants what this filter wants."""
+
+    @abstractmethod
+    def detach_locked(self) -> None:
+        """It was removed: take nothing more."""
+
+    @abstractmethod
+    def statistics_locked(self) -> ObserverStatistics:
+        """The numbers of its queues together."""

@@ -180,7 +180,6 @@ class Pump:
         """In a forked child the pump is not there."""
         self.state = "idle"
         self._after = self._loop = self._home = self._task = None
-        self.delivery.after_fork_locked()
 
     def run_here(self) -> None:
         """If no pump could be started for an observer that leaves: be its pump, in this thread."""

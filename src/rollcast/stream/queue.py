@@ -292,6 +292,10 @@ class EventQueue:
             self._give_up()
         self._compact_at = max(COMPACT_AT, 2 * len(self.items))
 
+    def lose_all(self) -> None:
+        """Drop what waits, as if the limit had been exceeded: a `gap` will stand for it."""
+        self._give_up()
+
     def _give_up(self) -> None:
         """Drop what waits, and only count from here on, until the reader comes back."""
         items, self.items = self.items, []

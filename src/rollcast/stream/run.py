@@ -355,7 +355,8 @@ class RunStream:
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`. The lock is held."""
         for chain in self.open_chains.values():
-            if chain.snapshot_wanted(filter) and not (besides and chain.snapshot_wanted(besides)):
+            place = (chain.trajectory.chain_id, chain.trajectory.group_id, self.run_id)
+            if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()
 
     def __enter__(self) -> Self:

@@ -3,203 +3,230 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
 
 from rollcast.aio import wake
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
-from rollcast.stream.observer import StreamObserver
-from rollcast.stream.queue import Control, EventQueue, Item, event_size
+from rollcast.stream.delivery import Delivery, ObserverStatistics
+from rollcast.stream.fanout import Fanout
+from rollcast.stream.observer import PulledObserver
+from rollcast.stream.queue import Control, Item
 
 __all__ = ["AsyncGeneratorStreamObserver"]
 
-logger = logging.getLogger("rollcast.stream")
-
-MAX_UNREAD = 8 << 20  # bytes of one run's events that wait for a reader to come
-# Half of that may wait for a reader who is there; beyond, the manager's queue fills, and coalesces.
+UNREAD_RUNS = 1024  # that wait to be read; of more, the oldest are forgotten and counted
 
 
-class AsyncGeneratorStreamObserver(StreamObserver):
+class AsyncGeneratorStreamObserver(PulledObserver):
     """Keeps events until `events()` is read.
 
     One `events()` serves one run: the one that goes on, or else the oldest that nobody has read, or else the next. It ends
-    when the chains that the filter names have ended, or, where it names none, when the run has; in any case when the run
+    when the chains that the filter names have ended, or, if it names none, when the run has; in any case when the run
     has ended or the observer is removed. So it always ends if a run does: whatever the filter leaves out, whether the
     chains exist, whether the run fails, whether the reader comes before, during or after the run.
 
-    A reader that is slow gets merged chunks, and beyond 8 MiB a `gap`, as every observer; it never slows the rollout.
+    What waits is bounded, all runs together: for a reader that is slow or does not come, neighbouring chunks merge, and
+    beyond the manager's `queue_limit` a `gap` stands for the events of the oldest runs. It never slows the rollout.
 
     Args:
         chain_filter: a chain id, several, or an `EventFilter`; None: everything.
     """
 
     def __init__(self, chain_filter: EventFilter | Names = None) -> None:
+        super().__init__()
         self.filter = EventFilter.coerce(chain_filter)
-        self._lock = threading.Lock()
-        self._runs: dict[str, _RunBuffer] = {}  # in the order in which they opened
+        self._name, self._wanted = self.name, self.filter
+        self._fanout: Fanout | None = None
+        self._runs: dict[str, _Run] = {}  # in the order in which they opened
         self._waiters: list[asyncio.Future[None]] = []
-        self._room = MAX_UNREAD
-        self._gone = 0  # how often the observer was removed
+        self._removals = 0
+        self._forgotten = _NOTHING  # the numbers of runs that are done with
+
+    # -- the reader's side ---------------------------------------------------------------------------------------------
 
     async def events(self) -> AsyncIterator[StreamEvent]:
         """The events of one run, oldest first, as they come."""
-        buffer = await self._claim()
-        if buffer is None:
+        run = await self._claim()
+        if run is None:
             return
         items: deque[Item] = deque()
         finished = False
         try:
             while not finished:
-                items.extend(await self._take(buffer))
+                taken = await run.delivery.take()
+                finished = not taken
+                items.extend(taken)
                 while items and not finished:
                     item = items.popleft()
                     if isinstance(item, StreamEvent):
+                        run.delivery.delivered += 1
                         yield item
                     else:
-                        finished = buffer.finished_by(item)
+                        finished = run.finished_by(item)
         finally:
-            self._leave(buffer, list(items), finished=finished)
+            self._leave(run, list(items), finished=finished)
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         return self.events()
 
-    # -- the reader's side ---------------------------------------------------------------------------------------------
-
-    async def _claim(self) -> _RunBuffer | None:
-        """The run to read; None where the observer was removed before one began."""
-        gone = self._gone
+    async def _claim(self) -> _Run | None:
+        """The run to read; None if the observer was removed before one began."""
+        removals = self._removals
         while True:
-            with self._lock:
-                free = [buffer for buffer in self._runs.values() if not buffer.being_read]
-                if free:
-                    free[0].being_read = True
-                    free[0].left = False
-                    return free[0]
-                if self._gone != gone:
+            lock = self.lock
+            with lock:
+                if lock is not self.lock:  # it was added meanwhile
+                    continue
+                free = next((run for run in self._runs.values() if not run.being_read), None)
+                if free is not None:
+                    free.being_read, free.left = True, False
+                    return free
+                if self._removals != removals:
                     return None
-                waiter = self._waiter()
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.append(waiter)
             await waiter
 
-    async def _take(self, buffer: _RunBuffer) -> list[Item]:
-        while True:
-            with self._lock:
-                items = buffer.take_nowait(())
-                if items:
-                    self._wake()  # who waits for room
-                    return items
-                waiter = self._waiter()
-            await waiter
-
-    def _leave(self, buffer: _RunBuffer, unread: list[Item], *, finished: bool) -> None:
+    def _leave(self, run: _Run, unread: list[Item], *, finished: bool) -> None:
         """A run that was read to its end is done with; one that was left early can be gone on with while it lasts."""
-        with self._lock:
-            buffer.being_read = False
-            buffer.left = True
-            buffer.put_back(unread)
-            if finished or buffer.closed:
-                self._runs.pop(buffer.run_id, None)
-            self._wake()
+        with self.lock:
+            run.being_read, run.left = False, True
+            run.delivery.put_back(unread)
+            run.delivery.leave_locked()
+            if finished or run.delivery.ended:
+                self._forget_locked(run)
+            self._wake_locked()
 
-    def _waiter(self) -> asyncio.Future[None]:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return waiter
-
-    def _wake(self) -> None:
+    def _wake_locked(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             wake(waiter)
 
-    # -- the manager's side --------------------------------------------------------------------------------------------
+    # -- the manager's side: the lock is held --------------------------------------------------------------------------
 
-    async def on_event(self, event: StreamEvent) -> None:
-        """Keep it for the reader."""
-        await self.on_batch([event])
+    def attach_locked(self, fanout: Fanout, name: str, filter: EventFilter) -> None:
+        """See `PulledObserver.attach_locked`."""
+        self.lock = fanout.lock
+        self._fanout, self._name, self._wanted = fanout, name, filter
+        fanout.run_openings.append(self._run_opened)
+        fanout.run_closings.append(self._run_closed)
+        for run_id in fanout.runs:
+            self._run_opened(run_id)
 
-    async def on_batch(self, events: list[StreamEvent]) -> None:
-        """Keep them for the reader; wait for a reader who is there and slow."""
-        if self.manager is not None and self.manager.queue_limit > self._room:
-            self._room = self.manager.queue_limit  # it grows with the open chains
-        with self._lock:
-            for event in events:
-                buffer = self._runs.get(event.run_id)
-                if buffer is not None:
-                    buffer.limit = self._room
-                    buffer.put_nowait(event, event_size(event))
-            self._wake()
-        while True:
-            with self._lock:
-                if not any(b.being_read and b.bytes > self._room // 2 for b in self._runs.values()):
-                    return
-                waiter = self._waiter()
-            await waiter
+    def detach_locked(self) -> None:
+        """See `PulledObserver.detach_locked`. Every reader ends."""
+        fanout, self._fanout = self._fanout, None
+        assert fanout is not None
+        fanout.run_openings.remove(self._run_opened)
+        fanout.run_closings.remove(self._run_closed)
+        self._removals += 1
+        for run_id in list(self._runs):
+            self._run_closed(run_id, fanout)
+        self._wake_locked()
 
-    async def on_run_opened(self, run_id: str) -> None:
-        """A run that somebody may read."""
-        with self._lock:
-            for other in [b for b in self._runs.values() if b.closed and not b.being_read][:-1]:
-                logger.debug("nobody read the events of run %s; they are dropped", other.run_id)
-                del self._runs[other.run_id]
-            if any(part.runs is None or run_id in part.runs for part in self.filter.alternatives):
-                self._runs[run_id] = _RunBuffer(run_id, self.name, self._last_chains())
-                self._wake()
+    def set_filter_locked(self, filter: EventFilter) -> None:
+        """See `PulledObserver.set_filter_locked`."""
+        assert self._fanout is not None
+        self._wanted = filter
+        for run in self._runs.values():
+            if not run.delivery.ended:
+                self._fanout.set_filter(run.delivery, filter & EventFilter(runs=run.run_id))
 
-    def _last_chains(self) -> set[str]:
-        """The chains after whose end nothing more can come; none where only the run's end tells."""
-        named: set[str] = set()
-        for part in self.filter.alternatives:
-            if part.chains is None:
-                return set()
-            named |= part.chains
-        return named
+    def statistics_locked(self) -> ObserverStatistics:
+        """See `PulledObserver.statistics_locked`."""
+        parts = [run.delivery.statistics() for run in self._runs.values()]
+        return _summed(self._name, [self._forgotten, *parts])
 
-    async def on_chain_closed(self, run_id: str, chain_id: str) -> None:
-        """Its readers may be done."""
-        self._mark(Control("chain_closed", run_id, chain_id))
+    def _run_opened(self, run_id: str) -> None:
+        fanout = self._fanout
+        if fanout is None or not any(p.runs is None or run_id in p.runs for p in self._wanted.alternatives):
+            return
+        self._keep_within_limits()
+        delivery = fanout.delivery(self._name, self._wanted & EventFilter(runs=run_id))
+        delivery.pulled = True
+        self._runs[run_id] = _Run(run_id, delivery, _last_chains(self._wanted))
+        fanout.add(delivery)
+        self._wake_locked()
 
-    async def on_run_closed(self, run_id: str) -> None:
-        """Its readers are done."""
-        self._mark(Control("run_closed", run_id))
+    def _run_closed(self, run_id: str, fanout: Fanout | None = None) -> None:
+        run, fanout = self._runs.get(run_id), fanout or self._fanout
+        if run is None or fanout is None:
+            return
+        fanout.remove(run.delivery)
+        fanout.forget_locked(run.delivery)
+        if run.left:
+            self._forget_locked(run)
+        self._keep_within_limits()
 
-    def _mark(self, control: Control) -> None:
-        with self._lock:
-            buffer = self._runs.get(control.run_id)
-            if buffer is None:
-                return
-            if control.kind == "run_closed":
-                buffer.closed = True
-                if buffer.left:
-                    del self._runs[control.run_id]
-            buffer.put_uncounted([control])
-            self._wake()
+    def _forget_locked(self, run: _Run) -> None:
+        if self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
+            self._forgotten = _summed("", [self._forgotten, run.delivery.statistics()])
+        if self._fanout is not None and not run.delivery.ended:
+            self._fanout.remove(run.delivery)
+            self._fanout.forget_locked(run.delivery)
 
-    async def aclose(self) -> None:
-        """End every reader."""
-        with self._lock:
-            self._gone += 1
-            for buffer in self._runs.values():
-                buffer.put_uncounted([Control("run_closed", buffer.run_id)])
-                buffer.closed = True
-            self._wake()
+    def _keep_within_limits(self) -> None:
+        """Of runs that have ended and wait to be read, the oldest give up their events first."""
+        if self._fanout is None:
+            return
+        limit = self._fanout.queue_limit
+        unread = [run for run in self._runs.values() if run.delivery.ended and not run.being_read]
+        total = sum(run.delivery.bytes for run in self._runs.values())
+        for run in unread:
+            if total <= limit:
+                break
+            total -= run.delivery.bytes
+            run.delivery.lose_all()
+        for run in unread[: max(0, len(unread) - UNREAD_RUNS)]:
+            run.delivery.lose_all()
+            self._forget_locked(run)
 
 
-class _RunBuffer(EventQueue):
+class _Run:
     """What waits of one run."""
 
-    def __init__(self, run_id: str, name: str, chains: set[str]) -> None:
-        super().__init__(name, MAX_UNREAD)
+    def __init__(self, run_id: str, delivery: Delivery, chains: set[str]) -> None:
         self.run_id = run_id
-        self.being_read = False  # somebody reads it
-        self.left = False  # somebody did, and stopped
-        self.closed = False  # nothing more comes
+        self.delivery = delivery
+        self.being_read = False
+        self.left = False  # somebody read it, and stopped
         self._chains = chains
 
     def finished_by(self, control: Control) -> bool:
         """Whether nothing more comes after this."""
+        if control.run_id != self.run_id:
+            return False
         if control.kind == "chain_closed" and control.chain_id in self._chains:
             self._chains.discard(control.chain_id)
             return not self._chains
         return control.kind == "run_closed"
+
+
+_NOTHING = ObserverStatistics("", "coalesce", 0, 0, 0, 0, 0, 0, 0.0)
+
+
+def _summed(name: str, parts: list[ObserverStatistics]) -> ObserverStatistics:
+    return ObserverStatistics(
+        name=name,
+        mode="coalesce",
+        delivered=sum(part.delivered for part in parts),
+        queued=sum(part.queued for part in parts),
+        queued_bytes=sum(part.queued_bytes for part in parts),
+        merged=sum(part.merged for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        failed=sum(part.failed for part in parts),
+        lag_s=max(part.lag_s for part in parts),
+    )
+
+
+def _last_chains(filter: EventFilter) -> set[str]:
+    """The chains after whose end nothing more can come; none if only the run's end tells."""
+    named: set[str] = set()
+    for part in filter.alternatives:
+        if part.chains is None:
+            return set()
+        named |= part.chains
+    return named

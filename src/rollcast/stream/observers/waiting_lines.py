@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
@@ -22,6 +23,8 @@ CHUNK = T.LLM_GENERATION_CHUNK  # T.… is slow, once an event
 _log = logging.getLogger(__name__)
 _count_log = logging.getLogger(f"{__name__}.count")  # silenced by whoever says it in other words
 _RUNS = 1024  # open ones whose lines are accounted for, the latest
+
+_type_of, _run_of = attrgetter("event_type"), attrgetter("run_id")
 
 Key = tuple[str, str]  # source and run id
 
@@ -196,7 +199,7 @@ def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
     """The events by their runs."""
     if not events:
         return
-    if len({event.run_id for event in events}) == 1:  # the common case, without looking at each
+    if len({*map(_run_of, events)}) == 1:  # the common case, without looking at each
         yield (events[0].source, events[0].run_id), _span(events)
         return
     runs: dict[Key, list[StreamEvent]] = {}
@@ -221,10 +224,13 @@ def _span(events: list[StreamEvent]) -> _Span:
 
 def _types(events: list[StreamEvent]) -> Counter[str]:
     """How many there are of each type. Most are chunks, and an enum's hash is slow."""
-    others = [event.event_type for event in events if event.event_type is not CHUNK]
-    types = Counter[str](others)
-    if len(others) < len(events):
-        types[CHUNK] += len(events) - len(others)
+    kinds = [*map(_type_of, events)]
+    chunks = kinds.count(CHUNK)
+    types = (
+        Counter[str](kind for kind in kinds if kind is not CHUNK) if chunks < len(kinds) else Counter[str]()
+    )
+    if chunks:
+        types[CHUNK] = chunks
     return types
 
 

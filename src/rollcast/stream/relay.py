@@ -1,0 +1,138 @@
+"""Runs that are produced elsewhere: their events are passed on as they are, with the hooks that a run here would call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.view import ChainView
+from rollcast.stream.fanout import Fanout, Route
+from rollcast.stream.queue import Control, event_size
+
+__all__ = ["Relay"]
+
+T = StreamEventType
+RUNS_LIMIT = 512  # that are open at once; of more, the oldest counts as closed: its producer may be gone
+
+
+class Relay:
+    """Passes on events that have their `seq`, for one fanout.
+
+    A run opens with the first event of it and closes with its `run_end`. While it is open, observers that join get a
+    snapshot of each of its chains, as far as the events told of them.
+    """
+
+    def __init__(self, fanout: Fanout) -> None:
+        self._fanout = fanout
+        self._runs: dict[str, _RelayedRun] = {}
+
+    def pass_on_locked(self, event: StreamEvent) -> None:
+        """Queue the event for everybody who wants it, and the hooks around it."""
+        fanout, run_id = self._fanout, event.run_id
+        run = self._runs.get(run_id)
+        if run is None and run_id and run_id not in fanout.runs:
+            run = self._open(run_id)
+        if event.event_type is T.GAP:  # it may stand for anything of its run
+            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
+        elif run is None:
+            targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
+        else:
+            targets = run.route(event).targets_locked(event.event_type)
+        if targets:
+            fanout.publish_locked(event, targets, event_size(event))
+        if run is None:
+            return
+        run.note(event)
+        if event.event_type is T.CHAIN_END:
+            self._close_chain(run, event.chain_id)
+        elif event.event_type is T.RUN_END:
+            self._close(run)
+
+    def close_locked(self) -> None:
+        """Count every run as closed: nothing more will come."""
+        for run in list(self._runs.values()):
+            self._close(run)
+
+    def _open(self, run_id: str) -> _RelayedRun:
+        if len(self._runs) >= RUNS_LIMIT:
+            self._close(next(iter(self._runs.values())))
+        run = self._runs[run_id] = self._fanout.runs[run_id] = _RelayedRun(self._fanout, run_id)
+        self._fanout.broadcast_locked(Control("run_opened", run_id))
+        return run
+
+    def _close_chain(self, run: _RelayedRun, chain_id: str) -> None:
+        run.forget(chain_id)
+        self._fanout.broadcast_locked(Control("chain_closed", run.run_id, chain_id))
+
+    def _close(self, run: _RelayedRun) -> None:
+        for chain_id in list(run.chains):
+            self._close_chain(run, chain_id)
+        del self._runs[run.run_id], self._fanout.runs[run.run_id]
+        self._fanout.broadcast_locked(Control("run_closed", run.run_id))
+
+
+class _RelayedRun:
+    """See `OpenRun`."""
+
+    def __init__(self, fanout: Fanout, run_id: str) -> None:
+        self._fanout = fanout
+        self.run_id = run_id
+        self.seq = -1
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.parent_run_id: str | None = None
+        self.expected_chains = 0
+        self.on_cancel: Callable[[str | None], object] | None = None
+        self.chains: dict[str, ChainView] = {}
+        self._routes: dict[str, Route] = {}
+
+    def route(self, event: StreamEvent) -> Route:
+        """Where events of this place go."""
+        route = self._routes.get(event.chain_id)
+        if route is None:
+            route = Route(self._fanout, self.run_id, event.chain_id, event.group_id)
+            self._routes[event.chain_id] = route
+        return route
+
+    def note(self, event: StreamEvent) -> None:
+        """Keep what a late observer has to know."""
+        self.seq = max(self.seq, event.seq)
+        if event.event_type is T.RUN_START:
+            self.parent_run_id = event.data.get("parent_run_id")
+            self.expected_chains = event.data.get("chains", 0)
+        elif event.chain_id:
+            view = self.chains.get(event.chain_id)
+            if view is None:
+                view = self.chains[event.chain_id] = ChainView()
+                self._fanout.make_room_locked(len(self.chains))
+            view.apply(event)
+        elif event.event_type is T.GAP:
+            for view in self.chains.values():
+                view.apply(event)
+
+    def forget(self, chain_id: str) -> None:
+        """The chain has ended."""
+        self.chains.pop(chain_id, None)
+        self._routes.pop(chain_id, None)
+
+    def has_chain(self, chain_id: str) -> bool:
+        """See `OpenRun.has_chain`."""
+        return chain_id in self.chains
+
+    def place_in(self, chain_id: str) -> tuple[int, int] | None:
+        """See `OpenRun.place_in`."""
+        view = self.chains.get(chain_id)
+        if view is None:
+            return None
+        return view.step or 0, 0 if view.generation is None else view.generation.end
+
+    def standing(self) -> tuple[int, int]:
+        """See `OpenRun.standing`. Its tokens were sampled elsewhere, and are not counted here."""
+        return len(self.chains), 0
+
+    def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
+        """See `OpenRun.snapshots`."""
+        for view in self.chains.values():
+            place = (view.chain_id, view.group_id, self.run_id)
+            if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
+                yield view.snapshot()

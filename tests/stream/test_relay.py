@@ -1,0 +1,160 @@
+"""Events of runs that are produced elsewhere are passed on as they are."""
+
+import asyncio
+
+import pytest
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events
+from rollcast.stream import StreamingManager
+from rollcast.testing import EventCapture, capture_events
+
+T = StreamEventType
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+async def recorded(chains=2):
+    """What a run elsewhere emitted."""
+    manager = StreamingManager(source="elsewhere")
+    with capture_events(manager) as capture:
+        async with manager.run(chains=chains) as run:
+            for _ in range(chains):
+                with run.chain(HELLO) as chain:
+                    with chain.generation() as generation:
+                        generation.chunk("Hel")
+                        generation.chunk("lo")
+                    with chain.tool_call("search", {"q": "x"}) as call:
+                        call.observation("found")
+    return capture.events
+
+
+async def test_what_is_relayed_arrives_as_it_was():
+    """Each event, its seq and its source, and the hooks of runs and chains."""
+    events = await recorded()
+    manager = StreamingManager()
+    capture = EventCapture()
+    manager.add_observer(capture)
+    for event in events:
+        manager.relay(event)
+    await manager.drain()
+    assert capture.events == events
+    assert capture.closed_chains == ["chain_0", "chain_1"]
+    assert capture.closed_runs == [events[0].run_id]
+    assert not manager.runs
+    await manager.aclose()
+
+
+async def test_who_joins_in_the_middle_begins_with_snapshots():
+    """Of the chains that are open elsewhere, as far as their events told; then the rest, without a hole."""
+    events = await recorded(chains=1)
+    for cut in range(1, len(events)):
+        manager = StreamingManager()
+        late = EventCapture()
+        for event in events[:cut]:
+            manager.relay(event)
+        manager.add_observer(late)
+        for event in events[cut:]:
+            manager.relay(event)
+        await manager.aclose()
+        begun, ended = (
+            next(i for i, e in enumerate(events) if e.event_type is t) for t in (T.CHAIN_START, T.CHAIN_END)
+        )
+        joined = [e for e in late.events if e.event_type is T.CHAIN_SNAPSHOT]
+        assert len(joined) == (begun < cut <= ended)
+        assert [e for e in late.events if e not in joined] == events[cut:]
+        check_events(late.events, late=True)
+        if joined:
+            assert joined[0].data["as_of"] == events[cut - 1].seq
+
+
+async def test_a_filter_narrows_what_is_relayed_and_no_gap_is_lost():
+    """An observer of one chain gets that chain, and whatever stands for events that were lost."""
+    events = await recorded()
+    gap = StreamEvent(
+        T.GAP, "", 0.0, {"from_seq": 90, "to_seq": 99, "dropped": {"reward": 1}, "reason": "test"}, seq=99,
+        run_id=events[0].run_id,
+    )  # fmt: skip
+    manager = StreamingManager()
+    capture = EventCapture(EventFilter(chains="chain_1", types=["llm_generation_chunk"]))
+    manager.add_observer(capture)
+    for event in [*events[:-1], gap, events[-1]]:
+        manager.relay(event)
+    await manager.aclose()
+    assert [e.event_type for e in capture.events] == [T.LLM_GENERATION_CHUNK] * 2 + [T.GAP]
+    assert {e.chain_id for e in capture.events} == {"chain_1", ""}
+
+
+async def test_runs_that_never_end_close_with_the_manager_and_are_bounded():
+    """Their producer may be gone: a thousand of them leave no thousand open."""
+    (start, *_) = await recorded()
+    manager = StreamingManager()
+    capture = EventCapture()
+    manager.add_observer(capture)
+    for i in range(1000):
+        manager.relay(StreamEvent(T.RUN_START, "", 0.0, start.data, seq=0, run_id=f"run_{i}"))
+    assert len(manager.runs) <= 512
+    await manager.aclose()
+    assert not manager.runs
+    assert capture.closed_runs == [f"run_{i}" for i in range(1000)]
+
+
+async def test_relay_and_runs_of_its_own_go_side_by_side():
+    """Neither's seq is the other's business."""
+    events = await recorded()
+    manager = StreamingManager()
+    capture = EventCapture()
+    manager.add_observer(capture)
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            for event in events:
+                manager.relay(event)
+                generation.chunk("x")
+    await manager.aclose()
+    check_events(capture.events)
+    assert [e for e in capture.events if e.run_id != run.run_id] == events
+
+
+async def test_only_events_can_be_relayed():
+    """One sentence."""
+    with pytest.raises(InputError, match="relay got dict; expected a StreamEvent"):
+        StreamingManager().relay({})
+
+
+async def test_a_subscription_is_pulled():
+    """From when it is made until it is closed, with snapshots of what was open, and no waiting for it at a run's end."""
+    manager = StreamingManager(drain_timeout=60)
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            generation.chunk("before")
+            early = manager.subscribe(EventFilter(types=["chain_snapshot", "llm_generation_chunk"]))
+            generation.chunk("after")
+    got = [await anext(early), await anext(early)]
+    assert [e.event_type for e in got] == [T.CHAIN_SNAPSHOT, T.LLM_GENERATION_CHUNK]
+    assert (got[0].data["content"], got[1].data["content"]) == ("before", "after")
+    waiting = asyncio.create_task(anext(early, None))
+    await asyncio.sleep(0)
+    early.close()
+    assert await waiting is None
+    assert early.statistics().delivered == 2
+    await manager.aclose()
+
+
+async def test_a_subscription_that_is_not_read_is_bounded():
+    """A gap stands for what was dropped, and then snapshots."""
+    manager = StreamingManager(queue_limit=20_000)
+    async with manager.subscribe() as events, manager.run() as run:
+        with run.chain(HELLO) as chain, chain.generation() as generation:
+            for i in range(1000):
+                generation.chunk(f"{i} " * 50)
+            assert events.statistics().queued_bytes <= 20_000
+            kinds = [(await anext(events)).event_type for _ in range(2)]
+    assert kinds == [T.GAP, T.CHAIN_SNAPSHOT]
+    await manager.aclose()
+
+
+async def test_a_subscription_that_nobody_holds_costs_nothing():
+    """It is closed."""
+    manager = StreamingManager()
+    manager.subscribe()
+    assert manager.deliveries == []
+    assert not manager.wants(T.LLM_GENERATION_CHUNK)
