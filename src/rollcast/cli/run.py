@@ -121,6 +121,11 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
     task = get_task(options.task)
     if options.agent is None:
         return task, None
+    if options.model is None and (options.backend or options.backend_options):
+        raise InputError(
+            "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
+            "that is to run instead of the agent's as well"
+        )
     found = load_agent_or_task(options.agent)
     return (found, None) if isinstance(found, Task) else (task, found)
 
@@ -128,11 +133,6 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
 def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     given = backend_options(options.backend_options)
     if own is not None:
-        if options.model is None and (options.backend or given):
-            raise InputError(
-                "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
-                "that is to run instead of the agent's as well"
-            )
         agent = own
         if options.model is not None:
             give_model(agent, options.model, options.backend, given)
