@@ -6,18 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import rollcast
 
 SRC = Path(rollcast.__file__).parent
 
 # Which rooms a room may import from (docs/architecture.md).
-GROUND = {"errors", "failures", "aio", "lifetime", "version"}
+GROUND = {"errors", "failures", "aio", "lifetime", "text", "version"}
 CORE = GROUND | {"records", "stream"}
 MAY_IMPORT = {
     "errors": set(),
     "failures": set(),
     "aio": set(),
     "lifetime": set(),
+    "text": set(),
     "version": set(),
     "records": GROUND,
     "stream": GROUND | {"records"},
@@ -136,6 +139,20 @@ def test_import_is_light():
     code = f"import sys, json, rollcast; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == []
+
+
+@pytest.mark.parametrize(
+    "module", ["rollcast.serve.protocol", "rollcast.records.view", "rollcast.records.hints"]
+)
+def test_what_does_no_io_loads_none(module):
+    """The protocol and what watchers know of a run load no stream and nothing that talks to loops, sockets or terminals."""
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(out.stdout))
+    assert not loaded & {"asyncio", "socket", "ssl", "websockets", "rich"}
+    assert not [
+        name for name in loaded if name.startswith(("rollcast.stream", "rollcast.aio", "rollcast.lifetime"))
+    ]
 
 
 def test_public_names():

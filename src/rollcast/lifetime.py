@@ -1,7 +1,8 @@
 """What happens when the process forks, and when it exits.
 
 Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never has
-half of a change, or a lock that nobody will release. At exit each is closed.
+half of a change, or a lock that nobody will release. At exit each is closed. What a module keeps for the whole process is
+reset in the child by a function that it gives to `call_after_fork`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import atexit
 import logging
 import os
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-__all__ = ["Registered", "register"]
+__all__ = ["Registered", "call_after_fork", "register"]
 
 logger = logging.getLogger("rollcast")
 
@@ -65,6 +67,15 @@ def _after_fork(*, in_child: bool) -> None:
         if in_child:
             thing.after_fork()
         lock.release()
+
+
+def call_after_fork(function: Callable[[], object]) -> None:
+    """Have the function called in every forked child, which has none of the threads that may hold its parent's locks.
+
+    It is for what a module keeps for the whole process; an object registers. Systems that do not fork never call it.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 atexit.register(_close_at_exit)

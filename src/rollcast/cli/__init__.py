@@ -19,7 +19,7 @@ def main() -> None:
 
         app()
     except RollcastError as error:
-        from rollcast.stream.observers.safe_text import visible  # noqa: PLC0415
+        from rollcast.text import visible  # noqa: PLC0415
 
         # A server or a model may have had its say in it: nothing in it is obeyed by the terminal.
         lines = ("".join(piece for piece, _ in visible(line)) for line in str(error).split("\n"))

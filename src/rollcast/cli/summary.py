@@ -9,7 +9,7 @@ from rollcast.cli.output import Output
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
 from rollcast.stream.observers.layout import UNICODE, Glyphs, Row, row_cells, wrap
-from rollcast.stream.observers.safe_text import shorten, visible
+from rollcast.text import shorten, visible
 
 __all__ = ["print_about", "print_summary", "summary_rows", "totals_rows"]
 

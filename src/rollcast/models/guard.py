@@ -18,12 +18,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from rollcast.errors import MessagesError
 from rollcast.models.parse.reading import split
+from rollcast.text import replace_surrogates
 
 __all__ = ["Codec"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Templates compare the values of these with words of their own: they are no prose.
 _COMPARED_KEYS = frozenset({"role", "type"})
@@ -131,7 +131,7 @@ class Codec:
         return guarded
 
     def _with_guards(self, text: str, guard: str) -> str:
-        text = _SURROGATE.sub("\ufffd", text)
+        text = replace_surrogates(text)
         before = guard if text.startswith(self._tails) or text in self._inner else ""
         after = guard if text.endswith(self._heads) else ""
         if self._word is not None and self._word.search(text) is not None:

@@ -7,10 +7,11 @@ reader in another language counts the same.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import msgspec
+
+from rollcast.text import replace_surrogates
 
 __all__ = ["Tail", "clean", "number", "plain", "tail_of", "weight", "whole", "word"]
 
@@ -18,8 +19,6 @@ MAX_WHOLE = 2**53 - 1
 MAX_WORD = 1024  # characters of a name or an id
 MAX_DEPTH = 32  # of nested lists and objects
 PIECES = 1024  # of a text that grows, until they are joined
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def whole(value: Any) -> int | None:
@@ -44,8 +43,7 @@ def number(value: Any) -> float | None:
 
 def clean(text: str) -> str:
     """The text with lone surrogates, which JSON in UTF-8 cannot hold, replaced one by one: its length stays."""
-    text = str.__str__(text)
-    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+    return replace_surrogates(str.__str__(text))
 
 
 def word(value: Any) -> str | None:

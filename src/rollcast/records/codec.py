@@ -20,7 +20,6 @@ __all__ = [
     "event_from_dict",
     "json_schema",
     "one_line_json",
-    "without_surrogates",
 ]
 
 
@@ -60,11 +59,6 @@ def encode_described(event: StreamEvent) -> bytes:
     except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
         given = {name: as_json(getattr(event, name)) for name in StreamEvent.__struct_fields__}
         return encode(StreamEvent(**given))
-
-
-def without_surrogates(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def decode(line: bytes | str) -> StreamEvent:

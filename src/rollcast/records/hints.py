@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollcast.records.view import ChainView
+from rollcast.text import plain_line
 
 __all__ = ["Hint", "HintKind", "StepSummary", "hints", "summary", "trend_hints"]
 
@@ -139,7 +140,7 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
         if not told or usual.stays < (MIN_STAYS * len(told) if unseen else 1):
             continue
         one = len(told) == 1
-        who = _one_line(told[0][1].chain_id) if one else f"{len(told)} chains"
+        who = plain_line(told[0][1].chain_id, MAX_SHOWN) if one else f"{len(told)} chains"
         doing = _DOING[state][0 if one else 1] + (f" {' and '.join(map(_shown, tools))}" if tools else "")
         yield _hint(
             "quiet",
@@ -461,15 +462,9 @@ def _rises(first: Sequence[StepSummary], last: Sequence[StepSummary]) -> bool:
 # -- words ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _one_line(text: str) -> str:
-    """Text from anywhere on one line, without control characters, cut."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return flat if len(flat) <= MAX_SHOWN else flat[: MAX_SHOWN - 1] + "…"
-
-
 def _shown(text: str) -> str:
     """Text of a model, a tool or a row in quotation marks."""
-    return f"\u201c{_one_line(text)}\u201d"
+    return f"\u201c{plain_line(text, MAX_SHOWN)}\u201d"
 
 
 def _seconds(value: float) -> str:

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import msgspec
 
-from rollcast.records.message import safe_text
+from rollcast.text import well_formed
 
 __all__ = [
     "as_json",
@@ -118,7 +118,7 @@ def plain_scalars(value: Any, depth: int = DEPTH_LIMIT) -> Any:
 def described(value: Any) -> str:
     """What stands for a value that JSON cannot hold: its type, and its size if it has one."""
     try:
-        return f"<{safe_text(_description(value))}>"
+        return f"<{well_formed(_description(value))}>"
     except Exception:  # noqa: BLE001  (the value's own code runs here and may raise anything)
         return f"<{type(value).__name__}>"
 
@@ -177,7 +177,7 @@ class _Conversion:
     def of(self, value: Any, depth: int) -> Any:
         kind = type(value)
         if kind is str:
-            return value if value.isascii() else safe_text(value)
+            return value if value.isascii() else well_formed(value)
         if kind is bool or kind is NoneType:
             return value
         if kind is int:
@@ -221,7 +221,7 @@ class _Conversion:
         same = True
         for name, item in items.items():
             value = self.of(item, depth)
-            key = name if type(name) is str and safe_text(name) is name else self._key(name, depth)
+            key = name if type(name) is str and well_formed(name) is name else self._key(name, depth)
             same = same and key is name and value is item
             while key in converted and not same:
                 key += "'"  # 1 and "1" are two keys in Python
@@ -239,7 +239,7 @@ class _Conversion:
         if isinstance(value, date | time):
             return value.isoformat()
         if isinstance(value, _AS_TEXT):
-            return safe_text(str(value))
+            return well_formed(str(value))
         if getattr(value, "shape", None) == () and callable(
             getattr(value, "item", None)
         ):  # such as datetime64

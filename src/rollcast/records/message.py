@@ -9,7 +9,7 @@ import msgspec
 
 from rollcast.errors import MessagesError
 
-__all__ = ["Message", "Role", "ToolCall", "given_keys", "safe_text", "validated_messages"]
+__all__ = ["Message", "Role", "ToolCall", "given_keys", "validated_messages"]
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
@@ -44,15 +44,6 @@ class ToolCall(msgspec.Struct, frozen=True):
     tool_name: str
     arguments: dict[str, Any] | str
     error: str | None = None
-
-
-def safe_text(text: str) -> str:
-    """The text with lone surrogates, which no encoding takes, replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def given_keys(message: Mapping[str, Any]) -> dict[str, Any]:

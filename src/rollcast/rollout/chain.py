@@ -19,13 +19,13 @@ from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
 from rollcast.models.sampled import thought_of
 from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
-from rollcast.records.message import safe_text
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.stream import ChainStream
 from rollcast.stream.chain import error_data
+from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
 
 __all__ = ["ChainGeneration", "Prompts"]
@@ -194,7 +194,7 @@ class ChainGeneration:
                     if reading is not None and delta.text:
                         if tells_ids and delta.token_ids:
                             reading.sampled(delta.token_ids)
-                        if reading.take(safe_text(delta.text)):
+                        if reading.take(well_formed(delta.text)):
                             break
             with _blaming("backend"):
                 _check(generation.turn, agent.backend)

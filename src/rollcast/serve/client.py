@@ -55,7 +55,7 @@ from rollcast.serve.protocol import (
 )
 from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
 from rollcast.serve.tls import client_context
-from rollcast.stream.observers.safe_text import one_line
+from rollcast.text import printable_line
 
 __all__ = ["ClientSession", "WebSocketStreamingClient"]
 
@@ -140,7 +140,7 @@ class ClientSession:
             case Ping():
                 return [Pong()], []
             case ErrorFrame() if frame.code < 1000:  # the others come with a close, which says the same
-                raise RefusedError(f"the server answers: {one_line(frame.message)}")
+                raise RefusedError(f"the server answers: {printable_line(frame.message)}")
             case _:
                 return [], []
 
@@ -356,7 +356,7 @@ class WebSocketStreamingClient:
                 while True:
                     frame = decode_server_frame(await connection.recv())
                     if isinstance(frame, ErrorFrame):
-                        raise RefusedError(f"{self.url} does not cancel: {one_line(frame.message)}")
+                        raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
                         return
         except _UNREACHABLE as error:
@@ -383,7 +383,7 @@ class WebSocketStreamingClient:
             status = error.response.status_code
             if status in (429, 500, 502, 503, 504):
                 raise
-            said = one_line((error.response.body or b"").decode(errors="replace").strip())
+            said = printable_line((error.response.body or b"").decode(errors="replace").strip())
             raise RefusedError(
                 f"{self.url} refuses with HTTP {status}: {said or 'no reason given'}"
             ) from None
@@ -396,7 +396,7 @@ class WebSocketStreamingClient:
                 "the proxy of the environment" if isinstance(error, InvalidProxy) else "an address on the way"
             )
             raise InputError(
-                f"{self.url} cannot be reached: {what} cannot be used: {one_line(without_secrets(reason))}"
+                f"{self.url} cannot be reached: {what} cannot be used: {printable_line(without_secrets(reason))}"
             ) from None
         try:
             if connection.subprotocol != SUBPROTOCOL:
@@ -412,7 +412,7 @@ class WebSocketStreamingClient:
         return connection
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> str:
-        reason = one_line(error.verify_message).rstrip(".")
+        reason = printable_line(error.verify_message).rstrip(".")
         advice = (
             "give the file of its authority (--tls-ca FILE, tls_ca=…) if that is a private one"
             if self._tls_ca is None
@@ -450,7 +450,7 @@ class WebSocketStreamingClient:
         if same_token or 4500 <= close.code <= 4999:
             self._closed.set()
             raise RefusedError(
-                f"{self.url} refuses: {one_line(close.reason) or 'no reason given'} ({close.code})"
+                f"{self.url} refuses: {printable_line(close.reason) or 'no reason given'} ({close.code})"
             ) from None
 
     async def _come_back(self) -> None:
@@ -499,7 +499,7 @@ class _connect(connect):  # noqa: N801  (as the class that it extends)
         except (KeyError, ValueError):  # no place, several, or none that could be an address
             return exc
         return RefusedError(
-            f"{shown_url(self.uri)} sends its clients on to {one_line(shown_url(target))}, another server, which gets no token "
+            f"{shown_url(self.uri)} sends its clients on to {printable_line(shown_url(target))}, another server, which gets no token "
             "from here; give that address yourself if you trust it"
         )
 
@@ -562,11 +562,11 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer came in time"
     if isinstance(error, ssl.SSLError):
-        return f"TLS fails ({one_line(error.reason or 'no reason given')}); does the server speak it? If not, say ws://"
+        return f"TLS fails ({printable_line(error.reason or 'no reason given')}); does the server speak it? If not, say ws://"
     if isinstance(error, OSError) and error.strerror:
-        return one_line(error.strerror)
+        return printable_line(error.strerror)
     if isinstance(error, ConnectionResetError):
         return "the connection was cut at once; if it is a server without TLS, say ws://"
     if isinstance(error, InvalidMessage):
         return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
-    return one_line(without_secrets(str(error))) or type(error).__name__
+    return printable_line(without_secrets(str(error))) or type(error).__name__

@@ -24,7 +24,7 @@ from rollcast.serve.access import (
 )
 from rollcast.serve.secrecy import has_token
 from rollcast.serve.settings import ServerSettings
-from rollcast.stream.observers.safe_text import one_line
+from rollcast.text import printable_line
 
 __all__ = ["Entrance", "header_token"]
 
@@ -55,7 +55,7 @@ class Entrance:
         hosts = request.headers.get_all("Host")
         given = hosts[0] if len(hosts) == 1 else None
         if not host_allowed(given, self._host, self._settings.hosts, any_name=self._any_name):
-            name = one_line(given or "", LONGEST_NAME)
+            name = printable_line(given or "", LONGEST_NAME)
             return connection.respond(
                 HTTPStatus.FORBIDDEN,
                 f"This server does not go by the name {name!r}; --host-name NAME "
@@ -100,7 +100,7 @@ class Entrance:
             len(given) == 1 and origin_allowed(given[0], headers.get("Host"), self._settings.origins)
         ):
             return None
-        return one_line(", ".join(given), LONGEST_NAME)
+        return printable_line(", ".join(given), LONGEST_NAME)
 
 
 def header_token(headers: Headers) -> str | None:

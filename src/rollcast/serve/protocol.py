@@ -20,7 +20,7 @@ from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.codec import one_line_json
 from rollcast.serve.access import Door, Grant, refusal
 from rollcast.serve.settings import SMALLEST_MESSAGE, Limits, Scope
-from rollcast.stream.observers.safe_text import one_line
+from rollcast.text import printable_line
 
 __all__ = [
     "FRAME_BYTES",
@@ -275,7 +275,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], message: str | bytes) -> Any:
         return decoder.decode(message)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DecodeError(
-            f"this is not a frame: {one_line(str(error))}; expected a JSON object as in docs/server.md"
+            f"this is not a frame: {printable_line(str(error))}; expected a JSON object as in docs/server.md"
         ) from None
 
 

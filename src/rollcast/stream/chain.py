@@ -27,9 +27,9 @@ from rollcast.records import (
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
-from rollcast.records.message import safe_text
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.queue import Control, chunk_size
+from rollcast.text import well_formed
 
 __all__ = [
     "ChainStream",
@@ -108,7 +108,7 @@ def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
     text = text_of(error) or type(error).__name__ if where == "backend" else text_and_place(error)
-    return {"error": safe_text(text), "error_type": type(error).__name__, "where": where}
+    return {"error": well_formed(text), "error_type": type(error).__name__, "where": where}
 
 
 def _checked_text(text: object) -> str:
@@ -117,7 +117,7 @@ def _checked_text(text: object) -> str:
         raise InputError(
             f"a chunk's text is {type(text).__name__}; expected a string, empty where there is none"
         )
-    return safe_text(str.__str__(text))
+    return well_formed(str.__str__(text))
 
 
 class ChainStream:
@@ -592,7 +592,7 @@ class ToolStream:
             )
         checked_word(status, ToolStatus, "a tool call's status")
         if observation.__class__ is not str or not observation.isascii():
-            observation = safe_text(str.__str__(observation))
+            observation = well_formed(str.__str__(observation))
         with chain.lock:
             if record.status is not None:
                 return self

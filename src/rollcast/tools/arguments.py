@@ -12,8 +12,8 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rollcast.errors import InputError
+from rollcast.text import one_line, well_formed
 from rollcast.tools.context import Injected
-from rollcast.tools.observation import one_line, safe_text
 
 __all__ = ["Arguments", "ArgumentsError"]
 
@@ -113,7 +113,7 @@ class Arguments:
         hidden = next((name for name in self.injected if name in extra), None)
         if hidden is not None:  # only the rollout gives it
             raise ArgumentsError(f"error: {tool} has no argument {hidden!r}")
-        return {safe_text(name): value for name, value in extra.items()}
+        return {well_formed(name): value for name, value in extra.items()}
 
     def _checked(self, given: Mapping[str, Any]) -> BaseModel:
         """Texts are read by their parameters' types: formats without types write every value as text.
@@ -150,7 +150,7 @@ class Arguments:
         problem = extra[0] if extra else problems[0]
         if not problem["loc"]:
             return one_line(f"error: the arguments of {tool}: {problem['msg'].removeprefix('Value error, ')}")
-        where = one_line(safe_text(".".join(map(str, problem["loc"]))), 60)
+        where = one_line(well_formed(".".join(map(str, problem["loc"]))), 60)
         if extra:
             known = ", ".join(f"{name} ({self._kind(name)})" for name in self.names.values())
             its = f"its arguments: {known}" if known else "it takes none"

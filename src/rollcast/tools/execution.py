@@ -13,7 +13,6 @@ import dis
 import functools
 import inspect
 import logging
-import os
 import queue
 import signal
 import threading
@@ -23,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from rollcast.aio import call_in, resolve
+from rollcast.lifetime import call_after_fork
 
 __all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_task", "in_thread", "is_async"]
 
@@ -314,5 +314,4 @@ class _Threads:
 
 
 _threads = _Threads()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.reset)
+call_after_fork(_threads.reset)

@@ -22,9 +22,9 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from rollcast.errors import ToolDefinitionError
+from rollcast.text import one_line, well_formed
 from rollcast.tools.arguments import Arguments
 from rollcast.tools.context import Injected
-from rollcast.tools.observation import one_line, safe_text
 from rollcast.tools.signature import injected_class, type_hints_of
 
 __all__ = ["schema_arguments"]
@@ -218,7 +218,7 @@ def _check(validator: Any) -> Callable[[Any], Any]:
         if error is None:
             return value
         inner = ".".join(map(str, error.absolute_path))
-        text = safe_text(f"at {inner}: {error.message}" if inner else error.message)
+        text = well_formed(f"at {inner}: {error.message}" if inner else error.message)
         raise PydanticCustomError("json_schema", "{text}", {"text": one_line(text, 200)})
 
     return check

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollcast.errors import ToolError
-from rollcast.records.message import safe_text
+from rollcast.text import bounded, one_line, well_formed
 from rollcast.tools.image import IMAGE_LIMIT, Image, as_image
 
-__all__ = ["CannotShow", "Output", "as_text", "bounded", "failure_text", "one_line", "safe_text"]
+__all__ = ["CannotShow", "Output", "as_text", "failure_text"]
 
 
 class CannotShow(Exception):
@@ -29,7 +29,7 @@ def as_text(value: Any, on_image: Callable[[Image], None] = lambda _: None) -> s
         CannotShow: it is none of these, holds itself, or its own code for JSON fails.
     """
     if isinstance(value, str):
-        return safe_text(str.__str__(value))  # a subclass may have a `__str__` that fails
+        return well_formed(str.__str__(value))  # a subclass may have a `__str__` that fails
     image = _image(value)
     if image is not None:
         on_image(image)
@@ -50,7 +50,7 @@ def as_text(value: Any, on_image: Callable[[Image], None] = lambda _: None) -> s
 
     try:
         plain = to_jsonable_python(value, inf_nan_mode="constants", fallback=fallback)
-        return safe_text(json.dumps(plain, ensure_ascii=False))
+        return well_formed(json.dumps(plain, ensure_ascii=False))
     except CannotShow:
         raise
     except Exception as error:  # noqa: BLE001  (the value's own code runs here and may raise anything)
@@ -75,29 +75,9 @@ def _plain(value: Any) -> Any:
     )
 
 
-def bounded(text: str, limit: int, length: int | None = None) -> str:
-    """The text, or its beginning and a note of how long it was, in at most `limit` characters.
-
-    Args:
-        text: the text or its beginning.
-        limit: characters.
-        length: of the whole text, where `text` is its beginning only.
-    """
-    length = len(text) if length is None else length
-    if length <= limit:
-        return text
-    note = f"… [truncated: {length} characters]"
-    return text[: limit - len(note)] + note if limit > len(note) else text[:limit]
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """The text without line breaks, at most `limit` characters long."""
-    return bounded(" ".join(text.split()), limit)
-
-
 def failure_text(error: BaseException) -> str:
     """`error: …`: the text of a ToolError alone, the type and the text of any other exception."""
-    text = safe_text(_exception_text(error))
+    text = well_formed(_exception_text(error))
     if isinstance(error, ToolError):
         return text if text.startswith("error: ") else f"error: {text}"
     kind = type(error).__name__

@@ -15,11 +15,11 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
 from rollcast.errors import ToolDefinitionError
+from rollcast.text import one_line
 from rollcast.tools.arguments import Arguments
 from rollcast.tools.context import Injected
 from rollcast.tools.docstring import Docstring, read_docstring
 from rollcast.tools.fields import ToolSchema, annotated_text
-from rollcast.tools.observation import one_line
 
 __all__ = ["arguments_of", "injected_class", "type_hints_of"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rollcast.errors import ToolDefinitionError
+from rollcast.text import one_line, well_formed
 from rollcast.tools.definition import Tool, tool
-from rollcast.tools.observation import one_line, safe_text
 
 __all__ = ["tool_set", "unknown_tool"]
 
@@ -43,7 +43,7 @@ def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
 def unknown_tool(name: str, tools: Mapping[str, Tool] | Iterable[str]) -> str:
     """The observation for a call of a tool that does not exist, in one line."""
     known = ", ".join(tools)
-    asked = one_line(safe_text(name), 60)
+    asked = one_line(well_formed(name), 60)
     return one_line(
         f"error: there is no tool {asked!r}; " + (f"tools: {known}" if known else "there are none"), 1000
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from rollcast.models.parse.turn import Body, Turn, TurnParser, Words
 from rollcast.records.message import ToolCall
+from rollcast.text import well_formed
 
 __all__ = ["LIST_LIMIT", "PythonParser"]
 
@@ -214,7 +215,7 @@ def _literal(node: ast.expr) -> Any:
         case ast.Constant(value=float() as number) if math.isfinite(number):
             return number
         case ast.Constant(value=str() as text):
-            return _encodable(text)
+            return _joined(text)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             if not isinstance(number, bool) and math.isfinite(number) and _is_short(number):
                 return -number
@@ -237,13 +238,9 @@ def _is_short(number: object) -> bool:
     return not isinstance(number, int) or number.bit_length() <= 4096
 
 
-def _encodable(text: str) -> str:
+def _joined(text: str) -> str:
     r"""The text, a pair of surrogates (JSON's "\ud83d\ude00", which Python reads as two characters) as one character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        try:
-            return text.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
-            raise _NoLiteral from None
-    return text
+    joined = well_formed(text)
+    if joined.count("\ufffd") > text.count("\ufffd"):  # one stood alone
+        raise _NoLiteral
+    return joined

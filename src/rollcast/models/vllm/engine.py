@@ -31,6 +31,7 @@ from rollcast.models.failures import fresh, not_finite
 from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 from rollcast.models.vllm.watch import Watch
+from rollcast.text import one_line
 
 __all__ = ["Engine", "Generation"]
 
@@ -237,7 +238,7 @@ class Engine:
                 raise self._death() from error
             except Exception as error:  # vLLM passes on whatever its workers raised, by name
                 failure = BackendError(
-                    f"vLLM could not load the weights of version {version} ({_one_line(error)}); the model is now partly "
+                    f"vLLM could not load the weights of version {version} ({_kind_and_text(error)}); the model is now partly "
                     "the old one: give it a whole checkpoint of this model, or make another backend"
                 )
                 self.condemn(failure)
@@ -268,7 +269,7 @@ class Engine:
                 raise self._death() from error
             except Exception as error:  # as above
                 raise InputError(
-                    f"vLLM does not take the LoRA adapter {folder} ({_one_line(error)}); expected a PEFT folder for this "
+                    f"vLLM does not take the LoRA adapter {folder} ({_kind_and_text(error)}); expected a PEFT folder for this "
                     "model, of a rank up to max_lora_rank"
                 ) from error
 
@@ -335,10 +336,10 @@ class Engine:
         except BackendError as error:
             self._end(generation, error)
         except VLLMClientError as error:
-            self._end(generation, InputError(f"vLLM refuses the request: {_one_line(error)}"))
+            self._end(generation, InputError(f"vLLM refuses the request: {_kind_and_text(error)}"))
         except Exception as error:  # noqa: BLE001  (whatever vLLM raises, the consumer must not wait for it forever)
             failure = BackendError(
-                f"vLLM failed while generating ({_one_line(error.__cause__ or error)}); see its log"
+                f"vLLM failed while generating ({_kind_and_text(error.__cause__ or error)}); see its log"
             )
             failure.__cause__ = error
             self._end(generation, failure)
@@ -428,6 +429,6 @@ def _mixed(seed: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+def _kind_and_text(error: BaseException) -> str:
+    text = one_line(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.observers.layout import Glyphs, Row
-from rollcast.stream.observers.safe_text import is_safe, shorten, visible
+from rollcast.text import is_terminal_safe, shorten, visible
 
 __all__ = ["EventRows"]
 
@@ -66,7 +66,7 @@ class EventRows:
 
     def safe(self, row: Row) -> Row:
         """The row with every piece safe, whatever payload it was made of. What is safe already stays."""
-        if all(is_safe(text) for text, _ in row):
+        if all(is_terminal_safe(text) for text, _ in row):
             return row
         return [piece for text, style in row for piece in self.text(text, style)]
 

@@ -15,8 +15,8 @@ from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.stream.observers.alarm import Alarm
 from rollcast.stream.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.stream.observers.output import SharedOutput
-from rollcast.stream.observers.safe_text import json_safe
 from rollcast.stream.observers.waiting_lines import WaitingLines
+from rollcast.text import terminal_safe_json
 
 __all__ = ["JSONStreamObserver"]
 
@@ -161,7 +161,7 @@ class _Printed:
         if self._failure is not None and stream is self._of:
             return 0, self._failure
         with SharedOutput.of(stream) as output:
-            output.put(json_safe(data.decode()))
+            output.put(terminal_safe_json(data.decode()))
         self._of, self.unread = stream, output.unread
         self._failure, output.failure = output.failure, None
         return 0 if self._failure is not None else lines, self._failure

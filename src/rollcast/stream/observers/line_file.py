@@ -10,6 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from rollcast.errors import InputError
+from rollcast.lifetime import call_after_fork
 
 __all__ = ["LineFile", "cannot_open", "check_writable"]
 
@@ -232,8 +233,7 @@ def _after_fork() -> None:
     _locks.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+call_after_fork(_after_fork)
 
 
 def _ends_torn(fd: int) -> bool:

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
+from rollcast.lifetime import call_after_fork
+
 __all__ = ["SharedOutput"]
 
 _ERASE_BELOW = "\x1b[J"
@@ -249,5 +251,4 @@ def _after_fork() -> None:
 
 
 atexit.register(_leave_nothing_behind)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+call_after_fork(_after_fork)

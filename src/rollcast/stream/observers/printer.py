@@ -14,9 +14,9 @@ from rich.color import ColorSystem
 from rollcast.stream.observers.event_rows import EventRows
 from rollcast.stream.observers.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
 from rollcast.stream.observers.output import SharedOutput
-from rollcast.stream.observers.safe_text import shorten
 from rollcast.stream.observers.status import VisibleChain
 from rollcast.stream.observers.tags import style_tags
+from rollcast.text import shorten
 
 __all__ = ["LINE_CHARS", "Printer"]
 

@@ -13,7 +13,8 @@ from operator import attrgetter
 from typing import Protocol
 
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
-from rollcast.records.codec import encode_described, without_surrogates
+from rollcast.records.codec import encode_described
+from rollcast.text import escape_surrogates
 
 __all__ = ["LineSink", "WaitingLines"]
 
@@ -247,11 +248,11 @@ def _counts(event: StreamEvent) -> dict[str, int]:
 
 
 def _gap(key: Key, lost: _Span) -> StreamEvent:
-    source, run_id = map(without_surrogates, key)
+    source, run_id = map(escape_surrogates, key)
     data = {
         "from_seq": lost.from_seq,
         "to_seq": lost.to_seq,
-        "dropped": {without_surrogates(str(kind)): n for kind, n in lost.types.items()},
+        "dropped": {escape_surrogates(str(kind)): n for kind, n in lost.types.items()},
         "reason": lost.reason,
     }
     return StreamEvent(T.GAP, "", time.time(), data, run_id=run_id, source=source)
