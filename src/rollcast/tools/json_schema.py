@@ -198,7 +198,7 @@ def _found_in(pattern: str) -> Callable[[str], bool]:
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[SchemaMismatch]:  # noqa: ARG001  (jsonschema calls it so)
-    if isinstance(value, str) and not _found_in(pattern)(safe_text(value)):
+    if isinstance(value, str) and not _found_in(pattern)(well_formed(value)):
         yield SchemaMismatch(f"{value!r} does not match {pattern!r}")
 
 
