@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-vllm check bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak test-vllm check bench bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -31,6 +31,15 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# All but what is slow: within two minutes, for the time between two changes.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+# Campaigns of seeded fault schedules; `make test` plays a twentieth of them.
+SEEDS ?= 0:1000
+soak: $(VENV)/.dev
+	$(BIN)/python -m rollcast.testing.faults --seeds $(SEEDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,10 +2,43 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
+
+# What `make quick` leaves out: these take most of the time of all tests, and are run by `make test`.
+SLOW = (
+    "cli/test_files_and_pipes.py",
+    "cli/test_printed_commands.py",
+    "cli/test_train.py",
+    "cli/test_train_with_trl.py",
+    "models/hf/",
+    "models/test_trl_templates.py",
+    "scripts/",
+    "serve/test_fuzz.py",
+    "serve/test_hostile.py",
+    "serve/test_many.py",
+    "serve/test_restart.py",
+    "serve/test_slow.py",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_examples.py",
+    "testing/",
+    "train/",
+)
+SLOW_NAMES = ("test_the_cost_is_linear", "test_any_split", "test_any_cut", "test_nothing_is_raised_whatever")
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow."""
+    for item in items:
+        where = item.path.relative_to(HERE).as_posix()
+        if where.startswith(SLOW) or item.name.startswith(SLOW_NAMES):
+            item.add_marker(pytest.mark.slow)
+
 
 # How fast the machine is decides nothing: no deadline for an example, no complaint about slow drawing.
 settings.register_profile(

@@ -42,7 +42,7 @@ HEAVY = [
     "websockets",
     "typer",
     "jinja2",
-    "griffe",
+    "jsonschema",
     "prometheus_client",
     "opentelemetry",
 ]

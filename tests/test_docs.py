@@ -231,6 +231,19 @@ def test_the_command_line_pages_have_every_option(command, page):
     assert explained == offered
 
 
+def test_the_page_of_the_command_line_has_every_option_of_watch():
+    """It is told in a paragraph."""
+    from typer.main import get_command
+
+    from rollcast.cli.app import app
+
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    told = text[text.index("## Watching another program") : text.index("## An agent of your own")]
+    options = {name for option in get_command(app).commands["watch"].params for name in option.opts}
+    missing = [name for name in options if name.startswith("--") and f"`{name}" not in told]
+    assert not missing, missing
+
+
 def test_the_exceptions_are_explained():
     """The page of errors shows the tree that the code has."""
     page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")

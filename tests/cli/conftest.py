@@ -1,4 +1,5 @@
 import io
+import signal
 
 import pyte
 import pytest
@@ -50,3 +51,13 @@ def make_terminal(monkeypatch):
 @pytest.fixture(autouse=True)
 def blocking_calls_fail():
     """The command may block: it owns its event loop, and its panel is ended from within it."""
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_reaches_what_tests_start():
+    """Under `nohup` and in the background this process ignores SIGINT, and what it starts would too."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,6 +1,7 @@
 """What the commands do with files that cannot be written and pipes that nobody reads."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /
 def rollcast(*args, cwd, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     command = [sys.executable, "-m", "rollcast", *map(str, args)]
-    return subprocess.run(command, text=True, timeout=100, cwd=cwd, env=ENV, check=False, **options)
+    return subprocess.run(command, text=True, cwd=cwd, env=ENV, check=False, **options)
 
 
 def first_line(*args, cwd):
@@ -33,7 +34,7 @@ def first_line(*args, cwd):
         line = process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        return line, errors, process.wait(timeout=100)
+        return line, errors, process.wait()
 
 
 @pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])
@@ -155,3 +156,100 @@ def test_every_line_that_a_chain_wrote_is_a_line_of_the_pipe(tmp_path):
     assert written
     assert written <= printed
     assert all(len(line) > 1 for line in done.stdout.splitlines() if line)
+
+
+def redirected(*args, to, cwd, **options):
+    """As a shell runs `rollcast … TO`."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    command = ["sh", "-c", f'exec "$0" -m rollcast "$@" {to}', sys.executable, *map(str, args)]
+    return subprocess.run(command, text=True, timeout=100, cwd=cwd, env=ENV, check=False, **options)
+
+
+@pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])
+def test_a_closed_standard_output_is_one_warning(tmp_path, command):
+    """`>&-`: the run goes on, and its log takes nobody's place."""
+    done = redirected(*command, "--json", "log.jsonl", to=">&-", cwd=tmp_path)
+    (warning,) = done.stderr.splitlines()
+    assert "the output cannot be written" in warning
+    assert done.returncode == 0
+    check_events([decode(line) for line in (tmp_path / "log.jsonl").read_bytes().splitlines()])
+
+
+def test_a_run_whose_outputs_are_both_closed_writes_its_log(tmp_path):
+    """`>&- 2>&-`: nobody is told, and nothing but events stands in the log."""
+    done = redirected(*RUN, "--json", "log.jsonl", to=">&- 2>&- <&-", cwd=tmp_path)
+    assert done.returncode == 0
+    check_events([decode(line) for line in (tmp_path / "log.jsonl").read_bytes().splitlines()])
+
+
+def test_lines_to_a_closed_standard_output_are_told_as_missing(tmp_path):
+    """`--json - >&-` says how many events could not be written."""
+    done = redirected(*RUN, "--json", "-", to=">&-", cwd=tmp_path)
+    assert "events could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("to", [">&-", pytest.param("> /dev/full", marks=full)])
+@pytest.mark.parametrize(
+    "command", [("--help",), ("run", "--help"), ("--version",), ("watch", "localhost:1")]
+)
+def test_what_cannot_be_printed_is_one_sentence(tmp_path, command, to):
+    """Help and version too, which the runs' output has no part in."""
+    done = redirected(*command, to=to, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["out.jsonl", pytest.param("/dev/stdout", marks=proc)])
+def test_a_log_that_is_the_standard_output_has_every_line(tmp_path, place):
+    """Two writers in one file, each at a place of its own, would overwrite each other's lines."""
+    done = redirected(*RUN, "--json", place, to="> out.jsonl", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "completed: " in done.stderr
+    check_events([decode(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+def test_a_named_pipe_whose_reader_left_does_not_hold_the_program(tmp_path):
+    """The first reader is waited for; that nobody comes after him is a failure like a full disk."""
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "rollcast", *RUN, "--json", "pipe", "--questions", "8", "--chains", "16"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, cwd=tmp_path, env=ENV) as process:
+        with (tmp_path / "pipe").open() as reader:
+            assert decode(reader.readline()).event_type == "run_start"
+        out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert "events could not be written: Broken pipe" in out
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_job_in_the_background_is_not_ended_by_the_ctrl_c_of_another(tmp_path):
+    """A shell starts it with SIGINT ignored; SIGTERM still ends it properly."""
+    command = [sys.executable, "-m", "rollcast", *RUN, "--pace", "0.02", "--json", "log.jsonl"]
+    shell = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', *command]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=ENV) as process:
+        assert any("chain_" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes always wait there")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path, unbuffered):
+    """Some parents leave their pipes so; one write here has more than such a pipe takes at once."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "rollcast", *RUN, "--json", "-", "--questions", "20", "--chains", "8"]
+    env = ENV | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, env=env) as process:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as reader:
+            events = [decode(line) for line in reader]
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert b"not complete" not in errors
+    check_events(events)
+    assert events[-1].event_type == "run_end"

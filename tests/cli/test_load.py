@@ -136,17 +136,17 @@ def test_rows_may_hold_what_pythons_writer_gives_for_nan(project):
     ("name", "data", "says"),
     [
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 5}\n', r"a.jsonl:2\['prompt'\] is int; expected text"),
-        ("a.jsonl", b'{"prompt": "x"}\n[1]\n', "a.jsonl:2 is no row: .*found list"),
+        ("a.jsonl", b'{"prompt": "x"}\n[1]\n', "a.jsonl:2 is not a row: .*found list"),
         (
             "a.jsonl",
             b'{"messages": [{"role": "usr", "content": "x"}]}\n',
             r"a.jsonl:1\['messages'\]\[0\] has role 'usr'",
         ),
-        ("a.jsonl", b'{"messages": [], "prompt": "x"}\n', "a.jsonl:1 is no row: .*one of them"),
-        ("a.json", b'[{"prompt": "x"}, 5]', r"a.json:1\[1\] is no row: .*found int"),
+        ("a.jsonl", b'{"messages": [], "prompt": "x"}\n', "a.jsonl:1 is not a row: .*one of them"),
+        ("a.json", b'[{"prompt": "x"}, 5]', r"a.json:1\[1\] is not a row: .*found int"),
         ("a.json", b'[{"prompt": "x"},', "a.json is not JSON: "),
         ("a.json", b"[]", "a.json has no rows"),
-        ("a.json", b'"text"', "a.json:1 is no row: .*found str"),
+        ("a.json", b'"text"', "a.json:1 is not a row: .*found str"),
         ("a.csv", b"prompt,answer\nx,1\n", r"a.csv is not JSON; .*datasets.load_dataset\(…\).to_json"),
         ("a", b"PAR1....", "a is not JSON; .*datasets"),
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "a.jsonl is not JSON; .*in UTF-8"),
@@ -163,7 +163,7 @@ def test_what_is_no_row_is_named_with_its_place(project, name, data, says):
 def command(*args, cwd):
     return subprocess.run(
         [sys.executable, "-m", "rollcast", "run", *map(str, args)],
-        capture_output=True, text=True, timeout=100, cwd=cwd, env=ENV, check=False,
+        capture_output=True, text=True, cwd=cwd, env=ENV, check=False,
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def environment(path=os.defpath):
 
 def call(place, *args, env=None):
     return subprocess.run(
-        args, cwd=place, env=env or environment(), capture_output=True, text=True, timeout=100, check=False
+        args, cwd=place, env=env or environment(), capture_output=True, text=True, check=False
     )
 
 

@@ -86,6 +86,12 @@ async def test_the_totals_break_between_facts():
     assert " ".join(lines) == text(totals_rows(result, None))[0]
 
 
+async def test_one_chain_is_no_plural():
+    """As the console counts it."""
+    result, _ = await played([("1+1", 2)], chains=1)
+    assert text(totals_rows(result, None))[0].startswith("completed: 1 chain (1 answered), ")
+
+
 async def test_rewards_of_many_chains_are_counted():
     """Sixty-four numbers say less than two with their counts."""
     rewards = iter([1.0] * 40 + [0.0] * 24)

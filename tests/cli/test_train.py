@@ -29,7 +29,6 @@ def rollcast(*args, cwd, without=()):
         [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=100,
         cwd=cwd,
         env=ENV,
         check=False,
@@ -141,7 +140,7 @@ def test_a_signal_ends_it_after_the_step_and_keeps_what_was_learned(tmp_path, nu
     with training(tmp_path, "--minutes", "30", *SMALL) as process:
         until(process, "step 2 ")
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate()
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert "interrupted: " in rest
@@ -168,7 +167,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
         process.send_signal(signal.SIGINT)
         until(process, "finishing this step")
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "step 1" not in rest

@@ -76,7 +76,7 @@ def test_what_the_trainer_gets_has_the_trainers_names():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("step = 5", "has the key 'step', which is no option; did you mean 'steps'?"),
+        ("step = 5", "has the key 'step', which is not an option; did you mean 'steps'?"),
         ("eval_evry = 5", "did you mean 'eval-every'?"),
         ("zzzz = 5", "the options are: task, agent"),
         ('steps = "ten"', "steps is 'ten'; expected a whole number"),
@@ -86,7 +86,7 @@ def test_what_the_trainer_gets_has_the_trainers_names():
         ("resume = 1", "resume is 1; expected true or false"),
         ("steps = 5\nminutes = 1", "steps and minutes are both given"),
         ("eval-every = 5\neval_every = 1", "'eval_every' twice"),
-        ("steps =", "is no TOML"),
+        ("steps =", "is not TOML"),
         ('trainer = "other"', "trainer is 'other'; expected embedded or trl"),
         ("show = -1", "show is -1"),
         ('out = "a\\u0000b"', "expected text without a null character"),

@@ -15,6 +15,7 @@ from rollcast import (
     StreamingManager,
     reward,
 )
+from rollcast.records import check_events
 from rollcast.stream import StreamObserver
 from rollcast.testing import ScriptedBackend, capture_events
 
@@ -148,6 +149,7 @@ async def test_a_filter_that_fails_lets_nothing_pass_and_breaks_nothing(caplog):
     assert caplog.text.count("Traceback") == 1
     assert f"failed on its filter: 'x' {line_of(fails)}" in caplog.text
     assert len(capture.of("chain_end")) == 3
+    check_events(capture.events)  # the failure is told outside of a run that has not begun
     await agent.aclose()
 
 

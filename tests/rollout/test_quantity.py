@@ -43,6 +43,21 @@ from rollcast.testing import ScriptedBackend, capture_events
         (np.str_("4"), ["4"], ["5"]),
         (decimal.Decimal("0.1"), ["0.1", "1/10"], ["1"]),
         (fractions.Fraction(1, 3), ["1/3", "0.33333333"], ["3"]),
+        ("-$5", ["It is -$5.", "$-5", "-\\$5"], ["$5"]),
+        ("-1/2", ["\\frac{-1}{2}", "-½", "1/-2", "−1/2", "–1/2"], ["1/2", "2"]),
+        ("1½", ["1.5", "1 1/2", "1½"], ["1", "1/2"]),
+        ("50％", ["50%", "50％", "１/２"], ["50"]),
+        ("1/2%", ["0.5%", "0.005"], ["1/2", "2"]),
+        ("\\frac{1.5}{2}", ["0.75"], ["2"]),
+        ("\\left(1, 2\\right)", ["(1, 2)", "\\left[ 1, 2 \\right]"], ["2"]),
+        ("(1/2, 50%)", ["(0.5, 0.5)", "(1/2,1/2)"], ["(1, 2)", "50%", "0.5"]),
+        ("\\[7\\]", ["7"], ["8"]),
+        ("6\\times10^{3}", ["6 × 10^3", "6000", "6*10**3", "6e3"], ["3", "10", "6"]),
+        (2, ["x_2 = 2"], ["\\frac{\\sqrt{3}}{2}", "\\sqrt{2}", "x^2", "4x^{2}", "3**2", "{1, 2}", "\\{1, 2\\}", "(1, 1/2)", "1.1.2", "2024-05-02", "1/2%"]),
+        (0, ["0"], ["1 000".replace(" ", "\u202f"), "1'000", "1_000"]),
+        (1000, ["1'000", "1_000", "1\u00a0000"], ["1"]),
+        (90, ["90^\\circ", "90^{\\circ}", "90°"], ["x^90"]),
+        ("9" * 400 + ".5", ["9" * 400 + ".5"], ["8" * 400 + ".5"]),
     ],
     ids=repr,
 )  # fmt: skip
@@ -86,6 +101,41 @@ NOT_NUMBERS = [
     b"4",
     np.zeros(2),
 ]
+
+
+def test_numbers_of_any_length_are_compared():
+    """More digits than Python itself writes, in either."""
+    assert numeric_match("1" + "0" * 5000, 10**5000) == 1.0
+    assert numeric_match("1" + "0" * 4999 + "1", 10**5000) == 0.0
+
+
+def test_a_check_that_fails_is_told_with_its_row_and_place():
+    """An exception other than a ValueError is a failure of the user's code, not of the row."""
+
+    def check(row):
+        return row["colour"]
+
+    agent = BaseAgent(
+        "m", backend=ScriptedBackend("4"), reward=reward(lambda answer: 1.0, name="mine", check=check)
+    )
+    with pytest.raises(
+        RewardDefinitionError,
+        match=r"^the check of reward 'mine' failed for row 0: KeyError: 'colour' \(test_quantity.py:\d+\); expected",
+    ):
+        agent.run(1, [{"prompt": "one", "answer": 4}])
+
+
+@pytest.mark.parametrize(
+    "answer", [10**5000, decimal.Decimal("sNaN"), -(10**5000)], ids=["huge", "sNaN", "-huge"]
+)
+def test_exact_match_refuses_a_number_that_cannot_be_written(answer):
+    """In a sentence, whatever Python says of it."""
+    agent = BaseAgent("m", backend=ScriptedBackend("4"), reward=exact_match)
+    with pytest.raises(
+        RewardDefinitionError,
+        match=r"reward 'exact_match' cannot use row 0: the answer (has|is) .*; expected",
+    ):
+        agent.run(1, [{"prompt": "one", "answer": answer}])
 
 
 @pytest.mark.parametrize("answer", NOT_NUMBERS, ids=repr)
@@ -152,7 +202,30 @@ def test_any_text_can_be_read(text):
     assert numeric_match(text, text) == 1.0, quantity
 
 
-@pytest.mark.parametrize("piece", ["1 ", "1,", "(", "1/", "(1, ", "\\frac{1", "1:", "9", "-", " ", "1 1/"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "1 ",
+        "1,",
+        "(",
+        "1/",
+        "(1, ",
+        "\\frac{1",
+        "1:",
+        "9",
+        "-",
+        " ",
+        "1 1/",
+        "\\sqrt{",
+        "\\frac{{",
+        "2^",
+        "2^{",
+        "{1, ",
+        "1.000",
+        "3 x 10^",
+        "½",
+    ],
+)
 def test_a_long_response_is_read_in_linear_time(piece):
     """Whatever a model repeats: twice the text is not four times the work."""
     last_quantity(piece * 50_000)

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollcast import BaseAgent
 from rollcast.errors import RewardDefinitionError, RewardError
 from rollcast.records import Trajectory
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.reward import Reward, as_reward, exact_match, numeric_match, reward
+from rollcast.testing import ScriptedBackend
 
 
 def _trajectory(response="", **row):
@@ -306,7 +308,7 @@ def test_the_taught_form_is_right(number):
     assert numeric_match(f"The answer is {number + 1}.", number) == 0.0
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(2), GeneratorExit()], ids=repr)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_a_reward_that_raises_what_stops_a_program_fails_alone(error, kind):
     """KeyboardInterrupt of the reward's own is a RewardError, not the end of the run."""
@@ -320,3 +322,17 @@ async def test_a_reward_that_raises_what_stops_a_program_fails_alone(error, kind
     made = reward(sync if kind == "sync" else asynchronous)
     with pytest.raises(RewardError, match=f"raised {type(error).__name__}"):
         await made.score(Trajectory("run", "chain_0", "group_0", 0), ChainContext())
+
+
+async def test_fields_that_are_no_names_are_left_out():
+    """`**fields` takes what can be given by name, and a row may have other keys."""
+    agent = BaseAgent(backend=ScriptedBackend("Done."), reward=lambda **fields: len(fields))
+    result = await agent.run_async(1, [{"prompt": "one", 5: 1, "a": 2, None: 3}])
+    assert result["chain_0"].reward == 1.0
+
+
+def test_the_fields_of_a_row_are_told_whatever_they_are():
+    """Names that are no text, too."""
+    agent = BaseAgent(backend=ScriptedBackend("Done."), reward=lambda answer: answer)
+    with pytest.raises(RewardDefinitionError, match=r"which no row has \(fields of the rows: 5, None, a\)"):
+        agent.run(1, [{"prompt": "one", 5: 1, "a": 2, None: 3}])

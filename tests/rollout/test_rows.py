@@ -27,6 +27,14 @@ def datasets_dataset():
     return pytest.importorskip("datasets").Dataset.from_list(ROWS)
 
 
+def dataset_of_tables():
+    return datasets_dataset().with_format("pandas")
+
+
+def dataset_of_arrow_tables():
+    return datasets_dataset().with_format("arrow")
+
+
 def pandas_table():
     return pytest.importorskip("pandas").DataFrame(ROWS)
 
@@ -41,7 +49,16 @@ def numpy_array():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "rows", [datasets_dataset, pandas_table, arrow_table, numpy_array, lambda: tuple(ROWS)]
+    "rows",
+    [
+        datasets_dataset,
+        dataset_of_tables,
+        dataset_of_arrow_tables,
+        pandas_table,
+        arrow_table,
+        numpy_array,
+        lambda: tuple(ROWS),
+    ],
 )
 def test_a_table_of_any_library_is_its_rows(rows):
     """A dataset, a frame, an array and a tuple give the same conversations and fields."""
@@ -72,6 +89,12 @@ def test_a_row_is_a_conversation_and_fields(given, messages, fields):
     assert type(row.messages[0]["content"]) is str
 
 
+def test_one_row_of_a_table_is_a_row():
+    """`table.iloc[0]` is a Series, whose values alone would say nothing."""
+    (row,) = as_rows(pandas_table().iloc[0])
+    assert (row.messages[0]["content"], row.fields) == ("one", {"answer": 1})
+
+
 class Splits(dict):
     """As datasets' DatasetDict."""
 
@@ -90,7 +113,12 @@ class Split:
             r"neither 'messages' nor 'prompt' \(its fields: question, answer\)",
         ),
         ([{"prompt": 5}], r"start_messages\[0\]\['prompt'\] is int; expected text"),
-        ([{"prompt": None}], r"start_messages\[0\] is no row"),
+        ([{"prompt": None}], r"start_messages\[0\] is not a row"),
+        (
+            {"prompt": ["one", "two"]},
+            r"\['prompt'\] is a list of 2 prompts; expected one for each row: .*select",
+        ),
+        ({"prompt": [HELLO, HELLO, HELLO]}, r"\['prompt'\] is a list of 3 prompts"),
         ({"question": "q"}, "start_messages is dict; expected"),
         ((item for item in ROWS), "start_messages is generator; expected"),
         (5, "start_messages is int; expected"),

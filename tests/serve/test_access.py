@@ -144,10 +144,10 @@ def test_a_url_narrows_the_plain_feed():
 
 
 def test_a_url_that_says_something_else_is_refused():
-    """Unknown fields and types, and tokens above all."""
+    """Unknown fields and types; a token is refused before, at every path."""
     with pytest.raises(FilterError, match="has no field 'chains'; its fields are chain, group, run, type"):
         filter_of_query("chains=chain_0")
     with pytest.raises(FilterError, match="no event type"):
         filter_of_query("type=shout")
-    with pytest.raises(InputError, match="does not belong in a URL"):
+    with pytest.raises(FilterError, match="has no field 'token'"):
         filter_of_query("token=secret")

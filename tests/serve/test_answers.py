@@ -10,7 +10,7 @@ import pytest
 from rollcast.cli.serving import watching
 from rollcast.records import StreamEvent
 from rollcast.serve import answers
-from rollcast.serve.answers import BURST, MetricsPage, Turns
+from rollcast.serve.answers import BURST, MetricsPage, Turns, asker_at
 from rollcast.stream.observers import PrometheusStreamObserver
 
 
@@ -79,6 +79,54 @@ def test_each_page_has_its_own_turns(clock):
     assert turns.wait_s("/healthz") == 0
 
 
+def test_each_address_has_its_own_turns(clock):
+    """Who hammers a page keeps no health check of another machine waiting; a /64 is one machine."""
+    turns = Turns(clock)
+    for i in range(100):
+        turns.wait_s("/healthz", asker_at(f"2001:db8::{i:x}"))
+    assert turns.wait_s("/healthz", asker_at("2001:db8::ffff")) > 1
+    for other in ("2001:db8:0:1::1", "192.0.2.1", "fe80::1%eth0"):
+        assert turns.wait_s("/healthz", asker_at(other)) == 0
+    assert asker_at("::ffff:192.0.2.1") == asker_at("192.0.2.1")
+
+
+def test_the_turns_of_a_million_addresses_are_bounded(clock):
+    """Newcomers share theirs; those who have not asked for a while are forgotten."""
+    turns = Turns(clock)
+    for i in range(5000):
+        turns.wait_s("/healthz", f"host {i}")
+    assert len(turns._free_at) <= answers.MOST_ASKERS + 1
+    assert turns.wait_s("/healthz", "host 1") == 0
+    assert turns.wait_s("/healthz", "host 5001") > 1
+    clock.now += 10
+    assert turns.wait_s("/healthz", "host 5002") == 0
+    assert len(turns._free_at) < 10
+
+
+def test_who_came_too_late_took_no_turn(clock):
+    """However many were turned away, a second later there is a turn again."""
+    turns = Turns(clock)
+    for _ in range(1000):
+        turns.wait_s("/metrics")
+    clock.now += 1
+    assert turns.wait_s("/metrics") <= 0.1
+
+
+async def test_who_may_not_ask_takes_no_turn_of_those_who_may(stage, clock, renders):
+    """Without the token nobody keeps the one who has it from the figures."""
+    server = await stage.serve(token="secret")
+    server._turns = turns = Turns(clock)
+    for _ in range(BURST):
+        turns.wait_s("", "127.0.0.1")
+    async with aiohttp.ClientSession() as session:
+        status, _, _ = await got(session, http(server) + "/metrics")
+        assert status == 401
+        bearer = {"Authorization": "Bearer secret"}
+        async with session.get(http(server) + "/metrics", headers=bearer) as response:
+            assert response.status == 200
+    assert turns.wait_s("/metrics", "127.0.0.1") == 0
+
+
 async def test_who_leaves_gives_the_turn_back(clock):
     """Those who are gone keep nobody waiting."""
     turns = Turns(clock)
@@ -121,6 +169,7 @@ async def test_beyond_a_seconds_wait_it_is_429(stage, clock, renders, path):
     """With the time to come back after; the others have their answers, and watchers come in meanwhile."""
     server = await stage.serve()
     server._turns = Turns(clock)  # whose time stands still: nobody's turn comes nearer
+    server._metrics = MetricsPage(clock)
     async with aiohttp.ClientSession() as session:
         asked = [asyncio.create_task(got(session, http(server) + path)) for _ in range(BURST + 13)]
         async with session.ws_connect(server.url):
@@ -141,7 +190,7 @@ async def test_refusals_have_turns_too_but_stay_what_they_are(stage, clock):
     server = await stage.serve()
     server._turns = turns = Turns(clock)
     for _ in range(BURST + 11):
-        turns.wait_s("")
+        turns.wait_s("", "127.0.0.1")
     async with aiohttp.ClientSession() as session:
         status, _, _ = await got(session, http(server) + "/nothing")
     assert status == 404
@@ -151,7 +200,7 @@ async def test_without_the_package_a_comment_says_which_extra_to_install(stage, 
     """A page without metrics, in the format of metrics."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     server = await stage.serve()
-    with serving_again(server, stage):
+    with watching_again(server, stage):
         async with aiohttp.ClientSession() as session:
             status, headers, text = await got(session, http(server) + "/metrics")
     assert status == 200
@@ -168,7 +217,7 @@ async def test_without_an_observer_a_comment_says_what_to_add(stage):
     assert text.endswith("add a PrometheusStreamObserver to the agent's streaming_manager.\n")
 
 
-def serving_again(server, stage):
+def watching_again(server, stage):
     stage.manager.remove_observer(server.get_observer())
     return watching(server, stage.manager)
 
@@ -176,7 +225,7 @@ def serving_again(server, stage):
 async def test_who_serves_is_measured(stage):
     """`--serve` adds the observer: the run's figures are there, and the training's."""
     server = await stage.serve()
-    with serving_again(server, stage):
+    with watching_again(server, stage):
         async with stage.manager.run() as run:
             with run.chain() as chain, chain.generation() as generation:
                 generation.chunk("a", [1])
@@ -196,11 +245,11 @@ async def test_an_agent_with_an_observer_of_its_own_keeps_it(stage):
     server = await stage.serve()
     own = PrometheusStreamObserver()
     try:
-        with serving_again(server, stage):
+        with watching_again(server, stage):
             assert [type(o) for o in stage.manager.observers] == [type(server.get_observer())]
     finally:
         own.unregister()
     for _ in range(2):
-        with serving_again(server, stage):
+        with watching_again(server, stage):
             (metrics,) = (o for o in stage.manager.observers if isinstance(o, PrometheusStreamObserver))
         stage.manager.remove_observer(metrics)

@@ -106,7 +106,9 @@ async def test_a_server_that_is_none_of_ours_is_said():
     """It speaks WebSocket, and nothing that we know."""
     async with pretender(lambda socket: socket.wait_closed(), subprotocols=None) as url:
         for ask in (WebSocketStreamingClient(url).connect, lambda: WebSocketStreamingClient(url).cancel("r")):
-            with pytest.raises(RefusedError, match=r"is no Rollcast server: it does not speak rollcast\.v1"):
+            with pytest.raises(
+                RefusedError, match=r"is not a Rollcast server: it does not speak rollcast\.v1"
+            ):
                 await ask()
 
 
@@ -170,7 +172,7 @@ async def test_a_client_can_be_cancelled_while_it_connects():
 )  # fmt: skip
 def test_what_only_looks_like_an_address_is_said(url):
     """Before anything is tried, and in one sentence."""
-    with pytest.raises(InputError, match="is no WebSocket address") as caught:
+    with pytest.raises(InputError, match="is not a WebSocket address") as caught:
         WebSocketStreamingClient(url)
     assert str(caught.value).isprintable()
 

@@ -262,7 +262,7 @@ async def test_it_cancels(stage):
 def test_what_is_no_address_is_said():
     """Before anything is tried."""
     for url in ("http://localhost:1", "localhost:8765", "ws://", ""):
-        with pytest.raises(InputError, match="is no WebSocket address"):
+        with pytest.raises(InputError, match="is not a WebSocket address"):
             WebSocketStreamingClient(url)
     with pytest.raises(FilterError, match="union"):
         WebSocketStreamingClient("ws://x", filter=EventFilter(chains="a") | EventFilter(types="reward"))

@@ -247,6 +247,7 @@ async def test_a_foreign_page_is_told_its_origin_and_the_option(stage, origin, p
         ("https://LAB.example:443", "https://lab.example"),
         ("http://localhost:3000", "http://localhost:3000"),
         ("vscode-webview://abc", "vscode-webview://abc"),
+        ("https://Bücher.example:8443", "https://xn--bcher-kva.example:8443"),
     ],
 )
 async def test_an_origin_that_was_named_may_connect(stage, given, origin):

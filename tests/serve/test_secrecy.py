@@ -1,5 +1,6 @@
 """Credentials stay where they belong: no other origin gets them, and nothing repeats them."""
 
+import asyncio
 import contextlib
 import logging
 
@@ -90,8 +91,9 @@ async def test_a_redirect_does_not_take_tls_away(authority, localhost_pair):
     assert thief.requests == thief.messages == []
 
 
+@pytest.mark.parametrize("user", ["", "user:password@"])
 @pytest.mark.parametrize("absolute", [True, False])
-async def test_a_redirect_within_the_origin_is_followed(absolute):
+async def test_a_redirect_within_the_origin_is_followed(absolute, user):
     """As an ingress sends on from a path to another; the token is said there."""
     thief, seen, here = Thief(), [], []
 
@@ -102,7 +104,7 @@ async def test_a_redirect_within_the_origin_is_followed(absolute):
 
     async with listening(thief.handle, process_request=redirecting(302, location, seen)) as port:
         here.append(port)
-        client = WebSocketStreamingClient(f"ws://127.0.0.1:{port}/here", token=SECRET)
+        client = WebSocketStreamingClient(f"ws://{user}127.0.0.1:{port}/here", token=SECRET)
         await client.connect()
         await client.aclose()
     assert seen == ["/here", "/there/"]
@@ -195,6 +197,34 @@ async def test_nothing_secret_reaches_a_log_however_verbose(stage, say, read, ca
     assert "Basic " not in caplog.text
 
 
+REQUEST_LINE, HOST = b"GET /metrics HTTP/1.1\r\n", b"Host: 127.0.0.1\r\n"
+BROKEN = {
+    "a line of four words": f"GET /?token={SECRET} HTTP/1.1 x\r\n".encode() + HOST,
+    "a folded header": REQUEST_LINE + HOST + f"Authorization: Bearer\r\n {SECRET}\r\n".encode(),
+    "a header without a colon": REQUEST_LINE + HOST + f"Authorization Bearer {SECRET}\r\n".encode(),
+    "a NUL": REQUEST_LINE + HOST + f"Authorization: Bearer {SECRET}\0\r\n".encode(),
+    "a header of one's own": REQUEST_LINE + HOST + f"X-Api-Key: {SECRET}\r\n".encode(),
+    "a subprotocol": REQUEST_LINE + HOST + f"Sec-WebSocket-Protocol: bearer.{SECRET}\r\n".encode(),
+    "an address": f"GET http://user:{SECRET}@127.0.0.1/metrics HTTP/1.1\r\n".encode() + HOST,
+    "many fields": f"GET /healthz?{'a&' * 300}token={SECRET} HTTP/1.1\r\n".encode() + HOST,
+}
+
+
+@pytest.mark.parametrize("request_bytes", BROKEN.values(), ids=BROKEN)
+async def test_a_request_that_is_wrong_leaves_no_secret_in_a_log(stage, caplog, request_bytes):
+    """What is wrong with it is told by the kind of the error, not by its text."""
+    caplog.set_level(logging.DEBUG)
+    server = await stage.serve(token="another")
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request_bytes + b"\r\n")
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    assert b"200 OK" not in answer
+    assert SECRET.encode() not in answer
+    assert SECRET not in caplog.text
+
+
 def test_no_repr_has_a_secret():
     """Tracebacks with local variables, and debuggers, show them."""
     session = Session(lambda _: "wrong", ServerSettings().limits, hello_s=1, heartbeat_s=1, clock=lambda: 0.0,
@@ -251,7 +281,8 @@ def test_other_libraries_words_are_shown_without_secrets():
 
 def test_a_token_in_an_address_is_found():
     """In a query or a fragment, in any case, whatever stands beside it."""
-    for url in ("ws://h/?token=", "ws://h/?a=b&Token=c", "ws://h/#access_token=x", "/?token=x"):
+    for url in ("ws://h/?token=", "ws://h/?a=b&Token=c", "ws://h/#access_token=x", "/?token=x", "/?%74oken=x", "h;token=x",
+                "/?" + "a&" * 300 + "token=x"):  # fmt: skip
         assert has_token(url)
     for url in ("ws://h/", "ws://h/token", "ws://token/", "ws://h/?chain=token", "ws://h/#x"):
         assert not has_token(url)

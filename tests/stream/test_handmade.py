@@ -280,10 +280,18 @@ def other(**fields):
         (chunk(content="x", token_ids=5), "data.token_ids is wrong: expected `array`, got `int`"),
         (chunk(content="x", token_ids=["a"]), r"data.token_ids\[0\] is wrong"),
         (chunk(content="x", token_ids=[1], logprobs=[]), "data.logprobs has 0 for 1 token ids"),
-        (chunk(content="x", logprobs=[math.nan], token_ids=[1]), r"data.logprobs\[0\] is wrong"),
+        (chunk(content="x", logprobs=[math.nan], token_ids=[1]), r"data.logprobs\[0\] is NaN; expected"),
         (chunk(content="x", offset="0"), "data.offset is wrong"),
         (chunk(content=RING), "data.content is wrong"),
-        (StreamEvent(T.REWARD, "c", 0.0, {"reward": math.nan}), "data.reward is wrong"),
+        (
+            StreamEvent(T.REWARD, "c", 0.0, {"reward": math.nan}),
+            "data.reward is NaN; expected a finite number",
+        ),
+        (
+            chunk(content="x", token_ids=[1], logprobs=[-math.inf]),
+            r"data.logprobs\[0\] is -Infinity; expected a finite number",
+        ),
+        (StreamEvent(T.LLM_GENERATION_CHUNK, "", 0.0, {"content": "a"}), "chain_id is empty; expected"),
         (StreamEvent(T.TOOL_CALL_END, "c", 0.0, {}), "data.tool_name is missing"),
         (StreamEvent(T.CHAIN_END, "c", 0.0, {"finish_reason": "done"}), "data.finish_reason is wrong"),
         (StreamEvent(T.RUN_END, "", 0.0, None), "data.status is missing"),
@@ -299,7 +307,7 @@ async def test_what_cannot_be_accepted_is_told_once_with_its_field(event, names,
         assert got == []
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        assert "is no sound StreamEvent and is dropped: " in record.getMessage()
+        assert "is not a valid StreamEvent and is dropped: " in record.getMessage()
         assert list(manager.totals().refused.values()) == [50]
         await manager.aclose()
     assert len(caplog.records) == 2

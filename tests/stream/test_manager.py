@@ -501,7 +501,7 @@ async def test_garbage_emitted_by_hand_is_dropped_and_named(garbage, caplog):
         manager.emit(garbage)
         await manager.drain()
     assert capture.events == []
-    assert "no sound StreamEvent" in caplog.text
+    assert "not a valid StreamEvent" in caplog.text
 
 
 async def test_a_filter_that_matched_no_chain_is_named(caplog):

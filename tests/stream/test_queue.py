@@ -97,3 +97,36 @@ def test_what_is_put_back_behind_a_gap_is_in_the_gap():
     (told,) = queue.take_nowait(())
     assert (told.data["from_seq"], told.data["to_seq"]) == (0, 3)
     assert told.data["dropped"] == {"reward": 1, "llm_generation_chunk": 1, "error": 1}
+
+
+def run_end(seq):
+    return event(T.RUN_END, seq, None, "", status="completed")
+
+
+def test_the_end_of_a_run_comes_after_the_gap():
+    """Nothing else would tell that it ended: whether it was the last to be queued, or came later, or was put back."""
+    error = event(T.ERROR, 3, error="x" * 5_000, error_type="", where="")
+    for events in ([chunk(1, "a"), error, run_end(4)], [chunk(1, "a"), run_end(4), error]):
+        queue = EventQueue("somebody", 2_000)
+        put(queue, *events)
+        told, ended = queue.take(())
+        assert told.event_type is T.GAP
+        assert ended == run_end(4)
+        assert T.RUN_END not in told.data["dropped"]
+    queue = EventQueue("somebody", 2_000)
+    put(queue, chunk(1, "a"), run_end(4))
+    taken = queue.take(())
+    put(queue, error)
+    queue.put_back(taken)
+    assert [e.event_type for e in queue.take(())] == [T.GAP, T.RUN_END]
+
+
+def test_ends_of_runs_are_bounded_as_all_else():
+    """A flood of runs without a reader: what does not fit is in the gap, and none is lost in silence."""
+    queue = EventQueue("somebody", 50_000)
+    put(queue, event(T.ERROR, 0, error="x" * 90_000, error_type="", where=""))
+    put(queue, *(run_end(i) for i in range(1, 2_001)))
+    assert queue.bytes <= queue.limit
+    told, *ended = queue.take(())
+    assert 0 < len(ended) < 2_000
+    assert told.data["dropped"]["run_end"] + len(ended) == 2_000

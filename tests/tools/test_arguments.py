@@ -194,3 +194,14 @@ async def test_a_wrong_bare_value_is_named():
 
     result = await square.invoke("three")
     assert result.observation.startswith("error: the argument 'number' of square: should be a valid integer")
+
+
+async def test_a_text_that_breaks_a_rule_is_told_as_text():
+    """`24` for a text of four digits is too short; it is not a number in a wrong place."""
+
+    @tool
+    def find(year: Annotated[str, Field(min_length=4)]) -> str:
+        """Find."""
+        return year
+
+    assert "at least 4 characters, found '24'" in (await find.invoke({"year": "24"})).observation

@@ -747,6 +747,7 @@ c(
     days : int
         how far ahead
     """,
+    "Get the weather.\n\nEither of them is given, or both are.",
 )
 c(
     "names in a text",
@@ -770,6 +771,149 @@ c(
     """,
     texts={"_city": "where", "days_": "how far"},
     names=["_city", "days_"],
+)
+c(
+    "markdown_bold",
+    """Get the weather.
+
+    **Arguments**
+
+    - **city** (*str*): where to look, in any spelling
+    - **days** (*int*, optional): how far ahead
+
+    **Returns**
+
+    - a list of sentences about it
+    """,
+)
+c(
+    "markdown_headings",
+    """Get the weather.
+
+    ## Args
+    * `city` (str): where to look, in any spelling
+    * `days`: how far ahead
+
+    ## Returns
+    A list of sentences.
+    """,
+)
+c(
+    "example_in_a_fence",
+    """Get the weather.
+
+    Args:
+        city (`str`):
+            where to look,
+            in any spelling
+        days (`int`, *optional*, defaults to 5):
+            how far ahead
+
+    Example:
+
+    ```python
+    >>> weather("Oslo")
+    ```
+    """,
+)
+c(
+    "numpy_args_and_kwargs",
+    """Get the weather.
+
+    Parameters
+    ----------
+    city : str
+        where to look, in any spelling
+    days : int
+        how far ahead
+    *args
+        the rest
+    **kwargs : dict, optional
+        more
+    """,
+)
+c(
+    "consolidated_fields",
+    """Get the weather.
+
+    :Parameters:
+      - `city` (str): where to look, in any spelling
+      - `days`: how far ahead
+    :Returns:
+      A sentence.
+    """,
+)
+c(
+    "full_width_colon",
+    """Get the weather.
+
+    Args：
+        city： where to look, in any spelling
+        days： how far ahead
+    Returns：
+        A sentence.
+    """,
+)
+c(
+    "defaults",
+    """Get the weather.
+
+    Args:
+        city="Oslo": where to look, in any spelling
+        days=3 (int): how far ahead
+    """,
+)
+c(
+    "equals",
+    """Get the weather.
+
+    Args:
+        city = where to look, in any spelling
+        days => how far ahead
+    """,
+)
+c(
+    "a_heading_that_says_more",
+    """Get the weather.
+
+    Args: both are for the forecast.
+        city: where to look, in any spelling
+        days: how far ahead
+    """,
+    "Get the weather.\n\nboth are for the forecast.",
+)
+c(
+    "a_section_of_another_name_below",
+    """Get the weather.
+
+    Args:
+        city: where to look, in any spelling
+        days: how far ahead
+    When to use:
+        It is for tomorrow.
+    """,
+    "Get the weather.\n\nWhen to use:\n    It is for tomorrow.",
+)
+c(
+    "lines_of_no_parameter",
+    """Get the weather.
+
+    Args:
+        Everything is in UTC.
+        city: where to look, in any spelling
+        days: how far ahead
+    """,
+    "Get the weather.\n\nEverything is in UTC.",
+)
+c("no_parameters", "Now.\n\nArgs:\n    None\n\nReturns:\n    The time.\n", "Now.", {}, [])
+c(
+    "jsdoc",
+    """Get the weather.
+
+    @param {string} city - where to look, in any spelling
+    @param {number} [days] - how far ahead
+    @returns {string} a sentence
+    """,
 )
 
 

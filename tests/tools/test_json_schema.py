@@ -198,9 +198,9 @@ def takes(a=1):
     [
         ([], weather, "are list; expected a JSON Schema of an object"),
         ({"type": "array"}, weather, "have the type 'array'; expected a JSON Schema of an object"),
-        ({"properties": {"a": {"type": "int"}}}, weather, "no JSON Schema: at properties.a.type: 'int' is not valid"),
-        ({"properties": 3}, weather, "no JSON Schema: at properties: 3 is not of type 'object'"),
-        ({"properties": {"a": {"pattern": "("}}}, weather, "no JSON Schema: at properties.a.pattern: '(' is not a 'regex'"),
+        ({"properties": {"a": {"type": "int"}}}, weather, "not a JSON Schema: at properties.a.type: 'int' is not valid"),
+        ({"properties": 3}, weather, "not a JSON Schema: at properties: 3 is not of type 'object'"),
+        ({"properties": {"a": {"pattern": "("}}}, weather, "not a JSON Schema: at properties.a.pattern: '(' is not a 'regex'"),
         ({"properties": {"a": {"$ref": "#/$defs/B"}}}, weather, "refer to '#/$defs/B', which is not in the schema"),
         ({"properties": {"a": {"$ref": "https://a.invalid/b"}}}, weather, "refer to 'https://a.invalid/b'"),
         ({"properties": {"a": {"default": float("nan")}}}, weather, "are not JSON"),
@@ -244,3 +244,94 @@ async def test_a_call_that_needs_a_context_is_not_made_without():
 
     with pytest.raises(InputError, match="takes a ChainContext as its parameter 'ctx'"):
         await Tool.from_schema("f", "", None, call).invoke({})
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", r"^(\w*\s*)*$", "(x|xx)+y", "^(?:a|a)*$"])
+async def test_a_pattern_takes_linear_time(pattern):
+    """A server's pattern and a model's text cannot stop the event loop between them."""
+    schema = {
+        "type": "object",
+        "properties": {"text": {"type": "string", "pattern": pattern}},
+        "required": ["text"],
+    }
+    tool = Tool.from_schema("find", "Find.", schema, lambda text: text)
+    found = await tool.invoke({"text": "a" * 5000 + "x" * 5000 + "!"})
+    assert found.observation.startswith("error: the argument 'text' of find: ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"^\p{Lu}\p{L}+$", "Århus", "århus"),
+        (r"^(?<year>\d{4})$", "2024", "24"),
+        (r"^(?!\.)[\w.]+$", "a.b", ".a"),
+        (r"^(?<year>\d)(?=a)", "1a", "1b"),
+        (r"b", "abc", "ac"),
+    ],
+)
+async def test_a_pattern_may_be_of_javascript(pattern, good, bad):
+    """Schemas come from servers that are written in it."""
+    schema = {
+        "type": "object",
+        "properties": {"text": {"type": "string", "pattern": pattern}},
+        "required": ["text"],
+    }
+    tool = Tool.from_schema("find", "Find.", schema, lambda text: text)
+    assert (await tool.invoke({"text": good})).observation == good
+    assert "does not match" in (await tool.invoke({"text": bad})).observation
+
+
+async def test_a_name_may_match_a_pattern_only():
+    """Of `patternProperties`, though `additionalProperties` is false."""
+    schema = {
+        "type": "object",
+        "patternProperties": {"^x_": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    tool = Tool.from_schema("find", "Find.", schema, lambda **given: given)
+    assert (await tool.invoke({"x_a": 5})).observation == '{"x_a": 5}'
+    assert (await tool.invoke({"x_a": "b"})).status == "error"
+    assert (await tool.invoke({"y": 5})).status == "error"
+
+
+async def test_a_schema_may_be_of_an_old_draft():
+    """Draft 4 has no empty list of required names."""
+    schema = {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "type": "object",
+        "properties": {"days": {"type": "integer", "minimum": 0, "exclusiveMinimum": True}},
+    }
+    tool = Tool.from_schema("find", "Find.", schema, lambda days=1: days)
+    assert (await tool.invoke({"days": 2})).observation == "2"
+    assert (await tool.invoke({"days": 0})).status == "error"
+
+
+async def test_keywords_that_are_none_are_absent():
+    """As rows of `datasets` have them; a default of None is one."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "enum": ["Oslo"], "items": None, "default": None},
+            "days": None,
+        },
+        "required": None,
+    }
+    tool = Tool.from_schema("find", "Find.", schema, lambda city="": city)
+    assert tool.parameters["properties"] == {"city": {"type": "string", "enum": ["Oslo"], "default": None}}
+    assert (await tool.invoke({"city": "Oslo"})).observation == "Oslo"
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"$schema": 5, "type": "object"}, "cannot be read as a JSON Schema"),
+        ({"type": "object", "properties": {"a": {"$dynamicRef": "#no"}}}, "refer to '#no', which is not in the schema"),
+        ({"type": "object", "properties": {"a": {"$id": "urn:x", "$ref": "#/$defs/b"}}, "$defs": {"b": {}}}, "refer to '#/$defs/b'"),
+        ({"type": "object", "properties": {"a": {"pattern": "("}}}, "is not a 'regex'"),
+    ],
+)  # fmt: skip
+def test_what_no_call_could_be_checked_against_is_refused(schema, words):
+    """When the tool is made, in one sentence, not when a model calls it."""
+    with pytest.raises(ToolDefinitionError) as told:
+        Tool.from_schema("find", "Find.", schema, lambda **given: given)
+    assert words in str(told.value)

@@ -178,8 +178,14 @@ class Table:
 @pytest.mark.parametrize(
     ("value", "observation"),
     [
-        (Unshowable(), "error: the result is or holds a Unshowable, which is neither text nor JSON"),
-        ([Unshowable()], "error: the result is or holds a Unshowable, which is neither text nor JSON"),
+        (
+            Unshowable(),
+            "error: the result is or holds a value of type Unshowable, which is neither text nor JSON",
+        ),
+        (
+            [Unshowable()],
+            "error: the result is or holds a value of type Unshowable, which is neither text nor JSON",
+        ),
         (MagicMock(), None),
         (Table(), '{"a": {"0": 1, "1": NaN}}'),
         (np.float32(0.5), "0.5"),

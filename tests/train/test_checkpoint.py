@@ -15,6 +15,7 @@ import pytest
 
 from rollcast.errors import CheckpointError, InputError
 from rollcast.models.backend import GenerationRequest, Sampling
+from rollcast.models.checksums import write_checksums
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.weights import read_config, read_safetensors, read_weights
 from rollcast.train import checkpoint
@@ -211,14 +212,27 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path):
     folder = save(checkpoints, 10)
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    write_checksums(folder)  # it is whole
     with pytest.raises(CheckpointError, match="hidden_size 64, and the agent's model 96"):
         checkpoints.load(CONFIG)
     (folder / "config.json").write_text(json.dumps(config))
     weights = some_weights()
     weights["model.norm.weight"] = weights["model.norm.weight"][:5]
     (folder / "model.safetensors").write_bytes(safetensors_bytes(weights))
+    write_checksums(folder)
     with pytest.raises(CheckpointError, match=r"model.norm.weight.*train anew"):
         checkpoints.load(CONFIG)
+
+
+def test_named_chat_templates_are_kept(tmp_path):
+    """What the model began with goes into each checkpoint, the templates in a folder of their own too."""
+    source = Path(shutil.copytree(SOURCE, tmp_path / "source"))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    checkpoints = Checkpoints(tmp_path / "out", source)
+    folder = save(checkpoints, 10)
+    assert (folder / "additional_chat_templates" / "rag.jinja").read_text() == "{{ messages }}"
+    assert checkpoints.load(CONFIG).step == 10
 
 
 def test_an_empty_folder_has_none(tmp_path):

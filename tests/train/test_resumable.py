@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_a_flipped_bit_anywhere_is_told(out, name):
     """Whichever bit of whichever file: the file is named, and the checkpoint from which training can go on."""
     path = out / "step-000020" / name
     whole = path.read_bytes()
-    places = np.random.default_rng().integers(0, 8 * len(whole), 12).tolist()
+    places = np.random.default_rng(len(whole)).integers(0, 8 * len(whole), 12).tolist()
     for bit in [0, 8 * len(whole) - 1, *places]:
         flip(path, bit)
         with pytest.raises(CheckpointError) as caught:
@@ -87,6 +88,15 @@ def test_folders_that_were_exchanged_are_told(out):
         load(out)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_nothing_is_read_of_what_is_damaged(out):
+    """What is not the file that was saved is not opened: a named pipe in its place would be waited for."""
+    (out / "step-000020" / "config.json").unlink()
+    os.mkfifo(out / "step-000020" / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        load(out)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_missing_is_told(out, name):
     """The list of sums too: a checkpoint that was saved with one has it."""
@@ -95,12 +105,15 @@ def test_a_file_that_is_missing_is_told(out, name):
         load(out)
 
 
-@pytest.mark.parametrize("name", ["more.safetensors", "adapter_config.json", "modeling.py"])
+@pytest.mark.parametrize(
+    "name", ["more.safetensors", "adapter_config.json", "modeling.py", "additional_chat_templates/rag.jinja"]
+)
 def test_a_file_that_loaders_would_read_is_told(out, name):
     """Notes, pictures and hidden files beside them are left alone."""
     for mine in ("notes.md", "curves.png", ".DS_Store"):
         (out / "step-000020" / mine).write_text("mine")
     assert load(out).step == 20
+    (out / "step-000020" / name).parent.mkdir(exist_ok=True)
     (out / "step-000020" / name).write_text("{}")
     with pytest.raises(CheckpointError, match=f"{name} was not there when it was saved"):
         load(out)
@@ -142,6 +155,11 @@ def test_a_checkpoint_that_was_not_saved_to_its_end_is_told(out):
         check_resumable(out / "step-000020", numbered(out, "step-"))
     (out / "step-000010" / CHECKSUMS).unlink()
     check_resumable(out / "step-000020", numbered(out, "step-"))
+    (out / "step-000020" / "trainer.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no trainer\.json or trainer_state\.json, so it was not saved to its end"
+    ):
+        check_resumable(out / "step-000020", numbered(out, "step-"))
 
 
 def test_a_damaged_folder_is_not_loaded_as_a_model(out):

@@ -13,6 +13,7 @@ def main() -> None:
     """The `rollcast` command: bad input is one sentence and exit code 2."""
     from rollcast.errors import RollcastError  # noqa: PLC0415
 
+    _fill_closed_descriptors()
     try:
         from rollcast.cli.app import app  # noqa: PLC0415  (Typer and Rich load here, not with the package)
 
@@ -29,5 +30,42 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_stdout_go_nowhere()
         sys.exit(141)
+    except OSError as error:
+        if not _stdout_is_broken():
+            raise
+        _let_stdout_go_nowhere()
+        with suppress(OSError):
+            print("rollcast: the output cannot be written:", error.strerror or error, file=sys.stderr)
+        sys.exit(2)
+
+
+def _stdout_is_broken() -> bool:
+    """Whether what was printed last is still to be written, and cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _let_stdout_go_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fill_closed_descriptors() -> None:
+    """After `>&-` Python has no `sys.stdout`, and the next file that is opened would stand in its place.
+
+    What stands there now takes no byte, so that it is told of as a full disk is. What is said on a closed standard error
+    goes nowhere.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the program runs)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115

@@ -13,7 +13,7 @@ __all__ = ["server_address"]
 
 DEFAULT_PORT = 8765
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
-_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (where a server listens is no place to go to)
+_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, and nobody can connect to it)
 _FILES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".gz", ".zst"}
 _EXPECTED = "expected HOST:PORT, such as localhost:8765, or ws://localhost:8765 (wss:// with TLS)"
 
@@ -32,11 +32,11 @@ def server_address(given: str) -> str:
     scheme, mark, rest = text.partition("://")
     if not mark:
         if "@" in text or re.match(r"(wss?|https?)(:|/)/", text, re.IGNORECASE):
-            raise InputError(f"{shown_url(given)!r} is no address of a server; {_EXPECTED}")
+            raise InputError(f"{shown_url(given)!r} is not an address of a server; {_EXPECTED}")
         return f"ws://{_place(text, given)}"
     if scheme.lower() not in _SCHEMES:
         raise InputError(
-            f"{shown_url(given)!r} is no WebSocket address: its scheme is {scheme!r}; {_EXPECTED}"
+            f"{shown_url(given)!r} is not a WebSocket address: its scheme is {scheme!r}; {_EXPECTED}"
         )
     place, slash, path = rest.partition("/")
     if not place or set("@?#") & set(rest):  # the client judges it
@@ -53,7 +53,7 @@ def _place(place: str, given: str, port: int | None = DEFAULT_PORT) -> str:
         if not re.fullmatch(r"[0-9]{1,5}", number[1:]) or not 1 <= int(number[1:]) <= 65535:
             raise InputError(f"{shown!r} has the port {number[1:]!r}; expected a number from 1 to 65535")
     elif number:
-        raise InputError(f"{shown!r} is no address of a server; {_EXPECTED}")
+        raise InputError(f"{shown!r} is not an address of a server; {_EXPECTED}")
     elif port is not None:
         number = f":{port}"
     host = _EVERY_ADDRESS.get(host, host) or "localhost"
@@ -84,7 +84,7 @@ def _host_and_rest(place: str, shown: str) -> tuple[str, str]:
 
 def _named(host: str, shown: str) -> str:
     if host and not re.fullmatch(r"[^\s/?#\\<>\"'|*,;@]+", host):
-        raise InputError(f"{shown!r} is no address of a server; {_EXPECTED}")
+        raise InputError(f"{shown!r} is not an address of a server; {_EXPECTED}")
     return host
 
 
@@ -106,7 +106,10 @@ def _refuse_file(text: str) -> None:
     if "://" in text and not text.startswith("file:"):
         return
     path = Path(text)
-    there = "\0" not in text and path.exists()
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        there = False
     looks_like_one = path.suffix.lower() in _FILES or text.startswith(("/", "./", "../", "~", "file:"))
     if there or looks_like_one:
         what = "a folder" if there and path.is_dir() else "a file" if there else "the name of a file"
@@ -122,11 +125,7 @@ def _refuse_token(text: str) -> None:
     Raises:
         InputError: there is one.
     """
-    try:
-        found = has_token(text if "://" in text else f"ws://{text}")
-    except ValueError:
-        return  # what is wrong is said where it is read
-    if found:
+    if has_token(text):
         raise InputError(
             f"{shown_url(text)!r} has a token in it, and shells keep what was typed; leave it out, and give it as "
             "ROLLCAST_TOKEN in the environment, or with --token"

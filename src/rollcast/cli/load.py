@@ -31,7 +31,7 @@ def load_agent(target: str) -> BaseAgent:
     """The agent that `module:name` or `path/to/file.py:name` names; a function of no arguments is called for it.
 
     Raises:
-        InputError: there is no such module or name, it cannot be loaded, or it is no agent.
+        InputError: there is no such module or name, it cannot be loaded, or it is not an agent.
     """
     found = load_agent_or_task(target)
     if isinstance(found, Task):
@@ -150,7 +150,7 @@ def load_rows(path: str) -> list[dict[str, Any]]:
     one conversation.
 
     Raises:
-        InputError: there is no such file, or something in it is no row; it names the line.
+        InputError: there is no such file, or something in it is not a row; it names the line.
     """
     file = Path(path)
     try:
@@ -219,9 +219,9 @@ def _decoded(text: bytes) -> Any:
 
 def _row(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{place} is no row: {_EXPECTED}, found {type(value).__name__}")
+        raise InputError(f"{place} is not a row: {_EXPECTED}, found {type(value).__name__}")
     if value.get("messages") is not None and value.get("prompt") is not None:
-        raise InputError(f"{place} is no row: {_EXPECTED}, one of them")
+        raise InputError(f"{place} is not a row: {_EXPECTED}, one of them")
     row = row_with_messages(value, place)
     validated_messages(row["messages"], f"{place}['messages']")
     return row

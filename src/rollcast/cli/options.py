@@ -61,7 +61,7 @@ AgentArg = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODULE:AGENT]",
-        help="An agent of your own: module:name or path/to/file.py:name. The embedded model where none is given.",
+        help="An agent or a task of your own: module:name or path/to/file.py:name. Without it, the embedded model runs.",
     ),
 ]
 TaskOption = Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")]
@@ -87,7 +87,7 @@ RowsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help='JSON lines to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
+        help='JSON lines, or a JSON array, to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
     ),
 ]
 PromptOption = Annotated[
@@ -97,16 +97,16 @@ PromptOption = Annotated[
 QuestionsOption = Annotated[int, typer.Option(help="How many of the task's questions.", min=1)]
 ChainsOption = Annotated[int, typer.Option(help="Chains for each question.", min=1)]
 MaxStepsOption = Annotated[
-    int | None, typer.Option(help="Generations that a chain may have; the task knows a good number.")
+    int | None, typer.Option(help="Generations that a chain may have. [default: the task's]")
 ]
-MaxConcurrentOption = Annotated[
-    int | None, typer.Option(help="Chains that run at once; all where it is not given.")
+MaxConcurrentOption = Annotated[int | None, typer.Option(help="Chains that run at once. [default: all]")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="The same seed gives the same questions and chains. [default: drawn]")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same questions and chains.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy. [default: the task's]")]
 PaceOption = Annotated[
     float | None,
-    typer.Option(help="Tokens a second and chain, for reading along; as fast as it goes where not given."),
+    typer.Option(help="Tokens a second and chain, for reading along. [default: as fast as it goes]"),
 ]
 JsonOption = Annotated[
     str | None,
@@ -175,7 +175,7 @@ TlsCaOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="For wss://: the authority of the server's certificate (PEM), if that is a private one.",
+        help="For wss://: the authority of the server's certificate (PEM), if it is a private one.",
     ),
 ]
 TrainTaskOption = Annotated[
@@ -193,7 +193,7 @@ TrainModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER",
-        help="Weights to begin with, such as a step-… in the --out of another training; the embedded ones where not given.",
+        help="Weights to begin with, such as a step-… in the --out of another training. [default: the embedded ones]",
     ),
 ]
 TrainerOption = Annotated[
@@ -248,7 +248,7 @@ TensorboardOption = Annotated[
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="A TOML file with these options by name; what the line says wins."),
+    typer.Option(metavar="FILE", help="A TOML file with these options by name; the command line wins."),
 ]
 UrlArg = Annotated[
     str,

@@ -13,7 +13,7 @@ import msgspec
 
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
-from rollcast.cli.log import log_at, log_line
+from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.replace import give_model
@@ -78,7 +78,7 @@ def run_command(options: RunOptions) -> int:
     rows = _rows(task, options)
     server = server_at(options.serving)
     agent = _agent(task, own, options)
-    lines_to_stdout = options.json == "-"
+    lines_to_stdout = is_standard_output(options.json)
     if log is not None:
         agent.streaming_manager.add_observer(log)
     if not lines_to_stdout:

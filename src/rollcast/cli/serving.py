@@ -41,7 +41,7 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
     """The server of `--serve [HOST:]PORT` and the options beside it, not started; None if nothing is to be served.
 
     Raises:
-        InputError: this is no port, an option beside it is wrong or has nothing to do, or the network would reach the server
+        InputError: this is not a port, an option beside it is wrong or has nothing to do, or the network would reach the server
             without a token.
     """
     if serving.where is None:

@@ -19,7 +19,8 @@ SIGNALLED = 128  # the shell's code for a program that a signal ended is this an
 def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
     """Call `end` in the event loop when Ctrl-C, or the SIGTERM of a scheduler, comes; a second one ends the program.
 
-    Gives the list to which the number of the signal is added.
+    A signal that the program was started to ignore stays ignored: a shell starts jobs in the background so, that Ctrl-C
+    is not theirs. Gives the list to which the number of the signal is added.
     """
     came: list[int] = []
     loop = asyncio.get_running_loop()
@@ -33,7 +34,11 @@ def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, take)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield came
     finally:

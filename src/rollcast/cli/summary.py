@@ -29,7 +29,7 @@ def print_summary(result: RunResult, rows: list[dict[str, Any]], out: Output, *,
     """The rewards by group, the totals, and where the events are."""
     width = out.width
     out.say([], *summary_rows(result, rows, width, out.printer.glyphs), *totals_rows(result, width))
-    out.say(*causes_rows(result))
+    out.say(*causes_rows(result, out.printer.glyphs))
     if log is not None:
         out.say([(f"events: {log}", "")])
 
@@ -58,17 +58,11 @@ class _Group:
     def __init__(self, row: dict[str, Any], group_id: str, chains: list[Trajectory], glyphs: Glyphs) -> None:
         self.glyphs = glyphs
         rewards = [t.reward for t in chains if t.reward is not None]
-        self.name = self._shown(group_id)
+        self.name = _shown(group_id, glyphs)
         self.mean: Row = [(f"{sum(rewards) / len(rewards):.2f}" if rewards else "-", "bold")]
         self.rewards = _outcomes(chains, glyphs)
-        self.answer = self._shown(row.get("answer", ""))
-        self.question = self._shown(row["messages"][-1]["content"])
-
-    def _shown(self, value: Any) -> Row:
-        """The beginning of the value on one line, with its control characters made visible."""
-        head, left_out = shorten(" ".join(str(value).split("\n")), _SHOWN_CHARS)
-        pieces = [(piece, "escape" if escaped else "") for piece, escaped in visible(head)]
-        return [*pieces, (self.glyphs.more, "dim")] if left_out else pieces
+        self.answer = _shown(row.get("answer", ""), glyphs)
+        self.question = _shown(row["messages"][-1]["content"], glyphs)
 
     def cells(self, width: int | None) -> list[Row]:
         """Of its line in the table, each cut to what it may have."""
@@ -88,6 +82,13 @@ class _Group:
             if part:
                 lines += [[("  ", ""), *line] for line in wrap([(label, "dim"), *part], width - 2, width - 2)]
         return lines
+
+
+def _shown(value: Any, glyphs: Glyphs, style: str = "") -> Row:
+    """The beginning of the value on one line, with its control characters made visible."""
+    head, left_out = shorten(" ".join(str(value).split("\n")), _SHOWN_CHARS)
+    pieces = [(piece, "escape" if escaped else style) for piece, escaped in visible(head)]
+    return [*pieces, (glyphs.more, "dim")] if left_out else pieces
 
 
 def _table(groups: list[_Group], width: int | None, glyphs: Glyphs) -> list[Row]:
@@ -141,15 +142,13 @@ def _outcome(t: Trajectory) -> tuple[str, str]:
     return t.finish_reason or "?", "fail" if t.finish_reason == "error" else "stopped"
 
 
-def causes_rows(result: RunResult) -> list[Row]:
+def causes_rows(result: RunResult, glyphs: Glyphs = UNICODE) -> list[Row]:
     """Why chains failed or have no reward: the most frequent causes, each once and how often it came."""
     causes = Counter(_cause(t) for t in (*result.failed, *result.unscored))
-    rows: list[Row] = []
-    for error, count in causes.most_common(_SHOWN_CAUSES):
-        head, left_out = shorten(" ".join(error.split("\n")), _SHOWN_CHARS)
-        pieces = [(piece, "escape" if escaped else "fail") for piece, escaped in visible(head)]
-        rows.append([(f"{count} × ", "bold"), *pieces, *([("…", "dim")] if left_out else [])])
-    return rows
+    return [
+        [(f"{count} {glyphs.times} ", "bold"), *_shown(error, glyphs, "fail")]
+        for error, count in causes.most_common(_SHOWN_CAUSES)
+    ]
 
 
 def _cause(t: Trajectory) -> str:
@@ -165,7 +164,7 @@ def totals_rows(result: RunResult, width: int | None) -> list[Row]:
     if result.unscored:
         reasons += f"; {len(result.unscored)} of the rewards failed"
     rate = result.completion_tokens / result.duration_s if result.duration_s else 0.0
-    facts = [f"{result.status}: {len(result)} chains ({reasons})"]
+    facts = [f"{result.status}: {len(result)} {'chain' if len(result) == 1 else 'chains'} ({reasons})"]
     if result.mean_reward is not None:
         facts.append(f"mean reward {result.mean_reward:.2f}")
     facts.append(f"{result.completion_tokens} tokens in {result.duration_s:.2f} s ({rate:.0f} tokens/s)")

@@ -34,6 +34,7 @@ _THREADS = 4  # a large model has several files
 
 # What loaders and trainers read where they find it; a file of another kind that somebody puts beside them is left alone.
 _READ = {".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".py", ".state"}
+_READ_IN = ("", "additional_chat_templates/")
 
 # What resuming needs, and loading a model does not: optimizers are twice as large as the weights.
 _OF_TRAINERS = {
@@ -119,7 +120,8 @@ def find_damage(folder: Path, *, to_resume: bool) -> str | None:
         known = _read(folder)
         if to_resume and known.checkpoint != folder.name:
             return f"it was saved as {known.checkpoint}, as its {CHECKSUMS} says, and is called {folder.name}"
-        present = {path.name for path in folder.iterdir() if path.is_file() and path.suffix in _READ}
+        read = (path for place in _READ_IN for path in folder.glob(f"{place}*") if path.suffix in _READ)
+        present = {path.relative_to(folder).as_posix() for path in read if path.is_file()}
         unknown = sorted(present - set(known.sha256) - {CHECKSUMS})
         if unknown:
             return f"{unknown[0]} was not there when it was saved ({CHECKSUMS} does not list it)"

@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 DEPTH_LIMIT = 64  # below what the readers of JSON can take
+QUICK_DEPTH = 3  # of a value that is looked through at once: an event's data, a list of messages, a message
+QUICK_LENGTH = 32  # so that lists which stand in each other many times over are not looked through for long
 CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
 VALUE_LIMIT = 64 << 10  # characters of JSON that one field of a row may take in an event
 _INT_LIMIT = 1 << 4096  # Python writes no more than 4,300 digits
@@ -45,11 +47,13 @@ _UNSEEN: Any = object()
 def as_json(value: Any) -> Any:
     """The value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
 
-    It is the same object where it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
+    It is the same object if it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
     these words. Enums are their values; sets, tuples and the like are lists; dataclasses, pydantic models, attrs classes
     and structs are dicts; dates, UUIDs, decimals, fractions and paths are text; the rest is `described`. It raises nothing,
     whatever the value's own code does.
     """
+    if _is_json(value, QUICK_DEPTH):
+        return value
     try:
         return _Conversion().of(value, DEPTH_LIMIT)
     except RecursionError:  # the caller stands deep in its own recursion
@@ -137,6 +141,30 @@ def _description(value: Any) -> str:
     if hasattr(type(value), "__len__"):
         return f"{kind} ({len(value)})"
     return kind
+
+
+def _is_json(value: Any, depth: int) -> bool:
+    """Whether it is JSON already, as most events are; of what is deep, long or not ASCII, `_Conversion` finds out."""
+    kind = type(value)
+    if kind is str:
+        return bool(value.isascii())
+    if kind is int:
+        return bool(-_INT_LIMIT < value < _INT_LIMIT)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is bool or kind is NoneType:
+        return True
+    if depth == 0 or (kind is not dict and kind is not list) or len(value) > QUICK_LENGTH:
+        return False
+    if kind is dict:
+        for name, item in value.items():
+            if type(name) is not str or not name.isascii():
+                return False
+            is_text = type(item) is str and item.isascii()  # asked here too, since most are
+            if not (is_text or _is_json(item, depth - 1)):
+                return False
+        return True
+    return all(_is_json(item, depth - 1) for item in value) if value else True
 
 
 class _Conversion:

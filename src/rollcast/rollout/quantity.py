@@ -2,17 +2,20 @@ r"""Quantities as people write them: what a reference says, strictly; and what a
 
     4  -7  1,234  1e3  $5      a number
     1/2  -3/4  1 1/2  \frac{1}{2}   a fraction: the number that it is
-    50%  50 percent            a percentage: a hundredth of the number, so 50% is 0.5 and not 50
+    50%  50 percent  1/2%      a percentage: a hundredth of the number, so 50% is 0.5 and not 50
+    2 x 10^3  6\times10^{3}    the number that it is
     3:2  12:30                 a ratio or a time: its parts, in order
     (1, 2)  [1, 2]             a tuple: its parts, in order
 
-Numbers, fractions and percentages stand on one scale. A ratio, a time or a tuple equals nothing but its like.
+Numbers, fractions and percentages stand on one scale. A ratio, a time or a tuple equals nothing but its like. What is more
+than one of these (a power, a root, a set, a date, a version) is not read, and never taken for the last number in it.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import deque
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -21,33 +24,61 @@ from typing import Any
 
 from rollcast.records.jsonable import plain_scalar
 
-__all__ = ["Quantity", "last_quantity", "reference_quantity"]
+__all__ = ["LARGEST", "Quantity", "is_finite", "kind_of", "last_quantity", "reference_quantity"]
 
-_NUMBER = (
-    r"(?:(?<![\w.)])[-+\u2212])?"  # a sign, unless it stands after an operand: in 3-4 the last number is 4
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?"
-)
+LARGEST = 1 << 13_000
+"""Whole numbers below it can be written: Python writes at most 4,300 digits."""
+
+_SIGN = r"[-+\u2212\u2013]"
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?"
+_NUMBER = (
+    rf"(?:(?<![\w.)]){_SIGN})?"  # a sign, unless it stands after an operand: in 3-4 the last number is 4
+    rf"(?:[$\u20ac\u00a3\u00a5]\s?{_SIGN}?)?"
+    rf"{_UNSIGNED}(?:[eE][-+]?\d+)?"
+)
+_PERCENT = r"[ ]?(?:%|percent\b|per[ ]cent\b)"
+_BELOW = rf"{_SIGN}?{_UNSIGNED}"
+_ITEM = rf"{_NUMBER}(?:/{_BELOW})?(?:[ ]?%)?"
+_POWER = r"[ ]?(?:\^|\*\*)[ ]?"
+_UNREADABLE = (
+    r"\\(?:[dt]?frac|sqrt|binom)\b(?:[ ]?(?:\[[^][{}]{0,80}\]|\{(?:[^{}]|\{[^{}]{0,80}\}){0,80}\}|\d))*"
+    rf"|{_NUMBER}{_POWER}(?!\{{?[ ]?\\circ)(?:\{{[^{{}}]{{0,80}}\}}|\([^()]{{0,80}}\)|[-\u2212]?\w+)"  # 2^3
+    r"|\^[ ]?\{?[ ]?[-\u2212]?\d+(?:\.\d+)?"  # the exponent of x^2
+    rf"|{_NUMBER}[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+"
+    r"|(?<!\d)\d{4}-\d{1,2}-\d{1,2}(?!\d)"  # a date
+    r"|\d+(?:\.\d+){2,}|\d{1,3}(?:\.\d{3})+,\d+"  # a version; 1.000,5
+    rf"|\\?\{{\s*{_ITEM}(?:\s*,\s*{_ITEM})+\s*\\?\}}"  # a set has no order
+)
 _QUANTITY = re.compile(
-    rf"(?P<tuple>[(\[]\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*[)\]])"
-    rf"|(?P<fraction>(?:{_NUMBER}[ ]\d+|{_NUMBER})(?:/|[ ]/[ ]){_UNSIGNED}(?:/{_UNSIGNED})*)"
+    rf"(?P<scientific>{_NUMBER}[ ]?(?:\\times|\\cdot|[\u00d7\u00b7*x])[ ]?10{_POWER}\{{?[ ]?{_SIGN}?\d{{1,9}}(?!\d)[ ]?\}}?)"
+    rf"|(?P<unreadable>{_UNREADABLE})"
+    rf"|(?P<tuple>[(\[]\s*{_ITEM}(?:\s*,\s*{_ITEM})+\s*[)\]])"
+    rf"|(?P<fraction>(?:{_NUMBER}[ ]\d+|{_NUMBER})(?:/|[ ]/[ ]){_BELOW}(?:/{_UNSIGNED})*(?:{_PERCENT})?)"
     rf"|(?P<ratio>{_NUMBER}(?:(?::|[ ]:[ ]){_UNSIGNED})+)"
-    rf"|(?P<percent>{_NUMBER}[ ]?(?:%|percent\b|per[ ]cent\b))"
+    rf"|(?P<percent>{_NUMBER}{_PERCENT})"
     rf"|(?P<number>{_NUMBER})"
 )
-_ONE = re.compile(_NUMBER)
+_ONE = re.compile(_ITEM)
 _LATEX = (
+    (re.compile(r"\\(?:left|right)(?=[(\[)\]])"), ""),
     (
-        re.compile(r"([-+\u2212]?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))"),
+        re.compile(
+            rf"({_SIGN}?)\\[dt]?frac\s*(?:\{{\s*({_BELOW})\s*\}}\s*\{{\s*({_BELOW})\s*\}}|(\d)\s*(\d))",
+        ),
         r"\1\2\4/\3\5",
     ),
     (re.compile(r"\\([%$])"), r"\1"),
     (re.compile(r"\{,\}|(?<=\d)\\[,!](?=\d{3})"), ","),
 )
+_ALIKE = str.maketrans(
+    {"\uff05": "%", "\uff0f": "/", "\u2044": "/", "\u2215": "/", "\uff1a": ":", "\u2236": ":", "\uff08": "(", "\uff09": ")", "\uff0c": ", "}
+)  # fmt: skip
+_BETWEEN_GROUPS = re.compile(r"(?<=\d)[_'\u2019\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 1_000, 1'000
+_VULGAR = re.compile(r"(\d?)([\u00bc-\u00be\u2150-\u215e])")  # 1½
 _AROUND = re.compile(
-    r"\s*(?:\\boxed\{(?P<boxed>.*)\}|\\\((?P<round>.*)\\\)|\$(?P<dollars>.*[^\\])\$)\s*", re.DOTALL
+    r"\s*(?:\\boxed\{(?P<boxed>.*)\}|\\\((?P<round>.*)\\\)|\\\[(?P<square>.*)\\\]|\$(?P<dollars>.*[^\\])\$)\s*",
+    re.DOTALL,
 )
-_CURRENCY = re.compile(r"^(?P<before>[-+\u2212]?)[$\u20ac\u00a3\u00a5]\s?(?=[-+\u2212.\d])")
 
 
 @dataclass(frozen=True)
@@ -79,12 +110,14 @@ def _equal(said: Decimal, want: Decimal, tolerance: float) -> bool:
         return True
     if said == said.to_integral_value() and want == want.to_integral_value():
         return False
+    if math.isinf(said) or math.isinf(want):  # as floats; they are not equal, as was found above
+        return False
     return math.isclose(said, want, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def last_quantity(text: str) -> Quantity | None:
     """The quantity that stands last in the text; None if there is none that can be read."""
-    last = deque(_QUANTITY.finditer(_without_latex(text)), maxlen=1)
+    last = deque(_QUANTITY.finditer(_BETWEEN_GROUPS.sub("", _plain(text))), maxlen=1)
     return _read(last[0]) if last else None
 
 
@@ -98,22 +131,15 @@ def reference_quantity(value: Any) -> Quantity:
     if isinstance(value, Fraction):
         return Quantity("number", (Decimal(value.numerator) / Decimal(value.denominator),))
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        found = (
-            "None"
-            if value is None
-            else "a bool"
-            if isinstance(value, bool)
-            else f"of type {type(value).__name__}"
-        )
-        raise ValueError(f"is {found}; expected a number, or text that is one quantity")  # noqa: TRY004  (the row is wrong, not the call)
+        raise ValueError(f"is {kind_of(value)}; expected a number, or text that is one quantity")  # noqa: TRY004  (the row is wrong, not the call)
     if isinstance(value, int | float | Decimal):
-        if not math.isfinite(value):
+        if not is_finite(value):
             raise ValueError(f"is {value}; expected a finite number")
-        return Quantity("number", (Decimal(value if isinstance(value, Decimal) else str(value)),))
+        return Quantity("number", (Decimal(str(value) if isinstance(value, float) else value),))
     text = value.strip()
     while (around := _AROUND.fullmatch(text)) is not None:
         text = next(inner for inner in around.groups() if inner is not None).strip()
-    text = _CURRENCY.sub(r"\g<before>", _without_latex(text), count=1).removesuffix(".")
+    text = _plain(text).strip().removesuffix(".")
     found_whole = _QUANTITY.fullmatch(text)
     quantity = _read(found_whole) if found_whole is not None else None
     if quantity is None or (quantity.kind == "tuple" and len(_ONE.findall(text)) == 1):
@@ -124,51 +150,90 @@ def reference_quantity(value: Any) -> Quantity:
     return quantity
 
 
-def _without_latex(text: str) -> str:
+def kind_of(value: Any) -> str:
+    """What a value that is not a quantity is, for a message."""
+    if value is None:
+        return "None"
+    return "a bool" if isinstance(value, bool) else f"of type {type(value).__name__}"
+
+
+def is_finite(value: float | Decimal) -> bool:
+    """Whether it is a finite number, however large."""
+    return isinstance(value, int) or (
+        value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+    )
+
+
+def _plain(text: str) -> str:
+    """The text with one way of writing for what is written in several: LaTeX, full-width signs, ½."""
     if "\\" in text or "{" in text:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
+    if not text.isascii():
+        text = _VULGAR.sub(_spelt_out, text.translate(_ALIKE))
     return text
+
+
+def _spelt_out(vulgar: re.Match[str]) -> str:
+    """`1½` as `1 1/2`."""
+    fraction = Fraction(unicodedata.numeric(vulgar[2])).limit_denominator(10)
+    return f"{vulgar[1]} {fraction}".strip()
 
 
 def _read(found: re.Match[str]) -> Quantity | None:
     kind, text = found.lastgroup, found[0]
     try:
         match kind:
+            case "unreadable":
+                return None
             case "tuple":
                 parts = _ONE.findall(text)  # of (1,234) one, though it was written as two
                 return Quantity(
-                    "tuple", tuple(map(_decimal, parts if len(parts) > 1 else text[1:-1].split(",")))
+                    "tuple", tuple(map(_scalar, parts if len(parts) > 1 else text[1:-1].split(",")))
                 )
-            case "fraction":
-                return _fraction(text)
             case "ratio":
                 return Quantity("ratio", tuple(_decimal(part) for part in text.split(":")))
-            case "percent":
-                one = _ONE.match(text)
-                assert one is not None
-                return Quantity("number", (_decimal(one[0]).scaleb(-2),))
+            case "scientific":
+                number = _ONE.match(text)
+                assert number is not None
+                exponent = re.split(r"\^|\*\*", text)[1].strip("{} ")
+                return Quantity("number", (_decimal(number[0]).scaleb(int(_decimal(exponent))),))
             case _:
-                return Quantity("number", (_decimal(text),))
-    except (ArithmeticError, ValueError):  # an exponent of twenty digits; a fraction of nothing
+                return Quantity("number", (_scalar(text),))
+    except (
+        ArithmeticError,
+        ValueError,
+    ):  # an exponent of twenty digits; a fraction of nothing; a date, 2024/05/06
         return None
 
 
-def _fraction(text: str) -> Quantity | None:
-    whole, _, below = text.rpartition("/")
-    if "/" in whole:  # a date: 2024/05/06
-        return None
-    mixed = whole.split()
-    above = _decimal(mixed[-1])
-    value = above / _decimal(below)
-    if len(mixed) == 2:
-        before = _decimal(mixed[0])
-        value = before - value if mixed[0][0] in "-\u2212" else before + value
-    return Quantity("number", (value,))
+def _scalar(text: str) -> Decimal:
+    """The number that a number, a fraction or a percentage is.
+
+    Raises:
+        ArithmeticError, ValueError: it is not one.
+    """
+    plain = _OF_A_HUNDRED.sub("", text)
+    whole, slash, below = plain.rpartition("/")
+    if not slash:
+        value = _decimal(plain)
+    else:
+        mixed = whole.split()
+        value = _decimal(mixed[-1]) / _decimal(below)
+        if len(mixed) == 2:
+            before = _decimal(mixed[0])
+            value = before - value if before.is_signed() else before + value
+    return value if plain == text else value.scaleb(-2)
+
+
+_OF_A_HUNDRED = re.compile(rf"{_PERCENT}\s*$")
 
 
 def _decimal(text: str) -> Decimal:
     try:
-        return Decimal(text.strip().replace(",", "").replace("\u2212", "-"))
+        return Decimal(text.translate(_NO_PART_OF_IT))
     except InvalidOperation:
         raise ValueError(text) from None
+
+
+_NO_PART_OF_IT = str.maketrans({"\u2212": "-", "\u2013": "-"} | dict.fromkeys(", $\u20ac\u00a3\u00a5\n\t"))

@@ -17,10 +17,11 @@ from typing import Any, Self, overload
 
 from rollcast.aio import why_left
 from rollcast.errors import RewardDefinitionError, RewardError
+from rollcast.failures import text_and_place, text_of
 from rollcast.records.jsonable import plain_scalar
 from rollcast.records.trajectory import Trajectory
 from rollcast.rollout.context import ChainContext
-from rollcast.rollout.quantity import last_quantity, reference_quantity
+from rollcast.rollout.quantity import LARGEST, is_finite, kind_of, last_quantity, reference_quantity
 from rollcast.tools.copying import reduced
 from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, in_task, in_thread, is_async
 
@@ -98,7 +99,7 @@ class Reward:
         for name in sorted(self.required.difference(GIVEN)):
             lacking = [i for i, row in enumerate(rows) if name not in row]
             if len(lacking) == len(rows):
-                known = ", ".join(sorted({field for row in rows for field in row})) or "none"
+                known = ", ".join(sorted({str(field) for row in rows for field in row})) or "none"
                 raise RewardDefinitionError(
                     f"reward {self.name!r} asks for {name!r}, which no row has (fields of the rows: {known}); add the "
                     "field to the rows, or give the parameter a default"
@@ -120,7 +121,14 @@ class Reward:
             try:
                 self.check(row)
             except ValueError as error:
-                raise RewardDefinitionError(f"reward {self.name!r} cannot use row {i}: {error}") from None
+                raise RewardDefinitionError(
+                    f"reward {self.name!r} cannot use row {i}: {text_of(error)}"
+                ) from error
+            except Exception as error:  # somebody's function may raise anything
+                raise RewardDefinitionError(
+                    f"the check of reward {self.name!r} failed for row {i}: {type(error).__name__}: "
+                    f"{text_and_place(error)}; expected nothing, or a ValueError for a row that cannot be used"
+                ) from error
 
     async def score(self, trajectory: Trajectory, ctx: ChainContext) -> tuple[float, dict[str, Any]]:
         """The chain's reward, and the metrics beside it: finite numbers all.
@@ -161,6 +169,9 @@ class Reward:
             raise RewardError(f"{where} asks for {min(missing)!r}, which its row lacks")
         if self.takes_all:
             hidden = set(GIVEN) - self.required - self.optional
+            hidden |= {
+                name for name in available if not issubclass(type(name), str)
+            }  # they cannot be given by name
             return {name: value for name, value in available.items() if name not in hidden}
         return {name: available[name] for name in (self.required | self.optional) & available.keys()}
 
@@ -210,6 +221,7 @@ def _metric(value: Any, what: str) -> float | int | bool:
 
 
 def _number(value: Any, what: str) -> float:
+    value = plain_scalar(value)
     if inspect.iscoroutine(value):
         value.close()
         raise RewardError(f"{what} a coroutine; define it with `async def`")
@@ -306,16 +318,11 @@ def _text_reference(value: Any) -> str:
     """
     plain = plain_scalar(value)
     if isinstance(plain, bool) or not isinstance(plain, str | int | float | Decimal | Fraction):
-        found = (
-            "None"
-            if plain is None
-            else "a bool"
-            if isinstance(plain, bool)
-            else f"of type {type(plain).__name__}"
-        )
-        raise ValueError(f"is {found}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
-    if isinstance(plain, float | Decimal) and not math.isfinite(plain):
+        raise ValueError(f"is {kind_of(plain)}; expected text or a number")  # noqa: TRY004  (the row is wrong, not the call)
+    if isinstance(plain, float | Decimal) and not is_finite(plain):
         raise ValueError(f"is {plain}; expected text or a finite number")
+    if isinstance(plain, int) and abs(plain) >= LARGEST:
+        raise ValueError(f"has {plain.bit_length()} bits; expected a number of at most 4,000 digits, or text")
     return str(value if isinstance(value, float) else plain).strip()
 
 

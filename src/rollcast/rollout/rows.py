@@ -99,10 +99,15 @@ def row_with_messages(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     prompt = plain_scalar(row.get("prompt"))
     if prompt is None:
         raise MessagesError(
-            f'{place} is no row: expected an object with "messages" or "prompt"; its fields: {_names(row)}'
+            f'{place} is not a row: expected an object with "messages" or "prompt"; its fields: {_names(row)}'
         )
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple):
+        raise MessagesError(
+            f"{place}['prompt'] is a list of {len(prompt)} prompts; expected one for each row: "
+            '[{"prompt": …}, {"prompt": …}], as dataset.select(range(2)) gives, and dataset[:2] does not'
+        )
     elif not isinstance(prompt, list | tuple) and not hasattr(prompt, "tolist"):
         raise MessagesError(
             f"{place}['prompt'] is {type(prompt).__name__}; expected text, or a list of messages "
@@ -148,6 +153,12 @@ def _rows_of_a_table(given: Any, found: str) -> Sequence[Any]:
         rows = given.to_dict("records")
     elif hasattr(given, "column_names"):  # datasets
         rows = list(given)
+        if rows and not isinstance(rows[0], Mapping):  # its format makes tables of rows
+            rows = list(given.with_format(None))
+    elif callable(getattr(given, "to_dict", None)) and hasattr(
+        given, "index"
+    ):  # one row of a table of pandas
+        rows = [row] if "prompt" in (row := given.to_dict()) or "messages" in row else given.tolist()
     elif callable(getattr(given, "tolist", None)):  # NumPy
         rows = given.tolist()
     else:

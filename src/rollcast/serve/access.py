@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from rollcast.errors import FilterError, InputError
+from rollcast.errors import FilterError
 from rollcast.records import EventFilter
 from rollcast.serve.settings import Scope, Token
 
@@ -157,14 +157,10 @@ def filter_of_query(query: str) -> EventFilter:
 
     Raises:
         FilterError: a name or a type is unknown.
-        InputError: it has a token, which does not belong in a URL: URLs stand in logs and histories.
+        ValueError: it has too many fields.
     """
     named: dict[str, list[str]] = {}
     for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=256):
-        if name in ("token", "access_token"):
-            raise InputError(
-                "a token does not belong in a URL, which logs keep; send it as Authorization: Bearer"
-            )
         if name not in _QUERY_FIELDS:
             raise FilterError(f"the URL has no field {name!r}; its fields are {', '.join(_QUERY_FIELDS)}")
         named.setdefault(_QUERY_FIELDS[name], []).append(value)

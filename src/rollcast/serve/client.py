@@ -400,7 +400,7 @@ class WebSocketStreamingClient:
             ) from None
         try:
             if connection.subprotocol != SUBPROTOCOL:
-                raise RefusedError(f"{self.url} is no Rollcast server: it does not speak {SUBPROTOCOL}")
+                raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
             hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
             await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
@@ -492,7 +492,8 @@ class _connect(connect):  # noqa: N801  (as the class that it extends)
         if not isinstance(exc, InvalidStatus) or exc.response.status_code not in REDIRECTS:
             return exc
         try:
-            target = _socket_url(urljoin(self.uri, exc.response.headers["Location"]))
+            here = _without_user(self.uri)  # which a relative place would inherit
+            target = _socket_url(urljoin(here, exc.response.headers["Location"]))
             if _origin(target) == _origin(self.uri) and urlsplit(target).username is None:
                 return _with_user_of(self.uri, target)
         except (KeyError, ValueError):  # no place, several, or none that could be an address
@@ -517,6 +518,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     """
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _with_user_of(url: str, target: str) -> str:
@@ -546,7 +552,7 @@ def _host(url: str) -> str:
         )
     if not fits or not host:
         raise InputError(
-            f"{shown_url(url)!r} is no WebSocket address; expected one such as ws://localhost:8765"
+            f"{shown_url(url)!r} is not a WebSocket address; expected one such as ws://localhost:8765"
         )
     return host
 

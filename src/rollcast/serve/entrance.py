@@ -61,11 +61,7 @@ class Entrance:
                 f"This server does not go by the name {name!r}; --host-name NAME "
                 "(ServerSettings(hosts=…)) adds one.\n",
             )
-        try:
-            in_url = has_token(request.path)
-        except ValueError:
-            in_url = False  # what else is wrong with the URL is said where it is read
-        if in_url:
+        if has_token(request.path):
             return connection.respond(
                 HTTPStatus.BAD_REQUEST,
                 "A token does not belong in a URL, which logs keep; send it as Authorization: Bearer.\n",

@@ -7,6 +7,7 @@ A shortened event is still an event of its type. What was cut out is said in two
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,10 @@ _LONGEST_TEXT = 1 << 19  # characters that a text keeps at most; halved until th
 _SHORTEST_TEXT = 64
 _KEPT_ITEMS = 1 << 16  # of a list or an object; halved too
 _FEWEST_ITEMS = 16
+_LEVELS = [
+    (_LONGEST_TEXT >> i, max(_FEWEST_ITEMS, _KEPT_ITEMS >> i))
+    for i in range((_LONGEST_TEXT // _SHORTEST_TEXT).bit_length())
+]
 _NAME_CHARS = 256  # of ids, in the last resort
 _MAX_PATHS = 32  # that `truncated` lists one by one
 
@@ -50,20 +55,10 @@ def fitted(event: bytes, limit: int) -> bytes:
 def _shortened(data: bytes, limit: int) -> bytes:
     """The event with its longest texts and lists cut, as little as needed to within a factor of two."""
     event = _decode(data)
-    chars, items = _LONGEST_TEXT, _KEPT_ITEMS
-    try:
-        while chars >= _SHORTEST_TEXT:
-            cut = _Cut(chars, items)
-            kept = cut.value(event.data, "")
-            kept["truncated"] = cut.told(len(data))
-            if cut.size <= limit:
-                shorter = encode(msgspec.structs.replace(event, data=kept))
-                if len(shorter) <= limit:
-                    return shorter
-            chars //= 2
-            items = max(_FEWEST_ITEMS, items // 2)
-    except RecursionError:  # it is nested too deeply to be walked through
-        pass
+    with suppress(RecursionError):  # it is nested too deeply to be walked through
+        shorter = _least_cut(event, len(data), limit)
+        if shorter is not None:
+            return shorter
     told = {
         "error": f"this {event.event_type} event has {len(data)} bytes of JSON, and this client takes {limit} in a message",
         "error_type": "TooLarge",
@@ -82,6 +77,29 @@ def _shortened(data: bytes, limit: int) -> bytes:
     )
 
 
+def _least_cut(event: StreamEvent, size: int, limit: int) -> bytes | None:
+    """The event cut by the first of `_LEVELS` with which it fits, found by bisection; None if it fits with none."""
+    fits: bytes | None = None
+    low, high = 0, len(_LEVELS)
+    while low < high:
+        middle = (low + high) // 2
+        cut = _Cut(*_LEVELS[middle], limit)
+        shorter = b""
+        with suppress(_TooLargeError):
+            kept = cut.value(event.data, "")
+            kept["truncated"] = cut.told(size)
+            shorter = encode(msgspec.structs.replace(event, data=kept))
+        if 0 < len(shorter) <= limit:
+            fits, high = shorter, middle
+        else:
+            low = middle + 1
+    return fits
+
+
+class _TooLargeError(Exception):
+    """What is kept has more bytes than the limit; the rest need not be looked at."""
+
+
 class _Cut:
     """Cuts texts to so many characters, and lists and objects to so many items, and remembers what it cut.
 
@@ -89,8 +107,9 @@ class _Cut:
         size: bytes of JSON that what is kept has at least.
     """
 
-    def __init__(self, chars: int, items: int) -> None:
+    def __init__(self, chars: int, items: int, limit: int) -> None:
         self.size = 0
+        self._limit = limit
         self._chars = chars
         self._items = items
         self._lengths: dict[str, int] = {}
@@ -100,8 +119,14 @@ class _Cut:
         return {"": size} | dict(list(self._lengths.items())[:_MAX_PATHS])
 
     def value(self, value: Any, path: str) -> Any:
-        """The value, cut."""
+        """The value, cut.
+
+        Raises:
+            _TooLargeError: with it, what is kept is larger than the limit.
+        """
         self.size += 2
+        if self.size > self._limit:
+            raise _TooLargeError
         if isinstance(value, str):
             return self._text(value, path)
         if isinstance(value, list):

@@ -5,15 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
-__all__ = ["TOKEN_FIELDS", "WithoutSecrets", "has_token", "shown_url", "without_secrets"]
+__all__ = ["HANDSHAKE_FAILED", "WithoutSecrets", "has_token", "shown_url", "without_secrets"]
 
 TOKEN_FIELDS = frozenset({"token", "access_token"})
-_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "location"})
+# Of all other headers a log has the name alone: people put secrets into headers of their own, such as X-Api-Key.
+_SHOWN_HEADERS = frozenset({
+    "connection", "content-length", "content-type", "date", "host", "origin", "retry-after", "sec-websocket-accept",
+    "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version", "server", "transfer-encoding", "upgrade",
+    "user-agent", "www-authenticate",
+})  # fmt: skip
 _USER = re.compile(r"^((?:wss?|https?):/*)?.*@", re.DOTALL)
 _USER_OF_A_PATHLESS = re.compile(r"//[^/?#\s]*@")
-_AFTER_PATH = re.compile(r"([?#]).+", re.DOTALL)
+_AFTER_PATH = re.compile(r"([?#;&]).+", re.DOTALL)
+_A_TOKEN = re.compile(rf"[?#;&]\s*(?:{'|'.join(sorted(TOKEN_FIELDS))})\s*(?:[=?#;&]|$)", re.IGNORECASE)
+HANDSHAKE_FAILED = "opening handshake failed"  # as websockets says it
 _CONTENTS = (0, 1, 2)  # opcodes of frames with a message, or a part of one
 
 
@@ -43,32 +50,38 @@ def without_secrets(text: str) -> str:
 
 
 def has_token(url: str) -> bool:
-    """Whether a token stands in the address, as a field of its query or its fragment.
-
-    Raises:
-        ValueError: it is no address, or has too many fields.
-    """
-    parts = urlsplit(url)
-    return any(
-        name.lower() in TOKEN_FIELDS
-        for fields in (parts.query, parts.fragment)
-        for name, _ in parse_qsl(fields, keep_blank_values=True, max_num_fields=256)
-    )
+    """Whether a token stands in the address, as a field of its query or its fragment. It need not be an address."""
+    return _A_TOKEN.search(unquote_plus(url)) is not None
 
 
 class WithoutSecrets(logging.Filter):
-    """For a logger that websockets writes to: at DEBUG it writes down each header, and how each message begins."""
+    """For a logger that websockets writes to: at DEBUG it writes down each header, and how each message begins.
+
+    Of an error in what the other side sent, only the kind is kept: its text repeats what was sent.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let the record pass, without what is secret in it."""
         if isinstance(record.args, tuple):
             record.args = tuple(_harmless(record.args))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and (record.levelno <= logging.DEBUG or record.msg == HANDSHAKE_FAILED):
+            record.msg, record.exc_info, record.exc_text = f"{record.msg} ({_kinds(error)})", None, None
         return True
 
 
+def _kinds(error: BaseException | None) -> str:
+    """The class of the error, and of what caused it."""
+    kinds: list[str] = []
+    while error is not None and len(kinds) < 8:
+        kinds.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return ", from ".join(kinds)
+
+
 def _harmless(args: tuple[Any, ...]) -> list[Any]:
-    if len(args) == 2 and str(args[0]).lower() in _SECRET_HEADERS:
-        return [args[0], "…"]
+    if len(args) == 2 and all(isinstance(arg, str) for arg in args):  # a header
+        return [args[0], shown_url(args[1]) if args[0].lower() in _SHOWN_HEADERS else "…"]
     shown: list[Any] = []
     for arg in args:
         if getattr(arg, "opcode", None) in _CONTENTS:

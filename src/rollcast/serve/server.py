@@ -26,7 +26,7 @@ from websockets.typing import Subprotocol
 from rollcast.aio import call_in
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
-from rollcast.serve.answers import MetricsPage, Turns
+from rollcast.serve.answers import MetricsPage, Turns, asker_at
 from rollcast.serve.connection import Gate, GuardedConnection
 from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.hub import Hub
@@ -50,7 +50,7 @@ from rollcast.serve.protocol import (
     Subscribed,
     Welcome,
 )
-from rollcast.serve.secrecy import WithoutSecrets, shown_url
+from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets, shown_url
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
 from rollcast.stream import StreamObserver
@@ -63,7 +63,7 @@ connection_logger = logging.getLogger("rollcast.serve.connection")
 
 def _unless_handshake(record: logging.LogRecord) -> bool:
     """Strangers can't fill the log: a handshake that fails is their affair, and shown only while debugging."""
-    return record.msg != "opening handshake failed" or connection_logger.isEnabledFor(logging.DEBUG)
+    return record.msg != HANDSHAKE_FAILED or connection_logger.isEnabledFor(logging.DEBUG)
 
 
 connection_logger.addFilter(_unless_handshake)
@@ -352,7 +352,10 @@ class WebSocketStreamingServer:
         answer = self._on_request(connection, request)
         if answer is None:
             return None
-        return await self._turns.paced(connection, request.path.partition("?")[0], answer)
+        refused = isinstance(answer, Response) and answer.status_code != HTTPStatus.OK
+        what = "" if refused else request.path.partition("?")[0]
+        address = connection.remote_address  # None: it has gone
+        return await self._turns.paced(connection, what, answer, asker_at(str(address[0])) if address else "")
 
     def _on_request(
         self, connection: ServerConnection, request: Request

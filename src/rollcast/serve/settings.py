@@ -158,12 +158,12 @@ def _origin(given: str) -> str:
     Raises:
         InputError: it is not one.
     """
-    origin = given.strip().lower().removesuffix("/")
+    origin = _punycode(given.strip().lower().removesuffix("/"))
     scheme, _, place = origin.partition("://")
     try:
         parts = urlsplit(origin)
         fits = bool(parts.scheme and parts.hostname) and parts.port != 0
-        fits = fits and re.fullmatch(r"[^/?#@*\s\\]+", place) is not None
+        fits = fits and place.isascii() and re.fullmatch(r"[^/?#@*\s\\]+", place) is not None
     except ValueError:  # such as http://[, or a port that is not a number
         fits = False
     if not fits:
@@ -180,7 +180,7 @@ def _host_name(given: str) -> str:
     Raises:
         InputError: it is not a name.
     """
-    name = given.strip().lower().strip("[]").removesuffix(".")
+    name = _punycode(given.strip().lower().strip("[]").removesuffix("."))
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -190,3 +190,11 @@ def _host_name(given: str) -> str:
                 "such as lab.example"
             ) from None
     return name
+
+
+def _punycode(place: str) -> str:
+    """The place with its names as browsers send them: `bücher.example` is `xn--bcher-kva.example`."""
+    try:
+        return re.sub(r"[\w.-]*[^\x00-\x7f][\w.-]*", lambda m: m[0].encode("idna").decode(), place)
+    except UnicodeError:
+        return place  # it is not a name, and refused as such

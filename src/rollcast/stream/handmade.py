@@ -108,13 +108,13 @@ class HandMade:
         kind = f"{event.event_type}: " if is_event and type(event.event_type) is T else ""
         cause = re.sub(
             r"\[\d+\]", "[…]", f"{kind}{error.field} {error.cause}".strip()
-        )  # which item it was is no cause
+        )  # which item it was does not matter
         if cause not in self.refused and len(self.refused) >= CAUSES_LIMIT:
             cause = "other causes"
         self.refused[cause] = self.refused.get(cause, 0) + 1
         if self.refused[cause] == 1:
             logger.warning(
-                "what was emitted is no sound StreamEvent and is dropped: %s%s; docs/events.md has the fields. More of "
+                "what was emitted is not a valid StreamEvent and is dropped: %s%s; docs/events.md has the fields. More of "
                 "this cause are counted, and not logged",
                 kind,
                 error,
@@ -127,6 +127,8 @@ class HandMade:
             raise NotAnEvent("it", f"is {described(event)}; expected a StreamEvent", type(event).__name__)
         kind = _event_type(event.event_type)
         chain_id = _text("chain_id", event.chain_id, None if kind in _OF_A_CHAIN else "")
+        if not chain_id and kind in _OF_A_CHAIN:
+            raise NotAnEvent("chain_id", "is empty; expected the name of a chain", "is empty")
         run_id = _text("run_id", event.run_id, "")
         now = _timestamp(event.timestamp)
         made: Any = event.data
@@ -270,7 +272,10 @@ def _without_none(given: Mapping[Any, Any], kind: StreamEventType) -> dict[str, 
     if kind is T.ERROR and isinstance(data.get("error"), BaseException):
         data.setdefault("error_type", type(data["error"]).__name__)
         data["error"] = str(data["error"])
-    return {name: value for name, value in as_json(data).items() if value is not None}
+    data = as_json(data)
+    return (
+        {name: value for name, value in data.items() if value is not None} if None in data.values() else data
+    )
 
 
 def _check(kind: StreamEventType, data: dict[str, Any]) -> None:
@@ -282,15 +287,32 @@ def _check(kind: StreamEventType, data: dict[str, Any]) -> None:
             path = f"{path.rstrip('`')}." if path else ""
             raise NotAnEvent(f"data.{path}{what.split('`')[1]}", "is missing", "is missing") from None
         found = what[0].lower() + what[1:]
+        value = _at(data, path)
+        if value in _NOT_FINITE and "`float" in found:  # JSON has no number for it
+            raise NotAnEvent(
+                f"data.{path.rstrip('`')}", f"is {value}; expected a finite number", "not finite"
+            ) from None
         raise NotAnEvent(f"data.{path.rstrip('`')}", f"is wrong: {found}", found) from None
     if kind is T.LLM_GENERATION_CHUNK and "logprobs" in data:
         ids, logprobs = len(data.get("token_ids", ())), len(data["logprobs"])
         if ids != logprobs:
             raise NotAnEvent(
                 "data.logprobs",
-                f"has {logprobs} for {ids} token ids; expected one an id",
+                f"has {logprobs} for {ids} token ids; expected one for each id",
                 "and token_ids differ",
             )
+
+
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def _at(data: Any, path: str) -> Any:
+    """What stands at a path such as `logprobs[0]`."""
+    for part in re.findall(r"[^][.`]+", path):
+        data = (
+            data[int(part)] if isinstance(data, list) else data.get(part) if isinstance(data, dict) else None
+        )
+    return data
 
 
 def _event_type(given: object) -> StreamEventType:

@@ -218,8 +218,10 @@ class StreamingManager:
         """
         with self.lock:
             runs = self.fanout.runs
-            if run_id is None or run_id not in runs:
-                run_id = next(iter(runs), "") if run_id is None else ""
+            if run_id is None:  # of any run that has begun, so that whoever watches runs sees it
+                run_id = next((name for name, run in runs.items() if run.seq >= 0), "")
+            elif run_id not in runs:
+                run_id = ""
             event = StreamEvent(
                 StreamEventType.ERROR,
                 "",

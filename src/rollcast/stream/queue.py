@@ -213,7 +213,7 @@ class EventQueue:
     def put_nowait(self, event: StreamEvent, size: int) -> None:
         """Queue an event of this many bytes. This is on the path of every token."""
         if self._lost:
-            self._lose(event)
+            self._lose_unless_end(event, size)
             return
         items = self.items
         items.append(event)
@@ -262,9 +262,9 @@ class EventQueue:
         """Put what was taken and not read in front again; if events were dropped since, the gap covers it as well."""
         if self._lost:
             for item in items:
-                if _counts(item):
+                if _counts(item) and not _ends(item):
                     self._lose(item)
-            items = [item for item in items if isinstance(item, Control)]
+            items = [item for item in items if isinstance(item, Control) or _ends(item)]
             self._lose_superseded(self._superseded_taken)
         else:
             _join(self._superseded, self._superseded_taken)
@@ -301,13 +301,21 @@ class EventQueue:
         items, self.items = self.items, []
         self._lose_superseded(self._superseded)
         self._superseded = {}
+        self.bytes = 0
         for item in items:
             if isinstance(item, Control):
                 if item.kind != "chain_closed":
                     self.items.append(item)
             elif _counts(item):
-                self._lose(item)
-        self.bytes = 0
+                self._lose_unless_end(item, event_size(item))
+
+    def _lose_unless_end(self, event: StreamEvent, size: int) -> None:
+        """The end of a run is small, and nothing comes after it that would tell of it: it is kept if there is room."""
+        if _ends(event) and self.bytes + size <= self.limit:
+            self.items.append(event)
+            self.bytes += size
+        else:
+            self._lose(event)
 
     def _lose(self, event: StreamEvent) -> None:
         _note(self._lost, event)
@@ -348,6 +356,10 @@ class EventQueue:
 
 def _opens(item: Item) -> bool:
     return isinstance(item, Control) and item.kind == "run_opened"
+
+
+def _ends(item: Item) -> bool:
+    return isinstance(item, StreamEvent) and item.event_type is StreamEventType.RUN_END
 
 
 def _counts(item: Item) -> TypeGuard[StreamEvent]:

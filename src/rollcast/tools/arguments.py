@@ -137,7 +137,12 @@ class Arguments:
             changed = {name: value for name, value in values.items() if not isinstance(value, str)}
             if not changed:
                 raise
-            return self.model.model_validate({**given, **changed})
+            try:
+                return self.model.model_validate({**given, **changed})
+            except ValidationError:
+                if any(_takes_text(self.schema["properties"].get(name, {})) for name in changed):
+                    raise error from None  # the text itself is what does not fit: its pattern, its length
+                raise
 
     def _in_words(self, tool: str, error: ValidationError) -> str:
         problems = error.errors(include_url=False, include_context=False)

@@ -160,7 +160,7 @@ class Tool:
             inline: run a plain `call` in the event loop, as with `tool`.
 
         Raises:
-            ToolDefinitionError: the schema is none of an object, or the call does not take what it allows.
+            ToolDefinitionError: the schema is not that of an object, or the call does not take what it allows.
         """
         if isinstance(call, Tool):
             call = call.function

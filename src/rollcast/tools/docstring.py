@@ -28,9 +28,11 @@ _OUTCOMES = re.compile(
 )
 _PROSE = re.compile(r"(usage )?examples?|notes?|warnings?|see also|references?|to-?do|methods?|doctests?")
 _HEADING = re.compile(
-    r"[#*_ ]*(?P<words>[A-Za-z][A-Za-z -]*?)[*_ ]*(\([^)]*\))?[*_ ]*(?P<colon>:{0,2})[*_ ]*"
+    r"(?P<mark>#+ |:|[*_]{1,3})?(?P<words>[A-Za-z][A-Za-z -]*?)(?P<end>[*_]{0,3}) ?(\([^)]*\))?[*_ ]*(?P<colon>[:\uff1a]{0,2})[*_ ]*#*"
 )
-_INLINE = re.compile(r"[*_]{0,2}(?P<words>[A-Za-z][A-Za-z ]{0,40}?)[*_]{0,2}\s?:[*_]{0,2}\s+(?P<rest>\S.*)")
+_INLINE = re.compile(
+    r"(?P<mark>[*_]{0,2})(?P<words>[A-Za-z][A-Za-z ]{0,40}?)(?P<end>[*_]{0,2})\s?[:\uff1a](?P<last>[*_]{0,2})\s+(?P<rest>\S.*)"
+)
 _UNDERLINE = re.compile(r"(-{3,}|={3,}|~{3,}|\^{3,})")
 _FIELD = re.compile(
     r"[:@\\](?P<kind>param|parameter|arg|argument|key|keyword|kwarg|kwparam|type|kwtype|returns?|rtype|raises?|throws?"
@@ -56,7 +58,8 @@ _DIRECTIVE = re.compile(
 _FENCE = re.compile(r"(```|~~~)")
 _BULLET = re.compile(r"([-+•*]|\d+[.)])\s+")
 _NAME = re.compile(r"[`'\"]{0,2}(\\?\*){0,2}[`'\"]{0,2}(?P<name>[^\W\d]\w*)[`'\"]{0,2}\*{0,2}[`'\"]{0,2}")
-_SEPARATOR = re.compile(r"\s*:(?!:)\s*|\s+-{1,2}>?\s+|\s*[–—]\s*")
+_DEFAULT = re.compile(r"\s?=\s?[^\s:=>][^\s:]*(?=\s*(:|\(|$))")  # `days=3: how many`
+_SEPARATOR = re.compile(r"\s*:(?!:)\s*|\s+[-=]{1,2}>?\s+|\s*[–—\uff1a]\s*")
 _TYPE_WORD = (
     r"((str|string|int|integer|float|double|number|numeric|bool|boolean|list|dict|dictionary|tuple|set|bytes|object|any|none"
     r"|null|array|array_like|array-like|ndarray|dataframe|sequence|mapping|iterable|callable|optional|union|literal|path"
@@ -160,7 +163,7 @@ class _Reader:
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def _read_text(self, line: _Line) -> None:
-        """A line of the description; a code block is taken whole, since what looks like a section in it is none."""
+        """A line of the description; a code block is taken whole, since what looks like a section in it is not one."""
         self.description.append(" " * line.indent + line.text)
         self.at += 1
         if _FENCE.match(line.text):
@@ -199,6 +202,13 @@ class _Reader:
         """The section that begins in this line."""
         line = self.lines[at]
         found = _HEADING.fullmatch(line.text) if len(line.text) <= HEADING_LIMIT else None
+        mark = (found["mark"] or "") if found is not None else ""
+        if (
+            mark.startswith(("*", "_"))
+            and found is not None
+            and not (found["end"] or found[0].endswith(mark))
+        ):
+            found = None  # `*args`, which is a parameter
         if found is None or (kind := _kind(found["words"])) is None:
             return self._inline(at)
         below = self.lines[at + 1] if at + 1 < len(self.lines) else _Line(0, "")
@@ -211,25 +221,33 @@ class _Reader:
         if kind in {"parameters", "inputs"} and described:
             return _Heading("parameters", line.indent, at + 1)
         deeper = content is below and content.indent > line.indent
-        if kind == "inputs" or not (found["colon"] or deeper):
+        marked = mark.startswith("#") or (len(mark) > 1 and found["end"] == mark)  # Markdown's headings
+        if kind == "inputs" or not (found["colon"] or deeper or marked):
             return None
-        return _Heading(kind, line.indent, at + 1)
+        return _Heading(kind, line.indent, at + 1, underlined=marked and kind != "parameters")
 
     def _inline(self, at: int) -> _Heading | None:
         """A section whose text begins in the line of its heading: `Returns: a sentence`, `Args: city: where to look`."""
         line = self.lines[at]
         found = _INLINE.fullmatch(line.text) if ":" in line.text[:HEADING_LIMIT] else None
         kind = _kind(found["words"]) if found else None
-        if found is None or kind is None or kind == "prose":
+        if (
+            found is None
+            or kind is None
+            or kind == "prose"
+            or found["mark"] not in {found["end"], found["last"]}
+        ):
             return None
         rest = found["rest"]
         if kind == "outcome":
             return _Heading(kind, line.indent, at + 1, rest=rest)
         if self._is_known(rest):
             return _Heading("parameters", line.indent, at + 1, rest=rest)
-        return (
-            _Heading("outcome", line.indent, at + 1, rest=rest) if rest.strip(".").lower() == "none" else None
-        )
+        below = self.lines[at + 1] if at + 1 < len(self.lines) else _Line(0, "")
+        if below.indent > line.indent and self._is_known(below.text):  # `Args: these two` over its entries
+            self.description.append(rest)
+            return _Heading("parameters", line.indent, at + 1)
+        return _Heading("outcome", line.indent, at + 1, rest=rest) if _says_none(rest) else None
 
     def _is_known(self, text: str) -> bool:
         entry = _entry(text, bare=True)
@@ -278,7 +296,7 @@ class _Reader:
         """The parameter and the beginning of its text; `rest` is `int days: how far`, or has lost its colon."""
         rest = re.sub(r"^(:|\{[^}]*\})\s*", "", rest)
         head, colon, text = rest.partition(":")
-        words = [word.strip("`'\"*\\,") for word in head.split()]
+        words = [word.strip("`'\"*\\,[]") for word in head.split()]
         if colon and words and (words[-1] in self.names or len(words) <= 2):
             return words[-1], text
         for i, word in enumerate(words[:3]):
@@ -302,7 +320,10 @@ class _Reader:
             line = self.lines[self.at]
             if not line.text:
                 blank = True
-            elif _FENCE.match(line.text) and line.indent > heading.indent:
+            elif _FENCE.match(line.text) and (
+                line.indent > heading.indent or (first is None and heading.kind == "prose")
+            ):
+                first = line.indent
                 self.at += 1
                 self._take_fence(line.text[:3])
                 continue
@@ -320,7 +341,7 @@ class _Reader:
         if line.indent > heading.indent or line.text.startswith(">>>"):
             return True
         if heading.underlined:
-            if heading.kind == "prose" or not blank:
+            if heading.kind == "prose" or not blank or first is None:
                 return True
             below = self.lines[self.at + 1] if self.at + 1 < len(self.lines) else _Line(0, "")
             is_text = bool(re.search(r"\w\s+\w+.*[.!?:]$", line.text)) or len(line.text.split()) > 3
@@ -362,8 +383,11 @@ class _Section:
             if entry is not None:
                 self.begin(entry, line.indent)
                 return True
-            if self.entry is None or not self._goes_on(at, line, after_blank):
-                return self.entry is None and (line.indent > self.heading.indent or self._entries_follow(at))
+            if self.entry is None:
+                if line.indent <= self.heading.indent and not self._entries_follow(at):
+                    return False
+            elif not self._goes_on(at, line, after_blank):
+                return False
         self.fence = line.text[:3] if _FENCE.match(line.text) else ""
         self.body.append(line.text)
         return True
@@ -419,7 +443,11 @@ class _Section:
         if self.heading.underlined or self.base <= self.heading.indent or line.indent > self.heading.indent:
             return True
         below = self.reader.lines[at + 1] if at + 1 < len(self.reader.lines) else _Line(0, "")
-        return bool(below.text) and below.indent > self.heading.indent
+        return (
+            bool(below.text)
+            and below.indent > self.heading.indent
+            and not line.text.endswith((":", "\uff1a"))
+        )
 
     def begin(self, entry: _Entry | None, indent: int) -> None:
         """An entry begins; the first one says how far entries are indented."""
@@ -443,7 +471,13 @@ class _Section:
             elif self.entry.maybe_type and _TYPE.fullmatch(bare):
                 text = ""
             self.reader.describe(self.entry.names, [text, *self.body])
+        elif not _says_none(" ".join(self.body)):
+            self.reader.description += self.body  # it is of no parameter, and is not lost
         self.entry, self.body = None, []
+
+
+def _says_none(text: str) -> bool:
+    return text.strip(" .-*`").lower() in {"", "none", "n/a", "nothing"}
 
 
 def _kind(words: str) -> str | None:
@@ -471,6 +505,7 @@ def _entry(text: str, *, bare: bool) -> _Entry | None:
         if not (comma := re.match(r"\s*,\s*", rest)):
             break
         rest = rest[comma.end() :]
+    rest = rest[default.end() :] if (default := _DEFAULT.match(rest)) else rest
     opened = rest.lstrip()
     rest = opened[_bracketed(opened) :] if opened[:1] in {"(", "[", "{", "<"} else rest
     if not rest.strip():

@@ -48,10 +48,10 @@ class CancelledItself(Exception):
 
 
 class StoppedItself(Exception):
-    """The function raised what stops a program, KeyboardInterrupt or GeneratorExit, of its own accord: its cause."""
+    """The function raised what stops a program, such as SystemExit, of its own accord: its cause."""
 
 
-_STOPS = (KeyboardInterrupt, GeneratorExit)
+_STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -106,7 +106,7 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
     Raises:
         OutOfTime: it took longer. It was cancelled then, and left behind where it ignored that for a second.
         CancelledItself: it raised CancelledError of its own accord.
-        StoppedItself: it raised KeyboardInterrupt or GeneratorExit of its own accord.
+        StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit of its own accord.
     """
     task = asyncio.create_task(_contained(coroutine))
     try:
@@ -123,7 +123,7 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
 
 
 async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What it returns or raises; a task that raises KeyboardInterrupt would stop the event loop."""
+    """What it returns or raises; a task that raises KeyboardInterrupt or SystemExit would stop the event loop."""
     try:
         return await coroutine
     except _STOPS as error:
@@ -163,7 +163,7 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     Raises:
         OutOfTime: it took longer; a warning names the thread.
         CancelledItself: it raised CancelledError.
-        StoppedItself: it raised KeyboardInterrupt or GeneratorExit.
+        StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit.
     """
     job = _Job(function, name)
     _threads.submit(job)

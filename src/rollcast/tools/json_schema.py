@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from jsonschema import FormatChecker, SchemaError
+from jsonschema.exceptions import ValidationError as SchemaMismatch
 from jsonschema.exceptions import best_match
-from jsonschema.validators import Draft202012Validator, validator_for
+from jsonschema.validators import Draft202012Validator, extend, validator_for
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_core import PydanticCustomError
-from referencing import Registry
+from pydantic_core import PydanticCustomError, SchemaValidator
+from pydantic_core import SchemaError as PydanticSchemaError
+from pydantic_core import ValidationError as PydanticValidationError
+from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from rollcast.errors import ToolDefinitionError
 from rollcast.text import one_line, well_formed
@@ -27,7 +33,7 @@ _ANY: dict[bool, dict[str, Any]] = {
     True: {},
     False: {"not": {}},
 }  # what a schema that is true or false stands for
-_DATA = frozenset({"const", "default", "enum", "examples"})  # keywords whose values are no schemas
+_DATA = frozenset({"const", "default", "enum", "examples"})  # keywords whose values are not schemas
 
 
 def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Callable[..., Any]) -> Arguments:
@@ -39,11 +45,17 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
         call: gets the arguments by name, and a context in a parameter that is annotated with its class.
 
     Raises:
-        ToolDefinitionError: it is no JSON Schema of an object, or `call` cannot be called with what it allows.
+        ToolDefinitionError: it is not a JSON Schema of an object, or `call` cannot be called with what it allows.
     """
     given = _copied(tool, parameters)
     schema = _of_object(tool, given)
-    validator = _validator(tool, schema)
+    try:
+        validator = _validator(tool, given, schema)
+    except (AttributeError, TypeError, RecursionError) as error:  # jsonschema looks at it before it checks it
+        raise ToolDefinitionError(
+            f"the parameters of tool {tool!r} cannot be read as a JSON Schema ({type(error).__name__}: "
+            f"{one_line(str(error), 120)}); mend the schema"
+        ) from None
     properties: dict[str, Any] = schema["properties"]
     injected, defaults, takes = _parameters_of(tool, call, schema)
     fields: dict[str, Any] = {}
@@ -54,7 +66,8 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
         checked = Annotated[Any, AfterValidator(_check(validator.evolve(schema=part)))]
         settings: dict[str, Any] = {"alias": name} | ({} if name in schema["required"] else {"default": None})
         fields[field] = (checked, Field(**settings))
-    open_ended = takes is None and schema.get("additionalProperties") is not False
+    closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    open_ended = takes is None and not closed
     model = create_model("Arguments", __base__=_base(open_ended, _check(validator), names), **fields)
     optional = frozenset(properties) - frozenset(schema["required"])
     return Arguments(schema, "", injected, model, names, optional | defaults, given)
@@ -70,12 +83,25 @@ def _copied(tool: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
             '{"type": "object", "properties": {…}}'
         )
     try:
-        copied: dict[str, Any] = json.loads(json.dumps(dict(parameters), allow_nan=False))
+        copied: dict[str, Any] = _without_none(json.loads(json.dumps(dict(parameters), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ToolDefinitionError(
             f"the parameters of tool {tool!r} are not JSON ({one_line(str(error), 120)}); expected a JSON Schema"
         ) from None
     return copied
+
+
+def _without_none(part: Any) -> Any:
+    """The schema without keywords whose value is None, which rows of `datasets` are full of."""
+    if isinstance(part, list):
+        return [_without_none(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: value if key in _DATA else _without_none(value)
+        for key, value in part.items()
+        if value is not None or key in _DATA
+    }
 
 
 def _of_object(tool: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -104,21 +130,21 @@ def _resolved(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key != "$ref"} | part
 
 
-def _validator(tool: str, schema: dict[str, Any]) -> Any:
+def _validator(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> Any:
     """What checks against the schema, in its own draft; nothing is fetched for it."""
-    kind: Any = validator_for(schema, default=Draft202012Validator)
+    kind: Any = validator_for(given, default=Draft202012Validator)
     try:
-        kind.check_schema(schema, format_checker=FormatChecker(["regex"]))
+        kind.check_schema(given, format_checker=_FORMATS)
     except SchemaError as error:
         where = ".".join(map(str, error.absolute_path)) or "the top"
         raise ToolDefinitionError(
-            f"the parameters of tool {tool!r} are no JSON Schema: at {where}: {one_line(error.message, 200)}; mend the schema"
+            f"the parameters of tool {tool!r} are not a JSON Schema: at {where}: {one_line(error.message, 200)}; mend the schema"
         ) from None
-    validator = kind(schema, registry=Registry())
+    validator = extend(kind, {"pattern": _pattern})(schema, registry=Registry())
     resolver = validator._resolver  # noqa: SLF001  (there is no public way to ask whether a reference can be found)
-    for reference in _references(schema):
+    for reference, inner in _references(schema, resolver):
         try:
-            resolver.lookup(reference)
+            inner.lookup(reference)
         except (Unresolvable, ValueError):
             raise ToolDefinitionError(
                 f"the parameters of tool {tool!r} refer to {reference!r}, which is not in the schema; put it under $defs"
@@ -126,17 +152,62 @@ def _validator(tool: str, schema: dict[str, Any]) -> Any:
     return validator
 
 
-def _references(part: Any) -> Iterator[str]:
-    """Each `$ref` in a schema without an `$id` of its own inside, which would change what it refers to."""
+def _references(part: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
+    """Each reference in a schema, and what resolves it: an `$id` inside changes what is referred to."""
     if isinstance(part, list):
         for each in part:
-            yield from _references(each)
+            yield from _references(each, resolver)
     elif isinstance(part, dict):
-        if isinstance(part.get("$ref"), str):
-            yield part["$ref"]
+        if isinstance(part.get("$id"), str):
+            resolver = resolver.in_subresource(Resource.from_contents(part, DRAFT202012))
+        yield from (
+            (part[word], resolver) for word in ("$ref", "$dynamicRef") if isinstance(part.get(word), str)
+        )
         for key, value in part.items():
-            if key not in _DATA and not (isinstance(value, dict) and "$id" in value):
-                yield from _references(value)
+            if key not in _DATA:
+                yield from _references(value, resolver)
+
+
+@functools.lru_cache(maxsize=1024)
+def _found_in(pattern: str) -> Callable[[str], bool]:
+    """Whether the pattern is found in a text.
+
+    JSON Schema's patterns are JavaScript's. The engine that pydantic has takes more of them than Python's, and takes linear
+    time whatever a model writes; Python's is for what it lacks, such as look-ahead.
+
+    Raises:
+        ValueError: neither takes the pattern.
+    """
+    try:
+        engine = SchemaValidator({"type": "str", "pattern": pattern, "regex_engine": "rust-regex"})
+    except PydanticSchemaError:
+        try:
+            compiled = re.compile(re.sub(r"\(\?<(?=[A-Za-z])", "(?P<", pattern))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+        return lambda text: compiled.search(text) is not None
+
+    def found(text: str) -> bool:
+        try:
+            engine.validate_python(text)
+        except PydanticValidationError:
+            return False
+        return True
+
+    return found
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[SchemaMismatch]:  # noqa: ARG001  (jsonschema calls it so)
+    if isinstance(value, str) and not _found_in(pattern)(well_formed(value)):
+        yield SchemaMismatch(f"{value!r} does not match {pattern!r}")
+
+
+def _is_pattern(value: object) -> bool:
+    return not isinstance(value, str) or bool(_found_in(value))
+
+
+_FORMATS = FormatChecker(())
+_FORMATS.checks("regex", raises=ValueError)(_is_pattern)
 
 
 def _check(validator: Any) -> Callable[[Any], Any]:

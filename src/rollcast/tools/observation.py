@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollcast.errors import ToolError
@@ -68,7 +68,11 @@ def _plain(value: Any) -> Any:
     for name in ("tolist", "to_list", "to_pylist", "to_dict"):  # NumPy and torch, Polars, Arrow, pandas
         if callable(getattr(type(value), name, None)):
             return getattr(value, name)()
-    raise CannotShow(f"the result is or holds a {type(value).__name__}, which is neither text nor JSON")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise CannotShow(
+        f"the result is or holds a value of type {type(value).__name__}, which is neither text nor JSON"
+    )
 
 
 def failure_text(error: BaseException) -> str:

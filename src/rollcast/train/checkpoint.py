@@ -5,8 +5,8 @@
 
 The first line's files are a Qwen3 checkpoint that transformers, vLLM and `TinyBackend` load; the second's are what else
 training needs (a safetensors file too, under a name that loaders of weights do not look for), and the SHA-256 of all of them,
-which going on and loading compare. The newest two are kept, and the best. There is no state of a random generator among it: questions, rollouts and minibatches depend on the seed and the number of
-the step alone.
+which going on and loading compare. The newest two are kept, and the best. No state of a random generator is among them: questions,
+rollouts and minibatches depend on the seed and the number of the step alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from rollcast.errors import CheckpointError, InputError
 from rollcast.models.checksums import CHECKSUMS, has_checksums, replace_checked, write_checksums
 from rollcast.models.tiny.weights import Array, ModelConfig, parameter_shapes, read_config, read_safetensors
-from rollcast.train.resumable import damage_of, remedy_for
+from rollcast.train.resumable import check_resumable, remedy_for
 
 try:
     import fcntl
@@ -43,7 +43,13 @@ __all__ = ["Checkpoint", "Checkpoints", "safetensors_bytes", "sole_writer"]
 
 _NAME = re.compile(r"step-(\d{6,})")
 _KEPT = 2
-_COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+)
 _FORMAT = 1
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of the file system
 
@@ -78,7 +84,8 @@ class Checkpoints:
     def __init__(self, out: Path, source: Path) -> None:
         self.out = out
         # Read now: the source may be a checkpoint of this folder or of another training, and gone tomorrow.
-        self._copied = {name: (source / name).read_bytes() for name in _COPIED if (source / name).is_file()}
+        found = [path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()]
+        self._copied = {path.relative_to(source).as_posix(): path.read_bytes() for path in found}
         self._config = _config_of(source)
 
     def steps(self) -> list[int]:
@@ -129,6 +136,7 @@ class Checkpoints:
 
     def _fill(self, folder: Path, weights: Mapping[str, ArrayLike], state: Mapping[str, ArrayLike]) -> None:
         for name, data in self._copied.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             _write(folder / name, data)
         _write(folder / "config.json", self._config)
         _write(folder / "model.safetensors", safetensors_bytes(weights))
@@ -151,17 +159,13 @@ class Checkpoints:
             )
         folder = self.folder(steps[-1] if step is None else step)
         others = [self.folder(s) for s in steps]
-        damage = damage_of(folder, others)
+        check_resumable(folder, others)  # before anything reads what may be damaged
         try:
-            found = _read(folder, model)
-            if damage is not None:
-                raise InputError(damage)
+            return _read(folder, model)
         except InputError as error:
-            wrong = f"{error}" if damage in (None, str(error)) else f"{error} ({damage})"
             raise CheckpointError(
-                f"the checkpoint {folder} cannot be used: {wrong}; {remedy_for(folder, others)}"
+                f"the checkpoint {folder} cannot be used: {error}; {remedy_for(folder, others)}"
             ) from error
-        return found
 
     def _prune(self, best: int | None) -> None:
         steps = self.steps()

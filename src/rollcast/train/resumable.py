@@ -9,9 +9,13 @@ from pathlib import Path
 from rollcast.errors import CheckpointError
 from rollcast.models.checksums import CHECKSUMS, find_damage, has_checksums
 
-__all__ = ["check_resumable", "damage_of", "numbered", "remedy_for"]
+__all__ = ["check_resumable", "numbered", "remedy_for"]
 
 logger = logging.getLogger("rollcast.train")
+
+
+# Of our own trainer and of TRL's, which writes it after everything else: a checkpoint has one of them.
+_STATES = ("trainer.json", "trainer_state.json")
 
 
 def numbered(out: Path, prefix: str) -> list[Path]:
@@ -36,21 +40,23 @@ def check_resumable(folder: Path, others: Sequence[Path]) -> None:
     Raises:
         CheckpointError: it names the file, and the checkpoint from which training can go on.
     """
-    damage = damage_of(folder, others)
+    damage = _damage_of(folder, others)
     if damage is not None:
         raise CheckpointError(
             f"the checkpoint {folder} cannot be used: {damage}; {remedy_for(folder, others)}"
         )
 
 
-def damage_of(folder: Path, others: Sequence[Path]) -> str | None:
-    """What is wrong with it, as the beginning of a sentence. A checkpoint of a time without checksums has a warning alone."""
+def _damage_of(folder: Path, others: Sequence[Path]) -> str | None:
+    """What is wrong with it, as the beginning of a sentence. For a checkpoint of version 0.1, without sums, it logs a warning."""
     if has_checksums(folder):
         return find_damage(folder, to_resume=True)
     earlier = [other for other in others[: _place(folder, others)] if has_checksums(other)]
     if earlier:
         return f"it has no {CHECKSUMS}, as {earlier[-1].name} has, so it was not saved to its end"
     if folder.is_dir():
+        if not any((folder / name).is_file() for name in _STATES):
+            return f"it has no {' or '.join(_STATES)}, so it was not saved to its end"
         logger.warning(
             "%s has no %s, as checkpoints of Rollcast 0.1 have none: whether it is damaged cannot be told",
             folder, CHECKSUMS,

@@ -14,6 +14,7 @@ import torch
 from families import FAMILIES, make_model
 from transformers import AutoConfig, AutoTokenizer, Qwen3ForCausalLM
 
+from rollcast.errors import InputError
 from rollcast.models.backend import GenerationRequest, Sampling
 from rollcast.models.hf import TransformersBackend, batch
 from rollcast.models.hf.cache import ProbeCache
@@ -130,6 +131,48 @@ async def test_autocast_may_come_and_go_while_it_samples(tokenizer):
         assert logprobs == pytest.approx(teacher_forced(model, ids), abs=close)
     assert sum(len(delta.token_ids) for delta in [delta async for delta in running]) > 100
     await backend.close()
+
+
+async def test_autocast_may_change_while_the_model_is_looked_at(tokenizer):
+    """Whoever prepares a model has no reason to wait for the backend: it looks again, and samples on."""
+    model = embedded()
+    backend = backend_of(model, tokenizer)
+    inner = model.forward
+    changes = iter([False, True, False, True, True, False])  # one a pass, and then it stays
+
+    def forward(*args, **kwargs):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=next(changes, True)):
+            return inner(*args, **kwargs)
+
+    model.forward = forward
+    ids, logprobs = await sampled(backend)
+    assert logprobs == pytest.approx(teacher_forced(model, ids), abs=CLOSE[torch.bfloat16])
+    await backend.close()
+
+
+async def test_a_mixture_that_goes_on_is_told(tokenizer):
+    """Autocast for prompts alone, say: keys of two precisions would be compared with each other."""
+    model = embedded()
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=kwargs["input_ids"].shape[1] > 1):
+            return inner(*args, **kwargs)
+
+    model.forward = forward
+    with pytest.raises(
+        InputError, match=r"another precision from one pass to the next.*use one autocast for all"
+    ):
+        backend_of(model, tokenizer)
+
+
+def test_parts_that_do_not_fit_together_are_told(tokenizer):
+    """The model cannot run at all like this, whoever asks; under autocast it can."""
+    model = embedded()
+    model.model.layers[1].to(torch.bfloat16)
+    with pytest.raises(InputError, match=r"its parts compute in different precisions .*torch\.autocast"):
+        backend_of(model, tokenizer)
+    backend_of(under_autocast(model), tokenizer)
 
 
 async def test_a_backend_that_is_made_under_autocast_samples_without(tokenizer):

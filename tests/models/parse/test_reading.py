@@ -97,14 +97,18 @@ def test_a_turn_is_not_over_inside_of_reasoning(name):
 
 
 def test_a_stop_string_ends_the_output():
-    """What follows it is no output, though the text goes on; a lone closing tag makes reasoning of it all."""
+    """What follows it is no output, though the text goes on."""
     turn = Reading(NONE, stops=("STOP", "\n\n"))
     for piece in ("one ST", "OP two", "\n\nthree"):
         turn.feed(piece)
     assert (turn.output, turn.over) == ("one STOP", True)
+
+
+def test_a_stop_string_does_not_cut_reasoning():
+    """A lone closing tag makes reasoning of all that stands before it, also of what follows a stop string."""
     turn = Reading(UNKNOWN, stops=("STOP",))
-    turn.feed("one STOP two</think>three STOP four")
-    assert (turn.reasoning, turn.output, turn.over) == ("one STOP", "three STOP", True)
+    turn.feed("one STOP two\n</think>three STOP four")
+    assert (turn.reasoning, turn.output, turn.over) == ("one STOP two", "three STOP", True)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +209,22 @@ def test_ids_tell_a_tag_from_its_letters():
 
 
 def test_a_prompt_that_opened_reasoning_may_be_followed_by_the_tag_again():
-    """It is no part of what was thought."""
-    turn = split("<think>\na</think>b", INSIDE)
-    assert (turn.reasoning, turn.output) == ("a", "b")
+    """It is a tag and no part of what was thought, once, and in front."""
+    for before in ("", "\n", " \n\n"):
+        turn = split(f"{before}<think>\na</think>b", INSIDE)
+        assert (turn.reasoning, turn.output) == ("a", "b")
+        assert turn.tags[0] == (len(before), len(f"{before}<think>"))
+    assert split("<think><think>a</think>b", INSIDE).reasoning == "<think>a"
+    assert split("a<think></think>b", INSIDE).reasoning == "a<think>"
+
+
+def test_an_empty_piece_changes_nothing():
+    """It is no character, and the characters before it still decide what a tag is."""
+    turn = Reading(UNKNOWN)
+    for piece in ("<think>", "it is x", "`", "", "</think>` yes"):
+        turn.take(piece)
+    turn.close()
+    assert (turn.reasoning, turn.output) == ("it is x`", "` yes")
 
 
 SHARDS = [
@@ -255,7 +272,7 @@ def test_any_cut_gives_the_same(text, thinking, data):
     assert state(cut) == state(whole)
     assert cut.close() == whole.close() == single.close() == whole.close()
     assert state(cut) == state(whole) == state(single)
-    if not (whole.interleaved or "STOP" in text or text.startswith("<think>")):
+    if not (whole.interleaved or "STOP" in text):
         tagless = "".join(c for i, c in enumerate(text) if not any(a <= i < b for a, b in whole.tags))
         assert sorted("".join(tagless.split())) == sorted("".join((whole.reasoning + whole.output).split()))
 

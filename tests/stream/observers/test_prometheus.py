@@ -1,6 +1,7 @@
 """Prometheus: what is counted, what is read at scrape time, and how labels stay bounded."""
 
 import asyncio
+import math
 import sys
 
 import pytest
@@ -392,6 +393,26 @@ async def test_a_train_step_of_another_shape_is_no_failure(observer, value, even
     assert value("train_loss") is None
     assert value("train_step") is None
     assert value("train_tokens_total") == 0
+
+
+async def test_a_loss_that_is_no_number_any_more_does_not_stay_what_it_was(observer, value, events):
+    """NaN is null in JSON; a number that is too large for a float is infinite."""
+    await observer.on_event(train_step(events, 1, loss=0.5, kl=0.1))
+    await observer.on_event(train_step(events, 10**400, loss=None, grad_norm=10**400, entropy=-(10**400)))
+    assert math.isnan(value("train_loss"))
+    assert value("train_kl_nats") == 0.1
+    assert value("train_gradient_norm") == value("train_step") == math.inf
+    assert value("train_entropy_nats") == -math.inf
+
+
+async def test_a_label_is_not_as_long_as_a_trainer_or_a_row_would_have_it(observer, events, registry):
+    """A name of a megabyte would be in every scrape."""
+    await observer.on_event(train_step(events, 1, **{"m" * 1_000_000: 1.0}))
+    start = events.start("chain_0")
+    start.data["tools"] = ["t" * 1_000_000]
+    await observer.on_event(start)
+    await observer.on_event(events.call_end("chain_0", name="t" * 1_000_000))
+    assert max(map(len, generate_latest(registry).decode().splitlines())) < 500
 
 
 async def test_names_of_metrics_tools_and_observers_are_bounded(observer, value, events, registry):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
-from rollcast.cli.log import log_at, log_line
+from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
 from rollcast.cli.serving import server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
@@ -52,7 +52,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     """Train, show and sum up; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads any more.
 
     Args:
-        line: the options by the names of `TrainSettings`; None where one was not given.
+        line: the options by the names of `TrainSettings`; None if one was not given.
         config: a TOML file with more of them.
 
     Raises:
@@ -146,7 +146,7 @@ class _Session:
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
     ) -> None:
-        stream = sys.stderr if settings.json == "-" else sys.stdout
+        stream = sys.stderr if is_standard_output(settings.json) else sys.stdout
         color = False if settings.no_color else None
         self.agent = agent
         self.settings = settings

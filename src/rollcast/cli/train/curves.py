@@ -15,7 +15,7 @@ _AXIS_CELLS = 7
 
 
 def plot_rows(record: Record, width: int, glyphs: Glyphs) -> list[Row]:
-    """The mean reward of each step and the evaluations, as rows at most `width` cells wide; none where there are no steps."""
+    """The mean reward of each step and the evaluations, as rows at most `width` cells wide; none if there are no steps."""
     if not record.history:
         return []
     fancy = glyphs is UNICODE

@@ -71,7 +71,7 @@ def folder_for(settings: TrainSettings) -> Path:
 
 @contextmanager
 def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
-    """The folder for the block that trains, with what was asked for in it; none is left where nothing came of it.
+    """The folder for the block that trains, with what was asked for in it; none is left if nothing came of it.
 
     A training that goes on has its folder, in which what was asked for is noted once it fits.
 
@@ -138,13 +138,13 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """Of the embedded trainer; None where there is none."""
+    """Of the embedded trainer; None if there is none."""
     found = (path for path in out.glob("step-*") if _CHECKPOINTS["embedded"].match(path.name))
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def history_in(out: Path) -> list[Progress]:
-    """The steps of the training in this folder, up to its newest checkpoint; none where it cannot be read.
+    """The steps of the training in this folder, up to its newest checkpoint; none if it cannot be read.
 
     Whether training can go on from there is the trainer's to say.
     """

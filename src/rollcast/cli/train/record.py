@@ -20,8 +20,8 @@ class Record:
     """Gathers what a training reports.
 
     Args:
-        steps: after which it ends; None where it ends by time.
-        minutes: after which it ends; None where it ends by steps.
+        steps: after which it ends; None if it ends by time.
+        minutes: after which it ends; None if it ends by steps.
         started_at: when it began, on the clock that the other times are of (seconds).
     """
 
@@ -53,7 +53,7 @@ class Record:
             self._times = [*self._times[-_RECENT_STEPS:], now]
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until the end, as far as can be told; None where nothing is known yet."""
+        """Seconds until the end, as far as can be told; None if nothing is known yet."""
         if self.last is None or len(self._times) < 2:
             return None
         since = now - self._times[-1]
@@ -65,7 +65,7 @@ class Record:
 
 
 def sparkline(values: Sequence[float], cells: int, *, ascii_only: bool = False) -> str:
-    """The values as a row of bars at most `cells` wide, neighbours averaged where there are more.
+    """The values as a row of bars at most `cells` wide, neighbours averaged if there are more.
 
     Values between 0 and 1, as most rewards are, stand on that scale; others between their least and their greatest.
     """

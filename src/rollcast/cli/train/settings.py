@@ -1,4 +1,4 @@
-"""What `rollcast train` was told: on the line, in a TOML file, and what holds where neither says anything."""
+"""What `rollcast train` was told: on the line, in a TOML file, and what holds if neither says anything."""
 
 from __future__ import annotations
 
@@ -114,13 +114,15 @@ def _of_file(path: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--config cannot be read: {error.strerror or error} ({path})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from None
+        raise InputError(f"{path} is not TOML: {error}") from None
     types = get_type_hints(TrainSettings)
     given: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in types:
-            raise InputError(f"{path} has the key {key!r}, which is no option; {_closest(name, list(types))}")
+            raise InputError(
+                f"{path} has the key {key!r}, which is not an option; {_closest(name, list(types))}"
+            )
         if name in given:
             raise InputError(f"{path} has {key!r} twice, with - and with _; expected it once")
         if isinstance(value, str) and "\0" in value:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_PICTURE", "say_beginning", "say_end"]
 
 NO_PICTURE = "The curves are not drawn as PNG, since matplotlib is missing: pip install 'rollcast[plot]'"
-_PLOT_WIDTH = 80  # where there is no terminal
+_PLOT_WIDTH = 80  # if there is no terminal
 
 
 def say_beginning(view: TrainView, title: str, settings: TrainSettings, out: Path, *, picture: bool) -> None:

@@ -18,7 +18,7 @@ class Scalars:
     """Writes what a training reports to a folder that TensorBoard reads; use it as a context manager.
 
     Args:
-        folder: made where it does not exist.
+        folder: made if it does not exist.
 
     Raises:
         MissingExtraError: the extra is not installed.

@@ -141,7 +141,7 @@ async def train_with_trl(
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:
-    """Wait for the work. If a second Ctrl-C cancels the wait, the work does not hold up the program's end."""
+    """Wait for the work; if the wait is cancelled, by a second Ctrl-C, the work does not hold up the program's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 

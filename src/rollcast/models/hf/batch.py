@@ -28,6 +28,9 @@ _SHORT = 64
 # Where so many tokens more will be known once another row has read them, a row waits for them.
 _WORTH_WAITING = 32
 
+# So often the precision may change within one step: whoever prepares a model may do it in several assignments.
+_CHANGES = 4
+
 
 class Batch:
     """Rows that wait, read their prompts or decode, and the step that moves them all by one token.
@@ -81,19 +84,24 @@ class Batch:
         """Sample one token for each row that decodes or has its prompt read. The caller removes rows that are done."""
         self._mode.enter()
         try:
-            if (self._forward.device, self._forward.dtype) != (self._device, self._dtype):
-                self._look_again()
-            try:
-                return self._stepped()
-            except PrecisionChangedError:
-                # Autocast was put around the model, or taken away. What the slots hold was computed in another way than what
-                # comes now, so every row is read again.
-                self._look_again()
-                return self._stepped()
+            return self._stepped_in_one_precision()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             return self._smaller(error)
+
+    def _stepped_in_one_precision(self) -> Sampled:
+        """The step. If autocast was put around the model or taken away, every row is read again first."""
+        if (self._forward.device, self._forward.dtype) != (self._device, self._dtype):
+            self._look_again()
+        for changes_left in reversed(range(_CHANGES)):
+            try:
+                return self._stepped()
+            except PrecisionChangedError:
+                if not changes_left:
+                    raise
+                self._look_again()
+        raise AssertionError("the last try returns or raises")
 
     def _stepped(self) -> Sampled:
         # 1. Room for one token more of each row that decodes; rows that wait begin to read.

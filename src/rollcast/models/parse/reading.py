@@ -177,11 +177,11 @@ class _Pass:
         self.thinking = thinking
         self.lone = bool(thinking.lone)
         self.inside = thinking.inside
+        self._may_repeat = self.inside is not None  # the opening tag, which the prompt has written
         self.other: _Pass | None = None  # the turn, if a lone tag inside of a call has closed reasoning
         self.superseded = False  # by the other, which is right
         self.interleaved = False
         self.was_over = False  # before it was known to be reasoning
-        self._dropped = False  # text behind a stop string
         self.tags: list[tuple[int, int]] = []
         self._make = parser
         self._stops = stops
@@ -210,6 +210,7 @@ class _Pass:
         self._lines, self._lines_taken = _Lines(), 0
         self._stop = StopStrings(self._stops) if self._stops else None
         self._stopped = False
+        self._behind_stop: list[str] = []
         self.lead = self._raw
         self._look_for_tags()
 
@@ -222,13 +223,7 @@ class _Pass:
     @property
     def reasoning(self) -> str:
         blocks = self._blocks if not self._is_inside else [*self._blocks, "".join(self._block) + self._held]
-        blocks = [block.strip() for block in blocks]
-        if (
-            self.thinking.inside is not None and blocks
-        ):  # the model may repeat the tag that the prompt has written
-            for opening in self.thinking.inside.openings:
-                blocks[0] = blocks[0].removeprefix(opening).strip()
-        return "\n\n".join(filter(None, blocks))
+        return "\n\n".join(filter(None, map(str.strip, blocks)))
 
     @property
     def _is_inside(self) -> bool:
@@ -281,7 +276,7 @@ class _Pass:
     def overran(self) -> bool:
         place = self.ended_at
         made_up = "" if place is None else self.output[place:].strip()
-        return self._dropped or len(made_up) > _LABEL
+        return len(made_up) > _LABEL or bool("".join(self._behind_stop).strip())
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -295,7 +290,8 @@ class _Pass:
     def _ready(self) -> None:
         """For text that has no part of a tag, as most tokens are: where it goes, and whether that is all."""
         if self.inside is not None:
-            self.pieces, find, waits = self._block, _finder((self.inside.closing, *self.inside.before)), False
+            find = _finder((self.inside.closing, *self.inside.before))
+            self.pieces, waits = self._block, self._may_repeat
         else:
             self.pieces, find, waits = self._output, self._find, self._in_front or self._stop is not None
         self.is_plain = find.is_usual and not (waits or self._held or self.other is not None)
@@ -306,7 +302,7 @@ class _Pass:
         """With what was read since."""
         for text in self.pieces[self._counted :]:
             self._raw += len(text)
-            self._last = text[-2:] if len(text) > 1 else self._last[-1:] + text
+            self._last = (self._last + text[-2:])[-2:]
 
     def read(self, text: str, *, final: bool = False) -> list[ToolCall]:
         self._catch_up()
@@ -340,6 +336,8 @@ class _Pass:
 
     def _read_block(self, text: str, at: int, final: bool) -> int:
         assert self.inside is not None
+        if self._may_repeat:
+            return self._read_front(text, at, final)
         place, tag = _finder((self.inside.closing, *self.inside.before)).find(text, at)
         if final and not tag:
             place = len(text)
@@ -357,6 +355,24 @@ class _Pass:
             self._block.append(tag)
         else:
             self._close_block(tag)
+        return end
+
+    def _read_front(self, text: str, at: int, final: bool) -> int:
+        """In front of what is thought, if the prompt has opened it: the model may write the opening tag again."""
+        assert self.inside is not None
+        if text[at].isspace():
+            end = len(text) - len(text[at:].lstrip())
+            self._block.append(text[at:end])
+            return end
+        openings = self.inside.openings
+        if not final and any(opening.startswith(text[at:]) for opening in openings if opening != text[at:]):
+            return at
+        self._may_repeat = False
+        tag = next(filter(lambda opening: text.startswith(opening, at), openings), "")
+        end = at + len(tag)
+        if not tag or self._is_named(tag, text, end, final):
+            return self._read_block(text, at, final)
+        self.tags.append((self._raw, self._raw + len(tag)))
         return end
 
     def _close_block(self, tag: str) -> None:
@@ -461,8 +477,7 @@ class _Pass:
             *(where for where in that.tags if where[1] <= that.lead),
             (that._raw, that._raw + len(tag)),
         ]
-        self._blocks = ["".join(that._output)]
-        self._dropped = False
+        self._blocks = ["".join(that._output + that._behind_stop)]
         self.was_over = that.says_over or that.was_over
         self.lone = False
         self._begin_output()
@@ -475,13 +490,13 @@ class _Pass:
             self._in_front = self._skips = False
             self._spoken = True
         if self._stopped:
-            self._dropped = self._dropped or not text.isspace()
+            self._behind_stop.append(text)
             return []
         if self._stop is not None:
             cut = self._stop.cut(text)
             if cut is not None:
                 self._stopped = True
-                self._dropped = bool(text[len(cut) :].strip())
+                self._behind_stop.append(text[len(cut) :])
                 text = cut
         self._output.append(text)
         if self.turn is None:

@@ -45,6 +45,8 @@ def check_writable(path: Path) -> None:
     """
     try:
         _check_writable(path)
+    except InputError:  # a sentence already
+        raise
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a NUL
         raise cannot_open(path, error) from None
 
@@ -173,8 +175,13 @@ class LineFile:
         # Reading back the last byte needs a file; a pipe or a terminal is for writing alone.
         access = os.O_RDWR if self._regular else os.O_WRONLY
         flags = access | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        # A named pipe waits for its first reader, as in a shell; if that one has left, perhaps nobody comes any more.
+        again = self._pid != 0 and not self._regular
+        flags |= getattr(os, "O_NONBLOCK", 0) if again else 0
         fd = os.open(self.path, flags | (os.O_TRUNC if self._truncate else 0), 0o666)
         try:
+            if again:
+                os.set_blocking(fd, True)
             status = os.fstat(fd)
             self._regular = stat.S_ISREG(status.st_mode)
             self._known, self._size = (status.st_dev, status.st_ino), status.st_size

@@ -134,11 +134,12 @@ class SharedOutput:
 
     def _write(self, text: str) -> None:
         try:
+            write = self.stream.write if _waits(self.stream) else self._write_in_pieces
             try:
-                self.stream.write(text)
+                write(text)
             except UnicodeEncodeError:
                 encoding = self.stream.encoding
-                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._flush()
         except BrokenPipeError:
             self.dead = self.unread = True
@@ -150,8 +151,26 @@ class SharedOutput:
             self.failure = self.lost_to = error
             _silence(self.stream)
 
+    def _write_in_pieces(self, text: str) -> None:
+        """To a stream that is non-blocking (some parents leave a terminal or a pipe so), a second for each piece.
+
+        Python's own stream would drop what it cannot write at once, without a word if it is unbuffered.
+        """
+        self._flush()
+        rest = memoryview(text.encode(self.stream.encoding, self.stream.errors or "strict"))
+        until = time.monotonic() + _BLOCKED_FOR_S
+        while rest:
+            try:
+                rest = rest[os.write(self.stream.fileno(), rest) :]
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+            else:
+                until = time.monotonic() + _BLOCKED_FOR_S
+
     def _flush(self) -> None:
-        """Flush; a stream that is non-blocking (some parents leave a terminal so) gets a second to take it."""
+        """Flush; a stream that is non-blocking gets a second to take it."""
         until = time.monotonic() + _BLOCKED_FOR_S
         while True:
             try:
@@ -162,6 +181,16 @@ class SharedOutput:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _waits(stream: TextIO) -> bool:
+    """Whether a write to the stream waits until all is written."""
+    if sys.platform == "win32":
+        return True
+    try:
+        return os.get_blocking(stream.fileno())
+    except (OSError, ValueError, AttributeError):  # not a file
+        return True
 
 
 def _below(rows: list[str]) -> str:

@@ -17,7 +17,7 @@ from rollcast.errors import InputError, MissingExtraError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, RunStatus, ToolStatus
 from rollcast.stream.observer import StreamObserver
-from rollcast.stream.observers.prometheus_train import TrainingFigures
+from rollcast.stream.observers.prometheus_train import NAME_CHARS, TrainingFigures
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -47,7 +47,7 @@ class PrometheusStreamObserver(StreamObserver):
 
     Labels are bounded: the name of a tool is shown if a `chain_start` has it among its tools and is `unknown` otherwise,
     since models invent names without end; whatever else is not among the documented values is `other`. Of tools, observers
-    and a trainer's own metrics the first 200, 64 and 64 are shown.
+    and a trainer's own metrics the first 200, 64 and 64 are shown, with names of at most 120 characters.
     Counts go on over runs, and when the observer is removed and added again.
 
     Args:
@@ -183,7 +183,7 @@ class PrometheusStreamObserver(StreamObserver):
 
     def _chain_start(self, event: StreamEvent) -> None:
         for tool in event.data["tools"]:
-            if len(self._tools) < MOST_TOOLS:
+            if len(self._tools) < MOST_TOOLS and len(tool) <= NAME_CHARS:
                 self._tools.add(tool)
 
     def _chain_end(self, event: StreamEvent) -> None:
@@ -353,6 +353,7 @@ class _Readings:
             gauges[key] = max(gauges.get(key, 0), now.lag_s)
 
     def _shown_name(self, name: str) -> str:
+        name = name[:NAME_CHARS]
         if name not in self._names and len(self._names) >= MOST_OBSERVERS:
             return "other"
         self._names.add(name)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from numbers import Real
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from rollcast.records import StreamEvent
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-__all__ = ["TrainingFigures"]
+__all__ = ["NAME_CHARS", "TrainingFigures"]
 
+NAME_CHARS = 120  # of a label
 MOST_OTHERS = 64  # names of metrics that a trainer makes up
 _OTHERS = "rollcast_train_metric"
 
@@ -63,20 +64,23 @@ class TrainingFigures:
         """
         metrics = event.data.get("metrics")
         metrics = metrics if isinstance(metrics, dict) else {}
-        numbers = {str(name): float(value) for name, value in metrics.items() if _is_number(value)}
+        found = {str(name)[:NAME_CHARS]: _number(value) for name, value in metrics.items()}
+        numbers = {name: number for name, number in found.items() if number is not None}
         for gauge, names, _ in _GAUGES:
-            found = next((numbers[name] for name in names if name in numbers), None)
-            if found is not None:
-                self._values[gauge] = found
+            first = next((numbers[name] for name in names if name in numbers), None)
+            if first is not None:
+                self._values[gauge] = first
+            elif gauge in self._values and any(name in metrics for name in names):
+                self._values[gauge] = math.nan  # a loss that is no number any more: JSON has none for it
         if sampled is not None and "tokens_per_s" not in numbers:
             self._values["rollcast_train_tokens_per_second"] = sampled
         for name, gauge in (
             ("train_step", "rollcast_train_step"),
             ("policy_version", "rollcast_policy_version"),
         ):
-            value = event.data.get(name)
-            if _is_number(value):
-                self._values[gauge] = float(value)
+            number = _number(event.data.get(name))
+            if number is not None:
+                self._values[gauge] = number
         if (
             "loss" in numbers or "mean_reward" in numbers or "reward" in numbers
         ):  # TRL tells of evaluations, too
@@ -90,8 +94,9 @@ class TrainingFigures:
 
     def sampling_with(self, version: Any) -> None:
         """A run began, with weights of this version."""
-        if _is_number(version):
-            self._values["rollcast_policy_version"] = float(version)
+        number = _number(version)
+        if number is not None:
+            self._values["rollcast_policy_version"] = number
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without values."""
@@ -116,5 +121,10 @@ class TrainingFigures:
         yield family
 
 
-def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    """The value as a figure; None if it is not a number. One that is too large for a float is infinite."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        return float(value) if is_number else None
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -201,7 +201,7 @@ async def max_tokens_ends_with_length(bench: Bench) -> None:
 
 @check("stop_strings")
 async def a_stop_string_ends_the_text(bench: Bench) -> None:
-    """The text ends after the first stop string, also where it spans tokens, and the reason is `stop`."""
+    """The text ends after the first stop string, also if it spans tokens, and the reason is `stop`."""
     (prompt,) = await bench.long_prompts(1)
     free = await bench.generate(prompt, max_tokens=64, temperature=0.0)
     for stop in _stop_strings(free):
