@@ -21,8 +21,6 @@ logger = logging.getLogger("rollcast")
 
 
 class Registered(Protocol):
-    """What registers."""
-
     @property
     def lock(self) -> Any:
         """A lock with `acquire` and `release`; it is held while the process forks."""

@@ -284,8 +284,6 @@ def _decoded(decoder: msgspec.json.Decoder[Any], message: str | bytes) -> Any:
 
 @dataclass(frozen=True)
 class Send:
-    """Send the frame."""
-
     frame: ServerFrame
 
 

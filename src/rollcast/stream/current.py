@@ -26,18 +26,16 @@ class _Nothing:
     __slots__ = ()
 
     def start(self) -> Self:
-        """Do nothing."""
         return self
 
     def chunk(self, text: str, *rest: Any) -> None:
-        """Do nothing."""
+        pass
 
     def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> Self:
-        """Do nothing."""
         return self
 
     def end(self, why: str = "") -> None:
-        """Do nothing."""
+        pass
 
     def __enter__(self) -> Self:
         return self
@@ -69,13 +67,13 @@ class NoChain:
         return _NOTHING
 
     def message(self, message: Message) -> None:
-        """Do nothing."""
+        pass
 
     def error(self, error: BaseException | str, where: str) -> None:
-        """Do nothing."""
+        pass
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
-        """Do nothing."""
+        pass
 
     def wants(self, event_type: StreamEventType | str) -> bool:
         """Nobody watches."""

@@ -39,7 +39,6 @@ class ToolSchema(GenerateJsonSchema):
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  (pydantic's own form)
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Never."""
         return False
 
     def model_schema(self, schema: Any) -> dict[str, Any]:

@@ -288,13 +288,11 @@ class _Events(transformers.TrainerCallback):
                 self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
         self._weigh_up()
         if self.cancelled:
             control.should_training_stop = control.should_save = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
         if not state.is_world_process_zero:
             return
         if self._run is not None:  # of an earlier training
@@ -310,7 +308,6 @@ class _Events(transformers.TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Called by the trainer."""
         logs = logs or {}
         about_a_step = "loss" in logs or any(name.startswith("eval_") for name in logs)
         if self._run is None or not about_a_step:
@@ -325,13 +322,11 @@ class _Events(transformers.TrainerCallback):
         self._agent.streaming_manager.emit(msgspec.structs.replace(event, run_id=self.run_id))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
         if args.world_size > 1:  # each process writes a file of its own
             accelerate.PartialState().wait_for_everyone()
         _note_checksums(args, int(state.global_step))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
         self.close("cancelled" if self.cancelled else "completed")
 
     def close(self, status: RunStatus) -> None:

@@ -223,7 +223,6 @@ class _Watch(TrainerCallback):
         self.evaluating_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
         self.began = time.perf_counter()
         step = int(state.global_step)
         self._note(Progress(step, step, 0.0, {}, self._evaluate(step)))
@@ -231,7 +230,6 @@ class _Watch(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Called by the trainer."""
         if not logs or "loss" not in logs:
             return
         step = int(state.global_step)

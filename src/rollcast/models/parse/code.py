@@ -48,7 +48,6 @@ class CodeParser(TurnParser):
         self.argument = argument
 
     def turn(self) -> CodeTurn:
-        """See `TurnParser.turn`."""
         return CodeTurn(self)
 
     def read(self, text: str) -> CodeTurn:
@@ -116,7 +115,6 @@ class CodeTurn(LineTurn):
             self.say(text)
 
     def end(self, held: str) -> None:
-        """See `Turn.end`."""
         if self.ended_at is not None:
             held = ""
         unclosed = self._fence == "python"
@@ -133,5 +131,4 @@ class CodeTurn(LineTurn):
 
     @property
     def in_call(self) -> bool:
-        """See `Turn.in_call`."""
         return self._fence == "python"

@@ -29,7 +29,6 @@ class HermesParser(TurnParser):
     name = "hermes"
 
     def turn(self) -> Turn:
-        """See `TurnParser.turn`."""
         return _Turn()
 
 

@@ -36,7 +36,6 @@ class Llama3Parser(TurnParser):
     name = "llama3"
 
     def turn(self) -> Turn:
-        """See `TurnParser.turn`."""
         return _Turn()
 
 

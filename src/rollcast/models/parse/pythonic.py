@@ -48,7 +48,6 @@ class PythonParser(TurnParser):
     name = "python"
 
     def turn(self) -> Turn:
-        """See `TurnParser.turn`."""
         return _Turn()
 
 

@@ -48,7 +48,6 @@ class Qwen3CoderParser(TurnParser):
     name = "qwen3_coder"
 
     def turn(self) -> Turn:
-        """See `TurnParser.turn`."""
         return _Turn()
 
 

@@ -45,7 +45,6 @@ class ReactParser(TurnParser):
     stop = ("\nObservation:",)
 
     def turn(self) -> ReactTurn:
-        """See `TurnParser.turn`."""
         return ReactTurn()
 
     def read(self, text: str) -> ReactTurn:
@@ -120,14 +119,12 @@ class ReactTurn(LineTurn):
                 self._answer.append(text)
 
     def end(self, held: str) -> None:
-        """See `Turn.end`."""
         if self.ended_at is None:
             self.put(held)
             self._end_section()
 
     @property
     def in_call(self) -> bool:
-        """See `Turn.in_call`."""
         return self._section in {"action", "action input"}
 
     def _end_section(self) -> None:

@@ -102,7 +102,6 @@ class JSONStreamObserver(StreamObserver):
             raise cannot_open(self.path, error) from None
 
     async def on_event(self, event: StreamEvent) -> None:
-        """Write one event."""
         await self.on_batch([event])
 
     async def on_batch(self, events: list[StreamEvent]) -> None:
