@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import NoOp, Token, tokens
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEvent, StreamEventType, Turn, encode
 from rollcast.stream import GenerationStream, RunStream, StreamingManager, StreamObserver
-from rollcast.stream.observers import JSONStreamObserver
 
 __all__ = ["run"]
 

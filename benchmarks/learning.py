@@ -18,10 +18,11 @@ from typing import Any
 from benchmarks.measure import Figure, figure, paired, ratios
 from rollcast.cli.train.shown import ShownChains
 from rollcast.models.tiny import TinyBackend
+from rollcast.observers import JSONStreamObserver
 from rollcast.rollout import BaseAgent
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
 from rollcast.tasks import get_task, task_names
+from rollcast.terminal import ConsoleStreamObserver
 from rollcast.train import GRPOConfig, Progress, train
 
 __all__ = ["CURVES", "run"]

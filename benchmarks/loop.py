@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tiny_runs import Requests, Spent, agent_run, bare_run, record
 from benchmarks.tokens import NoOp
+from rollcast.observers import JSONStreamObserver
 from rollcast.stream import StreamObserver
-from rollcast.stream.observers import JSONStreamObserver
 
 __all__ = ["run"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from benchmarks.lean import LeanBackend
 from benchmarks.measure import Figure, figure, paired, ratios
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter, StreamEvent, Turn
 from rollcast.rollout import BaseAgent
 from rollcast.stream import StreamingManager, StreamObserver
-from rollcast.stream.observers import JSONStreamObserver
 
 __all__ = ["MODES", "run"]
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from benchmarks.measure import Figure, figure, paired, ratios
 from rollcast.models.tiny import TinyBackend
+from rollcast.observers import PrometheusStreamObserver
 from rollcast.rollout import BaseAgent
 from rollcast.serve import WebSocketStreamingServer
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import PrometheusStreamObserver
 from rollcast.tasks import get_task
 
 __all__ = ["asked"]

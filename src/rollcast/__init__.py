@@ -13,6 +13,15 @@ from rollcast.version import __version__
 if TYPE_CHECKING:
     from rollcast.errors import InputError, RollcastError, ToolError
     from rollcast.models.backend import Delta, GenerationRequest, Sampling
+    from rollcast.observers import (
+        AsyncGeneratorStreamObserver,
+        CallbackStreamObserver,
+        ChainSpecificStreamObserver,
+        JSONStreamObserver,
+        MultiChainStreamObserver,
+        OpenTelemetryStreamObserver,
+        PrometheusStreamObserver,
+    )
     from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
     from rollcast.rollout import (
         BaseAgent,
@@ -26,16 +35,7 @@ if TYPE_CHECKING:
     from rollcast.rollout.reward import exact_match, numeric_match, reward
     from rollcast.serve import WebSocketStreamingClient, WebSocketStreamingServer
     from rollcast.stream import StreamingManager, StreamObserver, current_chain
-    from rollcast.stream.observers import (
-        AsyncGeneratorStreamObserver,
-        CallbackStreamObserver,
-        ChainSpecificStreamObserver,
-        ConsoleStreamObserver,
-        JSONStreamObserver,
-        MultiChainStreamObserver,
-        OpenTelemetryStreamObserver,
-        PrometheusStreamObserver,
-    )
+    from rollcast.terminal import ConsoleStreamObserver
     from rollcast.tools import tool
 
 __all__ = [
@@ -84,11 +84,11 @@ _HOMES = {
     "rollcast.rollout.reward": "exact_match numeric_match reward",
     "rollcast.serve": "WebSocketStreamingClient WebSocketStreamingServer",
     "rollcast.stream": "StreamingManager StreamObserver current_chain",
-    "rollcast.stream.observers": (
-        "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver "
-        "ConsoleStreamObserver JSONStreamObserver MultiChainStreamObserver OpenTelemetryStreamObserver "
-        "PrometheusStreamObserver"
+    "rollcast.observers": (
+        "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver JSONStreamObserver "
+        "MultiChainStreamObserver OpenTelemetryStreamObserver PrometheusStreamObserver"
     ),
+    "rollcast.terminal": "ConsoleStreamObserver",
     "rollcast.tools": "tool",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

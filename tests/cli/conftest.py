@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def make_terminal(monkeypatch):
     """Makes terminals; the printer asks each for its size."""
-    from rollcast.stream.observers.printer import Printer
+    from rollcast.terminal.printer import Printer
 
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)

@@ -7,7 +7,7 @@ import pytest
 from rollcast import BaseAgent
 from rollcast.cli.output import Output
 from rollcast.cli.summary import print_about, print_summary, summary_rows, totals_rows
-from rollcast.stream.observers.layout import ASCII, row_cells
+from rollcast.terminal.layout import ASCII, row_cells
 from rollcast.testing import ScriptedBackend
 
 LONG = (

@@ -15,7 +15,7 @@ from rollcast.cli.train.settings import TrainSettings, merged
 from rollcast.cli.train.shown import ShownChains
 from rollcast.cli.train.summary import say_end
 from rollcast.cli.train.view import TrainView
-from rollcast.stream.observers.layout import ASCII, UNICODE
+from rollcast.terminal.layout import ASCII, UNICODE
 from rollcast.testing import ScriptedBackend
 from rollcast.train import Evaluation, Progress, TrainResult
 from rollcast.train.checkpoint import sole_writer

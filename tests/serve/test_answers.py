@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from rollcast.cli.serving import watching
+from rollcast.observers import PrometheusStreamObserver
 from rollcast.records import StreamEvent
 from rollcast.serve import answers
 from rollcast.serve.answers import BURST, MetricsPage, Turns, asker_at
-from rollcast.stream.observers import PrometheusStreamObserver
 
 
 class Clock:

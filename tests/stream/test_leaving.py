@@ -4,9 +4,9 @@ import asyncio
 import logging
 import threading
 
+from rollcast.observers import ChainSpecificStreamObserver, MultiChainStreamObserver
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream import StreamingManager, StreamObserver
-from rollcast.stream.observers import ChainSpecificStreamObserver, MultiChainStreamObserver
 from rollcast.testing import EventCapture, RaisingObserver
 
 T = StreamEventType

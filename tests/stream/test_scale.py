@@ -2,9 +2,9 @@
 
 import asyncio
 
+from rollcast.observers import AsyncGeneratorStreamObserver
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import AsyncGeneratorStreamObserver
 from rollcast.testing import EventCapture
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK

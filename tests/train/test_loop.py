@@ -11,10 +11,10 @@ import pytest
 
 from rollcast.errors import BackendError, CheckpointError, InputError, RewardDefinitionError, RewardError
 from rollcast.models.tiny import TinyBackend
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEventType
 from rollcast.rollout import BaseAgent, reward
 from rollcast.stream import StreamObserver
-from rollcast.stream.observers import JSONStreamObserver
 from rollcast.tasks import get_task
 from rollcast.testing import ScriptedBackend, capture_events
 from rollcast.train import Evaluation, GRPOConfig, loop, train

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from rollcast.stream.observers import JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
 
 __all__ = ["is_standard_output", "log_at", "log_line"]
 
@@ -37,7 +37,7 @@ def log_at(where: str | None) -> JSONStreamObserver | None:
     if where is None:
         return None
     # The summary says what could not be written; once is enough.
-    logging.getLogger("rollcast.stream.observers.waiting_lines.count").setLevel(logging.ERROR)
+    logging.getLogger("rollcast.observers.waiting_lines.count").setLevel(logging.ERROR)
     return JSONStreamObserver(None if is_standard_output(where) else where)
 
 

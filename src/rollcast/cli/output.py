@@ -6,8 +6,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from rollcast.stream.observers.layout import Row, wrap
-from rollcast.stream.observers.printer import Printer
+from rollcast.terminal.layout import Row, wrap
+from rollcast.terminal.printer import Printer
 
 __all__ = ["Output", "warn"]
 

@@ -22,10 +22,11 @@ from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
 from rollcast.models import EMBEDDED, Sampling
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter
 from rollcast.rollout import BaseAgent, Run, RunResult
-from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
 from rollcast.tasks import Task, get_task
+from rollcast.terminal import ConsoleStreamObserver
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer

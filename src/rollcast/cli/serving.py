@@ -81,7 +81,7 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
 @contextmanager
 def watching(server: WebSocketStreamingServer, manager: StreamingManager) -> Iterator[None]:
     """The server watches the manager, and so does what `/metrics` shows, if the extra for that is installed."""
-    from rollcast.stream.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs serve nobody)
+    from rollcast.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs serve nobody)
 
     manager.add_observer(server.get_observer())
     try:

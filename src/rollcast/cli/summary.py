@@ -8,7 +8,7 @@ from typing import Any
 from rollcast.cli.output import Output
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
-from rollcast.stream.observers.layout import UNICODE, Glyphs, Row, row_cells, wrap
+from rollcast.terminal.layout import UNICODE, Glyphs, Row, row_cells, wrap
 from rollcast.text import shorten, visible
 
 __all__ = ["print_about", "print_summary", "summary_rows", "totals_rows"]

@@ -10,7 +10,7 @@ from rollcast.cli.address import server_address
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 
 __all__ = ["WatchOptions", "watch_command"]
 

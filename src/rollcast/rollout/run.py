@@ -11,6 +11,7 @@ from functools import partial
 
 from rollcast.aio import call_in, wait_uncancelled
 from rollcast.errors import InputError
+from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
@@ -19,7 +20,6 @@ from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.stream.delivery import ensure_not_in_own_hook
-from rollcast.stream.observers import CallbackStreamObserver
 
 __all__ = ["Run", "RunSettings"]
 

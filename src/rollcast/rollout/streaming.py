@@ -8,12 +8,12 @@ from typing import Self
 
 from rollcast.aio import wait_uncancelled
 from rollcast.errors import InputError
+from rollcast.observers import AsyncGeneratorStreamObserver
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.filter import Names
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.run import Run
 from rollcast.stream.delivery import ensure_not_in_own_hook
-from rollcast.stream.observers import AsyncGeneratorStreamObserver
 
 __all__ = ["StreamingRun"]
 

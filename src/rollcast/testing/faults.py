@@ -20,15 +20,15 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.rollout import BaseAgent, Run
-from rollcast.rollout.streaming import StreamingRun
-from rollcast.stream import StreamingManager, StreamObserver
-from rollcast.stream.observers import (
+from rollcast.observers import (
     AsyncGeneratorStreamObserver,
     ChainSpecificStreamObserver,
     MultiChainStreamObserver,
 )
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.rollout import BaseAgent, Run
+from rollcast.rollout.streaming import StreamingRun
+from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.testing.injectors import (
     BatchedFaultyObserver,
     FaultyBackend,

@@ -39,8 +39,8 @@ from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
 
 if TYPE_CHECKING:
+    from rollcast.observers import JSONStreamObserver
     from rollcast.serve import WebSocketStreamingServer
-    from rollcast.stream.observers import JSONStreamObserver
     from rollcast.train import GRPOConfig, Progress, TrainResult
 
 __all__ = ["train_command"]

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rollcast.cli.train.record import Record, bucketed, scale
-from rollcast.stream.observers.layout import UNICODE, Glyphs, Row
+from rollcast.terminal.layout import UNICODE, Glyphs, Row
 
 __all__ = ["can_draw", "draw", "plot_rows"]
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 
 __all__ = ["ShownChains"]
 

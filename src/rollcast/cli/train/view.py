@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from rollcast.cli.train.record import Record, clock_text, sparkline
-from rollcast.stream.observers.layout import UNICODE, Row, row_cells, wrap
-from rollcast.stream.observers.printer import Printer
-from rollcast.stream.observers.status import VisibleChain
+from rollcast.terminal.layout import UNICODE, Row, row_cells, wrap
+from rollcast.terminal.printer import Printer
+from rollcast.terminal.status import VisibleChain
 
 if TYPE_CHECKING:
     from rollcast.train import Progress

@@ -441,7 +441,7 @@ async def test_an_observer_that_is_removed_ends_its_spans(watched, observer, tra
 
 async def test_runs_that_never_end_are_bounded(observer, traces, monkeypatch, events, other_run):
     """The oldest is cut short."""
-    monkeypatch.setattr("rollcast.stream.observers.otel.OPEN_RUNS", 1)
+    monkeypatch.setattr("rollcast.observers.otel.OPEN_RUNS", 1)
     await observer.on_event(events.start("chain_0"))
     await observer.on_event(other_run.start("chain_0"))
     assert list(observer._runs) == [other_run.run_id]

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rollcast.errors import InputError
+from rollcast.observers.alarm import Alarm
+from rollcast.observers.line_file import LineFile, cannot_open, check_writable
+from rollcast.observers.waiting_lines import WaitingLines
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.observer import DeliveryMode, StreamObserver
-from rollcast.stream.observers.alarm import Alarm
-from rollcast.stream.observers.line_file import LineFile, cannot_open, check_writable
-from rollcast.stream.observers.output import SharedOutput
-from rollcast.stream.observers.waiting_lines import WaitingLines
+from rollcast.terminal.output import SharedOutput
 from rollcast.text import terminal_safe_json
 
 __all__ = ["JSONStreamObserver"]

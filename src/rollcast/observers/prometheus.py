@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from rollcast.errors import InputError, MissingExtraError
+from rollcast.observers.prometheus_train import NAME_CHARS, TrainingFigures
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, RunStatus, ToolStatus
 from rollcast.stream.observer import StreamObserver
-from rollcast.stream.observers.prometheus_train import NAME_CHARS, TrainingFigures
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.color import ColorSystem
 
-from rollcast.stream.observers.layout import ASCII, UNICODE, Painter, chain_number, row_cells, wrap
-from rollcast.stream.observers.tags import style_tags
+from rollcast.terminal.layout import ASCII, UNICODE, Painter, chain_number, row_cells, wrap
+from rollcast.terminal.tags import style_tags
 
 
 @given(st.text(st.characters(categories=["L", "Nd", "Zs", "So"])), st.integers(4, 40), st.integers(4, 40))
@@ -33,7 +33,7 @@ def test_a_chain_has_the_same_colour_in_every_process():
     """The colour comes from the number at the end of the id, never from Python's hash."""
     painter = Painter(ColorSystem.EIGHT_BIT)
     assert painter.chain_style("chain_17") == f"chain:{17 % painter.colors}"
-    code = "from rollcast.stream.observers.layout import chain_number as n; print(n('uuid-x'))"
+    code = "from rollcast.terminal.layout import chain_number as n; print(n('uuid-x'))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.stream.observers.layout import Glyphs, Row
+from rollcast.terminal.layout import Glyphs, Row
 from rollcast.text import is_terminal_safe, shorten, visible
 
 __all__ = ["EventRows"]

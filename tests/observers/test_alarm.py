@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEvent, decode
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import JSONStreamObserver
 
 
 def read(path):
@@ -101,7 +101,7 @@ def test_by_hand_and_never_closed_is_written_at_exit(path):
     code = f"""
 from rollcast.records import StreamEvent
 from rollcast.stream import StreamingManager
-from rollcast.stream.observers import JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
 manager = StreamingManager()
 manager.add_observer(JSONStreamObserver({str(path)!r}, flush_interval=3600))
 for step in range(3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rollcast.stream.observers.layout import Row
+from rollcast.terminal.layout import Row
 
 __all__ = ["style_tags"]
 

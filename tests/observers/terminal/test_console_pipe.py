@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 
 
 class Pipe:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rollcast.errors import InputError
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import check_events, decode
-from rollcast.stream.observers import JSONStreamObserver
 
 
 class Reporting(JSONStreamObserver):

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rollcast.errors import MissingExtraError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.observer import StreamObserver
-from rollcast.stream.observers.otel_spans import (
+from rollcast.observers.otel_spans import (
     OTHER,
     OpenChain,
     OpenRun,
@@ -32,6 +30,8 @@ from rollcast.stream.observers.otel_spans import (
     text_part,
     tool_message,
 )
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.observer import StreamObserver
 from rollcast.version import __version__
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any, TextIO
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.observer import StreamObserver
-from rollcast.stream.observers.layout import wrap
-from rollcast.stream.observers.output import SharedOutput
-from rollcast.stream.observers.printer import Printer
-from rollcast.stream.observers.status import StatusArea, VisibleChain, VisibleRun, is_alone, several_runs
-from rollcast.stream.observers.tags import style_tags
+from rollcast.terminal.layout import wrap
+from rollcast.terminal.output import SharedOutput
+from rollcast.terminal.printer import Printer
+from rollcast.terminal.status import StatusArea, VisibleChain, VisibleRun, is_alone, several_runs
+from rollcast.terminal.tags import style_tags
 
 __all__ = ["ConsoleStreamObserver"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rollcast.stream.observers.layout import Glyphs, Painter, Row, chain_number, wrap
+from rollcast.terminal.layout import Glyphs, Painter, Row, chain_number, wrap
 
 __all__ = ["Member", "StatusArea", "StatusLook", "VisibleChain", "VisibleRun", "is_alone", "several_runs"]
 

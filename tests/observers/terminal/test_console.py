@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rollcast.errors import FilterError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 
 
 @pytest.fixture

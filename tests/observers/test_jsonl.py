@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from rollcast.errors import FilterError, InputError
+from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEvent, check_events, decode
-from rollcast.stream.observers import JSONStreamObserver
 
 
 class Reporting(JSONStreamObserver):
@@ -284,7 +284,7 @@ def test_what_waits_is_written_at_exit(path):
     code = f"""
 import asyncio
 from rollcast.records import StreamEvent
-from rollcast.stream.observers import JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 asyncio.run(observer.on_batch([StreamEvent.now("chain_start", "chain_0", messages=[])]))
 """
@@ -300,7 +300,7 @@ def test_a_forked_child_does_not_write_its_parents_lines_again(path):
     code = f"""
 import asyncio, os, sys
 from rollcast.records import StreamEvent
-from rollcast.stream.observers import JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=3600)
 def write(name):
     asyncio.run(observer.on_batch([StreamEvent.now("chain_start", name, messages=[])]))
@@ -350,7 +350,7 @@ def test_a_killed_writer_leaves_whole_lines_but_perhaps_the_last(path):
     code = f"""
 import asyncio, os, signal
 from rollcast.records import StreamEvent
-from rollcast.stream.observers import JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
 observer = JSONStreamObserver({str(path)!r}, flush_interval=0)
 async def main():
     for i in range(100):
@@ -369,9 +369,9 @@ def test_the_json_and_the_callback_observer_do_not_load_rich():
     """The console alone needs it."""
     code = """
 import sys
-from rollcast.stream.observers import CallbackStreamObserver, JSONStreamObserver
+from rollcast.observers import CallbackStreamObserver, JSONStreamObserver
 before = "rich" in sys.modules
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 print(before, "rich" in sys.modules)
 """
     environment = {"PYTHONPATH": ":".join(sys.path)}

@@ -1,8 +1,8 @@
 import pytest
 
 from rollcast.errors import InputError
+from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter
-from rollcast.stream.observers import CallbackStreamObserver
 
 
 async def test_a_function_of_one_parameter_gets_the_text(events):

@@ -11,11 +11,11 @@ from typing import TextIO
 
 from rich.color import ColorSystem
 
-from rollcast.stream.observers.event_rows import EventRows
-from rollcast.stream.observers.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
-from rollcast.stream.observers.output import SharedOutput
-from rollcast.stream.observers.status import VisibleChain
-from rollcast.stream.observers.tags import style_tags
+from rollcast.terminal.event_rows import EventRows
+from rollcast.terminal.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
+from rollcast.terminal.output import SharedOutput
+from rollcast.terminal.status import VisibleChain
+from rollcast.terminal.tags import style_tags
 from rollcast.text import shorten
 
 __all__ = ["LINE_CHARS", "Printer"]

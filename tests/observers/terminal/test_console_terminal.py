@@ -13,7 +13,8 @@ import threading
 import pyte
 import pytest
 
-from rollcast.stream.observers import ConsoleStreamObserver, JSONStreamObserver
+from rollcast.observers import JSONStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 
 
 def console(terminal, **options):
@@ -172,7 +173,7 @@ async def test_a_json_observer_on_the_same_output_takes_its_turn(events, monkeyp
 SCRIPT = """
 import asyncio, sys
 from rollcast.records import StreamEvent
-from rollcast.stream.observers import ConsoleStreamObserver
+from rollcast.terminal import ConsoleStreamObserver
 def event(n, text):
     return StreamEvent.now("llm_generation_chunk", f"chain_{n}", content=text)
 async def main():

@@ -1,0 +1,34 @@
+"""Observers that write, call back, stand for others and measure. What needs an extra is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rollcast.observers.callback import CallbackStreamObserver
+from rollcast.observers.composite import ChainSpecificStreamObserver, MultiChainStreamObserver
+from rollcast.observers.generator import AsyncGeneratorStreamObserver
+from rollcast.observers.jsonl import JSONStreamObserver
+
+if TYPE_CHECKING:
+    from rollcast.observers.otel import OpenTelemetryStreamObserver
+    from rollcast.observers.prometheus import PrometheusStreamObserver
+
+__all__ = [
+    "AsyncGeneratorStreamObserver",
+    "CallbackStreamObserver",
+    "ChainSpecificStreamObserver",
+    "JSONStreamObserver",
+    "MultiChainStreamObserver",
+    "OpenTelemetryStreamObserver",
+    "PrometheusStreamObserver",
+]
+
+
+_LAZY = {"OpenTelemetryStreamObserver": "otel", "PrometheusStreamObserver": "prometheus"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
