@@ -109,16 +109,16 @@ def test_the_end_of_a_run_comes_after_the_gap():
     for events in ([chunk(1, "a"), error, run_end(4)], [chunk(1, "a"), run_end(4), error]):
         queue = EventQueue("somebody", 2_000)
         put(queue, *events)
-        told, ended = queue.take(())
+        told, ended = queue.take_nowait(())
         assert told.event_type is T.GAP
         assert ended == run_end(4)
         assert T.RUN_END not in told.data["dropped"]
     queue = EventQueue("somebody", 2_000)
     put(queue, chunk(1, "a"), run_end(4))
-    taken = queue.take(())
+    taken = queue.take_nowait(())
     put(queue, error)
     queue.put_back(taken)
-    assert [e.event_type for e in queue.take(())] == [T.GAP, T.RUN_END]
+    assert [e.event_type for e in queue.take_nowait(())] == [T.GAP, T.RUN_END]
 
 
 def test_ends_of_runs_are_bounded_as_all_else():
@@ -127,6 +127,6 @@ def test_ends_of_runs_are_bounded_as_all_else():
     put(queue, event(T.ERROR, 0, error="x" * 90_000, error_type="", where=""))
     put(queue, *(run_end(i) for i in range(1, 2_001)))
     assert queue.bytes <= queue.limit
-    told, *ended = queue.take(())
+    told, *ended = queue.take_nowait(())
     assert 0 < len(ended) < 2_000
     assert told.data["dropped"]["run_end"] + len(ended) == 2_000
