@@ -39,7 +39,7 @@ quick: $(VENV)/.dev
 # Campaigns of seeded fault schedules; `make test` plays a twentieth of them.
 SEEDS ?= 0:1000
 soak: $(VENV)/.dev
-	$(BIN)/python -m rollcast.testing.faults --seeds $(SEEDS)
+	PYTHONPATH=tests $(BIN)/python -m fault_schedules --seeds $(SEEDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,6 +8,13 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+import rollcast
+
+# Lazy names are imported now, and not in the first test that needs one: in an event loop their import counts as blocking, and a
+# test would pass or fail by what ran before it.
+for name in rollcast.__all__:
+    getattr(rollcast, name)
+
 # What `make quick` leaves out: these take most of the time of all tests, and are run by `make test`.
 SLOW = (
     "cli/test_files_and_pipes.py",

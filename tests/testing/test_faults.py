@@ -4,10 +4,10 @@ import logging
 
 import pytest
 
+from fault_schedules.faults import FaultSchedule, check_invariants, main
+from fault_schedules.schedule import draw
 from rollcast.records import StreamEventType
 from rollcast.testing import EventCapture
-from rollcast.testing.faults import FaultSchedule, check_invariants, main
-from rollcast.testing.schedule import draw
 
 NEVER_MERGED = {
     StreamEventType.CHAIN_END,
@@ -27,7 +27,7 @@ def quiet(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(50))
 def test_whatever_goes_wrong_the_invariants_hold(seed):
-    """`python -m rollcast.testing.faults --verbose SEED` tells the story of one that fails here."""
+    """`PYTHONPATH=tests python -m fault_schedules --verbose SEED` tells the story of one that fails here."""
     check_invariants(FaultSchedule(seed).play())
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from conformance_subjects import tiny
 from rollcast.errors import BackendClosedError, BackendError, InputError, PromptTooLongError
 from rollcast.models.backend import Sampling
 from rollcast.models.engine import Engine
 from rollcast.models.tiny import TinyBackend
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.testing.conformance import CHECKS, Bench
-from rollcast.testing.conformance.subjects import tiny
 
 pytestmark = pytest.mark.torch
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from conformance_subjects import scripted
 from rollcast.errors import InputError
 from rollcast.models import BaseBackend, Delta
 from rollcast.testing.conformance import CHECKS, BackendUnderTest, NotApplicable, run_checks
 from rollcast.testing.conformance.__main__ import main
 from rollcast.testing.conformance.report import BEGIN, END, read_table, table, update_page
-from rollcast.testing.conformance.subjects import scripted
 
 FACTS = ["It | stands.", "It runs."]
 COLUMNS = {
@@ -128,7 +128,7 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     """The column of the subject's name; without a page it is printed."""
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    name = "rollcast.testing.conformance.subjects:scripted"
+    name = "conformance_subjects:scripted"
     assert main([name, "--page", str(page)]) == 0
     assert set(read_table(page.read_text())["scripted"]) == {check.fact for check in CHECKS}
     assert main(["nowhere:subject"]) == 2

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from conformance_subjects import tiny
 from rollcast.testing.conformance import CHECKS, Bench, NotApplicable
 from rollcast.testing.conformance.report import read_table
-from rollcast.testing.conformance.subjects import tiny
 
 pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
 

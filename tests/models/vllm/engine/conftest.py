@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rollcast.testing.conformance.subjects import VLLM_OPTIONS as OPTIONS
-from rollcast.testing.conformance.subjects import untied_model
+from conformance_subjects import VLLM_OPTIONS as OPTIONS
+from conformance_subjects import untied_model
 
 WANTED = bool(os.environ.get("ROLLCAST_TEST_VLLM"))
 

@@ -3,8 +3,8 @@
 import pytest
 import pytest_asyncio
 
+from conformance_subjects import async_vllm
 from rollcast.testing.conformance import CHECKS, Bench, NotApplicable
-from rollcast.testing.conformance.subjects import async_vllm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

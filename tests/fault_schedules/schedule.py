@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, get_args
 
+from fault_schedules.injectors import BackendFault, ChainPlan, ObserverPlan, RewardFault
 from rollcast.records import EventFilter, StreamEventType
-from rollcast.testing.injectors import BackendFault, ChainPlan, ObserverPlan, RewardFault
 
 __all__ = ["Action", "ObserverPlace", "Plan", "ReaderPlan", "RunPlan", "draw"]
 

@@ -3,7 +3,7 @@
     outcome = FaultSchedule(7).play(observers=[MyObserver()])
     check_invariants(outcome)
 
-`python -m rollcast.testing.faults --seeds 0:1000` plays many and prints those that break something. What happens is
+`make soak SEEDS=0:1000` plays many and prints those that break something. What happens is
 ordered by turns of the event loop and by tokens, not by time; threads are what is left to chance.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +19,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rollcast.observers import (
-    AsyncGeneratorStreamObserver,
-    ChainSpecificStreamObserver,
-    MultiChainStreamObserver,
-)
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.rollout import BaseAgent, Run
-from rollcast.rollout.streaming import StreamingRun
-from rollcast.stream import StreamingManager, StreamObserver
-from rollcast.testing.injectors import (
+from fault_schedules.injectors import (
     BatchedFaultyObserver,
     FaultyBackend,
     FaultyObserver,
@@ -39,9 +29,18 @@ from rollcast.testing.injectors import (
     faulty_tools,
     ticks,
 )
-from rollcast.testing.invariants import Outcome, Reading, RunOutcome, check_invariants
+from fault_schedules.invariants import Outcome, Reading, RunOutcome, check_invariants
+from fault_schedules.schedule import Action, ObserverPlace, Plan, ReaderPlan, RunPlan, draw
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.rollout import BaseAgent, Run
+from rollcast.rollout.streaming import StreamingRun
+from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.observers import (
+    AsyncGeneratorStreamObserver,
+    ChainSpecificStreamObserver,
+    MultiChainStreamObserver,
+)
 from rollcast.testing.observers import EventCapture
-from rollcast.testing.schedule import Action, ObserverPlace, Plan, ReaderPlan, RunPlan, draw
 
 __all__ = ["FaultSchedule", "Outcome", "check_invariants", "main"]
 
@@ -272,7 +271,7 @@ class _Play:
         except asyncio.CancelledError as error:
             if not live.killed:
                 live.outcome.raised = error
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is a finding)
+        except Exception as error:
             live.outcome.raised = error
         finally:
             self.note(f"run {live.run.run_id} is over")
@@ -499,7 +498,7 @@ def _is_busy(thread: threading.Thread) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play the seeds; 1 where one breaks something."""
-    parser = argparse.ArgumentParser("python -m rollcast.testing.faults", description=__doc__)
+    parser = argparse.ArgumentParser("python -m fault_schedules", description=__doc__)
     parser.add_argument("--seeds", default="0:100", help="FROM:TO, TO excluded, or a list such as 3,14")
     parser.add_argument(
         "--verbose", type=int, metavar="SEED", help="play one seed and print its story and log"
@@ -507,9 +506,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seeds = [options.verbose] if options.verbose is not None else list(_seeds(options.seeds))
     failed = [seed for seed in seeds if not _holds(seed, verbose=options.verbose is not None)]
-    print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds hold")  # noqa: T201  (a command)
+    print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds hold")
     if failed:
-        print(f"broken: {','.join(map(str, failed))}")  # noqa: T201
+        print(f"broken: {','.join(map(str, failed))}")
     return 1 if failed else 0
 
 
@@ -525,10 +524,10 @@ def _holds(seed: int, *, verbose: bool) -> bool:
     try:
         check_invariants(outcome)
     except AssertionError as broken:
-        print(broken, end="\n\n")  # noqa: T201
+        print(broken, end="\n\n")
         return False
     if verbose:
-        print("\n".join(outcome.story))  # noqa: T201
+        print("\n".join(outcome.story))
     return True
 
 
@@ -544,7 +543,3 @@ def _log(*, verbose: bool) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

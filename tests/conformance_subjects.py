@@ -42,7 +42,7 @@ def tiny(scratch: Path) -> BackendUnderTest:
 
 def transformers(scratch: Path) -> BackendUnderTest:
     """The embedded model's checkpoint in transformers, on the CPU."""
-    from rollcast.models.hf import TransformersBackend  # noqa: PLC0415  (an extra)
+    from rollcast.models.hf import TransformersBackend
 
     return subject_from_folder(
         "transformers",
@@ -58,7 +58,7 @@ def transformers(scratch: Path) -> BackendUnderTest:
 
 def async_vllm(scratch: Path) -> BackendUnderTest:
     """A small random model in vLLM; on a CPU that build has to be installed, as `make test-vllm` does."""
-    from rollcast.models.vllm import AsyncVLLMBackend  # noqa: PLC0415  (an extra)
+    from rollcast.models.vllm import AsyncVLLMBackend
 
     model = untied_model(scratch / "model")
     return subject_from_folder(
@@ -68,7 +68,7 @@ def async_vllm(scratch: Path) -> BackendUnderTest:
         new_folder=perturbed_checkpoint(model, scratch / "new"),
         wrong_weights={},
         kill=_kill_process,
-        running=lambda backend: backend._engine._llm.get_num_unfinished_requests(),  # noqa: SLF001
+        running=lambda backend: backend._engine._llm.get_num_unfinished_requests(),
         cannot={"deterministic": ROUNDING},
         hot=2.0,  # vLLM takes no more
         timeout_s=180.0,
@@ -84,8 +84,8 @@ def untied_model(folder: Path, *, tied: bool = False, context: int = 1024, seed:
         context: tokens.
         seed: of the weights.
     """
-    import torch  # noqa: PLC0415  (an extra)
-    from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     given = json.loads((CHECKPOINT / "config.json").read_text())
     config = Qwen3Config(
@@ -118,18 +118,18 @@ def _kill_step(backend: Any) -> None:
     def step() -> None:
         raise RuntimeError("the engine was killed")
 
-    backend._engine._batch.step = step  # noqa: SLF001
+    backend._engine._batch.step = step
 
 
 def _kill_process(backend: Any) -> None:
     """The engine's process is gone, as when memory runs out."""
-    manager = backend._engine._llm.engine_core.resources.engine_manager  # noqa: SLF001
+    manager = backend._engine._llm.engine_core.resources.engine_manager
     for process in manager.processes:
         process.kill()
 
 
 def _running_here(backend: Any) -> int:
-    return len(backend._engine._running)  # noqa: SLF001
+    return len(backend._engine._running)
 
 
 def scripted(scratch: Path) -> BackendUnderTest:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from fault_schedules.injectors import FaultyObserver, Stint
 from rollcast.errors import GrammarError
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType, check_events
 from rollcast.rollout import RunResult
-from rollcast.testing.injectors import FaultyObserver, Stint
 
 __all__ = ["Outcome", "Reading", "RunOutcome", "check_invariants"]
 
