@@ -142,7 +142,11 @@ class _Turn(Turn):
 
     @property
     def in_call(self) -> bool:
-        return self.state in (self._object, self._string, self._raw, self._after_tag, self._between)
+        return self.state in (self._object, self._string, self._raw, self._after_tag)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._outside) if self.state == self._between else super().content
 
     def _end_object(self, error: str | None = None) -> bool:
         """Whether it was a call, or meant as one."""
