@@ -17,7 +17,7 @@ _TAG = "<|python_tag|>"
 _SPECIAL = Words(_TAG, "<|eom_id|>", "<|eot_id|>")
 _END = Words("<|eom_id|>", "<|eot_id|>")
 _SPACE = re.compile(r"\s+")
-_BETWEEN = re.compile(r"[\s;]+")
+_BETWEEN = re.compile(r"[\s;,]+")
 _POINT = re.compile(r'[{}"]')
 _IN_STRING = re.compile(r'["\\]')
 _NAMED = re.compile(r'\{\s{0,32}"(?:name|type|function)"\s{0,32}:')
@@ -25,7 +25,7 @@ _KEYS = ("parameters", "arguments", "args", "params", "tool_input")
 
 
 class Llama3Parser(TurnParser):
-    """Llama 3's calls in JSON, several of them separated by `;`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
+    """Llama 3's calls in JSON, several of them separated by `;` or `,`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
 
     After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
     and `parameters` (or `arguments`), or where its JSON is broken and it begins with `name`; else it is the answer.
