@@ -30,6 +30,10 @@ class SampledTurn:
         self.begun = begun
         self.reading = split(written, thinking)
         self.shown: str | None = None
+        self._begin = 0  # behind the opening tag, if the model has written the prompt's again
+        if thinking.inside is not None and self.reading.tags:
+            end = self.reading.tags[0][1]
+            self._begin = end if written[:end].strip() in thinking.inside.openings else 0
 
     def message(self, message: Mapping[str, Any], field: str | None, *, splits: bool) -> dict[str, Any]:
         """The message for a template that reads reasoning under this key; under none: with the reasoning in its content.
@@ -46,9 +50,10 @@ class SampledTurn:
             return _under(kept, thought, field) if thought else kept
         if content == self.written:  # all in one
             content, thought = read.output, thought or read.reasoning
-        lead = self.written[: read.lead] if read.output else self.written
+        written = self.written[self._begin :]
+        lead = self.written[self._begin : read.lead] if read.output else written
         whole = read.interleaved and content == read.output
-        self.shown = self.written if whole else (lead.rstrip() if splits else lead) + content
+        self.shown = written if whole else (lead.rstrip() if splits else lead) + content
         return _under({**message, "content": content if field else self.begun + self.shown}, thought, field)
 
 

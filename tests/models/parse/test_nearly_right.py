@@ -128,6 +128,43 @@ def test_no_argument_of_a_python_call_is_lost(text, found):
     assert call.error in found
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            'Action: f\nAction Input: {"a": 1}\nAction Input: {"b": 2}\nObservation:',
+            "error: action input given twice",
+        ),
+        ('Action: f\nAction: g\nAction Input: {"a": 1}\n', "error: action given twice"),
+    ],
+)
+def test_an_action_given_twice_is_an_error(text, error):
+    """One of the two would be lost."""
+    (call,) = resolve_parser("react").parse(text)
+    assert (call.tool_name, call.error) == ("f", error)
+
+
+@pytest.mark.parametrize("between", [";", ",", "\n", " , ", "; "])
+def test_objects_in_a_row_are_all_calls(between):
+    """Whatever a Llama writes between them."""
+    text = between.join(json.dumps({"name": "f", "parameters": {"a": a}}) for a in (1, 2, 3))
+    assert [call.arguments["a"] for call in resolve_parser("llama3").parse(text)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fields", [{"id": 5}, {"id": "42", "a": 1}, {"index": 3, "a": 1}, {"call_id": None}])
+def test_an_id_beside_flat_arguments_is_one_of_them(fields):
+    """A tool may take it; one that does not says so. An id of a call is none."""
+    assert hermes(json.dumps({"name": "f", **fields})).arguments == fields
+    assert hermes(json.dumps({"name": "f", "id": "call_1", "a": 1})).arguments == A
+
+
+@pytest.mark.parametrize("value", [None, "", 0, [], "x"])
+def test_an_empty_value_beside_the_arguments_is_not_dropped(value):
+    """It may be meant: a tool's default is another."""
+    call = hermes(json.dumps({"name": "f", "arguments": A, "b": value}))
+    assert call.error == "error: argument outside of arguments"
+
+
 def test_an_action_input_with_a_key_twice_is_an_error():
     """As in the other formats."""
     (call,) = resolve_parser("react").parse('Action: f\nAction Input: {"a": 1, "a": 2}')

@@ -190,6 +190,76 @@ def test_an_argument_keeps_a_closing_tag():
     assert texts(parse(f"{call} no</think>{CALL}")) == ["real"]
 
 
+@pytest.mark.parametrize(
+    ("name", "call", "value"),
+    [
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=f>\n<parameter=x>\n<think>\na\n</think>\nb\n</parameter>\n</function>\n</tool_call>",
+            "<think>\na\n</think>\nb",
+        ),
+        ("code", '```python\ns = """\n</think>\n"""\n```', 's = """\n</think>\n"""'),
+        ("code", '```python\ns = """\n</think>\n"""\n```\nThat is all.', 's = """\n</think>\n"""'),
+        ("llama3", '{"name": "f", "parameters": {"x": "a\\n</think> b"}}', "a\n</think> b"),
+        ("python", '[f(x="""\n</think>\n""")]', "\n</think>\n"),
+        ("react", 'Action: f\nAction Input: {"x":\n"a</think>b"}\nObservation:', "a</think>b"),
+    ],
+)
+def test_an_argument_keeps_a_closing_tag_on_a_line_of_its_own(name, call, value):
+    """Files, prompts and code have such lines."""
+    for before in ("", "I write it.\n") if name not in {"llama3", "python"} else ("",):
+        turn = Reading(UNKNOWN, resolve_parser(name).turn)
+        turn.feed(before + call)
+        assert texts(turn.close()) == [value]
+        assert turn.reasoning == ""
+
+
+@every
+def test_a_draft_that_was_not_ended_is_no_call(name):
+    """The closing tag inside of it is none of its arguments: a call follows."""
+    draft, call = FORMATS[name]
+    for tag in ("\n</think>\n", " hm</think>\n", "</think>"):
+        for size in range(1, len(draft) - 1, 5):
+            if tag.endswith("\n") or name not in {"react", "code"}:  # their calls begin a line
+                assert texts(resolve_parser(name).parse(draft[:size] + tag + call)) == ["real"], size
+
+
+def test_a_broken_call_with_a_closing_tag_is_told():
+    """The format has shown its end, so it was meant as a call; a draft that is left open is none."""
+    (call,) = HermesParser().parse('<tool_call>{"name": "f", "arguments": {"x": "\n</think>\n"}}</tool_call>')
+    assert (call.tool_name, call.error) == ("f", "error: bad json")
+    assert HermesParser().parse('<tool_call>{"name": "f", hm</think>\nIt is 4.') == []
+
+
+def test_reasoning_may_name_its_closing_tag_in_a_sentence_or_in_code():
+    """A tag that closes follows; where none follows, the first one was it."""
+    for named in (
+        "I end with </think> here.",
+        "```\n<think>\n</think>\n```",
+        "The </think> and\tthe </think> tag",
+    ):
+        for begin, thinking in (("<think>", UNKNOWN), ("", UNKNOWN), ("", INSIDE), ("<think>", NONE)):
+            turn = Reading(thinking, HermesParser().turn)
+            turn.feed(f"{begin}{named} {DRAFT}")
+            assert not turn.over
+            turn.feed(f" no.\n</think>\nThe </think> tag. {CALL}\nSo.")
+            assert texts(turn.close()) == ["real"]
+            assert turn.reasoning == f"{named} {DRAFT} no."
+            assert turn.output == f"The </think> tag. {CALL}\nSo."
+            assert turn.finished
+    turn = split("<think>It is 4. </think> so I say 4.")
+    assert (turn.reasoning, turn.output) == ("It is 4.", "so I say 4.")
+
+
+def test_a_block_takes_no_line_break_that_was_not_its_own():
+    """The labels of a format stand at the beginning of a line."""
+    text = 'Thought: a <think>b</think>\nAction: f\nAction Input: {"x": "real"}\nObservation:'
+    assert texts(resolve_parser("react").parse(text)) == ["real"]
+    assert texts(resolve_parser("code").parse("I run <think>b</think> \n\n```python\nreal\n```")) == ["real"]
+    assert split("a <think>b</think>  c").output == "a c"
+    assert split("a\n<think>b</think>\n\nc").output == "a\nc"
+
+
 def test_ids_tell_a_tag_from_its_letters():
     """A tag that the vocabulary has as a token, and that was sampled in letters, is text."""
     thinking = Thinking(inside=FAMILIES[0], token_ids={7: "</think>", 6: "<think>"})

@@ -103,6 +103,8 @@ class CodeTurn(LineTurn):
         end = text.index("```", at) + 3
         if self._fence == "other":
             self.say(text[at:end])
+        else:
+            self.ended_calls += 1
         self._fence = ""
         self.state = self.rest
         return end

@@ -35,7 +35,7 @@ class HermesParser(TurnParser):
 class _Turn(TaggedTurn):
     def feed(self, text: str) -> list[ToolCall]:
         """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
-        if self._held or "<" in text or self.deciding:
+        if self.held or "<" in text or self.deciding:
             return super().feed(text)
         self._before += len(text)
         if self.in_call:

@@ -98,12 +98,13 @@ def _arguments(fields: Mapping[str, Any]) -> dict[str, Any] | str:
         for key, item in fields.items()
         if key not in given and key not in _MAIN and not _is_frame(key, item)
     }
-    if not given:
-        return beside or {key: item for key, item in fields.items() if key in _IDS and not _is_call_id(item)}
+    if not given:  # flat: an id may be an argument too
+        ids = {key: item for key, item in fields.items() if key in _IDS and not _is_call_id(item)}
+        return beside | ids
     first, *others = given.values()
     if any(other != first for other in others):
         return "error: arguments given twice"
-    if any(item not in (None, "") for item in beside.values()):
+    if beside:
         return "error: argument outside of arguments"
     assert first is not None
     return first

@@ -17,7 +17,7 @@ _TAG = "<|python_tag|>"
 _SPECIAL = Words(_TAG, "<|eom_id|>", "<|eot_id|>")
 _END = Words("<|eom_id|>", "<|eot_id|>")
 _SPACE = re.compile(r"\s+")
-_BETWEEN = re.compile(r"[\s;]+")
+_BETWEEN = re.compile(r"[\s;,]+")
 _POINT = re.compile(r'[{}"]')
 _IN_STRING = re.compile(r'["\\]')
 _NAMED = re.compile(r'\{\s{0,32}"(?:name|type|function)"\s{0,32}:')
@@ -25,7 +25,7 @@ _KEYS = ("parameters", "arguments", "args", "params", "tool_input")
 
 
 class Llama3Parser(TurnParser):
-    """Llama 3's calls in JSON, several of them separated by `;`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
+    """Llama 3's calls in JSON, several of them separated by `;` or `,`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
 
     After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
     and `parameters` (or `arguments`), or where its JSON is broken and it begins with `name`; else it is the answer.
@@ -141,7 +141,11 @@ class _Turn(Turn):
 
     @property
     def in_call(self) -> bool:
-        return self.state in (self._object, self._string, self._raw, self._after_tag, self._between)
+        return self.state in (self._object, self._string, self._raw, self._after_tag)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._outside) if self.state == self._between else super().content
 
     def _end_object(self, error: str | None = None) -> bool:
         """Whether it was a call, or meant as one."""

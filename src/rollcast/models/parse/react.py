@@ -38,7 +38,8 @@ class ReactParser(TurnParser):
     answer is an answer.
 
     Errors: `error: bad json` (it begins with `{`), `error: repeated argument`, `error: no tool name`, `error: bad tool name`,
-    `error: no action input` (other text follows the action), `error: call too long`.
+    `error: no action input` (other text follows the action), `error: action given twice`, `error: action input given twice`
+    (the label comes again at once), `error: call too long`.
     """
 
     name = "react"
@@ -87,7 +88,7 @@ class ReactTurn(LineTurn):
         section = self._section
         ends_action = section == "action input" or (section == "action" and label != "action input")
         if ends_action or section == "final answer" or label == "observation":
-            self._end_section()
+            self._end_section(None if label != section else f"error: {label} given twice")
             self.over(at)
             return at
         self._section = label
@@ -127,13 +128,12 @@ class ReactTurn(LineTurn):
     def in_call(self) -> bool:
         return self._section in {"action", "action input"}
 
-    def _end_section(self) -> None:
+    def _end_section(self, error: str | None = None) -> None:
         if self.in_call:
             name, name_error = self._name.take()
-            body, error = self.body.take()
-            self.add(
-                _call(self.next_id, name.strip().strip("`\"'*").strip(), body.strip(), error, name_error)
-            )
+            body, too_long = self.body.take()
+            name = name.strip().strip("`\"'*").strip()
+            self.add(_call(self.next_id, name, body.strip(), error or too_long, name_error))
 
 
 def _call(call_id: str, name: str, body: str, error: str | None, name_error: str | None) -> ToolCall:

@@ -10,6 +10,9 @@ These rules decide. They look at characters that were seen, never at where the t
   counts if it is closed, and is more than a few words (`between <think> and </think>`).
 - A tag in quotes or backticks is text: it is named, not used. So is one in a fenced block of an answer, one inside of a
   call, and one that the model spelt in letters although its vocabulary has a token for it.
+- A closing tag like a word in a sentence (`the </think> tag`) or in a fenced block may be named by what is thought: if one that
+  cannot be follows later, that one closes.
+- A lone closing tag inside of a call is an argument's if the call ends, and no other begins between the tag and that end.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ _BEFORE_QUOTES = frozenset(" \t\n\r([{<:,=-*_/|\"'`“‘«")
 _A_FEW_WORDS = re.compile(r" [\w ,./&+-]{0,30} |[,/]? ?")
 _LABEL = 32  # characters: a label that ends a turn is no longer
 _FENCE = re.compile(r" {0,3}```")
+_BLANKS = " \t"
+_ALL = " \t\n\r"
 
 
 class Reading:
@@ -73,25 +78,19 @@ class Reading:
 
     def feed(self, text: str) -> list[ToolCall]:
         """See `IncrementalParser.feed`."""
-        now = self._now
-        if now.other is not None:
-            now.other.read(text)
-        return self._settled(now.read(text))
+        return self._settled(self._now.read(text))
 
     def close(self) -> list[ToolCall]:
         """See `IncrementalParser.close`: all calls in the output."""
-        now = self._now
-        if now.other is not None:
-            now.other.close()
-        return self._settled(now.close())
+        return self._settled(self._now.close())
 
     def _settled(self, calls: list[ToolCall]) -> list[ToolCall]:
-        """A tag inside of a call has closed reasoning, where the call shows that it was no argument's."""
+        """A tag inside of a call has closed reasoning, if it proves to be no part of an argument."""
         now = self._now
         if not now.superseded:
             return calls
         assert now.other is not None
-        now.other.was_over = now.other.was_over or now.was_over
+        now.other.was_over = now.other.was_over or now.was_over or now.says_over
         self._now = now.other
         return self._now.calls
 
@@ -175,7 +174,7 @@ class _Pass:
         self, thinking: Thinking, parser: Callable[[], IncrementalParser] | None, stops: tuple[str, ...]
     ) -> None:
         self.thinking = thinking
-        self.lone = bool(thinking.lone)
+        self._closings = thinking.lone  # whose closing tag makes reasoning of all before it
         self.inside = thinking.inside
         self._may_repeat = self.inside is not None  # the opening tag, which the prompt has written
         self.other: _Pass | None = None  # the turn, if a lone tag inside of a call has closed reasoning
@@ -194,6 +193,9 @@ class _Pass:
         self._block: list[str] = []
         self._blocks: list[str] = []
         self._calls_before = 0  # the one that has a closing tag inside
+        self._thought = ""  # what a doubtful closing tag has closed
+        self._since: list[str] | None = None  # the turn from that tag on
+        self._doubted_at = 0
         self._held = ""
         self._last = ""  # the two characters before what is held
         self._raw = 0  # characters of the turn before what is held
@@ -206,7 +208,7 @@ class _Pass:
         self._output: list[str] = []
         self._spoken = False  # anything but whitespace
         self._in_front = True  # only whitespace since the beginning, or since a block
-        self._skips = bool(self._blocks)  # whitespace, behind a block
+        self._skips = _ALL if self._blocks else ""  # the whitespace behind a block that goes with it
         self._lines, self._lines_taken = _Lines(), 0
         self._stop = StopStrings(self._stops) if self._stops else None
         self._stopped = False
@@ -215,7 +217,7 @@ class _Pass:
         self._look_for_tags()
 
     def _look_for_tags(self) -> None:
-        self._known = _tags(self.thinking.families, self.thinking.lone if self.lone else ())
+        self._known = _tags(self.thinking.families, self._closings)
         self._find = _finder(tuple(self._known))
 
     # -- what was read -------------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class _Pass:
     def content(self) -> str:
         if self.turn is None:
             return self.output
-        return self.turn.content + ("" if self._in_call else self._pending)
+        return self.turn.content + ("" if self.in_call else self._pending)
 
     @property
     def _pending(self) -> str:
@@ -260,8 +262,17 @@ class _Pass:
         return self._stopped
 
     @property
-    def _in_call(self) -> bool:
+    def in_call(self) -> bool:
         return bool(getattr(self.turn, "in_call", False))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last characters may be the beginning of something."""
+        return bool(self._held or getattr(self.turn, "held", ""))
+
+    @property
+    def ended_calls(self) -> int:
+        return int(getattr(self.turn, "ended_calls", 0))
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -296,13 +307,15 @@ class _Pass:
             self.pieces, find, waits = self._output, self._find, self._in_front or self._stop is not None
         self.is_plain = find.is_usual and not (waits or self._held or self.other is not None)
         self._counted = len(self.pieces)
-        self.may_be_over = not self.lone and self.inside is None and self.other is None
+        self.may_be_over = not self._closings and self.inside is None and self.other is None
 
     def _catch_up(self) -> None:
         """With what was read since."""
         for text in self.pieces[self._counted :]:
             self._raw += len(text)
             self._last = (self._last + text[-2:])[-2:]
+            if self._since is not None:
+                self._since.append(text)
 
     def read(self, text: str, *, final: bool = False) -> list[ToolCall]:
         self._catch_up()
@@ -310,14 +323,18 @@ class _Pass:
         text, at = self._held + text, 0
         self._held = ""
         while at < len(text) and not self.superseded:
-            state = self.inside
+            state, since = self.inside, self._since
             end = self._read_block(text, at, final) if state else self._read_output(text, at, final, given)
             if end == at and self.inside is state:
                 break
             self._last = (self._last + text[max(at, end - 2) : end])[-2:]
             self._raw += end - at
+            if since is not None:
+                since.append(text[at:end])
             at = end
         self._held = text[at:]
+        if self.superseded and self.other is not None:
+            self.other.read(self._held)
         self._ready()
         return given
 
@@ -330,8 +347,10 @@ class _Pass:
             self._say(said)
             self._ready()
         calls = [] if self.turn is None else self.turn.close()
-        if self.other is not None and not self.superseded:
-            self._decide(calls[self._calls_before :])
+        if self.other is not None:
+            others = self.other.close()
+            is_whole = bool(calls) and calls[-1].error is None
+            self.superseded = self.superseded or bool(others) or not is_whole
         return calls
 
     def _read_block(self, text: str, at: int, final: bool) -> int:
@@ -347,14 +366,17 @@ class _Pass:
         if tag in self.inside.before:
             self._close_block("")
             return at
+        if not tag:
+            return at
         end = at + len(tag)
-        named = self._is_named(tag, text, end, final) if tag else None
+        is_word = self._is_word(text, end, final)
+        named = None if is_word is None else self._is_named(tag, text, end, final)
         if named is None:
             return at
         if named:
             self._block.append(tag)
         else:
-            self._close_block(tag)
+            self._close_block(tag, is_word=bool(is_word))
         return end
 
     def _read_front(self, text: str, at: int, final: bool) -> int:
@@ -375,10 +397,11 @@ class _Pass:
         self.tags.append((self._raw, self._raw + len(tag)))
         return end
 
-    def _close_block(self, tag: str) -> None:
+    def _close_block(self, tag: str, *, is_word: bool = False) -> None:
         block, self._block = "".join(self._block), []
         doubtful, self._doubtful = self._doubtful, ""
-        self.inside = None
+        family, self.inside = self.inside, None
+        assert family is not None
         if doubtful and _A_FEW_WORDS.fullmatch(block):
             self.tags.pop()
             self._say(doubtful + block + tag)
@@ -387,13 +410,22 @@ class _Pass:
             self.tags.append((self._raw, self._raw + len(tag)))
         self.interleaved = self.interleaved or self._spoken
         self._blocks.append(block)
-        self.lone = False
+        self._closings, self._since = (), None
         if self._spoken:
-            self._in_front, self._skips = True, self._output[-1][-1:].isspace()
+            last = self._output[-1][-1:]
+            self._in_front, self._skips = True, _ALL if last in "\n\r" else _BLANKS if last.isspace() else ""
             self._look_for_tags()
         else:
-            self._begin_output()
-            self.lead = self._raw + len(tag)
+            self._begin_answer(tag, family, doubtful=is_word or _is_fenced(block))
+
+    def _begin_answer(self, tag: str, family: Family, *, doubtful: bool) -> None:
+        """Behind the reasoning. If it may only have named the tag, a later one may close all up to there."""
+        self._closings, self._since = (), None
+        if doubtful and tag and family.lone:
+            self._closings, self._thought, self._since = (family,), self._blocks[-1] + tag, []
+            self._doubted_at = self._raw
+        self._begin_output()
+        self.lead = self._raw + len(tag)
 
     def _read_output(self, text: str, at: int, final: bool, given: list[ToolCall]) -> int:
         if self._in_front:
@@ -405,6 +437,7 @@ class _Pass:
                 return at
             if text[at].isspace():
                 end = len(text) - len(text[at:].lstrip())
+                self._skips = ""
                 given += self._say(text[at:end])
                 return end
         place, tag = self._find.find(text, at)
@@ -413,22 +446,23 @@ class _Pass:
         if place > at:
             given += self._say(text[at:place])
             return place
+        if not tag:
+            return at
         end = at + len(tag)
-        named = self._is_named(tag, text, end, final) if tag else None
+        family, opens = self._known[tag]
+        is_word = False if opens else self._is_word(text, end, final)
+        named = None if is_word is None else self._is_named(tag, text, end, final)
         if named is None:
             return at
-        family, opens = self._known[tag]
-        if not named and opens and not self._in_call:
+        if not named and opens and not self.in_call and self.other is None:
             return self._open_block(family, tag, text, end, final, given)
-        if not named and not opens and self._closes(tag, text[end:]):
-            return end
-        given += self._say(tag)
+        given += self._say(tag) if named or opens else self._close_output(tag, family, is_word=bool(is_word))
         return end
 
     def _skipped(self, text: str, at: int) -> int:
         """Behind whitespace that follows a block, and behind what begins an answer; they are no part of it."""
-        if self._skips and text[at].isspace():
-            return len(text) - len(text[at:].lstrip())
+        if text[at] in self._skips:
+            return len(text) - len(text[at:].lstrip(self._skips))
         for head in self._heads:
             if text.startswith(head, at):
                 self.tags.append((self._raw, self._raw + len(head)))
@@ -456,38 +490,58 @@ class _Pass:
         self.inside = family
         return end
 
-    def _closes(self, tag: str, rest: str) -> bool:
-        """Whether a lone closing tag makes reasoning of what was said; inside of a call's line that is open at first."""
-        if self.other is not None:
-            return False
-        if not self._in_call or self._last.endswith("\n"):
-            self._only_thought(self, tag)
-            return True
-        self.other = other = _Pass(self.thinking, self._make, self._stops)
+    def _close_output(self, tag: str, family: Family, *, is_word: bool) -> list[ToolCall]:
+        """A lone closing tag makes reasoning of what was said; inside of a call that is open at first."""
+        if self.other is not None or (self._since is not None and is_word):
+            return self._say(tag)
+        if not self.in_call or self._stopped:
+            self._only_thought(self, tag, family, is_word=is_word)
+            return []
+        other = _Pass(self.thinking, self._make, self._stops)
         other._by_ids, other._tokens = self._by_ids, dict(self._tokens)
-        other._only_thought(self, tag)
+        other._only_thought(self, tag, family, is_word=is_word)
         other._raw, other._last = self._raw + len(tag), tag[-2:]
-        self._calls_before = len(self.calls)
-        other.read(rest)
-        return False
+        calls, self._calls_before = self._say(tag), self.ended_calls
+        self.other = other
+        return calls
 
-    def _only_thought(self, that: _Pass, tag: str) -> None:
+    def _only_thought(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
         """All that was said so far is reasoning, which this tag has closed."""
+        if that._since is None:
+            begin, thought = that.lead, "".join(that._output + that._behind_stop)
+            doubtful = is_word or _is_fenced(thought)
+        else:
+            begin, thought, doubtful = that._doubted_at, that._thought + "".join(that._since), False
         self.tags = [
-            *(where for where in that.tags if where[1] <= that.lead),
+            *(where for where in that.tags if where[1] <= begin),
             (that._raw, that._raw + len(tag)),
         ]
-        self._blocks = ["".join(that._output + that._behind_stop)]
+        self._blocks = [thought]
         self.was_over = that.says_over or that.was_over
-        self.lone = False
-        self._begin_output()
-        self.lead = that._raw + len(tag)
+        self._raw = that._raw
+        self._begin_answer(tag, family, doubtful=doubtful)
 
     def _say(self, text: str) -> list[ToolCall]:
+        """Output. While two passes are at it, character by character: the end of the call decides, not that of a piece."""
+        calls: list[ToolCall] = []
+        for place, character in enumerate(text):
+            if self.other is None or self.superseded:
+                return calls + self._say_rest(text[place:])
+            self.other.read(character)
+            calls += self._say_surely(character)
+            self._decide()
+        return calls
+
+    def _say_rest(self, text: str) -> list[ToolCall]:
+        if self.superseded and self.other is not None:
+            return self.other.read(text)
+        return self._say_surely(text)
+
+    def _say_surely(self, text: str) -> list[ToolCall]:
         if not text:
             return []
         if self._in_front and not text.isspace():
-            self._in_front = self._skips = False
+            self._in_front, self._skips = False, ""
             self._spoken = True
         if self._stopped:
             self._behind_stop.append(text)
@@ -502,17 +556,26 @@ class _Pass:
         if self.turn is None:
             return []
         calls = self.turn.feed(text)
-        if calls and self.other is not None:
-            self._decide(calls)
-        self.was_over = self.was_over or (self._stopped and not self.superseded)
+        self.was_over = self.was_over or self._stopped
         return calls
 
-    def _decide(self, calls: list[ToolCall]) -> None:
-        """The call that had a closing tag inside is whole: an argument that contains it, or no call at all."""
-        is_whole = bool(calls) and calls[0].error is None and isinstance(calls[0].arguments, dict)
-        self.superseded = not is_whole
-        if is_whole:
-            self.other = None
+    def _decide(self) -> None:
+        """The call that has a closing tag inside may be over: the tag is an argument's, unless a call begins behind it."""
+        assert self.other is not None
+        is_over = self.ended_calls > self._calls_before
+        if is_over and not (self.other.ended_calls or self.other.in_call):
+            self.other = self.other if self.other.waits else None
+        elif is_over or not self.in_call:
+            self.superseded = True
+
+    def _is_word(self, text: str, end: int, final: bool) -> bool | None:
+        """Whether a closing tag stands like a word in a sentence. None: the next characters have to be seen."""
+        if self._last[-1:] not in _BLANKS:
+            return False
+        behind = text[end : end + 2]
+        if not final and len(behind) < 2 and behind in {"", " "}:
+            return None
+        return behind[:1] == " " and behind[1:].islower()
 
     def _is_named(self, tag: str, text: str, end: int, final: bool) -> bool | None:
         """Whether a tag is only named: in quotes, or spelt in letters. None: the next character has to be seen."""
@@ -549,6 +612,13 @@ class _Lines:
     def _go_on(self, text: str) -> None:
         self._head = (self._head + text[:8])[:8]
         self.blank = self.blank and not text.strip()
+
+
+def _is_fenced(text: str) -> bool:
+    """Whether a text ends inside of a fenced block."""
+    lines = _Lines()
+    lines.take(text)
+    return lines.fenced
 
 
 class _Finder:

@@ -99,11 +99,12 @@ class Turn(ABC):
 
     def __init__(self) -> None:
         self.calls: list[ToolCall] = []
+        self.ended_calls = 0  # of which the format has shown the end
         self.body = Body()
         self.state: State = self.begin
         self.ended_at: int | None = None  # the place in the turn's text where the format says that it is over
         self._outside: list[str] = []
-        self._held = ""
+        self.held = ""  # the end of the text, of which more has to be seen
         self._before = 0  # characters of the turn before what was held
         self.finished = False  # the format says that the turn is over
         self._closed = False
@@ -133,6 +134,7 @@ class Turn(ABC):
     def add(self, call: ToolCall) -> None:
         """The next call."""
         self.calls.append(call)
+        self.ended_calls += 1
 
     @property
     def next_id(self) -> str:
@@ -157,15 +159,15 @@ class Turn(ABC):
 
     def feed(self, text: str) -> list[ToolCall]:
         """Take the next piece of text; the calls that it finished, malformed ones too."""
-        if self._held:
-            text = self._held + text
+        if self.held:
+            text = self.held + text
         done, at, size = len(self.calls), 0, len(text)
         while at < size:
             place, state = at, self.state
             at = state(text, at)
             if at == place and self.state == state:
                 break
-        self._held = text[at:]
+        self.held = text[at:]
         self._before += at
         return self.calls[done:]
 
@@ -173,14 +175,14 @@ class Turn(ABC):
         """The text ends here; all calls of the turn in order, one that was left open as malformed."""
         if not self._closed:
             self._closed = True
-            held, self._held = self._held, ""
+            held, self.held = self.held, ""
             self.end(held)
         return list(self.calls)
 
     @property
     def content(self) -> str:
         """The text so far without the calls."""
-        return "".join(self._outside) + ("" if self.in_call else self._held)
+        return "".join(self._outside) + ("" if self.in_call else self.held)
 
 
 class TaggedTurn(Turn):
