@@ -31,15 +31,15 @@ from fault_schedules.injectors import (
 )
 from fault_schedules.invariants import Outcome, Reading, RunOutcome, check_invariants
 from fault_schedules.schedule import Action, ObserverPlace, Plan, ReaderPlan, RunPlan, draw
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.rollout import BaseAgent, Run
-from rollcast.rollout.streaming import StreamingRun
-from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.observers import (
     AsyncGeneratorStreamObserver,
     ChainSpecificStreamObserver,
     MultiChainStreamObserver,
 )
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.rollout import BaseAgent, Run
+from rollcast.rollout.streaming import StreamingRun
+from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.testing.observers import EventCapture
 
 __all__ = ["FaultSchedule", "Outcome", "check_invariants", "main"]
