@@ -84,6 +84,8 @@ OPENED, OPENS = "Let me {DRAFT} see.\n</think>\n\n", "<think>\nLet me {DRAFT} se
         ("nemotron_3_nano", "<|im_end|>", OPENED, CODER_CALL, "qwen3_coder", {}),
         ("nemotron_3_ultra", "<|im_end|>", OPENED, CODER_CALL, "qwen3_coder", {}),
         ("qwen2_5", "<|im_end|>", OPENS, QWEN_CALL, "hermes", {}),
+        ("qwen3_5_think", "<|im_end|>", OPENS, CODER_CALL, "qwen3_coder", {}),  # the prompt's tag again
+        ("nemotron_3_nano", "<|im_end|>", OPENS, CODER_CALL, "qwen3_coder", {}),
     ],
 )
 async def test_reasoning_is_given_back_as_the_template_reads_it(name, end, thought, call, parser, variables):

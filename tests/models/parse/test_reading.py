@@ -348,7 +348,8 @@ def test_any_cut_gives_the_same(text, thinking, data):
 
 
 @pytest.mark.parametrize("unit", ["<", "<think>", "a`</think>`", " <think> a", "<think>a</think>", "\n", "\n<think> ",
-    '<tool_call>{"name": "f", "arguments": {"x": "</think>', "</think>", "x<|channel|>analysis"])  # fmt: skip
+    '<tool_call>{"name": "f", "arguments": {"x": "</think>', "</think>", "x<|channel|>analysis",
+    "a </think> b", "```\n</think>\n", "<tool_call> the </think> tag", "<tool_call>{</think>}</tool_call>"])  # fmt: skip
 def test_the_cost_is_linear(unit):
     """Endless text of any kind, in single characters or at once."""
     for thinking in (UNKNOWN, INSIDE):

@@ -47,7 +47,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def json_call(call_id: str, body: str) -> ToolCall:
-    """The call that a JSON object describes; malformed where it describes none, or can be read in two ways."""
+    """The call that a JSON object describes; malformed if it does not describe one, or can be read in two ways."""
     try:
         value = json_value(body.strip())
     except ValueError as error:
@@ -64,7 +64,7 @@ def json_call(call_id: str, body: str) -> ToolCall:
 
 
 def call_in(value: dict[str, Any]) -> tuple[str, dict[str, Any] | str]:
-    """The name of the tool, empty if there is none, and its arguments or an error."""
+    """The name of the tool, empty if it is missing, and its arguments or an error."""
     inner = value.get("function")
     if isinstance(inner, dict) and "name" not in value:
         beside = {key: item for key, item in value.items() if key != "function"}

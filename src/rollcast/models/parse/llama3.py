@@ -40,7 +40,7 @@ class Llama3Parser(TurnParser):
 
 
 class _Turn(Turn):
-    """Text or an object first; after the tag objects, and what is none."""
+    """Text or an object first; after the tag objects, and text that is not one."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -133,12 +133,12 @@ class Reading:
 
     @property
     def calls(self) -> list[ToolCall]:
-        """The calls so far, where the parser keeps them."""
+        """The calls so far, if the parser keeps them."""
         return self._now.calls
 
     @property
     def ended_at(self) -> int | None:
-        """The place in the output at which the format ends the turn, where it does."""
+        """The place in the output at which the format ends the turn; None if it does not."""
         return self._now.ended_at
 
     @property
@@ -189,7 +189,7 @@ class _Pass:
         self._tokens: dict[str, int] = dict.fromkeys(
             thinking.token_ids.values(), 0
         )  # sampled, not met in the text yet
-        self._doubtful = ""  # the opening tag of a block that is none unless it is closed
+        self._doubtful = ""  # the opening tag of a block that counts only if it is closed
         self._block: list[str] = []
         self._blocks: list[str] = []
         self._calls_before = 0  # the one that has a closing tag inside
