@@ -45,7 +45,7 @@ from rollcast.testing.observers import EventCapture
 __all__ = ["FaultSchedule", "Outcome", "check_invariants", "main"]
 
 LIMIT_S = 20.0  # of one event loop's schedule; mostly it takes a few milliseconds
-HUNG_DRAIN_S = 0.03  # where somebody hangs for ever, nobody waits long for him
+HUNG_DRAIN_S = 0.03  # if somebody hangs for ever, nobody waits long for them
 
 
 class FaultSchedule:
@@ -91,7 +91,7 @@ def _prepare(agent: BaseAgent, stage: Stage, plan: RunPlan, *, streaming: bool) 
 
 
 async def _without_faults(plan: Plan) -> list[list[dict[str, str]]]:
-    """The digests of every chain where nothing goes wrong and nobody watches, by segment and run."""
+    """The digests of every chain if nothing goes wrong and nobody watches, by segment and run."""
     stage = Stage(faults=False)
     agent = _agent(plan, stage, None)
     digests: list[list[dict[str, str]]] = []
@@ -497,7 +497,7 @@ def _is_busy(thread: threading.Thread) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play the seeds; 1 where one breaks something."""
+    """Play the seeds. Returns 1 if one breaks something."""
     parser = argparse.ArgumentParser("python -m fault_schedules", description=__doc__)
     parser.add_argument("--seeds", default="0:100", help="FROM:TO, TO excluded, or a list such as 3,14")
     parser.add_argument(

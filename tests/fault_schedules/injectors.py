@@ -143,7 +143,7 @@ class FaultyBackend(ScriptedBackend):
                 self.running.discard(request.request_id)
 
     async def _go_wrong(self, fault: BackendFault, run_id: str, chain_id: str) -> None:
-        """Do so; returns where rubbish is to follow."""
+        """Do so. It returns if rubbish is to follow."""
         if fault == "hangs":
             self.stage.hangs(run_id, chain_id, "its backend hangs")
             await asyncio.Event().wait()

@@ -27,7 +27,7 @@ class RunOutcome:
     Attributes:
         began: its first event was emitted. A task that is cancelled before its first step never begins.
         expected: chain id -> digest of its trajectory in a run without faults.
-        returned_with: how many events the steady observer had when the run returned; None where it raised.
+        returned_with: how many events the steady observer had when the run returned; None if it raised.
     """
 
     result: RunResult

@@ -78,7 +78,7 @@ class ReaderPlan:
 
 @dataclass
 class Action:
-    """What happens at one turn of the loop of one segment; in a thread of its own where `threaded`."""
+    """What happens at one turn of the loop of one segment; in a thread of its own if `threaded`."""
 
     at: int
     kind: Kind

@@ -80,7 +80,7 @@ class Row:
         # While the prompt is read: its keys and values in one slot, and how many tokens of it are in there.
         self.block: Memory | None = None
         self.read = 0
-        # True where more than the last token of it had to be read.
+        # True if more than the last token of it had to be read.
         self.new_prompt = False
         # True once keys of two versions of the weights stand side by side: of no use to others.
         self.mixed = False
