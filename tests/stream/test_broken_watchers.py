@@ -235,3 +235,46 @@ async def test_an_error_without_a_text_is_reported(caplog):
     (error,) = capture.of("error")
     assert (error.data["error_type"], error.data["where"]) == ("Mute", "observer:Odd")
     await manager.aclose()
+
+
+async def test_one_that_fails_while_it_leaves_is_not_detached_when_it_was_added_again(until):
+    """The fifth failure in a row is its `aclose`, and by then it is somebody's observer again."""
+    closing = asyncio.Event()
+
+    class Failing(Watcher):
+        broken = True
+
+        async def on_event(self, event):
+            self.got.append(event.event_type.value)
+            if len(self.got) > 6:
+                self.fail()
+
+        async def on_chain_closed(self, run_id, chain_id):
+            self.fail()
+
+        async def on_run_closed(self, run_id):
+            self.fail()
+
+        def fail(self):
+            if self.broken:
+                raise ValueError("no")
+
+        async def aclose(self):
+            closing.set()
+            if self.broken:
+                self.broken = False
+                self.got.clear()
+                raise OSError("no")
+
+    manager = StreamingManager()
+    odd = Failing()
+    manager.add_observer(odd)
+    await one_run(manager)
+    assert len(odd.got) == 8
+    manager.remove_observer(odd)
+    manager.add_observer(odd)
+    await closing.wait()
+    await one_run(manager)
+    assert manager.observers == [odd]
+    assert len(odd.got) == 8
+    await manager.aclose()

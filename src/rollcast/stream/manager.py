@@ -473,7 +473,9 @@ class _Host:
         if pump not in self._reported:
             self._reported.add(pump)
             self._manager.report(pump.observer, error, run_id=event.run_id if event else "")
-        if pump.failures_in_a_row == FAILURES_TO_DETACH:
+        if (
+            pump.failures_in_a_row == FAILURES_TO_DETACH and not pump.delivery.ended
+        ):  # else it is leaving, or was added again
             self._manager.remove_observer(pump.observer)
 
     def closed(self, pump: Pump) -> None:

@@ -369,7 +369,7 @@ class Pump:
         delivery.failed += 1
         self.failures_in_a_row += 1
         self._log(error, event.event_type if event else "a hook")
-        if self.failures_in_a_row == FAILURES_TO_DETACH:
+        if self.failures_in_a_row == FAILURES_TO_DETACH and not delivery.ended:
             logger.error("%s failed %d times in a row and is detached", delivery.reader, FAILURES_TO_DETACH)
             delivery.discarding = True
         self._host.failed(self, error, event)
