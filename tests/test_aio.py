@@ -14,6 +14,7 @@ async def test_a_waiter_in_another_loop_goes_on():
     thread.start()
     await waiter
     thread.join()
+    assert waiter.result() is None
 
 
 def test_a_closed_loop_is_told():

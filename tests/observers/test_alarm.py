@@ -51,6 +51,7 @@ def test_lines_are_written_between_two_event_loops(events, path):
     asyncio.run(observer.on_batch([events.end("chain_0")]))
     states(lambda: lines_in(path) == 2)
     asyncio.run(observer.aclose())
+    assert lines_in(path) == 2
 
 
 def test_events_emitted_on_many_threads_are_all_written_without_a_close(path):

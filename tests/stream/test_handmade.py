@@ -329,7 +329,9 @@ def test_emit_never_raises():
         other(data={"x": Worst()}),
     ):
         manager.emit(event)
+    assert sum(manager.totals().refused.values()) == 2
     manager.close()
+    assert manager.totals().open_chains == 0
 
 
 async def test_each_cause_is_told_and_they_are_bounded(caplog):

@@ -155,7 +155,6 @@ class AsyncGeneratorStreamObserver(PulledObserver):
         if run is None or fanout is None:
             return
         fanout.remove(run.delivery)
-        fanout.forget_locked(run.delivery)
         if run.left:
             self._forget_locked(run)
         self._keep_within_limits()
@@ -166,7 +165,6 @@ class AsyncGeneratorStreamObserver(PulledObserver):
             self._forgotten = _summed("", [self._forgotten, run.delivery.statistics()])
         if self._fanout is not None and not run.delivery.ended:
             self._fanout.remove(run.delivery)
-            self._fanout.forget_locked(run.delivery)
 
     def _keep_within_limits(self) -> None:
         """Of runs that have ended and wait to be read, the oldest give up their events first."""

@@ -149,7 +149,8 @@ class Fanout:
         with self.lock:
             if delivery in self._deliveries:
                 self._deliveries.remove(delivery)
-                self._leaving.append(delivery)
+                if not delivery.pulled:  # nobody waits for a reader that takes its events itself
+                    self._leaving.append(delivery)
                 self._changed_locked()
                 self._full_locked(delivery, full=False)
             delivery.end_locked()

@@ -89,6 +89,7 @@ async def test_a_number_for_gather_s_holds_on_a_pipe_too(events, pipe, eventuall
     got = []
     await eventually(lambda: got.append(pipe.read()) or "think" in "".join(got))
     await observer.aclose()
+    assert "".join([*got, pipe.read()]).count("think") == 1
 
 
 async def test_a_tools_result_does_not_wait_for_its_call_to_end(events, pipe, eventually):
@@ -100,6 +101,7 @@ async def test_a_tools_result_does_not_wait_for_its_call_to_end(events, pipe, ev
     got = []
     await eventually(lambda: got.append(pipe.read()) or "← 9716" in "".join(got))
     await observer.aclose()
+    assert "".join([*got, pipe.read()]).count("9716") == 1
 
 
 async def test_what_is_left_when_the_run_is_cut_short_is_written(events, pipe):
