@@ -201,3 +201,10 @@ def test_chains_that_ended_are_not_kept_by_those_that_follow():
         assert before.around.around is None
         before.end("answered")
     assert current_chain().trajectory is None
+
+
+def test_a_run_knows_its_manager():
+    """A loop of one's own waits for lossless observers with `run.manager.ready()`."""
+    manager = StreamingManager()
+    with manager.run() as run:
+        assert run.manager is manager

@@ -251,7 +251,9 @@ class StreamingManager:
 
         The keywords are those of `RunStream`.
         """
-        return RunStream(self.fanout, **about)
+        run = RunStream(self.fanout, **about)
+        run.manager = self
+        return run
 
     def emit(self, event: StreamEvent) -> None:
         """Give the event to the observers that want it, stamped with `seq` and `source`.
