@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rollcast.errors import BackendError, CheckpointError, InputError, RewardDefinitionError, RewardError
+from rollcast.models.checksums import write_checksums
 from rollcast.models.tiny import TinyBackend
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEventType
@@ -371,6 +372,9 @@ async def test_a_folder_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="task 'arithmetic'"):
         await train(tiny_agent(), other, settings(steps=1), out=tmp_path, resume=True)
     (tmp_path / "step-000001" / "trainer.json").write_text('{"format": 1, "step": 1}')
+    with pytest.raises(CheckpointError, match=r"trainer\.json has changed since it was saved"):
+        await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
+    write_checksums(tmp_path / "step-000001")
     with pytest.raises(CheckpointError, match="lacks what training needs"):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
@@ -405,13 +409,14 @@ async def test_two_trainings_in_one_folder_are_refused(tmp_path):
     ],
 )
 async def test_a_checkpoint_that_does_not_fit_is_told(tmp_path, name, content, says):
-    """It is whole, and somebody has changed it: the sentence names it."""
+    """It is whole, by its checksums too, and somebody has changed it: the sentence names it."""
     await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
     path = tmp_path / "step-000001" / name
     if name == "trainer.json":
         path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | content))
     else:
         path.write_bytes(safetensors_bytes(content))
+    write_checksums(path.parent)
     with pytest.raises(CheckpointError, match=rf"step-000001 lacks what training needs \(.*{says}"):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
