@@ -374,7 +374,7 @@ async def test_a_folder_is_not_overwritten(tmp_path):
     (tmp_path / "step-000001" / "trainer.json").write_text('{"format": 1, "step": 1}')
     with pytest.raises(CheckpointError, match=r"trainer\.json has changed since it was saved"):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
-    write_checksums(tmp_path / "step-000001")
+    await asyncio.to_thread(write_checksums, tmp_path / "step-000001")
     with pytest.raises(CheckpointError, match="lacks what training needs"):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 
@@ -416,7 +416,7 @@ async def test_a_checkpoint_that_does_not_fit_is_told(tmp_path, name, content, s
         path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | content))
     else:
         path.write_bytes(safetensors_bytes(content))
-    write_checksums(path.parent)
+    await asyncio.to_thread(write_checksums, path.parent)
     with pytest.raises(CheckpointError, match=rf"step-000001 lacks what training needs \(.*{says}"):
         await train(tiny_agent(), TASK, settings(steps=2), out=tmp_path, resume=True)
 

@@ -102,7 +102,9 @@ class RunStream:
         on_cancel: Callable[[str | None], object] | None = None,
     ) -> None:
         self.fanout = fanout
-        self.manager: Any = None  # the StreamingManager that made it, for a loop of your own; nothing here needs it
+        self.manager: Any = (
+            None  # the StreamingManager that made it, for a loop of your own; nothing here needs it
+        )
         self.on_cancel = on_cancel
         self.live = live
         self.run_id = run_id or new_run_id()
