@@ -14,6 +14,7 @@ from benchmarks.tiny_runs import Spent, agent_run
 from benchmarks.tokens import NoOp, tokens
 from rollcast.records import StreamEvent, decode, encode
 from rollcast.stream import RunStream, StreamingManager, StreamObserver
+from rollcast.stream.delivery import Delivery
 from rollcast.testing import EventCapture, RaisingObserver, StallingObserver
 
 __all__ = ["run"]
@@ -181,7 +182,7 @@ def _accounted(fill: Callable[[RunStream], None], limit: int) -> float:
     manager.add_observer(EventCapture())
     run = manager.run()
     for delivery in manager.deliveries:
-        delivery.awake = True  # nobody is to be woken
+        _stop_reading(delivery)
     tracemalloc.start()
     try:
         fill(run.open())
@@ -190,12 +191,18 @@ def _accounted(fill: Callable[[RunStream], None], limit: int) -> float:
         tracemalloc.stop()
 
 
+def _stop_reading(delivery: Delivery) -> None:
+    """Nobody is to be woken by what is put in."""
+    delivery.awake = True
+    delivery.on_wake = lambda: None
+
+
 def _merged(limit: int) -> float:
     """The same of an observer that lags: its chunks are merged."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture(mode="coalesce"))
     (delivery,) = manager.deliveries
-    delivery.awake = True
+    _stop_reading(delivery)
     run = manager.run()
     tracemalloc.start()
     try:
