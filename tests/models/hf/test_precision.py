@@ -94,9 +94,18 @@ async def test_a_float32_model_samples_under_autocast(family, dtype, made, token
     await backend.close()
 
 
-async def test_what_a_trainer_prepared_samples_and_trains_again(tokenizer):
+@pytest.fixture
+def accelerate():
+    """The package, whose state is the process's: whatever a test before has set is put aside, and what this one sets as well."""
+    package = pytest.importorskip("accelerate", reason="needs the extra train")
+    state = package.state.AcceleratorState
+    state._reset_state(reset_partial_state=True)
+    yield package
+    state._reset_state(reset_partial_state=True)
+
+
+async def test_what_a_trainer_prepared_samples_and_trains_again(tokenizer, accelerate):
     """Accelerate's mixed precision, gradient checkpointing and train mode: all of them are as they were afterwards."""
-    accelerate = pytest.importorskip("accelerate", reason="needs the extra train")
     model = embedded()
     backend = backend_of(model, tokenizer)
     model.gradient_checkpointing_enable()
