@@ -19,8 +19,10 @@ for name in rollcast.__all__:
 SLOW = (
     "cli/test_files_and_pipes.py",
     "cli/test_printed_commands.py",
+    "cli/test_run.py",
     "cli/test_train.py",
     "cli/test_train_with_trl.py",
+    "cli/test_watch.py",
     "models/hf/",
     "models/test_trl_templates.py",
     "scripts/",
