@@ -278,3 +278,25 @@ async def test_one_that_fails_while_it_leaves_is_not_detached_when_it_was_added_
     assert manager.observers == [odd]
     assert len(odd.got) == 8
     await manager.aclose()
+
+
+async def test_a_pump_begins_while_the_one_before_is_in_its_last_step_elsewhere():
+    """Both have the context variables of whoever added the observer, and neither waits for the other."""
+    manager = StreamingManager()
+    odd = Watcher()
+    manager.add_observer(odd)
+    inside, leave = threading.Event(), threading.Event()
+
+    def last_step():
+        inside.set()
+        leave.wait()
+
+    context = manager._leaves[odd]._context
+    thread = threading.Thread(target=context.run, args=(last_step,))
+    thread.start()
+    await asyncio.to_thread(inside.wait)
+    await one_run(manager)
+    leave.set()
+    await asyncio.to_thread(thread.join)
+    assert len(odd.got) == 8
+    await manager.aclose()

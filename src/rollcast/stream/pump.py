@@ -146,7 +146,8 @@ class Pump:
 
     def _create_task(self, loop: asyncio.AbstractEventLoop) -> None:
         name = f"rollcast-observer-{self.delivery.reader}"
-        self._task = loop.create_task(self._run(), name=name, context=self._context)
+        # A copy: the pump before this one may still be in its last step, in another loop, and a context is entered once at a time.
+        self._task = loop.create_task(self._run(), name=name, context=self._context.copy())
         self._task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
