@@ -19,7 +19,7 @@ from rollcast.tools import tool
 
 trl = importlib.util.find_spec("trl")
 if trl is None:
-    pytest.skip("needs the extra", allow_module_level=True)
+    pytest.skip("needs TRL, which has the templates: the extra train", allow_module_level=True)
 FOLDER = Path(trl.submodule_search_locations[0]) / "chat_templates"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 ADDED = ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>", '<|"|>']

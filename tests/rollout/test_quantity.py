@@ -228,4 +228,5 @@ def test_any_text_can_be_read(text):
 )
 def test_a_long_response_is_read_in_linear_time(piece):
     """Whatever a model repeats: twice the text is not four times the work."""
-    last_quantity(piece * 50_000)
+    found = last_quantity(piece * 50_000)  # quadratic work would take longer than a test may
+    assert found is None or found == last_quantity(piece * 50_000)

@@ -223,7 +223,8 @@ async def test_a_server_stops_while_a_handshake_goes_on(localhost_pair):
     async with asyncio.timeout(10):
         await server.stop()
         with contextlib.suppress(ConnectionResetError):
-            await reader.read()
+            assert await reader.read() == b""
+    assert server.statistics().connections == 0
     writer.close()
 
 

@@ -65,7 +65,7 @@ class _Group:
         self.question = _shown(row["messages"][-1]["content"], glyphs)
 
     def cells(self, width: int | None) -> list[Row]:
-        """Of its line in the table, each cut to what it may have."""
+        """The cells of its line in the table, each cut to the width that it may have."""
         parts = [self.name, self.mean, self.rewards, self.answer, self.question]
         if width is None:
             return parts
