@@ -12,7 +12,7 @@ from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import NoOp, Token, tokens
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEvent, StreamEventType, Turn, encode
-from rollcast.stream import GenerationStream, RunStream, StreamingManager, StreamObserver
+from rollcast.stream import GenerationWriter, RunWriter, StreamingManager, StreamObserver
 
 __all__ = ["run"]
 
@@ -140,7 +140,7 @@ async def _delivered(deltas: list[Token], generations: int, observers: Sequence[
     return time.process_time() - began
 
 
-def _generation(run: RunStream) -> GenerationStream:
+def _generation(run: RunWriter) -> GenerationWriter:
     return run.chain().start().generation().start()
 
 

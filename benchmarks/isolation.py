@@ -13,7 +13,7 @@ from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tiny_runs import Spent, agent_run
 from benchmarks.tokens import NoOp, tokens
 from rollcast.records import StreamEvent, decode, encode
-from rollcast.stream import RunStream, StreamingManager, StreamObserver
+from rollcast.stream import RunWriter, StreamingManager, StreamObserver
 from rollcast.stream.delivery import Delivery
 from rollcast.testing import EventCapture, RaisingObserver, StallingObserver
 
@@ -100,7 +100,7 @@ async def _emitted(events: int, observer: StreamObserver) -> float:
     return spent
 
 
-def _end(run: RunStream, observer: StreamObserver) -> None:
+def _end(run: RunWriter, observer: StreamObserver) -> None:
     for chain in list(run.open_chains.values()):
         chain.end("cancelled")
     if isinstance(observer, StallingObserver):
@@ -138,13 +138,13 @@ async def _memory(events: int) -> list[Figure]:
     ]
 
 
-async def _stalls(run: RunStream, observer: StallingObserver) -> None:
+async def _stalls(run: RunWriter, observer: StallingObserver) -> None:
     """Give it one event to hang on."""
     run.error("to hang on", "benchmark")
     await observer.stalled.wait()
 
 
-def _produce(run: RunStream) -> Iterator[None]:
+def _produce(run: RunWriter) -> Iterator[None]:
     """`CHAINS` chains in turn, a token each, for ever; each yields to the caller once a token."""
     deltas = tokens(LENGTH)
     while True:
@@ -163,7 +163,7 @@ def _produce(run: RunStream) -> Iterator[None]:
 def _accounting(quick: bool) -> list[Figure]:
     limit = (1 if quick else 8) << 20
     recorded = asyncio.run(_recorded())
-    shapes: dict[str, Callable[[RunStream], None]] = {
+    shapes: dict[str, Callable[[RunWriter], None]] = {
         "tokens with ids": lambda run: _fill_tokens(run, exact=True),
         "texts alone": lambda run: _fill_tokens(run, exact=False),
         "a run of the task": lambda run: _fill_recorded(run, recorded),
@@ -176,7 +176,7 @@ def _accounting(quick: bool) -> list[Figure]:
     return [*lines, merged]
 
 
-def _accounted(fill: Callable[[RunStream], None], limit: int) -> float:
+def _accounted(fill: Callable[[RunWriter], None], limit: int) -> float:
     """A full queue's own count over what it keeps alive. No loop runs, so nothing is taken from it."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture())
@@ -228,7 +228,7 @@ def _released(manager: StreamingManager) -> float:
     return counted / (before - tracemalloc.get_traced_memory()[0])
 
 
-def _fill_tokens(run: RunStream, *, exact: bool) -> None:
+def _fill_tokens(run: RunWriter, *, exact: bool) -> None:
     manager = run.manager
     vocabulary = [text for text, _, _ in tokens(500)]
     number = 0
@@ -256,7 +256,7 @@ async def _recorded() -> list[bytes]:
     return [encode(event) for event in capture.events]
 
 
-def _fill_recorded(run: RunStream, lines: list[bytes]) -> None:
+def _fill_recorded(run: RunWriter, lines: list[bytes]) -> None:
     while not run.fanout.congested:
         for line in lines:
             event: StreamEvent = decode(line)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import Token, tokens
 from rollcast.records import Turn
-from rollcast.stream import GenerationStream, StreamingManager
+from rollcast.stream import GenerationWriter, StreamingManager
 
 __all__ = ["run"]
 
@@ -20,7 +20,7 @@ LENGTH = 256  # tokens of a generation
 
 
 def run(quick: bool) -> list[Figure]:
-    """`GenerationStream.chunk` without a route against the bare `Turn.append` that it stands around."""
+    """`GenerationWriter.chunk` without a route against the bare `Turn.append` that it stands around."""
     generations, rounds = (20, 2) if quick else (400, 41)
     deltas = tokens(LENGTH)
     results = paired(
@@ -34,7 +34,7 @@ def run(quick: bool) -> list[Figure]:
     bare, off = ([s / n * 1e6 for s in results[name]] for name in ("bare", "off"))
     return [
         figure("off: Turn.append alone, a token", bare, "µs"),
-        figure("off: GenerationStream.chunk, a token", off, "µs"),
+        figure("off: GenerationWriter.chunk, a token", off, "µs"),
         figure("off: the guard, a token", [b - a for a, b in zip(bare, off, strict=True)], "µs", "<= 0.1"),
         figure("off: chunk / append", ratios(off, bare), "×"),
         figure("off: blocks that the guard keeps, 100 000 tokens", _blocks_kept(deltas), "blocks", "<= 0"),
@@ -46,7 +46,7 @@ def _turn() -> Turn:
     return Turn(step=1, ttft_s=0.0)
 
 
-def _generation() -> GenerationStream:
+def _generation() -> GenerationWriter:
     stream = StreamingManager().run(live=False).open()
     generation = stream.chain().start().generation().start()
     assert generation.route is None

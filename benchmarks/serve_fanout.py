@@ -18,7 +18,7 @@ from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.serve_house import House
 from benchmarks.tokens import Token, tokens
 from rollcast.records import StreamEvent, StreamEventType, encode
-from rollcast.stream import GenerationStream
+from rollcast.stream import GenerationWriter
 
 __all__ = ["fan_out"]
 
@@ -87,7 +87,7 @@ def fan_out(quick: bool) -> list[Figure]:
 class _Stage:
     """The ways to send a batch to everybody."""
 
-    def __init__(self, house: House, generation: GenerationStream, sockets: list[socket.socket]) -> None:
+    def __init__(self, house: House, generation: GenerationWriter, sockets: list[socket.socket]) -> None:
         self.house = house
         self.generation = generation
         self.sockets = sockets

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
-from rollcast.stream import GenerationStream, RunStream, StreamingManager
+from rollcast.stream import GenerationWriter, RunWriter, StreamingManager
 
 __all__ = ["Audience", "House", "until"]
 
@@ -58,7 +58,7 @@ class House:
         self.came: dict[str, Any] = {}
         self._audience: Audience | None = None
         self._readers: list[Any] = []
-        self.run: RunStream
+        self.run: RunWriter
 
     async def open(self, readers: int = 0, **options: Any) -> None:
         """Begin, and wait until all have subscribed; `options` as in `readers.py`."""
@@ -73,7 +73,7 @@ class House:
         self._readers = list(self.server._clients)
         await self.sent()
 
-    async def chains(self, count: int) -> list[GenerationStream]:
+    async def chains(self, count: int) -> list[GenerationWriter]:
         """Chains of the run, `chain_0` and so on, each with a generation that has begun."""
         return [self.run.chain().start().generation().start() for _ in range(count)]
 
@@ -88,7 +88,7 @@ class House:
     async def flush(self) -> None:
         """Send what was emitted, now."""
         await self.manager.drain()
-        self.server._hub.flush()
+        self.server._broadcaster.flush()
 
     async def sent(self) -> None:
         """Until the operating system has taken everything that goes to the audience."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.measure import Figure, figure
 from benchmarks.serve_house import House
-from rollcast.stream import GenerationStream
+from rollcast.stream import GenerationWriter
 
 __all__ = ["rates"]
 
@@ -78,7 +78,7 @@ async def _round(audience: dict[str, Any], rate: int, seconds: float) -> dict[st
     return {**house.came, "expected": expected, "rate": emitted / took, "cpu": cpu / took}
 
 
-async def _paced(generations: list[GenerationStream], rate: int, seconds: float) -> int:
+async def _paced(generations: list[GenerationWriter], rate: int, seconds: float) -> int:
     """As events of chains come: each millisecond those that are due."""
     began, emitted = time.monotonic(), 0
     while (now := time.monotonic() - began) < seconds:
@@ -88,7 +88,7 @@ async def _paced(generations: list[GenerationStream], rate: int, seconds: float)
     return emitted
 
 
-async def _flat_out(house: House, generations: list[GenerationStream], seconds: float) -> int:
+async def _flat_out(house: House, generations: list[GenerationWriter], seconds: float) -> int:
     """As many as the server takes, and the client with it."""
     began, emitted = time.monotonic(), 0
     while time.monotonic() - began < seconds:
@@ -99,6 +99,6 @@ async def _flat_out(house: House, generations: list[GenerationStream], seconds: 
     return emitted
 
 
-def _emit(generation: GenerationStream) -> None:
+def _emit(generation: GenerationWriter) -> None:
     """A token that tells when it was sent."""
     generation.chunk(f"t{time.monotonic():.6f} ", [1234], [-0.5], 0)

@@ -16,7 +16,7 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.serve_house import Audience, House, until
 from benchmarks.tokens import Token, tokens
-from rollcast.stream import GenerationStream
+from rollcast.stream import GenerationWriter
 
 __all__ = ["wire"]
 
@@ -82,7 +82,7 @@ class _Stage:
         self.clients = clients
         self.options = options
         self.events = 0
-        self.generations: list[GenerationStream] = []
+        self.generations: list[GenerationWriter] = []
 
     async def open(self) -> None:
         await self.house.open(self.clients, filters=[CHUNKS] * self.clients, **self.options)
@@ -121,7 +121,7 @@ class _Bare:
         await self.house.manager.drain()
 
     async def play(self, words: list[Token]) -> None:
-        history, generations = self.house.server._hub.history, self.generations
+        history, generations = self.house.server._broadcaster.history, self.generations
         head = history.head
         for text, ids, logprobs in words:
             generations[ids[0] % CHAINS].chunk(text, ids, logprobs, 0)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rollcast import BaseAgent, PrometheusStreamObserver, StreamEventType, tool
 from rollcast.errors import InputError, MissingExtraError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.stream import RunStream, StreamingManager
+from rollcast.stream import RunWriter, StreamingManager
 from rollcast.testing import EventCapture, RaisingObserver, ScriptedBackend, StallingObserver
 from rollcast.tools import calculator
 
@@ -69,9 +69,9 @@ async def test_no_token_is_made_into_an_event_for_it(observer, value, monkeypatc
     """It wants no chunk, and counts every token nevertheless."""
     agent = agent_with(observer)
     built = []
-    publish = RunStream.publish
+    publish = RunWriter.publish
     monkeypatch.setattr(
-        RunStream,
+        RunWriter,
         "publish",
         lambda run, targets, kind, *rest: (built.append(kind), publish(run, targets, kind, *rest)),
     )

@@ -11,8 +11,8 @@ from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
 from rollcast.serve import client as client_module
+from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.client import ClientSession
-from rollcast.serve.hub import Hub
 from rollcast.serve.protocol import (
     Batch,
     Hello,
@@ -410,9 +410,9 @@ def test_what_the_server_would_keep_or_repeat_is_bounded(frame):
 
 def test_many_filters_are_one_wide_filter_to_the_manager():
     """Without a history it is told what clients want; a thousand of them must not cost a thousand looks an event."""
-    hub = Hub(ServerSettings(history_bytes=0))
+    broadcaster = Broadcaster(ServerSettings(history_bytes=0))
     for i in range(1000):
-        hub.subscribe(object(), "1", EventFilter(chains=f"chain_{i}", types="reward"))
-    assert hub.wanted() == EventFilter(types="reward")
-    hub.subscribe(object(), "1", EventFilter(chains="chain_0"))
-    assert hub.wanted() == EventFilter()
+        broadcaster.subscribe(object(), "1", EventFilter(chains=f"chain_{i}", types="reward"))
+    assert broadcaster.wanted() == EventFilter(types="reward")
+    broadcaster.subscribe(object(), "1", EventFilter(chains="chain_0"))
+    assert broadcaster.wanted() == EventFilter()

@@ -93,7 +93,7 @@ async def test_events_of_a_plain_client_that_go_together_are_messages_of_their_o
         with stage.manager.run() as run:
             say(run, WORDS)
         await stage.manager.drain()
-        server._hub.flush()
+        server._broadcaster.flush()
         read = await batches(socket)
     assert [json.loads(text)["event_type"] for text in read].count("llm_generation_chunk") == len(WORDS)
     assert json.loads(read[-1])["event_type"] == "run_end"

@@ -118,7 +118,7 @@ def unsent(server):
 
 def behind(server):
     """Whether a client could not take more when there was more."""
-    return any(subscription.behind for subscription in server._hub.subscriptions.values())
+    return any(subscription.behind for subscription in server._broadcaster.subscriptions.values())
 
 
 def text_of(events):

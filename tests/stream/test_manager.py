@@ -9,7 +9,7 @@ import pytest
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events
-from rollcast.stream import RunStream, StreamingManager, StreamObserver
+from rollcast.stream import RunWriter, StreamingManager, StreamObserver
 from rollcast.testing import EventCapture, RaisingObserver, StallingObserver, capture_events
 
 T = StreamEventType
@@ -87,9 +87,9 @@ async def test_a_filter_narrows_what_is_built(monkeypatch):
     capture = EventCapture(EventFilter(types=[T.CHAIN_END]))
     manager.add_observer(capture)
     built = []
-    publish = RunStream.publish
+    publish = RunWriter.publish
     monkeypatch.setattr(
-        RunStream,
+        RunWriter,
         "publish",
         lambda run, targets, kind, *rest: (built.append(kind), publish(run, targets, kind, *rest)),
     )

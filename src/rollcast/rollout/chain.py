@@ -23,7 +23,7 @@ from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.rows import derived_seed
 from rollcast.rollout.settings import RunSettings
-from rollcast.stream import ChainStream
+from rollcast.stream import ChainWriter
 from rollcast.stream.chain import error_data
 from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
@@ -51,7 +51,7 @@ class ChainGeneration:
     def __init__(
         self,
         agent: AgentValue,
-        stream: ChainStream,
+        stream: ChainWriter,
         settings: RunSettings,
         seed: int,
         prompts: Prompts | None = None,

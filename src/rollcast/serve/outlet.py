@@ -28,7 +28,7 @@ DEFLATE = ServerPerMessageDeflateFactory(
 
 
 class Client:
-    """A connection, as the hub sees it.
+    """A connection, as the broadcaster sees it.
 
     Args:
         connection: after its handshake.

@@ -1,4 +1,4 @@
-"""The WebSocket server: sockets, HTTP and time around `protocol.py` and `hub.py`."""
+"""The WebSocket server: sockets, HTTP and time around `protocol.py` and `broadcast.py`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from rollcast.aio import call_in
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
 from rollcast.serve.answers import MetricsPage, Turns, asker_at
+from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.connection import Gate, GuardedConnection
 from rollcast.serve.entrance import Entrance, header_token
-from rollcast.serve.hub import Hub
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.protocol import (
     SUBPROTOCOL,
@@ -135,7 +135,7 @@ class WebSocketStreamingServer:
         )
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
-        self._hub = Hub(self.settings)
+        self._broadcaster = Broadcaster(self.settings)
         self._turns = Turns()
         self._metrics = MetricsPage()
         self._server: Server | None = None
@@ -149,7 +149,7 @@ class WebSocketStreamingServer:
 
     def get_observer(self) -> StreamObserver:
         """The observer to add to a manager, always the same one: an agent of its own each server, or one shared manager."""
-        return self._hub.observer
+        return self._broadcaster.observer
 
     @property
     def port(self) -> int:
@@ -166,15 +166,15 @@ class WebSocketStreamingServer:
 
     def statistics(self) -> ServerStatistics:
         """How the server is doing now."""
-        hub = self._hub
-        with hub.lock:
+        broadcaster = self._broadcaster
+        with broadcaster.lock:
             return ServerStatistics(
                 connections=len(self._clients),
-                subscriptions=len(hub.subscriptions),
-                sent=hub.sent_batches,
-                closed_slow=hub.closed_slow,
-                history_events=hub.history.head - hub.history.tail,
-                history_bytes=hub.history.bytes,
+                subscriptions=len(broadcaster.subscriptions),
+                sent=broadcaster.sent_batches,
+                closed_slow=broadcaster.closed_slow,
+                history_events=broadcaster.history.head - broadcaster.history.tail,
+                history_bytes=broadcaster.history.bytes,
             )
 
     async def start(self) -> Self:
@@ -196,7 +196,7 @@ class WebSocketStreamingServer:
             if self._server is None:
                 self._server = await self._listen(loop)
                 self._port = next(iter(self._server.sockets)).getsockname()[1]
-                self._hub.attach(loop, transmit)
+                self._broadcaster.attach(loop, transmit)
                 logger.info("serving on %s", self.url)
         return self
 
@@ -217,7 +217,7 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
-        self._hub.detach()
+        self._broadcaster.detach()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
@@ -231,11 +231,11 @@ class WebSocketStreamingServer:
     async def _drain(self) -> None:
         """Give the clients what came before, as far as they take it within `close_s`."""
         loop = asyncio.get_running_loop()
-        head, give_up = self._hub.history.head, loop.time() + self.settings.close_s
-        self._hub.flush()
-        while self._hub.pending(head) and loop.time() < give_up:
+        head, give_up = self._broadcaster.history.head, loop.time() + self.settings.close_s
+        self._broadcaster.flush()
+        while self._broadcaster.pending(head) and loop.time() < give_up:
             await asyncio.sleep(max(self.settings.batch_s, 0.001))
-            self._hub.flush()
+            self._broadcaster.flush()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -419,7 +419,7 @@ class WebSocketStreamingServer:
         except ConnectionClosed:
             pass  # it has gone, with or without a word
         finally:
-            self._hub.unsubscribe(client)
+            self._broadcaster.unsubscribe(client)
             self._clients.discard(client)
 
     async def _talk(self, client: Client, token: str | None) -> None:
@@ -435,7 +435,7 @@ class WebSocketStreamingServer:
             token=token,
         )
         while not session.closed and not client.closed:
-            if self._hub.owes(client) and client.connection.state is State.OPEN:
+            if self._broadcaster.owes(client) and client.connection.state is State.OPEN:
                 await asyncio.sleep(0.005)  # what it asked for comes first: asking costs less than answering
                 actions = session.tick()
             else:
@@ -450,7 +450,7 @@ class WebSocketStreamingServer:
                 self._perform(client, action)
 
     def _perform(self, client: Client, action: Action) -> None:
-        hub = self._hub
+        broadcaster = self._broadcaster
         match action:
             case Send(frame):
                 client.send(frame)
@@ -459,21 +459,21 @@ class WebSocketStreamingServer:
             case Greet(grant, max_message):
                 limits, scopes = self.settings.limits, list(grant.scopes)
                 client.max_message = max_message or self.settings.plain_message_bytes
-                runs = [] if refusal(grant, Door.RUNS) else hub.known_runs()
+                runs = [] if refusal(grant, Door.RUNS) else broadcaster.known_runs()
                 client.send(Welcome(VERSION, runs, self.settings.heartbeat_s, limits, scopes))
             case OpenSubscription(id, wanted, since):
                 if since is None:
-                    recovered, cursor = hub.update(client, id, wanted)
+                    recovered, cursor = broadcaster.update(client, id, wanted)
                 else:
-                    recovered, cursor = hub.subscribe(
+                    recovered, cursor = broadcaster.subscribe(
                         client, id, wanted, since, max_message=client.max_message
                     )
                 client.send(Subscribed(id, recovered, cursor))
             case CloseSubscription(id):
-                hub.unsubscribe(client, id)
+                broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):
                 try:
-                    hub.cancel(run_id, chain_id)
+                    broadcaster.cancel(run_id, chain_id)
                 except InputError as error:
                     client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
                 else:
@@ -484,7 +484,7 @@ class WebSocketStreamingServer:
         """One event a message; what the client says is not listened to, but counted."""
         granted = self._entrance.authorize(header_token(headers))
         expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
-        self._hub.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
+        self._broadcaster.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
         rate = Rate(self.settings.limits.messages_per_s, time.monotonic)
         stuck = 0  # bytes that waited a heartbeat ago: the library's own ping would wait behind them for ever
         while not client.closed:

@@ -1,22 +1,34 @@
 """Who watches and who gets what: the manager, delivery, the producer API, observers."""
 
-from rollcast.stream.chain import ChainStream, GenerationStream, ToolStream
+from rollcast.stream.chain import ChainWriter, GenerationWriter, ToolCallWriter
 from rollcast.stream.current import NoChain, current_chain
 from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.manager import ManagerStatistics, StreamingManager
 from rollcast.stream.observer import DeliveryMode, StreamObserver
-from rollcast.stream.run import RunStream
+from rollcast.stream.run import RunWriter
+
+# Their names in 0.1.
+ChainStream, GenerationStream, RunStream, ToolStream = (
+    ChainWriter,
+    GenerationWriter,
+    RunWriter,
+    ToolCallWriter,
+)
 
 __all__ = [
     "ChainStream",
+    "ChainWriter",
     "DeliveryMode",
     "GenerationStream",
+    "GenerationWriter",
     "ManagerStatistics",
     "NoChain",
     "ObserverStatistics",
     "RunStream",
+    "RunWriter",
     "StreamObserver",
     "StreamingManager",
+    "ToolCallWriter",
     "ToolStream",
     "current_chain",
 ]

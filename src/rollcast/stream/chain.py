@@ -32,10 +32,10 @@ from rollcast.stream.queue import Control, chunk_size
 from rollcast.text import well_formed
 
 __all__ = [
-    "ChainStream",
-    "GenerationStream",
+    "ChainWriter",
+    "GenerationWriter",
     "RunOfChain",
-    "ToolStream",
+    "ToolCallWriter",
     "chain_here",
     "error_data",
     "innermost",
@@ -47,7 +47,7 @@ T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 UNSET: Any = object()
 
-chain_here: ContextVar[ChainStream | None] = ContextVar("rollcast_chain", default=None)
+chain_here: ContextVar[ChainWriter | None] = ContextVar("rollcast_chain", default=None)
 
 
 class RunOfChain(Protocol):
@@ -60,10 +60,10 @@ class RunOfChain(Protocol):
     model: str
     policy_version: int
     seq: int
-    open_chains: dict[str, ChainStream]
+    open_chains: dict[str, ChainWriter]
     failures: FailureLog
 
-    def chain_began(self, chain: ChainStream) -> None:
+    def chain_began(self, chain: ChainWriter) -> None:
         """Count it in. The lock is held.
 
         Raises:
@@ -71,7 +71,7 @@ class RunOfChain(Protocol):
         """
         ...
 
-    def chain_ended(self, chain: ChainStream) -> None:
+    def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
         ...
 
@@ -120,7 +120,7 @@ def _checked_text(text: object) -> str:
     return well_formed(str.__str__(text))
 
 
-class ChainStream:
+class ChainWriter:
     """One chain: `chain_start` on entering the block, `chain_end` on leaving it, whatever is raised.
 
     Attributes:
@@ -139,12 +139,12 @@ class ChainStream:
         self.route = (
             Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id) if run.live else None
         )
-        self.generation_open: GenerationStream | None = None
-        self.tools_open: dict[str, ToolStream] = {}
+        self.generation_open: GenerationWriter | None = None
+        self.tools_open: dict[str, ToolCallWriter] = {}
         self._tools = tools
         self._reference = reference
         self._began = time.perf_counter()
-        self.around: ChainStream | None = None  # the chain in which this one was begun
+        self.around: ChainWriter | None = None  # the chain in which this one was begun
         self._calls = 0  # call ids that were made
         self.depth: int | None = None
 
@@ -310,7 +310,7 @@ class ChainStream:
         sampling: dict[str, Any] | None = None,
         policy_version: int | None = None,
         fresh: bool = False,
-    ) -> GenerationStream:
+    ) -> GenerationWriter:
         """The next generation; use it as a context manager.
 
         Args:
@@ -329,11 +329,11 @@ class ChainStream:
             fresh=fresh,
         )
         version = self.run.policy_version if policy_version is None else policy_version
-        return GenerationStream(self, turn, sampling or {}, version)
+        return GenerationWriter(self, turn, sampling or {}, version)
 
     def tool_call(
         self, tool_name: str, arguments: dict[str, Any] | str, call_id: str | None = None
-    ) -> ToolStream:
+    ) -> ToolCallWriter:
         """A call of a tool by this turn; use it as a context manager.
 
         Args:
@@ -344,7 +344,7 @@ class ChainStream:
         if not call_id:
             with self.lock:
                 call_id, self._calls = f"call_{self._calls}", self._calls + 1
-        return ToolStream(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
+        return ToolCallWriter(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -393,12 +393,12 @@ class ChainStream:
         self.end("cancelled" if why_left(error) == "cancelled" else "error")
 
 
-class GenerationStream:
+class GenerationWriter:
     """One generation: `llm_generation_start` on entering the block, `llm_generation_end` on leaving it."""
 
     __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "lock", "route", "turn")
 
-    def __init__(self, chain: ChainStream, turn: Turn, sampling: dict[str, Any], version: int) -> None:
+    def __init__(self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int) -> None:
         self.chain = chain
         self._run = chain.run
         self.turn = turn
@@ -539,10 +539,10 @@ class GenerationStream:
             self.end("cancelled" if why_left(error) == "cancelled" else "error")
 
 
-class ToolStream:
+class ToolCallWriter:
     """One tool call: `tool_call_start` on entering the block; its final observation and `tool_call_end` on leaving it."""
 
-    def __init__(self, chain: ChainStream, record: ToolRecord) -> None:
+    def __init__(self, chain: ChainWriter, record: ToolRecord) -> None:
         self.chain = chain
         self.record = record
         self._began = time.perf_counter()
@@ -641,7 +641,7 @@ class ToolStream:
         self.end(why_left(error))
 
 
-def innermost(chain: ChainStream | None) -> ChainStream | None:
+def innermost(chain: ChainWriter | None) -> ChainWriter | None:
     """The chain itself, or the first one around it that has not ended: it may have been ended from another context."""
     while chain is not None and chain.ended:
         chain = chain.around

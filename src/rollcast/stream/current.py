@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rollcast.records import Message, StreamEventType
-from rollcast.stream.chain import ChainStream, chain_here, innermost
+from rollcast.stream.chain import ChainWriter, chain_here, innermost
 
 __all__ = ["NoChain", "current_chain"]
 
@@ -83,7 +83,7 @@ class NoChain:
 _NO_CHAIN = NoChain()
 
 
-def current_chain() -> ChainStream | NoChain:
+def current_chain() -> ChainWriter | NoChain:
     """The innermost chain that was begun in this context (task or thread) and has not ended; else one that does nothing.
 
     A task inherits the chain of the task that made it; a thread does where it runs in a copied context

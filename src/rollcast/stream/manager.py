@@ -24,7 +24,7 @@ from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
-from rollcast.stream.run import RunAbout, RunStream
+from rollcast.stream.run import RunAbout, RunWriter
 from rollcast.stream.subscription import Subscription
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
@@ -246,12 +246,12 @@ class StreamingManager:
 
     # -- producing -----------------------------------------------------------------------------------------------------
 
-    def run(self, **about: Unpack[RunAbout]) -> RunStream:
+    def run(self, **about: Unpack[RunAbout]) -> RunWriter:
         """A run for a loop of your own; use it as a context manager, sync or async.
 
-        The keywords are those of `RunStream`.
+        The keywords are those of `RunWriter`.
         """
-        run = RunStream(self.fanout, **about)
+        run = RunWriter(self.fanout, **about)
         run.manager = self
         return run
 

@@ -32,12 +32,12 @@ from rollcast.records import (
 )
 from rollcast.records.event import RunStatus
 from rollcast.records.jsonable import as_json
-from rollcast.stream.chain import UNSET, ChainStream, error_data
+from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.queue import Control, event_size
 
-__all__ = ["RunAbout", "RunStream", "new_run_id"]
+__all__ = ["RunAbout", "RunWriter", "new_run_id"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -55,7 +55,7 @@ def new_run_id() -> str:
 
 
 class RunAbout(TypedDict, total=False):
-    """The keywords of `manager.run(...)`, which are those of `RunStream`."""
+    """The keywords of `manager.run(...)`, which are those of `RunWriter`."""
 
     live: bool
     chains: int
@@ -70,7 +70,7 @@ class RunAbout(TypedDict, total=False):
     on_cancel: Callable[[str | None], object] | None
 
 
-class RunStream:
+class RunWriter:
     """One run: opens on entering the block, and closes whatever is open when it is left.
 
     Args:
@@ -111,7 +111,7 @@ class RunStream:
         self.seq = -1  # of the last event
         self.model = model
         self.policy_version = policy_version
-        self.open_chains: dict[str, ChainStream] = {}
+        self.open_chains: dict[str, ChainWriter] = {}
         self._chain_ids: set[str] = set()  # that were given
         self._repeats: dict[str | None, int] = {}  # chains so far, by group
         self.expected_chains = chains
@@ -189,7 +189,7 @@ class RunStream:
                 self.fanout.broadcast_locked(Control("run_closed", self.run_id))
         logger.debug("run %s is %s", self.run_id, status)
 
-    def chain_began(self, chain: ChainStream) -> None:
+    def chain_began(self, chain: ChainWriter) -> None:
         """Count it in. The lock is held.
 
         Raises:
@@ -207,7 +207,7 @@ class RunStream:
             self.fanout.make_room_locked(len(self.open_chains))
         self._note_places(chain.trajectory)
 
-    def chain_ended(self, chain: ChainStream) -> None:
+    def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
         trajectory = chain.trajectory
         self.open_chains.pop(trajectory.chain_id, None)
@@ -253,7 +253,7 @@ class RunStream:
         tools: Sequence[str] = (),
         row: dict[str, Any] | None = None,
         reference: Any = UNSET,
-    ) -> ChainStream:
+    ) -> ChainWriter:
         """A chain of this run, not begun yet; use it as a context manager.
 
         Args:
@@ -289,7 +289,7 @@ class RunStream:
                 messages=messages,
                 prompt_length=len(messages),
             )
-        return ChainStream(self, trajectory, list(tools), reference)
+        return ChainWriter(self, trajectory, list(tools), reference)
 
     def _free_id(self) -> str:
         number = self.chains

@@ -22,7 +22,7 @@ from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.rollout import BaseAgent, RunResult
 from rollcast.rollout.rows import derived_seed
-from rollcast.stream.run import RunStream, new_run_id
+from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
 from rollcast.train.checkpoint import Checkpoints, sole_writer
@@ -193,7 +193,7 @@ class _Training:
         none = Evaluation(math.nan, math.nan, 0)
         return (found[0], found[-1]) if found else (none, none)
 
-    def announced(self) -> RunStream:
+    def announced(self) -> RunWriter:
         """The training as a run of its own, to be entered: its rollouts name it, and its `train_step` events stand in it."""
         return self.agent.streaming_manager.run(
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,

@@ -26,7 +26,7 @@ from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
-from rollcast.stream.run import RunStream, new_run_id
+from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.train.export import Forked, to_trl
 from rollcast.train.resumable import check_resumable, numbered
 from rollcast.train.scored import check_scored
@@ -265,7 +265,7 @@ class _Events(transformers.TrainerCallback):
     def __init__(self, agent: BaseAgent, run_id: str) -> None:
         self._agent = agent
         self.run_id = run_id
-        self._run: RunStream | None = None
+        self._run: RunWriter | None = None
         self.cancelled = False
         self._played: tuple[list[Trajectory], Any] | None = None
         self._chains: dict[str, dict[str, LearnedFrom]] = {}

@@ -30,7 +30,7 @@ from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamObserver
 from rollcast.stream.queue import compact
 
-__all__ = ["Hub", "Outlet", "ServerObserver", "Subscription"]
+__all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 
 logger = logging.getLogger("rollcast.serve")
 
@@ -45,7 +45,7 @@ _decode = msgspec.json.Decoder(StreamEvent).decode
 
 
 class Outlet(Protocol):
-    """A client's connection, as the hub sees it.
+    """A client's connection, as the broadcaster sees it.
 
     Attributes:
         plain: one event a message and no frames around them.
@@ -115,9 +115,9 @@ class Subscription:
 class ServerObserver(StreamObserver):
     """The one observer of a server: `server.get_observer()`."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.filter = hub.wanted()
-        self._hub = hub
+    def __init__(self, broadcaster: Broadcaster) -> None:
+        self.filter = broadcaster.wanted()
+        self._broadcaster = broadcaster
 
     @property
     def name(self) -> str:
@@ -126,14 +126,14 @@ class ServerObserver(StreamObserver):
 
     async def on_event(self, event: StreamEvent) -> None:
         """Keep it and pass it on."""
-        self._hub.take([event])
+        self._broadcaster.take([event])
 
     async def on_batch(self, events: list[StreamEvent]) -> None:
         """Keep them and pass them on."""
-        self._hub.take(events)
+        self._broadcaster.take(events)
 
 
-class Hub:
+class Broadcaster:
     """The history, the subscriptions, and the way between them.
 
     `take` may be called from any thread; everything else in the event loop that `attach` names.

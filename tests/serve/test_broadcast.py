@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
-from rollcast.serve.hub import Hub
+from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.protocol import CloseCode
 from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamingManager
@@ -57,27 +57,30 @@ def transmit(outlets, *messages):
 
 
 class Stage:
-    """A manager and a hub that serves from this event loop."""
+    """A manager and a broadcaster that serves from this event loop."""
 
     def __init__(self, **options):
         options.setdefault("batch_s", 0)
         self.manager = StreamingManager()
-        self.hub = Hub(ServerSettings(**options))
-        self.hub.attach(asyncio.get_running_loop(), transmit)
-        self.manager.add_observer(self.hub.observer)
+        self.broadcaster = Broadcaster(ServerSettings(**options))
+        self.broadcaster.attach(asyncio.get_running_loop(), transmit)
+        self.manager.add_observer(self.broadcaster.observer)
 
     def join(self, filter=None, since="live", plain=False, id="1"):
         outlet = Outlet(plain)
-        outlet.recovered, outlet.cursor = self.hub.subscribe(outlet, id, filter or EventFilter(), since)
+        outlet.recovered, outlet.cursor = self.broadcaster.subscribe(
+            outlet, id, filter or EventFilter(), since
+        )
         return outlet
 
     async def settled(self):
         await self.manager.drain()
         for _ in range(200):
             await asyncio.sleep(0)
-            subscriptions = self.hub.subscriptions.values()
+            subscriptions = self.broadcaster.subscriptions.values()
             if all(
-                s.join is None and (s.position == self.hub.history.head or s.behind) for s in subscriptions
+                s.join is None and (s.position == self.broadcaster.history.head or s.behind)
+                for s in subscriptions
             ):
                 return
         await asyncio.sleep(0.01)
@@ -94,7 +97,7 @@ async def stage(request):
     yield make
     for each in stages:
         await each.manager.aclose()
-        each.hub.detach()
+        each.broadcaster.detach()
 
 
 def talk(run, words, chain_id=None):
@@ -161,7 +164,7 @@ async def test_the_first_chunk_of_a_generation_goes_at_once(stage):
             await stage.manager.drain()
             await asyncio.sleep(0)
             assert outlet.types().count(CHUNK) == 1
-            stage.hub.flush()
+            stage.broadcaster.flush()
             assert outlet.types().count(CHUNK) == 2
 
 
@@ -188,13 +191,13 @@ async def test_who_joins_late_begins_with_snapshots(stage):
 
 def held(stage):
     """The observer takes nothing until the gate is opened: what is emitted waits in its queue."""
-    gate, take = asyncio.Event(), stage.hub.observer.on_batch
+    gate, take = asyncio.Event(), stage.broadcaster.observer.on_batch
 
     async def on_batch(events):
         await gate.wait()
         await take(events)
 
-    stage.hub.observer.on_batch = on_batch
+    stage.broadcaster.observer.on_batch = on_batch
     return gate
 
 
@@ -255,9 +258,9 @@ async def test_a_filter_that_changes_waits_for_what_is_in_the_observers_queue(st
         ):
             one.chunk("a1 "), other.chunk("b1 ")
             await turns()
-            stage.hub.update(outlet, "1", EventFilter(types="chain_end"))
+            stage.broadcaster.update(outlet, "1", EventFilter(types="chain_end"))
             other.chunk("b2 ")
-            stage.hub.update(outlet, "1", EventFilter(chains=["a", "b"]))
+            stage.broadcaster.update(outlet, "1", EventFilter(chains=["a", "b"]))
             one.chunk("a2 "), other.chunk("b3 ")
             await turns()
             gate.set()
@@ -326,7 +329,7 @@ async def test_a_client_comes_back_to_its_cursor(stage):
         async with stage.manager.run() as run:
             talk(run, "abc")
             await stage.settled()
-            stage.hub.unsubscribe(first)
+            stage.broadcaster.unsubscribe(first)
             talk(run, "def")
         await stage.settled()
         if first.cursor is None:
@@ -359,7 +362,7 @@ async def test_a_cursor_that_is_gone_brings_snapshots(stage):
         with run.chain() as chain, chain.generation() as generation:
             generation.chunk("so far")
             await stage.settled()
-            stage.hub.unsubscribe(outlet)
+            stage.broadcaster.unsubscribe(outlet)
             for _ in range(50):
                 generation.chunk(".")
             await stage.settled()
@@ -400,7 +403,7 @@ async def test_one_that_cannot_take_more_waits_and_gets_its_chunks_merged(stage)
             assert fast.types().count(CHUNK) == 100
             assert slow.types().count(CHUNK) == 0
             slow.full = 0
-            stage.hub.flush()
+            stage.broadcaster.flush()
     await stage.settled()
     chunks = [e for e in slow.events if e.event_type == CHUNK]
     assert len(chunks) == 1
@@ -422,7 +425,7 @@ async def test_one_that_never_reads_is_closed(stage):
             talk(run, ["x" * 100] * 10)
             await stage.settled()
         assert slow.closed is CloseCode.TOO_SLOW
-        assert stage.hub.closed_slow == 1
+        assert stage.broadcaster.closed_slow == 1
         back = stage.join(since=slow.cursor)
         assert back.recovered
     await stage.settled()
@@ -445,7 +448,7 @@ async def test_one_that_waits_goes_on_when_half_of_its_buffer_is_free(stage):
             await stage.settled()
             before = len(slow.events)
             slow.full = 501
-            stage.hub.flush()
+            stage.broadcaster.flush()
             assert len(slow.events) == before
             slow.full = 500
             async with asyncio.timeout(10):
@@ -468,7 +471,7 @@ async def test_a_replay_is_not_merged_nor_closed_though_its_reader_is_slow(stage
             await stage.settled()
         late = stage.join(since="start")
         late.full = 20_000
-        stage.hub.flush()
+        stage.broadcaster.flush()
         assert late.closed is None
         talk(run, ["y"])
         await stage.settled()
@@ -493,7 +496,7 @@ async def test_what_one_flush_gives_a_client_is_bounded(stage):
         late = stage.join(since="start")
         late.unsent = lambda: sum(map(len, late.messages))
         for _ in range(50):
-            stage.hub.flush()
+            stage.broadcaster.flush()
         assert 10_000 < late.unsent() < 600_000
 
 
@@ -513,7 +516,7 @@ async def test_closing_one_that_is_too_slow_ends_all_of_its_subscriptions(stage)
     """It is one client, and counted once."""
     stage = stage(behind_bytes=20_000)
     slow = stage.join()
-    stage.hub.subscribe(slow, "2", EventFilter(chains="chain_0"))
+    stage.broadcaster.subscribe(slow, "2", EventFilter(chains="chain_0"))
     fast = stage.join()
     async with stage.manager.run() as run:
         await stage.settled()
@@ -523,8 +526,8 @@ async def test_closing_one_that_is_too_slow_ends_all_of_its_subscriptions(stage)
             await stage.settled()
     await stage.settled()
     assert slow.closed is CloseCode.TOO_SLOW
-    assert [s.outlet for s in stage.hub.subscriptions.values()] == [fast]
-    assert stage.hub.closed_slow == 1
+    assert [s.outlet for s in stage.broadcaster.subscriptions.values()] == [fast]
+    assert stage.broadcaster.closed_slow == 1
 
 
 async def test_a_silent_filter_is_not_told_its_cursor_all_the_time(stage):
@@ -565,7 +568,7 @@ async def test_a_filter_that_changes_in_the_middle_of_a_replay_changes_when_that
                 talk(run, ["x"] * 1000)
                 await stage.settled()
             outlet = stage.join(EventFilter(types=CHUNK), since="start")
-            recovered, cursor = stage.hub.update(outlet, "1", EventFilter(chains="b"))
+            recovered, cursor = stage.broadcaster.update(outlet, "1", EventFilter(chains="b"))
             assert recovered
             assert cursor is not None  # no snapshots yet
             await stage.settled()
@@ -578,23 +581,23 @@ async def test_a_filter_that_changes_in_the_middle_of_a_replay_changes_when_that
 
 
 async def test_what_is_remembered_of_clients_and_runs_is_bounded(stage):
-    """Filters that nobody uses any more, and runs that ended long ago; and a hub that stops has nobody."""
+    """Filters that nobody uses any more, and runs that ended long ago; and a broadcaster that stops has nobody."""
     stage = stage()
     outlets = [stage.join(EventFilter(chains=f"chain_{i}")) for i in range(1000)]
     for outlet in outlets:
-        stage.hub.unsubscribe(outlet)
+        stage.broadcaster.unsubscribe(outlet)
     for i in range(1000):
-        stage.hub.unsubscribe(stage.join(EventFilter(chains=f"other_{i}")))
-    assert len(stage.hub._selectors) < 200
+        stage.broadcaster.unsubscribe(stage.join(EventFilter(chains=f"other_{i}")))
+    assert len(stage.broadcaster._selectors) < 200
     for i in range(100):
         async with stage.manager.run(parent_run_id=f"training {i}"):
             pass
     await stage.settled()
-    known = stage.hub.known_runs()
+    known = stage.broadcaster.known_runs()
     assert [r.parent_run_id for r in known] == [f"training {i}" for i in range(36, 100)]
     stage.join()
-    stage.hub.detach()
-    assert stage.hub.subscriptions == {}
+    stage.broadcaster.detach()
+    assert stage.broadcaster.subscriptions == {}
 
 
 async def test_a_filter_can_be_changed(stage):
@@ -611,7 +614,7 @@ async def test_a_filter_can_be_changed(stage):
             ga.chunk("a1"), gb.chunk("b1")
             await stage.settled()
             ga.chunk("a2"), gb.chunk("b2")
-            stage.hub.update(outlet, "1", EventFilter(chains=["a", "b"]))
+            stage.broadcaster.update(outlet, "1", EventFilter(chains=["a", "b"]))
             ga.chunk("a3"), gb.chunk("b3")
             await stage.settled()
     await stage.settled()
@@ -636,7 +639,7 @@ async def test_without_history_the_manager_is_asked_only_for_what_clients_want(s
     assert wants(CHUNK, "chain_0")
     assert wants("chain_end", "chain_1")
     assert not wants(CHUNK, "chain_1")
-    stage.hub.update(one, "1", EventFilter(chains="chain_1", types=CHUNK))
+    stage.broadcaster.update(one, "1", EventFilter(chains="chain_1", types=CHUNK))
     assert not wants(CHUNK, "chain_0")
     async with stage.manager.run() as run:
         talk(run, "ab"), talk(run, "cd")
@@ -654,9 +657,9 @@ async def test_without_history_the_manager_is_asked_only_for_what_clients_want(s
         "llm_generation_end",
         "chain_end",
     ]
-    assert stage.hub.history.bytes == 0
+    assert stage.broadcaster.history.bytes == 0
     for outlet in (one, other, late):
-        stage.hub.unsubscribe(outlet)
+        stage.broadcaster.unsubscribe(outlet)
     assert not wants("chain_end")
     assert not stage.join(since=other.cursor).recovered
 
@@ -666,9 +669,13 @@ async def test_the_runs_are_known(stage):
     stage = stage()
     async with stage.manager.run(chains=1, parent_run_id="training") as run:
         talk(run, "abc")
-        assert [(r.status, r.parent_run_id) for r in stage.hub.known_runs()] == [("running", "training")]
+        assert [(r.status, r.parent_run_id) for r in stage.broadcaster.known_runs()] == [
+            ("running", "training")
+        ]
     await stage.settled()
-    assert [(r.run_id, r.status, r.chains) for r in stage.hub.known_runs()] == [(run.run_id, "completed", 1)]
+    assert [(r.run_id, r.status, r.chains) for r in stage.broadcaster.known_runs()] == [
+        (run.run_id, "completed", 1)
+    ]
 
 
 # -- all of it at once -------------------------------------------------------------------------------------------------
@@ -708,7 +715,7 @@ class Watcher:
     def cut(self):
         outlet = self.outlet
         outlet.cut = True
-        self.stage.hub.unsubscribe(outlet)
+        self.stage.broadcaster.unsubscribe(outlet)
         self.events += outlet.events
         self.cursor = outlet.cursor or self.cursor
         if self.cursor is None:
@@ -717,7 +724,7 @@ class Watcher:
 
     def update(self, wanted):
         self.wanted, self.steady = wanted, False
-        self.stage.hub.update(self.outlet, "1", wanted)
+        self.stage.broadcaster.update(self.outlet, "1", wanted)
 
     def check(self, emitted):
         """Every generation's text as it was; nothing twice; where the filter stayed, nothing missing but in a merger."""
@@ -799,10 +806,13 @@ async def play(steps, keeps):
         watcher.outlet.full = 0
     await stage.manager.drain()
     async with asyncio.timeout(20):
-        while any(s.position < stage.hub.history.head or s.join for s in stage.hub.subscriptions.values()):
+        while any(
+            s.position < stage.broadcaster.history.head or s.join
+            for s in stage.broadcaster.subscriptions.values()
+        ):
             await asyncio.sleep(0)
     for watcher in watchers:
         watcher.check(capture.events)
     await stage.manager.aclose()
-    stage.hub.detach()
+    stage.broadcaster.detach()
     return len(watchers)
