@@ -132,7 +132,7 @@ async def _delivered(deltas: list[Token], generations: int, observers: Sequence[
             for start in range(0, len(deltas), TICK):
                 for text, ids, logprobs in deltas[start : start + TICK]:
                     generation.chunk(text, ids, logprobs, 0)
-                    if manager.congested:
+                    if manager.fanout.congested:
                         await manager.ready()
                 await asyncio.sleep(0)
             generation.chain.end("answered")

@@ -181,7 +181,7 @@ def _accounted(fill: Callable[[RunWriter], None], limit: int) -> float:
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture())
     run = manager.run()
-    for delivery in manager.deliveries:
+    for delivery in manager.fanout.deliveries:
         _stop_reading(delivery)
     tracemalloc.start()
     try:
@@ -201,7 +201,7 @@ def _merged(limit: int) -> float:
     """The same of an observer that lags: its chunks are merged."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture(mode="coalesce"))
-    (delivery,) = manager.deliveries
+    (delivery,) = manager.fanout.deliveries
     _stop_reading(delivery)
     run = manager.run()
     tracemalloc.start()
@@ -219,7 +219,7 @@ def _merged(limit: int) -> float:
 
 def _released(manager: StreamingManager) -> float:
     """Count over the memory that emptying the queue gives back."""
-    (delivery,) = manager.deliveries
+    (delivery,) = manager.fanout.deliveries
     counted = manager.statistics()[0].queued_bytes
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
@@ -232,7 +232,7 @@ def _fill_tokens(run: RunWriter, *, exact: bool) -> None:
     manager = run.manager
     vocabulary = [text for text, _, _ in tokens(500)]
     number = 0
-    while not manager.congested:
+    while not manager.fanout.congested:
         generation = run.chain().start().generation().start()
         for text in vocabulary[:LENGTH]:
             number += 1

@@ -465,8 +465,8 @@ class _Play:
     def _look_around(self, threads_before: set[threading.Thread]) -> None:
         """Threads, locks and registers."""
         manager, problems = self.manager, self.outcome.problems
-        if manager.runs or manager.congested:
-            problems.append(f"runs {manager.runs} and congested {manager.congested} are left")
+        if manager.fanout.runs or manager.fanout.congested:
+            problems.append(f"runs {manager.fanout.runs} and congested {manager.fanout.congested} are left")
         if self.agent.backend.running:  # type: ignore[attr-defined]  # FaultyBackend has it
             problems.append(f"the backend still generates {self.agent.backend.running}")  # type: ignore[attr-defined]
         asker = threading.Thread(target=manager.totals, daemon=True)  # which needs the lock

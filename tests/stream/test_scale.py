@@ -31,7 +31,7 @@ async def test_nothing_is_dropped_where_thousands_begin_and_end_at_once():
     manager.add_observer(capture)
     await many_chains(manager, chains=4000, tokens=2)
     (numbers,) = manager.statistics()
-    assert manager.queue_limit > 8 << 20
+    assert manager.fanout.queue_limit > 8 << 20
     assert numbers.dropped == 0
     assert capture.types().count("chain_start") == capture.types().count("chain_end") == 4000
     assert "gap" not in capture.types()
@@ -45,8 +45,8 @@ async def test_an_observer_added_then_has_that_room_too():
             run.chain(HELLO).start()
         late = EventCapture(mode="coalesce")
         manager.add_observer(late)
-        (delivery,) = manager.deliveries
-        assert delivery.limit == manager.queue_limit == 2000 * 8192
+        (delivery,) = manager.fanout.deliveries
+        assert delivery.limit == manager.fanout.queue_limit == 2000 * 8192
 
 
 async def test_a_limit_that_was_given_stays():
@@ -54,7 +54,7 @@ async def test_a_limit_that_was_given_stays():
     manager = StreamingManager(queue_limit=100_000, drain_timeout=60)
     manager.add_observer(EventCapture(mode="coalesce"))
     await many_chains(manager, chains=1000, tokens=1)
-    assert manager.queue_limit == 100_000
+    assert manager.fanout.queue_limit == 100_000
     assert manager.statistics()[0].dropped > 0
 
 

@@ -131,7 +131,7 @@ async def test_a_watcher_may_cancel(tmp_path):
             asyncio.get_running_loop().call_later(0.01, cancel_all, agent.streaming_manager)
 
     def cancel_all(manager):
-        for run_id in list(manager.runs):
+        for run_id in list(manager.fanout.runs):
             manager.cancel(run_id)
 
     with capture_events(agent.streaming_manager):
@@ -147,7 +147,7 @@ async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
     agent = tiny_agent()
 
     def cancel(progress):
-        (training,) = agent.streaming_manager.runs
+        (training,) = agent.streaming_manager.fanout.runs
         agent.streaming_manager.cancel(training)
 
     with capture_events(agent.streaming_manager) as capture:

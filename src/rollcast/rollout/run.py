@@ -102,7 +102,7 @@ class Run:
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager
         if settings.streaming:
-            ensure_not_in_own_hook("a run with streaming", manager.deliveries)
+            ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)

@@ -218,7 +218,7 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             runs = dict(self.runs)
-            for run_id, run in manager.runs.items() if manager is not None else ():
+            for run_id, run in manager.fanout.runs.items() if manager is not None else ():
                 runs[run_id] = RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             return list(runs.values())
 
