@@ -25,6 +25,8 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted, in_parts
 from rollcast.serve.history import Entry, History, Selector, encoded
+from rollcast.serve.ledger import RunLedger
+from rollcast.serve.losses import Losses, Return, losses, way_back
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, RunInfo, batch_frame
 from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamObserver
@@ -94,7 +96,7 @@ class Subscription:
     """What one client wants, and how far it is."""
 
     __slots__ = (
-        "behind", "id", "join", "live_from", "max_message", "next_filter", "outlet", "position", "selector", "told"
+        "behind", "id", "join", "live_from", "losses", "max_message", "next_filter", "outlet", "position", "selector", "told"
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +112,7 @@ class Subscription:
         self.behind = False  # it could not take more
         self.join: _Join | None = None
         self.next_filter: EventFilter | None = None  # to be changed to
+        self.losses: Losses | None = None  # what the client is told that it missed
 
 
 class ServerObserver(StreamObserver):
@@ -143,6 +146,7 @@ class Broadcaster:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
         self.history = History(max(settings.history_bytes, settings.behind_bytes))
+        self.ledger = RunLedger()
         self.lock = threading.RLock()
         self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}
         self.observer = ServerObserver(self)
@@ -179,14 +183,17 @@ class Broadcaster:
         """Keep the events and see to it that they are sent."""
         first_chunk = False
         with self.lock:
+            position, entries = self.history.head, []
             for event in events:
-                self.history.append(event)
+                entries.append(self.history.append(event))
                 kind = event.event_type
                 if kind is T.LLM_GENERATION_CHUNK:
                     if event.data.get("offset") == 0:
                         first_chunk = True
                 elif kind is T.RUN_START or kind is T.RUN_END:
                     self._note_run(event)
+            if self.keeps:
+                self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -287,26 +294,30 @@ class Broadcaster:
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            position = self._position(since)
+            selector = self._selector(filter)
+            back = way_back(self.history, self.ledger, selector, since) if self.keeps else Return()
+            position = back.position
             here = self.history.head if position is None else position
-            subscription = Subscription(outlet, id, self._selector(filter), here, max_message)
+            subscription = Subscription(outlet, id, selector, here, max_message)
             subscription.live_from = self.history.head
             subscription.told = self.history.before(here)
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
                 self._begin_join(subscription, None)
+                if self.keeps and since != "live":
+                    as_of = subscription.join.as_of if subscription.join else {}
+                    source = manager.fanout.source if manager is not None else ""
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._schedule(at_once=True)
         return position is not None or since == "live", cursor
 
-    def _position(self, since: str) -> int | None:
-        if since == "live" or not self.keeps:
-            return None
-        if since == "start":
-            return 0 if self.history.tail == 0 else None
-        return self.history.position(since)
+    def losses(self, outlet: Outlet, id: str) -> Losses | None:
+        """What the client missed of its subscription, if that was to go on from a place that is gone, and this is known."""
+        with self.lock:
+            return self.subscriptions[outlet, id].losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
         """Send something else from here on; what is newly wanted begins with snapshots. Returns as `subscribe`."""

@@ -151,11 +151,16 @@ class History:
 
     def position(self, cursor: str) -> int | None:
         """The position that a cursor names; None if it is of another history, or no longer held."""
+        position = self.named(cursor)
+        return position if position is not None and self.tail <= position else None
+
+    def named(self, cursor: str) -> int | None:
+        """The position that a cursor names, held or not; None if it is of another history."""
         name, _, number = cursor.partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
         position = int(number)
-        return position if self.tail <= position <= self.head else None
+        return position if position <= self.head else None
 
 
 def encoded(event: StreamEvent) -> bytes:
