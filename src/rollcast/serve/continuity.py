@@ -23,6 +23,8 @@ Key = tuple[str, str]  # source, run_id
 
 MAX_ENDED_RUNS = 4096  # that are remembered, the latest ones
 GONE = "the server no longer had what came while the connection was down"
+UNTOLD = f"{GONE}, and does not say what it was"
+ANOTHER = "the server is another one than before, and does not know what came while the connection was down"
 EVERYTHING = EventFilter()
 UNKNOWN = "how many events are missing is not known"
 
@@ -47,6 +49,7 @@ class Continuity:
         ] = {}  # the status of each run that the server knew when it was connected to
         self._first = True
         self._from_start = since == "start"
+        self._why = GONE
         self._owed = False  # something is missing, and no gap has said so yet
 
     # -- what the server says of itself -----------------------------------------------------------------------------------
@@ -65,6 +68,7 @@ class Continuity:
             hidden = (r for r in self._listed_ended() if not self._filter.wants(T.RUN_END, "", None, r))
             self._remember_ended(hidden)  # nothing else will tell
             return []
+        self._why = UNTOLD if answer.lost is None else ANOTHER if answer.began_anew else GONE
         whole = answer.lost is not None and not answer.began_anew and not answer.lost_more
         going_on = {run_id for run_id, status in self._listed.items() if status == "running"}
         self._holes = {key for key in self.last if key[1] in going_on}
@@ -75,7 +79,7 @@ class Continuity:
         gaps += self._gaps_of_unheard(told=answer.lost is not None)
         if answer.lost_more:
             more = f"{answer.lost_more:,} further runs" if answer.lost_more > 1 else "another run"
-            gaps.append(self._gap(("", ""), 0, 0, f"{GONE}: events of {more}; {UNKNOWN}"))
+            gaps.append(self._gap(("", ""), 0, 0, f"{self._why}: events of {more}; {UNKNOWN}"))
         self._owed = not whole and not gaps
         return gaps
 
@@ -87,7 +91,7 @@ class Continuity:
             last = self.last.pop(key)
             self._remember_ended([key[1]])
             if not whole:
-                reason = f"{GONE}; the run has ended meanwhile, and {UNKNOWN}"
+                reason = f"{self._why}; the run has ended meanwhile, and {UNKNOWN}"
                 gaps.append(self._gap_at_end(key, last + 1, reason))
         return gaps
 
@@ -100,7 +104,7 @@ class Continuity:
             first = max(self.last.get(key, -1) + 1, run.from_seq or 0)
             if run.run_id in self._ended or (run.to_seq < first and ended is None):
                 continue  # it came by another way
-            reason = GONE if ended is None else f"{GONE}; run {run.run_id} has ended ({ended})"
+            reason = self._why if ended is None else f"{self._why}; run {run.run_id} has ended ({ended})"
             gaps.append(self._gap(key, first, max(first, run.to_seq), reason, ended))
             self._heard(key, run.to_seq, ended=ended is not None)
             if ended is None and run.run_id:
@@ -112,7 +116,9 @@ class Continuity:
         unheard = [run_id for run_id in self._listed_ended() if run_id not in self._ended]
         self._remember_ended(unheard)
         return [
-            self._gap_at_end(("", run_id), 0, f"{GONE}; run {run_id} has passed meanwhile, and {UNKNOWN}")
+            self._gap_at_end(
+                ("", run_id), 0, f"{self._why}; run {run_id} has passed meanwhile, and {UNKNOWN}"
+            )
             for run_id in unheard
             if not told and self._filter.wants_gap(run_id)
         ]
@@ -128,8 +134,7 @@ class Continuity:
         if self._owed:
             self._owed = False
             if not any(event.event_type is T.GAP for event in out):
-                reason = f"{GONE}: of runs that passed meanwhile nothing is known"
-                out.insert(0, self._gap(("", ""), 0, 0, reason))
+                out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
         return out
 
     def _with_gap(self, event: StreamEvent) -> list[StreamEvent]:
@@ -140,7 +145,7 @@ class Continuity:
             first = self.last[key] + 1
             last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
             if last >= first:
-                events.insert(0, self._gap(key, first, last, GONE))
+                events.insert(0, self._gap(key, first, last, self._why))
         ended = event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data)
         self._heard(key, event.seq, ended=ended)
         return events

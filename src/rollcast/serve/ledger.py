@@ -55,7 +55,10 @@ class RunLedger:
     def __init__(self) -> None:
         self._runs: dict[str, PassedRun] = {}
         self._unbounded = 0  # events since the bounds were looked at
-        self._forgotten: list[int] = []  # positions at which runs were last heard of that are forgotten
+        self._forgotten: list[
+            int
+        ] = []  # positions at which runs were last heard of that are forgotten, the latest ones
+        self._long_forgotten = (0, -1)  # how many more there are, and the latest position of theirs
 
     def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
         """The events came, and are kept as these entries from the position on."""
@@ -80,7 +83,11 @@ class RunLedger:
         for run in runs[: max(0, len(runs) - MAX_RUNS)]:
             del self._runs[run.run_id]
             self._forgotten.append(run.last)
-        self._forgotten = sorted(self._forgotten)[-MAX_RUNS:]
+        self._forgotten.sort()
+        older = self._forgotten[:-MAX_RUNS]
+        if older:
+            self._forgotten = self._forgotten[-MAX_RUNS:]
+            self._long_forgotten = (self._long_forgotten[0] + len(older), older[-1])
         places = sum(len(run.places or ()) for run in runs)
         for run in runs:
             if places <= MAX_PLACES:
@@ -97,5 +104,6 @@ class RunLedger:
         return [run for run in self._runs.values() if run.has_for(selector, since)]
 
     def forgotten(self, since: int) -> int:
-        """How many runs of which something came at this position or after it are remembered no longer."""
-        return sum(last >= since for last in self._forgotten)
+        """How many runs are remembered no longer of which something came at this position or after it; at most."""
+        count, latest = self._long_forgotten
+        return sum(last >= since for last in self._forgotten) + (count if latest >= since else 0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from rollcast.records.codec import one_line_json
 from rollcast.serve.history import History, Selector
 from rollcast.serve.ledger import PassedRun, RunLedger
 from rollcast.serve.protocol import LostRun
@@ -14,7 +15,7 @@ from rollcast.serve.protocol import LostRun
 __all__ = ["MAX_LOST", "Losses", "Return", "losses", "way_back"]
 
 MAX_LOST = 64  # runs that are listed, the latest ones
-MAX_LOST_BYTES = 6144  # of JSON that they take: the answer must fit in the smallest message
+MAX_LOST_BYTES = 12288  # of JSON that they take: the answer must fit in the smallest message
 
 
 class Return(NamedTuple):
@@ -82,7 +83,7 @@ def losses(
     size = 0
     for run in reversed(missed[-MAX_LOST:]):
         lost = _lost(run, back.since, as_of)
-        size += len(msgspec.json.encode(lost))
+        size += len(one_line_json(msgspec.json.encode(lost)))
         if size > MAX_LOST_BYTES:
             break
         listed.append(lost)
