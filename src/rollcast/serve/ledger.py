@@ -13,7 +13,7 @@ from rollcast.serve.history import Entry, Place, Selector
 
 __all__ = ["PassedRun", "RunLedger"]
 
-T = StreamEventType
+RUN_END = StreamEventType.RUN_END
 MAX_RUNS = 4096
 MAX_PLACES = 32768  # of all runs; beyond, the runs that were silent longest are known as a whole alone
 BOUND_EVERY = 4096  # events
@@ -40,6 +40,12 @@ class PassedRun:
         self.status: str | None = None
         self.places: dict[Place, int] | None = {}
 
+    def reached(self, place: Place, position: int) -> None:
+        """Its latest event stood at this place."""
+        self.last = position
+        if self.places is not None:
+            self.places[place] = position
+
     def has_for(self, selector: Selector, since: int) -> bool:
         """Whether something that the filter wants, or may want, came at this position or after it."""
         if self.last < since:
@@ -55,28 +61,35 @@ class RunLedger:
     def __init__(self) -> None:
         self._runs: dict[str, PassedRun] = {}
         self._unbounded = 0  # events since the bounds were looked at
-        self._forgotten: list[
-            int
-        ] = []  # positions at which runs were last heard of that are forgotten, the latest ones
+        self._forgotten: list[int] = []  # where the runs that are forgotten were last heard of, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest position of theirs
 
     def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
         """The events came, and are kept as these entries from the position on."""
-        runs = self._runs
-        for at, (event, entry) in enumerate(zip(events, entries, strict=True), position):
-            run = runs.get(event.run_id)
-            if run is None:
-                run = runs[event.run_id] = PassedRun(event.run_id, event.source, at)
-            run.last = at
-            run.last_seq = max(run.last_seq, event.seq)
-            if run.places is not None:
-                run.places[entry.place] = at
-            if event.event_type is T.RUN_END:
-                run.status = str(event.data.get("status", "completed"))
+        place: Place | None = None
+        run: PassedRun | None = None
+        at = position - 1
+        for event, entry in zip(events, entries, strict=True):
+            at += 1
+            if run is None or entry.place is not place:  # tokens mostly stand where the one before stood
+                if run is not None and place is not None:
+                    run.reached(place, at - 1)
+                run, place = self._run_of(event, at), entry.place
+            run.last_seq = event.seq
+        if run is not None and place is not None:
+            run.reached(place, at)
         self._unbounded += len(entries)
         if self._unbounded >= BOUND_EVERY:
             self._unbounded = 0
             self._bound()
+
+    def _run_of(self, event: StreamEvent, position: int) -> PassedRun:
+        run = self._runs.get(event.run_id)
+        if run is None:
+            run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
+        if event.event_type is RUN_END:
+            run.status = str(event.data.get("status", "completed"))
+        return run
 
     def _bound(self) -> None:
         runs = sorted(self._runs.values(), key=lambda run: (run.status is None, run.last))
