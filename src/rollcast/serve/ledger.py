@@ -61,7 +61,9 @@ class RunLedger:
     def __init__(self) -> None:
         self._runs: dict[str, PassedRun] = {}
         self._unbounded = 0  # events since the bounds were looked at
-        self._forgotten: list[int] = []  # where the runs that are forgotten were last heard of, the latest ones
+        self._forgotten: list[
+            int
+        ] = []  # where the runs that are forgotten were last heard of, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest position of theirs
 
     def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
