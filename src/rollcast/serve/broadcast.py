@@ -37,6 +37,7 @@ __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
+CHUNK, RUN_START, RUN_END = T.LLM_GENERATION_CHUNK, T.RUN_START, T.RUN_END  # looked up for every token
 Framing = tuple[bool, str, int | None]
 NOTHING = EventFilter(types=())
 PORTION = 2048  # entries that one subscription is given before others have their turn
@@ -192,14 +193,13 @@ class Broadcaster:
         """Keep the events and see to it that they are sent."""
         first_chunk = False
         with self.lock:
-            position, entries = self.history.head, []
+            position, entries = self.history.head, self.history.extend(events)
             for event in events:
-                entries.append(self.history.append(event))
                 kind = event.event_type
-                if kind is T.LLM_GENERATION_CHUNK:
+                if kind is CHUNK:
                     if event.data.get("offset") == 0:
                         first_chunk = True
-                elif kind is T.RUN_START or kind is T.RUN_END:
+                elif kind is RUN_START or kind is RUN_END:
                     self._note_run(event)
             if self.keeps:
                 self.ledger.note(events, entries, position)
