@@ -37,7 +37,12 @@ __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
-CHUNK, RUN_START, RUN_END = T.LLM_GENERATION_CHUNK, T.RUN_START, T.RUN_END  # looked up for every token
+CHUNK, RUN_START, RUN_END, GAP = (
+    T.LLM_GENERATION_CHUNK,
+    T.RUN_START,
+    T.RUN_END,
+    T.GAP,
+)  # looked up for every token
 Framing = tuple[bool, str, int | None]
 NOTHING = EventFilter(types=())
 PORTION = 2048  # entries that one subscription is given before others have their turn
@@ -201,6 +206,10 @@ class Broadcaster:
                         first_chunk = True
                 elif kind is RUN_START or kind is RUN_END:
                     self._note_run(event)
+                elif (
+                    kind is GAP and "run_status" in event.data
+                ):  # relayed: its end was lost before it came here
+                    self.runs.pop(event.run_id, None)
             if self.keeps:
                 self.ledger.note(events, entries, position)
             loop = self._loop
