@@ -25,6 +25,8 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted, in_parts
 from rollcast.serve.history import Entry, History, Selector, encoded
+from rollcast.serve.ledger import RunLedger
+from rollcast.serve.losses import Losses, Return, losses, way_back
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, RunInfo, batch_frame
 from rollcast.serve.settings import ServerSettings
 from rollcast.stream import StreamObserver
@@ -35,6 +37,13 @@ __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
+CHUNK, RUN_START, RUN_END, GAP = (
+    T.LLM_GENERATION_CHUNK,
+    T.RUN_START,
+    T.RUN_END,
+    T.GAP,
+)  # looked up for every token
+Framing = tuple[bool, str, int | None]
 NOTHING = EventFilter(types=())
 PORTION = 2048  # entries that one subscription is given before others have their turn
 PORTION_BYTES = 256 << 10
@@ -94,7 +103,8 @@ class Subscription:
     """What one client wants, and how far it is."""
 
     __slots__ = (
-        "behind", "id", "join", "live_from", "max_message", "next_filter", "outlet", "position", "selector", "told"
+        "behind", "framing", "id", "join", "live_from", "losses", "max_message", "next_filter", "outlet", "position",
+        "selector", "told",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +113,7 @@ class Subscription:
         self.outlet = outlet
         self.id = id
         self.max_message = max_message  # bytes; None: any number
+        self.framing: Framing | None = None  # once something was sent
         self.selector = selector
         self.position = position
         self.live_from = position  # what stands before it is replayed, and is not merged
@@ -110,6 +121,13 @@ class Subscription:
         self.behind = False  # it could not take more
         self.join: _Join | None = None
         self.next_filter: EventFilter | None = None  # to be changed to
+        self.losses: Losses | None = None  # what the client is told that it missed
+
+    def make_framing(self) -> Framing:
+        """Plain or not, the id, and the largest message: clients for which they are equal get the same frame."""
+        plain = self.outlet.plain
+        self.framing = framing = (plain, "" if plain else self.id, self.max_message)
+        return framing
 
 
 class ServerObserver(StreamObserver):
@@ -143,6 +161,7 @@ class Broadcaster:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
         self.history = History(max(settings.history_bytes, settings.behind_bytes))
+        self.ledger = RunLedger()
         self.lock = threading.RLock()
         self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}
         self.observer = ServerObserver(self)
@@ -179,14 +198,20 @@ class Broadcaster:
         """Keep the events and see to it that they are sent."""
         first_chunk = False
         with self.lock:
+            position, entries = self.history.head, self.history.extend(events)
             for event in events:
-                self.history.append(event)
                 kind = event.event_type
-                if kind is T.LLM_GENERATION_CHUNK:
+                if kind is CHUNK:
                     if event.data.get("offset") == 0:
                         first_chunk = True
-                elif kind is T.RUN_START or kind is T.RUN_END:
+                elif kind is RUN_START or kind is RUN_END:
                     self._note_run(event)
+                elif (
+                    kind is GAP and "run_status" in event.data
+                ):  # relayed: its end was lost before it came here
+                    self.runs.pop(event.run_id, None)
+            if self.keeps:
+                self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -287,26 +312,30 @@ class Broadcaster:
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            position = self._position(since)
+            selector = self._selector(filter)
+            back = way_back(self.history, self.ledger, selector, since) if self.keeps else Return()
+            position = back.position
             here = self.history.head if position is None else position
-            subscription = Subscription(outlet, id, self._selector(filter), here, max_message)
+            subscription = Subscription(outlet, id, selector, here, max_message)
             subscription.live_from = self.history.head
             subscription.told = self.history.before(here)
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
                 self._begin_join(subscription, None)
+                if self.keeps and since != "live":
+                    as_of = subscription.join.as_of if subscription.join else {}
+                    source = manager.fanout.source if manager is not None else ""
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._schedule(at_once=True)
         return position is not None or since == "live", cursor
 
-    def _position(self, since: str) -> int | None:
-        if since == "live" or not self.keeps:
-            return None
-        if since == "start":
-            return 0 if self.history.tail == 0 else None
-        return self.history.position(since)
+    def losses(self, outlet: Outlet, id: str) -> Losses | None:
+        """What the client missed of its subscription, if that was to go on from a place that is gone, and this is known."""
+        with self.lock:
+            return self.subscriptions[outlet, id].losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
         """Send something else from here on; what is newly wanted begins with snapshots. Returns as `subscribe`."""
@@ -412,30 +441,42 @@ class Broadcaster:
         """
         self._cancel_timer()
         groups: dict[tuple[Selector, int], list[Subscription]] = {}
+        selector: Selector | None = None
+        position, members = -1, list[Subscription]()
         late: list[Subscription] = []
+        changing: list[Subscription] = []
         waiting = False
         with self.lock:
             history = self.history
             head, self._flushed = history.head, (history.head, history.total)
+            limit = self.settings.client_buffer
             for subscription in list(self.subscriptions.values()):
                 if subscription.join is not None or subscription.position == head:
                     continue
-                if not self._can_take(subscription):
+                fits = subscription.position >= history.tail and subscription.outlet.unsent() <= limit
+                if not (fits and not subscription.behind) and not self._can_take(subscription):
                     waiting = True
-                elif subscription.behind and subscription.position >= subscription.live_from:
+                    continue
+                if subscription.next_filter is not None:
+                    changing.append(subscription)
+                if subscription.behind and subscription.position >= subscription.live_from:
                     late.append(subscription)
-                else:
-                    groups.setdefault((subscription.selector, subscription.position), []).append(subscription)
+                    continue
+                if subscription.selector is not selector or subscription.position != position:
+                    selector, position = subscription.selector, subscription.position
+                    members = groups.setdefault((selector, position), [])
+                members.append(subscription)  # most stand where the one before stood
+        more = False
         for (selector, position), members in groups.items():
-            self._give(members, selector, position)
+            reached = self._give(members, selector, position, head)
+            more = more or reached < head
         for subscription in late:
             self._give_merged(subscription)
-        more = False
-        for subscription in [s for members in groups.values() for s in members] + late:
-            if subscription.position < head:
-                more = True
-            else:
-                self._caught_up(subscription)
+            more = more or subscription.position < head
+            subscription.behind = subscription.position < head
+        for subscription in changing:
+            if subscription.position >= head:
+                self._change_now(subscription)
         if not self.keeps:
             with self.lock:
                 self.history.forget_before(
@@ -481,18 +522,39 @@ class Broadcaster:
         self.closed_slow += 1
         outlet.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
 
-    def _caught_up(self, subscription: Subscription) -> None:
-        subscription.behind = False
+    def _change_now(self, subscription: Subscription) -> None:
+        """It has caught up, so its filter may change."""
         if subscription.next_filter is not None:
             manager = self.observer.manager
             with manager.lock if manager is not None else nullcontext(), self.lock:
                 self._change(subscription, subscription.next_filter)
 
-    def _give(self, members: list[Subscription], selector: Selector, position: int) -> None:
-        """The next portion for clients with equal filters at one place."""
+    def _give(self, members: list[Subscription], selector: Selector, position: int, head: int) -> int:
+        """The next portion for clients with equal filters at one place, and how far it brings them.
+
+        What is noted of the clients is noted before anything is sent: afterwards it is no longer near in memory.
+        """
         with self.lock:
             window = self.history.window(position, PORTION)
+        batches, end = self._batches(window, selector)
+        reached = position + end
+        told = window[end - 1].before + len(window[end - 1].data) if batches else None
+        for subscription in members:
+            subscription.position = reached
+            if told is not None:
+                subscription.told = told
+            if subscription.behind and reached >= head:
+                subscription.behind = False
+        if told is None:
+            self._told(members, window[:end], silent=True)
+        for events, to in batches:
+            self._send(members, events, position + to)
+        return reached
+
+    def _batches(self, window: list[Entry], selector: Selector) -> tuple[list[tuple[list[bytes], int]], int]:
+        """The batches of one portion, each with the number of entries up to its end; and how many are in the portion."""
         max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
+        batches: list[tuple[list[bytes], int]] = []
         batch: list[bytes] = []
         size = given = end = 0
         for end, entry in enumerate(window, 1):
@@ -501,16 +563,14 @@ class Broadcaster:
             batch.append(entry.data)
             size += len(entry.data)
             if len(batch) >= max_events or size >= max_bytes:
-                self._send(members, batch, position + end)
+                batches.append((batch, end))
                 given += size
                 batch, size = [], 0
                 if given >= PORTION_BYTES:
                     break
         if batch:
-            self._send(members, batch, position + end)
-        for subscription in members:
-            subscription.position = position + end
-        self._told(members, window[:end], silent=not (given or batch))
+            batches.append((batch, end))
+        return batches, end
 
     def _give_merged(self, subscription: Subscription) -> None:
         """A larger portion for one that fell behind, its chunks merged, as one whole."""
@@ -540,11 +600,10 @@ class Broadcaster:
         transmit = self._transmit
         if transmit is None:
             return
-        groups: dict[tuple[bool, str, int | None], list[Outlet]] = {}
+        groups: dict[Framing, list[Outlet]] = {}
         for subscription in members:
-            outlet = subscription.outlet
-            key = (outlet.plain, "" if outlet.plain else subscription.id, subscription.max_message)
-            groups.setdefault(key, []).append(outlet)
+            framing = subscription.framing or subscription.make_framing()
+            groups.setdefault(framing, []).append(subscription.outlet)
         framed = any(not plain for plain, _, _ in groups)
         joined = b",".join(events) if framed else b""
         cursor = self.history.cursor(position)

@@ -462,13 +462,15 @@ class WebSocketStreamingServer:
                 runs = [] if refusal(grant, Door.RUNS) else broadcaster.known_runs()
                 client.send(Welcome(VERSION, runs, self.settings.heartbeat_s, limits, scopes))
             case OpenSubscription(id, wanted, since):
+                losses = None
                 if since is None:
                     recovered, cursor = broadcaster.update(client, id, wanted)
                 else:
                     recovered, cursor = broadcaster.subscribe(
                         client, id, wanted, since, max_message=client.max_message
                     )
-                client.send(Subscribed(id, recovered, cursor))
+                    losses = broadcaster.losses(client, id)
+                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):
