@@ -25,6 +25,7 @@ from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
 from rollcast.stream.run import RunAbout, RunWriter
+from rollcast.stream.shift import shared_running_loop
 from rollcast.stream.subscription import Subscription
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
@@ -179,6 +180,9 @@ class StreamingManager:
                     self.fanout.set_filter(pump.delivery, definition.filter)
             elif isinstance(leaf, PulledObserver):
                 leaf.set_filter_locked(definition.filter)
+        if shared_running_loop() is not None:  # pumps that were interrupted in a loop before this one go on
+            for pump in self._pumps():
+                pump.ensure_running_locked()
 
     def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
         if isinstance(leaf, PulledObserver):
@@ -466,7 +470,12 @@ class _Host:
         self._manager = manager
         self._departures = departures
         self.loop_for = homes.loop_for
+        self.look_again = homes.look_again_locked
         self._reported: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+    @property
+    def patience(self) -> float:
+        return self._manager.fanout.drain_timeout
 
     def expects_more(self) -> bool:
         return bool(self._manager.fanout.runs)
@@ -478,6 +487,10 @@ class _Host:
         if (
             pump.failures_in_a_row == FAILURES_TO_DETACH and not pump.delivery.ended
         ):  # else it is leaving, or was added again
+            self._manager.remove_observer(pump.observer)
+
+    def left_behind(self, pump: Pump) -> None:
+        if not pump.delivery.ended:  # as above
             self._manager.remove_observer(pump.observer)
 
     def closed(self, pump: Pump) -> None:
