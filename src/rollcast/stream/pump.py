@@ -282,7 +282,7 @@ class Pump:
         """The observer takes no notice of being stopped. It is waited for no longer, and its task or thread is left to itself."""
         logger.debug("%s is left behind", self.delivery.reader)
         self.delivery.discard_locked()
-        self._left, self.shift = self.shift, None  # not closed: it may still be at work
+        self._left, self.shift = self.shift, None  # `finished` is not done: it may still be at work
         self.state = "closed"
         self.delivery.leave_locked()
         self._host.closed(self)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import threading
 import weakref
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextvars import Context
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from rollcast.aio import call_in, follower, running_loop, uncancel
 from rollcast.stream.calls import Calls
@@ -99,7 +101,7 @@ class Shift:
         self._worker: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._asleep = True  # the observer is not being called
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: weakref.ref[asyncio.TimerHandle] | None = None
         self._watch: weakref.ref[_HeldByLoop] | None = None
 
     # -- beginning and ending: the lock is held ------------------------------------------------------------------------
@@ -118,22 +120,26 @@ class Shift:
         if self._owner.shift is not self:
             return
         loop = asyncio.get_running_loop()
-        self._alarm = loop.call_later(NEVER_S, held.let_go)  # a loop lets go of it when it is closed
-        self.hire()
-        # Not by loop.create_task: the first step must not come at once (an eager task factory), since the lock is held.
-        self._guard = asyncio.Task(self._stand_guard(), loop=loop, name=self._name, context=self._context)
+        self._alarm = weakref.ref(
+            loop.call_later(NEVER_S, held.let_go)
+        )  # which the loop drops when it is closed
+        self._guard = self._task(self._stand_guard(), loop)
         self._guard.add_done_callback(self._guard_left)
+        self.hire()
 
-    @property
-    def _name(self) -> str:
-        return f"rollcast-observer-{self._delivery.reader}"
+    def _task(self, work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Not by `loop.create_task`: a factory of somebody's may take the first step at once, and the lock is held."""
+        name = f"rollcast-observer-{self._delivery.reader}"
+        task = asyncio.Task(work, loop=loop, name=name, context=self._context.copy())
+        # If the loop is closed before it ends, it is known, and nobody need hear of it.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (as asyncio's own gather does)
+        return task
 
     def hire(self) -> asyncio.Task[None]:
         """Create the worker, in the running loop."""
         loop = self.loop = asyncio.get_running_loop()
-        worker = asyncio.Task(self._work(), loop=loop, name=self._name, context=self._context.copy())
+        worker = self._task(self._work(), loop)
         asyncio._unregister_task(worker)  # noqa: SLF001  (documented for whoever makes tasks; all_tasks() leaves it out)
-        worker._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (its loop may be closed before it ends)
         worker.add_done_callback(self._worker_ended)
         self._worker = worker
         return worker
@@ -161,10 +167,23 @@ class Shift:
 
     def dismiss_locked(self) -> None:
         """It is not its pump's shift any more."""
-        if self._alarm is not None and self.loop is running_loop():
-            self._alarm.cancel()
-        if self._asleep:
+        alarm = self._alarm() if self._alarm is not None else None
+        if alarm is not None and self.loop is running_loop():
+            alarm.cancel()
+        if self.loop is not None and self.loop.is_closed():
+            self._forget_locked()
+        elif self._asleep:
             self.cancel_locked()
+
+    def _forget_locked(self) -> None:
+        """The loop was closed: what has not begun yet never will."""
+        for task in (self._worker, self._guard):
+            coroutine = task.get_coro() if task is not None else None
+            if (
+                inspect.iscoroutine(coroutine)
+                and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+            ):
+                coroutine.close()
 
     def _loop_let_go(self, _: object) -> None:
         """The loop has been closed, with the work begun or not. Called at any moment, so that no lock may be taken here."""
@@ -196,7 +215,8 @@ class Shift:
         except asyncio.CancelledError:
             worker.cancel()
             try:
-                await asyncio.wait((worker,), timeout=self._owner.patience)
+                patience = self._owner.patience if self._owner.shift is self else 0.0
+                await asyncio.wait((worker,), timeout=patience)
             finally:
                 if not worker.done():
                     self._owner.leave_behind(self)
