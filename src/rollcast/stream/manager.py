@@ -141,18 +141,21 @@ class StreamingManager:
         Chains that come into view start with a snapshot. If it cannot be read, the observer stays as it was, and the failure
         is logged and reported to the others.
         """
+        failures: list[tuple[StreamObserver, InputError]] = []
         for each in self.observers if observer is None else [observer]:
             try:
                 definitions = defined(each)
             except InputError as error:
-                logger.error("%s stays as it was: %s", name_of(each), error, exc_info=error.__cause__)  # noqa: TRY400
-                self.report(each, error)
+                failures.append((each, error))
                 continue
             with self.lock:
                 if each in self._added:
                     self._added[each] = definitions
         with self.lock:
             self._apply_locked()
+        for each, failure in failures:
+            logger.error("%s stays as it was: %s", name_of(each), failure, exc_info=failure.__cause__)
+            self.report(each, failure)
 
     def _apply_locked(self) -> None:
         """Have a pump for each leaf that is wanted, and for no other."""

@@ -283,6 +283,8 @@ class Pump:
         logger.debug("%s is left behind", self.delivery.reader)
         self.delivery.discard_locked()
         self._left, self.shift = self.shift, None  # `finished` is not done: it may still be at work
+        if self._left is not None:
+            self._left.dismiss_guard_locked()
         self.state = "closed"
         self.delivery.leave_locked()
         self._host.closed(self)

@@ -175,6 +175,11 @@ class Shift:
         elif self._asleep:
             self.cancel_locked()
 
+    def dismiss_guard_locked(self) -> None:
+        """Nobody waits for the worker any more."""
+        if self.loop is not None and self._guard is not None:
+            call_in(self.loop, self._guard.cancel)
+
     def _forget_locked(self) -> None:
         """The loop was closed: what has not begun yet never will."""
         for task in (self._worker, self._guard):
@@ -215,8 +220,8 @@ class Shift:
         except asyncio.CancelledError:
             worker.cancel()
             try:
-                patience = self._owner.patience if self._owner.shift is self else 0.0
-                await asyncio.wait((worker,), timeout=patience)
+                if self._owner.shift is self:
+                    await asyncio.wait((worker,), timeout=self._owner.patience)
             finally:
                 if not worker.done():
                     self._owner.leave_behind(self)
