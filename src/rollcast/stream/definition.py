@@ -12,7 +12,7 @@ from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.jsonable import described
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 
-__all__ = ["Definition", "defined", "name_of"]
+__all__ = ["Definition", "defined", "manager_of", "name_of", "set_manager"]
 
 
 class Definition(NamedTuple):
@@ -140,3 +140,29 @@ def name_of(observer: StreamObserver) -> str:
             raise
         name = ""
     return name if isinstance(name, str) and name else type(observer).__name__
+
+
+def manager_of(observer: StreamObserver) -> Any:
+    """The manager to which it is added, or None.
+
+    Raises:
+        InputError: reading it raises.
+    """
+    return _read(observer, name_of(observer), "manager")
+
+
+def set_manager(observer: StreamObserver, manager: Any) -> None:
+    """Tell it to which manager it is added.
+
+    Raises:
+        InputError: it cannot be told.
+    """
+    try:
+        observer.manager = manager
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        raise InputError(
+            f"{name_of(observer)} cannot be told its manager: setting `manager` raised {type(error).__name__}; "
+            "if it is a frozen dataclass, make it one that is not"
+        ) from error

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Unpack
 
 import msgspec
@@ -15,7 +16,7 @@ from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.definition import Definition, defined, name_of
+from rollcast.stream.definition import Definition, defined, manager_of, name_of, set_manager
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenRun
 from rollcast.stream.handmade import HandMade
@@ -107,14 +108,23 @@ class StreamingManager:
             )
         definitions = defined(observer)  # outside of the lock: it is the observer's own code
         with self.lock:
-            for each in (observer, *definitions):
-                if each.manager is not None and (each is observer or each.manager is not self):
-                    whose = "this" if each.manager is self else "another"
+            concerned = list(dict.fromkeys((observer, *definitions)))
+            before = [(each, manager_of(each)) for each in concerned]
+            for each, manager in before:
+                if manager is not None and (each is observer or manager is not self):
+                    whose = "this" if manager is self else "another"
                     raise InputError(
                         f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
                     )
+            try:
+                for each in concerned:
+                    set_manager(each, self)
+            except InputError:
+                for each, manager in before:
+                    with suppress(InputError):
+                        set_manager(each, manager)
+                raise
             self._detached.difference_update(definitions)
-            observer.manager = self
             self._added[observer] = definitions
             self._apply_locked()
         logger.debug("added %s", name_of(observer))
@@ -127,7 +137,7 @@ class StreamingManager:
         with self.lock:
             if observer in self._added:
                 del self._added[observer]
-                observer.manager = None
+                self._let_go_of(observer)
             elif observer in self._leaves:
                 self._detached.add(observer)
             else:
@@ -174,7 +184,10 @@ class StreamingManager:
         for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
-            leaf.manager = self  # also if it was added twice, and one of them is gone
+            try:
+                set_manager(leaf, self)  # also if it was added twice, and one of them is gone
+            except InputError as error:  # a leaf that came with a refresh; it works without
+                logger.warning("%s", error)
             if leaf not in self._leaves:
                 self._add_locked(leaf, definition)
             elif (pump := self._leaves[leaf]) is not None:
@@ -206,7 +219,7 @@ class StreamingManager:
 
     def _remove_locked(self, leaf: StreamObserver) -> None:
         pump = self._leaves.pop(leaf)
-        leaf.manager = None
+        self._let_go_of(leaf)
         if isinstance(leaf, PulledObserver):
             leaf.detach_locked()
         if pump is None:
@@ -214,6 +227,12 @@ class StreamingManager:
         self._closings[leaf] = pump.finished
         self._departures.add_locked(pump)
         self.fanout.remove(pump.delivery)
+
+    def _let_go_of(self, observer: StreamObserver) -> None:
+        try:
+            set_manager(observer, None)
+        except InputError as error:  # it could be set before
+            logger.warning("%s", error)
 
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
         """Emit an `error` event about the observer to the others.
