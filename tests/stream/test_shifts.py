@@ -322,3 +322,16 @@ def test_whoever_makes_tasks_in_the_loop_does_not_make_the_first_step():
     asyncio.run(main())
     assert steps(observer) == [1]
     manager.close()
+
+
+def test_the_background_thread_ends_with_the_last_observer():
+    """Also if that left after the manager had been closed, since it was slow: nobody is called there any more."""
+    before = set(threading.enumerate())
+    manager, observer = StreamingManager(), Waits()
+    manager.add_observer(observer)
+    manager.emit(step(1))
+    wait_for(lambda: steps(observer) == [1])
+    assert set(threading.enumerate()) > before
+    manager.remove_observer(observer)
+    wait_for(lambda: set(threading.enumerate()) <= before)
+    assert observer.closed == 1

@@ -490,6 +490,7 @@ class _Host:
 
     def __init__(self, manager: StreamingManager, homes: Homes, departures: Departures) -> None:
         self._manager = manager
+        self._homes = homes
         self._departures = departures
         self.loop_for = homes.loop_for
         self.look_again = homes.look_again_locked
@@ -518,3 +519,5 @@ class _Host:
     def closed(self, pump: Pump) -> None:
         self._departures.remove_locked(pump)
         self._manager.fanout.forget_locked(pump.delivery)
+        if not (self._departures or self._manager.observers):  # somebody slow was the last
+            self._homes.stop()
