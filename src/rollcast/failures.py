@@ -5,15 +5,19 @@ Own code is what belongs neither to Rollcast, nor to Python, nor to an installed
 
 from __future__ import annotations
 
+import dis
+import functools
 import logging
 import os
+import signal
 import sysconfig
 import threading
 from collections.abc import Iterator
 from functools import cache
-from types import TracebackType
+from types import CodeType, TracebackType
+from typing import Any
 
-__all__ = ["FailureLog", "place_of", "text_and_place", "text_of"]
+__all__ = ["FailureLog", "by_signal", "place_of", "text_and_place", "text_of"]
 
 TEXT_LIMIT = 4000
 """Characters of an exception's text that are worth showing."""
@@ -163,3 +167,30 @@ def _shown(file: str, line: int) -> str:
     parts = file.replace("\\", "/").split("/")
     keep = 2 if parts[-1] in {"__init__.py", "__main__.py"} else 1
     return f"{'/'.join(parts[-keep:])}:{line}"
+
+
+def by_signal(error: BaseException) -> bool:
+    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
+
+    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
+    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread handles signals
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    trace, last = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace, last = trace.tb_next, trace
+    if type(error) is not KeyboardInterrupt or last is None:
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
+
+
+def _code(handler: Any) -> CodeType | None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = getattr(handler, "__func__", handler)
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None

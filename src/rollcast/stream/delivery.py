@@ -17,6 +17,7 @@ import msgspec
 
 from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
+from rollcast.failures import by_signal
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.queue import Control, EventQueue, Item
 
@@ -100,7 +101,9 @@ class Delivery(EventQueue):
         """Whether the filter lets such an event pass."""
         try:
             return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
-        except Exception as error:  # noqa: BLE001  (a subclass of somebody's may raise anything)
+        except BaseException as error:  # a subclass of somebody's may raise anything
+            if by_signal(error):
+                raise
             self.on_bad_filter(error)
             return False
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import weakref
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Protocol
 
 from rollcast.errors import InputError
 from rollcast.records import StreamEvent
-from rollcast.stream.definition import Definition, defined, name_of
+from rollcast.stream.definition import Definition, defined, manager_of, name_of, set_manager
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.homes import Departures, Homes
 from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
+from rollcast.stream.shift import shared_running_loop
 
 __all__ = ["Owner", "Roster"]
 
@@ -23,6 +25,11 @@ logger = logging.getLogger("rollcast.stream")
 
 class Owner(Protocol):
     """The manager, as far as a roster needs it: what `StreamObserver.manager` is while it is added."""
+
+    @property
+    def observers(self) -> list[StreamObserver]:
+        """Those that are added."""
+        ...
 
     def remove_observer(self, observer: StreamObserver) -> None:
         """Stop calling an observer."""
@@ -71,24 +78,39 @@ class Roster:
             )
         definitions = defined(observer)  # outside of the lock: it is the observer's own code
         with self._lock:
-            for each in (observer, *definitions):
-                if each.manager is not None and (each is observer or each.manager is not self._owner):
-                    whose = "this" if each.manager is self._owner else "another"
-                    raise InputError(
-                        f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
-                    )
+            self._set_managers_locked(observer, definitions)
             self._detached.difference_update(definitions)
-            observer.manager = self._owner
             self._added[observer] = definitions
             self._apply_locked()
         logger.debug("added %s", name_of(observer))
+
+    def _set_managers_locked(
+        self, observer: StreamObserver, definitions: dict[StreamObserver, Definition]
+    ) -> None:
+        """Tell an observer and its leaves to which manager they are added: all of them, or none."""
+        concerned = list(dict.fromkeys((observer, *definitions)))
+        before = [(each, manager_of(each)) for each in concerned]
+        for each, manager in before:
+            if manager is not None and (each is observer or manager is not self._owner):
+                whose = "this" if manager is self._owner else "another"
+                raise InputError(
+                    f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
+                )
+        try:
+            for each in concerned:
+                set_manager(each, self._owner)
+        except InputError:
+            for each, manager in before:
+                with suppress(InputError):
+                    set_manager(each, manager)
+            raise
 
     def remove(self, observer: StreamObserver) -> None:
         """See `StreamingManager.remove_observer`."""
         with self._lock:
             if observer in self._added:
                 del self._added[observer]
-                observer.manager = None
+                _let_go_of(observer)
             elif observer in self._leaves:
                 self._detached.add(observer)
             else:
@@ -98,18 +120,21 @@ class Roster:
 
     def refresh(self, observer: StreamObserver | None) -> None:
         """See `StreamingManager.refresh`."""
+        failures: list[tuple[StreamObserver, InputError]] = []
         for each in self.observers if observer is None else [observer]:
             try:
                 definitions = defined(each)
             except InputError as error:
-                logger.error("%s stays as it was: %s", name_of(each), error, exc_info=error.__cause__)  # noqa: TRY400
-                self._owner.report(each, error)
+                failures.append((each, error))
                 continue
             with self._lock:
                 if each in self._added:
                     self._added[each] = definitions
         with self._lock:
             self._apply_locked()
+        for each, failure in failures:
+            logger.error("%s stays as it was: %s", name_of(each), failure, exc_info=failure.__cause__)
+            self._owner.report(each, failure)
 
     def _apply_locked(self) -> None:
         """Have a pump for each leaf that is wanted, and for no other."""
@@ -128,7 +153,10 @@ class Roster:
         for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
-            leaf.manager = self._owner  # also if it was added twice, and one of them is gone
+            try:
+                set_manager(leaf, self._owner)  # also if it was added twice, and one of them is gone
+            except InputError as error:  # a leaf that came with a refresh; it works without
+                logger.warning("%s", error)
             if leaf not in self._leaves:
                 self._add_locked(leaf, definition)
             elif (pump := self._leaves[leaf]) is not None:
@@ -137,6 +165,9 @@ class Roster:
                     self._fanout.set_filter(pump.delivery, definition.filter)
             elif isinstance(leaf, PulledObserver):
                 leaf.set_filter_locked(definition.filter)
+        if shared_running_loop() is not None:  # pumps that were interrupted in a loop before this one go on
+            for pump in self.pumps_locked():
+                pump.ensure_running_locked()
 
     def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
         if isinstance(leaf, PulledObserver):
@@ -157,7 +188,7 @@ class Roster:
 
     def _remove_locked(self, leaf: StreamObserver) -> None:
         pump = self._leaves.pop(leaf)
-        leaf.manager = None
+        _let_go_of(leaf)
         if isinstance(leaf, PulledObserver):
             leaf.detach_locked()
         if pump is None:
@@ -235,9 +266,15 @@ class _Host:
     def __init__(self, owner: Owner, fanout: Fanout, homes: Homes, departures: Departures) -> None:
         self._owner = owner
         self._fanout = fanout
+        self._homes = homes
         self._departures = departures
         self.loop_for = homes.loop_for
+        self.look_again = homes.look_again_locked
         self._reported: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+    @property
+    def patience(self) -> float:
+        return self._fanout.drain_timeout
 
     def expects_more(self) -> bool:
         return bool(self._fanout.runs)
@@ -251,6 +288,19 @@ class _Host:
         ):  # else it is leaving, or was added again
             self._owner.remove_observer(pump.observer)
 
+    def left_behind(self, pump: Pump) -> None:
+        if not pump.delivery.ended:  # as above
+            self._owner.remove_observer(pump.observer)
+
     def closed(self, pump: Pump) -> None:
         self._departures.remove_locked(pump)
         self._fanout.forget_locked(pump.delivery)
+        if not (self._departures or self._owner.observers):  # somebody slow was the last
+            self._homes.stop()
+
+
+def _let_go_of(observer: StreamObserver) -> None:
+    try:
+        set_manager(observer, None)
+    except InputError as error:  # it could be set before
+        logger.warning("%s", error)

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Self, overload
 
 from rollcast.aio import call_in
 from rollcast.errors import ToolDefinitionError, ToolError
+from rollcast.failures import by_signal
 from rollcast.records.event import ToolStatus
 from rollcast.text import bounded
 from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
 from rollcast.tools.copying import reduced
-from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
+from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
 from rollcast.tools.image import Image
 from rollcast.tools.json_schema import schema_arguments
 from rollcast.tools.observation import CannotShow, Output, as_text, failure_text

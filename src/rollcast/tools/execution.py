@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dis
 import functools
 import inspect
 import logging
 import queue
-import signal
 import threading
-import types
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from rollcast.aio import call_in, resolve
+from rollcast.failures import by_signal
 from rollcast.lifetime import call_after_fork
 
-__all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_task", "in_thread", "is_async"]
+__all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "in_task", "in_thread", "is_async"]
 
 RUNNING_LIMIT = 256
 """Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
@@ -61,33 +59,6 @@ def is_async(function: Callable[..., Any]) -> bool:
     if not inspect.isroutine(function):
         function = type(function).__call__
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-
-
-def by_signal(error: BaseException) -> bool:
-    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
-
-    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
-    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False  # only the main thread handles signals
-    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    trace, last = error.__traceback__, None
-    while trace is not None:
-        if trace.tb_frame.f_code in handlers:
-            return True
-        trace, last = trace.tb_next, trace
-    if type(error) is not KeyboardInterrupt or last is None:
-        return False
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
-
-
-def _code(handler: Any) -> types.CodeType | None:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    handler = getattr(handler, "__func__", handler)
-    code = getattr(handler, "__code__", None)
-    return code if isinstance(code, types.CodeType) else None
 
 
 # ---------------------------------------------------------------------------------------------------- coroutines
