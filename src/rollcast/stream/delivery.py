@@ -89,9 +89,11 @@ class Delivery(EventQueue):
         self.hook_task: asyncio.Task[None] | None = None
         self.delivered = self.failed = 0
         self.begun = 0  # items of those taken last whose handing over has begun
+        self.taken_mixed = False  # there may be controls among them
         self._snapshots = snapshots
         self._waiter: asyncio.Future[None] | None = None
-        self._in_flight: tuple[int, int, float | None] = (0, 0, None)  # events, bytes, oldest time stamp
+        self._in_flight: list[Item] = []
+        self._bytes_in_flight = 0
         self._warned: set[str] = set()
 
     # -- the producer's side -------------------------------------------------------------------------------------------
@@ -154,16 +156,13 @@ class Delivery(EventQueue):
 
     def take_locked(self) -> list[Item]:
         """Take everything that waits; it counts as in flight until `handed_over_locked`, or `put_back`."""
-        size = self.bytes
-        items = self.take_nowait(self._snapshots(self.filter) if self._lost else ())
-        oldest = next((i.timestamp for i in items if isinstance(i, StreamEvent)), None)
-        self._in_flight = (len(items), size, oldest)
-        self.begun = 0
+        self._bytes_in_flight, self.taken_mixed, self.begun = self.bytes, self.mixed, 0
+        self._in_flight = items = self.take_nowait(self._snapshots(self.filter) if self._lost else ())
         return items
 
     def handed_over_locked(self) -> None:
         """What was taken has reached the reader."""
-        self._in_flight = (0, 0, None)
+        self._in_flight, self._bytes_in_flight = [], 0
         if self.full:
             self.full = False
             self.on_full(self, False)
@@ -205,17 +204,18 @@ class Delivery(EventQueue):
     def statistics(self) -> ObserverStatistics:
         """The numbers. The lock is held."""
         waiting = self.waiting
-        oldest = self._in_flight[2] or (waiting[0].timestamp if waiting else None)
+        known = (item for item in self._in_flight if isinstance(item, StreamEvent))
+        oldest = next(known, waiting[0] if waiting else None)
         return ObserverStatistics(
             name=self.reader,
             mode="lossless" if self.lossless else "coalesce",
             delivered=self.delivered,
-            queued=len(waiting) + self._in_flight[0],
-            queued_bytes=self.bytes + self._in_flight[1],
+            queued=len(waiting) + len(self._in_flight),
+            queued_bytes=self.bytes + self._bytes_in_flight,
             merged=self.merged,
             dropped=self.dropped,
             failed=self.failed,
-            lag_s=max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            lag_s=max(0.0, time.time() - oldest.timestamp) if oldest is not None else 0.0,
         )
 
     def first_time(self, topic: str) -> bool:

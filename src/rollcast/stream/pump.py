@@ -19,7 +19,7 @@ import time
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol, cast
 
-from rollcast.aio import call_in, follower, fulfil, running_loop, uncancel
+from rollcast.aio import call_in, follower, fulfil, others_run, running_loop, uncancel
 from rollcast.failures import place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
@@ -208,14 +208,17 @@ class Pump:
             if self._after is not None:
                 await asyncio.wrap_future(follower(self._after))
                 self._after = None
-            while not isinstance(items := await self._next(), str):
-                await self._deliver(*items)
+            while not isinstance(found := self._next(), str):
+                if isinstance(found, asyncio.Future):
+                    await found
+                    continue
+                await self._deliver(found)
                 if delivery.threaded and not delivery.ended:
                     await self._rest()
                 else:
                     # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
-                    await asyncio.sleep(0)
-            if items == "closing":
+                    await others_run()
+            if found == "closing":
                 await self._attempt(None, "aclose")
         except BaseException as error:
             with self._lock:
@@ -229,31 +232,28 @@ class Pump:
                     if not given_up:
                         raise
                     return
-            items = "closing"
+            found = "closing"
             uncancel()
             await self._attempt(None, "aclose")
-        if items == "closing":
+        if found == "closing":
             with self._lock:
                 self._closed_locked()
 
-    async def _next(self) -> tuple[list[Item], bool] | Literal["idle", "closing"]:
-        """The next items, and whether there may be controls among them; or the state in which the pump ends."""
+    def _next(self) -> list[Item] | asyncio.Future[None] | Literal["idle", "closing"]:
+        """What waits; or a future that is done when something does; or the state in which the pump ends."""
         delivery = self.delivery
-        while True:
-            with self._lock:
-                delivery.handed_over_locked()
-                mixed, items = delivery.mixed, delivery.take_locked()
-                if items:
-                    return items, mixed
-                if delivery.ended:
-                    self.state = "closing"
-                    return "closing"
-                if not self._host.expects_more():
-                    self.state, self._loop, self._task = "idle", None, None
-                    delivery.leave_locked()
-                    return "idle"
-                waiter = delivery.sleep_locked()
-            await waiter
+        with self._lock:
+            delivery.handed_over_locked()
+            if items := delivery.take_locked():
+                return items
+            if delivery.ended:
+                self.state = "closing"
+                return "closing"
+            if not self._host.expects_more():
+                self.state, self._loop, self._task = "idle", None, None
+                delivery.leave_locked()
+                return "idle"
+            return delivery.sleep_locked()
 
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
@@ -263,13 +263,13 @@ class Pump:
         if not urgent:
             await asyncio.sleep(THREAD_TICK_S)
 
-    async def _deliver(self, items: list[Item], mixed: bool) -> None:
+    async def _deliver(self, items: list[Item]) -> None:
         delivery = self.delivery
-        self._turn_ends = time.perf_counter() + self._share_s
         try:
-            if not mixed and len(items) < TURN:  # the common case, without looking at each
+            if not delivery.taken_mixed and len(items) < TURN:  # the common case, without looking at each
                 await self._hand_over(cast("list[StreamEvent]", items))
                 return
+            self._turn_ends = time.perf_counter() + self._share_s
             events: list[StreamEvent] = []
             for item in items:
                 if isinstance(item, StreamEvent):
@@ -277,56 +277,53 @@ class Pump:
                     if len(events) < TURN:
                         continue
                 batch, events = events, []
-                await self._hand_over(batch)
+                if batch:
+                    await self._hand_over(batch)
                 if isinstance(item, Control):
                     delivery.begun += 1
                     await self._obey(item)
-            await self._hand_over(events)
+            if events:
+                await self._hand_over(events)
         except BaseException:
             with self._lock:
                 delivery.put_back(items[delivery.begun :])
             raise
 
     async def _hand_over(self, events: list[StreamEvent]) -> None:
-        if not events:
-            return
-        delivery = self.delivery
-        began = time.perf_counter()
+        delivery, observer = self.delivery, self.observer
         beat = _Heartbeat() if self._suspect else None
+        began = time.perf_counter()
         if self._batched:
             delivery.begun += len(events)
             if not delivery.discarding:
                 await self._attempt(events[0], "on_batch", events)
         else:
-            await self._one_by_one(events)
+            for begun, event in enumerate(events, delivery.begun + 1):
+                delivery.begun = begun
+                if delivery.discarding:
+                    continue
+                try:
+                    await observer.on_event(event)
+                except BaseException as error:  # isolation: a watcher's failure is its own
+                    if self._is_not_its_own(error):
+                        raise
+                    self._failed(error, event)
+                else:
+                    self.failures_in_a_row = 0
         delivery.delivered += len(events)
-        if time.perf_counter() - began > BLOCKING_S and not delivery.threaded:
+        ended = time.perf_counter()
+        if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if len(events) == TURN and time.perf_counter() >= self._turn_ends:
+        if len(events) == TURN and ended >= self._turn_ends:
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
         """One turn of the loop. If ten thousand chains speak in it, this observer gets as much time next."""
         began = time.perf_counter()
-        await asyncio.sleep(0)
+        await others_run()
         now = time.perf_counter()
         self._share_s = min(now - began, TURN_S)
         self._turn_ends = now + self._share_s
-
-    async def _one_by_one(self, events: list[StreamEvent]) -> None:
-        observer, delivery = self.observer, self.delivery
-        for begun, event in enumerate(events, delivery.begun + 1):
-            delivery.begun = begun
-            if delivery.discarding:
-                continue
-            try:
-                await observer.on_event(event)
-            except BaseException as error:  # isolation: a watcher's failure is its own
-                if self._is_not_its_own(error):
-                    raise
-                self._failed(error, event)
-            else:
-                self.failures_in_a_row = 0
 
     async def _attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
         """Call a method of the observer; its failure is its own."""

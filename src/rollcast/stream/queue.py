@@ -254,7 +254,8 @@ class EventQueue:
             opened = [item for item in items if _opens(item)]  # a gap of a run comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
-        self._superseded_taken, self._superseded = self._superseded, {}
+        if self._superseded or self._superseded_taken:
+            self._superseded_taken, self._superseded = self._superseded, {}
         self.bytes = 0
         return items
 
