@@ -89,7 +89,7 @@ class Delivery(EventQueue):
         self.hook_task: asyncio.Task[None] | None = None
         self.delivered = self.failed = 0
         self.begun = 0  # items of those taken last whose handing over has begun
-        self.taken_mixed = False  # there may be controls among them
+        self.taken_mixed = False  # they were `mixed`
         self._snapshots = snapshots
         self._waiter: asyncio.Future[None] | None = None
         self._in_flight: list[Item] = []
@@ -125,7 +125,7 @@ class Delivery(EventQueue):
     def put_back(self, items: list[Item]) -> None:
         """See `EventQueue.put_back`."""
         if self.discarding:
-            self.dropped += sum(isinstance(item, StreamEvent) for item in items)
+            self.dropped += sum(not isinstance(item, Control) for item in items)
             items = []
         super().put_back(items)
 
@@ -204,7 +204,7 @@ class Delivery(EventQueue):
     def statistics(self) -> ObserverStatistics:
         """The numbers. The lock is held."""
         waiting = self.waiting
-        known = (item for item in self._in_flight if isinstance(item, StreamEvent))
+        known = (item for item in self._in_flight if not isinstance(item, Control))
         oldest = next(known, waiting[0] if waiting else None)
         return ObserverStatistics(
             name=self.reader,

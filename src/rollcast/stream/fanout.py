@@ -19,12 +19,14 @@ from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, w
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.queue import Control
+from rollcast.stream.waiting import Event, Place, WaitingChunk
 
 __all__ = ["Cut", "Fanout", "OpenRun", "Route", "Targets"]
 
 logger = logging.getLogger("rollcast.stream")
 
 QUEUE_LIMIT = 8 << 20  # bytes
+CROWD = 256  # open chains; of fewer, events are gone before the collector sees them, and cost less if they are made at once
 QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
 Targets = tuple[Delivery, ...]
@@ -82,6 +84,7 @@ class Fanout:
     Attributes:
         lock: guards everything here, the deliveries, and what the writers of live runs write.
         version: rises whenever a delivery comes, goes or changes its filter.
+        crowded: so many chains are open that tokens wait as `WaitingChunk`.
         runs: the open ones, by id.
         congested: lossless deliveries that are full, for which the producers wait.
         emitted: events that were published, by type.
@@ -98,6 +101,7 @@ class Fanout:
         self.source = source
         self.lock = threading.RLock()
         self.version = 0
+        self.crowded = False
         self.runs: dict[str, OpenRun] = {}
         self.emitted = dict.fromkeys(StreamEventType, 0)
         self.completion_tokens = 0  # of generations that have ended
@@ -179,6 +183,7 @@ class Fanout:
 
     def make_room_locked(self, chains: int) -> None:
         """So many chains are open: all of their starts, or of their ends, must fit into a queue."""
+        self.crowded = chains > CROWD
         if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
             self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
             for delivery in self._deliveries:
@@ -193,11 +198,17 @@ class Fanout:
         with self.lock:
             return tuple(d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id))
 
-    def publish_locked(self, event: StreamEvent, targets: Iterable[Delivery], size: int) -> None:
+    def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
         self.emitted[event.event_type] += 1
         for delivery in targets:
             delivery.put_nowait(event, size)
+
+    def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
+        """As `publish_locked`, if the event is made later."""
+        for delivery in targets:
+            delivery.mixed = True
+        self.publish_locked(chunk, targets, size)
 
     def broadcast_locked(self, control: Control) -> None:
         """Queue a hook for everybody."""
@@ -346,16 +357,15 @@ class Route:
     """Where the events of one chain, or of a run as a whole, go: looked up once, and again when the version has changed.
 
     Attributes:
+        place: what all its events have in common.
         chunk: the deliveries that want its tokens, as of `version`; None before the first look.
     """
 
-    __slots__ = ("_by_type", "_fanout", "chain_id", "chunk", "group_id", "run_id", "version")
+    __slots__ = ("_by_type", "_fanout", "chunk", "place", "version")
 
     def __init__(self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None) -> None:
         self._fanout = fanout
-        self.run_id = run_id
-        self.chain_id = chain_id
-        self.group_id = group_id
+        self.place = Place(run_id, chain_id, group_id, fanout.source)
         self.version = -1
         self.chunk: Targets | None = None
         self._by_type: dict[StreamEventType, Targets] = {}
@@ -369,7 +379,8 @@ class Route:
             self.chunk = None
         targets = self._by_type.get(event_type)
         if targets is None:
-            targets = fanout.interested(event_type, self.chain_id, self.group_id, self.run_id)
+            place = self.place
+            targets = fanout.interested(event_type, place.chain_id, place.group_id, place.run_id)
             self._by_type[event_type] = targets
             if event_type is StreamEventType.LLM_GENERATION_CHUNK:
                 self.chunk = targets

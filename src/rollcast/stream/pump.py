@@ -25,6 +25,7 @@ from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["FAILURES_TO_DETACH", "Pump", "PumpHost"]
 
@@ -272,14 +273,14 @@ class Pump:
             self._turn_ends = time.perf_counter() + self._share_s
             events: list[StreamEvent] = []
             for item in items:
-                if isinstance(item, StreamEvent):
-                    events.append(item)
+                if type(item) is not Control:
+                    events.append(event_of(item))
                     if len(events) < TURN:
                         continue
                 batch, events = events, []
                 if batch:
                     await self._hand_over(batch)
-                if isinstance(item, Control):
+                if type(item) is Control:
                     delivery.begun += 1
                     await self._obey(item)
             if events:

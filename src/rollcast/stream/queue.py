@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, final
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.stream.waiting import Event, WaitingChunk, event_of
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size"]
 
@@ -29,6 +30,7 @@ CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
 
 
+@final
 class Control(msgspec.Struct, frozen=True):
     """An item that is not an event: a hook to call, or a promise to fulfil once everything before it has been handed over."""
 
@@ -38,11 +40,14 @@ class Control(msgspec.Struct, frozen=True):
     done: Future[None] | None = None
 
 
-Item = StreamEvent | Control
+Item = Event | Control
 
 
-def event_size(event: StreamEvent) -> int:
+def event_size(event: Event) -> int:
     """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
+    if isinstance(event, WaitingChunk):
+        ids = event.token_ids
+        return chunk_size(event.content, [ids] if isinstance(ids, int) else ids)
     data = event.data
     if event.event_type is CHUNK:
         return chunk_size(data.get("content", ""), data.get("token_ids"))
@@ -50,7 +55,7 @@ def event_size(event: StreamEvent) -> int:
 
 
 def chunk_size(content: str, token_ids: list[int] | None) -> int:
-    """`event_size` of a chunk."""
+    """`event_size` of a chunk; one that waits counts as much as its event will."""
     return 480 + sys.getsizeof(content) + (200 + 64 * len(token_ids) if token_ids else 0)
 
 
@@ -67,8 +72,9 @@ def _weight(value: Any, depth: int) -> int:
     return size
 
 
-def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
+def merged_chunks(chunks: list[Event]) -> StreamEvent:
     """Neighbouring chunks of one generation as one, at the place of the last."""
+    events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
     data: dict[str, Any] = {
         "content": "".join([e.data["content"] for e in events]),
@@ -113,20 +119,20 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     freed = 0
     for group in groups:
         if len(group) > 1:
-            chunks: list[StreamEvent] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
+            chunks: list[Event] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
             merged[group[-1]] = whole = merged_chunks(chunks)
             gone.update(group[:-1])
             freed += sum(map(event_size, chunks)) - event_size(whole)
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[StreamEvent]]:
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event]]:
     """The queue without the chunks of generations whose end is queued too (it has the whole text); and those chunks."""
     ended: set[tuple[str, str, int | None]] = set()
     kept: list[Item] = []
-    superseded: list[StreamEvent] = []
+    superseded: list[Event] = []
     for item in reversed(queue):
-        if isinstance(item, StreamEvent):
+        if not isinstance(item, Control):
             key = (item.run_id, item.chain_id, item.step)
             if item.event_type is GENERATION_END:
                 ended.add(key)
@@ -146,11 +152,12 @@ class _Loss:
         self.from_seq = self.to_seq = seq
         self.by_type: Counter[str] = Counter()
 
-    def add(self, event: StreamEvent) -> None:
-        self.from_seq = min(self.from_seq, event.data.get("from_seq", event.seq))
+    def add(self, event: Event) -> None:
+        data = {} if isinstance(event, WaitingChunk) else event.data
+        self.from_seq = min(self.from_seq, data.get("from_seq", event.seq))
         self.to_seq = max(self.to_seq, event.seq)
         if event.event_type is StreamEventType.GAP:
-            self.by_type.update(event.data["dropped"])
+            self.by_type.update(data["dropped"])
         else:
             self.by_type[event.event_type.value] += 1
 
@@ -163,7 +170,7 @@ class _Loss:
 _LossByRun = dict[str, _Loss]
 
 
-def _note(lost: _LossByRun, event: StreamEvent) -> None:
+def _note(lost: _LossByRun, event: Event) -> None:
     if event.run_id not in lost:
         lost[event.run_id] = _Loss(event.seq)
     lost[event.run_id].add(event)
@@ -196,7 +203,7 @@ class EventQueue:
         self.awake = False  # the reader is at work, or has been woken
         self.merged = self.dropped = 0
         self.items: list[Item] = []
-        self.mixed = False  # there may be controls among the events
+        self.mixed = False  # there may be controls, or chunks whose events are not made, among the events
         self.bytes = 0
         self._compact_at = COMPACT_AT
         self._lost: _LossByRun = {}
@@ -210,7 +217,7 @@ class EventQueue:
     def became_full(self) -> None:
         """Called when a lossless queue reaches its limit."""
 
-    def put_nowait(self, event: StreamEvent, size: int) -> None:
+    def put_nowait(self, event: Event, size: int) -> None:
         """Queue an event of this many bytes. This is on the path of every token."""
         if self._lost:
             self._lose_unless_end(event, size)
@@ -310,7 +317,7 @@ class EventQueue:
             elif _counts(item):
                 self._lose_unless_end(item, event_size(item))
 
-    def _lose_unless_end(self, event: StreamEvent, size: int) -> None:
+    def _lose_unless_end(self, event: Event, size: int) -> None:
         """The end of a run is small, and nothing comes after it that would tell of it: it is kept if there is room."""
         if _ends(event) and self.bytes + size <= self.limit:
             self.items.append(event)
@@ -318,7 +325,7 @@ class EventQueue:
         else:
             self._lose(event)
 
-    def _lose(self, event: StreamEvent) -> None:
+    def _lose(self, event: Event) -> None:
         _note(self._lost, event)
         self.dropped += 1
 
@@ -350,9 +357,9 @@ class EventQueue:
         ]
 
     @property
-    def waiting(self) -> list[StreamEvent]:
+    def waiting(self) -> list[Event]:
         """The events that wait."""
-        return [item for item in self.items if isinstance(item, StreamEvent)]
+        return [item for item in self.items if not isinstance(item, Control)]
 
 
 def _opens(item: Item) -> bool:
@@ -363,6 +370,6 @@ def _ends(item: Item) -> bool:
     return isinstance(item, StreamEvent) and item.event_type is StreamEventType.RUN_END
 
 
-def _counts(item: Item) -> TypeGuard[StreamEvent]:
+def _counts(item: Item) -> TypeGuard[Event]:
     """Whether the item counts against the limit."""
-    return isinstance(item, StreamEvent) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT
+    return not isinstance(item, Control) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT
