@@ -28,7 +28,7 @@ from rollcast.records import (
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.stream.fanout import Fanout, Route, Targets
-from rollcast.stream.queue import Control, chunk_size
+from rollcast.stream.queue import Control, EventQueue, chunk_size
 from rollcast.stream.waiting import WaitingChunk, only_of
 from rollcast.text import well_formed
 
@@ -501,7 +501,8 @@ class GenerationWriter:
                 event = StreamEvent(
                     CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
                 )  # fmt: skip
-                run.fanout.publish_locked(event, targets, size)
+                run.fanout.emitted[CHUNK] += 1
+                EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
 

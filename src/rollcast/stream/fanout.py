@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
-from rollcast.stream.queue import Control
+from rollcast.stream.queue import Control, EventQueue
 from rollcast.stream.waiting import Event, Place, WaitingChunk
 
 __all__ = ["Cut", "Fanout", "OpenRun", "Route", "Targets"]
@@ -201,8 +201,7 @@ class Fanout:
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
         self.emitted[event.event_type] += 1
-        for delivery in targets:
-            delivery.put_nowait(event, size)
+        EventQueue.put_in_each(targets, event, size)
 
     def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
         """As `publish_locked`, if the event is made later."""
