@@ -194,6 +194,24 @@ class EventQueue:
         source: as events carry it.
     """
 
+    __slots__ = (
+        "_compact_at",
+        "_lost",
+        "_superseded",
+        "_superseded_taken",
+        "awake",
+        "bytes",
+        "dropped",
+        "full",
+        "items",
+        "limit",
+        "lossless",
+        "merged",
+        "mixed",
+        "reader",
+        "source",
+    )
+
     def __init__(self, reader: str, limit: int, *, lossless: bool = False, source: str = "") -> None:
         self.reader = reader
         self.limit = limit
