@@ -472,7 +472,8 @@ class GenerationWriter:
                 f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
             )
         run = self._run
-        lock = run.fanout.lock
+        fanout = run.fanout
+        lock = fanout.lock
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
@@ -480,18 +481,18 @@ class GenerationWriter:
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
             targets = route.chunk
-            if targets is None or route.version != run.fanout.version:
+            if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
             if targets:
                 run.seq = seq = run.seq + 1
                 place, depth, now = route.place, self.chain.depth, time.time()
                 size = chunk_size(text, token_ids)
-                if run.fanout.crowded:
+                if fanout.crowded:
                     ids, logs = only_of(token_ids, int), only_of(logprobs, float)
                     waiting = WaitingChunk(
                         place, text, offset, ids, logs, turn.step, depth, seq, now, len(targets) > 1
                     )
-                    run.fanout.publish_waiting_locked(waiting, targets, size)
+                    fanout.publish_waiting_locked(waiting, targets, size)
                     return
                 data: dict[str, Any] = {"content": text, "offset": offset}
                 if token_ids is not None:
@@ -501,7 +502,7 @@ class GenerationWriter:
                 event = StreamEvent(
                     CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
                 )  # fmt: skip
-                run.fanout.emitted[CHUNK] += 1
+                fanout.emitted[CHUNK] += 1
                 EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()

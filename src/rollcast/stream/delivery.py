@@ -147,7 +147,6 @@ class Delivery(EventQueue):
         """Wait for something and take it, oldest first; empty if the delivery has ended and nothing is left."""
         while True:
             with self.lock:
-                self.handed_over_locked()
                 items = self.take_locked()
                 if items or self.ended:
                     return items
@@ -155,7 +154,13 @@ class Delivery(EventQueue):
             await waiter
 
     def take_locked(self) -> list[Item]:
-        """Take everything that waits; it counts as in flight until `handed_over_locked`, or `put_back`."""
+        """Take everything that waits, now that what was taken before has reached the reader.
+
+        It counts as in flight until the next call of this, or of `handed_over_locked`.
+        """
+        if self.full:
+            self.full = False
+            self.on_full(self, False)
         self._bytes_in_flight, self.taken_mixed, self.begun = self.bytes, self.mixed, 0
         self._in_flight = items = self.take_nowait(self._snapshots(self.filter) if self._lost else ())
         return items

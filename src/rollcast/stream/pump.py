@@ -213,7 +213,15 @@ class Pump:
                 if isinstance(found, asyncio.Future):
                     await found
                     continue
-                await self._deliver(found)
+                try:
+                    if delivery.taken_mixed or len(found) >= TURN:
+                        await self._in_parts(found)
+                    else:  # the common case, without looking at each
+                        await self._hand_over(cast("list[StreamEvent]", found))
+                except BaseException:
+                    with self._lock:
+                        delivery.put_back(found[delivery.begun :])
+                    raise
                 if delivery.threaded and not delivery.ended:
                     await self._rest()
                 else:
@@ -244,7 +252,6 @@ class Pump:
         """What waits; or a future that is done when something does; or the state in which the pump ends."""
         delivery = self.delivery
         with self._lock:
-            delivery.handed_over_locked()
             if items := delivery.take_locked():
                 return items
             if delivery.ended:
@@ -264,31 +271,23 @@ class Pump:
         if not urgent:
             await asyncio.sleep(THREAD_TICK_S)
 
-    async def _deliver(self, items: list[Item]) -> None:
-        delivery = self.delivery
-        try:
-            if not delivery.taken_mixed and len(items) < TURN:  # the common case, without looking at each
-                await self._hand_over(cast("list[StreamEvent]", items))
-                return
-            self._turn_ends = time.perf_counter() + self._share_s
-            events: list[StreamEvent] = []
-            for item in items:
-                if type(item) is not Control:
-                    events.append(event_of(item))
-                    if len(events) < TURN:
-                        continue
-                batch, events = events, []
-                if batch:
-                    await self._hand_over(batch)
-                if type(item) is Control:
-                    delivery.begun += 1
-                    await self._obey(item)
-            if events:
-                await self._hand_over(events)
-        except BaseException:
-            with self._lock:
-                delivery.put_back(items[delivery.begun :])
-            raise
+    async def _in_parts(self, items: list[Item]) -> None:
+        """At most `TURN` events at a time, and each hook in its place."""
+        self._turn_ends = time.perf_counter() + self._share_s
+        events: list[StreamEvent] = []
+        for item in items:
+            if type(item) is not Control:
+                events.append(event_of(item))
+                if len(events) < TURN:
+                    continue
+            batch, events = events, []
+            if batch:
+                await self._hand_over(batch)
+            if type(item) is Control:
+                self.delivery.begun += 1
+                await self._obey(item)
+        if events:
+            await self._hand_over(events)
 
     async def _hand_over(self, events: list[StreamEvent]) -> None:
         delivery, observer = self.delivery, self.observer
