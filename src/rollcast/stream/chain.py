@@ -502,7 +502,7 @@ class GenerationWriter:
                 event = StreamEvent(
                     CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
                 )  # fmt: skip
-                fanout.emitted[CHUNK] += 1
+                fanout.chunks += 1
                 EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
