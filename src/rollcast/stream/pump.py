@@ -34,6 +34,9 @@ logger = logging.getLogger("rollcast.stream")
 FAILURES_TO_DETACH = 5
 TURN = 256  # events handed over before other tasks of the loop get a turn, or more if those take long:
 TURN_S = 0.05  # as many as are handed over while these would run once, and for no longer than this
+# A pump's turn costs more than handing over a few events: if these were fewer, those of two turns of the loop gather,
+FEW = 64
+SHORT_S = 0.001  # unless turns are longer than this: nobody sees a millisecond
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
 BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
 
@@ -226,7 +229,11 @@ class Pump:
                     await self._rest()
                 else:
                     # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
+                    began = time.perf_counter()
                     await others_run()
+                    little = len(found) < FEW and delivery.bytes < delivery.limit // 8
+                    if little and time.perf_counter() - began < SHORT_S:
+                        await others_run()
             if found == "closing":
                 await self._attempt(None, "aclose")
         except BaseException as error:
@@ -250,8 +257,9 @@ class Pump:
 
     def _next(self) -> list[Item] | asyncio.Future[None] | Literal["idle", "closing"]:
         """What waits; or a future that is done when something does; or the state in which the pump ends."""
-        delivery = self.delivery
-        with self._lock:
+        delivery, lock = self.delivery, self._lock
+        lock.acquire()  # half of what `with` costs
+        try:
             if items := delivery.take_locked():
                 return items
             if delivery.ended:
@@ -262,6 +270,8 @@ class Pump:
                 delivery.leave_locked()
                 return "idle"
             return delivery.sleep_locked()
+        finally:
+            lock.release()
 
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
@@ -274,6 +284,10 @@ class Pump:
     async def _in_parts(self, items: list[Item]) -> None:
         """At most `TURN` events at a time, and each hook in its place."""
         self._turn_ends = time.perf_counter() + self._share_s
+        if not self.delivery.taken_mixed:
+            for start in range(0, len(items), TURN):
+                await self._hand_over(cast("list[StreamEvent]", items[start : start + TURN]))
+            return
         events: list[StreamEvent] = []
         for item in items:
             if type(item) is not Control:
