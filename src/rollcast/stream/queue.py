@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeGuard, final
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.stream.waiting import Event, WaitingChunk, event_of
+from rollcast.stream.waiting import Event, WaitingChunk, event_of, merged_waiting
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size"]
 
@@ -47,14 +47,14 @@ def event_size(event: Event) -> int:
     """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
     if isinstance(event, WaitingChunk):
         ids = event.token_ids
-        return chunk_size(event.content, [ids] if isinstance(ids, int) else ids)
+        return chunk_size(event.content, (ids,) if isinstance(ids, int) else ids)
     data = event.data
     if event.event_type is CHUNK:
         return chunk_size(data.get("content", ""), data.get("token_ids"))
     return 480 + _weight(data, 8)
 
 
-def chunk_size(content: str, token_ids: list[int] | None) -> int:
+def chunk_size(content: str, token_ids: Sequence[int] | None) -> int:
     """`event_size` of a chunk; one that waits counts as much as its event will."""
     return (
         480 + content.__sizeof__() + (200 + 64 * len(token_ids) if token_ids else 0)
@@ -74,8 +74,11 @@ def _weight(value: Any, depth: int) -> int:
     return size
 
 
-def merged_chunks(chunks: list[Event]) -> StreamEvent:
+def merged_chunks(chunks: list[Event]) -> Event:
     """Neighbouring chunks of one generation as one, at the place of the last."""
+    waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
+    if len(waiting) == len(chunks):
+        return merged_waiting(waiting)
     events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
     data: dict[str, Any] = {
@@ -95,37 +98,51 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     Chunks are neighbours if no other event of their chain and no barrier stands between them; the merged one takes
     the place of the last, so `seq` still rises.
     """
-    runs_of_chunks: dict[
-        tuple[str, str], tuple[int | None, list[int]]
-    ] = {}  # with the step of the generation
-    groups: list[list[int]] = []
+    last_chunks: dict[
+        str, dict[str, int]
+    ] = {}  # by run and chain: where a chunk stands that another may join
+    before: dict[int, int] = {}  # of a chunk that joins another: where that one stands
     for i, item in enumerate(queue):
-        if isinstance(item, Control):
+        if type(item) is Control:
             if item.kind == "chain_closed":
-                runs_of_chunks.pop((item.run_id, item.chain_id), None)
+                last_chunks.get(item.run_id, {}).pop(item.chain_id, None)
             elif item.kind == "barrier":  # its owner may hold snapshots that cover what stands before it
-                runs_of_chunks.clear()
+                last_chunks.clear()
             continue
-        key = (item.run_id, item.chain_id)
         if item.event_type is StreamEventType.GAP:
-            runs_of_chunks.clear()
-        elif item.event_type is not CHUNK:
-            runs_of_chunks.pop(key, None)
-        elif key in runs_of_chunks and runs_of_chunks[key][0] == item.step:
-            runs_of_chunks[key][1].append(i)
-        else:  # the first, or the first of the next generation if a filter leaves out what is between
-            runs_of_chunks[key] = (item.step, [i])
-            groups.append(runs_of_chunks[key][1])
-    merged: dict[int, StreamEvent] = {}
-    gone: set[int] = set()
+            last_chunks.clear()
+            continue
+        of_run = last_chunks.setdefault(item.run_id, {})
+        if item.event_type is not CHUNK:
+            of_run.pop(item.chain_id, None)
+            continue
+        last = of_run.get(item.chain_id)
+        if (
+            last is not None and _step(queue[last]) == item.step
+        ):  # else the next generation, if a filter leaves out the rest
+            before[i] = last
+        of_run[item.chain_id] = i
+    gone = set(before.values())
+    merged: dict[int, Event] = {}
     freed = 0
-    for group in groups:
-        if len(group) > 1:
-            chunks: list[Event] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
-            merged[group[-1]] = whole = merged_chunks(chunks)
-            gone.update(group[:-1])
+    for i in before:
+        if i not in gone:
+            chunks = _chunks_up_to(i, before, queue)
+            merged[i] = whole = merged_chunks(chunks)
             freed += sum(map(event_size, chunks)) - event_size(whole)
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
+
+
+def _step(chunk: Item) -> int | None:
+    return None if isinstance(chunk, Control) else chunk.step
+
+
+def _chunks_up_to(i: int, before: dict[int, int], queue: list[Item]) -> list[Event]:
+    """The chunk at `i` and those that it joins, in their order."""
+    places = [i]
+    while (i := before.get(i, -1)) >= 0:
+        places.append(i)
+    return [queue[place] for place in reversed(places)]  # type: ignore[misc]  # chunks all
 
 
 def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event]]:
@@ -156,7 +173,8 @@ class _Loss:
 
     def add(self, event: Event) -> None:
         data = {} if isinstance(event, WaitingChunk) else event.data
-        self.from_seq = min(self.from_seq, data.get("from_seq", event.seq))
+        from_seq = event.from_seq if isinstance(event, WaitingChunk) else data.get("from_seq")
+        self.from_seq = min(self.from_seq, event.seq if from_seq is None else from_seq)
         self.to_seq = max(self.to_seq, event.seq)
         if event.event_type is StreamEventType.GAP:
             self.by_type.update(data["dropped"])

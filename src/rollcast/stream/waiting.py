@@ -12,7 +12,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 
-__all__ = ["Event", "Place", "WaitingChunk", "event_of", "only_of"]
+__all__ = ["Event", "Place", "WaitingChunk", "event_of", "merged_waiting", "only_of"]
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
@@ -31,7 +31,9 @@ class WaitingChunk(msgspec.Struct, gc=False):
     """See above. Nothing that it holds knows of queues, so the collector need not look through it.
 
     Attributes:
-        token_ids, logprobs: as the event has them, or the one value of a list of one.
+        token_ids, logprobs: as the event has them; the one value of a list of one; a tuple if chunks were merged: of numbers
+            alone, the collector forgets it soon.
+        from_seq: of the first, if chunks were merged.
         shared: several readers get it, all of them the same event.
         made: that event, if it has been made.
     """
@@ -39,13 +41,14 @@ class WaitingChunk(msgspec.Struct, gc=False):
     place: Place
     content: str
     offset: int
-    token_ids: int | list[int] | None
-    logprobs: float | list[float] | None
+    token_ids: int | list[int] | tuple[int, ...] | None
+    logprobs: float | list[float] | tuple[float, ...] | None
     step: int | None
     depth: int | None
     seq: int
     timestamp: float
     shared: bool
+    from_seq: int | None = None
     made: StreamEvent | None = None
 
     @property
@@ -70,9 +73,11 @@ class WaitingChunk(msgspec.Struct, gc=False):
         ids, logprobs, place = self.token_ids, self.logprobs, self.place
         data: dict[str, object] = {"content": self.content, "offset": self.offset}
         if ids is not None:
-            data["token_ids"] = [ids] if ids.__class__ is int else ids
+            data["token_ids"] = as_list(ids)
         if logprobs is not None:
-            data["logprobs"] = [logprobs] if logprobs.__class__ is float else logprobs
+            data["logprobs"] = as_list(logprobs)
+        if self.from_seq is not None:
+            data["from_seq"] = self.from_seq
         event = StreamEvent(
             CHUNK,
             place.chain_id,
@@ -98,6 +103,31 @@ def only_of(values: Any, kind: type) -> Any:
     if values.__class__ is list and len(values) == 1 and values[0].__class__ is kind:
         return values[0]
     return values
+
+
+def as_list(values: Any) -> list[Any]:
+    """What `only_of` was given."""
+    if values.__class__ is list:
+        return values
+    return list(values) if values.__class__ is tuple else [values]
+
+
+def merged_waiting(chunks: list[WaitingChunk]) -> WaitingChunk:
+    """Neighbouring chunks of one generation as one, at the place of the last; no event is made."""
+    first, last = chunks[0], chunks[-1]
+    content = "".join([c.content for c in chunks])
+    from_seq = first.seq if first.from_seq is None else first.from_seq
+    ids, logprobs = _joined([c.token_ids for c in chunks]), _joined([c.logprobs for c in chunks])
+    place, step, depth, now = last.place, last.step, last.depth, last.timestamp
+    return WaitingChunk(
+        place, content, first.offset, ids, logprobs, step, depth, last.seq, now, last.shared, from_seq
+    )
+
+
+def _joined(of_each: list[Any]) -> tuple[Any, ...] | None:
+    if None in of_each:
+        return None
+    return tuple([value for of_one in of_each for value in as_list(of_one)])
 
 
 def event_of(item: Event) -> StreamEvent:
