@@ -112,6 +112,7 @@ class Fanout:
         self.run_closings: list[Callable[[str], object]] = []
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
+        self._targets: dict[Targets, Targets] = {}  # that were found since the version changed
         self._leaving: list[Delivery] = []  # that were removed, until their readers have closed
         self._threads: list[Future[None]] = []  # that wait until nothing is congested
         self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -180,6 +181,7 @@ class Fanout:
 
     def _changed_locked(self) -> None:
         self.version += 1
+        self._targets.clear()
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
 
@@ -196,9 +198,10 @@ class Fanout:
     def interested(
         self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
     ) -> Targets:
-        """The deliveries that want such an event."""
+        """The deliveries that want such an event; the same tuple for all chains that the same ones watch."""
         with self.lock:
-            return tuple(d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id))
+            found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
+            return self._targets.setdefault(found, found)
 
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""

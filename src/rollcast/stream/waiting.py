@@ -105,22 +105,22 @@ def only_of(values: Any, kind: type) -> Any:
     return values
 
 
-def as_list(values: Any) -> list[Any]:
-    """What `only_of` was given."""
-    if values.__class__ is list:
-        return values
-    return list(values) if values.__class__ is tuple else [values]
+def as_list(values: Any) -> Any:
+    """What `only_of` was given; what was merged, as a list."""
+    if values.__class__ is int or values.__class__ is float:
+        return [values]
+    return list(values) if values.__class__ is tuple else values
 
 
 def merged_waiting(chunks: list[WaitingChunk]) -> WaitingChunk:
-    """Neighbouring chunks of one generation as one, at the place of the last; no event is made."""
+    """Neighbouring chunks of one generation as one, at the place of the last; no event is made. It is in one queue alone."""
     first, last = chunks[0], chunks[-1]
     content = "".join([c.content for c in chunks])
     from_seq = first.seq if first.from_seq is None else first.from_seq
     ids, logprobs = _joined([c.token_ids for c in chunks]), _joined([c.logprobs for c in chunks])
     place, step, depth, now = last.place, last.step, last.depth, last.timestamp
     return WaitingChunk(
-        place, content, first.offset, ids, logprobs, step, depth, last.seq, now, last.shared, from_seq
+        place, content, first.offset, ids, logprobs, step, depth, last.seq, now, False, from_seq
     )
 
 
