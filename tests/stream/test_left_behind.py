@@ -99,7 +99,7 @@ async def test_one_that_blocks_its_own_thread_keeps_nobody(hook, released, caplo
     await manager.aclose()
     capture.check()
     assert len(warnings_about("Blocked", caplog)) == 1
-    assert not manager._departures
+    assert not manager._roster._departures
     released.set()
 
 

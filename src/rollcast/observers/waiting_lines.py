@@ -199,7 +199,8 @@ def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
     """The events by their runs."""
     if not events:
         return
-    if len({*map(_run_of, events)}) == 1:  # the common case, without looking at each
+    runs_of_events = [*map(_run_of, events)]
+    if runs_of_events.count(runs_of_events[0]) == len(events):  # the common case; a set would hash each
         yield (events[0].source, events[0].run_id), _span(events)
         return
     runs: dict[Key, list[StreamEvent]] = {}

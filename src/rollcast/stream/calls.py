@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from rollcast.aio import fulfil, running_loop
+from rollcast.aio import fulfil, others_run, running_loop
 from rollcast.failures import by_signal, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import Control, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["FAILURES_TO_DETACH", "Calls"]
 
@@ -58,66 +59,70 @@ class Calls:
         self._turn_ends = 0.0
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
-    async def deliver(self, items: list[Item], mixed: bool) -> None:
-        """Hand over what was taken; `mixed`: there may be controls among the events."""
-        delivery = self.delivery
-        self._turn_ends = time.perf_counter() + self._share_s
-        if not mixed and len(items) < TURN:  # the common case, without looking at each
+    async def deliver(self, items: list[Item]) -> None:
+        """Hand over what was taken from the delivery last."""
+        if self.delivery.taken_mixed or len(items) >= TURN:
+            await self._in_parts(items)
+        else:  # the common case, without looking at each
             await self._hand_over(cast("list[StreamEvent]", items))
+
+    async def _in_parts(self, items: list[Item]) -> None:
+        """At most `TURN` events at a time, and each hook in its place."""
+        self._turn_ends = time.perf_counter() + self._share_s
+        if not self.delivery.taken_mixed:
+            for start in range(0, len(items), TURN):
+                await self._hand_over(cast("list[StreamEvent]", items[start : start + TURN]))
             return
         events: list[StreamEvent] = []
         for item in items:
-            if isinstance(item, StreamEvent):
-                events.append(item)
+            if type(item) is not Control:
+                events.append(event_of(item))
                 if len(events) < TURN:
                     continue
             batch, events = events, []
-            await self._hand_over(batch)
-            if isinstance(item, Control):
-                delivery.begun += 1
+            if batch:
+                await self._hand_over(batch)
+            if type(item) is Control:
+                self.delivery.begun += 1
                 await self._obey(item)
-        await self._hand_over(events)
+        if events:
+            await self._hand_over(events)
 
     async def _hand_over(self, events: list[StreamEvent]) -> None:
-        if not events:
-            return
-        delivery = self.delivery
-        began = time.perf_counter()
+        delivery, observer, task = self.delivery, self.observer, self.task
         beat = _Heartbeat() if self._suspect else None
+        began = time.perf_counter()
         if self._batched:
             delivery.begun += len(events)
             if not delivery.discarding:
                 await self.attempt(events[0], "on_batch", events)
         else:
-            await self._one_by_one(events)
+            for begun, event in enumerate(events, delivery.begun + 1):
+                delivery.begun = begun
+                if delivery.discarding:
+                    continue
+                try:
+                    await observer.on_event(event)
+                except BaseException as error:  # isolation: a watcher's failure is its own
+                    if _is_not_its_own(error, task):
+                        raise
+                    self._failed(error, event)
+                else:
+                    self.failures_in_a_row = 0
         delivery.delivered += len(events)
-        if time.perf_counter() - began > BLOCKING_S and not delivery.threaded:
+        ended = time.perf_counter()
+        if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if len(events) == TURN and time.perf_counter() >= self._turn_ends:
+        if len(events) == TURN and ended >= self._turn_ends:
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
         """One turn of the loop. If ten thousand chains speak in it, this observer gets as much time next."""
         began = time.perf_counter()
-        await asyncio.sleep(0)
+        await others_run()
         now = time.perf_counter()
         self._share_s = min(now - began, TURN_S)
         self._turn_ends = now + self._share_s
-
-    async def _one_by_one(self, events: list[StreamEvent]) -> None:
-        observer, delivery, task = self.observer, self.delivery, self.task
-        for begun, event in enumerate(events, delivery.begun + 1):
-            delivery.begun = begun
-            if delivery.discarding:
-                continue
-            try:
-                await observer.on_event(event)
-            except BaseException as error:  # isolation: a watcher's failure is its own
-                if _is_not_its_own(error, task):
-                    raise
-                self._failed(error, event)
-            else:
-                self.failures_in_a_row = 0
 
     async def attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
         """Call a method of the observer; its failure is its own."""

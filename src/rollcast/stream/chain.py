@@ -28,7 +28,8 @@ from rollcast.records import (
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.stream.fanout import Fanout, Route, Targets
-from rollcast.stream.queue import Control, chunk_size
+from rollcast.stream.queue import Control, EventQueue, chunk_size
+from rollcast.stream.waiting import WaitingChunk, only_of
 from rollcast.text import well_formed
 
 __all__ = [
@@ -83,9 +84,8 @@ class RunOfChain(Protocol):
         data: dict[str, Any],
         step: int | None,
         depth: int | None = None,
-        size: int = 0,
     ) -> None:
-        """Make the event, stamp it and queue it for each target. The lock is held. `size`: its bytes, if known."""
+        """Make the event, stamp it and queue it for each target. The lock is held."""
         ...
 
 
@@ -472,7 +472,8 @@ class GenerationWriter:
                 f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
             )
         run = self._run
-        lock = run.fanout.lock
+        fanout = run.fanout
+        lock = fanout.lock
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
@@ -480,17 +481,29 @@ class GenerationWriter:
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
             targets = route.chunk
-            if targets is None or route.version != run.fanout.version:
+            if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
             if targets:
+                run.seq = seq = run.seq + 1
+                place, depth, now = route.place, self.chain.depth, time.time()
+                size = chunk_size(text, token_ids)
+                if fanout.crowded:
+                    ids, logs = only_of(token_ids, int), only_of(logprobs, float)
+                    waiting = WaitingChunk(
+                        place, text, offset, ids, logs, turn.step, depth, seq, now, len(targets) > 1
+                    )
+                    fanout.publish_waiting_locked(waiting, targets, size)
+                    return
                 data: dict[str, Any] = {"content": text, "offset": offset}
                 if token_ids is not None:
                     data["token_ids"] = token_ids
                 if logprobs is not None:
                     data["logprobs"] = logprobs
-                run.publish(
-                    targets, CHUNK, route, data, turn.step, self.chain.depth, chunk_size(text, token_ids)
-                )
+                event = StreamEvent(
+                    CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
+                )  # fmt: skip
+                fanout.chunks += 1
+                EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
 

@@ -297,7 +297,7 @@ class StreamingManager:
                 open_runs=len(standing),
                 open_chains=sum(chains for chains, _ in standing),
                 completion_tokens=fanout.completion_tokens + sum(tokens for _, tokens in standing),
-                emitted={event_type.value: n for event_type, n in fanout.emitted.items() if n},
+                emitted={event_type.value: n for event_type, n in fanout.emitted_by_type().items() if n},
                 refused=dict(self._handmade.refused),
             )
 

@@ -316,27 +316,23 @@ class RunWriter:
         data: dict[str, Any],
         step: int | None,
         depth: int | None = None,
-        size: int = 0,
     ) -> None:
-        """See `RunOfChain.publish`. This is on the path of every token."""
-        fanout = self.fanout
+        """See `RunOfChain.publish`."""
+        fanout, place = self.fanout, route.place
         self.seq = seq = self.seq + 1
         event = StreamEvent(
             event_type,
-            route.chain_id,
+            place.chain_id,
             time.time(),
             data,
             step,
             depth,
             seq,
-            route.run_id,
-            route.group_id,
-            fanout.source,
+            place.run_id,
+            place.group_id,
+            place.source,
         )
-        fanout.emitted[event_type] += 1
-        size = size or event_size(event)
-        for delivery in targets:
-            delivery.put_nowait(event, size)
+        fanout.publish_locked(event, targets, event_size(event))
 
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""

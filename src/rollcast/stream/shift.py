@@ -17,13 +17,14 @@ import contextlib
 import inspect
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextvars import Context
 from typing import Any, Literal, Protocol
 
-from rollcast.aio import call_in, follower, running_loop, uncancel
+from rollcast.aio import call_in, follower, others_run, running_loop, uncancel
 from rollcast.stream.calls import Calls
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.queue import Item
@@ -33,6 +34,9 @@ __all__ = ["Shift", "ShiftOwner", "shared_running_loop"]
 logger = logging.getLogger("rollcast.stream")
 
 THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
+# A turn costs more than handing over a few events: if these were fewer, those of two turns of the loop gather,
+FEW = 64
+SHORT_S = 0.001  # unless turns are longer than this: nobody sees a millisecond
 NEVER_S = 3e8  # ten years
 
 _here = threading.local()
@@ -247,14 +251,21 @@ class Shift:
             if owner.after is not None:
                 await asyncio.wrap_future(follower(owner.after))
                 owner.after = None
-            while not isinstance(batch := await self._next(), str):
-                await owner.calls.deliver(*batch)
+            while not isinstance(found := self._next(), str):
+                if isinstance(found, asyncio.Future):
+                    await found
+                    continue
+                await owner.calls.deliver(found)
                 if delivery.threaded and not delivery.ended:
                     await self._rest()
                 else:
                     # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
-                    await asyncio.sleep(0)
-            if batch != "closing":
+                    began = time.perf_counter()
+                    await others_run()
+                    little = len(found) < FEW and delivery.bytes < delivery.limit // 8
+                    if little and time.perf_counter() - began < SHORT_S:
+                        await others_run()
+            if found != "closing":
                 return
             await owner.calls.attempt(None, "aclose")
         except BaseException as error:
@@ -271,30 +282,30 @@ class Shift:
             if owner.shift is self:
                 owner.finished_locked("closed")
 
-    async def _next(self) -> tuple[list[Item], bool] | Literal["idle", "closing", "superseded"]:
-        """The next items, and whether there may be controls among them; or how the work ends."""
-        owner, delivery, worker = self._owner, self._delivery, self._worker
-        while True:
-            with delivery.lock:
-                if owner.shift is not self:
-                    return "superseded"
-                self.taken, self._asleep = [], False
+    def _next(self) -> list[Item] | asyncio.Future[None] | Literal["idle", "closing", "superseded"]:
+        """What waits; or a future that is done when something does; or how the work ends."""
+        owner, delivery, worker, lock = self._owner, self._delivery, self._worker, self._delivery.lock
+        lock.acquire()  # half of what `with` costs
+        try:
+            if owner.shift is not self:
+                return "superseded"
+            self.taken, self._asleep = [], False
+            if worker is not None and worker.cancelling():  # the observer has swallowed it
                 delivery.handed_over_locked()
-                if worker is not None and worker.cancelling():  # the observer has swallowed it
-                    raise asyncio.CancelledError
-                mixed, items = delivery.mixed, delivery.take_locked()
-                if items:
-                    self.taken = items
-                    return items, mixed
-                if delivery.ended:
-                    owner.finished_locked("closing")
-                    return "closing"
-                if self.passing or not owner.expects_more_locked():
-                    owner.finished_locked("idle")
-                    return "idle"
-                self._asleep = True
-                waiter = delivery.sleep_locked()
-            await waiter
+                raise asyncio.CancelledError
+            if items := delivery.take_locked():
+                self.taken = items
+                return items
+            if delivery.ended:
+                owner.finished_locked("closing")
+                return "closing"
+            if self.passing or not owner.expects_more_locked():
+                owner.finished_locked("idle")
+                return "idle"
+            self._asleep = True
+            return delivery.sleep_locked()
+        finally:
+            lock.release()
 
     async def _rest(self) -> None:
         """Let a moment's events gather, unless somebody waits for this observer."""
