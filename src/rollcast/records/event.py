@@ -138,13 +138,19 @@ class LlmGenerationStart(TypedDict):
 
 
 class LlmGenerationChunk(TypedDict):
-    """New text of a generation, never the text so far. `offset`: characters of this generation before it."""
+    """New text of a generation, never the text so far. `offset`: characters of this generation before it.
+
+    `reasoning` is new text of what the server sends apart. `dt_ms`: milliseconds from each token to the next one, so one
+    fewer than `token_ids`; the chunk's timestamp is that of its last token.
+    """
 
     content: str
     offset: int
     token_ids: NotRequired[list[int]]
     logprobs: NotRequired[list[float]]
     from_seq: NotRequired[int]
+    reasoning: NotRequired[str]
+    dt_ms: NotRequired[list[float]]
 
 
 class LlmGenerationEnd(TypedDict):

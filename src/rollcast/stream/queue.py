@@ -24,6 +24,7 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
 _SEQUENCES = (list, tuple)
+_COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # by `chunk_size`
 
 CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
@@ -45,7 +46,8 @@ def event_size(event: StreamEvent) -> int:
     """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
     data = event.data
     if event.event_type is CHUNK:
-        return chunk_size(data.get("content", ""), data.get("token_ids"))
+        size = chunk_size(data.get("content", ""), data.get("token_ids"))
+        return size + sum(_weight(value, 8) for name, value in data.items() if name not in _COUNTED)
     return 480 + _weight(data, 8)
 
 
@@ -68,17 +70,51 @@ def _weight(value: Any, depth: int) -> int:
 
 
 def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
-    """Neighbouring chunks of one generation as one, at the place of the last."""
+    """Neighbouring chunks of one generation as one, at the place of the last. What it does not know of them it carries on."""
     first, last = events[0], events[-1]
     data: dict[str, Any] = {
         "content": "".join([e.data["content"] for e in events]),
         "offset": first.data["offset"],
     }
     for name in ("token_ids", "logprobs"):
-        if all(name in e.data for e in events):
-            data[name] = [value for e in events for value in e.data[name]]
+        if any(name in e.data for e in events) and not any(_lacks(name, e.data) for e in events):
+            data[name] = [value for e in events for value in e.data.get(name, ())]
+    if any("reasoning" in e.data for e in events):
+        data["reasoning"] = "".join([e.data.get("reasoning", "") for e in events])
+    if any("dt_ms" in e.data for e in events) and (times := _joined_times(events)) is not None:
+        data["dt_ms"] = times
+    for e in events:
+        data.update({name: value for name, value in e.data.items() if name not in _MERGED})
     data["from_seq"] = first.data.get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
+
+
+_MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})
+
+
+def _lacks(name: str, data: dict[str, Any]) -> bool:
+    """Whether a chunk has tokens and does not tell these of them. One that only has reasoning has no tokens to tell of."""
+    return name not in data and bool(data["content"] or data.get("token_ids"))
+
+
+def _joined_times(events: list[StreamEvent]) -> list[float] | None:
+    """Milliseconds from each token to the next one, over all chunks; None if one of them does not tell.
+
+    A chunk's timestamp is that of its last token, so its first came `sum(dt_ms)` before.
+    """
+    joined: list[float] = []
+    arrived: float | None = None  # when the last token so far did, in milliseconds
+    for e in events:
+        count, times = len(e.data.get("token_ids", ())), e.data.get("dt_ms", [])
+        if not isinstance(times, list) or len(times) != max(count - 1, 0):
+            return None
+        if count == 0:
+            continue
+        if arrived is not None:
+            joined.append(round(max(e.timestamp * 1000 - sum(times) - arrived, 0.0), 3))
+        joined += times
+        arrived = e.timestamp * 1000
+    return joined
 
 
 def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
