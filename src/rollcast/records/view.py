@@ -175,6 +175,17 @@ class ChainView(ChainFields, eq=False):
             self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
             self.final_response_omitted += omitted
 
+    def forget_text(self) -> None:
+        """Let go of all text, for a watcher that has shown it: places, counts and states go on as they were."""
+        if self.messages or self.final_response:
+            self.forget_messages()
+        if self.generation is not None:
+            self.generation.restart(self.generation.end)
+        if self.reasoning is not None:
+            self.reasoning.restart(self.reasoning.end)
+        for call in self.tool_calls.values():
+            call.output.restart(call.output.end)
+
     @classmethod
     def from_snapshot(cls, event: StreamEvent) -> Self:
         """What a `chain_snapshot` tells, in its long form or in its short one."""
