@@ -194,9 +194,9 @@ class ChainView(ChainFields, eq=False):
         return view
 
     def snapshot(self) -> StreamEvent:
-        """The view as a `chain_snapshot` in its long form."""
+        """The view as a `chain_snapshot` in its long form. It has the view's own messages: its data is not to be changed."""
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, self.chain_id, self.last_event_at or 0.0, self.to_dict(), self.step, self.depth, self.as_of,
+            T.CHAIN_SNAPSHOT, self.chain_id, self.last_event_at or 0.0, self.told(), self.step, self.depth, self.as_of,
             self.run_id, self.group_id, self.source,
         )  # fmt: skip
 

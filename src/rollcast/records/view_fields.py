@@ -151,12 +151,16 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the view as plain JSON."""
+        return {**self.told(), "messages": msgspec.to_builtins(self.messages)}
+
+    def told(self) -> dict[str, Any]:
+        """As `to_dict`, with the view's own messages, which the view itself replaces and never changes."""
         known: dict[str, Any] = {
             "run_id": clean(self.run_id),
             "chain_id": clean(self.chain_id),
             "group_id": self.group_id,
             "source": clean(self.source),
-            "messages": msgspec.to_builtins(self.messages),
+            "messages": list(self.messages),
             "content": self.content,
             "tool_calls": [call.to_dict() for call in self.tool_calls.values()],
             "as_of": self.as_of,
