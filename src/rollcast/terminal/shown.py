@@ -8,12 +8,19 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
+import re
+import zlib
 from dataclasses import dataclass, field
 
 from rollcast.records.view import ChainView
-from rollcast.terminal.layout import chain_number
 
-__all__ = ["Board", "VisibleChain", "VisibleRun"]
+__all__ = ["Board", "VisibleChain", "VisibleRun", "chain_number"]
+
+
+def chain_number(chain_id: str) -> int:
+    """The number at the end of a chain's id; for an id without one, a number that depends on the id alone."""
+    found = re.search(r"[0-9]{1,9}$", chain_id)
+    return int(found.group()) if found else zlib.crc32(chain_id.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(slots=True, eq=False)
