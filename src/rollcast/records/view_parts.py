@@ -150,7 +150,10 @@ class StateClock(msgspec.Struct, eq=False):
         if state == self.state:
             return
         if self.since is not None and at is not None:  # a clock set back counts as one that stood still
-            self.times.setdefault(self.state, StateTime()).add(max(at - self.since, 0.0))
+            time = self.times.get(self.state)
+            if time is None:
+                time = self.times[self.state] = StateTime()
+            time.add(at - self.since if at > self.since else 0.0)
         self.state, self.since = state, at
 
 

@@ -183,18 +183,24 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         Code that answers calls in a way of its own, as by a message of the user's, has answered all calls of a turn with that.
         Code that cut the conversation short has decided itself what stands there.
         """
-        unlisted: list[tuple[int, Turn | ToolRecord, int]] = []
-        if len(messages) < self.messages_before:
+        before, step = self.messages_before, turn.step
+        if len(messages) < before:
             return []
-        listed = messages[self.messages_before :]
-        roles = {message.get("role") for message in listed}
-        if "assistant" not in roles:
-            unlisted.append((self.messages_before, turn, turn.step))
-        elif roles - {"assistant", "tool"}:
+        listed = own = False
+        answered: set[str | None] = set()
+        for message in messages[before:]:
+            role = message.get("role")
+            if role == "assistant":
+                listed = True
+            elif role == "tool":
+                answered.add(message.get("tool_call_id"))
+            else:
+                own = True
+        if listed and own:
             return []
-        answered = {message.get("tool_call_id") for message in listed}
+        unlisted: list[tuple[int, Turn | ToolRecord, int]] = [] if listed else [(before, turn, step)]
         unlisted += [
-            (len(messages), record, turn.step)
+            (len(messages), record, step)
             for record in self.ended_calls[self.calls_before :]
             if record.call.call_id not in answered
         ]

@@ -70,31 +70,30 @@ def _weight(value: Any, depth: int) -> int:
 
 
 def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
-    """Neighbouring chunks of one generation as one, at the place of the last. What it does not know of them it carries on."""
+    """Neighbouring chunks of one generation as one, at the place of the last. Of fields that it does not know, the latest stays."""
     first, last = events[0], events[-1]
-    data: dict[str, Any] = {
-        "content": "".join([e.data["content"] for e in events]),
-        "offset": first.data["offset"],
-    }
+    parts = [e.data for e in events]
+    names = set().union(*parts)
+    data: dict[str, Any] = {"content": "".join([p["content"] for p in parts]), "offset": parts[0]["offset"]}
     for name in ("token_ids", "logprobs"):
-        if any(name in e.data for e in events) and not any(_lacks(name, e.data) for e in events):
-            data[name] = [value for e in events for value in e.data.get(name, ())]
-    if any("reasoning" in e.data for e in events):
-        data["reasoning"] = "".join([e.data.get("reasoning", "") for e in events])
-    if any("dt_ms" in e.data for e in events) and (times := _joined_times(events)) is not None:
+        if name in names and all(name in p or not _has_tokens(p) for p in parts):
+            data[name] = [value for p in parts for value in p.get(name, ())]
+    if "reasoning" in names:
+        data["reasoning"] = "".join([p.get("reasoning", "") for p in parts])
+    if "dt_ms" in names and (times := _joined_times(events)) is not None:
         data["dt_ms"] = times
-    for e in events:
-        data.update({name: value for name, value in e.data.items() if name not in _MERGED})
-    data["from_seq"] = first.data.get("from_seq", first.seq)
+    for name in sorted(names - _MERGED, key=str):
+        data[name] = next(p[name] for p in reversed(parts) if name in p)
+    data["from_seq"] = parts[0].get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
 
 
 _MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})
 
 
-def _lacks(name: str, data: dict[str, Any]) -> bool:
-    """Whether a chunk has tokens and does not tell these of them. One that only has reasoning has no tokens to tell of."""
-    return name not in data and bool(data["content"] or data.get("token_ids"))
+def _has_tokens(data: dict[str, Any]) -> bool:
+    """Whether a chunk has tokens that a list would tell of. One that only has reasoning has none."""
+    return bool(data["content"] or data.get("token_ids"))
 
 
 def _joined_times(events: list[StreamEvent]) -> list[float] | None:
