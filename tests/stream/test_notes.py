@@ -291,10 +291,12 @@ def test_odd_names_are_told(chain):
     """A model may call a tool by half an emoji; the snapshot is JSON all the same."""
     generate(chain)
     chain.tool_call("\ud83e", {"x\udc00": "\ud800"}, "c1").start().end()
-    chain.tool_call("\ud83e", {"y": b"z"}, "c2").start()
+    chain.tool_call("\ud83e", {"y": b"z"}, "c\ud83e").start()
     view = ChainView.from_snapshot(over_the_wire(chain.snapshot()))
     assert view.tool_use["\ufffd"].calls == 1
-    assert view.tool_calls["c2"].arguments == {"y": "<bytes (1)>"}
+    call = view.tool_calls["c\ufffd"]
+    assert call.arguments == {"y": "<bytes (1)>"}
+    assert call.started_at is not None
 
 
 @tool

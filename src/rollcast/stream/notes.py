@@ -108,7 +108,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         known: dict[str, Any] = {
             "prompt_length": t.prompt_length,
             "unlisted_messages": self._unlisted_messages(t),
-            "calls_started_at": dict(self.calls_started_at),
+            "calls_started_at": as_json(dict(self.calls_started_at)),
             "since": self.since,
             "times": msgspec.to_builtins(self.times),
             "started_at": self.started_at,
