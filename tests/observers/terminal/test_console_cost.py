@@ -113,7 +113,7 @@ async def test_chains_that_ended_are_let_go(make_events):
     (run,) = observer.runs.values()
     assert (len(run.chains), len(run.ended)) == (0, 50)
     gc.collect()
-    shown = [found for found in gc.get_objects() if isinstance(found, VisibleChain)]
+    shown = [found for found in gc.get_objects() if type(found) is VisibleChain]
     assert not [chain for chain in shown if chain.run_id == "run-let-go"]
     await observer.aclose()
 
