@@ -28,6 +28,7 @@ from rollcast.records import (
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.stream.fanout import Fanout, Route, Targets
+from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
 from rollcast.stream.waiting import WaitingChunk, only_of
 from rollcast.text import well_formed
@@ -129,6 +130,7 @@ class ChainWriter:
         generation_open: the generation that has begun and not ended, or None.
         tools_open: the tool calls that have begun and not ended, by call id.
         depth: turns since the chain's last fresh prompt; None before the first.
+        notes: what a snapshot needs beside the trajectory; kept if somebody may be watching.
     """
 
     def __init__(self, run: RunOfChain, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
@@ -141,6 +143,7 @@ class ChainWriter:
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}
+        self.notes = ChainNotes()
         self._tools = tools
         self._reference = reference
         self._began = time.perf_counter()
@@ -171,6 +174,7 @@ class ChainWriter:
                 }
                 if self._reference is not UNSET:
                     data["reference"] = bounded_json(self._reference)
+                self.notes.began(data)
                 self.emit(T.CHAIN_START, data)
         logger.debug("%s begins", trajectory.chain_id)
         return self
@@ -271,8 +275,10 @@ class ChainWriter:
         if isinstance(error, BaseException) and not goes_on:
             self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
+            data = error_data(error, where)
             with self.lock:
-                self.emit(T.ERROR, error_data(error, where))
+                self.notes.failed(data)
+                self.emit(T.ERROR, data)
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
         """The chain's reward, once, when its last generation and tool call are over and before its end.
@@ -298,6 +304,7 @@ class ChainWriter:
             self.trajectory.reward = number
             self.trajectory.metrics = as_json(dict(metrics or {}))
             if self.live:
+                self.notes.heard()
                 self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
@@ -363,18 +370,11 @@ class ChainWriter:
 
     def snapshot(self) -> StreamEvent:
         """How the chain stands. The lock is held."""
-        t = self.trajectory
-        turn, run = t.open_turn, self.run
-        data = {
-            "messages": list(t.messages),
-            "content": None if turn is None else turn.text,
-            "tool_calls": t.open_tool_calls,
-            "as_of": run.seq,
-        }
-        step = len(t.turns) or None
+        t, seq, now = self.trajectory, self.run.seq, time.time()
+        data = self.notes.snapshot(t, self.depth, seq, now)
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), as_json(data), step, self.depth, run.seq, t.run_id, t.group_id,
-            run.fanout.source,
+            T.CHAIN_SNAPSHOT, t.chain_id, now, data, len(t.turns) or None, self.depth, seq, t.run_id, t.group_id,
+            self.run.fanout.source,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -429,6 +429,7 @@ class GenerationWriter:
             chain.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
+                chain.notes.generation_began(chain.trajectory, chain.run.model, self._version)
                 data = {
                     "prompt_tokens": turn.prompt_tokens,
                     "model": chain.run.model,
@@ -529,6 +530,7 @@ class GenerationWriter:
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
             if chain.live:
+                chain.notes.generation_ended(finish_reason)
                 chain.run.fanout.completion_tokens += turn.completion_tokens
                 data = {
                     "content": turn.text,
@@ -583,6 +585,7 @@ class ToolCallWriter:
             chain.tools_open[call.call_id] = self
             self._began = time.perf_counter()
             if chain.live:
+                chain.notes.call_began(call.call_id)
                 arguments = object_or_text(call.arguments)
                 data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
@@ -612,6 +615,7 @@ class ToolCallWriter:
             record.observation = record.observation + observation if partial else observation
             record.status = None if partial else status
             if chain.live:
+                chain.notes.heard()
                 data = {
                     "call_id": record.call.call_id,
                     "tool_name": record.call.tool_name,
@@ -634,6 +638,7 @@ class ToolCallWriter:
             record.duration_s = time.perf_counter() - self._began
             chain.tools_open.pop(record.call.call_id, None)
             if chain.live:
+                chain.notes.call_ended(record)
                 data = {
                     "call_id": record.call.call_id,
                     "tool_name": record.call.tool_name,

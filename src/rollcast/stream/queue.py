@@ -25,6 +25,7 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
 _SEQUENCES = (list, tuple)
+_COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # by `chunk_size`
 
 CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
@@ -50,7 +51,8 @@ def event_size(event: Event) -> int:
         return chunk_size(event.content, (ids,) if isinstance(ids, int) else ids)
     data = event.data
     if event.event_type is CHUNK:
-        return chunk_size(data.get("content", ""), data.get("token_ids"))
+        size = chunk_size(data.get("content", ""), data.get("token_ids"))
+        return size + sum(_weight(value, 8) for name, value in data.items() if name not in _COUNTED)
     return 480 + _weight(data, 8)
 
 
@@ -75,21 +77,54 @@ def _weight(value: Any, depth: int) -> int:
 
 
 def merged_chunks(chunks: list[Event]) -> Event:
-    """Neighbouring chunks of one generation as one, at the place of the last."""
+    """Neighbouring chunks of one generation as one, at the place of the last. Of fields that it does not know, the latest stays."""
     waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
     if len(waiting) == len(chunks):
         return merged_waiting(waiting)
     events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
-    data: dict[str, Any] = {
-        "content": "".join([e.data["content"] for e in events]),
-        "offset": first.data["offset"],
-    }
+    parts = [e.data for e in events]
+    names = set().union(*parts)
+    data: dict[str, Any] = {"content": "".join([p["content"] for p in parts]), "offset": parts[0]["offset"]}
     for name in ("token_ids", "logprobs"):
-        if all(name in e.data for e in events):
-            data[name] = [value for e in events for value in e.data[name]]
-    data["from_seq"] = first.data.get("from_seq", first.seq)
+        if name in names and all(name in p or not _has_tokens(p) for p in parts):
+            data[name] = [value for p in parts for value in p.get(name, ())]
+    if "reasoning" in names:
+        data["reasoning"] = "".join([p.get("reasoning", "") for p in parts])
+    if "dt_ms" in names and (times := _joined_times(events)) is not None:
+        data["dt_ms"] = times
+    for name in sorted(names - _MERGED, key=str):
+        data[name] = next(p[name] for p in reversed(parts) if name in p)
+    data["from_seq"] = parts[0].get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
+
+
+_MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})
+
+
+def _has_tokens(data: dict[str, Any]) -> bool:
+    """Whether a chunk has tokens that a list would tell of. One that only has reasoning has none."""
+    return bool(data["content"] or data.get("token_ids"))
+
+
+def _joined_times(events: list[StreamEvent]) -> list[float] | None:
+    """Milliseconds from each token to the next one, over all chunks; None if one of them does not tell.
+
+    A chunk's timestamp is that of its last token, so its first came `sum(dt_ms)` before.
+    """
+    joined: list[float] = []
+    arrived: float | None = None  # when the last token so far did, in milliseconds
+    for e in events:
+        count, times = len(e.data.get("token_ids", ())), e.data.get("dt_ms", [])
+        if not isinstance(times, list) or len(times) != max(count - 1, 0):
+            return None
+        if count == 0:
+            continue
+        if arrived is not None:
+            joined.append(round(max(e.timestamp * 1000 - sum(times) - arrived, 0.0), 3))
+        joined += times
+        arrived = e.timestamp * 1000
+    return joined
 
 
 def compact(queue: list[Item]) -> tuple[list[Item], int, int]:

@@ -207,10 +207,10 @@ async def test_after_a_gap_a_chain_counts_as_done_until_it_is_heard_of_again(eve
     start = events.run_start(2)
     await console.on_batch([start, events.start("chain_0"), events.start("chain_1")])
     await console.on_batch([events("gap", from_seq=3, to_seq=9, dropped={}, reason="")])
-    chains = console.runs[start.run_id].chains
-    assert [chain.done for chain in chains.values()] == [True, True]
+    run = console.runs[start.run_id]
+    assert ([*run.chains], run.ended) == ([], {"chain_0", "chain_1"})
     await console.on_batch([events.generation_start("chain_1")])
-    assert [chain.done for chain in chains.values()] == [True, False]
+    assert ([*run.chains], run.ended) == (["chain_1"], {"chain_0"})
     await console.aclose()
 
 

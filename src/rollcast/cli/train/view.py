@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from rollcast.cli.train.record import Record, clock_text, sparkline
 from rollcast.terminal.layout import UNICODE, Row, row_cells, wrap
 from rollcast.terminal.printer import Printer
-from rollcast.terminal.status import VisibleChain
+from rollcast.terminal.shown import VisibleChain
 
 if TYPE_CHECKING:
     from rollcast.train import Progress
@@ -199,21 +199,15 @@ class TrainView:
 
     def _chain_rows(self) -> list[Row]:
         """What each of the shown chains is writing; a chain that writes nothing keeps its row."""
-        running = {
-            chain_id: chain
-            for member in self.output.members
-            for run in member.runs.values()
-            for chain_id, chain in run.chains.items()
-            if not chain.done
-        }
-        return [
-            self.printer.live_row(running[chain_id])
-            if chain_id in running
-            else self.printer.prefix(
-                VisibleChain("", chain_id, self.printer.painter.chain_style(chain_id)), 0.0
-            )
-            for chain_id in self.shown
-        ]
+        rows = []
+        for chain_id in self.shown:
+            chain = self.output.shown.open_chain(chain_id)
+            if chain is not None:
+                rows.append(self.printer.live_row(chain))
+            else:
+                style = self.printer.painter.chain_style(chain_id)
+                rows.append(self.printer.prefix(VisibleChain("", chain_id, style), 0.0))
+        return rows
 
     def _panel(self, width: int, now: float) -> list[Row]:
         rule = self.printer.glyphs.rule
