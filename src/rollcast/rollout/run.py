@@ -11,6 +11,7 @@ from functools import partial
 
 from rollcast.aio import call_in, wait_uncancelled
 from rollcast.errors import InputError
+from rollcast.grace import grace
 from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
@@ -67,6 +68,8 @@ class Run:
         self.result = RunResult(self.run_id, seed)
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, ChainGeneration] = {}
+        self._asked: set[str] = set()  # chains whose tasks were cancelled
         self._prompts: Prompts = {}
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
@@ -79,7 +82,28 @@ class Run:
             self._cancelled_chains.add(chain_id)
         for name, task in self._tasks.items():
             if chain_id in (None, name):
-                task.cancel()
+                self._cancel_task(name, task)
+
+    def _cancel_task(self, name: str, task: asyncio.Task[None], *, again: bool = True) -> None:
+        """Ask the chain to end; a backend that has it go on all the same is left behind after a grace.
+
+        Args:
+            name: of the chain.
+            task: that runs it.
+            again: ask also if that was done before, which interrupts its cleanup.
+        """
+        if task.done():
+            return
+        self._asked.add(name)
+        seconds = self.agent.grace_s
+        task.get_loop().call_later(seconds, self._leave, name, seconds)
+        if again or not task.cancelling():
+            task.cancel()
+
+    def _leave(self, name: str, seconds: float) -> None:
+        chain = self._running.get(name)
+        if chain is not None:
+            chain.leave(seconds)
 
     def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
         """Cancel from any thread.
@@ -154,9 +178,8 @@ class Run:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
             self._cancelled = True
-            for task in tasks:
-                if not task.cancelling():  # a second time would interrupt its cleanup
-                    task.cancel()
+            for name, task in self._tasks.items():
+                self._cancel_task(name, task, again=False)
             await wait_uncancelled(tasks)
             raise
         for task in tasks:
@@ -178,7 +201,13 @@ class Run:
             )
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
-            await ChainGeneration(agent, stream, self.settings, seed, self._prompts).run()
+            grace.set(self.agent.cancel_grace_s)
+            chain = ChainGeneration(agent, stream, self.settings, seed, self._prompts, self._asked)
+            self._running[place.chain_id] = chain
+            try:
+                await chain.run()
+            finally:
+                del self._running[place.chain_id]
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:
