@@ -28,6 +28,8 @@ _OF_A_GENERATOR = frozenset(
     {"async_generator_asend", "async_generator_athrow"}
 )  # they do not tell of which one
 
+_LOOP = frozenset({"_run_once", "run_forever", "run_until_complete"})  # functions that run an event loop
+
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa: PTH100, PTH118, PTH120  (code objects name files by strings)
 
@@ -73,10 +75,13 @@ def _waiting(coroutine: Any) -> Iterator[tuple[str, int]]:
 
 
 def place_in_thread(thread_id: int) -> str | None:
-    """Where in the user's own code a thread stands now, as in `agent.py:12`; None if own code takes no part in it."""
+    """Where in the user's own code a thread stands now, as in `agent.py:12`; None if own code takes no part in it.
+
+    If an event loop runs in it, what called the loop does not count.
+    """
     frame: FrameType | None = sys._current_frames().get(thread_id)  # noqa: SLF001  (documented)
     frames = []
-    while frame is not None:
+    while frame is not None and frame.f_code.co_name not in _LOOP:
         frames.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return _innermost(reversed(frames))

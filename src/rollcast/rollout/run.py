@@ -20,6 +20,7 @@ from rollcast.rollout.chain import ChainGeneration, Prompts
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import Row, derived_seed
 from rollcast.rollout.settings import RunSettings
+from rollcast.rollout.watchdog import watchdog
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
 __all__ = ["Run", "RunSettings"]
@@ -137,6 +138,7 @@ class Run:
         status: RunStatus = "failed"
         self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
+        watchdog.watch()
         try:
             for r, row in enumerate(self.rows):
                 for i in range(settings.num_chains):
@@ -157,6 +159,7 @@ class Run:
             status = "cancelled"
             raise
         finally:
+            watchdog.leave()
             self.result.status = status
             self.stream.close(status)
             for trajectory in self.result.trajectories:
