@@ -72,7 +72,10 @@ class Driven(Generic[T]):
         return await self
 
     def let_go(self) -> None:
-        """Have whoever awaits this get a CancelledError now, whatever the coroutine does. It is closed, and not resumed."""
+        """Have whoever awaits this get a CancelledError now, whatever the coroutine does. It is closed, and not resumed.
+
+        Its task was cancelled before, or `let_go_after` was called before it was awaited; else it ends when it is resumed next.
+        """
         if not self.done:
             self.gone = True
             if self._waiter is not None:
@@ -111,7 +114,8 @@ class Driven(Generic[T]):
     def _suspended(self, awaited: Any) -> Generator[Any, Any, BaseException | None]:
         """Wait for what the coroutine awaits. Returns what is to be thrown into it."""
         blocking = getattr(awaited, "_asyncio_future_blocking", None)
-        if not blocking or (type(awaited) is asyncio.Future and not self.cancellations):
+        is_plain = type(awaited) is asyncio.Future and not self.cancellations and self._timer is None
+        if is_plain or not blocking:
             try:  # a plain future ends at once if the task is cancelled, so the task itself may wait for it
                 yield awaited
             except asyncio.CancelledError as error:
@@ -259,27 +263,32 @@ def run_to_the_end(main: Coroutine[Any, Any, T], seconds: float = GRACE_S) -> T:
     finally:
         loop = runner.get_loop()
         try:
-            loop.run_until_complete(_end_all(loop, seconds))
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:  # before the loop runs again, so that one that has not begun does not begin
+                task.cancel()
+            loop.run_until_complete(_end_all(loop, tasks, seconds))
         finally:
             asyncio.set_event_loop(None)
             loop.close()
 
 
-async def _end_all(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+async def _end_all(
+    loop: asyncio.AbstractEventLoop, cancelled: set[asyncio.Task[Any]], seconds: float
+) -> None:
     _silence_what_is_closed(loop)
-    await _end_tasks(loop, seconds)
+    await _end_tasks(loop, cancelled, seconds)
     closing = asyncio.create_task(loop.shutdown_asyncgens())
     await asyncio.wait((closing,), timeout=seconds)
-    await _end_tasks(loop, seconds)
+    late = _others(loop)
+    for task in late:
+        task.cancel()
+    await _end_tasks(loop, late, seconds)
 
 
-async def _end_tasks(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """Cancel what still runs, wait for a moment, and let go of what goes on even then."""
-    tasks = _others(loop)
+async def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[Any]], seconds: float) -> None:
+    """Wait for a moment for tasks that were cancelled, and let go of what goes on even then."""
     if not tasks:
         return
-    for task in tasks:
-        task.cancel()
     # Our own are let go of after one grace; some time is left for them to say so.
     await asyncio.wait(tasks, timeout=2 * seconds + 0.1)
     for task in tasks:

@@ -85,20 +85,17 @@ class Run:
             if chain_id in (None, name):
                 self._cancel_task(name, task)
 
-    def _cancel_task(self, name: str, task: asyncio.Task[None], *, again: bool = True) -> None:
-        """Ask the chain to end; a backend that has it go on all the same is left behind after a grace.
+    def _cancel_task(self, name: str, task: asyncio.Task[None]) -> None:
+        """Ask the chain to end, once: a second time would interrupt its cleanup.
 
-        Args:
-            name: of the chain.
-            task: that runs it.
-            again: ask also if that was done before, which interrupts its cleanup.
+        A backend that goes on all the same is left behind after a grace; tools and rewards see to that themselves.
         """
-        if task.done():
+        if task.done() or name in self._asked:
             return
         self._asked.add(name)
         seconds = self.agent.grace_s
         task.get_loop().call_later(seconds, self._leave, name, seconds)
-        if again or not task.cancelling():
+        if not task.cancelling():
             task.cancel()
 
     def _leave(self, name: str, seconds: float) -> None:
@@ -182,7 +179,7 @@ class Run:
         except asyncio.CancelledError:
             self._cancelled = True
             for name, task in self._tasks.items():
-                self._cancel_task(name, task, again=False)
+                self._cancel_task(name, task)
             await wait_uncancelled(tasks)
             raise
         for task in tasks:

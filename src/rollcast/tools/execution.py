@@ -18,7 +18,7 @@ import queue
 import signal
 import threading
 import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ __all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_tas
 
 RUNNING_LIMIT = 256
 """Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
+WAIT_S = 10.0
+"""A call that waits for a thread for longer is told of, once, in seconds."""
 IDLE_LIMIT = 32
 """Threads that are kept for the next call."""
 IDLE_S = 10.0
@@ -112,8 +114,10 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
         CancelledItself: it raised CancelledError of its own accord.
         StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit of its own accord.
     """
-    call = Driven(_contained(coroutine))
+    contained = _contained(coroutine)
+    call = Driven(contained)
     task = asyncio.create_task(call.run())
+    task.add_done_callback(lambda _: _close_unstarted(contained, coroutine))
     try:
         await asyncio.wait((task,), timeout=seconds)
     except asyncio.CancelledError:
@@ -135,6 +139,13 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
         if by_signal(error):
             raise
         raise StoppedItself from error
+
+
+def _close_unstarted(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """A task that is cancelled at once never begins; Python would complain of what was made for it."""
+    for each in coroutines:
+        if inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED:
+            each.close()
 
 
 async def _stop(task: asyncio.Task[Any], call: Driven[Any], name: str) -> None:
@@ -196,7 +207,7 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     _threads.submit(job)
     try:
         if job.started is not None:
-            await job.started
+            await _begun(job)
         await asyncio.wait((job.done,), timeout=seconds)
         if not job.done.done():
             logger.warning(
@@ -224,6 +235,27 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]  # the job's function returned it
+
+
+async def _begun(job: _Job) -> None:
+    """Wait for a thread; if that takes long, say once who has them all."""
+    assert job.started is not None
+    await asyncio.wait((job.started,), timeout=WAIT_S)
+    if not job.started.done() and not _threads.told_of_waiting:
+        _threads.told_of_waiting = True
+        names = Counter(
+            t.name for t in threading.enumerate() if t.name.startswith(("rollcast-tool-", "rollcast-reward-"))
+        )
+        most, count = names.most_common(1)[0] if names else ("other code", 0)
+        logger.warning(
+            "%s has waited for a thread for %g s: %d calls run at a time, and %d are %s; give that one a timeout",
+            job.name,
+            WAIT_S,
+            RUNNING_LIMIT,
+            count,
+            most,
+        )
+    await job.started
 
 
 class _Job:
@@ -281,6 +313,7 @@ class _Threads:
         self.idle: list[_Worker] = []
         self.waiting: deque[_Job] = deque()
         self.running = 0
+        self.told_of_waiting = False
 
     def submit(self, job: _Job) -> None:
         with self.lock:
