@@ -301,10 +301,11 @@ async def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[An
                 }
             )
     left = _others(loop)
-    for task in left:
+    places = {task: place_of_wait(task.get_coro()) for task in left}
+    for task, place in places.items():
         coroutine = task.get_coro()
-        place = place_of_wait(coroutine)
-        if first_left_behind(place or task.get_name()):
+        tells = place is not None or not any(places.values())  # asyncio's own wait for somebody's
+        if tells and first_left_behind(place or task.get_name()):
             logger.warning(
                 "task %s goes on though it was cancelled%s; it is let go of",
                 task.get_name(),
