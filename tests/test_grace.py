@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rollcast.grace import Driven, run_to_the_end, untracked
+from rollcast.grace import Driven, run_to_the_end
 
 
 async def goes_on(swallows=asyncio.CancelledError):
@@ -196,19 +196,3 @@ def test_a_thread_of_the_default_executor_is_not_waited_for():
 
     run_to_the_end(main(), 0.01)
     go_on.set()
-
-
-async def test_an_untracked_generator_gives_its_items():
-    """In order, and no event loop knows of it."""
-    known = len(asyncio.get_running_loop()._asyncgens)
-
-    async def count():
-        yield 1
-        yield 2
-
-    items = count()
-    got = []
-    async for item in untracked(items):
-        got.append(item)
-        assert len(asyncio.get_running_loop()._asyncgens) == known
-    assert got == [1, 2]

@@ -11,17 +11,16 @@ import asyncio
 import ctypes
 import gc
 import logging
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from contextvars import ContextVar
 from types import AsyncGeneratorType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from rollcast.aio import resolve
 from rollcast.failures import place_of_wait
 
-__all__ = ["GRACE_S", "Driven", "first_left_behind", "grace", "grace_s", "run_to_the_end", "untracked"]
+__all__ = ["GRACE_S", "Driven", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
 
 GRACE_S = 1.0
 """How long what was cancelled may take to clean up, in seconds, if nobody says otherwise."""
@@ -30,6 +29,7 @@ CLOSES = 8
 """How often a coroutine is closed that answers to that by waiting for something again: one `finally` in another."""
 
 T = TypeVar("T")
+_Future = asyncio.Future
 logger = logging.getLogger("rollcast")
 
 grace: ContextVar[float | None] = ContextVar("rollcast_grace", default=None)
@@ -59,6 +59,7 @@ class Driven(Generic[T]):
         self._coroutine = coroutine
         self.gone = False
         self.cancellations = 0
+        self._may_go = False  # so a future of our own stands between it and all that it waits for
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -88,18 +89,30 @@ class Driven(Generic[T]):
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._may_go = True
         self._timer = loop.call_later(seconds, self.let_go)
 
     def __await__(self) -> Generator[Any, Any, T]:
-        coroutine, failure = self._coroutine, None
+        coroutine = self._coroutine
+        failure: BaseException | None = None
         try:
-            while True:
+            while True:  # once for each time that the coroutine waits: a backend does so for each token
                 try:
                     awaited = coroutine.send(None) if failure is None else coroutine.throw(failure)
                 except StopIteration as stop:
                     value: T = stop.value
                     return value
-                failure = yield from self._suspended(awaited)
+                if awaited is not None and (type(awaited) is not _Future or self._may_go):
+                    failure = yield from self._suspended(awaited)
+                else:
+                    # A plain future ends at once if the task is cancelled, so the task itself may wait for it.
+                    failure = None
+                    try:
+                        yield awaited
+                    except asyncio.CancelledError as error:
+                        failure = self._cancelled(error)
+                    except Exception as error:  # noqa: BLE001  (of the future: it is the coroutine's to take)
+                        failure = error
                 if self.gone:
                     _close(coroutine)
                     raise asyncio.CancelledError("it went on though it was cancelled")
@@ -113,14 +126,12 @@ class Driven(Generic[T]):
 
     def _suspended(self, awaited: Any) -> Generator[Any, Any, BaseException | None]:
         """Wait for what the coroutine awaits. Returns what is to be thrown into it."""
-        blocking = getattr(awaited, "_asyncio_future_blocking", None)
-        is_plain = type(awaited) is asyncio.Future and not self.cancellations and self._timer is None
-        if is_plain or not blocking:
-            try:  # a plain future ends at once if the task is cancelled, so the task itself may wait for it
+        if not getattr(
+            awaited, "_asyncio_future_blocking", False
+        ):  # nothing that a task can wait for: it says so
+            try:
                 yield awaited
-            except asyncio.CancelledError as error:
-                return self._cancelled(error)
-            except Exception as error:  # noqa: BLE001  (of the future: it is the coroutine's to take)
+            except Exception as error:  # noqa: BLE001
                 return error
             return None
         # A task, or several of them, may go on after the cancellation. A future of our own waits for them, as a task would.
@@ -143,6 +154,7 @@ class Driven(Generic[T]):
     def _cancelled(self, error: asyncio.CancelledError) -> asyncio.CancelledError | None:
         """The cancellation, if it is to be passed on."""
         self.cancellations += 1
+        self._may_go = True
         if not self.left:
             return error
         self.let_go_after(grace_s())
@@ -181,6 +193,8 @@ def _close(coroutine: Any) -> None:
                 logger.debug("closing %r: %s", part, error)
         if _is_alive(part):
             _keep(part)
+            if isinstance(part, AsyncGeneratorType):  # or the event loop waits at its end until it is closed
+                getattr(asyncio.get_running_loop(), "_asyncgens", set()).discard(part)
 
 
 def _close_awaited(awaited: Any) -> None:
@@ -213,34 +227,6 @@ def _parts(coroutine: Any) -> Iterator[Any]:
 
 def _is_alive(part: Any) -> bool:
     return any(getattr(part, name, None) is not None for name in ("cr_frame", "ag_frame", "gi_frame"))
-
-
-def untracked(generator: Any) -> AsyncIterator[Any]:
-    """Iterate an async generator that the caller closes, so that the event loop does not: it would wait for that at its end."""
-    if not isinstance(generator, AsyncGenerator):
-        return generator  # type: ignore[no-any-return]  # any other iterator is none of the loop's business
-    before = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(None, None)
-    try:
-        first = generator.__anext__()  # the generator asks for the hooks now, and only once
-    finally:
-        sys.set_asyncgen_hooks(*before)
-    return _Untracked(generator, first)
-
-
-class _Untracked:
-    """The generator's items."""
-
-    def __init__(self, generator: AsyncGenerator[Any, None], first: Awaitable[Any]) -> None:
-        self._next = generator.__anext__
-        self._first: Awaitable[Any] | None = first
-
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[Any]:
-        first, self._first = self._first, None
-        return self._next() if first is None else first
 
 
 def _keep(thing: object) -> None:

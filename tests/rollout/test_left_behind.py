@@ -88,7 +88,7 @@ class Bench:
         async def never_waits():
             self.started.append(1)
             while True:
-                yield "a"
+                yield "a" * 1000
 
         return locals()[kind.removeprefix("tool: ").replace(" ", "_")]
 

@@ -14,7 +14,7 @@ import msgspec
 
 from rollcast.aio import wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
-from rollcast.grace import Driven, first_left_behind, untracked
+from rollcast.grace import Driven, first_left_behind
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
 from rollcast.models.parse.reading import Reading, split
@@ -207,15 +207,16 @@ class ChainGeneration:
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
-            others_run_at = time.perf_counter() + TURN_S
+            clock = time.perf_counter
+            others_run_at = clock() + TURN_S
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
                     if fanout.congested:
                         await fanout.ready()
-                    if time.perf_counter() >= others_run_at:
+                    if clock() >= others_run_at:
                         await asyncio.sleep(0)
-                        others_run_at = time.perf_counter() + TURN_S
+                        others_run_at = clock() + TURN_S
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:
@@ -401,7 +402,7 @@ async def _deltas(
     try:
         with _blaming("backend"):  # this is where what a model library raises enters
             deltas = agent.generate(request)
-            yield untracked(deltas)
+            yield deltas
     finally:
         if hasattr(deltas, "aclose"):
             closing = Driven(_closed(deltas))

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Self, overload
 
 from rollcast.aio import call_in
 from rollcast.errors import ToolDefinitionError, ToolError
-from rollcast.grace import untracked
 from rollcast.records.event import ToolStatus
 from rollcast.text import bounded
 from rollcast.tools.arguments import Arguments, ArgumentsError
@@ -312,8 +311,8 @@ async def _run_async(
             value = await value
         if isinstance(value, AsyncGenerator):
             others_run_at = time.perf_counter() + TURN_S
-            async with aclosing(value):
-                async for piece in untracked(value):
+            async with aclosing(value) as pieces:
+                async for piece in pieces:
                     if piece is not None:
                         output.add_value(piece)
                     if time.perf_counter() >= others_run_at:  # it may never wait for anything
