@@ -246,8 +246,7 @@ async def test_cancelling_again_in_the_time_of_grace_changes_nothing(kind):
         for cancel in (run.cancel, lambda: run.cancel("chain_1"), run.cancel, task.cancel):
             cancel()
             await asyncio.sleep(GRACE_S / 10)
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait((task,))
     assert [t.finish_reason for t in run.result] == ["cancelled", "cancelled"]
     capture.check()
 
