@@ -21,6 +21,7 @@ from rollcast.cli.serving import Serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED, Sampling
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter
@@ -92,7 +93,7 @@ def run_command(options: RunOptions) -> int:
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
     if options.agent is None and options.model is None:
         print_about(task.about, out)
-    result, signals = asyncio.run(_execute(agent, run, server, _Readers(out, log, server)))
+    result, signals = run_to_the_end(_execute(agent, run, server, _Readers(out, log, server)))
     print_summary(result, rows, out, log=None if log is None else log_line(log))
     out.warn_if_broken()
     if signals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -11,6 +10,7 @@ import msgspec
 
 from rollcast.aio import running_loop
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import Sampling
 from rollcast.records import EventFilter
 from rollcast.records.filter import Names
@@ -140,7 +140,7 @@ class BaseAgent(AgentValue):
                 max_steps, start_messages, num_chains, enable_streaming, streaming_callback, **settings
             )
 
-        return asyncio.run(whole())
+        return run_to_the_end(whole(), self.grace_s)
 
     def prepare(
         self,
@@ -160,6 +160,10 @@ class BaseAgent(AgentValue):
         Raises:
             InputError: an argument is wrong.
         """
+        if not self.grace_s >= 0:
+            raise InputError(
+                f"cancel_grace_s of the agent is {self.cancel_grace_s!r}; expected seconds from 0 upward"
+            )
         rows = as_rows(start_messages, self.system_prompt, self.instructions)
         agents = self._of_rows(rows)
         rows = [

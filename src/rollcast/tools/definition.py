@@ -31,6 +31,7 @@ __all__ = ["Tool", "ToolResult", "tool"]
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_OUTPUT = 10_000
+TURN_S = 0.02  # an async generator that never waits lets others run after so many seconds
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the OpenAI API takes as the name of a function
 
 
@@ -310,10 +311,14 @@ async def _run_async(
         if inspect.isawaitable(value):
             value = await value
         if isinstance(value, AsyncGenerator):
+            others_run_at = time.perf_counter() + TURN_S
             async with aclosing(value) as pieces:
                 async for piece in pieces:
                     if piece is not None:
                         output.add_value(piece)
+                    if time.perf_counter() >= others_run_at:  # it may never wait for anything
+                        await asyncio.sleep(0)
+                        others_run_at = time.perf_counter() + TURN_S
             return "success", output.text
         return "success", bounded(as_text(value, output.keep), output.limit)
     except asyncio.CancelledError:

@@ -5,7 +5,6 @@ Importing this module loads torch and TRL.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import math
@@ -20,6 +19,7 @@ import msgspec
 
 from rollcast.aio import running_loop
 from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RolloutCancelledError
+from rollcast.grace import run_to_the_end
 from rollcast.models import Sampling
 from rollcast.models.checksums import write_checksums
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
@@ -513,9 +513,9 @@ def _shown(prompt: Sequence[Mapping[str, Any]]) -> str:
 def _to_the_end(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
     """Run it in an event loop of its own, on another thread if a loop runs in this one, as in a notebook."""
     if running_loop() is None:
-        return asyncio.run(work())
+        return run_to_the_end(work())
     with ThreadPoolExecutor(1, "rollcast-trl") as pool:
-        return pool.submit(lambda: asyncio.run(work())).result()
+        return pool.submit(lambda: run_to_the_end(work())).result()
 
 
 def _nothing(t: Trajectory, end_id: int) -> dict[str, list[Any]]:

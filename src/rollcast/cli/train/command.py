@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import signal
@@ -34,6 +33,7 @@ from rollcast.cli.train.summary import say_beginning, say_end
 from rollcast.cli.train.tensorboard import Scalars
 from rollcast.cli.train.view import LABEL_CELLS, TrainView
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
 from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
@@ -79,7 +79,7 @@ def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketS
     picture = can_draw()
     say_beginning(session.view, session.title, settings, out, picture=picture)
     try:
-        result, signals = asyncio.run(session.run(task, grpo, server))
+        result, signals = run_to_the_end(session.run(task, grpo, server))
     except KeyboardInterrupt:
         if settings.trainer == "trl":
             # A thread is inside of torch, which aborts when the interpreter ends around it.

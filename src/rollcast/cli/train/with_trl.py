@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rollcast.aio import call_in
 from rollcast.cli.train.settings import TrainSettings
 from rollcast.errors import CheckpointError, InputError, RolloutCancelledError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.rollout import BaseAgent
@@ -299,4 +300,4 @@ class _Watch(TrainerCallback):
             check_scored(result.trajectories, f"the evaluation after step {step}")
             return success(result.trajectories)
 
-        return asyncio.run(play())
+        return run_to_the_end(play())
