@@ -11,22 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol
 
 import msgspec
 
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.serve.fitting import fitted, in_parts
-from rollcast.serve.history import Entry, History, Selector, encoded
-from rollcast.serve.protocol import FRAME_BYTES, CloseCode, RunInfo, batch_frame
+from rollcast.serve.history import Entry, History, Selector, Selectors, encoded
+from rollcast.serve.joins import Joins
+from rollcast.serve.protocol import CloseCode, RunInfo
+from rollcast.serve.runs import KnownRuns
 from rollcast.serve.settings import ServerSettings
+from rollcast.serve.subscription import Outlet, Sender, Subscription, Transmit
+from rollcast.serve.worker import Shortener, Worker
 from rollcast.stream import StreamObserver
 from rollcast.stream.queue import compact
 
@@ -38,78 +38,11 @@ T = StreamEventType
 NOTHING = EventFilter(types=())
 PORTION = 2048  # entries that one subscription is given before others have their turn
 PORTION_BYTES = 256 << 10
+MERGED_BYTES = 1 << 20  # of a portion for one that fell behind
 MAX_FILTERS = 64  # that the manager is told one by one
-MAX_RUNS = 64  # that `welcome` may list, the latest ones
+TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
 
 _decode = msgspec.json.Decoder(StreamEvent).decode
-
-
-class Outlet(Protocol):
-    """A client's connection, as the broadcaster sees it.
-
-    Attributes:
-        plain: one event a message and no frames around them.
-    """
-
-    plain: bool
-
-    def unsent(self) -> int:
-        """Bytes that were given to it and that the network has not taken."""
-
-    def close(self, code: CloseCode, message: str) -> None:
-        """End it. Does not wait."""
-
-
-class Transmit(Protocol):
-    """Sends messages to several clients, without waiting."""
-
-    def __call__(self, outlets: Iterable[Any], /, *messages: bytes) -> None: ...
-
-
-class _Join:
-    """A subscription that begins with snapshots: what it must not get twice.
-
-    Attributes:
-        snapshots: of the open chains, encoded.
-        as_of: seq of each open run's last event when they were made.
-        before: what it got before, if only its filter changed.
-    """
-
-    __slots__ = ("as_of", "before", "snapshots")
-
-    def __init__(self, snapshots: list[bytes], as_of: dict[str, int], before: Selector | None) -> None:
-        self.snapshots = snapshots
-        self.as_of = as_of
-        self.before = before
-
-    def covers(self, entry: Entry) -> bool | None:
-        """Whether the snapshots tell what this event tells; None: half of it."""
-        as_of = self.as_of.get(entry.place.run_id, -1)
-        if entry.from_seq > as_of or (self.before is not None and self.before.wants(entry.place)):
-            return False
-        return True if entry.seq <= as_of else None
-
-
-class Subscription:
-    """What one client wants, and how far it is."""
-
-    __slots__ = (
-        "behind", "id", "join", "live_from", "max_message", "next_filter", "outlet", "position", "selector", "told"
-    )  # fmt: skip
-
-    def __init__(
-        self, outlet: Outlet, id: str, selector: Selector, position: int, max_message: int | None = None
-    ) -> None:
-        self.outlet = outlet
-        self.id = id
-        self.max_message = max_message  # bytes; None: any number
-        self.selector = selector
-        self.position = position
-        self.live_from = position  # what stands before it is replayed, and is not merged
-        self.told = 0  # bytes before the cursor that the client knows
-        self.behind = False  # it could not take more
-        self.join: _Join | None = None
-        self.next_filter: EventFilter | None = None  # to be changed to
 
 
 class ServerObserver(StreamObserver):
@@ -146,31 +79,42 @@ class Broadcaster:
         self.lock = threading.RLock()
         self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}
         self.observer = ServerObserver(self)
-        self.runs: OrderedDict[str, RunInfo] = OrderedDict()
-        self.sent_batches = self.closed_slow = 0
-        self._selectors: dict[EventFilter, Selector] = {}
+        self.runs = KnownRuns()
+        self.sender = Sender()
+        self.closed_slow = 0
+        self._selectors = Selectors()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._transmit: Transmit | None = None
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._at_once = False
+        self._timer = _Timer(self.flush, settings.batch_s)
+        self._waiting = False  # somebody has no room
         self._flushed = (0, 0)  # head and total of the last flush
+        self._worker = Worker()
+        self._shortener = Shortener(self._worker, partial(self._schedule, at_once=True))
+        self._joins = Joins(
+            self.history, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            close=self._too_slow, done=self._joined, wait=self._wait_for_room,
+        )  # fmt: skip
 
     # -- the event loop ----------------------------------------------------------------------------------------------
 
     def attach(self, loop: asyncio.AbstractEventLoop, transmit: Transmit) -> None:
         """Serve from this loop."""
         with self.lock:
-            self._transmit = transmit
-            self._loop = self.observer.loop = loop
+            self.sender.transmit = transmit
+            self._loop = self.observer.loop = self._joins.loop = self._timer.loop = loop
+            self._worker.attach(loop)
         if self.observer.manager is not None:
             self.observer.manager.refresh(self.observer)
 
     def detach(self) -> None:
         """Serve no longer; events are still kept."""
         with self.lock:
-            self._loop = self.observer.loop = self._transmit = None
+            self._loop = self.observer.loop = self.sender.transmit = None
             self.subscriptions.clear()
-            self._cancel_timer()
+            self._joins.detach()
+            self._timer.cancel()
+            self._timer.loop = None
+            self._worker.detach()
+            self._shortener.clear()
         self._narrow()
 
     # -- events come in ------------------------------------------------------------------------------------------------
@@ -186,7 +130,7 @@ class Broadcaster:
                     if event.data.get("offset") == 0:
                         first_chunk = True
                 elif kind is T.RUN_START or kind is T.RUN_END:
-                    self._note_run(event)
+                    self.runs.note(event)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -201,26 +145,11 @@ class Broadcaster:
         if not call_in(loop, partial(self._schedule, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
 
-    def _note_run(self, event: StreamEvent) -> None:
-        data = event.data
-        known = self.runs.pop(event.run_id, None)
-        if event.event_type is T.RUN_START:
-            info = RunInfo(event.run_id, data.get("parent_run_id"), "running", data.get("chains", 0))
-        else:
-            parent = known.parent_run_id if known else None
-            info = RunInfo(event.run_id, parent, data.get("status", "completed"), data.get("chains", 0))
-        self.runs[event.run_id] = info
-        while len(self.runs) > MAX_RUNS:
-            self.runs.popitem(last=False)
-
     def known_runs(self) -> list[RunInfo]:
         """The open runs, and the latest of those that ended."""
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            runs = dict(self.runs)
-            for run_id, run in manager.runs.items() if manager is not None else ():
-                runs[run_id] = RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
-            return list(runs.values())
+            return self.runs.listed({} if manager is None else manager.runs)
 
     def cancel(self, run_id: str, chain_id: str | None) -> None:
         """Pass it on to who produces the run.
@@ -239,7 +168,9 @@ class Broadcaster:
         """What the server asks the manager for: everything if it keeps a history, else what its clients want."""
         if self.keeps:
             return EventFilter()
-        filters = {s.next_filter or s.selector.filter for s in self.subscriptions.values()}
+        subscriptions = self.subscriptions.values()
+        filters = {s.selector.filter for s in subscriptions}
+        filters |= {s.next_filter for s in subscriptions if s.next_filter is not None}
         if (
             len(filters) > MAX_FILTERS
         ):  # every event would be held against each: the types alone narrow enough
@@ -260,15 +191,6 @@ class Broadcaster:
             if manager is not None:
                 manager.refresh(self.observer)
 
-    def _selector(self, filter: EventFilter) -> Selector:
-        selector = self._selectors.get(filter)
-        if selector is None:
-            if len(self._selectors) > 2 * len(self.subscriptions) + 64:
-                used = {s.selector.filter: s.selector for s in self.subscriptions.values()}
-                self._selectors = used
-            selector = self._selectors[filter] = Selector(filter)
-        return selector
-
     def subscribe(
         self,
         outlet: Outlet,
@@ -277,10 +199,12 @@ class Broadcaster:
         since: str = "live",
         *,
         max_message: int | None = None,
+        parts: bool = False,
     ) -> tuple[bool, str | None]:
         """Send the outlet what the filter wants, from `live`, from `start` or from a cursor on.
 
-        A batch of more than `max_message` bytes goes in parts.
+        No message has more than `max_message` bytes. If the client knows of `parts`, the snapshots are one batch in several;
+        else they are several batches.
 
         Returns:
             Whether everything since then is there; and the cursor to come back to, None if snapshots are to come first.
@@ -289,13 +213,14 @@ class Broadcaster:
         with manager.lock if manager is not None else nullcontext(), self.lock:
             position = self._position(since)
             here = self.history.head if position is None else position
-            subscription = Subscription(outlet, id, self._selector(filter), here, max_message)
-            subscription.live_from = self.history.head
+            selector = self._selectors.of(filter, self.subscriptions.values())
+            subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
+            subscription.live_from = subscription.owed_until = self.history.head
             subscription.told = self.history.before(here)
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._begin_join(subscription, None)
+                self._joins.begin(subscription, None)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._schedule(at_once=True)
@@ -313,18 +238,25 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             subscription = self.subscriptions[outlet, id]
-            if subscription.join is None and self.history.head - subscription.position > PORTION:
+            join = subscription.join
+            if join.sent if join is not None else self.history.head - subscription.position > PORTION:
                 subscription.next_filter = filter  # once it has caught up
+                self._narrow()
             else:
                 self._change(subscription, filter)
             return True, None if subscription.join else self.history.cursor(subscription.position)
 
     def _change(self, subscription: Subscription, filter: EventFilter) -> None:
         """Both locks are held."""
-        before = subscription.join.before if subscription.join else subscription.selector
-        subscription.selector, subscription.next_filter = self._selector(filter), None
+        join = subscription.join
+        before: Selector | None = subscription.selector
+        if join is not None:  # of which nothing was sent
+            before = join.opening.before
+            subscription.position = join.opening.start
+        subscription.selector = self._selectors.of(filter, self.subscriptions.values())
+        subscription.next_filter = subscription.join = None
         self._narrow()
-        self._begin_join(subscription, before)
+        self._joins.begin(subscription, before)
 
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
         """Send the outlet no more of this subscription, or of any."""
@@ -334,73 +266,27 @@ class Broadcaster:
                 self.subscriptions.pop(key, None)
         self._narrow()
 
-    # -- joining: snapshots without a hole or a repetition -------------------------------------------------------------
-
-    def _begin_join(self, subscription: Subscription, before: Selector | None) -> None:
-        """Make snapshots now; send them when the history has everything that was emitted before. Both locks are held."""
-        manager, loop = self.observer.manager, self._loop
-        if manager is None or loop is None:
-            return
-        seen = None if before is None else before.filter
-        cut = manager.fanout.cut(
-            subscription.selector.filter, besides=seen, reader=manager.delivery_of(self.observer)
-        )
-        subscription.join = join = _Join([encoded(s) for s in cut.snapshots], cut.as_of, before)
-        if cut.arrived is None:
-            loop.call_soon(self._complete_join, subscription, join)  # after the answer to `subscribe`
-        else:
-            cut.arrived.add_done_callback(partial(self._arrived, subscription, join))
-
-    def _arrived(self, subscription: Subscription, join: _Join, _: Future[None]) -> None:
-        loop = self._loop
-        if loop is not None and not call_in(
-            loop, self._complete_join, subscription, join
-        ):  # the server has stopped
-            logger.debug("the server's event loop is closed; a client's snapshots are not sent")
-
-    def _complete_join(self, subscription: Subscription, join: _Join) -> None:
-        """Send the snapshots and what came since, as one whole: a client cut before it has nothing, after it all."""
-        with self.lock:
-            current = self.subscriptions.get((subscription.outlet, subscription.id))
-            if current is not subscription or subscription.join is not join:
-                return  # it has left, or began anew
-            if subscription.position < self.history.tail:
-                self._too_slow(subscription)
-                return
-            window = self.history.window(subscription.position, self.history.head)
-        wanted = [entry for entry in window if subscription.selector.wants(entry.place)]
-        covered = [join.covers(entry) for entry in wanted]
-        if None in covered:  # merged over the moment of the snapshots: new ones are needed
-            manager = self.observer.manager
-            with manager.lock if manager is not None else nullcontext(), self.lock:
-                self._begin_join(subscription, join.before)
-            return
-        events = [entry for entry, told in zip(wanted, covered, strict=True) if not told]
-        position = subscription.position + len(window)
-        subscription.join = None
-        subscription.position = subscription.live_from = position
-        self._send([subscription], [*join.snapshots, *(e.data for e in events)], position)
-        self._told([subscription], window)
-        self._schedule(at_once=False)
-
     # -- events go out -------------------------------------------------------------------------------------------------
 
     def _schedule(self, *, at_once: bool) -> None:
         """Flush soon, or when a batch's time is over."""
-        loop = self._loop
-        if loop is None or self._at_once:
-            return
-        if at_once:
-            self._cancel_timer()
-            self._at_once = True
-            self._timer = loop.call_soon(self.flush)
-        elif self._timer is None:
-            self._timer = loop.call_later(self.settings.batch_s, self.flush)
+        self._timer.set(at_once=at_once)
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._at_once = None, False
+    def room(self) -> None:
+        """A connection has room again. To be called in the event loop."""
+        if self._waiting:
+            self._schedule(at_once=True)
+
+    def _wait_for_room(self) -> None:
+        self._waiting = True
+        self._schedule(at_once=False)
+
+    def _joined(self, subscription: Subscription) -> None:
+        """It has had its snapshots."""
+        if subscription.position < self.history.head:
+            self._schedule(at_once=True)
+        else:
+            self._caught_up(subscription)
 
     def flush(self) -> None:
         """Send every subscription its next portion, as far as its client can take more.
@@ -410,38 +296,40 @@ class Broadcaster:
         3. Whoever could not take more is given its events merged, once it can.
         4. Come again: at once if somebody has more to take, in a batch's time if somebody waits.
         """
-        self._cancel_timer()
-        groups: dict[tuple[Selector, int], list[Subscription]] = {}
+        self._timer.cancel()
+        groups: dict[tuple[Selector, int, int | None], list[Subscription]] = {}
         late: list[Subscription] = []
-        waiting = False
+        joining: list[Subscription] = []
+        waiting = more = False
         with self.lock:
             history = self.history
             head, self._flushed = history.head, (history.head, history.total)
             for subscription in list(self.subscriptions.values()):
-                if subscription.join is not None or subscription.position == head:
+                if subscription.join is not None:
+                    joining.append(subscription)
+                elif subscription.position == head:
                     continue
-                if not self._can_take(subscription):
+                elif not self._can_take(subscription):
                     waiting = True
                 elif subscription.behind and subscription.position >= subscription.live_from:
                     late.append(subscription)
                 else:
-                    groups.setdefault((subscription.selector, subscription.position), []).append(subscription)
-        for (selector, position), members in groups.items():
-            self._give(members, selector, position)
+                    key = (subscription.selector, subscription.position, subscription.room)
+                    groups.setdefault(key, []).append(subscription)
+        for (selector, position, room), members in groups.items():
+            more |= self._give(members, selector, position, room)
         for subscription in late:
-            self._give_merged(subscription)
-        more = False
+            more |= self._give_merged(subscription)
         for subscription in [s for members in groups.values() for s in members] + late:
-            if subscription.position < head:
-                more = True
-            else:
+            if subscription.position >= head:
                 self._caught_up(subscription)
+        self._waiting = self._joins.feed(joining) or waiting
         if not self.keeps:
             with self.lock:
                 self.history.forget_before(
                     min((s.position for s in self.subscriptions.values()), default=head)
                 )
-        if more or waiting:
+        if more or self._waiting:
             self._schedule(at_once=more)
 
     def pending(self, head: int) -> bool:
@@ -466,12 +354,12 @@ class Broadcaster:
         if unsent <= (limit // 2 if subscription.behind else limit):
             return True
         subscription.behind = True
-        live = max(subscription.position, subscription.live_from)
+        live = max(subscription.position, subscription.owed_until)
         if history.total - history.before(live) > self.settings.behind_bytes:
             self._too_slow(subscription)
         return False
 
-    def _too_slow(self, subscription: Subscription) -> None:
+    def _too_slow(self, subscription: Subscription, message: str = TOO_SLOW) -> None:
         outlet = subscription.outlet
         keys = [k for k in self.subscriptions if k[0] is outlet]
         if not keys:
@@ -479,7 +367,7 @@ class Broadcaster:
         for key in keys:
             del self.subscriptions[key]
         self.closed_slow += 1
-        outlet.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+        outlet.close(CloseCode.TOO_SLOW, message)
 
     def _caught_up(self, subscription: Subscription) -> None:
         subscription.behind = False
@@ -488,19 +376,32 @@ class Broadcaster:
             with manager.lock if manager is not None else nullcontext(), self.lock:
                 self._change(subscription, subscription.next_filter)
 
-    def _give(self, members: list[Subscription], selector: Selector, position: int) -> None:
-        """The next portion for clients with equal filters at one place."""
+    def _give(self, members: list[Subscription], selector: Selector, position: int, room: int | None) -> bool:
+        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now."""
         with self.lock:
             window = self.history.window(position, PORTION)
         max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
+        most = max_bytes if room is None else min(max_bytes, room)
         batch: list[bytes] = []
         size = given = end = 0
+        shortening = False
         for end, entry in enumerate(window, 1):
             if not (selector.all or wants(entry.place)):
                 continue
-            batch.append(entry.data)
-            size += len(entry.data)
-            if len(batch) >= max_events or size >= max_bytes:
+            data = entry.data
+            if room is not None and len(data) > room:
+                shorter = self._shortener.get(position + end - 1, data, room)
+                if shorter is None:  # they go on from here when it is ready
+                    shortening, end = True, end - 1  # noqa: PLW2901
+                    break
+                data = shorter
+            if batch and room is not None and size + len(batch) + len(data) > room:
+                self._send(members, batch, position + end - 1)
+                given += size
+                batch, size = [], 0
+            batch.append(data)
+            size += len(data)
+            if len(batch) >= max_events or size >= most:
                 self._send(members, batch, position + end)
                 given += size
                 batch, size = [], 0
@@ -511,18 +412,32 @@ class Broadcaster:
         for subscription in members:
             subscription.position = position + end
         self._told(members, window[:end], silent=not (given or batch))
+        return not shortening and position + end < self.history.head
 
-    def _give_merged(self, subscription: Subscription) -> None:
-        """A larger portion for one that fell behind, its chunks merged, as one whole."""
+    def _give_merged(self, subscription: Subscription) -> bool:
+        """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `_give`."""
         with self.lock:
             window = self.history.window(subscription.position, 2 * PORTION)
-        wanted = [entry.data for entry in window if subscription.selector.wants(entry.place)]
+        room = subscription.room
+        most = MERGED_BYTES if room is None else min(room, MERGED_BYTES)
+        wanted: list[bytes] = []
+        size = end = 0
+        for entry in window:
+            if subscription.selector.wants(entry.place):
+                size += len(entry.data) + 1
+                if size > most:
+                    break
+                wanted.append(entry.data)
+            end += 1
+        if end == 0:  # nothing to be merged: it is one large event
+            return self._give([subscription], subscription.selector, subscription.position, room)
         events, _, _ = compact([_decode(data) for data in wanted])
-        subscription.position += len(window)
+        subscription.position += end
         if events:
             data = [encoded(event) for event in events if isinstance(event, StreamEvent)]
             self._send([subscription], data, subscription.position)
-        self._told([subscription], window, silent=not events)
+        self._told([subscription], window[:end], silent=not events)
+        return subscription.position < self.history.head
 
     def _told(self, members: Sequence[Subscription], window: list[Entry], *, silent: bool = False) -> None:
         """Note the cursor that the members know. One that a filter kept silent for long is told it alone."""
@@ -536,25 +451,32 @@ class Broadcaster:
             subscription.told = now
 
     def _send(self, members: Sequence[Subscription], events: list[bytes], position: int) -> None:
-        """One batch to each; those with equal ids share its bytes."""
-        transmit = self._transmit
-        if transmit is None:
+        self.sender.send(members, events, self.history.cursor(position))
+
+
+class _Timer:
+    """Calls back soon, or when some time is over; the first of what was set counts."""
+
+    def __init__(self, callback: Callable[[], object], after_s: float) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._callback = callback
+        self._after_s = after_s
+        self._handle: asyncio.Handle | None = None
+        self._at_once = False
+
+    def set(self, *, at_once: bool) -> None:
+        """Call back: in the loop's next turn, or after the time."""
+        if self.loop is None or self._at_once:
             return
-        groups: dict[tuple[bool, str, int | None], list[Outlet]] = {}
-        for subscription in members:
-            outlet = subscription.outlet
-            key = (outlet.plain, "" if outlet.plain else subscription.id, subscription.max_message)
-            groups.setdefault(key, []).append(outlet)
-        framed = any(not plain for plain, _, _ in groups)
-        joined = b",".join(events) if framed else b""
-        cursor = self.history.cursor(position)
-        for (plain, name, limit), outlets in groups.items():
-            if plain:
-                transmit(outlets, *(events if limit is None else [fitted(e, limit) for e in events]))
-            elif limit is None or len(joined) + FRAME_BYTES <= limit:
-                transmit(outlets, batch_frame(name, cursor, joined))
-            else:
-                parts = in_parts(events, limit - FRAME_BYTES)
-                for i, part in enumerate(parts, 1):
-                    transmit(outlets, batch_frame(name, cursor, b",".join(part), i, len(parts)))
-        self.sent_batches += 1
+        if at_once:
+            self.cancel()
+            self._at_once = True
+            self._handle = self.loop.call_soon(self._callback)
+        elif self._handle is None:
+            self._handle = self.loop.call_later(self._after_s, self._callback)
+
+    def cancel(self) -> None:
+        """Do not call back."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle, self._at_once = None, False

@@ -34,6 +34,7 @@ from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEve
 from rollcast.records.codec import checked_event
 from rollcast.serve.access import is_loopback
 from rollcast.serve.protocol import (
+    FEATURES,
     SUBPROTOCOL,
     Batch,
     Cancel,
@@ -67,8 +68,8 @@ T = StreamEventType
 Token = str | Callable[[], str | None] | None
 
 SUBSCRIPTION = "1"
-MAX_MESSAGE = 64 << 20  # bytes; a batch that opens with the snapshots of many chains is large
-MAX_PARTS = 1024  # of one batch
+MAX_MESSAGE = 64 << 20  # bytes; of a larger event the server sends a shorter one
+MAX_PARTS = 8192  # of one batch
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
@@ -401,7 +402,7 @@ class WebSocketStreamingClient:
         try:
             if connection.subprotocol != SUBPROTOCOL:
                 raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
-            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
+            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE, features=list(FEATURES))
             await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
             connection.transport.abort()

@@ -6,14 +6,15 @@ A position counts every event since the history began, held or not, so a cursor 
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described
 
-__all__ = ["Entry", "History", "Place", "Selector"]
+__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 ENTRY_BYTES = 160  # what an entry weighs beside its JSON
@@ -73,6 +74,31 @@ class Selector:
         if place.event_type is T.CHAIN_SNAPSHOT:
             return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
         return self.filter.wants(*place)
+
+
+class Selectors:
+    """One selector for each filter, so that subscriptions with equal filters are found to be alike."""
+
+    def __init__(self) -> None:
+        self._by_filter: dict[EventFilter, Selector] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_filter)
+
+    def of(self, filter: EventFilter, users: Collection[HasSelector]) -> Selector:
+        """The filter's; those that no user has any more are forgotten now and then."""
+        selector = self._by_filter.get(filter)
+        if selector is None:
+            if len(self._by_filter) > 2 * len(users) + 64:
+                self._by_filter = {user.selector.filter: user.selector for user in users}
+            selector = self._by_filter[filter] = Selector(filter)
+        return selector
+
+
+class HasSelector(Protocol):
+    """Somebody who wants something."""
+
+    selector: Selector
 
 
 class History:
@@ -148,6 +174,10 @@ class History:
     def cursor(self, position: int) -> str:
         """The name of a position; opaque to clients."""
         return f"{self._name}.{position}"
+
+    def cursor_within(self, position: int) -> str:
+        """A cursor for one who has had some of the snapshots that lead to this position: nobody can go on from there."""
+        return f"{self._name}.{position}.within"
 
     def position(self, cursor: str) -> int | None:
         """The position that a cursor names; None if it is of another history, or no longer held."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from websockets.asyncio.server import ServerConnection
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
+from rollcast.serve.connection import GuardedConnection
 from rollcast.serve.protocol import CloseCode, ErrorFrame, ServerFrame, encode_frame
 from rollcast.serve.settings import ServerSettings
 
@@ -39,12 +39,14 @@ class Client:
     Attributes:
         closed: nothing more is to be sent.
         max_message: bytes of the largest message that it is sent.
+        parts: whether it knows that a batch may come in parts.
+        given: bytes that were written for it.
         encoding: connections that have the same can be sent the same bytes.
     """
 
     def __init__(
         self,
-        connection: ServerConnection,
+        connection: GuardedConnection,
         settings: ServerSettings,
         closing: Callable[[asyncio.Task[None]], None],
         *,
@@ -53,11 +55,16 @@ class Client:
         self.connection = connection
         self.plain = plain
         self.closed = False
+        self.parts = False
+        self.given = 0
         self.max_message = settings.plain_message_bytes
         response = connection.response
         self.encoding = response.headers.get("Sec-WebSocket-Extensions", "") if response else ""
         self._settings = settings
         self._closing = closing
+        self._answers = 0  # bytes of frames that wait, at most
+        self._progress = (0, 0)  # bytes that came, and that were taken
+        self._waited = 0  # bytes that were not delivered, when that was looked at
 
     def unsent(self) -> int:
         """Bytes that wait here; what the operating system holds is not counted."""
@@ -65,9 +72,29 @@ class Client:
 
     def send(self, frame: ServerFrame) -> None:
         """Send a frame without waiting. A client that asks and never reads the answers is closed."""
-        transmit([self], encode_frame(frame))
-        if self.unsent() > 2 * self._settings.client_buffer:
+        data, most = encode_frame(frame), self._settings.client_buffer
+        if self.unsent() <= most:
+            self._answers = 0
+        self._answers += len(data)
+        transmit([self], data)
+        if self._answers > most:
             self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+
+    def moved(self) -> bool:
+        """Whether, since this was last asked, bytes came from the client, or it took some of those that waited for it.
+
+        What it takes at once says nothing: the operating system of a client that hangs takes that too.
+        """
+        waits = self.connection.undelivered()
+        came, taken = self._progress
+        self._progress = (self.connection.received, self.given - waits)
+        waited, self._waited = self._waited, waits
+        return self._progress[0] != came or (self._progress[1] != taken and bool(waited or waits))
+
+    async def ping(self) -> None:
+        """Ask a plain client whether it is there; its answer is bytes that come."""
+        if not self.unsent():  # else the question would wait behind them
+            await self.connection.ping()
 
     def close(self, code: CloseCode, message: str, short: str | None = None) -> None:
         """Say why, and close. Does not wait.
@@ -113,4 +140,5 @@ def transmit(clients: Iterable[Client], /, *messages: bytes) -> None:
             extensions = connection.protocol.extensions
             framed = [Frame(Opcode.TEXT, m).serialize(mask=False, extensions=extensions) for m in messages]
             frames = made[client.encoding] = b"".join(framed)
+        client.given += len(frames)
         transport.write(frames)
