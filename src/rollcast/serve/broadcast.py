@@ -40,6 +40,7 @@ PORTION = 2048  # entries that one subscription is given before others have thei
 PORTION_BYTES = 256 << 10
 MERGED_BYTES = 1 << 20  # of a portion for one that fell behind
 MAX_FILTERS = 64  # that the manager is told one by one
+CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
 TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
 
 _decode = msgspec.json.Decoder(StreamEvent).decode
@@ -239,7 +240,11 @@ class Broadcaster:
         with manager.lock if manager is not None else nullcontext(), self.lock:
             subscription = self.subscriptions[outlet, id]
             join = subscription.join
-            if join.sent if join is not None else self.history.head - subscription.position > PORTION:
+            if join is None or not join.sent:
+                late = join is None and self.history.head - subscription.position > PORTION
+            else:
+                late = join.opening.before is not None
+            if late:
                 subscription.next_filter = filter  # once it has caught up
                 self._narrow()
             else:
@@ -250,12 +255,15 @@ class Broadcaster:
         """Both locks are held."""
         join = subscription.join
         before: Selector | None = subscription.selector
-        if join is not None:  # of which nothing was sent
-            before = join.opening.before
-            subscription.position = join.opening.start
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
-        subscription.next_filter = subscription.join = None
+        subscription.next_filter = None
         self._narrow()
+        if join is not None and join.sent:
+            self._joins.begin_anew(subscription, CHANGED_GAP)
+            return
+        if join is not None:  # of which nothing was sent
+            before, subscription.join = join.opening.before, None
+            subscription.position = join.opening.start
         self._joins.begin(subscription, before)
 
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
@@ -338,7 +346,7 @@ class Broadcaster:
             return any(s.join is not None or s.position < head for s in self.subscriptions.values())
 
     def owes(self, outlet: Outlet) -> bool:
-        """Whether the outlet is still to be given snapshots, or has to take those that it was given."""
+        """Whether the outlet is still to be given snapshots, or has to take what it was given."""
         if outlet.unsent() > self.settings.client_buffer:
             return True
         with self.lock:

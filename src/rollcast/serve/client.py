@@ -379,6 +379,7 @@ class WebSocketStreamingClient:
                 close_timeout=CLOSE_S,
                 logger=connection_logger,
                 ssl=self._tls,
+                create_connection=_Connection,
             )
         except InvalidStatus as error:
             status = error.response.status_code
@@ -423,8 +424,9 @@ class WebSocketStreamingClient:
 
     async def _read(self, connection: ClientConnection) -> None:
         """The next message: its events wait to be read, its questions are answered."""
-        async with asyncio.timeout(SILENCE * self._session.heartbeat_s):
-            message = await connection.recv()
+        silence_s = SILENCE * self._session.heartbeat_s
+        message = await _message(connection, silence_s)
+        async with asyncio.timeout(silence_s):
             answers, events = self._session.receive(decode_server_frame(message))
             self._events.extend(events)
             for frame in answers:
@@ -480,6 +482,34 @@ class WebSocketStreamingClient:
             self._opening = None
         if self._closed.is_set() and self._connection is not None:
             await self._connection.close()
+
+
+class _Connection(ClientConnection):
+    """One that counts the bytes that come: a message may take long on a slow link, which is not silent."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.received += len(data)
+        super().data_received(data)
+
+
+async def _message(connection: ClientConnection, silence_s: float) -> str | bytes:
+    """The next message.
+
+    Raises:
+        TimeoutError: not a byte came for so long.
+    """
+    assert isinstance(connection, _Connection)
+    while True:
+        received = connection.received
+        try:
+            async with asyncio.timeout(silence_s):
+                return await connection.recv()
+        except TimeoutError:
+            if connection.received == received:
+                raise
 
 
 class _connect(connect):  # noqa: N801  (as the class that it extends)

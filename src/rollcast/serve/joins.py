@@ -37,7 +37,7 @@ MAX_RESTARTS = 2
 TOO_SLOW_TO_BEGIN = (
     "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
 )
-GAP_REASON = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
+TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
 ENDED = "; the run has ended meanwhile, and how many events are missing is not known"
 
 
@@ -262,29 +262,41 @@ class Joins:
             return
         manager = self._observer.manager
         with manager.lock if manager is not None else nullcontext(), self._lock:
-            if not self._is_current(subscription):
-                return
-            subscription.position = self._history.head
-            self.begin(subscription, None, join.restarts + 1)
-            anew = subscription.join
-        if anew is not None and anew is not join and join.sent:
-            gaps = self._gaps(subscription.selector, join.opening, anew.opening)
-            cursor = self._history.cursor_within(self._history.head)
-            number = (join.sent + 1,) * 2 if subscription.parts else ()
-            self._sender.send([subscription], gaps, cursor, *number)
+            if self._is_current(subscription):
+                self.begin_anew(subscription, TOO_SLOW_GAP, join.restarts + 1)
 
-    def _gaps(self, selector: Selector, old: Opening, new: Opening) -> list[bytes]:
+    def begin_anew(self, subscription: Subscription, reason: str, restarts: int = 0) -> None:
+        """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
+        join, loop = subscription.join, self.loop
+        subscription.position = self._history.head
+        self.begin(subscription, None, restarts)
+        anew = subscription.join
+        if join is None or anew is None or anew is join or loop is None or not join.sent:
+            return
+        gaps = self._gaps(subscription.selector, join.opening, anew.opening, reason)
+        anew.making = True  # its parts come after the end of the others
+        loop.call_soon(self._end_batch, subscription, anew, gaps, join.sent + 1)
+
+    def _end_batch(self, subscription: Subscription, anew: Join, gaps: list[bytes], part: int) -> None:
+        """What was left is whole with this, as far as it went."""
+        if subscription.join is anew and self._is_current(subscription):
+            cursor = self._history.cursor_within(self._history.head)
+            self._sender.send([subscription], gaps, cursor, *((part, part) if subscription.parts else ()))
+            anew.making = False
+            self._feed_or_wait([subscription])
+
+    def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
         """Between the moments of two openings, in each run that was open."""
         manager = self._observer.manager
         source = "" if manager is None else manager.fanout.source
         gaps = []
         for run_id, seq in old.as_of.items():
-            to_seq, reason = new.as_of.get(run_id), GAP_REASON
+            to_seq, why = new.as_of.get(run_id), reason
             if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
                 continue
             if to_seq is None:
-                to_seq, reason = seq + 1, GAP_REASON + ENDED
-            data = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
+                to_seq, why = seq + 1, reason + ENDED
+            data = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": why}
             gap = StreamEvent(
                 StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
             )

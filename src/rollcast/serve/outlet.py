@@ -70,6 +70,10 @@ class Client:
         """Bytes that wait here; what the operating system holds is not counted."""
         return self.connection.transport.get_write_buffer_size()
 
+    def keeps_up(self) -> bool:
+        """Whether what waits is no more than may."""
+        return self.unsent() <= self._settings.client_buffer
+
     def send(self, frame: ServerFrame) -> None:
         """Send a frame without waiting. A client that asks and never reads the answers is closed."""
         data, most = encode_frame(frame), self._settings.client_buffer

@@ -60,6 +60,8 @@ from rollcast.stream import StreamObserver
 
 __all__ = ["ServerStatistics", "WebSocketStreamingServer"]
 
+HELD_S = 1.0  # for which who has not had its snapshots yet can't ask for others, which may be many
+
 logger = logging.getLogger("rollcast.serve")
 connection_logger = logging.getLogger("rollcast.serve.connection")
 
@@ -451,8 +453,11 @@ class WebSocketStreamingServer:
                 self._perform(client, action)
 
     async def _until_served(self, session: Session, client: Client) -> None:
-        """What the client asked for comes first: asking costs less than answering."""
-        while self._broadcaster.owes(client) and client.connection.state is State.OPEN and not client.closed:
+        """What the client asked for comes first, for a second at least: asking costs less than answering."""
+        give_up = time.monotonic() + HELD_S
+        while client.connection.state is State.OPEN and not client.closed:
+            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
+                return
             await asyncio.sleep(0.005)
             for action in _tick(session, client):
                 self._perform(client, action)
