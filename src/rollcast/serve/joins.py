@@ -90,11 +90,13 @@ class Joins:
         self._done = done
         self._wait = wait
         self._making: dict[Place, list[tuple[Subscription, Join]]] = {}  # who waits for what the thread makes
+        self._busy: set[Outlet] = set()  # a part is on its way to them, of one of their subscriptions
 
     def detach(self) -> None:
         """Nobody is given anything any more."""
         self.loop = None
         self._making.clear()
+        self._busy.clear()
 
     # -- a moment is chosen ----------------------------------------------------------------------------------------------
 
@@ -180,12 +182,13 @@ class Joins:
                 continue
             if join.opening.position < self._history.tail:
                 self._restart(subscription, join)
-            elif subscription.outlet.unsent() > LOW_WATER:
+            elif subscription.outlet in self._busy or subscription.outlet.unsent() > LOW_WATER:
                 waiting = True
             else:
                 place = Place(join.opening, join.index, subscription.room)
                 ready.setdefault(place, []).append((subscription, join))
                 join.making = True
+                self._busy.add(subscription.outlet)
         for place, group in ready.items():
             part = self._part(place, group)
             if part is not None:
@@ -219,6 +222,7 @@ class Joins:
     def _give(self, place: Place, waiting: list[tuple[Subscription, Join]], part: Part) -> None:
         """Send a part to those that still want it."""
         opening = place.opening
+        self._busy.difference_update(s.outlet for s, _ in waiting)
         members = [s for s, join in waiting if s.join is join and self._is_current(s)]
         position, history = opening.position, self._history
         if not members or position is None:

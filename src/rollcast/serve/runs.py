@@ -45,11 +45,13 @@ class KnownRuns:
             self._runs.popitem(last=False)
 
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
-        """All of them, and those that are open now."""
-        runs = dict(self._runs)
-        for run_id, run in open_runs.items():
-            runs[run_id] = RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
-        return list(runs.values())
+        """Those that ended, and then those that are open now, each in the order in which they were heard of."""
+        others = [info for run_id, info in self._runs.items() if run_id not in open_runs]
+        running = [
+            RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
+            for run_id, run in open_runs.items()
+        ]
+        return others + running
 
 
 def fitting_runs(runs: Sequence[RunInfo], room: int) -> list[RunInfo]:
