@@ -11,24 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-
-import msgspec
 
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.serve.history import Entry, History, Selector, Selectors, encoded
+from rollcast.serve.history import History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.protocol import CloseCode, RunInfo
 from rollcast.serve.runs import KnownRuns
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Outlet, Sender, Subscription, Transmit
+from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.worker import Shortener, Worker
 from rollcast.stream import StreamObserver
-from rollcast.stream.queue import compact
 
 __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 
@@ -36,14 +34,9 @@ logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
 NOTHING = EventFilter(types=())
-PORTION = 2048  # entries that one subscription is given before others have their turn
-PORTION_BYTES = 256 << 10
-MERGED_BYTES = 1 << 20  # of a portion for one that fell behind
 MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
 TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
-
-_decode = msgspec.json.Decoder(StreamEvent).decode
 
 
 class ServerObserver(StreamObserver):
@@ -89,7 +82,8 @@ class Broadcaster:
         self._waiting = False  # somebody has no room
         self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
-        self._shortener = Shortener(self._worker, partial(self._schedule, at_once=True))
+        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
+        self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
             self.history, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, done=self._joined, wait=self._wait_for_room,
@@ -141,9 +135,9 @@ class Broadcaster:
         if loop is None:
             return
         if loop is running_loop():
-            self._schedule(at_once=first_chunk or full)
+            self._timer.set(at_once=first_chunk or full)
             return
-        if not call_in(loop, partial(self._schedule, at_once=first_chunk or full)):  # the server has stopped
+        if not call_in(loop, partial(self._timer.set, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
 
     def known_runs(self) -> list[RunInfo]:
@@ -212,7 +206,7 @@ class Broadcaster:
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            position = self._position(since)
+            position = self.history.since(since) if self.keeps else None
             here = self.history.head if position is None else position
             selector = self._selectors.of(filter, self.subscriptions.values())
             subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
@@ -224,15 +218,8 @@ class Broadcaster:
                 self._joins.begin(subscription, None)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
-            self._schedule(at_once=True)
+            self._timer.set(at_once=True)
         return position is not None or since == "live", cursor
-
-    def _position(self, since: str) -> int | None:
-        if since == "live" or not self.keeps:
-            return None
-        if since == "start":
-            return 0 if self.history.tail == 0 else None
-        return self.history.position(since)
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
         """Send something else from here on; what is newly wanted begins with snapshots. Returns as `subscribe`."""
@@ -276,23 +263,19 @@ class Broadcaster:
 
     # -- events go out -------------------------------------------------------------------------------------------------
 
-    def _schedule(self, *, at_once: bool) -> None:
-        """Flush soon, or when a batch's time is over."""
-        self._timer.set(at_once=at_once)
-
     def room(self) -> None:
         """A connection has room again. To be called in the event loop."""
         if self._waiting:
-            self._schedule(at_once=True)
+            self._timer.set(at_once=True)
 
     def _wait_for_room(self) -> None:
         self._waiting = True
-        self._schedule(at_once=False)
+        self._timer.set(at_once=False)
 
     def _joined(self, subscription: Subscription) -> None:
         """It has had its snapshots."""
         if subscription.position < self.history.head:
-            self._schedule(at_once=True)
+            self._timer.set(at_once=True)
         else:
             self._caught_up(subscription)
 
@@ -325,9 +308,9 @@ class Broadcaster:
                     key = (subscription.selector, subscription.position, subscription.room)
                     groups.setdefault(key, []).append(subscription)
         for (selector, position, room), members in groups.items():
-            more |= self._give(members, selector, position, room)
+            more |= self._tail.give(members, selector, position, room)
         for subscription in late:
-            more |= self._give_merged(subscription)
+            more |= self._tail.give_merged(subscription)
         for subscription in [s for members in groups.values() for s in members] + late:
             if subscription.position >= head:
                 self._caught_up(subscription)
@@ -338,7 +321,7 @@ class Broadcaster:
                     min((s.position for s in self.subscriptions.values()), default=head)
                 )
         if more or self._waiting:
-            self._schedule(at_once=more)
+            self._timer.set(at_once=more)
 
     def pending(self, head: int) -> bool:
         """Whether a client does not yet have what stands before this position, or the snapshots that it waits for."""
@@ -383,83 +366,6 @@ class Broadcaster:
             manager = self.observer.manager
             with manager.lock if manager is not None else nullcontext(), self.lock:
                 self._change(subscription, subscription.next_filter)
-
-    def _give(self, members: list[Subscription], selector: Selector, position: int, room: int | None) -> bool:
-        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now."""
-        with self.lock:
-            window = self.history.window(position, PORTION)
-        max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
-        most = max_bytes if room is None else min(max_bytes, room)
-        batch: list[bytes] = []
-        size = given = end = 0
-        shortening = False
-        for end, entry in enumerate(window, 1):
-            if not (selector.all or wants(entry.place)):
-                continue
-            data = entry.data
-            if room is not None and len(data) > room:
-                shorter = self._shortener.get(position + end - 1, data, room)
-                if shorter is None:  # they go on from here when it is ready
-                    shortening, end = True, end - 1  # noqa: PLW2901
-                    break
-                data = shorter
-            if batch and room is not None and size + len(batch) + len(data) > room:
-                self._send(members, batch, position + end - 1)
-                given += size
-                batch, size = [], 0
-            batch.append(data)
-            size += len(data)
-            if len(batch) >= max_events or size >= most:
-                self._send(members, batch, position + end)
-                given += size
-                batch, size = [], 0
-                if given >= PORTION_BYTES:
-                    break
-        if batch:
-            self._send(members, batch, position + end)
-        for subscription in members:
-            subscription.position = position + end
-        self._told(members, window[:end], silent=not (given or batch))
-        return not shortening and position + end < self.history.head
-
-    def _give_merged(self, subscription: Subscription) -> bool:
-        """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `_give`."""
-        with self.lock:
-            window = self.history.window(subscription.position, 2 * PORTION)
-        room = subscription.room
-        most = MERGED_BYTES if room is None else min(room, MERGED_BYTES)
-        wanted: list[bytes] = []
-        size = end = 0
-        for entry in window:
-            if subscription.selector.wants(entry.place):
-                size += len(entry.data) + 1
-                if size > most:
-                    break
-                wanted.append(entry.data)
-            end += 1
-        if end == 0:  # nothing to be merged: it is one large event
-            return self._give([subscription], subscription.selector, subscription.position, room)
-        events, _, _ = compact([_decode(data) for data in wanted])
-        subscription.position += end
-        if events:
-            data = [encoded(event) for event in events if isinstance(event, StreamEvent)]
-            self._send([subscription], data, subscription.position)
-        self._told([subscription], window[:end], silent=not events)
-        return subscription.position < self.history.head
-
-    def _told(self, members: Sequence[Subscription], window: list[Entry], *, silent: bool = False) -> None:
-        """Note the cursor that the members know. One that a filter kept silent for long is told it alone."""
-        if not window:
-            return
-        now = window[-1].before + len(window[-1].data)
-        overdue = [s for s in members if silent and now - s.told > self.history.limit // 8]
-        if overdue:
-            self._send(overdue, [], overdue[0].position)
-        for subscription in overdue if silent else members:
-            subscription.told = now
-
-    def _send(self, members: Sequence[Subscription], events: list[bytes], position: int) -> None:
-        self.sender.send(members, events, self.history.cursor(position))
 
 
 class _Timer:

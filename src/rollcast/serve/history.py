@@ -179,6 +179,14 @@ class History:
         """A cursor for one who has had some of the snapshots that lead to this position: nobody can go on from there."""
         return f"{self._name}.{position}.within"
 
+    def since(self, since: str) -> int | None:
+        """The position that a client names by `start` or a cursor; None if it is not there, and for `live`."""
+        if since == "live":
+            return None
+        if since == "start":
+            return 0 if self.tail == 0 else None
+        return self.position(since)
+
     def position(self, cursor: str) -> int | None:
         """The position that a cursor names; None if it is of another history, or no longer held."""
         name, _, number = cursor.partition(".")
