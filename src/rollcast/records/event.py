@@ -284,12 +284,17 @@ class ChainSnapshot(TypedDict):
 
 
 class Gap(TypedDict):
-    """Events `from_seq … to_seq` of this run did not reach this observer. `dropped`: count by type."""
+    """Events `from_seq … to_seq` of this run did not reach this observer.
+
+    `dropped`: count by type; empty if it is not known. `run_status`: of the `run_end`, if that is among them, so nothing
+    more comes of this run; `unknown` if the run has ended and nobody knows how.
+    """
 
     from_seq: int
     to_seq: int
     dropped: dict[str, int]
     reason: str
+    run_status: NotRequired[str]
 
 
 PAYLOADS: dict[StreamEventType, type] = {

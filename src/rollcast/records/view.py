@@ -370,6 +370,8 @@ class ChainView(ChainFields, eq=False):
             "unknown",
             self.last_event_at,
         )  # how long the state before went on is not known
+        if "run_status" in data:
+            self.enter("lost", moment(event.timestamp))
 
     def _train_step(self, event: StreamEvent, data: dict[str, Any]) -> None:
         """A trainer learned from chains. The event is of another run, so it may come at any time, and twice."""

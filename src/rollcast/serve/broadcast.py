@@ -20,6 +20,8 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.serve.history import History, Selector, Selectors
 from rollcast.serve.joins import Joins
+from rollcast.serve.ledger import RunLedger
+from rollcast.serve.losses import Losses, Return, losses, way_back
 from rollcast.serve.protocol import CloseCode, RunInfo
 from rollcast.serve.runs import KnownRuns
 from rollcast.serve.settings import ServerSettings
@@ -33,6 +35,7 @@ __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
+CHUNK, RUN_START, RUN_END = T.LLM_GENERATION_CHUNK, T.RUN_START, T.RUN_END
 NOTHING = EventFilter(types=())
 MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
@@ -70,6 +73,7 @@ class Broadcaster:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
         self.history = History(max(settings.history_bytes, settings.behind_bytes))
+        self.ledger = RunLedger()
         self.lock = threading.RLock()
         self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}
         self.observer = ServerObserver(self)
@@ -118,14 +122,16 @@ class Broadcaster:
         """Keep the events and see to it that they are sent."""
         first_chunk = False
         with self.lock:
+            position, entries = self.history.head, self.history.extend(events)
             for event in events:
-                self.history.append(event)
                 kind = event.event_type
-                if kind is T.LLM_GENERATION_CHUNK:
+                if kind is CHUNK:
                     if event.data.get("offset") == 0:
                         first_chunk = True
-                elif kind is T.RUN_START or kind is T.RUN_END:
+                elif kind is RUN_START or kind is RUN_END:
                     self.runs.note(event)
+            if self.keeps:
+                self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -206,9 +212,10 @@ class Broadcaster:
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            position = self.history.since(since) if self.keeps else None
-            here = self.history.head if position is None else position
             selector = self._selectors.of(filter, self.subscriptions.values())
+            back = way_back(self.history, self.ledger, selector, since) if self.keeps else Return()
+            position = back.position
+            here = self.history.head if position is None else position
             subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
             subscription.live_from = subscription.owed_until = self.history.head
             subscription.told = self.history.before(here)
@@ -216,10 +223,19 @@ class Broadcaster:
             self._narrow()
             if position is None:
                 self._joins.begin(subscription, None)
+                if self.keeps and since != "live":
+                    as_of = subscription.join.opening.as_of if subscription.join else {}
+                    source = manager.fanout.source if manager is not None else ""
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
         return position is not None or since == "live", cursor
+
+    def losses(self, outlet: Outlet, id: str) -> Losses | None:
+        """What the client missed of its subscription, if that was to go on from a place that is gone, and this is known."""
+        with self.lock:
+            return self.subscriptions[outlet, id].losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
         """Send something else from here on; what is newly wanted begins with snapshots. Returns as `subscribe`."""
@@ -277,7 +293,7 @@ class Broadcaster:
         if subscription.position < self.history.head:
             self._timer.set(at_once=True)
         else:
-            self._caught_up(subscription)
+            self._change_now(subscription)
 
     def flush(self) -> None:
         """Send every subscription its next portion, as far as its client can take more.
@@ -289,31 +305,43 @@ class Broadcaster:
         """
         self._timer.cancel()
         groups: dict[tuple[Selector, int, int | None], list[Subscription]] = {}
+        key: tuple[Selector, int, int | None] | None = None
+        members = list[Subscription]()
         late: list[Subscription] = []
         joining: list[Subscription] = []
+        changing: list[Subscription] = []
         waiting = more = False
         with self.lock:
             history = self.history
             head, self._flushed = history.head, (history.head, history.total)
+            limit = self.settings.client_buffer
             for subscription in list(self.subscriptions.values()):
                 if subscription.join is not None:
                     joining.append(subscription)
-                elif subscription.position == head:
                     continue
-                elif not self._can_take(subscription):
+                if subscription.position == head:
+                    continue
+                fits = subscription.position >= history.tail and subscription.outlet.unsent() <= limit
+                if not (fits and not subscription.behind) and not self._can_take(subscription):
                     waiting = True
-                elif subscription.behind and subscription.position >= subscription.live_from:
+                    continue
+                if subscription.next_filter is not None:
+                    changing.append(subscription)
+                if subscription.behind and subscription.position >= subscription.live_from:
                     late.append(subscription)
-                else:
-                    key = (subscription.selector, subscription.position, subscription.room)
-                    groups.setdefault(key, []).append(subscription)
+                    continue
+                place = (subscription.selector, subscription.position, subscription.room)
+                if place != key:
+                    key = place
+                    members = groups.setdefault(place, [])
+                members.append(subscription)  # most stand where the one before stood
         for (selector, position, room), members in groups.items():
-            more |= self._tail.give(members, selector, position, room)
+            more |= self._tail.give(members, selector, position, room, head)
         for subscription in late:
-            more |= self._tail.give_merged(subscription)
-        for subscription in [s for members in groups.values() for s in members] + late:
+            more |= self._tail.give_merged(subscription, head)
+        for subscription in changing:
             if subscription.position >= head:
-                self._caught_up(subscription)
+                self._change_now(subscription)
         self._waiting = self._joins.feed(joining) or waiting
         if not self.keeps:
             with self.lock:
@@ -360,8 +388,8 @@ class Broadcaster:
         self.closed_slow += 1
         outlet.close(CloseCode.TOO_SLOW, message)
 
-    def _caught_up(self, subscription: Subscription) -> None:
-        subscription.behind = False
+    def _change_now(self, subscription: Subscription) -> None:
+        """It has caught up, so its filter may change."""
         if subscription.next_filter is not None:
             manager = self.observer.manager
             with manager.lock if manager is not None else nullcontext(), self.lock:

@@ -41,6 +41,7 @@ __all__ = [
     "FilterFrame",
     "Greet",
     "Hello",
+    "LostRun",
     "OpenSubscription",
     "Ping",
     "Pong",
@@ -200,16 +201,40 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     more_runs: int = 0
 
 
-class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
+class LostRun(msgspec.Struct, frozen=True):
+    """A run of which the client missed events that its filter wants, and that the server has no longer.
+
+    Attributes:
+        run_id, source: whose.
+        from_seq: of the first event after the cursor; None: the run began before that, so the client knows how far it was.
+        to_seq: of the last event that will not come.
+        status: of its `run_end`, if that is among them; else `running`.
+    """
+
+    run_id: str
+    source: str
+    from_seq: int | None
+    to_seq: int
+    status: str
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", omit_defaults=True):
     """The answer to `subscribe` and `update`.
 
     `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
     if snapshots are to come: the batch that brings them has the first place to come back to.
+
+    If `recovered` is false, `lost` are the runs of which something is missing, the latest 64, and `lost_more` is the
+    number of further ones. None: the server does not know, as one without a history, and those of 0.1. `began_anew`: the
+    cursor is of another server, and this one does not know what was before it began.
     """
 
     id: str
     recovered: bool
     cursor: str | None
+    lost: list[LostRun] | None = None
+    lost_more: int = 0
+    began_anew: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):

@@ -472,13 +472,15 @@ class WebSocketStreamingServer:
             case Greet():
                 self._greet(client, action)
             case OpenSubscription(id, wanted, since):
+                losses = None
                 if since is None:
                     recovered, cursor = broadcaster.update(client, id, wanted)
                 else:
                     recovered, cursor = broadcaster.subscribe(
                         client, id, wanted, since, max_message=client.max_message, parts=client.parts
                     )
-                client.send(Subscribed(id, recovered, cursor))
+                    losses = broadcaster.losses(client, id)
+                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):

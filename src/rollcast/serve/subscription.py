@@ -7,10 +7,14 @@ from typing import Any, Protocol
 
 from rollcast.records import EventFilter
 from rollcast.serve.history import Selector
+from rollcast.serve.losses import Losses
 from rollcast.serve.opening import Join
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, batch_frame
 
 __all__ = ["Outlet", "Sender", "Subscription", "Transmit"]
+
+Framing = tuple[bool, str]
+PLAIN = (True, "")
 
 
 class Outlet(Protocol):
@@ -54,11 +58,13 @@ class Subscription:
         behind: it could not take more.
         join: the snapshots that it is being given; None: it has had them.
         next_filter: what the client wants once it has caught up.
+        losses: what the client is told that it missed.
+        framing: whether it is plain, and its id; clients for which it is equal get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
-        "behind", "id", "join", "live_from", "next_filter", "outlet", "owed_until", "parts", "position", "room", "selector",
-        "told",
+        "behind", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "parts", "position",
+        "room", "selector", "told",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +87,14 @@ class Subscription:
         self.behind = False
         self.join: Join | None = None
         self.next_filter: EventFilter | None = None
+        self.losses: Losses | None = None
+        self.framing: Framing | None = None
+
+    def make_framing(self) -> Framing:
+        """See `framing`."""
+        plain = self.outlet.plain
+        self.framing = framing = (plain, "" if plain else self.id)
+        return framing
 
 
 class Sender:
@@ -107,13 +121,13 @@ class Sender:
         transmit = self.transmit
         if transmit is None or not members:
             return
-        groups: dict[str | None, list[Outlet]] = {}  # None: plain ones
+        groups: dict[Framing, list[Outlet]] = {}
         for subscription in members:
-            outlet = subscription.outlet
-            groups.setdefault(None if outlet.plain else subscription.id, []).append(outlet)
-        joined = b"" if groups.keys() == {None} else b",".join(events)
-        for name, outlets in groups.items():
-            if name is None:
+            framing = subscription.framing or subscription.make_framing()
+            groups.setdefault(framing, []).append(subscription.outlet)
+        joined = b"" if groups.keys() == {PLAIN} else b",".join(events)
+        for (plain, name), outlets in groups.items():
+            if plain:
                 transmit(outlets, *events)
             else:
                 transmit(outlets, batch_frame(name, cursor, joined, part, parts))

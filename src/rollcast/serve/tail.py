@@ -48,12 +48,39 @@ class LiveTail:
         self._sender = sender
         self._shortener = shortener
 
-    def give(self, members: list[Subscription], selector: Selector, position: int, room: int | None) -> bool:
-        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now."""
+    def give(
+        self, members: list[Subscription], selector: Selector, position: int, room: int | None, head: int
+    ) -> bool:
+        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now.
+
+        What is noted of the clients is noted before anything is sent: afterwards it is no longer near in memory.
+        """
         with self.lock:
             window = self.history.window(position, PORTION)
+        batches, end, shortening = self._batches(window, selector, position, room)
+        reached = position + end
+        told = window[end - 1].before + len(window[end - 1].data) if batches else None
+        for subscription in members:
+            subscription.position = reached
+            if told is not None:
+                subscription.told = told
+            if subscription.behind and reached >= head:
+                subscription.behind = False
+        if told is None:
+            self._told(members, window[:end], silent=True)
+        for events, to in batches:
+            self._send(members, events, position + to)
+        return not shortening and reached < head
+
+    def _batches(
+        self, window: list[Entry], selector: Selector, position: int, room: int | None
+    ) -> tuple[list[tuple[list[bytes], int]], int, bool]:
+        """The batches of one portion, each with the number of entries up to its end; how many entries are in the portion; and
+        whether it ends before one that is being shortened.
+        """
         max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
         most = max_bytes if room is None else min(max_bytes, room)
+        batches: list[tuple[list[bytes], int]] = []
         batch: list[bytes] = []
         size = given = end = 0
         shortening = False
@@ -61,32 +88,30 @@ class LiveTail:
             if not (selector.all or wants(entry.place)):
                 continue
             data = entry.data
-            if room is not None and len(data) > room:
-                shorter = self._shortener.get(position + end - 1, data, room)
-                if shorter is None:  # they go on from here when it is ready
-                    shortening, end = True, end - 1  # noqa: PLW2901
-                    break
-                data = shorter
-            if batch and room is not None and size + len(batch) + len(data) > room:
-                self._send(members, batch, position + end - 1)
-                given += size
-                batch, size = [], 0
+            if room is not None:
+                if len(data) > room:
+                    shorter = self._shortener.get(position + end - 1, data, room)
+                    if shorter is None:  # they go on from here when it is ready
+                        shortening, end = True, end - 1  # noqa: PLW2901
+                        break
+                    data = shorter
+                if batch and size + len(batch) + len(data) > room:
+                    batches.append((batch, end - 1))
+                    given += size
+                    batch, size = [], 0
             batch.append(data)
             size += len(data)
             if len(batch) >= max_events or size >= most:
-                self._send(members, batch, position + end)
+                batches.append((batch, end))
                 given += size
                 batch, size = [], 0
                 if given >= PORTION_BYTES:
                     break
         if batch:
-            self._send(members, batch, position + end)
-        for subscription in members:
-            subscription.position = position + end
-        self._told(members, window[:end], silent=not (given or batch))
-        return not shortening and position + end < self.history.head
+            batches.append((batch, end))
+        return batches, end, shortening
 
-    def give_merged(self, subscription: Subscription) -> bool:
+    def give_merged(self, subscription: Subscription, head: int) -> bool:
         """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `give`."""
         with self.lock:
             window = self.history.window(subscription.position, 2 * PORTION)
@@ -102,14 +127,15 @@ class LiveTail:
                 wanted.append(entry.data)
             end += 1
         if end == 0:  # nothing to be merged: it is one large event
-            return self.give([subscription], subscription.selector, subscription.position, room)
+            return self.give([subscription], subscription.selector, subscription.position, room, head)
         events, _, _ = compact([_decode(data) for data in wanted])
         subscription.position += end
+        subscription.behind = subscription.position < head
         if events:
             data = [encoded(event) for event in events if isinstance(event, StreamEvent)]
             self._send([subscription], data, subscription.position)
         self._told([subscription], window[:end], silent=not events)
-        return subscription.position < self.history.head
+        return subscription.behind
 
     def _told(self, members: Sequence[Subscription], window: list[Entry], *, silent: bool = False) -> None:
         """Note the cursor that the members know. One that a filter kept silent for long is told it alone."""

@@ -305,6 +305,9 @@ class ConsoleStreamObserver(StreamObserver):
             self._run_event(event)
             return
         chain = self._chain(event.run_id, event.chain_id)
+        if chain.unsure:
+            chain.unsure = chain.done = False
+            self._recount()
         handler = self._handlers.get(event.event_type)
         try:
             if handler is not None:
@@ -330,7 +333,19 @@ class ConsoleStreamObserver(StreamObserver):
             self._out.print_rule(rows[0], event.run_id)
             self._close_run(event.run_id)
         else:
+            if event.event_type == T.GAP:
+                self._lose_sight(event.run_id)
             self._out.print_rows(rows, None, event.timestamp)
+
+    def _lose_sight(self, run_id: str) -> None:
+        """Events of the run are missing: a chain counts as done unless it is heard of again."""
+        run = self.runs.get(run_id)
+        for chain in run.chains.values() if run is not None else ():
+            self._print_all_of(chain)
+            if not chain.done:
+                chain.calls.clear()
+                chain.done = chain.unsure = True
+        self._recount()
 
     def _print_event(self, event: StreamEvent, chain: VisibleChain) -> None:
         self._end_text(chain)

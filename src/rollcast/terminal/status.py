@@ -34,6 +34,8 @@ class VisibleChain:
         tokens: of all generations; `generation_tokens`: of the open one.
         calls: open tool calls by id: their name, and whether their result was printed.
         held: results that wait for the end of their call, by id: text, status, timestamp.
+        done: it has ended, as far as is known.
+        unsure: that is only supposed, since events of its run are missing.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class VisibleChain:
     calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
     held: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     done: bool = False
+    unsure: bool = False
     failed: bool = False
 
 
