@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.serve import ledger as ledger_module
 from rollcast.serve.client import ClientSession
@@ -152,6 +153,20 @@ def test_a_connection_that_is_cut_before_the_first_batch_keeps_what_is_owed():
     session.receive(Subscribed("1", False, None))
     welcomed(session, r="running")
     session.receive(Subscribed("1", True, "x.3"))
+    _, came = session.receive(Batch("1", "x.4", [event("run_end", 6, **END)]))
+    assert told(came[:-1]) == [("r", 1, 5, None)]
+
+
+def test_a_batch_with_a_wrong_event_does_not_use_up_the_gap_before_it():
+    """The caller got neither; when the batch comes again, whole, the gap stands in it."""
+    session = watching()
+    session.receive(Batch("1", "x.1", [event("run_start", 0, **START)]))
+    welcomed(session, r="running")
+    session.receive(Subscribed("1", False, None))
+    wrong = event("run_end", 6, **END)
+    wrong.data.clear()
+    with pytest.raises(DecodeError):
+        session.receive(Batch("1", "x.4", [wrong]))
     _, came = session.receive(Batch("1", "x.4", [event("run_end", 6, **END)]))
     assert told(came[:-1]) == [("r", 1, 5, None)]
 

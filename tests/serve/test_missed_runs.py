@@ -343,6 +343,28 @@ async def test_a_manager_that_relays_closes_what_was_lost(stage, say, proxy, unt
     assert views.runs[known.run_id].chains["lost"].state == "lost"
 
 
+async def test_a_server_of_what_is_relayed_knows_that_a_run_with_such_a_gap_is_over(stage, say, proxy, until):
+    """Its own clients are not told that the run goes on, when they come or when they come back."""
+    relaying = StreamingManager()
+    async with audience(stage, proxy, until) as one:
+        async with stage.manager.run() as known:
+            with known.chain():
+                await until(lambda: one.got and one.got[-1].event_type == "chain_start")
+                await one.leave()
+            say(known, ["word "] * 60)
+        await pass_by(stage, say)
+        await one.come_back()
+        await one.caught_up()
+    broadcaster = serve(relaying)
+    for event in one.got:
+        relaying.relay(event)
+    await relaying.drain()
+    assert not [run for run in broadcaster.known_runs() if run.status == "running"]
+    assert broadcaster.ledger.run(known.run_id).status == "completed"
+    broadcaster.detach()
+    await relaying.aclose()
+
+
 async def test_a_console_says_in_a_line_what_was_missed(stage, say, proxy, until):
     """As `rollcast watch` prints it: how many events at most, of which run, and how that ended."""
     text = io.StringIO()

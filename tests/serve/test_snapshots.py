@@ -345,6 +345,29 @@ async def test_one_too_slow_for_the_history_begins_anew_and_is_told(house, until
     assert outlet.closed is None
 
 
+async def test_a_run_that_ended_while_its_snapshots_were_read_too_slowly_is_told_to_have_ended(house, until):
+    """By the `gap` itself, since there is no snapshot of it any more."""
+    house = house(**SMALL)
+    async with house.manager.run() as run:
+        generations = house.generations(run, 20)
+        await house.manager.drain()
+        outlet = house.join(takes=False)
+        await until(lambda: outlet.messages)
+        await house.talk(generations, 10_000)
+        for generation in generations:
+            generation.end()
+            generation.chain.end("answered")
+    await house.manager.drain()
+    outlet.takes, outlet.waits = True, 0
+    house.broadcaster.flush()
+    await until(lambda: not house.joining())
+    gap = whole(outlet)[-1]
+    assert gap.event_type is T.GAP
+    assert gap.data["run_status"] == "completed"
+    assert (gap.data["to_seq"], gap.run_id) == (run.seq, run.run_id)
+    assert gap.data["reason"].endswith("; the run has ended meanwhile")
+
+
 def subscriptions(house):
     return house.broadcaster.subscriptions.values()
 

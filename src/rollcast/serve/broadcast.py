@@ -35,7 +35,8 @@ __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
-CHUNK, RUN_START, RUN_END = T.LLM_GENERATION_CHUNK, T.RUN_START, T.RUN_END
+CHUNK, GAP = T.LLM_GENERATION_CHUNK, T.GAP  # looked up for every token
+RUN_START, RUN_END = T.RUN_START, T.RUN_END
 NOTHING = EventFilter(types=())
 MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
@@ -89,7 +90,7 @@ class Broadcaster:
         self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
-            self.history, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            self.history, self.ledger, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
@@ -130,6 +131,10 @@ class Broadcaster:
                         first_chunk = True
                 elif kind is RUN_START or kind is RUN_END:
                     self.runs.note(event)
+                elif (
+                    kind is GAP and "run_status" in event.data
+                ):  # relayed: its end was lost before it came here
+                    self.runs.forget(event.run_id)
             if self.keeps:
                 self.ledger.note(events, entries, position)
             loop = self._loop
@@ -243,7 +248,7 @@ class Broadcaster:
         with manager.lock if manager is not None else nullcontext(), self.lock:
             subscription = self.subscriptions[outlet, id]
             join = subscription.join
-            if join is None or not join.sent:
+            if join is None or not join.begun:
                 late = join is None and self.history.head - subscription.position > PORTION
             else:
                 late = join.opening.before is not None
@@ -261,7 +266,7 @@ class Broadcaster:
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
         subscription.next_filter = None
         self._narrow()
-        if join is not None and join.sent:
+        if join is not None and join.begun:
             self._joins.begin_anew(subscription, CHANGED_GAP)
             return
         if join is not None:  # of which nothing was sent

@@ -44,9 +44,7 @@ class Continuity:
         self._max_open = max_open
         self._holes: set[Key] = set()  # open runs of which something may be missing before their next event
         self._ended: OrderedDict[str, None] = OrderedDict()  # runs that ended, by id
-        self._listed: dict[
-            str, str
-        ] = {}  # the status of each run that the server knew when it was connected to
+        self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
         self._first = True
         self._from_start = since == "start"
         self._why = GONE

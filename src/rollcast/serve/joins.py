@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rollcast.aio import call_in
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.history import History, Selector, encoded
-from rollcast.serve.opening import Join, Opening, Part
+from rollcast.serve.ledger import RunLedger
+from rollcast.serve.opening import Join, Left, Opening, Part
 from rollcast.serve.subscription import Outlet, Sender, Subscription
 from rollcast.serve.worker import Worker
 from rollcast.stream import StreamObserver
@@ -38,7 +39,7 @@ TOO_SLOW_TO_BEGIN = (
     "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
 )
 TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
-ENDED = "; the run has ended meanwhile, and how many events are missing is not known"
+ENDED = "; the run has ended meanwhile"
 
 
 class Place(NamedTuple):
@@ -56,6 +57,7 @@ class Joins:
 
     Args:
         history: what came.
+        ledger: how far runs got, if that is remembered.
         lock: guards the history and the subscriptions.
         subscriptions: all that there are.
         sender: sends parts.
@@ -69,6 +71,7 @@ class Joins:
     def __init__(
         self,
         history: History,
+        ledger: RunLedger,
         lock: threading.RLock,
         subscriptions: dict[tuple[Outlet, str], Subscription],
         sender: Sender,
@@ -81,6 +84,7 @@ class Joins:
     ) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._history = history
+        self._ledger = ledger
         self._lock = lock
         self._subscriptions = subscriptions
         self._sender = sender
@@ -100,7 +104,9 @@ class Joins:
 
     # -- a moment is chosen ----------------------------------------------------------------------------------------------
 
-    def begin(self, subscription: Subscription, before: Selector | None, restarts: int = 0) -> None:
+    def begin(
+        self, subscription: Subscription, before: Selector | None, restarts: int = 0, left: Left | None = None
+    ) -> None:
         """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before."""
         if self._observer.manager is None or self.loop is None:
             return
@@ -108,10 +114,10 @@ class Joins:
         if opening is None:
             history = self._history
             opening = Opening(subscription.selector, before, subscription.position, history.total)
-            subscription.join = Join(opening, restarts)
+            subscription.join = Join(opening, restarts, left)
             self._cut(opening)
             return
-        subscription.join = Join(opening, restarts)
+        subscription.join = Join(opening, restarts, left)
         subscription.position = opening.start
         if opening.position is not None:
             self.loop.call_soon(self._feed_or_wait, [subscription])  # after the answer to `subscribe`
@@ -182,7 +188,10 @@ class Joins:
                 continue
             if join.opening.position < self._history.tail:
                 self._restart(subscription, join)
-            elif subscription.outlet in self._busy or subscription.outlet.unsent() > LOW_WATER:
+                continue
+            if join.left is not None:
+                self._tell_gap(subscription, join, join.left)
+            if subscription.outlet in self._busy or subscription.outlet.unsent() > LOW_WATER:
                 waiting = True
             else:
                 place = Place(join.opening, join.index, subscription.room)
@@ -271,23 +280,17 @@ class Joins:
 
     def begin_anew(self, subscription: Subscription, reason: str, restarts: int = 0) -> None:
         """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
-        join, loop = subscription.join, self.loop
+        join = subscription.join
         subscription.position = self._history.head
-        self.begin(subscription, None, restarts)
-        anew = subscription.join
-        if join is None or anew is None or anew is join or loop is None or not join.sent:
-            return
-        gaps = self._gaps(subscription.selector, join.opening, anew.opening, reason)
-        anew.making = True  # its parts come after the end of the others
-        loop.call_soon(self._end_batch, subscription, anew, gaps, join.sent + 1)
+        self.begin(subscription, None, restarts, None if join is None else join.leave(reason))
 
-    def _end_batch(self, subscription: Subscription, anew: Join, gaps: list[bytes], part: int) -> None:
+    def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
         """What was left is whole with this, as far as it went."""
-        if subscription.join is anew and self._is_current(subscription):
-            cursor = self._history.cursor_within(self._history.head)
-            self._sender.send([subscription], gaps, cursor, *((part, part) if subscription.parts else ()))
-            anew.making = False
-            self._feed_or_wait([subscription])
+        join.left, join.told = None, True
+        gaps = self._gaps(subscription.selector, left.opening, join.opening, left.reason)
+        cursor = self._history.cursor_within(join.opening.start)
+        number = (left.part, left.part) if subscription.parts else ()
+        self._sender.send([subscription], gaps, cursor, *number)
 
     def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
         """Between the moments of two openings, in each run that was open."""
@@ -295,12 +298,18 @@ class Joins:
         source = "" if manager is None else manager.fanout.source
         gaps = []
         for run_id, seq in old.as_of.items():
-            to_seq, why = new.as_of.get(run_id), reason
+            to_seq = new.as_of.get(run_id)
             if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
                 continue
+            data: dict[str, Any] = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
             if to_seq is None:
-                to_seq, why = seq + 1, reason + ENDED
-            data = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": why}
+                run = self._ledger.run(run_id)
+                to_seq = seq + 1 if run is None else max(seq + 1, run.last_seq)
+                data |= {
+                    "to_seq": to_seq,
+                    "reason": reason + ENDED,
+                    "run_status": (run.status if run is not None else None) or "unknown",
+                }
             gap = StreamEvent(
                 StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
             )

@@ -13,7 +13,7 @@ from rollcast.serve.history import Entry, Place, Selector
 
 __all__ = ["PassedRun", "RunLedger"]
 
-RUN_END = StreamEventType.RUN_END
+GAP, RUN_END = StreamEventType.GAP, StreamEventType.RUN_END
 MAX_RUNS = 4096
 MAX_PLACES = 32768  # of all runs; beyond, the runs that were silent longest are known as a whole alone
 BOUND_EVERY = 4096  # events
@@ -26,7 +26,7 @@ class PassedRun:
         run_id, source: as its events have them.
         first, last: positions of its first and of its latest event.
         last_seq: of its latest event.
-        status: of its `run_end`; None if that did not come by.
+        status: of its `run_end`, or as a `gap` in its place says; None if neither came by.
         places: where its events stood, with the position of the latest one; None: anywhere, up to `last`.
     """
 
@@ -91,6 +91,8 @@ class RunLedger:
             run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
         if event.event_type is RUN_END:
             run.status = str(event.data.get("status", "completed"))
+        elif event.event_type is GAP and "run_status" in event.data:  # lost before it came here
+            run.status = str(event.data["run_status"])
         return run
 
     def _bound(self) -> None:

@@ -15,7 +15,7 @@ from rollcast.serve.fitting import fitted
 from rollcast.serve.history import Entry, Selector, encoded
 from rollcast.stream.queue import event_size
 
-__all__ = ["PART_BYTES", "Join", "Opening", "Part"]
+__all__ = ["PART_BYTES", "Join", "Left", "Opening", "Part"]
 
 PART_BYTES = 512 << 10  # of a part, unless one event is larger
 SMALL_BYTES = 32 << 10  # that are encoded at once, without a thread
@@ -131,23 +131,54 @@ class Opening:
                 self._kept.popitem(last=False)
 
 
+class Left(NamedTuple):
+    """An opening that was left before its end.
+
+    Attributes:
+        opening: of whose moment the client has something.
+        part: the number of the part that makes of it a whole batch.
+        reason: why it was left.
+    """
+
+    opening: Opening
+    part: int
+    reason: str
+
+
 class Join:
     """How far one subscription is in its opening.
+
+    Args:
+        opening: that it is given.
+        restarts: how often it began anew, since it was too slow.
+        left: another opening that it was given some of.
 
     Attributes:
         index: of the event that comes next.
         sent: parts that it was given.
-        restarts: how often it began anew, since it was too slow.
+        told: it was told of what is missing between the opening that it left and this one.
         making: the next part is being made.
     """
 
-    __slots__ = ("index", "making", "opening", "restarts", "sent")
+    __slots__ = ("index", "left", "making", "opening", "restarts", "sent", "told")
 
-    def __init__(self, opening: Opening, restarts: int = 0) -> None:
+    def __init__(self, opening: Opening, restarts: int = 0, left: Left | None = None) -> None:
         self.opening = opening
         self.restarts = restarts
+        self.left = left
         self.index = self.sent = 0
-        self.making = False
+        self.told = self.making = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client was given something, or has to be told of a gap."""
+        return bool(self.sent or self.told or self.left)
+
+    def leave(self, reason: str) -> Left | None:
+        """What the next one has to tell the client; None: this one has told it nothing."""
+        if self.sent or self.told:
+            return Left(self.opening, self.sent + 1, reason)
+        return self.left
 
     def parts(self, next: int) -> int:
         """How many parts there are, as far as is known when those before `next` have been sent: at least one more than that."""

@@ -44,6 +44,10 @@ class KnownRuns:
         while len(self._runs) > MAX_RUNS:
             self._runs.popitem(last=False)
 
+    def forget(self, run_id: str) -> None:
+        """It is not known how the run ended."""
+        self._runs.pop(run_id, None)
+
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
         """Those that ended, and then those that are open now, each in the order in which they were heard of."""
         others = [info for run_id, info in self._runs.items() if run_id not in open_runs]
