@@ -310,8 +310,8 @@ class Broadcaster:
         """
         self._timer.cancel()
         groups: dict[tuple[Selector, int, int | None], list[Subscription]] = {}
-        key: tuple[Selector, int, int | None] | None = None
-        members = list[Subscription]()
+        selector: Selector | None = None
+        position, room, members = -1, None, list[Subscription]()
         late: list[Subscription] = []
         joining: list[Subscription] = []
         changing: list[Subscription] = []
@@ -335,10 +335,13 @@ class Broadcaster:
                 if subscription.behind and subscription.position >= subscription.live_from:
                     late.append(subscription)
                     continue
-                place = (subscription.selector, subscription.position, subscription.room)
-                if place != key:
-                    key = place
-                    members = groups.setdefault(place, [])
+                if (
+                    subscription.selector is not selector
+                    or subscription.position != position
+                    or subscription.room != room
+                ):
+                    selector, position, room = subscription.selector, subscription.position, subscription.room
+                    members = groups.setdefault((selector, position, room), [])
                 members.append(subscription)  # most stand where the one before stood
         for (selector, position, room), members in groups.items():
             more |= self._tail.give(members, selector, position, room, head)
