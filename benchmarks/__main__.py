@@ -24,6 +24,7 @@ BENCHMARKS = {
     "loop": "benchmarks.loop",
     "isolation": "benchmarks.isolation",
     "serve": "benchmarks.serve",
+    "snapshots": "benchmarks.snapshots",
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",

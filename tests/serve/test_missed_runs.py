@@ -220,6 +220,7 @@ async def test_the_start_of_a_run_that_is_held_whole_is_played_though_older_runs
 async def test_more_runs_than_are_listed_are_counted(stage, say, proxy, until):
     """The latest 64 have a gap each; one gap of no run says how many more there were."""
     async with audience(stage, proxy, until) as one:
+        await one.caught_up()  # it has a cursor
         await one.leave()
         passed = await pass_by(stage, say, runs=70, words=3)
         await one.come_back()

@@ -35,6 +35,7 @@ from rollcast.records.codec import checked_event
 from rollcast.serve.access import is_loopback
 from rollcast.serve.continuity import Continuity
 from rollcast.serve.protocol import (
+    FEATURES,
     SUBPROTOCOL,
     Batch,
     Cancel,
@@ -67,8 +68,8 @@ connection_logger.addFilter(WithoutSecrets())
 Token = str | Callable[[], str | None] | None
 
 SUBSCRIPTION = "1"
-MAX_MESSAGE = 64 << 20  # bytes; a batch that opens with the snapshots of many chains is large
-MAX_PARTS = 1024  # of one batch
+MAX_MESSAGE = 64 << 20  # bytes; of a larger event the server sends a shorter one
+MAX_PARTS = 8192  # of one batch
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
@@ -337,6 +338,7 @@ class WebSocketStreamingClient:
                 close_timeout=CLOSE_S,
                 logger=connection_logger,
                 ssl=self._tls,
+                create_connection=_Connection,
             )
         except InvalidStatus as error:
             status = error.response.status_code
@@ -360,7 +362,7 @@ class WebSocketStreamingClient:
         try:
             if connection.subprotocol != SUBPROTOCOL:
                 raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
-            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
+            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE, features=list(FEATURES))
             await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
             connection.transport.abort()
@@ -381,8 +383,9 @@ class WebSocketStreamingClient:
 
     async def _read(self, connection: ClientConnection) -> None:
         """The next message: its events wait to be read, its questions are answered."""
-        async with asyncio.timeout(SILENCE * self._session.heartbeat_s):
-            message = await connection.recv()
+        silence_s = SILENCE * self._session.heartbeat_s
+        message = await _message(connection, silence_s)
+        async with asyncio.timeout(silence_s):
             answers, events = self._session.receive(decode_server_frame(message))
             self._events.extend(events)
             for frame in answers:
@@ -438,6 +441,34 @@ class WebSocketStreamingClient:
             self._opening = None
         if self._closed.is_set() and self._connection is not None:
             await self._connection.close()
+
+
+class _Connection(ClientConnection):
+    """One that counts the bytes that come: a message may take long on a slow link, which is not silent."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.received += len(data)
+        super().data_received(data)
+
+
+async def _message(connection: ClientConnection, silence_s: float) -> str | bytes:
+    """The next message.
+
+    Raises:
+        TimeoutError: not a byte came for so long.
+    """
+    assert isinstance(connection, _Connection)
+    while True:
+        received = connection.received
+        try:
+            async with asyncio.timeout(silence_s):
+                return await connection.recv()
+        except TimeoutError:
+            if connection.received == received:
+                raise
 
 
 class _connect(connect):  # noqa: N801  (as the class that it extends)

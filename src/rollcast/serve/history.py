@@ -6,21 +6,22 @@ A position counts every event since the history began, held or not, so a cursor 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described, encode_lines
 
-__all__ = ["Entry", "History", "Place", "Selector"]
+__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 ENTRY_BYTES = 160  # what an entry weighs beside its JSON
 ENCODED_AT_ONCE = 64  # events; as many of them are in memory twice for a moment
+WITHIN = ".within"  # ends a cursor that stands in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # of one filter; clients may bring many filters
 EVERYTHING = EventFilter()
@@ -77,6 +78,31 @@ class Selector:
         if place.event_type is T.CHAIN_SNAPSHOT:
             return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
         return self.filter.wants(*place)
+
+
+class Selectors:
+    """One selector for each filter, so that subscriptions with equal filters are found to be alike."""
+
+    def __init__(self) -> None:
+        self._by_filter: dict[EventFilter, Selector] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_filter)
+
+    def of(self, filter: EventFilter, users: Collection[HasSelector]) -> Selector:
+        """The filter's; those that no user has any more are forgotten now and then."""
+        selector = self._by_filter.get(filter)
+        if selector is None:
+            if len(self._by_filter) > 2 * len(users) + 64:
+                self._by_filter = {user.selector.filter: user.selector for user in users}
+            selector = self._by_filter[filter] = Selector(filter)
+        return selector
+
+
+class HasSelector(Protocol):
+    """Somebody who wants something."""
+
+    selector: Selector
 
 
 class History:
@@ -170,14 +196,18 @@ class History:
         """The name of a position; opaque to clients."""
         return f"{self._name}.{position}"
 
+    def cursor_within(self, position: int) -> str:
+        """A cursor for one who has had some of the snapshots that lead to this position: nobody can go on from there."""
+        return f"{self._name}.{position}{WITHIN}"
+
     def position(self, cursor: str) -> int | None:
         """The position that a cursor names; None if it is of another history, or no longer held."""
-        position = self.named(cursor)
+        position = None if cursor.endswith(WITHIN) else self.named(cursor)
         return position if position is not None and self.tail <= position else None
 
     def named(self, cursor: str) -> int | None:
         """The position that a cursor names, held or not; None if it is of another history."""
-        name, _, number = cursor.partition(".")
+        name, _, number = cursor.removesuffix(WITHIN).partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
         position = int(number)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from rollcast.records.codec import one_line_json
-from rollcast.serve.history import History, Selector
+from rollcast.serve.history import WITHIN, History, Selector
 from rollcast.serve.ledger import PassedRun, RunLedger
 from rollcast.serve.protocol import LostRun
 
@@ -52,16 +52,17 @@ def way_back(history: History, ledger: RunLedger, selector: Selector, since: str
     asked = 0 if since == "start" else history.named(since)
     if asked is None:
         return Return(missed=ledger.passed(selector, 0), began_anew=True)
-    if asked >= history.tail:
+    within = since.endswith(WITHIN)  # some snapshots are missing, and only new ones help
+    if asked >= history.tail and not within:
         return Return(asked)
     missed = ledger.passed(selector, asked)
-    if all(run.first >= history.tail for run in missed) and not ledger.forgotten(asked):
+    if not within and all(run.first >= history.tail for run in missed) and not ledger.forgotten(asked):
         return Return(history.tail)
     return Return(since=asked, missed=missed)
 
 
 def losses(
-    ledger: RunLedger, selector: Selector, back: Return, as_of: dict[str, int], source: str = ""
+    ledger: RunLedger, selector: Selector, back: Return, as_of: Mapping[str, int], source: str = ""
 ) -> Losses:
     """What a client misses that goes on with snapshots.
 
@@ -91,7 +92,7 @@ def losses(
     return Losses(listed[::-1], more, back.began_anew)
 
 
-def _lost(run: PassedRun, since: int, as_of: dict[str, int]) -> LostRun:
+def _lost(run: PassedRun, since: int, as_of: Mapping[str, int]) -> LostRun:
     to_seq = max(run.last_seq, as_of.get(run.run_id, -1))
     from_seq = 0 if run.first >= since else None
     return LostRun(run.run_id, run.source, from_seq, to_seq, run.status or "running")

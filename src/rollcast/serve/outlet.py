@@ -6,10 +6,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 
-from websockets.asyncio.server import ServerConnection
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.protocol import Protocol, Side, State
 
+from rollcast.serve.connection import GuardedConnection
 from rollcast.serve.protocol import CloseCode, ErrorFrame, ServerFrame, encode_frame
 from rollcast.serve.settings import ServerSettings
 
@@ -40,19 +40,21 @@ class Client:
     Attributes:
         closed: nothing more is to be sent.
         max_message: bytes of the largest message that it is sent.
+        parts: whether it knows that a batch may come in parts.
+        given: bytes that were written for it.
         encoding: connections that have the same can be sent the same bytes.
         transport, protocol: of the connection. Kept here, and in slots, since each object that is looked through on the way
             to a socket is far away in memory by the time the kernel has copied a batch for the client before.
     """
 
     __slots__ = (
-        "__weakref__", "_closing", "_settings", "closed", "connection", "encoding", "max_message", "plain", "protocol",
-        "transport",
+        "__weakref__", "_answers", "_closing", "_progress", "_settings", "_waited", "closed", "connection", "encoding", "given",
+        "max_message", "parts", "plain", "protocol", "transport",
     )  # fmt: skip
 
     def __init__(
         self,
-        connection: ServerConnection,
+        connection: GuardedConnection,
         settings: ServerSettings,
         closing: Callable[[asyncio.Task[None]], None],
         *,
@@ -63,21 +65,50 @@ class Client:
         self.protocol = connection.protocol
         self.plain = plain
         self.closed = False
+        self.parts = False
+        self.given = 0
         self.max_message = settings.plain_message_bytes
         response = connection.response
         self.encoding = response.headers.get("Sec-WebSocket-Extensions", "") if response else ""
         self._settings = settings
         self._closing = closing
+        self._answers = 0  # bytes of frames that wait, at most
+        self._progress = (0, 0)  # bytes that came, and that were taken
+        self._waited = 0  # bytes that were not delivered, when that was looked at
 
     def unsent(self) -> int:
         """Bytes that wait here; what the operating system holds is not counted."""
         return self.transport.get_write_buffer_size()
 
+    def keeps_up(self) -> bool:
+        """Whether what waits is no more than may."""
+        return self.unsent() <= self._settings.client_buffer
+
     def send(self, frame: ServerFrame) -> None:
         """Send a frame without waiting. A client that asks and never reads the answers is closed."""
-        transmit([self], encode_frame(frame))
-        if self.unsent() > 2 * self._settings.client_buffer:
+        data, most = encode_frame(frame), self._settings.client_buffer
+        if self.unsent() <= most:
+            self._answers = 0
+        self._answers += len(data)
+        transmit([self], data)
+        if self._answers > most:
             self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+
+    def moved(self) -> bool:
+        """Whether, since this was last asked, bytes came from the client, or it took some of those that waited for it.
+
+        What it takes at once says nothing: the operating system of a client that hangs takes that too.
+        """
+        waits = self.connection.undelivered()
+        came, taken = self._progress
+        self._progress = (self.connection.received, self.given - waits)
+        waited, self._waited = self._waited, waits
+        return self._progress[0] != came or (self._progress[1] != taken and bool(waited or waits))
+
+    async def ping(self) -> None:
+        """Ask a plain client whether it is there; its answer is bytes that come."""
+        if not self.unsent():  # else the question would wait behind them
+            await self.connection.ping()
 
     def close(self, code: CloseCode, message: str, short: str | None = None) -> None:
         """Say why, and close. Does not wait.
@@ -120,6 +151,7 @@ def transmit(clients: Iterable[Client], /, *messages: bytes) -> None:
         frames = made.get(client.encoding)
         if frames is None:
             frames = made[client.encoding] = _framed(messages, client)
+        client.given += len(frames)
         transport.write(frames)
 
 
