@@ -1,4 +1,4 @@
-"""What engines fail with."""
+"""The errors that engines fail with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fresh(failure: BackendError) -> BackendError:
 
 
 def not_finite(version: int) -> BackendError:
-    """Of a generation to which weights of this version gave a log-probability that is no finite number."""
+    """The error for a generation to which weights of this version gave a log-probability that is not finite."""
     return BackendError(
         f"the model's logits are not finite with the weights of version {version}; the training that made them "
         "diverged: load others"

@@ -1,4 +1,4 @@
-"""One forward pass of a causal language model over rows at positions of their own, and what can be asked of the model."""
+"""Runs a causal language model's forward pass over rows at positions of their own, and checks that it can."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SERVED_LAYERS = {"full_attention": False, "sliding_attention": True}
 
 _CHECKED_TOKENS = 12
 
-# Autocast may be put around the model, or taken away, while it is being looked at.
+# Autocast may be put around the model, or taken away, while it is being checked.
 _LOOKS = 4
 
 
 class Forward:
-    """A model with masks and positions of our own making.
+    """A model whose masks and positions we make.
 
     Args:
-        model: a decoder with attention; it is asked for nothing but forward passes.
+        model: a decoder with attention; only its forward pass is used.
 
     Attributes:
-        shapes: what each layer keeps of a token.
-        vocab_size: rows of the embeddings.
-        token_bytes: of a token's keys and values in all layers.
+        shapes: what each layer keeps for a token.
+        vocab_size: the number of rows in the embeddings.
+        token_bytes: the size of a token's keys and values in all layers.
 
     Raises:
         InputError: the model's architecture or attention cannot be served.
@@ -47,7 +47,7 @@ class Forward:
         if model.config.is_encoder_decoder:
             raise InputError(f"{self.name} has an encoder; expected a causal language model")
         self._windows = self._layer_windows(config)
-        self.attention = str(config._attn_implementation)  # noqa: SLF001  (the only place where it stands)
+        self.attention = str(config._attn_implementation)  # noqa: SLF001  (there is no public attribute)
         if self.attention not in {"sdpa", "eager"}:
             raise InputError(
                 f"{self.name} computes attention with {self.attention!r}, which cannot take rows at positions of their "
@@ -59,7 +59,7 @@ class Forward:
         self.look_again()
 
     def look_again(self) -> None:
-        """See what the layers keep: at first, and when the model was moved to another device, dtype or precision.
+        """Find out what the layers keep: at first, and after the model was moved to another device, dtype or precision.
 
         Raises:
             InputError: the model cannot be served.
@@ -78,8 +78,8 @@ class Forward:
         return self._parameter.dtype
 
     def _layer_windows(self, config: Any) -> dict[str, int | None]:
-        """How far back each kind of layer looks; None: to the beginning."""
-        # GPT-Neo's name for the same comes second; its local layers count back from the last key, whoever asks.
+        """How far back each kind of layer looks; None means to the beginning."""
+        # GPT-Neo's name for the same comes second; its local layers count back from the last key, not from each query.
         declared = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
         kinds = sorted(set(declared or ()))
         other = [kind for kind in kinds if kind not in SERVED_LAYERS]
@@ -102,15 +102,15 @@ class Forward:
         positions_RC: Tensor,
         seen: int,
     ) -> Tensor:
-        """Logits (R, V) after the last token of each row; their keys and values are written into the cache.
+        """Compute the logits (R, V) after the last token of each row; write the keys and values into the cache.
 
         Args:
-            cache: whose slots the rows are.
+            cache: the cache that has the rows' slots.
             rows: the slots; a slice is read without a copy.
             index_R: the same as numbers.
             ids_RC: the tokens to feed. A short row repeats its last one, at the same position.
-            positions_RC: where they stand.
-            seen: more than the highest position.
+            positions_RC: their positions.
+            seen: a number above the highest position.
         """
         cache.aim(rows, index_R, positions_RC, seen)
         output = self.model(
@@ -125,7 +125,7 @@ class Forward:
         return logits
 
     def _masks(self, positions_RC: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
-        """(R, 1, C, seen) for each kind of layer: no token looks ahead, nor back beyond the kind's window."""
+        """Masks (R, 1, C, seen) for each kind of layer: no token looks ahead, or back beyond the kind's window."""
         at = positions_RC[:, None, :, None]
         keys = torch.arange(seen, device=at.device)
         causal = keys <= at
@@ -136,7 +136,7 @@ class Forward:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _as_taken(self, mask: Tensor) -> Tensor:
-        """True where a token looks, or, for attention written out, what is added to its scores."""
+        """The mask as the attention takes it: True where a token looks, or for eager attention what is added to its scores."""
         if self.attention == "sdpa":
             return mask
         least = torch.finfo(self.model.dtype).min
@@ -144,10 +144,10 @@ class Forward:
 
     @torch.no_grad()
     def _checked(self) -> list[LayerShape]:
-        """Run a few tokens in the ordinary way and in ours, and compare: architectures differ in more than they declare.
+        """Run a few tokens the ordinary way and our way, and compare: architectures differ in more than they declare.
 
         Returns:
-            what each layer keeps of a token.
+            what each layer keeps for a token.
         """
         training = [module for module in self.model.modules() if module.training]
         self.model.train(mode=False)
@@ -156,7 +156,7 @@ class Forward:
         except (InputError, torch.OutOfMemoryError):
             raise
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-            # What model code raises that does not take a mask or a cache from outside.
+            # Model code that does not take a mask or a cache from outside raises these.
             raise InputError(
                 f"{self.name} does not take masks and caches from outside ({type(error).__name__}: {error}); expected a "
                 "plain transformer such as Llama, Qwen3, Mistral or Gemma"
@@ -173,7 +173,7 @@ class Forward:
                 if not looks_left:
                     raise InputError(
                         f"{self.name} computes in another precision from one pass to the next: {error}; use one autocast for "
-                        "all of them, or none"
+                        "all passes, or none"
                     ) from error
         raise AssertionError("the last look returns or raises")
 
@@ -186,7 +186,7 @@ class Forward:
             expected = self._plain_pass(ids, plain)
         cache = SlotCache(plain.shapes)
         cache.resize(3, 2 * _CHECKED_TOKENS, [])
-        # A prompt in two parts beside a shorter row, then tokens one by one, from another slot than the first.
+        # A prompt in two parts beside a shorter row, then tokens one by one, in a slot other than the first.
         found = [self._fed(cache, ids, [(0, 5), (0, 3)])[0], self._fed(cache, ids, [(5, 5), (3, 1)])[0]]
         cache.copy(0, 2, 10)
         cache.swap(2, 1, 10)
@@ -204,7 +204,7 @@ class Forward:
         return plain.shapes
 
     def _plain_pass(self, ids: Tensor, cache: ProbeCache) -> Tensor:
-        """Logits (C, V) as everybody gets them. What fails here has nothing to do with masks and caches from outside."""
+        """Logits (C, V) of an ordinary pass. A failure here has nothing to do with masks and caches from outside."""
         try:
             logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
         except RuntimeError as error:
@@ -227,7 +227,7 @@ class Forward:
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:
-    """Whether the forward pass has a parameter of this name, also behind a wrapper that hands on what it is given."""
+    """Whether the forward pass has a parameter of this name, even behind a wrapper that passes its arguments on."""
     outside = inspect.signature(model.forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in outside.values())
     return name in outside or (hands_on and name in inspect.signature(type(model).forward).parameters)
@@ -235,7 +235,7 @@ def _takes(model: PreTrainedModel, name: str) -> bool:
 
 @contextmanager
 def _dtypes_computed(model: torch.nn.Module) -> Iterator[set[torch.dtype]]:
-    """The floating-point dtypes in which the model's parts give what they compute, while the block runs."""
+    """Collect the floating-point dtypes of the outputs of the model's parts, while the block runs."""
     found: set[torch.dtype] = set()
 
     def note(_module: torch.nn.Module, _given: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Code as the action: fenced blocks of Python are one call of a tool that runs them.
+"""The CodeAct format: fenced blocks of Python are one call of a tool that runs them.
 
     I multiply.
     ```python
@@ -17,7 +17,7 @@ from rollcast.records.message import ToolCall
 
 __all__ = ["CodeParser", "CodeTurn"]
 
-_HEAD = 64  # characters in which the line that opens a fence must end
+_HEAD = 64  # characters that the line that opens a fence may have
 _FENCE = re.compile(r" {0,3}```")
 _OPENING = re.compile(r" {0,3}```([^`\n]*)\n")
 _MAY_OPEN = re.compile(r" {0,3}(`{0,2}|```[^`\n]*)")
@@ -29,7 +29,7 @@ _PYTHON = frozenset({"python", "py", "python3"})
 class CodeParser(TurnParser):
     """All ```` ```python ```` blocks of a turn are one call, in their order, with an empty line between them.
 
-    One call, since the calls of a turn run concurrently and code depends on what stands before it. A fence stands at the
+    They are one call, since the calls of a turn run concurrently and code depends on what precedes it. A fence is at the
     beginning of a line; a line in the code that begins with one ends the block. Blocks of other languages are text. A
     block ```` ```output ```` or a line `Observation:`, where the model would make up what its code prints, ends the turn.
 
@@ -51,7 +51,7 @@ class CodeParser(TurnParser):
         return CodeTurn(self)
 
     def read(self, text: str) -> CodeTurn:
-        """The whole output of a turn, read."""
+        """Read the whole output of a turn."""
         turn = CodeTurn(self)
         turn.feed(text)
         turn.close()
@@ -65,10 +65,10 @@ class CodeTurn(LineTurn):
         super().__init__()
         self._parser = parser
         self._blocks = 0
-        self._fence = ""  # what is open: "python", "other" or nothing
+        self._fence = ""  # the open fence: "python", "other" or ""
 
     def begin(self, text: str, at: int) -> int:
-        """At the beginning of a line."""
+        """The state at the beginning of a line."""
         head = text[at : at + _HEAD]
         whole = len(head) == _HEAD or "\n" in head
         if self._fence:
@@ -110,7 +110,7 @@ class CodeTurn(LineTurn):
         return end
 
     def put(self, text: str) -> None:
-        """To the code, or to what is said beside it."""
+        """Add to the code, or to the text beside it."""
         if self._fence == "python":
             self.body.add(text)
         else:

@@ -16,12 +16,12 @@ _OPEN = Words("<tool_call>")
 
 
 class HermesParser(TurnParser):
-    """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as elsewhere in the field.
+    """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as in other implementations.
 
-    Arguments may stand under `parameters`, `args`, `input` …, or beside the name, and the call in OpenAI's form
-    `{"function": {…}}`, if there is one way to read it.
+    Arguments may be under `parameters`, `args`, `input` …, or beside the name, and the call in OpenAI's form
+    `{"function": {…}}`, if there is only one way to read it.
 
-    The errors are few words, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
+    The errors are short, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
     `error: bad arguments`, `error: repeated argument`, `error: arguments given twice`,
     `error: argument outside of arguments`, `error: call too long`, `error: unclosed call`.
     """
@@ -34,7 +34,7 @@ class HermesParser(TurnParser):
 
 class _Turn(TaggedTurn):
     def feed(self, text: str) -> list[ToolCall]:
-        """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
+        """See `IncrementalParser.feed`. Every token passes here, and most contain no part of a tag."""
         if self.held or "<" in text or self.deciding:
             return super().feed(text)
         self._before += len(text)

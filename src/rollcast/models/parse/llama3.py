@@ -27,10 +27,10 @@ _KEYS = ("parameters", "arguments", "args", "params", "tool_input")
 class Llama3Parser(TurnParser):
     """Llama 3's calls in JSON, several of them separated by `;` or `,`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
 
-    After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
-    and `parameters` (or `arguments`), or where its JSON is broken and it begins with `name`; else it is the answer.
+    After `<|python_tag|>` everything is calls. Without it, an object at the beginning of the turn is a call if it has a
+    `name` and `parameters` (or `arguments`), or if its JSON is broken and it begins with `name`; else it is the answer.
 
-    What is nearly right is read as in `HermesParser`. Errors: as there.
+    Nearly right calls are read as in `HermesParser`, with the same errors.
     """
 
     name = "llama3"
@@ -40,7 +40,7 @@ class Llama3Parser(TurnParser):
 
 
 class _Turn(Turn):
-    """Text or an object first; after the tag objects, and text that is not one."""
+    """First text or an object; after the tag, objects and other text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Turn(Turn):
         return at
 
     def _raw(self, text: str, at: int) -> int:
-        """After the tag, and no object."""
+        """The state after the tag, for text that is not an object."""
         place, word = _END.find(text, at)
         self.body.add(text[at:place])
         if word is not None:
@@ -148,7 +148,7 @@ class _Turn(Turn):
         return "".join(self._outside) if self.state == self._between else super().content
 
     def _end_object(self, error: str | None = None) -> bool:
-        """Whether it was a call, or meant as one."""
+        """End an object; return whether it was a call, or was meant as one."""
         body, too_long = self.body.take()
         error = error or too_long
         if not (self._tagged or self.calls or _is_call(body, error)):
