@@ -1,4 +1,4 @@
-"""Messages and agents: text from outside stays text, turns are appended, and a whole agent runs."""
+"""Checks of messages and agents: text from outside stays text, turns are appended, and a whole agent runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CHAT_CHECKS"]
 
 
 def _conversation(outside: str) -> tuple[list[Message], list[dict[str, Any]]]:
-    """A conversation and tools with this text wherever text from outside may stand."""
+    """A conversation and tools with this text in every place for text from outside."""
     function = {"name": "calculator", "arguments": {"expression": outside}}
     messages: list[Message] = [
         {"role": "system", "content": f"Be brief. {outside} Answer."},

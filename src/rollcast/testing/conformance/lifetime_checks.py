@@ -1,4 +1,4 @@
-"""How generations end before their time: cancelled, left, stalled, killed, closed."""
+"""Checks of generations that end early: cancelled, left, stalled, killed, closed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ AFTER = 3
 async def _interrupted(bench: Bench, how: Callable[[Generated, asyncio.Task[Any]], Any], what: str) -> None:
     """Interrupt the longest of several generations; it has to end, and the others have to go on unharmed.
 
-    Where the subject tells how many run, none may be left when the others have ended: the interrupted one would go on
-    for twice as long.
+    If the subject tells how many run, none may be left when the others have ended: the interrupted one would run for twice
+    as long.
     """
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
@@ -63,11 +63,11 @@ async def _interrupted(bench: Bench, how: Callable[[Generated, asyncio.Task[Any]
 
 def _not_let_go(bench: Bench, what: str) -> str:
     tokens = bench.subject.long_tokens
-    return f"a generation of {tokens} tokens was not let go of after {what}: others, of {tokens // 3}, ended, and it went on"
+    return f"a generation of {tokens} tokens was not released after {what}: others, of {tokens // 3}, ended, and it went on"
 
 
 async def _left(bench: Bench) -> int:
-    """How many generations the engine holds, after a moment in which it may put away those that have just ended."""
+    """How many generations the engine holds, after a moment in which it may remove those that have just ended."""
     running = bench.subject.running
     if running is None or not bench.has("running"):
         return 0
@@ -219,7 +219,7 @@ async def other_loops_are_served(bench: Bench) -> None:
 
 
 async def _all_raise(bench: Bench, end: Callable[[Backend], Any], kind: type[Exception], what: str) -> None:
-    """Start long generations, end the backend while all run; each has to raise, and later ones, too."""
+    """Start long generations and end the backend while all run; each has to raise, and so do later ones."""
 
     async def attempt() -> bool:
         prompts = await bench.long_prompts(OTHERS)
@@ -255,7 +255,7 @@ async def _all_raise(bench: Bench, end: Callable[[Backend], Any], kind: type[Exc
     assert isinstance(later.error, kind), (
         f"{later} gave {later.error!r} and {len(later.deltas)} deltas after {what}; expected {kind.__name__}"
     )
-    # Whatever happened, it can be closed, twice.
+    # Whatever happened, it can still be closed, twice.
     await bench.backend.close()
     await bench.backend.close()
 

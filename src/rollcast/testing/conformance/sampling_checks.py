@@ -1,4 +1,4 @@
-"""What is sampled: log-probabilities, greedy, seeds, frequencies, and many requests at once."""
+"""Checks of sampling: log-probabilities, greedy, seeds, frequencies, and many requests at once."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def parameters_stay_with_their_request(bench: Bench) -> None:
         {},
         *NARROWED,
         {"temperature": 0.0, "max_tokens": 5},
-        {"top_k": 2**70},  # keeps all, and fits into no machine's integers
+        {"top_k": 2**70},  # keeps all, and does not fit into a machine's integers
     ]
     requests = [
         bench.request(bench.prompt(i), **{"max_tokens": 24 + i % 5, **kinds[i % len(kinds)]}, seed=i)
@@ -169,7 +169,7 @@ async def many_at_once_get_their_own(bench: Bench) -> None:
 
 
 async def _check_alone(bench: Bench, one: Generated) -> None:
-    """Compare what came among others with what comes alone; it may have been left early."""
+    """Compare a generation in a batch with the same one alone; it may have been left early."""
     alone = await bench.read(Generated(one.request))
     count = len(one.ids)
     assert one.ids == alone.ids[:count], (
@@ -195,16 +195,16 @@ def _drawn(bench: Bench, draw: random.Random, number: int) -> GenerationRequest:
 async def _all_at_once(
     bench: Bench, got: list[Generated], leavers: dict[str, int], draw: random.Random
 ) -> None:
-    """Each request begins when the others have got some tokens; leavers are closed after theirs."""
+    """Begin each request when the others have got some tokens; close the leavers after theirs."""
     waits = [draw.randrange(0, 200) if i else 0 for i in range(len(got))]
 
     def arrived() -> int:
         return sum(len(one.deltas) for one in got)
 
     async def one(generated: Generated, wait: int) -> None:
-        # At the latest when all that began have ended.
+        # It begins at the latest when all that began have ended.
         while arrived() < wait and not all(other.ended for other in started):
-            # Not a busy wait, which would take the interpreter from an engine in this process.
+            # A busy wait would take the interpreter from an engine in this process.
             await asyncio.sleep(0.005)
         started.append(generated)
         await bench.read(generated, leave_after=leavers.get(generated.request.request_id))
