@@ -110,7 +110,7 @@ async def a_rendered_prompt_is_the_same(bench: Bench) -> None:
 
 @check()
 async def an_agent_runs_on_it(bench: Bench) -> None:
-    """An agent's events tell its trajectories: the same ids, log-probabilities and text, in the grammar's order."""
+    """An agent's events match its trajectories: the same ids, log-probabilities and text, in the grammar's order."""
     plain, _ = await _run(bench, streaming=False)
     streamed, capture = await _run(bench, streaming=True)
     capture.check()

@@ -61,7 +61,7 @@ async def an_empty_prompt_is_refused(bench: Bench) -> None:
 
 @check("ids", "input_checks", "vocabulary")
 async def unknown_ids_are_refused(bench: Bench) -> None:
-    """An id outside of the vocabulary raises InputError; later requests work."""
+    """An id outside the vocabulary raises InputError; later requests work."""
     vocabulary = bench.subject.vocabulary
     assert vocabulary is not None
     for wrong in (-1, vocabulary, 2**40, 1.5):

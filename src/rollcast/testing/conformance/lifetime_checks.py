@@ -90,7 +90,7 @@ async def _check_others(bench: Bench, others: list[Generated], tokens: int, what
 
 @check("max_tokens", "streams")
 async def closing_the_iterator_ends_it(bench: Bench) -> None:
-    """Closing the iterator ends the generation and lets go of its place, while the others go on."""
+    """Closing the iterator ends the generation and frees its place, while the others go on."""
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
 
@@ -132,7 +132,7 @@ async def unknown_names_are_ignored(bench: Bench) -> None:
 
 @check("unique_ids", "max_tokens", "streams")
 async def names_are_unique(bench: Bench) -> None:
-    """A second request of a name that runs is refused with InputError; afterwards the name is free."""
+    """A second request with the id of a running one is refused with InputError; afterwards the id is free."""
     (prompt,) = await bench.long_prompts(1)
     tokens = bench.subject.long_tokens
 
@@ -166,7 +166,7 @@ async def names_are_unique(bench: Bench) -> None:
 
 @check("max_tokens", "streams")
 async def a_stalled_reader_stalls_nobody(bench: Bench) -> None:
-    """A reader that does not take its deltas holds up no other, and gets the rest when it goes on."""
+    """A reader that does not take its deltas does not hold up others, and gets the rest when it goes on."""
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
     go_on = asyncio.Event()
@@ -262,7 +262,7 @@ async def _all_raise(bench: Bench, end: Callable[[Backend], Any], kind: type[Exc
 
 @check("kill", "max_tokens", "streams", fresh=True)
 async def a_dead_engine_hangs_nobody(bench: Bench) -> None:
-    """When the engine dies, what runs raises BackendError, what comes later too, and `close` returns."""
+    """When the engine dies, running and later generations raise BackendError, and `close` returns."""
     assert bench.subject.kill is not None
     await _all_raise(bench, bench.subject.kill, BackendError, "the engine died")
 
@@ -275,7 +275,7 @@ async def closing_ends_what_runs(bench: Bench) -> None:
 
 @check(fresh=True)
 async def an_unused_backend_closes(bench: Bench) -> None:
-    """A backend that nobody has used can be closed, twice."""
+    """An unused backend can be closed, twice."""
     await bench.backend.close()
     await bench.backend.close()
 

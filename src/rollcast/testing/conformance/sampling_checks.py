@@ -79,7 +79,7 @@ async def _check_greedy(bench: Bench, got: Generated) -> None:
 
 @check("seed")
 async def a_seed_repeats(bench: Bench) -> None:
-    """The same seed gives the same generation again, also one of 63 bits."""
+    """The same seed gives the same generation again, even a seed of 63 bits."""
     for seed in (0, 1, 2, 2**63 - 1):
         first, again = [await bench.generate(bench.prompt(0), seed=seed, temperature=1.3) for _ in range(2)]
         assert (first.text, first.ids) == (again.text, again.ids), (
@@ -89,7 +89,7 @@ async def a_seed_repeats(bench: Bench) -> None:
 
 @check("sampling")
 async def seeds_differ(bench: Bench) -> None:
-    """Other seeds give other generations, also where only their high bits differ, and so does no seed."""
+    """Other seeds give other generations, even if only their high bits differ, and so does no seed."""
     for seeds in (list(range(8)), [7 + (i << 56) for i in range(8)], [None] * 8):
         got = await bench.together(
             [bench.request(bench.prompt(0), seed=seed, temperature=1.5) for seed in seeds]
@@ -100,7 +100,7 @@ async def seeds_differ(bench: Bench) -> None:
 
 @check("ids", "logprobs", "reference", "sampling", "seed", "vocabulary")
 async def parameters_stay_with_their_request(bench: Bench) -> None:
-    """Requests with other parameters in the same batch change nothing: each is sampled by its own."""
+    """Requests with other parameters in the same batch change nothing: each is sampled with its own."""
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {},
@@ -145,7 +145,7 @@ async def frequencies_match_the_distribution(bench: Bench) -> None:
 
 @check()
 async def many_at_once_get_their_own(bench: Bench) -> None:
-    """Requests that join and leave at any time get what they get alone, and are only read."""
+    """Requests that join and leave at any time get the same as alone, and the backend only reads them."""
     draw = random.Random(11)
     requests = [_drawn(bench, draw, number) for number in range(bench.subject.concurrency)]
     leavers = {request.request_id: draw.randrange(1, 20) for request in requests[::5]}

@@ -137,7 +137,7 @@ async def characters_are_whole(bench: Bench) -> None:
 
 @check("ids", "decode", "sampling", "seed", "vocabulary", "max_tokens")
 async def a_cut_character_is_told(bench: Bench) -> None:
-    """Where `max_tokens` cuts a character, the reason is `length`, and the text ends before it or with U+FFFD."""
+    """If `max_tokens` cuts a character, the reason is `length`, and the text ends before it or with U+FFFD."""
     decode, found = bench.subject.decode, 0
     assert decode is not None
     for number in range(32):
@@ -192,7 +192,7 @@ async def a_stop_token_ends_the_turn(bench: Bench) -> None:
 
 @check("max_tokens")
 async def max_tokens_ends_with_length(bench: Bench) -> None:
-    """A generation has at most `max_tokens` tokens, and the reason is `length` where there would be more."""
+    """A generation has at most `max_tokens` tokens, and the reason is `length` if there would be more."""
     (prompt,) = await bench.long_prompts(1)
     for count in (1, 2, 7, 33):
         got = await bench.generate(prompt, max_tokens=count, temperature=0.0)
