@@ -30,12 +30,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
-        _let_stdout_go_nowhere()
+        _discard_stdout()
         sys.exit(141)
     except OSError as error:
         if not _stdout_is_broken():
             raise
-        _let_stdout_go_nowhere()
+        _discard_stdout()
         with suppress(OSError):
             print("rollcast: the output cannot be written:", error.strerror or error, file=sys.stderr)
         sys.exit(2)
@@ -50,7 +50,7 @@ def _stdout_is_broken() -> bool:
     return False
 
 
-def _let_stdout_go_nowhere() -> None:
+def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -13,7 +13,7 @@ __all__ = ["server_address"]
 
 DEFAULT_PORT = 8765
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
-_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, and nobody can connect to it)
+_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, but clients cannot connect to it)
 _FILES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".gz", ".zst"}
 _EXPECTED = "expected HOST:PORT, such as localhost:8765, or ws://localhost:8765 (wss:// with TLS)"
 

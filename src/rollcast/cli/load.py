@@ -50,15 +50,15 @@ def load_agent_or_task(target: str) -> BaseAgent | Task:
     """
     where, colon, name = target.rpartition(":")
     if not colon and target.endswith(".py") and Path(target).is_file():
-        raise InputError(f"{target!r} names no agent; {_there(_module(target, target), target)}")
+        raise InputError(f"{target!r} names no agent; {_runnable_in(_module(target, target), target)}")
     if not colon or not where or not name:
         raise InputError(f"{target!r} names no agent; expected module:name or path/to/file.py:name")
     module = _module(where, target)
     if not hasattr(module, name):
-        raise InputError(f"{where} has no {name!r}; {_there(module, where)}")
+        raise InputError(f"{where} has no {name!r}; {_runnable_in(module, where)}")
     found = getattr(module, name)
     if not isinstance(found, BaseAgent | Task) and callable(found):
-        found = _calling(found, target)
+        found = _call_users_code(found, target)
     if not isinstance(found, BaseAgent | Task):
         raise InputError(
             f"{target} is {type(found).__name__}; expected a BaseAgent or a Task, or a function without arguments that "
@@ -67,7 +67,7 @@ def load_agent_or_task(target: str) -> BaseAgent | Task:
     return found
 
 
-def _there(module: ModuleType, where: str) -> str:
+def _runnable_in(module: ModuleType, where: str) -> str:
     """What can be run in a module, as the end of a sentence."""
     agents = [name for name, value in vars(module).items() if isinstance(value, BaseAgent)]
     tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
@@ -95,15 +95,15 @@ def _module(where: str, target: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         sys.path.insert(0, str(path.resolve().parent))
-        _calling(lambda: spec.loader.exec_module(module), target)
+        _call_users_code(lambda: spec.loader.exec_module(module), target)
         return module
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found: ModuleType = _calling(lambda: importlib.import_module(where), target)
+    found: ModuleType = _call_users_code(lambda: importlib.import_module(where), target)
     return found
 
 
-def _calling(what: Any, target: str) -> Any:
+def _call_users_code(what: Any, target: str) -> Any:
     """Call the user's code; an exception becomes an InputError with its place."""
     try:
         return what()

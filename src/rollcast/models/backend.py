@@ -116,7 +116,7 @@ class ChatRenderer(Protocol):
     ) -> list[int] | None:
         """Return the ids, shape (T,), that add the last `new` messages to `ids`, up to where the assistant speaks.
 
-        `ids` end with what the assistant sampled last; its message stands before the `new` ones. None if the prompt does
+        `ids` end with what the assistant sampled last; its message comes before the `new` ones. None if the prompt does
         not continue `ids`: then the whole prompt is rendered, and a new segment of the trajectory begins.
         """
         ...

@@ -1,8 +1,8 @@
 """Turns messages into token ids through a Jinja chat template, turn by turn, on top of the ids that were sampled.
 
-Two things must hold for a prompt. Text from outside stays text (`guard.py`). And what the model sampled stands in it as
-the ids that were sampled: the next prompt is those ids and what the template writes after them. That is right only as
-long as the template still shows everything before as it did. Many do not: they drop the reasoning of earlier turns, or
+Two things must hold for a prompt. Text from outside stays text (`guard.py`). And what the model sampled keeps the ids
+that were sampled: the next prompt is those ids and what the template writes after them. That is right only as long as
+the template still shows everything before as it did. Many do not: they drop the reasoning of earlier turns, or
 move the tools to the last question. So each prompt is rendered as a whole, and its text is compared with the one before.
 If it no longer begins with what the model has seen, it is encoded afresh.
 """
@@ -31,7 +31,7 @@ from rollcast.models.reasoning import (
     left_open,
     thinking_after,
 )
-from rollcast.models.sampled import SampledTurn, given, keeps
+from rollcast.models.sampled import SampledTurn, shows_all, with_own_reasoning
 from rollcast.models.template import ChatTemplate, Moment
 from rollcast.models.template_files import (
     Templates,
@@ -139,7 +139,7 @@ class TemplateRenderer:
     ) -> list[int] | None:
         """Return the ids, shape (T,), that add the last `new` messages to `ids`, up to where the assistant speaks.
 
-        `ids` end with what the assistant sampled last; its message stands before the `new` ones. No part of `ids` is
+        `ids` end with what the assistant sampled last; its message comes before the `new` ones. No part of `ids` is
         encoded again. If they do not end the turn (the generation was cut), the template's end comes first. None if the
         template would now write what came before differently from `ids`: render the whole prompt.
 
@@ -342,7 +342,7 @@ class TemplateConversation:
         if not self._guard or codec.occurs(self._guard, new):
             known, self._guard = self._guard, codec.free_character((messages, self._tools))
             self._guarded_tools = renderer.guarded_tools(self._tools, self._guard)
-            if known:  # the new guard stands in none of these texts either
+            if known:  # the new guard does not occur in these texts either
                 self._text = self._text.replace(known, self._guard)
                 new, self._guarded = messages, []
         guarded = list(self._guarded)
@@ -358,7 +358,7 @@ class TemplateConversation:
         ):
             return self._written(index, written or "")
         if written is None or turn is None or not isinstance(message.get("content"), str):
-            kept: Any = given(message, field)
+            kept: Any = with_own_reasoning(message, field)
             shown: dict[str, Any] = codec.guarded(kept, guard)
             if written is not None and isinstance(content := message.get("content"), str):
                 shown["content"] = codec.guarded_turn(content, guard)
@@ -406,7 +406,7 @@ class TemplateConversation:
         """Where, in a rendered text, the template goes on after the turn that begins at `start`.
 
         None if it does not show all that the turn has, shows more, or if that cannot be told. Whitespace and how it
-        writes the calls do not count: the turn stands in the prompt as it was sampled.
+        writes the calls do not count: the prompt has the turn as it was sampled.
         """
         renderer, message, sampled = self._renderer, self._guarded[turn], self._turns[turn]
         content = message.get("content") or ""
@@ -419,10 +419,10 @@ class TemplateConversation:
             body = text[start : end.start()]
             if (
                 sampled.shown is not None and turn not in self._as_written
-            ):  # guards stand where texts end: they do not count
-                kept = keeps(body.replace(self._guard, ""), [], sampled.shown, calls=calls)
+            ):  # guards are at the ends of texts, and do not count
+                kept = shows_all(body.replace(self._guard, ""), [], sampled.shown, calls=calls)
             else:
-                kept = keeps(body, thoughts, said, calls=calls)
+                kept = shows_all(body, thoughts, said, calls=calls)
             return end.start() if kept and (not calls or renderer.ends_calls) else None
         if calls or thoughts:
             return None

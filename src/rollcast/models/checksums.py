@@ -32,11 +32,11 @@ CHECKSUMS = "checksums.json"
 _FORMAT = 1
 _THREADS = 4  # a large model has several files
 
-# What loaders and trainers read where they find it; a file of another kind that somebody puts beside them is left alone.
+# The files that loaders and trainers read; files of other kinds beside them are ignored.
 _READ = {".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".py", ".state"}
 _READ_IN = ("", "additional_chat_templates/")
 
-# What resuming needs, and loading a model does not: optimizers are twice as large as the weights.
+# The files that only resuming needs: optimizers are twice as large as the weights.
 _OF_TRAINERS = {
     "optimizer.bin",
     "optimizer.pt",
@@ -125,7 +125,7 @@ def find_damage(folder: Path, *, to_resume: bool) -> str | None:
         unknown = sorted(present - set(known.sha256) - {CHECKSUMS})
         if unknown:
             return f"{unknown[0]} was not there when it was saved ({CHECKSUMS} does not list it)"
-        names = [name for name in known.sha256 if to_resume or not _of_a_trainer(name)]
+        names = [name for name in known.sha256 if to_resume or not _is_trainer_file(name)]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             return f"{missing[0]} is missing, which {CHECKSUMS} lists"
@@ -160,7 +160,7 @@ def check_folder(folder: str | Path) -> None:
         )
 
 
-def _of_a_trainer(name: str) -> bool:
+def _is_trainer_file(name: str) -> bool:
     return name in _OF_TRAINERS or name.startswith(("rng_state", "global_step"))
 
 

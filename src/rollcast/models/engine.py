@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from rollcast.errors import BackendClosedError, BackendError
 from rollcast.models.backend import Delta, Sampling
-from rollcast.models.failures import fresh, not_finite
+from rollcast.models.failures import fresh_copy, not_finite
 from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 
@@ -147,7 +147,7 @@ class Engine(Generic[Weights]):
         self._check_process()
         with self._changed:
             if self._failure is not None:
-                raise fresh(self._failure)
+                raise fresh_copy(self._failure)
             self._arrived.append(generation)
             self._call()
 
@@ -189,7 +189,7 @@ class Engine(Generic[Weights]):
         done: Future[None] = Future()
         with self._changed:
             if self._failure is not None:
-                raise fresh(self._failure)
+                raise fresh_copy(self._failure)
             if self._update is not None:
                 # Superseded before a token was sampled from it.
                 self._update[2].set_result(None)
@@ -319,7 +319,7 @@ class Engine(Generic[Weights]):
         if update is not None:
             update[2].set_exception(failure)
         self._batch = None
-        self._deliver([(generation, fresh(failure)) for generation in generations])
+        self._deliver([(generation, fresh_copy(failure)) for generation in generations])
 
 
 _started: WeakSet[Engine[Any]] = WeakSet()

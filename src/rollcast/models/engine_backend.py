@@ -82,7 +82,7 @@ class EngineBackend(ABC, Generic[G]):
     def __reduce__(self) -> Any:
         raise TypeError(
             f"a {type(self).__name__} holds a loaded model and cannot be copied or pickled; make another from the model's "
-            "name where it is to run"
+            "name where it should run"
         )
 
     @abstractmethod

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rollcast.errors import BackendError
 
-__all__ = ["fresh", "not_finite"]
+__all__ = ["fresh_copy", "not_finite"]
 
 
-def fresh(failure: BackendError) -> BackendError:
+def fresh_copy(failure: BackendError) -> BackendError:
     """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
     copy = type(failure)(*failure.args)
     copy.__cause__ = failure.__cause__

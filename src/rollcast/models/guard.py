@@ -1,7 +1,7 @@
 """Keeps text from outside text: guards, and the encoding of guarded text.
 
-A tokenizer turns every occurrence of an added token's string (`<|im_end|>`, `<tool_call>` …) into that token, whoever
-wrote it. Here only the template may write them. Before rendering, a *guard*, a private-use character that occurs in none
+A tokenizer turns every occurrence of an added token's string (`<|im_end|>`, `<tool_call>` …) into that token, no matter
+who wrote it. Here only the template may write them. Before rendering, a *guard*, a private-use character that occurs in none
 of the texts, is put into every such string in text from outside; the rendered text is then cut at the added tokens, and
 the pieces between are encoded, without their guards, by a tokenizer that has no added tokens.
 """
@@ -213,7 +213,7 @@ def _splitter(tokens: list[AddedToken]) -> tuple[list[AddedToken], re.Pattern[st
 def _token_pattern(token: AddedToken) -> str:
     pattern = re.escape(token.content)
     if len(token.content) == 1 and not token.content.isspace():
-        # It is one character, so the guard stands after it.
+        # It is one character, so the guard comes after it.
         pattern += f"(?![{chr(_PRIVATE_USE[0])}-{chr(_PRIVATE_USE[-1])}])"
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"

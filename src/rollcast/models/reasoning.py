@@ -41,7 +41,7 @@ class Family(NamedTuple):
         closing: the tag that ends it.
         before: words that end it too, though they belong to what follows: the next message of the turn. Some engines show
             no `<|end|>`.
-        lone: whether the closing tag alone says that reasoning stood before it.
+        lone: whether the closing tag alone says that the text before it was reasoning.
         heads: text that may stand between the reasoning and the answer, and belongs to neither.
         own: other models' texts have such words too, so it is this family only if the template has them.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from rollcast.models.parse.reading import split
 from rollcast.models.reasoning import FAMILIES, FIELDS, Thinking
 
-__all__ = ["SampledTurn", "given", "keeps", "squashed", "thought_of"]
+__all__ = ["SampledTurn", "reasoning_of", "shows_all", "with_own_reasoning", "without_whitespace"]
 
 _TAGS = [tag for family in FAMILIES for tag in (*family.openings, family.closing)]
 _AROUND_TAGS = re.compile(rf"\s*({'|'.join(map(re.escape, _TAGS))})\s*")
@@ -43,40 +43,44 @@ class SampledTurn:
             field: the key.
             splits: the template looks for the tags in the content.
         """
-        content, thought, read = message["content"], thought_of(message), self.reading
+        content, thought, read = message["content"], reasoning_of(message), self.reading
         if not (read.has_reasoning or read.tags):
             self.shown = None
             kept = {**message, "content": self.begun + content}
-            return _under(kept, thought, field) if thought else kept
+            return _with_reasoning(kept, thought, field) if thought else kept
         if content == self.written:  # reasoning and output in one
             content, thought = read.output, thought or read.reasoning
         written = self.written[self._begin :]
         lead = self.written[self._begin : read.lead] if read.output else written
         whole = read.interleaved and content == read.output
         self.shown = written if whole else (lead.rstrip() if splits else lead) + content
-        return _under({**message, "content": content if field else self.begun + self.shown}, thought, field)
+        return _with_reasoning(
+            {**message, "content": content if field else self.begun + self.shown}, thought, field
+        )
 
 
-def _under(message: Mapping[str, Any], thought: str, field: str | None) -> dict[str, Any]:
+def _with_reasoning(message: Mapping[str, Any], thought: str, field: str | None) -> dict[str, Any]:
     kept = {key: value for key, value in message.items() if key not in FIELDS}
     return {**kept, field: thought} if field and thought else kept
 
 
-def thought_of(message: Mapping[str, Any]) -> str:
+def reasoning_of(message: Mapping[str, Any]) -> str:
     """The reasoning that a message keeps beside its content."""
     said = next((message[key] for key in FIELDS if message.get(key)), "")
     return said if isinstance(said, str) else ""
 
 
-def given(message: Mapping[str, Any], field: str | None) -> Mapping[str, Any]:
+def with_own_reasoning(message: Mapping[str, Any], field: str | None) -> Mapping[str, Any]:
     """A message that was not sampled, with its reasoning under the key that the template reads."""
-    thought = thought_of(message)
+    thought = reasoning_of(message)
     return (
-        _under(message, thought, field) if field and thought and message["role"] == "assistant" else message
+        _with_reasoning(message, thought, field)
+        if field and thought and message["role"] == "assistant"
+        else message
     )
 
 
-def keeps(body: str, thoughts: list[str], content: str, *, calls: bool) -> bool:
+def shows_all(body: str, thoughts: list[str], content: str, *, calls: bool) -> bool:
     """Whether a turn as the template writes it has all of its text, and, beside calls, nothing else."""
     if not thoughts:
         if body == content:
@@ -87,8 +91,8 @@ def keeps(body: str, thoughts: list[str], content: str, *, calls: bool) -> bool:
         # Reasoning that was not sampled is not part of the calls; some templates write an empty one before them.
         added = any(body.count(family.closing) != content.count(family.closing) for family in FAMILIES)
         return body.startswith(content) and not added
-    place, body = 0, squashed(body)
-    for part in map(squashed, (*thoughts, content)):
+    place, body = 0, without_whitespace(body)
+    for part in map(without_whitespace, (*thoughts, content)):
         place = body.find(part, place)
         if place < 0:
             return False
@@ -101,6 +105,6 @@ def _without_edges(text: str) -> str:
     return _AROUND_TAGS.sub(r"\1", text).strip()
 
 
-def squashed(text: str) -> str:
+def without_whitespace(text: str) -> str:
     """The text without whitespace."""
     return "".join(text.split())

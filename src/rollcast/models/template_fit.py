@@ -25,7 +25,7 @@ from rollcast.models.template_probe import (
     PROBE_TOOL,
     Takes,
     part,
-    probed,
+    probe_template,
 )
 from rollcast.models.template_schema import (
     shows_descriptions,
@@ -80,7 +80,7 @@ class FittedTemplate:
     @cached_property
     def takes(self) -> Takes:
         """How the template takes messages."""
-        return probed(self._template.text)
+        return probe_template(self._template.text)
 
     @cached_property
     def _always(self) -> tuple[Adaptation, ...]:
@@ -289,7 +289,7 @@ class FittedTemplate:
         further: tuple[Adaptation, ...],
     ) -> list[Hidden]:
         """Do what `_hidden_with` does with the texts themselves: a template that reads them may refuse others."""
-        text = _squashed(self._text(messages, tools, None, further))
+        text = _without_whitespace(self._text(messages, tools, None, further))
         return [
             Hidden(index, message["role"], "content", bool(message.get("tool_calls")))
             for index, message in enumerate(messages)
@@ -341,13 +341,15 @@ def _matters(hidden: Hidden) -> bool:
 
 def _stands_in(content: Any, text: str) -> bool:
     texts = [each["text"] for each in content] if isinstance(content, list) else [content]
-    return all(_squashed(each) in text or _escaped(each) in text for each in texts if isinstance(each, str))
+    return all(
+        _without_whitespace(each) in text or _escaped(each) in text for each in texts if isinstance(each, str)
+    )
 
 
-def _squashed(text: str) -> str:
+def _without_whitespace(text: str) -> str:
     return "".join(text.split())
 
 
 def _escaped(text: str) -> str:
     """The text as JSON writes it."""
-    return _squashed(text).replace("\\", "\\\\").replace('"', '\\"')
+    return _without_whitespace(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -74,7 +74,7 @@ def _text_part(each: Any, index: int, role: str) -> dict[str, Any]:
     kind, text = (each.get("type"), each.get("text")) if isinstance(each, Mapping) else (None, None)
     if kind not in _TEXT_TYPES or not isinstance(text, str):
         raise MessagesError(
-            f"the content of the {role} message messages[{index}] has a part of type {kind!r}; the model reads text alone: "
+            f"the content of the {role} message messages[{index}] has a part of type {kind!r}; the model reads only text: "
             "leave it out, or say in words what it shows"
         )
     return {**each, "type": "text"}

@@ -24,7 +24,7 @@ __all__ = [
     "Contents",
     "Takes",
     "part",
-    "probed",
+    "probe_template",
 ]
 
 Render = Callable[[list[dict[str, Any]], Any], str]
@@ -109,7 +109,7 @@ def part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def probed(render: Render) -> Takes:
+def probe_template(render: Render) -> Takes:
     """How a template takes messages.
 
     Args:

@@ -1,4 +1,4 @@
-"""Rewrites tools for chat templates that write a schema field by field: what JSON Schema says elsewhere is put where they look.
+"""Rewrites tools for chat templates that write a schema field by field, so that they find everything in the field itself.
 
 Such a template reads `type`, `description`, `enum`, `properties` and `items` of each field. A field of a nested model is a
 `$ref`, and an `Optional` field is an `anyOf`: there it finds nothing to write.
@@ -43,7 +43,7 @@ _FIELD = "field8c5b32"
 
 
 def with_plain_fields(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The tool with each field of its parameters described where the field stands.
+    """The tool with each field of its parameters described in the field's own place.
 
     References are replaced by what they refer to (a recursive one, by the name of its target), `allOf` is merged, and
     `anyOf` and `oneOf` become one description: types as a list, the fields of all objects, the values of all

@@ -105,8 +105,8 @@ def _validated(message: Any, where: str) -> Message:
     if message.get("role") not in ROLES:
         raise MessagesError(f"{where} has role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
     content = message.get("content")
-    text_alone = isinstance(content, str) or (content is None and message["role"] == "assistant")
-    if not text_alone and not _is_parts(content):
+    is_text = isinstance(content, str) or (content is None and message["role"] == "assistant")
+    if not is_text and not _is_parts(content):
         raise MessagesError(f"{where} has content {_short(content)}; expected a string")
     try:
         msgspec.json.encode(message)

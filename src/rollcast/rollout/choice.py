@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import MessagesError
-from rollcast.rollout.rows import Row
+from rollcast.rollout.rows import PromptRow
 from rollcast.tools import Tool
 
 __all__ = ["chosen_tools", "with_other_instructions"]
@@ -57,7 +57,7 @@ def _name(item: Any) -> str | None:
     return item if isinstance(item, str) else None
 
 
-def with_other_instructions(row: Row, old: str, new: str) -> Row:
+def with_other_instructions(row: PromptRow, old: str, new: str) -> PromptRow:
     """The row with the instructions at the end of its system message replaced."""
     first, *rest = row.messages
     content = first["content"]

@@ -13,7 +13,7 @@ from rollcast.failures import text_of
 from rollcast.records import Message, validated_messages
 from rollcast.records.jsonable import bounded_json, plain_scalar, plain_scalars
 
-__all__ = ["Row", "as_rows", "count", "derived_seed", "row_with_messages"]
+__all__ = ["PromptRow", "as_rows", "count", "derived_seed", "row_with_messages"]
 
 EXPECTED = (
     'expected one conversation [{"role": "user", "content": "…"}], or rows [{"messages": [...], "answer": …}] '
@@ -24,7 +24,7 @@ EXPECTED = (
 _SYSTEM = ("system", "developer")
 
 
-class Row(msgspec.Struct, frozen=True):
+class PromptRow(msgspec.Struct, frozen=True):
     """One prompt.
 
     Attributes:
@@ -38,7 +38,7 @@ class Row(msgspec.Struct, frozen=True):
     reference: Any = None
 
 
-def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[Row]:
+def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[PromptRow]:
     """Read `start_messages` into rows.
 
     It is one conversation; or rows `{"messages": […], …fields}` or `{"prompt": messages or text, …fields}` in a list, a
@@ -166,7 +166,7 @@ def _rows_of_a_table(given: Any, found: str) -> Sequence[Any]:
     return rows if isinstance(rows, list) else [rows]
 
 
-def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> Row:
+def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> PromptRow:
     given = item["messages"]
     if callable(getattr(given, "tolist", None)):  # an array of messages, as parquet files give
         given = given.tolist()
@@ -182,7 +182,7 @@ def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instruc
         else:
             first["content"] = [*(first["content"] or []), {"type": "text", "text": instructions}]
     fields = {name: value for name, value in item.items() if name != "messages"}
-    return Row(messages, fields, bounded_json(fields.get("answer")))
+    return PromptRow(messages, fields, bounded_json(fields.get("answer")))
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ async def train(
     with one_blas_thread(), ExitStack() as stack:
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
-        async with training.announced() as announced:
+        async with training.training_run() as training_run:
             try:
                 stopped = await training.run(resume, stop)
             except _InterruptedError:
@@ -148,7 +148,7 @@ async def train(
             finally:  # also if the caller was cancelled, or a backend failed
                 await training.save()
             if stopped == "interrupted":
-                announced.close("cancelled")
+                training_run.close("cancelled")
     start, end = training.evaluations
     return TrainResult(training.run_id, training.history, start, end, training.out, stopped)
 
@@ -193,7 +193,7 @@ class _Training:
         none = Evaluation(math.nan, math.nan, 0)
         return (found[0], found[-1]) if found else (none, none)
 
-    def announced(self) -> RunWriter:
+    def training_run(self) -> RunWriter:
         """The training as a run of its own, to be entered: its rollouts name it, and it has the `train_step` events."""
         return self.agent.streaming_manager.run(
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,
@@ -207,22 +207,22 @@ class _Training:
     async def run(self, resume: bool, stop: Callable[[], bool] | None) -> Stopped:
         """Train from the beginning, or the newest checkpoint, to the end."""
         await self._begin(resume)
-        stopped = self._ended(stop)
+        stopped = self._stop_reason(stop)
         if stopped in ("steps", "minutes") and self.history[-1].evaluation is None:
             await self._evaluate()  # it was interrupted while it evaluated
-            self._tell()
+            self._report_progress()
         while stopped is None:
             await self._step()
-            stopped = self._ended(stop)
+            stopped = self._stop_reason(stop)
             due = self.config.eval_every and self.history[-1].step % self.config.eval_every == 0
             if stopped != "interrupted" and (stopped or due):
                 await self._evaluate()
-            self._tell()
+            self._report_progress()
             if not stopped and self._save_is_due():
                 await self.save()
         return stopped
 
-    def _ended(self, stop: Callable[[], bool] | None) -> Stopped | None:
+    def _stop_reason(self, stop: Callable[[], bool] | None) -> Stopped | None:
         now, config = self.history[-1], self.config
         if config.steps is not None and now.step >= config.steps:
             return "steps"
@@ -254,9 +254,9 @@ class _Training:
             await self._resume()
             return
         self.history.append(Progress(0, 0, 0.0, {}))
-        self._remember()
+        self._keep_whole_step()
         await self._evaluate()
-        self._tell()
+        self._report_progress()
         await self.save()
 
     async def _resume(self) -> None:
@@ -284,13 +284,13 @@ class _Training:
                     f"{where} was made with {name}={was!r}, but {asked!r} was given; resume with the same, or train anew"
                 )
         for progress in self.history:
-            self._rate(progress)
-        self._remember()
+            self._note_best(progress)
+        self._keep_whole_step()
         await self.backend.update_weights(self.trainer.weights, self.history[-1].policy_version)
         if self.history[-1].step == 0 and self.history[-1].evaluation is None:
             await self._evaluate()
 
-    def _rate(self, progress: Progress) -> None:
+    def _note_best(self, progress: Progress) -> None:
         if progress.evaluation is not None and progress.evaluation.sampled >= (self.best or (0.0, 0))[0]:
             self.best = progress.evaluation.sampled, progress.step
 
@@ -323,7 +323,7 @@ class _Training:
             "cpu_s": time.process_time() - cpu,
         }
         self.history.append(Progress(step, version, before.seconds + now - began, metrics))
-        self._remember()
+        self._keep_whole_step()
         data = {"train_step": step, "policy_version": version, "metrics": metrics}
         if len(batch) and self.agent.streaming_manager.observers:
             data["chains"] = {result.run_id: batch.learned_from(before.policy_version)}
@@ -370,13 +370,13 @@ class _Training:
             success(sampled.trajectories), success(greedy.trajectories), len(rows), self.questions.held_out
         )
         self.history[-1] = replace(self.history[-1], evaluation=evaluation)
-        self._rate(self.history[-1])
+        self._note_best(self.history[-1])
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self.on_progress is not None:
             self.on_progress(self.history[-1])
 
-    def _remember(self) -> None:
+    def _keep_whole_step(self) -> None:
         if self.checkpoints is not None:
             weights = {name: array.copy() for name, array in self.trainer.weights.items()}
             self._whole = weights, self.trainer.state()

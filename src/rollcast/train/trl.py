@@ -110,11 +110,11 @@ class Rollouts:
         self._check(trainer)
         numbers = [self._number(prompt) for prompt in prompts]
         split: Literal["train", "eval"] = "train" if trainer.model.training else "eval"
-        trajectories = _to_the_end(lambda: self._sample(numbers, trainer, split))
+        trajectories = _run_blocking(lambda: self._sample(numbers, trainer, split))
         if self.agent.reward is not None or all(t.finish_reason == "error" for t in trajectories):
             check_scored(trajectories, f"step {trainer.state.global_step}")
         if split == "train":
-            self.callback.played(trajectories, trainer)
+            self.callback.note_rollout(trajectories, trainer)
         return self._rollout(trajectories, trainer)
 
     def learn(self, trainer: Any, resume_from_checkpoint: str | bool | None = None) -> None:
@@ -243,7 +243,7 @@ class Rollouts:
             left_out = t.finish_reason in ("error", "cancelled") or (
                 t.reward is None and self.agent.reward is not None
             )
-            one = _nothing(t, tokenizer.eos_token_id) if left_out else to_trl([t], forked=self._forked)
+            one = _empty_rollout(t, tokenizer.eos_token_id) if left_out else to_trl([t], forked=self._forked)
             cut += len(one["completion_ids"][0]) > limit
             for name in ("completion_ids", "env_mask", "logprobs"):
                 one[name][0] = one[name][0][:limit]
@@ -273,13 +273,13 @@ class _Events(transformers.TrainerCallback):
     def _cancel(self, _: str | None) -> None:
         self.cancelled = True
 
-    def played(self, trajectories: list[Trajectory], trainer: Any) -> None:
+    def note_rollout(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """Note the trajectories that the trainer learns from next."""
-        self._weigh_up()
+        self._note_advantages()
         if self._agent.streaming_manager.observers:
             self._played = trajectories, trainer
 
-    def _weigh_up(self) -> None:
+    def _note_advantages(self) -> None:
         """Note the advantages of the last rollouts, which the trainer has computed by now."""
         if self._played is not None:
             trajectories, trainer = self._played
@@ -288,7 +288,7 @@ class _Events(transformers.TrainerCallback):
                 self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._weigh_up()
+        self._note_advantages()
         if self.cancelled:
             control.should_training_stop = control.should_save = True
 
@@ -510,7 +510,7 @@ def _shown(prompt: Sequence[Mapping[str, Any]]) -> str:
     return repr(_text(prompt[-1].get("content"))[:60])
 
 
-def _to_the_end(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
+def _run_blocking(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
     """Run it in an event loop of its own, on another thread if a loop runs in this one, as in a notebook."""
     if running_loop() is None:
         return asyncio.run(work())
@@ -518,7 +518,7 @@ def _to_the_end(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> li
         return pool.submit(lambda: asyncio.run(work())).result()
 
 
-def _nothing(t: Trajectory, end_id: int) -> dict[str, list[Any]]:
+def _empty_rollout(t: Trajectory, end_id: int) -> dict[str, list[Any]]:
     """A rollout that is not trained on: TRL wants one for each prompt, with at least one token."""
     prompt_ids = t.turns[0].prompt_ids if t.turns else []
     return {

@@ -459,7 +459,7 @@ async def test_a_trainers_model_trains_again_after_the_end(tokenizer, end):
     if end == "close":
         await backend.close()
     else:
-        backend._engine._batch._stepped = lambda: 1 / 0
+        backend._engine._batch._step = lambda: 1 / 0
     with pytest.raises(BackendError):
         [_ async for _ in running]
     assert all(module.training for module in trained.modules())

@@ -84,7 +84,7 @@ def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
 
     made = not out.exists()
     if settings.out is None:
-        out, made = _unnamed(out), True
+        out, made = _new_folder(out), True
     try:
         with sole_writer(out):
             keep_settings(settings, out)
@@ -97,7 +97,7 @@ def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
                     out.rmdir()
 
 
-def _unnamed(out: Path) -> Path:
+def _new_folder(out: Path) -> Path:
     """Make the first free one of out, out-2, out-3 …; two trainings that begin at once get different ones."""
     for n in count(1):
         path = out if n == 1 else out.with_name(f"{out.name}-{n}")

@@ -88,9 +88,9 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
             place, or `trainer` is unknown.
     """
     given = {name: value for name, value in line.items() if value is not None}
-    _one_end(given, "--steps and --minutes")
-    of_file = {} if config is None else _of_file(config)
-    _one_end(of_file, f"{config}: steps and minutes")
+    _refuse_both_ends(given, "--steps and --minutes")
+    of_file = {} if config is None else _from_file(config)
+    _refuse_both_ends(of_file, f"{config}: steps and minutes")
     if "steps" in given or "minutes" in given:
         of_file = {name: value for name, value in of_file.items() if name not in ("steps", "minutes")}
     settings = TrainSettings(**(of_file | given))
@@ -103,12 +103,12 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     return settings
 
 
-def _one_end(given: dict[str, Any], what: str) -> None:
+def _refuse_both_ends(given: dict[str, Any], what: str) -> None:
     if "steps" in given and "minutes" in given:
         raise InputError(f"{what} are both given; give one of them")
 
 
-def _of_file(path: str) -> dict[str, Any]:
+def _from_file(path: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -49,7 +49,7 @@ def say_end(
     ended = "interrupted" if result.stopped == "interrupted" else "done"
     for row in [[], *rows, [], [(f"{ended}: {steps}", "bold")], view.success_row(width)]:
         view.say(row)
-    for name, text in _ways_on(settings, result, out):
+    for name, text in _next_commands(settings, result, out):
         view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")], whole=True)
     if picture and rows:
         view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (_drawn(record, title, out / "curves.png"), "")])
@@ -66,7 +66,7 @@ def _drawn(record: Record, title: str, path: Path) -> str:
     return str(path)
 
 
-def _ways_on(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
+def _next_commands(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
     """The commands to type next."""
     last = result.history[-1]
     if settings.trainer == "trl" and last.step == 0:

@@ -51,7 +51,7 @@ def make_agent(task: Task, model: str | None) -> BaseAgent:
     Raises:
         InputError: the model cannot be loaded.
     """
-    _quieten()
+    _silence_libraries()
     name = str(CHECKPOINT) if model in (None, EMBEDDED) else model
     assert name is not None
     return BaseAgent(
@@ -64,7 +64,7 @@ def make_agent(task: Task, model: str | None) -> BaseAgent:
     )
 
 
-def _quieten() -> None:
+def _silence_libraries() -> None:
     """Silence the libraries' progress bars and logs: the panel shows the same."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("trl").setLevel(logging.ERROR)
@@ -83,7 +83,7 @@ async def train_with_trl(
     Raises:
         InputError: the agent cannot be trained by TRL, or TRL refuses a setting.
     """
-    _quieten()
+    _silence_libraries()
     given = {name: value for name in _DEFAULTS if (value := getattr(settings, name)) is not None}
     chosen = _DEFAULTS | given
     if chosen["seed"] > _GREATEST_SEED:

@@ -72,7 +72,7 @@ class Batch:
         else:
             self._take(row, keep=True)
         if not (self._waiting or self._reading or self._slots.decoding):
-            self._rest()
+            self._leave_sampling_mode()
 
     def set_parameters(self, parameters: NewWeights) -> None:
         """Compute with these weights from the next step on. Rows keep the keys and values that they have."""
@@ -84,26 +84,26 @@ class Batch:
         """Sample one token for each row that decodes or has its prompt read. The caller removes rows that are done."""
         self._mode.enter()
         try:
-            return self._stepped_in_one_precision()
+            return self._step_in_one_precision()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            return self._smaller(error)
+            return self._retry_smaller(error)
 
-    def _stepped_in_one_precision(self) -> Sampled:
+    def _step_in_one_precision(self) -> Sampled:
         """Step. If autocast was put around the model or taken away, every row is read again first."""
         if (self._forward.device, self._forward.dtype) != (self._device, self._dtype):
-            self._look_again()
+            self._rebuild()
         for changes_left in reversed(range(_CHANGES)):
             try:
-                return self._stepped()
+                return self._step()
             except PrecisionChangedError:
                 if not changes_left:
                     raise
-                self._look_again()
+                self._rebuild()
         raise AssertionError("the last try returns or raises")
 
-    def _stepped(self) -> Sampled:
+    def _step(self) -> Sampled:
         # 1. Room for one more token of each row that decodes; rows that wait begin to read.
         self._make_room()
         self._admit()
@@ -112,7 +112,7 @@ class Batch:
         # 2. One forward pass for those that decode, and one for each group of prompt parts of about one length.
         rows = list(decoding)
         logits = [self._decoded()] if decoding else []
-        for group in _alike(parts):
+        for group in _by_length(parts):
             last = self._read(group, parts)
             ready = [i for i, row in enumerate(group) if row.remaining == parts[row]]
             rows += [group[i] for i in ready]
@@ -195,10 +195,10 @@ class Batch:
         self._slots.end(row, keep=keep)
         self._plan = None
 
-    def _look_again(self) -> None:
+    def _rebuild(self) -> None:
         """Begin anew with slots that fit: the model now computes on another device or in another precision."""
         self._start_over()
-        self._forward.look_again()
+        self._forward.inspect()
         self._slots = self._new_slots()
         self._device, self._dtype = self._forward.device, self._forward.dtype
 
@@ -218,7 +218,7 @@ class Batch:
         self._waiting[:0] = rows
         self._plan = None
 
-    def _smaller(self, error: BaseException) -> Sampled:
+    def _retry_smaller(self, error: BaseException) -> Sampled:
         """Begin again with half the rows after the device was out of memory; a row that was alone fails."""
         rows = self._slots.rows()
         self._start_over()
@@ -234,10 +234,10 @@ class Batch:
         failed.__cause__ = error
         row = self._waiting.pop(0)
         if not self._waiting:
-            self._rest()
+            self._leave_sampling_mode()
         return Sampled([], [], [], [(row, failed)])
 
-    def _rest(self) -> None:
+    def _leave_sampling_mode(self) -> None:
         """Nothing runs: put the model back as it was, before the last token is delivered."""
         self._max_rows = self._limits.max_batch
         self._mode.leave()
@@ -291,16 +291,16 @@ class Batch:
         if self._plan is None or self._plan[0] != rows:
             self._plan = rows, sampling_plan([row.sampling for row in rows], self._device)
         uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float32, device=self._device)
-        return _on_host(*sample(logits, self._plan[1], uniform))
+        return _copied_to_host(*sample(logits, self._plan[1], uniform))
 
 
-def _on_host(tokens_B: Tensor, logprobs_B: Tensor) -> tuple[list[int], list[float]]:
+def _copied_to_host(tokens_B: Tensor, logprobs_B: Tensor) -> tuple[list[int], list[float]]:
     """Copy tokens and log-probabilities from the device, in one copy. Ids are exact in float32 up to 16 million."""
     found = torch.stack([tokens_B.to(logprobs_B.dtype), logprobs_B]).tolist()
     return [int(token) for token in found[0]], found[1]
 
 
-def _alike(parts: dict[Row, int]) -> list[list[Row]]:
+def _by_length(parts: dict[Row, int]) -> list[list[Row]]:
     """Group the rows so that parts are padded to less than twice their length, except for short ones."""
     groups: list[list[Row]] = []
     for row in reversed(parts):

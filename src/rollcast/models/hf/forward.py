@@ -56,15 +56,15 @@ class Forward:
         self._last_only = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._parameter = next(model.parameters())
         self.vocab_size = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
-        self.look_again()
+        self.inspect()
 
-    def look_again(self) -> None:
+    def inspect(self) -> None:
         """Find out what the layers keep: at first, and after the model was moved to another device, dtype or precision.
 
         Raises:
             InputError: the model cannot be served.
         """
-        self.shapes = self._checked()
+        self.shapes = self._check()
         self.token_bytes = sum(shape.token_bytes for shape in self.shapes)
 
     @property
@@ -130,12 +130,12 @@ class Forward:
         keys = torch.arange(seen, device=at.device)
         causal = keys <= at
         masks = {
-            kind: self._as_taken(causal if window is None else causal & (keys > at - window))
+            kind: self._as_attention_takes(causal if window is None else causal & (keys > at - window))
             for kind, window in self._windows.items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _as_taken(self, mask: Tensor) -> Tensor:
+    def _as_attention_takes(self, mask: Tensor) -> Tensor:
         """The mask as the attention takes it: True where a token looks, or for eager attention what is added to its scores."""
         if self.attention == "sdpa":
             return mask
@@ -143,7 +143,7 @@ class Forward:
         return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(~mask, least)
 
     @torch.no_grad()
-    def _checked(self) -> list[LayerShape]:
+    def _check(self) -> list[LayerShape]:
         """Run a few tokens the ordinary way and our way, and compare: architectures differ in more than they declare.
 
         Returns:
@@ -152,7 +152,7 @@ class Forward:
         training = [module for module in self.model.modules() if module.training]
         self.model.train(mode=False)
         try:
-            return self._compared_in_one_precision()
+            return self._compare_in_one_precision()
         except (InputError, torch.OutOfMemoryError):
             raise
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
@@ -165,10 +165,10 @@ class Forward:
             for module in training:
                 module.training = True
 
-    def _compared_in_one_precision(self) -> list[LayerShape]:
+    def _compare_in_one_precision(self) -> list[LayerShape]:
         for looks_left in reversed(range(_LOOKS)):
             try:
-                return self._compared()
+                return self._compare()
             except PrecisionChangedError as error:
                 if not looks_left:
                     raise InputError(
@@ -177,7 +177,7 @@ class Forward:
                     ) from error
         raise AssertionError("the last look returns or raises")
 
-    def _compared(self) -> list[LayerShape]:
+    def _compare(self) -> list[LayerShape]:
         vocabulary = self.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (1, _CHECKED_TOKENS), generator=generator).to(self.device)
@@ -187,10 +187,10 @@ class Forward:
         cache = SlotCache(plain.shapes)
         cache.resize(3, 2 * _CHECKED_TOKENS, [])
         # A prompt in two parts beside a shorter row, then tokens one by one, in a slot other than the first.
-        found = [self._fed(cache, ids, [(0, 5), (0, 3)])[0], self._fed(cache, ids, [(5, 5), (3, 1)])[0]]
+        found = [self._feed(cache, ids, [(0, 5), (0, 3)])[0], self._feed(cache, ids, [(5, 5), (3, 1)])[0]]
         cache.copy(0, 2, 10)
         cache.swap(2, 1, 10)
-        found += [self._fed(cache, ids, [(at, 1)], slot=1)[0] for at in range(10, _CHECKED_TOKENS)]
+        found += [self._feed(cache, ids, [(at, 1)], slot=1)[0] for at in range(10, _CHECKED_TOKENS)]
         wanted = expected[[4, 9, *range(10, _CHECKED_TOKENS)]]
         error = (torch.stack(found).float() - wanted).abs().max().item()
         # Half precision rounds differently in other shapes. Under autocast the parameters' dtype does not tell.
@@ -216,7 +216,7 @@ class Forward:
             ) from error
         return logits.float()
 
-    def _fed(self, cache: SlotCache, ids: Tensor, parts: Sequence[tuple[int, int]], slot: int = 0) -> Tensor:
+    def _feed(self, cache: SlotCache, ids: Tensor, parts: Sequence[tuple[int, int]], slot: int = 0) -> Tensor:
         most = max(count for _, count in parts)
         positions = torch.tensor(
             [[at + min(i, count - 1) for i in range(most)] for at, count in parts], device=ids.device

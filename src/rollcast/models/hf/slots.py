@@ -72,7 +72,7 @@ class Row:
         return len(self.ids) - self.filled
 
 
-class Kept:
+class KeptSequence:
     """Keys and values of a row that has ended, for prompts that begin alike.
 
     Attributes:
@@ -106,7 +106,7 @@ class Slots:
         self._context = context
         self._max_slots = max_slots
         self.decoding: list[Row] = []
-        self._content: list[Row | Kept | None] = []
+        self._content: list[Row | KeptSequence | None] = []
         self._count = 0
 
     def rows(self) -> list[Row]:
@@ -117,24 +117,24 @@ class Slots:
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether this many rows fit if the longest has this many tokens."""
-        return rows <= self._most(self._wide(tokens))
+        return rows <= self._most_slots(self._rounded_width(tokens))
 
     def widen(self, tokens: int) -> None:
         """Make room for a row of this many tokens in each slot; the caller has checked that the rows fit."""
-        width = self._wide(tokens)
+        width = self._rounded_width(tokens)
         if width <= self.cache.width:
             return
         others = [i for i, content in enumerate(self._content) if isinstance(content, Row)][
             len(self.decoding) :
         ]
-        kept = [i for i, content in enumerate(self._content) if isinstance(content, Kept)]
+        kept = [i for i, content in enumerate(self._content) if isinstance(content, KeptSequence)]
         kept.sort(key=self._age, reverse=True)
-        order = [*range(len(self.decoding)), *others, *kept][: self._most(width)]
-        self._resize(max(len(order), min(_FEWEST, self._most(width))), width, order)
+        order = [*range(len(self.decoding)), *others, *kept][: self._most_slots(width)]
+        self._resize(max(len(order), min(_FEWEST, self._most_slots(width))), width, order)
 
     def _age(self, slot: int) -> int:
         content = self._content[slot]
-        assert isinstance(content, Kept)
+        assert isinstance(content, KeptSequence)
         return content.age
 
     def _resize(self, slots: int, width: int, order: list[int]) -> None:
@@ -144,10 +144,10 @@ class Slots:
             if isinstance(content, Row):
                 content.slot = slot
 
-    def _wide(self, tokens: int) -> int:
+    def _rounded_width(self, tokens: int) -> int:
         return min(max(_NARROWEST, 1 << (tokens - 1).bit_length(), self.cache.width), self._context)
 
-    def _most(self, width: int) -> int:
+    def _most_slots(self, width: int) -> int:
         return max(1, min(self._max_slots, self._max_tokens // width))
 
     # -- coming and going ----------------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ class Slots:
         return (count, slot) if count >= _WORTH_COPYING else (0, -1)
 
     @staticmethod
-    def _written(content: Row | Kept) -> Ids:
-        if isinstance(content, Kept):
+    def _written(content: Row | KeptSequence) -> Ids:
+        if isinstance(content, KeptSequence):
             return content.ids
         return content.to_read[: 0 if content.mixed else content.filled]
 
@@ -175,13 +175,13 @@ class Slots:
         """
         known, source = self.known(row.to_read[:-1])
         found = self._content[source] if known else None
-        slot = source if isinstance(found, Kept) and known == len(found.ids) else self._free()
+        slot = source if isinstance(found, KeptSequence) and known == len(found.ids) else self._free()
         if slot is None:
             return False
         if known and slot != source:
             self.cache.copy(source, slot, known)
         self._content[slot] = row
-        row.slot, row.filled, row.number = slot, known, self._tick()
+        row.slot, row.filled, row.number = slot, known, self._next_count()
         return True
 
     def _free(self) -> int | None:
@@ -190,11 +190,11 @@ class Slots:
             if self._content[slot] is None:
                 return slot
         slots = len(self._content)
-        most = self._most(self.cache.width)
+        most = self._most_slots(self.cache.width)
         if slots < most:
             self._resize(min(2 * slots, most), self.cache.width, list(range(slots)))
             return slots
-        kept = [i for i, content in enumerate(self._content) if isinstance(content, Kept)]
+        kept = [i for i, content in enumerate(self._content) if isinstance(content, KeptSequence)]
         return min(kept, key=self._age) if kept else None
 
     def begin(self, row: Row) -> None:
@@ -213,7 +213,7 @@ class Slots:
                 self.decoding[slot] = mover
             slot = last
         use = keep and not row.mixed and row.filled >= _WORTH_COPYING
-        self._content[slot] = Kept(row.ids[: row.filled], self._tick()) if use else None
+        self._content[slot] = KeptSequence(row.ids[: row.filled], self._next_count()) if use else None
 
     def _swap(self, a: int, b: int) -> None:
         if a == b:
@@ -230,7 +230,7 @@ class Slots:
             if isinstance(content, Row):
                 content.slot = slot
 
-    def _tick(self) -> int:
+    def _next_count(self) -> int:
         self._count += 1
         return self._count
 
@@ -248,7 +248,7 @@ class Slots:
         self.decoding, self._content = [], []
 
 
-def _length(content: Row | Kept) -> int:
+def _length(content: Row | KeptSequence) -> int:
     return content.filled if isinstance(content, Row) else len(content.ids)
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import LineTurn, TurnParser
+from rollcast.models.parse.reader import LineTurnReader, TurnParser
 from rollcast.records.message import ToolCall
 
-__all__ = ["CodeParser", "CodeTurn"]
+__all__ = ["CodeParser", "CodeTurnReader"]
 
 _HEAD = 64  # characters that the line that opens a fence may have
 _FENCE = re.compile(r" {0,3}```")
@@ -47,18 +47,18 @@ class CodeParser(TurnParser):
         self.tool_name = tool_name
         self.argument = argument
 
-    def turn(self) -> CodeTurn:
-        return CodeTurn(self)
+    def turn(self) -> CodeTurnReader:
+        return CodeTurnReader(self)
 
-    def read(self, text: str) -> CodeTurn:
+    def read(self, text: str) -> CodeTurnReader:
         """Read the whole output of a turn."""
-        turn = CodeTurn(self)
+        turn = CodeTurnReader(self)
         turn.feed(text)
         turn.close()
         return turn
 
 
-class CodeTurn(LineTurn):
+class CodeTurnReader(LineTurnReader):
     """One turn."""
 
     def __init__(self, parser: CodeParser) -> None:
@@ -91,7 +91,7 @@ class CodeTurn(LineTurn):
     def _open_fence(self, opening: re.Match[str], at: int) -> int:
         if opening[1].strip().lower() not in _PYTHON:
             self._fence = "other"
-            self.say(opening[0])
+            self.add_text(opening[0])
         else:
             self._fence = "python"
             if self._blocks:
@@ -102,7 +102,7 @@ class CodeTurn(LineTurn):
     def _close_fence(self, text: str, at: int) -> int:
         end = text.index("```", at) + 3
         if self._fence == "other":
-            self.say(text[at:end])
+            self.add_text(text[at:end])
         else:
             self.ended_calls += 1
         self._fence = ""
@@ -114,7 +114,7 @@ class CodeTurn(LineTurn):
         if self._fence == "python":
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
 
     def end(self, held: str) -> None:
         if self.ended_at is not None:

@@ -7,7 +7,7 @@ https://github.com/NousResearch/Hermes-Function-Calling.
 from __future__ import annotations
 
 from rollcast.models.parse.json_calls import json_call, malformed
-from rollcast.models.parse.turn import CALL_LIMIT, TaggedTurn, Turn, TurnParser, Words
+from rollcast.models.parse.reader import CALL_LIMIT, TaggedTurnReader, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["CALL_LIMIT", "HermesParser"]
@@ -28,11 +28,11 @@ class HermesParser(TurnParser):
 
     name = "hermes"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _HermesReader()
 
 
-class _Turn(TaggedTurn):
+class _HermesReader(TaggedTurnReader):
     def feed(self, text: str) -> list[ToolCall]:
         """See `IncrementalParser.feed`. Every token passes here, and most contain no part of a tag."""
         if self.held or "<" in text or self.deciding:
@@ -41,12 +41,12 @@ class _Turn(TaggedTurn):
         if self.in_call:
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
         return []
 
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         return place if tag is None else self.opened(text, place + len(tag), tag)
 
     def call(self, body: str, error: str | None) -> ToolCall:

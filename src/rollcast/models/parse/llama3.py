@@ -1,4 +1,4 @@
-"""The format of Llama 3.1 to 3.3: `<|python_tag|>{"name": …, "parameters": {…}}`, or the object alone.
+"""The format of Llama 3.1 to 3.3: `<|python_tag|>{"name": …, "parameters": {…}}`, or only the object.
 
 Source: https://github.com/meta-llama/llama-models/blob/main/models/llama3_1/prompt_format.md; `llama3_json` among vLLM's
 tool parsers, https://docs.vllm.ai/en/latest/features/tool_calling.html.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from rollcast.models.parse.json_calls import call_in, json_call, json_value, malformed
-from rollcast.models.parse.turn import Turn, TurnParser, Words
+from rollcast.models.parse.reader import TurnParser, TurnReader, Words
 
 __all__ = ["Llama3Parser"]
 
@@ -35,11 +35,11 @@ class Llama3Parser(TurnParser):
 
     name = "llama3"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _Llama3Reader()
 
 
-class _Turn(Turn):
+class _Llama3Reader(TurnReader):
     """First text or an object; after the tag, objects and other text."""
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class _Turn(Turn):
     def begin(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         self.state = self._object if text[at] == "{" else self._text
         return at
 
     def _text(self, text: str, at: int) -> int:
         place, word = _SPECIAL.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         if word is None:
             return place
         if word != _TAG:
@@ -137,7 +137,7 @@ class _Turn(Turn):
             self.body.add(held)
             self._end_object("error: unclosed call")
         elif self.state != self._between:
-            self.say(held)
+            self.add_text(held)
 
     @property
     def in_call(self) -> bool:
@@ -152,7 +152,7 @@ class _Turn(Turn):
         body, too_long = self.body.take()
         error = error or too_long
         if not (self._tagged or self.calls or _is_call(body, error)):
-            self.say(body)
+            self.add_text(body)
             return False
         self.add(malformed(self.next_id, body, error) if error else json_call(self.next_id, body))
         return True

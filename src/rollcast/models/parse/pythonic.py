@@ -17,7 +17,7 @@ import re
 import warnings
 from typing import Any
 
-from rollcast.models.parse.turn import Body, Turn, TurnParser, Words
+from rollcast.models.parse.reader import Body, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 from rollcast.text import well_formed
 
@@ -48,11 +48,11 @@ class PythonParser(TurnParser):
 
     name = "python"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _PythonReader()
 
 
-class _Turn(Turn):
+class _PythonReader(TurnReader):
     """Its states: whitespace, a tag, the head of the first call, the list with its strings; or text."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class _Turn(Turn):
     def begin(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         place, tag = _TAGS.find(text, at)
         if place == at and tag is not None:
@@ -77,7 +77,7 @@ class _Turn(Turn):
     def _head(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         if _BEGIN.match(text, at):
             self.state = self._list
@@ -86,7 +86,7 @@ class _Turn(Turn):
         return at
 
     def _text(self, text: str, at: int) -> int:
-        self.say(text[at:])
+        self.add_text(text[at:])
         return len(text)
 
     def _list(self, text: str, at: int) -> int:
@@ -137,7 +137,7 @@ class _Turn(Turn):
             self.body.add(held)
             self._end_list("error: unclosed call")
         else:
-            self.say(held)
+            self.add_text(held)
 
     @property
     def in_call(self) -> bool:

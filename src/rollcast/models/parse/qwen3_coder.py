@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import TaggedTurn, Turn, TurnParser, Words
+from rollcast.models.parse.reader import TaggedTurnReader, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["Qwen3CoderParser"]
@@ -47,14 +47,14 @@ class Qwen3CoderParser(TurnParser):
 
     name = "qwen3_coder"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _Qwen3CoderReader()
 
 
-class _Turn(TaggedTurn):
+class _Qwen3CoderReader(TaggedTurnReader):
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         if tag is None:
             return place
         end = place + len(tag)
@@ -64,7 +64,7 @@ class _Turn(TaggedTurn):
             self._begin_function(tag)
         elif tag == "<parameter=":
             if self._outside and not self._outside[-1].endswith("\n"):
-                self.say(tag)
+                self.add_text(tag)
             else:  # `<function=…>` is missing
                 self._begin_function(tag)
         return end  # a closing tag without its opening one is ignored
@@ -79,10 +79,10 @@ class _Turn(TaggedTurn):
         if tag is None:
             return place
         self.body.add(tag)
-        self.state = self._behind_function
+        self.state = self._after_function
         return place + len(tag)
 
-    def _behind_function(self, text: str, at: int) -> int:
+    def _after_function(self, text: str, at: int) -> int:
         """The state after a function. A parameter here means that the function was closed too early."""
         space = _end_of_space(text, at)
         if space > at:
@@ -95,7 +95,7 @@ class _Turn(TaggedTurn):
         return at
 
     def end(self, held: str) -> None:
-        if self.state == self._behind_function:
+        if self.state == self._after_function:
             self.end_call()
             self._leave()
         super().end(held)

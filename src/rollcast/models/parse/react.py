@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 
 from rollcast.models.parse.json_calls import json_value
-from rollcast.models.parse.turn import Body, LineTurn, TurnParser
+from rollcast.models.parse.reader import Body, LineTurnReader, TurnParser
 from rollcast.records.message import ToolCall
 
-__all__ = ["ReactParser", "ReactTurn"]
+__all__ = ["ReactParser", "ReactTurnReader"]
 
 _HEAD = 32  # characters that the label of a line may have
 _LABEL = re.compile(
@@ -45,18 +45,18 @@ class ReactParser(TurnParser):
     name = "react"
     stop = ("\nObservation:",)
 
-    def turn(self) -> ReactTurn:
-        return ReactTurn()
+    def turn(self) -> ReactTurnReader:
+        return ReactTurnReader()
 
-    def read(self, text: str) -> ReactTurn:
+    def read(self, text: str) -> ReactTurnReader:
         """Read the whole output of a turn."""
-        turn = ReactTurn()
+        turn = ReactTurnReader()
         turn.feed(text)
         turn.close()
         return turn
 
 
-class ReactTurn(LineTurn):
+class ReactTurnReader(LineTurnReader):
     """One turn, with its call and its final answer."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class ReactTurn(LineTurn):
             return at
         self._section = label
         if label in {"thought", "final answer"}:
-            self.say(text[at:end])
+            self.add_text(text[at:end])
         # The bold of `**Action:** calculator` closes after the colon.
         self.state = self._after_bold if bold else self.rest
         return end
@@ -105,7 +105,7 @@ class ReactTurn(LineTurn):
         if not text.startswith("**", at):
             return at
         if not self.in_call:
-            self.say("**")
+            self.add_text("**")
         return at + 2
 
     def put(self, text: str) -> None:
@@ -115,7 +115,7 @@ class ReactTurn(LineTurn):
         elif self._section == "action input":
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
             if self._section == "final answer":
                 self._answer.append(text)
 

@@ -91,7 +91,7 @@ class Reading:
         if not now.superseded:
             return calls
         assert now.other is not None
-        now.other.was_over = now.other.was_over or now.was_over or now.says_over
+        now.other.was_over = now.other.was_over or now.was_over or now.is_over
         self._now = now.other
         return self._now.calls
 
@@ -145,17 +145,17 @@ class Reading:
     @property
     def finished(self) -> bool:
         """Whether the format says that the output is over. Stays true once true."""
-        return self._now.says_over or self._now.was_over
+        return self._now.is_over or self._now.was_over
 
     @property
     def over(self) -> bool:
         """Whether the generation may end: the output is over, and nothing that may still come makes it reasoning."""
-        return self._now.may_be_over and self._now.says_over
+        return self._now.may_be_over and self._now.is_over
 
     @property
     def complete(self) -> bool:
         """Whether the output is over, even if the generation went on."""
-        return self._now.says_over and self._now.inside is None
+        return self._now.is_over and self._now.inside is None
 
     @property
     def overran(self) -> bool:
@@ -207,7 +207,7 @@ class _Pass:
         """Start the output afresh: everything so far is reasoning."""
         self.turn = None if self._make is None else self._make()
         self._output: list[str] = []
-        self._spoken = False  # there was anything but whitespace
+        self._has_output = False  # there was anything but whitespace
         self._in_front = True  # there was only whitespace since the beginning, or since a block
         self._skips = _ALL if self._blocks else ""  # the whitespace after a block that belongs to it
         self._lines, self._lines_taken = _Lines(), 0
@@ -254,7 +254,7 @@ class _Pass:
         return self._doubtful + "".join(self._block) + self._held
 
     @property
-    def says_over(self) -> bool:
+    def is_over(self) -> bool:
         turn = self.turn
         return self._stopped or (turn is not None and turn.finished)
 
@@ -345,7 +345,7 @@ class _Pass:
             self.inside = None
             self.tags.pop()
             said, self._doubtful, self._block = self._doubtful + "".join(self._block), "", []
-            self._say(said)
+            self._add_output(said)
             self._ready()
         calls = [] if self.turn is None else self.turn.close()
         if self.other is not None:
@@ -371,7 +371,7 @@ class _Pass:
             return at
         end = at + len(tag)
         is_word = self._is_word(text, end, final)
-        named = None if is_word is None else self._is_named(tag, text, end, final)
+        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
         if named is None:
             return at
         if named:
@@ -393,7 +393,7 @@ class _Pass:
         self._may_repeat = False
         tag = next(filter(lambda opening: text.startswith(opening, at), openings), "")
         end = at + len(tag)
-        if not tag or self._is_named(tag, text, end, final):
+        if not tag or self._is_mentioned(tag, text, end, final):
             return self._read_block(text, at, final)
         self.tags.append((self._raw, self._raw + len(tag)))
         return end
@@ -405,14 +405,14 @@ class _Pass:
         assert family is not None
         if doubtful and _A_FEW_WORDS.fullmatch(block):
             self.tags.pop()
-            self._say(doubtful + block + tag)
+            self._add_output(doubtful + block + tag)
             return
         if tag:
             self.tags.append((self._raw, self._raw + len(tag)))
-        self.interleaved = self.interleaved or self._spoken
+        self.interleaved = self.interleaved or self._has_output
         self._blocks.append(block)
         self._closings, self._since = (), None
-        if self._spoken:
+        if self._has_output:
             last = self._output[-1][-1:]
             self._in_front, self._skips = True, _ALL if last in "\n\r" else _BLANKS if last.isspace() else ""
             self._look_for_tags()
@@ -432,32 +432,36 @@ class _Pass:
         if self._in_front:
             end = self._skipped(text, at)
             if end > at:
-                self.lead = self.lead if self._spoken else self._raw + end - at
+                self.lead = self.lead if self._has_output else self._raw + end - at
                 return end
             if not final and any(head.startswith(text[at:]) for head in self._heads):
                 return at
             if text[at].isspace():
                 end = len(text) - len(text[at:].lstrip())
                 self._skips = ""
-                given += self._say(text[at:end])
+                given += self._add_output(text[at:end])
                 return end
         place, tag = self._find.find(text, at)
         if final and not tag:
             place = len(text)
         if place > at:
-            given += self._say(text[at:place])
+            given += self._add_output(text[at:place])
             return place
         if not tag:
             return at
         end = at + len(tag)
         family, opens = self._known[tag]
         is_word = False if opens else self._is_word(text, end, final)
-        named = None if is_word is None else self._is_named(tag, text, end, final)
+        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
         if named is None:
             return at
         if not named and opens and not self.in_call and self.other is None:
             return self._open_block(family, tag, text, end, final, given)
-        given += self._say(tag) if named or opens else self._close_output(tag, family, is_word=bool(is_word))
+        given += (
+            self._add_output(tag)
+            if named or opens
+            else self._close_output(tag, family, is_word=bool(is_word))
+        )
         return end
 
     def _skipped(self, text: str, at: int) -> int:
@@ -478,13 +482,13 @@ class _Pass:
             self._lines.take("".join(self._output[self._lines_taken :]))
             self._lines_taken = len(self._output)
             if self._lines.fenced:
-                given += self._say(tag)
+                given += self._add_output(tag)
                 return end
             if end == len(text) and not final:
                 return end - len(tag)
             sure = self._lines.blank and text[end : end + 1] != " "
             sure = sure or self._last.endswith((">", "]", "}"))  # after a call
-        elif not self._spoken and self._output:
+        elif not self._has_output and self._output:
             self._begin_output()
         self._doubtful = "" if sure else tag
         self.tags.append((self._raw, self._raw + len(tag)))
@@ -494,19 +498,19 @@ class _Pass:
     def _close_output(self, tag: str, family: Family, *, is_word: bool) -> list[ToolCall]:
         """Take a lone closing tag, which makes the output so far reasoning; inside a call that is undecided at first."""
         if self.other is not None or (self._since is not None and is_word):
-            return self._say(tag)
+            return self._add_output(tag)
         if not self.in_call or self._stopped:
-            self._only_thought(self, tag, family, is_word=is_word)
+            self._make_all_reasoning(self, tag, family, is_word=is_word)
             return []
         other = _Pass(self.thinking, self._make, self._stops)
         other._by_ids, other._tokens = self._by_ids, dict(self._tokens)
-        other._only_thought(self, tag, family, is_word=is_word)
+        other._make_all_reasoning(self, tag, family, is_word=is_word)
         other._raw, other._last = self._raw + len(tag), tag[-2:]
-        calls, self._calls_before = self._say(tag), self.ended_calls
+        calls, self._calls_before = self._add_output(tag), self.ended_calls
         self.other = other
         return calls
 
-    def _only_thought(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
+    def _make_all_reasoning(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
         """Make all output so far reasoning, which this tag has closed."""
         if that._since is None:
             begin, thought = that.lead, "".join(that._output + that._behind_stop)
@@ -518,32 +522,32 @@ class _Pass:
             (that._raw, that._raw + len(tag)),
         ]
         self._blocks = [thought]
-        self.was_over = that.says_over or that.was_over
+        self.was_over = that.is_over or that.was_over
         self._raw = that._raw
         self._begin_answer(tag, family, doubtful=doubtful)
 
-    def _say(self, text: str) -> list[ToolCall]:
+    def _add_output(self, text: str) -> list[ToolCall]:
         """Add output. With two passes, it goes character by character: the call's end decides, not that of a piece."""
         calls: list[ToolCall] = []
         for place, character in enumerate(text):
             if self.other is None or self.superseded:
-                return calls + self._say_rest(text[place:])
+                return calls + self._add_rest(text[place:])
             self.other.read(character)
-            calls += self._say_surely(character)
+            calls += self._append_output(character)
             self._decide()
         return calls
 
-    def _say_rest(self, text: str) -> list[ToolCall]:
+    def _add_rest(self, text: str) -> list[ToolCall]:
         if self.superseded and self.other is not None:
             return self.other.read(text)
-        return self._say_surely(text)
+        return self._append_output(text)
 
-    def _say_surely(self, text: str) -> list[ToolCall]:
+    def _append_output(self, text: str) -> list[ToolCall]:
         if not text:
             return []
         if self._in_front and not text.isspace():
             self._in_front, self._skips = False, ""
-            self._spoken = True
+            self._has_output = True
         if self._stopped:
             self._behind_stop.append(text)
             return []
@@ -578,7 +582,7 @@ class _Pass:
             return None
         return behind[:1] == " " and behind[1:].islower()
 
-    def _is_named(self, tag: str, text: str, end: int, final: bool) -> bool | None:
+    def _is_mentioned(self, tag: str, text: str, end: int, final: bool) -> bool | None:
         """Whether a tag is only mentioned: in quotes, or spelt in letters. None: the next character has to be seen."""
         by_id = self._by_ids and tag in self._tokens
         if by_id and not self._tokens[tag]:

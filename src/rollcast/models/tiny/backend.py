@@ -65,7 +65,7 @@ class TinyBackend(LocalBackend):
         if self.policy_version:
             raise TypeError(
                 f"this {type(self).__name__} has the weights of version {self.policy_version}, which its checkpoint does not; "
-                "export them, and make a backend of that folder where it is to run"
+                "export them, and make a backend from that folder where it should run"
             )
         return type(self), (None if self.folder == CHECKPOINT else self.folder,)
 

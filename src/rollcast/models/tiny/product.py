@@ -1,6 +1,6 @@
 """Matrix products whose rows do not affect each other.
 
-A BLAS may sum a row's terms in an order that depends on how many rows there are and where the row stands, so that the
+A BLAS may sum a row's terms in an order that depends on the number of rows and the row's place among them, so that the
 same sequence would get different logits, in the last bits, in another batch. Which shapes are safe differs between
 processors: with OpenBLAS's AVX-512 kernels all row counts from 2 agree; with its AVX2 kernels (Haswell, Zen) only
 blocks of 8 do. So the machine is measured once, with the real matrices.
@@ -21,7 +21,7 @@ RowProduct = Callable[[Array, Array], Array]
 MAX_ROWS = 320
 """The most rows of one product: `measure_block` tests up to this many."""
 
-# Every remainder of the kernels' tile heights, and both sides of the sizes where a BLAS changes its ways.
+# Every remainder of the kernels' tile heights, and both sides of the sizes at which a BLAS changes its algorithm.
 _FREE_COUNTS = (*range(2, 18), 23, 31, 32, 33, 48, 63, 64, 65, 97, 128, MAX_ROWS)
 _BLOCKS = (8, 16)
 

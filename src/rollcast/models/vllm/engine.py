@@ -27,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollcast.errors import BackendClosedError, BackendError, InputError
 from rollcast.models.backend import Delta, Sampling
-from rollcast.models.failures import fresh, not_finite
+from rollcast.models.failures import fresh_copy, not_finite
 from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 from rollcast.models.vllm.watch import Watch
@@ -158,7 +158,7 @@ class Engine:
         """
         with self._lock:
             if (failure := self._closed or self._unusable) is not None:
-                raise fresh(failure)
+                raise fresh_copy(failure)
             self._loop.call_soon_threadsafe(self._begin, generation)
 
     def leave(self, generation: Generation) -> None:
@@ -176,13 +176,13 @@ class Engine:
         with self._lock:
             if self._closed is not None:
                 question.close()
-                raise fresh(self._closed)
+                raise fresh_copy(self._closed)
             future = asyncio.run_coroutine_threadsafe(self._tracked(question), self._loop)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if future.cancelled() and self._closed is not None:
-                raise fresh(self._closed) from None
+                raise fresh_copy(self._closed) from None
             raise
 
     def open_adapter(self, folder: str) -> None:
@@ -235,13 +235,13 @@ class Engine:
                 await self._adopt(version)
                 await self._llm.resume_generation()
             except EngineDeadError as error:
-                raise self._death() from error
+                raise self._death_error() from error
             except Exception as error:  # vLLM passes on whatever its workers raised, by name
                 failure = BackendError(
                     f"vLLM could not load the weights of version {version} ({_kind_and_text(error)}); the model is now partly "
                     "the old one: give it a whole checkpoint of this model, or make another backend"
                 )
-                self.condemn(failure)
+                self.fail_all(failure)
                 await self._llm.resume_generation()
                 raise failure from error
 
@@ -266,20 +266,20 @@ class Engine:
                 finally:
                     await self._llm.resume_generation()
             except EngineDeadError as error:
-                raise self._death() from error
+                raise self._death_error() from error
             except Exception as error:  # as above
                 raise InputError(
                     f"vLLM does not take the LoRA adapter {folder} ({_kind_and_text(error)}); expected a PEFT folder for this "
                     "model, of a rank up to max_lora_rank"
                 ) from error
 
-    def condemn(self, failure: BackendError | None) -> None:
+    def fail_all(self, failure: BackendError | None) -> None:
         """Fail every present and future generation with this error; None allows new ones again."""
         with self._lock:
             self._unusable = failure
         if failure is not None:
             for generation in list(self._running):
-                self._end(generation, fresh(failure))
+                self._end(generation, fresh_copy(failure))
 
     # -- in the engine's loop ------------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class Engine:
         try:
             return await question
         except EngineDeadError as error:
-            raise self._death() from error
+            raise self._death_error() from error
 
     def _begin(self, generation: Generation) -> None:
         self._running.add(generation)
@@ -332,7 +332,7 @@ class Engine:
                         self._running.discard(generation)
                         return
         except EngineDeadError as error:
-            self._end(generation, self._death(error))
+            self._end(generation, self._death_error(error))
         except BackendError as error:
             self._end(generation, error)
         except VLLMClientError as error:
@@ -374,7 +374,7 @@ class Engine:
         await self._llm.update_weight_version(str(version))
         self.version = version
 
-    def _death(self, error: BaseException | None = None) -> BackendClosedError:
+    def _death_error(self, error: BaseException | None = None) -> BackendClosedError:
         cause = self._cause()
         said = f" ({cause})" if cause else ""
         failure = BackendClosedError(f"vLLM's engine process died{said}; make another backend to generate")
@@ -385,7 +385,7 @@ class Engine:
         failure = self._closed
         assert failure is not None
         for generation in list(self._running):
-            self._end(generation, fresh(failure))
+            self._end(generation, fresh_copy(failure))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -412,7 +412,7 @@ def _parameters(sampling: Sampling, limit: int, end_ids: list[int]) -> SamplingP
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=min(sampling.top_k, 2**31 - 1),  # what its messages hold; more keeps all as well
-        seed=None if sampling.seed is None else _mixed(sampling.seed),
+        seed=None if sampling.seed is None else _mixed_seed(sampling.seed),
         max_tokens=limit,
         stop_token_ids=end_ids,
         logprobs=0,
@@ -423,7 +423,7 @@ def _parameters(sampling: Sampling, limit: int, end_ids: list[int]) -> SamplingP
     )
 
 
-def _mixed(seed: int) -> int:
+def _mixed_seed(seed: int) -> int:
     """Mix the seed's 63 bits: torch's generator on a CPU reads only the low 32, and vLLM takes -1 for no seed."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -85,9 +85,9 @@ class Sync:
             try:
                 probe.judge(before, after, expected, version)
             except BackendError as error:
-                self._engine.condemn(error)
+                self._engine.fail_all(error)
                 raise
-        self._engine.condemn(None)
+        self._engine.fail_all(None)
 
     async def _reference(self, probe: Probe, folder: Path, adapter: str | None) -> list[float]:
         return await asyncio.to_thread(reference_logprobs, folder, self._engine.dtype, probe.ids, adapter)

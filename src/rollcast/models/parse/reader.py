@@ -12,11 +12,11 @@ from rollcast.records.message import ToolCall
 __all__ = [
     "CALL_LIMIT",
     "Body",
-    "LineTurn",
+    "LineTurnReader",
     "State",
-    "TaggedTurn",
-    "Turn",
+    "TaggedTurnReader",
     "TurnParser",
+    "TurnReader",
     "Words",
 ]
 
@@ -88,7 +88,7 @@ class Words:
         return text in self._beginnings
 
 
-class Turn(ABC):
+class TurnReader(ABC):
     """The text of one turn, read by states.
 
     A state is a method that takes the text and a place in it, and returns the place up to which it has read. If it
@@ -126,7 +126,7 @@ class Turn(ABC):
 
     # -- what its states use -----------------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         """Add text outside calls."""
         if text:
             self._outside.append(text)
@@ -185,7 +185,7 @@ class Turn(ABC):
         return "".join(self._outside) + ("" if self.in_call else self.held)
 
 
-class TaggedTurn(Turn):
+class TaggedTurnReader(TurnReader):
     """Text and calls alternate between tags; text other than whitespace after a call finishes the turn.
 
     A tag that is only mentioned is text: in quotes or backticks; or with words around it, as in `the <tool_call> tag`,
@@ -202,7 +202,7 @@ class TaggedTurn(Turn):
     def call(self, body: str, error: str | None) -> ToolCall:
         """Make the next call from the text between its tags; it is malformed if there is an error."""
 
-    def say(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         """Add text outside calls, which may finish the turn. Every token passes here."""
         if text:
             self._outside.append(text)
@@ -217,12 +217,12 @@ class TaggedTurn(Turn):
     def end(self, held: str) -> None:
         """End the text: a call that was not closed is malformed."""
         if self.state == self._words:
-            self._say_words(held)
+            self._add_words(held)
         elif self.in_call:
             self.body.add(held)
             self.end_call("error: unclosed call")
         else:
-            self.say(held)
+            self.add_text(held)
 
     def opened(self, text: str, end: int, tag: str) -> int:
         """The opening tag was found, and ends here; the text before it has been added."""
@@ -231,7 +231,7 @@ class TaggedTurn(Turn):
             if end == len(text):
                 return end - len(tag)  # what follows decides
             if text[end] == quote:
-                self.say(tag)
+                self.add_text(tag)
                 return end
         self.state, self.in_call, self.deciding = self._head, True, True
         return end
@@ -262,23 +262,23 @@ class TaggedTurn(Turn):
         if tag is None:
             return place
         if tag == self.opening:
-            self._say_words("")
+            self._add_words("")
             return self.opened(text, place + len(tag), tag)
         words = self.body.text
         in_a_line = bool(self._outside) and not self._outside[-1].endswith("\n")
         if in_a_line and words.endswith(" ") and "{" not in words and "<" not in words:
-            self._say_words(tag)
+            self._add_words(tag)
         else:
             self.end_call()
             self._leave()
         return place + len(tag)
 
-    def _say_words(self, more: str) -> None:
+    def _add_words(self, more: str) -> None:
         self._leave()
-        self.say(self.opening + self.body.take()[0] + more)
+        self.add_text(self.opening + self.body.take()[0] + more)
 
 
-class LineTurn(Turn):
+class LineTurnReader(TurnReader):
     """A turn that is read line by line: `begin` looks at the head of a line, and `rest` takes the rest of it."""
 
     @abstractmethod
@@ -296,7 +296,7 @@ class LineTurn(Turn):
 
 
 class TurnParser(ABC):
-    """A `Parser` whose turns are read by a `Turn`: a format defines its name, its stop strings and its turn."""
+    """A `Parser` whose turns are read by a `TurnReader`: a format defines its name, its stop strings and its turn."""
 
     name: str
     stop: tuple[str, ...] = ()
@@ -312,5 +312,5 @@ class TurnParser(ABC):
         return Reading(parser=self.turn)
 
     @abstractmethod
-    def turn(self) -> Turn:
+    def turn(self) -> TurnReader:
         """Return a parser for one turn's output, which is its text without reasoning."""
