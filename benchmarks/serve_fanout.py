@@ -1,4 +1,4 @@
-"""One stream to many clients that want the same: what a client more costs, beside what the operating system takes."""
+"""Measures one stream to many clients with the same filter: what another client costs, beside the operating system's part."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rollcast.stream import GenerationWriter
 __all__ = ["fan_out"]
 
 CLIENTS = 200
-SMALL = 50  # events of a batch: 25 ms at 2,000 a second
-LARGE = 200  # at 8,000 a second
+SMALL = 50  # events per batch: 25 ms at 2,000 per second
+LARGE = 200  # at 8,000 per second
 
 Play = Callable[[list[Token]], Awaitable[None]]
 
 
 def fan_out(quick: bool) -> list[Figure]:
-    """CPU an event and client, and how much of it the kernel takes."""
+    """Measure CPU per event and client, and how much of it the kernel takes."""
     clients, batches, rounds = (10, 2, 2) if quick else (CLIENTS, 20, 15)
     house = House(client_buffer=64 << 20)
     with asyncio.Runner() as runner:
@@ -105,7 +105,7 @@ def fan_out(quick: bool) -> list[Figure]:
 
 
 class _Stage:
-    """The ways to send a batch to everybody."""
+    """The ways to send a batch to all clients."""
 
     def __init__(self, house: House, generation: GenerationWriter, sockets: list[socket.socket]) -> None:
         self.house = house
@@ -115,7 +115,7 @@ class _Stage:
         self.sent_frame = b""
 
     async def served(self, words: list[Token]) -> None:
-        """From `chunk` to the sockets, everything included."""
+        """Do everything from `chunk` to the sockets."""
         await self.emitted(words)
         await self.given(words)
 
@@ -146,13 +146,13 @@ class _Stage:
         self._send(self.sent_frame)
 
     async def alone(self, words: list[Token]) -> None:
-        """Encoded, and sent one by one."""
+        """Encode events, and send them one by one."""
         connections = [client.connection for client in self.house.server._clients]
         for seq, token in enumerate(words):
             broadcast(connections, encode(_event(token, seq)), text=True)
 
     async def bare(self, words: list[Token]) -> None:
-        """Encoded, and sent as one frame."""
+        """Encode events, and send them as one frame."""
         connections = [client.connection for client in self.house.server._clients]
         broadcast(connections, _body(words), text=True)
 

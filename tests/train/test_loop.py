@@ -366,7 +366,7 @@ async def test_a_folder_is_not_overwritten(tmp_path):
     await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
     with pytest.raises(InputError, match="resume it"):
         await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
-    with pytest.raises(InputError, match=r"learning_rate=0\.0006, and 0\.1"):
+    with pytest.raises(InputError, match=r"learning_rate=0\.0006, but 0\.1"):
         await train(tiny_agent(), TASK, settings(steps=1, learning_rate=0.1), out=tmp_path, resume=True)
     other = dataclasses.replace(TASK, name="other")
     with pytest.raises(InputError, match="task 'arithmetic'"):

@@ -17,7 +17,7 @@ from rollcast.records.filter import Names
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.choice import chosen_tools, with_other_instructions
 from rollcast.rollout.result import RunResult
-from rollcast.rollout.rows import Row, as_rows, count
+from rollcast.rollout.rows import PromptRow, as_rows, count
 from rollcast.rollout.run import Run
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.streaming import StreamingRun
@@ -188,7 +188,7 @@ class BaseAgent(AgentValue):
         )
         return Run(self, rows, settings, agents)
 
-    def _of_rows(self, rows: list[Row]) -> list[Self]:
+    def _of_rows(self, rows: list[PromptRow]) -> list[Self]:
         """This agent for each row; with the tools that the row names, if it names some.
 
         Raises:

@@ -16,8 +16,8 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
+from rollcast.models.parse.reader import TurnParser
 from rollcast.models.parse.reading import Reading
-from rollcast.models.parse.turn import TurnParser
 from rollcast.models.reasoning import Thinking
 from rollcast.records import Message, ToolCall
 from rollcast.rollout.context import ChainContext

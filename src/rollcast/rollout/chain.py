@@ -19,7 +19,7 @@ from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequ
 from rollcast.models.conversation import Conversation, conversation_of
 from rollcast.models.parse.reading import Reading, split
 from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
-from rollcast.models.sampled import thought_of
+from rollcast.models.sampled import reasoning_of
 from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.agent_value import AgentValue
@@ -257,7 +257,7 @@ class ChainGeneration:
         keeps = agent.keeps_turns or agent.keeps_turn(message, text, content, calls)
         if reasoning and message["role"] == "assistant" and not any(key in message for key in FIELDS):
             message = {**message, "reasoning_content": reasoning}
-        if keeps and not reading.overran and thought_of(message).strip() == reasoning:
+        if keeps and not reading.overran and reasoning_of(message).strip() == reasoning:
             self._sampled[len(self.trajectory.messages)] = turn.text
         self.stream.message(message)
         self.trajectory.final_response = "" if calls else agent.final_response(text)

@@ -18,7 +18,7 @@ from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.chain import ChainGeneration, Prompts
 from rollcast.rollout.result import RunResult
-from rollcast.rollout.rows import Row, derived_seed
+from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.watchdog import watchdog
 from rollcast.stream.delivery import ensure_not_in_own_hook
@@ -45,7 +45,7 @@ class Run:
     def __init__(
         self,
         agent: AgentValue,
-        rows: list[Row],
+        rows: list[PromptRow],
         settings: RunSettings,
         agents: Sequence[AgentValue] | None = None,
     ) -> None:
@@ -186,7 +186,7 @@ class Run:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _chain(self, row: Row, position: int, r: int, i: int) -> None:
+    async def _chain(self, row: PromptRow, position: int, r: int, i: int) -> None:
         place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
             known = {} if row.reference is None else {"reference": row.reference}
