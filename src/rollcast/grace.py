@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from rollcast.aio import resolve
 from rollcast.failures import place_of_wait
 
-__all__ = ["GRACE_S", "Driven", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
+__all__ = ["GRACE_S", "Driven", "close_task", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
 
 GRACE_S = 1.0
 """How long what was cancelled may take to clean up, in seconds, if nobody says otherwise."""
@@ -197,14 +197,25 @@ def _close(coroutine: Any) -> None:
                 getattr(asyncio.get_running_loop(), "_asyncgens", set()).discard(part)
 
 
+def close_task(task: asyncio.Task[Any]) -> None:
+    """End another task that goes on though it was cancelled: its coroutine is closed, and not resumed.
+
+    It may never be done: if it waits for a task that cannot be closed either.
+    """
+    _silence_what_is_closed(asyncio.get_running_loop())
+    awaited = getattr(task, "_fut_waiter", None)
+    _close(task.get_coro())
+    if awaited is not None:
+        _close_awaited(awaited)
+    task.cancel()  # so that it is woken, and ends
+    task.add_done_callback(_take)
+
+
 def _close_awaited(awaited: Any) -> None:
     """End the tasks that somebody waited for who is let go of: `await task`, `await asyncio.gather(...)`."""
-    _silence_what_is_closed(asyncio.get_running_loop())
     for task in getattr(awaited, "_children", (awaited,)):
         if isinstance(task, asyncio.Task) and not task.done():
-            _close(task.get_coro())
-            task.cancel()
-            task.add_done_callback(_take)
+            close_task(task)
     awaited.add_done_callback(_take)
 
 
