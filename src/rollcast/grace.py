@@ -53,12 +53,23 @@ class Driven(Generic[T]):
             interrupt its cleanup; instead it has one more grace, and is let go of then. `asyncio.run` cancels all tasks at its end.
     """
 
+    __slots__ = (
+        "_coroutine",
+        "_may_go",
+        "_timer",
+        "_waiter",
+        "cancellations",
+        "done",
+        "gone",
+        "left",
+    )
+
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.done = False
-        self.left = False
-        self._coroutine = coroutine
         self.gone = False
+        self.left = False
         self.cancellations = 0
+        self._coroutine = coroutine
         self._may_go = False  # so a future of our own stands between it and all that it waits for
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +82,12 @@ class Driven(Generic[T]):
     async def run(self) -> T:
         """Itself as a coroutine, for a task."""
         return await self
+
+    def close_unstarted(self) -> None:
+        """To be called at the end of its task: one that is cancelled at once never begins, and Python would complain of that."""
+        if not self.done:
+            self.done = True
+            self._coroutine.close()
 
     def let_go(self) -> None:
         """Have whoever awaits this get a CancelledError now, whatever the coroutine does. It is closed, and not resumed.
