@@ -14,7 +14,7 @@ import msgspec
 
 from rollcast.aio import others_run, wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
-from rollcast.failures import place_of_wait
+from rollcast.failures import by_signal, place_of_wait
 from rollcast.grace import Driven, first_left_behind
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
@@ -76,6 +76,7 @@ class ChainGeneration:
         self._prompts = {} if prompts is None else prompts
         self._cancelled = cancelled
         self._generating: Coroutine[Any, Any, Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._conversation: Conversation | None = None
         self._sampled: dict[
             int, str
@@ -92,21 +93,32 @@ class ChainGeneration:
     async def run(self) -> Trajectory:
         """The whole chain, reward included."""
         stream = self.stream.start()
+        self._task = asyncio.current_task()
         try:
             try:
-                reason = await self._turns()
+                reason: ChainFinishReason = await self._turns()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
-                if why_left(error) == "cancelled" or stream.ended:  # it was left behind
+                if stream.ended or self._was_stopped(error):  # ended: it was left behind
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
                 self.trajectory.error = error_data(failure.error, failure.where)["error"]
                 stream.error(failure.error, failure.where)
-                reason = "error"
+                reason = "cancelled" if self._was_asked_to_end else "error"
             stream.end(reason)
         finally:
             stream.end("cancelled")  # where it has not ended yet
         return self.trajectory
+
+    @property
+    def _was_asked_to_end(self) -> bool:
+        return self.trajectory.chain_id in self._cancelled
+
+    def _was_stopped(self, error: BaseException) -> bool:
+        """Whether the exception came from outside: not so if code of the chain's own raised GeneratorExit."""
+        if isinstance(error, GeneratorExit) and self._task is not None:
+            return asyncio.current_task(self._task.get_loop()) is not self._task
+        return _stops(error)
 
     def leave(self, seconds: float) -> bool:
         """End the chain if its backend goes on though it was cancelled so many seconds ago. Whether that is so.
@@ -134,8 +146,16 @@ class ChainGeneration:
                 new_ids, fresh = self._render()
                 self._generating = self._generate(step, new_ids, fresh)
                 finish, calls = await self._generating
-                if self.trajectory.chain_id in self._cancelled:
-                    raise asyncio.CancelledError
+                if self._was_asked_to_end:
+                    raise asyncio.CancelledError  # the backend kept it to itself
+            except asyncio.CancelledError as error:
+                if self._was_asked_to_end or (self._task is not None and self._task.cancelling()):
+                    raise
+                name = self.agent.backend.name
+                raise _Failed(
+                    BackendError(f"backend {name} raised CancelledError, and nobody cancelled the chain"),
+                    "backend",
+                ) from error
             except PromptTooLongError as error:
                 if step == 1:
                     raise _Failed(error, "backend") from error
@@ -350,9 +370,16 @@ def _blaming(where: str) -> Iterator[None]:
     except (PromptTooLongError, _Failed):
         raise
     except BaseException as error:
-        if why_left(error) == "cancelled":
+        if _stops(error):
             raise
         raise _Failed(error, where) from error
+
+
+def _stops(error: BaseException) -> bool:
+    """Whether it ends more than what raised it: a cancellation, or what a signal raised."""
+    if isinstance(error, KeyboardInterrupt):
+        return by_signal(error)
+    return why_left(error) == "cancelled"
 
 
 def _output(turn: Turn, reading: Reading) -> str:
