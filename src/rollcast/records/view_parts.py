@@ -125,7 +125,7 @@ class StateTime(msgspec.Struct):
         """A time is over."""
         self.seconds += seconds
         self.stays += 1
-        if seconds > self.longest:  # a third of what `max` costs
+        if seconds > self.longest:  # noqa: PLR1730  (a third of what `max` costs)
             self.longest = seconds
 
     @classmethod

@@ -30,21 +30,25 @@ class _Watch:
         self.runs = 0
         self._loop = loop
         self._thread_id = threading.get_ident()
-        self._asked = False  # for a sign of life, and there was none yet
-        self._looks = 0  # since then: a clock would count the time in which the whole process stood still
+        self._lives = threading.Event()  # the loop gives a sign of life when it is asked for one
+        self._lives.set()
+        self._looks = (
+            0  # since it was asked: a clock would count the time in which the whole process stood still
+        )
         self._said: set[str] = set()
 
     def look(self) -> None:
         """On the watchdog's thread."""
-        if not self._asked:
-            self._asked, self._looks = True, 0
-            call_in(self._loop, self._lives)
+        if self._lives.is_set():
+            self._lives.clear()
+            self._looks = 0
+            call_in(self._loop, self._lives.set)
             return
         self._looks += 1
         blocked_s = self._looks * LOOK_S
         if blocked_s >= BLOCKED_S:
             place = place_in_thread(self._thread_id)
-            if place is not None and self._asked and place not in self._said:
+            if place is not None and not self._lives.is_set() and place not in self._said:
                 self._said.add(place)
                 logger.warning(
                     "the event loop stands still, and every chain with it, since %s has been keeping it for %.0f s; make that "
@@ -52,9 +56,6 @@ class _Watch:
                     place,
                     blocked_s,
                 )
-
-    def _lives(self) -> None:
-        self._asked = False
 
 
 class _Watchdog:
