@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from rollcast.aio import resolve
 from rollcast.failures import place_of_wait
 
-__all__ = ["GRACE_S", "Driven", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
+__all__ = ["GRACE_S", "Driven", "close_task", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
 
 GRACE_S = 1.0
 """How long what was cancelled may take to clean up, in seconds, if nobody says otherwise."""
@@ -53,12 +53,23 @@ class Driven(Generic[T]):
             interrupt its cleanup; instead it has one more grace, and is let go of then. `asyncio.run` cancels all tasks at its end.
     """
 
+    __slots__ = (
+        "_coroutine",
+        "_may_go",
+        "_timer",
+        "_waiter",
+        "cancellations",
+        "done",
+        "gone",
+        "left",
+    )
+
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.done = False
-        self.left = False
-        self._coroutine = coroutine
         self.gone = False
+        self.left = False
         self.cancellations = 0
+        self._coroutine = coroutine
         self._may_go = False  # so a future of our own stands between it and all that it waits for
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +82,12 @@ class Driven(Generic[T]):
     async def run(self) -> T:
         """Itself as a coroutine, for a task."""
         return await self
+
+    def close_unstarted(self) -> None:
+        """To be called at the end of its task: one that is cancelled at once never begins, and Python would complain of that."""
+        if not self.done:
+            self.done = True
+            self._coroutine.close()
 
     def let_go(self) -> None:
         """Have whoever awaits this get a CancelledError now, whatever the coroutine does. It is closed, and not resumed.
@@ -197,14 +214,25 @@ def _close(coroutine: Any) -> None:
                 getattr(asyncio.get_running_loop(), "_asyncgens", set()).discard(part)
 
 
+def close_task(task: asyncio.Task[Any]) -> None:
+    """End another task that goes on though it was cancelled: its coroutine is closed, and not resumed.
+
+    It may never be done: if it waits for a task that cannot be closed either.
+    """
+    _silence_what_is_closed(asyncio.get_running_loop())
+    awaited = getattr(task, "_fut_waiter", None)
+    _close(task.get_coro())
+    if awaited is not None:
+        _close_awaited(awaited)
+    task.cancel()  # so that it is woken, and ends
+    task.add_done_callback(_take)
+
+
 def _close_awaited(awaited: Any) -> None:
     """End the tasks that somebody waited for who is let go of: `await task`, `await asyncio.gather(...)`."""
-    _silence_what_is_closed(asyncio.get_running_loop())
     for task in getattr(awaited, "_children", (awaited,)):
         if isinstance(task, asyncio.Task) and not task.done():
-            _close(task.get_coro())
-            task.cancel()
-            task.add_done_callback(_take)
+            close_task(task)
     awaited.add_done_callback(_take)
 
 

@@ -125,7 +125,8 @@ class StateTime(msgspec.Struct):
         """A time is over."""
         self.seconds += seconds
         self.stays += 1
-        self.longest = max(self.longest, seconds)
+        if seconds > self.longest:  # noqa: PLR1730  (a third of what `max` costs)
+            self.longest = seconds
 
     @classmethod
     def restored(cls, value: Any) -> StateTime:

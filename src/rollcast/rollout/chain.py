@@ -6,14 +6,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
 
-from rollcast.aio import wait_uncancelled, why_left
+from rollcast.aio import others_run, wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
+from rollcast.failures import by_signal, place_of_wait
 from rollcast.grace import Driven, first_left_behind
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
@@ -37,6 +38,7 @@ logger = logging.getLogger("rollcast.rollout")
 
 MAX_CALLS = 128  # that one turn may ask for
 TURN_S = 0.02  # a backend that gives tokens without ever waiting lets others run after so many seconds
+DELTAS_A_LOOK = 16  # how many deltas of a fast backend go by between two looks at the clock
 CLOSE_S = 5.0  # how long a backend may take to close an iterator before its end
 
 Prompts = dict[str | None, tuple[Conversation, list[int]]]
@@ -73,7 +75,8 @@ class ChainGeneration:
         self.ids: list[int] = []  # the exact ids so far, where the backend is token-exact
         self._prompts = {} if prompts is None else prompts
         self._cancelled = cancelled
-        self._generating: Driven[Any] | None = None
+        self._generating: Coroutine[Any, Any, Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._conversation: Conversation | None = None
         self._sampled: dict[
             int, str
@@ -90,44 +93,69 @@ class ChainGeneration:
     async def run(self) -> Trajectory:
         """The whole chain, reward included."""
         stream = self.stream.start()
+        self._task = asyncio.current_task()
         try:
             try:
-                reason = await self._turns()
+                reason: ChainFinishReason = await self._turns()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
-                if why_left(error) == "cancelled":
+                if stream.ended or self._was_stopped(error):  # ended: it was left behind
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
                 self.trajectory.error = error_data(failure.error, failure.where)["error"]
                 stream.error(failure.error, failure.where)
-                reason = "error"
+                reason = "cancelled" if self._was_asked_to_end else "error"
             stream.end(reason)
         finally:
             stream.end("cancelled")  # where it has not ended yet
         return self.trajectory
 
-    def leave(self, seconds: float) -> None:
-        """End the generation that goes on though the chain was cancelled so many seconds ago; tools and rewards see to that themselves."""
-        if self._generating is not None and not self._generating.done:
-            place = self._generating.place
-            error = BackendError(
-                f"backend {self.agent.backend.name} goes on though {self.trajectory.chain_id} was cancelled {seconds:g} s ago"
-                f"{'' if place is None else f', at {place}'}; it is left behind"
-            )
-            said = not first_left_behind(place or self.agent.backend.name)
-            logger.log(logging.DEBUG if said else logging.WARNING, "%s", error)
-            self.stream.error(error, "backend")
-            self._generating.let_go()
+    @property
+    def _was_asked_to_end(self) -> bool:
+        return self.trajectory.chain_id in self._cancelled
+
+    def _was_stopped(self, error: BaseException) -> bool:
+        """Whether the exception came from outside: not so if code of the chain's own raised GeneratorExit."""
+        if isinstance(error, GeneratorExit) and self._task is not None:
+            return asyncio.current_task(self._task.get_loop()) is not self._task
+        return _stops(error)
+
+    def leave(self, seconds: float) -> bool:
+        """End the chain if its backend goes on though it was cancelled so many seconds ago. Whether that is so.
+
+        What runs of it then is the caller's to close; later tokens are not written. Tools and rewards are left behind by
+        `tools/execution.py`.
+        """
+        if getattr(self._generating, "cr_frame", None) is None:
+            return False
+        place = place_of_wait(self._generating)
+        error = BackendError(
+            f"backend {self.agent.backend.name} goes on though {self.trajectory.chain_id} was cancelled {seconds:g} s ago"
+            f"{'' if place is None else f', at {place}'}; it is left behind"
+        )
+        said = not first_left_behind(place or self.agent.backend.name)
+        logger.log(logging.DEBUG if said else logging.WARNING, "%s", error)
+        self.stream.error(error, "backend")
+        self.stream.end("cancelled")
+        return True
 
     async def _turns(self) -> ChainFinishReason:
         """Generate, parse, call tools, until the chain is decided."""
         for step in range(1, self.settings.max_steps + 1):
             try:
                 new_ids, fresh = self._render()
-                self._generating = Driven(self._generate(step, new_ids, fresh))
+                self._generating = self._generate(step, new_ids, fresh)
                 finish, calls = await self._generating
-                if self.trajectory.chain_id in self._cancelled:
-                    raise asyncio.CancelledError
+                if self._was_asked_to_end:
+                    raise asyncio.CancelledError  # the backend kept it to itself
+            except asyncio.CancelledError as error:
+                if self._was_asked_to_end or (self._task is not None and self._task.cancelling()):
+                    raise
+                name = self.agent.backend.name
+                raise _Failed(
+                    BackendError(f"backend {name} raised CancelledError, and nobody cancelled the chain"),
+                    "backend",
+                ) from error
             except PromptTooLongError as error:
                 if step == 1:
                     raise _Failed(error, "backend") from error
@@ -207,16 +235,18 @@ class ChainGeneration:
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
-            clock = time.perf_counter
-            others_run_at = clock() + TURN_S
+            looks_after, others_run_at = 1, time.perf_counter() + TURN_S
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
                     if fanout.congested:
                         await fanout.ready()
-                    if clock() >= others_run_at:
-                        await asyncio.sleep(0)
-                        others_run_at = clock() + TURN_S
+                    looks_after -= 1
+                    if not looks_after:
+                        looks_after = DELTAS_A_LOOK
+                        if time.perf_counter() >= others_run_at:
+                            await others_run()
+                            looks_after, others_run_at = 1, time.perf_counter() + TURN_S
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:
@@ -340,9 +370,16 @@ def _blaming(where: str) -> Iterator[None]:
     except (PromptTooLongError, _Failed):
         raise
     except BaseException as error:
-        if why_left(error) == "cancelled":
+        if _stops(error):
             raise
         raise _Failed(error, where) from error
+
+
+def _stops(error: BaseException) -> bool:
+    """Whether it ends more than what raised it: a cancellation, or what a signal raised."""
+    if isinstance(error, KeyboardInterrupt):
+        return by_signal(error)
+    return why_left(error) == "cancelled"
 
 
 def _output(turn: Turn, reading: Reading) -> str:
@@ -404,7 +441,7 @@ async def _deltas(
             deltas = agent.generate(request)
             yield deltas
     finally:
-        if hasattr(deltas, "aclose"):
+        if hasattr(deltas, "aclose") and getattr(deltas, "ag_frame", deltas) is not None:  # not at its end
             closing = Driven(_closed(deltas))
             closing.let_go_after(CLOSE_S)
             try:

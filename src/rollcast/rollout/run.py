@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from rollcast.aio import call_in, wait_uncancelled
+from rollcast.aio import call_in
 from rollcast.errors import InputError
-from rollcast.grace import grace
+from rollcast.grace import close_task, grace
 from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
@@ -71,6 +72,9 @@ class Run:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, ChainGeneration] = {}
         self._asked: set[str] = set()  # chains whose tasks were cancelled
+        self._unfinished: set[str] = set()
+        self._finished = asyncio.Event()  # all chains are
+        self._left: set[str] = set()  # chains that ended, and whose tasks may never
         self._prompts: Prompts = {}
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
@@ -100,8 +104,15 @@ class Run:
 
     def _leave(self, name: str, seconds: float) -> None:
         chain = self._running.get(name)
-        if chain is not None:
-            chain.leave(seconds)
+        if chain is not None and chain.leave(seconds):
+            self._left.add(name)
+            close_task(self._tasks[name])
+            self._finish(name)
+
+    def _finish(self, name: str, _: object = None) -> None:
+        self._unfinished.discard(name)
+        if not self._unfinished:
+            self._finished.set()
 
     def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
         """Cancel from any thread.
@@ -147,6 +158,8 @@ class Run:
                         self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
                     )
                     self._tasks[trajectory.chain_id] = task
+                    self._unfinished.add(trajectory.chain_id)
+                    task.add_done_callback(partial(self._finish, trajectory.chain_id))
                     if self._cancelled or trajectory.chain_id in self._cancelled_chains:
                         task.cancel()  # before it began
             await self._all_done()
@@ -173,17 +186,16 @@ class Run:
 
     async def _all_done(self) -> None:
         """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
-        tasks = list(self._tasks.values())
         try:
-            await asyncio.wait(tasks)
+            await self._finished.wait()
         except asyncio.CancelledError:
-            self._cancelled = True
-            for name, task in self._tasks.items():
-                self._cancel_task(name, task)
-            await wait_uncancelled(tasks)
+            self.cancel()
+            while self._unfinished:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._finished.wait()
             raise
-        for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
+        for name, task in self._tasks.items():
+            if name not in self._left and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
     async def _chain(self, row: PromptRow, position: int, r: int, i: int) -> None:

@@ -30,29 +30,32 @@ class _Watch:
         self.runs = 0
         self._loop = loop
         self._thread_id = threading.get_ident()
-        self._asked: float | None = None  # for a sign of life, and there was none yet
+        self._lives = threading.Event()  # the loop gives a sign of life when it is asked for one
+        self._lives.set()
+        self._looks = (
+            0  # since it was asked: a clock would count the time in which the whole process stood still
+        )
         self._said: set[str] = set()
 
     def look(self) -> None:
         """On the watchdog's thread."""
-        now = time.monotonic()
-        asked = self._asked
-        if asked is None:
-            self._asked = now
-            call_in(self._loop, self._lives)
-        elif now - asked >= BLOCKED_S:
+        if self._lives.is_set():
+            self._lives.clear()
+            self._looks = 0
+            call_in(self._loop, self._lives.set)
+            return
+        self._looks += 1
+        blocked_s = self._looks * LOOK_S
+        if blocked_s >= BLOCKED_S:
             place = place_in_thread(self._thread_id)
-            if place is not None and self._asked == asked and place not in self._said:
+            if place is not None and not self._lives.is_set() and place not in self._said:
                 self._said.add(place)
                 logger.warning(
                     "the event loop stands still, and every chain with it, since %s has been keeping it for %.0f s; make that "
                     "function a plain `def`, which runs on a thread, or have it await; Ctrl-C, twice, ends the run",
                     place,
-                    now - asked,
+                    blocked_s,
                 )
-
-    def _lives(self) -> None:
-        self._asked = None
 
 
 class _Watchdog:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import logging
 import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from rollcast.aio import call_in, resolve
@@ -60,7 +60,7 @@ _STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether it gives a coroutine or an async generator; partials and objects with an async `__call__` too."""
-    while isinstance(function, functools.partial):
+    while isinstance(function, partial):
         function = function.func
     if not inspect.isroutine(function):
         function = type(function).__call__
@@ -85,10 +85,8 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
         CancelledItself: it raised CancelledError of its own accord.
         StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit of its own accord.
     """
-    contained = _contained(coroutine)
-    call = Driven(contained)
-    task = asyncio.create_task(call.run())
-    task.add_done_callback(lambda _: _close_unstarted(contained, coroutine))
+    call = Driven(coroutine)
+    task = asyncio.create_task(_contained(call))
     try:
         await asyncio.wait((task,), timeout=seconds)
     except asyncio.CancelledError:
@@ -98,31 +96,25 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
         await _stop(task, call, name)
         raise OutOfTime
     if task.cancelled():
+        call.close_unstarted()
         raise CancelledItself
     return task.result()
 
 
-async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _contained(call: Driven[T]) -> T:
     """What it returns or raises; a task that raises KeyboardInterrupt or SystemExit would stop the event loop."""
     try:
-        return await coroutine
+        return await call
     except _STOPS as error:
         if by_signal(error):
             raise
         raise StoppedItself from error
 
 
-def _close_unstarted(*coroutines: Coroutine[Any, Any, Any]) -> None:
-    """A task that is cancelled at once never begins; Python would complain of what was made for it."""
-    for each in coroutines:
-        if inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED:
-            each.close()
-
-
 async def _stop(task: asyncio.Task[Any], call: Driven[Any], name: str) -> None:
     """Cancel it and wait until it has ended, for the time of grace at most; then, or if this is cancelled too, it is left behind."""
     _leaving.add(task)
-    task.add_done_callback(_left)
+    task.add_done_callback(partial(_left, call))
     task.cancel()
     seconds = grace_s(GRACE_S)
     loop = asyncio.get_running_loop()
@@ -150,8 +142,9 @@ def _leave(call: Driven[Any], name: str, seconds: float, over: asyncio.Future[No
     call.let_go_after(LEFT_S if call.cancellations < 2 else seconds)
 
 
-def _left(task: asyncio.Task[Any]) -> None:
+def _left(call: Driven[Any], task: asyncio.Task[Any]) -> None:
     _leaving.discard(task)
+    call.close_unstarted()
     if not task.cancelled():
         task.exception()  # taken, so that asyncio does not report it as forgotten
 
