@@ -10,6 +10,7 @@ from rollcast.errors import InputError
 from rollcast.failures import by_signal
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.jsonable import described
+from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 
 __all__ = ["Definition", "defined", "manager_of", "name_of", "set_manager"]
@@ -31,7 +32,7 @@ class Definition(NamedTuple):
     loop: asyncio.AbstractEventLoop | None
 
 
-def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
+def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
     """The observer's leaves, each with what it says about itself.
 
     Raises:
@@ -49,7 +50,7 @@ def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
         raise InputError(
             f"{name}.leaves() gave {type(leaves).__name__}; expected a dict of observers, each with its filter"
         )
-    return {leaf: _definition(leaf, wanted, name) for leaf, wanted in leaves.items()}
+    return ByIdentity((leaf, _definition(leaf, wanted, name)) for leaf, wanted in leaves.items())
 
 
 class _Guarded(EventFilter):
