@@ -28,7 +28,7 @@ class WriterThread:
     def __init__(self, name: str) -> None:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collector may come in the midst of anything
         self._began: float | None = None  # the job that runs now
 
     @property
@@ -37,10 +37,10 @@ class WriterThread:
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
-    def start(self) -> None:
-        """Start the thread now: at the interpreter's exit none can be started any more (Python 3.12)."""
+    def start(self) -> bool:
+        """Start the thread now: at the interpreter's exit none can be started any more (Python 3.12). False if none can be."""
         with self._lock:
-            self._started()
+            return self._started() is not None
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Have the job done after those before it; here and now if the system gives no thread."""

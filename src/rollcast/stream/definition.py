@@ -13,7 +13,7 @@ from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 
-__all__ = ["Definition", "defined", "manager_of", "name_of", "set_manager"]
+__all__ = ["Definition", "check_filter", "defined", "guarded", "manager_of", "name_of", "set_manager"]
 
 
 class Definition(NamedTuple):
@@ -88,6 +88,23 @@ class _Guarded(EventFilter):
     __hash__ = object.__hash__
 
 
+def check_filter(name: str, wanted: Any) -> None:
+    """Refuse what is no filter.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(wanted, EventFilter):
+        raise InputError(
+            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
+        )
+
+
+def guarded(wanted: EventFilter) -> EventFilter:
+    """A filter whose methods are safe to call."""
+    return wanted if type(wanted) is EventFilter else _Guarded(wanted)
+
+
 def _unreadable(name: str, what: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "unhashable" in str(error):  # a dataclass with eq=True
         return (
@@ -100,10 +117,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     if not isinstance(leaf, StreamObserver):
         raise InputError(f"{outer}.leaves() gave {type(leaf).__name__} as a leaf; expected a StreamObserver")
     name = name_of(leaf)
-    if not isinstance(wanted, EventFilter):
-        raise InputError(
-            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
-        )
+    check_filter(name, wanted)
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
     modes = get_args(DeliveryMode)
     mode = str.__str__(mode) if isinstance(mode, str) else mode
@@ -113,8 +127,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {_shown(threaded)}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    checked = wanted if type(wanted) is EventFilter else _Guarded(wanted)
-    return Definition(name, checked, mode == "lossless", threaded, loop)
+    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop)
 
 
 def _shown(value: Any) -> str:
