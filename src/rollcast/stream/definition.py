@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, get_args
 
 from rollcast.errors import InputError
 from rollcast.failures import by_signal
-from rollcast.records import EventFilter, StreamEventType
+from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.stream.own_filter import guarded
 
-__all__ = ["Definition", "check_filter", "defined", "guarded", "manager_of", "name_of", "set_manager"]
+__all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
 
 
 class Definition(NamedTuple):
@@ -53,41 +54,6 @@ def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
     return ByIdentity((leaf, _definition(leaf, wanted, name)) for leaf, wanted in leaves.items())
 
 
-class _Guarded(EventFilter):
-    """A filter of the user's own class, whose methods may raise anything. If `wants` does, that is reported by the delivery."""
-
-    def __init__(self, own: EventFilter) -> None:
-        super().__init__(own.runs, own.chains, own.groups, own.types)
-        object.__setattr__(self, "others", own.others)
-        object.__setattr__(self, "own", own)
-
-    def _asked(self, method: str, *arguments: Any, otherwise: Any) -> Any:
-        try:
-            return getattr(self.own, method)(*arguments)  # type: ignore[attr-defined]  # set above: the class is frozen
-        except (KeyboardInterrupt, SystemExit) as error:
-            if by_signal(error):
-                raise
-            return otherwise
-        except BaseException:  # noqa: BLE001  (isolation: as what an observer raises)
-            return otherwise
-
-    def wants(
-        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
-    ) -> bool:
-        return bool(self.own.wants(event_type, chain_id, group_id, run_id))  # type: ignore[attr-defined]  # as above
-
-    def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        return bool(self._asked("wants_snapshot", chain_id, group_id, run_id, otherwise=False))
-
-    def wants_gap(self, run_id: str) -> bool:
-        return bool(self._asked("wants_gap", run_id, otherwise=True))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Guarded) and other.own is self.own  # type: ignore[attr-defined]  # as above
-
-    __hash__ = object.__hash__
-
-
 def check_filter(name: str, wanted: Any) -> None:
     """Refuse what is no filter.
 
@@ -98,11 +64,6 @@ def check_filter(name: str, wanted: Any) -> None:
         raise InputError(
             f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
         )
-
-
-def guarded(wanted: EventFilter) -> EventFilter:
-    """A filter whose methods are safe to call."""
-    return wanted if type(wanted) is EventFilter else _Guarded(wanted)
 
 
 def _unreadable(name: str, what: str, error: BaseException) -> str:

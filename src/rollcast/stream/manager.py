@@ -12,11 +12,12 @@ from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.definition import check_filter, guarded, name_of
+from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
 from rollcast.stream.roster import Roster
