@@ -299,3 +299,46 @@ def test_many_logs_that_hang_hold_up_the_exit_no_longer_than_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("1 events could not be written") == 40
+
+
+def writer_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "rollcast-write"]
+
+
+async def test_a_log_whose_closing_is_cancelled_is_closed_when_its_write_returns(
+    events, path, hold, monkeypatch, eventually
+):
+    """Its thread ends too."""
+    monkeypatch.setattr(waiting_lines, "BLOCKED_S", 3600.0)
+    before = writer_threads()
+    observer = JSONStreamObserver(path, flush_interval=3600)
+    hold.close()
+    await observer.on_batch([events.run_start(1)])
+    closing = asyncio.create_task(observer.aclose())
+    await eventually(hold.waiting.is_set)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    hold.open()
+    await eventually(lambda: set(writer_threads()) <= set(before))
+    assert len(read(path)) == 1
+    assert str(path) not in open_files()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell what is open")
+@pytest.mark.parametrize("how", ["forgotten", "closed again"])
+async def test_a_file_is_not_closed_under_a_write_that_hangs(events, path, hold, how, eventually):
+    """The log was closed already, so that another thread would do it."""
+    observer = Reporting(path, flush_interval=3600)
+    hold.close()
+    await observer.on_batch([events.run_start(1)])
+    await observer.aclose()
+    if how == "forgotten":
+        del observer
+        gc.collect()
+    else:
+        await observer.aclose()
+    assert str(path) in open_files()
+    hold.open()
+    await eventually(lambda: str(path) not in open_files())
+    assert len(read(path)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -127,8 +128,12 @@ class JSONStreamObserver(StreamObserver):
     async def aclose(self) -> None:
         """Write what waits and close the file; it is opened again when events come again."""
         self._alarm.cancel()
-        self._look_at(await self._lines.flush())
-        await self._lines.aclose()
+        try:
+            self._look_at(await self._lines.flush())
+            await self._lines.aclose()
+        except asyncio.CancelledError:  # it takes too long for whoever waits
+            self._lines.let_go()
+            raise
 
     def _flush(self) -> None:
         """On the alarm's thread."""

@@ -171,7 +171,7 @@ class WaitingLines:
         """
         self._leave_parents_lines()
         with self._lock:
-            if not self._thread.start() and not self._events:
+            if not self._thread.start() and (self._stuck or not self._events):
                 # At exit (Python 3.12). What was lost before stays lost: to try again here might block for ever.
                 self._tell(None)
                 return None
