@@ -282,7 +282,7 @@ class _Play:
         self.outcome.emitted = self._emitted()
         await _until(lambda: len(self.reference.events) >= self.outcome.emitted)
         await self.manager.aclose()
-        self.outcome.emitted = self._emitted()  # a hostile watcher may have failed on its own thread meanwhile
+        self.outcome.emitted = self._emitted()  # hostile ones may have failed meanwhile
 
     # -- what happens at a turn ----------------------------------------------------------------------------------------
 
