@@ -378,3 +378,46 @@ async def test_a_pump_begins_while_the_one_before_is_in_its_last_step_elsewhere(
     await asyncio.to_thread(thread.join)
     assert len(odd.got) == 8
     await manager.aclose()
+
+
+# -- who is who ----------------------------------------------------------------------------------------------------------
+
+
+async def test_observers_that_are_equal_are_two():
+    """Each is added, gets everything, and can be removed."""
+    same = {"__eq__": lambda self, other: True, "__hash__": lambda self: 1}
+    manager = StreamingManager()
+    one, other = watcher(**same), watcher(**same)
+    manager.add_observer(one)
+    manager.add_observer(other)
+    assert len(manager.statistics()) == 2
+    manager.remove_observer(one)
+    assert other.manager is manager
+    assert one.manager is None
+    await one_run(manager)
+    await manager.aclose()
+    assert len(other.got) == 8
+    assert one.got == []
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__eq__"])
+async def test_one_whose_hash_or_equality_raises_later_can_be_removed(method):
+    """And its manager closed; nobody else notices."""
+    said = []
+
+    def raises(self, *other):
+        if said:
+            raise OSError("no")
+        return 1
+
+    manager, capture = StreamingManager(), EventCapture()
+    odd, gone = (watcher(**{"__hash__": lambda self: 1, method: raises}) for _ in range(2))
+    for each in (gone, odd, capture):
+        manager.add_observer(each)
+    said.append(True)
+    await one_run(manager)
+    manager.remove_observer(gone)
+    await one_run(manager)
+    await manager.aclose()
+    assert (len(gone.got), len(odd.got), len(capture.events)) == (8, 16, 16)
+    assert manager.observers == []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import guarded
 
 __all__ = ["ChainSpecificStreamObserver", "MultiChainStreamObserver"]
 
@@ -53,7 +54,7 @@ class ChainSpecificStreamObserver(_Composite):
 
     def leaves(self) -> dict[StreamObserver, EventFilter]:
         """The other observer's, narrowed."""
-        return {leaf: wanted & self.filter for leaf, wanted in self.observer.leaves().items()}
+        return {leaf: guarded(wanted) & self.filter for leaf, wanted in self.observer.leaves().items()}
 
 
 class MultiChainStreamObserver(_Composite):
@@ -114,11 +115,12 @@ class MultiChainStreamObserver(_Composite):
 
     def _parts(self) -> Iterator[tuple[StreamObserver, EventFilter]]:
         for observer in self._global:
-            yield from observer.leaves().items()
+            for leaf, wanted in observer.leaves().items():
+                yield leaf, guarded(wanted)
         for chain_id, observers in self._by_chain.items():
             for observer in observers:
                 for leaf, wanted in observer.leaves().items():
-                    yield leaf, wanted & EventFilter(chains=chain_id)
+                    yield leaf, guarded(wanted) & EventFilter(chains=chain_id)
 
     def _changed(self) -> None:
         if self.manager is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+import time
 import weakref
 from collections.abc import Iterable
+from concurrent.futures import wait
 from pathlib import Path
 
 from rollcast.errors import InputError
+from rollcast.lifetime import call_at_last
 from rollcast.observers.alarm import Alarm
 from rollcast.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.observers.waiting_lines import WaitingLines
@@ -21,7 +25,7 @@ from rollcast.text import terminal_safe_json
 __all__ = ["JSONStreamObserver"]
 
 EXIT_S = 5.0
-"""A write that has not returned after so many seconds does not hold up the interpreter's exit."""
+"""A write that has not returned after so many seconds does not hold up the interpreter's exit, however many there are."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +82,9 @@ class JSONStreamObserver(StreamObserver):
             self._sink = LineFile(self.path.absolute(), append=append)
         self._lines = WaitingLines(self._sink, flush_bytes)
         self._alarm = Alarm(flush_interval, weakref.WeakMethod(self._flush))
-        # What waits is written at exit, even if nobody called aclose.
-        weakref.finalize(self, _close, self._lines, self._alarm)
+        # What waits is written at exit, or when nobody holds this any more, even if nobody called aclose.
+        _unfinished[id(self._lines)] = self._lines
+        weakref.finalize(self, _let_go, self._lines, self._alarm).atexit = False
 
     @property
     def unread(self) -> bool:
@@ -123,8 +128,12 @@ class JSONStreamObserver(StreamObserver):
     async def aclose(self) -> None:
         """Write what waits and close the file; it is opened again when events come again."""
         self._alarm.cancel()
-        self._look_at(await self._lines.flush())
-        await self._lines.aclose()
+        try:
+            self._look_at(await self._lines.flush())
+            await self._lines.aclose()
+        except asyncio.CancelledError:  # it takes too long for whoever waits
+            self._lines.let_go()
+            raise
 
     def _flush(self) -> None:
         """On the alarm's thread."""
@@ -137,9 +146,33 @@ class JSONStreamObserver(StreamObserver):
             self.report(error)
 
 
-def _close(lines: WaitingLines, alarm: Alarm) -> None:
+_unfinished: dict[int, WaitingLines] = {}
+"""Of logs that somebody holds, or that are being written to their ends."""
+
+
+def _let_go(lines: WaitingLines, alarm: Alarm) -> None:
+    """Nobody holds the log any more. Whoever noticed that, perhaps a collector in the midst of a run, does not wait."""
     alarm.cancel()
-    lines.close(EXIT_S)
+    ending = lines.let_go()
+    if ending is None:
+        _unfinished.pop(id(lines), None)
+    else:
+        ending.add_done_callback(lambda _: _unfinished.pop(id(lines), None))
+
+
+def _finish_all() -> None:
+    """At exit: all are written to their ends at the same time, so that many which hang take no longer than one."""
+    everyone = list(_unfinished.values())
+    endings = [(lines, lines.let_go()) for lines in everyone]
+    deadline = time.monotonic() + max((lines.patience(EXIT_S) for lines in everyone), default=0.0)
+    for lines, ending in endings:
+        if ending is not None:
+            wait([ending], timeout=max(0.0, deadline - time.monotonic()))
+            if not ending.done():
+                lines.tell()
+
+
+call_at_last(_finish_all)
 
 
 class _Printed:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -144,19 +144,14 @@ class WaitingLines:
                 self._give_up_for_now()
         return None
 
-    def flush_blocking(self, limit: float | None = None) -> OSError | None:
-        """As `flush`, blocking the thread.
-
-        Args:
-            limit: a write that has run for longer is not waited for, in seconds; None: `BLOCKED_S`.
-        """
-        limit = BLOCKED_S if limit is None else limit
+    def flush_blocking(self) -> OSError | None:
+        """As `flush`, blocking the thread."""
         writing = self._begin()
         while writing is not None:
             try:
-                writing.result(self._patience(limit))
+                writing.result(self._patience(BLOCKED_S))
             except TimeoutError:
-                if self._patience(limit) <= 0:
+                if self._patience(BLOCKED_S) <= 0:
                     self._give_up_for_now()
             else:
                 return self._take_news()
@@ -168,16 +163,39 @@ class WaitingLines:
             for key in [key for key in self._past if key[1] == run_id]:
                 del self._past[key]
 
-    def close(self, limit: float | None = None) -> None:
-        """Write what waits, as far as that goes, and let go of the file."""
-        error = self.flush_blocking(limit)
-        closing = self._thread.submit(self._sink.close)
+    def let_go(self) -> Future[None] | None:
+        """Have what waits written and the file closed, and wait for nobody: a collector may call this, in any thread.
+
+        Returns:
+            Done when that is; None if nothing is left to be done, or nobody can do it any more.
+        """
+        self._leave_parents_lines()
+        with self._lock:
+            if not self._thread.start() and (self._stuck or not self._events):
+                # At exit (Python 3.12). What was lost before stays lost: to try again here might block for ever.
+                self._tell(None)
+                return None
+        self._begin()
+        ending = self._thread.submit(self._end)
         self._thread.stop()
-        wait([closing], timeout=LAST_S if self._stuck else BLOCKED_S if limit is None else limit)
-        self._tell(error)
+        return ending
+
+    def _end(self) -> None:
+        try:
+            self._sink.close()
+        finally:
+            self._tell(self._take_news())
+
+    def patience(self, limit: float) -> float:
+        """How long to wait for what `let_go` has begun, if a write may run for `limit` seconds."""
+        return LAST_S if self._stuck else max(LAST_S, self._patience(limit))
+
+    def tell(self) -> None:
+        """Say what could not be written until now."""
+        self._tell(None)
 
     async def aclose(self) -> None:
-        """As `close`, in an event loop. The file is closed when what is written to it now has been."""
+        """Write what waits, as far as that goes, and let go of the file. It is closed when what is written to it now has been."""
         error = await self.flush()
         closing = asyncio.wrap_future(self._thread.submit(self._sink.close))
         self._thread.stop()

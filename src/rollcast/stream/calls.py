@@ -16,6 +16,7 @@ from rollcast.failures import by_signal, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
 from rollcast.stream.waiting import event_of
 
@@ -91,15 +92,22 @@ class Calls:
     async def _hand_over(self, events: list[StreamEvent]) -> None:
         delivery, observer, task = self.delivery, self.observer, self.task
         beat = _Heartbeat() if self._suspect else None
+        count, left_out, own = len(events), 0, type(delivery.filter) is OwnFilter
         began = time.perf_counter()
         if self._batched:
-            delivery.begun += len(events)
-            if not delivery.discarding:
+            delivery.begun += count
+            if own:
+                events = [event for event in events if delivery.passes(event)]
+                left_out = count - len(events)
+            if events and not delivery.discarding:
                 await self.attempt(events[0], "on_batch", events)
         else:
             for begun, event in enumerate(events, delivery.begun + 1):
                 delivery.begun = begun
                 if delivery.discarding:
+                    continue
+                if own and not delivery.passes(event):
+                    left_out += 1
                     continue
                 try:
                     await observer.on_event(event)
@@ -109,11 +117,11 @@ class Calls:
                     self._failed(error, event)
                 else:
                     self.failures_in_a_row = 0
-        delivery.delivered += len(events)
+        delivery.delivered += count - left_out
         ended = time.perf_counter()
         if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if len(events) == TURN and ended >= self._turn_ends:
+        if count == TURN and ended >= self._turn_ends:
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, get_args
 
 from rollcast.errors import InputError
 from rollcast.failures import by_signal
-from rollcast.records import EventFilter, StreamEventType
+from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
+from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.stream.own_filter import guarded
 
-__all__ = ["Definition", "defined", "manager_of", "name_of", "set_manager"]
+__all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
 
 
 class Definition(NamedTuple):
@@ -31,7 +33,7 @@ class Definition(NamedTuple):
     loop: asyncio.AbstractEventLoop | None
 
 
-def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
+def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
     """The observer's leaves, each with what it says about itself.
 
     Raises:
@@ -49,42 +51,19 @@ def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
         raise InputError(
             f"{name}.leaves() gave {type(leaves).__name__}; expected a dict of observers, each with its filter"
         )
-    return {leaf: _definition(leaf, wanted, name) for leaf, wanted in leaves.items()}
+    return ByIdentity((leaf, _definition(leaf, wanted, name)) for leaf, wanted in leaves.items())
 
 
-class _Guarded(EventFilter):
-    """A filter of the user's own class, whose methods may raise anything. If `wants` does, that is reported by the delivery."""
+def check_filter(name: str, wanted: Any) -> None:
+    """Refuse what is no filter.
 
-    def __init__(self, own: EventFilter) -> None:
-        super().__init__(own.runs, own.chains, own.groups, own.types)
-        object.__setattr__(self, "others", own.others)
-        object.__setattr__(self, "own", own)
-
-    def _asked(self, method: str, *arguments: Any, otherwise: Any) -> Any:
-        try:
-            return getattr(self.own, method)(*arguments)  # type: ignore[attr-defined]  # set above: the class is frozen
-        except (KeyboardInterrupt, SystemExit) as error:
-            if by_signal(error):
-                raise
-            return otherwise
-        except BaseException:  # noqa: BLE001  (isolation: as what an observer raises)
-            return otherwise
-
-    def wants(
-        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
-    ) -> bool:
-        return bool(self.own.wants(event_type, chain_id, group_id, run_id))  # type: ignore[attr-defined]  # as above
-
-    def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        return bool(self._asked("wants_snapshot", chain_id, group_id, run_id, otherwise=False))
-
-    def wants_gap(self, run_id: str) -> bool:
-        return bool(self._asked("wants_gap", run_id, otherwise=True))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Guarded) and other.own is self.own  # type: ignore[attr-defined]  # as above
-
-    __hash__ = object.__hash__
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(wanted, EventFilter):
+        raise InputError(
+            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
+        )
 
 
 def _unreadable(name: str, what: str, error: BaseException) -> str:
@@ -99,10 +78,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     if not isinstance(leaf, StreamObserver):
         raise InputError(f"{outer}.leaves() gave {type(leaf).__name__} as a leaf; expected a StreamObserver")
     name = name_of(leaf)
-    if not isinstance(wanted, EventFilter):
-        raise InputError(
-            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
-        )
+    check_filter(name, wanted)
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
     modes = get_args(DeliveryMode)
     mode = str.__str__(mode) if isinstance(mode, str) else mode
@@ -112,8 +88,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {_shown(threaded)}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    checked = wanted if type(wanted) is EventFilter else _Guarded(wanted)
-    return Definition(name, checked, mode == "lossless", threaded, loop)
+    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop)
 
 
 def _shown(value: Any) -> str:

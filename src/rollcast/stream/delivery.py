@@ -9,6 +9,7 @@ deliveries of one manager share.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +18,15 @@ import msgspec
 
 from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
-from rollcast.failures import by_signal
+from rollcast.failures import by_signal, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
+
+logger = logging.getLogger("rollcast.stream")
 
 Snapshots = Callable[[EventFilter], Iterable[StreamEvent]]
 
@@ -55,7 +60,7 @@ class Delivery(EventQueue):
 
     Attributes:
         on_wake: called, with the lock held, if something waits and nobody is reading.
-        on_bad_filter: called, with the lock held, if the filter raises, whose code may be the user's; it wants nothing then.
+        on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         pulled: it is read when its reader likes, and nobody waits for that.
         ended: nothing more will be put in.
@@ -83,7 +88,7 @@ class Delivery(EventQueue):
         self.born = time.perf_counter()
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
-        self.on_bad_filter: Callable[[BaseException], object] = lambda _error: None
+        self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
         self.pulled = False
         self.ended = False
         self.discarding = False
@@ -101,13 +106,7 @@ class Delivery(EventQueue):
 
     def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether the filter lets such an event pass."""
-        try:
-            return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
-        except BaseException as error:  # a subclass of somebody's may raise anything
-            if by_signal(error):
-                raise
-            self.on_bad_filter(error)
-            return False
+        return self.filter.wants(event_type, chain_id, group_id, run_id)
 
     def wake(self) -> None:
         """See `EventQueue.wake`."""
@@ -151,10 +150,12 @@ class Delivery(EventQueue):
         while True:
             with self.lock:
                 items = self.take_locked()
-                if items or self.ended:
-                    return items
-                waiter = self.sleep_locked()
-            await waiter
+                over = not items and self.ended
+                waiter = None if items or over else self.sleep_locked()
+            if waiter is not None:
+                await waiter
+            elif over or (items := self._passing(items)):
+                return items
 
     def take_locked(self) -> list[Item]:
         """Take everything that waits, now that what was taken before has reached the reader.
@@ -191,6 +192,30 @@ class Delivery(EventQueue):
         self.take_nowait(())
         self.full = False
         self.leave_locked()
+
+    # -- a filter of the user's own: the lock is not held, since it may take long --------------------------------------
+
+    def passes(self, event: StreamEvent) -> bool:
+        """Whether the event is to be handed over: of a filter of the user's own, nobody else asks."""
+        wanted = self.filter
+        if type(wanted) is not OwnFilter:
+            return True
+        try:
+            return wanted.passes(event)
+        except BaseException as error:  # the user's code may raise anything
+            if by_signal(error):
+                raise
+            self.on_bad_filter(error)
+            return False
+
+    def _passing(self, items: list[Item]) -> list[Item]:
+        if type(self.filter) is not OwnFilter:
+            return items
+        return [item for item in items if isinstance(item, Control) or self.passes(event_of(item))]
+
+    def _bad_filter(self, error: BaseException) -> None:
+        if self.first_time("filter"):
+            logger.error("the filter of %s failed: %s", self.reader, text_and_place(error), exc_info=error)
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.definition import name_of
+from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
 from rollcast.stream.roster import Roster
@@ -146,8 +147,13 @@ class StreamingManager:
         Args:
             filter: which ones; None: all.
             name: for gaps and warnings.
+
+        Raises:
+            InputError: the filter is not one.
         """
-        return Subscription(self.fanout, self.fanout.delivery(name, filter or EventFilter()))
+        wanted = EventFilter() if filter is None else filter
+        check_filter(name, wanted)
+        return Subscription(self.fanout, self.fanout.delivery(name, guarded(wanted)))
 
     # -- producing -----------------------------------------------------------------------------------------------------
 

@@ -285,6 +285,8 @@ class Pump:
         self._left, self.shift = self.shift, None  # `finished` is not done: it may still be at work
         if self._left is not None:
             self._left.dismiss_guard_locked()
+        else:  # nobody is: its last shift was interrupted
+            fulfil(self.finished)
         self.state = "closed"
         self.delivery.leave_locked()
         self._host.closed(self)

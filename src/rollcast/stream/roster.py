@@ -6,6 +6,7 @@ import logging
 import weakref
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from rollcast.errors import InputError
@@ -14,6 +15,7 @@ from rollcast.stream.definition import Definition, defined, manager_of, name_of,
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.homes import Departures, Homes
+from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.shift import shared_running_loop
@@ -52,11 +54,11 @@ class Roster:
         self._owner = owner
         self._fanout = fanout
         self._lock = fanout.lock
-        self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
+        self._added = ByIdentity[StreamObserver, ByIdentity[StreamObserver, Definition]]()
         # The leaves of those that were added, with what calls them; None if they take their events themselves.
-        self._leaves: dict[StreamObserver, Pump | None] = {}
-        self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
-        self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
+        self._leaves = ByIdentity[StreamObserver, Pump | None]()
+        self._detached = ByIdentity[StreamObserver, None]()  # leaves that failed too often
+        self._closings = ByIdentity[StreamObserver, Future[None]]()  # that are not done
         self._homes = Homes(fanout)
         self._departures = Departures(fanout)
         self._host = _Host(owner, fanout, self._homes, self._departures)
@@ -79,16 +81,17 @@ class Roster:
         definitions = defined(observer)  # outside of the lock: it is the observer's own code
         with self._lock:
             self._set_managers_locked(observer, definitions)
-            self._detached.difference_update(definitions)
+            for leaf in definitions:
+                self._detached.pop(leaf, None)
             self._added[observer] = definitions
             self._apply_locked()
         logger.debug("added %s", name_of(observer))
 
     def _set_managers_locked(
-        self, observer: StreamObserver, definitions: dict[StreamObserver, Definition]
+        self, observer: StreamObserver, definitions: ByIdentity[StreamObserver, Definition]
     ) -> None:
         """Tell an observer and its leaves to which manager they are added: all of them, or none."""
-        concerned = list(dict.fromkeys((observer, *definitions)))
+        concerned = list(ByIdentity((each, None) for each in (observer, *definitions)))
         before = [(each, manager_of(each)) for each in concerned]
         for each, manager in before:
             if manager is not None and (each is observer or manager is not self._owner):
@@ -112,7 +115,7 @@ class Roster:
                 del self._added[observer]
                 _let_go_of(observer)
             elif observer in self._leaves:
-                self._detached.add(observer)
+                self._detached[observer] = None
             else:
                 return
             self._apply_locked()
@@ -138,7 +141,7 @@ class Roster:
 
     def _apply_locked(self) -> None:
         """Have a pump for each leaf that is wanted, and for no other."""
-        wanted: dict[StreamObserver, Definition] = {}
+        wanted = ByIdentity[StreamObserver, Definition]()
         for definitions in self._added.values():
             for leaf, definition in definitions.items():
                 known = wanted.get(leaf)
@@ -147,9 +150,9 @@ class Roster:
                     if known is None
                     else definition._replace(filter=known.filter | definition.filter)
                 )
-        self._detached.intersection_update(wanted)  # one that was taken off may come back
         for leaf in self._detached:
-            del wanted[leaf]
+            if wanted.pop(leaf, None) is None:  # it was taken off, and may come back
+                del self._detached[leaf]
         for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
@@ -194,8 +197,14 @@ class Roster:
         if pump is None:
             return
         self._closings[leaf] = pump.finished
+        pump.finished.add_done_callback(partial(self._has_closed, leaf))
         self._departures.add_locked(pump)
         self._fanout.remove(pump.delivery)
+
+    def _has_closed(self, leaf: StreamObserver, finished: Future[None]) -> None:
+        with self._lock:
+            if self._closings.get(leaf) is finished:
+                del self._closings[leaf]
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
