@@ -135,8 +135,7 @@ class Broadcaster:
                     kind is GAP and "run_status" in event.data
                 ):  # relayed: its end was lost before it came here
                     self.runs.forget(event.run_id)
-            if self.keeps:
-                self.ledger.note(events, entries, position)
+            self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (

@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rollcast.aio import call_in
-from rollcast.records import StreamEvent, StreamEventType
-from rollcast.serve.history import History, Selector, encoded
+from rollcast.serve.anew import gaps_between, in_messages
+from rollcast.serve.history import History, Selector
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.opening import Join, Left, Opening, Part
 from rollcast.serve.subscription import Outlet, Sender, Subscription
@@ -39,7 +38,6 @@ TOO_SLOW_TO_BEGIN = (
     "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
 )
 TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
-ENDED = "; the run has ended meanwhile"
 
 
 class Place(NamedTuple):
@@ -287,31 +285,14 @@ class Joins:
     def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
         """What was left is whole with this, as far as it went."""
         join.left, join.told = None, True
-        gaps = self._gaps(subscription.selector, left.opening, join.opening, left.reason)
-        cursor = self._history.cursor_within(join.opening.start)
-        number = (left.part, left.part) if subscription.parts else ()
-        self._sender.send([subscription], gaps, cursor, *number)
-
-    def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
-        """Between the moments of two openings, in each run that was open."""
         manager = self._observer.manager
         source = "" if manager is None else manager.fanout.source
-        gaps = []
-        for run_id, seq in old.as_of.items():
-            to_seq = new.as_of.get(run_id)
-            if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
-                continue
-            data: dict[str, Any] = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
-            if to_seq is None:
-                run = self._ledger.run(run_id)
-                to_seq = seq + 1 if run is None else max(seq + 1, run.last_seq)
-                data |= {
-                    "to_seq": to_seq,
-                    "reason": reason + ENDED,
-                    "run_status": (run.status if run is not None else None) or "unknown",
-                }
-            gap = StreamEvent(
-                StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
+        with self._lock:
+            gaps = gaps_between(
+                self._ledger, subscription.selector, left.opening, join.opening, left.reason, source
             )
-            gaps.append(encoded(gap))
-        return gaps
+        cursor = self._history.cursor_within(join.opening.start)
+        messages = in_messages(gaps, subscription.room)
+        last = left.part + len(messages) - 1
+        for part, events in enumerate(messages, left.part):
+            self._sender.send([subscription], events, cursor, *((part, last) if subscription.parts else ()))

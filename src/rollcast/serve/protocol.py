@@ -520,8 +520,10 @@ class Session:
         try:
             frame = decode_client_frame(message)
         except DecodeError as error:
-            unknown = None if self.grant is None else _of_unknown_type(message)
-            return [unknown] if unknown is not None else self._close(CloseCode.BAD_FRAME, str(error))
+            answer = _of_unknown_type(message)
+            if answer is None and self.grant is not None:
+                answer = _of_unknown_filter(message)
+            return [answer] if answer is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
         return self._handle(frame, self.grant)
@@ -627,3 +629,33 @@ def _of_unknown_type(message: str) -> Send | None:
     text = f"there is no frame of type '{shown}'; this server knows {', '.join(sorted(_CLIENT_TYPES))}"
     given = frame.id if isinstance(frame.id, str) and len(frame.id) <= LONGEST_ID else None
     return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, given))
+
+
+class _Asked(msgspec.Struct):
+    type: Literal["subscribe", "update"]
+    id: Id
+    filter: dict[str, Any]
+
+
+_asked_decoder = msgspec.json.Decoder(_Asked)
+_FILTER_FIELDS = frozenset(FilterFrame.__struct_fields__)
+
+
+def _of_unknown_filter(message: str) -> Send | None:
+    """What is said about a filter that a later version may have; None: the frame is wrong in another way.
+
+    What the server does not know cannot be left out: the client would see more than it asked for.
+    """
+    try:
+        asked = _asked_decoder.decode(message)
+        unknown = sorted(asked.filter.keys() - _FILTER_FIELDS)
+        known = {name: value for name, value in asked.filter.items() if name in _FILTER_FIELDS}
+        frame = msgspec.json.decode(message, type=dict[str, Any]) | {"filter": known}
+        msgspec.convert(frame, Subscribe | Update)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    if not unknown:
+        return None
+    shown = printable_line(unknown[0], LONGEST_SHOWN)
+    text = f"a filter has no field '{shown}' here; this server knows {', '.join(sorted(_FILTER_FIELDS))}"
+    return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, asked.id))

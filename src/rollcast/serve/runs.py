@@ -49,8 +49,16 @@ class KnownRuns:
         self._runs.pop(run_id, None)
 
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
-        """Those that ended, and then those that are open now, each in the order in which they were heard of."""
-        others = [info for run_id, info in self._runs.items() if run_id not in open_runs]
+        """Those that ended, and then those that are open now, each in the order in which they were heard of.
+
+        One that is open no longer, and of which no end was heard, is left out: a server without a history asks for the ends of
+        runs only while somebody wants them.
+        """
+        others = [
+            info
+            for run_id, info in self._runs.items()
+            if run_id not in open_runs and info.status != "running"
+        ]
         running = [
             RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             for run_id, run in open_runs.items()
