@@ -194,6 +194,8 @@ class Broadcaster:
         if wanted != self.observer.filter:
             self.observer.filter = wanted
             if manager is not None:
+                with manager.lock, self.lock:
+                    self.runs.listen(manager.fanout.runs, lambda r: wanted.wants(RUN_END, "", None, r))
                 manager.refresh(self.observer)
 
     def subscribe(
@@ -226,11 +228,12 @@ class Broadcaster:
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._joins.begin(subscription, None)
+                self._joins.begin(subscription, None, least=back.since)
                 if self.keeps and since != "live":
                     as_of = subscription.join.opening.as_of if subscription.join else {}
                     source = manager.fanout.source if manager is not None else ""
-                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
+                    to_come = self.history.first_of_runs(subscription.position)
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
@@ -271,7 +274,7 @@ class Broadcaster:
         if join is not None:  # of which nothing was sent
             before, subscription.join = join.opening.before, None
             subscription.position = join.opening.start
-        self._joins.begin(subscription, before)
+        self._joins.begin(subscription, before, least=subscription.position)
 
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
         """Send the outlet no more of this subscription, or of any."""

@@ -103,12 +103,24 @@ class Joins:
     # -- a moment is chosen ----------------------------------------------------------------------------------------------
 
     def begin(
-        self, subscription: Subscription, before: Selector | None, restarts: int = 0, left: Left | None = None
+        self,
+        subscription: Subscription,
+        before: Selector | None,
+        restarts: int = 0,
+        left: Left | None = None,
+        least: int = 0,
     ) -> None:
-        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before."""
+        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before.
+
+        Args:
+            subscription: that begins.
+            before: what it wanted until now; None: nothing.
+            restarts, left: as in `Join`.
+            least: the place in the history that the moment must not be before: the client has what came until then.
+        """
         if self._observer.manager is None or self.loop is None:
             return
-        opening = self._shared(subscription.selector) if before is None else None
+        opening = self._shared(subscription.selector, least) if before is None else None
         if opening is None:
             history = self._history
             opening = Opening(subscription.selector, before, subscription.position, history.total)
@@ -120,7 +132,7 @@ class Joins:
         if opening.position is not None:
             self.loop.call_soon(self._feed_or_wait, [subscription])  # after the answer to `subscribe`
 
-    def _shared(self, selector: Selector) -> Opening | None:
+    def _shared(self, selector: Selector, least: int) -> Opening | None:
         """One that others begin with, if it is young; with many openings about, an older one."""
         history = self._history
         alive = {s.join.opening for s in self._subscriptions.values() if s.join is not None}
@@ -130,7 +142,7 @@ class Joins:
             for opening in alive
             if opening.before is None
             and opening.selector is selector
-            and opening.start >= history.tail
+            and opening.start >= max(history.tail, least)
             and history.total - opening.total <= age
         ]
         return max(fits, key=lambda opening: opening.total, default=None)
@@ -280,7 +292,8 @@ class Joins:
         """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
         join = subscription.join
         subscription.position = self._history.head
-        self.begin(subscription, None, restarts, None if join is None else join.leave(reason))
+        left, least = (None, 0) if join is None else (join.leave(reason), join.opening.start)
+        self.begin(subscription, None, restarts, left, least)
 
     def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
         """What was left is whole with this, as far as it went."""
