@@ -136,7 +136,8 @@ class Continuity:
         out = [new for event in events for new in self._with_gap(event)]
         if self._owed:
             self._owed = False
-            if len(out) == len(events):  # a gap that the server sent tells of something else
+            told = len(out) > len(events)  # a gap that the server sent tells of something else
+            if not told or self._holes or self._unheard:  # of these runs nothing more may come
                 out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
         return out
 
