@@ -310,7 +310,9 @@ def test_a_filter_with_an_unknown_field_is_refused_and_the_session_goes_on(kind)
     """It would show more than was asked for, so nothing is shown; a client of a later version may ask in another way."""
     play = Play().greeted()
     play.say(Subscribe("open"))
-    (answer,) = play.say(json.dumps({"type": kind, "id": "open", "filter": {"runs": ["r"], "sour\nces": ["x"]}}))
+    (answer,) = play.say(
+        json.dumps({"type": kind, "id": "open", "filter": {"runs": ["r"], "sour\nces": ["x"]}})
+    )
     assert (answer.frame.code, answer.frame.id) == (400, "open")
     assert "a filter has no field 'sour\\x0aces' here" in answer.frame.message
     assert play.say(Ping()) == [Send(Pong())]

@@ -249,7 +249,7 @@ class Joins:
         last = part.next >= len(opening)
         if not last:
             self._part(Place(opening, part.next, place.room), [])  # is made before they ask for it
-        cursor = history.cursor(position) if last else history.cursor_within(position)
+        cursor = history.cursor(position) if last else history.cursor_within(opening.start)
         for knows in (True, False):
             self._send([s for s in members if s.parts is knows], part, cursor, numbered=knows)
         if last:

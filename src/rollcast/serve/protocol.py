@@ -59,6 +59,7 @@ __all__ = [
     "decode_client_frame",
     "decode_server_frame",
     "encode_frame",
+    "is_of_later_server",
 ]
 
 SUBPROTOCOL = "rollcast.v1"
@@ -520,9 +521,9 @@ class Session:
         try:
             frame = decode_client_frame(message)
         except DecodeError as error:
-            answer = _of_unknown_type(message)
+            answer = _answer_to_unknown_type(message)
             if answer is None and self.grant is not None:
-                answer = _of_unknown_filter(message)
+                answer = _answer_to_unknown_filter(message)
             return [answer] if answer is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
@@ -615,15 +616,27 @@ class _Tagged(msgspec.Struct):
 
 _tagged_decoder = msgspec.json.Decoder(_Tagged)
 _CLIENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ClientFrame))
+_SERVER_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ServerFrame))
 
 
-def _of_unknown_type(message: str) -> Send | None:
-    """What is said about a frame that a later version may have; None: it is no such frame."""
+def is_of_later_server(message: str | bytes) -> bool:
+    """Whether it is a frame of a type that is not known here. A client passes over it."""
+    return _of_unknown_type(message, _SERVER_TYPES) is not None
+
+
+def _of_unknown_type(message: str | bytes, known: frozenset[str]) -> _Tagged | None:
+    """The frame, as far as it can be read, if a later version may have it."""
     try:
         frame = _tagged_decoder.decode(message)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    if frame.type in _CLIENT_TYPES:
+    return None if frame.type in known else frame
+
+
+def _answer_to_unknown_type(message: str) -> Send | None:
+    """What is said about a frame that a later version may have; None: it is no such frame."""
+    frame = _of_unknown_type(message, _CLIENT_TYPES)
+    if frame is None:
         return None
     shown = printable_line(frame.type, LONGEST_SHOWN)
     text = f"there is no frame of type '{shown}'; this server knows {', '.join(sorted(_CLIENT_TYPES))}"
@@ -641,7 +654,7 @@ _asked_decoder = msgspec.json.Decoder(_Asked)
 _FILTER_FIELDS = frozenset(FilterFrame.__struct_fields__)
 
 
-def _of_unknown_filter(message: str) -> Send | None:
+def _answer_to_unknown_filter(message: str) -> Send | None:
     """What is said about a filter that a later version may have; None: the frame is wrong in another way.
 
     What the server does not know cannot be left out: the client would see more than it asked for.
