@@ -26,7 +26,8 @@ def gaps_between(
     Args:
         ledger: of everything that came by.
         selector: of what the client wants.
-        old, new: the opening that it leaves, and the one that it begins with.
+        old: the opening that it leaves.
+        new: the one that it begins with.
         reason: why.
         source: of the runs.
     """

@@ -90,7 +90,7 @@ class Broadcaster:
         self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
-            self.history, self.ledger, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
@@ -155,6 +155,11 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             return self.runs.listed({} if manager is None else manager.fanout.runs)
+
+    def _gone(self) -> set[str]:
+        """Both locks are held."""
+        manager = self.observer.manager
+        return set() if manager is None else self.runs.gone(manager.fanout.runs)
 
     def cancel(self, run_id: str, chain_id: str | None) -> None:
         """Pass it on to who produces the run.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
@@ -56,6 +56,7 @@ class Joins:
     Args:
         history: what came.
         ledger: how far runs got, if that is remembered.
+        gone: the runs that have ended unheard, of which some events may be on their way still.
         lock: guards the history and the subscriptions.
         subscriptions: all that there are.
         sender: sends parts.
@@ -70,6 +71,7 @@ class Joins:
         self,
         history: History,
         ledger: RunLedger,
+        gone: Callable[[], Collection[str]],
         lock: threading.RLock,
         subscriptions: dict[tuple[Outlet, str], Subscription],
         sender: Sender,
@@ -83,6 +85,7 @@ class Joins:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._history = history
         self._ledger = ledger
+        self._gone = gone
         self._lock = lock
         self._subscriptions = subscriptions
         self._sender = sender
@@ -115,7 +118,8 @@ class Joins:
         Args:
             subscription: that begins.
             before: what it wanted until now; None: nothing.
-            restarts, left: as in `Join`.
+            restarts: as in `Join`.
+            left: as in `Join`.
             least: the place in the history that the moment must not be before: the client has what came until then.
         """
         if self._observer.manager is None or self.loop is None:
@@ -177,7 +181,7 @@ class Joins:
             lost = opening.start < history.tail
             if not lost:
                 window = history.window(opening.start, history.head)
-                if not opening.arrive(window):
+                if not opening.arrive(window, self._gone()):
                     self._cut(opening)
                     return
         if lost:

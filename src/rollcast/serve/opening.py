@@ -7,7 +7,7 @@ in the opening. The snapshots themselves share their texts with the chains.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.records import StreamEvent
@@ -59,14 +59,20 @@ class Opening:
         """Take these snapshots."""
         self._snapshots, self.as_of = snapshots, as_of
 
-    def arrive(self, window: Sequence[Entry]) -> bool:
+    def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> bool:
         """Join the snapshots with what came since `start`, whatever was emitted before them included.
+
+        Args:
+            window: what came.
+            gone: runs of which nothing is given: that they have ended is known, and their end does not come.
 
         Returns:
             False if an event tells half of what the snapshots tell, since chunks were merged over their moment: new ones are
             needed.
         """
-        wanted = [entry for entry in window if self.selector.wants(entry.place)]
+        wanted = [
+            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in gone
+        ]
         covered = [self._covers(entry) for entry in wanted]
         if None in covered:
             return False

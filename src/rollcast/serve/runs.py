@@ -58,16 +58,21 @@ class KnownRuns:
                 self._unheard.add(run_id)
         self._unheard &= self._runs.keys()
 
+    def gone(self, open_runs: Mapping[str, OpenRun]) -> set[str]:
+        """The runs that have ended unheard."""
+        return {
+            run_id
+            for run_id in self._unheard
+            if run_id not in open_runs and run_id in self._runs and self._runs[run_id].status == "running"
+        }
+
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
         """Those that ended, and then those that are open now, each in the order in which they were heard of.
 
         One that may have ended unheard is left out.
         """
-        others = [
-            info
-            for run_id, info in self._runs.items()
-            if run_id not in open_runs and not (info.status == "running" and run_id in self._unheard)
-        ]
+        gone = self.gone(open_runs)
+        others = [i for run_id, i in self._runs.items() if run_id not in open_runs and run_id not in gone]
         running = [
             RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             for run_id, run in open_runs.items()
