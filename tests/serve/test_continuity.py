@@ -120,7 +120,7 @@ def test_a_run_that_began_unseen_and_is_open_has_a_gap_before_its_first_event():
     welcomed(session, new="running")
     session.receive(Subscribed("1", False, None))
     _, events = session.receive(Batch("1", "x.1", [event("reward", 5, "new", "c", reward=1.0, metrics={})]))
-    assert told(events[:-1]) == [("", 0, 0, None), ("new", 0, 4, None)]
+    assert told(events[:-1]) == [("new", 0, 4, None)]
 
 
 def test_a_gap_of_no_run_stands_for_runs_of_which_nothing_more_may_come():
@@ -208,7 +208,7 @@ def test_a_connection_that_is_cut_before_the_first_batch_keeps_what_is_owed():
     welcomed(session, r="running")
     session.receive(Subscribed("1", True, "x.3"))
     _, came = session.receive(Batch("1", "x.4", [event("run_end", 6, **END)]))
-    assert told(came[:-1]) == [("", 0, 0, None), ("r", 1, 5, None)]
+    assert told(came[:-1]) == [("r", 1, 5, None)]
 
 
 def test_a_batch_with_a_wrong_event_does_not_use_up_the_gap_before_it():
@@ -222,7 +222,7 @@ def test_a_batch_with_a_wrong_event_does_not_use_up_the_gap_before_it():
     with pytest.raises(DecodeError):
         session.receive(Batch("1", "x.4", [wrong]))
     _, came = session.receive(Batch("1", "x.4", [event("run_end", 6, **END)]))
-    assert told(came[:-1]) == [("", 0, 0, None), ("r", 1, 5, None)]
+    assert told(came[:-1]) == [("r", 1, 5, None)]
 
 
 def test_an_old_client_reads_the_answer_of_a_new_server():

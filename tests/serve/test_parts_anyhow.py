@@ -234,7 +234,11 @@ class Open:
 
 
 def check(world):
-    seen, spans, anything, texts = set(), {}, False, {}
+    # One without a history cannot say what else passed, once it has told of something.
+    anything = not world.broadcaster.keeps and any(
+        "does not say" in e.data.get("reason", "") for e in world.client.got
+    )
+    seen, spans, texts = set(), {}, {}
     for event in world.client.got:
         if event.event_type == "gap":
             data = event.data

@@ -83,7 +83,7 @@ class Continuity:
         if answer.lost_more:
             more = f"{answer.lost_more:,} further runs" if answer.lost_more > 1 else "another run"
             gaps.append(self._gap(("", ""), 0, 0, f"{self._why}: events of {more}; {UNKNOWN}"))
-        self._owed = not whole and (answer.lost is None or not gaps)
+        self._owed = not whole and not gaps
         return gaps
 
     def _gaps_of_known(self, lost: list[LostRun], *, whole: bool) -> list[StreamEvent]:
@@ -137,9 +137,7 @@ class Continuity:
         if self._owed:
             self._owed = False
             told = len(out) > len(events)  # a gap that the server sent tells of something else
-            if (
-                not told or self._holes or self._unheard or self._why is UNTOLD
-            ):  # of these runs nothing more may come
+            if not told or self._holes or self._unheard:  # of these runs nothing more may come
                 out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
         return out
 

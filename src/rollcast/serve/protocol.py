@@ -8,6 +8,7 @@ One WebSocket text message is one frame, a JSON object tagged by `type`. `schema
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -620,8 +621,9 @@ _SERVER_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(S
 
 
 def is_of_later_server(message: str | bytes) -> bool:
-    """Whether it is a frame of a type that is not known here. A client passes over it."""
-    return _of_unknown_type(message, _SERVER_TYPES) is not None
+    """Whether it is a frame of a type that is not known here, and is called as types are. A client passes over it."""
+    frame = _of_unknown_type(message, _SERVER_TYPES)
+    return frame is not None and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", frame.type) is not None
 
 
 def _of_unknown_type(message: str | bytes, known: frozenset[str]) -> _Tagged | None:
