@@ -58,14 +58,14 @@ def gaps_between(
     for run_id, last in new.as_of.items():
         if run_id not in old.as_of and wanted(run_id):
             tell(run_id, 0, last, "")
-    since = old.start if old.position is None else old.position
+    since = old.start  # what follows the snapshots is left too
     passed = [
         run
         for run in ledger.passed(selector, since)
         if run.run_id not in old.as_of and run.run_id not in new.as_of and run.status is not None
     ]
     for run in passed[-MAX_PASSED:]:
-        tell_end(run.run_id, 0, run, PASSED)
+        tell_end(run.run_id, old.first.get(run.run_id, 0), run, PASSED)
     more = max(0, len(passed) - MAX_PASSED) + ledger.forgotten(since)
     if more:
         tell("", 0, 0, f"; {more:,} further runs have passed{UNKNOWN}")

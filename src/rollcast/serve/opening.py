@@ -40,6 +40,7 @@ class Opening:
 
     Attributes:
         as_of: the `seq` of each open run's last event when the snapshots were made.
+        first: the `seq` of the first event of each run that follows the snapshots, before the live tail.
         position: where the live tail begins; None while events from before the snapshots are still on their way.
     """
 
@@ -50,6 +51,7 @@ class Opening:
         self.total = total
         self.position: int | None = None
         self.as_of: Mapping[str, int] = {}
+        self.first: dict[str, int] = {}
         self._snapshots: Sequence[StreamEvent] = ()
         self._tail: list[bytes] = []
         self._kept: OrderedDict[tuple[int, int | None], Part] = OrderedDict()
@@ -76,6 +78,10 @@ class Opening:
         covered = [self._covers(entry) for entry in wanted]
         if None in covered:
             return False
+        self.first = {}
+        for entry, told in zip(wanted, covered, strict=True):
+            if not told:
+                self.first.setdefault(entry.place.run_id, entry.from_seq)
         self._tail = [entry.data for entry, told in zip(wanted, covered, strict=True) if not told]
         self.position = self.start + len(window)
         return True
