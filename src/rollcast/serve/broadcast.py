@@ -90,7 +90,7 @@ class Broadcaster:
         self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
-            self.history, self.ledger, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
@@ -135,8 +135,7 @@ class Broadcaster:
                     kind is GAP and "run_status" in event.data
                 ):  # relayed: its end was lost before it came here
                     self.runs.forget(event.run_id)
-            if self.keeps:
-                self.ledger.note(events, entries, position)
+            self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -156,6 +155,11 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             return self.runs.listed({} if manager is None else manager.fanout.runs)
+
+    def _gone(self) -> set[str]:
+        """Both locks are held."""
+        manager = self.observer.manager
+        return set() if manager is None else self.runs.gone(manager.fanout.runs)
 
     def cancel(self, run_id: str, chain_id: str | None) -> None:
         """Pass it on to who produces the run.
@@ -195,6 +199,8 @@ class Broadcaster:
         if wanted != self.observer.filter:
             self.observer.filter = wanted
             if manager is not None:
+                with manager.lock, self.lock:
+                    self.runs.listen(manager.fanout.runs, lambda r: wanted.wants(RUN_END, "", None, r))
                 manager.refresh(self.observer)
 
     def subscribe(
@@ -227,11 +233,12 @@ class Broadcaster:
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._joins.begin(subscription, None)
+                self._joins.begin(subscription, None, least=back.since)
                 if self.keeps and since != "live":
                     as_of = subscription.join.opening.as_of if subscription.join else {}
                     source = manager.fanout.source if manager is not None else ""
-                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
+                    to_come = self.history.first_of_runs(subscription.position)
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
@@ -272,7 +279,7 @@ class Broadcaster:
         if join is not None:  # of which nothing was sent
             before, subscription.join = join.opening.before, None
             subscription.position = join.opening.start
-        self._joins.begin(subscription, before)
+        self._joins.begin(subscription, before, least=subscription.position)
 
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
         """Send the outlet no more of this subscription, or of any."""

@@ -54,6 +54,7 @@ from rollcast.serve.protocol import (
     Welcome,
     decode_server_frame,
     encode_frame,
+    is_of_later_server,
 )
 from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
 from rollcast.serve.tls import client_context
@@ -115,6 +116,20 @@ class ClientSession:
         self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
         self._last = self._continuity.last  # the same dict: seq of the last event of each open run
 
+    def receive_message(self, message: str | bytes) -> tuple[list[ClientFrame], list[StreamEvent]]:
+        """As `receive`. A frame that only later servers know is passed over.
+
+        Raises:
+            DecodeError: it is not a frame.
+        """
+        try:
+            frame = decode_server_frame(message)
+        except DecodeError:
+            if is_of_later_server(message):
+                return [], []
+            raise
+        return self.receive(frame)
+
     def receive(self, frame: ServerFrame) -> tuple[list[ClientFrame], list[StreamEvent]]:
         """What to answer, and the events that came.
 
@@ -128,6 +143,8 @@ class ClientSession:
                 self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
                 self._continuity.welcomed(frame.runs)
                 return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
+            case Subscribed() | Batch() if frame.id != SUBSCRIPTION:
+                return [], []  # nobody asked for it
             case Subscribed():
                 self.recovered = frame.recovered
                 if frame.cursor is not None:
@@ -314,7 +331,10 @@ class WebSocketStreamingClient:
             async with asyncio.timeout(ANSWER_S), await self._open() as connection:
                 await connection.send(encode_frame(Cancel(run_id, chain_id)), text=True)
                 while True:
-                    frame = decode_server_frame(await connection.recv())
+                    message = await connection.recv()
+                    if is_of_later_server(message):
+                        continue
+                    frame = decode_server_frame(message)
                     if isinstance(frame, ErrorFrame):
                         raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
@@ -386,7 +406,7 @@ class WebSocketStreamingClient:
         silence_s = SILENCE * self._session.heartbeat_s
         message = await _message(connection, silence_s)
         async with asyncio.timeout(silence_s):
-            answers, events = self._session.receive(decode_server_frame(message))
+            answers, events = self._session.receive_message(message)
             self._events.extend(events)
             for frame in answers:
                 await connection.send(encode_frame(frame), text=True)

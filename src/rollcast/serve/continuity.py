@@ -43,7 +43,9 @@ class Continuity:
         self._filter = filter
         self._max_open = max_open
         self._holes: set[Key] = set()  # open runs of which something may be missing before their next event
-        self._ended: OrderedDict[str, None] = OrderedDict()  # runs that ended, by id
+        self._unheard: set[str] = set()  # open runs that began unseen, by id; the same of them
+        # Runs that ended, by id. True: the end was seen, or a gap told of it; False: the filter hides it, and `welcome` lists it.
+        self._ended: OrderedDict[str, bool] = OrderedDict()
         self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
         self._first = True
         self._from_start = since == "start"
@@ -62,14 +64,17 @@ class Continuity:
     def subscribed(self, answer: Subscribed) -> list[StreamEvent]:
         """The subscription goes on, or begins anew: the gaps that can be told at once."""
         self._owed = False
+        self._unheard.clear()
         if answer.recovered:
             hidden = (r for r in self._listed_ended() if not self._filter.wants(T.RUN_END, "", None, r))
-            self._remember_ended(hidden)  # nothing else will tell
+            self._remember_ended(hidden, seen=False)  # nothing else will tell
             return []
         self._why = UNTOLD if answer.lost is None else ANOTHER if answer.began_anew else GONE
         whole = answer.lost is not None and not answer.began_anew and not answer.lost_more
         going_on = {run_id for run_id, status in self._listed.items() if status == "running"}
         self._holes = {key for key in self.last if key[1] in going_on}
+        if answer.lost is None:
+            self._unheard = going_on - {run_id for _, run_id in self.last} - self._ended.keys()
         if whole and self._filter != EVERYTHING:  # else what the filter leaves out would look like a gap
             self._holes.clear()
         gaps = self._gaps_of_known(answer.lost or [], whole=whole)
@@ -100,7 +105,7 @@ class Continuity:
             key = (run.source, run.run_id)
             ended = None if run.status == "running" else run.status
             first = max(self.last.get(key, -1) + 1, run.from_seq or 0)
-            if run.run_id in self._ended or (run.to_seq < first and ended is None):
+            if self._ended.get(run.run_id) or (run.to_seq < first and ended is None):
                 continue  # it came by another way
             reason = self._why if ended is None else f"{self._why}; run {run.run_id} has ended ({ended})"
             gaps.append(self._gap(key, first, max(first, run.to_seq), reason, ended))
@@ -131,16 +136,18 @@ class Continuity:
         out = [new for event in events for new in self._with_gap(event)]
         if self._owed:
             self._owed = False
-            if not any(event.event_type is T.GAP for event in out):
+            told = len(out) > len(events)  # a gap that the server sent tells of something else
+            if not told or self._holes or self._unheard:  # of these runs nothing more may come
                 out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
         return out
 
     def _with_gap(self, event: StreamEvent) -> list[StreamEvent]:
         key = (event.source, event.run_id)
         events = [event]
-        if key in self._holes:
+        if key in self._holes or event.run_id in self._unheard:
             self._holes.discard(key)
-            first = self.last[key] + 1
+            self._unheard.discard(event.run_id)
+            first = self.last.get(key, -1) + 1
             last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
             if last >= first:
                 events.insert(0, self._gap(key, first, last, self._why))
@@ -161,9 +168,9 @@ class Continuity:
                 del self.last[forgotten]
                 self._holes.discard(forgotten)
 
-    def _remember_ended(self, run_ids: Iterable[str]) -> None:
+    def _remember_ended(self, run_ids: Iterable[str], *, seen: bool = True) -> None:
         for run_id in run_ids:
-            self._ended[run_id] = None
+            self._ended[run_id] = seen or self._ended.get(run_id, False)
             self._ended.move_to_end(run_id)
         while len(self._ended) > MAX_ENDED_RUNS:
             self._ended.popitem(last=False)

@@ -186,6 +186,13 @@ class History:
         start = self._first + position - self.tail
         return self._entries[start : start + count]
 
+    def first_of_runs(self, position: int) -> dict[str, int]:
+        """The `seq` of the first event of each run from the position on, which must be held or be the head."""
+        first: dict[str, int] = {}
+        for entry in self.window(position, self.head - position):
+            first.setdefault(entry.place.run_id, entry.from_seq)
+        return first
+
     def before(self, position: int) -> int:
         """Bytes that came before the position, which must be held or be the head."""
         if position >= self.head:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rollcast.aio import call_in
-from rollcast.records import StreamEvent, StreamEventType
-from rollcast.serve.history import History, Selector, encoded
+from rollcast.serve.anew import gaps_between, in_messages
+from rollcast.serve.history import History, Selector
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.opening import Join, Left, Opening, Part
 from rollcast.serve.subscription import Outlet, Sender, Subscription
@@ -39,7 +38,6 @@ TOO_SLOW_TO_BEGIN = (
     "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
 )
 TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
-ENDED = "; the run has ended meanwhile"
 
 
 class Place(NamedTuple):
@@ -58,6 +56,7 @@ class Joins:
     Args:
         history: what came.
         ledger: how far runs got, if that is remembered.
+        gone: the runs that have ended unheard, of which some events may be on their way still.
         lock: guards the history and the subscriptions.
         subscriptions: all that there are.
         sender: sends parts.
@@ -72,6 +71,7 @@ class Joins:
         self,
         history: History,
         ledger: RunLedger,
+        gone: Callable[[], Collection[str]],
         lock: threading.RLock,
         subscriptions: dict[tuple[Outlet, str], Subscription],
         sender: Sender,
@@ -85,6 +85,7 @@ class Joins:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._history = history
         self._ledger = ledger
+        self._gone = gone
         self._lock = lock
         self._subscriptions = subscriptions
         self._sender = sender
@@ -105,12 +106,25 @@ class Joins:
     # -- a moment is chosen ----------------------------------------------------------------------------------------------
 
     def begin(
-        self, subscription: Subscription, before: Selector | None, restarts: int = 0, left: Left | None = None
+        self,
+        subscription: Subscription,
+        before: Selector | None,
+        restarts: int = 0,
+        left: Left | None = None,
+        least: int = 0,
     ) -> None:
-        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before."""
+        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before.
+
+        Args:
+            subscription: that begins.
+            before: what it wanted until now; None: nothing.
+            restarts: as in `Join`.
+            left: as in `Join`.
+            least: the place in the history that the moment must not be before: the client has what came until then.
+        """
         if self._observer.manager is None or self.loop is None:
             return
-        opening = self._shared(subscription.selector) if before is None else None
+        opening = self._shared(subscription.selector, least) if before is None else None
         if opening is None:
             history = self._history
             opening = Opening(subscription.selector, before, subscription.position, history.total)
@@ -122,7 +136,7 @@ class Joins:
         if opening.position is not None:
             self.loop.call_soon(self._feed_or_wait, [subscription])  # after the answer to `subscribe`
 
-    def _shared(self, selector: Selector) -> Opening | None:
+    def _shared(self, selector: Selector, least: int) -> Opening | None:
         """One that others begin with, if it is young; with many openings about, an older one."""
         history = self._history
         alive = {s.join.opening for s in self._subscriptions.values() if s.join is not None}
@@ -132,7 +146,7 @@ class Joins:
             for opening in alive
             if opening.before is None
             and opening.selector is selector
-            and opening.start >= history.tail
+            and opening.start >= max(history.tail, least)
             and history.total - opening.total <= age
         ]
         return max(fits, key=lambda opening: opening.total, default=None)
@@ -167,7 +181,7 @@ class Joins:
             lost = opening.start < history.tail
             if not lost:
                 window = history.window(opening.start, history.head)
-                if not opening.arrive(window):
+                if not opening.arrive(window, self._gone()):
                     self._cut(opening)
                     return
         if lost:
@@ -239,7 +253,7 @@ class Joins:
         last = part.next >= len(opening)
         if not last:
             self._part(Place(opening, part.next, place.room), [])  # is made before they ask for it
-        cursor = history.cursor(position) if last else history.cursor_within(position)
+        cursor = history.cursor(position) if last else history.cursor_within(opening.start)
         for knows in (True, False):
             self._send([s for s in members if s.parts is knows], part, cursor, numbered=knows)
         if last:
@@ -282,36 +296,20 @@ class Joins:
         """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
         join = subscription.join
         subscription.position = self._history.head
-        self.begin(subscription, None, restarts, None if join is None else join.leave(reason))
+        left, least = (None, 0) if join is None else (join.leave(reason), join.opening.start)
+        self.begin(subscription, None, restarts, left, least)
 
     def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
         """What was left is whole with this, as far as it went."""
         join.left, join.told = None, True
-        gaps = self._gaps(subscription.selector, left.opening, join.opening, left.reason)
-        cursor = self._history.cursor_within(join.opening.start)
-        number = (left.part, left.part) if subscription.parts else ()
-        self._sender.send([subscription], gaps, cursor, *number)
-
-    def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
-        """Between the moments of two openings, in each run that was open."""
         manager = self._observer.manager
         source = "" if manager is None else manager.fanout.source
-        gaps = []
-        for run_id, seq in old.as_of.items():
-            to_seq = new.as_of.get(run_id)
-            if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
-                continue
-            data: dict[str, Any] = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
-            if to_seq is None:
-                run = self._ledger.run(run_id)
-                to_seq = seq + 1 if run is None else max(seq + 1, run.last_seq)
-                data |= {
-                    "to_seq": to_seq,
-                    "reason": reason + ENDED,
-                    "run_status": (run.status if run is not None else None) or "unknown",
-                }
-            gap = StreamEvent(
-                StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
+        with self._lock:
+            gaps = gaps_between(
+                self._ledger, subscription.selector, left.opening, join.opening, left.reason, source
             )
-            gaps.append(encoded(gap))
-        return gaps
+        cursor = self._history.cursor_within(join.opening.start)
+        messages = in_messages(gaps, subscription.room)
+        last = left.part + len(messages) - 1
+        for part, events in enumerate(messages, left.part):
+            self._sender.send([subscription], events, cursor, *((part, last) if subscription.parts else ()))

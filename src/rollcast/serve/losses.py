@@ -62,7 +62,12 @@ def way_back(history: History, ledger: RunLedger, selector: Selector, since: str
 
 
 def losses(
-    ledger: RunLedger, selector: Selector, back: Return, as_of: Mapping[str, int], source: str = ""
+    ledger: RunLedger,
+    selector: Selector,
+    back: Return,
+    as_of: Mapping[str, int],
+    source: str = "",
+    to_come: Mapping[str, int] | None = None,
 ) -> Losses:
     """What a client misses that goes on with snapshots.
 
@@ -73,8 +78,11 @@ def losses(
         as_of: the `seq` of the last event of each open run that the snapshots tell of. Events up to it may still be on
             their way to the history; the client does not get those.
         source: of runs of which the history has nothing yet.
+        to_come: the `seq` of the first event of each run that the client is given after the snapshots; it may begin with
+            some that were made for others before.
     """
-    missed = list(back.missed)
+    to_come = to_come or {}
+    missed = [run for run in back.missed if run.run_id in as_of or to_come.get(run.run_id) != 0]
     named = {run.run_id for run in missed}
     for run_id, last_seq in as_of.items():
         run = ledger.run(run_id) or PassedRun(run_id, source, back.since)
@@ -83,7 +91,7 @@ def losses(
     listed: list[LostRun] = []
     size = 0
     for run in reversed(missed[-MAX_LOST:]):
-        lost = _lost(run, back.since, as_of)
+        lost = _lost(run, back.since, as_of, to_come)
         size += len(one_line_json(msgspec.json.encode(lost)))
         if size > MAX_LOST_BYTES:
             break
@@ -92,7 +100,12 @@ def losses(
     return Losses(listed[::-1], more, back.began_anew)
 
 
-def _lost(run: PassedRun, since: int, as_of: Mapping[str, int]) -> LostRun:
-    to_seq = max(run.last_seq, as_of.get(run.run_id, -1))
+def _lost(run: PassedRun, since: int, as_of: Mapping[str, int], to_come: Mapping[str, int]) -> LostRun:
     from_seq = 0 if run.first >= since else None
-    return LostRun(run.run_id, run.source, from_seq, to_seq, run.status or "running")
+    if run.run_id in as_of:
+        to_seq = as_of[run.run_id]
+    elif run.run_id in to_come:
+        to_seq = to_come[run.run_id] - 1
+    else:
+        return LostRun(run.run_id, run.source, from_seq, run.last_seq, run.status or "running")
+    return LostRun(run.run_id, run.source, from_seq, to_seq, "running")  # if it has ended, that is to come

@@ -7,7 +7,7 @@ in the opening. The snapshots themselves share their texts with the chains.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.records import StreamEvent
@@ -40,6 +40,7 @@ class Opening:
 
     Attributes:
         as_of: the `seq` of each open run's last event when the snapshots were made.
+        first: the `seq` of the first event of each run that follows the snapshots, before the live tail.
         position: where the live tail begins; None while events from before the snapshots are still on their way.
     """
 
@@ -50,6 +51,7 @@ class Opening:
         self.total = total
         self.position: int | None = None
         self.as_of: Mapping[str, int] = {}
+        self.first: dict[str, int] = {}
         self._snapshots: Sequence[StreamEvent] = ()
         self._tail: list[bytes] = []
         self._kept: OrderedDict[tuple[int, int | None], Part] = OrderedDict()
@@ -59,17 +61,27 @@ class Opening:
         """Take these snapshots."""
         self._snapshots, self.as_of = snapshots, as_of
 
-    def arrive(self, window: Sequence[Entry]) -> bool:
+    def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> bool:
         """Join the snapshots with what came since `start`, whatever was emitted before them included.
+
+        Args:
+            window: what came.
+            gone: runs of which nothing is given: that they have ended is known, and their end does not come.
 
         Returns:
             False if an event tells half of what the snapshots tell, since chunks were merged over their moment: new ones are
             needed.
         """
-        wanted = [entry for entry in window if self.selector.wants(entry.place)]
+        wanted = [
+            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in gone
+        ]
         covered = [self._covers(entry) for entry in wanted]
         if None in covered:
             return False
+        self.first = {}
+        for entry, told in zip(wanted, covered, strict=True):
+            if not told:
+                self.first.setdefault(entry.place.run_id, entry.from_seq)
         self._tail = [entry.data for entry, told in zip(wanted, covered, strict=True) if not told]
         self.position = self.start + len(window)
         return True

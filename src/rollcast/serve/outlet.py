@@ -72,7 +72,7 @@ class Client:
         self.encoding = response.headers.get("Sec-WebSocket-Extensions", "") if response else ""
         self._settings = settings
         self._closing = closing
-        self._answers = 0  # bytes of frames that wait, at most
+        self._answers = 0  # bytes of frames that were sent since the client last kept up
         self._progress = (0, 0)  # bytes that came, and that were taken
         self._waited = 0  # bytes that were not delivered, when that was looked at
 
@@ -89,10 +89,11 @@ class Client:
         data, most = encode_frame(frame), self._settings.client_buffer
         if self.unsent() <= most:
             self._answers = 0
-        self._answers += len(data)
-        transmit([self], data)
-        if self._answers > most:
+        elif self._answers > most:
             self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+            return
+        self._answers += len(data)  # one may be larger than the buffer, such as a long list of runs
+        transmit([self], data)
 
     def moved(self) -> bool:
         """Whether, since this was last asked, bytes came from the client, or it took some of those that waited for it.

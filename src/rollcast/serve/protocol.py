@@ -8,6 +8,7 @@ One WebSocket text message is one frame, a JSON object tagged by `type`. `schema
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -59,6 +60,7 @@ __all__ = [
     "decode_client_frame",
     "decode_server_frame",
     "encode_frame",
+    "is_of_later_server",
 ]
 
 SUBPROTOCOL = "rollcast.v1"
@@ -520,8 +522,10 @@ class Session:
         try:
             frame = decode_client_frame(message)
         except DecodeError as error:
-            unknown = None if self.grant is None else _of_unknown_type(message)
-            return [unknown] if unknown is not None else self._close(CloseCode.BAD_FRAME, str(error))
+            answer = _answer_to_unknown_type(message)
+            if answer is None and self.grant is not None:
+                answer = _answer_to_unknown_filter(message)
+            return [answer] if answer is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
         return self._handle(frame, self.grant)
@@ -613,17 +617,60 @@ class _Tagged(msgspec.Struct):
 
 _tagged_decoder = msgspec.json.Decoder(_Tagged)
 _CLIENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ClientFrame))
+_SERVER_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ServerFrame))
 
 
-def _of_unknown_type(message: str) -> Send | None:
-    """What is said about a frame that a later version may have; None: it is no such frame."""
+def is_of_later_server(message: str | bytes) -> bool:
+    """Whether it is a frame of a type that is not known here, and is called as types are. A client passes over it."""
+    frame = _of_unknown_type(message, _SERVER_TYPES)
+    return frame is not None and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", frame.type) is not None
+
+
+def _of_unknown_type(message: str | bytes, known: frozenset[str]) -> _Tagged | None:
+    """The frame, as far as it can be read, if a later version may have it."""
     try:
         frame = _tagged_decoder.decode(message)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    if frame.type in _CLIENT_TYPES:
+    return None if frame.type in known else frame
+
+
+def _answer_to_unknown_type(message: str) -> Send | None:
+    """What is said about a frame that a later version may have; None: it is no such frame."""
+    frame = _of_unknown_type(message, _CLIENT_TYPES)
+    if frame is None:
         return None
     shown = printable_line(frame.type, LONGEST_SHOWN)
     text = f"there is no frame of type '{shown}'; this server knows {', '.join(sorted(_CLIENT_TYPES))}"
     given = frame.id if isinstance(frame.id, str) and len(frame.id) <= LONGEST_ID else None
     return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, given))
+
+
+class _Asked(msgspec.Struct):
+    type: Literal["subscribe", "update"]
+    id: Id
+    filter: dict[str, Any]
+
+
+_asked_decoder = msgspec.json.Decoder(_Asked)
+_FILTER_FIELDS = frozenset(FilterFrame.__struct_fields__)
+
+
+def _answer_to_unknown_filter(message: str) -> Send | None:
+    """What is said about a filter that a later version may have; None: the frame is wrong in another way.
+
+    What the server does not know cannot be left out: the client would see more than it asked for.
+    """
+    try:
+        asked = _asked_decoder.decode(message)
+        unknown = sorted(asked.filter.keys() - _FILTER_FIELDS)
+        known = {name: value for name, value in asked.filter.items() if name in _FILTER_FIELDS}
+        frame = msgspec.json.decode(message, type=dict[str, Any]) | {"filter": known}
+        msgspec.convert(frame, Subscribe | Update)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    if not unknown:
+        return None
+    shown = printable_line(unknown[0], LONGEST_SHOWN)
+    text = f"a filter has no field '{shown}' here; this server knows {', '.join(sorted(_FILTER_FIELDS))}"
+    return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, asked.id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -30,6 +30,7 @@ class KnownRuns:
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
+        self._unheard: set[str] = set()  # whose end is not asked for
 
     def note(self, event: StreamEvent) -> None:
         """A run has started or ended."""
@@ -48,9 +49,30 @@ class KnownRuns:
         """It is not known how the run ended."""
         self._runs.pop(run_id, None)
 
+    def listen(self, open_runs: Iterable[str], hears: Callable[[str], bool]) -> None:
+        """The ends of open runs are asked for, or no longer; of those that have ended, they are on their way or will never come."""
+        for run_id in self._runs.keys() & set(open_runs):
+            if hears(run_id):
+                self._unheard.discard(run_id)
+            else:
+                self._unheard.add(run_id)
+        self._unheard &= self._runs.keys()
+
+    def gone(self, open_runs: Mapping[str, OpenRun]) -> set[str]:
+        """The runs that have ended unheard."""
+        return {
+            run_id
+            for run_id in self._unheard
+            if run_id not in open_runs and run_id in self._runs and self._runs[run_id].status == "running"
+        }
+
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
-        """Those that ended, and then those that are open now, each in the order in which they were heard of."""
-        others = [info for run_id, info in self._runs.items() if run_id not in open_runs]
+        """Those that ended, and then those that are open now, each in the order in which they were heard of.
+
+        One that may have ended unheard is left out.
+        """
+        gone = self.gone(open_runs)
+        others = [i for run_id, i in self._runs.items() if run_id not in open_runs and run_id not in gone]
         running = [
             RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             for run_id, run in open_runs.items()

@@ -56,6 +56,10 @@ class LiveTail:
         What is noted of the clients is noted before anything is sent: afterwards it is no longer near in memory.
         """
         with self.lock:
+            if (
+                position < self.history.tail
+            ):  # another thread let go of it a moment ago: they are looked at again
+                return True
             window = self.history.window(position, PORTION)
         batches, end, shortening = self._batches(window, selector, position, room)
         reached = position + end
@@ -114,6 +118,8 @@ class LiveTail:
     def give_merged(self, subscription: Subscription, head: int) -> bool:
         """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `give`."""
         with self.lock:
+            if subscription.position < self.history.tail:  # as in `give`
+                return True
             window = self.history.window(subscription.position, 2 * PORTION)
         room = subscription.room
         most = MERGED_BYTES if room is None else min(room, MERGED_BYTES)
