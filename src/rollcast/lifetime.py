@@ -1,8 +1,8 @@
-"""What happens when the process forks, and when it exits.
+"""Prepares objects for a fork and closes them at exit.
 
-Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never has
-half of a change, or a lock that nobody will release. At exit each is closed. What a module keeps for the whole process is
-reset in the child by a function that it gives to `call_after_fork`.
+Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never gets
+a half-made change or a lock that stays locked for ever. At exit each object is closed. A module's own process-wide state
+is reset in the child by a function that the module gives to `call_after_fork`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _forking: list[tuple[Registered, Any]] = []  # their locks are held
 
 
 def register(thing: Registered) -> None:
-    """Look after this object, for as long as somebody else holds it."""
+    """Look after this object as long as it exists; only a weak reference is kept."""
     _registered.add(thing)
 
 
@@ -48,7 +48,7 @@ def _close_at_exit() -> None:
     for thing in list(_registered):
         try:
             thing.close()
-        except Exception:  # one object's failure is not another's
+        except Exception:  # one object's failure must not keep the others open
             logger.exception("%s could not be closed at exit", type(thing).__name__)
 
 
@@ -68,9 +68,9 @@ def _after_fork(*, in_child: bool) -> None:
 
 
 def call_after_fork(function: Callable[[], object]) -> None:
-    """Have the function called in every forked child, which has none of the threads that may hold its parent's locks.
+    """Have the function called in every forked child, which has none of the parent's threads that may hold locks.
 
-    It is for what a module keeps for the whole process; an object registers. Systems that do not fork never call it.
+    Use this for a module's process-wide state, and `register` for objects. On systems without fork it is never called.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
