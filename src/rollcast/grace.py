@@ -117,7 +117,7 @@ class Driven(Generic[T]):
                         failure = error
                 if self.gone:
                     _close(coroutine)
-                    raise asyncio.CancelledError("it went on though it was cancelled")
+                    raise asyncio.CancelledError("it kept running after it was cancelled")
         except GeneratorExit:  # the task is destroyed
             coroutine.close()
             raise
@@ -297,7 +297,7 @@ async def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[An
         tells = place is not None or not any(places.values())  # asyncio's own tasks only wait for these
         if tells and first_left_behind(place or task.get_name()):
             logger.warning(
-                "task %s goes on though it was cancelled%s; it is let go of",
+                "task %s is still running after it was cancelled%s; it is let go of",
                 task.get_name(),
                 "" if place is None else f", at {place}",
             )

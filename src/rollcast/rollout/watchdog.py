@@ -1,4 +1,4 @@
-"""Names what keeps the event loop of a run: an async tool that blocks has every chain stand still, and cannot be interrupted."""
+"""Finds code that blocks a run's event loop: a blocking async tool stops every chain, and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rollcast.lifetime import call_after_fork
 __all__ = ["watchdog"]
 
 BLOCKED_S = 5.0
-"""An event loop that has stood still for so many seconds is told of."""
+"""After an event loop was blocked for this many seconds, a warning says so."""
 LOOK_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 IDLE_LOOKS = 10
-"""The thread ends after so many looks without a run."""
+"""The thread ends after this many checks without a run."""
 
 logger = logging.getLogger("rollcast.rollout")
 
 
 class _Watch:
-    """One event loop in which runs are going on."""
+    """One event loop with open runs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.runs = 0
         self._loop = loop
         self._thread_id = threading.get_ident()
-        self._asked: float | None = None  # for a sign of life, and there was none yet
+        self._asked: float | None = None  # when the loop was asked for a sign of life, until it answers
         self._said: set[str] = set()
 
     def look(self) -> None:
-        """On the watchdog's thread."""
+        """Check the loop. This runs on the watchdog's thread."""
         now = time.monotonic()
         asked = self._asked
         if asked is None:
@@ -45,8 +45,8 @@ class _Watch:
             if place is not None and self._asked == asked and place not in self._said:
                 self._said.add(place)
                 logger.warning(
-                    "the event loop stands still, and every chain with it, since %s has been keeping it for %.0f s; make that "
-                    "function a plain `def`, which runs on a thread, or have it await; Ctrl-C, twice, ends the run",
+                    "the event loop is blocked, and every chain with it: %s has held it for %.0f s; make that function a "
+                    "plain `def`, which runs on a thread, or make it await; Ctrl-C, twice, ends the run",
                     place,
                     now - asked,
                 )
@@ -56,19 +56,19 @@ class _Watch:
 
 
 class _Watchdog:
-    """One thread for all event loops. `watch` and `leave` are called in the loop."""
+    """One thread that checks all event loops. Call `watch` and `leave` in the loop."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """A forked child has neither the thread nor the loops."""
+        """Forget everything: a forked child has neither the thread nor the loops."""
         self._lock = threading.Lock()
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
         self._running = False
 
     def watch(self) -> None:
-        """A run begins in this event loop."""
+        """Note that a run begins in this event loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
             watch = self._watches.setdefault(loop, _Watch(loop))
@@ -78,12 +78,12 @@ class _Watchdog:
             try:
                 threading.Thread(target=self._run, name="rollcast-watchdog", daemon=True).start()
             except RuntimeError:
-                logger.debug("nobody watches the event loop: the system gives no thread")
+                logger.debug("the event loop is not watched: no thread can be started")
             else:
                 self._running = True
 
     def leave(self) -> None:
-        """A run in this event loop has ended."""
+        """Note that a run in this event loop has ended."""
         loop = asyncio.get_running_loop()
         with self._lock:
             watch = self._watches.get(loop)
