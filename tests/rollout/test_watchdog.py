@@ -48,7 +48,7 @@ def test_a_tool_that_blocks_the_event_loop_is_named_once(quick, caplog):
     assert [t.finish_reason for t in result] == ["answered", "answered"]
     (record,) = caplog.records
     text = record.getMessage()
-    assert "since test_watchdog.py:" in text
+    assert "with it: test_watchdog.py:" in text
     assert "make that function a plain `def`" in text
 
 
