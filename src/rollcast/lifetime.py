@@ -1,4 +1,4 @@
-"""What happens when the process forks, and when it exits.
+"""Prepares objects for a fork and closes them at exit.
 
 Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never has
 half of a change, or a lock that nobody will release. At exit each is closed, and then what was given to
@@ -42,7 +42,7 @@ _forking: list[tuple[Registered, Any]] = []  # their locks are held
 
 
 def register(thing: Registered) -> None:
-    """Look after this object, for as long as somebody else holds it."""
+    """Look after this object as long as it exists; only a weak reference is kept."""
     _registered.add(thing)
 
 
@@ -79,9 +79,9 @@ def _after_fork(*, in_child: bool) -> None:
 
 
 def call_after_fork(function: Callable[[], object]) -> None:
-    """Have the function called in every forked child, which has none of the threads that may hold its parent's locks.
+    """Have the function called in every forked child, which has none of the parent's threads that may hold locks.
 
-    It is for what a module keeps for the whole process; an object registers. Systems that do not fork never call it.
+    Use this for a module's process-wide state, and `register` for objects. On systems without fork it is never called.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)

@@ -229,7 +229,7 @@ async def test_a_backend_that_is_left_behind_is_an_error_of_its_chain():
     (error,) = capture.of("error")
     assert error.data["where"] == "backend"
     assert (
-        "backend own goes on though chain_0 was cancelled 0.05 s ago, at test_left_behind.py:"
+        "backend own is still running 0.05 s after chain_0 was cancelled, at test_left_behind.py:"
         in error.data["error"]
     )
     capture.check()
@@ -482,7 +482,7 @@ def test_ctrl_c_ends_the_program(body, presses):
         err = ""
         if presses == 2:
             err = program.stderr.readline()  # the watchdog's
-            assert "the event loop stands still, and every chain with it, since <string>:" in err
+            assert "the event loop is blocked, and every chain with it: <string>:" in err
         for _ in range(presses):
             program.send_signal(signal.SIGINT)
             time.sleep(0.2)  # two of them at once would be one

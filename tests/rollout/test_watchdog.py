@@ -36,7 +36,7 @@ def agent_that_blocks(caplog):
     async def blocks() -> str:
         """x"""
         until = time.monotonic() + 10
-        while "stands still" not in caplog.text and time.monotonic() < until:
+        while "event loop is blocked" not in caplog.text and time.monotonic() < until:
             sum(range(10_000))
         return "4"
 
@@ -49,7 +49,7 @@ def test_a_tool_that_blocks_the_event_loop_is_named_once(quick, caplog):
     assert [t.finish_reason for t in result] == ["answered", "answered"]
     (record,) = caplog.records
     text = record.getMessage()
-    assert "since test_watchdog.py:" in text
+    assert "with it: test_watchdog.py:" in text
     assert "make that function a plain `def`" in text
 
 

@@ -465,9 +465,9 @@ def test_an_observer_belongs_to_one_manager():
     observer = EventCapture()
     first = StreamingManager()
     first.add_observer(observer)
-    with pytest.raises(InputError, match="this manager already"):
+    with pytest.raises(InputError, match="already added to this manager"):
         first.add_observer(observer)
-    with pytest.raises(InputError, match="another manager already"):
+    with pytest.raises(InputError, match="already added to another manager"):
         StreamingManager().add_observer(observer)
     first.close()
 

@@ -1,4 +1,4 @@
-"""A thread that does one thing after another, any of which may never return: a write to a disk that is gone."""
+"""A thread that runs one job after another, any of which may never return, such as a write to a disk that is gone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class WriterThread:
-    """Started by the first job. A daemon, so the interpreter's exit does not wait for it.
+    """A thread for jobs, which the first job starts. It is a daemon, so the interpreter's exit does not wait for it.
 
     Jobs never overlap, so a file is never closed while it is written: a thread that is started after `stop` waits for the one before. Its methods may be called from any thread.
 
     Args:
-        name: of the thread.
+        name: the thread's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,7 +34,7 @@ class WriterThread:
 
     @property
     def busy_s(self) -> float:
-        """How long the job that runs now has been running, in seconds; 0 if none runs."""
+        """How many seconds the current job has been running; 0 if none runs."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -44,7 +44,7 @@ class WriterThread:
             return self._started() is not None
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Have the job done after those before it; here and now if the system gives no thread."""
+        """Run the job after those before it, or here and now if no thread can be started."""
         future: Future[T] = Future()
         with self._lock:
             jobs = self._started()
@@ -55,7 +55,7 @@ class WriterThread:
         return future
 
     def stop(self) -> None:
-        """End the thread after the jobs that it has; the next job starts another."""
+        """End the thread after the jobs that it has; the next job starts a new one."""
         with self._lock:
             jobs, self._jobs = self._jobs, None
             if jobs is not None:
@@ -84,7 +84,7 @@ class WriterThread:
         self._began = time.monotonic()
         try:
             result = job()
-        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to who waits for the job)
+        except BaseException as error:  # noqa: BLE001  (it is raised in the code that waits for the job)
             self._began = None
             future.set_exception(error)
         else:

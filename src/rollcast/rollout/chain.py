@@ -50,12 +50,12 @@ class ChainGeneration:
     A failed chain is data: `run` ends it with `error` and returns. Only cancellation is raised, after the chain has ended.
 
     Args:
-        agent: backend, tools, parser and reward.
-        stream: the chain to write; its trajectory has the prompt.
-        settings: of the run.
-        seed: of this chain; what it samples depends on nothing else.
-        prompts: of the rows, by group; the first chain of a row puts its prompt in, its siblings take it.
-        cancelled: ids of chains that were asked to end: a backend may keep that to itself.
+        agent: has the backend, tools, parser and reward.
+        stream: the writer of the chain; its trajectory has the prompt.
+        settings: the run's settings.
+        seed: the chain's seed; its sampling depends on nothing else.
+        prompts: the rows' rendered prompts, by group; the first chain of a row adds its prompt, and its siblings use it.
+        cancelled: the ids of chains that were cancelled, since a backend may swallow the cancellation.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ChainGeneration:
         self.settings = settings
         self.seed = seed
         self.trajectory = stream.trajectory
-        self.ids: list[int] = []  # the exact ids so far, where the backend is token-exact
+        self.ids: list[int] = []  # the exact ids so far, if the backend is token-exact
         self._prompts = {} if prompts is None else prompts
         self._cancelled = cancelled
         self._generating: Coroutine[Any, Any, Any] | None = None
@@ -80,7 +80,7 @@ class ChainGeneration:
         self._conversation: Conversation | None = None
         self._sampled: dict[
             int, str
-        ] = {}  # what the model wrote and is to read again, by the index of its message
+        ] = {}  # by the index of its message: what the model wrote and will read again
         self.context = ChainContext(
             row=self.trajectory.row,
             state={},
@@ -91,7 +91,7 @@ class ChainGeneration:
         )
 
     async def run(self) -> Trajectory:
-        """The whole chain, reward included."""
+        """Run the whole chain, with its reward."""
         stream = self.stream.start()
         self._task = asyncio.current_task()
         try:
@@ -107,7 +107,7 @@ class ChainGeneration:
                 reason = "cancelled" if self._was_asked_to_end else "error"
             stream.end(reason)
         finally:
-            stream.end("cancelled")  # where it has not ended yet
+            stream.end("cancelled")  # if it has not ended yet
         return self.trajectory
 
     @property
@@ -140,7 +140,7 @@ class ChainGeneration:
         return True
 
     async def _turns(self) -> ChainFinishReason:
-        """Generate, parse, call tools, until the chain is decided."""
+        """Generate, parse and call tools until the chain's finish reason is known."""
         for step in range(1, self.settings.max_steps + 1):
             try:
                 new_ids, fresh = self._render()
@@ -168,15 +168,15 @@ class ChainGeneration:
                 return "terminal_tool"
         return "max_steps"
 
-    # 1. Render the new messages to token ids, after the ids so far; or, where that would not be so, everything afresh.
+    # 1. Render the new messages to token ids after the ids so far; if they do not continue those, render everything afresh.
 
     def _render(self) -> tuple[list[int], bool]:
-        """The ids that are new, and whether they are the whole of a prompt that goes on from no ids."""
+        """The new ids, and whether they are a whole prompt that does not continue the ids so far."""
         renderer = self.agent.backend.renderer
         if renderer is None:
             return [], False
         messages = self.trajectory.messages
-        with _blaming("backend"):  # a template can raise anything; the chain ends with what it says
+        with _attributed_to("backend"):  # a template can raise anything; the chain then ends with that error
             if self._conversation is None:
                 self._conversation, new_ids, fresh = *self._first_prompt(renderer), False
             else:
@@ -195,14 +195,14 @@ class ChainGeneration:
         return conversation.copy(), list(ids)
 
     def _thinking(self) -> Thinking:
-        """What is known of the reasoning of the turn that follows on the last prompt."""
+        """What is known about the reasoning in the turn after the last prompt."""
         told_by: tuple[Any, ...] = (self._conversation, self.agent.backend)
         for knows in told_by:
             if isinstance(knows, TellsThinking):
                 return knows.thinking
         return UNKNOWN
 
-    # 2. Generate: each delta becomes a chunk, if anybody wants it. 3. Parse the text so far, without its reasoning.
+    # 2. Generate: each delta becomes a chunk if an observer wants it. 3. Parse the text so far, without its reasoning.
 
     async def _generate(
         self, step: int, new_ids: list[int], fresh: bool
@@ -218,7 +218,7 @@ class ChainGeneration:
         )
         request = GenerationRequest(
             request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
-            messages=list(self.trajectory.messages),  # copies: the chain goes on, the request does not change
+            messages=list(self.trajectory.messages),  # a copy, since the chain's messages grow
             tools=agent.tool_schemas,
             sampling=sampling,
             prompt_ids=list(self.ids) if agent.backend.token_exact else None,
@@ -258,14 +258,14 @@ class ChainGeneration:
                             reading.sampled(delta.token_ids)
                         if reading.take(well_formed(delta.text)):
                             break
-            with _blaming("backend"):
+            with _attributed_to("backend"):
                 _check(generation.turn, agent.backend)
-            with _blaming("backend" if backend_calls else "parser"):
+            with _attributed_to("backend" if backend_calls else "parser"):
                 reading = reading if reading is not None else split(generation.turn.text, thinking)
                 found = self._parse(generation.turn, reading)
                 calls = _numbered(backend_calls or found, step)
             if thinking.reasons and finish == "length" and reading.complete:
-                finish = "stop"  # it was over before, which could not be known then
+                finish = "stop"  # the turn was complete before the limit
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation.turn, calls, reading)
@@ -278,7 +278,7 @@ class ChainGeneration:
         return found
 
     def _say(self, turn: Turn, calls: list[ToolCall], reading: Reading) -> None:
-        """Put what was generated into the conversation: the output, and the reasoning beside it."""
+        """Add the generated turn to the conversation: its output, and its reasoning besides."""
         agent = self.agent
         self.ids += turn.token_ids
         text, reasoning = _output(turn, reading), reading.reasoning
@@ -295,7 +295,7 @@ class ChainGeneration:
     # 4. Run the tool calls, concurrently, each with its timeout; a failure is an observation.
 
     async def _call_tools(self, calls: list[ToolCall]) -> bool:
-        """Whether a terminal tool was among them and succeeded."""
+        """Run the calls. Returns whether a terminal tool was among them and succeeded."""
         if len(calls) == 1:
             results = [await self._call(calls[0])]
         else:
@@ -310,7 +310,7 @@ class ChainGeneration:
         return False
 
     async def _call_all(self, calls: list[ToolCall]) -> list[ToolResult]:
-        """All at once; whatever happens, none is running any more afterwards."""
+        """Run all calls at once. Whatever happens, none is running afterwards."""
         tasks = [asyncio.create_task(self._call(call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
@@ -338,7 +338,7 @@ class ChainGeneration:
                 stream.end()
         return result
 
-    # 5. The reward; the trajectory has the rest.
+    # 5. Compute the reward.
 
     async def _score(self) -> None:
         reward = self.agent.reward
@@ -354,7 +354,7 @@ class ChainGeneration:
 
 
 class _Failed(Exception):
-    """What ends a chain with `error`, and where it came from."""
+    """An error that ends a chain with `error`, and where it came from."""
 
     def __init__(self, error: BaseException, where: str) -> None:
         super().__init__(str(error))
@@ -363,8 +363,8 @@ class _Failed(Exception):
 
 
 @contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """What is raised inside ends the chain, and is said to come from `where`. A library can raise anything."""
+def _attributed_to(where: str) -> Iterator[None]:
+    """Attribute any error in the block to `where`; it ends the chain. A library can raise anything."""
     try:
         yield
     except (PromptTooLongError, _Failed):
@@ -388,7 +388,7 @@ def _output(turn: Turn, reading: Reading) -> str:
 
 
 def _check(turn: Turn, backend: Backend) -> None:
-    """What is trained on has to be whole: refuse a generation whose ids, logprobs and versions do not match up."""
+    """Refuse a generation whose ids, logprobs and versions do not match, since training needs them complete."""
     ids = turn.token_ids
     problem = None
     if backend.token_exact and turn.chars and not ids:
@@ -403,17 +403,17 @@ def _check(turn: Turn, backend: Backend) -> None:
         problem = "gave a logprob that is not a finite number"
     if problem is not None:
         raise BackendError(
-            f"backend {backend.name} {problem}; expected one of each a token, in plain Python numbers"
+            f"backend {backend.name} {problem}; expected one of each per token, as plain Python numbers"
         )
 
 
 def _numbered(found: Iterable[Any], step: int) -> list[ToolCall]:
-    """The calls, each with an id that is unique within its chain; what goes beyond `MAX_CALLS` is one refused call."""
+    """The calls, each with an id that is unique in its chain; those beyond `MAX_CALLS` become one refused call."""
     calls = list(found)
     for call in calls:
         if not _is_call(call):
             raise InputError(
-                f"this is no tool call: {call!r:.200}; expected a ToolCall with a name, and an object or text as arguments"
+                f"this is not a tool call: {call!r:.200}; expected a ToolCall with a name, and an object or text as arguments"
             )
     if len(calls) > MAX_CALLS:
         first = calls[MAX_CALLS]
@@ -434,10 +434,10 @@ def _is_call(value: Any) -> bool:
 async def _deltas(
     agent: AgentValue, request: GenerationRequest
 ) -> AsyncGenerator[AsyncIterator[Delta], None]:
-    """The agent's deltas; leaving the block early ends the generation. Failures are the backend's."""
+    """The agent's deltas; leaving the block early ends the generation. Errors are attributed to the backend."""
     deltas: Any = None
     try:
-        with _blaming("backend"):  # this is where what a model library raises enters
+        with _attributed_to("backend"):  # a model library's errors come from here
             deltas = agent.generate(request)
             yield deltas
     finally:

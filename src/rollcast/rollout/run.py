@@ -30,17 +30,17 @@ logger = logging.getLogger("rollcast.rollout")
 
 
 class Run:
-    """A run that can be cancelled, as a whole or by chain. State of a run lives here, never on the agent.
+    """A run that can be cancelled, as a whole or by chain. A run's state is kept here, never on the agent.
 
     Args:
-        agent: whose run it is.
-        rows: checked.
-        settings: checked.
-        agents: who runs the chains of each row: the agent with the tools that the row names; None: the agent itself.
+        agent: the agent.
+        rows: the checked rows.
+        settings: the checked settings.
+        agents: for each row, the agent with the tools that the row names; None: the agent itself.
 
     Attributes:
-        run_id: as its events carry it.
-        result: filled while the run goes on; partial trajectories stand in it after a cancellation.
+        run_id: the id in its events.
+        result: filled while the run goes on; after a cancellation it has partial trajectories.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Run:
         self._cancelled_chains: set[str] = set()
 
     def cancel(self, chain_id: str | None = None) -> None:
-        """End one chain, or the whole run, properly: what was opened is closed, and the result keeps what there is."""
+        """Cancel one chain, or the whole run: everything open is closed, and the result keeps what there is."""
         if chain_id is None:
             self._cancelled = True
         else:
@@ -90,9 +90,9 @@ class Run:
                 self._cancel_task(name, task)
 
     def _cancel_task(self, name: str, task: asyncio.Task[None]) -> None:
-        """Ask the chain to end, once: a second time would interrupt its cleanup.
+        """Cancel the chain's task, only once, since a second time would interrupt its cleanup.
 
-        A backend that goes on all the same is left behind after a grace; tools and rewards see to that themselves.
+        A backend that keeps running is left behind after the grace period; tools and rewards have their own.
         """
         if task.done() or name in self._asked:
             return
@@ -118,7 +118,7 @@ class Run:
         """Cancel from any thread.
 
         Raises:
-            InputError: the event loop of the run is closed, so the run was never closed properly and goes on no more.
+            InputError: the run's event loop is closed, so the run no longer runs, although it was never closed.
         """
         if not call_in(loop, self.cancel, chain_id):
             raise InputError(
@@ -130,7 +130,7 @@ class Run:
 
         Raises:
             asyncio.CancelledError: the caller was cancelled; every chain and the run have ended by then.
-            InputError: an observer of this run awaits it in one of its own hooks, and would be waited for at its end.
+            InputError: an observer awaits this in one of its own hooks, and so would wait for itself.
         """
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager

@@ -1,4 +1,4 @@
-"""What an observer says about itself, read once and checked: nothing of it is asked for on the path of an event."""
+"""Reads an observer's settings once and checks them, so that none of its code runs for them on the path of an event."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "se
 
 
 class Definition(NamedTuple):
-    """One leaf: an observer to which events really go.
+    """The settings of one leaf, an observer that events actually go to.
 
     Attributes:
-        name: for warnings, errors and statistics.
+        name: its name in warnings, errors and statistics.
         filter: which events it wants.
-        lossless, threaded, loop: as `StreamObserver` has them.
+        lossless, threaded, loop: see `StreamObserver`.
     """
 
     name: str
@@ -37,7 +37,7 @@ def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
     """The observer's leaves, each with what it says about itself.
 
     Raises:
-        InputError: something is not what it should be, or reading it raises.
+        InputError: a setting is wrong, or reading it raises.
     """
     name = name_of(observer)
     try:
@@ -68,9 +68,7 @@ def check_filter(name: str, wanted: Any) -> None:
 
 def _unreadable(name: str, what: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "unhashable" in str(error):  # a dataclass with eq=True
-        return (
-            f"{name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
-        )
+        return f"{name} cannot be hashed: {error}; if it is a dataclass, make it @dataclass(eq=False)"
     return f"{what} of {name} raised {type(error).__name__}; make it return without an error"
 
 
@@ -92,7 +90,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
 
 
 def _shown(value: Any) -> str:
-    """A plain value as it is; of any other its type: its own `__repr__` may raise."""
+    """A plain value itself; for any other value its type, since its `__repr__` may raise."""
     return f"{value!r:.80}" if type(value) in (str, int, float, type(None)) else described(value)
 
 
@@ -106,11 +104,11 @@ def _read(observer: StreamObserver, name: str, attribute: str) -> Any:
 
 
 def name_of(observer: StreamObserver) -> str:
-    """The observer's name; that of its class if it has none that can be read."""
+    """The observer's name, or that of its class if the observer has none or it cannot be read."""
     name: Any
     try:
         name = observer.name
-    except BaseException as error:  # a property of the user's own: whatever it raises, a name is needed
+    except BaseException as error:  # the user's own property may raise anything, and a name is needed
         if by_signal(error):
             raise
         name = ""
@@ -118,7 +116,7 @@ def name_of(observer: StreamObserver) -> str:
 
 
 def manager_of(observer: StreamObserver) -> Any:
-    """The manager to which it is added, or None.
+    """The manager that the observer is added to, or None.
 
     Raises:
         InputError: reading it raises.
@@ -127,10 +125,10 @@ def manager_of(observer: StreamObserver) -> Any:
 
 
 def set_manager(observer: StreamObserver, manager: Any) -> None:
-    """Tell it to which manager it is added.
+    """Set the manager that the observer is added to.
 
     Raises:
-        InputError: it cannot be told.
+        InputError: it cannot be set.
     """
     try:
         observer.manager = manager
@@ -138,6 +136,6 @@ def set_manager(observer: StreamObserver, manager: Any) -> None:
         if by_signal(error):
             raise
         raise InputError(
-            f"{name_of(observer)} cannot be told its manager: setting `manager` raised {type(error).__name__}; "
-            "if it is a frozen dataclass, make it one that is not"
+            f"the manager of {name_of(observer)} cannot be set: setting `manager` raised {type(error).__name__}; "
+            "if it is a frozen dataclass, make it one that is not frozen"
         ) from error
