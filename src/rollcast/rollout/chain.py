@@ -32,16 +32,29 @@ from rollcast.stream.chain import error_data
 from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
 
-__all__ = ["ChainGeneration", "Prompts"]
+__all__ = ["ChainGeneration", "LatestChain", "Prompts"]
 
 logger = logging.getLogger("rollcast.rollout")
 
 MAX_CALLS = 128  # that one turn may ask for
 TURN_S = 0.02  # a backend that gives tokens without ever waiting lets others run after so many seconds
-DELTAS_A_LOOK = 16  # how many deltas of a fast backend go by between two looks at the clock
+DELTAS_A_LOOK = 4  # how many deltas of a chain that lets no other run go by between two looks at the clock
 CLOSE_S = 5.0  # how long a backend may take to close an iterator before its end
 
 Prompts = dict[str | None, tuple[Conversation, list[int]]]
+
+
+class LatestChain:
+    """Which chain of a run took the latest delta.
+
+    Attributes:
+        chain: it, or None.
+    """
+
+    __slots__ = ("chain",)
+
+    def __init__(self) -> None:
+        self.chain: ChainGeneration | None = None
 
 
 class ChainGeneration:
@@ -56,6 +69,7 @@ class ChainGeneration:
         seed: the chain's seed; its sampling depends on nothing else.
         prompts: the rows' rendered prompts, by group; the first chain of a row adds its prompt, and its siblings use it.
         cancelled: the ids of chains that were cancelled, since a backend may swallow the cancellation.
+        latest: shared by the chains of a run: while each has a turn in between, none looks at the clock.
     """
 
     def __init__(
@@ -66,6 +80,7 @@ class ChainGeneration:
         seed: int,
         prompts: Prompts | None = None,
         cancelled: Collection[str] = (),
+        latest: LatestChain | None = None,
     ) -> None:
         self.agent = agent
         self.stream = stream
@@ -75,6 +90,7 @@ class ChainGeneration:
         self.ids: list[int] = []  # the exact ids so far, if the backend is token-exact
         self._prompts = {} if prompts is None else prompts
         self._cancelled = cancelled
+        self._latest = latest or LatestChain()
         self._generating: Coroutine[Any, Any, Any] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._conversation: Conversation | None = None
@@ -121,7 +137,7 @@ class ChainGeneration:
         return _stops(error)
 
     def leave(self, seconds: float) -> bool:
-        """End the chain if its backend goes on though it was cancelled so many seconds ago. Whether that is so.
+        """End the chain if its backend is still running so many seconds after it was cancelled. Returns whether it was.
 
         What runs of it then is the caller's to close; later tokens are not written. Tools and rewards are left behind by
         `tools/execution.py`.
@@ -130,7 +146,7 @@ class ChainGeneration:
             return False
         place = place_of_wait(self._generating)
         error = BackendError(
-            f"backend {self.agent.backend.name} goes on though {self.trajectory.chain_id} was cancelled {seconds:g} s ago"
+            f"backend {self.agent.backend.name} is still running {seconds:g} s after {self.trajectory.chain_id} was cancelled"
             f"{'' if place is None else f', at {place}'}; it is left behind"
         )
         said = not first_left_behind(place or self.agent.backend.name)
@@ -235,18 +251,26 @@ class ChainGeneration:
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
-            looks_after, others_run_at = 1, time.perf_counter() + TURN_S
+            looks_after, others_run_at, latest = DELTAS_A_LOOK, math.inf, self._latest
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
                     if fanout.congested:
                         await fanout.ready()
-                    looks_after -= 1
-                    if not looks_after:
+                    if latest.chain is not self:  # another one has had a turn since this one's last delta
+                        latest.chain = self
+                        looks_after, others_run_at = DELTAS_A_LOOK, math.inf
+                    elif looks_after > 1:
+                        looks_after -= 1
+                    else:
                         looks_after = DELTAS_A_LOOK
-                        if time.perf_counter() >= others_run_at:
+                        now = time.perf_counter()
+                        if now >= others_run_at:
                             await others_run()
-                            looks_after, others_run_at = 1, time.perf_counter() + TURN_S
+                            now = time.perf_counter()
+                            others_run_at = now + TURN_S
+                        elif others_run_at == math.inf:
+                            others_run_at = now + TURN_S
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:

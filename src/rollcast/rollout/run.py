@@ -17,7 +17,7 @@ from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
-from rollcast.rollout.chain import ChainGeneration, Prompts
+from rollcast.rollout.chain import ChainGeneration, LatestChain, Prompts
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
@@ -76,6 +76,7 @@ class Run:
         self._finished = asyncio.Event()  # all chains are
         self._left: set[str] = set()  # chains that ended, and whose tasks may never
         self._prompts: Prompts = {}
+        self._latest = LatestChain()
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
 
@@ -214,7 +215,9 @@ class Run:
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
             grace.set(self.agent.cancel_grace_s)
-            chain = ChainGeneration(agent, stream, self.settings, seed, self._prompts, self._asked)
+            chain = ChainGeneration(
+                agent, stream, self.settings, seed, self._prompts, self._asked, self._latest
+            )
             self._running[place.chain_id] = chain
             try:
                 await chain.run()
