@@ -95,7 +95,7 @@ def test_a_process_that_stood_still_as_a_whole_blames_nobody(quick, caplog, monk
     assert not caplog.records
     for _ in range(10):
         watch.look()
-    assert "stands still" in caplog.text
+    assert "the event loop is blocked" in caplog.text
 
 
 class FakeLoop:

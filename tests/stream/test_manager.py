@@ -727,3 +727,5 @@ def test_what_0_1_had_at_the_manager_is_there():
     with manager.run(run_id="r"):
         assert [*manager.runs] == ["r"]
     assert (manager.deliveries, manager.congested) == ([], set())
+    manager.drain_timeout = 0.5
+    assert manager.fanout.drain_timeout == 0.5

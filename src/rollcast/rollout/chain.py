@@ -220,25 +220,26 @@ class ChainGeneration:
 
     # 2. Generate: each delta becomes a chunk if an observer wants it. 3. Parse the text so far, without its reasoning.
 
+    def _request(self, step: int, thinking: Thinking) -> GenerationRequest:
+        agent, sampling = self.agent, self.settings.sampling
+        return GenerationRequest(
+            request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
+            messages=list(self.trajectory.messages),  # a copy, since the chain's messages grow
+            tools=agent.tool_schemas,
+            sampling=msgspec.structs.replace(
+                sampling,
+                seed=derived_seed(self.seed, step),
+                stop=sampling.stop if thinking.reasons else agent.stop_strings(sampling),
+            ),
+            prompt_ids=list(self.ids) if agent.backend.token_exact else None,
+        )
+
     async def _generate(
         self, step: int, new_ids: list[int], fresh: bool
     ) -> tuple[GenerationFinishReason, list[ToolCall]]:
         agent, fanout = self.agent, self.stream.run.fanout
         thinking = self._thinking()
-        sampling = msgspec.structs.replace(
-            self.settings.sampling,
-            seed=derived_seed(self.seed, step),
-            stop=self.settings.sampling.stop
-            if thinking.reasons
-            else agent.stop_strings(self.settings.sampling),
-        )
-        request = GenerationRequest(
-            request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
-            messages=list(self.trajectory.messages),  # a copy, since the chain's messages grow
-            tools=agent.tool_schemas,
-            sampling=sampling,
-            prompt_ids=list(self.ids) if agent.backend.token_exact else None,
-        )
+        request = self._request(step, thinking)
         generation = self.stream.generation(
             prompt_ids=new_ids,
             prompt_tokens=len(self.ids) if agent.backend.token_exact else None,

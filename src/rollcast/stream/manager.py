@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from operator import attrgetter
-from typing import Unpack
+from typing import Any, Unpack
 
 import msgspec
 
@@ -48,6 +47,14 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
 
 
+def _of_fanout(name: str) -> Any:
+    """An attribute of the manager that is the fanout's."""
+    return property(
+        lambda manager: getattr(manager.fanout, name),
+        lambda manager, value: setattr(manager.fanout, name, value),
+    )
+
+
 class StreamingManager:
     """Manages observers and distributes events to them.
 
@@ -76,12 +83,12 @@ class StreamingManager:
         lifetime.register(self)
 
     # Where 0.1 had them.
-    runs = property(attrgetter("fanout.runs"))
-    deliveries = property(attrgetter("fanout.deliveries"))
-    congested = property(attrgetter("fanout.congested"))
-    queue_limit = property(attrgetter("fanout.queue_limit"))
-    drain_timeout = property(attrgetter("fanout.drain_timeout"))
-    source = property(attrgetter("fanout.source"))
+    runs = _of_fanout("runs")
+    deliveries = _of_fanout("deliveries")
+    congested = _of_fanout("congested")
+    queue_limit = _of_fanout("queue_limit")
+    drain_timeout = _of_fanout("drain_timeout")
+    source = _of_fanout("source")
 
     # -- observers -----------------------------------------------------------------------------------------------------
 
