@@ -18,11 +18,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
-import msgspec
-
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.codec import decode_unchecked
 from rollcast.serve.fitting import fitted, in_parts
 from rollcast.serve.history import Entry, History, Selector, encoded
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, RunInfo, batch_frame
@@ -40,8 +39,6 @@ PORTION = 2048  # entries that one subscription is given before others have thei
 PORTION_BYTES = 256 << 10
 MAX_FILTERS = 64  # that the manager is told one by one
 MAX_RUNS = 64  # that `welcome` may list, the latest ones
-
-_decode = msgspec.json.Decoder(StreamEvent).decode
 
 
 class Outlet(Protocol):
@@ -517,7 +514,7 @@ class Broadcaster:
         with self.lock:
             window = self.history.window(subscription.position, 2 * PORTION)
         wanted = [entry.data for entry in window if subscription.selector.wants(entry.place)]
-        events, _, _ = compact([_decode(data) for data in wanted])
+        events, _, _ = compact([decode_unchecked(data) for data in wanted])
         subscription.position += len(window)
         if events:
             data = [encoded(event) for event in events if isinstance(event, StreamEvent)]

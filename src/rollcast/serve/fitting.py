@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.records.codec import encode
+from rollcast.records.codec import decode_unchecked, encode
 
 __all__ = ["fitted", "in_parts"]
 
@@ -28,8 +28,6 @@ _LEVELS = [
 ]
 _NAME_CHARS = 256  # of ids, in the last resort
 _MAX_PATHS = 32  # that `truncated` lists one by one
-
-_decode = msgspec.json.Decoder(StreamEvent).decode
 
 
 def in_parts(events: Iterable[bytes], limit: int) -> list[list[bytes]]:
@@ -54,7 +52,7 @@ def fitted(event: bytes, limit: int) -> bytes:
 @lru_cache(maxsize=4)  # clients with different filters want the same ones
 def _shortened(data: bytes, limit: int) -> bytes:
     """The event with its longest texts and lists cut, as little as needed to within a factor of two."""
-    event = _decode(data)
+    event = decode_unchecked(data)
     with suppress(RecursionError):  # it is nested too deeply to be walked through
         shorter = _least_cut(event, len(data), limit)
         if shorter is not None:

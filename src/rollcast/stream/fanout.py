@@ -27,6 +27,8 @@ logger = logging.getLogger("rollcast.stream")
 QUEUE_LIMIT = 8 << 20  # bytes
 QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
+UNKNOWN = StreamEventType.of("unknown")  # as what events count whose type this version does not know
+
 Targets = tuple[Delivery, ...]
 
 
@@ -195,7 +197,8 @@ class Fanout:
 
     def publish_locked(self, event: StreamEvent, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
-        self.emitted[event.event_type] += 1
+        kind = event.event_type if event.event_type in self.emitted else UNKNOWN
+        self.emitted[kind] = self.emitted.get(kind, 0) + 1
         for delivery in targets:
             delivery.put_nowait(event, size)
 

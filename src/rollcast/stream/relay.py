@@ -35,7 +35,7 @@ class Relay:
             run = self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for anything of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
-        elif run is None:
+        elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
             targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
         else:
             targets = run.route(event).targets_locked(event.event_type)
