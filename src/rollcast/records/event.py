@@ -189,7 +189,10 @@ class LlmGenerationChunk(TypedDict):
 
 
 class LlmGenerationEnd(TypedDict):
-    """A generation ended. `content` is its whole text; times are in seconds."""
+    """A generation ended. `content` is its whole text; times are in seconds.
+
+    `token_ids` and `logprobs` are those that it sampled, for an observer whose filter asks for them (`ids=True`).
+    """
 
     content: str
     finish_reason: GenerationFinishReason
@@ -197,6 +200,8 @@ class LlmGenerationEnd(TypedDict):
     completion_tokens: int
     ttft_s: float | None
     duration_s: float
+    token_ids: NotRequired[list[int]]
+    logprobs: NotRequired[list[float]]
 
 
 class ToolCallStart(TypedDict):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
-from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.stream.observer import DeliveryMode, StreamObserver, TokenInterest
 
 __all__ = ["Definition", "defined", "name_of"]
 
@@ -20,7 +20,7 @@ class Definition(NamedTuple):
     Attributes:
         name: for warnings, errors and statistics.
         filter: which events it wants.
-        lossless, threaded, loop: as `StreamObserver` has them.
+        lossless, threaded, loop, tokens, queue_limit: as `StreamObserver` has them.
     """
 
     name: str
@@ -28,6 +28,8 @@ class Definition(NamedTuple):
     lossless: bool
     threaded: bool
     loop: asyncio.AbstractEventLoop | None
+    tokens: TokenInterest
+    queue_limit: int
 
 
 def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
@@ -68,6 +70,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
             f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
         )
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
+    tokens, limit = _read(leaf, name, "tokens"), _read(leaf, name, "queue_limit")
     modes = get_args(DeliveryMode)
     if mode not in modes:
         raise InputError(f"the mode of {name} is {mode!r:.80}; expected one of {', '.join(modes)}")
@@ -75,7 +78,12 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {threaded!r:.80}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    return Definition(name, wanted, mode == "lossless", threaded, loop)
+    interests = get_args(TokenInterest)
+    if tokens not in interests:
+        raise InputError(f"{name}.tokens is {tokens!r:.80}; expected one of {', '.join(interests)}")
+    if not isinstance(limit, int) or limit < 0:
+        raise InputError(f"{name}.queue_limit is {limit!r:.80}; expected a number of bytes")
+    return Definition(name, wanted, mode == "lossless", threaded, loop, tokens, limit)
 
 
 def _read(observer: StreamObserver, name: str, attribute: str) -> Any:

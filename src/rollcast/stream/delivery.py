@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import msgspec
 
@@ -56,6 +57,7 @@ class Delivery(EventQueue):
         on_wake: called, with the lock held, if something waits and nobody is reading.
         on_bad_filter: called, with the lock held, if the filter raises, whose code may be the user's; it wants nothing then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
+        tokens: which chunks it takes, as `StreamObserver.tokens`.
         pulled: it is read when its reader likes, and nobody waits for that.
         ended: nothing more will be put in.
         discarding: what waits is dropped instead of being handed over.
@@ -83,6 +85,7 @@ class Delivery(EventQueue):
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = lambda _error: None
+        self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.pulled = False
         self.ended = False
         self.discarding = False
@@ -101,6 +104,14 @@ class Delivery(EventQueue):
         try:
             return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
         except Exception as error:  # noqa: BLE001  (a subclass of somebody's may raise anything)
+            self.on_bad_filter(error)
+            return False
+
+    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether the ends of this chain's generations are to have their ids."""
+        try:
+            return bool(self.filter.wants_ids(chain_id, group_id, run_id))
+        except Exception as error:  # noqa: BLE001  (as above)
             self.on_bad_filter(error)
             return False
 

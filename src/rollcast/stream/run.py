@@ -34,7 +34,7 @@ from rollcast.records.event import RunStatus
 from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
-from rollcast.stream.fanout import Fanout, Route, Targets
+from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
 from rollcast.stream.queue import Control, event_size
 
 __all__ = ["RunAbout", "RunWriter", "new_run_id"]
@@ -338,6 +338,18 @@ class RunWriter:
         for delivery in targets:
             delivery.put_nowait(event, size)
 
+    def publish_again(
+        self, targets: Targets, event_type: StreamEventType, route: Route, data: dict[str, Any], step: int | None,
+        depth: int | None, size: int,
+    ) -> None:  # fmt: skip
+        """See `RunOfChain.publish_again`."""
+        event = StreamEvent(
+            event_type, route.chain_id, time.time(), data, step, depth, self.seq, route.run_id, route.group_id,
+            self.fanout.source,
+        )  # fmt: skip
+        for delivery in targets:
+            delivery.put_nowait(event, size)
+
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
@@ -349,6 +361,29 @@ class RunWriter:
             return None
         turn = chain.trajectory.open_turn
         return len(chain.trajectory.turns), 0 if turn is None else turn.chars
+
+    def chain_ids(self) -> list[str]:
+        """See `OpenRun.chain_ids`."""
+        return list(self.open_chains)
+
+    def open_part(self, chain_id: str) -> OpenPart | None:
+        """See `OpenRun.open_part`."""
+        chain = self.open_chains.get(chain_id)
+        if chain is None or (chain.generation_open is None and not chain.tools_open):
+            return None
+        t, turn = chain.trajectory, chain.trajectory.open_turn
+        content = None if turn is None else turn.text
+        return OpenPart(
+            self.run_id,
+            chain_id,
+            t.group_id,
+            len(t.turns),
+            chain.depth,
+            self.seq,
+            content,
+            0,
+            t.open_tool_calls,
+        )
 
     def standing(self) -> tuple[int, int]:
         """See `OpenRun.standing`."""
