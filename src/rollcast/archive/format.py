@@ -35,6 +35,7 @@ import msgspec
 
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
+from rollcast.records.jsonable import as_json
 
 __all__ = [
     "CHAINS_FILE",
@@ -144,7 +145,7 @@ def prompt_hash(messages: Sequence[Any]) -> str:
 
     They are the first of SHA-256 over the messages as canonical JSON: keys sorted, no spaces, UTF-8.
     """
-    return hashlib.sha256(msgspec.json.encode(list(messages), order="sorted")).hexdigest()[:12]
+    return hashlib.sha256(msgspec.json.encode(as_json(list(messages)), order="sorted")).hexdigest()[:12]
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------------------

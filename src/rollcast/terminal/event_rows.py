@@ -224,7 +224,7 @@ class EventRows:
 
     def _gap(self, event: StreamEvent) -> list[Row]:
         dropped = event.data["dropped"]
-        if dropped is None:  # whoever could count them died
+        if not dropped:  # whoever could count them is gone
             why = self.line(_plain(event.data["reason"]), _ERROR_CHARS)
             return [[(f"{self.glyphs.gap} events are missing, and how many is not known: ", "gap"), *why]]
         what = ", ".join(f"{int(n):,} {kind}" for kind, n in dropped.items())
