@@ -22,7 +22,7 @@ READING = {
         "trajectory",
         "state",
     },
-    "index.py": {"read_run_file", "list_records", "find_record"},
+    "index.py": {"read_run_file", "list_records", "find_record", "state_of"},
     "segments.py": {"segments_in"},
     "recovery.py": {"recover"},
 }

@@ -95,7 +95,17 @@ def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]
     except OSError as error:
         raise ArchiveError(f"{directory} cannot be read: {error.strerror or error}") from None
     entries = [_entry(path, now) for path in folders]
-    return sorted(entries, key=lambda e: (e.facts.started_at if e.facts else 0.0, e.name), reverse=True)
+    return sorted(entries, key=lambda entry: (_began(entry), entry.name), reverse=True)
+
+
+def _began(entry: RecordEntry) -> float:
+    """When the record began, as far as that is known of a damaged one."""
+    if entry.facts is not None:
+        return entry.facts.started_at
+    try:
+        return entry.path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _entry(path: Path, now: float | None) -> RecordEntry:
