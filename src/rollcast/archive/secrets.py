@@ -44,7 +44,7 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
 _KINDS = [(kind, literal, re.compile(shape)) for kind, literal, shape in _SHAPES]
 
 _SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH",
+    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
     re.IGNORECASE,
 )
 _MIN_VALUE = 8  # characters: shorter ones would mask ordinary words
