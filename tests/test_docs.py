@@ -153,7 +153,9 @@ def test_commands_exist(words, monkeypatch):
             if "=" not in target:
                 assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
     else:
-        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux"}, f"{program} is not known here"
+        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux", "jq", "zstd", "duckdb"}, (
+            f"{program} is not known here"
+        )
 
 
 def without_code(page):

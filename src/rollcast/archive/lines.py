@@ -44,10 +44,12 @@ class Block(NamedTuple):
     Attributes:
         first: the position of the first one.
         lines: without their newlines.
+        checked: a checksum says that they are as they were written.
     """
 
     first: int
     lines: list[bytes]
+    checked: bool = False
 
 
 class _Hint(NamedTuple):
@@ -128,7 +130,7 @@ class SegmentedLines:
             for first, lines in frames_in(segment.path, segment.first, after, self.damage):
                 skip = max(since - first, 0)
                 if skip < len(lines):
-                    yield Block(first + skip, lines[skip:])
+                    yield Block(first + skip, lines[skip:], checked=True)
             return
         with segment.path.open("rb") as file:
             for frame in index.frames:
@@ -147,7 +149,7 @@ class SegmentedLines:
                     yield Block(frame.last + 1, [])
                     continue
                 skip = max(since - frame.first, 0)
-                yield Block(frame.first + skip, lines[skip:])
+                yield Block(frame.first + skip, lines[skip:], checked=True)
 
     def _index(self, segment: Segment) -> SegmentIndex | None:
         known = self._indexes.get(segment.path)

@@ -28,6 +28,7 @@ from rollcast.archive.lines import Damage, SegmentedLines
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
+from rollcast.records.codec import decode_unchecked
 
 __all__ = ["Archive", "ChainRows", "EventReader"]
 
@@ -325,10 +326,11 @@ class EventReader:
         for block in self._lines.blocks(self.position, wants):
             if self._until is not None and block.first >= self._until:
                 return
+            read = decode_unchecked if block.checked else decode
             for position, line in enumerate(block.lines, block.first):
                 if self._until is not None and position >= self._until:
                     return
-                event = self._event(line, position)
+                event = self._event(read, line, position)
                 self.position = position + 1
                 if event is not None and (self._filter is None or passes(self._filter, event)):
                     yield event
@@ -348,9 +350,9 @@ class EventReader:
             if not ended:
                 time.sleep(self._poll_s)
 
-    def _event(self, line: bytes, position: int) -> StreamEvent | None:
+    def _event(self, read: Callable[[bytes], StreamEvent], line: bytes, position: int) -> StreamEvent | None:
         try:
-            return decode(line)
+            return read(line)
         except DecodeError as error:
             if len(self._bad_lines) < _MAX_DAMAGE:
                 self._bad_lines.append(Damage(self._lines.folder, position, position, str(error)))
