@@ -7,10 +7,14 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rollcast import (
     BaseAgent,
@@ -352,6 +356,22 @@ def _no_space(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+async def test_a_disk_that_stays_full_does_not_hide_how_the_run_ended(stage, disk, monkeypatch, talk):
+    """`run.json` is written where it stood: the record has ended, and says how much it lacks."""
+    stage.observe()
+    async with stage.manager.run(chains=2) as run:
+        talk(run, 0)
+        await stage.recorded()
+        disk.full = True
+        monkeypatch.setattr("rollcast.archive.writer.replace_file", _no_space)
+        talk(run, 1)
+    archive = await stage.close()
+    assert (archive.state, archive.facts.status) == ("ended", "completed")
+    events = list(archive.events())
+    assert archive.facts.totals.events == len(events)
+    assert archive.facts.totals.lost == 11
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 async def test_a_folder_that_is_taken_away_is_begun_anew(stage, talk, how, caplog):
     """A `gap` stands for what it had of the run, chains that are open have their start again, and positions go on."""
@@ -430,6 +450,76 @@ async def test_what_json_cannot_hold_is_described(stage):
         stage.manager.emit(StreamEvent(T.ERROR, "", 1.0, data, run_id=run.run_id))
     archive = await stage.close()
     assert [e.event_type.value for e in archive.events()] == ["run_start", "error", "run_end"]
+
+
+async def test_a_folder_that_is_deleted_after_the_run_is_not_made_again(stage):
+    """Only an event makes it again: whoever deletes the record of a run that is over finds it gone."""
+    stage.observe()
+    await stage.run(1)
+    shutil.rmtree(stage.path)
+    await asyncio.to_thread(_beat, stage.observer)
+    assert not stage.path.exists()
+
+
+async def test_trajectories_that_cannot_wait_are_counted(stage, monkeypatch):
+    """Their memory is bounded while the disk is slow; the events are there all the same."""
+    monkeypatch.setattr(worker, "_TRAJECTORY_BYTES", 4000)
+    stage.observe()
+    await stage.run(40)
+    archive = await stage.close()
+    kept = sum(row.get("trajectory") is not None for row in archive.chains().rows)
+    assert 0 < kept < 40
+    assert archive.facts.totals.trajectories_lost == 40 - kept
+
+
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text() | st.integers(), x, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    [
+        "messages",
+        "content",
+        "offset",
+        "token_ids",
+        "from_seq",
+        "chains",
+        "train_step",
+        "dropped",
+        "to_seq",
+        "call_id",
+        "row",
+    ]
+)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(list(T)),
+            st.sampled_from(["", "c"]),
+            st.dictionaries(NAMES, HOSTILE),
+            st.integers(-1, 9),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_events_hold_the_record_has_them(events):
+    """A line for each, whatever somebody puts into the data of events that are relayed."""
+    with tempfile.TemporaryDirectory() as folder:
+        manager = StreamingManager()
+        manager.add_observer(ArchiveObserver(Path(folder) / "r", level="tokens"))
+        for seq, (kind, chain_id, data, step) in enumerate(events):
+            manager.relay(StreamEvent(kind, chain_id, 1.0, data, step, None, seq, "r"))
+        manager.close()
+        if events:
+            path = Path(folder) / "r" / "events" / "000000000000.jsonl.zst"
+            found = [json.loads(line) for line in zstd.decompress(path.read_bytes()).splitlines()]
+            assert found[-1]["seq"] == len(events) - 1
+            chunks = sum(kind is T.LLM_GENERATION_CHUNK for kind, *_ in events)
+            assert len(events) - chunks <= len(found) <= len(events)
 
 
 async def test_the_open_generations_are_kept_every_ten_seconds(stage, say):

@@ -105,6 +105,13 @@ def test_patterns_and_functions_of_ones_own():
         Masker(["("])
 
 
+def test_a_function_that_raises_hides_the_text():
+    """What could not be looked at is not shown, and the record goes on."""
+    masker = Masker(functions=[lambda text: 1 // 0], environ={})
+    assert masker.text("who knows") == "[masked: a function of secrets raised ZeroDivisionError]"
+    assert masker.counts == {"function": 1}
+
+
 @given(
     st.recursive(st.text() | st.integers() | st.none(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 )

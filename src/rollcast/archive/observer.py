@@ -110,10 +110,11 @@ class ArchiveObserver(StreamObserver):
             name: of the task.
             options: as of the class.
         """
-        directory = directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY
-        return cls(
-            Path(directory) / record_name(name, time.time(), secrets.token_hex(2)), name=name, **options
-        )
+        folder = Path(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+        path = folder
+        while path.exists() or path == folder:  # another record of this minute may have drawn the same suffix
+            path = folder / record_name(name, time.time(), secrets.token_hex(2))
+        return cls(path, name=name, **options)
 
     @property
     def failing(self) -> str | None:

@@ -24,7 +24,9 @@ _FULL_EVENTS, _FULL_BYTES = (
     4096,
     8 << 20,
 )  # that may wait here; the rest waits in the observer's queue, which is bounded
-_MAX_TRAJECTORIES = 4096  # that may wait
+_TRAJECTORY_BYTES = (
+    256 << 20
+)  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
 
 
 class Writes(Protocol):
@@ -32,7 +34,7 @@ class Writes(Protocol):
 
     def open(self) -> None: ...
 
-    def record(self, events: list[StreamEvent], trajectories: list[Trajectory]) -> None: ...
+    def record(self, events: list[StreamEvent], trajectories: list[Trajectory], lost: int) -> None: ...
 
     def beat(self) -> None: ...
 
@@ -45,19 +47,17 @@ class Worker:
     Args:
         recorder: who writes; used on that thread alone.
         name: of the thread.
-
-    Attributes:
-        trajectories_lost: that came while too many waited.
     """
 
     def __init__(self, recorder: Writes, name: str) -> None:
-        self.trajectories_lost = 0
         self._recorder = recorder
         self._name = name
         self._wake = threading.Condition()
         self._events: list[StreamEvent] = []
         self._bytes = 0
         self._trajectories: list[Trajectory] = []
+        self._trajectory_bytes = 0
+        self._trajectories_lost = 0  # that came while too much waited
         self._promises: list[Future[None]] = []  # kept when all that came before them is written
         self._urgent = False
         self._stopping = False
@@ -92,11 +92,13 @@ class Worker:
 
     def put_trajectory(self, trajectory: Trajectory) -> None:
         """Have the trajectory written, before events that are put in from now on. Never waits."""
+        size = _size_of(trajectory)
         with self._wake:
-            if len(self._trajectories) < _MAX_TRAJECTORIES:
-                self._trajectories.append(trajectory)
-            else:
-                self.trajectories_lost += 1
+            if self._trajectory_bytes + size > _TRAJECTORY_BYTES and self._trajectories:
+                self._trajectories_lost += 1
+                return
+            self._trajectories.append(trajectory)
+            self._trajectory_bytes += size
 
     def flush(self) -> Future[None]:
         """A promise that is kept when all that was put in is written, or cannot be."""
@@ -154,11 +156,12 @@ class Worker:
             if not self._urgent:
                 self._wake.wait(FLUSH_S)
             events, self._events, self._bytes = self._events, [], 0
-            trajectories, self._trajectories = self._trajectories, []
+            trajectories, self._trajectories, self._trajectory_bytes = self._trajectories, [], 0
+            lost, self._trajectories_lost = self._trajectories_lost, 0
             promises, self._promises = self._promises, []
             self._urgent, stopping = False, self._stopping
-        if events or trajectories:
-            self._attempt(lambda: self._recorder.record(events, trajectories))
+        if events or trajectories or lost:
+            self._attempt(lambda: self._recorder.record(events, trajectories, lost))
         for promise in promises:
             fulfil(promise)
         with self._wake:
@@ -170,3 +173,10 @@ class Worker:
             write()
         except Exception:
             logger.exception("the record could not be written, by a fault in Rollcast")
+
+
+def _size_of(trajectory: Trajectory) -> int:
+    """About how many bytes of memory it keeps alive."""
+    return 2000 + sum(
+        500 + turn.chars + 80 * (len(turn.token_ids) + len(turn.prompt_ids)) for turn in trajectory.turns
+    )

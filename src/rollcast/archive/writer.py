@@ -168,7 +168,7 @@ class Recorder:
                 self._trajectories.close()
                 self.about.status, self.about.ended_at = self._skeleton.outcome or "completed", time.time()
                 (self.path / OPEN_FILE).unlink(missing_ok=True)
-                self._write_run_file(sync=True)
+                self._write_last_run_file()
         except OSError as error:
             self._failed(error)
         for file in (self._chains, self._train):
@@ -180,16 +180,22 @@ class Recorder:
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
-    def record(self, events: list[StreamEvent], trajectories: Sequence[Trajectory]) -> None:
-        """Write the events, neighbouring chunks merged, after the trajectories of chains that end among them."""
+    def record(self, events: list[StreamEvent], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
+        """Write the events, neighbouring chunks merged, after the trajectories of chains that end among them.
+
+        Args:
+            events: in order.
+            trajectories: of chains that have ended.
+            lost: how many trajectories could not wait to be written.
+        """
+        self.about.totals.trajectories_lost += lost
         if trajectories and self._keeps_trajectories:
             self._write_trajectories(trajectories)
         if events:
             self._write_events(events)
 
     def _write_events(self, events: list[StreamEvent]) -> None:
-        if any(event.event_type is CHUNK for event in events):
-            events = [event for event in compact([*events])[0] if isinstance(event, StreamEvent)]
+        events = _merged(events)
         if self._masker is not None:
             events = [self._masked(event, self._masker) for event in events]
         gaps = self._losses.gaps() if not self._refused else []
@@ -203,15 +209,21 @@ class Recorder:
         else:
             self._succeeded()
             for position, gap in enumerate(gaps, first):
-                self._skeleton.feed(gap, position)
+                self._feed(gap, position)
             first += len(gaps)
             self._past.add(events)
         for position, event in enumerate(events, first):
-            self._skeleton.feed(event, position)
+            self._feed(event, position)
             if event.event_type is T.RUN_END:
                 self._past.forget(event.run_id)
         self.about.totals.events = self._events.position
         self._append_rows()
+
+    def _feed(self, event: StreamEvent, position: int) -> None:
+        try:
+            self._skeleton.feed(event, position)
+        except Exception:  # an event that somebody made by hand costs its row, not those of the others
+            logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
 
     def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""
@@ -275,7 +287,8 @@ class Recorder:
             return
         rows = [part._asdict() for part in self._open_parts()]
         try:
-            self._ensure_open()
+            if self._lock.is_gone():  # it was taken away, perhaps for good: only an event makes it again
+                return
             replace_file(self.path / OPEN_FILE, _lines(rows))
             self._write_run_file()
             self._events.seal_what_is_left()
@@ -283,12 +296,24 @@ class Recorder:
         except (OSError, ArchiveError) as error:
             self._failed(error)
 
+    def _write_last_run_file(self) -> None:
+        """How it ended. On a disk that is full the old file has room for it, though none is left beside it."""
+        try:
+            self._write_run_file(sync=True)
+        except OSError:
+            with (self.path / RUN_FILE).open("r+b") as file:
+                file.write(self._run_file())
+                file.truncate()
+            raise
+
     def _write_run_file(self, *, sync: bool = False) -> None:
+        replace_file(self.path / RUN_FILE, self._run_file(), sync=sync)
+
+    def _run_file(self) -> bytes:
         self.about.writer = this_process()
         if self._masker is not None:
             self.about.totals.masked = dict(self._masker.counts)
-        data = msgspec.json.format(_encoder.encode(self.about), indent=1)
-        replace_file(self.path / RUN_FILE, data + b"\n", sync=sync)
+        return bytes(msgspec.json.format(_encoder.encode(self.about), indent=1)) + b"\n"
 
     # -- failures ------------------------------------------------------------------------------------------------------
 
@@ -309,6 +334,16 @@ class Recorder:
         if self.failing is not None:
             self.failing = None
             logger.info("%s is written again", self.path)
+
+
+def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
+    """The events, in which neighbouring chunks of a generation are one."""
+    if not any(event.event_type is CHUNK for event in events):
+        return events
+    try:
+        return [event for event in compact([*events])[0] if isinstance(event, StreamEvent)]
+    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
+        return events
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:
