@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,8 @@ from rollcast.archive.index import read_run_file
 from rollcast.archive.line_log import AppendedFile
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
-from rollcast.records import check_events, decode
+from rollcast.archive.writer import _merged, _trajectory_line
+from rollcast.records import Trajectory, Turn, check_events, decode
 from rollcast.testing import ScriptedBackend, capture_events
 
 T = StreamEventType
@@ -570,3 +572,56 @@ async def test_a_forked_child_leaves_the_record_alone(stage):
     _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert (stage.path / "events" / "000000000000.jsonl").read_bytes() == before
+
+
+def odd():
+    return Trajectory(
+        "r", "c", None,
+        row={"nan": float("nan"), "picture": object(), 3: "x", "lone": "\ud800"},
+        messages=[{"role": "user", "content": "a\u2028b"}],
+        turns=[Turn(step=1, prompt_ids=[1], token_ids=[2], logprobs=[-0.1], pieces=["a", "b"], finish_reason="stop")],
+        metrics={"m": 1.0},
+    )  # fmt: skip
+
+
+def test_a_trajectory_is_written_as_to_dict_has_it():
+    """By the quick way or the other, whatever its row holds."""
+    for trajectory in (odd(), msgspec.structs.replace(odd(), final_response="\ud800")):
+        line = _trajectory_line(trajectory, None)
+        assert line.count(b"\n") == 1
+        assert len(line.decode().splitlines()) == 1
+        assert json.loads(line) == json.loads(msgspec.json.encode(trajectory.to_dict()))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]),
+            st.sampled_from(["chunk", "chunk", "chunk", "error", "gap"]),
+            st.integers(1, 2),
+        ),
+        max_size=30,
+    )
+)
+def test_merging_keeps_every_text_and_the_order(made):
+    """Chunks of one generation merge if no other event of their chain stands between them, and `seq` still rises."""
+    events = []
+    for seq, (chain, kind, step) in enumerate(made):
+        data = {"content": f"{seq} ", "offset": 0, "token_ids": [seq]} if kind == "chunk" else {}
+        name = "llm_generation_chunk" if kind == "chunk" else kind
+        events.append(StreamEvent(T(name), chain, 1.0, data, step, None, seq, "r"))
+    merged = _merged(events)
+    assert [e.seq for e in merged] == sorted(e.seq for e in merged)
+    for chain in "ab":
+
+        def told(found, chain=chain):
+            return "".join(
+                e.data.get("content") or f"[{e.event_type}{e.seq}]"
+                for e in found
+                if e.chain_id == chain or e.event_type is T.GAP
+            )
+
+        assert told(merged) == told(events)
+    assert sum(len(e.data.get("token_ids", ())) for e in merged) == sum(
+        e.event_type is T.LLM_GENERATION_CHUNK for e in events
+    )

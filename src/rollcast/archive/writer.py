@@ -39,7 +39,7 @@ from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_li
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
 from rollcast.stream.fanout import OpenPart
-from rollcast.stream.queue import compact
+from rollcast.stream.queue import merged_chunks
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
@@ -263,10 +263,7 @@ class Recorder:
     def _write_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
         lines, places = [], []
         for trajectory in trajectories:
-            value = trajectory.to_dict()
-            if self._masker is not None:
-                self._masker.trajectory(value)
-            lines.append(one_line_json(_encoder.encode(value)) + b"\n")
+            lines.append(_trajectory_line(trajectory, self._masker))
             places.append((trajectory.run_id, trajectory.chain_id))
         try:
             self._ensure_open()
@@ -338,12 +335,34 @@ class Recorder:
 
 def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     """The events, in which neighbouring chunks of a generation are one."""
-    if not any(event.event_type is CHUNK for event in events):
+    open_now: dict[
+        tuple[str, str], list[int]
+    ] = {}  # by chain, where its latest chunks stand if nothing came after them
+    groups: list[list[int]] = []
+    for i, event in enumerate(events):
+        key = (event.run_id, event.chain_id)
+        if event.event_type is not CHUNK:
+            if event.event_type is T.GAP:
+                open_now.clear()
+            else:
+                open_now.pop(key, None)
+        elif key in open_now and events[open_now[key][0]].step == event.step:
+            open_now[key].append(i)
+        else:  # the first, or the first of the next generation if a filter leaves out what is between
+            open_now[key] = [i]
+            groups.append(open_now[key])
+    if not groups:
         return events
+    kept: list[StreamEvent | None] = list(events)
     try:
-        return [event for event in compact([*events])[0] if isinstance(event, StreamEvent)]
+        for group in groups:
+            if len(group) > 1:
+                kept[group[-1]] = merged_chunks([events[i] for i in group])
+                for i in group[:-1]:
+                    kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
         return events
+    return [event for event in kept if event is not None]
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:
@@ -351,6 +370,21 @@ def _event_lines(events: list[StreamEvent]) -> bytes:
         return encode_lines(events)
     except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the other events are written)
         return b"".join([encode_described(event) + b"\n" for event in events])
+
+
+def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
+    """`Trajectory.to_dict()` as a line, made by the quicker way where the two are the same."""
+    for turn in trajectory.turns:
+        _ = turn.text  # one piece
+    try:
+        data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
+    except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
+        data = _encoder.encode(trajectory.to_dict())
+    if masker is not None:
+        value = msgspec.json.decode(data)
+        masker.trajectory(value)
+        data = _encoder.encode(value)
+    return one_line_json(data) + b"\n"
 
 
 def _lines(rows: Iterable[Any]) -> bytes:

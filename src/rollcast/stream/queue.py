@@ -18,7 +18,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 
-__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size"]
+__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
