@@ -400,6 +400,24 @@ async def test_a_folder_that_is_taken_away_is_begun_anew(stage, talk, how, caplo
     assert "begun anew" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["chains.jsonl", "events/000000000000.jsonl", "lock", "trajectories"])
+async def test_a_file_that_is_taken_away_is_begun_anew(stage, talk, name):
+    """The record goes on in the same folder, and a `gap` says that something is missing."""
+    stage.observe()
+    async with stage.manager.run(chains=2) as run:
+        talk(run, 0)
+        await stage.recorded()
+        path = stage.path / name
+        await asyncio.to_thread(shutil.rmtree if path.is_dir() else os.unlink, path)
+        talk(run, 1)
+    archive = await stage.close()
+    events = list(archive.events())
+    assert "moved or deleted" in next(e for e in events if e.event_type == "gap").data["reason"]
+    assert events[-1].event_type == "run_end"
+    assert archive.chain("chain_1")["state"] == "ended"
+    assert archive.trajectory("chain_1").chain_id == "chain_1"
+
+
 async def test_a_write_that_hangs_keeps_neither_the_run_nor_the_close(stage, talk, monkeypatch, caplog):
     """The manager waits as long as for any observer, says who was late, and goes on."""
     hangs, go_on = threading.Event(), threading.Event()

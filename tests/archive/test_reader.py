@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
+import tracemalloc
 
 import msgspec
 import pytest
@@ -493,3 +494,35 @@ def test_sealing_leaves_nothing_half_made(tmp_path, monkeypatch):
     ]
     segment = Segment(0, tmp_path / "000000000000.jsonl.zst", sealed=True)
     assert read_index(segment).last == 0
+
+
+def test_memory_does_not_grow_with_a_record(tmp_path):
+    """One frame is in memory at a time: ten times as many events take no more."""
+
+    def peak(events):
+        archive = Archive.open(events)
+        tracemalloc.start()
+        for _ in archive.events():
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    small = written(tmp_path / "small", [event(i, f"chain_{i % 9}") for i in range(4000)], 2000)
+    large = written(tmp_path / "large", [event(i, f"chain_{i % 9}") for i in range(40_000)], 2000)
+    peak(small.path)
+    assert peak(large.path) < 1.3 * peak(small.path)
+
+
+def test_a_segment_that_is_full_is_sealed_after_the_next_has_begun(tmp_path, monkeypatch):
+    """By lines or by bytes; what is written at that moment does not wait for it."""
+    monkeypatch.setattr("rollcast.archive.format.SEGMENT_LINES", 10)
+    monkeypatch.setattr("rollcast.archive.format.SEGMENT_BYTES", 1000)
+    log = LineLog(tmp_path)
+    for i in range(6):
+        log.append(b'{"seq":%d}\n' % i * 4, 4)
+    assert [s.path.name for s in segments_in(tmp_path)] == ["000000000000.jsonl.zst", "000000000012.jsonl"]
+    log.append(b'{"seq":"%s"}\n' % (b"x" * 2000), 1)
+    log.append(b'{"seq":1}\n', 1)
+    assert [s.first for s in segments_in(tmp_path)] == [0, 12, 24, 25]
+    assert [s.sealed for s in segments_in(tmp_path)] == [True, True, True, False]

@@ -3,6 +3,7 @@
 import json
 import re
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +106,12 @@ def test_patterns_and_functions_of_ones_own():
         Masker(["("])
 
 
+def test_objects_of_somebodys_are_masked_as_they_are_written():
+    """What JSON lacks is written in some form, and in that form it has no secret."""
+    masker = Masker(environ={})
+    assert masker.value((SECRETS["jwt"], {1: {SECRETS["jwt"]}})) == ["[masked:jwt]", {"1": ["[masked:jwt]"]}]
+
+
 def test_a_function_that_raises_hides_the_text():
     """What could not be looked at is not shown, and the record goes on."""
     masker = Masker(functions=[lambda text: 1 // 0], environ={})
@@ -195,3 +202,21 @@ def test_masking_a_trajectory_leaves_what_was_sampled():
     value = Trajectory("r", "c", None, messages=[{"role": "assistant", "content": SECRET}]).to_dict()
     Masker(environ={}).trajectory(value)
     assert value["messages"][0]["content"] == SECRET
+
+
+@given(
+    st.text(), st.sampled_from([*SECRETS.values(), 'pass"word\\ä\n', "https://me:hunter22@host"]), st.text()
+)
+def test_the_quick_look_misses_nothing(before, secret, after):
+    """What is masked in a text is noticed in its JSON, whatever stands around it and however it is escaped."""
+    masker = Masker(environ={"MY_SECRET": 'pass"word\\ä\n'})
+    text = before + secret + after
+    if masker.text(text) != text:
+        assert masker.may_hold(msgspec.json.encode({"observation": text}))
+    assert not masker.may_hold(b'{"observation":"an ordinary one"}')
+
+
+@pytest.mark.parametrize("secret", SECRETS.values())
+def test_every_known_shape_is_noticed(secret):
+    """By the quick look too."""
+    assert Masker(environ={}).may_hold(secret.encode())

@@ -87,7 +87,7 @@ NOTES_FILE = "notes.jsonl"
 FRAME_LINES = 1000
 FRAME_BYTES = 1 << 20  # of lines before compression; one line that is longer has a frame to itself
 SEGMENT_LINES = 64 * FRAME_LINES
-SEGMENT_BYTES = 16 << 20  # of a live segment; one that has as much, or as many lines, is sealed
+SEGMENT_BYTES = 8 << 20  # of a live segment; one that has as much, or as many lines, is sealed
 
 Level = Literal["auto", "turns", "tokens", "summary"]
 LEVELS: tuple[str, ...] = get_args(Level)

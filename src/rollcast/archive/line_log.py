@@ -117,14 +117,13 @@ class LineLog:
         self._unsealed: list[int] = []  # live segments that could not be sealed
 
     def append(self, data: bytes, lines: int) -> None:
-        """Append so many lines. A segment that is full is sealed first.
+        """Append so many lines. A segment that is full is sealed, after they are written to the next one.
 
         Raises:
             OSError: they could not be written; no line of them is there.
         """
         if self._file is not None and is_full(self.position - self._first, self._bytes):
             self._end_segment()
-        self.seal_what_is_left()
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._first, self._bytes = self.position, 0
@@ -132,6 +131,7 @@ class LineLog:
         self._file.append(data)
         self.position += lines
         self._bytes += len(data)
+        self.seal_what_is_left()
 
     def seal_what_is_left(self) -> None:
         """Seal segments that are over. One that cannot be sealed now stays plain until the next try."""

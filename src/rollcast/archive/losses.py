@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -19,8 +19,21 @@ T = StreamEventType
 class _Span(msgspec.Struct):
     from_seq: int
     to_seq: int
-    types: Counter[str]
+    types: dict[str, int]
     reason: str = ""
+
+    def add_gap(self, data: dict[str, Any]) -> None:
+        """What a gap stands for."""
+        first, last = data.get("from_seq"), data.get("to_seq")
+        self.from_seq = min(self.from_seq, first) if isinstance(first, int) else self.from_seq
+        self.to_seq = max(self.to_seq, last) if isinstance(last, int) else self.to_seq
+        self.add_types(object_of(data.get("dropped")))
+
+    def add_types(self, types: dict[str, Any]) -> None:
+        """So many more events of each type."""
+        for kind, count in types.items():
+            if isinstance(count, int):
+                self.types[kind] = self.types.get(kind, 0) + count
 
 
 class Losses:
@@ -35,26 +48,30 @@ class Losses:
     @property
     def count(self) -> int:
         """Of events."""
-        return sum(span.types.total() for span in self._runs.values())
+        return sum(sum(span.types.values()) for span in self._runs.values())
 
     def add(self, events: Iterable[StreamEvent], reason: str = "") -> None:
         """Count the events in."""
+        runs = self._runs
         for event in events:
-            key = (event.source, event.run_id)
-            data, types = object_of(event.data), Counter[str]()
-            first, last = data.get("from_seq"), event.seq
-            if event.event_type is T.GAP:
-                dropped, to_seq = object_of(data.get("dropped")), data.get("to_seq")
-                types.update({kind: n for kind, n in dropped.items() if isinstance(n, int)})
-                last = max(last, to_seq if isinstance(to_seq, int) else -1)
-            elif event.event_type is not T.CHAIN_SNAPSHOT:
-                types[event.event_type.value] = 1
-            self._join(key, _Span(first if isinstance(first, int) else event.seq, last, types, reason))
+            data: Any = event.data
+            kind, seq = event.event_type, event.seq
+            span = runs.get((event.source, event.run_id))
+            if span is None:
+                span = runs[event.source, event.run_id] = _Span(seq, seq, {}, reason)
+            span.to_seq = max(span.to_seq, seq)
+            if kind is T.GAP:
+                span.add_gap(object_of(data))
+            elif kind is not T.CHAIN_SNAPSHOT:
+                span.types[kind] = span.types.get(kind, 0) + 1
+                first = data.get("from_seq", seq) if data.__class__ is dict else seq
+                if first.__class__ is int and first < span.from_seq:
+                    span.from_seq = first
 
     def join(self, other: Losses, reason: str) -> None:
         """What the other counted is lost too."""
         for key, span in other._runs.items():
-            self._join(key, msgspec.structs.replace(span, types=Counter(span.types), reason=reason))
+            self._join(key, msgspec.structs.replace(span, types=dict(span.types), reason=reason))
 
     def _join(self, key: tuple[str, str], span: _Span) -> None:
         known = self._runs.get(key)
@@ -63,7 +80,7 @@ class Losses:
             return
         known.from_seq = min(known.from_seq, span.from_seq)
         known.to_seq = max(known.to_seq, span.to_seq)
-        known.types.update(span.types)
+        known.add_types(span.types)
         known.reason = known.reason or span.reason
 
     def forget(self, run_id: str) -> None:
@@ -83,7 +100,7 @@ class Losses:
             data = {
                 "from_seq": span.from_seq,
                 "to_seq": span.to_seq,
-                "dropped": dict(span.types),
+                "dropped": {str(kind): count for kind, count in span.types.items()},
                 "reason": span.reason,
             }
             gaps.append(StreamEvent(T.GAP, "", now, data, run_id=run_id, source=source))

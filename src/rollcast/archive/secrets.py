@@ -19,29 +19,33 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.codec import one_line_json
+from rollcast.records.jsonable import as_json
+from rollcast.text import well_formed
 
 __all__ = ["Masker", "secret_values"]
 
 T = StreamEventType
 
-# Kind, a literal that every such secret has (looked for first, since that is quick), and its shape.
+# Kind, literals of which every such secret has one (looked for first, since that is quick), and its shape.
 _SHAPES: tuple[tuple[str, str, str], ...] = (
-    ("private-key", "PRIVATE KEY-----", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    ("private-key", "-----BEGIN", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
     ("anthropic-key", "sk-ant-", r"\bsk-ant-[A-Za-z0-9_\-]{16,}"),
     ("openai-key", "sk-", r"\bsk-(?!ant-)[A-Za-z0-9_\-]{20,}"),
-    ("github-token", "gh", r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
+    ("github-token", "ghp_ gho_ ghu_ ghs_ ghr_", r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
     ("github-token", "github_pat_", r"\bgithub_pat_[A-Za-z0-9_]{20,}"),
     ("gitlab-token", "glpat-", r"\bglpat-[A-Za-z0-9_\-]{16,}"),
     ("huggingface-token", "hf_", r"\bhf_[A-Za-z0-9]{20,}"),
-    ("aws-key", "A", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    ("aws-key", "AKIA ASIA", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     ("google-key", "AIza", r"\bAIza[A-Za-z0-9_\-]{35}"),
     ("slack-token", "xox", r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,}"),
     ("npm-token", "npm_", r"\bnpm_[A-Za-z0-9]{36}"),
     ("jwt", "eyJ", r"\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}"),
-    ("bearer-token", "earer ", r"(?<=[Bb]earer )[A-Za-z0-9_\-.~+/]{16,}=*"),
+    ("bearer-token", "earer", r"(?<=[Bb]earer )[A-Za-z0-9_\-.~+/]{16,}=*"),
     ("password-in-url", "://", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
 )  # fmt: skip
-_KINDS = [(kind, literal, re.compile(shape)) for kind, literal, shape in _SHAPES]
+_KINDS = [(kind, literals.split(), re.compile(shape)) for kind, literals, shape in _SHAPES]
+_LITERALS = [literal.encode() for _, literals, _ in _KINDS for literal in literals]
 
 _SECRET_NAME = re.compile(
     r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
@@ -67,7 +71,9 @@ Pattern = str | re.Pattern[str]
 def secret_values(environ: Mapping[str, str]) -> list[str]:
     """The values of variables that look secret by their name: of 8 characters or more, and no path, number or common word."""
     values = {
-        value
+        well_formed(
+            value
+        )  # of bytes that are no UTF-8 the system makes lone surrogates, which no event holds
         for name, value in environ.items()
         if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE and not _NO_SECRET.fullmatch(value)
     }
@@ -100,10 +106,20 @@ class Masker:
         self.counts: Counter[str] = Counter()
         self._values = secret_values(os.environ if environ is None else environ)
         self._functions = list(functions)
+        self._quick = [
+            *_LITERALS,
+            *(one_line_json(msgspec.json.encode(value)[1:-1]) for value in self._values),
+        ]
         try:
             self._patterns = [re.compile(pattern) for pattern in patterns]
         except re.error as error:
             raise InputError(f"a pattern of secrets is no regular expression: {error}") from None
+
+    def may_hold(self, data: bytes) -> bool:
+        """Whether JSON may hold a secret: a quick look, which says no for most of what is recorded."""
+        if self._patterns or self._functions:
+            return True
+        return any(map(data.__contains__, self._quick))
 
     def text(self, text: str) -> str:
         """The text without its secrets; the same object if there are none."""
@@ -111,9 +127,11 @@ class Masker:
             if value in text:
                 self.counts["environment"] += text.count(value)
                 text = text.replace(value, "[masked:environment]")
-        for kind, literal, shape in _KINDS:
-            if literal in text:
-                text = self._without(shape, kind, text)
+        for kind, literals, shape in _KINDS:
+            for literal in literals:
+                if literal in text:
+                    text = self._without(shape, kind, text)
+                    break
         for pattern in self._patterns:
             text = self._without(pattern, "pattern", text)
         for function in self._functions:
@@ -133,7 +151,7 @@ class Masker:
         return masked
 
     def value(self, value: Any) -> Any:
-        """The JSON value, without the secrets in its texts and names; the same object if there are none."""
+        """The value as JSON, without the secrets in its texts and names; the same object if there are none."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):
@@ -143,7 +161,9 @@ class Masker:
             fields = {self.value(name): self.value(item) for name, item in value.items()}
             same = all(a is b for a, b in zip(fields.values(), value.values(), strict=False))
             return value if same and fields.keys() == value.keys() else fields
-        return value
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self.value(as_json(value))  # an object of somebody's, as it would be written
 
     def event(self, event: StreamEvent) -> StreamEvent:
         """The event without the secrets in what came from outside; the same object if there are none."""

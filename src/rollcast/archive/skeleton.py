@@ -14,12 +14,36 @@ from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
+from rollcast.records.view_parts import Conversation, OpenCall
 
 __all__ = ["ANSWER_CHARS", "Skeleton"]
 
 T = StreamEventType
 ANSWER_CHARS = 4096
-_MAX_MESSAGES = 8  # that a view keeps: a row tells of none of them
+
+# What a row tells nothing of, and what most of the time and memory of a view would go into.
+_HEAVY = {
+    T.CHAIN_START: "messages",
+    T.LLM_GENERATION_END: "content",
+    T.TOOL_CALL_START: "arguments",
+    T.TOOL_OBSERVATION: "observation",
+}
+
+
+class _NoConversation(Conversation, eq=False):
+    """A conversation that is not kept."""
+
+    def take(self, message: Any) -> None:
+        """See `Conversation.take`."""
+
+    def add(self, message: dict[str, Any]) -> None:
+        """See `Conversation.add`."""
+
+    def list_call(self, call: OpenCall) -> None:
+        """See `Conversation.list_call`."""
+
+
+_NO_CONVERSATION = _NoConversation()
 
 
 class _OpenRun(msgspec.Struct):
@@ -45,7 +69,6 @@ class Skeleton:
         totals: so far.
         rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations.
         outcome: the status of the last run that was no other's rollout, None before its end.
-        chunks_matter: whether chunks are fed to the views: only if what is open is asked for.
     """
 
     def __init__(self, totals: Totals | None = None) -> None:
@@ -74,10 +97,6 @@ class Skeleton:
     def open_rows(self) -> list[ChainRow]:
         """The start rows of the chains that are open, once more: for a folder that lost them."""
         return [self._start_row(chain) for chain in self._chains.values()]
-
-    def open_views(self) -> list[ChainView]:
-        """The chains that are open."""
-        return [chain.view for chain in self._chains.values()]
 
     def feed(self, event: StreamEvent, position: int) -> None:
         """The event that stands at this position."""
@@ -109,23 +128,22 @@ class Skeleton:
 
     def _of_a_chain(self, event: StreamEvent, position: int) -> None:
         key = (event.run_id, event.chain_id)
-        chain = self._chains.get(key)
+        chain, light = self._chains.get(key), _without_heavy(event)
         if chain is None or event.event_type is T.CHAIN_START:
             if event.event_type in (T.TRAIN_STEP, T.GAP) or (
                 chain is None and event.event_type is T.ERROR and not event.run_id
             ):
                 return
             chain = self._chains[key] = _OpenChain(ChainView(), position, position)
-            chain.view.apply(event)
+            chain.view.apply(light)
             self._began(chain, event)
         else:
-            chain.view.apply(event)
+            chain.view.apply(light)
+        chain.view.conversation = _NO_CONVERSATION
         chain.last = position
         if event.event_type is T.CHAIN_END:
             self._ended(chain)
             del self._chains[key]
-        elif len(chain.view.messages) > _MAX_MESSAGES:
-            chain.view.forget_messages()
 
     def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
         chain.policy_first = chain.view.policy_version
@@ -134,7 +152,6 @@ class Skeleton:
             chain.prompt_hash = chain.view.prompt_hash
             if chain.prompt_hash is None and isinstance(messages, list) and messages:
                 chain.prompt_hash = prompt_hash(messages)
-        chain.view.forget_messages()
         self.totals.chains += 1
         self.totals.open_chains += 1
         self.rows.append(self._start_row(chain))
@@ -238,6 +255,13 @@ class Skeleton:
         if run is None or run.parent is None:
             status = object_of(event.data).get("status")
             self.outcome = status if status in ("completed", "cancelled", "failed") else None
+
+
+def _without_heavy(event: StreamEvent) -> StreamEvent:
+    heavy = _HEAVY.get(event.event_type)
+    if heavy is None or event.data.__class__ is not dict or heavy not in event.data:
+        return event
+    return msgspec.structs.replace(event, data={n: v for n, v in event.data.items() if n != heavy})
 
 
 def _text(value: Any) -> str | None:

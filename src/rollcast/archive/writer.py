@@ -121,7 +121,8 @@ class Recorder:
             self._failed(error)
 
     def _ensure_open(self) -> None:
-        if self._opened and (self._lock.is_gone() or self._events.is_gone()):
+        parts = (self._lock, self._events, self._chains, self._trajectories, self._train)
+        if self._opened and any(part.is_gone() for part in parts):
             self._begin_anew()
         if self._opened:
             return
@@ -196,13 +197,15 @@ class Recorder:
 
     def _write_events(self, events: list[StreamEvent]) -> None:
         events = _merged(events)
-        if self._masker is not None:
+        lines = _event_lines(events)
+        if self._masker is not None and self._masker.may_hold(lines):
             events = [self._masked(event, self._masker) for event in events]
+            lines = _event_lines(events)
         gaps = self._losses.gaps() if not self._refused else []
         try:
             self._ensure_open()
             first = self._events.position
-            self._events.append(_event_lines(gaps + events), len(gaps) + len(events))
+            self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
         except (OSError, ArchiveError) as error:
             self._lose(events, error)
             first = self._events.position
@@ -380,7 +383,7 @@ def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
         data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
     except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
         data = _encoder.encode(trajectory.to_dict())
-    if masker is not None:
+    if masker is not None and masker.may_hold(data):
         value = msgspec.json.decode(data)
         masker.trajectory(value)
         data = _encoder.encode(value)
