@@ -227,29 +227,31 @@ class Archive:
         return _with_state(row, lost=self.state in ("ended", "crashed"))
 
     def _rows_of(self, chain_id: str, run_id: str | None) -> list[dict[str, Any]]:
-        """The rows of one chain, found by the bytes that they have."""
-        name = b'"chain_id":' + msgspec.json.encode(chain_id)
+        """The rows of one chain in order, found by the bytes that they have: from the end back to the one of its start."""
+        needle = b'"chain_id":' + msgspec.json.encode(chain_id)
+        if run_id is not None:
+            needle = b'"run_id":' + msgspec.json.encode(run_id) + b"," + needle
+        rows: list[dict[str, Any]] = []
+        learned: list[
+            dict[str, Any]
+        ] = []  # of a run that is not known yet: it may be older than the chain's last one
         try:
             with (self.path / CHAINS_FILE).open("rb") as file, _mapped(file.fileno()) as data:
                 at = len(data)
-                while run_id is None and (at := data.rfind(name, 0, at)) >= 0:
-                    row = _line_at(
-                        data, at
-                    )  # a row of learning may be of an older run than the chain's last one
-                    if row.get("chain_id") == chain_id and row.get("row") != "trained":
-                        run_id = row.get("run_id")
-                if run_id is None:
-                    return []
-                needle = b'"run_id":' + msgspec.json.encode(run_id) + b"," + name
-                rows, at = [], data.find(needle)
-                while at >= 0:
+                while (at := data.rfind(needle, 0, at)) >= 0:
                     row = _line_at(data, at)
-                    if row.get("chain_id") == chain_id:
-                        rows.append(row)
-                    at = data.find(needle, at + len(needle))
-                return rows
+                    if row.get("chain_id") != chain_id or run_id not in (None, row.get("run_id")):
+                        continue
+                    if run_id is None and row.get("row") == "trained":
+                        learned.append(row)
+                        continue
+                    run_id = row.get("run_id")
+                    rows.append(row)
+                    if row.get("row") == "start":
+                        break
         except (FileNotFoundError, ValueError):  # there is none, or it is empty
             return []
+        return rows[::-1] + [row for row in learned[::-1] if row.get("run_id") == run_id]
 
     # -- trajectories --------------------------------------------------------------------------------------------------
 
