@@ -144,6 +144,7 @@ def test_commands_exist(words, monkeypatch):
 
         monkeypatch.setattr(cli, "run_command", lambda options: 0)
         monkeypatch.setattr(cli, "watch_command", lambda options: 0)
+        monkeypatch.setattr(cli, "recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr(cli, "train_command", lambda line, config: 0)
         done = CliRunner().invoke(cli.app, arguments)
         assert done.exit_code == 0, done.output

@@ -22,7 +22,6 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
-from rollcast.errors import ArchiveError
 
 __all__ = [
     "Segment",
@@ -249,8 +248,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def damaged(path: Path, why: str) -> ArchiveError:
-    """The sentence about a file that cannot be read."""
-    return ArchiveError(f"{path} is damaged: {why}; rollcast recover saves what can be read")

@@ -30,9 +30,15 @@ def _library() -> tuple[_Transform, _Transform] | None:
         zstandard: Any = importlib.import_module("zstandard")
     except ImportError:
         return None
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
-    decompressor = zstandard.ZstdDecompressor()
-    return compressor.compress, lambda data: bytes(decompressor.decompress(data, allow_extra_data=False))
+
+    def pack(data: bytes) -> bytes:
+        # One for each frame: they may not be used by two threads at once, and two records may be written in one process.
+        return bytes(zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data))
+
+    def unpack(frame: bytes) -> bytes:
+        return bytes(zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False))
+
+    return pack, unpack
 
 
 def _of_the_standard_library(zstd: Any) -> tuple[_Transform, _Transform]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rollcast.cli import options
+from rollcast.cli.records import record_directory, recover_command, runs_command
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
 from rollcast.cli.train.command import train_command
@@ -188,5 +189,31 @@ def watch(
         timestamps=not no_timestamps,
     )
     code = watch_command(chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def runs(
+    record_dir: options.RecordDirOption = None,
+    json: options.RunsJsonOption = False,
+) -> None:
+    """List the records of runs, the newest first."""
+    code = runs_command(record_directory(record_dir), json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def recover(
+    record: options.RecordArg,
+    record_dir: options.RecordDirOption = None,
+    force: options.ForceOption = False,
+) -> None:
+    """Make a record whole whose writer died.
+
+    Every whole line stays, and what is torn is named. It changes nothing more if it is done twice.
+    """
+    code = recover_command(record_directory(record_dir), record, force=force)
     if code:
         raise typer.Exit(code)

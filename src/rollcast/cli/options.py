@@ -17,6 +17,7 @@ __all__ = [
     "ChainsOption",
     "ConfigOption",
     "EvalEveryOption",
+    "ForceOption",
     "GroupOption",
     "HostNameOption",
     "JsonOption",
@@ -32,8 +33,11 @@ __all__ = [
     "PaceOption",
     "PromptOption",
     "QuestionsOption",
+    "RecordArg",
+    "RecordDirOption",
     "ResumeOption",
     "RowsOption",
+    "RunsJsonOption",
     "SeedOption",
     "ServeOption",
     "ShowOption",
@@ -260,4 +264,31 @@ UrlArg = Annotated[
 ]
 SinceOption = Annotated[
     str, typer.Option(metavar="live|start", help="From now on, or from the oldest event that the server has.")
+]
+
+RecordDirOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        envvar="ROLLCAST_RECORDS",
+        show_envvar=True,
+        help="Where records are. Default: rollcast-runs in the current folder.",
+    ),
+]
+
+RecordArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECORD", help="A record's name or a beginning of it, a task's name, a path, or latest."
+    ),
+]
+
+RunsJsonOption = Annotated[bool, typer.Option("--json", help="A line of JSON for each record.")]
+
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Also if its writer is on another host, where nobody can see from here whether it lives.",
+    ),
 ]
