@@ -115,6 +115,10 @@ class Masker:
         except re.error as error:
             raise InputError(f"a pattern of secrets is no regular expression: {error}") from None
 
+    def concerns(self, kind: StreamEventType) -> bool:
+        """Whether events of this type hold anything that came from outside."""
+        return kind in _FIELDS or not kind.known
+
     def may_hold(self, data: bytes) -> bool:
         """Whether JSON may hold a secret: a quick look, which says no for most of what is recorded."""
         if self._patterns or self._functions:

@@ -198,7 +198,7 @@ class Recorder:
     def _write_events(self, events: list[StreamEvent]) -> None:
         events = _merged(events)
         lines = _event_lines(events)
-        if self._masker is not None and self._masker.may_hold(lines):
+        if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
             lines = _event_lines(events)
         gaps = self._losses.gaps() if not self._refused else []
@@ -221,6 +221,11 @@ class Recorder:
                 self._past.forget(event.run_id)
         self.about.totals.events = self._events.position
         self._append_rows()
+
+    def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
+        """A quick look at what came from outside; most of what is recorded was sampled."""
+        outside = [event for event in events if masker.concerns(event.event_type)]
+        return bool(outside) and masker.may_hold(_event_lines(outside))
 
     def _feed(self, event: StreamEvent, position: int) -> None:
         try:
@@ -383,11 +388,20 @@ def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
         data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
     except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
         data = _encoder.encode(trajectory.to_dict())
-    if masker is not None and masker.may_hold(data):
+    if masker is not None and masker.may_hold(_outside_of(trajectory, data)):
         value = msgspec.json.decode(data)
         masker.trajectory(value)
         data = _encoder.encode(value)
     return one_line_json(data) + b"\n"
+
+
+def _outside_of(trajectory: Trajectory, whole: bytes) -> bytes:
+    """What did not come from the model, and its messages; the whole if that cannot be told apart."""
+    calls = [turn.tools for turn in trajectory.turns]
+    try:
+        return _encoder.encode((trajectory.row, trajectory.messages, calls, trajectory.error))
+    except Exception:  # noqa: BLE001  (as above)
+        return whole
 
 
 def _lines(rows: Iterable[Any]) -> bytes:
