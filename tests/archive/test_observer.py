@@ -194,6 +194,19 @@ async def test_a_row_tells_of_its_chain(stage):
     assert {events[row["first"]].chain_id, events[row["last"]].chain_id} == {"chain_1"}
 
 
+async def test_what_comes_after_a_chains_end_does_not_open_it_again(stage, talk):
+    """An error that is told late, as a foreign log may have it, is recorded, and the chain's row stays as it is."""
+    stage.observe()
+    async with stage.manager.run(run_id="r") as run:
+        talk(run, 0)
+        late = {"error": "late", "error_type": "", "where": "agent"}
+        stage.manager.emit(StreamEvent(T.ERROR, "chain_0", 1.0, late, run_id="r"))
+    archive = await stage.close()
+    assert [e.event_type.value for e in archive.events()][-2:] == ["error", "run_end"]
+    assert archive.chain("chain_0")["state"] == "ended"
+    assert archive.facts.totals.chains == 1
+
+
 async def test_an_observer_that_is_added_again_goes_on(stage):
     """The record grows by a segment, and positions go on."""
     observer = stage.observe()
@@ -527,13 +540,17 @@ NAMES = st.sampled_from(
     )
 )
 def test_whatever_events_hold_the_record_has_them(events):
-    """A line for each, whatever somebody puts into the data of events that are relayed."""
+    """A line for each, whatever somebody puts into their data."""
     with tempfile.TemporaryDirectory() as folder:
-        manager = StreamingManager()
-        manager.add_observer(ArchiveObserver(Path(folder) / "r", level="tokens"))
-        for seq, (kind, chain_id, data, step) in enumerate(events):
-            manager.relay(StreamEvent(kind, chain_id, 1.0, data, step, None, seq, "r"))
-        manager.close()
+        writes = ArchiveObserver(Path(folder) / "r", level="tokens")._worker
+        writes.start()
+        writes.put(
+            [
+                StreamEvent(kind, chain_id, 1.0, data, step, None, seq, "r")
+                for seq, (kind, chain_id, data, step) in enumerate(events)
+            ]
+        )
+        writes.stop().result(10)
         if events:
             path = Path(folder) / "r" / "events" / "000000000000.jsonl.zst"
             found = [json.loads(line) for line in zstd.decompress(path.read_bytes()).splitlines()]

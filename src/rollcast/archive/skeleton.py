@@ -28,6 +28,11 @@ _HEAVY = {
     T.TOOL_CALL_START: "arguments",
     T.TOOL_OBSERVATION: "observation",
 }
+_SAID_LATER = (
+    T.LLM_GENERATION_CHUNK,
+    T.TOOL_OBSERVATION,
+    T.REWARD,
+)  # an end that follows tells a row the same
 
 
 class _NoConversation(Conversation, eq=False):
@@ -52,6 +57,7 @@ class _OpenRun(msgspec.Struct):
     parent: str | None = None
     last_seq: int = -1
     source: str = ""
+    ended: set[str] = set()  # its chains that have
 
 
 class _OpenChain(msgspec.Struct):
@@ -107,12 +113,12 @@ class Skeleton:
             self.totals.runs += 1
         if run is not None and event.seq > run.last_seq:
             run.last_seq = event.seq
-        if kind is T.LLM_GENERATION_CHUNK:
+        if event.chain_id:
             chain = self._chains.get((run_id, event.chain_id))
-            if chain is not None:
+            if chain is not None and kind in _SAID_LATER:
                 chain.last = position
-        elif event.chain_id:
-            self._of_a_chain(event, position)
+            elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
+                self._of_a_chain(event, position)
         elif kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
@@ -144,6 +150,8 @@ class Skeleton:
         if event.event_type is T.CHAIN_END:
             self._ended(chain)
             del self._chains[key]
+            if event.run_id in self.runs:
+                self.runs[event.run_id].ended.add(event.chain_id)
 
     def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
         chain.policy_first = chain.view.policy_version

@@ -181,8 +181,8 @@ def _event_bytes(event: StreamEvent) -> int:
     """As `event_size`, and quicker for a chunk."""
     if event.event_type is not CHUNK:
         return event_size(event)
-    content = event.data.get("content")
-    return 800 + len(content) if content.__class__ is str else event_size(event)
+    content = event.data.get("content") if event.data.__class__ is dict else None
+    return 800 + len(content) if content.__class__ is str else 800
 
 
 def _size_of(trajectory: Trajectory) -> int:
