@@ -10,12 +10,9 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from rollcast.aio import fulfil
-from rollcast.records import StreamEvent, StreamEventType, Trajectory
-from rollcast.stream.queue import event_size
+from rollcast.records import StreamEvent, Trajectory
 
 __all__ = ["Worker", "Writes"]
-
-CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 logger = logging.getLogger("rollcast.archive")
 
@@ -178,11 +175,15 @@ class Worker:
 
 
 def _event_bytes(event: StreamEvent) -> int:
-    """As `event_size`, and quicker for a chunk."""
-    if event.event_type is not CHUNK:
-        return event_size(event)
-    content = event.data.get("content") if event.data.__class__ is dict else None
-    return 800 + len(content) if content.__class__ is str else 800
+    """About how many bytes of memory it keeps alive beside what its chain has anyway; much quicker than `event_size`."""
+    size = 800
+    if event.data.__class__ is dict:
+        for value in event.data.values():
+            if value.__class__ is str:
+                size += len(value)
+            elif value.__class__ is list:
+                size += 64 * len(value)
+    return size
 
 
 def _size_of(trajectory: Trajectory) -> int:
