@@ -1,1 +1,1 @@
-"""What streaming costs, measured: `python -m benchmarks [names…]`. See README.md."""
+"""Measures what streaming costs: `python -m benchmarks [names…]`. See README.md."""

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "loop": "benchmarks.loop",
     "isolation": "benchmarks.isolation",
     "serve": "benchmarks.serve",
+    "snapshots": "benchmarks.snapshots",
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",
@@ -41,14 +42,14 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     """Run the named benchmarks, or all, and print their figures as a Markdown table.
 
     Raises:
-        SystemExit: a name is wrong, or a benchmark that was named needs an extra that is not installed.
+        SystemExit: a name is wrong, or a named benchmark needs an extra that is not installed.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=(main.__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
+    parser.add_argument("names", nargs="*", help=f"from {', '.join(BENCHMARKS)}; by default all")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
+        "--quick", action="store_true", help="tiny sizes: to check that it works, not to measure"
     )
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/history")
     options = parser.parse_args(arguments)
@@ -78,11 +79,11 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
 def _measured(
     names: list[str], *, quick: bool
 ) -> tuple[list[Figure], dict[str, float], dict[str, MissingExtraError]]:
-    """Figures; by benchmark, how long it took; and those that need what is not installed, and what that is."""
+    """The figures; how long each benchmark took; and which were left out, and why."""
     figures: list[Figure] = []
     seconds: dict[str, float] = {}
     left_out: dict[str, MissingExtraError] = {}
-    # Observers that are to fail are logged as in any program, but not on this table.
+    # Observers that fail on purpose are logged as in any program, but not in this table.
     handler = logging.StreamHandler(io.StringIO())
     logging.getLogger("rollcast").addHandler(handler)
     try:

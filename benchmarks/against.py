@@ -1,7 +1,7 @@
-"""`python -m benchmarks.against CHECKOUT`: this tree and another one, measured in turn in one run.
+"""`python -m benchmarks.against CHECKOUT`: measures this tree and another one in turn, in one run.
 
-Each round starts a process for either tree, in alternating order, which measures the emit path as `emit` does, in CPU time. The
-ratio of the two trees is taken within each round, so that a machine that changes its speed changes both sides.
+Each round starts a process for each tree, in alternating order, which measures the emit path as `emit` does, in CPU time. The
+ratio of the two trees is taken within each round, so that if the machine's speed changes, it changes for both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def main() -> int:
-    """Measure both trees and print what came out."""
+    """Measure both trees and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path, help="another checkout of this repository")
     parser.add_argument("--rounds", type=int, default=11)

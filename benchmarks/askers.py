@@ -1,7 +1,7 @@
-"""A process that asks a server for a page, over and over: `askers.py '{"port": 8765, "path": "/metrics", "clients": 4}'`.
+"""A process that requests a page from a server, over and over: `askers.py '{"port": 8765, "path": "/metrics", "clients": 4}'`.
 
-Each client asks again as soon as it has its answer. How many answers there were of each status is told at the end, as JSON;
-the end is when standard input closes.
+Each client asks again as soon as it has its answer. When standard input closes, it prints how many answers there were with each
+status, as JSON.
 """
 
 from __future__ import annotations

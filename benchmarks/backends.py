@@ -1,6 +1,6 @@
-"""The transformers backend with streaming chains, against a static batch of `model.generate` on the same prompts.
+"""Compares the transformers backend with streaming chains to a static batch of `model.generate` on the same prompts.
 
-On a GPU where there is one (a random model of 1.7 billion parameters in bfloat16, 64 chains), else on the CPU (25 million,
+It runs on a GPU if there is one (a random model of 1.7 billion parameters in bfloat16, 64 chains), else on the CPU (25 million,
 8 and 32 chains, two threads). Prompts have about 300 tokens and differ; every chain samples the same number of tokens.
 """
 
@@ -59,7 +59,7 @@ THREADS = 2
 
 
 class Setting(NamedTuple):
-    """What is measured: chains at once, tokens of each, rounds."""
+    """What is measured: chains at once, tokens per chain, rounds."""
 
     chains: int
     tokens: int
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
 
 
 def run(quick: bool) -> list[Figure]:
-    """Tokens a second of all chains together."""
+    """Measure tokens per second of all chains together."""
     gpu = torch.cuda.is_available() and not quick
     sizes, kv, vocabulary = (QUICK, 2, 512) if quick else (LARGE, 8, 32_000) if gpu else (SMALL, 4, 512)
     torch.manual_seed(0)
@@ -167,7 +167,7 @@ async def _agent(agent: BaseAgent, rows: list[dict[str, Any]], setting: Setting,
 
 
 def _one_at_a_time(model: Any, tokenizer: Any, prompts: list[list[int]], setting: Setting) -> int:
-    """What transformers itself streams: text of one generation at a time; a few of them tell the speed."""
+    """Stream with transformers itself, one generation at a time; a few are enough to tell the speed."""
     for prompt in prompts[:4]:
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
         given = torch.tensor([prompt], device=model.device)

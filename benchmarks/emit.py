@@ -1,4 +1,4 @@
-"""Streaming on: what an event costs until it is queued, delivered, or stands in a file."""
+"""With streaming on: what an event costs until it is queued, delivered, or written to a file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rollcast.stream import GenerationWriter, RunWriter, StreamingManager, Strea
 __all__ = ["run"]
 
 OBSERVERS = 3
-TICK = 8  # events between two turns of the loop: as many chains that decode in one batch
-LENGTH = 512  # tokens of a generation; fewer than a queue takes before it merges
+TICK = 8  # events between two turns of the loop, as if this many chains decoded in one batch
+LENGTH = 512  # tokens per generation; fewer than a queue takes before it merges
 
 _CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
 def run(quick: bool) -> list[Figure]:
-    """Events of one token each, with id and log-probability."""
+    """Measure events of one token each, with id and log-probability."""
     generations, rounds = (2, 2) if quick else (40, 21)
     deltas, n = tokens(LENGTH), generations * LENGTH
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ async def _naive(deltas: list[Token], generations: int) -> float:
 
 
 async def _emitted(deltas: list[Token], generations: int) -> float:
-    """`chunk` alone: observers take what waits between the generations, which is not counted."""
+    """Time only `chunk`: observers take what waits between the generations, which is not counted."""
     manager = StreamingManager()
     for _ in range(OBSERVERS):
         manager.add_observer(NoOp())
@@ -121,7 +121,7 @@ async def _emitted(deltas: list[Token], generations: int) -> float:
 
 
 async def _delivered(deltas: list[Token], generations: int, observers: Sequence[StreamObserver]) -> float:
-    """Everything until the observers have the events: `TICK` of them, then the loop's turn, and so on."""
+    """Time everything until the observers have the events: `TICK` of them, then the loop's turn, and so on."""
     manager = StreamingManager()
     for observer in observers:
         manager.add_observer(observer)
@@ -132,7 +132,7 @@ async def _delivered(deltas: list[Token], generations: int, observers: Sequence[
             for start in range(0, len(deltas), TICK):
                 for text, ids, logprobs in deltas[start : start + TICK]:
                     generation.chunk(text, ids, logprobs, 0)
-                    if manager.congested:
+                    if manager.fanout.congested:
                         await manager.ready()
                 await asyncio.sleep(0)
             generation.chain.end("answered")

@@ -1,4 +1,4 @@
-"""The NumPy engine of the embedded model, against transformers' `model.generate` on the same checkpoint, both on the CPU in float32.
+"""Compares the embedded model's NumPy engine to transformers' `model.generate` on the same checkpoint, both on the CPU in float32.
 
 Prompts are different questions of arithmetic, as an agent renders them. Both sample the same number of tokens at temperature 1,
 prompts are read within the time that counts, and nothing is remembered from one trial to the next. The NumPy backend also gives
@@ -44,12 +44,12 @@ __all__ = ["run"]
 Costs = dict[str, list[float]]
 
 TWO_THREADS_AT = 128
-"""Chains at once at which `generate` is measured with two torch threads, too: fewer have nothing to share out. Where other work
-has the cores, two threads wait for each other at every operation and are many times slower than one."""
+"""The number of chains at which `generate` is also measured with two torch threads: fewer leave too little to share. If the cores
+are busy, two threads wait for each other at every operation and are many times slower than one."""
 
 
 class Setting(NamedTuple):
-    """What is measured: chains at once, tokens of each, how many such batches one after the other, rounds."""
+    """What is measured: chains at once, tokens per chain, how many such batches one after the other, rounds."""
 
     chains: int
     tokens: int
@@ -57,13 +57,13 @@ class Setting(NamedTuple):
     rounds: int
 
 
-# Alone it takes milliseconds, so there are more of it.
+# A single chain takes milliseconds, so there are more of them.
 SETTINGS = (Setting(1, 64, 4, 9), Setting(8, 64, 2, 9), Setting(32, 64, 1, 9), Setting(128, 64, 1, 9))
 QUICK = (Setting(2, 4, 1, 1),)
 
 
 def run(quick: bool) -> Iterator[Figure]:
-    """Tokens a second and CPU time a token, and their ratios."""
+    """Measure tokens per second and CPU time per token, and their ratios."""
     before = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def _at(folder: Path, model: Any, setting: Setting) -> Iterator[Figure]:
 
 
 def _costs(trials: dict[str, Callable[[], Spent]], setting: Setting, rounds: int) -> tuple[Costs, Costs]:
-    """By trial, a value a round: tokens a second, and microseconds of CPU a token."""
+    """For each trial, a value per round: tokens per second, and microseconds of CPU per token."""
     found = paired(trials, rounds)
     expected = setting.chains * setting.tokens * setting.batches
     assert all(spent.tokens == expected for values in found.values() for spent in values)
@@ -121,7 +121,7 @@ def _costs(trials: dict[str, Callable[[], Spent]], setting: Setting, rounds: int
 
 
 def _compared(pair: str, speed: Costs, cpu: Costs) -> Iterator[Figure]:
-    """Above 1 where the NumPy engine is ahead."""
+    """The ratios; they are above 1 if the NumPy engine is ahead."""
     yield figure(f"{pair}: ratio of tokens/s", ratios(speed["backend"], speed["generate"]), "×")
     yield figure(f"{pair}: inverse ratio of CPU", ratios(cpu["generate"], cpu["backend"]), "×")
 
@@ -134,7 +134,7 @@ def _prompts(folder: Path, count: int) -> list[list[int]]:
 
 
 def _bare(folder: Path, prompts: list[list[int]], setting: Setting) -> Spent:
-    """What the engine's thread does, on this one: no streams, texts or event loop."""
+    """Do what the engine's thread does, on this thread: no streams, texts or event loop."""
     config = read_config(folder)
     parameters = build_parameters(read_weights(folder), config)
     layer = parameters.layers[0]
@@ -157,7 +157,7 @@ def _bare(folder: Path, prompts: list[list[int]], setting: Setting) -> Spent:
 
 
 async def _backend(folder: Path, prompts: list[list[int]], setting: Setting) -> Spent:
-    """As an agent asks it. Each batch has a backend of its own, loaded before, which remembers no prompt."""
+    """Use the backend as an agent does. Each batch has a new backend, loaded before, which remembers no prompt."""
 
     async def consumed(backend: TinyBackend, i: int, prompt: list[int]) -> int:
         asked = GenerationRequest(f"r{i}", [], [], Sampling(max_tokens=setting.tokens, seed=i), prompt)

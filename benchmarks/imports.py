@@ -1,4 +1,4 @@
-"""What the package costs before anything runs: the import, and the disk."""
+"""Measures what the package costs before anything runs: the import, and the disk."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def _dependencies() -> set[str]:
 
 
 def _installed(name: str) -> int:
-    """Bytes of the files that the wheel's RECORD lists, byte code aside."""
+    """The size of the files that the wheel's RECORD lists, without byte code."""
     return sum(file.size or 0 for file in metadata.files(name) or () if file.suffix != ".pyc")

@@ -1,4 +1,4 @@
-"""Observers that hang or raise: what they cost the run, whether they change it, and the memory that they keep."""
+"""Measures observers that hang or raise: what they cost the run, whether they change it, and the memory that they keep."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rollcast.testing import EventCapture, RaisingObserver, StallingObserver
 __all__ = ["run"]
 
 CHAINS = 32  # open at once
-LENGTH = 256  # tokens of a generation
-SAMPLE = 25_000  # events between two looks at the memory
+LENGTH = 256  # tokens per generation
+SAMPLE = 25_000  # events between two measurements of memory
 
 
 def run(quick: bool) -> list[Figure]:
-    """Isolation in time, in what is sampled, and in memory."""
+    """Measure isolation in time, in what is sampled, and in memory."""
     return [
         *_time(quick),
         *_emitting(quick),
@@ -68,7 +68,7 @@ def _time(quick: bool) -> list[Figure]:
 
 
 def _emitting(quick: bool) -> list[Figure]:
-    """What `chunk` costs while its observer hangs: chunks merge, and in the end the queue is given up."""
+    """Measure what `chunk` costs while its observer hangs: chunks merge, and in the end the queue is given up."""
     events, rounds = (4_000, 2) if quick else (60_000, 9)
     spent = paired(
         {
@@ -111,12 +111,12 @@ def _end(run: RunWriter, observer: StreamObserver) -> None:
 
 
 async def _memory(events: int) -> list[Figure]:
-    """Chains that begin, speak and end before an observer that took nothing since the first event."""
+    """Let chains begin, generate and end while an observer has taken nothing since the first event."""
     observer = StallingObserver()
     manager = StreamingManager(drain_timeout=0.05)
     manager.add_observer(observer)
     samples: list[int] = []
-    tracemalloc.start()  # what is in RAM would hide what earlier measurements have left free
+    tracemalloc.start()  # resident memory would hide what earlier measurements left free
     async with manager.run(chains=0) as run:
         await _stalls(run, observer)
         for number, _ in zip(range(events), _produce(run), strict=False):
@@ -145,7 +145,7 @@ async def _stalls(run: RunWriter, observer: StallingObserver) -> None:
 
 
 def _produce(run: RunWriter) -> Iterator[None]:
-    """`CHAINS` chains in turn, a token each, for ever; each yields to the caller once a token."""
+    """Let `CHAINS` chains produce a token each, in turn, for ever; it yields after every token."""
     deltas = tokens(LENGTH)
     while True:
         generations = [run.chain().start().generation().start() for _ in range(CHAINS)]
@@ -177,11 +177,11 @@ def _accounting(quick: bool) -> list[Figure]:
 
 
 def _accounted(fill: Callable[[RunWriter], None], limit: int) -> float:
-    """A full queue's own count over what it keeps alive. No loop runs, so nothing is taken from it."""
+    """A full queue's own count over the memory that it keeps alive. No loop runs, so nothing is taken from it."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture())
     run = manager.run()
-    for delivery in manager.deliveries:
+    for delivery in manager.fanout.deliveries:
         _stop_reading(delivery)
     tracemalloc.start()
     try:
@@ -192,16 +192,16 @@ def _accounted(fill: Callable[[RunWriter], None], limit: int) -> float:
 
 
 def _stop_reading(delivery: Delivery) -> None:
-    """Nobody is to be woken by what is put in."""
+    """Keep the delivery from waking its reader."""
     delivery.awake = True
     delivery.on_wake = lambda: None
 
 
 def _merged(limit: int) -> float:
-    """The same of an observer that lags: its chunks are merged."""
+    """The same for an observer that lags, whose chunks are merged."""
     manager = StreamingManager(queue_limit=limit)
     manager.add_observer(EventCapture(mode="coalesce"))
-    (delivery,) = manager.deliveries
+    (delivery,) = manager.fanout.deliveries
     _stop_reading(delivery)
     run = manager.run()
     tracemalloc.start()
@@ -218,8 +218,8 @@ def _merged(limit: int) -> float:
 
 
 def _released(manager: StreamingManager) -> float:
-    """Count over the memory that emptying the queue gives back."""
-    (delivery,) = manager.deliveries
+    """The count over the memory that emptying the queue frees."""
+    (delivery,) = manager.fanout.deliveries
     counted = manager.statistics()[0].queued_bytes
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
@@ -232,11 +232,11 @@ def _fill_tokens(run: RunWriter, *, exact: bool) -> None:
     manager = run.manager
     vocabulary = [text for text, _, _ in tokens(500)]
     number = 0
-    while not manager.congested:
+    while not manager.fanout.congested:
         generation = run.chain().start().generation().start()
         for text in vocabulary[:LENGTH]:
             number += 1
-            if exact:  # as a backend makes them: numbers of their own
+            if exact:  # numbers of their own, as a backend makes them
                 generation.chunk(text, [1000 + number], [-number / 1024], 0)
             else:
                 generation.chunk(f"{text} ")
@@ -245,7 +245,7 @@ def _fill_tokens(run: RunWriter, *, exact: bool) -> None:
 
 
 def _forget(turn: object) -> None:
-    """What the trajectory holds is not the queue's."""
+    """Drop what the trajectory holds, which is not the queue's."""
     for name in ("pieces", "token_ids", "logprobs", "policy_versions"):
         getattr(turn, name).clear()
 

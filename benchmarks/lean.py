@@ -1,4 +1,4 @@
-"""A backend without a model: what is left is the agent's loop and the streaming."""
+"""A backend without a model, so that only the agent's loop and the streaming are measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Renderer:
 
 
 class LeanBackend(BaseBackend):
-    """`length` tokens a generation, each with its own id and log-probability, one in a turn of the event loop.
+    """Yields `length` tokens per generation, each with its own id and log-probability, one per turn of the event loop.
 
     `hold` is awaited before the last token.
     """

@@ -1,8 +1,8 @@
-"""How fast the embedded model learns each task that ships, and what watching it costs.
+"""Measures how fast the embedded model learns each task that ships, and what watching it costs.
 
 Success is measured on held-out questions, sampled and greedy, against the seconds of training; evaluations are not counted.
-Seconds are wall-clock, since that is what somebody waits; where other work had the cores, CPU seconds of the same steps
-stand beside them. Watching is measured by CPU time of whole trainings, paired, and their weights are compared to the byte.
+Seconds are wall-clock, since that is how long a user waits; CPU seconds of the same steps are beside them, in case the cores
+were busy. Watching is measured by CPU time of whole trainings, paired, and their weights are compared to the byte.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from rollcast.train import GRPOConfig, Progress, train
 __all__ = ["CURVES", "run"]
 
 SEEDS = (0, 1, 2)
-MINUTES = {"arithmetic": 1.0, "guess": 4.0}  # of the others 2
+MINUTES = {"arithmetic": 1.0, "guess": 4.0}  # 2 for the others
 START_BARS = {"arithmetic": 0.6, "guess": 0.5}
 RATE = 6e-4
 BAR = 0.95
 SHOWN, WATCHED_STEPS = 4, 8
 CURVES: dict[str, list[dict[str, Any]]] = {}
-"""Of the last call of `run`, by task: a curve a seed. `--save` keeps them beside the figures."""
+"""The curves of the last call of `run`, by task, one per seed. `--save` keeps them beside the figures."""
 
 
 def run(quick: bool) -> Iterator[Figure]:
-    """Learning curves of every task, then the price of watching."""
+    """Measure learning curves of every task, then the cost of watching."""
     CURVES.clear()
     for name in task_names()[:1] if quick else task_names():
         yield from _learning(name, quick)
@@ -117,7 +117,7 @@ def _first_above(curve: dict[str, Any], kind: str, clock: str) -> float | None:
 
 
 Watch = Callable[[StreamingManager, Path], Callable[[], None] | None]
-"""Adds who watches; what it gives is called after each step."""
+"""Adds the observers; what it returns is called after each step."""
 
 
 def _jsonl(manager: StreamingManager, folder: Path) -> None:
@@ -132,7 +132,7 @@ def _terminal(manager: StreamingManager, _: Path) -> None:
 
 
 def _command(manager: StreamingManager, _: Path) -> Callable[[], None]:
-    """As `rollcast train` shows chains: of one rollout in three seconds at most."""
+    """Show chains as `rollcast train` does: at most one rollout every three seconds."""
     return ShownChains(manager, SHOWN, io.StringIO(), color=True).next_step
 
 
@@ -157,7 +157,7 @@ def _watching(quick: bool) -> Iterator[Figure]:
 
 
 def _trial(watch: Watch | None, quick: bool) -> Callable[[], tuple[float, bytes]]:
-    """CPU seconds of a training, its observer closed, and the weights that came of it."""
+    """CPU seconds of a training until its observer is closed, and the final weights."""
     size = {"steps": 1, "group": 4, "questions": 4} if quick else {"steps": WATCHED_STEPS}
 
     async def whole() -> tuple[float, bytes]:

@@ -1,4 +1,4 @@
-"""The agent's loop on the embedded model, against the bare engine that serves exactly the same requests."""
+"""Compares the agent's loop on the embedded model to the bare engine, which serves exactly the same requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rollcast.stream import StreamObserver
 
 __all__ = ["run"]
 
-# How many chains run at once, how many there are, and how often: alone they are slow, so there are fewer.
+# How many chains run at once, how many there are, and how often: single chains are slow, so there are fewer.
 SIZES = ((1, 40, 7), (8, 160, 7), (32, 320, 7))
 QUICK = ((2, 4, 1),)
 
@@ -23,7 +23,7 @@ NAMES = {"off": "off", "on": "on, an observer that does nothing", "jsonl": "on, 
 
 
 def run(quick: bool) -> list[Figure]:
-    """Tokens a second and CPU time a token, with 1, 8 and 32 chains at once."""
+    """Measure tokens per second and CPU time per token, with 1, 8 and 32 chains at once."""
     with tempfile.TemporaryDirectory() as folder:
         return [
             line for size in (QUICK if quick else SIZES) for line in _at(*size, Path(folder) / "events.jsonl")

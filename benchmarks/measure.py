@@ -1,6 +1,6 @@
-"""Paired measurement: every round runs all variants once, so that what slows the machine slows all of them.
+"""Measures in pairs: every round runs all variants once, so that anything that slows the machine slows all of them.
 
-Costs are CPU seconds of the process, all threads included, unless a benchmark says otherwise.
+Costs are CPU seconds of the process, with all threads, unless a benchmark says otherwise.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Figure:
     Attributes:
         name: what was measured.
         value, low, high: median over the rounds and its 95 % interval; `low` and `high` are None for a count or a size.
-        unit: of all three.
-        target: `<= 0.1`, `>= 0.8`, `about 1`; None where the figure is a reference.
-        met: whether the median holds the target; for `about`, whether the whole interval lies within 5 % of the
+        unit: the unit of all three.
+        target: `<= 0.1`, `>= 0.8`, `about 1`; None if the figure is a reference.
+        met: whether the median meets the target; for `about`, whether the whole interval lies within 5 % of the
             number. None without a target.
     """
 
@@ -51,10 +51,10 @@ class Figure:
 
 
 def paired(trials: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """The result of each trial, one a round. One round runs before and is not counted.
+    """Run each trial once per round, and return the results. A first round is not counted.
 
-    The order turns from round to round, every second time backwards, so that none always profits from what another
-    left warm.
+    The order rotates from round to round, every second time backwards, so that no trial always profits from caches that
+    another has warmed.
     """
     names = list(trials)
     results: dict[str, list[T]] = {name: [] for name in names}
@@ -75,7 +75,7 @@ def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The median, and where it lies in 95 % of resamples of the rounds."""
+    """The median, and the interval in which it lies in 95 % of resamples of the rounds."""
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
     cut = RESAMPLES // 40
@@ -83,12 +83,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def figure(name: str, values: Sequence[float] | float, unit: str, target: str | None = None) -> Figure:
-    """A figure of one value a round, or of one number that has no interval.
+    """Make a figure from one value per round, or from one number without an interval.
 
     Args:
         name: what was measured.
-        values: one a round, or a single number.
-        unit: of the values.
+        values: one per round, or a single number.
+        unit: the values' unit.
         target: `<=`, `>=` or `about`, and a number.
     """
     if isinstance(values, int | float):
@@ -103,6 +103,6 @@ def figure(name: str, values: Sequence[float] | float, unit: str, target: str | 
 def _holds(target: str, value: float, low: float | None, high: float | None) -> bool:
     operator, number = target.split()
     bound = float(number)
-    if operator == "about":  # shown, not merely not refuted: a wide interval does not pass
+    if operator == "about":  # it must be shown, not just not refuted: a wide interval does not pass
         return low is not None and high is not None and 0.95 * bound <= low and high <= 1.05 * bound
     return value <= bound if operator == "<=" else value >= bound

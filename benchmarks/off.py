@@ -1,4 +1,4 @@
-"""Streaming off: what a token pays for the possibility of being watched."""
+"""With streaming off: what a token pays for the possibility of being watched."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rollcast.stream import GenerationWriter, StreamingManager
 
 __all__ = ["run"]
 
-LENGTH = 256  # tokens of a generation
+LENGTH = 256  # tokens per generation
 
 
 def run(quick: bool) -> list[Figure]:
-    """`GenerationWriter.chunk` without a route against the bare `Turn.append` that it stands around."""
+    """Compare `GenerationWriter.chunk` without a route to the bare `Turn.append` that it wraps."""
     generations, rounds = (20, 2) if quick else (400, 41)
     deltas = tokens(LENGTH)
     results = paired(
@@ -50,7 +50,7 @@ def _generation() -> GenerationWriter:
     stream = StreamingManager().run(live=False).open()
     generation = stream.chain().start().generation().start()
     assert generation.route is None
-    generation.turn.ttft_s = 0.0  # a field of the trajectory, set once: not the guard's
+    generation.turn.ttft_s = 0.0  # a field of the trajectory that is set once, not by the guard
     return generation
 
 
@@ -84,7 +84,7 @@ def _blocks(call: Callable[..., None], deltas: list[Token]) -> int:
 def _transient(deltas: list[Token]) -> float:
     """The most memory that is in use during a call, beyond what the bare append uses; mean over the tokens.
 
-    Median of a few: what the interpreter keeps for reuse moves a single count by one object.
+    It is the median of a few: what the interpreter keeps for reuse changes a single count by one object.
     """
     beyond = [_peaks(_generation().chunk, deltas) - _peaks(_turn().append, deltas) for _ in range(9)]
     return statistics.median(beyond) / len(deltas)

@@ -1,8 +1,8 @@
-"""What an event costs that reaches its reader, here and in other agent libraries, with fake models and no network.
+"""Measures the cost of an event that reaches its reader, here and in other agent libraries, with fake models and no network.
 
-Every system runs the same chains at once, each with one generation of the same text in the same tokens, and gives one
-event a token to whoever reads. The cost is the whole: the system's own loop, its fake model and the delivery. What the
-same run costs without streaming stands beside it. Systems that are not installed are left out.
+Every system runs the same chains at once, each with one generation of the same text in the same tokens, and gives its reader
+one event per token. The cost is everything: the system's own loop, its fake model and the delivery. The cost of the same run
+without streaming is beside it. Systems that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from rollcast.testing import ScriptedBackend
 __all__ = ["run"]
 
 CHAINS = 8  # at once
-RATIO = 20  # what another system's event is to cost at least, in our events
+RATIO = 20  # the least that another system's event should cost, in our events
 
-Trial = Callable[[], Awaitable[int]]  # runs the chains; how many events of tokens came
+Trial = Callable[[], Awaitable[int]]  # runs the chains; returns how many token events came
 
 
 def run(quick: bool) -> list[Figure]:
-    """CPU a token that is delivered, and a token where nobody asked for events."""
+    """Measure CPU per token that is delivered, and per token without events."""
     length, rounds = (8, 1) if quick else (128, 15)
     words = [VOCABULARY[i % 500] for i in range(length)]
     trials: dict[str, Trial] = _rollcast(words)
@@ -63,7 +63,7 @@ async def _timed(trial: Trial) -> tuple[float, int]:
 
 
 async def _all(chain: Callable[[], Awaitable[int]]) -> int:
-    """As many chains at once; the sum of what they say."""
+    """Run `CHAINS` chains at once; return the sum of their results."""
     return sum(await asyncio.gather(*[chain() for _ in range(CHAINS)]))
 
 
@@ -107,7 +107,7 @@ def _rollcast(words: list[str]) -> dict[str, Trial]:
 
 
 def _checked(texts: list[list[str]], expected: str) -> int:
-    """How many events had text; together they had all of it."""
+    """How many events had text; it checks that together they have all of it."""
     assert ["".join(pieces) for pieces in texts] == [expected] * len(texts)
     return sum(len([piece for piece in pieces if piece]) for pieces in texts)
 
@@ -116,7 +116,7 @@ def _checked(texts: list[list[str]], expected: str) -> int:
 
 
 def _langgraph(words: list[str]) -> dict[str, Trial]:
-    """A graph of one node that calls a chat model: the least that streams messages."""
+    """A graph of one node that calls a chat model: the smallest graph that streams messages."""
     from langgraph.graph import END, START, MessagesState, StateGraph
 
     model, text = _chat_model(words), "".join(words)
@@ -157,7 +157,7 @@ def _langgraph(words: list[str]) -> dict[str, Trial]:
 
 
 def _chat_model(words: list[str]) -> Any:
-    """A fake chat model of langchain-core that streams one chunk a word."""
+    """A fake chat model of langchain-core that streams one chunk per word."""
     os.environ["LANGSMITH_TRACING"] = (
         "false"  # nothing leaves this machine, and nothing is traced at our expense
     )

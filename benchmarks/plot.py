@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plot`: the newest kept figures of `scale` as `plots/scale.svg`."""
+"""`python -m benchmarks.plot`: draws the newest kept figures of `scale` as `plots/scale.svg`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plot_learning`: the newest kept curves of `learning` as `plots/learning.svg`. Needs matplotlib."""
+"""`python -m benchmarks.plot_learning`: draws the newest kept curves of `learning` as `plots/learning.svg`, with matplotlib."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _drawn(curves: dict[str, list[dict[str, Any]]], about: str) -> Figure:
-    """A panel a task: success by minutes of training, a line a seed."""
+    """Draw one panel per task: success by minutes of training, with a line per seed."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).flat
     figure.suptitle(f"Share of 128 questions answered right, 3 seeds\n{about}", fontsize=10)

@@ -1,6 +1,6 @@
-"""A process that opens WebSocket connections, subscribes, and throws away what comes: `readers.py '{"port": 8765}'`.
+"""A process that opens WebSocket connections, subscribes, and discards what comes: `readers.py '{"port": 8765}'`.
 
-Only sockets: what a real client does with the events is not the server's cost. What came is told at the end, as JSON.
+It uses only sockets, since what a real client does with the events is not the server's cost. At the end it prints what came, as JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Reader(asyncio.Protocol):
     """One connection.
 
     Args:
-        request: of the handshake.
-        frames: to send after it.
-        waits: gets the seconds that each token was under way, where they are to be measured.
+        request: the request of the handshake.
+        frames: the frames to send after it.
+        waits: gets the seconds that each token was under way, if they are measured.
     """
 
     def __init__(self, request: str, frames: list[dict[str, Any]], waits: array[float] | None) -> None:
@@ -78,17 +78,17 @@ async def main(
     """Read until the server closes.
 
     Args:
-        port: of the server, on this machine.
+        port: the server's port, on this machine.
         readers: how many connections.
         plain: without the subprotocol.
         deflate: offer compression.
-        query: of the URL, with its question mark.
-        filters: one a reader.
-        clocked: measure the way of the tokens of one reader in so many; 0: of none.
+        query: the URL's query, with its question mark.
+        filters: one per reader.
+        clocked: measure the latency of tokens for one reader in this many; 0: for none.
 
     Returns:
-        The `bytes` that came, handshakes included, how many `tokens` were clocked, and of their way the median and the
-        99th percentile, in milliseconds.
+        The `bytes` that came, with handshakes, how many `tokens` were clocked, and the median and 99th percentile of their
+        latency, in milliseconds.
     """
     loop, waits = asyncio.get_running_loop(), array("d")
     more = ("" if plain else SUBPROTOCOL) + (DEFLATE if deflate else "")

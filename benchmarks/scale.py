@@ -1,7 +1,7 @@
-"""From ten chains at once to ten thousand: what a token and a chain cost, and what an unwatched chain takes.
+"""Measures, from ten chains at once to ten thousand, what a token and a chain cost, and what an unwatched chain takes.
 
-Every trial runs as many chains as the others of its size, in runs of N at once, with few tokens a chain and with many.
-The difference is what the tokens cost, everything that comes once a chain or once a run aside; the rest is the chain's.
+Every trial runs as many chains as the others of its size, in runs of N at once, with few tokens per chain and with many.
+The difference is the cost of the tokens, without everything that happens once per chain or run; the rest is the chain's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rollcast.stream import StreamingManager, StreamObserver
 __all__ = ["MODES", "run"]
 
 SIZES = (10, 100, 1000, 10_000)
-LENGTHS = (8, 32)  # tokens of a chain
-CHAINS = 2000  # of a trial, or N where that is more
+LENGTHS = (8, 32)  # tokens per chain
+CHAINS = 2000  # chains per trial, or N if that is more
 ROUNDS = 5
 
 MODES = {
@@ -57,7 +57,7 @@ class Counting(StreamObserver):
 
 
 def run(quick: bool) -> list[Figure]:
-    """CPU a token and a chain by number of chains at once; memory and events of unwatched chains."""
+    """Measure CPU per token and per chain by number of chains at once; memory and events of unwatched chains."""
     sizes, chains, rounds = ((2, 8), 8, 1) if quick else (SIZES, CHAINS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         costs = _costs(sizes, chains, rounds, Path(folder))
@@ -84,7 +84,7 @@ def run(quick: bool) -> list[Figure]:
 def _costs(
     sizes: tuple[int, ...], chains: int, rounds: int, folder: Path
 ) -> dict[tuple[str, int], tuple[list[float], list[float]]]:
-    """By mode and size: µs a token, and µs a chain beside its tokens; one a round."""
+    """By mode and size: µs per token, and further µs per chain; one value per round."""
     trials = {
         f"{mode} {n} {length}": partial(_trial, mode, n, max(chains, n) // n, length, folder)
         for mode in MODES
@@ -161,7 +161,7 @@ async def _agents(mode: str, at_once: int, runs: int, length: int, folder: Path)
 
 
 def _unwatched(chains: int) -> list[Figure]:
-    asyncio.run(_held(10, streaming=True))  # what is made once
+    asyncio.run(_held(10, streaming=True))  # makes what is made only once
     off, _ = asyncio.run(_held(chains, streaming=False))
     on, events = asyncio.run(_held(chains, streaming=True))
     title = f"scale: {chains:,} open chains that nobody watches"

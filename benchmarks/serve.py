@@ -1,4 +1,4 @@
-"""The WebSocket server: what a client costs, how late events are, what goes over the wire, clients that never read, and who asks for pages."""
+"""Measures the WebSocket server: what a client costs, latency, bytes on the wire, clients that never read, and requests for pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
 def run(quick: bool) -> list[Figure]:
-    """Clients read in a process of their own, and their cost is not counted."""
+    """Measure the server. Clients read in another process, and their cost is not counted."""
     return [
         *fan_out(quick),
         *asyncio.run(_first_token(10 if quick else 200)),
@@ -34,7 +34,7 @@ def run(quick: bool) -> list[Figure]:
 
 
 async def _first_token(generations: int) -> list[Figure]:
-    """From `chunk` until `WebSocketStreamingClient` has it, in one event loop, with a batch's usual 25 ms."""
+    """Measure from `chunk` until `WebSocketStreamingClient` has it, in one event loop, with a batch's usual 25 ms."""
     manager = StreamingManager()
     waits: list[float] = []
     async with WebSocketStreamingServer("127.0.0.1", 0) as server:
@@ -47,7 +47,7 @@ async def _first_token(generations: int) -> list[Figure]:
             await run_start
             for _ in range(generations):
                 with run.chain() as chain, chain.generation() as generation:
-                    await asyncio.sleep(0.03)  # what opened the generation has gone
+                    await asyncio.sleep(0.03)  # the event that opened the generation was sent
                     began = time.perf_counter()
                     generation.chunk("word")
                     while (await anext(events)).event_type is not CHUNK:

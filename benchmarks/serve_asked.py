@@ -1,4 +1,4 @@
-"""What `/metrics` and `/healthz` cost a run while four clients ask for them without pause, in a process of their own."""
+"""Measures what `/metrics` and `/healthz` cost a run while four clients request them without pause, in another process."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SEED = 7
 
 
 class _Cost(NamedTuple):
-    cpu: float  # µs a token
+    cpu: float  # µs per token
     rate: float  # tokens/s
 
 
 def asked(quick: bool) -> list[Figure]:
-    """CPU a token and tokens a second of a run that is served as `rollcast run --serve` does, with and without them."""
+    """Measure CPU per token and tokens per second of a run that is served as `rollcast run --serve` does, with and without them."""
     questions, rounds = (2, 1) if quick else (100, 15)
     figures = []
     with asyncio.Runner() as runner:
@@ -93,7 +93,7 @@ async def _run(manager: StreamingManager, questions: int) -> _Cost:
 
 @contextmanager
 def _asking(port: int, path: str) -> Iterator[Callable[[], int]]:
-    """Clients that ask while the block runs. Gives a function that tells, afterwards, how many answers there were."""
+    """Let clients ask while the block runs. It yields a function that afterwards returns how many answers there were."""
     options = json.dumps({"port": port, "path": path, "clients": CLIENTS})
     command = [sys.executable, str(Path(__file__).with_name("askers.py")), options]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

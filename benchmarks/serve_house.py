@@ -1,4 +1,4 @@
-"""A server and its audience, which reads in a process of its own: its cost is not counted."""
+"""A server and its audience, which reads in another process, so that its cost is not counted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Audience", "House", "until"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Until it holds.
+    """Wait until the condition holds.
 
     Raises:
-        TimeoutError: not within a minute.
+        TimeoutError: it did not hold within a minute.
     """
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  (states of the server that nothing announces)
+        while not condition():  # noqa: ASYNC110  (the server does not announce these states)
             await asyncio.sleep(0.001)
 
 
@@ -37,7 +37,7 @@ class Audience:
         )
 
     async def left(self) -> dict[str, Any]:
-        """What came, once the server has closed."""
+        """Wait until the server has closed; return what came."""
         told, _ = await asyncio.to_thread(self._process.communicate)
         came: dict[str, Any] = json.loads(told)
         return came
@@ -47,7 +47,7 @@ class House:
     """A server with its audience.
 
     Args:
-        settings: of the server, beside those that make it wait for `flush`, stop soon, and not ask silent clients.
+        settings: the server's settings, beside those that make it wait for `flush`, stop soon, and send no pings.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -64,7 +64,7 @@ class House:
         """Begin, and wait until all have subscribed; `options` as in `readers.py`."""
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())
-        self.run = self.manager.run().open()  # begins where somebody may be watching
+        self.run = self.manager.run().open()  # it begins when clients may be watching
         if readers:
             self._audience = await asyncio.to_thread(
                 lambda: Audience(self.server.port, readers=readers, **options)
@@ -74,11 +74,11 @@ class House:
         await self.sent()
 
     async def chains(self, count: int) -> list[GenerationWriter]:
-        """Chains of the run, `chain_0` and so on, each with a generation that has begun."""
+        """Open chains of the run, `chain_0` and so on, each with an open generation."""
         return [self.run.chain().start().generation().start() for _ in range(count)]
 
     async def close(self) -> None:
-        """End; then `came` has what the audience told."""
+        """Close everything; then `came` has the audience's report."""
         self.run.close()
         await self.manager.aclose()
         await self.server.stop()
@@ -91,5 +91,5 @@ class House:
         self.server._broadcaster.flush()
 
     async def sent(self) -> None:
-        """Until the operating system has taken everything that goes to the audience."""
+        """Wait until the operating system has taken everything for the audience."""
         await until(lambda: not any(client.unsent() for client in self._readers))

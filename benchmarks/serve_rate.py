@@ -1,4 +1,4 @@
-"""How late events are, and how many a second there can be. Clients read on the same cores, in a process of their own."""
+"""Measures how late events are, and how many there can be per second. Clients read on the same cores, in another process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rollcast.stream import GenerationWriter
 
 __all__ = ["rates"]
 
-RATE = 5000  # events a second, to 50 clients
+RATE = 5000  # events per second, to 50 clients
 CLIENTS = 50
-FAST = 50_000  # events a second, to one
-BURST = 500  # events at a time, where as many are sent as can be
+FAST = 50_000  # events per second, to one client
+BURST = 500  # events at a time, if as many are sent as possible
 
 
 def rates(quick: bool) -> list[Figure]:
-    """The way from `chunk` to a client's socket, with the server's usual batches; and what is lost."""
+    """Measure the latency from `chunk` to a client's socket, with the server's usual batches; and what is lost."""
     seconds, rounds = (0.1, 1) if quick else (3.0, 7)
-    chunks = {"types": ["llm_generation_chunk"]}  # the end of a generation has their texts again
+    chunks = {"types": ["llm_generation_chunk"]}  # the end of a generation would repeat their texts
     own = [{**chunks, "chains": [f"chain_{i}"]} for i in range(CLIENTS)]
     others = [{**chunks, "chains": [f"chain_{j}" for j in range(CLIENTS) if j != i]} for i in range(CLIENTS)]
     audiences: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def rates(quick: bool) -> list[Figure]:
 
 
 async def _round(audience: dict[str, Any], rate: int, seconds: float) -> dict[str, Any]:
-    """What the audience tells, how many tokens it should have had, their `rate`, and the share of a core that they took."""
+    """What the audience reports, how many tokens it should have got, their `rate`, and the share of a core that they took."""
     house = House(batch_s=0.025)
     await house.open(**audience)
     generations = await house.chains(CLIENTS)
@@ -79,7 +79,7 @@ async def _round(audience: dict[str, Any], rate: int, seconds: float) -> dict[st
 
 
 async def _paced(generations: list[GenerationWriter], rate: int, seconds: float) -> int:
-    """As events of chains come: each millisecond those that are due."""
+    """Emit events at the pace of chains: each millisecond those that are due."""
     began, emitted = time.monotonic(), 0
     while (now := time.monotonic() - began) < seconds:
         for emitted in range(emitted + 1, int(now * rate) + 1):  # noqa: B020  (goes on where it was)
@@ -89,7 +89,7 @@ async def _paced(generations: list[GenerationWriter], rate: int, seconds: float)
 
 
 async def _flat_out(house: House, generations: list[GenerationWriter], seconds: float) -> int:
-    """As many as the server takes, and the client with it."""
+    """Emit as many as the server and the client can take."""
     began, emitted = time.monotonic(), 0
     while time.monotonic() - began < seconds:
         for emitted in range(emitted + 1, emitted + BURST + 1):  # noqa: B020
@@ -100,5 +100,5 @@ async def _flat_out(house: House, generations: list[GenerationWriter], seconds: 
 
 
 def _emit(generation: GenerationWriter) -> None:
-    """A token that tells when it was sent."""
+    """Emit a token that says when it was sent."""
     generation.chunk(f"t{time.monotonic():.6f} ", [1234], [-0.5], 0)

@@ -1,4 +1,4 @@
-"""A client that connects and never reads: what it costs the run, in time and in memory, and how it ends."""
+"""Measures a client that connects and never reads: what it costs the run, in time and in memory, and how it ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from benchmarks.tokens import tokens
 
 __all__ = ["stuck"]
 
-EVENTS = 40_000  # of a trial: more than the network, the buffer and the patience hold
+EVENTS = 40_000  # per trial: more than the network, the buffer and the server's patience hold
 BURST = 250
 SMALL = {"history_bytes": 4 << 20, "behind_bytes": 4 << 20, "client_buffer": 1 << 20, "close_s": 0.2}
 FRAMES = (b'{"type":"hello"}', b'{"type":"subscribe","id":"1"}')
 
 
 def stuck(quick: bool) -> list[Figure]:
-    """CPU of a run with and without it, beside a client that reads; the server's memory; its close code."""
+    """Measure a run's CPU with and without it, beside a client that reads; the server's memory; its close code."""
     events, rounds = (2000, 2) if quick else (EVENTS, 15)
     with asyncio.Runner() as runner:
         house = House(batch_s=0.025, **SMALL)
@@ -56,7 +56,7 @@ def stuck(quick: bool) -> list[Figure]:
 
 
 async def _emit(house: House, events: int) -> None:
-    """In chains that end: what is kept of the others would grow."""
+    """Emit events in chains that end, since what is kept of open chains would grow."""
     words = tokens(BURST)
     for _ in range(events // BURST):
         with house.run.chain() as chain, chain.generation() as generation:
@@ -64,7 +64,7 @@ async def _emit(house: House, events: int) -> None:
                 generation.chunk(text, ids, logprobs, 0)
         await house.manager.drain()
         await asyncio.sleep(0)
-        await house.sent()  # or a busy machine makes the one that reads too slow
+        await house.sent()  # otherwise, on a busy machine, the client that reads would be too slow
     await house.flush()
 
 
@@ -80,7 +80,7 @@ async def _dead(house: House) -> socket.socket:
 
 
 async def _memory(events: int, trial: int) -> tuple[float, int]:
-    """MiB that were gained at most once the history was full, one dead client following another; how many there were."""
+    """The most MiB that were gained after the history was full, with one dead client after another; how many there were."""
     house = House(batch_s=0.025, **SMALL)
     await house.open(1)
     tracemalloc.start()
@@ -103,7 +103,7 @@ async def _memory(events: int, trial: int) -> tuple[float, int]:
 
 
 async def _code(events: int) -> int | None:
-    """The close code that the client finds, once it reads after all; None: it was not closed."""
+    """The close code that the client finds when it finally reads; None if it was not closed."""
     house = House(batch_s=0.025, **{**SMALL, "close_s": 5.0})
     await house.open(1)
     client = await _dead(house)
@@ -118,7 +118,7 @@ async def _code(events: int) -> int | None:
 
 
 def _last_code(client: socket.socket) -> int | None:
-    """Of the close frame at the end of what comes."""
+    """The code in the close frame at the end of what comes."""
     stream = client.makefile("rb")
     while stream.readline() != b"\r\n":
         pass

@@ -1,4 +1,4 @@
-"""What goes over the wire, and what it costs: one event a message, in batches, and in batches that are compressed."""
+"""Measures what goes over the wire, and what it costs: one event per message, in batches, and in compressed batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rollcast.stream import GenerationWriter
 
 __all__ = ["wire"]
 
-BATCH = 50  # events between two flushes: 25 ms at 2,000 events a second
+BATCH = 50  # events between two flushes: 25 ms at 2,000 events per second
 CHAINS = 8
 MODES: dict[str, dict[str, Any]] = {
     "one event a message": {"plain": True, "query": "?type=llm_generation_chunk"},
@@ -31,7 +31,7 @@ CHUNKS = {"types": ["llm_generation_chunk"]}
 
 
 def wire(quick: bool) -> list[Figure]:
-    """Bytes and CPU an event, for one client and for many; and the memory that a client takes."""
+    """Measure bytes and CPU per event, for one client and for many; and the memory that a client takes."""
     batches, rounds, many = (2, 2, 3) if quick else (20, 15, 20)
     words = _words(BATCH * batches)
     with asyncio.Runner() as runner:
@@ -90,7 +90,7 @@ class _Stage:
         await self.house.flush()
 
     async def play(self, words: list[Token]) -> None:
-        """The tokens, emitted by turns, sent as a batch."""
+        """Emit the tokens by turns, and send them as a batch."""
         for text, ids, logprobs in words:
             self.generations[ids[0] % CHAINS].chunk(text, ids, logprobs, 0)
         self.events += len(words)
@@ -106,7 +106,7 @@ class _Bare:
 
     def __init__(self, clients: int) -> None:
         self.clients = clients
-        self.house = House()  # nobody listens to it: it makes the events
+        self.house = House()  # it has no clients, and only makes the events
 
     async def open(self) -> None:
         async def stay(connection: ServerConnection) -> None:
@@ -138,13 +138,13 @@ class _Bare:
 
 
 def _words(count: int) -> list[Token]:
-    """As a model gives them: what differs from token to token does so in every digit."""
+    """Make tokens like a model's: numbers that differ from token to token differ in every digit."""
     rng = random.Random(0)
     return [(text, [rng.randrange(50_000)], [-rng.expovariate(1.0)]) for text, _, _ in tokens(count)]
 
 
 async def _held(make: Callable[[int], _Stage | _Bare], clients: int, words: list[Token]) -> float:
-    """Bytes that a client takes while nothing is under way to it, after two batches."""
+    """The bytes that a client takes while nothing is being sent to it, after two batches."""
     sizes = []
     for count in (1, clients):
         stage = make(count)

@@ -1,4 +1,4 @@
-"""Runs of the arithmetic task on the embedded model, and the same requests without an agent."""
+"""Runs the arithmetic task on the embedded model, and the same requests without an agent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rollcast.tasks import get_task
 
 __all__ = ["Requests", "Spent", "agent_run", "bare_run", "record"]
 
-REPEATS = 4  # chains of each question
+REPEATS = 4  # chains per question
 SEED = 7
 
 
@@ -30,11 +30,11 @@ class Spent(NamedTuple):
 
 
 Requests = dict[str, list[tuple[GenerationRequest, list[int]]]]
-"""By chain, in order: what the agent asked for, and the ids that came."""
+"""For each chain, in order: the agent's requests, and the ids that came."""
 
 
 class _Recording(BaseAgent):
-    """Keeps its requests as they were when they were made."""
+    """Records its requests as they were made."""
 
     def __init__(self, backend: TinyBackend) -> None:
         super().__init__(backend=backend, tools=TASK.tools, reward=TASK.reward)
@@ -54,7 +54,7 @@ TASK = get_task("arithmetic")
 
 
 async def _ready_backend() -> TinyBackend:
-    """A backend of its own for each run, so that none profits from prompts that another one read."""
+    """Make a new backend for each run, so that none profits from prompts that another one read."""
     backend = TinyBackend()
     warm = GenerationRequest("warm", [], [], Sampling(max_tokens=4, seed=1), prompt_ids=[300, 301, 302])
     async for _ in backend.generate(warm):
@@ -70,7 +70,7 @@ async def agent_run(
     observers: Sequence[StreamObserver] = (),
     record: bool = False,
 ) -> tuple[RunResult, Spent, BaseAgent]:
-    """The task as a user runs it. The backend is loaded before, and observers are closed within the time that counts."""
+    """Run the task as a user does. The backend is loaded before, and closing the observers counts."""
     backend = await _ready_backend()
     manager = StreamingManager(drain_timeout=0.05)
     agent = (
@@ -101,7 +101,7 @@ async def agent_run(
 
 
 async def record(concurrent: int, chains: int) -> Requests:
-    """What an agent asks of its backend in such a run."""
+    """Record an agent's requests in such a run."""
     result, _, agent = await agent_run(concurrent, chains, record=True)
     assert isinstance(agent, _Recording)
     return {
@@ -111,10 +111,10 @@ async def record(concurrent: int, chains: int) -> Requests:
 
 
 async def bare_run(concurrent: int, requests: Requests) -> Spent:
-    """The same requests in the same order and number at once: no agent, tools, parser, trajectory or manager.
+    """Serve the same requests in the same order, as many at once, without agent, tools, parser, trajectory or manager.
 
     Raises:
-        AssertionError: other ids came than the agent got.
+        AssertionError: the ids are not those that the agent got.
     """
     backend = await _ready_backend()
     slots = asyncio.Semaphore(concurrent)
@@ -127,7 +127,7 @@ async def bare_run(concurrent: int, requests: Requests) -> Spent:
                 deltas = backend.generate(request)
                 async for delta in deltas:
                     ids += delta.token_ids or ()
-                    if len(ids) == len(expected):  # where the parser ended the generation, too
+                    if len(ids) == len(expected):  # the parser ended the generation here
                         break
                 await deltas.aclose()  # type: ignore[attr-defined]  # it is a generator
                 sampled[name].append(ids)

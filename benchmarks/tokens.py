@@ -1,4 +1,4 @@
-"""Tokens as a token-exact backend gives them."""
+"""Makes tokens like those of a token-exact backend."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""How long the embedded trainer and TRL's `GRPOTrainer` take to teach the same model the same questions, both on the CPU.
+"""Measures how long the embedded trainer and TRL's `GRPOTrainer` take to teach the same model the same questions, both on the CPU.
 
-Both begin with the checkpoint that ships, sample 8 chains of each of 16 questions a step, with the same questions in the same
-order, and make two updates of each step's chains; optimizer, learning rate, warm-up and clipping are the same. Held-out questions
-are sampled every few steps, while the clock stands. What differs: TRL's chains are sampled by Rollcast's transformers backend,
-TRL trains in torch, keeps groups whose chains all have one reward, and computes the old log-probabilities anew. torch gets one
-thread or two, whichever was faster in a short training before; the embedded trainer has two, and one while it samples.
+Both begin with the checkpoint that ships, sample 8 chains of each of 16 questions per step, with the same questions in the same
+order, and make two updates from each step's chains; optimizer, learning rate, warm-up and clipping are the same. Held-out
+questions are sampled every few steps, while the clock is stopped. What differs: TRL's chains are sampled by Rollcast's
+transformers backend, TRL trains in torch, keeps groups whose chains all have the same reward, and computes the old
+log-probabilities again. torch gets one thread or two, whichever was faster in a short trial; the embedded trainer has two, and
+one while it samples.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ __all__ = ["CURVES", "run"]
 
 SEEDS = (0, 1, 2)
 BAR = 0.95
-UPDATES = 2  # of each step's chains
+UPDATES = 2  # from each step's chains
 TORCH_THREADS = (1, 2)
 NAMES = {"embedded": "embedded trainer", "trl": "TRL"}
 CURVES: dict[str, list[dict[str, Any]]] = {}
-"""Of the last call of `run`, by trainer: a curve a seed. `--save` keeps them beside the figures."""
+"""The curves of the last call of `run`, by trainer, one per seed. `--save` keeps them beside the figures."""
 
 
 class Size(NamedTuple):
-    """A training: steps, or seconds where those are over first; questions and chains of each; what is evaluated how often."""
+    """A training: steps, or seconds if those are over first; questions and chains per question; what is evaluated how often."""
 
     steps: int = 60
     seconds: float = 180.0
@@ -68,13 +69,13 @@ WARM = Size(steps=2, held_out=8)
 
 @dataclass
 class Curve:
-    """A training of one seed.
+    """A training with one seed.
 
     Attributes:
-        seed: of questions and rollouts.
-        step, seconds, cpu, sampled: one entry an evaluation; seconds of wall clock and CPU since the beginning, evaluations
-            left out, and the share of held-out questions that were answered right, sampled at temperature 1.
-        step_seconds, step_cpu: one entry a step.
+        seed: the seed of questions and rollouts.
+        step, seconds, cpu, sampled: one entry per evaluation; seconds of wall clock and CPU since the beginning, without
+            evaluations, and the share of held-out questions that were answered right, sampled at temperature 1.
+        step_seconds, step_cpu: one entry per step.
     """
 
     seed: int
@@ -93,16 +94,16 @@ class Curve:
         self.sampled.append(sampled)
 
     def first_above(self, clock: str) -> float:
-        """When the bar was reached for the first time; infinite where it never was."""
+        """When the bar was reached for the first time; infinite if it never was."""
         pairs = zip(getattr(self, clock), self.sampled, strict=True)
         return next((when for when, share in pairs if share >= BAR), math.inf)
 
 
 def run(quick: bool) -> Iterator[Figure]:
-    """Seconds to the bar, of a step, and where each seed ended."""
+    """Measure the seconds to the bar and per step, and where each seed ended."""
     CURVES.clear()
     size = QUICK if quick else Size()
-    # Before, so that what is loaded at the first call is loaded now.
+    # First, so that what is loaded at the first call is loaded now.
     warm = QUICK if quick else WARM
     threads = min(TORCH_THREADS, key=lambda n: _trl(0, warm, n).step_seconds[-1])
     _embedded(0, warm)
@@ -209,7 +210,7 @@ def _trained_by_trl(seed: int, size: Size) -> Curve:
     )  # fmt: skip
     clock = _Clock(agent, task, questions, size, Curve(seed))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's and transformers' of each other
+        warnings.simplefilter("ignore")  # TRL's and transformers' warnings about each other
         config = trl.GRPOConfig(
             folder,
             max_steps=size.steps * UPDATES,
@@ -235,7 +236,7 @@ def _trained_by_trl(seed: int, size: Size) -> Curve:
             report_to="none",
             disable_tqdm=True,
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # a summary, in the midst of the table
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a summary, in the middle of the table
             trl_trainer.train(
                 agent,
                 rows,
@@ -249,7 +250,7 @@ def _trained_by_trl(seed: int, size: Size) -> Curve:
 
 
 class _Clock(TrainerCallback):
-    """Counts the seconds of steps, evaluates while the clock stands, and ends the training when the time is over."""
+    """Counts the seconds of steps, evaluates while the clock is stopped, and ends the training when the time is over."""
 
     def __init__(self, agent: BaseAgent, task: Task, questions: Questions, size: Size, curve: Curve) -> None:
         self.agent, self.task, self.questions, self.size, self.curve = agent, task, questions, size, curve
@@ -278,7 +279,7 @@ class _Clock(TrainerCallback):
     def _success(self, version: int) -> float:
         async def play() -> float:
             backend = self.agent.backend
-            await backend.update_weights(None, version)  # what it keeps of prompts is of older ones
+            await backend.update_weights(None, version)  # its cached prompts belong to older weights
             result = await self.agent.run_async(
                 self.task.max_steps, self.questions.evaluated, 1, sampling=self.task.sampling, seed=0
             )

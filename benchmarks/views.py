@@ -1,4 +1,4 @@
-"""What a watcher pays to know how a chain stands: `apply` an event, beside decoding it."""
+"""Measures what it costs a watcher to know a chain's state: to `apply` an event, beside decoding it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rollcast.records.view import ChainView
 
 __all__ = ["run"]
 
-LENGTH = 512  # tokens of a generation
-TURNS = 8  # generations of a chain, each with a tool call after it
+LENGTH = 512  # tokens per generation
+TURNS = 8  # generations per chain, each followed by a tool call
 RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"
 
 T = StreamEventType
 
 
 def run(quick: bool) -> list[Figure]:
-    """A chain of 8 turns of 512 tokens each, with a tool call each, an event a token."""
+    """Measure a chain of 8 turns of 512 tokens each, with a tool call each, and one event per token."""
     rounds = 2 if quick else 21
     lines = _chain()
     decoder = msgspec.json.Decoder(StreamEvent)

@@ -1,7 +1,7 @@
-"""`make bench-vllm`: chains of an agent, streamed, against vLLM's own `AsyncLLM.generate` for the same prompts.
+"""`make bench-vllm`: compares an agent's chains, streamed, to vLLM's own `AsyncLLM.generate` for the same prompts.
 
-It needs the environment of `make test-vllm`. One engine serves both, in turns; the model is tiny, so that what stands
-around the model weighs most. Both are greedy, so that both make the same tokens. Each is seen by a callback.
+It needs the environment of `make test-vllm`. One engine serves both, in turns; the model is tiny, so that the code around
+the model matters most. Both are greedy, so that both make the same tokens. A callback sees each of them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_model(folder: Path) -> str:
 
 
 def bare(backend: Any) -> float:
-    """Tokens a second of `AsyncLLM.generate` on its own event loop, with text and log-probabilities."""
+    """Measure tokens per second of `AsyncLLM.generate` in its own event loop, with text and log-probabilities."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -92,7 +92,7 @@ def bare(backend: Any) -> float:
 
 
 def ours(agent: Any) -> float:
-    """Tokens a second of chains of an agent, streaming on."""
+    """Measure tokens per second of an agent's chains, with streaming on."""
     seen: list[str] = []
     start = time.perf_counter()
     result = agent.run(

@@ -1,4 +1,4 @@
-"""A function gets each piece of text as it is sampled: the smallest way to watch."""
+"""A function gets each piece of text as it is sampled: the simplest way to watch."""
 
 from collections import defaultdict
 
@@ -9,7 +9,7 @@ texts = defaultdict(str)
 
 
 def on_text(text: str, event: StreamEvent):
-    """Gather the text by chain and turn. A function of `text` alone will do, too, and so will an async one."""
+    """Gather the text by chain and turn. A function of only `text` will do, too, and so will an async one."""
     texts[event.chain_id, event.step] += text
 
 

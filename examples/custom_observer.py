@@ -1,4 +1,4 @@
-"""An observer of one's own: how long the tools take, by name."""
+"""Write your own observer: this one measures how long the tools take, by name."""
 
 import statistics
 from collections import defaultdict
@@ -26,6 +26,6 @@ agent = BaseAgent(tools=[calculator], reward=task.reward)
 agent.streaming_manager.add_observer(latency)
 agent.run(task.max_steps, task.rows(4, seed=7), num_chains=8, enable_streaming=True, seed=7)
 
-# When `run` returns, every observer has been given everything of that run.
+# When `run` returns, every observer has all events of that run.
 for (tool_name, status), seconds in latency.seconds.items():
     print(f"{tool_name} ({status}): {len(seconds)} calls, median {statistics.median(seconds) * 1e3:.2f} ms")

@@ -1,6 +1,6 @@
-"""A tool and a reward of one's own, which share the chain's state.
+"""Write your own tool and reward, which share the chain's state.
 
-The embedded model knows one tool by name, `calculator(expression)`. Here it is a function of ours.
+The embedded model knows one tool by name, `calculator(expression)`. Here it is our own function.
 """
 
 from rollcast import BaseAgent, ChainContext, ToolError, Trajectory, reward, tool

@@ -18,7 +18,7 @@ with tempfile.TemporaryDirectory() as folder:
     with log.open("rb") as lines:
         events = [decode(line) for line in lines]
 
-check_events(events)  # each event stands where the grammar allows it, and what was opened is closed
+check_events(events)  # each event is where the grammar allows it, and what was opened is closed
 texts, rewards = defaultdict(str), {}
 for event in events:
     if event.event_type == StreamEventType.LLM_GENERATION_CHUNK:

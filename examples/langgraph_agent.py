@@ -1,4 +1,4 @@
-"""Attach Rollcast to a LangGraph agent: the events of its graph, a line each, tell a chain what happens."""
+"""Attach Rollcast to a LangGraph agent: each of the graph's events tells a chain what happens, in one line."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from rollcast import ConsoleStreamObserver, StreamingManager
 
 
 async def watch(chain, events):
-    """The lines that attach it. They fit every graph that asks one model at a time."""
+    """Attach it. These lines fit every graph that calls one model at a time."""
     async for event in events:
         match event["event"], event["data"]:
             case "on_chat_model_start", _:
@@ -30,7 +30,7 @@ async def watch(chain, events):
 
 
 class FakeModel(GenericFakeChatModel):
-    """Stands for a chat model: it calls the tool, and then repeats what the tool said."""
+    """Stands for a chat model: it calls the tool, and then repeats the tool's result."""
 
     def _stream(self, messages, stop=None, run_manager=None, **about):
         call = {"name": "multiply", "args": '{"a": 12, "b": 34}', "id": "call_0", "index": 0}

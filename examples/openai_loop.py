@@ -1,6 +1,6 @@
 """Attach Rollcast to a loop over the `openai` SDK. Set OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL, and run it.
 
-Any server that speaks the chat completions API will do. The lines that attach it end with `# watch`.
+Any server with the chat completions API will do. The lines that attach it end with `# watch`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A backend of one's own: whatever can stream text can be an agent's model."""
+"""Write your own backend: anything that can stream text can be an agent's model."""
 
 import asyncio
 import json
@@ -9,12 +9,12 @@ from rollcast.tools import calculator
 
 
 class Parrot(BaseBackend):
-    """Asks the calculator for what stands in the question, and repeats what it said."""
+    """Calls the calculator with the question, and repeats the result."""
 
     name, model_name = "parrot", "example/parrot"
 
     async def generate(self, request: GenerationRequest):
-        """One delta a piece of text; the last has the finish reason."""
+        """Yield one delta per piece of text; the last has the finish reason."""
         last = request.messages[-1]
         if last["role"] == "tool":
             pieces = ["The answer", " is ", last["content"], "."]
@@ -23,7 +23,7 @@ class Parrot(BaseBackend):
             call = {"name": "calculator", "arguments": {"expression": expression}}
             pieces = ["<tool_call>\n", json.dumps(call), "\n</tool_call>"]
         for piece in pieces:
-            await asyncio.sleep(0)  # where a real one waits for its model
+            await asyncio.sleep(0)  # a real one waits for its model here
             yield Delta(piece)
         yield Delta("", finish_reason="stop")
 

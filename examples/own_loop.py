@@ -1,4 +1,4 @@
-"""A rollout loop of one's own, watched: no BaseAgent, no backend, only the producer API."""
+"""Watch your own rollout loop: without BaseAgent and backend, only with the producer API."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from rollcast.tools.calc import evaluate
 
 
 async def some_engine(prompt: str):
-    """Stand for whatever samples tokens in your trainer."""
+    """Stand for the engine that samples tokens in your trainer."""
     expression = prompt.removeprefix("What is ").rstrip("?")
     for token in (expression, " makes", f" {evaluate(expression)}", "."):
         await asyncio.sleep(0.01)
@@ -20,7 +20,7 @@ async def one_chain(run, question: str):
         with chain.generation() as generation:
             async for token in some_engine(question):
                 generation.chunk(token)
-                await run.manager.ready()  # where a lossless observer is behind, the loop waits here
+                await run.manager.ready()  # if a lossless observer is behind, the loop waits here
         with chain.tool_call("checker", {"text": generation.turn.text}) as call:
             call.observation("correct")
         chain.reward(1.0, {"length": len(generation.turn.text)})
@@ -33,7 +33,7 @@ async def main():
     async with manager.run(chains=2, agent="own-loop", model="mine") as run:
         questions = ["What is 17 + 25?", "What is 6 * 7?"]
         trajectories = await asyncio.gather(*(one_chain(run, question) for question in questions))
-    # Here every observer has been given everything.
+    # Here every observer has all events.
     for t in trajectories:
         print(t.chain_id, t.finish_reason, t.reward, t.turns[0].completion_tokens, "tokens")
 

@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer trains a model on the chains of an agent, and somebody watches.
+"""Train a model with TRL's GRPOTrainer on the chains of an agent, and watch it.
 
-The model is the embedded one as a Hugging Face folder; any other that calls tools is trained in the same way. A few steps by
-default; try: python examples/train_with_trl.py 40
+The model is the embedded one as a Hugging Face folder; any other that calls tools is trained in the same way. It takes a few
+steps by default; try: python examples/train_with_trl.py 40
 """
 
 import sys
@@ -42,7 +42,7 @@ with tempfile.TemporaryDirectory() as folder:
         lr_scheduler_type="constant",
         use_cpu=True,  # the model is small
         bf16=False,  # as precise as the rollouts
-        logging_steps=1,  # an event of each step
+        logging_steps=1,  # an event for each step
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -1,4 +1,4 @@
-"""Eight chains run, one is watched: what a filter leaves out is never made into an event."""
+"""Run eight chains and watch one: what a filter leaves out is never made into an event."""
 
 from rollcast import BaseAgent, ConsoleStreamObserver, numeric_match
 from rollcast.tasks import get_task

@@ -135,7 +135,7 @@ def _running_here(backend: Any) -> int:
 def scripted(scratch: Path) -> BackendUnderTest:
     """The backend that says what a test wrote down."""
     script = " ".join(f"word{i}" for i in range(600))
-    no_model = "it has no model: what it says is written down"
+    no_model = "it has no model, only a script"
     return BackendUnderTest(
         name="scripted",
         make=lambda: ScriptedBackend(script),
@@ -147,6 +147,6 @@ def scripted(scratch: Path) -> BackendUnderTest:
             **dict.fromkeys(("new_weights", "wrong_weights", "kill", "context"), no_model),
             "special_tokens": "its ids are hashes of words",
             **dict.fromkeys(("input_checks", "messages"), "it does not read its prompt"),
-            "unique_ids": "it runs what it is asked",
+            "unique_ids": "it accepts every request",
         },
     )

@@ -13,12 +13,13 @@ import rollcast
 SRC = Path(rollcast.__file__).parent
 
 # Which rooms a room may import from (docs/architecture.md).
-GROUND = {"errors", "failures", "aio", "lifetime", "text", "version"}
+GROUND = {"errors", "failures", "aio", "grace", "lifetime", "text", "version"}
 CORE = GROUND | {"records", "stream"}
 MAY_IMPORT = {
     "errors": set(),
     "failures": set(),
     "aio": set(),
+    "grace": {"aio", "failures"},
     "lifetime": set(),
     "text": set(),
     "version": set(),

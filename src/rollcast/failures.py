@@ -5,21 +5,41 @@ Own code is what belongs neither to Rollcast, nor to Python, nor to an installed
 
 from __future__ import annotations
 
+import dis
+import functools
+import gc
 import logging
 import os
+import signal
+import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from types import TracebackType
+from types import AsyncGeneratorType, CodeType, FrameType, TracebackType
+from typing import Any
 
-__all__ = ["FailureLog", "place_of", "text_and_place", "text_of"]
+__all__ = [
+    "FailureLog",
+    "by_signal",
+    "place_in_thread",
+    "place_of",
+    "place_of_wait",
+    "text_and_place",
+    "text_of",
+]
 
 TEXT_LIMIT = 4000
 """Characters of an exception's text that are worth showing."""
 
 LOGGED_LIMIT = 1000
 """Failures that one run logs."""
+
+_OF_A_GENERATOR = frozenset(
+    {"async_generator_asend", "async_generator_athrow"}
+)  # they do not tell of which one
+
+_LOOP = frozenset({"_run_once", "run_forever", "run_until_complete"})  # functions that run an event loop
 
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa: PTH100, PTH118, PTH120  (code objects name files by strings)
@@ -40,10 +60,42 @@ def place_of(error: BaseException) -> str | None:
 def _origin(error: BaseException) -> tuple[BaseException, str | None]:
     """The exception that own code raised, and where; the given one and None if there is none."""
     for each in _chain(error, set()):
-        place = _syntax_error(each) or _innermost(each)
+        place = _syntax_error(each) or _innermost(_frames(each))
         if place is not None:
             return each, place
     return error, None
+
+
+def place_of_wait(coroutine: Any) -> str | None:
+    """Where in the user's own code a suspended coroutine waits, as in `agent.py:12`; None if own code takes no part in it."""
+    return _innermost(_waiting(coroutine))
+
+
+def _waiting(coroutine: Any) -> Iterator[tuple[str, int]]:
+    """File and line of each frame that waits for the next one, the outermost first."""
+    while coroutine is not None:
+        for kind in ("cr", "ag", "gi"):
+            frame = getattr(coroutine, f"{kind}_frame", None)
+            if frame is not None:
+                yield frame.f_code.co_filename, frame.f_lineno
+                break
+        awaited = [getattr(coroutine, name, None) for name in ("cr_await", "ag_await", "gi_yieldfrom")]
+        if type(coroutine).__name__ in _OF_A_GENERATOR:
+            awaited += [each for each in gc.get_referents(coroutine) if isinstance(each, AsyncGeneratorType)]
+        coroutine = next((each for each in awaited if each is not None), None)
+
+
+def place_in_thread(thread_id: int) -> str | None:
+    """Where in the user's own code a thread stands now, as in `agent.py:12`; None if own code takes no part in it.
+
+    If an event loop runs in it, what called the loop does not count.
+    """
+    frame: FrameType | None = sys._current_frames().get(thread_id)  # noqa: SLF001  (documented)
+    frames = []
+    while frame is not None and frame.f_code.co_name not in _LOOP:
+        frames.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return _innermost(reversed(frames))
 
 
 def text_of(error: BaseException) -> str:
@@ -123,10 +175,10 @@ def _raised_by_rollcast(error: BaseException) -> bool:
     return not files or files[-1].startswith(_ROLLCAST)
 
 
-def _innermost(error: BaseException) -> str | None:
+def _innermost(frames: Iterable[tuple[str, int]]) -> str | None:
     """The innermost frame in a file of the user's; in code without a file (`python -c`) if there is none in a file."""
     own = shell = None
-    for file, line in _frames(error):
+    for file, line in frames:
         if file.startswith("<"):
             shell = f"{file}:{line}" if file in {"<string>", "<stdin>"} else shell
         elif _is_own(file):
@@ -163,3 +215,30 @@ def _shown(file: str, line: int) -> str:
     parts = file.replace("\\", "/").split("/")
     keep = 2 if parts[-1] in {"__init__.py", "__main__.py"} else 1
     return f"{'/'.join(parts[-keep:])}:{line}"
+
+
+def by_signal(error: BaseException) -> bool:
+    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
+
+    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
+    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread handles signals
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    trace, last = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace, last = trace.tb_next, trace
+    if type(error) is not KeyboardInterrupt or last is None:
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
+
+
+def _code(handler: Any) -> CodeType | None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = getattr(handler, "__func__", handler)
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None

@@ -85,7 +85,7 @@ def test_a_task_is_taken_where_a_task_will_do(project):
     [
         (
             "import sys\nsys.exit(3)",
-            r"it called sys.exit\(3\) \(wrong_here.py:2\); what a file does as a program",
+            r"it called sys.exit\(3\) \(wrong_here.py:2\); put the code that the file runs as a program",
         ),
         ("raise SystemExit", r"it called sys.exit\(None\) \(wrong_here.py:1\)"),
         ("x = 1\nraise RuntimeError('no\\nluck')", r"RuntimeError: no luck \(wrong_here.py:2\)"),
@@ -142,7 +142,7 @@ def test_rows_may_hold_what_pythons_writer_gives_for_nan(project):
             b'{"messages": [{"role": "usr", "content": "x"}]}\n',
             r"a.jsonl:1\['messages'\]\[0\] has role 'usr'",
         ),
-        ("a.jsonl", b'{"messages": [], "prompt": "x"}\n', "a.jsonl:1 is not a row: .*one of them"),
+        ("a.jsonl", b'{"messages": [], "prompt": "x"}\n', "a.jsonl:1 is not a row: .*not both"),
         ("a.json", b'[{"prompt": "x"}, 5]', r"a.json:1\[1\] is not a row: .*found int"),
         ("a.json", b'[{"prompt": "x"},', "a.json is not JSON: "),
         ("a.json", b"[]", "a.json has no rows"),

@@ -221,7 +221,7 @@ def test_no_color_and_dumb_terminals_have_no_control_codes():
 
 def test_help_says_what_the_model_can_do():
     """And the version is told."""
-    assert "knows the questions" in " ".join(rollcast("run", "--help").stdout.split())
+    assert "knows only the questions" in " ".join(rollcast("run", "--help").stdout.split())
     assert rollcast("--version").stdout.startswith("rollcast 0.")
 
 
@@ -305,7 +305,7 @@ def test_a_model_that_an_agent_cannot_have_is_one_sentence(project, options, sen
         (["--model", "some/model"], "no backend was named for model 'some/model'"),
         (["--backend", "tiny", "--backend-option", "device"], "expected NAME=VALUE, such as device=cuda"),
         (["--backend", "tiny", "--backend-option", "a=1"], "the backend 'tiny' has no option 'a'"),
-        (["mine:agent", "--backend", "tiny"], "an agent of your own has its backend in it"),
+        (["mine:agent", "--backend", "tiny"], "your agent has a backend already"),
     ],
 )
 def test_a_wrong_backend_is_one_sentence(project, options, sentence):

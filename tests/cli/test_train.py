@@ -200,7 +200,7 @@ def test_where_nobody_reads_any_more_it_ends_and_keeps_what_was_learned(tmp_path
         (["--resume"], "--resume was given without --out"),
         (["--resume", "--out", "full"], "there is no training in full"),
         (["--config", "bad.toml"], "did you mean 'questions'?"),
-        (["--serve", "0.0.0.0:0"], "no token is asked for"),
+        (["--serve", "0.0.0.0:0"], "there is no token"),
         (["--json", "."], "folder"),
         (["--resume", "--model", "x", "--out", "full"], "--resume and --model were both given"),
         (["--out", "full/x"], "--out full/x is a file"),

@@ -66,7 +66,7 @@ def test_an_end_on_the_line_replaces_the_other_one_of_the_file(config):
 
 def test_what_the_trainer_gets_has_the_trainers_names():
     """And nothing that was not said."""
-    assert merged({"steps": 3, "lr": 0.1, "seed": 4}, None).of_the_trainer == {
+    assert merged({"steps": 3, "lr": 0.1, "seed": 4}, None).trainer_options == {
         "steps": 3,
         "learning_rate": 0.1,
         "seed": 4,
@@ -144,7 +144,7 @@ def test_a_folder_that_another_training_writes_to_is_refused(tmp_path):
 def test_a_training_goes_on_with_its_trainer(tmp_path, trainer, kept):
     """The other one would find no checkpoint of its own."""
     (tmp_path / kept).mkdir()
-    with pytest.raises(InputError, match="is of --trainer"):
+    with pytest.raises(InputError, match="was made with --trainer"):
         folder_for(TrainSettings(out=str(tmp_path), resume=True, trainer=trainer))
 
 
@@ -161,7 +161,7 @@ def test_a_model_is_kept_as_the_place_where_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "resume", "says"),
     [
-        ("full", False, "is not empty; go on with it by --resume"),
+        ("full", False, "is not empty; go on with it with --resume"),
         ("file", False, "is a file"),
         ("file/x", False, "is a file, or is in one"),
         ("x" * 300, False, "cannot be used: File name too long"),

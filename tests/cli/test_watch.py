@@ -122,7 +122,7 @@ def test_a_watcher_that_nobody_reads_ends():
         (["run", "--serve", "nonsense"], "--serve is 'nonsense'; expected PORT or HOST:PORT"),
         (
             ["run", "--serve", "0.0.0.0:0"],
-            "no token is asked for; set ROLLCAST_TOKEN, give --token, or listen on localhost",
+            "there is no token; set ROLLCAST_TOKEN, give --token, or listen on localhost",
         ),
         (["run", "--serve", "99999"], "port is 99999"),
         (["run", "--origin", "https://lab.example"], "--origin is given without --serve"),

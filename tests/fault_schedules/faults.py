@@ -15,10 +15,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from fault_schedules.deaf_client import deaf_client
+from fault_schedules.hostile import FOR_EVER, HostileWatcher
 from fault_schedules.injectors import (
     BatchedFaultyObserver,
     FaultyBackend,
@@ -29,8 +32,16 @@ from fault_schedules.injectors import (
     faulty_tools,
     ticks,
 )
-from fault_schedules.invariants import Outcome, Reading, RunOutcome, check_invariants
-from fault_schedules.schedule import Action, ObserverPlace, Plan, ReaderPlan, RunPlan, draw
+from fault_schedules.invariants import Outcome, Reading, RunOutcome, Subscriber, check_invariants
+from fault_schedules.schedule import (
+    Action,
+    ObserverPlace,
+    Plan,
+    ReaderPlan,
+    RunPlan,
+    SubscriberPlan,
+    draw,
+)
 from rollcast.observers import (
     AsyncGeneratorStreamObserver,
     ChainSpecificStreamObserver,
@@ -40,6 +51,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.rollout import BaseAgent, Run
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream.subscription import Subscription
 from rollcast.testing.observers import EventCapture
 
 __all__ = ["FaultSchedule", "Outcome", "check_invariants", "main"]
@@ -52,7 +64,8 @@ class FaultSchedule:
     """What goes wrong with this seed.
 
     It draws the runs (rows, chains, scripts, tools, backend and reward faults), the observers (slow, hanging, raising,
-    threaded, lossless, coming and going), readers that leave early, and cancellations of chains, runs and tasks.
+    threaded, lossless, coming and going), readers that leave early, and cancellations of chains, runs and tasks; hostile
+    watchers, subscribers that read late, prompts so long that snapshots are large, and clients of a server that never read.
 
     Args:
         seed: any whole number; the same one draws the same.
@@ -71,8 +84,9 @@ class FaultSchedule:
         return _Play(self.plan, observers).whole()
 
 
-def _rows(plan: RunPlan) -> list[dict[str, Any]]:
-    return [{"messages": [{"role": "user", "content": f"row {r}"}]} for r in range(plan.rows)]
+def _rows(plan: RunPlan, prompt_chars: int) -> list[dict[str, Any]]:
+    more = "x" * prompt_chars
+    return [{"messages": [{"role": "user", "content": f"row {r}{more}"}]} for r in range(plan.rows)]
 
 
 def _agent(plan: Plan, stage: Stage, manager: StreamingManager | None) -> BaseAgent:
@@ -83,7 +97,7 @@ def _agent(plan: Plan, stage: Stage, manager: StreamingManager | None) -> BaseAg
 
 def _prepare(agent: BaseAgent, stage: Stage, plan: RunPlan, *, streaming: bool) -> Run:
     run = agent.prepare(
-        plan.max_steps, _rows(plan), plan.num_chains, streaming,
+        plan.max_steps, _rows(plan, stage.prompt_chars), plan.num_chains, streaming,
         max_concurrent_chains=plan.concurrent, seed=plan.seed,
     )  # fmt: skip
     stage.plans |= {(run.run_id, chain_id): chain for chain_id, chain in plan.chains.items()}
@@ -92,7 +106,7 @@ def _prepare(agent: BaseAgent, stage: Stage, plan: RunPlan, *, streaming: bool) 
 
 async def _without_faults(plan: Plan) -> list[list[dict[str, str]]]:
     """The digests of every chain if nothing goes wrong and nobody watches, by segment and run."""
-    stage = Stage(faults=False)
+    stage = Stage(faults=False, prompt_chars=plan.prompt_chars)
     agent = _agent(plan, stage, None)
     digests: list[list[dict[str, str]]] = []
     for runs in plan.segments:
@@ -145,8 +159,9 @@ class _Play:
     def __init__(self, plan: Plan, extra: Sequence[StreamObserver]) -> None:
         self.plan = plan
         self.extra = extra
-        self.stage = Stage()
+        self.stage = Stage(prompt_chars=plan.prompt_chars)
         hung = any(place.plan.hangs_at is not None for place in plan.observers)
+        hung |= any(each.manner in FOR_EVER for each in plan.hostile)
         self.manager = StreamingManager(
             queue_limit=plan.queue_limit, drain_timeout=HUNG_DRAIN_S if hung else LIMIT_S
         )
@@ -154,6 +169,7 @@ class _Play:
         self.reference = EventCapture()
         self.multi = MultiChainStreamObserver()
         self.watchers = [_Watcher(place, self._observer(place)) for place in plan.observers]
+        self.hostile = [HostileWatcher(each, self.manager, self.stage.released) for each in plan.hostile]
         self.outcome = Outcome(plan.seed, list(plan.lines()), self.reference.events)
         self.outcome.observers = [watcher.observer for watcher in self.watchers]
         self.outcome.touched = self.stage.touched
@@ -163,6 +179,10 @@ class _Play:
         self.others: list[asyncio.Task[Any]] = []  # readers and drains
         self.readers: list[AsyncGeneratorStreamObserver] = []
         self.threads: list[threading.Thread] = []
+        self.due: list[
+            tuple[int, Callable[[], None]]
+        ] = []  # what hostile watchers and subscribers do at which turn
+        self.ending = asyncio.Event()  # the runs of the segment are over
         self.hung_since: dict[tuple[str, str], int] = {}
 
     def _observer(self, place: ObserverPlace) -> FaultyObserver:
@@ -189,16 +209,21 @@ class _Play:
             self.stage.released.set()
         if not self.outcome.problems:
             self._look_around(threads_before)
+        for watcher in self.hostile:
+            self.outcome.problems += watcher.judge()
         return self.outcome
 
     async def _segment(self, number: int, expected: list[dict[str, str]]) -> None:
         """One event loop from its beginning to its end."""
         asyncio.get_running_loop().set_exception_handler(self._unhandled)
         self.note(f"loop {number} begins")
-        self.lives, self.others, self.readers, self.tick = [], [], [], 0
+        self.lives, self.others, self.readers, self.tick, self.ending = [], [], [], 0, asyncio.Event()
         last = number == len(self.plan.segments) - 1
         try:
-            async with asyncio.timeout(LIMIT_S):
+            async with asyncio.timeout(LIMIT_S), AsyncExitStack() as stack:
+                if self.plan.deaf_client:
+                    await stack.enter_async_context(deaf_client(self.manager))
+                self._watch_too(number)
                 await self._turns(self.plan.segments[number], list(self.plan.actions[number]), expected)
                 await self._wind_up(drains=self.plan.drains[number])
                 if last:
@@ -206,6 +231,8 @@ class _Play:
         except TimeoutError:
             self.outcome.problems.append(f"it hangs: {self._who_waits()}")
         if last and not self.outcome.problems:
+            async with asyncio.timeout(LIMIT_S):  # those that are merely slow go on after aclose
+                await _until(lambda: not any("-hostile_" in task.get_name() for task in asyncio.all_tasks()))
             await ticks(3)
             self._nothing_runs("at the end", asyncio.all_tasks() - {asyncio.current_task()})
 
@@ -220,13 +247,20 @@ class _Play:
             while actions and actions[0].at <= self.tick:
                 self._act(actions.pop(0), actions)
             self._unstick()
+            while self.due and self.due[0][0] <= self.tick:
+                self.due.pop(0)[1]()
             await asyncio.sleep(0)
             self.tick += 1
+        if self.plan.deaf_client:
+            return  # the server's tasks go on
         helpers = {*self.others, asyncio.current_task()}
         left = {t for t in asyncio.all_tasks() - helpers if not t.get_name().startswith("rollcast-observer-")}
         self._nothing_runs("when the runs are over", left)
 
     async def _wind_up(self, *, drains: bool) -> None:
+        while self.due:
+            self.due.pop(0)[1]()
+        self.ending.set()
         for reader in self.readers:
             self.manager.remove_observer(reader)
         await _until(
@@ -445,6 +479,53 @@ class _Play:
                         reading.to_the_end = observer.manager is not None
         self.manager.remove_observer(observer)
 
+    # -- those who watch besides ---------------------------------------------------------------------------------------
+
+    def _watch_too(self, number: int) -> None:
+        """Hostile watchers and subscribers of this segment."""
+        self.due = []
+        for watcher in self.hostile:
+            if watcher.plan.segment == number:
+                self.due.append((watcher.plan.joins, partial(self._let_in, watcher)))
+                if watcher.plan.leaves is not None:
+                    self.due.append((watcher.plan.leaves, watcher.leave))
+        for plan in self.plan.subscribers:
+            if plan.segment == number:
+                self.due.append((plan.begins, partial(self._subscribe, plan)))
+        self.due.sort(key=lambda due: due[0])
+
+    def _let_in(self, watcher: HostileWatcher) -> None:
+        self.note(f"{watcher.plan.name} joins")
+        if watcher.plan.from_thread:
+            thread = threading.Thread(target=watcher.join, name="schedule-thread")
+            self.threads.append(thread)
+            thread.start()
+        else:
+            watcher.join()
+
+    def _subscribe(self, plan: SubscriberPlan) -> None:
+        with self.manager.lock:
+            now = self._emitted()
+            subscription = self.manager.subscribe(plan.wish, name=plan.name)
+        subscriber = Subscriber(plan.name, Stint(now, [(now, plan.wish)]))
+        self.outcome.subscribers.append(subscriber)
+        self._task(self._pull(plan, subscription, subscriber.stint), "schedule-subscriber")
+
+    async def _pull(self, plan: SubscriberPlan, subscription: Subscription, stint: Stint) -> None:
+        closing = asyncio.create_task(self._unsubscribe(subscription, stint), name="schedule-subscriber")
+        self.others.append(closing)
+        if plan.pause is None:
+            await closing
+        async for event in subscription:
+            stint.events.append(event)
+            await ticks(plan.pause or 0)
+
+    async def _unsubscribe(self, subscription: Subscription, stint: Stint) -> None:
+        await self.ending.wait()
+        with self.manager.lock:
+            stint.left = self._emitted()
+            subscription.close()
+
     # -- what is left --------------------------------------------------------------------------------------------------
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -465,8 +546,8 @@ class _Play:
     def _look_around(self, threads_before: set[threading.Thread]) -> None:
         """Threads, locks and registers."""
         manager, problems = self.manager, self.outcome.problems
-        if manager.runs or manager.congested:
-            problems.append(f"runs {manager.runs} and congested {manager.congested} are left")
+        if manager.fanout.runs or manager.fanout.congested:
+            problems.append(f"runs {manager.fanout.runs} and congested {manager.fanout.congested} are left")
         if self.agent.backend.running:  # type: ignore[attr-defined]  # FaultyBackend has it
             problems.append(f"the backend still generates {self.agent.backend.running}")  # type: ignore[attr-defined]
         asker = threading.Thread(target=manager.totals, daemon=True)  # which needs the lock
@@ -476,6 +557,8 @@ class _Play:
             problems.append("somebody holds the manager's lock")
         deadline = time.monotonic() + LIMIT_S
         while left := [t.name for t in set(threading.enumerate()) - threads_before if _is_busy(t)]:
+            for watcher in self.hostile:
+                watcher.let_go()
             if time.monotonic() > deadline:
                 problems.append(f"threads are left: {left}")
                 return

@@ -70,6 +70,7 @@ class Stage:
 
     Args:
         faults: False: nothing goes wrong, for a run to compare with.
+        prompt_chars: how long the prompts are.
 
     Attributes:
         plans: (run id, chain id) -> its plan.
@@ -78,8 +79,9 @@ class Stage:
         released: set when the schedule is over, for tools that block their thread.
     """
 
-    def __init__(self, *, faults: bool = True) -> None:
+    def __init__(self, *, faults: bool = True, prompt_chars: int = 0) -> None:
         self.faults = faults
+        self.prompt_chars = prompt_chars
         self.plans: dict[tuple[str, str], ChainPlan] = {}
         self.touched: dict[tuple[str, str], str] = {}
         self.hung: list[tuple[str, str]] = []

@@ -13,7 +13,7 @@ from rollcast.errors import GrammarError
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType, check_events
 from rollcast.rollout import RunResult
 
-__all__ = ["Outcome", "Reading", "RunOutcome", "check_invariants"]
+__all__ = ["Outcome", "Reading", "RunOutcome", "Subscriber", "check_invariants"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
@@ -55,6 +55,15 @@ class Reading:
 
 
 @dataclass
+class Subscriber:
+    """What somebody got that had `subscribe`d."""
+
+    name: str
+    stint: Stint
+    hangs: bool = False
+
+
+@dataclass
 class Outcome:
     """What came of one schedule.
 
@@ -74,6 +83,7 @@ class Outcome:
     runs: list[RunOutcome] = field(default_factory=list)
     observers: list[FaultyObserver] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
+    subscribers: list[Subscriber] = field(default_factory=list)
     touched: dict[tuple[str, str], str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     steady_drain: bool = True  # nobody hangs, so that a run's end waits for everybody
@@ -98,6 +108,8 @@ def check_invariants(outcome: Outcome) -> None:
                 )
             for stint in observer.stints:
                 wrong += _stint(reference, observer, stint)
+        for subscriber in outcome.subscribers:
+            wrong += _stint(reference, subscriber, subscriber.stint)
         for reading in outcome.readings:
             wrong += _reading(reference, reading)
     if wrong:
@@ -189,7 +201,7 @@ def _generation(event: StreamEvent) -> tuple[str, str, int | None]:
     return event.run_id, event.chain_id, event.step
 
 
-def _stint(reference: _Reference, observer: FaultyObserver, stint: Stint) -> Iterator[str]:
+def _stint(reference: _Reference, observer: FaultyObserver | Subscriber, stint: Stint) -> Iterator[str]:
     who = f"{observer.name} (joined after {stint.joined} events, left after {stint.left})"
     places = [reference.place.get((e.run_id, e.seq), -1) for e in stint.events if e.event_type not in MARKS]
     end = stint.left if stint.left is not None else len(reference.events)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, get_args
 
+from fault_schedules.hostile import HostilePlan, draw_hostile
 from fault_schedules.injectors import BackendFault, ChainPlan, ObserverPlan, RewardFault
 from rollcast.records import EventFilter, StreamEventType
 
-__all__ = ["Action", "ObserverPlace", "Plan", "ReaderPlan", "RunPlan", "draw"]
+__all__ = ["Action", "ObserverPlace", "Plan", "ReaderPlan", "RunPlan", "SubscriberPlan", "draw"]
 
 T = StreamEventType
 
@@ -77,6 +78,17 @@ class ReaderPlan:
 
 
 @dataclass
+class SubscriberPlan:
+    """Somebody who has `subscribe`d in one segment, from one turn on: a pause after each event; None: it reads at the end."""
+
+    name: str
+    segment: int
+    begins: int
+    pause: int | None
+    wish: EventFilter
+
+
+@dataclass
 class Action:
     """What happens at one turn of the loop of one segment; in a thread of its own if `threaded`."""
 
@@ -97,6 +109,9 @@ class Plan:
         segments: the runs of each `asyncio.run`, one after the other, on one manager.
         actions: of each segment.
         drains: whether each segment waits for the observers before its loop ends.
+        hostile, subscribers: more that watch; see there.
+        prompt_chars: how long the prompts are, for snapshots that are large.
+        deaf_client: whether each segment has a server, and a client of it that never reads.
         patience: turns of the loop for which what hangs is let hang.
     """
 
@@ -110,12 +125,17 @@ class Plan:
     readers: list[ReaderPlan] = field(default_factory=list)
     actions: list[list[Action]] = field(default_factory=list)
     drains: list[bool] = field(default_factory=list)
+    hostile: list[HostilePlan] = field(default_factory=list)
+    subscribers: list[SubscriberPlan] = field(default_factory=list)
+    prompt_chars: int = 0
+    deaf_client: bool = False
 
     def lines(self) -> Iterator[str]:
         """The plan, to be read."""
         yield (
             f"queue_limit={self.queue_limit} token_exact={self.token_exact} patience={self.patience} "
-            f"backend_cleanup={self.backend_cleanup} drains={self.drains}"
+            f"backend_cleanup={self.backend_cleanup} drains={self.drains} prompt_chars={self.prompt_chars} "
+            f"deaf_client={self.deaf_client}"
         )
         for i, runs in enumerate(self.segments):
             for r, run in enumerate(runs):
@@ -127,6 +147,8 @@ class Plan:
             yield f"observer {n} via {place.via} {place.chain or ''}: {_short(place.plan)}"
         for n, reader in enumerate(self.readers):
             yield f"reader {n}: {_short(reader)}"
+        yield from (f"hostile: {_short(hostile)}" for hostile in self.hostile)
+        yield from (f"subscriber: {_short(subscriber)}" for subscriber in self.subscribers)
         for i, actions in enumerate(self.actions):
             yield from (f"loop {i}, turn {a.at}: {_short(a, 'at')}" for a in actions)
 
@@ -161,7 +183,24 @@ def draw(seed: int) -> Plan:
     for runs in plan.segments:
         actions = [_action(rng, plan, runs) for _ in range(rng.randint(3, 14))]
         plan.actions.append(sorted(actions, key=lambda action: action.at))
+    _draw_more(plan)
     return plan
+
+
+def _draw_more(plan: Plan) -> None:
+    """By a random stream of its own, so that all else stays what the seed drew before there was more."""
+    rng = Random(f"more of {plan.seed}")
+    segments = len(plan.segments)
+    plan.hostile = draw_hostile(rng, segments)
+    for n in range(rng.choice((0, 0, 1, 2))):
+        pause = rng.choice((None, None, 0, 1, 10))
+        begins = rng.choice((0, rng.randint(0, 100)))
+        wish = _filter(rng)
+        plan.subscribers.append(
+            SubscriberPlan(f"subscriber_{n}", rng.randrange(segments), begins, pause, wish)
+        )
+    plan.prompt_chars = rng.choice((0, 0, 0, 0, 0, 0, 3_000, 300_000))
+    plan.deaf_client = rng.random() < 0.06
 
 
 def _run(rng: Random, starts_at: int) -> RunPlan:

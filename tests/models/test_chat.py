@@ -283,7 +283,7 @@ def test_a_templates_refusal_is_a_messages_error():
 def test_a_template_that_shows_nothing_new_is_refused():
     """Where neither the answer nor what follows is written, no prompt could go on."""
     renderer = TemplateRenderer(word_tokenizer(), "{{ messages[0].content }}", {}, [])
-    with pytest.raises(MessagesError, match="shows nothing of the messages that are new"):
+    with pytest.raises(MessagesError, match="shows none of the new messages"):
         renderer.extend([1], CONVERSATION, 1, [])
 
 

@@ -670,7 +670,7 @@ async def test_a_template_without_the_tool_role_says_so_at_the_start():
     template = PHI3.replace("{%- for m", "{{ tools | tojson }}{%- for m", 1)
     backend = FamilyBackend(template, ["<|end|>"], ["<|end|>"], ["hello"])
     (t,) = await BaseAgent(backend=backend, tools=[weather]).run_async(2, ROW)
-    assert "does not show what tools give; use a ReactAgent" in t.error
+    assert "does not show tool results; use a ReactAgent" in t.error
     refuses = template.replace(
         "{% endif %}", "{% else %}{{ raise_exception('no tools here') }}{% endif %}", 1
     )

@@ -265,7 +265,7 @@ def test_a_system_message_in_the_middle_is_shown_or_refused():
             r"assistant message messages\[1\]",
         ),
         ("m.role == 'user' and not loop.last", [USER, USER], r"the user message messages\[0\]"),
-        ("m.role == 'tool'", [USER, CALLED, GAVE], r"what tools give in messages\[2\]"),
+        ("m.role == 'tool'", [USER, CALLED, GAVE], r"tool result in messages\[2\]"),
         ("m.tool_calls", [USER, {**CALLED, "content": "x"}, GAVE], r"messages\[1\]"),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_result_that_is_hidden_in_a_later_prompt_is_refused():
     conversation = renderer.conversation([])
     first, _ = conversation.prompt([USER])
     two = {**CALLED, "tool_calls": [CALL, {**CALL, "id": "c2"}]}
-    with pytest.raises(MessagesError, match=r"what tools give in messages\[3\]"):
+    with pytest.raises(MessagesError, match=r"tool result in messages\[3\]"):
         conversation.prompt([USER, two, GAVE, {**GAVE, "tool_call_id": "c2"}], [*first, 1], {1: "…"})
 
 

@@ -153,6 +153,11 @@ def events():
 
 
 @pytest.fixture
+def make_events():
+    return Events
+
+
+@pytest.fixture
 def other_run():
     return Events("run-0002")
 

@@ -469,3 +469,22 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'rollcast\[otel\]'"):
         OpenTelemetryStreamObserver()
+
+
+async def test_a_late_observer_knows_the_tools_and_errors_of_a_chain(traces):
+    """A snapshot tells of both, so a call's span has its tool's name, and a failed chain the type of its error."""
+    manager = StreamingManager()
+    async with manager.run() as run:
+        with run.chain(HELLO, tools=["search"]) as chain:
+            with chain.generation() as generation:
+                generation.chunk("Let me see")
+            chain.error(KeyError("x"), "agent")
+            observer = OpenTelemetryStreamObserver(traces.provider)
+            manager.add_observer(observer)
+            with chain.tool_call("search", {}) as call:
+                call.observation("found")
+            chain.end("error")
+    manager.remove_observer(observer)
+    await manager.drain()
+    assert traces.one("execute_tool").name == "execute_tool search"
+    assert traces.one("invoke_agent").attributes["error.type"] == "KeyError"

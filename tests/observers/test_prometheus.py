@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rollcast import BaseAgent, PrometheusStreamObserver, StreamEventType, tool
 from rollcast.errors import InputError, MissingExtraError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.stream import RunWriter, StreamingManager
+from rollcast.stream import StreamingManager
+from rollcast.stream.queue import EventQueue
 from rollcast.testing import EventCapture, RaisingObserver, ScriptedBackend, StallingObserver
 from rollcast.tools import calculator
 
@@ -69,11 +70,11 @@ async def test_no_token_is_made_into_an_event_for_it(observer, value, monkeypatc
     """It wants no chunk, and counts every token nevertheless."""
     agent = agent_with(observer)
     built = []
-    publish = RunWriter.publish
+    put = EventQueue.put_in_each
     monkeypatch.setattr(
-        RunWriter,
-        "publish",
-        lambda run, targets, kind, *rest: (built.append(kind), publish(run, targets, kind, *rest)),
+        EventQueue,
+        "put_in_each",
+        staticmethod(lambda queues, event, size: (built.append(event.event_type), put(queues, event, size))),
     )
     result = await agent.run_async(5, HELLO, enable_streaming=True)
     assert T.LLM_GENERATION_CHUNK not in built

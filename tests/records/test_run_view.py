@@ -1,6 +1,7 @@
 """What a watcher knows of runs."""
 
 import msgspec
+import pytest
 
 from rollcast.records import StreamEvent
 from rollcast.records.run_view import (
@@ -96,6 +97,15 @@ def test_without_a_start_the_status_is_unknown():
 def test_the_end_of_a_run_ends_what_is_open():
     """Chains whose end was not seen are lost."""
     assert viewed(START, made("chain_start", {}, "chain_0", 1), END).by_state == {"lost": 1}
+
+
+@pytest.mark.parametrize("status", ["cancelled", "unknown"])
+def test_a_gap_in_place_of_the_end_ends_the_run(status):
+    """As far as it tells how; the chains whose end was not seen are lost."""
+    lost = {"from_seq": 2, "to_seq": 9, "dropped": {}, "reason": "", "run_status": status}
+    view = viewed(START, made("chain_start", {}, "chain_0", 1), made("gap", lost, seq=9))
+    assert (view.status, view.by_state) == (status, {"lost": 1})
+    assert view.ended_at is not None
 
 
 def test_a_gap_concerns_every_chain():

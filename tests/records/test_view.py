@@ -268,7 +268,7 @@ FIELDS = [
     "messages", "tools", "index", "policy_version", "content", "offset", "token_ids", "reasoning", "finish_reason", "reward",
     "completion_tokens", "ttft_s", "call_id", "tool_name", "arguments", "observation", "status", "partial", "duration_s", "metrics",
     "final", "final_response", "steps", "error", "where", "chains", "tool_calls", "as_of", "to_seq", "state", "times", "tool_use",
-    "rewards", "prompt_length", "messages_omitted", "content_omitted", "generation_step", "as_of", "since", "role", "reference",
+    "unlisted_messages", "at", "message", "calls_started_at", "rewards", "prompt_length", "messages_omitted", "content_omitted", "generation_step", "as_of", "since", "role", "reference",
 ]  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
@@ -586,3 +586,33 @@ def test_events_of_an_unknown_type_are_taken():
     """They tell that the chain is alive, and nothing else."""
     view = viewed([*stream(START), made("from_the_future", {"content": "?"}, 1, 5)])
     assert (view.state, view.as_of, view.last_event_at) == ("waiting", 5, 1005.0)
+
+
+def test_unlisted_messages_stand_where_they_belong():
+    """A snapshot may have messages beside its list, each with the number of the one that it stands before."""
+    told = [{"role": "user", "content": text} for text in "ac"]
+    beside = [{"at": at, "message": {"role": "assistant", "content": text}} for at, text in ((1, "b"), (2, "d"), (9, "e"))]  # fmt: skip
+    data = {"messages": told, "content": None, "tool_calls": [], "as_of": 3, "state": "waiting"}
+    view = ChainView.from_snapshot(made("chain_snapshot", {**data, "unlisted_messages": beside}, 1, 3))
+    assert [message["content"] for message in view.messages] == ["a", "b", "c", "d", "e"]
+
+
+def test_a_snapshot_stays_as_it_was_taken():
+    """It shares the view's messages, which later events replace and do not change."""
+    view = viewed(stream(START, BEGIN, end("x", "tool_call")))
+    taken = view.snapshot()
+    before = msgspec.json.encode(taken)
+    for event in (made(*CALL, 9), made(*observed("4"), 10), made(*called(), 11)):
+        view.apply(event)
+    assert len(view.messages) == 3
+    assert msgspec.json.encode(taken) == before
+
+
+def test_a_view_that_let_go_of_its_text_goes_on_counting():
+    """Places, counts and states are as in one that kept it; what comes later is text again."""
+    events = stream(START, BEGIN, chunk("Hel", 0, token_ids=[1]), chunk("lo", 3, token_ids=[2]))
+    whole, lean = viewed(events), viewed(events[:3])
+    lean.forget_text()
+    lean.apply(events[3])
+    assert (lean.content, lean.content_omitted, lean.tokens) == ("lo", 3, whole.tokens)
+    assert (lean.state, lean.generation.end, lean.messages) == ("generating", whole.generation.end, [])

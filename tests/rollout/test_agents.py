@@ -138,7 +138,7 @@ def run_two(code: str, language: str) -> str:
     [
         (
             lambda: CodeAgent("s", tools=[calculator], backend=ScriptedBackend()),
-            r"CodeAgent has no tool 'python' to run code \(tools: calculator\); Rollcast executes none itself, so give one",
+            r"CodeAgent has no tool 'python' to run code \(tools: calculator\); Rollcast does not execute code itself, so give one",
         ),
         (
             lambda: CodeAgent("s", tools=[run_two], backend=ScriptedBackend(), tool_name="run_two"),

@@ -71,7 +71,7 @@ async def test_tools_are_named_as_data_sets_do(tools):
 @pytest.mark.parametrize(
     ("tools", "words"),
     [
-        (["drop", "find"], r"start_messages\[1\]\['tools'\] names 'find', and the agent has no such tool \(its tools: add, drop\)"),
+        (["drop", "find"], r"start_messages\[1\]\['tools'\] names 'find', but the agent has no such tool \(its tools: add, drop\)"),
         ("drop", r"is 'drop'; expected a list of names"),
         (3, r"is int; expected a list of names"),
         ([3], r"has 3 in it; expected a list of names"),

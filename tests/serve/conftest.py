@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import subprocess
 from pathlib import Path
 
@@ -74,13 +75,14 @@ class Proxy:
 
     Attributes:
         cut_after: bytes from the server after which the next connection is cut in the middle of whatever comes.
-        delay: awaited before each piece from the server.
+        pause_s: seconds before each piece from the server: a slow link, which holds little on its way.
     """
 
     def __init__(self, port):
         self.target = port
         self.cut_after = None
         self.mangle = None
+        self.pause_s = 0
         self.connections = 0
         self.writers = set()
 
@@ -103,7 +105,7 @@ class Proxy:
         self.tasks.add(asyncio.current_task())
         self.connections += 1
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            up_reader, up_writer = await asyncio.open_connection(sock=await self._narrow(), limit=4096)
         except OSError:
             writer.transport.abort()
             return
@@ -112,15 +114,30 @@ class Proxy:
         cut_after, self.cut_after = self.cut_after, None
         with contextlib.suppress(OSError):
             await asyncio.gather(
-                self._pipe(reader, up_writer, None), self._pipe(up_reader, writer, cut_after)
+                self._pipe(reader, up_writer, None), self._pipe(up_reader, writer, cut_after, self.pause_s)
             )
         for each in both:
             each.transport.abort()
         self.writers -= both
 
-    async def _pipe(self, reader, writer, cut_after):
+    async def _narrow(self):
+        """A connection to the server. What waits for the link is to wait in the server, not here."""
+        up = socket.socket()
+        if self.pause_s:
+            up.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        up.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(up, ("127.0.0.1", self.target))
+        except OSError:
+            up.close()
+            raise
+        return up
+
+    async def _pipe(self, reader, writer, cut_after, pause_s=0):
         passed = 0
         while data := await reader.read(4096):
+            if pause_s:
+                await asyncio.sleep(pause_s)
             if cut_after is not None and passed + len(data) > cut_after:
                 writer.write(data[: cut_after - passed])
                 await writer.drain()

@@ -703,7 +703,7 @@ class Watcher:
         self.outlet = None
         self.cursor = None
         self.steady = True
-        runs = stage.manager.runs
+        runs = stage.manager.fanout.runs
         self.as_of = {run_id: run.seq for run_id, run in runs.items()} if since == "live" else {}
         self.begin(since)
 

@@ -12,7 +12,9 @@ from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events, decode
 from rollcast.records.codec import encode
 from rollcast.serve.client import ClientSession
-from rollcast.serve.fitting import fitted, in_parts
+from rollcast.serve.fitting import fitted
+from rollcast.serve.history import Selector
+from rollcast.serve.opening import Opening
 from rollcast.serve.protocol import Batch, Hello, Subscribe, encode_frame
 
 MIB = 1 << 20
@@ -208,9 +210,15 @@ def test_the_ids_of_an_event_can_be_too_long_too():
 
 def test_parts_hold_every_event_once_and_in_order():
     """As few as hold them."""
-    events = [encode(observation("x" * size)) for size in (10, 9_000, 9_000, 100, 40_000, 10)]
-    parts = in_parts(events, 20_000)
+    sizes = (10, 9_000, 9_000, 100, 40_000, 10)
+    opening = Opening(Selector(EventFilter()), None, 0, 0)
+    opening.renew([observation("x" * size) for size in sizes], {"r": 3})
+    parts = []
+    while sum(map(len, parts)) < len(opening):
+        part = opening.part(sum(map(len, parts)), 20_000)
+        parts.append(part.events)
+        assert part.next == sum(map(len, parts))
     assert [len(b",".join(part)) <= 20_000 for part in parts] == [True] * len(parts)
-    sizes = [decode(e).data["truncated"][""] if b"truncated" in e else len(e) for part in parts for e in part]
-    assert sizes == [len(e) for e in events]
+    told = [decode(e).data["truncated"][""] if b"truncated" in e else len(e) for part in parts for e in part]
+    assert told == [len(encode(observation("x" * size))) for size in sizes]
     assert len(parts) <= 4

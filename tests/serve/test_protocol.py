@@ -39,7 +39,7 @@ from rollcast.serve.protocol import (
     encode_frame,
 )
 from rollcast.serve.schema import frames_schema
-from rollcast.serve.settings import Limits, Token
+from rollcast.serve.settings import Limits, ServerSettings, Token
 
 LIMITS = Limits(message_bytes=2000, messages_per_s=10, subscriptions=2)
 
@@ -55,7 +55,7 @@ class Clock:
 class Play:
     """A session, its clock, and frames as a client would write them."""
 
-    def __init__(self, tokens=(), scopes=("read",), token=None, limits=LIMITS):
+    def __init__(self, tokens=(), scopes=("read",), token=None, limits=LIMITS, **options):
         self.clock = Clock()
         self.session = Session(
             lambda given: authorize(tokens, scopes, given, self.clock()),
@@ -65,6 +65,7 @@ class Play:
             clock=self.clock,
             epoch=self.clock,
             token=token,
+            **options,
         )
 
     def say(self, frame):
@@ -228,12 +229,66 @@ def test_oversized_binary_and_malformed_messages_close():
         "{",
         "[]",
         "null",
-        '{"type":"shout"}',
+        '{"type":7}',
         '{"type":"subscribe"}',
         "[" * 1900,
         '{"type":"\udc80"}',
     ):
         assert code(Play().greeted().say(message)) is CloseCode.BAD_FRAME
+
+
+@pytest.mark.parametrize("id", ["7", None, "x" * 129, 7, ["x"]])
+def test_a_frame_of_an_unknown_type_is_answered_and_the_session_goes_on(id):
+    """By an error that names it, with the frame's id if it has one."""
+    play = Play().greeted()
+    (answer,) = play.say(json.dumps({"type": "shout\n" * 100, "id": id, "more": [1, {"x": None}]}))
+    assert answer.frame.code == 400
+    assert answer.frame.id == ("7" if id == "7" else None)
+    assert answer.frame.message.startswith("there is no frame of type 'shout\\x0ashout")
+    assert len(answer.frame.message) < 400
+    assert play.say(Ping()) == [Send(Pong())]
+
+
+def test_unknown_fields_of_a_frame_are_ignored():
+    """A later client may say more."""
+    (greeting,) = Play().say('{"type":"hello","role":"page","features":["parts","smells"],"mood":"good"}')
+    assert greeting == Greet(Grant(("read",)), None, "page", ("parts", "smells"))
+    (opened,) = Play().greeted().say('{"type":"subscribe","id":"a","speed":2}')
+    assert opened == OpenSubscription("a", EventFilter(), "live")
+
+
+def test_limits_are_those_of_the_role_from_hello_on():
+    """What a producer may send, a viewer may not; a role that is not known is a viewer."""
+    allowed = ServerSettings(
+        limits=LIMITS, page_limits=Limits(message_bytes=3000), producer_limits=Limits(message_bytes=9000)
+    ).limits_of
+    for role, scopes, most in (
+        ("viewer", ("read",), 2000),
+        ("page", ("read",), 3000),
+        ("producer", ("read",), 2000),  # its token does not say so
+        ("producer", ("publish",), 9000),
+        ("oracle", ("publish",), 2000),
+    ):
+        play = Play(scopes=scopes, limits_of=allowed)
+        play.say(Hello(role=role))
+        assert not play.session.closed
+        ping = '{"type":"ping"}'
+        assert play.say(ping + " " * (most - len(ping))) == [Send(Pong())]
+        assert code(play.say(ping + " " * (most - len(ping) + 1))) is CloseCode.LIMIT
+
+
+def test_a_client_whose_bytes_move_is_not_silent():
+    """A slow link that takes long for a message is no dead one: only when nothing moves is it asked, and then closed."""
+    play = Play().greeted()
+    for _ in range(10):
+        play.clock.now += 20
+        play.session.moved()
+        assert play.session.tick() == []
+    assert play.wait(20) == [Send(Ping())]
+    play.clock.now += 20
+    play.session.moved()
+    assert play.session.tick() == []
+    assert code(play.wait(40)) is CloseCode.NO_PONG
 
 
 def test_subscriptions_are_limited_and_their_mistakes_answered():
@@ -363,6 +418,7 @@ def test_the_schema_on_file_is_current():
 
 SERVER_FRAMES = [
     Welcome(1, [RunInfo("r", None, "running", 4)], 20.0, Limits(), ["read"]),
+    Welcome(1, [], 20.0, Limits(), [], ["parts"], 7),
     Subscribed("a", recovered=True, cursor=None),
     Batch("a", "x.1", []),
     Done("a", "r", "c"),
@@ -370,7 +426,16 @@ SERVER_FRAMES = [
     Ping(),
     Pong(),
 ]
-CLIENT_FRAMES = [Hello("t", "me"), Subscribe("a"), Update("a"), Unsubscribe("a"), Cancel("r"), Ping(), Pong()]
+CLIENT_FRAMES = [
+    Hello("t", "me"),
+    Hello(role="page", features=["parts"]),
+    Subscribe("a"),
+    Update("a"),
+    Unsubscribe("a"),
+    Cancel("r"),
+    Ping(),
+    Pong(),
+]
 
 
 @pytest.mark.parametrize("frame", [*SERVER_FRAMES, *CLIENT_FRAMES], ids=lambda f: type(f).__name__)

@@ -1,6 +1,7 @@
 """What a watcher says or does wrong is its own affair: it changes, slows and ends nothing."""
 
 import asyncio
+import dataclasses
 import threading
 
 import pytest
@@ -77,6 +78,83 @@ async def test_what_is_wrong_is_refused_and_nobody_else_notices(attributes, said
     assert before.events == after.events
     assert len(before.events) == 8
     await manager.aclose()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen(StreamObserver):
+    async def on_event(self, event):
+        pass
+
+
+@pytest.mark.parametrize("as_leaf", [False, True])
+async def test_one_that_cannot_be_told_its_manager_is_refused(as_leaf):
+    """By itself, or as what another one stands for: it is not added, and others can be."""
+    manager, frozen, capture = StreamingManager(), Frozen(), EventCapture()
+    odd = watcher(leaves=lambda self: {frozen: EventFilter()}) if as_leaf else frozen
+    with pytest.raises(InputError, match=r"Frozen cannot be told its manager.*FrozenInstanceError"):
+        manager.add_observer(odd)
+    assert (manager.observers, odd.manager) == ([], None)
+    manager.add_observer(capture)
+    await one_run(manager)
+    capture.check()
+    await manager.aclose()
+
+
+async def test_a_leaf_that_comes_later_and_cannot_be_told_its_manager_works_without(caplog):
+    """A warning says so."""
+    manager, leaves = StreamingManager(), {}
+    odd = watcher(leaves=lambda self: leaves)
+    manager.add_observer(odd)
+    leaves[Frozen()] = EventFilter()
+    manager.refresh()
+    await one_run(manager)
+    assert [(each.name, each.delivered) for each in manager.statistics()] == [("Frozen", 8)]
+    assert "cannot be told its manager" in caplog.text
+    await manager.aclose()
+    assert manager.observers == []
+
+
+class Unshown:
+    def __repr__(self):
+        raise GeneratorExit
+
+    __eq__ = __repr__
+    __hash__ = None
+
+
+class OwnFilter(EventFilter):
+    """A filter that raises whenever it is asked anything."""
+
+    def wants(self, *arguments):
+        raise GeneratorExit
+
+    wants_snapshot = wants_gap = matches_chain = wants
+    alternatives = raising(KeyboardInterrupt())
+
+
+async def test_a_filter_of_ones_own_that_raises_is_its_own_failure():
+    """It gets nothing; the others are told once, and have everything."""
+    manager, capture = StreamingManager(), EventCapture()
+    async with manager.run(chains=1) as run:
+        with run.chain([{"role": "user", "content": "Hi"}]) as chain:
+            odd = watcher(filter=OwnFilter())
+            manager.add_observer(odd)
+            manager.add_observer(capture)
+            with chain.generation() as generation:
+                generation.chunk("Hello")
+    assert odd.got == []
+    assert len(capture.of("run_end")) == 1
+    assert [e.data["error_type"] for e in capture.of("error")] == ["GeneratorExit"]
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("attribute", ["filter", "mode", "threaded", "loop"])
+async def test_what_cannot_even_be_shown_is_refused(attribute):
+    """Its own `__repr__` and `__eq__` raise."""
+    manager = StreamingManager()
+    with pytest.raises(InputError, match=r"Odd.* is <?Unshown>?; expected"):
+        manager.add_observer(watcher(**{attribute: Unshown()}))
+    assert manager.observers == []
 
 
 @pytest.mark.parametrize("name", ["", 7, None, raising(ValueError("no name"))])
@@ -291,7 +369,7 @@ async def test_a_pump_begins_while_the_one_before_is_in_its_last_step_elsewhere(
         inside.set()
         leave.wait()
 
-    context = manager._leaves[odd]._context
+    context = manager._roster._leaves[odd]._context
     thread = threading.Thread(target=context.run, args=(last_step,))
     thread.start()
     await asyncio.to_thread(inside.wait)

@@ -41,7 +41,7 @@ async def test_an_agents_run_can_be_cancelled_from_another_thread():
 
     def cancel():
         reached.wait(10)
-        (run_id,) = manager.runs
+        (run_id,) = manager.fanout.runs
         manager.cancel(run_id, "chain_1")
         loop.call_soon_threadsafe(gate.set)
 

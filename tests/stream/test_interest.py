@@ -61,6 +61,28 @@ async def test_a_shared_observer_gets_the_tokens_that_another_one_wants():
     await manager.aclose()
 
 
+async def test_with_many_chains_tokens_wait_and_reach_shared_observers_as_events():
+    """More chains are open than make events at once: a shared observer gets the same events as the one that wants them."""
+    manager, shared, never = StreamingManager(), Collect(tokens="shared"), Collect(tokens="never")
+    watcher = Collect(EventFilter(chains=["chain_3", "chain_299"], types=[CHUNK]))
+    for observer in (shared, never, watcher):
+        manager.add_observer(observer)
+    async with manager.run(chains=300) as run:
+        chains = [run.chain().start() for _ in range(300)]
+        assert manager.fanout.crowded
+        for chain in chains:
+            say(chain, "a", "b")
+        for chain in chains:
+            chain.end("answered")
+    assert [(e.chain_id, e.data["content"], e.data["token_ids"]) for e in watcher.got] == [
+        (chain_id, word, [i]) for chain_id in ("chain_3", "chain_299") for i, word in enumerate("ab")
+    ]
+    assert shared.of(CHUNK) == watcher.got
+    assert never.of(CHUNK) == []
+    assert manager.totals().emitted["llm_generation_chunk"] == 4
+    await manager.aclose()
+
+
 async def test_tokens_stop_when_their_watcher_leaves():
     """Interest is looked at again whenever an observer comes or goes."""
     manager, shared, watcher = StreamingManager(), Collect(tokens="shared"), Collect()
@@ -126,13 +148,13 @@ async def test_a_backend_without_ids_has_none_at_the_end():
 
 
 def test_filters_keep_ids_when_they_are_joined():
-    """`&` asks for ids if either does, `|` for those of the chains that asked; they have no JSON shape."""
+    """`&` asks for ids if either does, `|` for those of the chains that asked; they have no JSON form."""
     asks, plain = EventFilter(chains="a", ids=True), EventFilter(chains="b")
     assert (asks & EventFilter(runs="r")).ids
     assert (asks | plain).wants_ids("a", None, "")
     assert not (asks | plain).wants_ids("b", None, "")
     assert EventFilter(chains="a") != asks
-    with pytest.raises(InputError, match="no JSON shape"):
+    with pytest.raises(InputError, match="no JSON form"):
         asks.to_dict()
     with pytest.raises(InputError, match="no field 'ids'"):
         Filter.from_dict({"ids": True})

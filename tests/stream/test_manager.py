@@ -346,7 +346,7 @@ async def test_in_an_event_loop_nobody_waits_on_its_own_thread(caplog):
     manager.add_observer(slow)
     async with manager.run() as run:
         with run.chain(HELLO) as chain, chain.generation() as generation:
-            while not manager.congested:
+            while not manager.fanout.congested:
                 generation.chunk("token ")
             manager.ready_sync()
         slow.release()
@@ -369,7 +369,7 @@ async def test_waiting_for_a_lossless_observer_can_be_cancelled(until):
                     generation.chunk("token ")
 
     task = asyncio.create_task(produce())
-    await until(lambda: manager.congested)
+    await until(lambda: manager.fanout.congested)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -674,7 +674,7 @@ async def test_a_hung_observer_of_nothing_costs_bounded_memory():
             with run.chain(HELLO):
                 pass
             assert manager.statistics()[0].queued_bytes < 60_000
-        (delivery,) = manager.deliveries
+        (delivery,) = manager.fanout.deliveries
         assert len(delivery.items) < 300
     hung.release()
     await manager.aclose()

@@ -1,5 +1,10 @@
 """What a queue does for a reader who falls behind: nothing is lost in silence, and nothing is told wrongly."""
 
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.queue import Control, EventQueue, compact, event_size
 
@@ -130,3 +135,88 @@ def test_ends_of_runs_are_bounded_as_all_else():
     told, *ended = queue.take_nowait(())
     assert 0 < len(ended) < 2_000
     assert told.data["dropped"]["run_end"] + len(ended) == 2_000
+
+
+def at(seconds, one):
+    """The event at another time."""
+    return msgspec.structs.replace(one, timestamp=seconds)
+
+
+def merged(*chunks):
+    """The data of the one chunk that these become."""
+    items, *_ = compact(list(chunks))
+    (only,) = items
+    return only.data
+
+
+def test_reasoning_of_merged_chunks_is_appended():
+    """As their text is; a chunk that has none adds none."""
+    data = merged(chunk(1, "", reasoning="Let "), chunk(2, "", reasoning="me"), chunk(3, "So"))
+    assert (data["content"], data["reasoning"]) == ("So", "Let me")
+
+
+def test_chunks_without_reasoning_get_none():
+    """What no chunk tells, the merged one does not tell."""
+    assert not {"reasoning", "dt_ms", "token_ids"} & set(merged(chunk(1, "a"), chunk(2, "b", 1)))
+
+
+def test_ids_stay_if_a_chunk_has_reasoning_alone():
+    """It has no text that ids would be missing of."""
+    data = merged(chunk(1, "", reasoning="Hm"), chunk(2, "a", token_ids=[7], logprobs=[-1.0]))
+    assert (data["token_ids"], data["logprobs"]) == ([7], [-1.0])
+
+
+def test_ids_go_if_a_chunk_has_text_without_them():
+    """Ids of half of a text would be taken for all of it."""
+    assert "token_ids" not in merged(chunk(1, "a"), chunk(2, "b", 1, token_ids=[7]))
+
+
+def test_between_merged_chunks_stands_the_time_that_passed():
+    """A chunk's timestamp is that of its last token, so the first of the next came `sum(dt_ms)` before its own."""
+    first = at(10.0, chunk(1, "ab", token_ids=[1, 2], dt_ms=[5.0]))
+    second = at(10.1, chunk(2, "cde", 2, token_ids=[3, 4, 5], dt_ms=[20.0, 30.0]))
+    assert merged(first, second)["dt_ms"] == [5.0, 50.0, 20.0, 30.0]
+
+
+def test_a_chunk_of_one_token_has_no_times_of_its_own():
+    """It may leave `dt_ms` out; the time since the token before it counts."""
+    first = at(10.0, chunk(1, "ab", token_ids=[1, 2], dt_ms=[5.0]))
+    assert merged(first, at(10.25, chunk(2, "c", 2, token_ids=[3])))["dt_ms"] == [5.0, 250.0]
+
+
+def test_times_go_if_a_chunk_does_not_tell_its_own():
+    """Several tokens without `dt_ms` came nobody knows when."""
+    first = at(10.0, chunk(1, "ab", token_ids=[1, 2], dt_ms=[5.0]))
+    assert "dt_ms" not in merged(first, at(10.25, chunk(2, "cd", 2, token_ids=[3, 4])))
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_time():
+    """The time between two chunks is at least 0."""
+    first = at(10.0, chunk(1, "a", token_ids=[1], dt_ms=[]))
+    assert merged(first, at(9.0, chunk(2, "b", 1, token_ids=[2], dt_ms=[])))["dt_ms"] == [0.0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.floats(0, 0.5)), min_size=2, max_size=8), st.data())
+def test_merging_in_steps_gives_the_same_times(made, data):
+    """Chunks that were merged already merge with later ones as each alone would."""
+    chunks, now = [], 1000.0
+    for i, (count, pause) in enumerate(made):
+        now += pause
+        times = [pause * 400] * (count - 1)
+        chunks.append(at(now, chunk(i, "x", i, token_ids=[7] * count, dt_ms=times)))
+    cut = data.draw(st.integers(1, len(chunks) - 1))
+    (left, *_), (right, *_) = compact(chunks[:cut]), compact(chunks[cut:])
+    whole, stepwise = merged(*chunks), merged(*left, *right)
+    assert stepwise["dt_ms"] == pytest.approx(whole["dt_ms"], abs=0.01)
+    assert len(whole["dt_ms"]) == len(whole["token_ids"]) - 1
+
+
+def test_fields_that_a_merger_does_not_know_are_carried():
+    """A later version may add some; the latest of each stays."""
+    data = merged(chunk(1, "a", new_field=1, other=[0]), chunk(2, "b", 1, new_field=2))
+    assert (data["new_field"], data["other"]) == (2, [0])
+
+
+def test_reasoning_counts_against_the_limit():
+    """A queue is bounded by what its events keep alive, text of every kind included."""
+    assert event_size(chunk(1, "", reasoning="x" * 10_000)) > 10_000

@@ -40,7 +40,7 @@ async def test_what_is_relayed_arrives_as_it_was():
     assert capture.events == events
     assert capture.closed_chains == ["chain_0", "chain_1"]
     assert capture.closed_runs == [events[0].run_id]
-    assert not manager.runs
+    assert not manager.fanout.runs
     await manager.aclose()
 
 
@@ -92,9 +92,9 @@ async def test_runs_that_never_end_close_with_the_manager_and_are_bounded():
     manager.add_observer(capture)
     for i in range(1000):
         manager.relay(StreamEvent(T.RUN_START, "", 0.0, start.data, seq=0, run_id=f"run_{i}"))
-    assert len(manager.runs) <= 512
+    assert len(manager.fanout.runs) <= 512
     await manager.aclose()
-    assert not manager.runs
+    assert not manager.fanout.runs
     assert capture.closed_runs == [f"run_{i}" for i in range(1000)]
 
 
@@ -157,6 +157,6 @@ async def test_a_subscription_that_nobody_holds_costs_nothing():
     manager = StreamingManager()
     for _ in range(100):
         manager.subscribe()
-    assert manager.deliveries == []
+    assert manager.fanout.deliveries == []
     assert not manager.fanout._leaving
     assert not manager.wants(T.LLM_GENERATION_CHUNK)

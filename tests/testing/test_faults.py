@@ -1,10 +1,12 @@
 """Fault schedules: a seed repeats them, they break nothing, and what is broken is told."""
 
 import logging
+from typing import get_args
 
 import pytest
 
 from fault_schedules.faults import FaultSchedule, check_invariants, main
+from fault_schedules.hostile import Manner
 from fault_schedules.schedule import draw
 from rollcast.records import StreamEventType
 from rollcast.testing import EventCapture
@@ -105,3 +107,26 @@ def test_the_command_says_which_seeds_break(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "seed 1: 1 broken\n- it hangs" in printed
     assert "broken: 1\n" in printed
+
+
+def test_every_kind_of_hostile_watcher_is_drawn():
+    """Within two hundred seeds, with large prompts, late readers and deaf clients among them."""
+    plans = [draw(seed) for seed in range(200)]
+    assert {each.manner for plan in plans for each in plan.hostile} == set(get_args(Manner))
+    assert {plan.prompt_chars for plan in plans} == {0, 3_000, 300_000}
+    assert {each.pause for plan in plans for each in plan.subscribers} == {None, 0, 1, 10}
+    assert any(plan.deaf_client for plan in plans)
+
+
+def test_a_subscriber_that_lost_something_is_found():
+    """It has what it subscribed to, or a gap."""
+
+    def lose(outcome):
+        events = next(s.stint.events for s in outcome.subscribers if s.stint.events)
+        events.remove(next(e for e in events if e.event_type in NEVER_MERGED))
+
+    outcome = FaultSchedule(17).play()
+    check_invariants(outcome)
+    lose(outcome)
+    with pytest.raises(AssertionError, match=r"subscriber_0.* in silence"):
+        check_invariants(outcome)

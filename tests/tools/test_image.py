@@ -75,7 +75,9 @@ def test_any_bytes_are_safe(head, tail):
 
 def test_other_bytes_are_no_image():
     """They are refused in a sentence."""
-    with pytest.raises(InputError, match="made of 3 bytes that are none; expected a PNG, JPEG, GIF or WebP"):
+    with pytest.raises(
+        InputError, match="made of 3 bytes that are not an image; expected a PNG, JPEG, GIF or WebP"
+    ):
         Image(b"abc")
 
 

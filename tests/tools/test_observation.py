@@ -180,11 +180,11 @@ class Table:
     [
         (
             Unshowable(),
-            "error: the result is or holds a value of type Unshowable, which is neither text nor JSON",
+            "error: the result is or contains a value of type Unshowable, which is neither text nor JSON",
         ),
         (
             [Unshowable()],
-            "error: the result is or holds a value of type Unshowable, which is neither text nor JSON",
+            "error: the result is or contains a value of type Unshowable, which is neither text nor JSON",
         ),
         (MagicMock(), None),
         (Table(), '{"a": {"0": 1, "1": NaN}}'),

@@ -180,7 +180,7 @@ def test_an_entry_for_no_parameter_is_one_warning(caplog):
             return city
 
     assert [record.getMessage() for record in caplog.records] == [
-        "tool 'look': its docstring describes 'town', and it has no such parameter; the model is not told of it"
+        "tool 'look': its docstring describes 'town', but it has no such parameter; the model does not see it"
     ]
     assert look.parameters["properties"]["city"]["description"] == "where"
 

@@ -71,9 +71,9 @@ async def test_a_rollout_of_trl_is_the_sequence_after_the_first_prompt():
 async def test_a_forked_chain_is_no_rollout_unless_its_last_segment_will_do():
     """The sentence says where it forked and what can be done; the last segment is what a batch has of it."""
     t = await forked()
-    with pytest.raises(InputError, match=r"chain_0 is no single sequence: .* at step 2, .*forked='last'"):
+    with pytest.raises(InputError, match=r"chain_0 is not a single sequence: .* at step 2, .*forked='last'"):
         to_trl([t])
-    with pytest.raises(InputError, match="chain_0 is no single sequence"):
+    with pytest.raises(InputError, match="chain_0 is not a single sequence"):
         to_verl(t)
     rollout = to_trl([t], forked="last")
     assert rollout["prompt_ids"][0] + rollout["completion_ids"][0] == t.segments[1].token_ids

@@ -131,7 +131,7 @@ async def test_a_watcher_may_cancel(tmp_path):
             asyncio.get_running_loop().call_later(0.01, cancel_all, agent.streaming_manager)
 
     def cancel_all(manager):
-        for run_id in list(manager.runs):
+        for run_id in list(manager.fanout.runs):
             manager.cancel(run_id)
 
     with capture_events(agent.streaming_manager):
@@ -147,7 +147,7 @@ async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
     agent = tiny_agent()
 
     def cancel(progress):
-        (training,) = agent.streaming_manager.runs
+        (training,) = agent.streaming_manager.fanout.runs
         agent.streaming_manager.cancel(training)
 
     with capture_events(agent.streaming_manager) as capture:
@@ -366,7 +366,7 @@ async def test_a_folder_is_not_overwritten(tmp_path):
     await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
     with pytest.raises(InputError, match="resume it"):
         await train(tiny_agent(), TASK, settings(steps=1), out=tmp_path)
-    with pytest.raises(InputError, match=r"learning_rate=0\.0006, and 0\.1"):
+    with pytest.raises(InputError, match=r"learning_rate=0\.0006, but 0\.1"):
         await train(tiny_agent(), TASK, settings(steps=1, learning_rate=0.1), out=tmp_path, resume=True)
     other = dataclasses.replace(TASK, name="other")
     with pytest.raises(InputError, match="task 'arithmetic'"):

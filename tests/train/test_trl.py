@@ -394,9 +394,9 @@ def test_prompts_that_tell_no_row_are_refused(model, tokenizer):
     agent = make_agent(model, tokenizer)
     rollouts = make_rollout_func(agent, [QUESTION, QUESTION])
     assert rollouts._number(QUESTION["messages"]) == 0
-    with pytest.raises(InputError, match="'And now\\?' is none of the 2 rows"):
+    with pytest.raises(InputError, match="'And now\\?' is not in the 2 rows"):
         rollouts._number([{"role": "user", "content": "And now?"}])
-    with pytest.raises(InputError, match="is none of the 2 rows"):
+    with pytest.raises(InputError, match="is not in the 2 rows"):
         rollouts._number([QUESTION["messages"][0] | {ROW_KEY: 2}])
     with pytest.raises(InputError, match="a prompt is str; expected messages"):
         rollouts._number("What is 12 * 34?")
@@ -508,7 +508,7 @@ def test_forked_chains_are_refused_or_trained_on_their_last_segment(model, token
 
     agent = make_agent(model, tokenizer, Calling, tools=[again], reward=lambda: 1.0)
     rollouts = make_rollout_func(agent, [QUESTION], max_steps=2, max_tokens=48)
-    with pytest.raises(InputError, match=r"is no single sequence: .* at step 2"):
+    with pytest.raises(InputError, match=r"is not a single sequence: .* at step 2"):
         rollouts(prompts(rollouts, 0), stub(model, tokenizer))
     rollouts = make_rollout_func(agent, [QUESTION], max_steps=2, max_tokens=48, forked="last")
     rollout = rollouts(prompts(rollouts, 0), stub(model, tokenizer))
@@ -554,7 +554,7 @@ def test_the_model_has_to_be_the_trainers(model, tokenizer):
     """A copy would not learn; an adapter's base model is what is inside of it."""
     rollouts = make_rollout_func(make_agent(model, tokenizer), [QUESTION], max_tokens=4)
     other = Qwen3ForCausalLM(model.config)
-    with pytest.raises(InputError, match="samples from another Qwen3ForCausalLM than the trainer trains"):
+    with pytest.raises(InputError, match="samples from a different Qwen3ForCausalLM than the trainer trains"):
         rollouts(prompts(rollouts, 0), stub(other, tokenizer))
     adapter = SimpleNamespace(peft_config={}, get_base_model=lambda: model, training=True)
     assert rollouts(prompts(rollouts, 0), stub(adapter, tokenizer))["prompt_ids"]

@@ -40,6 +40,7 @@ from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
+from rollcast.stream.waiting import event_of
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
@@ -365,7 +366,7 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = merged_chunks([events[i] for i in group])
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole

@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The `rollcast` command: bad input is one sentence and exit code 2."""
+    """Run the `rollcast` command: bad input gives one sentence and exit code 2."""
     from rollcast.errors import RollcastError  # noqa: PLC0415
 
     _fill_closed_descriptors()
@@ -21,28 +21,28 @@ def main() -> None:
     except RollcastError as error:
         from rollcast.text import visible  # noqa: PLC0415
 
-        # A server or a model may have had its say in it: nothing in it is obeyed by the terminal.
+        # Part of it may come from a server or a model, and must not control the terminal.
         lines = ("".join(piece for piece, _ in visible(line)) for line in str(error).split("\n"))
-        with suppress(OSError):  # a standard error that is full, or that nobody reads
+        with suppress(OSError):  # the standard error is full, or its reader has gone
             print("rollcast:", "\n".join(lines), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # before a run had begun
+    except KeyboardInterrupt:  # before a run began
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
-        _let_stdout_go_nowhere()
+        _discard_stdout()
         sys.exit(141)
     except OSError as error:
         if not _stdout_is_broken():
             raise
-        _let_stdout_go_nowhere()
+        _discard_stdout()
         with suppress(OSError):
             print("rollcast: the output cannot be written:", error.strerror or error, file=sys.stderr)
         sys.exit(2)
 
 
 def _stdout_is_broken() -> bool:
-    """Whether what was printed last is still to be written, and cannot be."""
+    """Whether what was printed last cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -50,21 +50,21 @@ def _stdout_is_broken() -> bool:
     return False
 
 
-def _let_stdout_go_nowhere() -> None:
+def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fill_closed_descriptors() -> None:
-    """After `>&-` Python has no `sys.stdout`, and the next file that is opened would stand in its place.
+    """After `>&-` Python has no `sys.stdout`, and the next file that is opened would get its descriptor.
 
-    What stands there now takes no byte, so that it is told of as a full disk is. What is said on a closed standard error
-    goes nowhere.
+    The descriptor is filled with one that takes no bytes, so that it is reported like a full disk. What is written to a
+    closed standard error goes nowhere.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, flags)  # the lowest that is free
+            os.open(os.devnull, flags)  # this gets the lowest free descriptor
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the program runs)
     if sys.stderr is None:

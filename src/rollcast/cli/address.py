@@ -1,4 +1,4 @@
-"""Where `rollcast watch` is to look: what people type for a server, as a WebSocket address."""
+"""Turns what people type for a server, as after `rollcast watch`, into a WebSocket address."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["server_address"]
 
 DEFAULT_PORT = 8765
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
-_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, and nobody can connect to it)
+_EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, but clients cannot connect to it)
 _FILES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".gz", ".zst"}
 _EXPECTED = "expected HOST:PORT, such as localhost:8765, or ws://localhost:8765 (wss:// with TLS)"
 
 
 def server_address(given: str) -> str:
-    """The address: of `8765`, `localhost`, `localhost:8765`, `[::1]:8765`, `http://localhost:8765`, `wss://…`.
+    """The address for `8765`, `localhost`, `localhost:8765`, `[::1]:8765`, `http://localhost:8765`, `wss://…`.
 
     Raises:
-        InputError: it is the name of a file, has a token in it, or cannot be an address; the sentence tells which.
+        InputError: it is the name of a file, has a token in it, or cannot be an address; the message tells which.
     """
     text = given.strip()
     _refuse_file(text)
@@ -39,13 +39,13 @@ def server_address(given: str) -> str:
             f"{shown_url(given)!r} is not a WebSocket address: its scheme is {scheme!r}; {_EXPECTED}"
         )
     place, slash, path = rest.partition("/")
-    if not place or set("@?#") & set(rest):  # the client judges it
+    if not place or set("@?#") & set(rest):  # the client checks it
         return f"{_SCHEMES[scheme.lower()]}://{rest}"
     return f"{_SCHEMES[scheme.lower()]}://{_place(place, given, port=None)}{slash}{path}"
 
 
 def _place(place: str, given: str, port: int | None = DEFAULT_PORT) -> str:
-    """`HOST:PORT`, checked; `port` stands for one that is not there (None: the scheme's own)."""
+    """`HOST:PORT`, checked; `port` is the default (None: the scheme's own)."""
     shown = shown_url(given)
     host, rest = _host_and_rest(place, shown)
     number, slash, path = rest.partition("/")
@@ -70,7 +70,9 @@ def _host_and_rest(place: str, shown: str) -> tuple[str, str]:
             )
         return host, rest
     if place.count(":") > 1:
-        if _is_ipv6(place) and not _is_ipv6(place.rpartition(":")[0]):  # else its end may be meant as a port
+        if _is_ipv6(place) and not _is_ipv6(
+            place.rpartition(":")[0]
+        ):  # otherwise its end may be meant as a port
             return place, ""
         raise InputError(
             f"{shown!r} has several colons; expected an IPv6 address in brackets, such as [::1]:8765"
@@ -96,10 +98,10 @@ def _is_ipv6(host: str) -> bool:
 
 
 def _refuse_file(text: str) -> None:
-    """A log of events is what people have beside a server.
+    """Refuse the name of a file: people may try to watch a log of events.
 
     Raises:
-        InputError: it is one.
+        InputError: it is the name of a file.
     """
     if not text:
         raise InputError(f"the address is empty; {_EXPECTED}")
@@ -120,10 +122,10 @@ def _refuse_file(text: str) -> None:
 
 
 def _refuse_token(text: str) -> None:
-    """A token in an address would be kept by the shell and shown to other users.
+    """Refuse a token in an address, which the shell would keep and other users could see.
 
     Raises:
-        InputError: there is one.
+        InputError: there is a token.
     """
     if has_token(text):
         raise InputError(

@@ -72,8 +72,7 @@ def run(
     """Run an agent and watch its chains.
 
     Without an agent or a model of yours, the model is the embedded one (rollcast/tiny, 0.46 million parameters, no download, no
-    GPU). It knows the questions of the shipped tasks and nothing else: it is there to be watched and trained, not to be
-    talked to.
+    GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
     chosen = RunOptions(
         agent=agent,
@@ -129,7 +128,7 @@ def train(
     config: options.ConfigOption = None,
     no_color: options.NoColorOption = False,
 ) -> None:
-    """Train an agent on a task by GRPO, and watch it learn.
+    """Train an agent on a task with GRPO, and watch it learn.
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
@@ -176,7 +175,7 @@ def watch(
 ) -> None:
     """Watch the chains of another program: of `rollcast run --serve`, or of any WebSocketStreamingServer.
 
-    It goes on until Ctrl-C, and comes back when the connection drops.
+    It runs until Ctrl-C, and reconnects when the connection drops.
     """
     chosen = WatchOptions(
         url=url,

@@ -1,4 +1,4 @@
-"""The command as a user can type it again."""
+"""Tells how a user can type this command again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["quoted", "this_command"]
 
 
 def this_command() -> str:
-    """`rollcast`, if a shell finds this program under that name; else the way in which it was started, for a shell."""
+    """`rollcast`, if a shell finds this program under that name; else the way in which it was started."""
     started = Path(sys.argv[0])
     found = shutil.which("rollcast")
     if started.name == "__main__.py":
@@ -27,6 +27,6 @@ def this_command() -> str:
 
 
 def quoted(value: str | Path) -> str:
-    """An argument for a shell, which does not take it for an option either."""
+    """Quote an argument for a shell, so that it is not taken for an option either."""
     text = str(value)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)

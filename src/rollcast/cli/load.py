@@ -1,4 +1,4 @@
-"""What the command line names: an agent of the user's own, and rows in a file."""
+"""Loads what the command line names: the user's own agent, and rows in a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("rollcast.cli")
 
 
 def load_agent(target: str) -> BaseAgent:
-    """The agent that `module:name` or `path/to/file.py:name` names; a function of no arguments is called for it.
+    """Load the agent at `module:name` or `path/to/file.py:name`; a function without arguments is called for it.
 
     Raises:
         InputError: there is no such module or name, it cannot be loaded, or it is not an agent.
@@ -43,22 +43,22 @@ def load_agent(target: str) -> BaseAgent:
 
 
 def load_agent_or_task(target: str) -> BaseAgent | Task:
-    """As `load_agent`; it may be a task too.
+    """Load an agent as `load_agent` does, or a task.
 
     Raises:
-        InputError: as `load_agent` does; if no name is given, it tells the agents and tasks that there are.
+        InputError: as in `load_agent`; if no name is given, the message lists the agents and tasks in the module.
     """
     where, colon, name = target.rpartition(":")
     if not colon and target.endswith(".py") and Path(target).is_file():
-        raise InputError(f"{target!r} names no agent; {_there(_module(target, target), target)}")
+        raise InputError(f"{target!r} names no agent; {_runnable_in(_module(target, target), target)}")
     if not colon or not where or not name:
         raise InputError(f"{target!r} names no agent; expected module:name or path/to/file.py:name")
     module = _module(where, target)
     if not hasattr(module, name):
-        raise InputError(f"{where} has no {name!r}; {_there(module, where)}")
+        raise InputError(f"{where} has no {name!r}; {_runnable_in(module, where)}")
     found = getattr(module, name)
     if not isinstance(found, BaseAgent | Task) and callable(found):
-        found = _calling(found, target)
+        found = _call_users_code(found, target)
     if not isinstance(found, BaseAgent | Task):
         raise InputError(
             f"{target} is {type(found).__name__}; expected a BaseAgent or a Task, or a function without arguments that "
@@ -67,8 +67,8 @@ def load_agent_or_task(target: str) -> BaseAgent | Task:
     return found
 
 
-def _there(module: ModuleType, where: str) -> str:
-    """What of a module can be run, as the end of a sentence."""
+def _runnable_in(module: ModuleType, where: str) -> str:
+    """What can be run in a module, as the end of a sentence."""
     agents = [name for name, value in vars(module).items() if isinstance(value, BaseAgent)]
     tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
     told = f"the agents in it: {', '.join(agents) or 'none'}"
@@ -85,7 +85,7 @@ def _module(where: str, target: str) -> ModuleType:
         path = Path(where)
         try:
             there = path.is_file()
-        except OSError:  # a name that is too long
+        except OSError:  # the name is too long
             there = False
         if not there:
             raise InputError(f"there is no file {where!r}; expected path/to/file.py:name")
@@ -95,16 +95,16 @@ def _module(where: str, target: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         sys.path.insert(0, str(path.resolve().parent))
-        _calling(lambda: spec.loader.exec_module(module), target)
+        _call_users_code(lambda: spec.loader.exec_module(module), target)
         return module
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found: ModuleType = _calling(lambda: importlib.import_module(where), target)
+    found: ModuleType = _call_users_code(lambda: importlib.import_module(where), target)
     return found
 
 
-def _calling(what: Any, target: str) -> Any:
-    """Call the user's code; whatever it raises becomes a sentence with the place."""
+def _call_users_code(what: Any, target: str) -> Any:
+    """Call the user's code; an exception becomes an InputError with its place."""
     try:
         return what()
     except RollcastError:
@@ -116,7 +116,7 @@ def _calling(what: Any, target: str) -> Any:
         raise InputError(
             f"{target} cannot be loaded: it called sys.exit({error.code!r})"
             + (f" ({place})" if place else "")
-            + "; what a file does as a program belongs under: if __name__ == '__main__':"
+            + "; put the code that the file runs as a program under: if __name__ == '__main__':"
         ) from error
     except BaseException as error:  # the user's module can raise anything
         logger.debug("%s cannot be loaded", target, exc_info=error)
@@ -126,7 +126,7 @@ def _calling(what: Any, target: str) -> Any:
 
 
 def backend_options(given: list[str]) -> dict[str, Any]:
-    """`name=value`s as keyword arguments; a value that is not JSON is a word.
+    """Turn `name=value`s into keyword arguments; a value that is not JSON is taken as text.
 
     Raises:
         InputError: one has no name or no value.
@@ -144,22 +144,22 @@ def backend_options(given: list[str]) -> dict[str, Any]:
 
 
 def load_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a file: JSON lines, a JSON array or one JSON object.
+    """Load the rows in a file: JSON lines, a JSON array or one JSON object.
 
     A row is an object with `messages` or a `prompt` (text, or messages), and fields of its own. An array of messages is
     one conversation.
 
     Raises:
-        InputError: there is no such file, or something in it is not a row; it names the line.
+        InputError: there is no such file, or something in it is not a row; the message names the line.
     """
     file = Path(path)
     try:
-        text = file.read_bytes().removeprefix(BOM_UTF8)  # as Windows' editors write it
+        text = file.read_bytes().removeprefix(BOM_UTF8)  # some editors on Windows write it
     except OSError as error:
         raise InputError(f"the rows cannot be read: {error.strerror or error} ({path})") from None
     if text.startswith((b"PAR1", *_UTF16)) or file.suffix.lower() in _TABLES:
         raise InputError(
-            f"{path} is not JSON; {_EXPECTED}, in UTF-8. A table of another kind becomes that by: "
+            f"{path} is not JSON; {_EXPECTED}, in UTF-8. Convert a table of another kind with: "
             "datasets.load_dataset(…).to_json(FILE)"
         )
     rows = [_row(value, place) for value, place in _values(text, path)]
@@ -176,14 +176,14 @@ _TABLES = {".csv", ".tsv", ".parquet", ".arrow", ".xlsx"}
 
 
 def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
-    """Each value of the file, and how a sentence names its place."""
+    """Each value in the file, and its place for messages."""
     if text.lstrip()[:1] in (b"[", b"{"):
         try:
             whole = _decoded(text)
         except _NOT_JSON as error:
             if text.lstrip()[:1] == b"[":
                 raise InputError(f"{path} is not JSON: {error}; {_EXPECTED}, or an array of them") from None
-        else:  # one value: else it would be lines
+        else:  # one value, since it is not lines
             yield from _parts(whole, path if b"\n" in text.strip() else f"{path}:1")
             return
     for i, line in enumerate(text.splitlines(), 1):
@@ -211,7 +211,7 @@ def _decoded(text: bytes) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         try:
-            return json.loads(text)  # it takes NaN and Infinity, which Python's own writer gives
+            return json.loads(text)  # it takes NaN and Infinity, which Python itself writes
         except ValueError:
             pass
         raise
@@ -221,7 +221,7 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{place} is not a row: {_EXPECTED}, found {type(value).__name__}")
     if value.get("messages") is not None and value.get("prompt") is not None:
-        raise InputError(f"{place} is not a row: {_EXPECTED}, one of them")
+        raise InputError(f"{place} is not a row: {_EXPECTED}, not both")
     row = row_with_messages(value, place)
     validated_messages(row["messages"], f"{place}['messages']")
     return row

@@ -96,7 +96,7 @@ RowsOption = Annotated[
 ]
 PromptOption = Annotated[
     list[str] | None,
-    typer.Option(help="A question of your own instead of the task's; may be given several times."),
+    typer.Option(help="Your own question instead of the task's; may be given several times."),
 ]
 QuestionsOption = Annotated[int, typer.Option(help="How many of the task's questions.", min=1)]
 ChainsOption = Annotated[int, typer.Option(help="Chains for each question.", min=1)]
@@ -110,7 +110,7 @@ SeedOption = Annotated[
 TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy. [default: the task's]")]
 PaceOption = Annotated[
     float | None,
-    typer.Option(help="Tokens a second and chain, for reading along. [default: as fast as it goes]"),
+    typer.Option(help="Tokens per second and chain, for reading along. [default: no limit]"),
 ]
 JsonOption = Annotated[
     str | None,
@@ -124,7 +124,9 @@ TypeOption = Annotated[
     typer.Option(help="Show this type of event only (tool_call_start …); may be given several times."),
 ]
 NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.")]
-NoTimestampsOption = Annotated[bool, typer.Option("--no-timestamps", help="No times before the lines.")]
+NoTimestampsOption = Annotated[
+    bool, typer.Option("--no-timestamps", help="Leave out the times before the lines.")
+]
 ServeOption = Annotated[
     str | None,
     typer.Option(
@@ -137,7 +139,7 @@ TokenOption = Annotated[
     typer.Option(
         envvar="ROLLCAST_TOKEN",
         show_envvar=True,
-        help="The secret that clients must have; better in the environment, which other users do not see.",
+        help="The secret that clients must give; better set in the environment, which other users cannot see.",
     ),
 ]
 WatchTokenOption = Annotated[
@@ -145,14 +147,14 @@ WatchTokenOption = Annotated[
     typer.Option(
         envvar="ROLLCAST_TOKEN",
         show_envvar=True,
-        help="The server's secret; better in the environment, which other users do not see.",
+        help="The server's secret; better set in the environment, which other users cannot see.",
     ),
 ]
 TlsCertOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="With --serve: the server's certificate, and those that lead to its authority (PEM); clients say wss://.",
+        help="With --serve: the server's certificate and its chain up to the authority (PEM); clients connect with wss://.",
     ),
 ]
 TlsKeyOption = Annotated[
@@ -165,21 +167,21 @@ OriginOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="URL",
-        help="With --serve: let pages of this origin connect, such as https://lab.example; may be given several times.",
+        help="With --serve: let pages from this origin connect, such as https://lab.example; may be given several times.",
     ),
 ]
 HostNameOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="With --serve: a name by which the server is reached, such as lab.example; may be given several times.",
+        help="With --serve: a host name of this server, such as lab.example; may be given several times.",
     ),
 ]
 TlsCaOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="For wss://: the authority of the server's certificate (PEM), if it is a private one.",
+        help="For wss://: the authority that signed the server's certificate (PEM), if it is a private one.",
     ),
 ]
 TrainTaskOption = Annotated[
@@ -204,14 +206,14 @@ TrainerOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="What computes the updates: embedded or trl. [default: embedded]"),
 ]
-StepsOption = Annotated[int | None, typer.Option(help="End after so many steps. Give it or --minutes.")]
+StepsOption = Annotated[int | None, typer.Option(help="End after this many steps. Give this or --minutes.")]
 MinutesOption = Annotated[
-    float | None, typer.Option(help="End after so many minutes of training. [default: 1]")
+    float | None, typer.Option(help="End after this many minutes of training. [default: 1]")
 ]
 GroupOption = Annotated[
-    int | None, typer.Option(help="Chains of each question, compared with each other. [default: 8]")
+    int | None, typer.Option(help="Chains per question, compared with each other. [default: 8]")
 ]
-TrainQuestionsOption = Annotated[int | None, typer.Option(help="Questions of each step. [default: 16]")]
+TrainQuestionsOption = Annotated[int | None, typer.Option(help="Questions per step. [default: 16]")]
 LrOption = Annotated[float | None, typer.Option(help="Learning rate. [default: 0.0006]")]
 TrainSeedOption = Annotated[
     int | None, typer.Option(help="The same seed gives the same weights. [default: 0]")
@@ -219,7 +221,7 @@ TrainSeedOption = Annotated[
 EvalEveryOption = Annotated[
     int | None,
     typer.Option(
-        help="Steps between evaluations on held-out questions; 0: at the start and the end alone. [default: 10]"
+        help="Steps between evaluations on held-out questions; 0: only at the start and the end. [default: 10]"
     ),
 ]
 OutOption = Annotated[
@@ -236,7 +238,7 @@ ShowOption = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Chains that are shown token by token; the others cost nothing. [default: 3 on a terminal, else 0]",
+        help="How many chains to show token by token; the others cost nothing. [default: 3 on a terminal, else 0]",
     ),
 ]
 TrainServeOption = Annotated[
@@ -263,7 +265,7 @@ UrlArg = Annotated[
     ),
 ]
 SinceOption = Annotated[
-    str, typer.Option(metavar="live|start", help="From now on, or from the oldest event that the server has.")
+    str, typer.Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
 ]
 
 RecordDirOption = Annotated[

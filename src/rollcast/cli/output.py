@@ -1,4 +1,4 @@
-"""Where a command prints for people: whole lines in a pipe, rows that fit on a terminal, and no failure that ends a run."""
+"""Prints for people: whole lines in a pipe, rows that fit on a terminal, and no failure ends a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Output", "warn"]
 
 
 class Output:
-    """A stream that takes turns with the consoles on it. What cannot be printed is dropped, and told of once.
+    """A stream that takes turns with the consoles on it. What cannot be printed is dropped, and reported once.
 
     Args:
         stream: the standard output or the standard error.
-        color: True or False; None decides by the stream and the environment.
+        color: True or False; None: decided by the stream and the environment.
     """
 
     def __init__(self, stream: TextIO, *, color: bool | None) -> None:
@@ -33,12 +33,12 @@ class Output:
 
     @property
     def printer(self) -> Printer:
-        """How things look there."""
+        """The colors and glyphs of the stream."""
         return self._printer
 
     @property
     def unread(self) -> bool:
-        """Whether nobody reads any more, as after `| head -1`."""
+        """Whether the reader has gone, as after `| head -1`."""
         return self._printer.output.unread
 
     def say(self, *rows: Row) -> None:
@@ -52,7 +52,7 @@ class Output:
                     output.put(self._printer.painter.paint(part) + "\n")
 
     def warn_if_broken(self) -> None:
-        """Say once on the standard error that the output cannot be written, and that what is going on goes on."""
+        """Say once on the standard error that the output cannot be written; the run goes on."""
         failure = self._printer.output.lost_to
         if failure is None or self._warned:
             return
@@ -61,7 +61,7 @@ class Output:
 
 
 def warn(text: str) -> None:
-    """A sentence on the standard error, if that can be written."""
+    """Print a sentence on the standard error, if that can be written."""
     if sys.stderr is None:  # as under pythonw
         return
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A model at a reader's pace."""
+"""Slows a model down to a reader's pace."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Paced"]
 
 
 class Paced:
-    """Another backend that pauses before each delta; all else is the other's.
+    """Wraps a backend, with a pause before each delta.
 
     Args:
-        backend: the other.
-        pace: deltas (mostly tokens) a second in each chain.
+        backend: the wrapped backend.
+        pace: deltas (mostly tokens) per second in each chain.
 
     Raises:
         InputError: the pace is not above 0.
@@ -25,7 +25,7 @@ class Paced:
 
     def __init__(self, backend: Backend, pace: float) -> None:
         if not pace > 0:
-            raise InputError(f"--pace is {pace:g}; expected a number of tokens a second above 0")
+            raise InputError(f"--pace is {pace:g}; expected a number of tokens per second above 0")
         self._backend = backend
         self._pause_s = 1 / pace
 
@@ -33,7 +33,7 @@ class Paced:
         return getattr(self._backend, name)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """The other's deltas, each after its pause."""
+        """Yield the wrapped backend's deltas, each after a pause."""
         deltas: Any = self._backend.generate(request)
         try:
             async for delta in deltas:

@@ -1,4 +1,4 @@
-"""`rollcast run`: an agent's chains on the terminal, an events log, and a summary."""
+"""`rollcast run`: shows an agent's chains on the terminal, and writes a log of events and a summary."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rollcast.cli.serving import Serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED, Sampling
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions", "run_command"]
 
-_LOOK_S = 0.1  # between two looks whether anybody reads
+_LOOK_S = 0.1  # how often to check that the output still has a reader
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says; see `rollcast run --help`."""
+    """The options on the command line; see `rollcast run --help`."""
 
     agent: str | None
     model: str | None
@@ -63,11 +64,10 @@ class RunOptions:
 
 
 def run_command(options: RunOptions) -> int:
-    """Run, show and sum up.
+    """Run, show the chains and print the summary.
 
     Returns:
-        The exit code: 0, 1 if no chain came through, 130 after Ctrl-C, 141 if nobody reads the output any more, 143 after
-        SIGTERM.
+        The exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
@@ -92,7 +92,7 @@ def run_command(options: RunOptions) -> int:
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
     if options.agent is None and options.model is None:
         print_about(task.about, out)
-    result, signals = asyncio.run(_execute(agent, run, server, _Readers(out, log, server)))
+    result, signals = run_to_the_end(_execute(agent, run, server, _Readers(out, log, server)))
     print_summary(result, rows, out, log=None if log is None else log_line(log))
     out.warn_if_broken()
     if signals:
@@ -124,8 +124,8 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
         return task, None
     if options.model is None and (options.backend or options.backend_options):
         raise InputError(
-            "--backend or --backend-option was given without --model; an agent of your own has its backend in it: give the model "
-            "that is to run instead of the agent's as well"
+            "--backend or --backend-option was given without --model; your agent has a backend already: also give the model "
+            "that is to run instead of the agent's"
         )
     found = load_agent_or_task(options.agent)
     return (found, None) if isinstance(found, Task) else (task, found)
@@ -164,12 +164,12 @@ def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
 
 
 class _Readers:
-    """Whether anybody still gets something from the run: without a reader, a log and a server it need not go on.
+    """Tells whether the run still has a reader: without one, a log or a server it need not go on.
 
     Args:
-        out: what is printed for people.
-        log: of `--json`.
-        server: of `--serve`.
+        out: the output for people.
+        log: the log that `--json` asked for.
+        server: the server that `--serve` asked for.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Readers:
         self._others = server is not None or (log is not None and log.path is not None)
 
     async def gone(self) -> None:
-        """Return when nobody does any more; say meanwhile if the output cannot be written."""
+        """Return when the run has no reader any more; say meanwhile if the output cannot be written."""
         while self._others or not (self.out.unread or (self._log is not None and self._log.unread)):
             self.out.warn_if_broken()
             await asyncio.sleep(_LOOK_S)

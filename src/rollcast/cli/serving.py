@@ -1,4 +1,4 @@
-"""`--serve`: others watch over the network."""
+"""Lets others watch over the network, for `--serve`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Serving", "server_at", "watching"]
 
 @dataclass(frozen=True)
 class Serving:
-    """What the command line says about serving.
+    """The command line's options about serving.
 
     Attributes:
         where: `[HOST:]PORT`; None: nothing is served.
-        token: that clients must have.
-        tls_cert, tls_key: PEM files; with them clients connect by `wss://`.
-        origins: pages that may connect beside the server's own.
-        host_names: names by which the server is reached.
+        token: the secret that clients must give.
+        tls_cert, tls_key: PEM files; with them clients connect with `wss://`.
+        origins: origins whose pages may connect beside the server's own.
+        host_names: host names of the server.
     """
 
     where: str | None = None
@@ -38,11 +38,11 @@ class Serving:
 
 
 def server_at(serving: Serving) -> WebSocketStreamingServer | None:
-    """The server of `--serve [HOST:]PORT` and the options beside it, not started; None if nothing is to be served.
+    """Make the server for `--serve [HOST:]PORT` and its options, not started; None if nothing is to be served.
 
     Raises:
-        InputError: this is not a port, an option beside it is wrong or has nothing to do, or the network would reach the server
-            without a token.
+        InputError: this is not a port, an option is wrong or has no use, or the network could reach the server without a
+            token.
     """
     if serving.where is None:
         given = {
@@ -60,13 +60,13 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
     host, _, port = serving.where.rpartition(":")
     if not port.isascii() or not port.isdecimal() or set("/@?#") & set(host):
         raise InputError(f"--serve is {shown_url(serving.where)!r}; expected PORT or HOST:PORT, such as 8765")
-    from rollcast.serve import ServerSettings, WebSocketStreamingServer  # noqa: PLC0415  (most runs serve nobody)
+    from rollcast.serve import ServerSettings, WebSocketStreamingServer  # noqa: PLC0415  (most runs do not serve)
     from rollcast.serve.access import is_loopback  # noqa: PLC0415
 
     host = host.strip("[]") or "localhost"
     if serving.token is None and not is_loopback(host):
         raise InputError(
-            f"--serve {serving.where}: the network reaches that address, and no token is asked for; set ROLLCAST_TOKEN, "
+            f"--serve {serving.where}: the network can reach that address, and there is no token; set ROLLCAST_TOKEN, "
             "give --token, or listen on localhost"
         )
     settings = ServerSettings(
@@ -80,14 +80,14 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
 
 @contextmanager
 def watching(server: WebSocketStreamingServer, manager: StreamingManager) -> Iterator[None]:
-    """The server watches the manager, and so does what `/metrics` shows, if the extra for that is installed."""
-    from rollcast.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs serve nobody)
+    """Let the server observe the manager, and the metrics for `/metrics`, if their extra is installed."""
+    from rollcast.observers import PrometheusStreamObserver  # noqa: PLC0415  (most runs do not serve)
 
     manager.add_observer(server.get_observer())
     try:
         metrics = PrometheusStreamObserver()
     except (MissingExtraError, InputError):
-        yield  # `/metrics` says which extra; or the agent has an observer of its own, whose metrics are there
+        yield  # `/metrics` names the missing extra; or it has the metrics of the agent's own observer
         return
     manager.add_observer(metrics)
     try:

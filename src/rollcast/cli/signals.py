@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end what is going on properly; a second one ends the program."""
+"""Lets Ctrl-C and SIGTERM end a run properly; a second one ends the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollcast.aio import call_in
 
 __all__ = ["SIGNALLED", "UNREAD", "ending_on_signals"]
 
-UNREAD = 141  # the shell's code for a program that SIGPIPE ended: nobody reads the output any more
+UNREAD = 141  # the shell's code for a program that SIGPIPE ended: the output's reader has gone
 SIGNALLED = 128  # the shell's code for a program that a signal ended is this and the signal's number
 
 
@@ -19,8 +19,8 @@ SIGNALLED = 128  # the shell's code for a program that a signal ended is this an
 def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
     """Call `end` in the event loop when Ctrl-C, or the SIGTERM of a scheduler, comes; a second one ends the program.
 
-    A signal that the program was started to ignore stays ignored: a shell starts jobs in the background so, that Ctrl-C
-    is not theirs. Gives the list to which the number of the signal is added.
+    A signal that was ignored when the program started stays ignored: shells start background jobs that way, so that
+    Ctrl-C does not reach them. It yields the list to which the signal's number is added.
     """
     came: list[int] = []
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What the command says before and after a run."""
+"""The text that the command prints before and after a run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rollcast.text import shorten, visible
 
 __all__ = ["print_about", "print_summary", "summary_rows", "totals_rows"]
 
-_SHOWN_CHARS = 500  # of a question or an answer
-_TABLE_WIDTH = 60  # columns from which on a group is a line of a table
-_CELLS = {"group": 16, "rewards": 24, "answer": 20}  # that these may have of a line on a terminal
+_SHOWN_CHARS = 500  # how much of a question or an answer is shown
+_TABLE_WIDTH = 60  # with at least this many columns, groups are a table
+_CELLS = {"group": 16, "rewards": 24, "answer": 20}  # the most columns that these may have on a terminal
 _AT_A_GLANCE = 8  # chains
 _SHOWN_CAUSES = 3
 
 
 def print_about(about: str, out: Output) -> None:
-    """What the model can and cannot do."""
+    """Print what the model can and cannot do."""
     out.say(*[[(line, "dim")] for line in about.split("\n")])
 
 
 def print_summary(result: RunResult, rows: list[dict[str, Any]], out: Output, *, log: str | None) -> None:
-    """The rewards by group, the totals, and where the events are."""
+    """Print the rewards by group, the totals, and the place of the events."""
     width = out.width
     out.say([], *summary_rows(result, rows, width, out.printer.glyphs), *totals_rows(result, width))
     out.say(*causes_rows(result, out.printer.glyphs))
@@ -37,14 +37,14 @@ def print_summary(result: RunResult, rows: list[dict[str, Any]], out: Output, *,
 def summary_rows(
     result: RunResult, rows: list[dict[str, Any]], width: int | None, glyphs: Glyphs = UNICODE
 ) -> list[Row]:
-    """A line for each group, below a head.
+    """A table with a line for each group.
 
     Args:
-        result: of the run.
-        rows: that were played, one a group.
-        width: of the terminal, which no line exceeds: below 60 columns each group has a paragraph instead. None: there is
-            none, and each line is as long as it needs.
-        glyphs: that the output can show.
+        result: the run's result.
+        rows: the rows that were run, one per group.
+        width: the terminal's width, which no line exceeds: below 60 columns each group has a paragraph instead. None: there
+            is no terminal, and each line is as long as it needs.
+        glyphs: the glyphs that the output can show.
     """
     groups = [_Group(row, *group, glyphs) for row, group in zip(rows, result.groups.items(), strict=True)]
     if width is not None and width < _TABLE_WIDTH:
@@ -53,7 +53,7 @@ def summary_rows(
 
 
 class _Group:
-    """What a group has to say, in safe pieces."""
+    """A group's line or paragraph, in pieces that are safe for a terminal."""
 
     def __init__(self, row: dict[str, Any], group_id: str, chains: list[Trajectory], glyphs: Glyphs) -> None:
         self.glyphs = glyphs
@@ -65,7 +65,7 @@ class _Group:
         self.question = _shown(row["messages"][-1]["content"], glyphs)
 
     def cells(self, width: int | None) -> list[Row]:
-        """The cells of its line in the table, each cut to the width that it may have."""
+        """The cells of its line in the table, each cut to its width."""
         parts = [self.name, self.mean, self.rewards, self.answer, self.question]
         if width is None:
             return parts
@@ -76,7 +76,7 @@ class _Group:
         ]
 
     def paragraph(self, width: int) -> list[Row]:
-        """For a narrow terminal."""
+        """Its paragraph for a narrow terminal."""
         lines = wrap([*self.name, ("  mean ", "dim"), *self.mean], width, width)
         for label, part in (("", self.rewards), ("answer ", self.answer), ("", self.question)):
             if part:
@@ -108,7 +108,7 @@ def _table(groups: list[_Group], width: int | None, glyphs: Glyphs) -> list[Row]
 
 
 def _cut(row: Row, cells: int, glyphs: Glyphs) -> Row:
-    """The row, or its beginning with a sign that there is more."""
+    """The row, or its beginning with an ellipsis."""
     if row_cells(row) <= cells:
         return row
     kept: Row = []
@@ -123,7 +123,7 @@ def _cut(row: Row, cells: int, glyphs: Glyphs) -> Row:
 
 
 def _outcomes(chains: list[Trajectory], glyphs: Glyphs) -> Row:
-    """One word for each chain; of more than can be seen at a glance, each word once and how often it came."""
+    """One word for each chain; if there are many chains, each word once and how often it occurred."""
     words = [_outcome(t) for t in chains]
     if len(words) > _AT_A_GLANCE:
         counted = Counter(words).most_common()
@@ -143,7 +143,7 @@ def _outcome(t: Trajectory) -> tuple[str, str]:
 
 
 def causes_rows(result: RunResult, glyphs: Glyphs = UNICODE) -> list[Row]:
-    """Why chains failed or have no reward: the most frequent causes, each once and how often it came."""
+    """Why chains failed or have no reward: the most frequent causes, each once and how often it occurred."""
     causes = Counter(_cause(t) for t in (*result.failed, *result.unscored))
     return [
         [(f"{count} {glyphs.times} ", "bold"), *_shown(error, glyphs, "fail")]
@@ -152,12 +152,12 @@ def causes_rows(result: RunResult, glyphs: Glyphs = UNICODE) -> list[Row]:
 
 
 def _cause(t: Trajectory) -> str:
-    """Why it failed, without its own name: so that chains that failed alike are one line."""
+    """Why it failed, without its own name, so that chains that failed alike share a line."""
     return (t.error or "").replace(f" of {t.chain_id} ", " ")
 
 
 def totals_rows(result: RunResult, width: int | None) -> list[Row]:
-    """What came of all chains; on a terminal broken between facts, and within one only if it is wider than that."""
+    """The totals over all chains; on a terminal, lines break between facts, and inside one only if it is too wide."""
     reasons = ", ".join(
         f"{n} {reason}" for reason, n in Counter(t.finish_reason for t in result).most_common()
     )

@@ -1,4 +1,4 @@
-"""`rollcast watch`: another program's chains on this terminal."""
+"""`rollcast watch`: shows another program's chains on this terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """What the command line says; see `rollcast watch --help`."""
+    """The options on the command line; see `rollcast watch --help`."""
 
     url: str
     since: str
@@ -32,12 +32,12 @@ class WatchOptions:
 
 
 def watch_command(options: WatchOptions) -> int:
-    """Show what comes until Ctrl-C; the exit code.
+    """Show what comes until Ctrl-C; return the exit code.
 
     Raises:
         InputError: an option is wrong, or the output cannot be written.
-        RefusedError: the server cannot be reached, or will not have this client.
-        BrokenPipeError: nobody reads the output any more.
+        RefusedError: the server cannot be reached, or refuses this client.
+        BrokenPipeError: the output's reader has gone.
     """
     if options.since not in ("live", "start"):
         raise InputError(f"--since is {options.since!r}; expected live or start")
@@ -53,7 +53,7 @@ def watch_command(options: WatchOptions) -> int:
 async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
     from rollcast.serve import WebSocketStreamingClient  # noqa: PLC0415  (other commands need no network)
 
-    # What comes may be of a later version, or made by hand: it is shown, not judged.
+    # Events may be from a later version, or made by hand: they are shown, not checked.
     client = WebSocketStreamingClient(
         server_address(options.url),
         token=options.token,
@@ -66,7 +66,7 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
         show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
     )
     manager = StreamingManager()
-    console.mode = "lossless"  # what comes over the network waits for a slow terminal, not what is shown
+    console.mode = "lossless"  # the network waits for a slow terminal, so that nothing is merged
     manager.add_observer(console)
     try:
         async with client:

@@ -54,16 +54,16 @@ _PARSERS: dict[str, type[Any]] = {
 def resolve_backend(
     backend: str | Backend | None, model_name: str, options: Mapping[str, Any] | None = None
 ) -> Backend:
-    """The backend that a name stands for, with the model loaded; a `Backend` stands for itself.
+    """Load the backend of this name; return a `Backend` as it is.
 
     Args:
         backend: a name (`tiny`, `transformers`, `async_vllm`) or a `Backend`; None is `tiny` for the embedded model.
-        model_name: what it loads.
+        model_name: the model to load.
         options: keyword arguments of the named backend.
 
     Raises:
-        InputError: there is none of that name, it cannot load the model, or an option is unknown to it.
-        MissingExtraError: what the backend needs is not installed.
+        InputError: no backend has that name, it cannot load the model, or it does not know an option.
+        MissingExtraError: a package that the backend needs is not installed.
     """
     if backend is not None and not isinstance(backend, str):
         missing = [name for name in dir(BaseBackend) if name[0] != "_" and not hasattr(backend, name)]
@@ -74,7 +74,7 @@ def resolve_backend(
             )
         if options:
             raise InputError(
-                f"backend_options were given with a {type(backend).__name__}, which is made already; give them to it, or "
+                f"backend_options were given with a {type(backend).__name__}, which already exists; give them to it, or "
                 f"name the backend ({', '.join(_BACKENDS)})"
             )
         return backend
@@ -102,7 +102,7 @@ def resolve_backend(
 def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return  # it knows itself what it takes
+        return  # it checks its options itself
     known = [parameter.name for parameter in parameters][1:]
     unknown = [option for option in options if option not in known]
     if unknown:
@@ -112,10 +112,10 @@ def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> No
 
 
 def resolve_parser(parser: str | Parser | None) -> Parser:
-    """The parser that a name stands for; a `Parser` stands for itself, None for Hermes.
+    """Return the parser of this name; a `Parser` is returned as it is, and None gives Hermes.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no parser has that name.
     """
     if isinstance(parser, str):
         if parser not in _PARSERS:

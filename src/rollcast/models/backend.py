@@ -20,12 +20,12 @@ class Sampling(msgspec.Struct, frozen=True):
         temperature: 0 is greedy.
         top_p: keep the most probable tokens whose probabilities sum to this; 1 keeps all.
         top_k: keep this many; 0 keeps all.
-        max_tokens: of one generation.
+        max_tokens: the most tokens that one generation may have.
         stop: strings that end a generation; the text ends after the first of them.
-        seed: of this generation, of 63 bits; None leaves it to the backend.
+        seed: this generation's seed, a number of 63 bits; None leaves it to the backend.
 
     Raises:
-        InputError: a value is of another type, or outside of its range.
+        InputError: a value has the wrong type, or is out of range.
     """
 
     temperature: float = 1.0
@@ -63,11 +63,11 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """What a backend is asked to continue.
 
     Attributes:
-        request_id: unique; names the request to `cancel`.
+        request_id: a unique id, by which `cancel` finds the request.
         messages: the conversation, for backends that render it themselves.
         tools: JSON-schema descriptions, `{"type": "function", "function": {…}}`.
         sampling: how to sample.
-        prompt_ids: the whole prompt as ids, shape (T,), where the backend is token-exact; else None.
+        prompt_ids: the whole prompt as ids, shape (T,), if the backend is token-exact; else None.
     """
 
     request_id: str
@@ -81,13 +81,14 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     """What was just sampled: usually one token.
 
     Attributes:
-        text: the new text; empty where a token ends in the middle of a character.
+        text: the new text; empty if the token ends in the middle of a character.
         token_ids: shape (T,), the stop token included, whose text is empty.
-        logprobs: of the distribution that was sampled from (after temperature, top-p and top-k), shape (T,).
-        policy_version: of the weights that sampled these tokens.
-        tool_calls: where the backend parses them itself.
+        logprobs: log-probabilities in the distribution that was sampled from (after temperature, top-p and top-k),
+            shape (T,).
+        policy_version: the version of the weights that sampled these tokens.
+        tool_calls: the calls, if the backend parses them itself.
         finish_reason: `stop` or `length` on the last delta.
-        prompt_tokens: length of the prompt, where the backend alone knows it; on any delta.
+        prompt_tokens: length of the prompt, if only the backend knows it; on any delta.
     """
 
     text: str
@@ -100,10 +101,10 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class ChatRenderer(Protocol):
-    """Messages to token ids, for token-exact backends. Text from outside never becomes special tokens."""
+    """Turns messages into token ids, for token-exact backends. Text from outside never becomes special tokens."""
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
-        """Ids of the whole prompt, shape (T,), up to where the assistant speaks."""
+        """Return the ids of the whole prompt, shape (T,), up to where the assistant speaks."""
         ...
 
     def extend(
@@ -113,51 +114,51 @@ class ChatRenderer(Protocol):
         new: int,
         tools: list[dict[str, Any]],
     ) -> list[int] | None:
-        """Ids, shape (T,), that come after `ids` so that the last `new` of the messages stand and the assistant speaks.
+        """Return the ids, shape (T,), that add the last `new` messages to `ids`, up to where the assistant speaks.
 
-        `ids` end with what the assistant sampled last; its message stands before the `new` ones. None where the prompt is
-        no continuation of `ids`: then the whole is rendered, and a new segment of the trajectory begins.
+        `ids` end with what the assistant sampled last; its message comes before the `new` ones. None if the prompt does
+        not continue `ids`: then the whole prompt is rendered, and a new segment of the trajectory begins.
         """
         ...
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """A model. `generate` is all that a rollout needs; the rest has an obvious meaning where it does not apply."""
+    """A model. `generate` is all that a rollout needs; `BaseBackend` has a default for the rest."""
 
     @property
     def name(self) -> str:
-        """Of the backend, `tiny`."""
+        """The backend's name, such as `tiny`."""
         ...
 
     @property
     def model_name(self) -> str:
-        """Of the model, `rollcast/tiny`."""
+        """The model's name, such as `rollcast/tiny`."""
         ...
 
     @property
     def token_exact(self) -> bool:
-        """It takes `prompt_ids` and yields `token_ids`."""
+        """Whether it takes `prompt_ids` and yields `token_ids`."""
         ...
 
     @property
     def logprobs(self) -> bool:
-        """It yields `logprobs`."""
+        """Whether it yields `logprobs`."""
         ...
 
     @property
     def streams(self) -> bool:
-        """It yields more than one delta a generation."""
+        """Whether it yields more than one delta per generation."""
         ...
 
     @property
     def policy_version(self) -> int:
-        """Of the weights that sample now."""
+        """The version of the weights that it samples from now."""
         ...
 
     @property
     def renderer(self) -> ChatRenderer | None:
-        """Where `token_exact`; else None."""
+        """The renderer if `token_exact`, else None."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -166,7 +167,7 @@ class Backend(Protocol):
         Closing the iterator ends the generation, as `cancel` does.
 
         Raises:
-            BackendError: the model failed; PromptTooLongError where the prompt does not fit.
+            BackendError: the model failed; PromptTooLongError if the prompt does not fit.
         """
         ...
 
@@ -175,16 +176,16 @@ class Backend(Protocol):
         ...
 
     async def update_weights(self, weights: Any, version: int) -> None:
-        """Sample from these weights from the next token on, and call them `version`."""
+        """From the next token on, sample from these weights, whose version is `version`."""
         ...
 
     async def close(self) -> None:
-        """Let go of the model. Generations that run raise BackendClosedError. May be called twice."""
+        """Release the model. Running generations raise BackendClosedError. May be called twice."""
         ...
 
 
 class BaseBackend:
-    """A backend with everything but `generate`: derive from it and write that one method.
+    """A backend with everything but `generate`: derive from it and write that method.
 
     Attributes:
         name, model_name, token_exact, logprobs, streams, policy_version, renderer: as in `Backend`.
@@ -205,11 +206,11 @@ class BaseBackend:
         )
 
     async def cancel(self, request_id: str) -> None:
-        """Nothing is done beyond closing the iterator, which the rollout does."""
+        """Does nothing: the rollout closes the iterator, which is enough."""
 
     async def update_weights(self, weights: Any, version: int) -> None:
-        """Take the version alone: what serves from elsewhere gets its weights there."""
+        """Only note the version: a server elsewhere gets its weights by other means."""
         self.policy_version = version
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Does nothing: there is nothing to release."""

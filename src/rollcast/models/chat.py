@@ -1,10 +1,10 @@
-"""Messages to token ids through a Jinja chat template: turn by turn, on the ids that were sampled.
+"""Turns messages into token ids through a Jinja chat template, turn by turn, on top of the ids that were sampled.
 
-Two things must hold of a prompt. Text from outside stays text (`guard.py`). And what was sampled stands in it as the
-ids that were sampled: the next prompt is those ids and what the template writes after them. That is right only as long as
-the template still shows everything before as it did. Many do not: they drop the reasoning of earlier turns, or move the
-tools to the last question. So each prompt is rendered as a whole, and compared with the one before as text. Where it no
-longer begins with what the model has seen, it is encoded afresh.
+Two things must hold for a prompt. Text from outside stays text (`guard.py`). And what the model sampled keeps the ids
+that were sampled: the next prompt is those ids and what the template writes after them. That is right only as long as
+the template still shows everything before as it did. Many do not: they drop the reasoning of earlier turns, or
+move the tools to the last question. So each prompt is rendered as a whole, and its text is compared with the one before.
+If it no longer begins with what the model has seen, it is encoded afresh.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rollcast.models.reasoning import (
     left_open,
     thinking_after,
 )
-from rollcast.models.sampled import SampledTurn, given, keeps
+from rollcast.models.sampled import SampledTurn, shows_all, with_own_reasoning
 from rollcast.models.template import ChatTemplate, Moment
 from rollcast.models.template_files import (
     Templates,
@@ -54,26 +54,25 @@ class TemplateRenderer:
     """A `ChatRenderer` over any Hugging Face chat template and fast tokenizer.
 
     The ids of a prompt are those of `apply_chat_template` as long as no text from outside contains the string of an added
-    token. From outside is everything in the messages and tools: contents of every role, names, descriptions, arguments.
+    token. Everything in the messages and tools is from outside: contents of every role, names, descriptions, arguments.
     An assistant message of a row (a demonstration) is no exception: give its calls in `tool_calls` and its reasoning in
     `reasoning_content`, which the template renders; `arguments` that are a JSON object in a string are rendered as that
     object. Turns that the model itself sampled keep the tags around their reasoning.
 
-    What a template takes is found out before the first prompt, and messages are given in that form (`template_fit.py`). One
-    without a system role (Gemma 2) gets the system message before the first user message, with an empty line between, as
-    https://ai.google.dev/gemma/docs/core/prompt-structure advises. One that wants call ids of nine letters and digits
-    (Mistral) gets such. A message that the template shows in no form is refused.
+    What a template takes is found out before the first prompt, and messages are given in that form (`template_fit.py`). A
+    template without a system role (Gemma 2) gets the system message before the first user message, with an empty line
+    between, as https://ai.google.dev/gemma/docs/core/prompt-structure advises. One that wants call ids of nine letters and
+    digits (Mistral) gets those. A message that the template does not show in any form is refused.
 
-    Added tokens of whitespace alone, which some tokenizers have, say nothing and are left alone.
+    Added tokens that are only whitespace, which some tokenizers have, are not guarded.
 
     Args:
         tokenizer: a fast tokenizer; it is only read.
-        template: the Jinja source, or several by name: `tool_use` is that of conversations with tools, `default` that of
-            others.
-        special_tokens: what the template may name: `bos_token`, `eos_token` …
-        eos_token_ids: which end the assistant's turn.
+        template: the Jinja source, or several by name: `tool_use` is for conversations with tools, `default` for others.
+        special_tokens: tokens that the template may name: `bos_token`, `eos_token` …
+        eos_token_ids: tokens that end the assistant's turn.
         template_kwargs: further variables of the template, `enable_thinking` …
-        max_characters: of all contents together; more is refused before it is encoded. None: no limit.
+        max_characters: how long all contents together may be; more is refused before it is encoded. None: no limit.
 
     Raises:
         InputError: the template is not valid Jinja, or there are several and none is the default.
@@ -96,7 +95,7 @@ class TemplateRenderer:
         variables = {**special_tokens, **(template_kwargs or {})}
         self.fitted = FittedTemplate(ChatTemplate(without, variables))
         self._guarded_tools: tuple[bytes, Any] = (b"", None)
-        self._seen_tools: set[bytes] = set()  # that the template was found to show
+        self._seen_tools: set[bytes] = set()  # tools that the template was found to show
         self._for_tools = self
         if with_tools != without:
             self._for_tools = copy.copy(self)
@@ -106,7 +105,7 @@ class TemplateRenderer:
     def from_folder(
         cls, folder: str | Path, eos_token_ids: Collection[int], **template_kwargs: Any
     ) -> TemplateRenderer:
-        """From `tokenizer.json`, `tokenizer_config.json` and the chat templates beside them or in the latter.
+        """Read `tokenizer.json`, `tokenizer_config.json` and the chat templates beside them or in the latter.
 
         Raises:
             InputError: one of them is missing or broken.
@@ -121,16 +120,16 @@ class TemplateRenderer:
         return cls(tokenizer, templates, special, eos_token_ids, template_kwargs)
 
     def conversation(self, tools: list[dict[str, Any]]) -> TemplateConversation:
-        """The prompts of one chain with these tools, turn by turn. It remembers what it rendered: the way of a rollout."""
+        """Render the prompts of one chain with these tools, turn by turn, as a rollout does. It remembers what it rendered."""
         renderer = self._for_tools if tools else self
-        renderer.max_characters = self.max_characters  # which is known later than the template
+        renderer.max_characters = self.max_characters  # set later than the template
         return TemplateConversation(renderer, tools)
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
-        """Ids of the whole prompt, shape (T,), up to where the assistant speaks.
+        """Return the ids of the whole prompt, shape (T,), up to where the assistant speaks.
 
         Raises:
-            MessagesError: the template refuses the messages, or does not show one of them, the tools or what tools give.
+            MessagesError: the template refuses the messages, or does not show one of them, the tools or tool results.
             PromptTooLongError: they are longer than `max_characters`.
         """
         return self.conversation(tools).prompt(messages)[0]
@@ -138,11 +137,11 @@ class TemplateRenderer:
     def extend(
         self, ids: list[int], messages: list[Message], new: int, tools: list[dict[str, Any]]
     ) -> list[int] | None:
-        """Ids, shape (T,), that come after `ids` so that the last `new` of the messages stand and the assistant speaks.
+        """Return the ids, shape (T,), that add the last `new` messages to `ids`, up to where the assistant speaks.
 
-        `ids` end with what the assistant sampled last; its message stands before the `new` ones. Nothing of `ids` is
-        encoded again. Where they do not end the turn (the generation was cut), the template's end comes first. None where
-        the template would show what stands before otherwise than `ids` have it: render the whole.
+        `ids` end with what the assistant sampled last; its message comes before the `new` ones. No part of `ids` is
+        encoded again. If they do not end the turn (the generation was cut), the template's end comes first. None if the
+        template would now write what came before differently from `ids`: render the whole prompt.
 
         Raises:
             MessagesError: there is no assistant message at that place, or the template refuses the messages.
@@ -151,7 +150,7 @@ class TemplateRenderer:
         if not 0 <= last < len(messages) or messages[last]["role"] != "assistant":
             raise MessagesError(
                 f"the message before the last {new} of {len(messages)} is not the assistant's; "
-                "extend needs the conversation as it was sampled, then what is new"
+                "extend needs the conversation as it was sampled, then the new messages"
             )
         conversation = self.conversation(tools)
         conversation.seen(messages[:last])
@@ -163,7 +162,7 @@ class TemplateRenderer:
     # -- what a conversation asks --------------------------------------------------------------------------------------
 
     def text(self, messages: list[dict[str, Any]], tools: Any, moment: Moment) -> str:
-        """The rendered text of guarded messages and tools, in the form that the template takes.
+        """Render guarded messages and tools, in the form that the template takes.
 
         Raises:
             MessagesError: the template refuses them.
@@ -174,10 +173,10 @@ class TemplateRenderer:
             raise self.fitted.refusal(error, messages, tools) from error
 
     def first_text(self, messages: list[dict[str, Any]], tools: Any, guard: str, moment: Moment) -> str:
-        """As `text`, for a chain's first prompt, of which the template has to show the tools.
+        """Do what `text` does, for a chain's first prompt, in which the template has to show the tools.
 
         Raises:
-            MessagesError: it refuses the messages, or does not show the tools or what tools give.
+            MessagesError: it refuses the messages, or does not show the tools or tool results.
         """
         text = self.text(messages, tools, moment)
         if tools and (key := _bytes(tools)) not in self._seen_tools:
@@ -212,7 +211,7 @@ class TemplateRenderer:
 
     @cached_property
     def reasoning_field(self) -> str | None:
-        """Under which key the template reads a turn's reasoning; None: it reads none, so it is in the text, if anywhere."""
+        """The key under which the template reads a turn's reasoning; None if it reads no such key."""
 
         def text(messages: list[dict[str, Any]]) -> str:
             try:
@@ -224,7 +223,7 @@ class TemplateRenderer:
 
     @property
     def splits_turns(self) -> bool:
-        """Whether the template looks for the tags in a turn's text, as DeepSeek's does to drop what was thought."""
+        """Whether the template looks for the tags in a turn's text, as DeepSeek's does to drop the reasoning."""
         return bool(self._families[0])
 
     @cached_property
@@ -233,11 +232,11 @@ class TemplateRenderer:
         return families_of(self.fitted.source), self.codec.token_ids(tags)
 
     def thinking(self, prompt: str) -> Thinking:
-        """What is known of the reasoning of the turn that follows on this prompt."""
+        """What is known about the reasoning of the turn that follows this prompt."""
         return thinking_after(prompt, *self._families)
 
     def guarded_tools(self, tools: list[dict[str, Any]], guard: str) -> Any:
-        """The guarded tools; mostly those of the last time. None where there are none."""
+        """Guard the tools, or return those of the last call if they are the same; None if there are no tools."""
         key = _bytes((tools, guard))
         known, guarded = self._guarded_tools
         if not key or key != known:
@@ -247,7 +246,7 @@ class TemplateRenderer:
 
 
 class TemplateConversation:
-    """A `Conversation` of a `TemplateRenderer`: it remembers the text of the last prompt, and compares the next with it."""
+    """A `Conversation` of a `TemplateRenderer`: it remembers the last prompt's text, and compares the next with it."""
 
     def __init__(self, renderer: TemplateRenderer, tools: list[dict[str, Any]]) -> None:
         self._renderer = renderer
@@ -256,28 +255,28 @@ class TemplateConversation:
         self._guarded_tools: Any = None
         self._messages: list[Message] = []  # as the template reads them
         self._guarded: list[dict[str, Any]] = []
-        self._text = ""  # of the last prompt
-        self._as_written: frozenset[int] = frozenset()  # turns that are shown as text, calls and all
+        self._text = ""  # the last prompt
+        self._as_written: frozenset[int] = frozenset()  # turns that are shown as text, with their calls
         self._turns: dict[int, SampledTurn] = {}
         self._characters = 0
         self._first = 0  # messages in the first prompt
-        self._checked = 0  # that all of the last prompt's are shown
+        self._checked = 0  # what `check_shown` returned for the last prompt
         self._moment: Moment | None = None
 
     @property
     def thinking(self) -> Thinking:
-        """What is known of the reasoning of the turn that follows on the last prompt."""
+        """What is known about the reasoning of the turn that follows the last prompt."""
         return self._renderer.thinking(self._text)
 
     def copy(self) -> Self:
-        """For a chain that begins with the same messages."""
+        """Return a copy, for a chain that begins with the same messages."""
         return copy.copy(self)  # what it holds is replaced, never changed
 
     def seen(self, messages: Sequence[Message]) -> None:
-        """Begin behind a prompt of these messages: the model has seen them.
+        """Begin after a prompt of these messages: the model has seen them.
 
         Raises:
-            MessagesError: the template refuses them, or does not show the tools or what tools give.
+            MessagesError: the template refuses them, or does not show the tools or tool results.
             PromptTooLongError: they are longer than `max_characters`.
         """
         self._first = len(messages)
@@ -293,7 +292,7 @@ class TemplateConversation:
         """See `Conversation.prompt`.
 
         Raises:
-            MessagesError: the template refuses the messages, or does not show the tools or what tools give.
+            MessagesError: the template refuses the messages, or does not show the tools or tool results.
             PromptTooLongError: they are longer than `max_characters`.
         """
         renderer = self._renderer
@@ -308,7 +307,7 @@ class TemplateConversation:
         seen, text = self._text, self._rendered(turn, sampled)
         if text == seen:
             raise MessagesError(
-                "the chat template shows nothing of the messages that are new, so the conversation cannot go on; use one "
+                "the chat template shows none of the new messages, so the conversation cannot go on; use one "
                 "that writes the assistant's turns and what follows them"
             )
         text = self._text = self._with_all_shown(turn, text)
@@ -320,13 +319,13 @@ class TemplateConversation:
         if end is None:
             return renderer.codec.encode(text, self._guard), True
         following = renderer.codec.encode(text[end:], self._guard)
-        # The turn may have ended with another of the end tokens than the template writes: what was sampled counts.
+        # The turn may have ended with a different end token from the template's: what was sampled counts.
         ends = renderer.eos_token_ids
         ended = bool(following) and ids[-1] in ends and following[0] in ends
         return following[1:] if ended else following, False
 
     def _add(self, messages: Sequence[Message], sampled: Mapping[int, str]) -> None:
-        """Guard the messages that are new."""
+        """Guard the new messages."""
         renderer, codec = self._renderer, self._renderer.codec
         behind = enumerate(messages[len(self._guarded) :], len(self._guarded))
         prepared = renderer.fitted.prepared
@@ -343,7 +342,7 @@ class TemplateConversation:
         if not self._guard or codec.occurs(self._guard, new):
             known, self._guard = self._guard, codec.free_character((messages, self._tools))
             self._guarded_tools = renderer.guarded_tools(self._tools, self._guard)
-            if known:  # the new guard stands in none of these texts either
+            if known:  # the new guard does not occur in these texts either
                 self._text = self._text.replace(known, self._guard)
                 new, self._guarded = messages, []
         guarded = list(self._guarded)
@@ -359,7 +358,7 @@ class TemplateConversation:
         ):
             return self._written(index, written or "")
         if written is None or turn is None or not isinstance(message.get("content"), str):
-            kept: Any = given(message, field)
+            kept: Any = with_own_reasoning(message, field)
             shown: dict[str, Any] = codec.guarded(kept, guard)
             if written is not None and isinstance(content := message.get("content"), str):
                 shown["content"] = codec.guarded_turn(content, guard)
@@ -371,7 +370,7 @@ class TemplateConversation:
         return shown
 
     def _written(self, index: int, written: str) -> dict[str, Any]:
-        """A turn as it was written, calls and all."""
+        """A turn's message as the model wrote it, with its calls in the text."""
         begun = self._turns[index].begun if index in self._turns else ""
         return {
             "role": "assistant",
@@ -397,17 +396,17 @@ class TemplateConversation:
             return renderer.text(self._guarded, self._guarded_tools, self._moment)
 
     def _with_all_shown(self, turn: int, text: str) -> str:
-        """The text of the prompt, in which every message is found that is new since the last, at `turn`."""
+        """The text of the prompt, in which every message that is new since the last one, at `turn`, is shown."""
         fitted, messages, tools = self._renderer.fitted, self._guarded, self._guarded_tools
         self._checked, again = fitted.check_shown(messages, tools, self._checked, turn, self._first)
         assert self._moment is not None
         return self._renderer.text(messages, tools, self._moment) if again else text
 
     def _end_of_turn(self, text: str, start: int, turn: int) -> int | None:
-        """Where, in a rendered text, the template goes on behind the turn that begins at `start`.
+        """Where, in a rendered text, the template goes on after the turn that begins at `start`.
 
-        None where it does not show all that the turn has, shows more, or where that cannot be told. How it writes the
-        calls, and whitespace, do not count: the turn stands in the prompt as it was sampled.
+        None if it does not show all that the turn has, shows more, or if that cannot be told. Whitespace and how it
+        writes the calls do not count: the prompt has the turn as it was sampled.
         """
         renderer, message, sampled = self._renderer, self._guarded[turn], self._turns[turn]
         content = message.get("content") or ""
@@ -420,21 +419,21 @@ class TemplateConversation:
             body = text[start : end.start()]
             if (
                 sampled.shown is not None and turn not in self._as_written
-            ):  # guards stand where texts end: they do not count
-                kept = keeps(body.replace(self._guard, ""), [], sampled.shown, calls=calls)
+            ):  # guards are at the ends of texts, and do not count
+                kept = shows_all(body.replace(self._guard, ""), [], sampled.shown, calls=calls)
             else:
-                kept = keeps(body, thoughts, said, calls=calls)
+                kept = shows_all(body, thoughts, said, calls=calls)
             return end.start() if kept and (not calls or renderer.ends_calls) else None
         if calls or thoughts:
             return None
-        # A template that writes no end of a turn at all: what it writes after the content follows.
+        # The template never writes an end of a turn: what it writes after the content follows.
         written = said.strip()
         begin = text.find(written, start) if written else start
         return begin + len(written) if not text[start:begin].strip() and begin >= 0 else None
 
 
 def _bytes(value: Any) -> bytes:
-    """The value as bytes that tell it from others; empty where it cannot be written (it has lone surrogates)."""
+    """The value as bytes that tell it from others; empty if it cannot be written (it has lone surrogates)."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError):

@@ -2,8 +2,8 @@
 
     step-000040/checksums.json    {"format": 1, "checkpoint": "step-000040", "sha256": {"model.safetensors": ["9f86d0…"], …}}
 
-It is the last file of a checkpoint to be written, and renamed into place: a folder that has it was complete. A file that is
-replaced later has two sums for a moment, so that the folder is whole whichever of the two a killed process left.
+This file is written last, and renamed into place: a folder that has it was complete. A file that is replaced later has two
+sums for a moment, so that the folder is whole whichever version a killed process left.
 
 A folder without it (a model from elsewhere, or a checkpoint of Rollcast 0.1) has nothing to compare with.
 """
@@ -32,11 +32,11 @@ CHECKSUMS = "checksums.json"
 _FORMAT = 1
 _THREADS = 4  # a large model has several files
 
-# What loaders and trainers read where they find it; a file of another kind that somebody puts beside them is left alone.
+# The files that loaders and trainers read; files of other kinds beside them are ignored.
 _READ = {".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".py", ".state"}
 _READ_IN = ("", "additional_chat_templates/")
 
-# What resuming needs, and loading a model does not: optimizers are twice as large as the weights.
+# The files that only resuming needs: optimizers are twice as large as the weights.
 _OF_TRAINERS = {
     "optimizer.bin",
     "optimizer.pt",
@@ -53,9 +53,9 @@ class _Sums(msgspec.Struct, forbid_unknown_fields=True):
     """The file's content.
 
     Attributes:
-        format: of this file.
-        checkpoint: how its folder was called when it was saved.
-        sha256: by path in the folder, what a file may have.
+        format: the version of this file's format.
+        checkpoint: the name of its folder when it was saved.
+        sha256: the sums that each file may have, by its path in the folder.
     """
 
     format: int
@@ -69,11 +69,11 @@ def has_checksums(folder: Path) -> bool:
 
 
 def write_checksums(folder: Path, checkpoint: str | None = None) -> None:
-    """Note what all files of a checkpoint are now; call it when they are complete.
+    """Write the checksums of all files of a checkpoint; call it when they are complete.
 
     Args:
-        folder: of the checkpoint.
-        checkpoint: how the folder will be called, if it is renamed after this.
+        folder: the checkpoint.
+        checkpoint: the folder's name, if it is renamed after this.
 
     Raises:
         OSError: a file cannot be read, or the sums cannot be written.
@@ -89,10 +89,10 @@ def write_checksums(folder: Path, checkpoint: str | None = None) -> None:
 
 
 def replace_checked(folder: Path, new: Path) -> None:
-    """Put a new version of a file into a checkpoint, at any moment of which the folder is whole.
+    """Put a new version of a file into a checkpoint, so that the folder is whole at any moment.
 
     Args:
-        folder: of the checkpoint; without checksums, the file is just replaced.
+        folder: the checkpoint; if it has no checksums, the file is just replaced.
         new: the file, on the same file system, under the name that it will have.
 
     Raises:
@@ -113,8 +113,8 @@ def find_damage(folder: Path, *, to_resume: bool) -> str | None:
     """What is wrong with a folder that has checksums, as the beginning of a sentence; None if nothing is.
 
     Args:
-        folder: of the checkpoint.
-        to_resume: look at what trainers read too, and whether this is the checkpoint that its folder's name says.
+        folder: the checkpoint.
+        to_resume: also look at what trainers read, and whether this is the checkpoint that its folder's name says.
     """
     try:
         known = _read(folder)
@@ -125,7 +125,7 @@ def find_damage(folder: Path, *, to_resume: bool) -> str | None:
         unknown = sorted(present - set(known.sha256) - {CHECKSUMS})
         if unknown:
             return f"{unknown[0]} was not there when it was saved ({CHECKSUMS} does not list it)"
-        names = [name for name in known.sha256 if to_resume or not _of_a_trainer(name)]
+        names = [name for name in known.sha256 if to_resume or not _is_trainer_file(name)]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             return f"{missing[0]} is missing, which {CHECKSUMS} lists"
@@ -144,10 +144,10 @@ def find_damage(folder: Path, *, to_resume: bool) -> str | None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse to load a model from a folder whose files are not what was saved. One without checksums is not looked at.
+    """Refuse to load a model from a folder whose files are not what was saved. Without checksums, anything passes.
 
     Raises:
-        InputError: a file has changed, is missing, or was not there; it names the file.
+        InputError: a file has changed, is missing, or was not there; the message names the file.
     """
     folder = Path(folder)
     if not has_checksums(folder):
@@ -160,7 +160,7 @@ def check_folder(folder: str | Path) -> None:
         )
 
 
-def _of_a_trainer(name: str) -> bool:
+def _is_trainer_file(name: str) -> bool:
     return name in _OF_TRAINERS or name.startswith(("rng_state", "global_step"))
 
 
@@ -185,7 +185,7 @@ def _read(folder: Path) -> _Sums:
 
 
 def _write(folder: Path, sums: _Sums) -> None:
-    """Beside, then renamed: whoever reads it sees the old one or the new one."""
+    """Write beside the file, then rename: a reader sees the old one or the new one."""
     beside = folder / f".{CHECKSUMS}.new"
     with beside.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(sums), indent=1))

@@ -22,20 +22,20 @@ class Conversation(Protocol):
         ids: Sequence[int] = (),
         sampled: Mapping[int, str] = _NOTHING,
     ) -> tuple[list[int], bool]:
-        """The ids, shape (T,), of the next prompt, and whether they are the whole of it.
+        """Return the ids, shape (T,), of the next prompt, and whether they are all of it.
 
-        Where they are not, they come after `ids`, of which nothing is encoded again.
+        If they are not, they come after `ids`, none of which are encoded again.
 
         Args:
-            messages: the whole conversation. Behind the last prompt stand the assistant's message, then what is new.
+            messages: the whole conversation. After the last prompt come the assistant's message and the new messages.
             ids: the prompts so far and what was sampled, shape (S,); empty at the beginning.
-            sampled: what the model wrote, word for word, by the index of its message. An assistant message that is not
-                among them is no turn that stands as it was sampled: then the prompt is a fresh one.
+            sampled: what the model wrote, word for word, by the index of its message. If a new assistant message is not
+                among them, it was not sampled, and the prompt is rendered afresh.
         """
         ...
 
     def copy(self) -> Self:
-        """For a chain that begins with the same messages."""
+        """Return a copy, for a chain that begins with the same messages."""
         ...
 
 
@@ -44,12 +44,12 @@ class Conversing(Protocol):
     """A renderer that remembers what it rendered for a chain."""
 
     def conversation(self, tools: list[dict[str, Any]]) -> Conversation:
-        """A new one, of a chain with these tools."""
+        """Begin the conversation of a chain with these tools."""
         ...
 
 
 def conversation_of(renderer: ChatRenderer, tools: list[dict[str, Any]]) -> Conversation:
-    """The renderer's own, where it has one; else one of `render` and `extend`."""
+    """Begin the renderer's own conversation if it has one; else one that calls `render` and `extend`."""
     return renderer.conversation(tools) if isinstance(renderer, Conversing) else _Plain(renderer, tools)
 
 

@@ -1,8 +1,8 @@
 """The thread that steps a batch of generations.
 
-One daemon thread steps whatever runs. It starts with the first request, lingers a while without work, ends, and is
-started again by the next. After each step every event loop that has tokens in it is woken once, whatever their number.
-What a batch is, a model in NumPy or in torch, is no business of this module.
+One daemon thread steps everything that runs. It starts with the first request, ends after a while without work, and is
+started again by the next request. After each step, every event loop that got tokens is woken once, however many it got.
+This module does not know what a batch computes with, NumPy or torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from rollcast.errors import BackendClosedError, BackendError
 from rollcast.models.backend import Delta, Sampling
-from rollcast.models.failures import fresh, not_finite
+from rollcast.models.failures import fresh_copy, not_finite
 from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 
@@ -52,7 +52,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         rows, tokens, logprobs: of the same length.
-        failed: rows that cannot go on, which the batch has let go of, and why.
+        failed: rows that cannot go on, which the batch has removed, and why.
     """
 
     rows: Sequence[Any]
@@ -62,7 +62,7 @@ class Sampled(NamedTuple):
 
 
 class Batch(Protocol[Weights_contra]):
-    """What an engine steps. All of it is called on the engine's thread alone."""
+    """What an engine steps. All methods are called only on the engine's thread."""
 
     def add(self, row: Any) -> None:
         """Let a row join."""
@@ -82,10 +82,10 @@ class Generation(Inbox):
     """One request on its way through the engine.
 
     Args:
-        row: what the batch knows of it.
+        row: its entry in the batch.
         sampling: how to sample.
-        limit: of its tokens.
-        texts: what the model's tokens read as.
+        limit: the most tokens that it may sample.
+        texts: the texts of the model's tokens.
     """
 
     __slots__ = ("limit", "row", "stops", "text")
@@ -102,13 +102,13 @@ class Engine(Generic[Weights]):
     """Steps a batch on a thread of its own.
 
     Args:
-        name: of the backend, for errors and for the thread.
+        name: the backend's name, for errors and for the thread.
         make_batch: builds the batch, on the engine's thread, at the first request or the first new weights.
-        end_ids: tokens that end a generation.
-        working: entered while there is something to do, and left when there has been nothing for a moment.
+        end_ids: ids of the tokens that end a generation.
+        working: a context that is entered when there is work, and left when there has been none for a moment.
 
     Attributes:
-        version: of the weights that sample now.
+        version: the version of the weights that it samples from now.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class Engine(Generic[Weights]):
         self._working = working
         self.version = 0
         self._batch: Batch[Weights] | None = None
-        # The engine thread's own: what runs, by row.
+        # Used by the engine's thread only: what runs, by row.
         self._running: dict[Any, Generation] = {}
         # Shared, under the condition's lock.
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._process: int | None = None  # whose thread it was
+        self._process: int | None = None  # in which the thread was started
         self._arrived: list[Generation] = []
         self._left: list[Generation] = []
         self._update: tuple[Weights, int, Future[None]] | None = None
@@ -138,7 +138,7 @@ class Engine(Generic[Weights]):
     # -- called from any thread ----------------------------------------------------------------------------------------
 
     def submit(self, generation: Generation) -> None:
-        """Let a generation join the batch.
+        """Add a generation to the batch.
 
         Raises:
             BackendClosedError: the engine was closed.
@@ -147,12 +147,12 @@ class Engine(Generic[Weights]):
         self._check_process()
         with self._changed:
             if self._failure is not None:
-                raise fresh(self._failure)
+                raise fresh_copy(self._failure)
             self._arrived.append(generation)
             self._call()
 
     def leave(self, generation: Generation) -> None:
-        """End a generation before its next token; it gets None unless it had ended. May be called twice."""
+        """End a generation before its next token; it receives None unless it had ended. May be called twice."""
         if self._process != os.getpid():
             return
         with self._changed:
@@ -161,7 +161,7 @@ class Engine(Generic[Weights]):
                 self._changed.notify()
 
     def _check_process(self) -> None:
-        """A fork has no thread, and locks that nobody will open: say so, instead of waiting forever."""
+        """Raise in a forked process: it has no engine thread and locks that are never released, so it would wait forever."""
         if self._process not in {None, os.getpid()}:
             raise BackendError(
                 f"the {self._name} backend has run in the process that this one was forked from; make one in this process, "
@@ -172,7 +172,7 @@ class Engine(Generic[Weights]):
         if self._thread is None:
             self._process = os.getpid()
             _started.add(self)
-            # Behind what torch and others have registered meanwhile, which is to be ended after this.
+            # Registered after the exit hooks of torch and others, so that it runs before them.
             atexit.unregister(_end_all)
             atexit.register(_end_all)
             self._thread = threading.Thread(target=self._run, name=f"rollcast-{self._name}", daemon=True)
@@ -180,7 +180,7 @@ class Engine(Generic[Weights]):
         self._changed.notify()
 
     def set_parameters(self, parameters: Weights, version: int) -> None:
-        """Wait until no token is sampled from the old weights any more.
+        """Replace the weights, and wait until no token is sampled from the old ones any more.
 
         Raises:
             BackendError: the engine was closed, its thread died of an error, or this process was forked.
@@ -189,7 +189,7 @@ class Engine(Generic[Weights]):
         done: Future[None] = Future()
         with self._changed:
             if self._failure is not None:
-                raise fresh(self._failure)
+                raise fresh_copy(self._failure)
             if self._update is not None:
                 # Superseded before a token was sampled from it.
                 self._update[2].set_result(None)
@@ -198,9 +198,9 @@ class Engine(Generic[Weights]):
         done.result()
 
     def close(self, failure: BackendError, timeout_s: float | None = None) -> None:
-        """Fail everything that runs or comes with this error, and wait for the thread's end."""
+        """Fail every present and future generation with this error, and wait for the thread to end."""
         if self._process not in {None, os.getpid()}:
-            return  # the other process has the thread
+            return  # the thread is the parent process's
         with self._changed:
             if self._failure is None:
                 self._failure = failure
@@ -216,11 +216,11 @@ class Engine(Generic[Weights]):
             while self._wait_for_work():
                 with self._working():
                     self._work()
-        except BaseException as error:  # noqa: BLE001  (whatever kills this thread, nobody may wait for it forever)
+        except BaseException as error:  # noqa: BLE001  (whatever kills this thread, no caller may wait forever)
             self._die(error)
 
     def _wait_for_work(self) -> bool:
-        """Whether work came before the thread had lingered long enough; if not, the next request starts another."""
+        """Wait for work; False if none came in time, and the next request starts another thread."""
         with self._changed:
             if self._changed.wait_for(self._has_work, LINGER_S):
                 return True
@@ -239,7 +239,7 @@ class Engine(Generic[Weights]):
                 self._deliver(self._outgoing(self._batch, self._batch.step()))
 
     def _take_changes(self, batch: Batch[Weights]) -> bool:
-        """Between two steps: who came, who left, which weights. False where nothing runs or comes for a moment."""
+        """Between two steps, add and remove rows and adopt weights. False if there is no work for a moment."""
         with self._changed:
             if not self._changed.wait_for(self._has_work, _PAUSE_S):
                 return False
@@ -270,7 +270,7 @@ class Engine(Generic[Weights]):
         done.set_result(None)
 
     def _outgoing(self, batch: Batch[Weights], sampled: Sampled) -> list[tuple[Generation, Item]]:
-        """A delta for each token; rows that are done leave the batch."""
+        """Make a delta for each token, and remove the rows that are done from the batch."""
         outgoing: list[tuple[Generation, Item]] = []
         running, ends, version = self._running, self._end_ids, self.version
         for row, failure in sampled.failed:
@@ -298,7 +298,7 @@ class Engine(Generic[Weights]):
 
     def _deliver(self, outgoing: list[tuple[Generation, Item]]) -> None:
         for loop in deliver(outgoing):
-            # Nobody is left to read what belongs to it.
+            # Its loop is closed, so its tokens would never be read.
             with self._changed:
                 self._left += [other for other in self._running.values() if other.loop is loop]
 
@@ -319,13 +319,13 @@ class Engine(Generic[Weights]):
         if update is not None:
             update[2].set_exception(failure)
         self._batch = None
-        self._deliver([(generation, fresh(failure)) for generation in generations])
+        self._deliver([(generation, fresh_copy(failure)) for generation in generations])
 
 
 _started: WeakSet[Engine[Any]] = WeakSet()
 
 
 def _end_all() -> None:
-    """A daemon thread that the interpreter's end meets inside of torch takes the process down with `terminate called`."""
+    """End all engines: a daemon thread that is inside torch when the interpreter exits aborts the process."""
     for engine in list(_started):
         engine.close(BackendClosedError("the interpreter is exiting"), _EXIT_S)

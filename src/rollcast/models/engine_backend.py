@@ -1,4 +1,4 @@
-"""What backends with an engine have in common: requests in, deltas out."""
+"""The base of backends with an engine: requests in, deltas out."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ G_contra = TypeVar("G_contra", bound=Inbox, contravariant=True)
 
 
 class Generates(Protocol[G_contra]):
-    """What is asked of an engine, from any thread."""
+    """What a backend asks of its engine, from any thread."""
 
     @property
     def version(self) -> int:
-        """Of the weights that sample now."""
+        """The version of the weights that it samples from now."""
         ...
 
     def submit(self, generation: G_contra) -> None:
-        """Let a generation begin: deltas go to its inbox, the last with a finish reason, or an error in its place.
+        """Begin a generation: deltas go to its inbox, the last with a finish reason, or an error in its place.
 
         Raises:
-            BackendError: nothing can be generated; BackendClosedError where the engine was closed.
+            BackendError: nothing can be generated; BackendClosedError if the engine was closed.
         """
         ...
 
     def leave(self, generation: G_contra) -> None:
-        """End a generation early; its inbox gets None unless it had ended. May be called twice."""
+        """End a generation early; its inbox receives None unless it had ended. May be called twice."""
         ...
 
 
 class EngineBackend(ABC, Generic[G]):
     """A token-exact backend whose engine samples elsewhere, on a thread or in a process of its own.
 
-    Requests may come from several event loops and threads at once. Whoever derives from it sets the attributes before it
-    calls `__init__`, and says what a generation is to its engine.
+    Requests may come from several event loops and threads at once. A subclass sets the attributes before it calls
+    `__init__`, and makes the generations that its engine takes.
 
     Args:
-        engine: that samples.
-        texts: what the model's tokens read as.
+        engine: the engine that samples.
+        texts: the texts of the model's tokens.
 
     Attributes:
         name, model_name, token_exact, logprobs, streams, policy_version, renderer: as in `Backend`.
-        context: tokens that a prompt and what is sampled after it may have together.
-        vocab_size: ids that the model knows.
+        context: how many tokens a prompt and what is sampled after it may have together.
+        vocab_size: how many ids the model knows.
     """
 
     name: str
@@ -70,42 +70,42 @@ class EngineBackend(ABC, Generic[G]):
     vocab_size: int
 
     _for_more_context = "use a larger model"
-    """What to do where a conversation that cannot be shortened does not fit."""
+    """What to do if a conversation that cannot be shortened does not fit."""
 
     def __init__(self, engine: Generates[G], texts: TokenTexts) -> None:
         self._engine = engine
         self._texts = texts
         self._generations: dict[str, G] = {}
-        # More text than this cannot fit, and encoding megabytes of it would hold the event loop for seconds.
+        # More text than this cannot fit, and encoding megabytes of it would block the event loop for seconds.
         self.renderer.max_characters = self.context * max(map(len, texts.bytes))
 
     def __reduce__(self) -> Any:
         raise TypeError(
             f"a {type(self).__name__} holds a loaded model and cannot be copied or pickled; make another from the model's "
-            "name where it is to run"
+            "name where it should run"
         )
 
     @abstractmethod
     def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> G:
-        """A generation of at most `limit` tokens as this backend's engine knows it; the prompt was checked.
+        """Make a generation of at most `limit` tokens for this backend's engine; the prompt was checked.
 
         Raises:
-            InputError: the engine does not sample so.
+            InputError: the engine cannot sample in this way.
         """
 
     @property
     def policy_version(self) -> int:
-        """Of the weights that sample now; 0 are those that the backend began with."""
+        """The version of the weights that it samples from now; 0 for those that it began with."""
         return self._engine.version
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Sample until an end token, a stop string, `max_tokens` or the end of the context; usually one delta a token.
+        """Sample until an end token, a stop string, `max_tokens` or the end of the context; usually one delta per token.
 
         Closing the iterator ends the generation, as `cancel` does.
 
         Raises:
             PromptTooLongError: the prompt fills the model's context.
-            InputError: an id is not of this vocabulary, the request's name is in use, or the engine does not sample so.
+            InputError: an id is not in this vocabulary, the request's id is in use, or the engine cannot sample in this way.
             BackendClosedError: the backend was closed, or its engine's process died.
             BackendError: the engine failed, or its weights give no finite logits or are not what they should be.
         """
@@ -143,7 +143,7 @@ class EngineBackend(ABC, Generic[G]):
                 self._engine.leave(generation)
 
     def _limit(self, request: GenerationRequest, prompt_ids: list[int]) -> int:
-        """How many tokens may be sampled; what no engine can take is refused here."""
+        """How many tokens may be sampled; a prompt that no engine can take is refused here."""
         check_prompt_ids(prompt_ids, self.vocab_size)
         if len(prompt_ids) >= self.context:
             raise PromptTooLongError(

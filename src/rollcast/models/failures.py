@@ -1,13 +1,13 @@
-"""What engines fail with."""
+"""The errors that engines fail with."""
 
 from __future__ import annotations
 
 from rollcast.errors import BackendError
 
-__all__ = ["fresh", "not_finite"]
+__all__ = ["fresh_copy", "not_finite"]
 
 
-def fresh(failure: BackendError) -> BackendError:
+def fresh_copy(failure: BackendError) -> BackendError:
     """A copy to raise: one exception object raised in many tasks would mix their tracebacks."""
     copy = type(failure)(*failure.args)
     copy.__cause__ = failure.__cause__
@@ -15,7 +15,7 @@ def fresh(failure: BackendError) -> BackendError:
 
 
 def not_finite(version: int) -> BackendError:
-    """Of a generation to which weights of this version gave a log-probability that is no finite number."""
+    """The error for a generation to which weights of this version gave a log-probability that is not finite."""
     return BackendError(
         f"the model's logits are not finite with the weights of version {version}; the training that made them "
         "diverged: load others"

@@ -1,9 +1,9 @@
-"""Text from outside stays text: guards, and the encoding of guarded text.
+"""Keeps text from outside text: guards, and the encoding of guarded text.
 
-A tokenizer turns every occurrence of an added token's string (`<|im_end|>`, `<tool_call>` …) into that token, whoever
-wrote it. Here only the template may write them. Before rendering, a *guard*, a private-use character that stands in none
-of the texts, is put into every occurrence in text from outside; the rendered text is then cut at the added tokens, and
-what lies between is encoded, without its guards, by a tokenizer that has no added tokens.
+A tokenizer turns every occurrence of an added token's string (`<|im_end|>`, `<tool_call>` …) into that token, no matter
+who wrote it. Here only the template may write them. Before rendering, a *guard*, a private-use character that occurs in none
+of the texts, is put into every such string in text from outside; the rendered text is then cut at the added tokens, and
+the pieces between are encoded, without their guards, by a tokenizer that has no added tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Codec:
     def __init__(self, tokenizer: Tokenizer) -> None:
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         self._ids = {token.content: index for index, token in added.items()}
-        # As the tokenizers package does: first the tokens that are matched in the raw text, then the others.
+        # In the order of the tokenizers package: first the tokens that are matched in the raw text, then the others.
         by_pass = [[t for t in added.values() if t.normalized is normalized] for normalized in (False, True)]
         self._splitters = [_splitter(tokens) for tokens in by_pass if tokens]
         self._encoded: dict[tuple[bool, str], list[int]] = {}
@@ -51,7 +51,7 @@ class Codec:
         self._harmless = {
             ""
         }  # short texts that need no guard: roles, names and common words come again and again
-        # An added token may also come about where outside text meets the template's.
+        # An added token may also arise where text from outside meets the template's.
         self._heads = tuple({word[:end] for word in words for end in range(1, len(word))})
         self._tails = tuple({word[start:] for word in words for start in range(1, len(word))})
         self._inner = "\0".join(word[1:-1] for word in words)
@@ -73,25 +73,25 @@ class Codec:
         )
 
     def occurs(self, character: str, value: Any) -> bool:
-        """Whether a character stands in any of the texts of a value."""
+        """Whether a character occurs in any of the texts of a value."""
         return any(character in text for text in _searchable(value))
 
     def token_ids(self, words: Iterable[str]) -> dict[int, str]:
-        """Those of the words that are added tokens, by their ids."""
+        """The words that are added tokens, by their ids."""
         return {self._ids[word]: word for word in words if word in self._ids}
 
     def pattern(self, ids: Collection[int]) -> re.Pattern[str] | None:
-        """What finds these added tokens in a rendered text, where no guarded text has them; None where none is added."""
+        """A pattern that finds these added tokens in rendered text (guarded text has none); None if none of them is added."""
         tokens = [
             token for tokens, _ in self._splitters for token in tokens if self._ids[token.content] in ids
         ]
         return _splitter(tokens)[1] if tokens else None
 
     def guarded_turn(self, text: str, guard: str) -> str:
-        """As `guarded`, for a turn that the model wrote: the tags around its reasoning stay what they are.
+        """Do what `guarded` does, for a turn that the model wrote: the tags around its reasoning are left as they are.
 
-        Templates look for them, and the model sampled them. Those that count for `Reading` do; any other is text, as
-        everywhere.
+        Templates look for them, and the model sampled them. Only the tags that `Reading` recognizes are left; any other
+        is text, as everywhere.
         """
         pieces, end = [], 0
         for start, stop in split(text).tags:
@@ -102,7 +102,7 @@ class Codec:
     def guarded(self, value: Any, guard: str, names: str = "") -> Any:
         """A copy with guards in every text that could be taken for an added token or be a part of one.
 
-        Keys are guarded where they are the caller's: `names` is "here" for this mapping's, "all" for those below too.
+        Keys are guarded if they are the caller's: `names` is "here" for this mapping's, "all" for those below too.
         """
         if isinstance(value, str):
             return self._guarded_text(value, guard)
@@ -139,7 +139,7 @@ class Codec:
         return before + text + after if before or after else text
 
     def encode(self, text: str, guard: str) -> list[int]:
-        """Ids of a rendered text, shape (T,); no guarded text gives the id of an added token."""
+        """Return the ids of a rendered text, shape (T,); guarded text never gives the id of an added token."""
         ids: list[int] = []
         tokenizer = self._first
         for piece, added in self._pieces(text):
@@ -168,7 +168,7 @@ class Codec:
         ids: list[int] = tokenizer.encode(piece.replace(guard, ""), add_special_tokens=False).ids
         if self._added_ids.isdisjoint(ids):
             return ids
-        # A few vocabularies reach an added token by ordinary pieces too: then the guards stay cuts.
+        # A few vocabularies reach an added token by ordinary pieces too: then the text is also cut at the guards.
         return [
             index
             for part in piece.split(guard)
@@ -213,7 +213,7 @@ def _splitter(tokens: list[AddedToken]) -> tuple[list[AddedToken], re.Pattern[st
 def _token_pattern(token: AddedToken) -> str:
     pattern = re.escape(token.content)
     if len(token.content) == 1 and not token.content.isspace():
-        # It has no inside: a guard stands after it.
+        # It is one character, so the guard comes after it.
         pattern += f"(?![{chr(_PRIVATE_USE[0])}-{chr(_PRIVATE_USE[-1])}])"
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"
@@ -222,18 +222,18 @@ def _token_pattern(token: AddedToken) -> str:
 
 
 def _plain_tokenizers(tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer without added tokens: for the run at the beginning, and for those after a token."""
+    """The tokenizer without added tokens: one for the first piece of a text, and one for pieces after a token."""
     parts = json.loads(tokenizer.to_str())
     parts |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     first = json.dumps(parts)
-    # Metaspace tokenizers may mark the beginning of the text and no other run.
+    # Metaspace tokenizers may mark the beginning of the text and no other piece.
     later = first.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
     plain = Tokenizer.from_str(first)
     return plain, plain if later == first else Tokenizer.from_str(later)
 
 
 def _searchable(value: Any) -> list[str]:
-    """Texts that have every character of a value's texts; one where JSON can be written of it: no lone surrogates."""
+    """Texts with every character of a value's texts; a single one if the value can be written as JSON."""
     try:
         return [msgspec.json.encode(value).decode()]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The way of what an engine sampled, from its thread to the event loops that wait for it."""
+"""How sampled tokens get from an engine's thread to the event loops that wait for them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Item = Delta | RollcastError | None
 
 
 class Inbox:
-    """What has arrived for one generation. Made, and read, on its consumer's loop; engines derive their generations from it.
+    """What has arrived for one generation. It is made and read in its consumer's loop; engines' generations derive from it.
 
     It has no limit: an engine never waits for a reader, and a generation has a limit of its own.
 
     Attributes:
-        loop: the consumer's.
+        loop: the consumer's event loop.
         items: what has arrived and was not read; nothing comes after an error, None or a delta with a finish reason.
     """
 
@@ -34,16 +34,16 @@ class Inbox:
         self._waiter: asyncio.Future[None] | None = None
 
     def arrival(self) -> asyncio.Future[None]:
-        """To await while `items` is empty: done as soon as something has arrived."""
+        """A future to await while `items` is empty: it is done as soon as something arrives."""
         self._waiter = waiter = self.loop.create_future()
         return waiter
 
 
 def deliver(outgoing: Sequence[tuple[Inbox, Item]]) -> list[asyncio.AbstractEventLoop]:
-    """Hand over the items from any thread, waking each loop once, whatever their number.
+    """Hand over the items from any thread, waking each loop once, however many there are.
 
     Returns:
-        The loops that are closed: nobody is left to read what belongs to them.
+        The loops that are closed: their items will never be read.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Inbox, Item]]] = {}
     for entry in outgoing:
@@ -56,7 +56,7 @@ def deliver(outgoing: Sequence[tuple[Inbox, Item]]) -> list[asyncio.AbstractEven
 
 
 def _receive(entries: list[tuple[Inbox, Item]]) -> None:
-    """On the consumers' loop: hand over the items and wake who waits."""
+    """Runs in the consumers' loop: hand over the items and wake the waiting readers."""
     for inbox, item in entries:
         inbox.items.append(item)
         waiter = inbox._waiter  # noqa: SLF001  (this module's own)

@@ -1,4 +1,4 @@
-"""What backends with an engine of Rollcast's own have in common: its steps, its weights and its end."""
+"""The base of backends whose engine is Rollcast's own: generations, new weights and closing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class LocalBackend(EngineBackend[Generation]):
 
     @abstractmethod
     def _row(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> Row:
-        """A generation as this backend's batch knows it."""
+        """Make the row that this backend's batch takes."""
 
     @abstractmethod
     def _parameters(self, weights: Any) -> Any:
-        """The weights as this backend's batch takes them; called on a thread that may block.
+        """Convert the weights to what this backend's batch takes; called on a thread that may block.
 
         Raises:
             InputError: they are not this model's.
@@ -39,19 +39,19 @@ class LocalBackend(EngineBackend[Generation]):
         return Generation(self._row(prompt_ids, sampling, limit), sampling, limit, self._texts)
 
     async def update_weights(self, weights: Any, version: int) -> None:
-        """Sample from these weights from the next token on, and call them `version`.
+        """From the next token on, sample from these weights, whose version is `version`.
 
-        When this returns, no token is sampled from the old ones any more. Generations that run keep the keys and values
+        When this returns, no token is sampled from the old ones any more. Running generations keep the keys and values
         that the old weights computed: their log-probabilities are those of the mixture that sampled them, which a
         forward pass of either version alone does not reproduce. New generations start afresh.
 
         Args:
             weights: a mapping of Hugging Face parameter names to arrays, which are copied; or the path of a safetensors
                 file, or of a folder with such files.
-            version: carried by every token that they sample.
+            version: their number, which every token that they sample carries.
 
         Raises:
-            InputError: a parameter is missing, unknown, of another shape or not finite; or the version is no number.
+            InputError: a parameter is missing, unknown, of another shape or not finite; or the version is not a number.
             BackendClosedError: the backend was closed.
         """
         check_version(version)
@@ -61,7 +61,7 @@ class LocalBackend(EngineBackend[Generation]):
         self._engine.set_parameters(self._parameters(weights), version)
 
     async def close(self) -> None:
-        """End the engine. Generations that run raise BackendClosedError, later ones too. May be called twice."""
+        """End the engine. Running and later generations raise BackendClosedError. May be called twice."""
         failure = BackendClosedError(
             f"the {self.name} backend was closed; make another {type(self).__name__} to generate"
         )

@@ -1,8 +1,8 @@
-"""Reasoning is not output: the families of models by the tags that they reason between, and what a prompt tells.
+"""Tells reasoning from output: the families of models, by the tags that they reason between, and what a prompt tells.
 
-A family writes its reasoning between two tags. Which families a model may be of, whether the prompt has opened the
-reasoning already, and whether there can be any, is `Thinking`; the chat template tells it. `parse/reading.py` then takes a
-turn apart while it arrives.
+A family writes its reasoning between two tags. `Thinking` says which families a model may belong to, whether the prompt
+has already opened the reasoning, and whether there can be any; it is read off the chat template. `parse/reading.py` then
+takes a turn apart while it arrives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Where messages keep a turn's reasoning apart from its content; ours is the first."""
+"""The keys under which messages keep a turn's reasoning apart from its content; ours is the first."""
 
 
 _PROBE = "thought9d41c7"
@@ -39,10 +39,11 @@ class Family(NamedTuple):
     Attributes:
         openings: the tag that begins it, in all its forms.
         closing: the tag that ends it.
-        before: words that end it too, and stand behind it: the next message of the turn. Some engines show no `<|end|>`.
-        lone: whether the closing tag says by itself that reasoning stood before it.
-        heads: what may stand between the reasoning and the answer, and belongs to neither.
-        own: other models' texts have such words too, so only a template that has them tells of this family.
+        before: words that end it too, though they belong to what follows: the next message of the turn. Some engines show
+            no `<|end|>`.
+        lone: whether the closing tag alone says that the text before it was reasoning.
+        heads: text that may stand between the reasoning and the answer, and belongs to neither.
+        own: other models' texts have such words too, so it is this family only if the template has them.
     """
 
     openings: tuple[str, ...]
@@ -94,13 +95,13 @@ _COMMON = tuple(family for family in FAMILIES if not family.own)
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the next turn's reasoning.
+    """What is known about the next turn's reasoning.
 
     Attributes:
-        families: whose opening tags count.
-        expected: the families that the model may be of; empty: it is known that it does not reason of its own accord.
+        families: the families whose opening tags count.
+        expected: the families that the model may belong to; empty if it is known not to reason unasked.
         inside: the prompt leaves the model in reasoning of this family.
-        token_ids: the tags that are tokens of the vocabulary, by id. Such a tag, spelt in other tokens, is text.
+        token_ids: the tags that are tokens of the vocabulary, by id. Such a tag spelt in other tokens is text.
     """
 
     families: tuple[Family, ...] = _COMMON
@@ -110,12 +111,12 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reasons(self) -> bool:
-        """Whether the model may reason of its own accord, or is at it."""
+        """Whether the model may reason unasked, or is reasoning already."""
         return self.inside is not None or bool(self.expected)
 
     @property
     def lone(self) -> tuple[Family, ...]:
-        """Whose closing tag says, without an opening one, that all text before it was reasoning."""
+        """The families whose closing tag says, without an opening one, that all text before it was reasoning."""
         return () if self.inside is not None else tuple(family for family in self.expected if family.lone)
 
 
@@ -131,7 +132,7 @@ class TellsThinking(Protocol):
 
     @property
     def thinking(self) -> Thinking:
-        """Of the turn that follows on the last prompt."""
+        """What is known about the turn that follows the last prompt."""
         ...
 
 
@@ -145,7 +146,7 @@ def families_of(source: str) -> tuple[Family, ...]:
 
 
 def left_open(prompt: str, families: tuple[Family, ...] = FAMILIES) -> tuple[Family, str] | None:
-    """The family in whose reasoning a prompt leaves the model, and what the prompt wrote of it."""
+    """The family in whose reasoning a prompt leaves the model, and what the prompt has written of the reasoning."""
     written = prompt.rstrip()
     for family in families:
         for opening in map(str.strip, family.openings):
@@ -155,7 +156,7 @@ def left_open(prompt: str, families: tuple[Family, ...] = FAMILIES) -> tuple[Fam
 
 
 def thinking_after(prompt: str, known: tuple[Family, ...], token_ids: Mapping[int, str]) -> Thinking:
-    """What is known behind a prompt, of a template that has the tags of these families."""
+    """What is known after a prompt, if its template has the tags of these families."""
     families = (*_COMMON, *(family for family in known if family.own))
     opened = left_open(prompt, families)
     return Thinking(
@@ -167,7 +168,7 @@ def thinking_after(prompt: str, known: tuple[Family, ...], token_ids: Mapping[in
 
 
 def _closed_empty(prompt: str) -> bool:
-    """Whether a prompt ends with a reasoning that has nothing in it."""
+    """Whether a prompt ends with an empty reasoning."""
     written = prompt.rstrip()
     return any(
         written.endswith(family.closing)
@@ -179,12 +180,12 @@ def _closed_empty(prompt: str) -> bool:
 def field_read(
     source: str, text: Callable[[list[dict[str, Any]]], str], probe: list[dict[str, Any]]
 ) -> str | None:
-    """Under which key of a message a template reads a turn's reasoning; None: under none.
+    """The key of a message under which a template reads a turn's reasoning; None if there is no such key.
 
     Args:
-        source: of the template.
-        text: renders messages; empty where the template refuses them.
-        probe: a message that calls a tool, and its result. Some templates show the reasoning of such turns alone.
+        source: the template's source.
+        text: renders messages; gives an empty text if the template refuses them.
+        probe: a message that calls a tool, and its result. Some templates show the reasoning only of such turns.
     """
     ask = {"role": "user", "content": "hello"}
     for field in FIELDS:

@@ -21,9 +21,9 @@ _DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 class Moment:
-    """The time at which a conversation began: what `strftime_now` writes in all of its prompts.
+    """The time at which a conversation began, which `strftime_now` writes in all of its prompts.
 
-    A clock that went on would show another date after midnight than the model has read.
+    A running clock would show a different date after midnight than the model has read.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class ChatTemplate:
         variables: what it may name beside messages and tools.
 
     Attributes:
-        source: as it was given.
+        source: the Jinja source.
 
     Raises:
         InputError: the source is not valid Jinja.
@@ -58,12 +58,12 @@ class ChatTemplate:
         self._template = _compiled(source)
 
     def text(self, messages: list[Any], tools: Any, moment: Moment | None = None) -> str:
-        """The text of a conversation, up to where the assistant speaks.
+        """Render a conversation, up to where the assistant speaks.
 
         Args:
             messages: as the template takes them.
             tools: descriptions; None if there are none.
-            moment: the time that it is; None: now.
+            moment: the conversation's time; None: now.
 
         Raises:
             MessagesError: the template refuses the messages, or fails on them.
@@ -79,7 +79,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise MessagesError(f"the chat template refuses the messages: {error}") from error
         except (TypeError, ValueError, AttributeError, LookupError) as error:
-            # What Python operations inside a template raise when a message lacks a field.
+            # Python operations inside a template raise these if a message lacks a field.
             raise MessagesError(
                 f"the chat template failed on the messages ({type(error).__name__}: {error}); "
                 "expected the fields that it reads"
@@ -88,7 +88,7 @@ class ChatTemplate:
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As the sandbox does, without an exception inside for each key of a message: half of a rendering's time."""
+        """Do what the sandbox does, without raising for each key of a message, which took half of the rendering time."""
         if obj.__class__ is dict and attribute not in _DICT_ATTRIBUTES:
             try:
                 return obj[attribute]
@@ -98,7 +98,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}`, by which templates mark what the assistant says; here it writes its body."""
+    """`{% generation %}…{% endgeneration %}`, with which templates mark what the assistant says; it writes its body."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
 

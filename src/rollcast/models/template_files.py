@@ -1,4 +1,4 @@
-"""Where a model's folder keeps its chat templates, and which of several named ones is used."""
+"""Reads the chat templates from a model's folder, and chooses among several named ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MORE = "additional_chat_templates"
 
 
 def read_chat_templates(folder: Path) -> Templates:
-    """From `chat_template.jinja` and the named ones in `additional_chat_templates/`, else from `tokenizer_config.json`.
+    """Read `chat_template.jinja` and the named ones in `additional_chat_templates/`, else those in `tokenizer_config.json`.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is no template, or one cannot be read.
     """
     found: dict[str, Any] = {path.stem: _read_text(path) for path in sorted((folder / _MORE).glob("*.jinja"))}
     path = folder / "chat_template.jinja"
@@ -37,7 +37,7 @@ def read_chat_templates(folder: Path) -> Templates:
 
 
 def _configured(path: Path) -> dict[str, str]:
-    """The templates of a tokenizer's configuration by name: Jinja, or a list of `{"name": …, "template": …}`."""
+    """The templates in a tokenizer's configuration, by name: Jinja, or a list of `{"name": …, "template": …}`."""
     given = _read_object(path).get("chat_template")
     if given is None:
         return {}
@@ -54,7 +54,7 @@ def _configured(path: Path) -> dict[str, str]:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """What a template may name: `bos_token`, `eos_token` …
+    """Read the tokens that a template may name: `bos_token`, `eos_token` …
 
     Raises:
         InputError: the tokenizer's configuration is missing or broken.
@@ -67,17 +67,17 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
 
 
 def with_and_without_tools(templates: Templates) -> tuple[str, str]:
-    """The template of conversations with tools, and of those without, chosen by name as transformers does.
+    """The templates for conversations with and without tools, chosen by name as transformers does.
 
     Raises:
-        InputError: there are several, and none is named `default`.
+        InputError: there are several, and none of them is named `default`.
     """
     if isinstance(templates, str):
         return templates, templates
     names = sorted(templates)
     if not templates or ("default" not in templates and len(templates) > 1):
         raise InputError(
-            f"the tokenizer has the chat templates {', '.join(names) or '(none)'}; expected one of the name 'default': "
+            f"the tokenizer has the chat templates {', '.join(names) or '(none)'}; expected one that is named 'default': "
             "choose one of them (the transformers backend takes its name or Jinja as chat_template=…)"
         )
     default = templates.get("default", templates[names[0]])

@@ -1,4 +1,4 @@
-"""A chat template, and conversations made to fit it: what it shows in another form is given so, what it hides is refused."""
+"""Fits conversations to a chat template: each message is given in the form that it shows; what it hides is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rollcast.models.template_probe import (
     PROBE_TOOL,
     Takes,
     part,
-    probed,
+    probe_template,
 )
 from rollcast.models.template_schema import (
     shows_descriptions,
@@ -64,7 +64,7 @@ _IN_PLAIN_MESSAGES = (
 class FittedTemplate:
     """Renders guarded messages and tools.
 
-    How the template takes them is found out before the first, see `template_probe`. What only some conversations need
+    How the template takes them is found out before the first (`template_probe`). What only some conversations need
     (shorter ids, a system message in another place) is tried when the template refuses or hides one, and kept if it helps.
     """
 
@@ -72,7 +72,7 @@ class FittedTemplate:
         self.source = template.source
         self._template = template
         self._further: tuple[Adaptation, ...] = ()
-        # Conversations that were checked, one a number: what each becomes with further messages of some outline.
+        # Conversations that were checked, by number: the number of each with further messages of some outline.
         self._checked: dict[tuple[int, Outline], tuple[int, list[Hidden]]] = {}
         self._numbers = itertools.count(2)  # 0 and 1 are the beginnings, without and with tools
         self._names_told = False
@@ -80,11 +80,11 @@ class FittedTemplate:
     @cached_property
     def takes(self) -> Takes:
         """How the template takes messages."""
-        return probed(self._template.text)
+        return probe_template(self._template.text)
 
     @cached_property
     def _always(self) -> tuple[Adaptation, ...]:
-        """What every conversation needs, in order; `_further` stands between the two."""
+        """What every conversation needs, in order; `_further` comes between the two."""
         return (named_results,) if self.takes.reads_ids else ()
 
     @cached_property
@@ -105,7 +105,7 @@ class FittedTemplate:
         """A message as the template reads it; `own`: the model sampled it.
 
         Raises:
-            MessagesError: it has a part that is no text.
+            MessagesError: it has a part that is not text.
         """
         return prepared(message, index, self.takes, tools, own=own)
 
@@ -206,21 +206,21 @@ class FittedTemplate:
     def check_shown(
         self, messages: list[dict[str, Any]], tools: Any, checked: int, before: int, first: int
     ) -> tuple[int, bool]:
-        """That the prompt has everything that the messages say.
+        """Check that the prompt has everything that the messages say.
 
         Args:
             messages: guarded.
             tools: guarded.
-            checked: what this gave for the messages that were there before.
+            checked: the number that this returned for the messages that were there before.
             before: how many those are.
-            first: how many there are in the first prompt. Of those behind, the assistant's are the model's own: if the
-                template shows them otherwise, the conversation goes on in a new segment.
+            first: how many messages the first prompt has. After those, the assistant's are the model's own: if the
+                template shows them differently, the conversation goes on in a new segment.
 
         Returns:
-            A number for the next time, and whether the template now gets another form of the messages: render them again.
+            A number for the next call, and whether the template now gets another form of the messages: render them again.
 
         Raises:
-            MessagesError: a message leaves no trace in it.
+            MessagesError: the prompt does not show a message.
         """
         key = (checked if before else bool(tools), outline_of(messages[before:]))
         further, known = self._further, self._checked.get(key)
@@ -288,8 +288,8 @@ class FittedTemplate:
         sampled: Collection[int],
         further: tuple[Adaptation, ...],
     ) -> list[Hidden]:
-        """As `_hidden_with`, by the texts themselves: a template that reads them may refuse any other."""
-        text = _squashed(self._text(messages, tools, None, further))
+        """Do what `_hidden_with` does with the texts themselves: a template that reads them may refuse others."""
+        text = _without_whitespace(self._text(messages, tools, None, further))
         return [
             Hidden(index, message["role"], "content", bool(message.get("tool_calls")))
             for index, message in enumerate(messages)
@@ -301,7 +301,7 @@ class FittedTemplate:
     def tools_problem(
         self, messages: list[dict[str, Any]], tools: Any, text: str, moment: Moment
     ) -> str | None:
-        """Why the template is of no use to an agent with these tools, of whose first prompt this is the text."""
+        """Why an agent with these tools cannot use the template, given the text of its first prompt."""
         if text == self.text(messages, None, moment):
             names = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
             return f"does not show tools, so the model cannot know of {names}; {_IN_PLAIN_MESSAGES}"
@@ -309,10 +309,10 @@ class FittedTemplate:
             told = self.text([*messages, *self.probe_messages], tools, moment)
         except MessagesError as error:
             return f"does not take a tool's result ({error}); {_IN_PLAIN_MESSAGES}"
-        return None if PROBE_RESULT in told else f"does not show what tools give; {_IN_PLAIN_MESSAGES}"
+        return None if PROBE_RESULT in told else f"does not show tool results; {_IN_PLAIN_MESSAGES}"
 
     def undescribed_fields(self, tools: Any) -> list[str]:
-        """The fields of the tools' parameters, such as `f.item.name`, of which the template tells the model nothing."""
+        """The fields of the tools' parameters, such as `f.item.name`, that the template does not show."""
         if self._shows_schemas_whole:
             return []
         hidden = self._undescribed(tools)
@@ -327,7 +327,7 @@ class FittedTemplate:
 
     @cached_property
     def probed_call(self) -> str:
-        """What the template makes of a call with `PROBE_ARGUMENT` and of `PROBE_RESULT`; empty if it refuses them."""
+        """What the template writes for a call with `PROBE_ARGUMENT` and for `PROBE_RESULT`; empty if it refuses them."""
         try:
             return self.text([{"role": "user", "content": "hello"}, *self.probe_messages], None)
         except MessagesError:
@@ -335,19 +335,21 @@ class FittedTemplate:
 
 
 def _matters(hidden: Hidden) -> bool:
-    """Whether it is something that the model is to read: an id or a reasoning of an earlier turn is not."""
+    """Whether the model is meant to read it: an id or the reasoning of an earlier turn is not."""
     return hidden.what in ("content", "a call") or (hidden.what == "name" and hidden.role != "tool")
 
 
 def _stands_in(content: Any, text: str) -> bool:
     texts = [each["text"] for each in content] if isinstance(content, list) else [content]
-    return all(_squashed(each) in text or _escaped(each) in text for each in texts if isinstance(each, str))
+    return all(
+        _without_whitespace(each) in text or _escaped(each) in text for each in texts if isinstance(each, str)
+    )
 
 
-def _squashed(text: str) -> str:
+def _without_whitespace(text: str) -> str:
     return "".join(text.split())
 
 
 def _escaped(text: str) -> str:
-    """As it stands in JSON."""
-    return _squashed(text).replace("\\", "\\\\").replace('"', '\\"')
+    """The text as JSON writes it."""
+    return _without_whitespace(text).replace("\\", "\\\\").replace('"', '\\"')

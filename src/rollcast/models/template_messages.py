@@ -1,4 +1,4 @@
-"""Messages in the form in which a chat template takes them: one at a time, and the conversation as a whole."""
+"""Puts messages into the form that a chat template takes: one at a time, and the conversation as a whole."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def prepared(
     """A message as the template reads it.
 
     Args:
-        message: of the conversation.
+        message: a message of the conversation.
         index: its place there.
         takes: how the template takes messages.
-        tools: whose schemas tell which nulls in the arguments of a given call were meant.
-        own: the model sampled it: its calls have no null that it did not write.
+        tools: tools whose schemas tell which nulls in a call's arguments were meant.
+        own: the model sampled it, so its calls have no null that it did not write.
 
     Raises:
-        MessagesError: it has a part that is no text.
+        MessagesError: it has a part that is not text.
     """
     role = message["role"]
     if message.get("content").__class__ is str and role != "developer" and None not in message.values():
         calls = message.get("tool_calls")
         if calls is None or (own and message["content"] and all(map(_has_object, calls))):
-            return message  # type: ignore[return-value]  # most are as every template takes them
+            return message  # type: ignore[return-value]  # every template takes most messages as they are
     changed = given_keys(message)
     if role == "developer" and not takes.developer:
         role = changed["role"] = "system"
@@ -74,7 +74,7 @@ def _text_part(each: Any, index: int, role: str) -> dict[str, Any]:
     kind, text = (each.get("type"), each.get("text")) if isinstance(each, Mapping) else (None, None)
     if kind not in _TEXT_TYPES or not isinstance(text, str):
         raise MessagesError(
-            f"the content of the {role} message messages[{index}] has a part of type {kind!r}; the model reads text alone: "
+            f"the content of the {role} message messages[{index}] has a part of type {kind!r}; the model reads only text: "
             "leave it out, or say in words what it shows"
         )
     return {**each, "type": "text"}
@@ -92,13 +92,13 @@ def _set_empty(message: dict[str, Any], takes: Takes) -> None:
 
 
 def _prepared_call(call: Any, form: str, tools: Sequence[Any], *, own: bool) -> Any:
-    """The call with arguments that are an object, without nulls that a table filled in; text that is one is read."""
+    """The call with its arguments as an object, which is read from text if need be, without nulls that a table filled in."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         return call
     arguments = function.get("arguments")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}  # how some APIs say that there are none
+        arguments = {}  # some APIs write no arguments like this
     elif isinstance(arguments, Mapping) and not own:
         arguments = _without_filled_in(arguments, _parameters(function.get("name"), tools))
     elif isinstance(arguments, str) and form == "object":
@@ -120,10 +120,10 @@ def _parameters(name: Any, tools: Sequence[Any]) -> Any:
 
 
 def _without_filled_in(value: Any, schema: Any) -> Any:
-    """Without the nulls that nobody meant.
+    """Remove the nulls that were filled in.
 
-    A `datasets.Dataset` gives the arguments of all calls of a column the same keys, so most nulls only say that another
-    call has that argument. One that was surely meant is kept: the schema requires the field, and lets it be null.
+    A `datasets.Dataset` gives the arguments of all calls in a column the same keys, so most nulls only say that another
+    call has that argument. A null is kept if the schema requires the field and lets it be null.
     """
     if isinstance(value, list | tuple):
         items = schema.get("items") if isinstance(schema, Mapping) else None
@@ -155,7 +155,7 @@ def _takes_null(field: Any) -> bool:
 
 
 def joined_systems(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system messages at the beginning as one, with an empty line between."""
+    """Join the system messages at the beginning, with empty lines between."""
     count = next((i for i, message in enumerate(messages) if message["role"] not in _SYSTEM), len(messages))
     texts = [_text(message) for message in messages[:count]]
     if count < 2 or None in texts:
@@ -164,7 +164,7 @@ def joined_systems(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system messages at the beginning before the text of the user message that follows."""
+    """Put the system messages at the beginning before the text of the user message that follows."""
     messages = joined_systems(messages)
     if len(messages) < 2 or messages[0]["role"] not in _SYSTEM or messages[1]["role"] != "user":
         return messages
@@ -182,7 +182,7 @@ def _text(message: Mapping[str, Any]) -> str | None:
 
 
 def named_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tool results with the id and the name of the call that they answer; without either, calls are answered in order."""
+    """Give tool results the id and the name of the call that they answer; without either, calls are answered in order."""
     changed: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
@@ -203,7 +203,7 @@ def named_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def short_call_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Call ids of nine letters and digits; those that are such stay."""
+    """Shorten call ids to nine letters and digits; ids that have that form already stay."""
     changed = []
     for message in messages:
         ids: dict[str, Any] = {}
@@ -222,7 +222,7 @@ def _short(call_id: Any) -> Any:
 
 
 def in_parts(takes: Takes) -> Adaptation | None:
-    """What gives contents as parts, and arguments as text, to a template that shows them so alone; None if it needs none."""
+    """What turns contents into parts and arguments into text, if the template shows only those; None if it needs neither."""
     roles = takes.wants_parts
     if not roles and takes.arguments == "object":
         return None

@@ -1,8 +1,8 @@
-"""How a chat template takes what conversations hold: found out by rendering small ones and looking for their words.
+"""Finds out how a chat template takes messages, by rendering small conversations and looking for their words.
 
 Templates differ in what they read. Some want content as a list of parts and show nothing of a string; some write the
-arguments of a call as they stand, so that an object breaks them; some print `None`. None of them says so. So each is
-asked once, with words that no template has of its own, and conversations are then given in the form that it shows.
+arguments of a call as they are, so that an object breaks them; some print `None`. None of them says so. So each is tried
+once, with words that no template has of its own, and conversations are then given in the form that it shows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "Contents",
     "Takes",
     "part",
-    "probed",
+    "probe_template",
 ]
 
 Render = Callable[[list[dict[str, Any]], Any], str]
@@ -37,7 +37,7 @@ _QUESTION, _WORD, _SECOND, _UNREAD, _ROLE = (
     "unread7f3a91",
     "role6a1e55",
 )
-_CALL_ID = "probe0001"  # of nine letters and digits: what Mistral's templates insist on
+_CALL_ID = "probe0001"  # nine letters and digits, on which Mistral's templates insist
 
 PROBE_CALL: dict[str, Any] = {
     "id": _CALL_ID,
@@ -57,27 +57,27 @@ PROBE_TOOL: dict[str, Any] = {
     },
 }
 
-# What a template prints of a content that is not there.
+
 _NOTHING_SAID = re.compile(r"None|null|[Uu]ndefined")
 
 MISSING = "missing"
 Empty = str | None
-"""What stands for no content: "", None, or MISSING if the key is to be left out."""
+"""What says that there is no content: "", None, or MISSING if the key is to be left out."""
 
 
 class Contents(msgspec.Struct, frozen=True):
     """In which forms the content of a role's messages is shown.
 
     Attributes:
-        text: as a string.
-        parts: as several parts.
+        text: it is shown if it is a string.
+        parts: it is shown if it is several parts.
     """
 
     text: bool
     parts: bool
 
     def of_parts(self, content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        """Content in text parts, as parts if the template shows all of them, else as the text of all."""
+        """The content as parts if the template shows all of them, else as one text."""
         return content if self.parts else "".join(each["text"] for each in content)
 
 
@@ -85,11 +85,11 @@ class Takes(msgspec.Struct, frozen=True):
     """How a template takes messages.
 
     Attributes:
-        contents: by role.
-        developer: it knows the role, and not only writes whatever role there is.
-        arguments: of a call, "object" or "text" (JSON).
-        empty: beside calls, what to give for a content of "", of None, and for none at all.
-        reads_ids: what it writes of a tool's result depends on its `tool_call_id` or `name`.
+        contents: how contents are shown, by role.
+        developer: it knows the developer role, and does not write it like any unknown role.
+        arguments: the form of a call's arguments, "object" or "text" (JSON).
+        empty: what to give beside calls for a content of "", of None, and for none at all.
+        reads_ids: what it writes for a tool's result depends on its `tool_call_id` or `name`.
     """
 
     contents: Mapping[str, Contents]
@@ -100,16 +100,16 @@ class Takes(msgspec.Struct, frozen=True):
 
     @property
     def wants_parts(self) -> frozenset[str]:
-        """The roles whose content is shown as parts alone."""
+        """The roles whose content is shown only as parts."""
         return frozenset(role for role, contents in self.contents.items() if not contents.text)
 
 
 def part(text: str) -> dict[str, Any]:
-    """Text as a part of a content."""
+    """Make a text part of a content."""
     return {"type": "text", "text": text}
 
 
-def probed(render: Render) -> Takes:
+def probe_template(render: Render) -> Takes:
     """How a template takes messages.
 
     Args:
@@ -133,7 +133,7 @@ def probed(render: Render) -> Takes:
 
 
 class _Probe:
-    """Asks a template; what was found out so far is used for what is asked next."""
+    """Tries a template; what was found out so far is used for what is tried next."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -165,7 +165,7 @@ class _Probe:
     def contents(
         self, role: str, before: list[dict[str, Any]], after: list[dict[str, Any]], **keys: Any
     ) -> Contents:
-        """How the content of a role is shown, in a message with these further keys between others."""
+        """How the content of a role is shown, in a message with these further keys between other messages."""
 
         def shown(content: Any, *words: str) -> bool:
             return self.shows([*before, {"role": role, "content": content, **keys}, *after], *words)
@@ -176,7 +176,7 @@ class _Probe:
         return Contents(text=text or not one, parts=several)
 
     def knows_developer(self) -> bool:
-        """Whether the template writes a developer's message, and not as it writes one of any other role."""
+        """Whether the template writes a developer's message, and differently from one of an unknown role."""
         word = _WORD if self.question["content"].__class__ is str else [part(_WORD)]
         known = self.text([{"role": "developer", "content": word}, self.question])
         if known is None or _WORD not in known.lower():
@@ -196,7 +196,7 @@ class _Probe:
         return {**message, "tool_calls": [{**call, "function": function}]}
 
     def find_arguments(self) -> str:
-        """The form in which the arguments of a call are shown: not as Python writes an object."""
+        """Find the form in which a call's arguments are shown, but not as Python prints an object."""
         as_python = str(PROBE_CALL["function"]["arguments"]).lower()
         for content in ("", None, MISSING):
             for form in ("object", "text"):
@@ -207,7 +207,7 @@ class _Probe:
         return "object"
 
     def find_empty(self, given: Empty) -> Empty:
-        """What to give for such a content: itself, if the template then shows the call, and no `None` beside it."""
+        """Find what to give for an empty content: itself, if the template then shows the call and no `None` beside it."""
         worth: dict[Empty, tuple[bool, int]] = {}
         for content in ("", None, MISSING):
             text = self.text([self.question, self.call(PROBE_CALL, content), self.question])
@@ -217,7 +217,7 @@ class _Probe:
         return given if given in good or not good else good[0]
 
     def reads_ids(self, contents: Contents) -> bool:
-        """Whether a result that names its call is written otherwise than one that does not."""
+        """Whether a result that names its call is written differently from one that does not."""
         call = self.call(PROBE_CALL, self.nothing)
         result = {"role": "tool", "content": PROBE_RESULT if contents.text else [part(PROBE_RESULT)]}
         named = self.text([self.question, call, {**result, "tool_call_id": _CALL_ID, "name": "probe"}])

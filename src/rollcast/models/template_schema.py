@@ -1,7 +1,7 @@
-"""Tools for chat templates that write a schema field by field: what JSON Schema says elsewhere is put where they look.
+"""Rewrites tools for chat templates that write a schema field by field, so that they find everything in the field itself.
 
 Such a template reads `type`, `description`, `enum`, `properties` and `items` of each field. A field of a nested model is a
-`$ref`, and that of an `Optional` is an `anyOf`: there it finds nothing to write.
+`$ref`, and an `Optional` field is an `anyOf`: there it finds nothing to write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Render = Callable[[list[dict[str, Any]], Any], str]
 Path = tuple[str, ...]
 
 _MOST_SCHEMAS = (
-    2000  # of one tool, after references are resolved; what goes beyond says its name and type alone
+    2000  # in one tool, after references are resolved; what goes beyond is reduced to name and type
 )
 
 _JSON_TYPES: tuple[tuple[type, str], ...] = (
@@ -43,11 +43,11 @@ _FIELD = "field8c5b32"
 
 
 def with_plain_fields(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The tool with each field of its parameters described where the field stands.
+    """The tool with each field of its parameters described in the field's own place.
 
-    References are replaced by what they refer to (one that leads into itself, by the name of what it is), `allOf` is
-    merged, and of `anyOf` and `oneOf` one description is made: types as a list, the fields of all objects, the values of
-    all enumerations, and `nullable` for a null. `const` is an `enum` of one. A plain schema stays as it is.
+    References are replaced by what they refer to (a recursive one, by the name of its target), `allOf` is merged, and
+    `anyOf` and `oneOf` become one description: types as a list, the fields of all objects, the values of all
+    enumerations, and `nullable` for a null. `const` becomes an `enum` of one value. A plain schema stays as it is.
     """
     function = tool.get("function", tool)
     parameters = function.get("parameters") if isinstance(function, Mapping) else None
@@ -58,7 +58,7 @@ def with_plain_fields(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_defaults(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The tool without the default values of its fields, for templates that add them to text whatever they are."""
+    """The tool without the default values of its fields, for templates that add them to text whatever their type."""
     return _changed(tool, lambda schema: {key: value for key, value in schema.items() if key != "default"})
 
 
@@ -196,7 +196,7 @@ def _schemas(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both descriptions of one value; the second counts if they differ."""
+    """Merge two descriptions of one value; the second wins if they differ."""
     merged = {**first, **second}
     if isinstance(first.get("properties"), Mapping) and isinstance(second.get("properties"), Mapping):
         merged["properties"] = {**first["properties"], **second["properties"]}
@@ -235,7 +235,7 @@ def _union(members: list[Any]) -> dict[str, Any]:
 
 
 def _fields_of(objects: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of all; one that several have is any of theirs, since a tag such as `kind` tells them apart."""
+    """The fields of all objects; one that several have may be any of theirs, as for a tag such as `kind`."""
     found: dict[str, list[Any]] = {}
     for each in objects:
         for name, field in each["properties"].items():
@@ -250,7 +250,7 @@ def _types(schema: Mapping[str, Any]) -> list[str]:
 
 
 def _typed(schema: dict[str, Any]) -> dict[str, Any]:
-    """With a type if the values, the fields or the items tell it; null is said by `nullable`, and is no default then."""
+    """Add the type if the values, the fields or the items tell it; `nullable` stands for null, also as a default."""
     kinds = _types(schema)
     if "null" in kinds and len(kinds) > 1:
         rest = [kind for kind in kinds if kind != "null"]
@@ -268,7 +268,7 @@ def _typed(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("nullable") and schema.get("default", "") is None:
         del schema["default"]
     if schema.get("type") == "object" and "properties" not in schema:
-        # Gemma's templates take what else stands there for the object's fields.
+        # Gemma's templates take other keys there for the object's fields.
         schema = {key: value for key, value in schema.items() if key not in ("default", "title")}
     return schema
 
@@ -281,7 +281,7 @@ def _json_type(value: Any) -> str:
 
 
 def shows_schemas_whole(render: Render, question: dict[str, Any]) -> bool:
-    """Whether the template writes what stands under `$defs` and `anyOf`, as those do that write a tool as JSON."""
+    """Whether the template writes what is under `$defs` and `anyOf`, as templates that write tools as JSON do."""
     item = {"type": "object", "properties": {_FIELD: {"type": "string"}}}
 
     def text(kind: str) -> str:
@@ -300,14 +300,14 @@ def shows_numbers_of_enums(render: Render, question: dict[str, Any]) -> bool:
 
 
 def shows_descriptions(render: Render, question: dict[str, Any]) -> bool:
-    """Whether the template writes the description of a parameter, also of one with fields of its own."""
+    """Whether the template writes the description of a parameter, even of one with fields of its own."""
     fields = {"inner": {"type": "string"}}
     item = {"type": "object", "description": _FIELD, "properties": fields}
     return _FIELD in _text_of(render, question, {"item": item})
 
 
 def _text_of(render: Render, question: dict[str, Any], fields: dict[str, Any], defs: Any = None) -> str:
-    """What the template writes of a tool with these fields; nothing if it refuses it."""
+    """What the template writes for a tool with these fields; empty if it refuses it."""
     parameters = {"type": "object", "properties": fields, "required": list(fields)[:1]}
     if defs is not None:
         parameters["$defs"] = defs
@@ -319,7 +319,7 @@ def _text_of(render: Render, question: dict[str, Any], fields: dict[str, Any], d
 
 
 def undescribed_fields(render: Render, question: dict[str, Any], tools: Sequence[Any]) -> list[Path]:
-    """The fields of the tools' parameters that the template leaves out: the tool's name, and the way to the field."""
+    """The fields of the tools' parameters that the template leaves out: the tool's name and the path to the field."""
     words: dict[str, Path] = {}
     worded = [_worded(tool, words) for tool in tools]
     try:
@@ -330,7 +330,7 @@ def undescribed_fields(render: Render, question: dict[str, Any], tools: Sequence
 
 
 def _worded(tool: Mapping[str, Any], words: dict[str, Path]) -> dict[str, Any]:
-    """The tool with a word that can be looked for in place of each field's name."""
+    """The tool with a word to look for in place of each field's name."""
     function = tool.get("function", tool)
     parameters = _worded_fields(function.get("parameters"), (str(function.get("name")),), words)
     plain = {**function, "parameters": parameters}

@@ -1,8 +1,8 @@
-"""Which of a conversation's messages a chat template shows.
+"""Finds out which of a conversation's messages a chat template shows.
 
-What a template leaves out depends on the order of the roles and on which fields there are, hardly on the words. So a
-conversation of the same outline is rendered whose every text is a word that no template has of its own, and what cannot
-be found again was left out. Conversations of one outline have one answer, which is remembered.
+What a template leaves out depends on the order of the roles and on which fields there are, hardly on the words. So it is
+given a conversation of the same outline in which every text is a word that no template has of its own; words that are
+missing from the result were left out. All conversations of one outline share the answer, which is remembered.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Hidden(msgspec.Struct, frozen=True):
     """Something that a message says and the prompt does not.
 
     Attributes:
-        index, role: of the message.
+        index, role: the message's.
         what: "content", "a call" or "name".
-        calls: there are calls beside it.
+        calls: whether the message has calls.
     """
 
     index: int
@@ -52,7 +52,7 @@ class Hidden(msgspec.Struct, frozen=True):
             return f"the chat template of this model does not show the {self.role} message {place}; put it into {where}"
         if self.role == "tool":
             return (
-                f"the chat template of this model does not show what tools give in {place}; give a result right after the "
+                f"the chat template of this model does not show the tool result in {place}; give a result right after the "
                 "assistant's message with its call, one for each call, or say it in a user message"
             )
         return (
@@ -62,7 +62,7 @@ class Hidden(msgspec.Struct, frozen=True):
 
 
 def outline_of(messages: Sequence[Mapping[str, Any]]) -> Outline:
-    """What decides on what is shown: equal for messages that differ in their words alone."""
+    """What decides what is shown: it is equal for messages that differ only in their words."""
     ids: dict[Any, int] = {}
     return tuple([_message_outline(message, ids) for message in messages])
 
@@ -94,9 +94,9 @@ def _call_outline(call: Any, ids: dict[Any, int]) -> Outline:
 def worded(
     messages: Sequence[Mapping[str, Any]], sampled: Collection[int]
 ) -> tuple[list[dict[str, Any]], dict[str, Hidden]]:
-    """A conversation of the same outline, and what it is that each of its words stands for.
+    """Make a conversation of the same outline, and tell what each of its words stands for.
 
-    The words of turns that the model sampled are not looked for: if the template shows those otherwise, the conversation
+    The words of turns that the model sampled are not looked for: if the template changes those, the conversation
     goes on in a new segment.
     """
     words: dict[str, Hidden] = {}

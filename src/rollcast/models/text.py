@@ -1,4 +1,4 @@
-"""Token ids to text, one at a time: bytes that make half a character wait for the other half."""
+"""Turns token ids into text, one at a time: bytes that are half a character wait for the other half."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SENTENCEPIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
 def token_texts(tokenizer: dict[str, Any], size: int = 0) -> TokenTexts:
-    """What every token of a `tokenizer.json` reads as, by id.
+    """The text of every token in a `tokenizer.json`, by id.
 
     Args:
-        tokenizer: the file's content: byte-level BPE, as Qwen, Llama 3 and GPT-2 have, or SentencePiece's pieces, as
-            Llama 2, Mistral and Gemma have.
-        size: of the model's vocabulary, which is often padded beyond the tokenizer's.
+        tokenizer: the file's content: byte-level BPE, as in Qwen, Llama 3 and GPT-2, or SentencePiece's pieces, as in
+            Llama 2, Mistral and Gemma.
+        size: the size of the model's vocabulary, which is often padded beyond the tokenizer's.
 
     Raises:
         InputError: the tokenizer is of another kind.
@@ -36,7 +36,7 @@ def token_texts(tokenizer: dict[str, Any], size: int = 0) -> TokenTexts:
 
 
 def token_bytes(tokenizer: dict[str, Any]) -> list[bytes]:
-    """The bytes of every token, by id, of a `tokenizer.json`.
+    """The bytes of every token in a `tokenizer.json`, by id.
 
     Raises:
         InputError: the tokenizer is of another kind than `token_texts` takes.
@@ -74,7 +74,7 @@ def _piece_bytes(piece: str, byte_fallback: bool) -> bytes:
 def _plain(tokenizer: dict[str, Any]) -> dict[str, int]:
     added = {token["content"] for token in tokenizer["added_tokens"]}
     vocabulary = tokenizer["model"]["vocab"]
-    if isinstance(vocabulary, list):  # of a unigram model: pieces with their scores
+    if isinstance(vocabulary, list):  # a unigram model: pieces with their scores
         vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
     return {token: index for token, index in vocabulary.items() if token not in added}
 
@@ -89,12 +89,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class TokenTexts:
-    """What the tokens of a vocabulary read as. Shared by all generations.
+    """The texts of a vocabulary's tokens, shared by all generations.
 
     Attributes:
-        bytes: by id.
-        texts: by id; None where the bytes are not whole characters.
-        strips_first_space: a text does not begin with the space that its first piece has.
+        bytes: each token's bytes, by id.
+        texts: each token's text, by id; None if its bytes are not whole characters.
+        strips_first_space: whether a text loses the space that its first piece begins with.
     """
 
     def __init__(self, bytes_by_id: Sequence[bytes], *, strips_first_space: bool = False) -> None:
@@ -111,7 +111,7 @@ def _whole(data: bytes) -> str | None:
 
 
 class TextStream:
-    """The text of one generation, token by token; joined, it is the bytes of all tokens decoded with replacement."""
+    """The text of one generation, token by token. Joined, it equals the bytes of all tokens decoded with replacement."""
 
     __slots__ = ("_decoder", "_strip", "_tokens")
 
@@ -141,7 +141,7 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """A replacement character where the generation ends inside a character; else nothing."""
+        """A replacement character if the generation ends inside a character; else an empty text."""
         return "" if self._decoder is None else self._decoder.decode(b"", final=True)
 
 
@@ -158,7 +158,7 @@ class StopStrings:
         self._tail = ""
 
     def cut(self, text: str) -> str | None:
-        """The part of `text` up to the end of the stop string that ends first; None where none has ended yet."""
+        """The part of `text` up to the end of the stop string that ends first; None if none has ended yet."""
         seen = self._tail + text
         found = [(seen.find(stop), stop) for stop in self._stops]
         ends = [at + len(stop) for at, stop in found if at >= 0]

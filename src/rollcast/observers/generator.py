@@ -13,6 +13,7 @@ from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.observer import PulledObserver
 from rollcast.stream.queue import Control, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["AsyncGeneratorStreamObserver"]
 
@@ -60,11 +61,11 @@ class AsyncGeneratorStreamObserver(PulledObserver):
                 items.extend(taken)
                 while items and not finished:
                     item = items.popleft()
-                    if isinstance(item, StreamEvent):
-                        run.delivery.delivered += 1
-                        yield item
-                    else:
+                    if isinstance(item, Control):
                         finished = run.finished_by(item)
+                    else:
+                        run.delivery.delivered += 1
+                        yield event_of(item)
         finally:
             self._leave(run, list(items), finished=finished)
 

@@ -20,6 +20,9 @@ from rollcast.text import terminal_safe_json
 
 __all__ = ["JSONStreamObserver"]
 
+EXIT_S = 5.0
+"""A write that has not returned after so many seconds does not hold up the interpreter's exit."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +100,7 @@ class JSONStreamObserver(StreamObserver):
         if self.path is None or not isinstance(self._sink, LineFile):
             return
         try:
-            self._sink.open()
+            self._lines.use(self._sink.open)
         except (OSError, ValueError) as error:
             raise cannot_open(self.path, error) from None
 
@@ -108,24 +111,26 @@ class JSONStreamObserver(StreamObserver):
         """Write the events, now or within `flush_interval`."""
         self._lines.add(events)
         if self._alarm.interval == 0 or self._lines.full:
-            self._flush()
+            self._look_at(await self._lines.flush())
         else:
             self._alarm.set()
 
     async def on_run_closed(self, run_id: str) -> None:
         """Write what waits."""
-        self._flush()
+        self._look_at(await self._lines.flush())
         self._lines.run_closed(run_id)
 
     async def aclose(self) -> None:
         """Write what waits and close the file; it is opened again when events come again."""
         self._alarm.cancel()
-        self._flush()
-        self._lines.close()
+        self._look_at(await self._lines.flush())
+        await self._lines.aclose()
 
     def _flush(self) -> None:
-        """From any thread."""
-        error = self._lines.flush()
+        """On the alarm's thread."""
+        self._look_at(self._lines.flush_blocking())
+
+    def _look_at(self, error: OSError | None) -> None:
         if error is not None:
             where = self._sink.name if self.path is None else self.path
             _log.warning("%s cannot write to %s: %s; events are dropped", self.name, where, error)
@@ -134,7 +139,7 @@ class JSONStreamObserver(StreamObserver):
 
 def _close(lines: WaitingLines, alarm: Alarm) -> None:
     alarm.cancel()
-    lines.close()
+    lines.close(EXIT_S)
 
 
 class _Printed:

@@ -95,8 +95,12 @@ class OpenTelemetryStreamObserver(StreamObserver):
     async def on_event(self, event: StreamEvent) -> None:
         """Open, change or end the spans that the event is about."""
         handler = self._handlers.get(event.event_type)
-        if handler is not None:
-            handler(event)
+        if handler is None:
+            return
+        chain = self._known(event)
+        if chain is not None:
+            chain.heard(event)
+        handler(event)
 
     async def on_chain_closed(self, run_id: str, chain_id: str) -> None:
         """End the chain's spans, where its end did not come by."""
@@ -182,7 +186,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
                 **self._said("gen_ai.input.messages", data["messages"]),
             },
         )
-        self._runs[event.run_id].tools.update(data["tools"])
+        self._runs[event.run_id].tools.update(data["tools"])  # all of them, of which a view keeps 128
         if self._content:
             chain.history = [said_by(m) for m in data["messages"]]
 
@@ -228,6 +232,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
             },
         )
         chain = run.chains[event.chain_id] = OpenChain(span, context)
+        chain.heard(event)
+        run.tools.update(chain.view.tools or ())
         return chain
 
     def _chain_end(self, event: StreamEvent) -> None:
@@ -271,9 +277,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
         data = event.data
         error_type = data["error_type"] or OTHER
         chain = run.chains.get(event.chain_id)
-        owner: OpenRun | OpenChain = run if chain is None else chain
-        if not data["where"].startswith("observer:"):  # which is no failure of the run
-            owner.error_type = error_type
+        if chain is None and not data["where"].startswith("observer:"):  # which is no failure of the run
+            run.error_type = error_type
         if chain is not None:
             self._spans.settle(chain, error_type if data["where"] == "backend" else OTHER)
         attributes = {
@@ -281,7 +286,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
             "exception.message": clean(data["error"]),
             "rollcast.error.where": clean(data["where"]),
         }
-        owner.span.add_event("exception", attributes, nanoseconds(event))
+        (run if chain is None else chain).span.add_event("exception", attributes, nanoseconds(event))
 
     def _gap(self, event: StreamEvent) -> None:
         """What was open may have ended meanwhile; what did not comes back as a snapshot. The run goes on."""

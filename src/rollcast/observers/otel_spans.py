@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rollcast.records import StreamEvent
+from rollcast.records.view import ChainView
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -34,9 +35,9 @@ class OpenChain:
     """A chain's open spans.
 
     Attributes:
+        view: what is known of the chain, without its text.
         failed: a generation that failed, and when (ns): it waits for the error that says why.
-        error_type: of the last error of the chain.
-        history: the conversation, where contents are wanted.
+        history: the conversation, if contents are wanted: whole, and as the conventions shape it, which a view's is not.
         results: of the turn's tool calls, in the order of the calls.
     """
 
@@ -45,9 +46,19 @@ class OpenChain:
     generation: Span | None = None
     failed: tuple[Span, int] | None = None
     tools: dict[str, Span] = field(default_factory=dict)
-    error_type: str = OTHER
+    view: ChainView = field(default_factory=ChainView)
     history: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def error_type(self) -> str:
+        """Of the last error of the chain."""
+        return (self.view.error or {}).get("error_type") or OTHER
+
+    def heard(self, event: StreamEvent) -> None:
+        """Note what an event says of the chain; its text is in the spans, if anywhere."""
+        self.view.apply(event)
+        self.view.forget_text()
 
 
 @dataclass(eq=False)

@@ -334,7 +334,7 @@ class _Readings:
     def _read(self, manager: StreamingManager, gauges: Series) -> None:
         with manager.lock:
             totals = manager.totals()
-            deliveries = [(delivery, delivery.statistics()) for delivery in manager.deliveries]
+            deliveries = [(delivery, delivery.statistics()) for delivery in manager.fanout.deliveries]
         gauges["rollcast_open_runs", ()] = totals.open_runs
         gauges["rollcast_open_chains", ()] = totals.open_chains
         self._rise(manager, "rollcast_generated_tokens", (), totals.completion_tokens)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from rollcast.aio import follower, fulfil
+from rollcast.observers.writer_thread import WriterThread
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
 from rollcast.records.codec import encode_described
 from rollcast.text import escape_surrogates
 
 __all__ = ["LineSink", "WaitingLines"]
 
+R = TypeVar("R")
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK  # T.… is slow, once an event
 _log = logging.getLogger(__name__)
 _count_log = logging.getLogger(f"{__name__}.count")  # silenced by whoever says it in other words
+BLOCKED_S = 30.0
+"""A write that has not returned after so many seconds counts as failed for what comes after it."""
+LAST_S = 0.2
+"""How long one that was given up may still take when the file is closed, in seconds."""
 _RUNS = 1024  # open ones whose lines are accounted for, the latest
 
 _type_of, _run_of = attrgetter("event_type"), attrgetter("run_id")
@@ -65,6 +76,10 @@ class _Span:
 class WaitingLines:
     """What waits to be written, and what could not be. Knows nothing of the observer, so that it can outlive it.
 
+    The sink is used on a thread of its own, since a write may never return: a pipe that nobody reads, a network file system that
+    is gone. One that has not returned after `BLOCKED_S` counts as failed for what comes after it, which is dropped; its own
+    lines are in flight, and what becomes of them is known if it ever returns. Then a `gap` stands for the others.
+
     Its methods may be called from any thread.
 
     Args:
@@ -84,6 +99,11 @@ class WaitingLines:
         self._dropped = Counter[str]()
         self._failing = False
         self._told = 0  # how many lost events were told of
+        self._in_flight: list[StreamEvent] = []  # that are being written
+        self._news: OSError | None = None  # that nobody was told of
+        self._stuck = False  # since so long that what comes is dropped
+        self._writing: Future[None] | None = None
+        self._thread = WriterThread("rollcast-write")
         self._lock = threading.RLock()
         self._pid = os.getpid()
 
@@ -100,29 +120,47 @@ class WaitingLines:
             data = b"".join([encode_described(event) + b"\n" for event in events])
         self._leave_parents_lines()
         with self._lock:
+            if not self._events:
+                self._thread.start()
             self._events += events
             self._chunks.append(data)
             self._size += len(data)
 
-    def flush(self) -> OSError | None:
-        """Write what waits. Returns the failure if it is the first since a success."""
+    def use(self, function: Callable[[], R]) -> R:
+        """Call the function where the sink is used, and wait for it, however long that takes."""
         self._leave_parents_lines()
-        with self._lock:
-            if not self._events and not self._lost:
-                return None
-            self._look_after_the_past()
-            gaps = [_gap(key, lost) for key, lost in self._lost.items()]
-            keys = list(self._lost)
-            written, error = self._sink.write(encode_lines(gaps) + b"".join(self._chunks))
-            for key in keys[:written]:
-                del self._lost[key]
-            if error is not None:
-                self._lose(self._events[max(written - len(gaps), 0) :], error)
-            self._account()
-            self._clear()
-            first = error is not None and not self._failing
-            self._failing = error is not None
-            return error if first else None
+        return self._thread.submit(function).result()
+
+    async def flush(self) -> OSError | None:
+        """Write what waits. Returns the failure if it is the first since a success."""
+        writing = self._begin()
+        while writing is not None:
+            waiter = asyncio.wrap_future(follower(writing))
+            await asyncio.wait((waiter,), timeout=self._patience(BLOCKED_S))
+            if writing.done():
+                return self._take_news()
+            waiter.cancel()
+            if self._patience(BLOCKED_S) <= 0:
+                self._give_up_for_now()
+        return None
+
+    def flush_blocking(self, limit: float | None = None) -> OSError | None:
+        """As `flush`, blocking the thread.
+
+        Args:
+            limit: a write that has run for longer is not waited for, in seconds; None: `BLOCKED_S`.
+        """
+        limit = BLOCKED_S if limit is None else limit
+        writing = self._begin()
+        while writing is not None:
+            try:
+                writing.result(self._patience(limit))
+            except TimeoutError:
+                if self._patience(limit) <= 0:
+                    self._give_up_for_now()
+            else:
+                return self._take_news()
+        return None
 
     def run_closed(self, run_id: str) -> None:
         """Nothing more comes of the run: what was written of it is where it is."""
@@ -130,25 +168,121 @@ class WaitingLines:
             for key in [key for key in self._past if key[1] == run_id]:
                 del self._past[key]
 
-    def close(self) -> None:
+    def close(self, limit: float | None = None) -> None:
         """Write what waits, as far as that goes, and let go of the file."""
-        error = self.flush()
+        error = self.flush_blocking(limit)
+        closing = self._thread.submit(self._sink.close)
+        self._thread.stop()
+        wait([closing], timeout=LAST_S if self._stuck else BLOCKED_S if limit is None else limit)
+        self._tell(error)
+
+    async def aclose(self) -> None:
+        """As `close`, in an event loop. The file is closed when what is written to it now has been."""
+        error = await self.flush()
+        closing = asyncio.wrap_future(self._thread.submit(self._sink.close))
+        self._thread.stop()
+        await asyncio.wait((closing,), timeout=LAST_S if self._stuck else BLOCKED_S)
+        self._tell(error)
+
+    def _patience(self, limit: float) -> float:
+        """How long the write that runs now may go on, in seconds."""
+        return max(0.0, limit - self._thread.busy_s)
+
+    def _begin(self) -> Future[None] | None:
+        """Have what waits written; None if there is nothing to wait for."""
+        self._leave_parents_lines()
         with self._lock:
-            if error is not None or self._lost:
-                dropped = sum((lost.types for lost in self._lost.values()), Counter[str]())
-                if dropped.total() != self._told:
-                    self._told = dropped.total()
-                    by_type = {str(kind): n for kind, n in dropped.items()}
-                    _count_log.warning("%d events could not be written: %s", self._told, by_type)
-            self._sink.close()
+            if self._stuck:
+                self._lose_waiting()
+                return None
+            if self._writing is None:
+                if not self._events and not self._lost:
+                    return None
+                self._writing = Future()
+                self._thread.submit(partial(self._write, self._writing))
+            return self._writing
+
+    def _take_news(self) -> OSError | None:
+        """The first failure since a success, for one of those who wait."""
+        with self._lock:
+            news, self._news = self._news, None
+            return news
+
+    def _write(self, promise: Future[None]) -> None:
+        """On the sink's thread: write until nothing waits, or nothing more goes."""
+        going_on = True
+        while going_on:
+            was_stuck = self._write_once()
+            with self._lock:
+                # After a write that was stuck, at once: nobody else may come, and a gap has to stand for what was dropped.
+                going_on = bool(self._events) or (was_stuck and bool(self._lost) and not self._failing)
+                if not going_on and self._writing is promise:
+                    self._writing = None
+        fulfil(promise)
+
+    def _write_once(self) -> bool:
+        """Whether the write was stuck."""
+        became = self._sink.what_became_of_it()
+        with self._lock:
+            if became is not None:
+                self._look_after_the_past(became)
+            lost, self._lost = self._lost, {}
+            gaps = [_gap(key, span) for key, span in lost.items()]
+            events, chunks = self._events, self._chunks
+            self._in_flight = [*gaps, *events]
+            self._clear()
+        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks))
+        with self._lock:
+            self._in_flight = []
+            self._account(events)
+            if error is not None:
+                self._lose_again(list(lost.items())[written:])
+                self._lose(events[max(written - len(gaps), 0) :], error)
+            was_stuck, self._stuck = self._stuck, False
+            self._failed(error)
+            return was_stuck
+
+    def _failed(self, error: OSError | None) -> None:
+        """Or not: the first failure since a success is news."""
+        if error is not None and not self._failing:
+            self._news = error
+        self._failing = error is not None
+
+    def _give_up_for_now(self) -> None:
+        """The write that runs now takes too long: what waits behind it is dropped until it returns, and nobody waits for it."""
+        with self._lock:
+            writing, self._writing = self._writing, None
+            if writing is None:  # it has returned at this very moment
+                return
+            self._stuck = True
+            self._lose_waiting()
+            error = _too_long(self._thread.busy_s)
+            self._failed(error)
+            self.incomplete = f"{self._unwritten().total():,} events could not be written: {error.strerror}"
+        fulfil(writing)
+
+    def _tell(self, error: OSError | None) -> None:
+        """Say what could not be written, unless that was said."""
+        with self._lock:
+            unwritten = self._unwritten()
+            if error is None and not self._lost and not self._in_flight:
+                return
+            if unwritten.total() != self._told:
+                self._told = unwritten.total()
+                by_type = {str(kind): n for kind, n in unwritten.items()}
+                _count_log.warning(
+                    "%d events could not be written: %s, to %s", self._told, by_type, self._sink.name
+                )
+
+    def _unwritten(self) -> Counter[str]:
+        """What the sink lacks now, by type; a gap counts for what it stands for."""
+        spans = [span for _, span in _spans(self._in_flight + self._events)]
+        return sum((span.types for span in [*self._lost.values(), *spans]), Counter[str]())
 
     # -- the lock is held ----------------------------------------------------------------------------------------------
 
-    def _look_after_the_past(self) -> None:
-        """If the file was taken away, a gap stands for what it had of the runs that are open."""
-        became = self._sink.what_became_of_it()
-        if became is None:
-            return
+    def _look_after_the_past(self, became: str) -> None:
+        """The file was taken away: a gap stands for what it had of the runs that are open."""
         reason = f"the file was {became} while it was written; events from before may be missing from it"
         _log.warning("%s was %s while it was written; it is begun anew", self._sink.name, became)
         self.incomplete = f"it was {became} while it was written"
@@ -169,9 +303,24 @@ class WaitingLines:
         if events:
             self.incomplete = f"{self._dropped.total():,} events could not be written: {why}"
 
-    def _account(self) -> None:
+    def _lose_waiting(self) -> None:
+        """What waits is lost."""
+        events = self._events
+        self._clear()
+        self._account(events)
+        self._lose(events, _too_long(self._thread.busy_s))
+
+    def _lose_again(self, spans: list[tuple[Key, _Span]]) -> None:
+        """Their gaps could not be written either."""
+        for key, span in spans:
+            later = self._lost.get(key)
+            if later is not None:
+                span.join(later)
+            self._lost[key] = span
+
+    def _account(self, events: list[StreamEvent]) -> None:
         """What was written or lost is past; what is past of a run that has ended need not be known."""
-        for key, span in _spans(self._events):
+        for key, span in _spans(events):
             past = self._past.get(key)
             if T.RUN_END in span.types:
                 self._past.pop(key, None)
@@ -193,13 +342,20 @@ class WaitingLines:
             self._lost.clear()
             self._past.clear()
             self._clear()
+            self._in_flight, self._stuck, self._writing = [], False, None
+            self._thread = WriterThread("rollcast-write")
+
+
+def _too_long(seconds: float) -> OSError:
+    return OSError(errno.ETIMEDOUT, f"a write has not returned for {seconds:.0f} s")
 
 
 def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
     """The events by their runs."""
     if not events:
         return
-    if len({*map(_run_of, events)}) == 1:  # the common case, without looking at each
+    runs_of_events = [*map(_run_of, events)]
+    if runs_of_events.count(runs_of_events[0]) == len(events):  # the common case; a set would hash each
         yield (events[0].source, events[0].run_id), _span(events)
         return
     runs: dict[Key, list[StreamEvent]] = {}

@@ -1,4 +1,4 @@
-"""The contracts, pure: events, filters, their bytes, their grammar; messages and trajectories."""
+"""The pure data contracts: events, filters, their encoding and grammar; messages and trajectories."""
 
 from rollcast.records.codec import decode, encode, encode_lines, json_schema
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType

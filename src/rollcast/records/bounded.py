@@ -1,4 +1,4 @@
-"""Values from anywhere, made plain JSON and bounded: for views, which must take whatever an event holds.
+"""Turns any value into bounded, plain JSON, for views, which must take whatever an event has.
 
 Characters are Unicode code points, as in an event's `offset`. Numbers are those that a double holds exactly, so that a
 reader in another language counts the same.
@@ -16,9 +16,9 @@ from rollcast.text import replace_surrogates
 __all__ = ["Tail", "clean", "number", "plain", "tail_of", "weight", "whole", "word"]
 
 MAX_WHOLE = 2**53 - 1
-MAX_WORD = 1024  # characters of a name or an id
-MAX_DEPTH = 32  # of nested lists and objects
-PIECES = 1024  # of a text that grows, until they are joined
+MAX_WORD = 1024  # characters in a name or an id
+MAX_DEPTH = 32  # levels of nested lists and objects
+PIECES = 1024  # pieces of a growing text, until they are joined
 
 
 def whole(value: Any) -> int | None:
@@ -42,7 +42,7 @@ def number(value: Any) -> float | None:
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates, which JSON in UTF-8 cannot hold, replaced one by one: its length stays."""
+    """The text with lone surrogates, which JSON in UTF-8 cannot hold, replaced one by one, so that its length stays."""
     return replace_surrogates(str.__str__(text))
 
 
@@ -52,7 +52,7 @@ def word(value: Any) -> str | None:
 
 
 def tail_of(text: str, limit: int) -> tuple[str, int]:
-    """The last `limit` characters, and how many stood before them."""
+    """The last `limit` characters, and how many came before them."""
     omitted = max(len(text) - limit, 0)
     return clean(text[omitted:]), omitted
 
@@ -74,7 +74,7 @@ class _Room:
 
 
 def plain(value: Any, limit: int, depth: int = MAX_DEPTH) -> tuple[Any, bool]:
-    """A copy as plain JSON, and True; or None and False if it is heavier than `limit`, or nested deeper than `depth`.
+    """Return a copy as plain JSON, and True; or None and False if it is heavier than `limit`, or nested deeper than `depth`.
 
     What JSON does not have becomes None: an object of another class, a number that is not finite.
     """
@@ -109,7 +109,7 @@ def _copied(value: Any, room: _Room, depth: int) -> Any:
 
 
 def weight(value: Any) -> int:
-    """How heavy plain JSON is: one for each value, and one for each character of its texts and names."""
+    """The weight of plain JSON: one for each value, and one for each character in its texts and names."""
     if isinstance(value, str):
         return 1 + len(value)
     if isinstance(value, dict):
@@ -120,13 +120,13 @@ def weight(value: Any) -> int:
 
 
 class Tail(msgspec.Struct, eq=False):
-    """A text that grows at its end, of which the last `limit` characters are kept. Growing costs no copy of the whole.
+    """A text that grows at its end, of which the last `limit` characters are kept. Growing does not copy the whole text.
 
     Attributes:
-        limit: in characters.
-        start: characters that are known to stand before the pieces.
-        end: characters of the text so far, those before the pieces included.
-        pieces: what is kept; at times more than `limit`.
+        limit: how many characters to keep.
+        start: how many characters came before the pieces.
+        end: how many characters the text has so far, including those before the pieces.
+        pieces: what is kept; sometimes more than `limit`.
     """
 
     limit: int
@@ -136,7 +136,7 @@ class Tail(msgspec.Struct, eq=False):
 
     @classmethod
     def of(cls, text: str, limit: int, omitted: int = 0) -> Tail:
-        """The text, with so many characters before it that are not known."""
+        """Make a tail of the text, with `omitted` unknown characters before it."""
         tail = cls(limit, omitted, omitted)
         if text:
             tail.append(text)
@@ -150,24 +150,24 @@ class Tail(msgspec.Struct, eq=False):
             self.shrink()
 
     def restart(self, at: int) -> None:
-        """Go on after a hole, from character `at`: what is kept is one piece of the text, without holes."""
+        """Go on after a gap, from character `at`: what is kept is one piece of the text, without gaps."""
         self.pieces = []
         self.start = self.end = at
 
     def shrink(self) -> None:
-        """Join the pieces, and let go of what stands before the last `limit` characters."""
+        """Join the pieces, and drop what comes before the last `limit` characters."""
         text, omitted = tail_of("".join(self.pieces), self.limit)
         self.start += omitted
         self.pieces = [text] if text else []
 
     @property
     def text(self) -> str:
-        """The last `limit` characters, or as many as are known; `omitted` stood before them."""
+        """The last `limit` characters, or as many as are known; `omitted` came before them."""
         if len(self.pieces) != 1 or self.end - self.start > self.limit:
             self.shrink()
         return self.pieces[0] if self.pieces else ""
 
     @property
     def omitted(self) -> int:
-        """How many characters stood before `text`."""
+        """How many characters came before `text`."""
         return max(self.start, self.end - self.limit)

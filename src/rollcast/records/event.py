@@ -179,13 +179,19 @@ class LlmGenerationStart(TypedDict):
 
 
 class LlmGenerationChunk(TypedDict):
-    """New text of a generation, never the text so far. `offset`: characters of this generation before it."""
+    """New text of a generation, never the text so far. `offset`: characters of this generation before it.
+
+    `reasoning` is new text of what the server sends apart. `dt_ms`: milliseconds from each token to the next one, so one
+    fewer than `token_ids`; the chunk's timestamp is that of its last token.
+    """
 
     content: str
     offset: int
     token_ids: NotRequired[list[int]]
     logprobs: NotRequired[list[float]]
     from_seq: NotRequired[int]
+    reasoning: NotRequired[str]
+    dt_ms: NotRequired[list[float]]
 
 
 class LlmGenerationEnd(TypedDict):
@@ -307,7 +313,8 @@ class TrainStep(TypedDict):
 class OpenToolCall(TypedDict):
     """A tool call that has not ended when a snapshot is taken.
 
-    `observation` is what arrived so far; `status` is that of its final observation, if that has come.
+    `observation` is what arrived so far; `status` is that of its final observation, if that has come. A view's snapshot also
+    has `omitted` (characters that stood before `observation`), `arguments_omitted` (they were too heavy), `step`, `started_at`.
     """
 
     call_id: str
@@ -315,27 +322,114 @@ class OpenToolCall(TypedDict):
     arguments: dict[str, Any] | str
     observation: str
     status: NotRequired[ToolStatus | None]
+    omitted: NotRequired[int]
+    arguments_omitted: NotRequired[bool]
+    step: NotRequired[int | None]
+    started_at: NotRequired[float | None]
+
+
+class UnlistedMessage(TypedDict):
+    """A message that stands before number `at` of a snapshot's `messages`, and is not among them."""
+
+    at: int
+    message: dict[str, Any]
+
+
+class TimeInState(TypedDict):
+    """How long a chain was in a state, of times that are over: in all, how often, and the longest time."""
+
+    seconds: float
+    stays: int
+    longest: float
+
+
+class ToolTotals(TypedDict):
+    """Calls of one tool that ended: how many, how many failed, and the seconds of all."""
+
+    calls: int
+    failed: int
+    seconds: float
 
 
 class ChainSnapshot(TypedDict):
     """An open chain as a late observer finds it, up to and including event `as_of` of its run.
 
-    `content` is the text of the open generation, None where none is open.
+    `content` is the text of the open generation, None where none is open. That is the short form, which 0.1 wrote. The long one
+    has everything that a `ChainView` knows, whose fields docs/events.md describes.
     """
 
     messages: list[dict[str, Any]]
     content: str | None
     tool_calls: list[OpenToolCall]
     as_of: int
+    run_id: NotRequired[str]
+    chain_id: NotRequired[str]
+    group_id: NotRequired[str | None]
+    source: NotRequired[str]
+    prompt_length: NotRequired[int | None]
+    messages_omitted: NotRequired[int]
+    unlisted_messages: NotRequired[list[UnlistedMessage]]
+    content_omitted: NotRequired[int]
+    reasoning: NotRequired[str | None]
+    reasoning_omitted: NotRequired[int]
+    calls_started_at: NotRequired[dict[str, float]]
+    state: NotRequired[str]
+    since: NotRequired[float | None]
+    times: NotRequired[dict[str, TimeInState]]
+    started_at: NotRequired[float | None]
+    last_event_at: NotRequired[float | None]
+    ended_at: NotRequired[float | None]
+    joined_late: NotRequired[bool]
+    gaps: NotRequired[int]
+    step: NotRequired[int | None]
+    depth: NotRequired[int | None]
+    generation_step: NotRequired[int | None]
+    generation_tokens: NotRequired[int]
+    prompt_tokens: NotRequired[int | None]
+    model: NotRequired[str | None]
+    policy_version: NotRequired[int | None]
+    generations: NotRequired[int]
+    truncated: NotRequired[
+        int | dict[str, int]
+    ]  # an object in the plain feed, which says there what it cut short
+    completion_tokens: NotRequired[int]
+    first_token_s: NotRequired[float]
+    tool_use: NotRequired[dict[str, ToolTotals]]
+    calls_omitted: NotRequired[int]
+    rewards: NotRequired[list[dict[str, Any]]]
+    reward: NotRequired[float | None]
+    metrics: NotRequired[dict[str, Any]]
+    train_step: NotRequired[int | None]
+    advantage: NotRequired[float | None]
+    staleness: NotRequired[int | None]
+    errors: NotRequired[int]
+    error: NotRequired[dict[str, Any] | None]
+    finish_reason: NotRequired[str | None]
+    final_response: NotRequired[str | None]
+    final_response_omitted: NotRequired[int]
+    steps: NotRequired[int | None]
+    duration_s: NotRequired[float | None]
+    index: NotRequired[int | None]
+    tools: NotRequired[list[str] | None]
+    reference: NotRequired[Any]
+    prompt_hash: NotRequired[str | None]
+    seed: NotRequired[int | None]
+    attempt: NotRequired[int | None]
+    parent_chain_id: NotRequired[str | None]
 
 
 class Gap(TypedDict):
-    """Events `from_seq … to_seq` of this run did not reach this observer. `dropped`: count by type."""
+    """Events `from_seq … to_seq` of this run did not reach this observer.
+
+    `dropped`: count by type; empty if it is not known. `run_status`: of the `run_end`, if that is among them, so nothing
+    more comes of this run; `unknown` if the run has ended and nobody knows how.
+    """
 
     from_seq: int
     to_seq: int
     dropped: dict[str, int]
     reason: str
+    run_status: NotRequired[str]
 
 
 class _GapOfACrash(TypedDict):
@@ -345,6 +439,7 @@ class _GapOfACrash(TypedDict):
     to_seq: int | None
     dropped: dict[str, int] | None
     reason: str
+    run_status: NotRequired[str]
 
 
 PAYLOADS: dict[StreamEventType, type] = {

@@ -1,4 +1,4 @@
-"""Which events somebody wants. What a filter leaves out is not built for them."""
+"""Filters say which events a reader wants. Events that they leave out are not even made for it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Names = str | Iterable[str] | None
 class EventFilter:
     """A set of events: those whose run, chain, group and type are all among the named ones.
 
-    `None` stands for every one. A single name may be given bare. `a & b` wants what both want, `a | b` what either wants.
-    An event of the run as a whole (`chain_id == ""`) does not pass a filter that names chains or groups.
+    `None` means all. A single name need not be in a list. `a & b` wants what both want, `a | b` what either wants.
+    An event about the run as a whole (`chain_id == ""`) does not pass a filter that names chains or groups.
 
     Args:
         runs: run ids.
@@ -60,16 +60,16 @@ class EventFilter:
 
     @classmethod
     def coerce(cls, value: EventFilter | Names) -> EventFilter:
-        """What a `chain_filter` argument means: a filter, a chain id, several, or None for everything.
+        """Make a filter from a `chain_filter` argument: a filter, a chain id, several, or None for everything.
 
         Raises:
-            FilterError: it is none of these.
+            FilterError: it is not one of these.
         """
         return value if isinstance(value, EventFilter) else cls(chains=value)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> EventFilter:
-        """The filter that `{"runs": …, "chains": …, "groups": …, "types": …}` describes; absent keys mean every one.
+        """Make a filter from `{"runs": …, "chains": …, "groups": …, "types": …}`; an absent key means all.
 
         Raises:
             FilterError: a key or a type does not exist.
@@ -82,23 +82,23 @@ class EventFilter:
         return cls(**value)
 
     def to_dict(self) -> dict[str, list[str]]:
-        """The JSON shape; fields that want every one are absent.
+        """The JSON form; fields that want all are absent.
 
         Raises:
-            FilterError: this is a union (`|`), or asks for `ids`: neither has such a shape.
+            FilterError: this is a union (`|`), or asks for `ids`: neither has such a form.
         """
         if self.others:
-            raise FilterError("a union of filters has no JSON shape; send its parts one by one")
+            raise FilterError("a union of filters has no JSON form; send its parts one by one")
         if self.ids:
             raise FilterError(
-                "a filter with ids=True has no JSON shape; ids are for observers of the same process"
+                "a filter with ids=True has no JSON form; ids are for observers of the same process"
             )
         named = {"runs": self.runs, "chains": self.chains, "groups": self.groups, "types": self.types}
         return {name: sorted(value) for name, value in named.items() if value is not None}
 
     @property
     def alternatives(self) -> tuple[EventFilter, ...]:
-        """The simple filters of which this is the union; itself, where it is simple."""
+        """The simple filters that this is the union of; only itself if it is simple."""
         return (self, *self.others) if self.others else (self,)
 
     def matches(self, event: StreamEvent) -> bool:
@@ -117,11 +117,11 @@ class EventFilter:
         ) or any(other.wants(event_type, chain_id, group_id, run_id) for other in self.others)
 
     def matches_chain(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        """Whether events of this chain could pass, as far as its place goes."""
+        """Whether events of this chain could pass, whatever their types."""
         return any(_names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
 
     def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        """Whether somebody with this filter needs to know how the chain stands: it wants its tokens, or snapshots."""
+        """Whether a reader with this filter needs the chain's state, since it wants its tokens or snapshots."""
         kinds = {StreamEventType.CHAIN_SNAPSHOT, StreamEventType.LLM_GENERATION_CHUNK}
         return any(
             _names_chain(a, chain_id, group_id, run_id) and (a.types is None or a.types & kinds)
@@ -133,7 +133,7 @@ class EventFilter:
         return any(a.ids and _names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
 
     def wants_gap(self, run_id: str) -> bool:
-        """Whether a `gap` of this run may stand for events that pass: whatever the filter says of types and chains."""
+        """Whether a `gap` in this run may stand for events that pass, whatever types and chains the filter names."""
         return any(a.runs is None or run_id in a.runs for a in self.alternatives)
 
     def __and__(self, other: EventFilter) -> EventFilter:
@@ -173,7 +173,7 @@ def _union(parts: tuple[EventFilter, ...]) -> EventFilter:
 
 
 def _joined(parts: tuple[EventFilter, ...]) -> list[EventFilter]:
-    """The parts, those that differ only in the chains that they name made one."""
+    """The parts; those that differ only in the chains that they name are joined into one."""
     chains: dict[tuple[Any, ...], frozenset[str] | None] = {}
     for part in parts:
         key = (part.runs, part.groups, part.types, part.ids)

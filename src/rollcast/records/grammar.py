@@ -3,8 +3,8 @@
 Per chain:  chain_start (generation tool*)* [reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
-Per run:    run_start … run_end; `seq` rises. `error` stands anywhere inside. After a `gap`, or for one who joins late,
-a `chain_snapshot` opens a chain in the middle.
+Per run:    run_start … run_end; `seq` rises. `error` may come anywhere inside. After a `gap`, or for an observer that
+joins late, a `chain_snapshot` opens a chain in the middle.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from rollcast.records.event import StreamEvent, StreamEventType
 __all__ = ["GrammarChecker", "check_events"]
 
 T = StreamEventType
-MAX_ENDED = 4096  # runs that are remembered to have ended, the latest ones
-MAX_JOINED = 4096  # open runs that one who joined late remembers: a filter may hide that they end
+MAX_ENDED = 4096  # how many of the last ended runs are remembered
+MAX_JOINED = (
+    4096  # how many open runs are remembered after a late start, since a filter may hide that they end
+)
 
 
 @dataclass
 class _Chain:
-    chars: int | None = None  # of the open generation; None: no generation is open
-    text: list[str] | None = None  # its pieces; None: it was joined in the middle
+    chars: int | None = None  # characters in the open generation; None: no generation is open
+    text: list[str] | None = None  # its pieces; None: its beginning was not seen
     step: int = 0
     open_calls: dict[str, int] = field(default_factory=dict)  # call_id -> final observations seen
     rewarded: bool = False
-    blind: bool = False  # joined without a snapshot: calls may be open that nobody told of
-    ended_calls: set[str] = field(default_factory=set)  # where blind
+    blind: bool = False  # joined without a snapshot: unknown calls may be open
+    ended_calls: set[str] = field(default_factory=set)  # used if blind
 
 
 @dataclass
@@ -44,15 +46,14 @@ class _Run:
 class GrammarChecker:
     """Feed it events in the order in which one observer got them; it raises at the first that breaks the grammar.
 
-    It may watch for ever: of the runs that have ended it remembers the latest 4096, and so many open ones where `late`.
-    What it forgets it takes for a run that it never saw: an error unless `late`, else one that it joins again. So all that
-    goes unnoticed is, with `late`, an event after the end of a run that 4096 others followed. Without `late` no open run is
-    forgotten.
+    It may watch for ever: it remembers the last 4096 ended runs, and with `late` as many open ones. A forgotten run is like
+    one that it never saw: an error unless `late`, else it joins the run again. So it misses only one thing, with `late`: an
+    event after the end of a run that 4096 others followed. Without `late`, open runs are not forgotten.
 
     Args:
         late: the observer joined while the run was going on, so openings may be missing.
-        types: which types its filter lets through; None: every one. Where the events of a generation, or of a tool call,
-            are not all among them, their order is not checked beyond `seq`. Implies `late`.
+        types: the types that its filter lets through; None: all. If they do not include all events of a generation, or of a
+            tool call, their order is not checked beyond `seq`. Implies `late`.
     """
 
     def __init__(self, *, late: bool = False, types: Iterable[StreamEventType] | None = None) -> None:
@@ -66,12 +67,12 @@ class GrammarChecker:
         """Take the next event.
 
         Raises:
-            GrammarError: it must not stand here.
+            GrammarError: it is not allowed here.
         """
         key = (event.source, event.run_id)
         kind = event.event_type
         if not event.run_id:
-            return  # of no run: made by hand, or an observer's failure between runs
+            return  # it belongs to no run: it was made by hand, or an observer failed between runs
         if key in self._ended_runs:
             raise _error(event, "its run has ended")
         run = self._runs.get(key)
@@ -90,7 +91,7 @@ class GrammarChecker:
             return
         if kind is not T.CHAIN_SNAPSHOT:
             if event.seq <= run.last_seq:
-                raise _error(event, f"seq {run.last_seq} stood before it")
+                raise _error(event, f"seq {run.last_seq} came before it")
             run.last_seq = event.seq
         if kind is T.RUN_END:
             if run.chains and T.CHAIN_END in self._types:
@@ -103,7 +104,7 @@ class GrammarChecker:
             self._feed_chain(run, event)
 
     def close(self) -> None:
-        """The events are over.
+        """Check that every run has ended, after the last event.
 
         Raises:
             GrammarError: a run has not ended.
@@ -126,7 +127,7 @@ class GrammarChecker:
         if kind is T.CHAIN_SNAPSHOT:
             content = event.data["content"]
             run.chains[name] = _Chain(
-                # A long form says how much of a long text it left out.
+                # A long text tells how much of it was left out.
                 chars=None if content is None else event.data.get("content_omitted", 0) + len(content),
                 text=None if content is None or event.data.get("content_omitted") else [content],
                 step=event.step or 0,
@@ -150,7 +151,7 @@ class GrammarChecker:
             run.ended_chains.add(name)
 
     def _forget_unchecked(self, chain: _Chain) -> None:
-        """What is open is not known where its end may not come."""
+        """Forget what is open if the filter may hide its end."""
         if T.LLM_GENERATION_END in self._unchecked:
             chain.chars = chain.text = None
         if T.TOOL_CALL_END in self._unchecked:
@@ -158,7 +159,7 @@ class GrammarChecker:
 
 
 def _unchecked(types: frozenset[StreamEventType]) -> frozenset[StreamEventType]:
-    """The types whose order says nothing, because others that belong to them are left out."""
+    """The types whose order cannot be checked, because the filter leaves out others that belong to them."""
     families = (
         {T.LLM_GENERATION_START, T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END},
         {T.TOOL_CALL_START, T.TOOL_OBSERVATION, T.TOOL_CALL_END},
@@ -167,7 +168,7 @@ def _unchecked(types: frozenset[StreamEventType]) -> frozenset[StreamEventType]:
 
 
 def _joined(event: StreamEvent) -> _Chain:
-    """A chain whose opening was not seen, such that this event may stand next."""
+    """A chain whose opening was not seen, in a state in which this event may come next."""
     chain = _Chain(step=(event.step or 1) - 1, blind=True)
     kind = event.event_type
     if kind is T.LLM_GENERATION_CHUNK:
@@ -200,14 +201,14 @@ def _chunk(chain: _Chain, event: StreamEvent) -> None:
     if data["offset"] != chain.chars:
         if "from_seq" not in data or data["offset"] < chain.chars:
             raise _error(
-                event, f"its offset is {data['offset']}, and {chain.chars} characters stood before it"
+                event, f"its offset is {data['offset']}, and {chain.chars} characters came before it"
             )
         chain.text = None
     chain.chars = data["offset"] + len(data["content"])
     if chain.text is not None:
         chain.text.append(data["content"])
     if "logprobs" in data and len(data["logprobs"]) != len(data.get("token_ids", ())):
-        raise _error(event, "it has not one logprob a token id")
+        raise _error(event, "it does not have one logprob per token id")
 
 
 def _generation_end(chain: _Chain, event: StreamEvent) -> None:
@@ -215,7 +216,7 @@ def _generation_end(chain: _Chain, event: StreamEvent) -> None:
         raise _error(event, "no generation is open")
     content = event.data["content"]
     if chain.text is not None and not content.startswith("".join(chain.text)):
-        raise _error(event, "its content is not what its chunks said")
+        raise _error(event, "its content is not the text of its chunks")
     chain.chars = chain.text = None
 
 
@@ -261,7 +262,7 @@ def _chain_end(chain: _Chain, event: StreamEvent) -> None:
 
 
 def _anywhere(chain: _Chain, event: StreamEvent) -> None:
-    """`error` and what later versions add may stand anywhere inside a chain."""
+    """`error` and types of later versions may come anywhere inside a chain."""
 
 
 _RULES = {
@@ -281,16 +282,16 @@ _RULES = {
 
 def _error(event: StreamEvent, why: str) -> GrammarError:
     place = f"{event.event_type} (seq {event.seq}, run {event.run_id!r}, {event.chain_id or 'the run'})"
-    return GrammarError(f"{place} must not stand here: {why}")
+    return GrammarError(f"{place} is not allowed here: {why}")
 
 
 def check_events(
     events: Iterable[StreamEvent], *, late: bool = False, types: Iterable[StreamEventType] | None = None
 ) -> None:
-    """Check a whole stream as one observer got it; `late` and `types` as `GrammarChecker` takes them.
+    """Check a whole stream as one observer got it; `late` and `types` are those of `GrammarChecker`.
 
     Raises:
-        GrammarError: an event must not stand where it does, or something that was opened is not closed.
+        GrammarError: an event is not allowed where it is, or something that was opened is not closed.
     """
     checker = GrammarChecker(late=late, types=types)
     for event in events:

@@ -1,8 +1,8 @@
-"""What in a run is worth a look, from the views of its chains: evidence in a sentence, never a verdict.
+"""Finds what in a run is worth a look, from the views of its chains: evidence in a sentence, never a verdict.
 
-Pure: the same views and the same `now` give the same hints. Every rule keeps silent on a few chains, since a few differ by
-chance; its numbers and their reasons stand beside it. A hint comes and goes with what it says; whoever raises an alarm
-decides how long it must hold.
+It is pure: the same views and the same `now` give the same hints. Every rule is silent if there are only a few chains, since
+a few differ by chance; its numbers and their reasons are beside it. A hint comes and goes with what it describes; code that
+raises an alarm decides how long it must hold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HintKind = Literal[
     "quiet", "tool_fails", "flat_groups", "alike_and_wrong", "reward_without_reference", "truncated", "same_answers", "length_drift"
 ]  # fmt: skip
 
-MAX_NAMED = 64  # chain ids in one hint; `count` has all of them
+MAX_NAMED = 64  # chain ids in one hint; `count` counts all of them
 MAX_SHOWN = 60  # characters of an answer or a name in a sentence
 
 # A chain is called quiet if nothing came for ten seconds (a pause that a reader of a terminal notices), for eight times what
@@ -35,7 +35,7 @@ MAX_SHOWN = 60  # characters of an answer or a name in a sentence
 QUIET_S = 10.0
 QUIET_MEDIANS = 8.0
 QUIET_LONGEST = 2.0
-MIN_STAYS = 8  # that are over, before a median says anything
+MIN_STAYS = 8  # how many must be over before a median means anything
 
 # A tool fails if half of its calls do: models probe and mistype, so single failures are part of every run. A chain weighs at most
 # three calls, so that one in a loop does not speak for all.
@@ -68,19 +68,19 @@ MIN_STEPS = 12
 RISING = 0.1
 SAME_ANSWER = 0.8  # of the answers to different questions
 SAME_ANSWER_BEFORE = 0.5
-DRIFT = 2.0  # times as long, or as short
+DRIFT = 2.0  # how many times longer or shorter
 
 
 class Hint(msgspec.Struct, frozen=True):
     """Something that is worth a look.
 
     Attributes:
-        kind: which rule found it.
+        kind: the rule that found it.
         sentence: what it is, in plain English, on one line.
-        run_id: of the run that shows it; of the last one for what is seen over several.
-        chains: ids of the chains that show it, at most 64; for a trend of the last run's.
+        run_id: the run that shows it; the last one if it is seen over several.
+        chains: ids of the chains that show it, at most 64; for a trend those of the last run.
         count: how many chains show it.
-        group_id: if it is about one group.
+        group_id: the group, if it is about one.
         subject: the tool or the state that it is about, else empty. `kind`, `run_id`, `group_id` and `subject` together name the same
             hint while its sentence and chains change.
     """
@@ -95,11 +95,11 @@ class Hint(msgspec.Struct, frozen=True):
 
 
 def hints(chains: Iterable[ChainView], now: float | None = None) -> list[Hint]:
-    """What is worth a look in the chains of one run or several, run by run.
+    """Find what is worth a look in the chains of one run or several, run by run.
 
     Args:
         chains: the views; chains of one run are compared with each other.
-        now: seconds since the epoch, on the clock of the events; without it nothing is said of quiet chains.
+        now: seconds since the epoch, on the clock of the events; without it there are no hints about quiet chains.
     """
     runs: defaultdict[str, list[ChainView]] = defaultdict(list)
     for chain in chains:
@@ -124,7 +124,7 @@ def _hint(
 
 
 def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
-    """Open chains of which nothing was heard for much longer than their state lasts in this run."""
+    """Open chains that sent nothing for much longer than their state usually lasts in this run."""
     quiet: defaultdict[tuple[str, tuple[str, ...]], list[tuple[float, ChainView]]] = defaultdict(list)
     for view in views:
         silence = 0.0 if view.last_event_at is None else now - view.last_event_at
@@ -151,7 +151,7 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
         )
 
 
-_DOING = {  # of one chain, and of several
+_DOING = {  # for one chain, and for several
     "waiting": ("waits between two turns", "wait between two turns"),
     "generating": ("is generating", "are generating"),
     "tool": ("waits for the tool", "wait for the tool"),
@@ -168,7 +168,7 @@ class _Usual(msgspec.Struct, frozen=True):
 
 
 def _usual(views: list[ChainView], state: str, tool: str) -> _Usual:
-    """Of a call of the tool; of the state, if there is no tool or too few of its calls ended."""
+    """How long a call of the tool lasts, or the state, if there is no tool or too few of its calls ended."""
     uses = [view.tool_use[tool] for view in views if tool in view.tool_use] if tool else []
     calls = sum(use.calls for use in uses)
     if calls >= MIN_STAYS:
@@ -189,7 +189,7 @@ def _usual(views: list[ChainView], state: str, tool: str) -> _Usual:
 
 
 def _tool_fails(views: list[ChainView]) -> Iterator[Hint]:
-    """Tools of which half of the calls fail."""
+    """Tools whose calls fail half of the time."""
     names = dict.fromkeys(name for view in views for name in view.tool_use)
     for name in names:
         uses = [
@@ -210,7 +210,7 @@ def _tool_fails(views: list[ChainView]) -> Iterator[Hint]:
 
 
 def _groups(views: Iterable[ChainView]) -> dict[str, list[ChainView]]:
-    """Groups of at least four chains, all of which have ended; by id, those with a reward."""
+    """Groups of at least four chains that have all ended: by id, the chains with a reward."""
     groups: defaultdict[str, list[ChainView]] = defaultdict(list)
     for view in views:
         if view.group_id is not None:
@@ -221,7 +221,7 @@ def _groups(views: Iterable[ChainView]) -> dict[str, list[ChainView]]:
 
 
 def _rewards(views: Iterable[ChainView]) -> list[float]:
-    """Rewards, within limits in which sums and squares are finite."""
+    """The rewards, within limits that keep sums and squares finite."""
     return [max(-MAX_REWARD, min(view.reward, MAX_REWARD)) for view in views if view.reward is not None]
 
 
@@ -231,7 +231,7 @@ def _flat(views: Iterable[ChainView]) -> bool:
 
 
 def _flat_groups(views: list[ChainView]) -> Iterator[Hint]:
-    """Most groups have one reward for all chains, so that there is nothing to compare and to learn."""
+    """Most groups have the same reward for all chains, so there is nothing to compare and learn."""
     groups = _groups(views)
     flat = [found for found in groups.values() if _flat(found)]
     if len(groups) < MIN_GROUPS or len(flat) < FLAT * len(groups):
@@ -261,7 +261,7 @@ def _alike_and_wrong(views: list[ChainView]) -> Iterator[Hint]:
         (answer,) = answers
         elsewhere = sum(wrong.values()) - len(found)
         if elsewhere >= MIN_GROUP and wrong[answer] - len(found) >= elsewhere / 2:
-            continue  # whoever fails in this run says so: it tells nothing of this question
+            continue  # failing chains give this answer to other questions too
         reference = found[0].reference
         told = "" if reference is None else f"; the reference is {_shown(str(reference))}"
         yield _hint(
@@ -304,9 +304,9 @@ _FORMULA = re.compile(r"[\\/^√%{}]")  # an answer that may say the same number
 
 
 def _matches(answer: str, reference: Any) -> bool | None:
-    """Whether the answer has the reference in it; None if that can't be told: it is no plain number or text, or a formula.
+    """Whether the answer contains the reference; None if that cannot be told, as for a formula or other objects.
 
-    Lenient, since what a reward accepts is not known: case, spaces and what stands around are no difference.
+    It is lenient, since it does not know what a reward accepts: case, spaces and surrounding text make no difference.
     """
     if isinstance(reference, list):
         found = [_matches(answer, each) for each in reference]
@@ -346,7 +346,7 @@ def _answer(view: ChainView) -> str:
 
 
 def _truncated(views: list[ChainView]) -> Iterator[Hint]:
-    """Many chains end because they were out of tokens."""
+    """Many chains end because they ran out of tokens."""
     ended = [view for view in views if view.state == "ended"]
     cut = [view for view in ended if view.finish_reason == "max_tokens"]
     if len(ended) >= MIN_ENDED and len(cut) >= TRUNCATED * len(ended):
@@ -370,19 +370,19 @@ _RULES: tuple[Callable[[list[ChainView]], Iterator[Hint]], ...] = (
 
 
 class StepSummary(msgspec.Struct, frozen=True):
-    """What trends need of the rollouts of one step, so that the views need not be kept.
+    """What trends need from the rollouts of one step, so that the views need not be kept.
 
     Attributes:
-        run_id: of the rollouts.
-        chains: how many ended with a reward.
-        ids: of those, at most 64.
-        mean_reward: of those; `variance`: of their rewards.
-        lowest, highest: of their rewards.
-        mean_tokens: sampled, of a chain.
-        questions: groups that have a chain in the upper half of the rewards' range; a chain in no group is one of its own.
-        same_answer: the share of these whose most frequent answer, among those chains, is `answer`. A model that ends what it does
-            with one phrase (“Done.”) has a high share from the first.
-        answer: the most frequent of all; None if no chain gave one.
+        run_id: the rollouts' run.
+        chains: how many chains ended with a reward.
+        ids: their ids, at most 64.
+        mean_reward: their mean reward; `variance` is that of their rewards.
+        lowest, highest: their lowest and highest reward.
+        mean_tokens: sampled tokens per chain.
+        questions: how many groups have a chain in the upper half of the rewards' range; a chain without a group counts as one.
+        same_answer: the share of these groups whose most frequent answer, among those chains, is `answer`. A model that always
+            ends with one phrase (“Done.”) has a high share from the start.
+        answer: the most frequent answer of all; None if no chain gave one.
     """
 
     run_id: str
@@ -399,7 +399,7 @@ class StepSummary(msgspec.Struct, frozen=True):
 
 
 def summary(chains: Iterable[ChainView]) -> StepSummary | None:
-    """The summary of one step's chains; None if none of them has ended with a reward."""
+    """Summarize one step's chains; None if no chain has ended with a reward."""
     views = [view for view in chains if view.state == "ended" and view.reward is not None]
     if not views:
         return None
@@ -420,7 +420,7 @@ def summary(chains: Iterable[ChainView]) -> StepSummary | None:
 
 
 def trend_hints(steps: Sequence[StepSummary]) -> list[Hint]:
-    """What is worth a look in how the steps of a training went, the earliest first: a reward that rises for a doubtful reason."""
+    """Find what is worth a look in the steps of a training, in order: a reward that rises for a doubtful reason."""
     third = len(steps) // 3
     if len(steps) < MIN_STEPS or not _rises(steps[:third], steps[-third:]):
         return []
@@ -463,7 +463,7 @@ def _rises(first: Sequence[StepSummary], last: Sequence[StepSummary]) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Text of a model, a tool or a row in quotation marks."""
+    """Text from a model, a tool or a row, in quotation marks."""
     return f"\u201c{plain_line(text, MAX_SHOWN)}\u201d"
 
 

@@ -1,8 +1,8 @@
-"""What JSON can hold of any value: the one place where a row's, a tool's or a user's objects become JSON.
+"""Turns any value into JSON: the one place where a row's, a tool's or a user's objects become JSON.
 
-Whatever is JSON already is given back as it is, the same object. Numbers and text of other libraries become plain ones.
-What JSON cannot hold is described by its type and size, `<ndarray float32 (3, 224, 224)>`: nobody wants a picture's
-pixels in a log, and a log that lacks the event is worse.
+A value that is JSON already is returned as it is, the same object. Numbers and text of other libraries become plain ones.
+What JSON cannot hold is described by its type and size, `<ndarray float32 (3, 224, 224)>`: a picture's pixels do not belong
+in a log, and a log without the event would be worse.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ __all__ = [
     "plain_scalars",
 ]
 
-DEPTH_LIMIT = 64  # below what the readers of JSON can take
-QUICK_DEPTH = 3  # of a value that is looked through at once: an event's data, a list of messages, a message
-QUICK_LENGTH = 32  # so that lists which stand in each other many times over are not looked through for long
-CONTAINERS_LIMIT = 100_000  # in one value: lists that stand in each other many times over grow without end
+DEPTH_LIMIT = 64  # less than JSON readers can take
+QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
+QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over
+CONTAINERS_LIMIT = 100_000  # in one value: lists that contain each other many times over grow without end
 VALUE_LIMIT = 64 << 10  # characters of JSON that one field of a row may take in an event
-_INT_LIMIT = 1 << 4096  # Python writes no more than 4,300 digits
+_INT_LIMIT = 1 << 4096  # Python writes at most 4,300 digits
 _AS_TEXT = (timedelta, UUID, Decimal, Fraction, PurePath, complex)
 _UNSEEN: Any = object()
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
+    """Return the value as JSON: None, bool, int, finite float, str, list and dict with text as keys.
 
-    It is the same object if it is JSON already, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
-    these words. Enums are their values; sets, tuples and the like are lists; dataclasses, pydantic models, attrs classes
-    and structs are dicts; dates, UUIDs, decimals, fractions and paths are text; the rest is `described`. It raises nothing,
-    whatever the value's own code does.
+    If it is JSON already, the same object is returned, and so is each part of it. `NaN`, `Infinity` and `-Infinity` become
+    these words. Enums become their values; sets, tuples and the like lists; dataclasses, pydantic models, attrs classes and
+    structs dicts; dates, UUIDs, decimals, fractions and paths text; the rest is `described`. It never raises, whatever the
+    value's own code does.
     """
     if _is_json(value, QUICK_DEPTH):
         return value
     try:
         return _Conversion().of(value, DEPTH_LIMIT)
-    except RecursionError:  # the caller stands deep in its own recursion
+    except RecursionError:  # the caller is deep in its own recursion
         return described(value)
 
 
 def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
-    """As `as_json`; what is larger than `limit` characters of JSON keeps its beginning (text) or is described."""
+    """Do what `as_json` does; text of more than `limit` characters of JSON is cut, and other values are described."""
     value = as_json(value)
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -76,15 +76,15 @@ def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def object_or_text(value: Any) -> dict[str, Any] | str:
-    """The arguments of a call as JSON: an object, or text; of anything else its JSON as text."""
+    """The arguments of a call as JSON: an object or text; anything else becomes its JSON as text."""
     value = as_json(value)
     return value if isinstance(value, dict | str) else msgspec.json.encode(value).decode()
 
 
 def plain_scalar(value: Any) -> Any:
-    """The number or text that the value is, as a plain Python object; the value itself if it is neither.
+    """The value as a plain Python number or text; the value itself if it is neither.
 
-    NumPy's and torch's scalars, and subclasses of `str`, `int`, `float` and `bool`, are what it is for.
+    It is for NumPy's and torch's scalars, and for subclasses of `str`, `int`, `float` and `bool`.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -107,7 +107,7 @@ def plain_scalar(value: Any) -> Any:
 
 
 def plain_scalars(value: Any, depth: int = DEPTH_LIMIT) -> Any:
-    """Lists and dicts whose numbers and text are plain ones; anything else is left as it is, for a check to refuse."""
+    """Make the numbers and text in lists and dicts plain; anything else is left as it is, for a check to refuse."""
     if depth and isinstance(value, Mapping):
         return {plain_scalar(name): plain_scalars(item, depth - 1) for name, item in value.items()}
     if depth and isinstance(value, list | tuple):
@@ -116,7 +116,7 @@ def plain_scalars(value: Any, depth: int = DEPTH_LIMIT) -> Any:
 
 
 def described(value: Any) -> str:
-    """What stands for a value that JSON cannot hold: its type, and its size if it has one."""
+    """Describe a value that JSON cannot hold: its type, and its size if it has one."""
     try:
         return f"<{well_formed(_description(value))}>"
     except Exception:  # noqa: BLE001  (the value's own code runs here and may raise anything)
@@ -144,7 +144,7 @@ def _description(value: Any) -> str:
 
 
 def _is_json(value: Any, depth: int) -> bool:
-    """Whether it is JSON already, as most events are; of what is deep, long or not ASCII, `_Conversion` finds out."""
+    """Whether it is JSON already, like most events; False leaves what is deep, long or not ASCII to `_Conversion`."""
     kind = type(value)
     if kind is str:
         return bool(value.isascii())
@@ -160,7 +160,7 @@ def _is_json(value: Any, depth: int) -> bool:
         for name, item in value.items():
             if type(name) is not str or not name.isascii():
                 return False
-            is_text = type(item) is str and item.isascii()  # asked here too, since most are
+            is_text = type(item) is str and item.isascii()  # checked here too, since most are
             if not (is_text or _is_json(item, depth - 1)):
                 return False
         return True
@@ -168,10 +168,10 @@ def _is_json(value: Any, depth: int) -> bool:
 
 
 class _Conversion:
-    """One value on its way to JSON."""
+    """Converts one value to JSON."""
 
     def __init__(self) -> None:
-        self.path: set[int] = set()  # of the containers around the part that is converted now
+        self.path: set[int] = set()  # the containers around the part that is converted now
         self.containers = 0
 
     def of(self, value: Any, depth: int) -> Any:
@@ -261,7 +261,7 @@ _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def _in_order(values: Iterable[Any]) -> list[Any]:
-    """The members of a set, in an order that does not change from one process to the next."""
+    """The members of a set, in an order that is the same in every process."""
     members = list(values)
     try:
         return sorted(members)
@@ -270,7 +270,7 @@ def _in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """What a record of another library holds, by name."""
+    """The fields of another library's record, by name."""
     if isinstance(value, type):
         return None
     names: Sequence[str]

@@ -1,4 +1,4 @@
-"""Chat messages in the shape that the OpenAI API and every chat template share."""
+"""Chat messages in the form that the OpenAI API and chat templates share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
 class Message(TypedDict):
     """One message. `content` is text, or a list of parts if the backend understands parts.
 
-    `developer` is the name that newer APIs give to `system`. An assistant's `reasoning_content` is what it thought before it
-    spoke; `content` does not contain it.
+    `developer` is the name that newer APIs give to `system`. An assistant's `reasoning_content` is its reasoning before the
+    answer; `content` does not contain it.
     """
 
     role: Role
@@ -36,8 +36,8 @@ class ToolCall(msgspec.Struct, frozen=True):
     Attributes:
         call_id: unique within its chain.
         tool_name: as the model wrote it; it may not exist.
-        arguments: the object, or the raw text where it is not a valid object.
-        error: why the call is malformed, in words for the model; None where it is well-formed.
+        arguments: the object, or the raw text if it is not a valid object.
+        error: why the call is malformed, in words for the model; None if it is well-formed.
     """
 
     call_id: str
@@ -47,11 +47,11 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 def given_keys(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the message without the keys that only a table gave it: those that hold None, and a list of no calls.
+    """A copy of the message without the keys that only a table gave it: those that are None, and an empty list of calls.
 
-    A `datasets.Dataset` gives every message, part and call of a column the keys of all of them, and fills in None. The
-    content stays, since None is what an assistant's message beside calls has there. The arguments of calls stay as they
-    are too: only their tool's schema tells a null that was meant from one that was filled in.
+    A `datasets.Dataset` gives every message, part and call in a column the keys of all of them, and fills in None. The
+    content stays, since it is None in an assistant's message with calls. The arguments of calls stay too: only their
+    tool's schema tells a null that was meant from one that was filled in.
     """
     given = {
         key: value for key, value in message.items() if key == "content" or not _is_filled_in(key, value)
@@ -84,7 +84,7 @@ def validated_messages(messages: Any, where: str = "start_messages") -> list[Mes
     """A copy of the messages, each with a known role and content, and without keys whose value is None.
 
     Raises:
-        MessagesError: there are none, or one has another shape; `where` names the place.
+        MessagesError: there are no messages, or one has another form; `where` names the place.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise MessagesError(
@@ -105,8 +105,8 @@ def _validated(message: Any, where: str) -> Message:
     if message.get("role") not in ROLES:
         raise MessagesError(f"{where} has role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
     content = message.get("content")
-    text_alone = isinstance(content, str) or (content is None and message["role"] == "assistant")
-    if not text_alone and not _is_parts(content):
+    is_text = isinstance(content, str) or (content is None and message["role"] == "assistant")
+    if not is_text and not _is_parts(content):
         raise MessagesError(f"{where} has content {_short(content)}; expected a string")
     try:
         msgspec.json.encode(message)

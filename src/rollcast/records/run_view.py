@@ -196,7 +196,9 @@ class RunView(msgspec.Struct, eq=False):
                 self.as_of[source] = seq
         at = moment(event.timestamp)
         self.last_event_at = self.last_event_at if at is None else at
-        if kind == T.RUN_START:
+        if kind == T.GAP and "run_status" in data:
+            self._lose(data, at)
+        elif kind == T.RUN_START:
             self._start(data, at)
         elif kind == T.RUN_END:
             self._end(data, at)
@@ -229,6 +231,11 @@ class RunView(msgspec.Struct, eq=False):
         self.ended_at, self.duration_s = at, seconds_of(data.get("duration_s"))
         self.mean_reward_said = number(data.get("mean_reward"))
         self.completion_tokens_said = count_of(data.get("completion_tokens"))
+
+    def _lose(self, data: dict[str, Any], at: float | None) -> None:
+        """The run has ended, and its end was lost."""
+        self.status = status if (status := data["run_status"]) in STATUSES else "unknown"
+        self.ended_at = at
 
     def _step(self, data: dict[str, Any], at: float | None) -> None:
         row = {

@@ -1,7 +1,7 @@
 """The open trajectory: the single source of a chain's state.
 
 While the chain runs it grows by one token at a time; snapshots for late observers, events and training batches are
-views of it. The rollout writes it, nobody else does.
+views of it. Only the rollout writes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Segment", "ToolRecord", "Trajectory", "Turn"]
 
 
 class ToolRecord(msgspec.Struct):
-    """One tool call and what came of it. `status` is None while the tool runs; `duration_s` is in seconds."""
+    """One tool call and its result. `status` is None while the tool runs; `duration_s` is in seconds."""
 
     call: ToolCall
     observation: str = ""
@@ -37,19 +37,19 @@ class Turn(msgspec.Struct):
     """One generation and the tool calls that it asked for.
 
     Attributes:
-        step: from 1.
-        prompt_ids: ids of what was new in this turn's prompt (mask 0), or of the whole of it where `fresh`; empty where
-            the backend has no ids.
-        token_ids: sampled ids, shape (T,), the stop token included; empty where the backend has no ids.
-        logprobs: of the distribution that was sampled from, shape (T,) or empty.
-        policy_versions: of the weights that sampled each token, shape (T,) or empty.
-        prompt_tokens: length of the whole prompt in tokens, earlier turns included; None where unknown.
+        step: the turn's number, from 1.
+        prompt_ids: ids of what was new in this turn's prompt (mask 0), or of the whole prompt if `fresh`; empty if the
+            backend has no ids.
+        token_ids: sampled ids, shape (T,), with the stop token; empty if the backend has no ids.
+        logprobs: log-probabilities in the distribution that was sampled from, shape (T,) or empty.
+        policy_versions: versions of the weights that sampled each token, shape (T,) or empty.
+        prompt_tokens: length of the whole prompt in tokens, with earlier turns; None if unknown.
         completion_tokens: how many tokens were sampled; or how many deltas had text, if the backend has no ids.
         finish_reason: None while the generation is open.
         ttft_s, duration_s: seconds from the request to the first token and to the end.
         tools: the calls of this turn, in the order in which the model wrote them.
         fresh: the prompt does not go on from the ids of the turns before: it was rendered afresh, since the chat template
-            shows something of them otherwise now. A new segment begins. False in the first turn.
+            now shows part of them differently. A new segment begins. False in the first turn.
     """
 
     step: int
@@ -82,7 +82,9 @@ class Turn(msgspec.Struct):
             self.pieces.append(text)
             self.chars += len(text)
         elif not isinstance(text, str):
-            raise InputError(f"a chunk's text is {text!r}; leave out what has neither text nor token ids")
+            raise InputError(
+                f"a chunk's text is {text!r}; leave out chunks that have neither text nor token ids"
+            )
         if token_ids and len(token_ids) == 1:  # the usual case, without lists in between
             self.token_ids.append(token_ids[0])
             self.completion_tokens += 1
@@ -102,25 +104,25 @@ class Turn(msgspec.Struct):
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """Turns of which each prompt is the exact ids of those before and what is new: one sequence to train on.
+    """Turns whose prompts are each the exact ids of those before, and new ids: one sequence to train on.
 
     Attributes:
-        turns: which, in order.
+        turns: its turns, in order.
     """
 
     turns: list[Turn]
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompts and samples in order, shape (T,); empty where the backend has no ids."""
+        """Prompts and samples in order, shape (T,); empty if the backend has no ids."""
         return [i for turn in self.turns for part in (turn.prompt_ids, turn.token_ids) for i in part]
 
     @property
     def loss_mask(self) -> list[int]:
         """1 where the model sampled the token in this segment, else 0; shape (T,).
 
-        Turns of earlier segments that stand in this one's prompt were rendered again, and have 0: over all segments each
-        sampled token has its 1 once.
+        Turns of earlier segments that are in this one's prompt were rendered again, and have 0: over all segments, each
+        sampled token has a 1 exactly once.
         """
         return [m for turn in self.turns for m in [0] * len(turn.prompt_ids) + [1] * len(turn.token_ids)]
 
@@ -144,20 +146,20 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class Trajectory(msgspec.Struct):
-    """Everything that one chain said, sampled, called and observed.
+    """Everything that one chain sampled, called and observed.
 
     Attributes:
         run_id, chain_id, group_id: where it belongs; `index` is the repeat within the group, from 0.
-        row: the fields of its row beside the messages.
+        row: its row's fields, without the messages.
         messages: the conversation so far, prompt first.
         prompt_length: how many of the messages were given.
         turns: one per generation.
         finish_reason: None while the chain runs.
-        final_response: the text of the last generation, where it asked for no tool.
-        reward: None where there is none or it failed.
+        final_response: the text of the last generation, if that did not call a tool.
+        reward: None if there is none or it failed.
         metrics: numbers beside the reward.
         error: what ended the chain with `error`, or left it without a reward, in a sentence.
-        duration_s: seconds.
+        duration_s: how long the chain ran, in seconds.
     """
 
     run_id: str
@@ -182,7 +184,7 @@ class Trajectory(msgspec.Struct):
 
     @property
     def segments(self) -> list[Segment]:
-        """The sequences to train on: one, unless the chain forked; none before the first turn."""
+        """The sequences to train on: one, unless the chain forked; empty before the first turn."""
         parts: list[list[Turn]] = []
         for turn in self.turns:
             if turn.fresh or not parts:
@@ -192,15 +194,15 @@ class Trajectory(msgspec.Struct):
 
     @property
     def forked(self) -> bool:
-        """There is more than one segment, since a turn's prompt was rendered afresh."""
+        """Whether there is more than one segment, since a turn's prompt was rendered afresh."""
         return any(turn.fresh for turn in self.turns[1:])
 
     @property
     def token_ids(self) -> list[int]:
-        """The whole sequence, prompts and samples in order, shape (T,); empty where the backend has no ids.
+        """The whole sequence, prompts and samples in order, shape (T,); empty if the backend has no ids.
 
         Raises:
-            InputError: the chain forked, so there is more than one sequence; so do the other three of its shape.
+            InputError: the chain forked, so there is more than one sequence. The next three properties raise it too.
         """
         return self._sequence.token_ids
 
@@ -224,8 +226,8 @@ class Trajectory(msgspec.Struct):
         if self.forked:
             steps = ", ".join(str(turn.step) for turn in self.turns[1:] if turn.fresh)
             raise InputError(
-                f"{self.chain_id} is no single sequence: its prompt was rendered afresh at step {steps}, where the chat "
-                "template shows earlier turns otherwise; train on each of trajectory.segments, which have the same lists"
+                f"{self.chain_id} is not a single sequence: its prompt was rendered afresh at step {steps}, where the chat "
+                "template shows earlier turns differently; train on each of trajectory.segments, which have the same lists"
             )
         return Segment(self.turns)
 
@@ -259,7 +261,7 @@ class Trajectory(msgspec.Struct):
         return open_calls
 
     def digest(self) -> str:
-        """SHA-256 (hex) over all that the seed determines: not times, not the run's id.
+        """SHA-256 (hex) over everything that the seed determines, so without times and the run's id.
 
         Two runs with the same seed on one machine have equal digests, streaming on or off.
         """
@@ -282,15 +284,15 @@ class Trajectory(msgspec.Struct):
         return hashlib.sha256(encoded).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready builtins, everything included; what JSON cannot hold is described by type and size."""
+        """Return everything as JSON-ready builtins; what JSON cannot hold is described by type and size."""
         for turn in self.turns:
-            _ = turn.text  # one piece
+            _ = turn.text  # joins the pieces
         return msgspec.to_builtins(as_json(self))  # type: ignore[no-any-return]  # a copy, which may be changed
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trajectory:
-        """The trajectory that `to_dict` described."""
+        """Make a trajectory from what `to_dict` returned."""
         trajectory = msgspec.convert(value, cls)
-        # Fields of a message beside those that every API has, such as its reasoning, are kept too.
+        # A message's further fields, such as its reasoning, are kept too.
         trajectory.messages = [dict(message) for message in value.get("messages", ())]  # type: ignore[misc]
         return trajectory

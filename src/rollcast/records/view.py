@@ -13,14 +13,13 @@ code points.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from rollcast.records.bounded import Tail, number, tail_of, whole, word
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.view_fields import (
     STATES,
     ChainFields,
-    ChainState,
     calls_of,
     error_of,
     object_of,
@@ -31,7 +30,7 @@ from rollcast.records.view_parts import (
     MAX_OUTPUT,
     MAX_REWARDS,
     MAX_TEXT,
-    MAX_TOOLS,
+    ChainState,
     Conversation,
     OpenCall,
     StateTime,
@@ -39,6 +38,7 @@ from rollcast.records.view_parts import (
     answered,
     arguments_of,
     count_of,
+    count_use,
     generated,
     moment,
     seconds_of,
@@ -54,8 +54,6 @@ T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 
 MAX_ANSWER = 4_096  # characters that stay of an answer when the conversation is let go
-OTHER_TOOLS = "(others)"  # as which tools count beyond the first 128 names
-FAILED = ("error", "timeout")  # statuses of a tool call; one that was cancelled did not fail
 
 
 class ChainView(ChainFields, eq=False):
@@ -116,7 +114,13 @@ class ChainView(ChainFields, eq=False):
         return True
 
     def _forget(self, group_id: str | None) -> None:
-        fresh = ChainView(self.run_id, self.chain_id, group_id, self.source, as_of=self.as_of)
+        fresh = ChainView(
+            run_id=self.run_id,
+            chain_id=self.chain_id,
+            group_id=group_id,
+            source=self.source,
+            as_of=self.as_of,
+        )
         for name in ChainView.__struct_fields__:
             setattr(self, name, getattr(fresh, name))
 
@@ -124,14 +128,6 @@ class ChainView(ChainFields, eq=False):
         step = whole(event.step)
         if step is not None:
             self.step, self.depth = step, whole(event.depth)
-
-    def enter(self, state: ChainState, at: float | None) -> None:
-        """The chain is in this state from now on."""
-        if state == self.state:
-            return
-        if self.since is not None and at is not None:  # a clock set back counts as one that stood still
-            self.times.setdefault(self.state, StateTime()).add(max(at - self.since, 0.0))
-        self.state, self.since = state, at
 
     def rest(self, at: float | None) -> None:
         """Something ended: the state is what is still open."""
@@ -169,13 +165,7 @@ class ChainView(ChainFields, eq=False):
     def close_call(self, call: OpenCall, status: str | None, duration_s: float | None) -> None:
         """A tool call ended: count it, and put what it gave into the conversation."""
         self.tool_calls.pop(call.call_id, None)
-        name = call.tool_name
-        if name not in self.tool_use and len(self.tool_use) >= MAX_TOOLS:
-            name = OTHER_TOOLS
-        use = self.tool_use.setdefault(name, ToolUse())
-        use.calls += 1
-        use.failed += status in FAILED
-        use.seconds += duration_s or 0.0
+        count_use(self.tool_use, call.tool_name, status, duration_s)
         self.conversation.add(answered(call, status, duration_s))
 
     def forget_messages(self) -> None:
@@ -185,10 +175,28 @@ class ChainView(ChainFields, eq=False):
             self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
             self.final_response_omitted += omitted
 
+    def forget_text(self) -> None:
+        """Let go of all text, for a watcher that has shown it: places, counts and states go on as they were."""
+        if self.messages or self.final_response:
+            self.forget_messages()
+        if self.generation is not None:
+            self.generation.restart(self.generation.end)
+        if self.reasoning is not None:
+            self.reasoning.restart(self.reasoning.end)
+        for call in self.tool_calls.values():
+            call.output.restart(call.output.end)
+
+    @classmethod
+    def from_snapshot(cls, event: StreamEvent) -> Self:
+        """What a `chain_snapshot` tells, in its long form or in its short one."""
+        view = cls()
+        view.apply(event)
+        return view
+
     def snapshot(self) -> StreamEvent:
-        """The view as a `chain_snapshot` in its long form."""
+        """The view as a `chain_snapshot` in its long form. It has the view's own messages: its data is not to be changed."""
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, self.chain_id, self.last_event_at or 0.0, self.to_dict(), self.step, self.depth, self.as_of,
+            T.CHAIN_SNAPSHOT, self.chain_id, self.last_event_at or 0.0, self.told(), self.step, self.depth, self.as_of,
             self.run_id, self.group_id, self.source,
         )  # fmt: skip
 
@@ -370,6 +378,8 @@ class ChainView(ChainFields, eq=False):
             "unknown",
             self.last_event_at,
         )  # how long the state before went on is not known
+        if "run_status" in data:
+            self.enter("lost", moment(event.timestamp))
 
     def _train_step(self, event: StreamEvent, data: dict[str, Any]) -> None:
         """A trainer learned from chains. The event is of another run, so it may come at any time, and twice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import msgspec
 
@@ -14,8 +14,10 @@ from rollcast.records.view_parts import (
     MAX_REWARDS,
     MAX_TEXT,
     MAX_TOOLS,
+    ChainState,
     Conversation,
     OpenCall,
+    StateClock,
     StateTime,
     ToolUse,
     count_of,
@@ -29,15 +31,14 @@ from rollcast.records.view_parts import (
     words,
 )
 
-__all__ = ["STATES", "ChainFields", "ChainState", "calls_of", "error_of", "object_of", "reward_of"]
+__all__ = ["STATES", "ChainFields", "calls_of", "error_of", "object_of", "reward_of"]
 
-ChainState = Literal["unknown", "waiting", "generating", "tool", "scoring", "ended", "lost"]
 STATES: tuple[str, ...] = get_args(ChainState)
 
 MAX_ERROR = 2_048  # characters
 
 
-class ChainFields(msgspec.Struct, eq=False):
+class ChainFields(StateClock, msgspec.Struct, eq=False):
     """What `ChainView` knows, and how it is written and read.
 
     Attributes:
@@ -79,9 +80,6 @@ class ChainFields(msgspec.Struct, eq=False):
     chain_id: str = ""
     group_id: str | None = None
     source: str = ""
-    state: str = "unknown"
-    since: float | None = None
-    times: dict[str, StateTime] = {}
     started_at: float | None = None
     last_event_at: float | None = None
     ended_at: float | None = None
@@ -153,12 +151,16 @@ class ChainFields(msgspec.Struct, eq=False):
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the view as plain JSON."""
+        return {**self.told(), "messages": msgspec.to_builtins(self.messages)}
+
+    def told(self) -> dict[str, Any]:
+        """As `to_dict`, with the view's own messages, which the view itself replaces and never changes."""
         known: dict[str, Any] = {
             "run_id": clean(self.run_id),
             "chain_id": clean(self.chain_id),
             "group_id": self.group_id,
             "source": clean(self.source),
-            "messages": msgspec.to_builtins(self.messages),
+            "messages": list(self.messages),
             "content": self.content,
             "tool_calls": [call.to_dict() for call in self.tool_calls.values()],
             "as_of": self.as_of,
@@ -187,7 +189,7 @@ class ChainFields(msgspec.Struct, eq=False):
         self.as_of = seq_of(value.get("as_of"))
         omitted = total_of(value.get("messages_omitted"))
         self.conversation = Conversation.of(
-            value.get("messages"), count_of(value.get("prompt_length")), omitted
+            _all_messages(value), count_of(value.get("prompt_length")), omitted
         )
         content, reasoning = value.get("content"), value.get("reasoning")
         self.generation = self.reasoning = None
@@ -196,6 +198,25 @@ class ChainFields(msgspec.Struct, eq=False):
         if isinstance(reasoning, str):
             self.reasoning = Tail.of(reasoning, MAX_OUTPUT, total_of(value.get("reasoning_omitted")))
         self.tool_calls = calls_of(value.get("tool_calls"))
+        started = object_of(value.get("calls_started_at"))
+        for call in self.tool_calls.values():
+            if call.started_at is None and call.call_id in started:
+                call.started_at, call.step = moment(started[call.call_id]), self.step
+
+
+def _all_messages(value: dict[str, Any]) -> Any:
+    """`messages` of a snapshot, with those between them that only `unlisted_messages` has."""
+    listed, unlisted = value.get("messages"), value.get("unlisted_messages")
+    if not isinstance(listed, list | tuple) or not isinstance(unlisted, list | tuple) or not unlisted:
+        return listed
+    messages: list[Any] = []
+    taken = 0
+    for found in map(object_of, unlisted):
+        before = count_of(found.get("at")) or 0
+        messages += listed[taken:before]
+        taken = max(taken, min(before, len(listed)))
+        messages.append(found.get("message"))
+    return [*messages, *listed[taken:]]
 
 
 def object_of(value: Any) -> dict[str, Any]:

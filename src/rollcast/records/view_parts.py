@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,13 +17,16 @@ __all__ = [
     "MAX_TEXT",
     "MAX_TOOLS",
     "MAX_WEIGHT",
+    "ChainState",
     "Conversation",
     "OpenCall",
+    "StateClock",
     "StateTime",
     "ToolUse",
     "answered",
     "arguments_of",
     "count_of",
+    "count_use",
     "generated",
     "moment",
     "seconds_of",
@@ -43,6 +46,11 @@ MAX_CALLS = 128  # that are open at once, and that one message lists
 MAX_TOOLS = 128  # names that are counted apart, or listed
 MAX_REWARDS = 256  # the latest ones
 MAX_SMALL = 8_192  # weight of metrics, of a reference
+
+ChainState = Literal["unknown", "waiting", "generating", "tool", "scoring", "ended", "lost"]
+
+OTHER_TOOLS = "(others)"  # as which tools count beyond the first 128 names
+FAILED = ("error", "timeout")  # statuses of a tool call; one that was cancelled did not fail
 
 _CALL_DEPTH = 24  # of arguments: less than of the message that lists their call
 _MAX_COUNT = 2**40  # so that sums of counts stay exact in a double
@@ -130,6 +138,25 @@ class StateTime(msgspec.Struct):
         )
 
 
+class StateClock(msgspec.Struct, eq=False):
+    """In which state a chain is, since when, and how long it was in each."""
+
+    state: str = "unknown"
+    since: float | None = None
+    times: dict[str, StateTime] = {}
+
+    def enter(self, state: ChainState, at: float | None) -> None:
+        """The chain is in this state from now on."""
+        if state == self.state:
+            return
+        if self.since is not None and at is not None:  # a clock set back counts as one that stood still
+            time = self.times.get(self.state)
+            if time is None:
+                time = self.times[self.state] = StateTime()
+            time.add(at - self.since if at > self.since else 0.0)
+        self.state, self.since = state, at
+
+
 class ToolUse(msgspec.Struct):
     """Calls of one tool that ended: how many, how many failed (`error`, `timeout`), and the seconds of all."""
 
@@ -146,6 +173,16 @@ class ToolUse(msgspec.Struct):
             total_of(value.get("failed")),
             total_seconds_of(value.get("seconds")),
         )
+
+
+def count_use(by_tool: dict[str, ToolUse], name: str, status: str | None, duration_s: float | None) -> None:
+    """Count a call that ended. Tools beyond the first 128 names count as one."""
+    if name not in by_tool and len(by_tool) >= MAX_TOOLS:
+        name = OTHER_TOOLS
+    use = by_tool.setdefault(name, ToolUse())
+    use.calls += 1
+    use.failed += status in FAILED
+    use.seconds += duration_s or 0.0
 
 
 class OpenCall(msgspec.Struct, eq=False):
@@ -220,10 +257,12 @@ class Conversation(msgspec.Struct, eq=False):
     def of(cls, messages: Any, prompt_length: int | None = None, omitted: int = 0) -> Conversation:
         """The messages of a list, as somebody sent it."""
         conversation = cls(omitted=omitted)
-        for message in messages if isinstance(messages, list | tuple) else ():
+        for i, message in enumerate(messages if isinstance(messages, list | tuple) else ()):
+            if i == prompt_length:
+                conversation.prompt_length = len(conversation.messages)
             conversation.take(message)
-        if prompt_length is not None:
-            conversation.prompt_length = min(prompt_length, len(conversation.messages))
+        if prompt_length is not None and conversation.prompt_length is None:
+            conversation.prompt_length = len(conversation.messages)
         return conversation
 
     def take(self, message: Any) -> None:

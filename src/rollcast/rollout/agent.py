@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -11,13 +10,14 @@ import msgspec
 
 from rollcast.aio import running_loop
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import Sampling
 from rollcast.records import EventFilter
 from rollcast.records.filter import Names
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.choice import chosen_tools, with_other_instructions
 from rollcast.rollout.result import RunResult
-from rollcast.rollout.rows import Row, as_rows, count
+from rollcast.rollout.rows import PromptRow, as_rows, count
 from rollcast.rollout.run import Run
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.streaming import StreamingRun
@@ -140,7 +140,7 @@ class BaseAgent(AgentValue):
                 max_steps, start_messages, num_chains, enable_streaming, streaming_callback, **settings
             )
 
-        return asyncio.run(whole())
+        return run_to_the_end(whole(), self.grace_s)
 
     def prepare(
         self,
@@ -160,6 +160,10 @@ class BaseAgent(AgentValue):
         Raises:
             InputError: an argument is wrong.
         """
+        if not self.grace_s >= 0:
+            raise InputError(
+                f"cancel_grace_s of the agent is {self.cancel_grace_s!r}; expected seconds from 0 upward"
+            )
         rows = as_rows(start_messages, self.system_prompt, self.instructions)
         agents = self._of_rows(rows)
         rows = [
@@ -184,7 +188,7 @@ class BaseAgent(AgentValue):
         )
         return Run(self, rows, settings, agents)
 
-    def _of_rows(self, rows: list[Row]) -> list[Self]:
+    def _of_rows(self, rows: list[PromptRow]) -> list[Self]:
         """This agent for each row; with the tools that the row names, if it names some.
 
         Raises:

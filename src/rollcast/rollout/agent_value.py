@@ -16,14 +16,14 @@ from rollcast.models import (
     resolve_backend,
     resolve_parser,
 )
+from rollcast.models.parse.reader import TurnParser
 from rollcast.models.parse.reading import Reading
-from rollcast.models.parse.turn import TurnParser
 from rollcast.models.reasoning import Thinking
 from rollcast.records import Message, ToolCall
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.reward import Reward, as_reward
 from rollcast.stream import StreamingManager
-from rollcast.tools import Tool, ToolResult, tool_set
+from rollcast.tools import Tool, ToolResult, execution, tool_set
 
 __all__ = ["AgentValue"]
 
@@ -32,7 +32,13 @@ class AgentValue:
     """What an agent is made of, and what a chain asks of it. It knows of no runs: `BaseAgent` adds what starts them.
 
     The arguments are those of `BaseAgent`.
+
+    Attributes:
+        cancel_grace_s: how long a tool, a reward or a generation may take to clean up after it was cancelled, in seconds. What
+            goes on even then is left behind, and a warning names it. None: 1 second.
     """
+
+    cancel_grace_s: float | None = None
 
     def __init__(
         self,
@@ -123,6 +129,11 @@ class AgentValue:
         return text
 
     # -- what the chain asks -------------------------------------------------------------------------------------------
+
+    @property
+    def grace_s(self) -> float:
+        """`cancel_grace_s`, or what is usual."""
+        return execution.GRACE_S if self.cancel_grace_s is None else self.cancel_grace_s
 
     @cached_property
     def tool_schemas(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Agents by the way in which the model calls its tools: a parser and what the model is told of it."""
+"""Agents for the ways in which a model calls tools: each has a parser, and tells the model how to call."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ know; then stop. What it printed comes back in a block ```output. When you know 
 
 
 class ToolAgent(BaseAgent):
-    """An agent whose model has a format of tool calls of its own, which its chat template tells it of.
+    """An agent whose model has its own format of tool calls, which its chat template describes.
 
-    It is a `BaseAgent` under the name of what it does: `parser` names the model's format (Hermes where there is none),
-    and nothing is added to the prompt.
+    It is a `BaseAgent` under a name that says what it does: `parser` names the model's format (by default Hermes), and
+    nothing is added to the prompt.
     """
 
 
 class _PlainTextAgent(BaseAgent, ABC):
-    """The model is told of its tools in the prompt, and all that it and they say is text: no template is asked for more."""
+    """An agent that describes its tools in the prompt; calls and observations are plain text, so any template will do."""
 
     prompt_template: str
 
     @cached_property
     def tool_schemas(self) -> list[dict[str, Any]]:
-        """None: the instructions have them."""
+        """An empty list: the instructions have the tools."""
         return []
 
     @cached_property
     def instructions(self) -> str:
-        """The template, with the tools in their places; nothing where there is no tool."""
+        """The prompt template with the tools filled in; empty if there is no tool."""
         if not self.tools:
             return ""
         described = "\n".join(_described(tool) for tool in self.tools.values())
@@ -73,10 +73,10 @@ class _PlainTextAgent(BaseAgent, ABC):
 
     @abstractmethod
     def observed(self, observation: str) -> str:
-        """How an observation is told to the model."""
+        """The text of an observation for the model."""
 
     def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
-        """A message of the user's, since such models know no role of tools."""
+        """A user message, since such models have no tool role."""
         return {"role": "user", "content": self.observed(result.observation)}
 
 
@@ -84,14 +84,14 @@ class ReactAgent(_PlainTextAgent):
     """Thought, action, observation in plain text (`ReactParser`), for models without a format of tool calls.
 
     The system message ends with the tools and the format; an observation comes back as `Observation: …` from the user.
-    `final_response` is what the model wrote after `Final Answer:`, or the whole turn where it did not.
+    `final_response` is what the model wrote after `Final Answer:`, or the whole turn if it did not write that.
 
     Args:
         model_name, tools, backend, system_prompt, reward, streaming_manager, name, backend_options: as in `BaseAgent`.
         prompt_template: what is added to the system message; `{tools}` and `{tool_names}` are filled in.
 
     Raises:
-        InputError: as `BaseAgent`; or the template has no `{tools}`.
+        InputError: as in `BaseAgent`; or the template has no `{tools}`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ReactAgent(_PlainTextAgent):
         return {"role": "assistant", "content": text[: self._react.read(text).ended_at]}
 
     def final_response(self, text: str) -> str:
-        """What stands after `Final Answer:`."""
+        """The text after `Final Answer:`."""
         answer = self._react.read(text).answer
         return text if answer is None else answer
 
@@ -129,19 +129,19 @@ class ReactAgent(_PlainTextAgent):
 
 
 class CodeAgent(_PlainTextAgent):
-    """The model acts by Python in ```` ```python ```` blocks (`CodeParser`), which one tool of yours runs.
+    """The model acts with Python in ```` ```python ```` blocks (`CodeParser`), which one of your tools runs.
 
-    Rollcast executes no code: give a tool that does, in a sandbox that you trust, under the name `tool_name`; its one
-    required argument gets the code. What it gives comes back as a block ```` ```output ````. Other tools are described
-    to the model as functions of its code; that they are there is your sandbox's business.
+    Rollcast does not execute code: give a tool that does, in a sandbox that you trust, under the name `tool_name`; its one
+    required argument gets the code. Its result comes back as a block ```` ```output ````. Other tools are described to the
+    model as functions that its code can call; your sandbox has to provide them.
 
     Args:
         model_name, tools, backend, system_prompt, reward, streaming_manager, name, backend_options: as in `BaseAgent`.
-        tool_name: of the tool that runs code.
+        tool_name: the name of the tool that runs code.
         prompt_template: what is added to the system message; `{tools}` is filled in.
 
     Raises:
-        InputError: as `BaseAgent`; or no tool of that name takes code, or the template has no `{tools}`.
+        InputError: as in `BaseAgent`; or no tool of that name takes code, or the template has no `{tools}`.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class CodeAgent(_PlainTextAgent):
         if runner is None:
             known = ", ".join(self.tools) or "none"
             raise InputError(
-                f"CodeAgent has no tool {tool_name!r} to run code (tools: {known}); Rollcast executes none itself, so "
+                f"CodeAgent has no tool {tool_name!r} to run code (tools: {known}); Rollcast does not execute code itself, so "
                 f"give one: def {tool_name}(code: str) -> str"
             )
         if runner.arguments.only is None:
@@ -183,13 +183,13 @@ class CodeAgent(_PlainTextAgent):
         return {"role": "assistant", "content": text[: self._code.read(text).ended_at]}
 
     def observed(self, observation: str) -> str:
-        """A block ```` ```output ````."""
+        """The observation in a block ```` ```output ````."""
         return f"```output\n{observation}\n```"
 
 
 def _with_place(template: str) -> str:
     if "{tools}" not in template:
-        raise InputError("prompt_template has no {tools}; write it where the tools are to be described")
+        raise InputError("prompt_template has no {tools}; write it where the tools should be described")
     return template
 
 

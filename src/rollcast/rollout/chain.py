@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -12,11 +14,12 @@ import msgspec
 
 from rollcast.aio import wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
+from rollcast.grace import Driven, first_left_behind
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
 from rollcast.models.parse.reading import Reading, split
 from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
-from rollcast.models.sampled import thought_of
+from rollcast.models.sampled import reasoning_of
 from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.agent_value import AgentValue
@@ -30,7 +33,11 @@ from rollcast.tools import ToolResult, unknown_tool
 
 __all__ = ["ChainGeneration", "Prompts"]
 
+logger = logging.getLogger("rollcast.rollout")
+
 MAX_CALLS = 128  # that one turn may ask for
+TURN_S = 0.02  # a backend that gives tokens without ever waiting lets others run after so many seconds
+CLOSE_S = 5.0  # how long a backend may take to close an iterator before its end
 
 Prompts = dict[str | None, tuple[Conversation, list[int]]]
 
@@ -46,6 +53,7 @@ class ChainGeneration:
         settings: of the run.
         seed: of this chain; what it samples depends on nothing else.
         prompts: of the rows, by group; the first chain of a row puts its prompt in, its siblings take it.
+        cancelled: ids of chains that were asked to end: a backend may keep that to itself.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class ChainGeneration:
         settings: RunSettings,
         seed: int,
         prompts: Prompts | None = None,
+        cancelled: Collection[str] = (),
     ) -> None:
         self.agent = agent
         self.stream = stream
@@ -63,6 +72,8 @@ class ChainGeneration:
         self.trajectory = stream.trajectory
         self.ids: list[int] = []  # the exact ids so far, where the backend is token-exact
         self._prompts = {} if prompts is None else prompts
+        self._cancelled = cancelled
+        self._generating: Driven[Any] | None = None
         self._conversation: Conversation | None = None
         self._sampled: dict[
             int, str
@@ -95,12 +106,28 @@ class ChainGeneration:
             stream.end("cancelled")  # where it has not ended yet
         return self.trajectory
 
+    def leave(self, seconds: float) -> None:
+        """End the generation that goes on though the chain was cancelled so many seconds ago; tools and rewards see to that themselves."""
+        if self._generating is not None and not self._generating.done:
+            place = self._generating.place
+            error = BackendError(
+                f"backend {self.agent.backend.name} goes on though {self.trajectory.chain_id} was cancelled {seconds:g} s ago"
+                f"{'' if place is None else f', at {place}'}; it is left behind"
+            )
+            said = not first_left_behind(place or self.agent.backend.name)
+            logger.log(logging.DEBUG if said else logging.WARNING, "%s", error)
+            self.stream.error(error, "backend")
+            self._generating.let_go()
+
     async def _turns(self) -> ChainFinishReason:
         """Generate, parse, call tools, until the chain is decided."""
         for step in range(1, self.settings.max_steps + 1):
             try:
                 new_ids, fresh = self._render()
-                finish, calls = await self._generate(step, new_ids, fresh)
+                self._generating = Driven(self._generate(step, new_ids, fresh))
+                finish, calls = await self._generating
+                if self.trajectory.chain_id in self._cancelled:
+                    raise asyncio.CancelledError
             except PromptTooLongError as error:
                 if step == 1:
                     raise _Failed(error, "backend") from error
@@ -180,11 +207,16 @@ class ChainGeneration:
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
+            clock = time.perf_counter
+            others_run_at = clock() + TURN_S
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
                     if fanout.congested:
                         await fanout.ready()
+                    if clock() >= others_run_at:
+                        await asyncio.sleep(0)
+                        others_run_at = clock() + TURN_S
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:
@@ -225,7 +257,7 @@ class ChainGeneration:
         keeps = agent.keeps_turns or agent.keeps_turn(message, text, content, calls)
         if reasoning and message["role"] == "assistant" and not any(key in message for key in FIELDS):
             message = {**message, "reasoning_content": reasoning}
-        if keeps and not reading.overran and thought_of(message).strip() == reasoning:
+        if keeps and not reading.overran and reasoning_of(message).strip() == reasoning:
             self._sampled[len(self.trajectory.messages)] = turn.text
         self.stream.message(message)
         self.trajectory.final_response = "" if calls else agent.final_response(text)
@@ -373,4 +405,19 @@ async def _deltas(
             yield deltas
     finally:
         if hasattr(deltas, "aclose"):
-            await deltas.aclose()
+            closing = Driven(_closed(deltas))
+            closing.let_go_after(CLOSE_S)
+            try:
+                await closing
+            except asyncio.CancelledError:
+                if not closing.gone:
+                    raise
+                logger.warning(
+                    "backend %s did not close its iterator within %g s; it is left behind",
+                    agent.backend.name,
+                    CLOSE_S,
+                )
+
+
+async def _closed(deltas: Any) -> None:
+    await deltas.aclose()

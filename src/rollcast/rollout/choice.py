@@ -1,4 +1,4 @@
-"""The tools of a row: those of the agent's that its field `tools` names."""
+"""Chooses a row's tools: those of the agent's tools that the row's field `tools` names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import MessagesError
-from rollcast.rollout.rows import Row
+from rollcast.rollout.rows import PromptRow
 from rollcast.tools import Tool
 
 __all__ = ["chosen_tools", "with_other_instructions"]
@@ -18,11 +18,11 @@ __all__ = ["chosen_tools", "with_other_instructions"]
 def chosen_tools(row: Mapping[str, Any], tools: Mapping[str, Tool], where: str) -> dict[str, Tool] | None:
     """The tools that the row's field `tools` names, in its order; None if it has no such field or it is None.
 
-    It is a list of names, or of descriptions that have a name, `{"type": "function", "function": {"name": …}}`; or the JSON
-    of such a list, as data sets have it.
+    The field is a list of names, or of descriptions with a name, `{"type": "function", "function": {"name": …}}`; or such a
+    list as JSON, as data sets have it.
 
     Raises:
-        MessagesError: it is neither, or the agent has no tool of a name; `where` names the row.
+        MessagesError: it has another form, or the agent has no tool of a name; `where` names the row.
     """
     given = row.get("tools")
     if given is None:
@@ -44,7 +44,7 @@ def chosen_tools(row: Mapping[str, Any], tools: Mapping[str, Tool], where: str) 
         if name not in tools:
             known = ", ".join(tools) or "none"
             raise MessagesError(
-                f"{where}['tools'] names {name[:60]!r}, and the agent has no such tool (its tools: {known}); give it to the "
+                f"{where}['tools'] names {name[:60]!r}, but the agent has no such tool (its tools: {known}); give it to the "
                 "agent, or leave it out of the row"
             )
     return {name: tools[name] for name in names if name is not None}
@@ -57,8 +57,8 @@ def _name(item: Any) -> str | None:
     return item if isinstance(item, str) else None
 
 
-def with_other_instructions(row: Row, old: str, new: str) -> Row:
-    """The row, with other instructions at the end of its system message than those that were put there."""
+def with_other_instructions(row: PromptRow, old: str, new: str) -> PromptRow:
+    """The row with the instructions at the end of its system message replaced."""
     first, *rest = row.messages
     content = first["content"]
     if isinstance(content, str):

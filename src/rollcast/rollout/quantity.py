@@ -1,4 +1,4 @@
-r"""Quantities as people write them: what a reference says, strictly; and what a response says last.
+r"""Reads quantities as people write them: strictly in a reference, and the last one in a response.
 
     4  -7  1,234  1e3  $5      a number
     1/2  -3/4  1 1/2  \frac{1}{2}   a fraction: the number that it is
@@ -7,8 +7,8 @@ r"""Quantities as people write them: what a reference says, strictly; and what a
     3:2  12:30                 a ratio or a time: its parts, in order
     (1, 2)  [1, 2]             a tuple: its parts, in order
 
-Numbers, fractions and percentages stand on one scale. A ratio, a time or a tuple equals nothing but its like. What is more
-than one of these (a power, a root, a set, a date, a version) is not read, and never taken for the last number in it.
+Numbers, fractions and percentages are compared with each other. A ratio, a time or a tuple only equals its own kind. Anything
+else (a power, a root, a set, a date, a version) is not read, and is never taken for the last number in it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rollcast.records.jsonable import plain_scalar
 __all__ = ["LARGEST", "Quantity", "is_finite", "kind_of", "last_quantity", "reference_quantity"]
 
 LARGEST = 1 << 13_000
-"""Whole numbers below it can be written: Python writes at most 4,300 digits."""
+"""Whole numbers below this can be written: Python writes at most 4,300 digits."""
 
 _SIGN = r"[-+\u2212\u2013]"
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?"
 _NUMBER = (
-    rf"(?:(?<![\w.)]){_SIGN})?"  # a sign, unless it stands after an operand: in 3-4 the last number is 4
+    rf"(?:(?<![\w.)]){_SIGN})?"  # a sign, unless it follows an operand: in 3-4 the last number is 4
     rf"(?:[$\u20ac\u00a3\u00a5]\s?{_SIGN}?)?"
     rf"{_UNSIGNED}(?:[eE][-+]?\d+)?"
 )
@@ -83,18 +83,18 @@ _AROUND = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """What was written, as numbers.
+    """A quantity as numbers.
 
     Attributes:
-        kind: `number` (of fractions and percentages too), `ratio` or `tuple`.
-        parts: one number, or those of the ratio or tuple.
+        kind: `number` (also for fractions and percentages), `ratio` or `tuple`.
+        parts: one number, or the parts of the ratio or tuple.
     """
 
     kind: str
     parts: tuple[Decimal, ...]
 
     def equals(self, other: Quantity, tolerance: float) -> bool:
-        """Whether it is of one kind with the other and each part is equal.
+        """Whether both have the same kind, and each part is equal.
 
         Whole numbers have to be equal; if either is not whole, `tolerance` is allowed, relative or absolute.
         """
@@ -110,22 +110,22 @@ def _equal(said: Decimal, want: Decimal, tolerance: float) -> bool:
         return True
     if said == said.to_integral_value() and want == want.to_integral_value():
         return False
-    if math.isinf(said) or math.isinf(want):  # as floats; they are not equal, as was found above
+    if math.isinf(said) or math.isinf(want):  # as floats; the check above found that they are not equal
         return False
     return math.isclose(said, want, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """The quantity that stands last in the text; None if there is none that can be read."""
+    """The last quantity in the text; None if none can be read."""
     last = deque(_QUANTITY.finditer(_BETWEEN_GROUPS.sub("", _plain(text))), maxlen=1)
     return _read(last[0]) if last else None
 
 
 def reference_quantity(value: Any) -> Quantity:
-    """The quantity that a reference is, and nothing but that.
+    """Read a reference, which must be one quantity and nothing else.
 
     Raises:
-        ValueError: it is something else, or more than one quantity; the text tells what was expected.
+        ValueError: it is not exactly one quantity; the message tells what was expected.
     """
     value = plain_scalar(value)
     if isinstance(value, Fraction):
@@ -151,7 +151,7 @@ def reference_quantity(value: Any) -> Quantity:
 
 
 def kind_of(value: Any) -> str:
-    """What a value that is not a quantity is, for a message."""
+    """Name the type of a value that is not a quantity, for a message."""
     if value is None:
         return "None"
     return "a bool" if isinstance(value, bool) else f"of type {type(value).__name__}"
@@ -165,7 +165,7 @@ def is_finite(value: float | Decimal) -> bool:
 
 
 def _plain(text: str) -> str:
-    """The text with one way of writing for what is written in several: LaTeX, full-width signs, ½."""
+    """The text with LaTeX, full-width signs and signs such as ½ written in one way."""
     if "\\" in text or "{" in text:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
@@ -187,7 +187,7 @@ def _read(found: re.Match[str]) -> Quantity | None:
             case "unreadable":
                 return None
             case "tuple":
-                parts = _ONE.findall(text)  # of (1,234) one, though it was written as two
+                parts = _ONE.findall(text)  # (1,234) gives one, though it was written as two
                 return Quantity(
                     "tuple", tuple(map(_scalar, parts if len(parts) > 1 else text[1:-1].split(",")))
                 )
@@ -208,10 +208,10 @@ def _read(found: re.Match[str]) -> Quantity | None:
 
 
 def _scalar(text: str) -> Decimal:
-    """The number that a number, a fraction or a percentage is.
+    """The value of a number, a fraction or a percentage.
 
     Raises:
-        ArithmeticError, ValueError: it is not one.
+        ArithmeticError, ValueError: it is not one of these.
     """
     plain = _OF_A_HUNDRED.sub("", text)
     whole, slash, below = plain.rpartition("/")

@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class RunResult(msgspec.Struct):
     """The trajectories of one run, in the order of their chain ids: rows in order, then repeats.
 
     Attributes:
-        run_id: as its events carry it.
-        status: `completed` also where chains failed; `cancelled`; `failed`.
+        run_id: the run's id, which its events carry.
+        status: `completed` (even if chains failed), `cancelled` or `failed`.
         seed: what to pass to get the same trajectories again.
         trajectories: one per chain.
-        duration_s: seconds.
+        duration_s: how long the run took, in seconds.
     """
 
     run_id: str
@@ -60,12 +60,12 @@ class RunResult(msgspec.Struct):
 
     @property
     def rewards(self) -> list[float | None]:
-        """One per chain; None where there is none or it failed."""
+        """One reward per chain; None if there is none or it failed."""
         return [t.reward for t in self.trajectories]
 
     @property
     def mean_reward(self) -> float | None:
-        """Of the chains that have one."""
+        """The mean over the chains that have a reward; None if there are none."""
         rewards = [r for r in self.rewards if r is not None]
         return sum(rewards) / len(rewards) if rewards else None
 

@@ -1,6 +1,6 @@
-"""`@reward`: a function scores a finished chain, and gets what it names.
+"""`@reward` turns a function into a reward, which scores a finished chain; the function gets what its parameters name.
 
-Two that are often enough are here: `exact_match` and `numeric_match`.
+Two common rewards are here: `exact_match` and `numeric_match`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from rollcast.tools.execution import CancelledItself, OutOfTime, StoppedItself, 
 __all__ = ["Reward", "as_reward", "exact_match", "numeric_match", "reward"]
 
 DEFAULT_TIMEOUT_S = 300.0
-TOLERANCE = 1e-6  # of numeric_match
+TOLERANCE = 1e-6  # numeric_match's default
 GIVEN = ("final_response", "trajectory", "ctx")
-"""What a reward may name beside the fields of a row."""
+"""What a reward's parameters may name beside the fields of a row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reward:
-    """Scores a finished chain. It stays callable as the plain function. Made by `reward`.
+    """Scores a finished chain. It can still be called as the plain function. `reward` makes it.
 
     Attributes:
         function: sync or async.
-        name: for messages.
+        name: its name in messages.
         timeout: seconds, or None to wait for ever.
         inline: True if a sync function runs in the event loop instead of a thread.
         check: called with the fields of each row before any chain starts; a ValueError refuses the row.
@@ -69,7 +69,7 @@ class Reward:
         object.__setattr__(self, "__wrapped__", self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the plain function gives."""
+        """Call the plain function."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -80,21 +80,20 @@ class Reward:
         return reduced(self, self.function, _made, settings)
 
     def __copy__(self) -> Self:
-        return self  # it does not change
+        return self  # it is immutable
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         function = copy.deepcopy(self.function, memo)
         return self if function is self.function else replace(self, function=function)
 
     def check_fields(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse rows that lack what the reward asks for, before any chain starts.
+        """Refuse rows that lack a field that the reward needs, before any chain starts.
 
         Args:
-            rows: the fields of each row beside its messages.
+            rows: the fields of each row, without its messages.
 
         Raises:
-            RewardDefinitionError: no row has a field, or some row lacks it, or a field is hidden by one of `GIVEN`; or
-                `check` refuses a row.
+            RewardDefinitionError: a row lacks a needed field, a field is hidden by one of `GIVEN`, or `check` refuses a row.
         """
         for name in sorted(self.required.difference(GIVEN)):
             lacking = [i for i, row in enumerate(rows) if name not in row]
@@ -113,7 +112,7 @@ class Reward:
             clash = next((i for i, row in enumerate(rows) if name in row), None)
             if clash is not None:
                 raise RewardDefinitionError(
-                    f"reward {self.name!r} asks for {name!r}, which it gets from the rollout, and row {clash} has a "
+                    f"reward {self.name!r} asks for {name!r}, which it gets from the rollout, but row {clash} has a "
                     "field of that name; rename the field"
                 )
         for i, row in enumerate(rows if self.check is not None else ()):
@@ -124,20 +123,20 @@ class Reward:
                 raise RewardDefinitionError(
                     f"reward {self.name!r} cannot use row {i}: {text_of(error)}"
                 ) from error
-            except Exception as error:  # somebody's function may raise anything
+            except Exception as error:  # a user's function may raise anything
                 raise RewardDefinitionError(
                     f"the check of reward {self.name!r} failed for row {i}: {type(error).__name__}: "
                     f"{text_and_place(error)}; expected nothing, or a ValueError for a row that cannot be used"
                 ) from error
 
     async def score(self, trajectory: Trajectory, ctx: ChainContext) -> tuple[float, dict[str, Any]]:
-        """The chain's reward, and the metrics beside it: finite numbers all.
+        """Return the chain's reward and its metrics, which are all finite numbers.
 
         A sync function runs in a thread (unless `inline`), an async one in the event loop.
 
         Raises:
-            RewardError: the function raised, took too long, or gave something else than a finite number or a dict
-                with one as `reward`.
+            RewardError: the function raised, took too long, or returned neither a finite number nor a dict with one as
+                `reward`.
         """
         where = f"reward {self.name!r} of {trajectory.chain_id}"
         work = functools.partial(self.function, **self._arguments(trajectory, ctx, where))
@@ -155,7 +154,7 @@ class Reward:
         except StoppedItself as stopped:
             error = stopped.__cause__ or stopped
             raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
-        except BaseException as error:  # somebody's function may raise anything
+        except BaseException as error:  # a user's function may raise anything
             if why_left(error) == "cancelled":
                 raise
             raise RewardError(f"{where} raised {type(error).__name__}: {_text(error)}") from error
@@ -171,13 +170,13 @@ class Reward:
             hidden = set(GIVEN) - self.required - self.optional
             hidden |= {
                 name for name in available if not issubclass(type(name), str)
-            }  # they cannot be given by name
+            }  # these cannot be given by name
             return {name: value for name, value in available.items() if name not in hidden}
         return {name: available[name] for name in (self.required | self.optional) & available.keys()}
 
 
 def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Reward:
-    """The reward again, in another process."""
+    """Make the reward again, in another process."""
     return Reward(function, **settings)
 
 
@@ -277,16 +276,16 @@ def reward(
     inline: bool = False,
     check: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Reward | Callable[[Callable[..., Any]], Reward]:
-    """Make a reward of a function: `@reward` or `@reward(timeout=10)`.
+    """Make a reward from a function: `@reward` or `@reward(timeout=10)`.
 
     Its parameters name what it needs: `final_response` (str), `trajectory`, `ctx` (the ChainContext), or fields of the
     row. It returns a number, or a dict with `reward` whose other numbers are metrics.
 
     Args:
         function: sync or async.
-        name: for messages; the function's own, where not given.
+        name: its name in messages; by default the function's own.
         timeout: seconds, or None for no limit.
-        inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms where it was measured), but
+        inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms when it was measured), but
             no timeout can interrupt it and everything waits for it: only for what takes microseconds.
         check: called with the fields of each row before any chain starts; a ValueError refuses the row, and so the run.
 
@@ -302,16 +301,16 @@ def reward(
 
 
 def as_reward(value: Reward | Callable[..., Any]) -> Reward:
-    """The reward that the value is, or that the plain function becomes.
+    """Return a reward as it is, or make one from a plain function.
 
     Raises:
-        RewardDefinitionError: it is no function, or a parameter cannot be given by name.
+        RewardDefinitionError: it is not a function, or a parameter cannot be given by name.
     """
     return value if isinstance(value, Reward) else reward(value)
 
 
 def _text_reference(value: Any) -> str:
-    """A reference that a response can be equal to, letter by letter.
+    """The reference as text that a response can equal exactly.
 
     Raises:
         ValueError: it is neither text nor a finite number.

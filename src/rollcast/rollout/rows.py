@@ -1,4 +1,4 @@
-"""What a run starts from: rows, each a conversation and the fields that its rewards and tools may use."""
+"""Reads the rows that a run starts from: each is a conversation and the fields that its rewards and tools may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollcast.failures import text_of
 from rollcast.records import Message, validated_messages
 from rollcast.records.jsonable import bounded_json, plain_scalar, plain_scalars
 
-__all__ = ["Row", "as_rows", "count", "derived_seed", "row_with_messages"]
+__all__ = ["PromptRow", "as_rows", "count", "derived_seed", "row_with_messages"]
 
 EXPECTED = (
     'expected one conversation [{"role": "user", "content": "…"}], or rows [{"messages": [...], "answer": …}] '
@@ -24,13 +24,13 @@ EXPECTED = (
 _SYSTEM = ("system", "developer")
 
 
-class Row(msgspec.Struct, frozen=True):
+class PromptRow(msgspec.Struct, frozen=True):
     """One prompt.
 
     Attributes:
         messages: the conversation.
-        fields: what stands beside its messages, the objects that were given.
-        reference: the row's `answer` as events show it: JSON, and bounded; None if it has none.
+        fields: its other fields, with the objects that were given.
+        reference: the row's `answer` as events show it, as bounded JSON; None if it has none.
     """
 
     messages: list[Message]
@@ -38,17 +38,17 @@ class Row(msgspec.Struct, frozen=True):
     reference: Any = None
 
 
-def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[Row]:
-    """The rows that `start_messages` gives.
+def as_rows(start_messages: Any, system_prompt: str | None = None, instructions: str = "") -> list[PromptRow]:
+    """Read `start_messages` into rows.
 
     It is one conversation; or rows `{"messages": […], …fields}` or `{"prompt": messages or text, …fields}` in a list, a
     `datasets.Dataset` or a table of pandas, polars or pyarrow; or one such row.
 
-    The system prompt is put before conversations that have none; the instructions are put at the end of every
-    conversation's.
+    Conversations without a system prompt get this one; the instructions are added to the end of every conversation's system
+    prompt.
 
     Raises:
-        MessagesError: it is neither, or there is nothing in it.
+        MessagesError: it has another form, or is empty.
     """
     items = _items(start_messages)
     if not items:
@@ -84,16 +84,16 @@ def as_rows(start_messages: Any, system_prompt: str | None = None, instructions:
 
 
 def row_with_messages(item: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The row with its conversation as `messages`, of whichever of the two shapes it is.
+    """Return the row with its conversation as `messages`, whichever of the two forms it has.
 
-    A `prompt` is text, or messages, as TRL's rows have it. Beside `messages` it is a field like any other.
+    A `prompt` is text, or messages, as in TRL's rows. Beside `messages` it is a field like any other.
 
     Raises:
         MessagesError: it has neither, or its prompt is neither text nor messages; `place` names the row.
     """
     row = dict(item)
     if row.get("messages") is not None:
-        if row.get("prompt", "") is None:  # as a table fills in that holds both kinds of rows
+        if row.get("prompt", "") is None:  # a table with both kinds of rows fills it in
             del row["prompt"]
         return row
     prompt = plain_scalar(row.get("prompt"))
@@ -117,7 +117,7 @@ def row_with_messages(item: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _items(given: Any) -> Sequence[Any]:
-    """The messages or the rows, however somebody holds them."""
+    """The messages or the rows, from whatever holds them."""
     found = f"start_messages is {type(given).__name__}"
     if isinstance(given, str | bytes | bytearray):
         raise MessagesError(f"{found}; {EXPECTED}")
@@ -166,7 +166,7 @@ def _rows_of_a_table(given: Any, found: str) -> Sequence[Any]:
     return rows if isinstance(rows, list) else [rows]
 
 
-def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> Row:
+def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instructions: str) -> PromptRow:
     given = item["messages"]
     if callable(getattr(given, "tolist", None)):  # an array of messages, as parquet files give
         given = given.tolist()
@@ -182,7 +182,7 @@ def _row(item: Mapping[str, Any], where: str, system_prompt: str | None, instruc
         else:
             first["content"] = [*(first["content"] or []), {"type": "text", "text": instructions}]
     fields = {name: value for name, value in item.items() if name != "messages"}
-    return Row(messages, fields, bounded_json(fields.get("answer")))
+    return PromptRow(messages, fields, bounded_json(fields.get("answer")))
 
 
 def _names(row: Mapping[str, Any]) -> str:
@@ -190,7 +190,7 @@ def _names(row: Mapping[str, Any]) -> str:
 
 
 def count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """The value, if it is a whole number and large enough.
+    """Return the value if it is a whole number and large enough.
 
     Raises:
         InputError: it is not; `name` names it.
@@ -201,6 +201,6 @@ def count(name: str, value: Any, *, at_least: int = 1) -> int:
 
 
 def derived_seed(*path: int | str) -> int:
-    """A seed of 63 bits that depends on the whole path and nothing else."""
+    """A seed of 63 bits that depends only on the whole path."""
     digest = hashlib.blake2b("/".join(map(str, path)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

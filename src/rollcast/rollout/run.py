@@ -11,14 +11,16 @@ from functools import partial
 
 from rollcast.aio import call_in, wait_uncancelled
 from rollcast.errors import InputError
+from rollcast.grace import grace
 from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.chain import ChainGeneration, Prompts
 from rollcast.rollout.result import RunResult
-from rollcast.rollout.rows import Row, derived_seed
+from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
+from rollcast.rollout.watchdog import watchdog
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
 __all__ = ["Run", "RunSettings"]
@@ -43,7 +45,7 @@ class Run:
     def __init__(
         self,
         agent: AgentValue,
-        rows: list[Row],
+        rows: list[PromptRow],
         settings: RunSettings,
         agents: Sequence[AgentValue] | None = None,
     ) -> None:
@@ -67,6 +69,8 @@ class Run:
         self.result = RunResult(self.run_id, seed)
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, ChainGeneration] = {}
+        self._asked: set[str] = set()  # chains whose tasks were cancelled
         self._prompts: Prompts = {}
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
@@ -79,7 +83,25 @@ class Run:
             self._cancelled_chains.add(chain_id)
         for name, task in self._tasks.items():
             if chain_id in (None, name):
-                task.cancel()
+                self._cancel_task(name, task)
+
+    def _cancel_task(self, name: str, task: asyncio.Task[None]) -> None:
+        """Ask the chain to end, once: a second time would interrupt its cleanup.
+
+        A backend that goes on all the same is left behind after a grace; tools and rewards see to that themselves.
+        """
+        if task.done() or name in self._asked:
+            return
+        self._asked.add(name)
+        seconds = self.agent.grace_s
+        task.get_loop().call_later(seconds, self._leave, name, seconds)
+        if not task.cancelling():
+            task.cancel()
+
+    def _leave(self, name: str, seconds: float) -> None:
+        chain = self._running.get(name)
+        if chain is not None:
+            chain.leave(seconds)
 
     def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
         """Cancel from any thread.
@@ -102,7 +124,7 @@ class Run:
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager
         if settings.streaming:
-            ensure_not_in_own_hook("a run with streaming", manager.deliveries)
+            ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)
@@ -113,6 +135,7 @@ class Run:
         status: RunStatus = "failed"
         self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
+        watchdog.watch()
         try:
             for r, row in enumerate(self.rows):
                 for i in range(settings.num_chains):
@@ -133,6 +156,7 @@ class Run:
             status = "cancelled"
             raise
         finally:
+            watchdog.leave()
             self.result.status = status
             self.stream.close(status)
             for trajectory in self.result.trajectories:
@@ -154,16 +178,15 @@ class Run:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
             self._cancelled = True
-            for task in tasks:
-                if not task.cancelling():  # a second time would interrupt its cleanup
-                    task.cancel()
+            for name, task in self._tasks.items():
+                self._cancel_task(name, task)
             await wait_uncancelled(tasks)
             raise
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _chain(self, row: Row, position: int, r: int, i: int) -> None:
+    async def _chain(self, row: PromptRow, position: int, r: int, i: int) -> None:
         place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
             known = {} if row.reference is None else {"reference": row.reference}
@@ -178,7 +201,13 @@ class Run:
             )
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
-            await ChainGeneration(agent, stream, self.settings, seed, self._prompts).run()
+            grace.set(self.agent.cancel_grace_s)
+            chain = ChainGeneration(agent, stream, self.settings, seed, self._prompts, self._asked)
+            self._running[place.chain_id] = chain
+            try:
+                await chain.run()
+            finally:
+                del self._running[place.chain_id]
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

@@ -81,7 +81,7 @@ class StreamingRun:
     def _start(self) -> asyncio.Task[RunResult]:
         if self._task is None:
             manager = self._run.agent.streaming_manager
-            ensure_not_in_own_hook("a run with streaming", manager.deliveries)
+            ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
             manager.add_observer(self._observer)
             self._task = asyncio.create_task(self._run.execute(), name=f"rollcast-run-{self.run_id}")
             self._task.add_done_callback(self._leave)  # it keeps what it got, for who reads later

@@ -30,10 +30,12 @@ from websockets.exceptions import (
 from websockets.typing import Subprotocol
 
 from rollcast.errors import DecodeError, InputError, RefusedError
-from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
+from rollcast.records import EventFilter, GrammarChecker, StreamEvent
 from rollcast.records.codec import checked_event
 from rollcast.serve.access import is_loopback
+from rollcast.serve.continuity import Continuity
 from rollcast.serve.protocol import (
+    FEATURES,
     SUBPROTOCOL,
     Batch,
     Cancel,
@@ -63,12 +65,11 @@ logger = logging.getLogger("rollcast.serve")
 connection_logger = logging.getLogger("rollcast.serve.client.connection")
 connection_logger.addFilter(WithoutSecrets())
 
-T = StreamEventType
 Token = str | Callable[[], str | None] | None
 
 SUBSCRIPTION = "1"
-MAX_MESSAGE = 64 << 20  # bytes; a batch that opens with the snapshots of many chains is large
-MAX_PARTS = 1024  # of one batch
+MAX_MESSAGE = 64 << 20  # bytes; of a larger event the server sends a shorter one
+MAX_PARTS = 8192  # of one batch
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
@@ -111,8 +112,8 @@ class ClientSession:
         self._checker = GrammarChecker(late=True) if check and filter.types is None else None
         self._parts: list[StreamEvent] = []  # of a batch that is not whole yet
         self._parts_came = 0
-        self._last: dict[tuple[str, str], int] = {}  # seq of the last event of each open run
-        self._holes: set[tuple[str, str]] = set()  # open runs of which something is missing
+        self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
+        self._last = self._continuity.last  # the same dict: seq of the last event of each open run
 
     def receive(self, frame: ServerFrame) -> tuple[list[ClientFrame], list[StreamEvent]]:
         """What to answer, and the events that came.
@@ -125,17 +126,22 @@ class ClientSession:
             case Welcome():
                 self._parts, self._parts_came = [], 0
                 self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
+                self._continuity.welcomed(frame.runs)
                 return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
             case Subscribed():
-                return [], self._subscribed(frame)
+                self.recovered = frame.recovered
+                if frame.cursor is not None:
+                    self.cursor = frame.cursor
+                return [], self._in_order(self._continuity.subscribed(frame))
             case Batch():
                 whole = self._whole(frame)
                 if whole is None:
                     return [], []
-                events = [new for event in whole for new in self._new(event)]
-                self.cursor = (
-                    frame.cursor
-                )  # not before: of a batch with a wrong event the caller gets nothing
+                for event in whole if self._check else ():
+                    checked_event(event)
+                events = self._in_order(self._continuity.arrived(whole))
+                # Not before: of a batch with a wrong event the caller gets nothing.
+                self.cursor = frame.cursor
                 return [], events
             case Ping():
                 return [Pong()], []
@@ -164,58 +170,12 @@ class ClientSession:
         whole, self._parts, self._parts_came = self._parts, [], 0
         return whole
 
-    def _subscribed(self, frame: Subscribed) -> list[StreamEvent]:
-        self.recovered = frame.recovered
-        if frame.cursor is not None:
-            self.cursor = frame.cursor
-        if frame.recovered:
-            return []
-        going_on = {run.run_id for run in self.runs if run.status == "running"}
-        self._holes = {key for key in self._last if key[1] in going_on}
-        ended = [key for key in self._last if key[1] not in going_on]
-        gaps = [self._gap(key, self._last.pop(key) + 1, None) for key in ended]
-        for gap in gaps:
-            self._feed(gap)
-        return gaps
-
-    def _new(self, event: StreamEvent) -> list[StreamEvent]:
-        """The event, after a `gap` if events of its run are missing before it."""
-        key = (event.source, event.run_id)
-        events = [event]
-        if key in self._holes:
-            self._holes.discard(key)
-            first = self._last[key] + 1
-            last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
-            if last >= first:
-                events.insert(0, self._gap(key, first, last))
-        if event.event_type is T.RUN_END:
-            self._last.pop(key, None)
-        elif event.run_id:
-            self._last[key] = max(
-                self._last.pop(key, -1), event.seq
-            )  # the one that was heard of last stands last
-            if len(self._last) > MAX_OPEN_RUNS:
-                forgotten = next(iter(self._last))
-                del self._last[forgotten]
-                self._holes.discard(forgotten)
-        for each in events:
-            self._feed(each)
-        return events
-
-    def _feed(self, event: StreamEvent) -> None:
-        if self._check:
-            checked_event(event)
+    def _in_order(self, events: list[StreamEvent]) -> list[StreamEvent]:
+        """The events, which the grammar lets stand so."""
         if self._checker is not None:
-            self._checker.feed(event)
-
-    def _gap(self, key: tuple[str, str], first: int, last: int | None) -> StreamEvent:
-        source, run_id = key
-        reason = "the server no longer had what came while the connection was down"
-        if last is None:
-            reason += "; the run has ended meanwhile, and how many events are missing is not known"
-        to_seq = first if last is None else last
-        data = {"from_seq": first, "to_seq": to_seq, "dropped": {}, "reason": reason}
-        return StreamEvent(T.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source)
+            for event in events:
+                self._checker.feed(event)
+        return events
 
 
 class WebSocketStreamingClient:
@@ -378,6 +338,7 @@ class WebSocketStreamingClient:
                 close_timeout=CLOSE_S,
                 logger=connection_logger,
                 ssl=self._tls,
+                create_connection=_Connection,
             )
         except InvalidStatus as error:
             status = error.response.status_code
@@ -401,7 +362,7 @@ class WebSocketStreamingClient:
         try:
             if connection.subprotocol != SUBPROTOCOL:
                 raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
-            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE)
+            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE, features=list(FEATURES))
             await connection.send(encode_frame(hello), text=True)
         except BaseException as error:
             connection.transport.abort()
@@ -422,8 +383,9 @@ class WebSocketStreamingClient:
 
     async def _read(self, connection: ClientConnection) -> None:
         """The next message: its events wait to be read, its questions are answered."""
-        async with asyncio.timeout(SILENCE * self._session.heartbeat_s):
-            message = await connection.recv()
+        silence_s = SILENCE * self._session.heartbeat_s
+        message = await _message(connection, silence_s)
+        async with asyncio.timeout(silence_s):
             answers, events = self._session.receive(decode_server_frame(message))
             self._events.extend(events)
             for frame in answers:
@@ -479,6 +441,34 @@ class WebSocketStreamingClient:
             self._opening = None
         if self._closed.is_set() and self._connection is not None:
             await self._connection.close()
+
+
+class _Connection(ClientConnection):
+    """One that counts the bytes that come: a message may take long on a slow link, which is not silent."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.received += len(data)
+        super().data_received(data)
+
+
+async def _message(connection: ClientConnection, silence_s: float) -> str | bytes:
+    """The next message.
+
+    Raises:
+        TimeoutError: not a byte came for so long.
+    """
+    assert isinstance(connection, _Connection)
+    while True:
+        received = connection.received
+        try:
+            async with asyncio.timeout(silence_s):
+                return await connection.recv()
+        except TimeoutError:
+            if connection.received == received:
+                raise
 
 
 class _connect(connect):  # noqa: N801  (as the class that it extends)

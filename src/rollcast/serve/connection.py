@@ -1,4 +1,4 @@
-"""A server's connection that holds little for a peer that floods, or that only occupies a place."""
+"""A server's connection that holds little for a peer that floods, or that only occupies a place, and that tells what moves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
@@ -68,6 +69,10 @@ class GuardedConnection(ServerConnection):
         super().__init__(*args, **options)
         self._gate = gate
         self._counted = self._ready = self._lost = False
+        self.received = 0  # bytes
+        self.on_room: Callable[[], object] = lambda: (
+            None
+        )  # is called when it can take more, after it could not
         self._early: list[bytes] = []  # what came in one piece with the end of the TLS handshake
         self._pings = Rate(PINGS_PER_S, time.monotonic)
         self._frames = Rate(FRAMES_PER_MESSAGE * gate.messages_per_s, time.monotonic)
@@ -119,10 +124,21 @@ class GuardedConnection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
+        self.received += len(data)
         if self._ready:
             super().data_received(data)
         else:
             self._early.append(data)
+
+    def resume_writing(self) -> None:
+        """Most of what waited has gone."""
+        super().resume_writing()
+        self.on_room()
+
+    def undelivered(self) -> int:
+        """Bytes that wait here or, if the operating system tells it (Linux does), that the peer has not acknowledged."""
+        sock = self.transport.get_extra_info("socket")
+        return self.transport.get_write_buffer_size() + (0 if sock is None else _in_flight(sock.fileno()))
 
     def eof_received(self) -> None:
         """The client has sent its last byte."""
@@ -149,6 +165,20 @@ class GuardedConnection(ServerConnection):
         rate = self._pings if event.opcode is Opcode.PING else self._frames
         if not rate.spend():
             self.transport.abort()
+
+
+def _in_flight(descriptor: int) -> int:
+    """Bytes of a TCP socket that were sent and not acknowledged; 0 if the system does not tell."""
+    if sys.platform != "linux" or descriptor < 0:
+        return 0
+    import fcntl  # noqa: PLC0415  (there is none on Windows)
+    import termios  # noqa: PLC0415
+
+    try:
+        told = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(told, sys.byteorder)
 
 
 def _files() -> int | None:

@@ -1,4 +1,4 @@
-"""Events that are larger than a client takes in one message: packed into several, or shortened with a word about it. Pure.
+"""Events that are larger than a client takes in one message: shortened, with a word about it. Pure.
 
 A shortened event is still an event of its type. What was cut out is said in two places: in the text itself, and in
 `data.truncated`, which maps the path of each value that was cut to its full length.
@@ -6,9 +6,7 @@ A shortened event is still an event of its type. What was cut out is said in two
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -16,7 +14,7 @@ import msgspec
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode
 
-__all__ = ["fitted", "in_parts"]
+__all__ = ["fitted"]
 
 _LONGEST_TEXT = 1 << 19  # characters that a text keeps at most; halved until the event fits
 _SHORTEST_TEXT = 64
@@ -30,26 +28,11 @@ _NAME_CHARS = 256  # of ids, in the last resort
 _MAX_PATHS = 32  # that `truncated` lists one by one
 
 
-def in_parts(events: Iterable[bytes], limit: int) -> list[list[bytes]]:
-    """The events in as few lists as hold, with commas between them, at most `limit` bytes each; a larger one is shortened."""
-    parts: list[list[bytes]] = [[]]
-    size = 0
-    for event in events:
-        data = fitted(event, limit)
-        if parts[-1] and size + len(data) + 1 > limit:
-            parts.append([])
-            size = 0
-        parts[-1].append(data)
-        size += len(data) + 1
-    return parts
-
-
 def fitted(event: bytes, limit: int) -> bytes:
     """The event's JSON, shortened if it has more than `limit` bytes."""
     return event if len(event) <= limit else _shortened(event, limit)
 
 
-@lru_cache(maxsize=4)  # clients with different filters want the same ones
 def _shortened(data: bytes, limit: int) -> bytes:
     """The event with its longest texts and lists cut, as little as needed to within a factor of two."""
     event = decode_unchecked(data)

@@ -6,17 +6,22 @@ A position counts every event since the history began, held or not, so a cursor 
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_described
+from rollcast.records.codec import encode_described, encode_lines
 
-__all__ = ["Entry", "History", "Place", "Selector"]
+__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
+CHUNK = T.LLM_GENERATION_CHUNK
 ENTRY_BYTES = 160  # what an entry weighs beside its JSON
+ENCODED_AT_ONCE = 64  # events; as many of them are in memory twice for a moment
+WITHIN = ".within"  # ends a cursor that stands in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # of one filter; clients may bring many filters
 EVERYTHING = EventFilter()
@@ -75,6 +80,31 @@ class Selector:
         return self.filter.wants(*place)
 
 
+class Selectors:
+    """One selector for each filter, so that subscriptions with equal filters are found to be alike."""
+
+    def __init__(self) -> None:
+        self._by_filter: dict[EventFilter, Selector] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_filter)
+
+    def of(self, filter: EventFilter, users: Collection[HasSelector]) -> Selector:
+        """The filter's; those that no user has any more are forgotten now and then."""
+        selector = self._by_filter.get(filter)
+        if selector is None:
+            if len(self._by_filter) > 2 * len(users) + 64:
+                self._by_filter = {user.selector.filter: user.selector for user in users}
+            selector = self._by_filter[filter] = Selector(filter)
+        return selector
+
+
+class HasSelector(Protocol):
+    """Somebody who wants something."""
+
+    selector: Selector
+
+
 class History:
     """A ring of events, bounded by bytes. Whoever owns it guards it.
 
@@ -102,19 +132,36 @@ class History:
 
     def append(self, event: StreamEvent) -> Entry:
         """Keep the event, and let go of the oldest ones that no longer fit."""
-        place = Place(event.event_type, event.chain_id, event.group_id, event.run_id)
-        place = self._places.setdefault(place, place)
+        return self.extend([event])[0]
+
+    def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
+        """Keep the events, and let go of the oldest ones that no longer fit."""
+        entries = []
+        total = self.total
+        place: Place | None = None
+        for event, data in zip(events, _all_encoded(events), strict=True):
+            kind = event.event_type
+            if (
+                place is None  # tokens mostly stand where the one before stood
+                or event.chain_id != place.chain_id
+                or kind is not place.event_type
+                or event.run_id != place.run_id
+                or event.group_id != place.group_id
+            ):
+                place = Place(kind, event.chain_id, event.group_id, event.run_id)
+                place = self._places.setdefault(place, place)
+            seq = event.seq
+            merged = kind is CHUNK and "from_seq" in event.data
+            entries.append(Entry(data, place, seq, event.data["from_seq"] if merged else seq, total))
+            total += len(data) + ENTRY_BYTES
+        self._entries += entries
+        self.head += len(entries)
+        self.total = total
         if len(self._places) > MAX_PLACES:
             self._places.clear()
-        data = encoded(event)
-        merged = event.event_type is T.LLM_GENERATION_CHUNK and "from_seq" in event.data
-        entry = Entry(data, place, event.seq, event.data["from_seq"] if merged else event.seq, self.total)
-        self._entries.append(entry)
-        self.head += 1
-        self.total += len(data) + ENTRY_BYTES
-        if self.total - self._entries[self._first].before > self.limit:
+        if entries and total - self._entries[self._first].before > self.limit:
             self._evict()
-        return entry
+        return entries
 
     def _evict(self) -> None:
         first, entries = self._first, self._entries
@@ -149,13 +196,36 @@ class History:
         """The name of a position; opaque to clients."""
         return f"{self._name}.{position}"
 
+    def cursor_within(self, position: int) -> str:
+        """A cursor for one who has had some of the snapshots that lead to this position: nobody can go on from there."""
+        return f"{self._name}.{position}{WITHIN}"
+
     def position(self, cursor: str) -> int | None:
         """The position that a cursor names; None if it is of another history, or no longer held."""
-        name, _, number = cursor.partition(".")
+        position = None if cursor.endswith(WITHIN) else self.named(cursor)
+        return position if position is not None and self.tail <= position else None
+
+    def named(self, cursor: str) -> int | None:
+        """The position that a cursor names, held or not; None if it is of another history."""
+        name, _, number = cursor.removesuffix(WITHIN).partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
         position = int(number)
-        return position if self.tail <= position <= self.head else None
+        return position if position <= self.head else None
+
+
+def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
+    """Of each event what `encoded` gives, many at once."""
+    if len(events) == 1:
+        return [encoded(events[0])]
+    data: list[bytes] = []
+    for i in range(0, len(events), ENCODED_AT_ONCE):
+        some = list(events[i : i + ENCODED_AT_ONCE])
+        lines: list[bytes] = []
+        with suppress(Exception):  # user-made data: it may hold, and raise, anything
+            lines = encode_lines(some).split(b"\n")[:-1]
+        data += lines if len(lines) == len(some) else map(encoded, some)
+    return data
 
 
 def encoded(event: StreamEvent) -> bytes:

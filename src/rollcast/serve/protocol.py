@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -23,6 +23,7 @@ from rollcast.serve.settings import SMALLEST_MESSAGE, Limits, Scope
 from rollcast.text import printable_line
 
 __all__ = [
+    "FEATURES",
     "FRAME_BYTES",
     "SUBPROTOCOL",
     "VERSION",
@@ -40,6 +41,7 @@ __all__ = [
     "FilterFrame",
     "Greet",
     "Hello",
+    "LostRun",
     "OpenSubscription",
     "Ping",
     "Pong",
@@ -61,6 +63,7 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
+FEATURES = ("parts",)  # what either side may understand beyond 0.1
 
 
 class CloseCode(IntEnum):
@@ -91,7 +94,10 @@ class ErrorCode(IntEnum):
 
 
 # What a client says comes back in every batch, or stays in the server's memory: it is bounded.
-Id = Annotated[str, msgspec.Meta(max_length=128)]
+LONGEST_ID = 128
+LONGEST_SHOWN = 100  # characters of what a client said, in an answer
+Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
 Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=1024)]
 
 
@@ -113,15 +119,24 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
-    """The client's first frame. `client`: what it calls itself; `max_message`: bytes of the largest message that it takes."""
+    """The client's first frame. `client`: what it calls itself; `max_message`: bytes of the largest message that it takes.
+
+    `role` is `viewer`, `page` or `producer`, which have limits of their own; one that the server does not know is a viewer's.
+    `features` names what the client understands beyond the first version: see `FEATURES`.
+    """
 
     token: str | None = None
     client: str = ""
     version: int = VERSION
     max_message: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] | None = None
+    role: Name = "viewer"
+    features: Annotated[list[Name], msgspec.Meta(max_length=64)] = []
 
     def __repr__(self) -> str:
-        return f"Hello(client={self.client!r}, version={self.version!r}, max_message={self.max_message!r})"
+        return (
+            f"Hello(client={self.client!r}, version={self.version!r}, max_message={self.max_message!r}, "
+            f"role={self.role!r}, features={self.features!r})"
+        )
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
@@ -170,33 +185,64 @@ class RunInfo(msgspec.Struct, frozen=True):
     chains: int
 
 
-class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """The answer to `hello`."""
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
+    """The answer to `hello`. `limits` are those of the client's role.
+
+    `runs` has as many as fit into a message, those that run first, then the latest; `more_runs`: so many others are known.
+    `features` names what the server understands beyond the first version.
+    """
 
     version: int
     runs: list[RunInfo]
     heartbeat_s: float
     limits: Limits
     scopes: list[Scope]
+    features: list[str] = []
+    more_runs: int = 0
 
 
-class Subscribed(msgspec.Struct, frozen=True, tag="subscribed"):
+class LostRun(msgspec.Struct, frozen=True):
+    """A run of which the client missed events that its filter wants, and that the server has no longer.
+
+    Attributes:
+        run_id, source: whose.
+        from_seq: of the first event after the cursor; None: the run began before that, so the client knows how far it was.
+        to_seq: of the last event that will not come.
+        status: of its `run_end`, if that is among them; else `running`.
+    """
+
+    run_id: str
+    source: str
+    from_seq: int | None
+    to_seq: int
+    status: str
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", omit_defaults=True):
     """The answer to `subscribe` and `update`.
 
     `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
     if snapshots are to come: the batch that brings them has the first place to come back to.
+
+    If `recovered` is false, `lost` are the runs of which something is missing, the latest 64, and `lost_more` is the
+    number of further ones. None: the server does not know, as one without a history, and those of 0.1. `began_anew`: the
+    cursor is of another server, and this one does not know what was before it began.
     """
 
     id: str
     recovered: bool
     cursor: str | None
+    lost: list[LostRun] | None = None
+    lost_more: int = 0
+    began_anew: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
     """Events of one subscription, in order. `cursor` is the place after them, whatever the filter left out.
 
-    One that is larger than the client's `max_message` comes in `parts` messages, `part` 1 first, of which only the last
-    makes it whole: a client that is cut before it goes on from the cursor that it had.
+    The snapshots that a subscription begins with may come in parts, if the client's `features` has `parts`: `part` 1 first, and
+    only the one whose `part` equals its `parts` makes the batch whole. Until then `parts` is the server's guess, which may
+    change. A client that is cut before it goes on from the cursor that it had.
     """
 
     id: str
@@ -315,10 +361,19 @@ class Close:
 
 @dataclass(frozen=True)
 class Greet:
-    """Send `welcome`. `max_message`: what the client said of the largest message that it takes."""
+    """Send `welcome`.
+
+    Attributes:
+        grant: what the client may do.
+        max_message: what it said of the largest message that it takes.
+        role: that it claims.
+        features: that it understands.
+    """
 
     grant: Grant
     max_message: int | None = None
+    role: str = "viewer"
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -380,11 +435,12 @@ class Session:
 
     Args:
         authorize: what a token grants.
-        limits: what the client may do.
+        limits: what the client may do; of its role, from `hello` on.
         hello_s, heartbeat_s: as in `ServerSettings`.
         clock: seconds that only rise.
         epoch: seconds since the epoch, for tokens that expire.
         token: that came with the request, for a `hello` without one.
+        limits_of: the limits of a role that has these scopes; None: all have `limits`.
 
     Attributes:
         grant: what the client may do; None before its `hello`.
@@ -402,12 +458,14 @@ class Session:
         clock: Callable[[], float],
         epoch: Callable[[], float],
         token: str | None = None,
+        limits_of: Callable[[str, tuple[Scope, ...]], Limits] | None = None,
     ) -> None:
         self.grant: Grant | None = None
         self.closed = False
         self.subscriptions: set[str] = set()
         self._authorize = authorize
         self._limits = limits
+        self._limits_of = limits_of
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._epoch = epoch
@@ -454,6 +512,10 @@ class Session:
             return [Send(Ping())]
         return []
 
+    def moved(self) -> None:
+        """Bytes that waited for the client went, or some came: it is not silent, though it has said nothing whole."""
+        self._heard_at = self._clock()
+
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def receive(self, message: str | bytes | bytearray | memoryview) -> list[Action]:
@@ -476,7 +538,8 @@ class Session:
         try:
             frame = decode_client_frame(message)
         except DecodeError as error:
-            return self._close(CloseCode.BAD_FRAME, str(error))
+            unknown = None if self.grant is None else _of_unknown_type(message)
+            return [unknown] if unknown is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
         return self._handle(frame, self.grant)
@@ -498,7 +561,10 @@ class Session:
         if grant == "expired":
             return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
         self.grant = grant
-        return [Greet(grant, frame.max_message)]
+        if self._limits_of is not None:
+            self._limits = self._limits_of(frame.role, grant.scopes)
+            self._rate = Rate(self._limits.messages_per_s, self._clock)
+        return [Greet(grant, frame.max_message, frame.role, tuple(frame.features))]
 
     def _handle(self, frame: ClientFrame, grant: Grant) -> list[Action]:
         match frame:
@@ -556,3 +622,26 @@ def _filter(frame: Subscribe | Update) -> EventFilter | Send:
 
 def _unknown(id: str) -> Send:
     return Send(ErrorFrame(ErrorCode.NOT_FOUND, f"there is no subscription {id!r}; subscribe first", id))
+
+
+class _Tagged(msgspec.Struct):
+    type: str
+    id: Any = None
+
+
+_tagged_decoder = msgspec.json.Decoder(_Tagged)
+_CLIENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ClientFrame))
+
+
+def _of_unknown_type(message: str) -> Send | None:
+    """What is said about a frame that a later version may have; None: it is no such frame."""
+    try:
+        frame = _tagged_decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    if frame.type in _CLIENT_TYPES:
+        return None
+    shown = printable_line(frame.type, LONGEST_SHOWN)
+    text = f"there is no frame of type '{shown}'; this server knows {', '.join(sorted(_CLIENT_TYPES))}"
+    given = frame.id if isinstance(frame.id, str) and len(frame.id) <= LONGEST_ID else None
+    return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, given))

@@ -32,6 +32,8 @@ from rollcast.serve.connection import Gate, GuardedConnection
 from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.protocol import (
+    FEATURES,
+    FRAME_BYTES,
     SUBPROTOCOL,
     VERSION,
     Action,
@@ -50,12 +52,15 @@ from rollcast.serve.protocol import (
     Subscribed,
     Welcome,
 )
+from rollcast.serve.runs import fitting_runs
 from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets, shown_url
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
 from rollcast.stream import StreamObserver
 
 __all__ = ["ServerStatistics", "WebSocketStreamingServer"]
+
+HELD_S = 1.0  # for which who has not had its snapshots yet can't ask for others, which may be many
 
 logger = logging.getLogger("rollcast.serve")
 connection_logger = logging.getLogger("rollcast.serve.connection")
@@ -171,7 +176,7 @@ class WebSocketStreamingServer:
             return ServerStatistics(
                 connections=len(self._clients),
                 subscriptions=len(broadcaster.subscriptions),
-                sent=broadcaster.sent_batches,
+                sent=broadcaster.sender.batches,
                 closed_slow=broadcaster.closed_slow,
                 history_events=broadcaster.history.head - broadcaster.history.tail,
                 history_bytes=broadcaster.history.bytes,
@@ -340,10 +345,9 @@ class WebSocketStreamingServer:
                 GuardedConnection, gate
             ),
             open_timeout=settings.hello_s,
-            ping_interval=settings.heartbeat_s,
-            ping_timeout=settings.heartbeat_s,
+            ping_interval=None,  # it would take a slow link for a dead one
             close_timeout=settings.close_s,
-            max_size=4 * settings.limits.message_bytes,  # the session says so first, in words
+            max_size=4 * settings.largest_message,  # the session says so first, in words
             logger=connection_logger,
         )
 
@@ -385,8 +389,6 @@ class WebSocketStreamingServer:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{len(self._clients)} clients are connected; try again later.\n",
             )
-        if not plain:
-            connection.ping_interval = None  # the session asks itself
         local = is_loopback(str(connection.remote_address[0]))
         uncompressed = plain or (self.settings.compression is None and local)
         if uncompressed and "Sec-WebSocket-Extensions" in headers:
@@ -400,9 +402,11 @@ class WebSocketStreamingServer:
         request = connection.request
         assert request is not None
         headers = request.headers
+        assert isinstance(connection, GuardedConnection)
         client = Client(
             connection, self.settings, self.closing, plain="Sec-WebSocket-Protocol" not in headers
         )
+        connection.on_room = self._broadcaster.room
         self._clients.add(client)
         try:
             if self._server is None:  # it came while the server was being stopped
@@ -433,20 +437,29 @@ class WebSocketStreamingServer:
             clock=time.monotonic,
             epoch=_now,
             token=token,
+            limits_of=settings.limits_of,
         )
         while not session.closed and not client.closed:
-            if self._broadcaster.owes(client) and client.connection.state is State.OPEN:
-                await asyncio.sleep(0.005)  # what it asked for comes first: asking costs less than answering
-                actions = session.tick()
+            try:
+                async with asyncio.timeout(session.wait_s):
+                    message = await client.connection.recv()
+            except TimeoutError:
+                actions = _tick(session, client)
             else:
-                try:
-                    async with asyncio.timeout(session.wait_s):
-                        message = await client.connection.recv()
-                except TimeoutError:
-                    actions = session.tick()
-                else:
-                    actions = session.receive(message)
+                actions = session.receive(message)
             for action in actions:
+                if isinstance(action, OpenSubscription | CloseSubscription):
+                    await self._until_served(session, client)
+                self._perform(client, action)
+
+    async def _until_served(self, session: Session, client: Client) -> None:
+        """What the client asked for comes first, for a second at least: asking costs less than answering."""
+        give_up = time.monotonic() + HELD_S
+        while client.connection.state is State.OPEN and not client.closed:
+            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
+                return
+            await asyncio.sleep(0.005)
+            for action in _tick(session, client):
                 self._perform(client, action)
 
     def _perform(self, client: Client, action: Action) -> None:
@@ -456,19 +469,18 @@ class WebSocketStreamingServer:
                 client.send(frame)
             case Close(code, message):
                 client.close(code, message)
-            case Greet(grant, max_message):
-                limits, scopes = self.settings.limits, list(grant.scopes)
-                client.max_message = max_message or self.settings.plain_message_bytes
-                runs = [] if refusal(grant, Door.RUNS) else broadcaster.known_runs()
-                client.send(Welcome(VERSION, runs, self.settings.heartbeat_s, limits, scopes))
+            case Greet():
+                self._greet(client, action)
             case OpenSubscription(id, wanted, since):
+                losses = None
                 if since is None:
                     recovered, cursor = broadcaster.update(client, id, wanted)
                 else:
                     recovered, cursor = broadcaster.subscribe(
-                        client, id, wanted, since, max_message=client.max_message
+                        client, id, wanted, since, max_message=client.max_message, parts=client.parts
                     )
-                client.send(Subscribed(id, recovered, cursor))
+                    losses = broadcaster.losses(client, id)
+                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):
@@ -480,15 +492,28 @@ class WebSocketStreamingServer:
                     logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
                     client.send(Done(id, run_id, chain_id))
 
+    def _greet(self, client: Client, greeting: Greet) -> None:
+        grant, settings = greeting.grant, self.settings
+        client.max_message = greeting.max_message or settings.plain_message_bytes
+        client.parts = "parts" in greeting.features
+        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.known_runs()
+        runs = fitting_runs(known, client.max_message - FRAME_BYTES)
+        limits = settings.limits_of(greeting.role, grant.scopes)
+        client.send(
+            Welcome(
+                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), list(FEATURES), len(known) - len(runs)
+            )
+        )  # fmt: skip
+
     async def _talk_plainly(self, client: Client, headers: Headers, query: str) -> None:
         """One event a message; what the client says is not listened to, but counted."""
         granted = self._entrance.authorize(header_token(headers))
         expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
         self._broadcaster.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
         rate = Rate(self.settings.limits.messages_per_s, time.monotonic)
-        stuck = 0  # bytes that waited a heartbeat ago: the library's own ping would wait behind them for ever
+        silence = _Silence(self.settings.heartbeat_s)
         while not client.closed:
-            left = self.settings.heartbeat_s
+            left = silence.left_s
             if expires_at is not None:
                 left = min(left, max(0.0, expires_at - time.time()))
             try:
@@ -497,13 +522,9 @@ class WebSocketStreamingServer:
             except TimeoutError:
                 if expires_at is not None and time.time() >= expires_at:
                     client.close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
-                    return
-                unsent = client.unsent()
-                if unsent and unsent == stuck:
+                elif await silence.is_death(client):
                     client.close(CloseCode.NO_PONG, "no byte was read within the heartbeat; reconnect")
-                stuck = unsent
                 continue
-            stuck = 0
             if len(message) > self.settings.limits.message_bytes or not rate.spend():
                 client.close(
                     CloseCode.LIMIT, "this feed is read-only and received too many messages; send fewer"
@@ -513,6 +534,40 @@ class WebSocketStreamingServer:
         """Keep a closing task until it is done."""
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+class _Silence:
+    """How long nothing has moved between the server and a plain client."""
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._since = time.monotonic()
+        self._asked = False
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until `is_death` has something to say."""
+        return max(0.0, self._since + self._heartbeat_s - time.monotonic())
+
+    async def is_death(self, client: Client) -> bool:
+        """Whether it has been silent for a heartbeat, and does not answer."""
+        if self.left_s > 0:
+            return False
+        moved, asked = client.moved(), self._asked
+        self._since, self._asked = time.monotonic(), not moved
+        if moved:
+            return False
+        if asked or client.unsent():
+            return True
+        await client.ping()
+        return False
+
+
+def _tick(session: Session, client: Client) -> list[Action]:
+    """Time has passed. If the session would take the client for silent, it is looked at what moves."""
+    if session.wait_s == 0 and client.moved():
+        session.moved()
+    return session.tick()
 
 
 def _now() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Container
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,9 +14,10 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.serve.secrecy import shown_url
 
-__all__ = ["SMALLEST_MESSAGE", "Limits", "Scope", "ServerSettings", "Token"]
+__all__ = ["SMALLEST_MESSAGE", "Limits", "Role", "Scope", "ServerSettings", "Token"]
 
 Scope = Literal["read", "control", "publish"]
+Role = Literal["viewer", "page", "producer"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 SMALLEST_MESSAGE = 16 << 10  # bytes; an event that had to be shortened must say so within them
@@ -68,10 +70,13 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         tls_key: a PEM file with the certificate's private key; None: it is in `tls_cert`.
         origins: pages that may connect beside those that come from this server, such as `https://lab.example`.
         hosts: names under which the server is reached beside addresses, `localhost` and its own host.
-        limits: what one client may do.
+        limits: what one client may do, unless its role has limits of its own.
+        page_limits: what a client may do whose `hello` says that it is a `page`; None: as `limits`.
+        producer_limits: the same of a `producer`, if its token has the `publish` scope; else it has those of a viewer.
         connections: at a time.
         hello_s: within which a client of `rollcast.v1` must say `hello`.
-        heartbeat_s: after so long without a word the server pings; after as long again it closes with 4012.
+        heartbeat_s: after so long without a word the server pings; after as long again it closes with 4012, unless bytes that
+            waited for the client are still moving: a slow link is not a dead one.
         batch_s, batch_bytes, batch_events: a batch goes when the first of them is reached; the first chunk of a
             generation goes at once.
         history_bytes: of events kept for clients that come back or want the start. 0: none, and the server asks the
@@ -93,6 +98,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
+    page_limits: Limits | None = None
+    producer_limits: Limits = Limits(message_bytes=1 << 20, messages_per_s=500)
     connections: Count = 2048
     hello_s: Seconds = 5.0
     heartbeat_s: Seconds = 20.0
@@ -105,6 +112,21 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     compression: bool | None = None
     close_s: Seconds = 5.0
     plain_message_bytes: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] = 1 << 20
+
+    def limits_of(self, role: str, scopes: Container[str]) -> Limits:
+        """What a client of this role may do. A role that is not known has the limits of a viewer."""
+        if role == "producer" and "publish" in scopes:
+            return self.producer_limits
+        if role == "page" and self.page_limits is not None:
+            return self.page_limits
+        return self.limits
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of the largest message that any client may send."""
+        roles: tuple[Role, ...] = ("viewer", "page", "producer")
+        scopes = {*self.anonymous_scopes, *(scope for token in self.tokens for scope in token.scopes)}
+        return max(self.limits_of(role, scopes).message_bytes for role in roles)
 
     def checked(self, token: str | None = None) -> ServerSettings:
         """These settings with `token` (all scopes) among the tokens.

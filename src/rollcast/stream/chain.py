@@ -28,7 +28,9 @@ from rollcast.records import (
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
 from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
 from rollcast.stream.fanout import Fanout, Route, Targets
-from rollcast.stream.queue import Control, chunk_size
+from rollcast.stream.notes import ChainNotes
+from rollcast.stream.queue import Control, EventQueue, chunk_size
+from rollcast.stream.waiting import WaitingChunk, only_of
 from rollcast.text import well_formed
 
 __all__ = [
@@ -83,9 +85,8 @@ class RunOfChain(Protocol):
         data: dict[str, Any],
         step: int | None,
         depth: int | None = None,
-        size: int = 0,
     ) -> None:
-        """Make the event, stamp it and queue it for each target. The lock is held. `size`: its bytes, if known."""
+        """Make the event, stamp it and queue it for each target. The lock is held."""
         ...
 
     def publish_again(
@@ -136,6 +137,7 @@ class ChainWriter:
         generation_open: the generation that has begun and not ended, or None.
         tools_open: the tool calls that have begun and not ended, by call id.
         depth: turns since the chain's last fresh prompt; None before the first.
+        notes: what a snapshot needs beside the trajectory; kept if somebody may be watching.
     """
 
     def __init__(self, run: RunOfChain, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
@@ -148,6 +150,7 @@ class ChainWriter:
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}
+        self.notes = ChainNotes()
         self._tools = tools
         self._reference = reference
         self._began = time.perf_counter()
@@ -178,6 +181,7 @@ class ChainWriter:
                 }
                 if self._reference is not UNSET:
                     data["reference"] = bounded_json(self._reference)
+                self.notes.began(data)
                 self.emit(T.CHAIN_START, data)
         logger.debug("%s begins", trajectory.chain_id)
         return self
@@ -280,8 +284,10 @@ class ChainWriter:
         if isinstance(error, BaseException) and not goes_on:
             self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
+            data = error_data(error, where)
             with self.lock:
-                self.emit(T.ERROR, error_data(error, where))
+                self.notes.failed(data)
+                self.emit(T.ERROR, data)
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
         """The chain's reward, once, when its last generation and tool call are over and before its end.
@@ -307,6 +313,7 @@ class ChainWriter:
             self.trajectory.reward = number
             self.trajectory.metrics = as_json(dict(metrics or {}))
             if self.live:
+                self.notes.heard()
                 self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
@@ -372,18 +379,11 @@ class ChainWriter:
 
     def snapshot(self) -> StreamEvent:
         """How the chain stands. The lock is held."""
-        t = self.trajectory
-        turn, run = t.open_turn, self.run
-        data = {
-            "messages": list(t.messages),
-            "content": None if turn is None else turn.text,
-            "tool_calls": t.open_tool_calls,
-            "as_of": run.seq,
-        }
-        step = len(t.turns) or None
+        t, seq, now = self.trajectory, self.run.seq, time.time()
+        data = self.notes.snapshot(t, self.depth, seq, now)
         return StreamEvent(
-            T.CHAIN_SNAPSHOT, t.chain_id, time.time(), as_json(data), step, self.depth, run.seq, t.run_id, t.group_id,
-            run.fanout.source,
+            T.CHAIN_SNAPSHOT, t.chain_id, now, data, len(t.turns) or None, self.depth, seq, t.run_id, t.group_id,
+            self.run.fanout.source,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -438,6 +438,7 @@ class GenerationWriter:
             chain.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
+                chain.notes.generation_began(chain.trajectory, chain.run.model, self._version)
                 data = {
                     "prompt_tokens": turn.prompt_tokens,
                     "model": chain.run.model,
@@ -481,7 +482,8 @@ class GenerationWriter:
                 f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
             )
         run = self._run
-        lock = run.fanout.lock
+        fanout = run.fanout
+        lock = fanout.lock
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
@@ -489,17 +491,29 @@ class GenerationWriter:
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
             targets = route.chunk
-            if targets is None or route.version != run.fanout.version:
+            if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
             if targets:
+                run.seq = seq = run.seq + 1
+                place, depth, now = route.place, self.chain.depth, time.time()
+                size = chunk_size(text, token_ids)
+                if fanout.crowded:
+                    ids, logs = only_of(token_ids, int), only_of(logprobs, float)
+                    waiting = WaitingChunk(
+                        place, text, offset, ids, logs, turn.step, depth, seq, now, len(targets) > 1
+                    )
+                    fanout.publish_waiting_locked(waiting, targets, size)
+                    return
                 data: dict[str, Any] = {"content": text, "offset": offset}
                 if token_ids is not None:
                     data["token_ids"] = token_ids
                 if logprobs is not None:
                     data["logprobs"] = logprobs
-                run.publish(
-                    targets, CHUNK, route, data, turn.step, self.chain.depth, chunk_size(text, token_ids)
-                )
+                event = StreamEvent(
+                    CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
+                )  # fmt: skip
+                fanout.chunks += 1
+                EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
 
@@ -525,6 +539,7 @@ class GenerationWriter:
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
             if chain.live:
+                chain.notes.generation_ended(finish_reason)
                 chain.run.fanout.completion_tokens += turn.completion_tokens
                 data = {
                     "content": turn.text,
@@ -541,8 +556,12 @@ class GenerationWriter:
         chain, turn, route = self.chain, self.turn, self.route
         assert route is not None
         targets = route.targets_locked(T.LLM_GENERATION_END)
-        place = (route.chain_id, route.group_id, route.run_id)
-        with_ids = tuple(target for target in targets if turn.token_ids and target.wants_ids(*place))
+        at = route.place
+        with_ids = tuple(
+            target
+            for target in targets
+            if turn.token_ids and target.wants_ids(at.chain_id, at.group_id, at.run_id)
+        )
         if not with_ids:
             chain.emit(T.LLM_GENERATION_END, data, turn.step)
             return
@@ -596,6 +615,7 @@ class ToolCallWriter:
             chain.tools_open[call.call_id] = self
             self._began = time.perf_counter()
             if chain.live:
+                chain.notes.call_began(call.call_id)
                 arguments = object_or_text(call.arguments)
                 data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
@@ -625,6 +645,7 @@ class ToolCallWriter:
             record.observation = record.observation + observation if partial else observation
             record.status = None if partial else status
             if chain.live:
+                chain.notes.heard()
                 data = {
                     "call_id": record.call.call_id,
                     "tool_name": record.call.tool_name,
@@ -647,6 +668,7 @@ class ToolCallWriter:
             record.duration_s = time.perf_counter() - self._began
             chain.tools_open.pop(record.call.call_id, None)
             if chain.live:
+                chain.notes.call_ended(record)
                 data = {
                     "call_id": record.call.call_id,
                     "tool_name": record.call.tool_name,

@@ -18,6 +18,7 @@ import msgspec
 
 from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
+from rollcast.failures import by_signal
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.queue import Control, EventQueue, Item
 
@@ -92,9 +93,11 @@ class Delivery(EventQueue):
         self.hook_task: asyncio.Task[None] | None = None
         self.delivered = self.failed = 0
         self.begun = 0  # items of those taken last whose handing over has begun
+        self.taken_mixed = False  # they were `mixed`
         self._snapshots = snapshots
         self._waiter: asyncio.Future[None] | None = None
-        self._in_flight: tuple[int, int, float | None] = (0, 0, None)  # events, bytes, oldest time stamp
+        self._in_flight: list[Item] = []
+        self._bytes_in_flight = 0
         self._warned: set[str] = set()
 
     # -- the producer's side -------------------------------------------------------------------------------------------
@@ -103,7 +106,9 @@ class Delivery(EventQueue):
         """Whether the filter lets such an event pass."""
         try:
             return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
-        except Exception as error:  # noqa: BLE001  (a subclass of somebody's may raise anything)
+        except BaseException as error:  # a subclass of somebody's may raise anything
+            if by_signal(error):
+                raise
             self.on_bad_filter(error)
             return False
 
@@ -111,7 +116,9 @@ class Delivery(EventQueue):
         """Whether the ends of this chain's generations are to have their ids."""
         try:
             return bool(self.filter.wants_ids(chain_id, group_id, run_id))
-        except Exception as error:  # noqa: BLE001  (as above)
+        except BaseException as error:  # as above
+            if by_signal(error):
+                raise
             self.on_bad_filter(error)
             return False
 
@@ -134,7 +141,7 @@ class Delivery(EventQueue):
     def put_back(self, items: list[Item]) -> None:
         """See `EventQueue.put_back`."""
         if self.discarding:
-            self.dropped += sum(isinstance(item, StreamEvent) for item in items)
+            self.dropped += sum(not isinstance(item, Control) for item in items)
             items = []
         super().put_back(items)
 
@@ -156,7 +163,6 @@ class Delivery(EventQueue):
         """Wait for something and take it, oldest first; empty if the delivery has ended and nothing is left."""
         while True:
             with self.lock:
-                self.handed_over_locked()
                 items = self.take_locked()
                 if items or self.ended:
                     return items
@@ -164,17 +170,20 @@ class Delivery(EventQueue):
             await waiter
 
     def take_locked(self) -> list[Item]:
-        """Take everything that waits; it counts as in flight until `handed_over_locked`, or `put_back`."""
-        size = self.bytes
-        items = self.take_nowait(self._snapshots(self.filter) if self._lost else ())
-        oldest = next((i.timestamp for i in items if isinstance(i, StreamEvent)), None)
-        self._in_flight = (len(items), size, oldest)
-        self.begun = 0
+        """Take everything that waits, now that what was taken before has reached the reader.
+
+        It counts as in flight until the next call of this, or of `handed_over_locked`.
+        """
+        if self.full:
+            self.full = False
+            self.on_full(self, False)
+        self._bytes_in_flight, self.taken_mixed, self.begun = self.bytes, self.mixed, 0
+        self._in_flight = items = self.take_nowait(self._snapshots(self.filter) if self._lost else ())
         return items
 
     def handed_over_locked(self) -> None:
         """What was taken has reached the reader."""
-        self._in_flight = (0, 0, None)
+        self._in_flight, self._bytes_in_flight = [], 0
         if self.full:
             self.full = False
             self.on_full(self, False)
@@ -216,17 +225,18 @@ class Delivery(EventQueue):
     def statistics(self) -> ObserverStatistics:
         """The numbers. The lock is held."""
         waiting = self.waiting
-        oldest = self._in_flight[2] or (waiting[0].timestamp if waiting else None)
+        known = (item for item in self._in_flight if not isinstance(item, Control))
+        oldest = next(known, waiting[0] if waiting else None)
         return ObserverStatistics(
             name=self.reader,
             mode="lossless" if self.lossless else "coalesce",
             delivered=self.delivered,
-            queued=len(waiting) + self._in_flight[0],
-            queued_bytes=self.bytes + self._in_flight[1],
+            queued=len(waiting) + len(self._in_flight),
+            queued_bytes=self.bytes + self._bytes_in_flight,
             merged=self.merged,
             dropped=self.dropped,
             failed=self.failed,
-            lag_s=max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            lag_s=max(0.0, time.time() - oldest.timestamp) if oldest is not None else 0.0,
         )
 
     def first_time(self, topic: str) -> bool:

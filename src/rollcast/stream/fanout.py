@@ -19,13 +19,15 @@ from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, w
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import OpenToolCall
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
-from rollcast.stream.queue import Control
+from rollcast.stream.queue import Control, EventQueue
+from rollcast.stream.waiting import Event, Place, WaitingChunk
 
 __all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Targets"]
 
 logger = logging.getLogger("rollcast.stream")
 
 QUEUE_LIMIT = 8 << 20  # bytes
+CROWD = 256  # open chains; of fewer, events are gone before the collector sees them, and cost less if they are made at once
 QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
@@ -115,9 +117,11 @@ class Fanout:
     Attributes:
         lock: guards everything here, the deliveries, and what the writers of live runs write.
         version: rises whenever a delivery comes, goes or changes its filter.
+        crowded: so many chains are open that tokens wait as `WaitingChunk`.
         runs: the open ones, by id.
         congested: lossless deliveries that are full, for which the producers wait.
-        emitted: events that were published, by type.
+        emitted: events that were published, by type, without those in `chunks`.
+        chunks: tokens that runs here published, each with its event: a number costs a third of what a dict's entry does.
         named: chains and groups that filters name.
         run_openings, run_closings: called with the id of each run that opens, and of each that has closed; the lock is held.
         chain_closings: called with the trajectory of each chain that has ended, which does not change any more; the lock is
@@ -133,8 +137,10 @@ class Fanout:
         self.source = source
         self.lock = threading.RLock()
         self.version = 0
+        self.crowded = False
         self.runs: dict[str, OpenRun] = {}
         self.emitted = dict.fromkeys(StreamEventType, 0)
+        self.chunks = 0
         self.completion_tokens = 0  # of generations that have ended
         self.named: frozenset[str] = frozenset()
         self.run_openings: list[Callable[[str], object]] = []
@@ -142,6 +148,7 @@ class Fanout:
         self.chain_closings: list[Callable[[Trajectory], object]] = []
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
+        self._targets: dict[Targets, Targets] = {}  # that were found since the version changed
         self._leaving: list[Delivery] = []  # that were removed, until their readers have closed
         self._threads: list[Future[None]] = []  # that wait until nothing is congested
         self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -210,11 +217,13 @@ class Fanout:
 
     def _changed_locked(self) -> None:
         self.version += 1
+        self._targets.clear()
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
 
     def make_room_locked(self, chains: int) -> None:
         """So many chains are open: all of their starts, or of their ends, must fit into a queue."""
+        self.crowded = chains > CROWD
         if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
             self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
             for delivery in self._deliveries:
@@ -225,17 +234,29 @@ class Fanout:
     def interested(
         self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
     ) -> Targets:
-        """The deliveries that want such an event."""
+        """The deliveries that want such an event; the same tuple for all chains that the same ones watch."""
         with self.lock:
-            wanted = tuple(d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id))
-        return _of_a_token(wanted) if event_type is CHUNK else wanted
+            found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
+            if event_type is CHUNK:
+                found = _of_a_token(found)
+            return self._targets.setdefault(found, found)
 
-    def publish_locked(self, event: StreamEvent, targets: Iterable[Delivery], size: int) -> None:
+    def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
         kind = event.event_type if event.event_type in self.emitted else UNKNOWN
         self.emitted[kind] = self.emitted.get(kind, 0) + 1
+        EventQueue.put_in_each(targets, event, size)
+
+    def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
+        """As `publish_locked`, if the event is made later."""
         for delivery in targets:
-            delivery.put_nowait(event, size)
+            delivery.mixed = True
+        self.publish_locked(chunk, targets, size)
+
+    def emitted_by_type(self) -> dict[StreamEventType, int]:
+        """All events that were published. The lock is held."""
+        chunk = StreamEventType.LLM_GENERATION_CHUNK
+        return self.emitted | {chunk: self.emitted[chunk] + self.chunks}
 
     def broadcast_locked(self, control: Control) -> None:
         """Queue a hook for everybody."""
@@ -401,16 +422,15 @@ class Route:
     """Where the events of one chain, or of a run as a whole, go: looked up once, and again when the version has changed.
 
     Attributes:
+        place: what all its events have in common.
         chunk: the deliveries that want its tokens, as of `version`; None before the first look.
     """
 
-    __slots__ = ("_by_type", "_fanout", "chain_id", "chunk", "group_id", "run_id", "version")
+    __slots__ = ("_by_type", "_fanout", "chunk", "place", "version")
 
     def __init__(self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None) -> None:
         self._fanout = fanout
-        self.run_id = run_id
-        self.chain_id = chain_id
-        self.group_id = group_id
+        self.place = Place(run_id, chain_id, group_id, fanout.source)
         self.version = -1
         self.chunk: Targets | None = None
         self._by_type: dict[StreamEventType, Targets] = {}
@@ -424,7 +444,8 @@ class Route:
             self.chunk = None
         targets = self._by_type.get(event_type)
         if targets is None:
-            targets = fanout.interested(event_type, self.chain_id, self.group_id, self.run_id)
+            place = self.place
+            targets = fanout.interested(event_type, place.chain_id, place.group_id, place.run_id)
             self._by_type[event_type] = targets
             if event_type is CHUNK:
                 self.chunk = targets

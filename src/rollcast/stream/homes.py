@@ -10,10 +10,13 @@ from concurrent.futures import Future
 from rollcast.aio import call_in, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.pump import Pump
+from rollcast.stream.shift import shared_running_loop
 
 __all__ = ["Departures", "Homes"]
 
 logger = logging.getLogger("rollcast.stream")
+
+LOOK_AGAIN_S = 1.0  # what an event loop left when it ended waits so long for the next one
 
 
 class Homes:
@@ -27,8 +30,9 @@ class Homes:
         """See `PumpHost.loop_for`. The first that runs of the preferred ones, this thread's, and those of the open runs; else
         a background loop. The lock is held.
         """
+        here = shared_running_loop()
         runs = (run.loop for run in self._fanout.runs.values())
-        for loop in (*preferred, running_loop(), *runs):
+        for loop in (*preferred, here if here is not self._background else None, *runs):
             if loop is not None and loop.is_running():
                 return loop
         return self._background_loop()
@@ -47,6 +51,15 @@ class Homes:
             self._background = loop
         return self._background
 
+    def look_again_locked(self, pump: Pump) -> None:
+        """See `PumpHost.look_again`."""
+        try:
+            loop = self._background_loop()
+        except RuntimeError as error:  # as in `Pump`
+            logger.debug("%s waits: %s", pump.delivery.reader, error)
+            return
+        call_in(loop, loop.call_later, LOOK_AGAIN_S, pump.look_again)
+
     def stop(self) -> None:
         """End the background loop, if there is one."""
         with self._fanout.lock:
@@ -62,7 +75,7 @@ class Homes:
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
-        left = asyncio.all_tasks(loop)  # observers that hang
+        left = asyncio.all_tasks(loop)  # observers that hang; those that take no notice are left behind
         for task in left:
             task.cancel()
         if left:
@@ -74,8 +87,8 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
 class Departures:
     """Observers that were removed, until they have taken what was emitted and have closed.
 
-    One that takes nothing at all for as long as `drain_timeout` hangs: its call is cancelled, and a warning names it. One that
-    is merely slow goes on by itself after twice that time.
+    One that takes nothing at all for as long as `drain_timeout` hangs: its call is cancelled, and a warning names it. If it takes
+    no notice of that for as long again, it is left behind. One that is merely slow goes on by itself after twice that time.
     """
 
     def __init__(self, fanout: Fanout) -> None:
@@ -124,19 +137,17 @@ class Departures:
     def _stop_hanging(self) -> None:
         with self._lock:
             for pump, before in list(self._pumps.items()):
-                delivery = pump.delivery
-                if delivery.progress == before and not delivery.discarding:
-                    logger.warning(
-                        "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
-                        delivery.reader,
-                        self._fanout.drain_timeout,
-                        delivery.statistics().queued,
-                    )
+                if pump.given_up:
+                    pump.abandon_locked()
+                elif pump.delivery.progress == before:
                     pump.give_up_locked()
 
     def _name_slow(self) -> None:
         with self._lock:
-            for pump in self._pumps:
+            for pump in list(self._pumps):
+                if pump.given_up:
+                    pump.abandon_locked()
+                    continue
                 logger.warning(
                     "%s has not closed yet; it goes on with %d events",
                     pump.delivery.reader,

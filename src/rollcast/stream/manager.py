@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
-from collections.abc import Collection, Mapping
-from concurrent.futures import Future
 from typing import Unpack
 
 import msgspec
@@ -15,15 +12,14 @@ from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.definition import Definition, defined, name_of
-from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
-from rollcast.stream.fanout import Fanout, OpenRun
+from rollcast.stream.definition import name_of
+from rollcast.stream.delivery import Delivery, ObserverStatistics
+from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
-from rollcast.stream.homes import Departures, Homes
-from rollcast.stream.observer import PulledObserver, StreamObserver
-from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
+from rollcast.stream.observer import StreamObserver
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
+from rollcast.stream.roster import Roster
 from rollcast.stream.run import RunAbout, RunWriter
 from rollcast.stream.subscription import Subscription
 
@@ -71,14 +67,7 @@ class StreamingManager:
     ) -> None:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
-        self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
-        # The leaves of those that were added, with what calls them; None if they take their events themselves.
-        self._leaves: dict[StreamObserver, Pump | None] = {}
-        self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
-        self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
-        self._homes = Homes(self.fanout)
-        self._departures = Departures(self.fanout)
-        self._host = _Host(self, self._homes, self._departures)
+        self._roster = Roster(self, self.fanout)
         self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
@@ -89,8 +78,7 @@ class StreamingManager:
     @property
     def observers(self) -> list[StreamObserver]:
         """Those that were added, in the order in which they came."""
-        with self.lock:
-            return list(self._added)
+        return self._roster.observers
 
     def add_observer(self, observer: StreamObserver) -> None:
         """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
@@ -99,40 +87,14 @@ class StreamingManager:
             InputError: it is not a StreamObserver, is added to a manager already, or what it says about itself is wrong; then
                 it is not added, and nobody else notices.
         """
-        if not isinstance(observer, StreamObserver):
-            raise InputError(
-                f"add_observer got {type(observer).__name__}; expected a StreamObserver "
-                "(wrap a function in CallbackStreamObserver)"
-            )
-        definitions = defined(observer)  # outside of the lock: it is the observer's own code
-        with self.lock:
-            for each in (observer, *definitions):
-                if each.manager is not None and (each is observer or each.manager is not self):
-                    whose = "this" if each.manager is self else "another"
-                    raise InputError(
-                        f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
-                    )
-            self._detached.difference_update(definitions)
-            observer.manager = self
-            self._added[observer] = definitions
-            self._apply_locked()
-        logger.debug("added %s", name_of(observer))
+        self._roster.add(observer)
 
     def remove_observer(self, observer: StreamObserver) -> None:
         """The observer gets what was emitted until now and nothing more; then its `aclose` is called.
 
         One that is not added is ignored, so that removing twice is no error.
         """
-        with self.lock:
-            if observer in self._added:
-                del self._added[observer]
-                observer.manager = None
-            elif observer in self._leaves:
-                self._detached.add(observer)
-            else:
-                return
-            self._apply_locked()
-        logger.debug("removed %s", name_of(observer))
+        self._roster.remove(observer)
 
     def refresh(self, observer: StreamObserver | None = None) -> None:
         """Read again what an observer (all of them if None) says about itself: its filter, its leaves, its loop.
@@ -140,75 +102,7 @@ class StreamingManager:
         Chains that come into view start with a snapshot. If it cannot be read, the observer stays as it was, and the failure
         is logged and reported to the others.
         """
-        for each in self.observers if observer is None else [observer]:
-            try:
-                definitions = defined(each)
-            except InputError as error:
-                logger.error("%s stays as it was: %s", name_of(each), error, exc_info=error.__cause__)  # noqa: TRY400
-                self.report(each, error)
-                continue
-            with self.lock:
-                if each in self._added:
-                    self._added[each] = definitions
-        with self.lock:
-            self._apply_locked()
-
-    def _apply_locked(self) -> None:
-        """Have a pump for each leaf that is wanted, and for no other."""
-        wanted: dict[StreamObserver, Definition] = {}
-        for definitions in self._added.values():
-            for leaf, definition in definitions.items():
-                known = wanted.get(leaf)
-                wanted[leaf] = (
-                    definition
-                    if known is None
-                    else definition._replace(filter=known.filter | definition.filter)
-                )
-        self._detached.intersection_update(wanted)  # one that was taken off may come back
-        for leaf in self._detached:
-            del wanted[leaf]
-        for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
-            self._remove_locked(leaf)
-        for leaf, definition in wanted.items():
-            leaf.manager = self  # also if it was added twice, and one of them is gone
-            if leaf not in self._leaves:
-                self._add_locked(leaf, definition)
-            elif (pump := self._leaves[leaf]) is not None:
-                pump.own_loop = definition.loop
-                if pump.delivery.filter != definition.filter:
-                    self.fanout.set_filter(pump.delivery, definition.filter)
-            elif isinstance(leaf, PulledObserver):
-                leaf.set_filter_locked(definition.filter)
-
-    def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
-        if isinstance(leaf, PulledObserver):
-            self._leaves[leaf] = None
-            leaf.attach_locked(self.fanout, definition.name, definition.filter)
-            return
-        self.fanout.wake_leaving_locked()
-        delivery = self.fanout.delivery(
-            definition.name,
-            definition.filter,
-            lossless=definition.lossless,
-            threaded=definition.threaded,
-        )
-        delivery.tokens = definition.tokens
-        delivery.limit = max(delivery.limit, definition.queue_limit)
-        pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
-        pump.own_loop = definition.loop
-        self._leaves[leaf] = pump
-        self.fanout.add(delivery)
-
-    def _remove_locked(self, leaf: StreamObserver) -> None:
-        pump = self._leaves.pop(leaf)
-        leaf.manager = None
-        if isinstance(leaf, PulledObserver):
-            leaf.detach_locked()
-        if pump is None:
-            return
-        self._closings[leaf] = pump.finished
-        self._departures.add_locked(pump)
-        self.fanout.remove(pump.delivery)
+        self._roster.refresh(observer)
 
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
         """Emit an `error` event about the observer to the others.
@@ -276,13 +170,13 @@ class StreamingManager:
 
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
         with self.lock:
-            own = self._leaves.get(without) if without is not None else None
+            own = self._roster.delivery_of(without) if without is not None else None
             targets = [
                 d
                 for d in self.fanout.interested(
                     event.event_type, event.chain_id, event.group_id, event.run_id
                 )
-                if own is None or d is not own.delivery
+                if own is None or d is not own
             ]
             if not targets:
                 return
@@ -370,73 +264,29 @@ class StreamingManager:
         One that is merely slow goes on by itself after twice that time. Raises what `drain` does.
         """
         self._remove_all("aclose")
-        await self._departures.wait()
-        self._stop_background()
+        await self._roster.all_closed()
 
     def close(self) -> None:
         """As `aclose`, for code without an event loop; interpreter exit calls it. Raises what that does."""
         self._remove_all("close")
-        self._departures.wait_blocking()
-        self._stop_background()
+        self._roster.all_closed_blocking()
 
     def _remove_all(self, what: str) -> None:
         with self.lock:
-            pumps = [*self._pumps(), *self._departures.pumps]
-            ensure_not_in_own_hook(what, (pump.delivery for pump in pumps))
+            self._roster.ensure_not_in_own_hook_locked(what)
             self._handmade.tell_refused()
             self._relay.close_locked()
-        for observer in self.observers:
-            self.remove_observer(observer)
-        with self.lock:
-            self.fanout.wake_leaving_locked()
-
-    def _stop_background(self) -> None:
-        if not self._departures:  # else somebody slow may be at work there
-            self._homes.stop()
-
-    # -- what is open and what waits --------------------------------------------------------------------------------
-
-    @property
-    def runs(self) -> Mapping[str, OpenRun]:
-        """The open runs, by id. It changes while it is read, unless the lock is held."""
-        return self.fanout.runs
-
-    @property
-    def deliveries(self) -> list[Delivery]:
-        """The observers' queues, in the order in which they were added."""
-        return self.fanout.deliveries
-
-    def delivery_of(self, observer: StreamObserver) -> Delivery | None:
-        """The queue of one observer, if it is added (or stands for itself in one that is)."""
-        with self.lock:
-            pump = self._leaves.get(observer)
-            return None if pump is None else pump.delivery
-
-    @property
-    def congested(self) -> Collection[Delivery]:
-        """Queues of lossless observers that are full; the rollout waits for them."""
-        return self.fanout.congested
-
-    @property
-    def queue_limit(self) -> int:
-        """Bytes of memory that one observer's waiting events may take now."""
-        return self.fanout.queue_limit
+        self._roster.remove_all()
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> list[ObserverStatistics]:
         """One entry for each observer, in the order in which they were added."""
-        with self.lock:
-            found = []
-            for leaf, pump in self._leaves.items():
-                if pump is not None:
-                    found.append(pump.delivery.statistics())
-                elif isinstance(leaf, PulledObserver):
-                    found.append(leaf.statistics_locked())
-            return found
+        return self._roster.statistics()
 
-    def _pumps(self) -> list[Pump]:
-        return [pump for pump in self._leaves.values() if pump is not None]
+    def delivery_of(self, observer: StreamObserver) -> Delivery | None:
+        """The queue of one observer, if it is added (or stands for itself in one that is)."""
+        return self._roster.delivery_of(observer)
 
     def totals(self) -> ManagerStatistics:
         """The numbers that are not one observer's."""
@@ -447,41 +297,11 @@ class StreamingManager:
                 open_runs=len(standing),
                 open_chains=sum(chains for chains, _ in standing),
                 completion_tokens=fanout.completion_tokens + sum(tokens for _, tokens in standing),
-                emitted={event_type.value: n for event_type, n in fanout.emitted.items() if n},
+                emitted={event_type.value: n for event_type, n in fanout.emitted_by_type().items() if n},
                 refused=dict(self._handmade.refused),
             )
 
     def after_fork(self) -> None:
         """In a forked child, which has none of the threads and loops. The lock is held."""
-        self._homes.after_fork_locked()
-        self._departures.after_fork_locked()
+        self._roster.after_fork_locked()
         self.fanout.after_fork_locked()
-        self._closings.clear()
-        for pump in self._pumps():
-            pump.after_fork_locked()
-
-
-class _Host:
-    """What the pumps need of their manager. See `PumpHost`."""
-
-    def __init__(self, manager: StreamingManager, homes: Homes, departures: Departures) -> None:
-        self._manager = manager
-        self._departures = departures
-        self.loop_for = homes.loop_for
-        self._reported: weakref.WeakSet[Pump] = weakref.WeakSet()
-
-    def expects_more(self) -> bool:
-        return bool(self._manager.fanout.runs)
-
-    def failed(self, pump: Pump, error: BaseException, event: StreamEvent | None) -> None:
-        if pump not in self._reported:
-            self._reported.add(pump)
-            self._manager.report(pump.observer, error, run_id=event.run_id if event else "")
-        if (
-            pump.failures_in_a_row == FAILURES_TO_DETACH and not pump.delivery.ended
-        ):  # else it is leaving, or was added again
-            self._manager.remove_observer(pump.observer)
-
-    def closed(self, pump: Pump) -> None:
-        self._departures.remove_locked(pump)
-        self._manager.fanout.forget_locked(pump.delivery)

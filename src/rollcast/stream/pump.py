@@ -1,12 +1,14 @@
-"""The pump: calls one observer, where that observer lives, with what its delivery has.
+"""The pump: sees to it that one observer is called with what its delivery has, where that observer lives.
 
-    Delivery ──▶ Pump ──▶ observer.on_batch / on_event / on_run_opened … aclose
+    Delivery ──▶ Pump ──▶ Shift (in an event loop) ──▶ Calls ──▶ observer.on_batch / on_event / on_run_opened … aclose
 
-An observer is never called twice at once. What it raises is its own: it is logged, counted and reported, and nobody else
-notices. State changes are made under the delivery's lock:
+An observer is never called twice at once. State changes are made under the delivery's lock:
 
-    idle ──start──▶ running ──nothing left──▶ idle
+    idle ──begin──▶ running ──nothing left──▶ idle
                        └──the delivery has ended──▶ closing ──aclose returned──▶ closed
+
+A pump works by shifts, one at a time. If one is interrupted, by its loop's end or by whoever cancels tasks, the pump is idle again:
+the next event, run or loop that touches the manager begins the next shift, and if none does, the background loop after a moment.
 """
 
 from __future__ import annotations
@@ -15,30 +17,28 @@ import asyncio
 import contextvars
 import logging
 import threading
-import time
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol
 
-from rollcast.aio import call_in, follower, fulfil, running_loop, uncancel
-from rollcast.failures import place_of, text_and_place
+from rollcast.aio import fulfil
 from rollcast.records import StreamEvent
+from rollcast.stream.calls import FAILURES_TO_DETACH, Calls
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
-from rollcast.stream.queue import Control, Item
+from rollcast.stream.shift import Shift, shared_running_loop
 
 __all__ = ["FAILURES_TO_DETACH", "Pump", "PumpHost"]
 
 logger = logging.getLogger("rollcast.stream")
 
-FAILURES_TO_DETACH = 5
-TURN = 256  # events handed over before other tasks of the loop get a turn, or more if those take long:
-TURN_S = 0.05  # as many as are handed over while these would run once, and for no longer than this
-THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
-BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
-
 
 class PumpHost(Protocol):
-    """What a pump needs of whoever made it. All but `failed` are called with the lock held."""
+    """What a pump needs of whoever made it. All but `failed` and `left_behind` are called with the lock held."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds that an observer may take to end after it was cancelled."""
+        ...
 
     def expects_more(self) -> bool:
         """Whether a run is open: then a pump with nothing to do waits instead of ending."""
@@ -52,12 +52,20 @@ class PumpHost(Protocol):
         """
         ...
 
+    def look_again(self, pump: Pump) -> None:
+        """The pump was interrupted, and something is left: call its `look_again` after a moment."""
+        ...
+
     def failed(self, pump: Pump, error: BaseException, event: StreamEvent | None) -> None:
         """The observer raised; `event` is the one that it was given, None for a hook."""
         ...
 
+    def left_behind(self, pump: Pump) -> None:
+        """The observer does not end though it was cancelled, and is to be removed."""
+        ...
+
     def closed(self, pump: Pump) -> None:
-        """The observer has left and is closed."""
+        """The observer has left and is closed, or is waited for no longer."""
         ...
 
 
@@ -72,8 +80,9 @@ class Pump:
 
     Attributes:
         finished: done when the observer has left and is closed.
-        failures_in_a_row: calls of it that raised since the last one that did not.
-        own_loop: the event loop in which it wants to be called, if that runs.
+        shift: the one that works now.
+        own_loop: the event loop in which the observer wants to be called, if that runs.
+        given_up: it took nothing for too long; its call was cancelled, and what waited was dropped.
     """
 
     def __init__(
@@ -86,329 +95,201 @@ class Pump:
     ) -> None:
         self.observer = observer
         self.delivery = delivery
+        self.after = after
         self.finished: Future[None] = Future()
+        self.shift: Shift | None = None
         self.own_loop: asyncio.AbstractEventLoop | None = None
+        self.given_up = False
         self.state: Literal["idle", "running", "closing", "closed"] = "idle"
-        self._lock = delivery.lock
+        self.calls = Calls(observer, delivery, self._failed)
         self._host = host
-        self._after = after
-        self._loop: asyncio.AbstractEventLoop | None = None  # in which it runs; None until it has begun
-        self._task: asyncio.Task[None] | None = None
-        self._home = running_loop()  # the loop in which the observer was added, or was called last
+        self._lock = delivery.lock
+        self._home = shared_running_loop()  # the loop in which the observer was added, or was called last
         self._context = contextvars.copy_context()
-        self._batched = type(observer).on_batch is not StreamObserver.on_batch
-        self.failures_in_a_row = 0
-        self._suspect = False  # the observer took long once
-        self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
-        self._turn_ends = 0.0
-        self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
+        self._left: Shift | None = None  # in which the observer was left behind
         delivery.on_wake = self.ensure_running_locked
-        delivery.on_bad_filter = self._filter_failed
+        delivery.on_bad_filter = self.calls.filter_failed
 
-    # -- starting and stopping: the lock is held -----------------------------------------------------------------------
+    @property
+    def failures_in_a_row(self) -> int:
+        """Calls of the observer that raised since the last one that did not."""
+        return self.calls.failures_in_a_row
+
+    def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
+        self._host.failed(self, error, event)
+
+    # -- beginning: the lock is held -----------------------------------------------------------------------------------
 
     def ensure_running_locked(self) -> None:
-        """Make sure that the pump runs, if there is something to hand over or to close."""
-        if self._loop is not None and self._loop.is_closed():  # it died with its loop
-            self._stopped_locked()
+        """Make sure that a shift works, if there is something to hand over or to close."""
+        self._ensure_running_locked(passing=False)
+
+    def _ensure_running_locked(self, *, passing: bool) -> None:
+        if self.shift is not None and self.shift.is_lost():
+            self._stop_locked(self.shift)
         delivery = self.delivery
         if self.state != "idle":
             return
         delivery.awake = bool(delivery.items) or delivery.ended
-        if delivery.awake:
-            self.state = "running"
-            try:
-                self._start_locked()
-            except (
-                RuntimeError
-            ) as error:  # the system gives no thread, or (Python 3.12) the interpreter exits
-                # Tried again with the next event, and by `run_here` when the manager closes.
-                self._stopped_locked()
-                logger.debug("%s waits: %s", delivery.reader, error)
+        if not delivery.awake:
+            return
+        try:
+            self._begin_locked(passing=passing)
+        except RuntimeError as error:  # the system gives no thread, or (Python 3.12) the interpreter exits
+            # Tried again with the next event, and by `run_here` when the manager closes.
+            self._idle_locked()
+            logger.debug("%s waits: %s", delivery.reader, error)
 
-    def _start_locked(self) -> None:
+    def _begin_locked(self, *, passing: bool) -> None:
+        shift = self._new_shift_locked(passing=passing)
         if self.delivery.threaded:
             name = f"rollcast-observer-{self.delivery.reader}"
-            threading.Thread(target=self._run_on_a_thread, name=name, daemon=True).start()
+            threading.Thread(target=self._run_on_a_thread, args=(shift,), name=name, daemon=True).start()
             return
         while True:
             loop = self._host.loop_for(self.own_loop, self._home)
-            self._loop = self._home = loop
-            if loop is running_loop():
-                self._create_task(loop)
-                return
-            if call_in(loop, self._create_task, loop):
+            if shift.begin_locked(loop):
+                self._home = None if passing else loop
                 return
             self._home = None  # it was closed since
+            shift = self._new_shift_locked(passing=passing)
 
-    def _run_on_a_thread(self) -> None:
-        asyncio.run(self._run())
+    def _new_shift_locked(self, *, passing: bool = False) -> Shift:
+        self.state = "running"
+        self.delivery.awake = True
+        self.shift = Shift(self, self._context.copy(), passing=passing)
+        return self.shift
 
-    def _create_task(self, loop: asyncio.AbstractEventLoop) -> None:
-        name = f"rollcast-observer-{self.delivery.reader}"
-        # A copy: the pump before this one may still be in its last step, in another loop, and a context is entered once at a time.
-        self._task = loop.create_task(self._run(), name=name, context=self._context.copy())
-        self._task.add_done_callback(self._task_ended)
+    def _run_on_a_thread(self, shift: Shift) -> None:
+        shift.work_alone()
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
+    def look_again(self) -> None:
+        """A moment ago a shift was interrupted, and something was left. If nobody has gone on with it since, do so here."""
         with self._lock:
-            if task.cancelled() and self._task is task:  # before its first step
-                self._stopped_locked()
+            self._ensure_running_locked(passing=True)
 
-    def _stopped_locked(self) -> None:
-        """The pump does not run any more. What is left is handed over by the next one."""
-        closing = self.state == "closing"
-        if self.state != "closed":
-            self.state = "idle"
-        self._loop = self._home = self._task = None
+    def run_here(self) -> None:
+        """If no shift could begin for an observer that leaves: be one, in this thread, which has no event loop."""
+        with self._lock:
+            if self.state != "idle" or not self.delivery.ended:
+                return
+            shift = self._new_shift_locked()
+        asyncio.run(self._work_here(shift))
+
+    async def _work_here(self, shift: Shift) -> None:
+        worker = shift.hire()
+        while not worker.done():
+            before = self.delivery.progress
+            await asyncio.wait((worker,), timeout=self.patience)
+            with self._lock:
+                if worker.done() or self.delivery.progress != before:
+                    continue
+                if self.given_up:
+                    self.abandon_locked()
+                    return
+                self.give_up_locked()
+
+    # -- what a shift needs of its pump --------------------------------------------------------------------------------
+
+    @property
+    def patience(self) -> float:
+        """See `ShiftOwner.patience`."""
+        return self._host.patience
+
+    def expects_more_locked(self) -> bool:
+        """See `ShiftOwner.expects_more_locked`."""
+        return self._host.expects_more()
+
+    def finished_locked(self, state: Literal["idle", "closing", "closed"]) -> None:
+        """See `ShiftOwner.finished_locked`."""
+        if state == "closing":
+            self.state = state
+        elif state == "closed":
+            self._close_locked()
+        else:
+            self._idle_locked(home=self._home)
+
+    def interrupted_locked(self, shift: Shift) -> None:
+        """See `ShiftOwner.interrupted_locked`. What is left is handed over by the next shift."""
+        if self._left is shift:
+            self._left = None
+            fulfil(self.finished)
+        if self.shift is shift:
+            self._stop_locked(shift)
+            if self.state == "idle" and (self.delivery.items or self.delivery.ended):
+                self._host.look_again(self)
+
+    def leave_behind(self, shift: Shift) -> None:
+        """See `ShiftOwner.leave_behind`."""
+        with self._lock:
+            if self.shift is not shift:
+                return
+        if self.delivery.first_time("hangs"):
+            logger.warning(
+                "%s goes on though it was cancelled %g s ago; it is left behind, and removed",
+                self.delivery.reader,
+                self.patience,
+            )
+        self._host.left_behind(self)
+        with self._lock:
+            if self.shift is shift:
+                self.abandon_locked()
+
+    # -- ending: the lock is held --------------------------------------------------------------------------------------
+
+    def _idle_locked(self, home: asyncio.AbstractEventLoop | None = None) -> None:
+        shift, self.shift = self.shift, None
+        if shift is not None:
+            shift.dismiss_locked()
+        self.state, self._home = "idle", home
         self.delivery.leave_locked()
-        if closing:  # its aclose was interrupted; it is not called a second time
-            self._closed_locked()
 
-    def _closed_locked(self) -> None:
+    def _stop_locked(self, shift: Shift) -> None:
+        """The shift does not go on."""
+        closing = self.state == "closing"
+        taken, shift.taken = shift.taken, []
+        if taken:
+            self.delivery.put_back(taken[self.delivery.begun :])
+        self._idle_locked()
+        if closing:  # its aclose was interrupted; it is not called a second time
+            self._close_locked()
+
+    def _close_locked(self) -> None:
+        self._idle_locked()
         self.state = "closed"
         self._host.closed(self)
         fulfil(self.finished)
 
+    def is_given_up_locked(self) -> bool:
+        """See `ShiftOwner.is_given_up_locked`."""
+        return self.given_up and self.state != "closing"
+
     def give_up_locked(self) -> None:
         """Stop a call that hangs. What waits is dropped, and the observer is closed."""
+        if self.delivery.first_time("hangs"):
+            logger.warning(
+                "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
+                self.delivery.reader,
+                self.patience,
+                self.delivery.statistics().queued,
+            )
+        self.given_up = True
         self.delivery.discard_locked()
-        loop, task = self._loop, self._task
-        if loop is None or task is None or not call_in(loop, task.cancel):
-            self._closed_locked()
+        if self.shift is None or not self.shift.cancel_locked():
+            self._close_locked()
+
+    def abandon_locked(self) -> None:
+        """The observer takes no notice of being stopped. It is waited for no longer, and its task or thread is left to itself."""
+        logger.debug("%s is left behind", self.delivery.reader)
+        self.delivery.discard_locked()
+        self._left, self.shift = self.shift, None  # `finished` is not done: it may still be at work
+        if self._left is not None:
+            self._left.dismiss_guard_locked()
+        self.state = "closed"
+        self.delivery.leave_locked()
+        self._host.closed(self)
 
     def after_fork_locked(self) -> None:
         """In a forked child the pump is not there."""
         self.state = "idle"
-        self._after = self._loop = self._home = self._task = None
-
-    def run_here(self) -> None:
-        """If no pump could be started for an observer that leaves: be its pump, in this thread."""
-        with self._lock:
-            if self.state != "idle" or not self.delivery.ended:
-                return
-            self.state = "running"
-            self.delivery.awake = True
-        asyncio.run(self._run())
-
-    # -- running -------------------------------------------------------------------------------------------------------
-
-    async def _run(self) -> None:
-        """Hand over what waits, until nothing is left and no run is open; close the observer if it has left.
-
-        1. Wait for an earlier pump of the same observer.
-        2. Take what waits, and hand it over.
-        3. With nothing left: wait for more, or end.
-        4. Close the observer, if it has left.
-        """
-        delivery = self.delivery
-        self._loop = asyncio.get_running_loop()
-        self._task = delivery.hook_task = asyncio.current_task()
-        try:
-            if self._after is not None:
-                await asyncio.wrap_future(follower(self._after))
-                self._after = None
-            while not isinstance(items := await self._next(), str):
-                await self._deliver(*items)
-                if delivery.threaded and not delivery.ended:
-                    await self._rest()
-                else:
-                    # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
-                    await asyncio.sleep(0)
-            if items == "closing":
-                await self._attempt(None, "aclose")
-        except BaseException as error:
-            with self._lock:
-                given_up = (
-                    delivery.discarding and delivery.ended and isinstance(error, asyncio.CancelledError)
-                )
-                if given_up and self.state != "closing":
-                    self.state = "closing"
-                else:
-                    self._stopped_locked()  # cancelled with its loop: what is left goes on in the next one
-                    if not given_up:
-                        raise
-                    return
-            items = "closing"
-            uncancel()
-            await self._attempt(None, "aclose")
-        if items == "closing":
-            with self._lock:
-                self._closed_locked()
-
-    async def _next(self) -> tuple[list[Item], bool] | Literal["idle", "closing"]:
-        """The next items, and whether there may be controls among them; or the state in which the pump ends."""
-        delivery = self.delivery
-        while True:
-            with self._lock:
-                delivery.handed_over_locked()
-                mixed, items = delivery.mixed, delivery.take_locked()
-                if items:
-                    return items, mixed
-                if delivery.ended:
-                    self.state = "closing"
-                    return "closing"
-                if not self._host.expects_more():
-                    self.state, self._loop, self._task = "idle", None, None
-                    delivery.leave_locked()
-                    return "idle"
-                waiter = delivery.sleep_locked()
-            await waiter
-
-    async def _rest(self) -> None:
-        """Let a moment's events gather, unless somebody waits for this observer."""
-        with self._lock:
-            self.delivery.handed_over_locked()
-            urgent = self.delivery.urgent
-        if not urgent:
-            await asyncio.sleep(THREAD_TICK_S)
-
-    async def _deliver(self, items: list[Item], mixed: bool) -> None:
-        delivery = self.delivery
-        self._turn_ends = time.perf_counter() + self._share_s
-        try:
-            if not mixed and len(items) < TURN:  # the common case, without looking at each
-                await self._hand_over(cast("list[StreamEvent]", items))
-                return
-            events: list[StreamEvent] = []
-            for item in items:
-                if isinstance(item, StreamEvent):
-                    events.append(item)
-                    if len(events) < TURN:
-                        continue
-                batch, events = events, []
-                await self._hand_over(batch)
-                if isinstance(item, Control):
-                    delivery.begun += 1
-                    await self._obey(item)
-            await self._hand_over(events)
-        except BaseException:
-            with self._lock:
-                delivery.put_back(items[delivery.begun :])
-            raise
-
-    async def _hand_over(self, events: list[StreamEvent]) -> None:
-        if not events:
-            return
-        delivery = self.delivery
-        began = time.perf_counter()
-        beat = _Heartbeat() if self._suspect else None
-        if self._batched:
-            delivery.begun += len(events)
-            if not delivery.discarding:
-                await self._attempt(events[0], "on_batch", events)
-        else:
-            await self._one_by_one(events)
-        delivery.delivered += len(events)
-        if time.perf_counter() - began > BLOCKING_S and not delivery.threaded:
-            self._was_slow(beat)
-        if len(events) == TURN and time.perf_counter() >= self._turn_ends:
-            await self._let_others_run()
-
-    async def _let_others_run(self) -> None:
-        """One turn of the loop. If ten thousand chains speak in it, this observer gets as much time next."""
-        began = time.perf_counter()
-        await asyncio.sleep(0)
-        now = time.perf_counter()
-        self._share_s = min(now - began, TURN_S)
-        self._turn_ends = now + self._share_s
-
-    async def _one_by_one(self, events: list[StreamEvent]) -> None:
-        observer, delivery = self.observer, self.delivery
-        for begun, event in enumerate(events, delivery.begun + 1):
-            delivery.begun = begun
-            if delivery.discarding:
-                continue
-            try:
-                await observer.on_event(event)
-            except BaseException as error:  # isolation: a watcher's failure is its own
-                if self._is_not_its_own(error):
-                    raise
-                self._failed(error, event)
-            else:
-                self.failures_in_a_row = 0
-
-    async def _attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
-        """Call a method of the observer; its failure is its own."""
-        try:
-            await getattr(self.observer, method)(*arguments)
-        except BaseException as error:  # isolation, as above
-            if self._is_not_its_own(error):
-                raise
-            self._failed(error, event)
-        else:
-            self.failures_in_a_row = 0
-
-    async def _obey(self, control: Control) -> None:
-        match control.kind:
-            case "barrier":
-                if control.done is not None:
-                    fulfil(control.done)
-            case "chain_closed":
-                await self._attempt(None, "on_chain_closed", control.run_id, control.chain_id)
-            case "run_opened":
-                await self._attempt(None, "on_run_opened", control.run_id)
-            case "run_closed":
-                await self._attempt(None, "on_run_closed", control.run_id)
-
-    # -- failures ------------------------------------------------------------------------------------------------------
-
-    def _is_not_its_own(self, error: BaseException) -> bool:
-        """Whether the observer did not fail: its task was cancelled or destroyed, or somebody pressed Ctrl-C.
-
-        `sys.exit()` in an observer is a failure, as it is in a tool: a watcher does not end the run.
-        """
-        if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            return task is not None and task.cancelling() > 0
-        if isinstance(error, GeneratorExit):  # thrown in from outside if this task is not the one that runs
-            return running_loop() is not self._loop or asyncio.current_task() is not self._task
-        return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-
-    def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
-        delivery = self.delivery
-        delivery.failed += 1
-        self.failures_in_a_row += 1
-        self._log(error, event.event_type if event else "a hook")
-        if self.failures_in_a_row == FAILURES_TO_DETACH and not delivery.ended:
-            logger.error("%s failed %d times in a row and is detached", delivery.reader, FAILURES_TO_DETACH)
-            delivery.discarding = True
-        self._host.failed(self, error, event)
-
-    def _filter_failed(self, error: BaseException) -> None:
-        self._log(error, "its filter")
-        self._host.failed(self, error, None)
-
-    def _log(self, error: BaseException, what: str) -> None:
-        """The traceback once for each cause, however often it fails."""
-        cause = (type(error).__name__, place_of(error))
-        if cause in self._causes:
-            logger.debug("%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error))
-        else:
-            self._causes.add(cause)
-            logger.error(
-                "%s failed on %s: %s", self.delivery.reader, what, text_and_place(error), exc_info=error
-            )
-
-    def _was_slow(self, beat: _Heartbeat | None) -> None:
-        """It took long: did it await, or hold the event loop? The second time we know."""
-        self._suspect = True
-        if beat is not None and not beat.loop_ran and self.delivery.first_time("blocking"):
-            logger.warning(
-                "%s keeps the event loop for %.2f s at a time, and every chain with it; make it await, or set "
-                "`threaded = True` on its class",
-                self.delivery.reader,
-                time.perf_counter() - beat.began,
-            )
-
-
-class _Heartbeat:
-    """Whether the event loop got a turn since."""
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.loop_ran = False
-        asyncio.get_running_loop().call_soon(self._beat)
-
-    def _beat(self) -> None:
-        self.loop_ran = True
+        self.after = self.shift = self._home = None

@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, final
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.stream.waiting import Event, WaitingChunk, event_of, merged_waiting
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
@@ -24,11 +25,13 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
 _SEQUENCES = (list, tuple)
+_COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # by `chunk_size`
 
 CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
 
 
+@final
 class Control(msgspec.Struct, frozen=True):
     """An item that is not an event: a hook to call, or a promise to fulfil once everything before it has been handed over."""
 
@@ -38,20 +41,26 @@ class Control(msgspec.Struct, frozen=True):
     done: Future[None] | None = None
 
 
-Item = StreamEvent | Control
+Item = Event | Control
 
 
-def event_size(event: StreamEvent) -> int:
+def event_size(event: Event) -> int:
     """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
+    if isinstance(event, WaitingChunk):
+        ids = event.token_ids
+        return chunk_size(event.content, (ids,) if isinstance(ids, int) else ids)
     data = event.data
     if event.event_type is CHUNK:
-        return chunk_size(data.get("content", ""), data.get("token_ids"))
+        size = chunk_size(data.get("content", ""), data.get("token_ids"))
+        return size + sum(_weight(value, 8) for name, value in data.items() if name not in _COUNTED)
     return 480 + _weight(data, 8)
 
 
-def chunk_size(content: str, token_ids: list[int] | None) -> int:
-    """`event_size` of a chunk."""
-    return 480 + sys.getsizeof(content) + (200 + 64 * len(token_ids) if token_ids else 0)
+def chunk_size(content: str, token_ids: Sequence[int] | None) -> int:
+    """`event_size` of a chunk; one that waits counts as much as its event will."""
+    return (
+        480 + content.__sizeof__() + (200 + 64 * len(token_ids) if token_ids else 0)
+    )  # getsizeof costs five times as much
 
 
 def _weight(value: Any, depth: int) -> int:
@@ -67,18 +76,55 @@ def _weight(value: Any, depth: int) -> int:
     return size
 
 
-def merged_chunks(events: list[StreamEvent]) -> StreamEvent:
-    """Neighbouring chunks of one generation as one, at the place of the last."""
+def merged_chunks(chunks: list[Event]) -> Event:
+    """Neighbouring chunks of one generation as one, at the place of the last. Of fields that it does not know, the latest stays."""
+    waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
+    if len(waiting) == len(chunks):
+        return merged_waiting(waiting)
+    events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
-    data: dict[str, Any] = {
-        "content": "".join([e.data["content"] for e in events]),
-        "offset": first.data["offset"],
-    }
+    parts = [e.data for e in events]
+    names = set().union(*parts)
+    data: dict[str, Any] = {"content": "".join([p["content"] for p in parts]), "offset": parts[0]["offset"]}
     for name in ("token_ids", "logprobs"):
-        if all(name in e.data for e in events):
-            data[name] = [value for e in events for value in e.data[name]]
-    data["from_seq"] = first.data.get("from_seq", first.seq)
+        if name in names and all(name in p or not _has_tokens(p) for p in parts):
+            data[name] = [value for p in parts for value in p.get(name, ())]
+    if "reasoning" in names:
+        data["reasoning"] = "".join([p.get("reasoning", "") for p in parts])
+    if "dt_ms" in names and (times := _joined_times(events)) is not None:
+        data["dt_ms"] = times
+    for name in sorted(names - _MERGED, key=str):
+        data[name] = next(p[name] for p in reversed(parts) if name in p)
+    data["from_seq"] = parts[0].get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
+
+
+_MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})
+
+
+def _has_tokens(data: dict[str, Any]) -> bool:
+    """Whether a chunk has tokens that a list would tell of. One that only has reasoning has none."""
+    return bool(data["content"] or data.get("token_ids"))
+
+
+def _joined_times(events: list[StreamEvent]) -> list[float] | None:
+    """Milliseconds from each token to the next one, over all chunks; None if one of them does not tell.
+
+    A chunk's timestamp is that of its last token, so its first came `sum(dt_ms)` before.
+    """
+    joined: list[float] = []
+    arrived: float | None = None  # when the last token so far did, in milliseconds
+    for e in events:
+        count, times = len(e.data.get("token_ids", ())), e.data.get("dt_ms", [])
+        if not isinstance(times, list) or len(times) != max(count - 1, 0):
+            return None
+        if count == 0:
+            continue
+        if arrived is not None:
+            joined.append(round(max(e.timestamp * 1000 - sum(times) - arrived, 0.0), 3))
+        joined += times
+        arrived = e.timestamp * 1000
+    return joined
 
 
 def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
@@ -87,46 +133,60 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     Chunks are neighbours if no other event of their chain and no barrier stands between them; the merged one takes
     the place of the last, so `seq` still rises.
     """
-    runs_of_chunks: dict[
-        tuple[str, str], tuple[int | None, list[int]]
-    ] = {}  # with the step of the generation
-    groups: list[list[int]] = []
+    last_chunks: dict[
+        str, dict[str, int]
+    ] = {}  # by run and chain: where a chunk stands that another may join
+    before: dict[int, int] = {}  # of a chunk that joins another: where that one stands
     for i, item in enumerate(queue):
-        if isinstance(item, Control):
+        if type(item) is Control:
             if item.kind == "chain_closed":
-                runs_of_chunks.pop((item.run_id, item.chain_id), None)
+                last_chunks.get(item.run_id, {}).pop(item.chain_id, None)
             elif item.kind == "barrier":  # its owner may hold snapshots that cover what stands before it
-                runs_of_chunks.clear()
+                last_chunks.clear()
             continue
-        key = (item.run_id, item.chain_id)
         if item.event_type is StreamEventType.GAP:
-            runs_of_chunks.clear()
-        elif item.event_type is not CHUNK:
-            runs_of_chunks.pop(key, None)
-        elif key in runs_of_chunks and runs_of_chunks[key][0] == item.step:
-            runs_of_chunks[key][1].append(i)
-        else:  # the first, or the first of the next generation if a filter leaves out what is between
-            runs_of_chunks[key] = (item.step, [i])
-            groups.append(runs_of_chunks[key][1])
-    merged: dict[int, StreamEvent] = {}
-    gone: set[int] = set()
+            last_chunks.clear()
+            continue
+        of_run = last_chunks.setdefault(item.run_id, {})
+        if item.event_type is not CHUNK:
+            of_run.pop(item.chain_id, None)
+            continue
+        last = of_run.get(item.chain_id)
+        if (
+            last is not None and _step(queue[last]) == item.step
+        ):  # else the next generation, if a filter leaves out the rest
+            before[i] = last
+        of_run[item.chain_id] = i
+    gone = set(before.values())
+    merged: dict[int, Event] = {}
     freed = 0
-    for group in groups:
-        if len(group) > 1:
-            chunks: list[StreamEvent] = [queue[i] for i in group]  # type: ignore[misc]  # chunks all
-            merged[group[-1]] = whole = merged_chunks(chunks)
-            gone.update(group[:-1])
+    for i in before:
+        if i not in gone:
+            chunks = _chunks_up_to(i, before, queue)
+            merged[i] = whole = merged_chunks(chunks)
             freed += sum(map(event_size, chunks)) - event_size(whole)
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[StreamEvent]]:
+def _step(chunk: Item) -> int | None:
+    return None if isinstance(chunk, Control) else chunk.step
+
+
+def _chunks_up_to(i: int, before: dict[int, int], queue: list[Item]) -> list[Event]:
+    """The chunk at `i` and those that it joins, in their order."""
+    places = [i]
+    while (i := before.get(i, -1)) >= 0:
+        places.append(i)
+    return [queue[place] for place in reversed(places)]  # type: ignore[misc]  # chunks all
+
+
+def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event]]:
     """The queue without the chunks of generations whose end is queued too (it has the whole text); and those chunks."""
     ended: set[tuple[str, str, int | None]] = set()
     kept: list[Item] = []
-    superseded: list[StreamEvent] = []
+    superseded: list[Event] = []
     for item in reversed(queue):
-        if isinstance(item, StreamEvent):
+        if not isinstance(item, Control):
             key = (item.run_id, item.chain_id, item.step)
             if item.event_type is GENERATION_END:
                 ended.add(key)
@@ -146,11 +206,13 @@ class _Loss:
         self.from_seq = self.to_seq = seq
         self.by_type: Counter[str] = Counter()
 
-    def add(self, event: StreamEvent) -> None:
-        self.from_seq = min(self.from_seq, event.data.get("from_seq", event.seq))
+    def add(self, event: Event) -> None:
+        data = {} if isinstance(event, WaitingChunk) else event.data
+        from_seq = event.from_seq if isinstance(event, WaitingChunk) else data.get("from_seq")
+        self.from_seq = min(self.from_seq, event.seq if from_seq is None else from_seq)
         self.to_seq = max(self.to_seq, event.seq)
         if event.event_type is StreamEventType.GAP:
-            self.by_type.update(event.data["dropped"])
+            self.by_type.update(data["dropped"])
         else:
             self.by_type[event.event_type.value] += 1
 
@@ -163,7 +225,7 @@ class _Loss:
 _LossByRun = dict[str, _Loss]
 
 
-def _note(lost: _LossByRun, event: StreamEvent) -> None:
+def _note(lost: _LossByRun, event: Event) -> None:
     if event.run_id not in lost:
         lost[event.run_id] = _Loss(event.seq)
     lost[event.run_id].add(event)
@@ -187,6 +249,24 @@ class EventQueue:
         source: as events carry it.
     """
 
+    __slots__ = (
+        "_compact_at",
+        "_lost",
+        "_superseded",
+        "_superseded_taken",
+        "awake",
+        "bytes",
+        "dropped",
+        "full",
+        "items",
+        "limit",
+        "lossless",
+        "merged",
+        "mixed",
+        "reader",
+        "source",
+    )
+
     def __init__(self, reader: str, limit: int, *, lossless: bool = False, source: str = "") -> None:
         self.reader = reader
         self.limit = limit
@@ -196,7 +276,7 @@ class EventQueue:
         self.awake = False  # the reader is at work, or has been woken
         self.merged = self.dropped = 0
         self.items: list[Item] = []
-        self.mixed = False  # there may be controls among the events
+        self.mixed = False  # there may be controls, or chunks whose events are not made, among the events
         self.bytes = 0
         self._compact_at = COMPACT_AT
         self._lost: _LossByRun = {}
@@ -210,18 +290,24 @@ class EventQueue:
     def became_full(self) -> None:
         """Called when a lossless queue reaches its limit."""
 
-    def put_nowait(self, event: StreamEvent, size: int) -> None:
-        """Queue an event of this many bytes. This is on the path of every token."""
-        if self._lost:
-            self._lose_unless_end(event, size)
-            return
-        items = self.items
-        items.append(event)
-        self.bytes = total = self.bytes + size
-        if total > self.limit or len(items) >= self._compact_at:
-            self._shrink()
-        if not self.awake:
-            self.wake()
+    def put_nowait(self, event: Event, size: int) -> None:
+        """Queue an event of this many bytes."""
+        self.put_in_each((self,), event, size)
+
+    @staticmethod
+    def put_in_each(queues: Iterable[EventQueue], event: Event, size: int) -> None:
+        """`put_nowait` of each, without a call for each: this is on the path of every token."""
+        for queue in queues:
+            if queue._lost:  # noqa: SLF001  (of this class, as the others below)
+                queue._lose_unless_end(event, size)  # noqa: SLF001
+                continue
+            items = queue.items
+            items.append(event)
+            queue.bytes = total = queue.bytes + size
+            if total > queue.limit or len(items) >= queue._compact_at:  # noqa: SLF001
+                queue._shrink()  # noqa: SLF001
+            if not queue.awake:
+                queue.wake()
 
     def put_control(self, control: Control) -> None:
         """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots will follow."""
@@ -254,7 +340,8 @@ class EventQueue:
             opened = [item for item in items if _opens(item)]  # a gap of a run comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
-        self._superseded_taken, self._superseded = self._superseded, {}
+        if self._superseded or self._superseded_taken:
+            self._superseded_taken, self._superseded = self._superseded, {}
         self.bytes = 0
         return items
 
@@ -309,7 +396,7 @@ class EventQueue:
             elif _counts(item):
                 self._lose_unless_end(item, event_size(item))
 
-    def _lose_unless_end(self, event: StreamEvent, size: int) -> None:
+    def _lose_unless_end(self, event: Event, size: int) -> None:
         """The end of a run is small, and nothing comes after it that would tell of it: it is kept if there is room."""
         if _ends(event) and self.bytes + size <= self.limit:
             self.items.append(event)
@@ -317,7 +404,7 @@ class EventQueue:
         else:
             self._lose(event)
 
-    def _lose(self, event: StreamEvent) -> None:
+    def _lose(self, event: Event) -> None:
         _note(self._lost, event)
         self.dropped += 1
 
@@ -349,9 +436,9 @@ class EventQueue:
         ]
 
     @property
-    def waiting(self) -> list[StreamEvent]:
+    def waiting(self) -> list[Event]:
         """The events that wait."""
-        return [item for item in self.items if isinstance(item, StreamEvent)]
+        return [item for item in self.items if not isinstance(item, Control)]
 
 
 def _opens(item: Item) -> bool:
@@ -362,6 +449,6 @@ def _ends(item: Item) -> bool:
     return isinstance(item, StreamEvent) and item.event_type is StreamEventType.RUN_END
 
 
-def _counts(item: Item) -> TypeGuard[StreamEvent]:
+def _counts(item: Item) -> TypeGuard[Event]:
     """Whether the item counts against the limit."""
-    return isinstance(item, StreamEvent) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT
+    return not isinstance(item, Control) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT

@@ -20,7 +20,7 @@ RUNS_LIMIT = 512  # that are open at once; of more, the oldest counts as closed:
 class Relay:
     """Passes on events that have their `seq`, for one fanout.
 
-    A run opens with the first event of it and closes with its `run_end`. While it is open, observers that join get a
+    A run opens with the first event of it and closes with its `run_end`, or with a `gap` that stands for that. While it is open, observers that join get a
     snapshot of each of its chains, as far as the events told of them.
     """
 
@@ -47,7 +47,7 @@ class Relay:
         run.note(event)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif event.event_type is T.RUN_END:
+        elif event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data):
             self._close(run)
 
     def close_locked(self) -> None:

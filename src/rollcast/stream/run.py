@@ -35,7 +35,7 @@ from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
-from rollcast.stream.queue import Control, event_size
+from rollcast.stream.queue import Control, EventQueue, event_size
 
 __all__ = ["RunAbout", "RunWriter", "new_run_id"]
 
@@ -316,39 +316,35 @@ class RunWriter:
         data: dict[str, Any],
         step: int | None,
         depth: int | None = None,
-        size: int = 0,
     ) -> None:
-        """See `RunOfChain.publish`. This is on the path of every token."""
-        fanout = self.fanout
+        """See `RunOfChain.publish`."""
+        fanout, place = self.fanout, route.place
         self.seq = seq = self.seq + 1
         event = StreamEvent(
             event_type,
-            route.chain_id,
+            place.chain_id,
             time.time(),
             data,
             step,
             depth,
             seq,
-            route.run_id,
-            route.group_id,
-            fanout.source,
+            place.run_id,
+            place.group_id,
+            place.source,
         )
-        fanout.emitted[event_type] += 1
-        size = size or event_size(event)
-        for delivery in targets:
-            delivery.put_nowait(event, size)
+        fanout.publish_locked(event, targets, event_size(event))
 
     def publish_again(
         self, targets: Targets, event_type: StreamEventType, route: Route, data: dict[str, Any], step: int | None,
         depth: int | None, size: int,
     ) -> None:  # fmt: skip
         """See `RunOfChain.publish_again`."""
+        place = route.place
         event = StreamEvent(
-            event_type, route.chain_id, time.time(), data, step, depth, self.seq, route.run_id, route.group_id,
-            self.fanout.source,
+            event_type, place.chain_id, time.time(), data, step, depth, self.seq, place.run_id, place.group_id,
+            place.source,
         )  # fmt: skip
-        for delivery in targets:
-            delivery.put_nowait(event, size)
+        EventQueue.put_in_each(targets, event, size)
 
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""

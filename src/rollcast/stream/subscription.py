@@ -10,7 +10,8 @@ from typing import Self
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
-from rollcast.stream.queue import Item
+from rollcast.stream.queue import Control, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["Subscription"]
 
@@ -41,9 +42,9 @@ class Subscription:
         while True:
             while self._items:
                 item = self._items.popleft()
-                if isinstance(item, StreamEvent):
+                if not isinstance(item, Control):
                     self._delivery.delivered += 1
-                    return item
+                    return event_of(item)
             self._items.extend(await self._delivery.take())
             if not self._items:
                 raise StopAsyncIteration

@@ -1,4 +1,4 @@
-"""What ships to play and to learn: questions, tools and a reward, together."""
+"""The tasks that ship with Rollcast: questions, tools and a reward together."""
 
 from rollcast.tasks.base import Task, get_task, task_names
 

@@ -1,4 +1,4 @@
-"""A task: where questions come from, which tools answer them, and what counts as right."""
+"""A task: its questions, the tools that answer them, and the reward."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Task", "get_task", "task_names"]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Questions without end, and what is needed to answer and to score them.
+    """Endless questions, and what is needed to answer and score them.
 
     Attributes:
-        name: in the registry and on the command line.
-        summary: one line.
+        name: its name in the registry and on the command line.
+        summary: one line about it.
         about: what the embedded model can and cannot do here, in a few sentences.
-        tools: what the model may call.
-        reward: scores a chain; asks for fields that every row has.
+        tools: the tools that the model may call.
+        reward: scores a chain; it reads fields that every row has.
         question: draws one row: `{"messages": […], "answer": …}`.
-        max_steps: turns of a chain.
-        sampling: of each generation.
-        system_prompt: put before the question where it is not None.
+        max_steps: turns that a chain may have.
+        sampling: how each generation is sampled.
+        system_prompt: put before the question if it is not None.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Task:
     system_prompt: str | None = None
 
     def rows(self, n: int, seed: int = 0) -> list[dict[str, Any]]:
-        """The first `n` rows of this seed; more of them begin with the same ones.
+        """The first `n` rows of this seed; a larger `n` begins with the same rows.
 
         Raises:
             InputError: `n` is below 0.
@@ -74,7 +74,7 @@ def get_task(name: str) -> Task:
     """The task of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: no task has that name.
     """
     if name not in _HOME:
         raise InputError(f"there is no task {name!r}; the tasks are: {', '.join(_HOME)}")

@@ -1,7 +1,7 @@
-"""Walk to a flag on a board of 6 by 6, by a compass, on a shortest way.
+"""Walk to a flag on a board of 6 by 6, with a compass, on a shortest path.
 
-What is learned is control: to choose each of two to six moves by what the last one gave, to lose none, and to stop when
-the flag is reached. The way counts and not the words, so every move of every turn has to be right.
+The model learns control: to choose each of two to six moves by the result of the last one, to waste none, and to stop when
+it reaches the flag. The path counts and not the words, so every move of every turn has to be right.
 
 The embedded model was taught exactly these questions: changing them means training the model anew.
 """
@@ -21,9 +21,9 @@ from rollcast.tools import tool
 __all__ = ["MOVES", "SIZE", "TASK", "arrived", "compass", "move", "question"]
 
 SIZE = 6
-LEAST, MOST = 2, 6  # moves of a shortest way
+LEAST, MOST = 2, 6  # moves on a shortest path
 SPARE = 2  # moves that a chain may have beyond that
-PARTIAL = 0.3  # for coming near
+PARTIAL = 0.3  # the most reward for coming near
 MOVES = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 
 ABOUT = """\
@@ -39,7 +39,7 @@ def distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def compass(place: Sequence[int], flag: Sequence[int]) -> str:
-    """Where the flag is, seen from the place: `2 right and 1 down`, or `here`."""
+    """The direction of the flag from the place: `2 right and 1 down`, or `here`."""
     across, along = flag[0] - place[0], flag[1] - place[1]
     parts = []
     if across:
@@ -81,7 +81,7 @@ def move(direction: Literal["up", "down", "left", "right"], ctx: ChainContext) -
 def arrived(
     final_response: str, start: Sequence[int], flag: Sequence[int], ctx: ChainContext
 ) -> dict[str, float]:
-    """1 where the chain stopped at the flag after a shortest way; else up to 0.3 for how near it came. `success` is 1 or 0."""
+    """1 if the chain stopped at the flag after a shortest path; else up to 0.3 for how near it came. `success` is 1 or 0."""
     whole, left = distance(start, flag), distance(ctx.state.get("place", start), flag)
     if left == 0 and ctx.state.get("moves", 0) <= whole and final_response.strip():
         return {"reward": 1.0, "success": 1.0}

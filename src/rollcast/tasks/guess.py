@@ -1,9 +1,9 @@
 """Find a number from 1 to 15 in four guesses, each answered with `higher`, `lower` or `correct`.
 
-What is learned is a strategy. Halving what is left finds every number in four guesses, and nothing less does: each guess
-has to be exactly the middle. The embedded model was shown this now and then, more often to count up from below, and also
-guesses without a plan; it has only the reward to find out which is better. An episode has up to five turns, and what was
-done long before, in the first guess, decides about the last.
+The model learns a strategy. Only halving the rest finds every number in four guesses: each guess has to be exactly the
+middle. The embedded model was sometimes shown this, more often counting up from below, and also guesses without a plan; it
+has only the reward to find out which is better. An episode has up to five turns, and the first guess decides about the
+last.
 
 The embedded model was taught exactly this question: changing it means training the model anew.
 """
@@ -25,7 +25,7 @@ __all__ = ["GUESSES", "HIGHEST", "TASK", "found", "guess", "question"]
 
 HIGHEST = 15
 GUESSES = 4
-PARTIAL = 0.3  # for knowing the number without having said it
+PARTIAL = 0.3  # the reward for having narrowed it down to one number
 
 ABOUT = """\
 The embedded model has 0.46 million parameters and knows only the one question of this task: a number from 1 to 15 is to \
@@ -60,9 +60,9 @@ def guess(number: int, ctx: ChainContext) -> str:
 
 @reward(inline=True)
 def found(final_response: str, answer: int, ctx: ChainContext) -> dict[str, float]:
-    """1 where the number was guessed and the chain came to an answer.
+    """1 if the number was guessed and the chain came to an answer.
 
-    Else up to 0.3, for how far the guesses narrowed the number down, in bits: a group whose chains all fail still has
+    Else it is up to 0.3, for how far the guesses narrowed the number down, in bits: a group whose chains all fail still has
     better and worse ones. `success` is 1 or 0.
     """
     guesses: list[int] = ctx.state.get("guesses", [])

@@ -1,7 +1,7 @@
-"""Look up something about the boss, friend or doctor of a person: two calls, of which the second needs what the first gave.
+"""Look up something about the boss, friend or doctor of a person: two calls, the second of which needs the first's result.
 
-What is learned is to take both steps, and each with the right words: the person and the field come first from the
-question, then from the answer to the first call.
+The model learns to take both steps, each with the right words: the person and the field come first from the question, then
+from the answer to the first call.
 
 The embedded model was taught exactly these questions: changing them means training the model anew.
 """
@@ -40,7 +40,7 @@ mends that. Any other question gets nonsense: it is a real language model to wat
 
 
 def entry(directory: int, person: str, field: str) -> str:
-    """What stands in this directory: another person's name for a relation, a number from 10 to 999 for an attribute.
+    """The entry in this directory: another person's name for a relation, a number from 10 to 999 for an attribute.
 
     Every number is a whole directory, so that a row need not carry one.
     """

@@ -223,21 +223,19 @@ class EventRows:
         return [[(f"{g.joined} " + f" {g.dot} ".join(facts), "gap")]]
 
     def _gap(self, event: StreamEvent) -> list[Row]:
-        dropped = event.data["dropped"]
-        if not dropped:  # whoever could count them is gone
-            why = self.line(_plain(event.data["reason"]), _ERROR_CHARS)
-            return [[(f"{self.glyphs.gap} events are missing, and how many is not known: ", "gap"), *why]]
-        what = ", ".join(f"{int(n):,} {kind}" for kind, n in dropped.items())
-        row: Row = [(f"{self.glyphs.gap} {_count(sum(dropped.values()), 'event')} not shown", "gap")]
-        return [
-            [
-                *row,
-                (" (", "dim"),
-                *self.line(what, _ERROR_CHARS, "dim"),
-                ("): ", "dim"),
-                *self.line(_plain(event.data["reason"]), _ERROR_CHARS),
-            ]
-        ]
+        data, glyph = event.data, self.glyphs.gap
+        dropped = data["dropped"]
+        reason = (": ", "dim"), *self.line(_plain(data["reason"]), _ERROR_CHARS)
+        if not dropped:  # it is not known which they were; a filter may have left some of them out
+            to_seq = (
+                data["from_seq"] if data["to_seq"] is None else data["to_seq"]
+            )  # nobody who is left knows it
+            most = int(to_seq) - int(data["from_seq"]) + 1
+            what = f"up to {_count(most, 'event')}" if most > 1 else "events"
+            return [[(f"{glyph} {what} not shown", "gap"), *reason]]
+        kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in dropped.items())
+        row: Row = [(f"{glyph} {_count(sum(dropped.values()), 'event')} not shown", "gap")]
+        return [[*row, (" (", "dim"), *self.line(kinds, _ERROR_CHARS, "dim"), (")", "dim"), *reason]]
 
     def raw(self, event: StreamEvent) -> list[Row]:
         """An event of an unknown type or shape, as JSON."""

@@ -6,13 +6,13 @@ Rich knows the terminals (colour systems, styles, cell widths); its markup is ne
 
 from __future__ import annotations
 
-import re
-import zlib
 from dataclasses import dataclass
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.color import ColorSystem
 from rich.style import Style
+
+from rollcast.terminal.shown import chain_number
 
 __all__ = ["ASCII", "UNICODE", "Glyphs", "Painter", "Piece", "Row", "chain_number", "row_cells", "wrap"]
 
@@ -130,12 +130,6 @@ class Painter:
                 for text, style in row
             ]
         return "".join([text for text, _ in row]).replace("\u00a0", " ")
-
-
-def chain_number(chain_id: str) -> int:
-    """The number at the end of a chain's id; for an id without one, a number that depends on the id alone."""
-    found = re.search(r"[0-9]{1,9}$", chain_id)
-    return int(found.group()) if found else zlib.crc32(chain_id.encode("utf-8", "surrogatepass"))
 
 
 def row_cells(row: Row) -> int:

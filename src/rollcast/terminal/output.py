@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
 from rollcast.lifetime import call_after_fork
+from rollcast.terminal.shown import Board
 
 __all__ = ["SharedOutput"]
 
@@ -42,7 +43,8 @@ class SharedOutput:
         unread: it is dead because nobody reads the pipe any more.
         failure: the error that made it dead, if it was neither of these; whoever reports it sets it to None.
         lost_to: the same error; it stays.
-        members: the consoles that print here, whose chains count as visible.
+        members: the consoles that print here.
+        shown: the chains and runs that they show; `counted`: those of consoles that want a status.
         line_owner: who left the line under the cursor open, or None at the start of a line.
         alone: one chain alone is visible, as far as is known.
         several_runs: chains of two runs or more are visible.
@@ -57,6 +59,8 @@ class SharedOutput:
         self.failure: OSError | None = None
         self.lost_to: OSError | None = None
         self.members: list[Any] = []
+        self.shown = Board()
+        self.counted = Board()
         self.line_owner: object | None = None
         self.status: Callable[[], list[str]] | None = None
         self.alone = True

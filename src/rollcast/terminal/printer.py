@@ -14,7 +14,7 @@ from rich.color import ColorSystem
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
 from rollcast.terminal.output import SharedOutput
-from rollcast.terminal.status import VisibleChain
+from rollcast.terminal.shown import VisibleChain
 from rollcast.terminal.tags import style_tags
 from rollcast.text import shorten
 
@@ -96,7 +96,7 @@ class Printer:
             text = "".join(chain.pending)[-self.room :]
             return [*row, *self.safe(style_tags(text, chain.tag, final=True)[0])]
         more = (f" {self.glyphs.more}", "dim")
-        names = ", ".join([name for name, printed in chain.calls.values() if not printed])
+        names = ", ".join(chain.awaited_tools)
         return (
             [*row, *self.rows.line(f"{self.glyphs.call} {names}", 60, "dim"), more] if names else [*row, more]
         )

@@ -1,4 +1,4 @@
-"""For tests, ours and yours: a scripted backend, captured events, observers that misbehave."""
+"""Helpers for tests, ours and yours: a scripted backend, captured events, observers that misbehave."""
 
 from rollcast.testing.observers import EventCapture, RaisingObserver, StallingObserver, capture_events
 from rollcast.testing.scripted import ScriptedBackend, tokens_of

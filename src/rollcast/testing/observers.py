@@ -16,7 +16,7 @@ class EventCapture(StreamObserver):
     """Keeps every event that it gets.
 
     Args:
-        filter: which ones.
+        filter: the events that it gets.
         mode: `lossless` by default, so that nothing is merged.
     """
 
@@ -40,20 +40,20 @@ class EventCapture(StreamObserver):
         self.closed_chains.append(chain_id)
 
     def of(self, event_type: StreamEventType | str, chain_id: str | None = None) -> list[StreamEvent]:
-        """The events of one type, and of one chain where it is named."""
+        """The events of one type; of one chain, if it is named."""
         return [e for e in self.events if e.event_type == event_type and chain_id in (None, e.chain_id)]
 
     def types(self, chain_id: str | None = None) -> list[str]:
-        """The types in order, of one chain where it is named."""
+        """The types in order; of one chain, if it is named."""
         return [e.event_type.value for e in self.events if chain_id in (None, e.chain_id)]
 
     def text(self, chain_id: str, step: int | None = None) -> str:
-        """What the chain's chunks say together, of one step where it is named."""
+        """The joined text of the chain's chunks; of one step, if it is named."""
         chunks = self.of(StreamEventType.LLM_GENERATION_CHUNK, chain_id)
         return "".join(e.data["content"] for e in chunks if step in (None, e.step))
 
     def check(self, *, late: bool = False) -> None:
-        """Check the grammar of what came.
+        """Check the grammar of the events.
 
         Raises:
             GrammarError: it is broken.

@@ -1,4 +1,4 @@
-"""A backend that says what a test wrote down."""
+"""A backend that generates the text that a test gives it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _ids(text: str) -> list[int]:
 
 
 def _thinking(script: Script) -> Thinking:
-    """A script that is written down tells by its tags whether there is reasoning in it."""
+    """What is known about reasoning: a script's tags tell whether it has any."""
     if callable(script):
         return UNKNOWN
     texts = [script] if isinstance(script, str) else script
@@ -36,7 +36,7 @@ def _thinking(script: Script) -> Thinking:
 
 
 class _WordRenderer:
-    """Messages as ids of words; enough for a prompt to be exact."""
+    """Turns messages into ids of words, which is enough for exact prompts."""
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
         return [i for message in messages for i in _ids(f"{message['role']}: {message['content']}\n")]
@@ -51,13 +51,13 @@ class ScriptedBackend(BaseBackend):
     """Streams given text, word by word.
 
     Args:
-        script: the text of every generation; or one text a turn (the last one repeats); or a function of the request.
-        delay: seconds before each token; 0 gives way to other tasks once.
-        fail_at: the token before which the backend fails, from 0, in every generation.
-        error: what it fails with.
+        script: the text of every generation; or one text per turn (the last one repeats); or a function of the request.
+        delay: seconds before each token; 0 lets other tasks run once.
+        fail_at: the index of the token before which every generation fails, from 0.
+        error: the error that it fails with.
         before_token: awaited before each token with the request and the token's index: a place for gates and faults.
         token_exact: whether tokens carry ids and log-probabilities and prompts are ids.
-        finish_reason: of every generation.
+        finish_reason: the finish reason of every generation.
     """
 
     name = "scripted"

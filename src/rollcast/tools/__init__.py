@@ -1,6 +1,6 @@
 """Tools: plain functions that a model may call, described to it by their types and docstrings.
 
-The names are lazy, so that what needs `Injected` alone does not load pydantic.
+The names are lazy, so that modules that only need `Injected` do not load pydantic.
 """
 
 from __future__ import annotations

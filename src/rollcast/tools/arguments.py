@@ -1,4 +1,4 @@
-"""The model's arguments as checked Python values."""
+"""Turns the model's arguments into checked Python values."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Arguments:
         schema: JSON Schema of an object with one property per parameter.
         summary: the text of the docstring before its sections.
         injected: parameters that the rollout fills, with their classes.
-        model: validates; its fields are `p0 …` with the parameters' names as aliases, so that any name will do.
-        names: parameter by field.
+        model: the pydantic model that validates; its fields are `p0 …` with the parameters' names as aliases, so that any
+            name will do.
+        names: the parameter of each field.
         optional: parameters that have a default, which the function itself fills in.
-        given: the schema as it was given, if it was not made of the function.
+        given: the schema as it was given, if it was not made from the function.
     """
 
     schema: dict[str, Any]
@@ -45,7 +46,7 @@ class Arguments:
     given: Mapping[str, Any] | None = None
 
     def bind(self, tool: str, given: Mapping[str, Any] | str, context: Injected | None) -> dict[str, Any]:
-        """Keyword arguments for the function.
+        """Make keyword arguments for the function.
 
         Args:
             tool: its name, for messages.
@@ -54,7 +55,7 @@ class Arguments:
 
         Raises:
             ArgumentsError: the model's arguments are wrong.
-            InputError: the context is not of the class that the function asks for.
+            InputError: the context is not of the class that the function needs.
         """
         if isinstance(given, str):
             given = self._object(given)
@@ -85,7 +86,7 @@ class Arguments:
         return keywords
 
     def _object(self, text: str) -> Any:
-        """What the text says: JSON; or the bare value of the only argument, since some formats have no names."""
+        """Read the text: JSON; or the bare value of the only argument, since some formats have no names."""
         takes_text = self.only is not None and _takes_text(self.schema["properties"][self.only])
         try:
             value = _decoded(text)
@@ -103,12 +104,12 @@ class Arguments:
 
     @property
     def only(self) -> str | None:
-        """The one parameter that has to be given, or the one that there is."""
+        """The one required parameter, or the one parameter that exists."""
         required = self.schema["required"] or list(self.schema["properties"])
         return required[0] if len(required) == 1 else None
 
     def _extra(self, tool: str, checked: BaseModel) -> dict[str, Any]:
-        """What goes into the function's `**kwargs`."""
+        """The arguments for the function's `**kwargs`."""
         extra = checked.model_extra or {}
         hidden = next((name for name in self.injected if name in extra), None)
         if hidden is not None:  # only the rollout gives it
@@ -116,9 +117,9 @@ class Arguments:
         return {well_formed(name): value for name, value in extra.items()}
 
     def _checked(self, given: Mapping[str, Any]) -> BaseModel:
-        """Texts are read by their parameters' types: formats without types write every value as text.
+        """Read texts by their parameters' types, since formats without types write every value as text.
 
-        One that a parameter does not take as it is, is read as JSON; of a union, by its first member other than `str`.
+        A text that a parameter does not take as it is, is read as JSON; for a union, by its first member other than `str`.
         """
         fields = {name: self.model.model_fields[field].annotation for field, name in self.names.items()}
         given = {
@@ -141,7 +142,7 @@ class Arguments:
                 return self.model.model_validate({**given, **changed})
             except ValidationError:
                 if any(_takes_text(self.schema["properties"].get(name, {})) for name in changed):
-                    raise error from None  # the text itself is what does not fit: its pattern, its length
+                    raise error from None  # the text itself does not fit: its pattern, its length
                 raise
 
     def _in_words(self, tool: str, error: ValidationError) -> str:
@@ -177,7 +178,7 @@ def _decoded(text: str) -> Any:
 
 
 def _json_value(text: str) -> Any:
-    """What the text says in JSON, `None` too, which Qwen's template writes; the text itself where it is no JSON."""
+    """Parse the text as JSON, or as `None`, which Qwen's template writes; else return the text itself."""
     if text.strip() in _PYTHON_WORDS:
         return _PYTHON_WORDS[text.strip()]
     try:
@@ -190,7 +191,7 @@ _PYTHON_WORDS = {"None": None, "True": True, "False": False}
 
 
 def _of_union(text: str, annotation: Any) -> Any:
-    """A text for a parameter of several types: None if it says so, else by the first type but `str` that it fits."""
+    """Read a text for a parameter of several types: as None, or by the first type other than `str` that it fits."""
     members = _members(annotation)
     if len(members) < 2:
         return text
@@ -211,7 +212,7 @@ def _of_union(text: str, annotation: Any) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types of a union, those inside of its members too."""
+    """The types of a union, including those inside its members."""
     origin = get_origin(annotation)
     if origin is Annotated and get_origin(get_args(annotation)[0]) in {Union, types.UnionType}:
         return _members(get_args(annotation)[0])

@@ -16,7 +16,7 @@ __all__ = ["calculator", "evaluate"]
 Number = int | float
 
 LENGTH_LIMIT = 1_000
-"""Characters of an expression."""
+"""The most characters in an expression."""
 DIGITS_LIMIT = 1_000
 """Decimal digits of a result."""
 BITS_LIMIT = 6_644
@@ -26,9 +26,9 @@ _ALLOWED = re.compile(r"[0-9.eE+\-*/%()\s]*")  # nothing else ever reaches the p
 
 
 def evaluate(expression: str) -> Number:
-    """The value of an expression of numbers, + - * / // % ** and parentheses, with Python's precedence.
+    """Evaluate an expression of numbers, + - * / // % ** and parentheses, with Python's precedence.
 
-    Integers stay exact; `/` gives an integer where it divides evenly.
+    Integers stay exact; `/` gives an integer if it divides evenly.
 
     Raises:
         ToolError: in a few words: `bad expression`, `division by zero`, `result too large` …
@@ -41,7 +41,7 @@ def evaluate(expression: str) -> Number:
         raise ToolError("bad expression")
     try:
         tree = ast.parse(" ".join(expression.split()), mode="eval")
-    except (SyntaxError, RecursionError, MemoryError):  # the latter two: deep nesting
+    except (SyntaxError, RecursionError, MemoryError):  # the last two mean deep nesting
         raise ToolError("bad expression") from None
     value = _value(tree.body)
     too_long = isinstance(value, int) and abs(value) >= 10**DIGITS_LIMIT
@@ -51,9 +51,9 @@ def evaluate(expression: str) -> Number:
 
 
 def _value(root: ast.expr) -> Number:
-    """Evaluate without recursion: a long sum is a deep tree."""
+    """Evaluate without recursion, since a long sum is a deep tree."""
     order: list[ast.expr] = [root]
-    for node in order:  # grows while it is read: each node stands before its operands
+    for node in order:  # it grows while it is read: each node comes before its operands
         if isinstance(node, ast.BinOp):
             order += (node.left, node.right)
         elif isinstance(node, ast.UnaryOp):

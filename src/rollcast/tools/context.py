@@ -1,11 +1,11 @@
-"""What a tool may ask for beside its arguments."""
+"""What a tool may take beside its arguments."""
 
 __all__ = ["Injected"]
 
 
 class Injected:
-    """Base of the classes whose instances reach a tool by annotation instead of from the model.
+    """The base of classes whose instances the rollout gives to a tool, by annotation.
 
     `rollcast.rollout.ChainContext` is one: a parameter annotated with it is left out of the tool's schema and filled in
-    at the call.
+    when the tool is called.
     """

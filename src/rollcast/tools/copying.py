@@ -1,4 +1,4 @@
-"""Copies and pickles of what was made of a function: it is found by its name, or made anew of the function."""
+"""Copies and pickles tools and rewards: they are found by their function's name, or made again from the function."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["reduced"]
 def reduced(
     value: Any, function: Callable[..., Any], make: Callable[..., Any], settings: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """What `__reduce__` gives: the name if a module has the value under its function's, else how it is made anew.
+    """Return what `__reduce__` returns: the name if a module has the value under its function's name, else how to make it.
 
-    A decorated function is found by its name only as what the decorator made of it, so that stands for it.
+    The name of a decorated function leads to what the decorator made, so the function is found through that.
 
     Args:
-        value: what was made of the function.
-        function: which it was made of.
-        make: makes it again, of the function and the settings.
-        settings: picklable.
+        value: the tool or reward.
+        function: the function that it was made from.
+        make: makes it again from the function and the settings.
+        settings: its settings, which can be pickled.
 
     Raises:
         pickle.PicklingError: no other process could find the function, and the pickler does not take its code along.
@@ -46,7 +46,7 @@ def reduced(
 
 
 class _Found:
-    """A function that is found as what a decorator made of it."""
+    """A function that is found through what a decorator made from it."""
 
     def __init__(self, module: Any, name: Any) -> None:
         self.module, self.name = module, name
@@ -58,7 +58,7 @@ def _again(make: Callable[..., Any], source: Any, settings: dict[str, Any]) -> A
 
 
 def _found(module: Any, name: Any) -> Any:
-    """What stands under this name in the module; None if nothing does."""
+    """The module's attribute of this name; None if there is none."""
     try:
         value: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -69,8 +69,8 @@ def _found(module: Any, name: Any) -> Any:
 
 
 def _takes_code() -> bool:
-    """Whether a pickler asks that takes the code of functions along: cloudpickle, which Ray has too, or dill."""
-    frame: types.FrameType | None = sys._getframe(2)  # noqa: SLF001  (documented; nothing else knows who asks)
+    """Whether the calling pickler saves the code of functions: cloudpickle, which Ray has too, or dill."""
+    frame: types.FrameType | None = sys._getframe(2)  # noqa: SLF001  (documented; nothing else tells the caller)
     while frame is not None:
         if {"cloudpickle", "dill"}.intersection(str(frame.f_globals.get("__name__", "")).split(".")):
             return True

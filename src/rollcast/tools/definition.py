@@ -1,4 +1,4 @@
-"""`@tool`: a function becomes a value that a model can be told of and that a rollout can call."""
+"""`@tool` turns a function into a tool, which is described to a model and called by a rollout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Self, overload
 
 from rollcast.aio import call_in
 from rollcast.errors import ToolDefinitionError, ToolError
+from rollcast.failures import by_signal
 from rollcast.records.event import ToolStatus
 from rollcast.text import bounded
 from rollcast.tools.arguments import Arguments, ArgumentsError
 from rollcast.tools.context import Injected
 from rollcast.tools.copying import reduced
-from rollcast.tools.execution import CancelledItself, OutOfTime, by_signal, in_task, in_thread, is_async
+from rollcast.tools.execution import CancelledItself, OutOfTime, in_task, in_thread, is_async
 from rollcast.tools.image import Image
 from rollcast.tools.json_schema import schema_arguments
 from rollcast.tools.observation import CannotShow, Output, as_text, failure_text
@@ -30,19 +31,21 @@ __all__ = ["Tool", "ToolResult", "tool"]
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_OUTPUT = 10_000
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the OpenAI API takes as the name of a function
+TURN_S = 0.02  # an async generator that never waits lets others run after so many seconds
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the OpenAI API takes as a function's name
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What came of one call.
+    """The result of one call.
 
     Attributes:
-        observation: what the model reads; at most the tool's `max_output` characters, always encodable.
-        status: `success`, `error`, `timeout`, or `cancelled` where the tool cancelled itself.
+        observation: what the model reads; at most the tool's `max_output` characters, and always encodable.
+        status: `success`, `error`, `timeout`, or `cancelled` if the tool cancelled itself.
         duration_s: seconds from the call to the result.
-        images: what the tool gave beside text; the observation has a note of each.
-        failure: what the tool's own code raised (no ToolError, which is its word to the model), or its time-out.
+        images: the images that the tool returned; the observation has a note for each.
+        failure: the exception that the tool's own code raised (not a ToolError, which is meant for the model), or its
+            time-out.
     """
 
     observation: str
@@ -53,25 +56,25 @@ class ToolResult:
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """The observation and its images as a message's content, for a model that sees; OpenAI's shape."""
+        """The observation and its images as a message's content in OpenAI's form, for a model that reads images."""
         return [{"type": "text", "text": self.observation}, *(image.part for image in self.images)]
 
 
 @dataclass(frozen=True, eq=False)
 class Tool:
-    """A function that a model may call. It stays callable as the plain function. Made by `tool`.
+    """A function that a model may call. It can still be called as the plain function. `tool` makes it.
 
     `dataclasses.replace(a_tool, name="other")` gives the same function under other settings.
 
     Attributes:
         function: sync or async, or a generator of partial output of either kind.
         arguments: its parameters.
-        name: how the model calls it.
-        description: what the model reads of it.
-        terminal: True where its call ends the chain.
+        name: the name by which the model calls it.
+        description: what the model reads about it.
+        terminal: True if its call ends the chain.
         timeout: seconds, or None to wait for ever.
-        max_output: of an observation, in characters.
-        inline: True where a sync function runs in the event loop instead of a thread.
+        max_output: the most characters in an observation.
+        inline: True if a sync function runs in the event loop instead of a thread.
     """
 
     function: Callable[..., Any]
@@ -107,7 +110,7 @@ class Tool:
         object.__setattr__(self, "__wrapped__", self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the plain function gives."""
+        """Call the plain function."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -117,7 +120,7 @@ class Tool:
         return reduced(self, self.function, _made, self._settings | {"given": self.arguments.given})
 
     def __copy__(self) -> Self:
-        return self  # it does not change
+        return self  # it is immutable
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         function = copy.deepcopy(self.function, memo)
@@ -142,25 +145,25 @@ class Tool:
         max_output: int = DEFAULT_MAX_OUTPUT,
         inline: bool = False,
     ) -> Self:
-        """A tool that a JSON Schema describes, such as one of an MCP server.
+        """Make a tool that a JSON Schema describes, such as one from an MCP server.
 
-        What the model writes is checked against the schema, by its own draft (2020-12 if it names none) and without
+        The model's arguments are checked against the schema, by its own draft (2020-12 if it names none) and without
         fetching anything. Defaults are not filled in, and formats, such as `email`, are not checked.
 
         Args:
-            name: how the model calls it.
-            description: what the model reads of it.
-            parameters: JSON Schema of an object, as MCP's `inputSchema` and OpenAI's `parameters` are; None if it takes
-                no arguments.
-            call: gets the arguments that the model gave, by name; sync or async, or a plain function that gives a
+            name: the name by which the model calls it.
+            description: what the model reads about it.
+            parameters: JSON Schema of an object, like MCP's `inputSchema` and OpenAI's `parameters`; None if it takes no
+                arguments.
+            call: gets the arguments that the model gave, by name; sync or async, or a plain function that returns a
                 coroutine. A parameter of it that is annotated with `ChainContext` gets the chain's.
-            terminal: its call ends the chain.
+            terminal: whether its call ends the chain.
             timeout: seconds, or None for no limit.
-            max_output: of an observation, in characters.
+            max_output: the most characters in an observation.
             inline: run a plain `call` in the event loop, as with `tool`.
 
         Raises:
-            ToolDefinitionError: the schema is not that of an object, or the call does not take what it allows.
+            ToolDefinitionError: the schema is not for an object, or `call` does not take what it allows.
         """
         if isinstance(call, Tool):
             call = call.function
@@ -175,7 +178,7 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """How the OpenAI API and chat templates describe it: `{"type": "function", "function": {…}}`."""
+        """Its description for the OpenAI API and chat templates: `{"type": "function", "function": {…}}`."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
@@ -185,7 +188,7 @@ class Tool:
         context: Injected | None = None,
         on_partial: Callable[[str], object] | None = None,
     ) -> ToolResult:
-        """Call it with what a model wrote. Whatever the tool does becomes a result.
+        """Call it with the arguments that a model wrote. Failures become results, too.
 
         Cancelling this cancels an async tool and waits up to a second for its cleanup; it leaves a sync tool behind
         in its thread and returns at once.
@@ -197,7 +200,7 @@ class Tool:
                 at most `max_output` characters.
 
         Raises:
-            InputError: the function asks for another context.
+            InputError: the function needs another context.
         """
         begin = time.perf_counter()
         try:
@@ -221,7 +224,7 @@ class Tool:
         return _result(text, status, begin, output)
 
     async def _sync(self, keywords: dict[str, Any], output: Output, begin: float) -> tuple[ToolStatus, str]:
-        """Run a plain function, and in the event loop the coroutine that a wrapper of an async function gives."""
+        """Run a plain function; if it wraps an async function and returns a coroutine, run that in the event loop."""
         work = functools.partial(_run_sync, self.function, keywords, output, awaits=self._wraps_async)
         if self.inline:
             outcome = work()
@@ -240,7 +243,7 @@ class Tool:
 
     @functools.cached_property
     def _wraps_async(self) -> bool:
-        """Whether a coroutine that the plain function gives is to be awaited, rather than a mistake."""
+        """Whether a coroutine that the plain function returns should be awaited; otherwise it is a mistake."""
         return self.arguments.given is not None or is_async(inspect.unwrap(self.function))
 
 
@@ -254,13 +257,13 @@ def _across_threads(on_partial: Callable[[str], object] | None) -> Callable[[str
     loop = asyncio.get_running_loop()
 
     def deliver(piece: str) -> None:
-        call_in(loop, on_partial, piece)  # if the loop is closed, nobody waits
+        call_in(loop, on_partial, piece)  # if the loop is closed, nothing waits
 
     return deliver
 
 
 class _Unfinished(NamedTuple):
-    """What a plain function gave that only an event loop can finish."""
+    """A plain function's result that only an event loop can finish."""
 
     value: Any
 
@@ -268,7 +271,7 @@ class _Unfinished(NamedTuple):
 def _run_sync(
     function: Callable[..., Any], keywords: dict[str, Any], output: Output, *, awaits: bool
 ) -> tuple[ToolStatus, str] | _Unfinished:
-    """In a worker thread, or inline."""
+    """Run a sync function, in a worker thread or inline."""
     try:
         value = function(**keywords)
         if inspect.isgenerator(value):
@@ -288,7 +291,7 @@ def _run_sync(
 
 
 def _drained(generator: Generator[Any, Any, Any], output: Output) -> Any:
-    """The generator's return value; its pieces go to the output. Ends early where nobody waits any more."""
+    """Return the generator's return value; its pieces go to the output. It ends early if nothing waits any more."""
     try:
         while output.open:
             piece = next(generator)
@@ -309,10 +312,14 @@ async def _run_async(
         if inspect.isawaitable(value):
             value = await value
         if isinstance(value, AsyncGenerator):
+            others_run_at = time.perf_counter() + TURN_S
             async with aclosing(value) as pieces:
                 async for piece in pieces:
                     if piece is not None:
                         output.add_value(piece)
+                    if time.perf_counter() >= others_run_at:  # it may never wait for anything
+                        await asyncio.sleep(0)
+                        others_run_at = time.perf_counter() + TURN_S
             return "success", output.text
         return "success", bounded(as_text(value, output.keep), output.limit)
     except asyncio.CancelledError:
@@ -320,7 +327,7 @@ async def _run_async(
     except BaseException as error:
         if by_signal(error):
             raise
-        return "error", _failure(error, output)  # the tool's failure, sys.exit() too
+        return "error", _failure(error, output)  # the tool's failure, even sys.exit()
 
 
 def _failure(error: BaseException, output: Output) -> str:
@@ -330,7 +337,7 @@ def _failure(error: BaseException, output: Output) -> str:
 
 
 def _made(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
-    """The tool again, in another process."""
+    """Make the tool again, in another process."""
     settings = dict(settings)
     name, given = settings["name"], settings.pop("given")
     arguments = arguments_of(function, name) if given is None else schema_arguments(name, given, function)
@@ -374,20 +381,20 @@ def tool(
     max_output: int = DEFAULT_MAX_OUTPUT,
     inline: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Make a tool of a function: `@tool`, `@tool(timeout=5)` or `tool(thing.method)`.
+    """Make a tool from a function: `@tool`, `@tool(timeout=5)` or `tool(thing.method)`.
 
-    The parameters' types become the JSON Schema (`Annotated[int, "text"]`, `Annotated[int, Field(ge=0)]`, `Literal`,
-    defaults and pydantic models too); the docstring, in Google's, NumPy's or Sphinx's style, the descriptions. A sync
-    function runs in a thread, an async one in the event loop.
+    The JSON Schema is made from the parameters' types (also `Annotated[int, "text"]`, `Annotated[int, Field(ge=0)]`,
+    `Literal`, defaults and pydantic models), and the descriptions from the docstring, in Google's, NumPy's or Sphinx's
+    style. A sync function runs in a thread, an async one in the event loop.
 
     Args:
         function: sync or async; a generator's pieces are partial output.
-        name: the function's own, where not given.
-        description: the docstring's text before its sections, where not given.
-        terminal: its call ends the chain.
+        name: by default the function's own.
+        description: by default the docstring's text before its sections.
+        terminal: whether its call ends the chain.
         timeout: seconds, or None for no limit.
-        max_output: of an observation, in characters.
-        inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms where it was measured), but
+        max_output: the most characters in an observation.
+        inline: run a sync function in the event loop. It saves the hop to a thread (0.25 ms when it was measured), but
             no timeout can interrupt it and everything waits for it: only for what takes microseconds.
 
     Raises:
@@ -418,7 +425,7 @@ def _name_of(function: Any) -> str:
         )
     if isinstance(function, type) or not callable(function):
         raise ToolDefinitionError(
-            f"{function!r} is not a function; make a tool of a function or a bound method"
+            f"{function!r} is not a function; make a tool from a function or a bound method"
         )
     name = getattr(function, "__name__", None)
     if name == "<lambda>":

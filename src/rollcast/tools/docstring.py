@@ -1,8 +1,8 @@
-"""A docstring as people write it: the description, and the text of each parameter.
+"""Reads a docstring as people write it: the description, and the text of each parameter.
 
-Google's, NumPy's, Sphinx's and Epytext's styles are read, mixed ones too, and their usual slips: no empty line before a
+It reads Google's, NumPy's, Sphinx's and Epytext's styles, even mixed ones, and the usual slips: no empty line before a
 section, another word or another case for it, a missing colon, wrong indentation. The parameters' names, which are known,
-tell an entry from a line of text. What belongs to no section is description and is never lost.
+tell an entry from a line of text. Text outside the sections is description and is never lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 __all__ = ["Docstring", "read_docstring"]
 
 HEADING_LIMIT = 80
-"""Characters that a heading has at most."""
+"""The most characters in a heading."""
 
 _PARAMETERS = re.compile(
     r"((keyword|other|optional|required|named|input|function|method|tool|call)\s+)*"
@@ -75,11 +75,11 @@ _TYPE_TAIL = re.compile(
 
 @dataclass(frozen=True)
 class Docstring:
-    """What a docstring says.
+    """The content of a docstring.
 
     Attributes:
-        description: the text outside of the sections.
-        texts: of each parameter that it describes, on one line.
+        description: the text outside the sections.
+        texts: the text of each parameter that it describes, on one line.
         unknown: the texts of names that are not parameters.
     """
 
@@ -92,8 +92,8 @@ def read_docstring(text: str | None, names: Collection[str]) -> Docstring:
     """Read a docstring.
 
     Args:
-        text: as it stands in the source.
-        names: the parameters that there are.
+        text: the docstring as written in the source.
+        names: the names of the parameters.
     """
     return _Reader(inspect.cleandoc(text), names).read() if text and text.strip() else Docstring()
 
@@ -108,7 +108,7 @@ class _Heading(NamedTuple):
     indent: int
     content: int  # the index of the first line of the section
     underlined: bool = False
-    rest: str = ""  # what stands in the line of the heading
+    rest: str = ""  # the rest of the heading's line
 
 
 class _Entry(NamedTuple):
@@ -118,7 +118,7 @@ class _Entry(NamedTuple):
 
 
 class _Reader:
-    """One pass over the lines; each of the `_read` methods takes those that are its own."""
+    """One pass over the lines; each `_read` method takes the lines that belong to it."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self.lines = [_Line(len(raw) - len(raw.lstrip()), raw.strip()) for raw in text.splitlines()]
@@ -155,7 +155,7 @@ class _Reader:
         )
 
     def _first_sentence(self) -> str:
-        """The description of a docstring that is all section and begins with one in a line: `Returns: the time.`"""
+        """The description of a docstring that is only sections and begins with one in a line: `Returns: the time.`"""
         first = self.lines[0].text
         inline = _INLINE.fullmatch(first)
         return first if inline and _OUTCOMES.fullmatch(inline["words"].lower()) else ""
@@ -163,7 +163,7 @@ class _Reader:
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def _read_text(self, line: _Line) -> None:
-        """A line of the description; a code block is taken whole, since what looks like a section in it is not one."""
+        """Read a line of the description; a code block is taken whole, since text in it may look like a section."""
         self.description.append(" " * line.indent + line.text)
         self.at += 1
         if _FENCE.match(line.text):
@@ -260,7 +260,7 @@ class _Reader:
     # -- parameters ----------------------------------------------------------------------------------------------------
 
     def _read_parameters(self, heading: _Heading) -> None:
-        """The entries of a section, up to a line that belongs to none."""
+        """Read the entries of a section, up to a line that does not belong to one."""
         section = _Section(self, heading)
         if heading.rest:
             section.begin(_entry(heading.rest, bare=True), heading.indent)
@@ -277,7 +277,7 @@ class _Reader:
         section.end()
 
     def _read_field(self, line: _Line) -> None:
-        """`:param city: where to look`, `@param city where to look`, `:returns: a sentence`."""
+        """Read `:param city: where to look`, `@param city where to look`, `:returns: a sentence`."""
         found = _FIELD.fullmatch(line.text)
         assert found is not None
         self.at += 1
@@ -306,14 +306,14 @@ class _Reader:
         return (words[-1] if words else ""), text
 
     def describe(self, names: tuple[str, ...], lines: list[str]) -> None:
-        """Keep the text of the parameters; the first that says something wins."""
+        """Keep the text of the parameters; the first one that is not empty wins."""
         text = " ".join(" ".join(lines).split())
         for name in names:
             if name and not self.texts.get(name):
                 self.texts[name] = text
 
     def _read_past(self, heading: _Heading) -> None:
-        """Leave out a section that is not for the model."""
+        """Skip a section that is not for the model."""
         first: int | None = None
         blank = False
         while self.at < len(self.lines):
@@ -348,7 +348,7 @@ class _Reader:
             return not is_text or below.indent > line.indent
         if blank:
             return False
-        if heading.rest:  # what goes on with a small letter goes on
+        if heading.rest:  # a line that begins with a small letter goes on
             return line.text[:1].islower()
         return first is None or first <= heading.indent
 
@@ -366,7 +366,7 @@ class _Section:
         self.fence = ""
 
     def takes(self, at: int, line: _Line, *, after_blank: bool) -> bool:
-        """Whether the line belongs to the section; it is taken then."""
+        """Take the line if it belongs to the section; return whether it does."""
         if self.fence:
             self.fence = "" if line.text.startswith(self.fence) else self.fence
             self.body.append(line.text)
@@ -403,14 +403,14 @@ class _Section:
         return False
 
     def _known(self, line: _Line, deeper: bool) -> _Entry | None:
-        """The entry of a parameter that there is."""
+        """The entry of a known parameter."""
         names = self.reader.names
         entry = _entry(line.text, bare=not deeper)
         if entry is None or names.isdisjoint(entry.names):
             entry = None if deeper else self._without_colon(line.text)
         described = self.at_base | self.reader.texts.keys()
         if entry is None or (deeper and not described.isdisjoint(entry.names)):
-            return None  # a line about another parameter in the text of this one
+            return None  # a line in this parameter's text about another parameter
         return entry
 
     def _without_colon(self, text: str) -> _Entry | None:
@@ -426,7 +426,7 @@ class _Section:
         return _Entry((found["name"],), rest[_bracketed(rest) :].strip(), maybe_type=False)
 
     def _unknown(self, at: int, line: _Line) -> _Entry | None:
-        """The entry of what is not a parameter."""
+        """The entry of a name that is not a parameter."""
         if self.heading.underlined:
             entry = _entry(line.text, bare=True)
             below = self.reader.lines[at + 1] if at + 1 < len(self.reader.lines) else _Line(0, "")
@@ -450,7 +450,7 @@ class _Section:
         )
 
     def begin(self, entry: _Entry | None, indent: int) -> None:
-        """An entry begins; the first one says how far entries are indented."""
+        """Begin an entry; the first one tells how far entries are indented."""
         self.end()
         self.entry = entry
         if self.base is None and entry is not None:
@@ -463,7 +463,7 @@ class _Section:
             self.at_base = frozenset(name for each in entries if each is not None for name in each.names)
 
     def end(self) -> None:
-        """The entry is whole."""
+        """End the entry."""
         if self.entry is not None:
             text, bare = self.entry.text, _TYPE_TAIL.sub("", self.entry.text)
             if self.heading.underlined:
@@ -472,7 +472,7 @@ class _Section:
                 text = ""
             self.reader.describe(self.entry.names, [text, *self.body])
         elif not _says_none(" ".join(self.body)):
-            self.reader.description += self.body  # it is of no parameter, and is not lost
+            self.reader.description += self.body  # it belongs to no parameter, but must not be lost
         self.entry, self.body = None, []
 
 
@@ -487,11 +487,11 @@ def _kind(words: str) -> str | None:
 
 
 def _entry(text: str, *, bare: bool) -> _Entry | None:
-    """The line as an entry: `city: where`, `city (str) - where`, `- city: where`, `x, y : int`, `**options: more`.
+    """Read the line as an entry: `city: where`, `city (str) - where`, `- city: where`, `x, y : int`, `**options: more`.
 
     Args:
         text: the line.
-        bare: whether a name alone is one.
+        bare: whether a bare name is an entry.
     """
     bullet = _BULLET.match(text)
     rest = text[bullet.end() :] if bullet else text

@@ -1,6 +1,7 @@
 """Running somebody's function for at most so long, whatever it does.
 
-A coroutine runs in a task of its own. A plain function runs in a daemon thread, never in the event loop's default
+A coroutine runs in a task of its own; one that ignores its cancellation is left behind: it goes on until the loop ends, and
+nobody waits for it. A plain function runs in a daemon thread, never in the event loop's default
 executor: a call that ignores its timeout would hold one of that executor's few threads, and the interpreter's exit.
 Here it is left behind: its thread no longer counts, so neither other calls nor the exit wait for it.
 """
@@ -9,31 +10,34 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dis
 import functools
 import inspect
 import logging
 import queue
-import signal
 import threading
-import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from rollcast.aio import call_in, resolve
+from rollcast.failures import by_signal
+from rollcast.grace import Driven, first_left_behind, grace_s
 from rollcast.lifetime import call_after_fork
 
-__all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "by_signal", "in_task", "in_thread", "is_async"]
+__all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "in_task", "in_thread", "is_async"]
 
 RUNNING_LIMIT = 256
 """Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
+WAIT_S = 10.0
+"""A call that waits for a thread for longer is told of, once, in seconds."""
 IDLE_LIMIT = 32
 """Threads that are kept for the next call."""
 IDLE_S = 10.0
 """How long an idle thread is kept, in seconds."""
 GRACE_S = 1.0
-"""How long a cancelled coroutine may take to clean up before it is left behind, in seconds."""
+"""How long a cancelled coroutine may take to clean up before it is left behind, in seconds, unless the agent says otherwise."""
+LEFT_S = 60.0
+"""How long one that was left behind may go on before it is closed, in seconds."""
 
 T = TypeVar("T")
 logger = logging.getLogger("rollcast.tools")
@@ -63,33 +67,6 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def by_signal(error: BaseException) -> bool:
-    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
-
-    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
-    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False  # only the main thread handles signals
-    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    trace, last = error.__traceback__, None
-    while trace is not None:
-        if trace.tb_frame.f_code in handlers:
-            return True
-        trace, last = trace.tb_next, trace
-    if type(error) is not KeyboardInterrupt or last is None:
-        return False
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
-
-
-def _code(handler: Any) -> types.CodeType | None:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    handler = getattr(handler, "__func__", handler)
-    code = getattr(handler, "__code__", None)
-    return code if isinstance(code, types.CodeType) else None
-
-
 # ---------------------------------------------------------------------------------------------------- coroutines
 
 _leaving: set[asyncio.Task[Any]] = set()  # the event loop holds tasks weakly
@@ -104,18 +81,21 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
         seconds: its timeout, or None to wait for ever.
 
     Raises:
-        OutOfTime: it took longer. It was cancelled then, and left behind where it ignored that for a second.
+        OutOfTime: it took longer. It was cancelled then, and left behind if it ignored that for the time of grace.
         CancelledItself: it raised CancelledError of its own accord.
         StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit of its own accord.
     """
-    task = asyncio.create_task(_contained(coroutine))
+    contained = _contained(coroutine)
+    call = Driven(contained)
+    task = asyncio.create_task(call.run())
+    task.add_done_callback(lambda _: _close_unstarted(contained, coroutine))
     try:
         await asyncio.wait((task,), timeout=seconds)
     except asyncio.CancelledError:
-        await _stop(task, name)
+        await _stop(task, call, name)
         raise
     if not task.done():
-        await _stop(task, name)
+        await _stop(task, call, name)
         raise OutOfTime
     if task.cancelled():
         raise CancelledItself
@@ -132,13 +112,42 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
         raise StoppedItself from error
 
 
-async def _stop(task: asyncio.Task[Any], name: str) -> None:
+def _close_unstarted(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """A task that is cancelled at once never begins; Python would complain of what was made for it."""
+    for each in coroutines:
+        if inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED:
+            each.close()
+
+
+async def _stop(task: asyncio.Task[Any], call: Driven[Any], name: str) -> None:
+    """Cancel it and wait until it has ended, for the time of grace at most; then, or if this is cancelled too, it is left behind."""
     _leaving.add(task)
     task.add_done_callback(_left)
     task.cancel()
-    await asyncio.wait((task,), timeout=GRACE_S)
-    if not task.done():
-        logger.warning("%s goes on though it was cancelled %g s ago; it is left behind", name, GRACE_S)
+    seconds = grace_s(GRACE_S)
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+    # By the loop, and not after the waiting: this may be cancelled too, and nobody would look after the task.
+    leaving = loop.call_later(seconds, _leave, call, name, seconds, over)
+    task.add_done_callback(lambda _: leaving.cancel())
+    await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
+
+
+def _leave(call: Driven[Any], name: str, seconds: float, over: asyncio.Future[None]) -> None:
+    resolve(over)
+    if call.done:
+        return
+    place = call.place
+    logger.log(
+        logging.WARNING if first_left_behind(place or name) else logging.DEBUG,
+        "%s goes on though it was cancelled %g s ago%s; it is left behind",
+        name,
+        seconds,
+        "" if place is None else f", at {place}",
+    )
+    call.left = True
+    # If it was cancelled again meanwhile, then with the event loop, which waits for it at its end.
+    call.let_go_after(LEFT_S if call.cancellations < 2 else seconds)
 
 
 def _left(task: asyncio.Task[Any]) -> None:
@@ -169,7 +178,7 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     _threads.submit(job)
     try:
         if job.started is not None:
-            await job.started
+            await _begun(job)
         await asyncio.wait((job.done,), timeout=seconds)
         if not job.done.done():
             logger.warning(
@@ -197,6 +206,27 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]  # the job's function returned it
+
+
+async def _begun(job: _Job) -> None:
+    """Wait for a thread; if that takes long, say once who has them all."""
+    assert job.started is not None
+    await asyncio.wait((job.started,), timeout=WAIT_S)
+    if not job.started.done() and not _threads.told_of_waiting:
+        _threads.told_of_waiting = True
+        names = Counter(
+            t.name for t in threading.enumerate() if t.name.startswith(("rollcast-tool-", "rollcast-reward-"))
+        )
+        most, count = names.most_common(1)[0] if names else ("other code", 0)
+        logger.warning(
+            "%s has waited for a thread for %g s: %d calls run at a time, and %d are %s; give that one a timeout",
+            job.name,
+            WAIT_S,
+            RUNNING_LIMIT,
+            count,
+            most,
+        )
+    await job.started
 
 
 class _Job:
@@ -254,6 +284,7 @@ class _Threads:
         self.idle: list[_Worker] = []
         self.waiting: deque[_Job] = deque()
         self.running = 0
+        self.told_of_waiting = False
 
     def submit(self, job: _Job) -> None:
         with self.lock:

@@ -1,4 +1,4 @@
-"""The descriptions of fields: of parameters, and of the models, dataclasses and TypedDicts that parameters take."""
+"""Finds the descriptions of parameters, and of the fields of models, dataclasses and TypedDicts that they take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ToolSchema", "annotated_text"]
 
 
 def annotated_text(annotation: Any) -> str | None:
-    """The text in `Annotated[str, "text"]` or `Annotated[str, Doc("text")]`, also inside of an Optional."""
+    """The text in `Annotated[str, "text"]` or `Annotated[str, Doc("text")]`, also inside an Optional."""
     origin = get_origin(annotation)
     if origin in {Union, types.UnionType}:
         return next((text for text in map(annotated_text, get_args(annotation)) if text), None)
@@ -30,10 +30,10 @@ def annotated_text(annotation: Any) -> str | None:
 
 
 class ToolSchema(GenerateJsonSchema):
-    """Without titles, which repeat the names; a default that JSON cannot hold is left out without a warning.
+    """Leaves out titles, which repeat the names, and defaults that JSON cannot hold, without a warning.
 
-    Fields have the descriptions that stand in `Annotated` or in the sections of their class's docstring, and those are
-    left out of the class's own description.
+    Fields get the descriptions in `Annotated` or in the sections of their class's docstring, and those sections are left
+    out of the class's own description.
     """
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  (pydantic's own form)
@@ -55,7 +55,7 @@ class ToolSchema(GenerateJsonSchema):
 
 
 def _described(shown: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """The JSON Schema of a class, with what the class says of its fields."""
+    """The JSON Schema of a class, with the class's descriptions of its fields."""
     properties = shown.get("properties")
     if not isinstance(kind, type) or not properties:
         return shown
@@ -87,7 +87,7 @@ def _alias(kind: type, name: str) -> str:
 
 
 def _texts(kind: type, names: frozenset[str]) -> dict[str, str]:
-    """What the class and its bases say of each field; the class's own word goes before a base's."""
+    """The descriptions of each field in the class and its bases; the class's own come first."""
     texts: dict[str, str] = {}
     bases = [
         *getattr(kind, "__orig_bases__", ()),
@@ -99,6 +99,6 @@ def _texts(kind: type, names: frozenset[str]) -> dict[str, str]:
         texts = read_docstring(vars(each).get("__doc__"), names).texts | texts
     try:
         hints = get_type_hints(kind, include_extras=True)
-    except (NameError, TypeError):  # pydantic has resolved them in its own way
+    except (NameError, TypeError):  # pydantic resolved them in its own way
         hints = {}
     return texts | {name: text for name, hint in hints.items() if (text := annotated_text(hint))}

@@ -1,4 +1,4 @@
-"""Images that tools give: a line of text for events and text models, parts for models that see."""
+"""Images that tools return: a line of text for events and text models, parts for models that read images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollcast.errors import InputError
 __all__ = ["IMAGE_LIMIT", "Image", "as_image"]
 
 IMAGE_LIMIT = 20 << 20
-"""Bytes of the images of one tool call together."""
+"""The most bytes that the images of one tool call may have together."""
 
 _PNG, _JPEG, _GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a")
 
@@ -22,24 +22,24 @@ class Image:
     Attributes:
         data: the file's bytes.
         mime_type: `image/png` and so on.
-        size: width and height in pixels; None where the file does not say.
+        size: width and height in pixels; None if the file does not say.
 
     Raises:
-        InputError: the bytes are none of these.
+        InputError: the bytes are not one of these.
     """
 
     def __init__(self, data: bytes) -> None:
         kind = _kind(data)
         if kind is None:
             raise InputError(
-                f"an image was made of {len(data)} bytes that are none; expected a PNG, JPEG, GIF or WebP file's"
+                f"an image was made of {len(data)} bytes that are not an image; expected a PNG, JPEG, GIF or WebP file's"
             )
         self.data = bytes(data)
         self.mime_type = f"image/{kind}"
         self.size = _size(kind, self.data)
 
     def __str__(self) -> str:
-        """What stands for it in an observation: `[image/png 640x480, 12345 bytes]`."""
+        """Its note in an observation: `[image/png 640x480, 12345 bytes]`."""
         size = "" if self.size is None else f" {self.size[0]}x{self.size[1]}"
         return f"[{self.mime_type}{size}, {len(self.data)} bytes]"
 
@@ -48,15 +48,15 @@ class Image:
 
     @property
     def part(self) -> dict[str, Any]:
-        """As a part of a message, in the shape of the OpenAI API: `{"type": "image_url", …}` with a `data:` URL."""
+        """The part of a message in the OpenAI API's form: `{"type": "image_url", …}` with a `data:` URL."""
         url = f"data:{self.mime_type};base64,{base64.b64encode(self.data).decode()}"
         return {"type": "image_url", "image_url": {"url": url}}
 
 
 def as_image(value: Any) -> Image | None:
-    """The image that a tool's result is: an `Image`, the bytes of one, or what can save itself as one, as Pillow's can.
+    """The image in a tool's result: an `Image`, the bytes of one, or an object that can save itself as one, like Pillow's.
 
-    Whatever the value's own `save` raises is raised.
+    Exceptions from the value's own `save` pass through.
     """
     if isinstance(value, Image):
         return value
@@ -80,7 +80,7 @@ def _kind(data: bytes | bytearray) -> str | None:
 
 
 def _size(kind: str, data: bytes) -> tuple[int, int] | None:
-    """Width and height, where the header is long enough."""
+    """Width and height, if the header is long enough."""
     if kind == "png":
         return _pair(data, 16, 4, "big") if data[12:16] == b"IHDR" else None
     if kind == "gif":
@@ -106,7 +106,7 @@ def _pair(data: bytes, at: int, width: int, order: Any) -> tuple[int, int] | Non
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """From the frame header, the first of the segments SOF0 … SOF15 that is none of DHT, JPG and DAC."""
+    """The size from the frame header: the first of the segments SOF0 … SOF15 except DHT, JPG and DAC."""
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

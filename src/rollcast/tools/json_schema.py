@@ -1,4 +1,4 @@
-"""Arguments that a JSON Schema describes: those of a tool that is not a Python function, such as an MCP server's."""
+"""Arguments that a JSON Schema describes, for a tool that is not a Python function, such as an MCP server's."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = ["schema_arguments"]
 _ANY: dict[bool, dict[str, Any]] = {
     True: {},
     False: {"not": {}},
-}  # what a schema that is true or false stands for
+}  # what the schemas true and false mean
 _DATA = frozenset({"const", "default", "enum", "examples"})  # keywords whose values are not schemas
 
 
 def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Callable[..., Any]) -> Arguments:
-    """The arguments of a tool whose schema is given; what the model writes is checked against all of it.
+    """The arguments of a tool with a given schema; the model's arguments are checked against all of it.
 
     Args:
         tool: its name, for messages.
@@ -51,10 +51,10 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
     schema = _of_object(tool, given)
     try:
         validator = _validator(tool, given, schema)
-    except (AttributeError, TypeError, RecursionError) as error:  # jsonschema looks at it before it checks it
+    except (AttributeError, TypeError, RecursionError) as error:  # jsonschema reads it before it checks it
         raise ToolDefinitionError(
             f"the parameters of tool {tool!r} cannot be read as a JSON Schema ({type(error).__name__}: "
-            f"{one_line(str(error), 120)}); mend the schema"
+            f"{one_line(str(error), 120)}); correct the schema"
         ) from None
     properties: dict[str, Any] = schema["properties"]
     injected, defaults, takes = _parameters_of(tool, call, schema)
@@ -74,7 +74,7 @@ def schema_arguments(tool: str, parameters: Mapping[str, Any] | None, call: Call
 
 
 def _copied(tool: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy that nobody else holds."""
+    """A private copy."""
     if parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, Mapping):
@@ -92,7 +92,7 @@ def _copied(tool: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _without_none(part: Any) -> Any:
-    """The schema without keywords whose value is None, which rows of `datasets` are full of."""
+    """The schema without keywords whose value is None; rows of `datasets` are full of them."""
     if isinstance(part, list):
         return [_without_none(each) for each in part]
     if not isinstance(part, dict):
@@ -105,9 +105,9 @@ def _without_none(part: Any) -> Any:
 
 
 def _of_object(tool: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The schema with its head as chat templates read it: type, properties, required."""
+    """The schema with the keys that chat templates read: type, properties, required."""
     if "type" not in given and "properties" not in given and isinstance(given.get("$ref"), str):
-        given = _resolved(given)  # pydantic's schema of a recursive model
+        given = _resolved(given)  # pydantic's schema for a recursive model
     if given.get("type", "object") != "object":
         raise ToolDefinitionError(
             f"the parameters of tool {tool!r} have the type {given['type']!r}; expected a JSON Schema of an object: "
@@ -131,14 +131,14 @@ def _resolved(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validator(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> Any:
-    """What checks against the schema, in its own draft; nothing is fetched for it."""
+    """A validator for the schema, by its own draft; it fetches nothing."""
     kind: Any = validator_for(given, default=Draft202012Validator)
     try:
         kind.check_schema(given, format_checker=_FORMATS)
     except SchemaError as error:
         where = ".".join(map(str, error.absolute_path)) or "the top"
         raise ToolDefinitionError(
-            f"the parameters of tool {tool!r} are not a JSON Schema: at {where}: {one_line(error.message, 200)}; mend the schema"
+            f"the parameters of tool {tool!r} are not a JSON Schema: at {where}: {one_line(error.message, 200)}; correct the schema"
         ) from None
     validator = extend(kind, {"pattern": _pattern})(schema, registry=Registry())
     resolver = validator._resolver  # noqa: SLF001  (there is no public way to ask whether a reference can be found)
@@ -170,10 +170,10 @@ def _references(part: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
 
 @functools.lru_cache(maxsize=1024)
 def _found_in(pattern: str) -> Callable[[str], bool]:
-    """Whether the pattern is found in a text.
+    """Make a function that tells whether the pattern is found in a text.
 
-    JSON Schema's patterns are JavaScript's. The engine that pydantic has takes more of them than Python's, and takes linear
-    time whatever a model writes; Python's is for what it lacks, such as look-ahead.
+    JSON Schema's patterns are JavaScript's. Pydantic's engine takes more of them than Python's, and takes linear time
+    whatever a model writes; Python's is used for what it lacks, such as look-ahead.
 
     Raises:
         ValueError: neither takes the pattern.
@@ -211,7 +211,7 @@ _FORMATS.checks("regex", raises=ValueError)(_is_pattern)
 
 
 def _check(validator: Any) -> Callable[[Any], Any]:
-    """What refuses a value that the schema does not allow, in jsonschema's words."""
+    """Make a function that refuses a value that the schema does not allow, in jsonschema's words."""
 
     def check(value: Any) -> Any:
         error = best_match(validator.iter_errors(value))
@@ -225,7 +225,7 @@ def _check(validator: Any) -> Callable[[Any], Any]:
 
 
 def _base(open_ended: bool, check: Callable[[Any], Any], names: Mapping[str, str]) -> type[BaseModel]:
-    """The base of the model: it checks the whole, after its parts, for what concerns several of them."""
+    """The base of the model: it checks the whole object after its parts, for rules about several of them."""
 
     class Whole(BaseModel):
         model_config = ConfigDict(extra="allow" if open_ended else "forbid")
@@ -242,10 +242,10 @@ def _base(open_ended: bool, check: Callable[[Any], Any], names: Mapping[str, str
 def _parameters_of(
     tool: str, call: Callable[..., Any], schema: dict[str, Any]
 ) -> tuple[dict[str, type[Injected]], frozenset[str], frozenset[str] | None]:
-    """What the rollout fills in, which of that has a default, and the names that the call takes; None if it takes any.
+    """The parameters that the rollout fills in, those with a default, and the names that `call` takes; None if it takes any.
 
     Raises:
-        ToolDefinitionError: it takes fewer than the schema has, or needs more than the schema requires.
+        ToolDefinitionError: it takes fewer names than the schema has, or needs more than the schema requires.
     """
     if isinstance(call, type) or not callable(call):
         raise ToolDefinitionError(

@@ -1,4 +1,4 @@
-"""What a tool gave, as text for the model: always a bounded string that can be encoded."""
+"""Turns a tool's result into text for the model, which is always a bounded string that can be encoded."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["CannotShow", "Output", "as_text", "failure_text"]
 
 
 class CannotShow(Exception):
-    """A value that has no text; the message says why, in words for the model."""
+    """A value cannot be shown as text; the message tells the model why."""
 
 
 def as_text(value: Any, on_image: Callable[[Image], None] = lambda _: None) -> str:
-    """A string as it is, an image as a note of it, bytes as UTF-8, anything else as JSON (pydantic models too).
+    """Return a string as it is, an image as a note, bytes as UTF-8, anything else as JSON (also pydantic models).
 
     Args:
-        value: what a tool gave.
-        on_image: called with each image that it is or holds.
+        value: a tool's result.
+        on_image: called with each image that the value is or contains.
 
     Raises:
-        CannotShow: it is none of these, holds itself, or its own code for JSON fails.
+        CannotShow: it cannot be written as JSON, contains itself, or its own code for JSON fails.
     """
     if isinstance(value, str):
         return well_formed(str.__str__(value))  # a subclass may have a `__str__` that fails
@@ -39,7 +39,7 @@ def as_text(value: Any, on_image: Callable[[Image], None] = lambda _: None) -> s
             return value.decode()
         except UnicodeDecodeError:
             raise CannotShow(f"the result is {len(value)} bytes that are not UTF-8 text") from None
-    from pydantic_core import to_jsonable_python  # noqa: PLC0415  (only results that are no text pay for it)
+    from pydantic_core import to_jsonable_python  # noqa: PLC0415  (only results that are not text need it)
 
     def fallback(inner: Any) -> Any:
         image = _image(inner)
@@ -71,17 +71,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise CannotShow(
-        f"the result is or holds a value of type {type(value).__name__}, which is neither text nor JSON"
+        f"the result is or contains a value of type {type(value).__name__}, which is neither text nor JSON"
     )
 
 
 def failure_text(error: BaseException) -> str:
-    """`error: …`: the text of a ToolError alone, the type and the text of any other exception."""
+    """`error: …` with the text of a ToolError, or the type and text of any other exception."""
     text = well_formed(_exception_text(error))
     if isinstance(error, ToolError):
         return text if text.startswith("error: ") else f"error: {text}"
     kind = type(error).__name__
-    if isinstance(error, BaseExceptionGroup):  # its own text says how many there are, and not what
+    if isinstance(error, BaseExceptionGroup):  # its own text tells only how many there are
         text = f"{one_line(text, 120)}: {failure_text(error.exceptions[0]).removeprefix('error: ')}"
     return f"error: {kind}: {one_line(text)}" if text.strip() else f"error: {kind}"
 
@@ -94,9 +94,9 @@ def _exception_text(error: BaseException) -> str:
 
 
 class Output:
-    """What a tool has given so far; it hands on each new piece while anybody waits for it.
+    """A tool's output so far; it passes on each new piece while the call is awaited.
 
-    Safe to add to from a worker thread: `deliver` is then what hops to the event loop.
+    Worker threads may add to it: then `deliver` hops to the event loop.
     """
 
     def __init__(self, limit: int, deliver: Callable[[str], object] | None) -> None:
@@ -104,14 +104,14 @@ class Output:
         self.deliver = deliver
         self.pieces: list[str] = []
         self.images: list[Image] = []
-        self.failure: BaseException | None = None  # the tool's own, not what it told the model
+        self.failure: BaseException | None = None  # what the tool's own code raised, not a ToolError
         self.kept = 0
         self.length = 0
         self.open = True
         self.lock = threading.Lock()
 
     def add(self, text: str) -> None:
-        """Take a piece; what goes beyond the limit is counted and not kept."""
+        """Add a piece; what goes beyond the limit is counted and not kept."""
         with self.lock:
             piece = text[: self.limit - self.kept]
             self.length += len(text)
@@ -123,14 +123,14 @@ class Output:
             self.deliver(piece)
 
     def add_value(self, value: Any) -> None:
-        """Take a piece of any kind, with its images."""
+        """Add a piece of any type, with its images."""
         self.add(as_text(value, self.keep))
 
     def keep(self, image: Image) -> None:
-        """Take an image.
+        """Add an image.
 
         Raises:
-            CannotShow: with it the images of this call are too large.
+            CannotShow: the images of this call would be too large.
         """
         with self.lock:
             size = len(image.data) + sum(len(kept.data) for kept in self.images)
@@ -140,18 +140,18 @@ class Output:
                 self.images.append(image)
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Stop passing pieces on: the call is not awaited any more."""
         with self.lock:
             self.open = False
 
     @property
     def text(self) -> str:
-        """All of it, bounded."""
+        """The whole output, bounded."""
         with self.lock:
             return bounded("".join(self.pieces), self.limit, self.length)
 
     def after(self, message: str) -> str:
-        """The message of a failure, followed by what came before it."""
+        """The message of a failure, followed by the output before it."""
         head = f"{message}; output so far: "
         with self.lock:
             if not self.pieces or len(head) >= self.limit:

@@ -1,4 +1,4 @@
-"""A function's parameters as a JSON Schema for the model."""
+"""Turns a function's parameters into a JSON Schema for the model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def type_hints_of(function: Callable[..., Any], tool: str) -> dict[str, Any]:
     """The annotations of the function, of what a partial calls, or of an object's `__call__`.
 
     Raises:
-        ToolDefinitionError: one of them names what cannot be found.
+        ToolDefinitionError: one of them names something that cannot be found.
     """
     function = _without_partial(function)
     if not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
@@ -108,7 +108,7 @@ def _without_partial(function: Any) -> Any:
 def _unpacked(
     parameters: list[inspect.Parameter], hints: dict[str, Any]
 ) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """The parameters and their types; `**options: Unpack[Options]` is a parameter for each key of the TypedDict."""
+    """The parameters and their types; `**options: Unpack[Options]` gives a parameter for each key of the TypedDict."""
     last = parameters[-1] if parameters else None
     if last is None or last.kind is not last.VAR_KEYWORD or get_origin(hints.get(last.name)) not in _UNPACK:
         return parameters, hints
@@ -139,7 +139,7 @@ def _untyped(tool: str, name: str) -> str:
 
 
 def injected_class(annotation: Any) -> type[Injected] | None:
-    """The class of what the rollout fills in, if the annotation asks for that."""
+    """The class that the rollout fills in, if the annotation names one."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, Injected) else None
     origin = get_origin(annotation)
@@ -150,7 +150,7 @@ def injected_class(annotation: Any) -> type[Injected] | None:
 
 
 def _field(parameter: inspect.Parameter, annotation: Any, text: str | None) -> FieldInfo:
-    """The parameter's alias and default, and its description where `Annotated` has none."""
+    """The field with the parameter's alias and default, and its description if `Annotated` has none."""
     extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     described = any(isinstance(e, FieldInfo) and e.description for e in extras)
     own = annotated_text(annotation)
@@ -168,7 +168,7 @@ def _field(parameter: inspect.Parameter, annotation: Any, text: str | None) -> F
 def _model(
     fields: dict[str, Any], names: Mapping[str, str], tool: str, extra: tuple[str, Any] | None
 ) -> tuple[type[BaseModel], dict[str, Any]]:
-    """What validates, and its schema; `extra` is the name and the type of `**kwargs`, None if there are none."""
+    """The validating model and its schema; `extra` is the name and the type of `**kwargs`, None if there are none."""
     try:
         if extra is None:
             model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
@@ -186,7 +186,7 @@ def _model(
 
 
 def _describe_extra(schema: dict[str, Any], name: str, said: Docstring, bound: set[str]) -> None:
-    """Put into the schema what the docstring says of `**kwargs`, and of the names that may be given in it."""
+    """Add to the schema the docstring's text about `**kwargs`, and about the names that may be given in it."""
     texts = {each: text for each, text in said.unknown.items() if text and each not in bound}
     schema["properties"] |= {each: {"description": text} for each, text in texts.items()}
     if text := said.texts.get(name):
@@ -218,7 +218,7 @@ def _indescribable(fields: dict[str, Any], names: Mapping[str, str], tool: str, 
 
 
 def _docstring(function: Callable[..., Any], parameters: list[inspect.Parameter], tool: str) -> Docstring:
-    """What the function's docstring says; of an object, its class's and its `__call__`'s."""
+    """Read the function's docstring, or those of an object's class and of its `__call__`."""
     names = [p.name for p in parameters]
     function = _without_partial(function)
     if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
@@ -230,7 +230,7 @@ def _docstring(function: Callable[..., Any], parameters: list[inspect.Parameter]
     unknown = said.unknown.keys() - _all_parameters(function)
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         logger.warning(
-            "tool %r: its docstring describes %s, and it has no such parameter; the model is not told of it",
+            "tool %r: its docstring describes %s, but it has no such parameter; the model does not see it",
             tool,
             ", ".join(map(repr, sorted(unknown))),
         )
@@ -238,7 +238,7 @@ def _docstring(function: Callable[..., Any], parameters: list[inspect.Parameter]
 
 
 def _all_parameters(function: Callable[..., Any]) -> set[str]:
-    """Names that a docstring may describe: those that a partial has bound, and what `self` is, too."""
+    """Names that a docstring may describe, including those that a partial has bound, and `self`."""
     function = _without_partial(function)
     code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)
     taken = set() if code is None else set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])

@@ -16,7 +16,7 @@ def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
     """The tools by name, in order; plain functions and bound methods become tools.
 
     Raises:
-        ToolDefinitionError: two have one name, or one cannot be described to a model.
+        ToolDefinitionError: two have the same name, or one cannot be described to a model.
     """
     if isinstance(tools, Tool | str) or callable(tools) or not isinstance(tools, Iterable):
         raise ToolDefinitionError(f"tools is {tools!r}; expected a list of tools, as in tools=[it]")
@@ -24,12 +24,12 @@ def tool_set(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
     for item in tools:
         if isinstance(item, Mapping):
             raise ToolDefinitionError(
-                f"{one_line(repr(item), 80)} describes a tool and calls nothing; make one of it: "
+                f"{one_line(repr(item), 80)} describes a tool but calls nothing; make a tool from it: "
                 "Tool.from_schema(name, description, parameters, call)"
             )
         if not callable(item):
             raise ToolDefinitionError(
-                f"{item!r} is not a function; make a tool of a function or a bound method"
+                f"{item!r} is not a function; make a tool from a function or a bound method"
             )
         each = item if isinstance(item, Tool) else tool(item)
         if each.name in by_name:

@@ -1,4 +1,4 @@
-"""From trajectories to weights: batches, an embedded trainer, and the doors to TRL, verl and ATIF.
+"""Turns trajectories into better weights: batches, an embedded trainer, and the bridges to TRL, verl and ATIF.
 
 The names here are lazy: `import rollcast.train` loads neither NumPy nor torch.
 """

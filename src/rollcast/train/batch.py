@@ -1,6 +1,6 @@
-"""Trajectories to one padded batch: what every trainer needs, worked out once.
+"""Turns trajectories into one padded batch, which every trainer needs.
 
-Pure, and NumPy only. In names a suffix gives the shape: B rows, T tokens, G chains of a group.
+It is pure, and needs only NumPy. In names a suffix gives the shape: B rows, T tokens, G chains of a group.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Sample:
         token_ids: shape (T,).
         loss_mask: 1 where the model sampled the token in this segment, 0 where a prompt, the template or a tool wrote it;
             shape (T,).
-        logprobs: of the distribution that was sampled from, 0.0 where the mask is 0; shape (T,).
-        policy_versions: of the weights that sampled the token, -1 where the mask is 0 or the backend does not tell; shape
-            (T,).
-        advantage, reward: of the chain.
-        group: number of the group, in the order in which groups came.
+        logprobs: log-probabilities in the distribution that was sampled from, 0.0 where the mask is 0; shape (T,).
+        policy_versions: versions of the weights that sampled the tokens, -1 where the mask is 0 or the backend does not
+            tell them; shape (T,).
+        advantage, reward: the chain's.
+        group: the group's number, in the order in which groups came.
         chain_id: unique within its run.
-        index: of the segment within the chain, from 0.
+        index: the segment's index within the chain, from 0.
     """
 
     token_ids: list[int]
@@ -55,19 +55,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """What became of the chains.
+    """What became of the chains of a batch.
 
     Attributes:
-        groups: that there were.
-        flat_groups: of these, the ones whose rewards do not differ, or of which fewer than two chains have a reward: there is
-            nothing to learn from them, and they are not in the batch.
-        chains: that there were.
-        failed: chains without a reward: they failed, were cancelled, or the reward did. They are not in the batch.
+        groups: how many groups there were.
+        flat_groups: how many of these have equal rewards, or fewer than two chains with a reward: there is nothing to learn
+            from them, and they are not in the batch.
+        chains: how many chains there were.
+        failed: chains without a reward: they failed, were cancelled, or their reward failed. They are not in the batch.
         truncated: rows that were cut to `max_tokens`.
         dropped_long: rows that were left out, since they are longer than `max_tokens`.
-        tokens: that are trained on.
-        mean_reward, reward_std: of all chains with a reward, those of flat groups too; the deviation is the population's.
-        staleness_mean, staleness_max: versions that the tokens trained on are behind.
+        tokens: how many tokens are trained on.
+        mean_reward, reward_std: over all chains with a reward, also those of flat groups; the deviation is the population's.
+        staleness_mean, staleness_max: how many versions behind the tokens trained on are.
     """
 
     groups: int
@@ -88,16 +88,16 @@ class TrainBatch:
     """Sequences to train on, padded at their ends to the longest of them.
 
     Attributes:
-        input_ids_BT: `pad_id` where nothing is, int64.
-        attention_mask_BT: False where nothing is, bool.
+        input_ids_BT: the ids, `pad_id` at padding, int64.
+        attention_mask_BT: False at padding, bool.
         loss_mask_BT: True where the model sampled the token, bool. Position t is the token itself: its log-probability comes
             from the logits at t - 1.
         logprobs_BT: as sampled, 0 where the loss mask is False, float32.
-        policy_versions_BT: of the weights that sampled the token, -1 where the loss mask is False, int64.
-        advantages_B, rewards_B: of the chain, float32.
-        groups_B: number of the group, int64.
-        chain_ids: of the rows; a forked chain has several.
-        statistics: of the whole batch, also in what `rows` gives.
+        policy_versions_BT: versions of the weights that sampled the tokens, -1 where the loss mask is False, int64.
+        advantages_B, rewards_B: the chain's, float32.
+        groups_B: the group's number, int64.
+        chain_ids: the chain of each row; a forked chain has several rows.
+        statistics: the statistics of the whole batch, even in a batch that `rows` returns.
     """
 
     input_ids_BT: NDArray[np.int64]
@@ -118,10 +118,10 @@ class TrainBatch:
         """Each chain's advantage and staleness, by its id, as a `train_step` event tells them.
 
         Args:
-            version: of the weights that learned.
+            version: the version of the weights that learned.
 
         Returns:
-            No staleness for a chain of whose tokens no version is known.
+            A chain has no staleness if the versions of its tokens are unknown.
         """
         known_BT = self.loss_mask_BT & (self.policy_versions_BT >= 0)
         oldest_B = np.where(known_BT, self.policy_versions_BT, version + 1).min(axis=1, initial=version + 1)
@@ -129,19 +129,19 @@ class TrainBatch:
         for chain_id, advantage, oldest in zip(
             self.chain_ids, self.advantages_B.tolist(), oldest_B.tolist(), strict=True
         ):
-            chain = told.setdefault(chain_id, {"advantage": advantage})  # of its other segments, too
+            chain = told.setdefault(chain_id, {"advantage": advantage})  # its other segments count, too
             if oldest <= version:
                 chain["staleness"] = max(version - oldest, chain.get("staleness", 0))
         return told
 
     def rows(self, indices: ArrayLike) -> TrainBatch:
-        """These rows, in this order, cut to the longest of them: for minibatches and micro-batches.
+        """Return these rows, in this order, cut to the longest of them: for minibatches and micro-batches.
 
         Args:
-            indices: whole numbers, shape (N,); each from 0 to B - 1.
+            indices: whole numbers from 0 to B - 1, shape (N,).
 
         Raises:
-            InputError: one is not.
+            InputError: they are not.
         """
         chosen_N = np.asarray(indices)
         if chosen_N.ndim != 1 or (chosen_N.size and not np.issubdtype(chosen_N.dtype, np.integer)):
@@ -172,12 +172,12 @@ class TrainBatch:
 def group_advantages(rewards_G: Sequence[float], scale: bool = True) -> NDArray[np.float64]:
     """How much better each chain of a group was than their mean, shape (G,).
 
-    `(r - mean) / (std + 1e-4)` with the sample's deviation, as GRPO does it (Shao et al. 2024, arXiv:2402.03300, section
-    4.1.2); with `scale=False` `r - mean`, which does not weigh up easy and hard questions (Liu et al. 2025, arXiv:2503.20783).
-    Zeros where the rewards are equal, or there is one.
+    It is `(r - mean) / (std + 1e-4)` with the sample's deviation, as in GRPO (Shao et al. 2024, arXiv:2402.03300, section
+    4.1.2); with `scale=False` it is `r - mean`, which gives easy and hard questions no extra weight (Liu et al. 2025,
+    arXiv:2503.20783). It is zero if the rewards are equal, or if there is only one.
 
     Raises:
-        InputError: a reward is no finite number.
+        InputError: a reward is not a finite number.
     """
     values_G = np.array([_number(r, f"reward {i} of the group") for i, r in enumerate(rewards_G)], np.float64)
     if values_G.size < 2 or values_G.min() == values_G.max():
@@ -195,24 +195,24 @@ def make_batch(
     truncation: Truncation = "drop",
     scale: bool = True,
 ) -> TrainBatch:
-    """One batch of what can be learned from.
+    """Make one batch of the chains that can be learned from.
 
-    Chains are compared with those of their group, which is their run and group id. Those without a reward are left out, and
-    so are groups without a difference; `statistics` counts both. Where every group is flat, the batch has no rows. A forked
-    chain gives a row a segment, each with the chain's advantage.
+    A chain is compared with those of its group, which is its run and group id. Chains without a reward are left out, and
+    so are groups whose rewards are equal; `statistics` counts both. If every group is flat, the batch has no rows. A forked
+    chain gives one row per segment, each with the chain's advantage.
 
     Args:
-        trajectories: of one run or several, whole groups of them.
-        version: of the weights that are trained, for staleness; the newest that sampled, where None.
-        pad_id: what stands where nothing is.
-        max_tokens: of a row at most; None: no limit.
+        trajectories: trajectories of one run or several, in whole groups.
+        version: the version of the weights that are trained, for staleness; None: the newest that sampled.
+        pad_id: the id for padding.
+        max_tokens: the most tokens in a row; None: no limit.
         truncation: what happens to longer rows: they are dropped, cut at the end, or an error. Their chains' rewards count
             for the group's mean all the same.
         scale: as in `group_advantages`.
 
     Raises:
         InputError: there are no trajectories, or none has a reward; one has no group, no token ids, no log-probabilities,
-            or a reward that is no finite number; a token was sampled by a later version than `version`.
+            or a reward that is not a finite number; a token was sampled by a later version than `version`.
     """
     if truncation not in ("drop", "cut", "error"):
         raise InputError(f"truncation is {truncation!r}; expected 'drop', 'cut' or 'error'")
@@ -343,7 +343,7 @@ def _check_segment(segment: Segment, chain_id: str) -> None:
 
 
 def _within(sample: Sample, max_tokens: int | None, truncation: Truncation) -> Sample | None:
-    """The sample as long as it may be; None where it is left out."""
+    """The sample, cut if it is too long; None if it is left out."""
     length = len(sample.token_ids)
     if max_tokens is None or length <= max_tokens:
         return sample
@@ -389,7 +389,7 @@ def _padded(rows: list[Sample], pad_id: int) -> dict[str, Any]:
 
 
 def _staleness(arrays: dict[str, Any], rows: list[Sample], version: int | None) -> NDArray[np.int64]:
-    """Versions behind, of the tokens trained on whose version is known, shape (N,)."""
+    """How many versions behind each trained token is, if its version is known, shape (N,)."""
     versions_BT: NDArray[np.int64] = arrays["policy_versions_BT"]
     known_BT = arrays["loss_mask_BT"] & (versions_BT >= 0)
     newest = int(versions_BT[known_BT].max(initial=-1))

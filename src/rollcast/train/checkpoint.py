@@ -1,12 +1,13 @@
-"""Folders from which training goes on, and which play: written beside, then renamed, so that they are whole or not there.
+"""Checkpoint folders: training resumes from them, and backends load them. They are written beside, then renamed, so that
+each is whole or not there.
 
     out/step-000040/    config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
                         trainer.json trainer.state checksums.json
 
 The first line's files are a Qwen3 checkpoint that transformers, vLLM and `TinyBackend` load; the second's are what else
-training needs (a safetensors file too, under a name that loaders of weights do not look for), and the SHA-256 of all of them,
-which going on and loading compare. The newest two are kept, and the best. No state of a random generator is among them: questions,
-rollouts and minibatches depend on the seed and the number of the step alone.
+training needs (also a safetensors file, under a name that loaders of weights do not look for), and the SHA-256 of them all,
+which is compared before resuming or loading. The newest two are kept, and the best. There is no state of a random generator:
+questions, rollouts and minibatches depend only on the seed and the number of the step.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ _COPIED = (
     "generation_config.json",
 )
 _FORMAT = 1
-_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of the file system
+_NO_LOCKS = {
+    errno.EBADF,
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}  # the file system has no locks
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,11 @@ class Checkpoint:
     """What was saved.
 
     Attributes:
-        folder: where.
-        step: after which.
-        weights: by their Hugging Face names.
-        state: of the trainer, as `EmbeddedTrainer.state` gave it.
-        about: all the rest, JSON: configuration and history.
+        folder: its folder.
+        step: the step after which it was saved.
+        weights: the weights by their Hugging Face names.
+        state: the trainer's state, as `EmbeddedTrainer.state` returned it.
+        about: everything else, as JSON: configuration and history.
     """
 
     folder: Path
@@ -77,26 +84,26 @@ class Checkpoints:
     """The checkpoints of one training run.
 
     Args:
-        out: their folder; made with the first of them.
-        source: the checkpoint that training began with: its tokenizer and configuration go into each.
+        out: their folder; it is made with the first checkpoint.
+        source: the checkpoint that training began with: each checkpoint gets its tokenizer and configuration.
     """
 
     def __init__(self, out: Path, source: Path) -> None:
         self.out = out
-        # Read now: the source may be a checkpoint of this folder or of another training, and gone tomorrow.
+        # Read now: the source may be a checkpoint in this folder or of another training, and may be deleted later.
         found = [path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()]
         self._copied = {path.relative_to(source).as_posix(): path.read_bytes() for path in found}
         self._config = _config_of(source)
 
     def steps(self) -> list[int]:
-        """After which steps there is a checkpoint, ascending."""
+        """The steps after which there is a checkpoint, ascending."""
         if not self.out.is_dir():
             return []
         found = (_NAME.fullmatch(path.name) for path in self.out.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def folder(self, step: int) -> Path:
-        """Of the checkpoint after a step."""
+        """The folder of the checkpoint after a step."""
         return self.out / f"step-{step:06d}"
 
     def save(
@@ -109,7 +116,7 @@ class Checkpoints:
     ) -> Path:
         """Write a checkpoint, and delete those that are neither among the newest nor the `best` step's.
 
-        Where there is one of this step, only what is said about it is written anew: the weights are those of the step.
+        If this step has a checkpoint already, only `about` is written again: the weights are the same.
 
         Raises:
             CheckpointError: it cannot be written; the others are as they were.
@@ -143,14 +150,14 @@ class Checkpoints:
         _write(folder / "trainer.state", safetensors_bytes(state))
 
     def load(self, model: ModelConfig, step: int | None = None) -> Checkpoint:
-        """The newest checkpoint, or that of a step.
+        """Load the newest checkpoint, or that of a step.
 
         Args:
-            model: the sizes that it has to have.
+            model: the sizes that it must have.
             step: one of `steps()`.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or of another model.
+            CheckpointError: there is none, it is damaged, or it is for another model.
         """
         steps = self.steps()
         if not steps:
@@ -159,7 +166,7 @@ class Checkpoints:
             )
         folder = self.folder(steps[-1] if step is None else step)
         others = [self.folder(s) for s in steps]
-        check_resumable(folder, others)  # before anything reads what may be damaged
+        check_resumable(folder, others)  # before anything reads files that may be damaged
         try:
             return _read(folder, model)
         except InputError as error:
@@ -171,7 +178,7 @@ class Checkpoints:
         steps = self.steps()
         for step in steps[:-_KEPT]:
             if step != best:
-                # Deleting takes several calls: under its own name a part of a checkpoint must not be seen.
+                # Deleting takes several calls: part of a checkpoint must not be seen under its name.
                 self.folder(step).rename(self.out / f".step-{step:06d}.old")
         self._delete_leftovers()
 
@@ -182,7 +189,7 @@ class Checkpoints:
 
     @contextmanager
     def _writing(self, beside: Path) -> Iterator[None]:
-        """Failures as a sentence; what was half written is deleted."""
+        """Turn a failure into a CheckpointError, and delete what was half written."""
         try:
             yield
         except (OSError, InputError) as error:
@@ -198,13 +205,13 @@ class Checkpoints:
 
 @contextmanager
 def sole_writer(out: Path) -> Iterator[None]:
-    """Make the folder, and hold it as long as the block lasts, so that no other training writes to it meanwhile.
+    """Make the folder, and lock it while the block runs, so that no other training writes to it.
 
-    The system lets go of it however the process ends. Where it cannot lock folders (Windows, some network file systems),
-    nobody is kept out.
+    The system releases the lock however the process ends. If it cannot lock folders (Windows, some network file systems),
+    there is no lock.
 
     Raises:
-        InputError: another training holds it, in this process or another, or it cannot be made.
+        InputError: another training has locked it, in this process or another, or it cannot be made.
     """
     with ExitStack() as stack:
         try:
@@ -226,7 +233,7 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 
 def safetensors_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
-    """The arrays as a safetensors file of float32 (https://github.com/huggingface/safetensors#format)."""
+    """Write the arrays as a safetensors file of float32 (https://github.com/huggingface/safetensors#format)."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     parts, end = [], 0
     for name, value in arrays.items():
@@ -241,7 +248,7 @@ def safetensors_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
 
 
 def _config_of(source: Path) -> bytes:
-    """As it was, but for the type: what training makes does not fit the type that it began with."""
+    """The source's configuration without its dtype, since training saves float32."""
     config = json.loads((source / "config.json").read_bytes())
     for name in ("dtype", "torch_dtype"):
         config.pop(name, None)
@@ -281,7 +288,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make the folder's entries last, where the system can do that to folders."""
+    """Write the folder's entries to disk, if the system can do that for folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

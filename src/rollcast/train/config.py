@@ -1,4 +1,4 @@
-"""How the embedded trainer learns: one checked object."""
+"""The embedded trainer's settings: one checked object."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ __all__ = ["GRPOConfig"]
 
 
 class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of GRPO, with the values that the embedded model learns well with.
+    """Settings of GRPO; the defaults are values with which the embedded model learns well.
 
-    Exactly one of `steps` and `minutes` says when training ends. It is checked where the object is made.
+    Exactly one of `steps` and `minutes` says when training ends. The values are checked when the object is made.
 
     Attributes:
-        steps: rollouts and updates from them, this many times.
-        minutes: of training; evaluations do not count.
-        group: chains of each question; their rewards are compared with each other.
-        questions: of each step.
-        learning_rate: of AdamW, after the warm-up.
-        warmup_steps: over which it rises linearly; 0: it is there from the first.
+        steps: how many times to roll out and update.
+        minutes: how long to train; evaluations do not count.
+        group: chains per question; their rewards are compared with each other.
+        questions: questions per step.
+        learning_rate: AdamW's learning rate, after the warm-up.
+        warmup_steps: steps over which it rises linearly; 0: no warm-up.
         clip_low, clip_high: the probability ratio counts between 1 - clip_low and 1 + clip_high
             (https://arxiv.org/abs/1707.06347; the higher upper end: https://arxiv.org/abs/2503.14476).
-        minibatches: updates of each pass over a step's chains; fewer where few chains are left.
+        minibatches: updates in each pass over a step's chains; fewer if few chains are left.
         epochs: passes over a step's chains.
         max_grad_norm: longer gradients are scaled down to it.
         entropy_bonus: weight of the mean entropy of the sampled tokens' distributions (nats), which is added to the
-            objective (https://arxiv.org/abs/1602.01783, section 4): so chains go on to differ, and there is something to
+            objective (https://arxiv.org/abs/1602.01783, section 4) so that chains keep differing, and there is something to
             compare; 0: none.
-        temperature: of the rollouts, and of the probabilities that are trained.
+        temperature: the temperature of the rollouts, and of the probabilities that are trained.
         scale_advantages: divide by the group's standard deviation (https://arxiv.org/abs/2402.03300), or not
             (https://arxiv.org/abs/2503.20783).
         max_tokens: longer sequences are not trained on; None: all are.
-        seed: of questions, rollouts and minibatches: the same seed gives the same weights to the byte.
-        eval_every: steps between evaluations; 0: at the start and the end alone.
-        eval_questions: held-out questions of each evaluation.
-        save_every: steps between checkpoints, where there is a folder for them; 0: at the end alone.
+        seed: the seed of questions, rollouts and minibatches: the same seed gives the same weights to the byte.
+        eval_every: steps between evaluations; 0: only at the start and the end.
+        eval_questions: held-out questions per evaluation.
+        save_every: steps between checkpoints, if there is a folder for them; 0: only at the end.
 
     Raises:
-        InputError: a value is out of its range, or not exactly one of `steps` and `minutes` is given.
+        InputError: a value is out of range, or not exactly one of `steps` and `minutes` is given.
     """
 
     steps: int | None = None
@@ -93,7 +93,7 @@ class GRPOConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"scale_advantages is {self.scale_advantages!r}; expected True or False")
 
 
-# A group of one has no one to be compared with.
+# A group of one has nothing to be compared with.
 _WHOLE = {
     "steps": 1,
     "group": 2,

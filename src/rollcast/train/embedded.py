@@ -38,7 +38,7 @@ __all__ = ["EmbeddedTrainer", "one_blas_thread"]
 
 _BETAS, _EPSILON = (0.9, 0.98), 1e-8
 _THREADS = 2
-_MICRO_TOKENS = 768  # of a micro-batch, padding included: its arrays then stay in a core's cache
+_MICRO_TOKENS = 768  # in a micro-batch, with padding: its arrays then stay in a core's cache
 _SMALLEST_MINIBATCH = 16
 
 
@@ -50,7 +50,7 @@ def _grpo(
     tokens: int,
     config: GRPOConfig,
 ) -> tuple[Array, NDArray[np.float64]]:
-    """The gradient of the loss with respect to the logits, (S, V), and what this micro-batch adds to the metrics.
+    """Return the gradient of the loss with respect to the logits, (S, V), and what this micro-batch adds to the metrics.
 
     The loss is the mean over the minibatch's `tokens` of -min(r A, clip(r) A) - bonus H, with r = exp(logprob - old) and H
     the entropy of the trained model's distribution there. The rollout's own log-probabilities are the old ones
@@ -83,16 +83,16 @@ def _grpo(
 
 
 class EmbeddedTrainer:
-    """The embedded model's weights, learning.
+    """Trains the embedded model's weights.
 
     Args:
-        model: the sizes.
-        weights: by their Hugging Face names; copied.
+        model: the model's sizes.
+        weights: the weights by their Hugging Face names; they are copied.
         config: how to learn.
 
     Attributes:
-        steps: calls of `step` so far.
-        updates: of the weights so far.
+        steps: how often `step` was called.
+        updates: how often the weights were updated.
 
     Raises:
         InputError: the weights are not this model's.
@@ -104,7 +104,7 @@ class EmbeddedTrainer:
         self._model = Model(model, weights)
         size = self._model.parameters.flat.size
         self._moments = np.zeros((2, size), np.float32)
-        _blas()  # reads files: rather here than later, in an event loop
+        _blas()  # reads files, which is better done here than later, in an event loop
 
     @property
     def weights(self) -> dict[str, Array]:
@@ -112,14 +112,14 @@ class EmbeddedTrainer:
         return dict(self._model.parameters.named)
 
     def state(self) -> dict[str, Array]:
-        """A copy of what `load_state` needs to go on beside the weights."""
+        """A copy of what `load_state` needs beside the weights."""
         return {"moments": self._moments.copy(), "counts": np.array([self.steps, self.updates], np.float32)}
 
     def load_state(self, weights: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Go on from a trainer's `weights` and `state()`.
 
         Raises:
-            InputError: they are of another model.
+            InputError: they belong to another model.
         """
         moments, counts = (np.asarray(state[name]) for name in ("moments", "counts"))
         if moments.shape != self._moments.shape or counts.shape != (2,):
@@ -134,11 +134,11 @@ class EmbeddedTrainer:
         """Learn from a batch: `epochs` passes, each in up to `minibatches` updates.
 
         Returns:
-            Means over the updates: `loss`, `entropy` (nats a token), `clip_fraction` (of tokens), `kl` (nats a token, from
-            the rollout's weights to those before the update), `grad_norm` (before clipping); and `learning_rate`.
+            Means over the updates: `loss`, `entropy` (nats per token), `clip_fraction` (of tokens), `kl` (nats per token,
+            from the rollout's weights to those before the update), `grad_norm` (before clipping); and `learning_rate`.
 
         Raises:
-            InputError: the batch is empty or not of this model, or the gradient is not finite.
+            InputError: the batch is empty or does not fit this model, or the gradient is not finite.
         """
         self._check(batch)
         config = self.config
@@ -159,7 +159,7 @@ class EmbeddedTrainer:
         return dict(zip(names, means, strict=True)) | {"learning_rate": rate}
 
     def gradients(self, batch: TrainBatch) -> tuple[dict[str, Array], float]:
-        """The gradient of the loss over the whole batch, by the parameters' names, and the loss; nothing is learnt."""
+        """The gradient of the loss over the whole batch, by parameter name, and the loss; the weights do not change."""
         self._check(batch)
         with one_blas_thread(), ThreadPoolExecutor(_THREADS, "rollcast-train") as pool:
             gradient, metrics = self._sum(batch, np.arange(len(batch)), pool)
@@ -180,7 +180,7 @@ class EmbeddedTrainer:
     def _sum(
         self, batch: TrainBatch, rows: NDArray[np.intp], pool: ThreadPoolExecutor
     ) -> tuple[Array, NDArray[np.float64]]:
-        """Loss and gradient of a minibatch: micro-batches of rows of like length, the longest first."""
+        """Sum the loss and gradient of a minibatch over micro-batches of rows of similar length, the longest first."""
         tokens = int(batch.loss_mask_BT[rows, 1:].sum())
         lengths = batch.attention_mask_BT.sum(1)
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -198,7 +198,7 @@ class EmbeddedTrainer:
         return gradient, metrics
 
     def _gradient(self, batch: TrainBatch, tokens: int) -> tuple[Array, NDArray[np.float64]]:
-        """Of one micro-batch."""
+        """The gradient and the metrics of one micro-batch."""
         ids_BT, targets_BT, mask_BT = (
             batch.input_ids_BT[:, :-1],
             batch.input_ids_BT[:, 1:],
@@ -207,13 +207,13 @@ class EmbeddedTrainer:
         picked_S = np.flatnonzero(mask_BT)
         old_S = batch.logprobs_BT[:, 1:][mask_BT]
         advantages_S = np.repeat(batch.advantages_B, mask_BT.sum(1))
-        with np.errstate(over="ignore"):  # of the exponential in SiLU, whose limit is right
+        with np.errstate(over="ignore"):  # SiLU's exponential overflows to the right limit
             logits_SV, kept, top = self._model.forward(ids_BT, picked_S)
             d_SV, sums = _grpo(logits_SV, targets_BT[mask_BT], old_S, advantages_S, tokens, self.config)
             return self._model.backward(d_SV, ids_BT, picked_S, kept, top), sums
 
     def _update(self, gradient: Array, rate: float) -> float:
-        """AdamW (https://arxiv.org/abs/1711.05101) without weight decay; the gradient's norm before clipping."""
+        """Update with AdamW (https://arxiv.org/abs/1711.05101) without weight decay; return the gradient's norm before clipping."""
         norm = math.sqrt(float(gradient @ gradient))
         if not math.isfinite(norm):
             raise InputError(
@@ -232,12 +232,15 @@ class EmbeddedTrainer:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Two threads with a BLAS thread each do better here than one with two, and a fixed number keeps sums in order."""
+    """Limit BLAS to one thread.
+
+    Two threads with one BLAS thread each are faster here than one with two, and a fixed number keeps sums in order.
+    """
     with _blas().limit(limits=1, user_api="blas"):
         yield
 
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """Looks through the process's libraries, which takes milliseconds."""
+    """Search the process's libraries for BLAS, once: it takes milliseconds."""
     return ThreadpoolController()

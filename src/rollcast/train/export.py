@@ -1,6 +1,6 @@
-"""Trajectories in the shapes that others read: TRL's rollouts, verl's agent loops, ATIF documents.
+"""Exports trajectories in the formats of others: TRL's rollouts, verl's agent loops, ATIF documents.
 
-Pure; none of the three has to be installed.
+It is pure, and none of the three has to be installed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Forked = Literal["error", "last"]
 
 
 def sequence_of(trajectory: Trajectory, forked: Forked = "error") -> Segment:
-    """The one sequence of a chain, for trainers that take one a rollout: ids, log-probabilities and a prompt, checked.
+    """Return the one sequence of a chain, for trainers that take one per rollout, after checking its ids and log-probabilities.
 
     Args:
-        trajectory: of a backend that yields token ids and log-probabilities.
-        forked: what is given of a chain with several segments: an error, or the last, which holds what the chain ended with.
-            Tokens that were sampled in earlier segments stand in its prompt and are not trained on.
+        trajectory: a trajectory with token ids and log-probabilities.
+        forked: what happens to a chain with several segments: an error, or the last segment is taken, with which the chain
+            ended. Tokens that were sampled in earlier segments are in its prompt and are not trained on.
 
     Raises:
-        InputError: the chain forked and `forked` is `error`; nothing was sampled; ids, log-probabilities or the prompt's ids are
-            missing.
+        InputError: the chain forked and `forked` is `error`; nothing was sampled; ids, log-probabilities or the prompt's ids
+            are missing.
     """
     if forked not in ("error", "last"):
         raise InputError(f"forked is {forked!r}; expected 'error' or 'last'")
@@ -45,9 +45,9 @@ def sequence_of(trajectory: Trajectory, forked: Forked = "error") -> Segment:
     if len(segments) > 1 and forked == "error":
         step = segments[1].turns[0].step
         raise InputError(
-            f"{name} is no single sequence: its prompt was rendered afresh at step {step}, where the chat template shows earlier "
-            "turns otherwise, and this takes one sequence a chain; give the backend a chat template that keeps what it has shown, "
-            "or take the last alone with forked='last'"
+            f"{name} is not a single sequence: its prompt was rendered afresh at step {step}, where the chat template shows "
+            "earlier turns differently, and this takes one sequence per chain; give the backend a chat template that keeps what "
+            "it has shown, or take only the last with forked='last'"
         )
     segment = segments[-1]
     for turn in segment.turns:
@@ -63,21 +63,21 @@ def sequence_of(trajectory: Trajectory, forked: Forked = "error") -> Segment:
 
 
 def _response(segment: Segment) -> tuple[list[int], list[int], list[int], list[float]]:
-    """Prompt ids, then response ids, mask and log-probabilities, which are as long as each other."""
+    """Prompt ids, then response ids, mask and log-probabilities, which have the same length."""
     first = segment.turns[0]
     cut = len(first.prompt_ids)
     return list(first.prompt_ids), segment.token_ids[cut:], segment.loss_mask[cut:], segment.logprobs[cut:]
 
 
 def to_trl(trajectories: Iterable[Trajectory], *, forked: Forked = "error") -> dict[str, list[Any]]:
-    """What TRL's `rollout_func` returns: `prompt_ids`, `completion_ids`, `logprobs`, `env_mask`, each with a list a chain.
+    """Return what TRL's `rollout_func` returns: `prompt_ids`, `completion_ids`, `logprobs`, `env_mask`, with a list per chain.
 
     A completion is everything after the first prompt. `env_mask` is 1 where the model sampled the token, and 0 where a tool or
-    the template wrote it; `logprobs` are 0.0 there. Read from `GRPOTrainer._generate` of TRL 1.16.0
-    (https://huggingface.co/docs/trl/grpo_trainer); the mask is read where the trainer has no `tools` of its own.
+    the template wrote it; `logprobs` are 0.0 there. The format is that of `GRPOTrainer._generate` in TRL 1.16.0
+    (https://huggingface.co/docs/trl/grpo_trainer); TRL reads the mask if the trainer has no `tools` of its own.
 
     Args:
-        trajectories: in the order of the prompts.
+        trajectories: the trajectories, in the order of the prompts.
         forked: as in `sequence_of`.
 
     Raises:
@@ -92,16 +92,16 @@ def to_trl(trajectories: Iterable[Trajectory], *, forked: Forked = "error") -> d
 
 
 def to_verl(trajectory: Trajectory, *, forked: Forked = "error") -> dict[str, Any]:
-    """The fields of verl's `AgentLoopOutput`: `AgentLoopOutput(**to_verl(trajectory))` in an `AgentLoopBase.run`.
+    """Return the fields of verl's `AgentLoopOutput`: `AgentLoopOutput(**to_verl(trajectory))` in an `AgentLoopBase.run`.
 
-    As in verl 0.8.0.dev, `verl/experimental/agent_loop/agent_loop.py` at commit b178a3c
+    They are those of verl 0.8.0.dev, `verl/experimental/agent_loop/agent_loop.py` at commit b178a3c
     (https://github.com/volcengine/verl/blob/b178a3cd56f58b2d502255daba591e92833930a7/verl/experimental/agent_loop/agent_loop.py).
     `num_turns` counts the messages of user, assistant and tool, as verl's loops do. `metrics` are seconds; `num_preempted` is
-    left at verl's default. `extra_fields` has the chain's id and, where the backend tells them, `policy_versions` (of the
-    response's tokens).
+    left at verl's default. `extra_fields` has the chain's id and, if the backend tells them, the `policy_versions` of the
+    response's tokens.
 
     Args:
-        trajectory: of one chain.
+        trajectory: the chain's trajectory.
         forked: as in `sequence_of`.
 
     Raises:
@@ -136,25 +136,26 @@ def to_atif(
     tools: Sequence[dict[str, Any]] | None = None,
     token_ids: bool = True,
 ) -> dict[str, Any]:
-    """The chain as an ATIF document (Agent Trajectory Interchange Format of the Harbor framework, v1.7), JSON-ready.
+    """Return the chain as an ATIF document (Agent Trajectory Interchange Format of the Harbor framework, v1.7), JSON-ready.
 
-    After https://github.com/harbor-framework/harbor/blob/main/rfcs/0001-trajectory-format.md (v1.7, April 2026). A system or
-    user message is a step; so is a turn, with its calls and observations. A turn's metrics hold `prompt_token_ids` (its whole
-    prompt), `completion_token_ids` and `logprobs`, so that it can be trained on without encoding anything again. Forked
-    chains need no exception: each turn has the prompt that it was sampled from; `extra.fresh` marks where one began anew.
+    The format is https://github.com/harbor-framework/harbor/blob/main/rfcs/0001-trajectory-format.md (v1.7, April 2026). A
+    system or user message is a step; so is a turn, with its calls and observations. A turn's metrics hold `prompt_token_ids`
+    (its whole prompt), `completion_token_ids` and `logprobs`, so that it can be trained on without encoding anything again.
+    This works for forked chains too: each turn has the prompt that it was sampled from; `extra.fresh` marks where one began
+    anew.
 
-    What ATIF has no field for stands in `extra`: of the document the group, reward, metrics and how the chain ended; of a turn
-    its policy versions, times and finish reason; of a call its status, and the raw text of malformed arguments.
-    Messages beside the turns' own that are from the assistant or a tool, such as demonstrations in the prompt, become steps
-    without metrics.
+    What ATIF has no field for is in `extra`: for the document the group, reward, metrics and how the chain ended; for a turn
+    its policy versions, times and finish reason; for a call its status, and the raw text of malformed arguments. Messages
+    from the assistant or a tool that are not part of a turn, such as demonstrations in the prompt, become steps without
+    metrics.
 
     Args:
-        trajectory: of one chain; ids and log-probabilities where it has them.
-        agent_name: who ran it.
-        agent_version: of the same.
-        model_name: what sampled.
-        tools: their JSON-schema descriptions, `agent.tool_schemas`.
-        token_ids: leave ids and log-probabilities out with False; they are most of the document.
+        trajectory: the chain's trajectory; ids and log-probabilities are exported if it has them.
+        agent_name: the agent that ran it.
+        agent_version: the agent's version.
+        model_name: the model that sampled.
+        tools: the tools' JSON-schema descriptions, `agent.tool_schemas`.
+        token_ids: False leaves out ids and log-probabilities, which are most of the document.
     """
     agent: dict[str, Any] = {"name": agent_name, "version": agent_version}
     if model_name is not None:
@@ -199,16 +200,16 @@ def _prompt(trajectory: Trajectory) -> list[Message]:
 
 
 def _message_step(message: Message) -> dict[str, Any]:
-    """A message that no turn of this chain said."""
+    """The step for a message that is not from a turn of this chain."""
     role = message["role"]
     content = _content(message.get("content"))
-    if role == "tool":  # of a demonstration: feedback that belongs to no call of this chain
+    if role == "tool":  # in a demonstration: the feedback does not belong to a call of this chain
         return {"source": "agent", "message": "", "observation": {"results": [{"content": content}]}}
     return {"source": "agent" if role == "assistant" else role, "message": content}
 
 
 def _content(content: Any) -> str:
-    """The text of a content; ATIF's parts know other kinds than the chat APIs', so what is no text is written as JSON."""
+    """The text of a content; ATIF has other kinds of parts than the chat APIs, so what is not text is written as JSON."""
     if content is None or isinstance(content, str):
         return content or ""
     texts = [part.get("text") if part.get("type") == "text" else None for part in content]

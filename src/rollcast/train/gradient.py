@@ -1,6 +1,6 @@
-"""The embedded model's forward and backward pass, in NumPy: see `embedded.py` for what it is for.
+"""The embedded model's forward and backward pass, in NumPy, for `embedded.py`.
 
-Letters: B rows, T tokens, N = B T, S sampled tokens, V vocabulary, D hidden, F feed-forward, G KV heads, R queries a KV head,
+Letters: B rows, T tokens, N = B T, S sampled tokens, V vocabulary, D hidden, F feed-forward, G KV heads, R queries per KV head,
 K head size, E = (heads + 2 G) K.
 """
 
@@ -35,7 +35,7 @@ class ParameterVector:
     """All parameters, or their gradients, in one vector, and views of it.
 
     Attributes:
-        flat: (P,).
+        flat: the vector, (P,).
         named: views by their Hugging Face names.
         embed_VD, head_VD, norm_D, layers: views as the model multiplies them; a tied head is the embedding.
     """
@@ -47,7 +47,7 @@ class ParameterVector:
         spans = dict(zip(shapes, zip([0, *ends], ends, strict=False), strict=True))
 
         def view(first: str, last: str | None = None) -> Array:
-            # Matrices that multiply the same input lie side by side: one product does for them.
+            # Matrices that multiply the same input are side by side: one product is enough for them.
             part = self.flat[spans[first][0] : spans[last or first][1]]
             return part.reshape(-1, *shapes[first][1:])
 
@@ -95,7 +95,7 @@ class Kept(NamedTuple):
 
 
 class _Positions(NamedTuple):
-    """Of T tokens: rotations (T, 1, K) and the causal mask, repeated for the R queries of a KV head (R T, T)."""
+    """For T tokens: rotations (T, 1, K) and the causal mask, repeated for the R queries of a KV head (R T, T)."""
 
     cos: Array
     sin: Array
@@ -111,7 +111,7 @@ def _norm(x: Array, weight: Array, eps: float) -> tuple[Array, Normed]:
 
 
 def _norm_back(dy: Array, kept: Normed, weight: Array, into: Array) -> Array:
-    """The gradient of a norm's input; that of its weight goes into `into`."""
+    """Return the gradient of a norm's input, and write that of its weight into `into`."""
     unit = kept.unit
     np.einsum("ni,ni->i", dy.reshape(-1, len(weight)), unit.reshape(-1, len(weight)), out=into)
     dy = dy * weight
@@ -147,7 +147,7 @@ class Model:
     def forward(
         self, ids_BT: NDArray[np.int64], picked_S: NDArray[np.intp]
     ) -> tuple[Array, list[Kept], Normed]:
-        """Logits (S, V) at the picked places of the flattened rows, and what the backward pass needs."""
+        """Return logits (S, V) at the picked places of the flattened rows, and what the backward pass needs."""
         positions = self._positions(ids_BT.shape[1])
         x_ND = self.parameters.embed_VD[ids_BT.ravel()]
         kept = []
@@ -185,14 +185,14 @@ class Model:
         return x_ND, Kept(before, queries, keys, q, k, v, p, mixed_NE, after, gate_up, sigmoid)
 
     def _by_head(self, x: Array) -> Array:
-        """(B, T, G R, K) to (B, G, R T, K)."""
+        """Reshape (B, T, G R, K) to (B, G, R T, K)."""
         rows, tokens, heads, size = x.shape
         kv = self.config.num_key_value_heads
         turned = x.reshape(rows, tokens, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
         return np.ascontiguousarray(turned).reshape(rows, kv, -1, size)
 
     def _by_token(self, x: Array, tokens: int) -> Array:
-        """(B, G, R T, K) to (B T, G R K)."""
+        """Reshape (B, G, R T, K) to (B T, G R K)."""
         rows, kv, _, size = x.shape
         turned = x.reshape(rows, kv, -1, tokens, size).transpose(0, 3, 1, 2, 4)
         return turned.reshape(rows * tokens, -1)
@@ -205,7 +205,7 @@ class Model:
         kept: list[Kept],
         top: Normed,
     ) -> Array:
-        """The gradient of all parameters, laid out as they are, (P,)."""
+        """Return the gradient of all parameters, in their layout, (P,)."""
         here, gradient = self.parameters, ParameterVector(self.config)
         np.matmul(dlogits_SV.T, top.unit * here.norm_D, out=gradient.head_VD)
         dx_ND = np.zeros((ids_BT.size, self.config.hidden_size), np.float32)
@@ -220,7 +220,7 @@ class Model:
         return gradient.flat
 
     def _feed_forward_back(self, layer: Layer, into: Layer, kept: Kept, dx_ND: Array) -> None:
-        """Adds to the gradient of the layer's output, so that it becomes that of the feed-forward's input."""
+        """Turn `dx_ND` from the gradient of the layer's output into that of the feed-forward's input, by adding to it."""
         gate, up = np.split(kept.gate_up_NF, 2, 1)
         silu = gate * kept.sigmoid_NF
         np.matmul(dx_ND.T, silu * up, out=into.down_DF)
@@ -233,7 +233,7 @@ class Model:
     def _attention_back(
         self, layer: Layer, into: Layer, kept: Kept, dx_ND: Array, positions: _Positions
     ) -> None:
-        """As `_feed_forward_back`, for the attention."""
+        """Do what `_feed_forward_back` does, for the attention."""
         tokens, size = kept.k.shape[2:]
         p = kept.probabilities
         np.matmul(dx_ND.T, kept.mixed_NE, out=into.out_DE)

@@ -44,13 +44,13 @@ _FREE_AT_RESUME = {"steps", "minutes", "eval_every", "eval_questions", "save_eve
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the weights do on held-out questions. A chain succeeds where its reward is 1 or more.
+    """How well the weights do on held-out questions. A chain succeeds if its reward is 1 or more.
 
     Attributes:
-        sampled: share of successes at the temperature of the rollouts, one chain a question.
+        sampled: share of successes at the rollouts' temperature, with one chain per question.
         greedy: the same at temperature 0.
-        questions: how many; the same ones in every evaluation, and for every seed.
-        held_out: False where the task has too few different questions to keep any from training.
+        questions: how many questions; they are the same in every evaluation, and for every seed.
+        held_out: False if the task has too few different questions to keep any from training.
     """
 
     sampled: float
@@ -61,17 +61,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Progress:
-    """How training stands after a step; step 0 is before the first.
+    """The state of training after a step; step 0 is before the first.
 
     Attributes:
-        step: steps taken, those without an update included.
-        policy_version: of the weights that sample now: 1 more with every update.
-        seconds: of training so far; evaluations and checkpoints are not counted.
-        metrics: of this step; empty at step 0. `mean_reward`, `success` (share of chains with a reward of 1 or more),
-            `kept_groups`, `flat_groups`, `failed`, `staleness`, `tokens` (trained on), `tokens_per_s` (sampled, of the
-            whole step), `rollout_s`, `update_s`, `cpu_s` (of the whole process, both); and where there was an update those of
+        step: steps taken, including those without an update.
+        policy_version: the version of the weights that sample now: 1 more with every update.
+        seconds: time spent on training so far, without evaluations and checkpoints.
+        metrics: this step's; empty at step 0. `mean_reward`, `success` (share of chains with a reward of 1 or more),
+            `kept_groups`, `flat_groups`, `failed`, `staleness`, `tokens` (trained on), `tokens_per_s` (sampled, over the
+            whole step), `rollout_s`, `update_s`, `cpu_s` (both, for the whole process); and if there was an update those of
             `EmbeddedTrainer.step`.
-        evaluation: where there was one after this step.
+        evaluation: the evaluation after this step, if there was one.
     """
 
     step: int
@@ -83,13 +83,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        run_id: of the training run: `train_step` events carry it, and rollouts name it as their parent.
-        history: step 0 and every step after it, those before a resumption included.
-        start, end: the first evaluation and the last: of the final weights, unless training was interrupted. Without
-            questions and not a number where it was interrupted before the first was complete.
+        run_id: the training run's id: `train_step` events carry it, and rollouts name it as their parent.
+        history: step 0 and every step after it, including those before a resumption.
+        start, end: the first evaluation and the last, which is of the final weights unless training was interrupted. They
+            have 0 questions and NaN if it was interrupted before the first was complete.
         out: the folder with the checkpoints, or None.
         stopped: what ended it.
     """
@@ -112,19 +112,19 @@ async def train(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
-    """Train the embedded model on a task by GRPO, while it plays.
+    """Train the embedded model on a task with GRPO.
 
-    The agent's backend samples from the new weights after each step. Whoever observes the agent's streaming manager sees
-    every token of it. The same seed gives the same weights to the byte, whoever watches, and whether or not training
-    was interrupted in between.
+    The agent's backend samples from the new weights after each step. Observers of the agent's streaming manager see every
+    token. The same seed gives the same weights to the byte, whether anything observes, and whether or not training was
+    interrupted in between.
 
     Args:
-        agent: on a `TinyBackend`, with the task's tools and reward.
+        agent: an agent on a `TinyBackend`, with the task's tools and reward.
         task: gives the questions.
-        config: how long and how.
-        out: a folder for checkpoints; made where it does not exist.
-        resume: go on from the newest checkpoint in `out`; from the beginning where there is none.
-        on_progress: called in the event loop after each step, and before the first where training begins anew.
+        config: how long and how to train.
+        out: a folder for checkpoints; it is made if it does not exist.
+        resume: go on from the newest checkpoint in `out`, or from the beginning if there is none.
+        on_progress: called in the event loop after each step, and before the first if training begins anew.
         stop: asked after each step; True ends training properly, with a checkpoint.
 
     Raises:
@@ -140,25 +140,25 @@ async def train(
     with one_blas_thread(), ExitStack() as stack:
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
-        async with training.announced() as announced:
+        async with training.training_run() as training_run:
             try:
                 stopped = await training.run(resume, stop)
             except _InterruptedError:
                 stopped = "interrupted"
-            finally:  # also where the caller was cancelled, or a backend failed
+            finally:  # also if the caller was cancelled, or a backend failed
                 await training.save()
             if stopped == "interrupted":
-                announced.close("cancelled")
+                training_run.close("cancelled")
     start, end = training.evaluations
     return TrainResult(training.run_id, training.history, start, end, training.out, stopped)
 
 
 class _InterruptedError(Exception):
-    """Somebody who watches cancelled a rollout."""
+    """A watcher cancelled a rollout."""
 
 
 class _Training:
-    """State of one `train` call. `save` writes the last whole step, at whatever point it is called."""
+    """The state of one `train` call. `save` writes the last whole step, whenever it is called."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class _Training:
         self.run_id = new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
-        # Refuses rows that lack what the reward asks for.
+        # Refuses rows that lack a field that the reward needs.
         agent.prepare(task.max_steps, self.questions.evaluated)
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
@@ -193,36 +193,36 @@ class _Training:
         none = Evaluation(math.nan, math.nan, 0)
         return (found[0], found[-1]) if found else (none, none)
 
-    def announced(self) -> RunWriter:
-        """The training as a run of its own, to be entered: its rollouts name it, and its `train_step` events stand in it."""
+    def training_run(self) -> RunWriter:
+        """The training as a run of its own, to be entered: its rollouts name it, and it has the `train_step` events."""
         return self.agent.streaming_manager.run(
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,
             policy_version=self.backend.policy_version, run_id=self.run_id, on_cancel=self._cancel,
         )  # fmt: skip
 
     def _cancel(self, _: str | None) -> None:
-        """Somebody who watches wants the training to end: it does after this step. From any thread."""
+        """End the training after this step, as a watcher asked. It is called from any thread."""
         self._cancelled = True
 
     async def run(self, resume: bool, stop: Callable[[], bool] | None) -> Stopped:
-        """From the beginning, or the newest checkpoint, to the end."""
+        """Train from the beginning, or the newest checkpoint, to the end."""
         await self._begin(resume)
-        stopped = self._ended(stop)
+        stopped = self._stop_reason(stop)
         if stopped in ("steps", "minutes") and self.history[-1].evaluation is None:
-            await self._evaluate()  # it was interrupted in that
-            self._tell()
+            await self._evaluate()  # it was interrupted while it evaluated
+            self._report_progress()
         while stopped is None:
             await self._step()
-            stopped = self._ended(stop)
+            stopped = self._stop_reason(stop)
             due = self.config.eval_every and self.history[-1].step % self.config.eval_every == 0
             if stopped != "interrupted" and (stopped or due):
                 await self._evaluate()
-            self._tell()
+            self._report_progress()
             if not stopped and self._save_is_due():
                 await self.save()
         return stopped
 
-    def _ended(self, stop: Callable[[], bool] | None) -> Stopped | None:
+    def _stop_reason(self, stop: Callable[[], bool] | None) -> Stopped | None:
         now, config = self.history[-1], self.config
         if config.steps is not None and now.step >= config.steps:
             return "steps"
@@ -254,9 +254,9 @@ class _Training:
             await self._resume()
             return
         self.history.append(Progress(0, 0, 0.0, {}))
-        self._remember()
+        self._keep_whole_step()
         await self._evaluate()
-        self._tell()
+        self._report_progress()
         await self.save()
 
     async def _resume(self) -> None:
@@ -276,21 +276,21 @@ class _Training:
                 f"{where} lacks what training needs ({error}); delete it to go on from an earlier one, or train anew"
             ) from error
         if task != self.task.name:
-            raise InputError(f"{where} is of the task {task!r}; resume with that, or give another folder")
+            raise InputError(f"{where} is for the task {task!r}; resume with that, or give another folder")
         for name in GRPOConfig.__struct_fields__:
             was, asked = getattr(config, name), getattr(self.config, name)
             if was != asked and name not in _FREE_AT_RESUME:
                 raise InputError(
-                    f"{where} was made with {name}={was!r}, and {asked!r} is asked for; resume with the same, or train anew"
+                    f"{where} was made with {name}={was!r}, but {asked!r} was given; resume with the same, or train anew"
                 )
         for progress in self.history:
-            self._rate(progress)
-        self._remember()
+            self._note_best(progress)
+        self._keep_whole_step()
         await self.backend.update_weights(self.trainer.weights, self.history[-1].policy_version)
         if self.history[-1].step == 0 and self.history[-1].evaluation is None:
             await self._evaluate()
 
-    def _rate(self, progress: Progress) -> None:
+    def _note_best(self, progress: Progress) -> None:
         if progress.evaluation is not None and progress.evaluation.sampled >= (self.best or (0.0, 0))[0]:
             self.best = progress.evaluation.sampled, progress.step
 
@@ -323,7 +323,7 @@ class _Training:
             "cpu_s": time.process_time() - cpu,
         }
         self.history.append(Progress(step, version, before.seconds + now - began, metrics))
-        self._remember()
+        self._keep_whole_step()
         data = {"train_step": step, "policy_version": version, "metrics": metrics}
         if len(batch) and self.agent.streaming_manager.observers:
             data["chains"] = {result.run_id: batch.learned_from(before.policy_version)}
@@ -343,7 +343,7 @@ class _Training:
     async def _play(
         self, rows: list[dict[str, Any]], chains: int, temperature: float, seed: int, split: str
     ) -> RunResult:
-        # The trainer knows the probabilities of the whole distribution, so nothing of it is cut off.
+        # The trainer computes the probabilities of the whole distribution, so none of it is cut off.
         sampling = msgspec.structs.replace(self.task.sampling, temperature=temperature, top_p=1.0, top_k=0)
         run = self.agent.prepare(
             self.task.max_steps,
@@ -360,7 +360,7 @@ class _Training:
         return result
 
     async def _evaluate(self) -> None:
-        """Put an evaluation beside the last step."""
+        """Evaluate, and add the result to the last step."""
         rows = self.questions.evaluated
         sampled = await self._play(rows, 1, self.config.temperature, 0, "eval")
         greedy = await self._play(rows, 1, 0.0, 0, "eval")
@@ -370,19 +370,19 @@ class _Training:
             success(sampled.trajectories), success(greedy.trajectories), len(rows), self.questions.held_out
         )
         self.history[-1] = replace(self.history[-1], evaluation=evaluation)
-        self._rate(self.history[-1])
+        self._note_best(self.history[-1])
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self.on_progress is not None:
             self.on_progress(self.history[-1])
 
-    def _remember(self) -> None:
+    def _keep_whole_step(self) -> None:
         if self.checkpoints is not None:
             weights = {name: array.copy() for name, array in self.trainer.weights.items()}
             self._whole = weights, self.trainer.state()
 
     async def save(self) -> None:
-        """Write a checkpoint of the last whole step, where there is a folder for it."""
+        """Write a checkpoint of the last whole step, if there is a folder for it."""
         if self.checkpoints is None or self._whole is None:
             return
         checkpoints, (weights, state) = self.checkpoints, self._whole
@@ -400,7 +400,7 @@ def _trainable(agent: BaseAgent) -> TinyBackend:
     backend = agent.backend
     if not isinstance(backend, TinyBackend):
         raise InputError(
-            f"train() trains the embedded model alone, and this agent's backend is {backend.name}; give it "
+            f"train() trains only the embedded model, and this agent's backend is {backend.name}; give it "
             "backend='tiny', or train other models with rollcast.train.trl"
         )
     if agent.reward is None:
@@ -411,7 +411,7 @@ def _trainable(agent: BaseAgent) -> TinyBackend:
 
 
 def _check_lengths(result: RunResult, max_tokens: int | None, step: int) -> None:
-    """Refuse to go on where no sequence is short enough to be learned from."""
+    """Raise if no sequence is short enough to be learned from."""
     lengths = [len(segment.token_ids) for t in result for segment in t.segments]
     if max_tokens is not None and min(lengths) > max_tokens:
         raise InputError(
@@ -434,7 +434,7 @@ def _metrics(result: RunResult, batch: TrainBatch) -> dict[str, float]:
 
 
 async def _in_thread(work: Callable[[], _T]) -> _T:
-    """The work on a thread, waited for even where the caller is cancelled: nobody else must see it half done."""
+    """Do the work on a thread, and wait for it even if the caller is cancelled: it must not be seen half done."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""Which questions are trained on and which are kept for evaluation, each a function of its seed."""
+"""Chooses the questions for training and those kept for evaluation, by their seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollcast.tasks import Task
 __all__ = ["HELD_OUT_SEED", "Questions"]
 
 HELD_OUT_SEED = -1
-"""Of the questions that are evaluated on. Those of training come from seeds of 0 and above."""
+"""The seed of the questions for evaluation. Those for training come from seeds of 0 and above."""
 
 _LOOKED_AT = 256
 _FEWEST_FREE = 0.1
@@ -21,16 +21,16 @@ _FEWEST_FREE = 0.1
 class Questions:
     """The questions of a training run.
 
-    A row that equals a held-out one is never trained on. Where a task has so few different rows that hardly any would be
-    left, such as a number from 1 to 15 to guess, none is held out.
+    A row that equals a held-out one is never trained on. If a task has so few different rows that hardly any would be left,
+    such as a number from 1 to 15 to guess, none is held out.
 
     Args:
-        task: draws them.
-        seed: of the training run.
+        task: the task that draws them.
+        seed: the training run's seed.
         held_out: how many to evaluate on.
 
     Attributes:
-        evaluated: rows to evaluate on, the same ones for every seed.
+        evaluated: rows to evaluate on, the same for every seed.
         held_out: whether they are kept from training.
     """
 
@@ -44,7 +44,7 @@ class Questions:
         self._kept = kept if self.held_out else set()
 
     def of_step(self, step: int, count: int) -> list[dict[str, Any]]:
-        """So many rows to train on in this step, whatever came before it."""
+        """This many rows to train on in this step; they do not depend on earlier steps."""
         seed = derived_seed("questions", self._seed, step)
         drawn = count
         while True:
@@ -55,5 +55,5 @@ class Questions:
 
 
 def _key(row: dict[str, Any]) -> bytes:
-    """Equal where the rows are; fields that JSON does not know are told by their text."""
+    """A key that is equal if the rows are; fields that JSON cannot write are compared as text."""
     return msgspec.json.encode(row, enc_hook=repr, order="deterministic")

@@ -1,4 +1,4 @@
-"""Whether training may go on from a checkpoint: its checksums, and which other one is whole if not."""
+"""Checks by its checksums whether training may go on from a checkpoint; if not, names another one that is whole."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["check_resumable", "numbered", "remedy_for"]
 logger = logging.getLogger("rollcast.train")
 
 
-# Of our own trainer and of TRL's, which writes it after everything else: a checkpoint has one of them.
+# The state files of our own trainer and of TRL's, which writes it last: a checkpoint has one of them.
 _STATES = ("trainer.json", "trainer_state.json")
 
 
 def numbered(out: Path, prefix: str) -> list[Path]:
-    """The folders `prefix` and a number in `out`, by number; none if there is no such folder."""
+    """The folders in `out` that are named `prefix` and a number, by number; empty if `out` does not exist."""
     if not out.is_dir():
         return []
     found = [
@@ -34,11 +34,11 @@ def check_resumable(folder: Path, others: Sequence[Path]) -> None:
     """Refuse a checkpoint that is not what was saved.
 
     Args:
-        folder: of the checkpoint.
-        others: of the same training, ascending; one of them may be this one.
+        folder: the checkpoint.
+        others: checkpoints of the same training, ascending; one of them may be this one.
 
     Raises:
-        CheckpointError: it names the file, and the checkpoint from which training can go on.
+        CheckpointError: it is not; the message names the file, and the checkpoint from which training can go on.
     """
     damage = _damage_of(folder, others)
     if damage is not None:
@@ -58,14 +58,14 @@ def _damage_of(folder: Path, others: Sequence[Path]) -> str | None:
         if not any((folder / name).is_file() for name in _STATES):
             return f"it has no {' or '.join(_STATES)}, so it was not saved to its end"
         logger.warning(
-            "%s has no %s, as checkpoints of Rollcast 0.1 have none: whether it is damaged cannot be told",
+            "%s has no %s, like all checkpoints of Rollcast 0.1, so it cannot be checked for damage",
             folder, CHECKSUMS,
         )  # fmt: skip
     return None
 
 
 def remedy_for(folder: Path, others: Sequence[Path]) -> str:
-    """What to do instead: the newest other one that is whole, by name."""
+    """What to do instead, with the name of the newest other checkpoint that is whole."""
     others = [other for other in reversed(others) if other.name != folder.name]
     checked = [other for other in others if has_checksums(other)]
     whole = next((other for other in checked if find_damage(other, to_resume=True) is None), None)

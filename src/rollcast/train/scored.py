@@ -1,4 +1,4 @@
-"""What rewards say of a rollout, for all trainers."""
+"""What a rollout's rewards tell, for all trainers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["check_scored", "success"]
 
 
 def check_scored(trajectories: Sequence[Trajectory], where: str) -> None:
-    """Refuse to go on where nothing was scored: it would be no different in the next step.
+    """Raise if no chain was scored; the next step would not fare better.
 
     Args:
-        trajectories: of a rollout.
-        where: such as `step 3`, for the message.
+        trajectories: a rollout's trajectories.
+        where: a place such as `step 3`, for the message.
 
     Raises:
         BackendError: every chain failed.

@@ -1,11 +1,10 @@
-"""TRL's `GRPOTrainer` with an agent's chains as its rollouts: sampled in this process from the weights as they are now.
+"""Gives TRL's `GRPOTrainer` an agent's chains as rollouts, sampled in this process from the current weights.
 
 Importing this module loads torch and TRL.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import math
@@ -20,6 +19,7 @@ import msgspec
 
 from rollcast.aio import running_loop
 from rollcast.errors import BackendError, InputError, MissingExtraError, RewardError, RolloutCancelledError
+from rollcast.grace import run_to_the_end
 from rollcast.models import Sampling
 from rollcast.models.checksums import write_checksums
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
@@ -32,7 +32,7 @@ from rollcast.train.resumable import check_resumable, numbered
 from rollcast.train.scored import check_scored
 
 try:
-    import accelerate  # TRL would say of each in another way that it is missing
+    import accelerate  # TRL would report each missing package in a different way
     import transformers
     from datasets import Dataset
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -49,18 +49,18 @@ logger = logging.getLogger("rollcast.train")
 __all__ = ["ROW_KEY", "Rollouts", "make_rollout_func", "train"]
 
 ROW_KEY = "rollcast_row"
-"""In each message of a prompt: the number of its row. TRL hands on prompts, and no other column."""
+"""The key in each message of a prompt for the number of its row. TRL passes on prompts, and no other column."""
 
 
 class Rollouts:
-    """What a `GRPOTrainer` needs of an agent. It is itself the `rollout_func`. Made by `make_rollout_func`.
+    """What a `GRPOTrainer` needs from an agent. It is itself the `rollout_func`. `make_rollout_func` makes it.
 
     Attributes:
-        train_dataset: one prompt a row.
-        eval_dataset: of the rows held out; None where there are none.
-        reward: a reward function that gives TRL the agent's reward, under the name of the agent's; None for a chain without
+        train_dataset: one prompt per row.
+        eval_dataset: the prompts of the rows for evaluation; None if there are none.
+        reward: a reward function with the name of the agent's, which gives TRL the agent's rewards; None for a chain without
             one, which TRL then leaves out of its group.
-        callback: makes a `train_step` event of what TRL logs.
+        callback: makes `train_step` events of TRL's logs.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Rollouts:
         self.agent = agent
         self.backend = _backend_of(agent)
         given = [*rows, *eval_rows]
-        agent.prepare(max_steps, given)  # refuses wrong rows now, not in the middle of the training
+        agent.prepare(max_steps, given)  # refuses wrong rows now, not in the middle of training
         self._rows = [{"messages": row.messages, **row.fields} for row in as_rows(given)]
         if len(self._rows) != len(given):
             raise InputError(
@@ -94,40 +94,40 @@ class Rollouts:
 
     @property
     def run_id(self) -> str:
-        """Of the training; each rollout names it as its `parent_run_id`."""
+        """The training run's id; each rollout names it as its `parent_run_id`."""
         return self.callback.run_id
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
-        """The rollouts of these prompts, in their order: what TRL's `rollout_func` returns, and the rewards.
+        """Roll out these prompts, in their order; return what TRL's `rollout_func` returns, and the rewards.
 
         Raises:
-            InputError: the trainer trains another model than the agent samples from, or samples in a way that this cannot; a
-                prompt is none of the rows'; a chain forked, and `forked` is `error`.
+            InputError: the trainer trains another model than the agent samples from, or asks for sampling that the agent does
+                not have; a prompt is not from one of the rows; a chain forked, and `forked` is `error`.
             BackendError: every chain failed.
             RewardError: no chain has a reward.
-            RolloutCancelledError: somebody who watches cancelled the rollout.
+            RolloutCancelledError: a watcher cancelled the rollout.
         """
         self._check(trainer)
         numbers = [self._number(prompt) for prompt in prompts]
         split: Literal["train", "eval"] = "train" if trainer.model.training else "eval"
-        trajectories = _to_the_end(lambda: self._sample(numbers, trainer, split))
+        trajectories = _run_blocking(lambda: self._sample(numbers, trainer, split))
         if self.agent.reward is not None or all(t.finish_reason == "error" for t in trajectories):
             check_scored(trajectories, f"step {trainer.state.global_step}")
         if split == "train":
-            self.callback.played(trajectories, trainer)
+            self.callback.note_rollout(trajectories, trainer)
         return self._rollout(trajectories, trainer)
 
     def learn(self, trainer: Any, resume_from_checkpoint: str | bool | None = None) -> None:
-        """`trainer.train(…)`, whose run ends as it does.
+        """Call `trainer.train(…)`, and end the training run when it ends.
 
-        Where somebody who watches cancels the training, it ends after the step, with a checkpoint; where they cancel a
-        rollout, at once. The last whole step is saved then, and where all chains of a rollout fail or none has a reward, if
-        the trainer's configuration saves any. With several processes nothing is saved, and a watcher ends nothing but, by
-        cancelling a rollout, this process.
+        If a watcher cancels the training, it ends after the step, with a checkpoint; if a watcher cancels a rollout, it ends
+        at once. Then the last whole step is saved, as it is if all chains of a rollout fail or none has a reward, provided
+        that the trainer's configuration saves any. With several processes nothing is saved, and a watcher can only end this
+        process, by cancelling a rollout.
 
         Raises:
             CheckpointError: the checkpoint to resume from is not what was saved.
-            Exception: what the trainer raises, but for `RolloutCancelledError` where there is one process.
+            Exception: what the trainer raises, except `RolloutCancelledError` if there is one process.
         """
         _check_checkpoint(trainer, resume_from_checkpoint)
         callback = self.callback
@@ -143,21 +143,21 @@ class Rollouts:
             if alone:
                 try:
                     _save_last_step(trainer)
-                except Exception as error:  # noqa: BLE001  (whatever it is, the rollout's failure is what to tell)
+                except Exception as error:  # noqa: BLE001  (whatever it is, the rollout's failure is what must be raised)
                     logger.warning("step %d could not be saved: %s", trainer.state.global_step, error)
             raise
         except KeyboardInterrupt:
             callback.cancelled = True
             raise
         finally:
-            callback.close("cancelled" if callback.cancelled else "failed")  # where it has not ended yet
+            callback.close("cancelled" if callback.cancelled else "failed")  # if it has not ended yet
 
     def _check(self, trainer: Any) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
         if inner is not self.backend.model:
             raise InputError(
-                f"the agent samples from another {type(self.backend.model).__name__} than the trainer trains; build the backend from "
+                f"the agent samples from a different {type(self.backend.model).__name__} than the trainer trains; build the backend from "
                 "the trainer's: TransformersBackend(model, tokenizer), then GRPOTrainer(model=model, …)"
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -167,7 +167,7 @@ class Rollouts:
             )
         if trainer.tools or trainer.environment_factories:
             raise InputError(
-                "the trainer was given tools or environments of its own; the agent runs them: leave TRL's out"
+                "the trainer was given tools or environments of its own; the agent runs tools: leave TRL's out"
             )
         if trainer.min_p or trainer.repetition_penalty not in (None, 1, 1.0):
             raise InputError(
@@ -176,7 +176,7 @@ class Rollouts:
             )
 
     def _number(self, prompt: Any) -> int:
-        """Which row this is: by the key in its messages, else by the messages."""
+        """Find the prompt's row: by the key in its messages, else by the messages."""
         if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping)):
             raise InputError(
                 f"a prompt is {type(prompt).__name__}; expected messages, as the rows have: use train_dataset=rollouts.train_dataset"
@@ -185,7 +185,7 @@ class Rollouts:
         numbers = self._numbers.get(_fingerprint(prompt), []) if key is None else [key]
         if not numbers or not 0 <= numbers[0] < len(self._rows):
             raise InputError(
-                f"the prompt {_shown(prompt)} is none of the {len(self._rows)} rows that make_rollout_func was given; add it there, "
+                f"the prompt {_shown(prompt)} is not in the {len(self._rows)} rows that make_rollout_func was given; add it there, "
                 "or use train_dataset=rollouts.train_dataset"
             )
         if not all(_is_same(self._rows[number], self._rows[numbers[0]]) for number in numbers):
@@ -196,7 +196,7 @@ class Rollouts:
         return int(numbers[0])
 
     async def _sample(self, numbers: list[int], trainer: Any, split: str) -> list[Trajectory]:
-        """Run the chains; afterwards the model is as it was, and nobody computes with it any more."""
+        """Run the chains; afterwards the model is as it was, and nothing computes with it any more."""
         version = int(trainer.state.global_step)
         groups = [(number, len(list(same))) for number, same in itertools.groupby(numbers)]
         repeats = groups[0][1]
@@ -215,17 +215,17 @@ class Rollouts:
             result = await run.execute()
             if result.status == "cancelled":
                 raise RolloutCancelledError(
-                    f"somebody who watches cancelled the rollout {run.run_id} of step {version}; the training ends with it"
+                    f"a watcher cancelled the rollout {run.run_id} of step {version}; the training ends with it"
                 )
             return result.trajectories
         finally:
-            # Where a chain was cut short, its last step may be under way. The first of these waits for that step, the second for
-            # the end of what came with the first.
+            # If a chain was cut short, its last step may still be running. The first of these waits for that step, the second
+            # for the work that came with the first.
             await self.backend.update_weights(None, version)
             await self.backend.update_weights(None, version)
 
     def _sampling(self, trainer: Any) -> Sampling:
-        """The trainer's, since it computes the log-probabilities again at its own temperature."""
+        """The trainer's sampling, since it computes the log-probabilities again at its own temperature."""
         limit = trainer.max_completion_length
         return Sampling(
             temperature=trainer.temperature,
@@ -243,7 +243,7 @@ class Rollouts:
             left_out = t.finish_reason in ("error", "cancelled") or (
                 t.reward is None and self.agent.reward is not None
             )
-            one = _nothing(t, tokenizer.eos_token_id) if left_out else to_trl([t], forked=self._forked)
+            one = _empty_rollout(t, tokenizer.eos_token_id) if left_out else to_trl([t], forked=self._forked)
             cut += len(one["completion_ids"][0]) > limit
             for name in ("completion_ids", "env_mask", "logprobs"):
                 one[name][0] = one[name][0][:limit]
@@ -258,8 +258,8 @@ class _Events(transformers.TrainerCallback):
     """The training as a run, with a `train_step` event for each log that is about a step or an evaluation.
 
     Attributes:
-        run_id: of the training; of the last one that began, where there were several.
-        cancelled: somebody who watches wants the training to end; it does after the step, with a checkpoint.
+        run_id: the training run's id; the last one's if there were several.
+        cancelled: a watcher asked the training to end; it does after the step, with a checkpoint.
     """
 
     def __init__(self, agent: BaseAgent, run_id: str) -> None:
@@ -273,14 +273,14 @@ class _Events(transformers.TrainerCallback):
     def _cancel(self, _: str | None) -> None:
         self.cancelled = True
 
-    def played(self, trajectories: list[Trajectory], trainer: Any) -> None:
-        """These are what the trainer learns from next."""
-        self._weigh_up()
+    def note_rollout(self, trajectories: list[Trajectory], trainer: Any) -> None:
+        """Note the trajectories that the trainer learns from next."""
+        self._note_advantages()
         if self._agent.streaming_manager.observers:
             self._played = trajectories, trainer
 
-    def _weigh_up(self) -> None:
-        """Note the advantages of what was played last, which the trainer has worked out by now."""
+    def _note_advantages(self) -> None:
+        """Note the advantages of the last rollouts, which the trainer has computed by now."""
         if self._played is not None:
             trajectories, trainer = self._played
             self._played = None
@@ -288,15 +288,15 @@ class _Events(transformers.TrainerCallback):
                 self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._weigh_up()
+        self._note_advantages()
         if self.cancelled:
             control.should_training_stop = control.should_save = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if self._run is not None:  # of an earlier training
-            self.close("failed")  # where that raised
+        if self._run is not None:  # an earlier training's
+            self.close("failed")  # that training raised
             self.run_id, self.cancelled = new_run_id(), False
         backend = self._agent.backend
         self._run = self._agent.streaming_manager.run(
@@ -330,7 +330,7 @@ class _Events(transformers.TrainerCallback):
         self.close("cancelled" if self.cancelled else "completed")
 
     def close(self, status: RunStatus) -> None:
-        """End the run, where it is open, and wait until the observers have everything."""
+        """End the run if it is open, and wait until the observers have everything."""
         if self._run is not None:
             self._run.close(status)
             self._agent.streaming_manager.drain_sync()
@@ -345,7 +345,7 @@ def make_rollout_func(
     max_tokens: int | None = None,
     forked: Forked = "error",
 ) -> Rollouts:
-    """What a `GRPOTrainer` needs to train on an agent's chains.
+    """Make what a `GRPOTrainer` needs to train on an agent's chains.
 
         rollouts = make_rollout_func(agent, rows)
         GRPOTrainer(
@@ -354,19 +354,19 @@ def make_rollout_func(
         )
 
     Temperature, top-p and top-k are the trainer's; a completion (all that comes after the first prompt) is cut to its
-    `max_completion_length`. Weights are version `global_step`. Chains are watched where the agent's manager has observers.
+    `max_completion_length`. The weights' version is `global_step`. Observers of the agent's manager see the chains.
 
     Args:
-        agent: whose backend is a `TransformersBackend` of the model object that the trainer gets.
-        rows: as for `run_async`; all of their fields reach rewards and tools.
-        eval_rows: for the trainer's evaluation.
+        agent: an agent whose backend is a `TransformersBackend` of the model object that the trainer gets.
+        rows: rows as for `run_async`; all of their fields reach rewards and tools.
+        eval_rows: rows for the trainer's evaluation.
         max_steps: generations that a chain may have.
-        max_tokens: of one generation; `max_completion_length` where None.
-        forked: TRL takes one sequence a rollout. A chain with several segments is an error, or trained on its last alone; see
-            `to_trl`.
+        max_tokens: the most tokens in one generation; None: `max_completion_length`.
+        forked: TRL takes one sequence per rollout. A chain with several segments is an error, or only its last segment is
+            trained on; see `to_trl`.
 
     Raises:
-        InputError: the backend is another, or a row is wrong.
+        InputError: the agent has another backend, or a row is wrong.
     """
     return Rollouts(agent, rows, eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked)
 
@@ -384,24 +384,24 @@ def train(
     callbacks: Sequence[Any] = (),
     resume_from_checkpoint: str | bool | None = None,
 ) -> GRPOTrainer:
-    """Train the agent's model with TRL's `GRPOTrainer`, and give the trainer back. Blocks.
+    """Train the agent's model with TRL's `GRPOTrainer`, and return the trainer. It blocks.
 
     Args:
-        agent: with a reward, and a `TransformersBackend` of a model object; that model is trained in place.
-        rows: as for `run_async`.
+        agent: an agent with a reward, and a `TransformersBackend` of a model object; that model is trained in place.
+        rows: rows as for `run_async`.
         config: TRL's `GRPOConfig`. `logging_steps=1` makes a `train_step` event of every step.
-        eval_rows: for the trainer's evaluation, where `config.eval_strategy` asks for one.
-        tokenizer: the trainer's `processing_class`; the backend's where None.
-        max_steps: as in `make_rollout_func`; so are the next two.
-        max_tokens: see there.
-        forked: see there.
-        callbacks: more of the trainer's.
+        eval_rows: rows for the trainer's evaluation, if `config.eval_strategy` asks for one.
+        tokenizer: the trainer's `processing_class`; None: the backend's tokenizer.
+        max_steps: as in `make_rollout_func`.
+        max_tokens: as in `make_rollout_func`.
+        forked: as in `make_rollout_func`.
+        callbacks: further callbacks for the trainer.
         resume_from_checkpoint: as in `Trainer.train`.
 
     Raises:
-        InputError: the agent has no reward, or another backend; `config` is no `trl.GRPOConfig`, or its batches
+        InputError: the agent has no reward, or another backend; `config` is not a `trl.GRPOConfig`, or its batches
             are larger than the rows; see `Rollouts`.
-        BackendError, RewardError: of a rollout every chain failed, or none has a reward; see `Rollouts.learn`.
+        BackendError, RewardError: every chain of a rollout failed, or none has a reward; see `Rollouts.learn`.
     """
     if not isinstance(config, GRPOConfig):
         raise InputError(
@@ -421,7 +421,7 @@ def train(
             "without a step; give more rows, or a smaller per_device_train_batch_size"
         )
     with warnings.catch_warnings():
-        # Whoever calls this has not chosen rollout_func, whose being experimental is what this warns of.
+        # TRL warns that rollout_func is experimental, but the caller of this function did not choose it.
         warnings.filterwarnings("ignore", "You are using 'rollout_func'")
         trainer = GRPOTrainer(
             model=rollouts.backend.model,
@@ -448,7 +448,7 @@ def _backend_of(agent: BaseAgent) -> TransformersBackend:
 
 
 def _dataset(rows: Sequence[Mapping[str, Any]], first: int) -> Dataset:
-    """The prompts, each message with the number of its row. What the agent reads are the rows, whatever becomes of these."""
+    """The prompts, each message with the number of its row. The agent reads the rows, whatever TRL does to the prompts."""
     return Dataset.from_list(
         [
             {
@@ -481,12 +481,12 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[bytes, list[int]]:
 
 
 def _fingerprint(messages: Sequence[Any]) -> bytes:
-    """Equal for messages that say the same; a dataset fills the fields that one of them lacks with None."""
+    """A key that is equal for equal messages; a dataset fills the fields that one of them lacks with None."""
     return msgspec.json.encode(_without_none(messages), order="sorted")
 
 
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two rows hold the same; fields that cannot be compared, such as arrays, are the same if they are one object."""
+    """Whether two rows are equal; fields that cannot be compared, such as arrays, are equal if they are the same object."""
     if one.keys() != other.keys():
         return False
     for name, value in one.items():
@@ -495,7 +495,7 @@ def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         try:
             if not bool(value == other[name]):
                 return False
-        except Exception:  # noqa: BLE001  (arrays of several, and whatever else a user's objects raise)
+        except Exception:  # noqa: BLE001  (arrays, and whatever else a user's objects raise)
             return False
     return True
 
@@ -510,16 +510,16 @@ def _shown(prompt: Sequence[Mapping[str, Any]]) -> str:
     return repr(_text(prompt[-1].get("content"))[:60])
 
 
-def _to_the_end(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
+def _run_blocking(work: Callable[[], Coroutine[Any, Any, list[Trajectory]]]) -> list[Trajectory]:
     """Run it in an event loop of its own, on another thread if a loop runs in this one, as in a notebook."""
     if running_loop() is None:
-        return asyncio.run(work())
+        return run_to_the_end(work())
     with ThreadPoolExecutor(1, "rollcast-trl") as pool:
-        return pool.submit(lambda: asyncio.run(work())).result()
+        return pool.submit(lambda: run_to_the_end(work())).result()
 
 
-def _nothing(t: Trajectory, end_id: int) -> dict[str, list[Any]]:
-    """A rollout of which nothing is trained on: TRL wants one for each prompt, and at least a token in it."""
+def _empty_rollout(t: Trajectory, end_id: int) -> dict[str, list[Any]]:
+    """A rollout that is not trained on: TRL wants one for each prompt, with at least one token."""
     prompt_ids = t.turns[0].prompt_ids if t.turns else []
     return {
         "prompt_ids": [prompt_ids or [end_id]],
@@ -530,7 +530,7 @@ def _nothing(t: Trajectory, end_id: int) -> dict[str, list[Any]]:
 
 
 def _metrics(t: Trajectory) -> dict[str, float]:
-    """What TRL logs of a chain, as a mean over all."""
+    """What TRL logs about a chain, as a mean over all chains."""
     own = {f"rollcast/metrics/{name}": float(value) for name, value in t.metrics.items() if _is_finite(value)}
     return own | {
         "rollcast/failed": float(t.finish_reason == "error"),
@@ -541,9 +541,9 @@ def _metrics(t: Trajectory) -> dict[str, float]:
 
 
 def _save_last_step(trainer: Any) -> None:
-    """A checkpoint as the trainer makes them, of the weights after its last whole step, where that has none yet.
+    """Save a checkpoint as the trainer does, of the weights after its last whole step, if that has none yet.
 
-    A step begins with its rollouts, so that nothing of the next one has happened to weights and moments.
+    A step begins with its rollouts, so the next step has not changed weights and moments yet.
     """
     step = trainer.state.global_step
     if step and trainer.args.save_strategy != "no" and not _checkpoint_of(trainer.args, step).is_dir():
@@ -556,14 +556,14 @@ def _checkpoint_of(args: Any, step: int) -> Path:
 
 
 def _note_checksums(args: Any, step: int) -> None:
-    """The trainer has written all files of a checkpoint: note what they are."""
+    """Write the checksums of a checkpoint, after the trainer has written all its files."""
     folder = _checkpoint_of(args, step)
     if args.should_save and folder.is_dir():
         write_checksums(folder)
 
 
 def _check_checkpoint(trainer: Any, resume: str | bool | None) -> None:
-    """Refuse to resume from a checkpoint whose files are not what was saved. The trainer finds the others' faults."""
+    """Refuse to resume from a checkpoint whose files are not what was saved. The trainer finds other faults itself."""
     if not resume:
         return
     prefix = f"{PREFIX_CHECKPOINT_DIR}-"
@@ -574,10 +574,10 @@ def _check_checkpoint(trainer: Any, resume: str | bool | None) -> None:
 
 
 def _advantages(trainer: Any, count: int) -> list[float]:
-    """What the trainer worked out for this process's last rollouts, in their order.
+    """The advantages that the trainer computed for this process's last rollouts, in their order.
 
-    It depends on its weights of rewards, its scaling and its other processes, so it is not computed again here. TRL keeps
-    it for `log_completions`, of all processes one after the other; another version of TRL that does not gives none.
+    They depend on its reward weights, its scaling and its other processes, so they are not computed again here. TRL keeps
+    them for `log_completions`, for one process after the other; the list is empty if another version of TRL does not.
     """
     kept = getattr(trainer, "_logs", {}).get("advantages", ())
     processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
@@ -598,7 +598,7 @@ def _reward_function(name: str) -> Callable[..., list[float | None]]:
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
-        """What the agent's reward gave each chain; None where it gave nothing."""
+        """The agent's reward for each chain; None if it has none."""
         for metric in sorted({metric for chain in rollcast_metrics for metric in chain}):
             values = [chain[metric] for chain in rollcast_metrics if metric in chain]
             log_metric(metric, sum(values) / len(values))

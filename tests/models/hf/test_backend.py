@@ -242,7 +242,7 @@ async def test_new_weights_come_as_tensors_arrays_or_a_folder(make, model):
     await backend.update_weights({name: tensor.numpy() for name, tensor in weights.items()}, 2)
     with pytest.raises(InputError, match="one parameter in this model, and the weights differ"):
         await backend.update_weights({**weights, "lm_head.weight": head + 1}, 3)
-    with pytest.raises(InputError, match=r"'model\.nonsense', which the model has not"):
+    with pytest.raises(InputError, match=r"'model\.nonsense', which the model does not have"):
         await backend.update_weights({**weights, "model.nonsense": head}, 3)
     with pytest.raises(InputError, match=r"shape \(1,\); expected \(96,\)"):
         await backend.update_weights({**weights, "model.norm.weight": torch.ones(1)}, 3)
@@ -329,7 +329,7 @@ def tokenizer_without(template=None, **changed):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (lambda m, t: TransformersBackend("/nowhere/at/all"), "'/nowhere/at/all' is no folder"),
+        (lambda m, t: TransformersBackend("/nowhere/at/all"), "'/nowhere/at/all' is not a folder"),
         (lambda m, t: TransformersBackend(m), "without its tokenizer"),
         (lambda m, t: TransformersBackend(object(), t), "model is object; expected a path"),
         (lambda m, t: TransformersBackend(m, t, device="cpu"), "device was given with a model object"),
@@ -459,7 +459,7 @@ async def test_a_trainers_model_trains_again_after_the_end(tokenizer, end):
     if end == "close":
         await backend.close()
     else:
-        backend._engine._batch._stepped = lambda: 1 / 0
+        backend._engine._batch._step = lambda: 1 / 0
     with pytest.raises(BackendError):
         [_ async for _ in running]
     assert all(module.training for module in trained.modules())
@@ -583,7 +583,7 @@ def test_options_of_a_wrong_type_are_input_errors(options):
 
 def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub():
     """Its complaint would be about the spelling of names."""
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         TransformersBackend("/nowhere/at all")
 
 

@@ -242,8 +242,8 @@ def test_everything_is_computed_where_the_model_is(monkeypatch):
         devices.update((tokens.device.type, logprobs.device.type))
         return [5] * len(tokens), [-1.0] * len(tokens)
 
-    monkeypatch.setattr(Forward, "_checked", shapes)
-    monkeypatch.setattr(batch, "_on_host", on_host)
+    monkeypatch.setattr(Forward, "_check", shapes)
+    monkeypatch.setattr(batch, "_copied_to_host", on_host)
     with torch.device("meta"):
         model = Qwen3ForCausalLM(AutoConfig.from_pretrained(CHECKPOINT))
     running = batch.Batch(Forward(model), Limits(4, 16, 4096, 512), SamplingMode(model), keep_cache=True)

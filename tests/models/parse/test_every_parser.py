@@ -18,7 +18,7 @@ from rollcast.models.parse import (
     Qwen3CoderParser,
     ReactParser,
 )
-from rollcast.models.parse.turn import CALL_LIMIT
+from rollcast.models.parse.reader import CALL_LIMIT
 from rollcast.records import ToolCall
 
 PARSERS = [CodeParser(), HermesParser(), Llama3Parser(), PythonParser(), Qwen3CoderParser(), ReactParser()]

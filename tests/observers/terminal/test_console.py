@@ -189,6 +189,31 @@ async def test_a_gap_and_a_late_joiners_snapshot_have_their_own_lines(events, pr
     ]
 
 
+async def test_what_is_missing_is_at_most_what_lies_between_if_nobody_counted_it(events, printed):
+    """A filter may have left some out; where even the end is not known, no number is given."""
+    known, unknown = (
+        events("gap", from_seq=3, to_seq=last, dropped={}, reason="the history was too short")
+        for last in (1002, 3)
+    )
+    assert (await printed([events.run_start(2), known, unknown]))[1:] == [
+        "run     │ ≋ up to 1,000 events not shown: the history was too short",
+        "run     │ ≋ events not shown: the history was too short",
+    ]
+
+
+async def test_after_a_gap_a_chain_counts_as_done_until_it_is_heard_of_again(events):
+    """Its end may be among what is missing."""
+    console = ConsoleStreamObserver(show_timestamps=False, file=io.StringIO())
+    start = events.run_start(2)
+    await console.on_batch([start, events.start("chain_0"), events.start("chain_1")])
+    await console.on_batch([events("gap", from_seq=3, to_seq=9, dropped={}, reason="")])
+    run = console.runs[start.run_id]
+    assert ([*run.chains], run.ended) == ([], {"chain_0", "chain_1"})
+    await console.on_batch([events.generation_start("chain_1")])
+    assert ([*run.chains], run.ended) == (["chain_1"], {"chain_0"})
+    await console.aclose()
+
+
 async def test_runs_are_named_where_two_share_the_output(events, other_run, printed):
     """The end of the run's id stands before the chain's."""
     lines = await printed([events.run_start(1), other_run.run_start(1), other_run.start("chain_0", "Q")])

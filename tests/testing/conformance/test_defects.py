@@ -515,12 +515,12 @@ class Pumps(TinyBackend):
         await asyncio.gather(*self.tasks)
 
 
-@found_by("closing-the-iterator-ends-it", "not let go of")
+@found_by("closing-the-iterator-ends-it", "not released")
 class GoesOnUnread(Pumps):
     pass
 
 
-@found_by("a-cancelled-reader-ends-it", "not let go of")
+@found_by("a-cancelled-reader-ends-it", "not released")
 class GoesOnUncancelled(Pumps):
     """Closing ends it, cancelling its reader does not."""
 
@@ -549,7 +549,7 @@ class EndsAllAtOnce(Changed):
                     self._engine.leave(other)
 
 
-@found_by("cancel-ends-it", "not let go of|did not end")
+@found_by("cancel-ends-it", "not released|did not end")
 class IgnoresCancel(Changed):
     async def cancel(self, request_id):
         pass

@@ -64,7 +64,7 @@ async def test_a_text_backend_runs_through_the_suite():
     """What is about ids does not apply, and says so; what is about text does."""
     subject = BackendUnderTest(name="text", make=TextBackend, cannot={"sampling": "it always says the same"})
     found = {outcome.check.name: str(outcome) for outcome in await run_checks(subject, CHECKS)}
-    assert found["ids-and-logprobs-align"] == "n/a: it takes and gives text, no ids"
+    assert found["ids-and-logprobs-align"] == "n/a: it takes and gives text, not ids"
     assert found["seeds-differ"] == "n/a: it always says the same"
     assert found["a-dead-engine-hangs-nobody"] == "n/a: `kill` is not given"
     assert found["cancel-ends-it"] == "n/a: no greedy generation goes on for 300 tokens"
@@ -88,7 +88,7 @@ async def test_the_scripted_backend_keeps_what_applies_to_it(tmp_path):
 async def test_a_check_that_does_not_apply_is_a_skip():
     """It passes for nobody by accident."""
     (check,) = only("ids-and-logprobs-align")
-    with pytest.raises(NotApplicable, match="no ids"):
+    with pytest.raises(NotApplicable, match="not ids"):
         await check(BackendUnderTest(name="text", make=TextBackend))
 
 

@@ -1,1 +1,1 @@
-"""`rollcast train`: an agent learns a task while its chains are watched."""
+"""`rollcast train`: trains an agent on a task, and shows its chains."""

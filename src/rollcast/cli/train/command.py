@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import signal
@@ -34,6 +33,7 @@ from rollcast.cli.train.summary import say_beginning, say_end
 from rollcast.cli.train.tensorboard import Scalars
 from rollcast.cli.train.view import LABEL_CELLS, TrainView
 from rollcast.errors import InputError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
 from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
@@ -49,14 +49,17 @@ _SHOWN_ON_A_TERMINAL = 3
 
 
 def train_command(line: dict[str, Any], config: str | None = None) -> int:
-    """Train, show and sum up; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads any more.
+    """Train, show the chains and print the summary.
 
     Args:
         line: the options by the names of `TrainSettings`; None if one was not given.
         config: a TOML file with more of them.
 
+    Returns:
+        The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
+
     Raises:
-        RollcastError: something that was asked for cannot be had.
+        RollcastError: an option is wrong, or the training failed.
     """
     settings = _settings(line, config)
     task = get_task(settings.task)
@@ -74,15 +77,15 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
 
 
 def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None) -> int:
-    """The exit code of the training."""
+    """Train, and return the exit code."""
     settings, out = session.settings, session.out
     picture = can_draw()
     say_beginning(session.view, session.title, settings, out, picture=picture)
     try:
-        result, signals = asyncio.run(session.run(task, grpo, server))
+        result, signals = run_to_the_end(session.run(task, grpo, server))
     except KeyboardInterrupt:
         if settings.trainer == "trl":
-            # A thread is inside of torch, which aborts when the interpreter ends around it.
+            # A thread is inside torch, which aborts if the interpreter exits meanwhile.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(SIGNALLED + signal.SIGINT)
@@ -95,30 +98,30 @@ def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketS
 
 
 def _settings(line: dict[str, Any], config: str | None) -> TrainSettings:
-    """What holds, with what a training that goes on was begun with."""
+    """The settings; with `--resume`, on top of those that the training began with."""
     if line.get("resume") and line.get("model") is not None:
         raise InputError(
             "--resume and --model were both given; a training goes on with the weights of its checkpoint: leave out --model"
         )
     if config is None and line.get("resume") and line.get("out") is not None:
         kept = Path(line["out"]) / SETTINGS_FILE
-        with suppress(OSError):  # a name that is too long: `folder_for` says so
+        with suppress(OSError):  # the name is too long, which `folder_for` reports
             config = str(kept) if kept.is_file() else None
     return merged(line, config)
 
 
 def _grpo(settings: TrainSettings) -> GRPOConfig:
-    from rollcast.train import GRPOConfig  # noqa: PLC0415  (NumPy, for this command alone)
+    from rollcast.train import GRPOConfig  # noqa: PLC0415  (NumPy, only for this command)
 
-    return GRPOConfig(**settings.of_the_trainer)
+    return GRPOConfig(**settings.trainer_options)
 
 
 def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
     if settings.trainer == "trl":
-        importlib.import_module("rollcast.train.trl")  # says in a sentence what is missing
+        importlib.import_module("rollcast.train.trl")  # raises an error that says what is missing
     if settings.agent is not None:
         if settings.model is not None:
-            raise InputError("--agent and --model were both given; an agent of your own has its model in it")
+            raise InputError("--agent and --model were both given; your own agent has a model already")
         return load_agent(settings.agent)
     if settings.trainer == "trl":
         from rollcast.cli.train.with_trl import make_agent  # noqa: PLC0415  (torch and TRL)
@@ -131,12 +134,12 @@ def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
         newest = newest_checkpoint(out)
         assert newest is not None
         check_resumable(newest, numbered(out, "step-"))
-        model = str(newest)  # where it began is gone; each checkpoint is a whole model
+        model = str(newest)  # its first model may be gone; each checkpoint is a whole model
     return BaseAgent(model, task.tools, "tiny", reward=task.reward, name=task.name)
 
 
 class _Session:
-    """One training and what shows it."""
+    """One training, and its display."""
 
     def __init__(
         self,
@@ -166,12 +169,12 @@ class _Session:
         self.view.shown = self.shown.chains
         self.ending = False
         self.warned = False
-        self.kept = False  # what was asked for, in the folder
+        self.kept = False  # whether the settings are saved in the folder
 
     async def run(
         self, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None
     ) -> tuple[TrainResult, list[int]]:
-        """Train; the result, and the signals that ended it."""
+        """Train; return the result, and the signals that ended it."""
         async with AsyncExitStack() as stack:
             if server is not None:
                 await stack.enter_async_context(server)
@@ -192,7 +195,7 @@ class _Session:
             return await train_with_trl(
                 self.agent, task, self.settings, self.out, self._progress, self._is_ending
             )
-        from rollcast.train import train  # noqa: PLC0415  (NumPy, for this command alone)
+        from rollcast.train import train  # noqa: PLC0415  (NumPy, only for this command)
 
         return await train(
             self.agent,
@@ -206,11 +209,11 @@ class _Session:
 
     @property
     def unread(self) -> bool:
-        """Whether nobody reads what is printed any more, as after `| head -1`."""
+        """Whether the output's reader has gone, as after `| head -1`."""
         return self.view.output.unread or (self.log is not None and self.log.unread)
 
     def say_what_is_missing(self) -> None:
-        """What could not be written, of the log or of what is shown."""
+        """Print what could not be written, to the log or to the terminal."""
         if self.log is not None and self.log.incomplete is not None:
             self.view.say(
                 [

@@ -1,4 +1,4 @@
-"""The curves of a training: in the terminal, and as a picture (extra `plot`)."""
+"""Draws a training's curves: in the terminal, and as a picture (extra `plot`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AXIS_CELLS = 7
 
 
 def plot_rows(record: Record, width: int, glyphs: Glyphs) -> list[Row]:
-    """The mean reward of each step and the evaluations, as rows at most `width` cells wide; none if there are no steps."""
+    """The mean reward of each step and the evaluations, as rows at most `width` cells wide; empty without steps."""
     if not record.history:
         return []
     fancy = glyphs is UNICODE

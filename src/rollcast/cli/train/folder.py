@@ -1,4 +1,4 @@
-"""The folder of a training: where it is, and what was asked for when it began."""
+"""A training's folder, and the settings with which it began."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ __all__ = ["SETTINGS_FILE", "claimed", "folder_for", "history_in", "keep_setting
 SETTINGS_FILE = "train.toml"
 _NOT_KEPT = {
     "out", "resume", "show", "json", "tensorboard", "no_color", "serve", "token", "tls_cert", "tls_key", "origin", "host_name"
-}  # fmt: skip  # of one session
+}  # fmt: skip  # they belong to one session
 
 _CHECKPOINTS = {"embedded": re.compile(r"step-\d+$"), "trl": re.compile(r"checkpoint-\d+$")}
 
 
 def folder_for(settings: TrainSettings) -> Path:
-    """Where the weights are to go: the folder that was named, or one in the working directory.
+    """The folder for the weights: the one that was named, or one in the working directory.
 
     Raises:
-        InputError: there is something in it and nobody said `--resume`, it cannot be looked at, or nothing is there to go on
-            from.
+        InputError: it is not empty and `--resume` was not given, it cannot be read, or it has no training to resume.
     """
     if settings.out is None:
         if settings.resume:
@@ -56,50 +55,50 @@ def folder_for(settings: TrainSettings) -> Path:
             f"--out {out} cannot be used: {error.strerror or error}; give another folder"
         ) from None
     if not settings.resume:
-        if found - {SETTINGS_FILE}:  # alone it is of a training that never began
-            raise InputError(f"--out {out} is not empty; go on with it by --resume, or name another folder")
+        if found - {SETTINGS_FILE}:  # only that file is from a training that never began
+            raise InputError(f"--out {out} is not empty; go on with it with --resume, or name another folder")
         return out
     trainers = {name for name, kept in _CHECKPOINTS.items() if any(map(kept.match, found))}
     if not trainers:
         raise InputError(f"--resume: there is no training in {out}; leave out --resume to begin one")
     if settings.trainer not in trainers:
         raise InputError(
-            f"--resume: the training in {out} is of --trainer {trainers.pop()}; go on with that, or name another folder"
+            f"--resume: the training in {out} was made with --trainer {trainers.pop()}; go on with that, or name another folder"
         )
     return out
 
 
 @contextmanager
 def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
-    """The folder for the block that trains, with what was asked for in it; none is left if nothing came of it.
+    """Make the folder for the block that trains, with the settings in it; remove it if training never began.
 
-    A training that goes on has its folder, in which what was asked for is noted once it fits.
+    A training that goes on has its folder, in which the new settings are saved once they are known to fit.
 
     Raises:
-        InputError: it cannot be written to, or another training does.
+        InputError: it cannot be written to, or another training is writing to it.
     """
     if settings.resume:
         yield out
         return
-    from rollcast.train.checkpoint import sole_writer  # noqa: PLC0415  (NumPy, for this command alone)
+    from rollcast.train.checkpoint import sole_writer  # noqa: PLC0415  (NumPy, only for this command)
 
     made = not out.exists()
     if settings.out is None:
-        out, made = _unnamed(out), True
+        out, made = _new_folder(out), True
     try:
         with sole_writer(out):
             keep_settings(settings, out)
         yield out
     finally:
-        with suppress(OSError, InputError), sole_writer(out):  # or it is another's by now
+        with suppress(OSError, InputError), sole_writer(out):  # another training may have it by now
             if {path.name for path in out.iterdir()} <= {SETTINGS_FILE}:
                 (out / SETTINGS_FILE).unlink(missing_ok=True)
                 if made:
                     out.rmdir()
 
 
-def _unnamed(out: Path) -> Path:
-    """The first free one of out, out-2, out-3 …, made: two that begin at once get two."""
+def _new_folder(out: Path) -> Path:
+    """Make the first free one of out, out-2, out-3 …; two trainings that begin at once get different ones."""
     for n in count(1):
         path = out if n == 1 else out.with_name(f"{out.name}-{n}")
         try:
@@ -115,7 +114,7 @@ def _unnamed(out: Path) -> Path:
 
 
 def keep_settings(settings: TrainSettings, out: Path) -> None:
-    """Write what was asked for into the folder, so that `--resume` needs no other options.
+    """Write the settings into the folder, so that `--resume` needs no other options.
 
     Raises:
         InputError: it cannot be written.
@@ -126,7 +125,7 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
         if name not in _NOT_KEPT and value is not None
     }
     if settings.model is not None and Path(settings.model).is_dir():
-        given["model"] = str(Path(settings.model).absolute())  # whoever goes on may stand elsewhere
+        given["model"] = str(Path(settings.model).absolute())  # it may be resumed from another directory
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -138,17 +137,17 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """Of the embedded trainer; None if there is none."""
+    """The embedded trainer's newest checkpoint; None if there is none."""
     found = (path for path in out.glob("step-*") if _CHECKPOINTS["embedded"].match(path.name))
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def history_in(out: Path) -> list[Progress]:
-    """The steps of the training in this folder, up to its newest checkpoint; none if it cannot be read.
+    """The steps of the training in this folder, up to its newest checkpoint; empty if it cannot be read.
 
-    Whether training can go on from there is the trainer's to say.
+    The trainer checks whether training can go on from there.
     """
-    from rollcast.train import Progress  # noqa: PLC0415  (NumPy, for this command alone)
+    from rollcast.train import Progress  # noqa: PLC0415  (NumPy, only for this command)
 
     newest = newest_checkpoint(out)
     try:

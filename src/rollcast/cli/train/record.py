@@ -1,4 +1,4 @@
-"""What is known of a training so far, and what follows from it. Pure: no output, no clock of its own."""
+"""What is known about a training so far, and what follows from it. It is pure: no output, no clock."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Record:
     """Gathers what a training reports.
 
     Args:
-        steps: after which it ends; None if it ends by time.
-        minutes: after which it ends; None if it ends by steps.
-        started_at: when it began, on the clock that the other times are of (seconds).
+        steps: steps after which it ends; None if it ends by time.
+        minutes: minutes after which it ends; None if it ends by steps.
+        started_at: when it began, in seconds, on the same clock as the other times.
     """
 
     def __init__(self, steps: int | None, minutes: float | None, started_at: float) -> None:
@@ -30,8 +30,8 @@ class Record:
         self.minutes = minutes
         self.started_at = started_at
         self.history: list[Progress] = []
-        self.evaluations: list[tuple[int, Evaluation]] = []  # with the step after which they were made
-        self._times: list[float] = []  # of the last few steps
+        self.evaluations: list[tuple[int, Evaluation]] = []  # each with its step
+        self._times: list[float] = []  # when the last few steps ended
 
     @property
     def last(self) -> Progress | None:
@@ -44,7 +44,7 @@ class Record:
         return [p.metrics["mean_reward"] for p in self.history if "mean_reward" in p.metrics]
 
     def take(self, progress: Progress, now: float | None) -> None:
-        """Note a step, or the evaluation before the first one (step 0). `now` is None for those of an earlier session."""
+        """Note a step, or the evaluation before the first one (step 0). `now` is None for steps of an earlier session."""
         if progress.evaluation is not None:
             self.evaluations.append((progress.step, progress.evaluation))
         if progress.step > 0:
@@ -53,7 +53,7 @@ class Record:
             self._times = [*self._times[-_RECENT_STEPS:], now]
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until the end, as far as can be told; None if nothing is known yet."""
+        """An estimate of the seconds until the end; None if nothing is known yet."""
         if self.last is None or len(self._times) < 2:
             return None
         since = now - self._times[-1]
@@ -67,7 +67,7 @@ class Record:
 def sparkline(values: Sequence[float], cells: int, *, ascii_only: bool = False) -> str:
     """The values as a row of bars at most `cells` wide, neighbours averaged if there are more.
 
-    Values between 0 and 1, as most rewards are, stand on that scale; others between their least and their greatest.
+    Values between 0 and 1, like most rewards, are on that scale; others between their least and their greatest.
     """
     if not values or cells < 1:
         return ""
@@ -79,7 +79,7 @@ def sparkline(values: Sequence[float], cells: int, *, ascii_only: bool = False) 
 
 
 def bucketed(values: Sequence[float], n: int) -> list[float]:
-    """At most `n` means of neighbours."""
+    """The values averaged with their neighbours, so that there are at most `n`."""
     if len(values) <= n:
         return list(values)
     edges = [i * len(values) // n for i in range(n + 1)]
@@ -87,7 +87,7 @@ def bucketed(values: Sequence[float], n: int) -> list[float]:
 
 
 def scale(values: Sequence[float]) -> tuple[float, float]:
-    """From where to where an axis goes that has room for these values."""
+    """The ends of an axis for these values."""
     low, high = min(values), max(values)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
@@ -95,7 +95,7 @@ def scale(values: Sequence[float]) -> tuple[float, float]:
 
 
 def clock_text(seconds: float) -> str:
-    """`m:ss`, from an hour on `h:mm:ss`."""
+    """Write seconds as `m:ss`, or `h:mm:ss` from an hour on."""
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

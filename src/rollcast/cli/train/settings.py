@@ -1,4 +1,4 @@
-"""What `rollcast train` was told: on the line, in a TOML file, and what holds if neither says anything."""
+"""The settings of `rollcast train`, from the command line, a TOML file and the defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of `rollcast train`, by their names with `_` for `-`. None: the trainer's own default."""
+    """The options of `rollcast train`, with `_` for `-` in their names. None: the trainer's own default."""
 
     task: str = "arithmetic"
     agent: str | None = None
@@ -59,14 +59,14 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def serving(self) -> Serving:
-        """What it says about serving."""
+        """The settings about serving."""
         return Serving(
             self.serve, self.token, self.tls_cert, self.tls_key, tuple(self.origin), tuple(self.host_name)
         )
 
     @property
-    def of_the_trainer(self) -> dict[str, Any]:
-        """What was said of how it learns, by the trainer's names for it."""
+    def trainer_options(self) -> dict[str, Any]:
+        """The given options, under the trainer's names."""
         names = {
             "steps": "steps",
             "minutes": "minutes",
@@ -81,16 +81,16 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
-    """The settings: what the line says (None: nothing) wins over what the file says.
+    """Merge the settings: the command line (None: not given) wins over the file.
 
     Raises:
         InputError: the file cannot be read or has a key or a value that is wrong, `steps` and `minutes` are both given in one
-            place, or `trainer` names none.
+            place, or `trainer` is unknown.
     """
     given = {name: value for name, value in line.items() if value is not None}
-    _one_end(given, "--steps and --minutes")
-    of_file = {} if config is None else _of_file(config)
-    _one_end(of_file, f"{config}: steps and minutes")
+    _refuse_both_ends(given, "--steps and --minutes")
+    of_file = {} if config is None else _from_file(config)
+    _refuse_both_ends(of_file, f"{config}: steps and minutes")
     if "steps" in given or "minutes" in given:
         of_file = {name: value for name, value in of_file.items() if name not in ("steps", "minutes")}
     settings = TrainSettings(**(of_file | given))
@@ -103,12 +103,12 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     return settings
 
 
-def _one_end(given: dict[str, Any], what: str) -> None:
+def _refuse_both_ends(given: dict[str, Any], what: str) -> None:
     if "steps" in given and "minutes" in given:
         raise InputError(f"{what} are both given; give one of them")
 
 
-def _of_file(path: str) -> dict[str, Any]:
+def _from_file(path: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -138,7 +138,7 @@ def _of_file(path: str) -> dict[str, Any]:
 
 
 def _shown(name: str, value: object) -> str:
-    """The value as messages may have it."""
+    """The value for a message; a secret is not shown."""
     return "wrong" if name == "token" else repr(value)
 
 

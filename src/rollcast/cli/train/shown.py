@@ -1,6 +1,6 @@
-"""Which chains of a training are shown: few, and not those of every step, so that they can be read.
+"""Chooses which chains of a training are shown: few, and not in every step, so that they can be read.
 
-What is not shown is not built: the others' tokens never become events.
+The others cost nothing: their tokens never become events.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NOTHING = EventFilter(chains=())
 
 
 class ShownChains:
-    """Shows the first chains of a rollout, of one at most every three seconds.
+    """Shows the first chains of a rollout, at most one rollout every three seconds.
 
     Args:
-        manager: of the agent that is trained.
-        how_many: chains; they are tries at one question, where a question has as many.
-        stream: where to.
-        color: True or False; None decides by the stream and the environment.
-        clock: in seconds, monotonic.
+        manager: the manager of the agent that is trained.
+        how_many: how many chains to show; all are of one question, if a question has as many.
+        stream: where to print them.
+        color: True or False; None: decided by the stream and the environment.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ShownChains:
             manager.add_observer(self._console)
 
     def next_step(self) -> None:
-        """Decide about the next rollout. Called between two."""
+        """Decide whether to show the next rollout. Called between two rollouts."""
         if not self.chains:
             return
         now = self._clock()

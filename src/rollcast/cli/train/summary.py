@@ -1,4 +1,4 @@
-"""What `rollcast train` says before and after."""
+"""The text that `rollcast train` prints before and after training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLOT_WIDTH = 80  # if there is no terminal
 
 
 def say_beginning(view: TrainView, title: str, settings: TrainSettings, out: Path, *, picture: bool) -> None:
-    """What begins, how long it takes and where it goes."""
+    """Print what is trained, for how long, and where it is saved."""
     how_long = f"{settings.steps} steps" if settings.steps else f"{settings.minutes:g} minutes"
     if settings.steps == 1 or settings.minutes == 1:
         how_long = how_long.removesuffix("s")
@@ -37,7 +37,7 @@ def say_beginning(view: TrainView, title: str, settings: TrainSettings, out: Pat
 def say_end(
     view: TrainView, title: str, settings: TrainSettings, result: TrainResult, out: Path, *, picture: bool
 ) -> None:
-    """The curves, the difference that it made, and how to go on."""
+    """Print the curves, the improvement, and how to go on."""
     record = view.record = Record(None, None, 0.0)
     for progress in result.history:
         record.take(progress, None)
@@ -49,7 +49,7 @@ def say_end(
     ended = "interrupted" if result.stopped == "interrupted" else "done"
     for row in [[], *rows, [], [(f"{ended}: {steps}", "bold")], view.success_row(width)]:
         view.say(row)
-    for name, text in _ways_on(settings, result, out):
+    for name, text in _next_commands(settings, result, out):
         view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")], whole=True)
     if picture and rows:
         view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (_drawn(record, title, out / "curves.png"), "")])
@@ -58,7 +58,7 @@ def say_end(
 
 
 def _drawn(record: Record, title: str, path: Path) -> str:
-    """Where the picture is, or why it is not: the weights are saved by now, and nothing is lost with it."""
+    """Draw the picture; say where it is, or why it could not be written (the weights are saved by now)."""
     try:
         draw(record, title, path)
     except OSError as error:
@@ -66,11 +66,11 @@ def _drawn(record: Record, title: str, path: Path) -> str:
     return str(path)
 
 
-def _ways_on(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
-    """What to type next."""
+def _next_commands(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
+    """The commands to type next."""
     last = result.history[-1]
     if settings.trainer == "trl" and last.step == 0:
-        return []  # TRL saves what was learned, and nothing was
+        return []  # TRL saves after a step, and there was none
     more = f" --minutes {2 * settings.minutes:g}" if settings.minutes else f" --steps {2 * last.step}"
     if result.stopped == "interrupted":
         more = ""
@@ -95,9 +95,9 @@ def _checkpoint(settings: TrainSettings, out: Path, step: int) -> Path:
 def _better_than_the_last(
     settings: TrainSettings, result: TrainResult, out: Path
 ) -> tuple[Path, float, float] | None:
-    """The checkpoint that was evaluated best, with what it had and what the last evaluation had.
+    """The checkpoint with the best evaluation, with its success and that of the last evaluation.
 
-    None if the last one was no worse, or by no more than chance (two standard errors of a share of so many questions).
+    None if the last one was not worse by more than chance (two standard errors of a share of this many questions).
     """
     rated = [(p.step, p.evaluation) for p in result.history if p.evaluation is not None]
     rated = [(step, evaluation) for step, evaluation in rated if not math.isnan(evaluation.sampled)]
@@ -114,7 +114,7 @@ def _better_than_the_last(
 
 
 def _watching(settings: TrainSettings, weights: Path) -> str:
-    """The command that plays these weights: with the agent and on the task that they were trained with."""
+    """The command that runs these weights, with the agent and on the task that they were trained with."""
     parts = [this_command(), "run"]
     if settings.agent is not None:
         parts.append(quoted(settings.agent))

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard (extra `tensorboard`); it needs no torch."""
+"""Writes scalars for TensorBoard (extra `tensorboard`), without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Scalars:
     """Writes what a training reports to a folder that TensorBoard reads; use it as a context manager.
 
     Args:
-        folder: made if it does not exist.
+        folder: the folder; it is made if it does not exist.
 
     Raises:
         MissingExtraError: the extra is not installed.
@@ -46,7 +46,7 @@ class Scalars:
         self._writer.close()
 
     def progress(self, progress: Progress) -> None:
-        """A step: `train/…` for its metrics, `eval/…` for an evaluation after it."""
+        """Write a step: `train/…` for its metrics, `eval/…` for an evaluation after it."""
         step = progress.step
         for name, value in progress.metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)

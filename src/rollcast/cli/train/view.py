@@ -1,7 +1,7 @@
-"""What a training shows while it goes on: a panel at the bottom of a terminal, or lines.
+"""Shows a training while it runs: as a panel at the bottom of a terminal, or as lines.
 
-The panel stands where the console's status otherwise does, below the lines of the chains that are shown. A row for each of
-those chains stays where it is, so that nothing jumps when one ends.
+The panel takes the place of the console's status, below the lines of the chains that are shown. Each of those chains has a
+row with a fixed place, so that nothing jumps when one ends.
 """
 
 from __future__ import annotations
@@ -16,35 +16,36 @@ from typing import TYPE_CHECKING, TextIO
 from rollcast.cli.train.record import Record, clock_text, sparkline
 from rollcast.terminal.layout import UNICODE, Row, row_cells, wrap
 from rollcast.terminal.printer import Printer
-from rollcast.terminal.status import VisibleChain
+from rollcast.terminal.shown import VisibleChain
 
 if TYPE_CHECKING:
     from rollcast.train import Progress
 
 __all__ = ["LABEL_CELLS", "TrainView"]
 
-LABEL_CELLS = 12  # of what stands before a row's figures
+LABEL_CELLS = 12  # the width of the label before a row's figures
 
 _TICK_S = 0.1
 _REPAINT_S = 0.1
 _SPARK_CELLS = 40
-_DIFFERENCE = 0.005  # from which on a success counts as another
+_DIFFERENCE = 0.005  # a smaller change of success counts as none
 
 
 class TrainView:
     """Shows a training on one stream; use it as a context manager around the training.
 
-    On a terminal that moves its cursor it is a panel, elsewhere a line a step and one an evaluation, without control codes.
+    On a terminal that can move its cursor it is a panel; elsewhere each step and each evaluation is a line, without control
+    codes.
 
     Args:
-        stream: where to.
+        stream: where to print.
         record: what is shown; `progress` fills it.
         title: what is trained on what.
-        color: True or False; None decides by the stream and the environment.
-        clock: in seconds, monotonic.
+        color: True or False; None: decided by the stream and the environment.
+        clock: a monotonic clock, in seconds.
 
     Attributes:
-        live: it is a panel.
+        live: whether it is a panel.
         shown: ids of the chains that have a row above it.
     """
 
@@ -86,9 +87,9 @@ class TrainView:
             self.output.clear_status()
 
     def _work(self) -> None:
-        """Show what comes, and let the clock of the panel go on while the event loop computes.
+        """Show what comes, and keep the panel's clock running while the event loop computes.
 
-        On a thread of its own, since a terminal may block for as long as its user likes (Ctrl-S).
+        This has a thread of its own, since a terminal may block for as long as its user likes (Ctrl-S).
         """
         while True:
             try:
@@ -103,15 +104,15 @@ class TrainView:
     # -- what happens ----------------------------------------------------------------------------------------------
 
     def progress(self, progress: Progress) -> None:
-        """A step was taken, or the evaluation before the first one. Never waits for the terminal."""
+        """Report a step, or the evaluation before the first one. It never waits for the terminal."""
         self._inbox.put(partial(self.show, progress, self._clock()))
 
     def note(self, text: str) -> None:
-        """Say something that stands in the panel from now on, or as a line. Never waits for the terminal."""
+        """Show a note, in the panel from now on, or as a line. It never waits for the terminal."""
         self._inbox.put(partial(self.show_note, text))
 
     def show(self, progress: Progress, now: float) -> None:
-        """What `progress` has shown: at once, in this thread."""
+        """Show a step at once, in this thread, for `progress`."""
         with self.output as output:
             self.record.take(progress, now)
             if not self.live and progress.step > 0:
@@ -122,7 +123,7 @@ class TrainView:
             output.redraw()
 
     def show_note(self, text: str) -> None:
-        """What `note` has shown: at once, in this thread."""
+        """Show a note at once, in this thread, for `note`."""
         with self.output as output:
             self._note = text
             if not self.live:
@@ -131,7 +132,7 @@ class TrainView:
             output.redraw()
 
     def say(self, row: Row, *, whole: bool = False) -> None:
-        """Print a row among the lines, wrapped at the terminal's width; `whole`: as one line, which can be copied."""
+        """Print a row among the lines, wrapped at the terminal's width; `whole`: as one line that can be copied."""
         with self.output as output:
             self.printer.measure()
             width = self.printer.width
@@ -192,28 +193,22 @@ class TrainView:
             panel = [paint(wrap(row, width - 1, 2)[0]) for row in safe]
             self._painted = (now, panel)
         if not most:
-            return panel[1:2]  # no room but for the row that says how far it is
+            return panel[1:2]  # there is only room for the row with the progress
         room = max((lines or 24) // 2 - len(panel), 0)
         chains = [paint(wrap(row, width - 1, 2)[0]) for row in self._chain_rows()[: min(most, room)]]
         return chains + panel[: max((lines or 24) // 2, 2)]
 
     def _chain_rows(self) -> list[Row]:
-        """What each of the shown chains is writing; a chain that writes nothing keeps its row."""
-        running = {
-            chain_id: chain
-            for member in self.output.members
-            for run in member.runs.values()
-            for chain_id, chain in run.chains.items()
-            if not chain.done
-        }
-        return [
-            self.printer.live_row(running[chain_id])
-            if chain_id in running
-            else self.printer.prefix(
-                VisibleChain("", chain_id, self.printer.painter.chain_style(chain_id)), 0.0
-            )
-            for chain_id in self.shown
-        ]
+        """What each shown chain is writing; a chain that writes nothing keeps its row."""
+        rows = []
+        for chain_id in self.shown:
+            chain = self.output.shown.open_chain(chain_id)
+            if chain is not None:
+                rows.append(self.printer.live_row(chain))
+            else:
+                style = self.printer.painter.chain_style(chain_id)
+                rows.append(self.printer.prefix(VisibleChain("", chain_id, style), 0.0))
+        return rows
 
     def _panel(self, width: int, now: float) -> list[Row]:
         rule = self.printer.glyphs.rule
@@ -231,7 +226,7 @@ class TrainView:
         record, g = self.record, self.printer.glyphs
         dot = (f" {g.dot} ", "dim")
         step = record.last.step if record.last else 0
-        # A limit of minutes counts training alone, over every session.
+        # A limit of minutes counts only training, over all sessions.
         elapsed = record.last.seconds if record.minutes and record.last else now - record.started_at
         row: Row = [(f"{g.spinner[int(now * 8) % len(g.spinner)]} ", "call"), (f"step {step}", "bold")]
         if record.steps:
@@ -271,7 +266,7 @@ class TrainView:
         return row + after if row_cells(row + after) <= width else row
 
     def _change(self, name: str, first: float, last: float) -> Row:
-        """From where to where, and which way that is."""
+        """The change from the first to the last value, and its direction."""
         if len(self.record.evaluations) < 2:
             return [(f"{name} ", ""), (f"{last:.2f}", "bold")]
         up, down, same, to = (

@@ -1,4 +1,4 @@
-"""`rollcast train --trainer trl`: TRL's `GRPOTrainer` on the same questions, with the same evaluations.
+"""`rollcast train --trainer trl`: runs TRL's `GRPOTrainer` on the same questions, with the same evaluations.
 
 Importing this module loads torch and TRL.
 """
@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rollcast.aio import call_in
 from rollcast.cli.train.settings import TrainSettings
 from rollcast.errors import CheckpointError, InputError, RolloutCancelledError
+from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.rollout import BaseAgent
@@ -38,20 +39,20 @@ from rollcast.train.trl import make_rollout_func
 __all__ = ["make_agent", "train_with_trl"]
 
 _HELD_OUT = 128
-_MOST_ROWS = 10_000  # after which the questions come again
-_ENDLESS = 1_000_000  # steps, where minutes end it
-_COMPLETION_TOKENS = 1024  # all that comes after the prompt, observations included
+_MOST_ROWS = 10_000  # after these the questions repeat
+_ENDLESS = 1_000_000  # steps, if minutes end it
+_COMPLETION_TOKENS = 1024  # everything after the prompt, with observations
 _GREATEST_SEED = 2**32 - 1
 _DEFAULTS = {"group": 8, "questions": 16, "eval_every": 10, "seed": 0}
 
 
 def make_agent(task: Task, model: str | None) -> BaseAgent:
-    """An agent whose weights TRL trains: in float32, since small updates are lost in anything shorter.
+    """Make an agent whose weights TRL trains: in float32, since anything shorter loses small updates.
 
     Raises:
         InputError: the model cannot be loaded.
     """
-    _quieten()
+    _silence_libraries()
     name = str(CHECKPOINT) if model in (None, EMBEDDED) else model
     assert name is not None
     return BaseAgent(
@@ -64,8 +65,8 @@ def make_agent(task: Task, model: str | None) -> BaseAgent:
     )
 
 
-def _quieten() -> None:
-    """The panel says how far it is, and which chains have no reward."""
+def _silence_libraries() -> None:
+    """Silence the libraries' progress bars and logs: the panel shows the same."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("trl").setLevel(logging.ERROR)
 
@@ -78,12 +79,12 @@ async def train_with_trl(
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
 ) -> TrainResult:
-    """What `rollcast.train.train` does for the embedded model, on a thread. Arguments and result are like its.
+    """Train like `rollcast.train.train` with TRL, on a thread. Arguments and result are the same.
 
     Raises:
         InputError: the agent cannot be trained by TRL, or TRL refuses a setting.
     """
-    _quieten()
+    _silence_libraries()
     given = {name: value for name in _DEFAULTS if (value := getattr(settings, name)) is not None}
     chosen = _DEFAULTS | given
     if chosen["seed"] > _GREATEST_SEED:
@@ -121,7 +122,7 @@ async def train_with_trl(
                 train_dataset=rollouts.train_dataset,
                 callbacks=[rollouts.callback, watch],
             )
-            trainer.remove_callback(PrinterCallback)  # the panel says it
+            trainer.remove_callback(PrinterCallback)  # the panel shows it
             try:
                 rollouts.learn(trainer, resume_from_checkpoint=True if settings.resume else None)
             except (OSError, SafetensorError) as error:  # while TRL saves; it reads and writes nothing else
@@ -133,7 +134,7 @@ async def train_with_trl(
             watch.stopped = "interrupted"
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's and transformers' of each other
+        warnings.simplefilter("ignore")  # TRL's and transformers' warnings about each other
         await _in_daemon_thread(work)
     found = [progress.evaluation for progress in watch.history if progress.evaluation is not None]
     found = found or [Evaluation(math.nan, math.nan, 0)]  # the first was cancelled
@@ -141,7 +142,7 @@ async def train_with_trl(
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:
-    """Wait for the work; if the wait is cancelled, by a second Ctrl-C, the work does not hold up the program's end."""
+    """Wait for the work; if the wait is cancelled, by a second Ctrl-C, the work does not delay the program's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -157,9 +158,9 @@ async def _in_daemon_thread(work: Callable[[], None]) -> None:
         error = None
         try:
             work()
-        except BaseException as caught:  # noqa: BLE001  it is raised where the work is waited for
+        except BaseException as caught:  # noqa: BLE001  it is raised in the waiting task
             error = caught
-        call_in(loop, settle, error)  # if the loop has ended, nobody waits
+        call_in(loop, settle, error)  # if the loop has ended, nothing waits
 
     threading.Thread(target=run, name="rollcast-trl", daemon=True).start()
     await done
@@ -196,7 +197,7 @@ def _config(
 
 
 class _Watch(TrainerCallback):
-    """Tells of steps, evaluates on held-out questions, and ends the training when it is time."""
+    """Reports steps, evaluates on held-out questions, and ends the training when it is time."""
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class _Watch(TrainerCallback):
         evaluation = None
         try:
             evaluation = self._evaluate(step) if due else None
-        finally:  # also where somebody cancelled it
+        finally:  # also if a watcher cancelled it
             self._note(Progress(step, step, seconds, self._metrics(logs), evaluation))
 
     def _ends(self, step: int, seconds: float) -> Literal["steps", "minutes", "interrupted"] | None:
@@ -280,7 +281,7 @@ class _Watch(TrainerCallback):
 
     def _success(self, temperature: float, step: int) -> float:
         async def play() -> float:
-            await self.agent.backend.update_weights(None, step)  # what the cache has is of older ones
+            await self.agent.backend.update_weights(None, step)  # the cache belongs to older weights
             run = self.agent.prepare(
                 self.task.max_steps,
                 self.questions.evaluated,
@@ -293,10 +294,8 @@ class _Watch(TrainerCallback):
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)
             if result.status == "cancelled":
-                raise RolloutCancelledError(
-                    f"somebody who watches cancelled the evaluation after step {step}"
-                )
+                raise RolloutCancelledError(f"a watcher cancelled the evaluation after step {step}")
             check_scored(result.trajectories, f"the evaluation after step {step}")
             return success(result.trajectories)
 
-        return asyncio.run(play())
+        return run_to_the_end(play())

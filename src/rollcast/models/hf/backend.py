@@ -29,30 +29,30 @@ class TransformersBackend(LocalBackend):
     """A causal language model of transformers, sampled token by token for many generations at once.
 
     All generations decode in one batch, which they join and leave at any token; prompts are read in parts between the
-    steps, and what was read or sampled before is not read again. A request's seed gives the same random numbers in
-    whatever company; the logits may differ in their last bits with the shapes that the device computes in.
+    steps, and what was read or sampled before is not read again. A request's seed gives the same random numbers whatever
+    else runs; the logits may differ in their last bits with the shapes that the device computes in.
 
-    A model object is sampled from as it is: it is in eval mode while something runs, and as it was before by the time the
-    last token is told. A trainer that changes its weights calls `update_weights(None, version)` afterwards.
+    A model object is used as it is: it is in eval mode while something runs, and back in its old mode before the last
+    token is delivered. A trainer that changes its weights calls `update_weights(None, version)` afterwards.
 
     Args:
-        model: a folder, a name on the Hugging Face hub, or a model object, of a trainer's for instance.
-        tokenizer: of the model, or a folder or name to load it from; needed with a model object, else found with the model.
-        device: `cpu`, `cuda`, `cuda:1`; the GPU where there is one.
-        dtype: `bfloat16`, `float32` …; on a CPU float32, else what the checkpoint has.
-        attn_implementation: `sdpa`, or `eager`, which is the default where attention has a soft cap.
-        max_batch: generations at once; 128 on a GPU, 32 on a CPU. Later ones wait in order.
-        cache_bytes: for keys and values; half of the GPU's free memory, a quarter of the free RAM.
-        prompt_tokens: that a step reads while others decode; 2048 on a GPU, 512 on a CPU.
-        context: tokens of a prompt and its completion at most; the model's, if `cache_bytes` holds that many.
-        keep_cache: whether the memory for keys and values is held while nothing runs; not where a model object was given.
+        model: a folder, a name on the Hugging Face hub, or a model object, for instance a trainer's.
+        tokenizer: the model's, or a folder or name to load it from; needed with a model object, else found with the model.
+        device: `cpu`, `cuda`, `cuda:1`; by default the GPU if there is one.
+        dtype: `bfloat16`, `float32` …; by default float32 on a CPU, else what the checkpoint has.
+        attn_implementation: `sdpa`, or `eager`, which is the default if attention has a soft cap.
+        max_batch: generations at once; by default 128 on a GPU, 32 on a CPU. Later ones wait in order.
+        cache_bytes: memory for keys and values; by default half of the GPU's free memory, or a quarter of the free RAM.
+        prompt_tokens: prompt tokens that a step reads while others decode; by default 2048 on a GPU, 512 on a CPU.
+        context: the most tokens of a prompt and its completion; by default the model's, if `cache_bytes` holds that many.
+        keep_cache: whether the memory for keys and values is held while nothing runs; by default not for a model object.
         chat_template: Jinja, instead of the tokenizer's; or the name of one of the tokenizer's, if it has several.
         template_kwargs: variables of the template, such as `{"enable_thinking": False}`.
-        load_options: for `from_pretrained`: `revision`, `device_map`, `trust_remote_code` …
+        load_options: arguments of `from_pretrained`: `revision`, `device_map`, `trust_remote_code` …
 
     Attributes:
-        model: that is sampled from.
-        tokenizer: its.
+        model: the model that it samples from.
+        tokenizer: the model's tokenizer.
 
     Raises:
         InputError: the model cannot be loaded or served, or an argument is wrong.
@@ -130,7 +130,7 @@ class TransformersBackend(LocalBackend):
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Also where the engine is closed or dies, the model is left as it was."""
+        """Leave the model as it was, even if the engine is closed or dies."""
         try:
             yield
         finally:
@@ -154,8 +154,8 @@ def _only_with_names(**options: Any) -> None:
 def _model_object(model: Any, tokenizer: Any) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"model is {type(model).__name__}; expected a path, a name on the Hugging Face hub, or a PreTrainedModel (of a "
-            "wrapped one give what is inside: model.module, or get_base_model() of an adapter)"
+            f"model is {type(model).__name__}; expected a path, a name on the Hugging Face hub, or a PreTrainedModel (if it is "
+            "wrapped, give what is inside: model.module, or get_base_model() of an adapter)"
         )
     if tokenizer is None:
         raise InputError(
@@ -178,7 +178,7 @@ def _context(model: PreTrainedModel, asked: int | None) -> int:
             "what the model was made for"
             if longest != short
             else (
-                "up to where its positions are computed in one way; beyond it, all of a batch would be in another (longrope)"
+                "up to which its positions are computed in one way; beyond it, the whole batch would use another (longrope)"
             )
         )
         raise InputError(f"context is {asked!r}; expected 2 to {longest}, {why}")
@@ -186,7 +186,7 @@ def _context(model: PreTrainedModel, asked: int | None) -> int:
 
 
 def _short_rope(config: Any) -> int | None:
-    """Up to where LongRoPE has one set of frequencies. Beyond, it takes another, for every position and row of a batch."""
+    """The length up to which LongRoPE has one set of frequencies. Beyond it, every position and row of a batch gets another."""
     rope = getattr(config, "rope_parameters", None) or {}
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if each.get("rope_type") == "longrope":

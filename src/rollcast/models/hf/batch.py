@@ -19,16 +19,16 @@ from rollcast.models.hf.weights import NewWeights
 
 __all__ = ["Batch"]
 
-# Attention reads this many tokens more at a time: shapes that change at every step cost the allocator and the kernels.
+# Attention's width grows by this many tokens at a time: shapes that change at every step cost the allocator and the kernels.
 _STRIDE = 16
 
 # Parts of prompts up to this length are read together, whatever their lengths.
 _SHORT = 64
 
-# Where so many tokens more will be known once another row has read them, a row waits for them.
+# A row waits for another that reads the same prompt if that saves it at least this many tokens.
 _WORTH_WAITING = 32
 
-# So often the precision may change within one step: whoever prepares a model may do it in several assignments.
+# How often the precision may change within one step: a trainer may prepare a model in several assignments.
 _CHANGES = 4
 
 
@@ -37,9 +37,9 @@ class Batch:
 
     Args:
         forward: the model.
-        limits: of memory and work.
-        mode: of the model, which somebody trains perhaps.
-        keep_cache: whether the memory for keys and values is held while no row is there.
+        limits: limits of memory and work.
+        mode: switches the model, which may be in training, to sampling and back.
+        keep_cache: whether the memory for keys and values is held while there are no rows.
     """
 
     def __init__(self, forward: Forward, limits: Limits, mode: SamplingMode, *, keep_cache: bool) -> None:
@@ -62,17 +62,17 @@ class Batch:
         )
 
     def add(self, row: Row) -> None:
-        """Let a row join; it samples its first token as soon as its prompt is read."""
+        """Add a row; it samples its first token as soon as its prompt is read."""
         self._waiting.append(row)
 
     def remove(self, row: Row) -> None:
-        """Let a row go. What it computed is kept for prompts that begin with the same ids."""
+        """Remove a row. What it computed is kept for prompts that begin with the same ids."""
         if row.slot < 0:
             self._waiting.remove(row)
         else:
             self._take(row, keep=True)
         if not (self._waiting or self._reading or self._slots.decoding):
-            self._rest()
+            self._leave_sampling_mode()
 
     def set_parameters(self, parameters: NewWeights) -> None:
         """Compute with these weights from the next step on. Rows keep the keys and values that they have."""
@@ -84,40 +84,40 @@ class Batch:
         """Sample one token for each row that decodes or has its prompt read. The caller removes rows that are done."""
         self._mode.enter()
         try:
-            return self._stepped_in_one_precision()
+            return self._step_in_one_precision()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            return self._smaller(error)
+            return self._retry_smaller(error)
 
-    def _stepped_in_one_precision(self) -> Sampled:
-        """The step. If autocast was put around the model or taken away, every row is read again first."""
+    def _step_in_one_precision(self) -> Sampled:
+        """Step. If autocast was put around the model or taken away, every row is read again first."""
         if (self._forward.device, self._forward.dtype) != (self._device, self._dtype):
-            self._look_again()
+            self._rebuild()
         for changes_left in reversed(range(_CHANGES)):
             try:
-                return self._stepped()
+                return self._step()
             except PrecisionChangedError:
                 if not changes_left:
                     raise
-                self._look_again()
+                self._rebuild()
         raise AssertionError("the last try returns or raises")
 
-    def _stepped(self) -> Sampled:
-        # 1. Room for one token more of each row that decodes; rows that wait begin to read.
+    def _step(self) -> Sampled:
+        # 1. Room for one more token of each row that decodes; rows that wait begin to read.
         self._make_room()
         self._admit()
         decoding = list(self._slots.decoding)
         parts = self._parts()
-        # 2. One forward pass for those that decode, and one for the parts of prompts that are of about one length.
+        # 2. One forward pass for those that decode, and one for each group of prompt parts of about one length.
         rows = list(decoding)
         logits = [self._decoded()] if decoding else []
-        for group in _alike(parts):
+        for group in _by_length(parts):
             last = self._read(group, parts)
             ready = [i for i, row in enumerate(group) if row.remaining == parts[row]]
             rows += [group[i] for i in ready]
             logits.append(last if len(ready) == len(group) else last[ready])
-        # 3. A token for each that decodes and each whose prompt is now read: one look at the device.
+        # 3. A token for each row that decodes or whose prompt is now read: one copy from the device.
         tokens, logprobs = self._sample(torch.cat(logits), rows) if rows else ([], [])
         # 4. Only now does anything count as done: a step that failed is done again.
         for row in decoding:
@@ -128,7 +128,7 @@ class Batch:
             row.ids.append(token)
             row.sampled += 1
             if not isfinite(logprob):
-                # 0 times what is not finite is not 0: the next row here would see it through its mask.
+                # 0 times a value that is not finite is not 0: the next row here would see it through its mask.
                 row.mixed = True
                 self._slots.cache.clear(row.slot)
         for row in [row for row in self._reading if row.remaining == 1]:
@@ -138,7 +138,7 @@ class Batch:
     # -- who takes part ------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Widen the slots for the longest row; where memory ends, the rows that came last wait for the others."""
+        """Widen the slots for the longest row; if memory runs out, the rows that came last wait for the others."""
         rows = sorted(self._slots.rows(), key=lambda row: row.number)
         while rows and not self._slots.fits(len(rows), longest := max(len(row.ids) for row in rows)):
             self._put_back(rows.pop())
@@ -146,7 +146,7 @@ class Batch:
             self._slots.widen(longest)
 
     def _admit(self) -> None:
-        """Let waiting rows begin to read, in order, as far as this step has room for their prompts."""
+        """Let waiting rows begin to read, in order, as long as this step has room for their prompts."""
         budget = self._budget()
         room = budget - sum(min(row.remaining, budget // 2) for row in self._reading)
         for row in list(self._waiting):
@@ -168,7 +168,7 @@ class Batch:
                 self._begin(row)
 
     def _budget(self) -> int:
-        """Prompt tokens that this step reads at most: more where more rows wait for that than decode."""
+        """The most prompt tokens that this step reads: more if more rows wait for that than decode."""
         base, decoding = self._limits.prompt_tokens, len(self._slots.decoding)
         if not decoding:
             return 4 * base
@@ -195,21 +195,21 @@ class Batch:
         self._slots.end(row, keep=keep)
         self._plan = None
 
-    def _look_again(self) -> None:
-        """The model computes elsewhere or in another precision than before: begin anew with slots that fit."""
+    def _rebuild(self) -> None:
+        """Begin anew with slots that fit: the model now computes on another device or in another precision."""
         self._start_over()
-        self._forward.look_again()
+        self._forward.inspect()
         self._slots = self._new_slots()
         self._device, self._dtype = self._forward.device, self._forward.dtype
 
     def _put_back(self, row: Row) -> None:
-        """Let a row wait at the head of the others; what it has is read again when there is room."""
+        """Let a row wait at the head of the queue; it is read again when there is room."""
         self._take(row, keep=False)
         row.wait()
         self._waiting.insert(0, row)
 
     def _start_over(self) -> None:
-        """Let all rows wait, in the order in which they came, and give the memory back."""
+        """Let all rows wait, in the order in which they came, and free the memory."""
         rows = sorted(self._slots.rows(), key=lambda row: row.number)
         self._slots.drop()
         self._reading = []
@@ -218,8 +218,8 @@ class Batch:
         self._waiting[:0] = rows
         self._plan = None
 
-    def _smaller(self, error: BaseException) -> Sampled:
-        """After the device was out of memory: begin again with half the rows, or without the one that is alone."""
+    def _retry_smaller(self, error: BaseException) -> Sampled:
+        """Begin again with half the rows after the device was out of memory; a row that was alone fails."""
         rows = self._slots.rows()
         self._start_over()
         if self._forward.device.type == "cuda":
@@ -234,11 +234,11 @@ class Batch:
         failed.__cause__ = error
         row = self._waiting.pop(0)
         if not self._waiting:
-            self._rest()
+            self._leave_sampling_mode()
         return Sampled([], [], [], [(row, failed)])
 
-    def _rest(self) -> None:
-        """Nothing runs: the model is as it was, before the last token is told to anybody."""
+    def _leave_sampling_mode(self) -> None:
+        """Nothing runs: put the model back as it was, before the last token is delivered."""
         self._max_rows = self._limits.max_batch
         self._mode.leave()
         if not self._keep_cache:
@@ -250,7 +250,7 @@ class Batch:
         """Logits (B, V) of the rows that decode."""
         rows = self._slots.decoding
         device = self._device
-        # Both at once: each tensor that goes to the device costs.
+        # Both in one tensor: each tensor that goes to the device costs.
         fed = torch.tensor([[row.ids[-1] for row in rows], [row.filled for row in rows]], device=device)
         index = torch.arange(len(rows), device=device)
         seen = self._seen(max(row.filled for row in rows) + 1)
@@ -259,7 +259,7 @@ class Batch:
         )
 
     def _parts(self) -> dict[Row, int]:
-        """How many tokens of its prompt each row reads in this step: short ones all, long ones what is left, evenly."""
+        """How many tokens of its prompt each row reads in this step: short ones all, long ones share the rest evenly."""
         left, parts = self._budget(), {}
         rows = sorted(self._reading, key=lambda row: row.remaining)
         for others, row in zip(range(len(rows), 0, -1), rows, strict=True):
@@ -291,17 +291,17 @@ class Batch:
         if self._plan is None or self._plan[0] != rows:
             self._plan = rows, sampling_plan([row.sampling for row in rows], self._device)
         uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float32, device=self._device)
-        return _on_host(*sample(logits, self._plan[1], uniform))
+        return _copied_to_host(*sample(logits, self._plan[1], uniform))
 
 
-def _on_host(tokens_B: Tensor, logprobs_B: Tensor) -> tuple[list[int], list[float]]:
-    """The only look at what the device computed: one copy. Ids are exact in float32 up to 16 million."""
+def _copied_to_host(tokens_B: Tensor, logprobs_B: Tensor) -> tuple[list[int], list[float]]:
+    """Copy tokens and log-probabilities from the device, in one copy. Ids are exact in float32 up to 16 million."""
     found = torch.stack([tokens_B.to(logprobs_B.dtype), logprobs_B]).tolist()
     return [int(token) for token in found[0]], found[1]
 
 
-def _alike(parts: dict[Row, int]) -> list[list[Row]]:
-    """The rows in groups whose parts are padded to less than twice their length, but for short ones."""
+def _by_length(parts: dict[Row, int]) -> list[list[Row]]:
+    """Group the rows so that parts are padded to less than twice their length, except for short ones."""
     groups: list[list[Row]] = []
     for row in reversed(parts):
         if not groups or max(2 * parts[row], _SHORT) < parts[groups[-1][0]]:
@@ -311,7 +311,7 @@ def _alike(parts: dict[Row, int]) -> list[list[Row]]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the allocator of the CPU, which has no exception of its own, had nothing left."""
+    """Whether a device, or the CPU's allocator, which has no exception of its own, ran out of memory."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     text = str(error)

@@ -1,4 +1,4 @@
-"""One forward pass of a causal language model over rows at positions of their own, and what can be asked of the model."""
+"""Runs a causal language model's forward pass over rows at positions of their own, and checks that it can."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SERVED_LAYERS = {"full_attention": False, "sliding_attention": True}
 
 _CHECKED_TOKENS = 12
 
-# Autocast may be put around the model, or taken away, while it is being looked at.
+# Autocast may be put around the model, or taken away, while it is being checked.
 _LOOKS = 4
 
 
 class Forward:
-    """A model with masks and positions of our own making.
+    """A model whose masks and positions we make.
 
     Args:
-        model: a decoder with attention; it is asked for nothing but forward passes.
+        model: a decoder with attention; only its forward pass is used.
 
     Attributes:
-        shapes: what each layer keeps of a token.
-        vocab_size: rows of the embeddings.
-        token_bytes: of a token's keys and values in all layers.
+        shapes: what each layer keeps for a token.
+        vocab_size: the number of rows in the embeddings.
+        token_bytes: the size of a token's keys and values in all layers.
 
     Raises:
         InputError: the model's architecture or attention cannot be served.
@@ -47,7 +47,7 @@ class Forward:
         if model.config.is_encoder_decoder:
             raise InputError(f"{self.name} has an encoder; expected a causal language model")
         self._windows = self._layer_windows(config)
-        self.attention = str(config._attn_implementation)  # noqa: SLF001  (the only place where it stands)
+        self.attention = str(config._attn_implementation)  # noqa: SLF001  (there is no public attribute)
         if self.attention not in {"sdpa", "eager"}:
             raise InputError(
                 f"{self.name} computes attention with {self.attention!r}, which cannot take rows at positions of their "
@@ -56,15 +56,15 @@ class Forward:
         self._last_only = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._parameter = next(model.parameters())
         self.vocab_size = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
-        self.look_again()
+        self.inspect()
 
-    def look_again(self) -> None:
-        """See what the layers keep: at first, and when the model was moved to another device, dtype or precision.
+    def inspect(self) -> None:
+        """Find out what the layers keep: at first, and after the model was moved to another device, dtype or precision.
 
         Raises:
             InputError: the model cannot be served.
         """
-        self.shapes = self._checked()
+        self.shapes = self._check()
         self.token_bytes = sum(shape.token_bytes for shape in self.shapes)
 
     @property
@@ -78,8 +78,8 @@ class Forward:
         return self._parameter.dtype
 
     def _layer_windows(self, config: Any) -> dict[str, int | None]:
-        """How far back each kind of layer looks; None: to the beginning."""
-        # GPT-Neo's name for the same comes second; its local layers count back from the last key, whoever asks.
+        """How far back each kind of layer looks; None means to the beginning."""
+        # GPT-Neo's name for the same comes second; its local layers count back from the last key, not from each query.
         declared = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
         kinds = sorted(set(declared or ()))
         other = [kind for kind in kinds if kind not in SERVED_LAYERS]
@@ -102,15 +102,15 @@ class Forward:
         positions_RC: Tensor,
         seen: int,
     ) -> Tensor:
-        """Logits (R, V) after the last token of each row; their keys and values are written into the cache.
+        """Compute the logits (R, V) after the last token of each row; write the keys and values into the cache.
 
         Args:
-            cache: whose slots the rows are.
+            cache: the cache that has the rows' slots.
             rows: the slots; a slice is read without a copy.
             index_R: the same as numbers.
             ids_RC: the tokens to feed. A short row repeats its last one, at the same position.
-            positions_RC: where they stand.
-            seen: more than the highest position.
+            positions_RC: their positions.
+            seen: a number above the highest position.
         """
         cache.aim(rows, index_R, positions_RC, seen)
         output = self.model(
@@ -125,38 +125,38 @@ class Forward:
         return logits
 
     def _masks(self, positions_RC: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
-        """(R, 1, C, seen) for each kind of layer: no token looks ahead, nor back beyond the kind's window."""
+        """Masks (R, 1, C, seen) for each kind of layer: no token looks ahead, or back beyond the kind's window."""
         at = positions_RC[:, None, :, None]
         keys = torch.arange(seen, device=at.device)
         causal = keys <= at
         masks = {
-            kind: self._as_taken(causal if window is None else causal & (keys > at - window))
+            kind: self._as_attention_takes(causal if window is None else causal & (keys > at - window))
             for kind, window in self._windows.items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _as_taken(self, mask: Tensor) -> Tensor:
-        """True where a token looks, or, for attention written out, what is added to its scores."""
+    def _as_attention_takes(self, mask: Tensor) -> Tensor:
+        """The mask as the attention takes it: True where a token looks, or for eager attention what is added to its scores."""
         if self.attention == "sdpa":
             return mask
         least = torch.finfo(self.model.dtype).min
         return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(~mask, least)
 
     @torch.no_grad()
-    def _checked(self) -> list[LayerShape]:
-        """Run a few tokens in the ordinary way and in ours, and compare: architectures differ in more than they declare.
+    def _check(self) -> list[LayerShape]:
+        """Run a few tokens the ordinary way and our way, and compare: architectures differ in more than they declare.
 
         Returns:
-            what each layer keeps of a token.
+            what each layer keeps for a token.
         """
         training = [module for module in self.model.modules() if module.training]
         self.model.train(mode=False)
         try:
-            return self._compared_in_one_precision()
+            return self._compare_in_one_precision()
         except (InputError, torch.OutOfMemoryError):
             raise
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-            # What model code raises that does not take a mask or a cache from outside.
+            # Model code that does not take a mask or a cache from outside raises these.
             raise InputError(
                 f"{self.name} does not take masks and caches from outside ({type(error).__name__}: {error}); expected a "
                 "plain transformer such as Llama, Qwen3, Mistral or Gemma"
@@ -165,19 +165,19 @@ class Forward:
             for module in training:
                 module.training = True
 
-    def _compared_in_one_precision(self) -> list[LayerShape]:
+    def _compare_in_one_precision(self) -> list[LayerShape]:
         for looks_left in reversed(range(_LOOKS)):
             try:
-                return self._compared()
+                return self._compare()
             except PrecisionChangedError as error:
                 if not looks_left:
                     raise InputError(
                         f"{self.name} computes in another precision from one pass to the next: {error}; use one autocast for "
-                        "all of them, or none"
+                        "all passes, or none"
                     ) from error
         raise AssertionError("the last look returns or raises")
 
-    def _compared(self) -> list[LayerShape]:
+    def _compare(self) -> list[LayerShape]:
         vocabulary = self.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (1, _CHECKED_TOKENS), generator=generator).to(self.device)
@@ -186,11 +186,11 @@ class Forward:
             expected = self._plain_pass(ids, plain)
         cache = SlotCache(plain.shapes)
         cache.resize(3, 2 * _CHECKED_TOKENS, [])
-        # A prompt in two parts beside a shorter row, then tokens one by one, from another slot than the first.
-        found = [self._fed(cache, ids, [(0, 5), (0, 3)])[0], self._fed(cache, ids, [(5, 5), (3, 1)])[0]]
+        # A prompt in two parts beside a shorter row, then tokens one by one, in a slot other than the first.
+        found = [self._feed(cache, ids, [(0, 5), (0, 3)])[0], self._feed(cache, ids, [(5, 5), (3, 1)])[0]]
         cache.copy(0, 2, 10)
         cache.swap(2, 1, 10)
-        found += [self._fed(cache, ids, [(at, 1)], slot=1)[0] for at in range(10, _CHECKED_TOKENS)]
+        found += [self._feed(cache, ids, [(at, 1)], slot=1)[0] for at in range(10, _CHECKED_TOKENS)]
         wanted = expected[[4, 9, *range(10, _CHECKED_TOKENS)]]
         error = (torch.stack(found).float() - wanted).abs().max().item()
         # Half precision rounds differently in other shapes. Under autocast the parameters' dtype does not tell.
@@ -204,7 +204,7 @@ class Forward:
         return plain.shapes
 
     def _plain_pass(self, ids: Tensor, cache: ProbeCache) -> Tensor:
-        """Logits (C, V) as everybody gets them. What fails here has nothing to do with masks and caches from outside."""
+        """Logits (C, V) of an ordinary pass. A failure here has nothing to do with masks and caches from outside."""
         try:
             logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
         except RuntimeError as error:
@@ -216,7 +216,7 @@ class Forward:
             ) from error
         return logits.float()
 
-    def _fed(self, cache: SlotCache, ids: Tensor, parts: Sequence[tuple[int, int]], slot: int = 0) -> Tensor:
+    def _feed(self, cache: SlotCache, ids: Tensor, parts: Sequence[tuple[int, int]], slot: int = 0) -> Tensor:
         most = max(count for _, count in parts)
         positions = torch.tensor(
             [[at + min(i, count - 1) for i in range(most)] for at, count in parts], device=ids.device
@@ -227,7 +227,7 @@ class Forward:
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:
-    """Whether the forward pass has a parameter of this name, also behind a wrapper that hands on what it is given."""
+    """Whether the forward pass has a parameter of this name, even behind a wrapper that passes its arguments on."""
     outside = inspect.signature(model.forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in outside.values())
     return name in outside or (hands_on and name in inspect.signature(type(model).forward).parameters)
@@ -235,7 +235,7 @@ def _takes(model: PreTrainedModel, name: str) -> bool:
 
 @contextmanager
 def _dtypes_computed(model: torch.nn.Module) -> Iterator[set[torch.dtype]]:
-    """The floating-point dtypes in which the model's parts give what they compute, while the block runs."""
+    """Collect the floating-point dtypes of the outputs of the model's parts, while the block runs."""
     found: set[torch.dtype] = set()
 
     def note(_module: torch.nn.Module, _given: Any, output: Any) -> None:

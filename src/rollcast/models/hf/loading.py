@@ -1,4 +1,4 @@
-"""A model and its tokenizer from a folder, a name on the hub, or a trainer's hands."""
+"""Loads a model and its tokenizer from a folder or a name on the hub."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def load_model(
     attn_implementation: str | None,
     load_options: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """The model of a folder or of a name on the hub, on a device, to sample from.
+    """Load a model from a folder, or by a name on the hub, onto a device, to sample from.
 
     Raises:
-        InputError: there is none, its files are not what was saved, or it is not a causal language model.
+        InputError: there is no such model, its files are not what was saved, or it is not a causal language model.
     """
     _check_is_folder(name)
     check_folder(name)
@@ -67,7 +67,7 @@ def load_model(
     if missing := sorted(loaded[1]["missing_keys"]):
         raise InputError(
             f"{name!r} has no weights for {missing[0]!r} and {len(missing) - 1} more, which would be random numbers; expected "
-            "all of the model's, and a config.json that is theirs"
+            "all of the model's, and the config.json that belongs to them"
         )
     try:
         if "device_map" not in load_options:
@@ -85,18 +85,18 @@ def _does_not_fit(name: str, device: torch.device) -> str:
 
 
 def _check_is_folder(name: str) -> None:
-    """What looks like a path is none on the hub, whose complaints would be about the name."""
+    """Refuse a path that is not a folder, since the hub would complain about its name."""
     looks = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name
     if looks and not Path(name).is_dir():
         raise InputError(
-            f"model {name!r} is no folder; expected one with config.json, *.safetensors and tokenizer.json, or a model's "
+            f"model {name!r} is not a folder; expected one with config.json, *.safetensors and tokenizer.json, or a model's "
             "name on the Hugging Face hub"
         )
 
 
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """In a pipe or a log, a bar of the loading is noise."""
+    """Show progress bars only on a terminal: in a pipe or a log they are noise."""
     quiet = not sys.stderr.isatty() and logging.is_progress_bar_enabled()
     if quiet:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ def _bars_on_terminals_only() -> Iterator[None]:
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | torch.dtype:
-    """Full precision on a CPU, where half is slow; else what the checkpoint has."""
+    """The dtype to load; by default float32 on a CPU, where half precision is slow, else the checkpoint's."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype != "auto":
@@ -120,7 +120,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | torch
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    """Where it may be found; the library's own messages are long, and their first line says what was wrong."""
+    """The error message. The library's own messages are long, and their first line says what was wrong."""
     if Path(name).is_dir():
         expected = "expected a folder with config.json, *.safetensors and tokenizer.json"
     else:
@@ -132,10 +132,10 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 
 def load_tokenizer(name: str, load_options: Mapping[str, Any]) -> Any:
-    """The tokenizer of a folder or of a name on the hub.
+    """Load a tokenizer from a folder, or by a name on the hub.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such tokenizer.
     """
     _check_is_folder(name)
     known = {
@@ -151,7 +151,7 @@ def fast(tokenizer: Any) -> Tokenizer:
     """The tokenizer of the `tokenizers` package that does the work.
 
     Raises:
-        InputError: there is none.
+        InputError: it is a slow tokenizer, which has none.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -163,7 +163,7 @@ def fast(tokenizer: Any) -> Tokenizer:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a generation, from all places where they may stand."""
+    """The tokens that end a generation, from every configuration that may name them."""
     found: set[int] = set()
     for owner in (
         model.generation_config,
@@ -179,7 +179,7 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
 def make_renderer(
     tokenizer: Any, ends: frozenset[int], chat_template: str | None, template_kwargs: Mapping[str, Any]
 ) -> TemplateRenderer:
-    """Messages to ids through the tokenizer's chat template, or another.
+    """Make a renderer with the tokenizer's chat template, or another.
 
     Raises:
         InputError: there is no template, or the tokenizer is a slow one.
@@ -203,14 +203,14 @@ def make_renderer(
 
 
 def make_texts(tokenizer: Any, vocab_size: int) -> TokenTexts:
-    """What the model's tokens read as.
+    """The texts of the model's tokens.
 
     Raises:
-        InputError: the tokenizer is of a kind that is not served, or not this model's.
+        InputError: the tokenizer is of an unsupported kind, or not this model's.
     """
     if fast(tokenizer).get_vocab_size() <= len(fast(tokenizer).get_added_tokens_decoder()):
         raise InputError(
-            "the tokenizer has no vocabulary, as where tokenizer.json is missing; expected it beside the model, or give "
+            "the tokenizer has no vocabulary, as if tokenizer.json were missing; expected it beside the model, or give "
             "tokenizer='…', a folder or name that has it"
         )
     texts = token_texts(json.loads(fast(tokenizer).to_str()), vocab_size)

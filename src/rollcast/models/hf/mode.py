@@ -1,4 +1,4 @@
-"""A model that may belong to a trainer, while it samples."""
+"""Puts a model that may belong to a trainer into the mode for sampling, and back."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["SamplingMode"]
 
 
 class SamplingMode:
-    """No dropout and no gradient checkpointing while something runs; afterwards every module is as it was."""
+    """Turns dropout and gradient checkpointing off while something runs; afterwards every module is as it was."""
 
     def __init__(self, model: Module) -> None:
         self._model = model
         self._training: list[Module] | None = None
 
     def enter(self) -> None:
-        """Before each step: a trainer may have called `train()` since."""
+        """Call it before each step: a trainer may have called `train()` since."""
         if self._training is not None and not self._model.training:
             return
         training = [module for module in self._model.modules() if module.training]
@@ -24,7 +24,7 @@ class SamplingMode:
             self._model.eval()
 
     def leave(self) -> None:
-        """When nothing runs."""
+        """Call it when nothing runs any more."""
         for module in self._training or ():
             module.training = True
         self._training = None

@@ -1,7 +1,7 @@
-"""From logits to tokens on the device: temperature, top-k, top-p, and the log-probability of what was drawn.
+"""Samples tokens from logits on the device: temperature, top-k, top-p, and the log-probability of what was drawn.
 
-The rules are those of the embedded model's sampler. Every row depends on its own logits, parameters and uniform number
-alone.
+The rules are those of the embedded model's sampler. Every row depends only on its own logits, parameters and uniform
+number.
 
 Letters: B rows, V vocabulary.
 """
@@ -28,13 +28,13 @@ _ALL = 1 << 31
 
 
 class SamplingPlan(NamedTuple):
-    """The parameters of a batch as tensors. Built once for as long as the same rows decode.
+    """The parameters of a batch as tensors. It is built once for as long as the same rows decode.
 
     Attributes:
-        temperature: (B, 1), 1 where greedy; None where all are 1.
+        temperature: (B, 1), 1 for greedy rows; None if all are 1.
         greedy: row numbers, or None.
         narrowed: numbers of the rows with top-k or top-p, or None; then `top_k` and `top_p` are (len(narrowed), 1).
-        most: of the top-k; None where a row has none.
+        most: the largest top-k; None if a row has none.
     """
 
     temperature: Tensor | None
@@ -66,7 +66,7 @@ def sampling_plan(samplings: Sequence[Sampling], device: torch.device) -> Sampli
 
 
 def sample(logits_BV: Tensor, plan: SamplingPlan, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) and their log-probabilities (B,), in the distribution that was sampled from.
+    """Draw tokens (B,); also return their log-probabilities (B,) in the distribution that was sampled from.
 
     A greedy row takes the most probable token; its log-probability is that of temperature 1. The others invert the
     cumulative distribution at their uniform number. Nothing waits for the device.
@@ -101,13 +101,13 @@ def _inverted(weights_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_above(sums: Tensor, target: Tensor) -> Tensor:
-    """Where rising sums (B, n) first exceed the target (B,); rounding never leads beyond the last rise."""
+    """The index at which rising sums (B, n) first exceed the target (B,); rounding never leads past the last rise."""
     below = torch.nextafter(sums[:, -1], torch.zeros_like(sums[:, -1]))
     return (sums > torch.minimum(target, below)[:, None]).to(torch.uint8).argmax(1)
 
 
 def _narrowed(scores: Tensor, plan: SamplingPlan) -> Tensor:
-    """Scores with minus infinity outside the top-k, then outside the smallest set of at least `top_p` of what is left."""
+    """Set scores to minus infinity outside the top-k, then outside the smallest set with at least `top_p` of the rest."""
     if plan.most is not None and plan.most < scores.shape[1]:
         ordered, order = scores.topk(plan.most, 1)
     else:

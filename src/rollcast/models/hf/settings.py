@@ -1,4 +1,4 @@
-"""How much a model may have at once: by the memory that there is, where nothing else is said."""
+"""Chooses how much a model may take at once: by default from the memory that is free."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _UNKNOWN_RAM = 4 * _GIB
 
 
 class Limits(NamedTuple):
-    """What a batch may take.
+    """How much a batch may take.
 
     Attributes:
         max_batch: rows that read or decode at once.
-        prompt_tokens: prompt tokens that a step reads while others decode; up to four times that where few do.
+        prompt_tokens: prompt tokens that a step reads while others decode; up to four times as many if few do.
         cache_tokens: tokens whose keys and values are held, padding included.
-        context: tokens of the longest sequence.
+        context: the most tokens in a sequence.
     """
 
     max_batch: int
@@ -37,7 +37,7 @@ class Limits(NamedTuple):
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The named device; else the GPU where there is one.
+    """The named device; by default the GPU if there is one.
 
     Raises:
         InputError: there is no such device.
@@ -63,15 +63,15 @@ def choose_limits(
     prompt_tokens: int | None,
     cache_bytes: int | None,
 ) -> Limits:
-    """The limits that were asked for, and by the device's memory where none was.
+    """The limits that the user gave; those that are None are chosen by the device's memory.
 
     Args:
         device: where the model is.
-        token_bytes: of a token's keys and values.
-        context: of the model.
-        max_batch: as asked for.
-        prompt_tokens: as asked for.
-        cache_bytes: as asked for.
+        token_bytes: the size of a token's keys and values.
+        context: the model's context.
+        max_batch: as the user gave it.
+        prompt_tokens: as the user gave it.
+        cache_bytes: as the user gave it.
 
     Raises:
         InputError: one of them is not a whole number from 1 upward.

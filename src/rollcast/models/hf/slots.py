@@ -1,4 +1,4 @@
-"""Which sequence lies in which slot of the cache, and what of it can be used again. No forward pass happens here."""
+"""Tracks which sequence is in which slot of the cache, and what can be used again. No forward pass happens here."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Row:
     """One generation in the batch.
 
     Attributes:
-        ids: of the prompt, then what was sampled.
+        ids: the prompt's ids, then those that were sampled.
         prompt_tokens: how many of them are the prompt.
         sampling: how to sample.
-        uniform: gives a number in [0, 1) for each token; its stream is the seed's, whatever the company.
+        uniform: gives a number in [0, 1) for each token; only the seed decides them.
         sampled: how many tokens were sampled.
-        slot: where its keys and values lie; -1 while it waits.
-        filled: for how many of its ids they lie there.
-        to_read: what has to be read before it decodes, as an array.
+        slot: the slot with its keys and values; -1 while it waits.
+        filled: how many of its ids have keys and values there.
+        to_read: the ids to read before it decodes, as an array.
         number: grows with each row that gets a slot.
-        mixed: whether two versions of the weights computed them: of no use to others.
+        mixed: whether two versions of the weights computed the keys and values: others cannot use them.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class Row:
         self.wait()
 
     def wait(self) -> None:
-        """Everything has to be read: at first, and when its slot was taken from it."""
+        """Wait with everything still to read: at first, and when its slot was taken from it."""
         self.slot = -1
         self.filled = 0
         self.mixed = False
@@ -72,11 +72,11 @@ class Row:
         return len(self.ids) - self.filled
 
 
-class Kept:
-    """Keys and values whose row has ended, of use to prompts that begin alike.
+class KeptSequence:
+    """Keys and values of a row that has ended, for prompts that begin alike.
 
     Attributes:
-        ids: whose keys and values they are.
+        ids: the ids that they belong to.
         age: grows with each row that ends.
     """
 
@@ -88,16 +88,16 @@ class Kept:
 
 
 class Slots:
-    """The cache's slots: first those that decode, without a hole, so that a slice is all of them; then the others.
+    """The cache's slots: first those that decode, without gaps, so that one slice has them all; then the others.
 
     Args:
-        cache: what is moved about.
-        max_tokens: that all slots together may hold.
-        context: tokens of the longest sequence, at most `max_tokens`.
-        max_slots: slots at most.
+        cache: the cache that it arranges.
+        max_tokens: how many tokens all slots together may hold.
+        context: the most tokens in a sequence, at most `max_tokens`.
+        max_slots: the most slots.
 
     Attributes:
-        decoding: rows, by slot.
+        decoding: the rows that decode, by slot.
     """
 
     def __init__(self, cache: SlotCache, max_tokens: int, context: int, max_slots: int) -> None:
@@ -106,35 +106,35 @@ class Slots:
         self._context = context
         self._max_slots = max_slots
         self.decoding: list[Row] = []
-        self._content: list[Row | Kept | None] = []
+        self._content: list[Row | KeptSequence | None] = []
         self._count = 0
 
     def rows(self) -> list[Row]:
-        """That have a slot."""
+        """The rows that have a slot."""
         return [content for content in self._content if isinstance(content, Row)]
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
     def fits(self, rows: int, tokens: int) -> bool:
-        """Whether that many rows fit if the longest has so many tokens."""
-        return rows <= self._most(self._wide(tokens))
+        """Whether this many rows fit if the longest has this many tokens."""
+        return rows <= self._most_slots(self._rounded_width(tokens))
 
     def widen(self, tokens: int) -> None:
-        """Have room for a row of so many tokens in each slot; the caller has seen to it that the rows fit."""
-        width = self._wide(tokens)
+        """Make room for a row of this many tokens in each slot; the caller has checked that the rows fit."""
+        width = self._rounded_width(tokens)
         if width <= self.cache.width:
             return
         others = [i for i, content in enumerate(self._content) if isinstance(content, Row)][
             len(self.decoding) :
         ]
-        kept = [i for i, content in enumerate(self._content) if isinstance(content, Kept)]
+        kept = [i for i, content in enumerate(self._content) if isinstance(content, KeptSequence)]
         kept.sort(key=self._age, reverse=True)
-        order = [*range(len(self.decoding)), *others, *kept][: self._most(width)]
-        self._resize(max(len(order), min(_FEWEST, self._most(width))), width, order)
+        order = [*range(len(self.decoding)), *others, *kept][: self._most_slots(width)]
+        self._resize(max(len(order), min(_FEWEST, self._most_slots(width))), width, order)
 
     def _age(self, slot: int) -> int:
         content = self._content[slot]
-        assert isinstance(content, Kept)
+        assert isinstance(content, KeptSequence)
         return content.age
 
     def _resize(self, slots: int, width: int, order: list[int]) -> None:
@@ -144,16 +144,16 @@ class Slots:
             if isinstance(content, Row):
                 content.slot = slot
 
-    def _wide(self, tokens: int) -> int:
+    def _rounded_width(self, tokens: int) -> int:
         return min(max(_NARROWEST, 1 << (tokens - 1).bit_length(), self.cache.width), self._context)
 
-    def _most(self, width: int) -> int:
+    def _most_slots(self, width: int) -> int:
         return max(1, min(self._max_slots, self._max_tokens // width))
 
     # -- coming and going ----------------------------------------------------------------------------------------------
 
     def known(self, ids: Ids) -> tuple[int, int]:
-        """How many of the ids (T,) are in some slot from the start, and in which."""
+        """How many of the first ids (T,) some slot has, and which slot."""
         counts = [
             (shared_ids(ids, self._written(content)), slot)
             for slot, content in enumerate(self._content)
@@ -163,42 +163,42 @@ class Slots:
         return (count, slot) if count >= _WORTH_COPYING else (0, -1)
 
     @staticmethod
-    def _written(content: Row | Kept) -> Ids:
-        if isinstance(content, Kept):
+    def _written(content: Row | KeptSequence) -> Ids:
+        if isinstance(content, KeptSequence):
             return content.ids
         return content.to_read[: 0 if content.mixed else content.filled]
 
     def put(self, row: Row) -> bool:
-        """Give a waiting row a slot, with what is known of its prompt in it; whether there was one.
+        """Give a waiting row a slot, with the known part of its prompt; return whether there was one.
 
-        The last token is read in any case: its logits are what is sampled from.
+        The last token is always read: its logits are what is sampled from.
         """
         known, source = self.known(row.to_read[:-1])
         found = self._content[source] if known else None
-        slot = source if isinstance(found, Kept) and known == len(found.ids) else self._free()
+        slot = source if isinstance(found, KeptSequence) and known == len(found.ids) else self._free()
         if slot is None:
             return False
         if known and slot != source:
             self.cache.copy(source, slot, known)
         self._content[slot] = row
-        row.slot, row.filled, row.number = slot, known, self._tick()
+        row.slot, row.filled, row.number = slot, known, self._next_count()
         return True
 
     def _free(self) -> int | None:
-        """An empty slot, a new one, or that of what was kept longest."""
+        """An empty slot, a new one, or the one that was kept longest."""
         for slot in range(len(self.decoding), len(self._content)):
             if self._content[slot] is None:
                 return slot
         slots = len(self._content)
-        most = self._most(self.cache.width)
+        most = self._most_slots(self.cache.width)
         if slots < most:
             self._resize(min(2 * slots, most), self.cache.width, list(range(slots)))
             return slots
-        kept = [i for i, content in enumerate(self._content) if isinstance(content, Kept)]
+        kept = [i for i, content in enumerate(self._content) if isinstance(content, KeptSequence)]
         return min(kept, key=self._age) if kept else None
 
     def begin(self, row: Row) -> None:
-        """From reading to decoding."""
+        """Move a row from reading to decoding."""
         self._swap(row.slot, len(self.decoding))
         self.decoding.append(row)
 
@@ -213,7 +213,7 @@ class Slots:
                 self.decoding[slot] = mover
             slot = last
         use = keep and not row.mixed and row.filled >= _WORTH_COPYING
-        self._content[slot] = Kept(row.ids[: row.filled], self._tick()) if use else None
+        self._content[slot] = KeptSequence(row.ids[: row.filled], self._next_count()) if use else None
 
     def _swap(self, a: int, b: int) -> None:
         if a == b:
@@ -230,12 +230,12 @@ class Slots:
             if isinstance(content, Row):
                 content.slot = slot
 
-    def _tick(self) -> int:
+    def _next_count(self) -> int:
         self._count += 1
         return self._count
 
     def forget(self) -> None:
-        """Drop what was kept, and what rows have that is of use to others: the weights that computed it are gone."""
+        """Drop what was kept, and stop sharing what rows have, because the weights have changed."""
         for slot, content in enumerate(self._content):
             if isinstance(content, Row):
                 content.mixed = content.filled > 0
@@ -243,12 +243,12 @@ class Slots:
                 self._content[slot] = None
 
     def drop(self) -> None:
-        """Give all memory back; no row may have a slot."""
+        """Free all memory; no row may have a slot."""
         self.cache.drop()
         self.decoding, self._content = [], []
 
 
-def _length(content: Row | Kept) -> int:
+def _length(content: Row | KeptSequence) -> int:
     return content.filled if isinstance(content, Row) else len(content.ids)
 
 

@@ -1,4 +1,4 @@
-"""New weights for a model that samples."""
+"""Checks new weights for a model that samples, and writes them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ __all__ = ["NewWeights", "read_new_weights"]
 
 
 class NewWeights:
-    """Tensors that were checked, on their way into a model's parameters.
+    """Checked tensors, to be copied into a model's parameters.
 
     Args:
-        pairs: a parameter and what comes into it.
+        pairs: each parameter with its new value.
     """
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self._pairs = pairs
 
     def write(self) -> None:
-        """Copy them; between two steps, on the thread that computes."""
+        """Copy them; called between two steps, on the thread that computes."""
         with torch.no_grad():
             for parameter, new in self._pairs:
                 parameter.copy_(new)
 
 
 def read_new_weights(weights: Any, model: Module) -> NewWeights:
-    """Weights for all of a model's parameters.
+    """Read and check weights for all of a model's parameters.
 
     Args:
         weights: a mapping of parameter names to tensors or arrays; the path of a safetensors file or of a folder with
-            such files; None where the model's own were changed in place.
-        model: which they are for.
+            such files; None if the model's own were changed in place.
+        model: the model that they are for.
 
     Raises:
         InputError: a parameter is missing, unknown, of another shape or not finite; or nothing can be read.
@@ -53,7 +53,7 @@ def read_new_weights(weights: Any, model: Module) -> NewWeights:
     unknown = sorted(set(given) - set(own))
     if unknown:
         raise InputError(
-            f"the weights have {unknown[0]!r}, which the model has not; it has {', '.join(list(own)[:3])} …"
+            f"the weights have {unknown[0]!r}, which the model does not have; it has {', '.join(list(own)[:3])} …"
         )
     pairs: dict[int, tuple[str, Tensor, Tensor]] = {}
     for name, new in given.items():
@@ -86,7 +86,7 @@ def _tensors(weights: Any) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping):
         raise InputError(
             f"weights is {type(weights).__name__}; expected a mapping of parameter names to tensors, the path of a "
-            "safetensors file or a folder with such files, or None where the model was changed in place"
+            "safetensors file or a folder with such files, or None if the model was changed in place"
         )
     try:
         return {name: torch.as_tensor(value).detach() for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""Text to tool calls, while the text is still arriving."""
+"""Parses tool calls out of text that is still arriving."""
 
 from rollcast.models.parse.base import IncrementalParser, Parser
 from rollcast.models.parse.code import CodeParser

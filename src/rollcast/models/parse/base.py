@@ -10,18 +10,18 @@ __all__ = ["IncrementalParser", "Parser"]
 
 
 class IncrementalParser(Protocol):
-    """Reads the text of one turn as it arrives; how it is cut into pieces changes nothing."""
+    """Reads the text of one turn as it arrives; how it is cut into pieces makes no difference."""
 
     def feed(self, text: str) -> list[ToolCall]:
-        """Take the next piece of text; the calls that it finished, malformed ones too.
+        """Take the next piece of text; return the calls that it finished, malformed ones too.
 
-        Those of the package may be withdrawn: a closing tag of reasoning can make a draft of what was a call. `close` has
-        the calls that count.
+        The package's own parsers may withdraw a call later: a closing tag can show that it was part of the reasoning.
+        `close` returns the calls that count.
         """
         ...
 
     def close(self) -> list[ToolCall]:
-        """The text ends here; all calls of the turn in order, one that was left open as malformed."""
+        """End the text; return all calls of the turn in order, one that was left open as malformed."""
         ...
 
     @property
@@ -31,22 +31,22 @@ class IncrementalParser(Protocol):
 
     @property
     def finished(self) -> bool:
-        """The format says that the turn is over, so the generation may end early. Never turns false again."""
+        """Whether the format says that the turn is over, so that the generation may end early. Stays true once true."""
         ...
 
 
 @runtime_checkable
 class Parser(Protocol):
-    """One format of tool calls. It has no state, so one instance serves every chain, which gives it output alone.
+    """One format of tool calls. It has no state, so one instance serves every chain, which gives it only output.
 
     Attributes:
-        name: of the format, `hermes`.
+        name: the format's name, such as `hermes`.
         stop: strings after which the format wants a generation to end. In reasoning they do not end it.
     """
 
     @property
     def name(self) -> str:
-        """Of the format."""
+        """The format's name."""
         ...
 
     @property
@@ -55,9 +55,9 @@ class Parser(Protocol):
         ...
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls in the whole text of a turn; their ids are `call_0`, `call_1` … A malformed one has an `error`."""
+        """Return the calls in the whole text of a turn; their ids are `call_0`, `call_1` … A malformed one has an `error`."""
         ...
 
     def incremental(self) -> IncrementalParser:
-        """For one turn."""
+        """Return a parser for one turn."""
         ...

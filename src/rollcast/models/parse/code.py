@@ -1,4 +1,4 @@
-"""Code as the action: fenced blocks of Python are one call of a tool that runs them.
+"""The CodeAct format: fenced blocks of Python are one call of a tool that runs them.
 
     I multiply.
     ```python
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import LineTurn, TurnParser
+from rollcast.models.parse.reader import LineTurnReader, TurnParser
 from rollcast.records.message import ToolCall
 
-__all__ = ["CodeParser", "CodeTurn"]
+__all__ = ["CodeParser", "CodeTurnReader"]
 
-_HEAD = 64  # characters in which the line that opens a fence must end
+_HEAD = 64  # characters that the line that opens a fence may have
 _FENCE = re.compile(r" {0,3}```")
 _OPENING = re.compile(r" {0,3}```([^`\n]*)\n")
 _MAY_OPEN = re.compile(r" {0,3}(`{0,2}|```[^`\n]*)")
@@ -29,7 +29,7 @@ _PYTHON = frozenset({"python", "py", "python3"})
 class CodeParser(TurnParser):
     """All ```` ```python ```` blocks of a turn are one call, in their order, with an empty line between them.
 
-    One call, since the calls of a turn run concurrently and code depends on what stands before it. A fence stands at the
+    They are one call, since the calls of a turn run concurrently and code depends on what precedes it. A fence is at the
     beginning of a line; a line in the code that begins with one ends the block. Blocks of other languages are text. A
     block ```` ```output ```` or a line `Observation:`, where the model would make up what its code prints, ends the turn.
 
@@ -47,28 +47,28 @@ class CodeParser(TurnParser):
         self.tool_name = tool_name
         self.argument = argument
 
-    def turn(self) -> CodeTurn:
-        return CodeTurn(self)
+    def turn(self) -> CodeTurnReader:
+        return CodeTurnReader(self)
 
-    def read(self, text: str) -> CodeTurn:
-        """The whole output of a turn, read."""
-        turn = CodeTurn(self)
+    def read(self, text: str) -> CodeTurnReader:
+        """Read the whole output of a turn."""
+        turn = CodeTurnReader(self)
         turn.feed(text)
         turn.close()
         return turn
 
 
-class CodeTurn(LineTurn):
+class CodeTurnReader(LineTurnReader):
     """One turn."""
 
     def __init__(self, parser: CodeParser) -> None:
         super().__init__()
         self._parser = parser
         self._blocks = 0
-        self._fence = ""  # what is open: "python", "other" or nothing
+        self._fence = ""  # the open fence: "python", "other" or ""
 
     def begin(self, text: str, at: int) -> int:
-        """At the beginning of a line."""
+        """The state at the beginning of a line."""
         head = text[at : at + _HEAD]
         whole = len(head) == _HEAD or "\n" in head
         if self._fence:
@@ -91,7 +91,7 @@ class CodeTurn(LineTurn):
     def _open_fence(self, opening: re.Match[str], at: int) -> int:
         if opening[1].strip().lower() not in _PYTHON:
             self._fence = "other"
-            self.say(opening[0])
+            self.add_text(opening[0])
         else:
             self._fence = "python"
             if self._blocks:
@@ -102,7 +102,7 @@ class CodeTurn(LineTurn):
     def _close_fence(self, text: str, at: int) -> int:
         end = text.index("```", at) + 3
         if self._fence == "other":
-            self.say(text[at:end])
+            self.add_text(text[at:end])
         else:
             self.ended_calls += 1
         self._fence = ""
@@ -110,11 +110,11 @@ class CodeTurn(LineTurn):
         return end
 
     def put(self, text: str) -> None:
-        """To the code, or to what is said beside it."""
+        """Add to the code, or to the text beside it."""
         if self._fence == "python":
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
 
     def end(self, held: str) -> None:
         if self.ended_at is not None:

@@ -7,7 +7,7 @@ https://github.com/NousResearch/Hermes-Function-Calling.
 from __future__ import annotations
 
 from rollcast.models.parse.json_calls import json_call, malformed
-from rollcast.models.parse.turn import CALL_LIMIT, TaggedTurn, Turn, TurnParser, Words
+from rollcast.models.parse.reader import CALL_LIMIT, TaggedTurnReader, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["CALL_LIMIT", "HermesParser"]
@@ -16,37 +16,37 @@ _OPEN = Words("<tool_call>")
 
 
 class HermesParser(TurnParser):
-    """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as elsewhere in the field.
+    """Hermes tool calls. The first `</tool_call>` ends a call, even inside a JSON string, as in other implementations.
 
-    Arguments may stand under `parameters`, `args`, `input` …, or beside the name, and the call in OpenAI's form
-    `{"function": {…}}`, if there is one way to read it.
+    Arguments may be under `parameters`, `args`, `input` …, or beside the name, and the call in OpenAI's form
+    `{"function": {…}}`, if there is only one way to read it.
 
-    The errors are few words, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
+    The errors are short, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
     `error: bad arguments`, `error: repeated argument`, `error: arguments given twice`,
     `error: argument outside of arguments`, `error: call too long`, `error: unclosed call`.
     """
 
     name = "hermes"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _HermesReader()
 
 
-class _Turn(TaggedTurn):
+class _HermesReader(TaggedTurnReader):
     def feed(self, text: str) -> list[ToolCall]:
-        """See `IncrementalParser.feed`. It is on the path of every token, and most have no part of a tag."""
+        """See `IncrementalParser.feed`. Every token passes here, and most contain no part of a tag."""
         if self.held or "<" in text or self.deciding:
             return super().feed(text)
         self._before += len(text)
         if self.in_call:
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
         return []
 
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         return place if tag is None else self.opened(text, place + len(tag), tag)
 
     def call(self, body: str, error: str | None) -> ToolCall:

@@ -1,4 +1,4 @@
-"""Calls in JSON, also such as are nearly right: understood if there is one way to read them, else an error."""
+"""Reads calls in JSON, even nearly right ones: they are accepted if there is only one way to read them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _RepeatedError(Exception):
 
 
 def json_value(text: str) -> Any:
-    """What a text says in JSON.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, or an object in it has a key twice. Of the second, `args[0]` is "repeated".
+        ValueError: it is not JSON, or an object in it has a key twice; then `args[0]` is "repeated".
     """
     try:
         value = msgspec.json.decode(text)
@@ -84,7 +84,7 @@ def call_in(value: dict[str, Any]) -> tuple[str, dict[str, Any] | str]:
 
 
 def _arguments(fields: Mapping[str, Any]) -> dict[str, Any] | str:
-    """The arguments among the fields of a call, its name aside."""
+    """The arguments among the fields of a call, without its name."""
     under = {key: fields[key] for key in _MAIN if fields.get(key) not in (None, "")}
     given = {key: _as_object(item) for key, item in under.items()}
     if None in given.values():
@@ -120,7 +120,7 @@ def _is_call_id(item: Any) -> bool:
 
 
 def _as_object(value: Any) -> dict[str, Any] | None:
-    """An object, or the same as JSON in a string; None: it is something else."""
+    """The object, or the one that a string has as JSON; None if it is neither."""
     if isinstance(value, str):
         try:
             value = json_value(value)
@@ -130,6 +130,6 @@ def _as_object(value: Any) -> dict[str, Any] | None:
 
 
 def malformed(call_id: str, body: str, error: str) -> ToolCall:
-    """A call that cannot be read, under the name that can be made out."""
+    """Make a malformed call, with its name if that can be read."""
     named = _NAME.search(body)
     return ToolCall(call_id, named[1] if named else "", body, error)

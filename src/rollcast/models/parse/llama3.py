@@ -1,4 +1,4 @@
-"""The format of Llama 3.1 to 3.3: `<|python_tag|>{"name": …, "parameters": {…}}`, or the object alone.
+"""The format of Llama 3.1 to 3.3: `<|python_tag|>{"name": …, "parameters": {…}}`, or only the object.
 
 Source: https://github.com/meta-llama/llama-models/blob/main/models/llama3_1/prompt_format.md; `llama3_json` among vLLM's
 tool parsers, https://docs.vllm.ai/en/latest/features/tool_calling.html.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from rollcast.models.parse.json_calls import call_in, json_call, json_value, malformed
-from rollcast.models.parse.turn import Turn, TurnParser, Words
+from rollcast.models.parse.reader import TurnParser, TurnReader, Words
 
 __all__ = ["Llama3Parser"]
 
@@ -27,20 +27,20 @@ _KEYS = ("parameters", "arguments", "args", "params", "tool_input")
 class Llama3Parser(TurnParser):
     """Llama 3's calls in JSON, several of them separated by `;` or `,`. `<|eom_id|>`, `<|eot_id|>` or other text ends the turn.
 
-    After `<|python_tag|>` all is calls. Without it, an object that the turn begins with is a call where it has a `name`
-    and `parameters` (or `arguments`), or where its JSON is broken and it begins with `name`; else it is the answer.
+    After `<|python_tag|>` everything is calls. Without it, an object at the beginning of the turn is a call if it has a
+    `name` and `parameters` (or `arguments`), or if its JSON is broken and it begins with `name`; else it is the answer.
 
-    What is nearly right is read as in `HermesParser`. Errors: as there.
+    Nearly right calls are read as in `HermesParser`, with the same errors.
     """
 
     name = "llama3"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _Llama3Reader()
 
 
-class _Turn(Turn):
-    """Text or an object first; after the tag objects, and text that is not one."""
+class _Llama3Reader(TurnReader):
+    """First text or an object; after the tag, objects and other text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class _Turn(Turn):
     def begin(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         self.state = self._object if text[at] == "{" else self._text
         return at
 
     def _text(self, text: str, at: int) -> int:
         place, word = _SPECIAL.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         if word is None:
             return place
         if word != _TAG:
@@ -75,7 +75,7 @@ class _Turn(Turn):
         return at
 
     def _raw(self, text: str, at: int) -> int:
-        """After the tag, and no object."""
+        """The state after the tag, for text that is not an object."""
         place, word = _END.find(text, at)
         self.body.add(text[at:place])
         if word is not None:
@@ -137,7 +137,7 @@ class _Turn(Turn):
             self.body.add(held)
             self._end_object("error: unclosed call")
         elif self.state != self._between:
-            self.say(held)
+            self.add_text(held)
 
     @property
     def in_call(self) -> bool:
@@ -148,11 +148,11 @@ class _Turn(Turn):
         return "".join(self._outside) if self.state == self._between else super().content
 
     def _end_object(self, error: str | None = None) -> bool:
-        """Whether it was a call, or meant as one."""
+        """End an object; return whether it was a call, or was meant as one."""
         body, too_long = self.body.take()
         error = error or too_long
         if not (self._tagged or self.calls or _is_call(body, error)):
-            self.say(body)
+            self.add_text(body)
             return False
         self.add(malformed(self.next_id, body, error) if error else json_call(self.next_id, body))
         return True

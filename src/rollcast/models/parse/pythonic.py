@@ -1,6 +1,7 @@
 """A list of calls in Python's syntax: `[get_weather(city="Paris"), add(a=1, b=2)]`.
 
-Llama 4, the pythonic mode of Llama 3.2, and models in the manner of the Berkeley Function-Calling Leaderboard.
+It is written by Llama 4, Llama 3.2 in its pythonic mode, and models in the style of the Berkeley Function-Calling
+Leaderboard.
 
 Source: https://github.com/meta-llama/llama-models/blob/main/models/llama4/prompt_format.md;
 https://gorilla.cs.berkeley.edu/leaderboard.html; `pythonic` and `llama4_pythonic` among vLLM's tool parsers,
@@ -16,14 +17,14 @@ import re
 import warnings
 from typing import Any
 
-from rollcast.models.parse.turn import Body, Turn, TurnParser, Words
+from rollcast.models.parse.reader import Body, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 from rollcast.text import well_formed
 
 __all__ = ["LIST_LIMIT", "PythonParser"]
 
 LIST_LIMIT = 1 << 17
-"""Characters of the list of calls; Python's own parser takes them all at once, in up to 0.2 s."""
+"""The most characters in a list of calls; Python's own parser takes them all at once, in up to 0.2 s."""
 
 _SPACE = re.compile(r"\s+")
 _TAGS = Words("<|python_start|>", "<|python_tag|>")
@@ -35,7 +36,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class PythonParser(TurnParser):
-    """A list of calls that the turn begins with, after whitespace or `<|python_start|>`. Its `]` ends the turn.
+    """A list of calls at the beginning of the turn, after whitespace or `<|python_start|>`. Its `]` ends the turn.
 
     Nothing is evaluated: arguments are literals (numbers, strings, True, False, None, lists, tuples, dicts with string
     keys; also JSON's true, false and null), given by name. One positional literal is taken for a tool's only argument.
@@ -47,12 +48,12 @@ class PythonParser(TurnParser):
 
     name = "python"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _PythonReader()
 
 
-class _Turn(Turn):
-    """Whitespace, a tag, the head of the first call, the list with its strings; or text."""
+class _PythonReader(TurnReader):
+    """Its states: whitespace, a tag, the head of the first call, the list with its strings; or text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class _Turn(Turn):
     def begin(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         place, tag = _TAGS.find(text, at)
         if place == at and tag is not None:
@@ -76,7 +77,7 @@ class _Turn(Turn):
     def _head(self, text: str, at: int) -> int:
         space = _SPACE.match(text, at)
         if space:
-            self.say(space[0])
+            self.add_text(space[0])
             return space.end()
         if _BEGIN.match(text, at):
             self.state = self._list
@@ -85,7 +86,7 @@ class _Turn(Turn):
         return at
 
     def _text(self, text: str, at: int) -> int:
-        self.say(text[at:])
+        self.add_text(text[at:])
         return len(text)
 
     def _list(self, text: str, at: int) -> int:
@@ -136,7 +137,7 @@ class _Turn(Turn):
             self.body.add(held)
             self._end_list("error: unclosed call")
         else:
-            self.say(held)
+            self.add_text(held)
 
     @property
     def in_call(self) -> bool:
@@ -156,12 +157,17 @@ class _Turn(Turn):
 
 
 def _parsed(body: str) -> list[ast.expr] | str:
-    """The elements of the list; an error where it is not Python."""
+    """The elements of the list, or an error if it is not Python."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in the model's strings is no concern of the user's
+            warnings.simplefilter("ignore")  # "\d" in the model's strings does not concern the user
             tree = ast.parse(body.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
+    except (
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two mean that it is nested too deeply
         return "error: bad python"
     return tree.elts if isinstance(tree, ast.List) else "error: bad python"
 
@@ -175,7 +181,7 @@ class _RepeatedError(Exception):
 
 
 def _call(call_id: str, call: ast.expr, body: str) -> ToolCall:
-    written = body[:200]  # of a long list the beginning, since every call would keep all of it
+    written = body[:200]  # only the beginning of a long list, since every call keeps a copy
     if len(body) <= 4096:
         written = ast.get_source_segment(body, call) or written
     name = _dotted(call.func) if isinstance(call, ast.Call) else None
@@ -207,7 +213,7 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal that JSON has."""
+    """The value of a literal that JSON can express."""
     match node:
         case ast.Constant(value=None | bool() | int() as value) if _is_short(value):
             return value
@@ -238,8 +244,8 @@ def _is_short(number: object) -> bool:
 
 
 def _joined(text: str) -> str:
-    r"""The text, a pair of surrogates (JSON's "\ud83d\ude00", which Python reads as two characters) as one character."""
+    r"""The text with pairs of surrogates (JSON's "\ud83d\ude00", which Python reads as two characters) joined."""
     joined = well_formed(text)
-    if joined.count("\ufffd") > text.count("\ufffd"):  # one stood alone
+    if joined.count("\ufffd") > text.count("\ufffd"):  # one was alone
         raise _NoLiteral
     return joined

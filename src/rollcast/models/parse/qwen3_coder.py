@@ -1,4 +1,4 @@
-"""The format of Qwen3-Coder and Qwen3.5: XML-like tags around values that are written as they are.
+"""The format of Qwen3-Coder and Qwen3.5: XML-like tags around unescaped values.
 
     <tool_call>
     <function=get_weather>
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.turn import TaggedTurn, Turn, TurnParser, Words
+from rollcast.models.parse.reader import TaggedTurnReader, TurnParser, TurnReader, Words
 from rollcast.records.message import ToolCall
 
 __all__ = ["Qwen3CoderParser"]
@@ -35,11 +35,11 @@ _SPACE = re.compile(r"\s*")
 class Qwen3CoderParser(TurnParser):
     """Qwen3-Coder's calls. Every value is a string, without the line breaks next to its tags.
 
-    The parser knows no types: a tool reads such a string as JSON where its parameter takes no string. The first
+    The parser knows no types: a tool reads such a string as JSON if its parameter is not a string. The first
     `</parameter>` ends a value and the first `</tool_call>` a call. `<function=…>` without `<tool_call>` before it, which
     the model sometimes forgets, is a call too.
 
-    A value in which another parameter or a function begins or ends is one that was not closed.
+    If another parameter or a function begins or ends inside a value, the value was not closed.
 
     Errors: `error: no tool name`, `error: unclosed parameter`, `error: unclosed function`, `error: repeated parameter`,
     `error: parameter outside of a function`, `error: bad call`, `error: call too long`, `error: unclosed call`.
@@ -47,14 +47,14 @@ class Qwen3CoderParser(TurnParser):
 
     name = "qwen3_coder"
 
-    def turn(self) -> Turn:
-        return _Turn()
+    def turn(self) -> TurnReader:
+        return _Qwen3CoderReader()
 
 
-class _Turn(TaggedTurn):
+class _Qwen3CoderReader(TaggedTurnReader):
     def begin(self, text: str, at: int) -> int:
         place, tag = _OPEN.find(text, at)
-        self.say(text[at:place])
+        self.add_text(text[at:place])
         if tag is None:
             return place
         end = place + len(tag)
@@ -64,10 +64,10 @@ class _Turn(TaggedTurn):
             self._begin_function(tag)
         elif tag == "<parameter=":
             if self._outside and not self._outside[-1].endswith("\n"):
-                self.say(tag)
-            else:  # the function was forgotten
+                self.add_text(tag)
+            else:  # `<function=…>` is missing
                 self._begin_function(tag)
-        return end  # a closing tag without its opening one says nothing
+        return end  # a closing tag without its opening one is ignored
 
     def _begin_function(self, tag: str) -> None:
         self.body.add(tag)
@@ -79,11 +79,11 @@ class _Turn(TaggedTurn):
         if tag is None:
             return place
         self.body.add(tag)
-        self.state = self._behind_function
+        self.state = self._after_function
         return place + len(tag)
 
-    def _behind_function(self, text: str, at: int) -> int:
-        """A parameter here is one of the function that was closed too early."""
+    def _after_function(self, text: str, at: int) -> int:
+        """The state after a function. A parameter here means that the function was closed too early."""
         space = _end_of_space(text, at)
         if space > at:
             return space
@@ -95,7 +95,7 @@ class _Turn(TaggedTurn):
         return at
 
     def end(self, held: str) -> None:
-        if self.state == self._behind_function:
+        if self.state == self._after_function:
             self.end_call()
             self._leave()
         super().end(held)
@@ -116,7 +116,7 @@ def _call(call_id: str, body: str, error: str | None) -> ToolCall:
 
 
 def _arguments(body: str, at: int) -> dict[str, str] | str:
-    """What stands between the function's tags as arguments; an error where it is something else."""
+    """The arguments between the function's tags; an error if there is anything else."""
     arguments: dict[str, str] = {}
     while True:
         at = _end_of_space(body, at)
@@ -137,5 +137,5 @@ def _arguments(body: str, at: int) -> dict[str, str] | str:
 
 def _end_of_space(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
-    assert space is not None  # it matches nothing, too
+    assert space is not None  # it matches an empty text, too
     return space.end()

@@ -16,12 +16,12 @@ from __future__ import annotations
 import re
 
 from rollcast.models.parse.json_calls import json_value
-from rollcast.models.parse.turn import Body, LineTurn, TurnParser
+from rollcast.models.parse.reader import Body, LineTurnReader, TurnParser
 from rollcast.records.message import ToolCall
 
-__all__ = ["ReactParser", "ReactTurn"]
+__all__ = ["ReactParser", "ReactTurnReader"]
 
-_HEAD = 32  # characters in which the label of a line must end
+_HEAD = 32  # characters that the label of a line may have
 _LABEL = re.compile(
     r"[ \t*_#>]{0,8}(final answer|action input|action|observation|thought)[ \t]?\d{0,3}[*_ \t]{0,4}:",
     re.IGNORECASE | re.ASCII,
@@ -30,12 +30,12 @@ _NAME_LIMIT = 256
 
 
 class ReactParser(TurnParser):
-    """One action a turn. The first complete action or final answer counts; whatever label follows it ends the turn.
+    """One action per turn. The first complete action or final answer counts; any label that follows it ends the turn.
 
-    So an observation that the model makes up is never read. Labels stand at the beginning of a line, in any case, also
-    numbered (`Action 2:`) or in bold. An action input is a JSON object, in a code fence or not; any other text is kept
-    as it is, for a tool that takes one argument; none stands for no arguments. A turn with neither an action nor a final
-    answer is an answer.
+    So an observation that the model makes up is never read. Labels are at the beginning of a line, in upper or lower case,
+    and may be numbered (`Action 2:`) or in bold. An action input is a JSON object, in a code fence or not; any other text
+    is kept as it is, for a tool that takes one argument; an empty one means no arguments. A turn with neither an action nor
+    a final answer is an answer.
 
     Errors: `error: bad json` (it begins with `{`), `error: repeated argument`, `error: no tool name`, `error: bad tool name`,
     `error: no action input` (other text follows the action), `error: action given twice`, `error: action input given twice`
@@ -45,19 +45,19 @@ class ReactParser(TurnParser):
     name = "react"
     stop = ("\nObservation:",)
 
-    def turn(self) -> ReactTurn:
-        return ReactTurn()
+    def turn(self) -> ReactTurnReader:
+        return ReactTurnReader()
 
-    def read(self, text: str) -> ReactTurn:
-        """The whole output of a turn, read."""
-        turn = ReactTurn()
+    def read(self, text: str) -> ReactTurnReader:
+        """Read the whole output of a turn."""
+        turn = ReactTurnReader()
         turn.feed(text)
         turn.close()
         return turn
 
 
-class ReactTurn(LineTurn):
-    """One turn; beside its call it knows the final answer."""
+class ReactTurnReader(LineTurnReader):
+    """One turn, with its call and its final answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class ReactTurn(LineTurn):
 
     @property
     def answer(self) -> str | None:
-        """What stands after `Final Answer:`; None where there is none."""
+        """The text after `Final Answer:`; None if there is none."""
         if self._section != "final answer":
             return None
         return "".join(self._answer).strip()
 
     def begin(self, text: str, at: int) -> int:
-        """At the beginning of a line."""
+        """The state at the beginning of a line."""
         head = text[at : at + _HEAD]
         label = _LABEL.match(head)
         if label:
@@ -93,8 +93,8 @@ class ReactTurn(LineTurn):
             return at
         self._section = label
         if label in {"thought", "final answer"}:
-            self.say(text[at:end])
-        # `**Action:** calculator` closes its bold after the colon
+            self.add_text(text[at:end])
+        # The bold of `**Action:** calculator` closes after the colon.
         self.state = self._after_bold if bold else self.rest
         return end
 
@@ -105,17 +105,17 @@ class ReactTurn(LineTurn):
         if not text.startswith("**", at):
             return at
         if not self.in_call:
-            self.say("**")
+            self.add_text("**")
         return at + 2
 
     def put(self, text: str) -> None:
-        """To the section that is open."""
+        """Add to the open section."""
         if self._section == "action":
             self._name.add(text)
         elif self._section == "action input":
             self.body.add(text)
         else:
-            self.say(text)
+            self.add_text(text)
             if self._section == "final answer":
                 self._answer.append(text)
 
@@ -160,7 +160,7 @@ def _call(call_id: str, name: str, body: str, error: str | None, name_error: str
 
 
 def _unfenced(body: str) -> str:
-    """What stands in a code fence, where the body is one."""
+    """The content of the code fence if the body is one."""
     if body.startswith("```") and body.endswith("```"):
         info, newline, inside = body[:-3].partition("\n")
         if newline and (info == "```" or info[3:].strip().isalpha()):

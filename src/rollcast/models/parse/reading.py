@@ -1,18 +1,18 @@
-"""A turn taken apart while it arrives: what was thought, what is said, and the calls in what is said.
+"""Takes a turn apart while it arrives: its reasoning, its output, and the calls in the output.
 
-These rules decide. They look at characters that were seen, never at where the text was cut:
+These rules decide. They look only at the characters so far, never at how the text was cut into pieces:
 
 - A turn that begins with an opening tag begins with reasoning; so does one whose prompt ends with such a tag.
-- Text before a lone closing tag is reasoning, since many prompts end with the opening one; not so if it is known that the
+- Text before a lone closing tag is reasoning, since many prompts end with the opening one; unless it is known that the
   model does not reason.
 - Reasoning that is never closed stays reasoning.
 - A block later in the turn counts too, if its opening tag begins a line or follows a call. In the middle of a line it
   counts if it is closed, and is more than a few words (`between <think> and </think>`).
-- A tag in quotes or backticks is text: it is named, not used. So is one in a fenced block of an answer, one inside of a
+- A tag in quotes or backticks is text: it is mentioned, not used. So is one in a fenced block of an answer, one inside a
   call, and one that the model spelt in letters although its vocabulary has a token for it.
-- A closing tag like a word in a sentence (`the </think> tag`) or in a fenced block may be named by what is thought: if one that
-  cannot be follows later, that one closes.
-- A lone closing tag inside of a call is an argument's if the call ends, and no other begins between the tag and that end.
+- The reasoning may only mention a closing tag that is like a word in a sentence (`the </think> tag`) or in a fenced block:
+  if a tag that is clearly used follows later, that one closes the reasoning.
+- A lone closing tag inside a call belongs to an argument if the call ends, and no other begins between the tag and that end.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ __all__ = ["Reading", "split"]
 _QUOTES = {"`": "`", '"': '"', "'": "'", "*": "*", "“": "”", "‘": "’", "«": "»"}
 _BEFORE_QUOTES = frozenset(" \t\n\r([{<:,=-*_/|\"'`“‘«")
 _A_FEW_WORDS = re.compile(r" [\w ,./&+-]{0,30} |[,/]? ?")
-_LABEL = 32  # characters: a label that ends a turn is no longer
+_LABEL = 32  # the most characters in a label that ends a turn
 _FENCE = re.compile(r" {0,3}```")
 _BLANKS = " \t"
 _ALL = " \t\n\r"
 
 
 class Reading:
-    """One turn, read while it arrives: an `IncrementalParser` over another, which sees the output alone.
+    """One turn, read while it arrives: an `IncrementalParser` around another, which sees only the output.
 
-    What `feed` gives may be withdrawn: a lone closing tag says later that it was reasoning. `close` has what counts.
+    A call that `feed` returned may be withdrawn if a lone closing tag later shows that it was reasoning. `close` returns
+    the calls that count.
 
     Args:
-        thinking: what is known of the turn's reasoning.
-        parser: makes a parser of output; None: nothing is parsed.
-        stops: strings after which the output is over, if the backend was not told of them.
+        thinking: what is known about the turn's reasoning.
+        parser: makes a parser for the output; None: nothing is parsed.
+        stops: strings after which the output is over, if the backend was not given them.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Reading:
         self._now = _Pass(thinking, parser, tuple(stops))
 
     def sampled(self, token_ids: Iterable[int]) -> None:
-        """The ids that the next text was sampled as."""
+        """Note the ids that the next text was sampled as."""
         self._now.sampled(token_ids)
         if self._now.other is not None:
             self._now.other.sampled(token_ids)
 
     def take(self, text: str) -> bool:
-        """As `feed`; whether the generation may end here. It is on the path of every token, and most have no part of a tag."""
+        """Feed text, and return whether the generation may end here. Most tokens, which all pass here, have no part of a tag."""
         now = self._now
         if now.is_plain and not ("<" in text or "[" in text or "◁" in text):
             now.pieces.append(text)
@@ -81,16 +82,16 @@ class Reading:
         return self._settled(self._now.read(text))
 
     def close(self) -> list[ToolCall]:
-        """See `IncrementalParser.close`: all calls in the output."""
+        """End the text; return all calls in the output."""
         return self._settled(self._now.close())
 
     def _settled(self, calls: list[ToolCall]) -> list[ToolCall]:
-        """A tag inside of a call has closed reasoning, if it proves to be no part of an argument."""
+        """Settle whether a tag inside a call has closed reasoning, or is part of an argument."""
         now = self._now
         if not now.superseded:
             return calls
         assert now.other is not None
-        now.other.was_over = now.other.was_over or now.was_over or now.says_over
+        now.other.was_over = now.other.was_over or now.was_over or now.is_over
         self._now = now.other
         return self._now.calls
 
@@ -98,7 +99,7 @@ class Reading:
 
     @property
     def reasoning(self) -> str:
-        """What was thought, without tags and the whitespace next to them; several blocks with an empty line between."""
+        """The reasoning, without tags and the whitespace next to them; several blocks with an empty line between."""
         return self._now.reasoning
 
     @property
@@ -113,7 +114,7 @@ class Reading:
 
     @property
     def tags(self) -> list[tuple[int, int]]:
-        """Where in the turn the tags stand that count."""
+        """The places in the turn of the tags that count."""
         return self._now.tags
 
     @property
@@ -143,58 +144,58 @@ class Reading:
 
     @property
     def finished(self) -> bool:
-        """The format says that the output is over. Never turns false again."""
-        return self._now.says_over or self._now.was_over
+        """Whether the format says that the output is over. Stays true once true."""
+        return self._now.is_over or self._now.was_over
 
     @property
     def over(self) -> bool:
-        """The generation may end: the output is over, and nothing that may still come makes it reasoning."""
-        return self._now.may_be_over and self._now.says_over
+        """Whether the generation may end: the output is over, and nothing that may still come makes it reasoning."""
+        return self._now.may_be_over and self._now.is_over
 
     @property
     def complete(self) -> bool:
-        """The output is over, though the generation may have gone on."""
-        return self._now.says_over and self._now.inside is None
+        """Whether the output is over, even if the generation went on."""
+        return self._now.is_over and self._now.inside is None
 
     @property
     def overran(self) -> bool:
-        """The generation went on behind the end of its output, since that could not be known to be one."""
+        """Whether the generation went on after the end of its output, since it could still have become reasoning."""
         return self._now.overran
 
     @property
     def is_cut(self) -> bool:
-        """A stop string was found: what follows it is no output."""
+        """Whether a stop string was found: what follows it is not output."""
         return self._now.is_cut
 
 
 class _Pass:
-    """One way to read a turn. There is a second one only while it is open what a closing tag inside of a call is."""
+    """One way to read a turn. There is a second one only while it is undecided what a closing tag inside a call means."""
 
     def __init__(
         self, thinking: Thinking, parser: Callable[[], IncrementalParser] | None, stops: tuple[str, ...]
     ) -> None:
         self.thinking = thinking
-        self._closings = thinking.lone  # whose closing tag makes reasoning of all before it
+        self._closings = thinking.lone  # families whose closing tag makes all before it reasoning
         self.inside = thinking.inside
-        self._may_repeat = self.inside is not None  # the opening tag, which the prompt has written
-        self.other: _Pass | None = None  # the turn, if a lone tag inside of a call has closed reasoning
-        self.superseded = False  # by the other, which is right
+        self._may_repeat = self.inside is not None  # whether the model may repeat the prompt's opening tag
+        self.other: _Pass | None = None  # reads the turn as if a lone tag inside a call had closed reasoning
+        self.superseded = False  # the other is right
         self.interleaved = False
-        self.was_over = False  # before it was known to be reasoning
+        self.was_over = False  # the output was over before it was known to be reasoning
         self.tags: list[tuple[int, int]] = []
         self._make = parser
         self._stops = stops
         self._heads = tuple(head for family in thinking.families for head in family.heads)
-        self._by_ids = False  # tags are known by their tokens
+        self._by_ids = False  # tags are recognized by their tokens
         self._tokens: dict[str, int] = dict.fromkeys(
             thinking.token_ids.values(), 0
-        )  # sampled, not met in the text yet
+        )  # sampled, and not found in the text yet
         self._doubtful = ""  # the opening tag of a block that counts only if it is closed
         self._block: list[str] = []
         self._blocks: list[str] = []
-        self._calls_before = 0  # the one that has a closing tag inside
+        self._calls_before = 0  # calls before the one with a closing tag inside
         self._thought = ""  # what a doubtful closing tag has closed
-        self._since: list[str] | None = None  # the turn from that tag on
+        self._since: list[str] | None = None  # the text from that tag on
         self._doubted_at = 0
         self._held = ""
         self._last = ""  # the two characters before what is held
@@ -203,12 +204,12 @@ class _Pass:
         self._ready()
 
     def _begin_output(self) -> None:
-        """Nothing has been said yet; what there was, is reasoning."""
+        """Start the output afresh: everything so far is reasoning."""
         self.turn = None if self._make is None else self._make()
         self._output: list[str] = []
-        self._spoken = False  # anything but whitespace
-        self._in_front = True  # only whitespace since the beginning, or since a block
-        self._skips = _ALL if self._blocks else ""  # the whitespace behind a block that goes with it
+        self._has_output = False  # there was anything but whitespace
+        self._in_front = True  # there was only whitespace since the beginning, or since a block
+        self._skips = _ALL if self._blocks else ""  # the whitespace after a block that belongs to it
         self._lines, self._lines_taken = _Lines(), 0
         self._stop = StopStrings(self._stops) if self._stops else None
         self._stopped = False
@@ -247,13 +248,13 @@ class _Pass:
 
     @property
     def _pending(self) -> str:
-        """What is output if the text ends here."""
+        """The held text that is output if the text ends here."""
         if self._stopped or self._is_inside:
             return ""
         return self._doubtful + "".join(self._block) + self._held
 
     @property
-    def says_over(self) -> bool:
+    def is_over(self) -> bool:
         turn = self.turn
         return self._stopped or (turn is not None and turn.finished)
 
@@ -299,7 +300,7 @@ class _Pass:
                 self._tokens[tag] += 1
 
     def _ready(self) -> None:
-        """For text that has no part of a tag, as most tokens are: where it goes, and whether that is all."""
+        """Prepare the fast path for text with no part of a tag: where it goes, and whether there is more to do."""
         if self.inside is not None:
             find = _finder((self.inside.closing, *self.inside.before))
             self.pieces, waits = self._block, self._may_repeat
@@ -310,7 +311,7 @@ class _Pass:
         self.may_be_over = not self._closings and self.inside is None and self.other is None
 
     def _catch_up(self) -> None:
-        """With what was read since."""
+        """Add the text that took the fast path."""
         for text in self.pieces[self._counted :]:
             self._raw += len(text)
             self._last = (self._last + text[-2:])[-2:]
@@ -344,7 +345,7 @@ class _Pass:
             self.inside = None
             self.tags.pop()
             said, self._doubtful, self._block = self._doubtful + "".join(self._block), "", []
-            self._say(said)
+            self._add_output(said)
             self._ready()
         calls = [] if self.turn is None else self.turn.close()
         if self.other is not None:
@@ -370,7 +371,7 @@ class _Pass:
             return at
         end = at + len(tag)
         is_word = self._is_word(text, end, final)
-        named = None if is_word is None else self._is_named(tag, text, end, final)
+        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
         if named is None:
             return at
         if named:
@@ -380,7 +381,7 @@ class _Pass:
         return end
 
     def _read_front(self, text: str, at: int, final: bool) -> int:
-        """In front of what is thought, if the prompt has opened it: the model may write the opening tag again."""
+        """Before the reasoning, if the prompt has opened it: the model may repeat the opening tag."""
         assert self.inside is not None
         if text[at].isspace():
             end = len(text) - len(text[at:].lstrip())
@@ -392,7 +393,7 @@ class _Pass:
         self._may_repeat = False
         tag = next(filter(lambda opening: text.startswith(opening, at), openings), "")
         end = at + len(tag)
-        if not tag or self._is_named(tag, text, end, final):
+        if not tag or self._is_mentioned(tag, text, end, final):
             return self._read_block(text, at, final)
         self.tags.append((self._raw, self._raw + len(tag)))
         return end
@@ -404,14 +405,14 @@ class _Pass:
         assert family is not None
         if doubtful and _A_FEW_WORDS.fullmatch(block):
             self.tags.pop()
-            self._say(doubtful + block + tag)
+            self._add_output(doubtful + block + tag)
             return
         if tag:
             self.tags.append((self._raw, self._raw + len(tag)))
-        self.interleaved = self.interleaved or self._spoken
+        self.interleaved = self.interleaved or self._has_output
         self._blocks.append(block)
         self._closings, self._since = (), None
-        if self._spoken:
+        if self._has_output:
             last = self._output[-1][-1:]
             self._in_front, self._skips = True, _ALL if last in "\n\r" else _BLANKS if last.isspace() else ""
             self._look_for_tags()
@@ -419,7 +420,7 @@ class _Pass:
             self._begin_answer(tag, family, doubtful=is_word or _is_fenced(block))
 
     def _begin_answer(self, tag: str, family: Family, *, doubtful: bool) -> None:
-        """Behind the reasoning. If it may only have named the tag, a later one may close all up to there."""
+        """Begin the output after reasoning. If the tag may only have been mentioned, a later one may close all before it."""
         self._closings, self._since = (), None
         if doubtful and tag and family.lone:
             self._closings, self._thought, self._since = (family,), self._blocks[-1] + tag, []
@@ -431,36 +432,40 @@ class _Pass:
         if self._in_front:
             end = self._skipped(text, at)
             if end > at:
-                self.lead = self.lead if self._spoken else self._raw + end - at
+                self.lead = self.lead if self._has_output else self._raw + end - at
                 return end
             if not final and any(head.startswith(text[at:]) for head in self._heads):
                 return at
             if text[at].isspace():
                 end = len(text) - len(text[at:].lstrip())
                 self._skips = ""
-                given += self._say(text[at:end])
+                given += self._add_output(text[at:end])
                 return end
         place, tag = self._find.find(text, at)
         if final and not tag:
             place = len(text)
         if place > at:
-            given += self._say(text[at:place])
+            given += self._add_output(text[at:place])
             return place
         if not tag:
             return at
         end = at + len(tag)
         family, opens = self._known[tag]
         is_word = False if opens else self._is_word(text, end, final)
-        named = None if is_word is None else self._is_named(tag, text, end, final)
+        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
         if named is None:
             return at
         if not named and opens and not self.in_call and self.other is None:
             return self._open_block(family, tag, text, end, final, given)
-        given += self._say(tag) if named or opens else self._close_output(tag, family, is_word=bool(is_word))
+        given += (
+            self._add_output(tag)
+            if named or opens
+            else self._close_output(tag, family, is_word=bool(is_word))
+        )
         return end
 
     def _skipped(self, text: str, at: int) -> int:
-        """Behind whitespace that follows a block, and behind what begins an answer; they are no part of it."""
+        """Skip the whitespace after a block and the head of an answer, which are not part of the output."""
         if text[at] in self._skips:
             return len(text) - len(text[at:].lstrip(self._skips))
         for head in self._heads:
@@ -477,13 +482,13 @@ class _Pass:
             self._lines.take("".join(self._output[self._lines_taken :]))
             self._lines_taken = len(self._output)
             if self._lines.fenced:
-                given += self._say(tag)
+                given += self._add_output(tag)
                 return end
             if end == len(text) and not final:
                 return end - len(tag)
             sure = self._lines.blank and text[end : end + 1] != " "
-            sure = sure or self._last.endswith((">", "]", "}"))  # behind a call
-        elif not self._spoken and self._output:
+            sure = sure or self._last.endswith((">", "]", "}"))  # after a call
+        elif not self._has_output and self._output:
             self._begin_output()
         self._doubtful = "" if sure else tag
         self.tags.append((self._raw, self._raw + len(tag)))
@@ -491,22 +496,22 @@ class _Pass:
         return end
 
     def _close_output(self, tag: str, family: Family, *, is_word: bool) -> list[ToolCall]:
-        """A lone closing tag makes reasoning of what was said; inside of a call that is open at first."""
+        """Take a lone closing tag, which makes the output so far reasoning; inside a call that is undecided at first."""
         if self.other is not None or (self._since is not None and is_word):
-            return self._say(tag)
+            return self._add_output(tag)
         if not self.in_call or self._stopped:
-            self._only_thought(self, tag, family, is_word=is_word)
+            self._make_all_reasoning(self, tag, family, is_word=is_word)
             return []
         other = _Pass(self.thinking, self._make, self._stops)
         other._by_ids, other._tokens = self._by_ids, dict(self._tokens)
-        other._only_thought(self, tag, family, is_word=is_word)
+        other._make_all_reasoning(self, tag, family, is_word=is_word)
         other._raw, other._last = self._raw + len(tag), tag[-2:]
-        calls, self._calls_before = self._say(tag), self.ended_calls
+        calls, self._calls_before = self._add_output(tag), self.ended_calls
         self.other = other
         return calls
 
-    def _only_thought(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
-        """All that was said so far is reasoning, which this tag has closed."""
+    def _make_all_reasoning(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
+        """Make all output so far reasoning, which this tag has closed."""
         if that._since is None:
             begin, thought = that.lead, "".join(that._output + that._behind_stop)
             doubtful = is_word or _is_fenced(thought)
@@ -517,32 +522,32 @@ class _Pass:
             (that._raw, that._raw + len(tag)),
         ]
         self._blocks = [thought]
-        self.was_over = that.says_over or that.was_over
+        self.was_over = that.is_over or that.was_over
         self._raw = that._raw
         self._begin_answer(tag, family, doubtful=doubtful)
 
-    def _say(self, text: str) -> list[ToolCall]:
-        """Output. While two passes are at it, character by character: the end of the call decides, not that of a piece."""
+    def _add_output(self, text: str) -> list[ToolCall]:
+        """Add output. With two passes, it goes character by character: the call's end decides, not that of a piece."""
         calls: list[ToolCall] = []
         for place, character in enumerate(text):
             if self.other is None or self.superseded:
-                return calls + self._say_rest(text[place:])
+                return calls + self._add_rest(text[place:])
             self.other.read(character)
-            calls += self._say_surely(character)
+            calls += self._append_output(character)
             self._decide()
         return calls
 
-    def _say_rest(self, text: str) -> list[ToolCall]:
+    def _add_rest(self, text: str) -> list[ToolCall]:
         if self.superseded and self.other is not None:
             return self.other.read(text)
-        return self._say_surely(text)
+        return self._append_output(text)
 
-    def _say_surely(self, text: str) -> list[ToolCall]:
+    def _append_output(self, text: str) -> list[ToolCall]:
         if not text:
             return []
         if self._in_front and not text.isspace():
             self._in_front, self._skips = False, ""
-            self._spoken = True
+            self._has_output = True
         if self._stopped:
             self._behind_stop.append(text)
             return []
@@ -560,7 +565,7 @@ class _Pass:
         return calls
 
     def _decide(self) -> None:
-        """The call that has a closing tag inside may be over: the tag is an argument's, unless a call begins behind it."""
+        """Decide, if the call with a closing tag inside is over: the tag is an argument's, unless a call begins after it."""
         assert self.other is not None
         is_over = self.ended_calls > self._calls_before
         if is_over and not (self.other.ended_calls or self.other.in_call):
@@ -569,7 +574,7 @@ class _Pass:
             self.superseded = True
 
     def _is_word(self, text: str, end: int, final: bool) -> bool | None:
-        """Whether a closing tag stands like a word in a sentence. None: the next characters have to be seen."""
+        """Whether a closing tag looks like a word in a sentence. None: the next characters have to be seen."""
         if self._last[-1:] not in _BLANKS:
             return False
         behind = text[end : end + 2]
@@ -577,8 +582,8 @@ class _Pass:
             return None
         return behind[:1] == " " and behind[1:].islower()
 
-    def _is_named(self, tag: str, text: str, end: int, final: bool) -> bool | None:
-        """Whether a tag is only named: in quotes, or spelt in letters. None: the next character has to be seen."""
+    def _is_mentioned(self, tag: str, text: str, end: int, final: bool) -> bool | None:
+        """Whether a tag is only mentioned: in quotes, or spelt in letters. None: the next character has to be seen."""
         by_id = self._by_ids and tag in self._tokens
         if by_id and not self._tokens[tag]:
             return True
@@ -594,11 +599,11 @@ class _Pass:
 
 
 class _Lines:
-    """Where on its line an output stands, and whether in a fenced block; each character is looked at once."""
+    """Tracks the current line of an output, and whether it is in a fenced block; it looks at each character once."""
 
     def __init__(self) -> None:
         self.fenced = False
-        self.blank = True  # nothing but whitespace on this line
+        self.blank = True  # there is only whitespace on this line
         self._head = ""  # its first characters
 
     def take(self, text: str) -> None:
@@ -615,7 +620,7 @@ class _Lines:
 
 
 def _is_fenced(text: str) -> bool:
-    """Whether a text ends inside of a fenced block."""
+    """Whether a text ends inside a fenced block."""
     lines = _Lines()
     lines.take(text)
     return lines.fenced
@@ -633,7 +638,7 @@ class _Finder:
         self._longest = len(ordered[0])
 
     def find(self, text: str, at: int) -> tuple[int, str]:
-        """The place of the first word and the word; or the place where one may have begun at the end, and nothing."""
+        """The place of the first word, and the word; or the place where one may have begun at the end, and ""."""
         found = self._pattern.search(text, at)
         if found:
             return found.start(), found[0]
@@ -656,7 +661,7 @@ def _tags(families: tuple[Family, ...], lone: tuple[Family, ...]) -> dict[str, t
 
 
 def split(text: str, thinking: Thinking = UNKNOWN) -> Reading:
-    """A whole turn, read without a parser and without its ids."""
+    """Read a whole turn without a parser and without its ids."""
     reading = Reading(msgspec.structs.replace(thinking, token_ids={}))
     reading.feed(text)
     reading.close()

@@ -30,15 +30,15 @@ class TinyBackend(LocalBackend):
     """The tiny language model that ships with Rollcast, or another small Qwen3 checkpoint, in NumPy.
 
     The same seed gives the same ids and log-probabilities to the bit on one machine, whatever else runs in the batch.
-    With temperature 0 the log-probability is that of temperature 1. Requests may come from several event loops and
+    At temperature 0 the log-probabilities are those of temperature 1. Requests may come from several event loops and
     threads at once. While something runs, the process's BLAS is limited to one thread.
 
     Args:
-        path: a folder with `config.json`, `*.safetensors`, `tokenizer.json` and a chat template; None is the model that
+        path: a folder with `config.json`, `*.safetensors`, `tokenizer.json` and a chat template; None for the model that
             ships with the package.
 
     Attributes:
-        folder: the checkpoint that it began with.
+        folder: the checkpoint that it was made from.
 
     Raises:
         InputError: the folder is not a Qwen3 checkpoint with a byte-level BPE tokenizer.
@@ -61,11 +61,11 @@ class TinyBackend(LocalBackend):
         )
 
     def __reduce__(self) -> Any:
-        """A copy loads the checkpoint again."""
+        """Make copies load the checkpoint again."""
         if self.policy_version:
             raise TypeError(
                 f"this {type(self).__name__} has the weights of version {self.policy_version}, which its checkpoint does not; "
-                "export them, and make a backend of that folder where it is to run"
+                "export them, and make a backend from that folder where it should run"
             )
         return type(self), (None if self.folder == CHECKPOINT else self.folder,)
 
@@ -84,11 +84,11 @@ class TinyBackend(LocalBackend):
 
 @contextmanager
 def _quiet_numpy() -> Iterator[None]:
-    """One BLAS thread, and no warnings of overflows.
+    """Limit BLAS to one thread, and silence NumPy's warnings about overflows.
 
-    Two cores do better with one BLAS thread here and another thread's Python beside it, and a fixed number keeps the
-    order of sums fixed. The limit is the process's: it is lifted when nothing runs. The exponentials of SiLU overflow to
-    the right limit; see model.py. Values that are not finite are found by their log-probabilities.
+    On two cores, one BLAS thread beside another thread's Python is faster, and a fixed number keeps the order of sums
+    fixed. The limit holds for the whole process; it is lifted when nothing runs. The exponentials of SiLU overflow to the
+    right limit; see model.py. Values that are not finite are found by their log-probabilities.
     """
     with _blas().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
         yield
@@ -96,5 +96,5 @@ def _quiet_numpy() -> Iterator[None]:
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """Looks through the process's libraries, which takes milliseconds."""
+    """Search the process's libraries for BLAS, once: it takes milliseconds."""
     return ThreadpoolController()

@@ -17,10 +17,10 @@ __all__ = ["Batch", "Row"]
 Ints = NDArray[np.intp]
 
 PROMPT_ROWS = 64
-"""Prompt tokens that one step reads at most, so that the rows that decode hardly wait for those that join."""
+"""The most prompt tokens that one step reads, so that decoding rows hardly wait for those that join."""
 
 MAX_DECODING = MAX_ROWS - PROMPT_ROWS
-"""Rows that decode at once at most; the others wait their turn."""
+"""The most rows that decode at once; the others wait their turn."""
 
 # Waiting for another's prompt to be read pays if it saves reading at least this many tokens for each step of waiting.
 _WORTH_A_STEP = 8
@@ -30,9 +30,9 @@ class Batch:
     """Rows that wait, read their prompts or decode, and the step that moves them all by one token.
 
     Args:
-        config: sizes of the model.
+        config: the model's sizes.
         parameters: its weights.
-        block: what `measure_block` says of this machine.
+        block: what `measure_block` found on this machine.
     """
 
     def __init__(self, config: ModelConfig, parameters: Parameters, block: int) -> None:
@@ -43,7 +43,7 @@ class Batch:
         self._reading: list[Row] = []
         self._arenas: dict[int, Arena] = {}
         self._prefixes = PrefixCache(config.max_position_embeddings)
-        # Of the rows that decode; rebuilt when one joins or leaves.
+        # The plan of the rows that decode; rebuilt when one joins or leaves.
         self._plan: tuple[list[Row], SamplingPlan] | None = None
 
     def __len__(self) -> int:
@@ -52,11 +52,11 @@ class Batch:
         )
 
     def add(self, row: Row) -> None:
-        """Let a row join; it samples its first token as soon as its prompt is read."""
+        """Add a row; it samples its first token as soon as its prompt is read."""
         self._waiting.append(row)
 
     def remove(self, row: Row) -> None:
-        """Let a row go. What it computed is remembered for prompts that begin with the same ids."""
+        """Remove a row. What it computed is remembered for prompts that begin with the same ids."""
         if row.arena is not None:
             self._remember(row, row.arena)
             row.arena.take(row.slot)
@@ -103,7 +103,7 @@ class Batch:
             segments,
             self._padded([np.array(wanted, np.intp)]) if self._reading else None,
         )
-        # 4. A token for each that decodes and each whose prompt is now read; the latter begin to decode.
+        # 4. A token for each row that decodes or whose prompt is now read; the latter begin to decode.
         sampled = self._sample(logits[: len(wanted)], ready)
         for row in ready:
             self._begin(row)
@@ -137,7 +137,7 @@ class Batch:
         return segments
 
     def _admit(self) -> None:
-        """Let waiting rows begin to read, in order, as far as this step has room for their prompts."""
+        """Let waiting rows begin to read, in order, as long as this step has room for their prompts."""
         if not self._waiting:
             return
         room = PROMPT_ROWS - sum(row.prompt_tokens - row.read for row in self._reading)
@@ -151,7 +151,7 @@ class Batch:
             if any(_worth_waiting(row, known, other) for other in self._reading):
                 held.append(row)
                 continue
-            # The last token is read in any case: its logits are what the first sample is drawn from.
+            # The last token is always read: the first sample is drawn from its logits.
             row.read = min(known, row.prompt_tokens - 1)
             row.block = new_memory(self.config, 1, key_width(row.prompt_tokens))
             if block is not None:
@@ -198,7 +198,7 @@ class Batch:
         return Sampled(rows, tokens, logprobs.tolist())
 
     def _begin(self, row: Row) -> None:
-        """From reading to decoding."""
+        """Move a row from reading to decoding."""
         assert row.block is not None
         block, row.block = row.block, None
         if row.new_prompt and not row.mixed:

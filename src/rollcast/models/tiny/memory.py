@@ -1,4 +1,4 @@
-"""The rows of a batch, and keys and values: of the rows that decode, and of what was read before and may be wanted again.
+"""The rows of a batch, and the keys and values of rows that decode and of prompts that may be wanted again.
 
 Letters: L layers, G KV heads, W width, K head size.
 """
@@ -21,7 +21,7 @@ _SLOTS = 8
 
 
 def new_memory(config: ModelConfig, slots: int, width: int) -> Memory:
-    """Zeros: keys (L, slots, G, K, W) and values (L, slots, G, W, K)."""
+    """Make keys (L, slots, G, K, W) and values (L, slots, G, W, K) of zeros."""
     layers, kv, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     return Memory(
         keys=np.zeros((layers, slots, kv, size, width), np.float32),
@@ -30,9 +30,9 @@ def new_memory(config: ModelConfig, slots: int, width: int) -> Memory:
 
 
 def copy_slot(source: Memory, slot: int, target: Memory, to: int, length: int) -> None:
-    """Copy the first `length` keys and values of a slot into another, and clear what lies behind them.
+    """Copy the first `length` keys and values of a slot into another, and clear the rest.
 
-    What a former row left there is masked, but 0 times a value that is not finite would not be 0.
+    What an earlier row left there is masked, but 0 times a value that is not finite would not be 0.
     """
     target.keys[:, to, :, :, :length] = source.keys[:, slot, :, :, :length]
     target.keys[:, to, :, :, length:] = 0
@@ -44,10 +44,10 @@ class Row:
     """One generation in the batch.
 
     Attributes:
-        ids: of the prompt, then what was sampled.
+        ids: the prompt's ids, then those that were sampled.
         prompt_tokens: how many of them are the prompt.
         sampling: how to sample.
-        uniforms: one number in [0, 1) a token; their count is the most tokens this row may sample.
+        uniforms: one number in [0, 1) per token; their count is the most tokens that this row may sample.
         sampled: how many tokens were sampled.
         arena: where it decodes; None before and after.
         slot: its place there.
@@ -82,19 +82,19 @@ class Row:
         self.read = 0
         # True if more than the last token of it had to be read.
         self.new_prompt = False
-        # True once keys of two versions of the weights stand side by side: of no use to others.
+        # True once its keys come from two versions of the weights: other rows cannot use them.
         self.mixed = False
 
 
 class Arena:
-    """The rows of one key width that decode, in slots without a hole between them, so that a slice is all of them.
+    """The decoding rows of one key width, in slots without gaps, so that one slice has them all.
 
     Attributes:
-        width: keys a row.
-        rows: by slot.
+        width: keys per row.
+        rows: the row in each slot.
         memory: keys and values of all slots.
         ids: the token that each row feeds next, (capacity,).
-        positions: where it stands, (capacity,).
+        positions: the position of that token, (capacity,).
     """
 
     def __init__(self, config: ModelConfig, width: int) -> None:
@@ -105,11 +105,11 @@ class Arena:
         self.ids: NDArray[np.intp] = np.zeros(_SLOTS, np.intp)
         self.positions: NDArray[np.intp] = np.zeros(_SLOTS, np.intp)
         self.slots: NDArray[np.intp] = np.arange(_SLOTS)
-        # No row fills the width before this many steps.
+        # No row fills the width for at least this many steps.
         self._steps_left = 0
 
     def put(self, row: Row, source: Memory, slot: int, token: int, position: int) -> None:
-        """Take a row whose first `position` keys and values are in a slot of `source`, and which feeds `token` next."""
+        """Add a row whose first `position` keys and values are in a slot of `source`, and which feeds `token` next."""
         own = len(self.rows)
         if own == len(self.ids):
             self._grow()
@@ -130,7 +130,7 @@ class Arena:
             mover.slot = slot
 
     def advance(self, tokens: NDArray[np.intp]) -> None:
-        """Every row feeds its next token, one place further."""
+        """Let every row feed its next token, one position further."""
         count = len(self.rows)
         self.ids[:count] = tokens
         self.positions[:count] += 1
@@ -156,10 +156,10 @@ class Arena:
 
 
 class PrefixCache:
-    """Keys and values of token sequences that were read or sampled lately, the oldest forgotten first.
+    """Keys and values of token sequences that were read or sampled recently; the oldest are forgotten first.
 
     A turn's prompt begins with all of the turn before, and the chains of a group share theirs. Because a row computes
-    the same bits in any company, what is found here is what reading the prompt again would give.
+    the same bits in any batch, what is found here is what reading the prompt again would give.
     """
 
     def __init__(self, context: int, max_entries: int = 256, max_bytes: int = 48 << 20) -> None:
@@ -194,7 +194,7 @@ class PrefixCache:
         self._ages.append(entry)
 
     def clear(self) -> None:
-        """Forget everything: the weights that computed it are gone."""
+        """Forget everything, because the weights have changed."""
         while self._ages:
             self._forget(self._ages.popleft())
 

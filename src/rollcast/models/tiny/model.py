@@ -4,10 +4,10 @@ A *row* is one token of one sequence. Decoding a batch and reading a prompt are 
 position and a view of its sequence's keys and values. What a row computes depends on nothing but the row:
 
 - matrix products go through `RowProduct`, which keeps rows apart (see `product.py`);
-- attention multiplies per row and KV head, with a key width that is a function of the row's own position alone;
+- attention multiplies per row and KV head, with a key width that depends only on the row's own position;
 - everything else is element by element, or a reduction of fixed length along the row.
 
-So a sequence has the same logits to the bit alone, in any company, fed at once or token by token.
+So a sequence has the same logits to the bit, whether alone or in any batch, fed at once or token by token.
 
 Letters: N rows, V vocabulary, D hidden, A heads, G KV heads, R = A / G, K head size, W key width.
 """
@@ -32,19 +32,19 @@ _NARROWEST = 64
 
 
 def key_width(length: int) -> int:
-    """How many keys a row of this length multiplies with: 64, 128, 256, …; the length alone decides."""
+    """How many keys a row of this length multiplies with (64, 128, 256, …); only the length decides."""
     return max(_NARROWEST, 1 << (length - 1).bit_length())
 
 
 def key_mask(positions_N: Ints, width: int) -> Array:
-    """(N, 1, 1, W): 0 where a row may look and minus infinity, of which the exponential is exactly 0, elsewhere."""
+    """(N, 1, 1, W): 0 where a row may look, and elsewhere minus infinity, whose exponential is exactly 0."""
     mask: Array = _masks(width)[width - 1 - positions_N]
     return mask[:, None, None, :]
 
 
 @functools.lru_cache
 def _masks(width: int) -> Array:
-    """(W, W), a view: row r hides its last r keys."""
+    """All masks of a width, (W, W), as a view: row r hides its last r keys."""
     seen, hidden = np.zeros(width, np.float32), np.full(width - 1, -np.inf, np.float32)
     return sliding_window_view(np.concatenate([seen, hidden]), width)
 
@@ -65,10 +65,10 @@ class Segment(NamedTuple):
     """Rows `start:stop` of a forward pass that share a key width.
 
     Attributes:
-        memory: views with the keys and values. A decoding segment has one slot a row; where rows are consecutive tokens
-            of one sequence there is one slot.
+        memory: views with the keys and values. A decoding segment has one slot per row; if the rows are consecutive
+            tokens of one sequence, there is one slot.
         slots: index of each row's slot, (n,) or an integer.
-        positions: of each row, (n,).
+        positions: each row's position, (n,).
         mask: from `key_mask`, (n, 1, 1, W).
     """
 
@@ -95,7 +95,7 @@ def forward(
     segments: list[Segment],
     wanted: Ints | None = None,
 ) -> Array:
-    """Logits (len(wanted), V) of the wanted rows, all by default; keys and values are written where the segments say.
+    """Compute the logits (len(wanted), V) of the wanted rows, by default all; keys and values go where the segments say.
 
     Rows beyond the last segment are padding and attend to nothing.
     """

@@ -1,9 +1,9 @@
-"""Matrix products whose rows do not know of each other.
+"""Matrix products whose rows do not affect each other.
 
-A BLAS may sum a row's terms in an order that depends on how many rows there are and where the row stands, so that the
-same sequence would get other logits, in the last bits, in other company. Which shapes are safe differs between
+A BLAS may sum a row's terms in an order that depends on the number of rows and the row's place among them, so that the
+same sequence would get different logits, in the last bits, in another batch. Which shapes are safe differs between
 processors: with OpenBLAS's AVX-512 kernels all row counts from 2 agree; with its AVX2 kernels (Haswell, Zen) only
-blocks of 8 do. So the machine is asked once, with the real matrices.
+blocks of 8 do. So the machine is measured once, with the real matrices.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Array = NDArray[np.float32]
 RowProduct = Callable[[Array, Array], Array]
 
 MAX_ROWS = 320
-"""Rows of one product at most: what `measure_block` has looked at."""
+"""The most rows of one product: `measure_block` tests up to this many."""
 
-# Every remainder of the kernels' tile heights, and both sides of the sizes where a BLAS changes its ways.
+# Every remainder of the kernels' tile heights, and both sides of the sizes at which a BLAS changes its algorithm.
 _FREE_COUNTS = (*range(2, 18), 23, 31, 32, 33, 48, 63, 64, 65, 97, 128, MAX_ROWS)
 _BLOCKS = (8, 16)
 
@@ -34,7 +34,7 @@ def padded_rows(rows: int, block: int) -> int:
 
 
 def row_product(block: int) -> RowProduct:
-    """A product X (N, K) @ W (K, M) that computes each row alone, on a machine that needs this block.
+    """Make a product X (N, K) @ W (K, M) that computes each row alone, on a machine that needs this block.
 
     N is a count from `padded_rows`.
     """
@@ -50,7 +50,7 @@ def row_product(block: int) -> RowProduct:
 
 
 def measure_block(matrices: Sequence[Array]) -> int:
-    """How many rows at a time this machine's BLAS must be given for a row's result to be the row's own.
+    """Measure how many rows at a time this machine's BLAS must be given so that a row's result depends on no other row.
 
     Returns:
         0: any number from 2 to MAX_ROWS; 8 or 16: blocks of that many; 1: one row at a time, exact by construction.

@@ -1,6 +1,6 @@
-"""From logits to tokens: temperature, top-k, top-p, and the log-probability of what was drawn.
+"""Samples tokens from logits: temperature, top-k, top-p, and the log-probability of what was drawn.
 
-Pure functions; every row depends on its own logits, parameters and uniform number alone.
+These are pure functions; every row depends only on its own logits, parameters and uniform number.
 
 Letters: B rows, V vocabulary.
 """
@@ -28,10 +28,10 @@ _CHUNK = 32
 
 
 class SamplingPlan(NamedTuple):
-    """The parameters of a batch as arrays. Built once for as long as the same rows decode.
+    """The parameters of a batch as arrays. It is built once for as long as the same rows decode.
 
     Attributes:
-        temperature: (B, 1), 1 where greedy; None where all are 1.
+        temperature: (B, 1), 1 for greedy rows; None if all are 1.
         greedy: row numbers, or None.
         narrowed: numbers of the rows with top-k or top-p, or None; then `top_k` and `top_p` are (len(narrowed), 1).
     """
@@ -61,18 +61,18 @@ def sampling_plan(samplings: Sequence[Sampling]) -> SamplingPlan:
 def uniforms(seed: int | None, count: int) -> list[float]:
     """One number in [0, 1) for each token of a generation; the same for the same seed. None draws fresh entropy.
 
-    The standard library's Mersenne Twister: NumPy's generators give up the interpreter lock while they fill, and to get it
-    back from the engine's thread took half a millisecond.
+    It uses the standard library's Mersenne Twister: NumPy's generators release the interpreter lock while they fill, and
+    getting it back in the engine's thread took half a millisecond.
     """
     number = random.Random(seed).random
     return [number() for _ in range(count)]
 
 
 def sample(logits_BV: NDArray[np.float32], plan: SamplingPlan, uniform_B: Doubles) -> tuple[Ints, Doubles]:
-    """Tokens (B,) and their log-probabilities (B,), in the distribution that was sampled from.
+    """Draw tokens (B,); also return their log-probabilities (B,) in the distribution that was sampled from.
 
     A greedy row takes the most probable token, the first of equals; its log-probability is that of temperature 1.
-    The others invert the cumulative distribution at their uniform number.
+    The other rows invert the cumulative distribution at their uniform number.
     """
     scores = logits_BV - logits_BV.max(1, keepdims=True)
     if plan.temperature is not None:
@@ -107,14 +107,14 @@ def _inverted(weights_BV: NDArray[np.float32], uniform_B: Doubles) -> tuple[Ints
 
 
 def _first_above(sums: Doubles, target: Doubles) -> Ints:
-    """Where rising sums (B, n) first exceed the target (B,); rounding never leads beyond the last rise."""
+    """The index at which rising sums (B, n) first exceed the target (B,); rounding never leads past the last rise."""
     target = np.minimum(target, np.nextafter(sums[:, -1], 0))
     places: Ints = (sums > target[:, None]).argmax(1)
     return places
 
 
 def _narrowed(scores: NDArray[np.float32], top_k: Ints, top_p: Doubles) -> NDArray[np.float32]:
-    """Scores with minus infinity outside the top-k, then outside the smallest set of at least `top_p` of what is left."""
+    """Set scores to minus infinity outside the top-k, then outside the smallest set with at least `top_p` of the rest."""
     order = np.argsort(-scores, axis=1, kind="stable")
     sorted_scores = np.take_along_axis(scores, order, 1)
     kept = np.arange(scores.shape[1]) < top_k

@@ -1,4 +1,4 @@
-"""Read a Qwen3 checkpoint folder: configuration, safetensors, and the arrays that the forward pass wants."""
+"""Reads a Qwen3 checkpoint folder: configuration, safetensors, and the arrays that the forward pass needs."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
-    """Every tensor of a safetensors file, as float32.
+    """Read every tensor of a safetensors file, as float32.
 
     Source: https://github.com/huggingface/safetensors#format
 
@@ -159,10 +159,10 @@ def _tensor(entry: dict[str, Any], body: memoryview) -> Array:
 
 
 def read_weights(source: Any) -> dict[str, Any]:
-    """Weights by their Hugging Face names: from a mapping, a safetensors file, or a folder with such files.
+    """Read weights by their Hugging Face names: from a mapping, a safetensors file, or a folder with such files.
 
     Raises:
-        InputError: it is none of these, or the folder's files are not what was saved.
+        InputError: it is not one of these, or the folder's files are not what was saved.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -210,7 +210,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _checked(weights: Mapping[str, Any], config: ModelConfig) -> dict[str, Array]:
     shapes = parameter_shapes(config)
-    # Trainers that save a tied head beside the embedding are right to do so.
+    # Some trainers save a tied head beside the embedding, which is allowed.
     spare = {"lm_head.weight"} if config.tie_word_embeddings else set()
     unknown = sorted(set(weights) - set(shapes) - spare)
     missing = sorted(set(shapes) - set(weights))
@@ -234,12 +234,12 @@ def _checked(weights: Mapping[str, Any], config: ModelConfig) -> dict[str, Array
 
 
 def build_parameters(weights: Mapping[str, Any], config: ModelConfig) -> Parameters:
-    """The arrays of the forward pass; `weights` are left as they are.
+    """Build the arrays of the forward pass; `weights` are not changed.
 
     Raises:
-        InputError: a parameter is missing, unknown, of another shape or not finite; the sentence names it.
+        InputError: a parameter is missing, unknown, of another shape or not finite; the message names it.
     """
-    # Folding may overflow where weights are near the end of float32; the logits then are not finite, which is told.
+    # Folding may overflow if weights are near float32's limit; then the logits are not finite, which raises an error.
     with np.errstate(over="ignore"):
         return _folded(_checked(weights, config), config)
 
@@ -256,7 +256,7 @@ def _folded(arrays: dict[str, Array], config: ModelConfig) -> Parameters:
         before, after = (root * get(f"{place}_layernorm")[:, None] for place in ("input", "post_attention"))
         qkv = np.concatenate([get(f"self_attn.{kind}_proj") for kind in "qkv"]).T
         norm_q, norm_k = get("self_attn.q_norm"), get("self_attn.k_norm") * np.float32(config.head_dim**0.5)
-        # By Cauchy and Schwarz: a normed vector of K numbers is sqrt(K) long before its weights.
+        # By Cauchy-Schwarz: a normed vector of K numbers has length sqrt(K) before its weights.
         bound = float(np.abs(norm_q).max() * np.abs(norm_k).max())
         gate_up = np.concatenate([get("mlp.gate_proj"), get("mlp.up_proj")]).T
         layers.append(
@@ -269,7 +269,7 @@ def _folded(arrays: dict[str, Array], config: ModelConfig) -> Parameters:
                 bounded=bound < _LARGEST_SCORE,
             )
         )
-    # A copy: the caller may go on training its own array in place.
+    # A copy, since the caller may go on training its own array in place.
     embed = arrays["model.embed_tokens.weight"].copy()
     head = embed if config.tie_word_embeddings else arrays["lm_head.weight"]
     unembed = np.ascontiguousarray(root * arrays["model.norm.weight"][:, None] * head.T)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncVLLMBackend"]
 
-# vLLM refuses what is above, and takes what is below for the least without a word.
+# vLLM refuses what is above, and silently raises what is below to the least.
 _COLDEST, _HOTTEST = 0.01, 2.0
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -33,9 +33,9 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 class AsyncVLLMBackend(EngineBackend["Generation"]):
     """A model in vLLM's `AsyncLLM`, whose engine runs in a process of its own.
 
-    Token ids in, token ids out; the log-probabilities are of the distribution that was sampled from, with temperature 0
-    those of temperature 1. Requests may come from several event loops and threads at once. The same seed gives the same
-    ids where the batch is the same: vLLM's arithmetic depends on what else runs.
+    It takes and gives token ids. The log-probabilities are of the distribution that was sampled from; at temperature 0
+    they are those of temperature 1. Requests may come from several event loops and threads at once. The same seed gives
+    the same ids if the batch is the same: vLLM's arithmetic depends on what else runs.
 
     The engine's process is spawned, which imports the script again: it needs an `if __name__ == "__main__":`.
 
@@ -43,8 +43,8 @@ class AsyncVLLMBackend(EngineBackend["Generation"]):
         model: a folder in the Hugging Face format, or a name on its hub.
         lora: the folder of a LoRA adapter to sample with.
         verify_weights: compare, after each `update_weights`, with a forward pass of transformers on the CPU, which takes
-            four bytes of memory a parameter for a moment.
-        **options: of vLLM's `AsyncEngineArgs`: `dtype`, `max_model_len`, `gpu_memory_utilization`,
+            four bytes of memory per parameter for a moment.
+        **options: options of vLLM's `AsyncEngineArgs`: `dtype`, `max_model_len`, `gpu_memory_utilization`,
             `tensor_parallel_size`, `enable_lora`, `max_lora_rank` …
 
     Raises:
@@ -63,11 +63,11 @@ class AsyncVLLMBackend(EngineBackend["Generation"]):
     ) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise BackendError(
-                "vLLM started a process, which imported your script and began to make another agent; put what runs at its "
-                'end under: if __name__ == "__main__":'
+                "vLLM started a process, which imported your script and began to make another agent; put the code that your "
+                'script runs under: if __name__ == "__main__":'
             )
         need_vllm()
-        from rollcast.models.vllm.weights import adapter_folder  # noqa: PLC0415  (needs what comes with vLLM)
+        from rollcast.models.vllm.weights import adapter_folder  # noqa: PLC0415  (needs packages that come with vLLM)
 
         self.model_name = str(model)
         adapter = None if lora is None else adapter_folder(lora)
@@ -82,13 +82,13 @@ class AsyncVLLMBackend(EngineBackend["Generation"]):
             raise
         self.context, self.vocab_size = engine.context, engine.vocabulary
         super().__init__(engine, texts)
-        # A forgotten backend, and one that is there at the interpreter's exit, leaves no process behind.
+        # A forgotten backend, and one that is open when the interpreter exits, leaves no process behind.
         self._finalizer = weakref.finalize(self, _close, engine, self._log)
 
     def _open(
         self, options: dict[str, Any], adapter: str | None, *, verify: bool
     ) -> tuple[Engine, TokenTexts]:
-        # Before vLLM looks for it, whose arguments ask the hub too where that is offline.
+        # Before vLLM looks for it, since vLLM's arguments ask the hub even if it is offline.
         model = model_folder(self.model_name, options.get("revision"), options.get("download_dir"))
         arguments = engine_arguments(self.model_name, options)
         _need_weights(Path(self.model_name), arguments.load_format)
@@ -128,28 +128,28 @@ class AsyncVLLMBackend(EngineBackend["Generation"]):
         return Generation(prompt_ids, sampling, limit, self._texts)
 
     async def update_weights(self, weights: Any, version: int) -> None:
-        """Sample from these weights from the next token on, and call them `version`.
+        """From the next token on, sample from these weights, whose version is `version`.
 
         When this returns, no token is sampled from the old ones any more, and vLLM's log-probabilities were compared with
-        a reference. Generations that run go on from where they are, with keys and values that the new weights compute.
+        a reference. Running generations go on from where they are, with keys and values that the new weights compute.
 
         Args:
             weights: a mapping of Hugging Face parameter names to torch tensors or NumPy arrays; the path of a safetensors
                 file, or of a folder with such files; or the folder of a LoRA adapter (PEFT's format), for which the
                 backend was made with `enable_lora=True` or with `lora`.
-            version: carried by every token that they sample.
+            version: their number, which every token that they sample carries.
 
         Raises:
             InputError: a parameter is missing, unknown, of another shape or not finite, or the adapter does not fit.
             BackendClosedError: the backend was closed, or the engine's process died.
-            BackendError: vLLM could not load them, or samples from something else since. What runs then fails, and what
-                comes too, until weights arrive that are verified.
+            BackendError: vLLM could not load them, or samples from something else since. Then running and later
+                generations fail, until new weights are verified.
         """
         check_version(version)
         await self._engine.ask(self._sync.update(weights, version))
 
     async def close(self) -> None:
-        """End the engine's process. Generations that run raise BackendClosedError, later ones too. May be called twice."""
+        """End the engine's process. Running and later generations raise BackendClosedError. May be called twice."""
         await asyncio.to_thread(self._finalizer)
 
 

@@ -1,8 +1,8 @@
 """The thread that owns vLLM's `AsyncLLM`, and the requests on their way through it.
 
 An `AsyncLLM` belongs to one event loop. Here that loop runs on a daemon thread of its own, so that requests may come
-from several loops and threads, and one that stalls stalls nobody else. What a step sampled goes to each consumer's loop
-in one wake-up.
+from several loops and threads, and one that stalls does not stall the others. The tokens of a step go to each consumer's
+loop in one wake-up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollcast.errors import BackendClosedError, BackendError, InputError
 from rollcast.models.backend import Delta, Sampling
-from rollcast.models.failures import fresh, not_finite
+from rollcast.models.failures import fresh_copy, not_finite
 from rollcast.models.inbox import Inbox, Item, deliver
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 from rollcast.models.vllm.watch import Watch
@@ -37,7 +37,7 @@ __all__ = ["Engine", "Generation"]
 
 _T = TypeVar("_T")
 
-# What is not gone by then is killed, with its children.
+# Processes that are not gone by then are killed, with their children.
 _SHUTDOWN_S = 1.5
 
 
@@ -50,8 +50,8 @@ class Generation(Inbox):
     Args:
         prompt_ids: shape (T,).
         sampling: how to sample.
-        limit: of its tokens.
-        texts: what the model's tokens read as.
+        limit: the most tokens that it may sample.
+        texts: the texts of the model's tokens.
     """
 
     __slots__ = ("limit", "prompt_ids", "sampling", "stops", "task", "text")
@@ -66,7 +66,7 @@ class Generation(Inbox):
         self.task: asyncio.Task[None] | None = None
 
     def delta(self, completion: Any, version: int) -> Delta:
-        """What one output of vLLM says, cut after the token that completes a stop string.
+        """Make a delta of one of vLLM's outputs, cut after the token that completes a stop string.
 
         Raises:
             BackendError: a log-probability is not finite, or vLLM ended the generation for a reason of its own.
@@ -81,7 +81,7 @@ class Generation(Inbox):
         if not all(map(isfinite, logprobs)):
             raise not_finite(version)
         pieces: list[str] = []
-        # A stop token, which is the last, says nothing.
+        # A stop token, which is the last, has no text.
         for count, token in enumerate(ids[:-1] if reason == "stop" else ids, 1):
             piece = self.text.feed(token)
             if self.stops is not None and (cut := self.stops.cut(piece)) is not None:
@@ -97,19 +97,19 @@ class Engine:
     """An `AsyncLLM` on its own event loop and thread.
 
     Args:
-        arguments: of the engine.
-        end_ids: tokens that end a generation.
-        cause: why the engine's process failed, as it wrote it, or an empty string; asked where it died.
+        arguments: the engine's arguments.
+        end_ids: ids of the tokens that end a generation.
+        cause: called when the engine's process died; returns why, as the process wrote it, or an empty string.
 
     Attributes:
-        version: of the weights that sample now.
-        context: longest prompt and generation together, in tokens.
+        version: the version of the weights that it samples from now.
+        context: how many tokens a prompt and its completion may have together.
         vocabulary: number of token ids.
-        dtype: torch's, of the weights.
-        takes_adapters: it was started with `enable_lora`.
+        dtype: torch's dtype of the weights.
+        takes_adapters: whether it was started with `enable_lora`.
 
     Raises:
-        Exception: whatever vLLM raises where it cannot start.
+        Exception: whatever vLLM raises if it cannot start.
     """
 
     def __init__(self, arguments: AsyncEngineArgs, end_ids: frozenset[int], cause: Callable[[], str]) -> None:
@@ -118,13 +118,13 @@ class Engine:
         self._cause = cause
         self._llm: AsyncLLM
         self._adapter: LoRARequest | None = None
-        # The engine thread's own.
+        # Used by the engine's thread only.
         self._running: set[Generation] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outbox: list[tuple[Generation, Item]] = []
         self._names = map(str, itertools.count())
         self._updating = asyncio.Lock()
-        # Shared, under the lock: why nothing can be generated any more, or until weights come.
+        # Shared, under the lock: why nothing can be generated any more, or until new weights come.
         self._lock = threading.Lock()
         self._closed: BackendError | None = None
         self._unusable: BackendError | None = None
@@ -150,7 +150,7 @@ class Engine:
     # -- called from any thread ----------------------------------------------------------------------------------------
 
     def submit(self, generation: Generation) -> None:
-        """Let a generation join the batch.
+        """Add a generation to the batch.
 
         Raises:
             BackendClosedError: the engine was closed.
@@ -158,17 +158,17 @@ class Engine:
         """
         with self._lock:
             if (failure := self._closed or self._unusable) is not None:
-                raise fresh(failure)
+                raise fresh_copy(failure)
             self._loop.call_soon_threadsafe(self._begin, generation)
 
     def leave(self, generation: Generation) -> None:
-        """End a generation; it gets None unless it had ended. May be called twice."""
+        """End a generation; it receives None unless it had ended. May be called twice."""
         with self._lock:
             if self._closed is None:
                 self._loop.call_soon_threadsafe(self._end, generation, None)
 
     async def ask(self, question: Coroutine[Any, Any, _T]) -> _T:
-        """Run one of this engine's coroutines on its loop. It runs to its end even if the caller is cancelled.
+        """Run one of this engine's coroutines in its loop. It runs to its end even if the caller is cancelled.
 
         Raises:
             BackendClosedError: the engine was closed, or died.
@@ -176,13 +176,13 @@ class Engine:
         with self._lock:
             if self._closed is not None:
                 question.close()
-                raise fresh(self._closed)
+                raise fresh_copy(self._closed)
             future = asyncio.run_coroutine_threadsafe(self._tracked(question), self._loop)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if future.cancelled() and self._closed is not None:
-                raise fresh(self._closed) from None
+                raise fresh_copy(self._closed) from None
             raise
 
     def open_adapter(self, folder: str) -> None:
@@ -194,22 +194,22 @@ class Engine:
         asyncio.run_coroutine_threadsafe(self.load_adapter(folder, self.version), self._loop).result()
 
     def close(self, failure: BackendError) -> None:
-        """Fail everything that runs or comes with this error, and wait for the end of the engine's process."""
+        """Fail every present and future generation with this error, and wait for the engine's process to end."""
         with self._lock:
             if self._closed is None:
                 self._closed = failure
                 asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop)
-        # The garbage collector may close a forgotten backend on this very thread.
+        # The garbage collector may close a forgotten backend on the engine's own thread.
         if threading.current_thread() is not self._thread:
             self._thread.join()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
 
-    # -- on the engine's loop: asked for -------------------------------------------------------------------------------
+    # -- in the engine's loop, called through `ask` --------------------------------------------------------------------
 
     async def logprobs(self, ids: list[int]) -> list[float]:
-        """Log-probability of each id but the first after those before it, with the weights as they are: shape (T - 1,)."""
+        """The log-probability of each id but the first, given those before it, with the current weights; shape (T - 1,)."""
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         found: list[float] = []
         prompt = {"prompt_token_ids": ids}
@@ -222,31 +222,31 @@ class Engine:
         return found
 
     async def load(self, folder: str, version: int) -> None:
-        """Take the weights of a folder. What runs goes on with them from its next token, its prompt computed anew.
+        """Take the weights in a folder. Running generations go on with them from the next token, their prompts read anew.
 
         Raises:
             BackendError: vLLM cannot load them; nothing is generated until other weights come.
         """
         async with self._updating:
             try:
-                # "keep" freezes what runs, and clearing the cache has its keys and values computed anew afterwards.
+                # "keep" freezes what runs; after the cache is cleared, its keys and values are computed anew.
                 await self._llm.pause_generation(mode="keep", clear_cache=True)
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
                 await self._adopt(version)
                 await self._llm.resume_generation()
             except EngineDeadError as error:
-                raise self._death() from error
+                raise self._death_error() from error
             except Exception as error:  # vLLM passes on whatever its workers raised, by name
                 failure = BackendError(
                     f"vLLM could not load the weights of version {version} ({_kind_and_text(error)}); the model is now partly "
                     "the old one: give it a whole checkpoint of this model, or make another backend"
                 )
-                self.condemn(failure)
+                self.fail_all(failure)
                 await self._llm.resume_generation()
                 raise failure from error
 
     async def load_adapter(self, folder: str, version: int) -> None:
-        """Sample with the LoRA adapter of a folder, in place of the one before.
+        """Sample with the LoRA adapter in a folder, in place of the one before.
 
         Generations that run without an adapter end without one, and this waits for them.
 
@@ -260,28 +260,28 @@ class Engine:
                 await self._llm.pause_generation(mode=mode, clear_cache=True)
                 try:
                     await self._llm.add_lora(adapter)
-                    # Requests name the adapter that is there; loading again with each would be slow.
+                    # Requests name the adapter that is loaded; loading it again with each would be slow.
                     self._adapter = LoRARequest("rollcast", _ADAPTER_ID, folder)
                     await self._adopt(version)
                 finally:
                     await self._llm.resume_generation()
             except EngineDeadError as error:
-                raise self._death() from error
+                raise self._death_error() from error
             except Exception as error:  # as above
                 raise InputError(
                     f"vLLM does not take the LoRA adapter {folder} ({_kind_and_text(error)}); expected a PEFT folder for this "
                     "model, of a rank up to max_lora_rank"
                 ) from error
 
-    def condemn(self, failure: BackendError | None) -> None:
-        """Fail what runs and what comes with this error; None takes it back."""
+    def fail_all(self, failure: BackendError | None) -> None:
+        """Fail every present and future generation with this error; None allows new ones again."""
         with self._lock:
             self._unusable = failure
         if failure is not None:
             for generation in list(self._running):
-                self._end(generation, fresh(failure))
+                self._end(generation, fresh_copy(failure))
 
-    # -- on the engine's loop ------------------------------------------------------------------------------------------
+    # -- in the engine's loop ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -303,7 +303,7 @@ class Engine:
         try:
             return await question
         except EngineDeadError as error:
-            raise self._death() from error
+            raise self._death_error() from error
 
     def _begin(self, generation: Generation) -> None:
         self._running.add(generation)
@@ -312,7 +312,7 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, generation: Generation) -> None:
-        """From vLLM to the inbox, until the generation ends."""
+        """Move vLLM's outputs to the inbox, until the generation ends."""
         sampling = generation.sampling
         try:
             params = _parameters(sampling, generation.limit, self._end_ids)
@@ -322,7 +322,7 @@ class Engine:
                 next(self._names),
                 lora_request=self._adapter,
             )
-            # Closing the outputs aborts the request, where a stop string ends it.
+            # Closing the outputs aborts the request, if a stop string ended it.
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     delta = generation.delta(output.outputs[0], self.version)
@@ -332,7 +332,7 @@ class Engine:
                         self._running.discard(generation)
                         return
         except EngineDeadError as error:
-            self._end(generation, self._death(error))
+            self._end(generation, self._death_error(error))
         except BackendError as error:
             self._end(generation, error)
         except VLLMClientError as error:
@@ -348,7 +348,7 @@ class Engine:
         if generation not in self._running:
             return
         if not self._outbox:
-            # The other generations of this step are already scheduled to run before this.
+            # The other generations of this step are already scheduled to run before this call.
             self._loop.call_soon(self._flush)
         self._outbox.append((generation, item))
 
@@ -362,19 +362,19 @@ class Engine:
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
         closed = deliver(outbox)
-        # Nobody is left to read what belongs to a closed loop.
+        # Outputs for a closed loop would never be read.
         for generation in [other for other in self._running if other.loop in closed]:
             self._end(generation, None)
 
     async def _adopt(self, version: int) -> None:
-        # Everything that the old weights sampled has left the engine's process before the pause was answered; let it
-        # get to where it is stamped.
+        # Everything that the old weights sampled left the engine's process before the pause was answered; let it arrive
+        # here, where it gets its version.
         for _ in range(8 + len(self._running)):
             await asyncio.sleep(0)
         await self._llm.update_weight_version(str(version))
         self.version = version
 
-    def _death(self, error: BaseException | None = None) -> BackendClosedError:
+    def _death_error(self, error: BaseException | None = None) -> BackendClosedError:
         cause = self._cause()
         said = f" ({cause})" if cause else ""
         failure = BackendClosedError(f"vLLM's engine process died{said}; make another backend to generate")
@@ -385,7 +385,7 @@ class Engine:
         failure = self._closed
         assert failure is not None
         for generation in list(self._running):
-            self._end(generation, fresh(failure))
+            self._end(generation, fresh_copy(failure))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -412,7 +412,7 @@ def _parameters(sampling: Sampling, limit: int, end_ids: list[int]) -> SamplingP
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=min(sampling.top_k, 2**31 - 1),  # what its messages hold; more keeps all as well
-        seed=None if sampling.seed is None else _mixed(sampling.seed),
+        seed=None if sampling.seed is None else _mixed_seed(sampling.seed),
         max_tokens=limit,
         stop_token_ids=end_ids,
         logprobs=0,
@@ -423,8 +423,8 @@ def _parameters(sampling: Sampling, limit: int, end_ids: list[int]) -> SamplingP
     )
 
 
-def _mixed(seed: int) -> int:
-    """Another seed for each, of 63 bits: torch's generator on a CPU reads the low 32 alone, and to vLLM -1 is none."""
+def _mixed_seed(seed: int) -> int:
+    """Mix the seed's 63 bits: torch's generator on a CPU reads only the low 32, and vLLM takes -1 for no seed."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

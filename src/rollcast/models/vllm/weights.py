@@ -1,4 +1,4 @@
-"""New weights on their way to vLLM: checked by name and shape, and put into a folder that it can read."""
+"""Checks new weights for vLLM by name and shape, and puts them into a folder that it can read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def is_adapter(weights: Any) -> bool:
 
 
 def adapter_folder(path: str | Path) -> str:
-    """The folder of a LoRA adapter.
+    """The folder of a LoRA adapter, checked.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a LoRA adapter.
     """
     folder = Path(path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -38,7 +38,7 @@ def adapter_folder(path: str | Path) -> str:
 
 
 def put_weights(weights: Any, model: Path, scratch: Path) -> None:
-    """Make `scratch` a folder of the model with these weights, linking the files that are there already.
+    """Make `scratch` a folder of the model with these weights, linking the files that exist already.
 
     Args:
         weights: a mapping of Hugging Face parameter names to torch tensors or NumPy arrays; or the path of a safetensors
@@ -94,7 +94,7 @@ def _save(weights: Mapping[str, Any], path: Path, *, tied: bool) -> None:
     tensors = {}
     for name, value in weights.items():
         if tied and name == "lm_head.weight":
-            continue  # it is the embedding, and safetensors writes no tensor twice
+            continue  # it is the embedding, and safetensors does not write a tensor twice
         tensor = torch.as_tensor(value).detach().to("cpu").contiguous()
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"the weights have values in {name} that are not finite; the training diverged")

@@ -6,7 +6,7 @@
     async def test_my_backend_keeps_the_contract(check):
         await check(SUBJECT)
 
-Nothing here imports pytest. A check that says nothing of a backend raises `NotApplicable`, which pytest shows as a skip.
+Nothing here imports pytest. A check that does not apply to a backend raises `NotApplicable`, which pytest shows as a skip.
 """
 
 from rollcast.testing.conformance.bench import Bench, Generated
@@ -32,7 +32,7 @@ __all__ = [
     "run_checks",
 ]
 
-# Those that break their backend come last, so that a shared one is made once.
+# Checks that break their backend come last, so that a shared one is made once.
 CHECKS: tuple[Check, ...] = tuple(
     sorted(
         (*TEXT_CHECKS, *SAMPLING_CHECKS, *INPUT_CHECKS, *CHAT_CHECKS, *LIFETIME_CHECKS),

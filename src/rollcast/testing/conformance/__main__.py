@@ -17,7 +17,7 @@ from rollcast.testing.conformance.subject import BackendUnderTest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks for each subject. 1 where one of them fails, 2 where an argument is wrong."""
+    """Run the checks for each subject; return 1 if one of them fails, 2 if an argument is wrong."""
     parser = argparse.ArgumentParser(prog="python -m rollcast.testing.conformance", description=__doc__)
     parser.add_argument(
         "subject",

@@ -1,4 +1,4 @@
-"""Where a backend is checked: one instance for most checks, a fresh one for those that break it."""
+"""Runs checks on a backend: one instance for most checks, a fresh one for those that break it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _CANDIDATES = 96
 
 @dataclass
 class Generated:
-    """One generation as far as it came.
+    """One generation, as far as it got.
 
     Attributes:
         error: what it raised.
-        ended: its iterator has ended, with or without an error.
+        ended: whether its iterator has ended, with or without an error.
     """
 
     request: GenerationRequest
@@ -47,17 +47,17 @@ class Generated:
 
     @property
     def ids(self) -> list[int]:
-        """All that was sampled, the stop token included; empty where the backend gives text alone."""
+        """All sampled ids, with the stop token; empty if the backend gives only text."""
         return [token for delta in self.deltas for token in delta.token_ids or ()]
 
     @property
     def logprobs(self) -> list[float]:
-        """Those of the ids."""
+        """The log-probabilities of the ids."""
         return [value for delta in self.deltas for value in delta.logprobs or ()]
 
     @property
     def versions(self) -> list[int | None]:
-        """One a token; one a delta where there are no ids."""
+        """One version per token, or per delta if there are no ids."""
         return [
             delta.policy_version
             for delta in self.deltas
@@ -81,8 +81,8 @@ class Bench:
             for check in CHECKS:
                 await check(bench)
 
-    One instance serves all checks but those that break it, which get one of their own; after a check that failed, the
-    next gets a new one, too. Everything happens in the event loop that opened it.
+    One instance serves all checks except those that break it, which get one of their own; after a failed check, the next
+    also gets a new one. Everything happens in the event loop that opened the bench.
     """
 
     def __init__(self, subject: BackendUnderTest) -> None:
@@ -108,7 +108,7 @@ class Bench:
         return self._backend
 
     async def prepare(self, *, fresh: bool) -> None:
-        """Have a backend there; one that nobody has used yet where `fresh`.
+        """Provide a backend; an unused one if `fresh`.
 
         Raises:
             InputError: the bench was opened in another event loop.
@@ -131,13 +131,13 @@ class Bench:
         await self.prepare(fresh=True)
 
     async def discard(self) -> None:
-        """Let go of the backend; the next check gets a new one."""
+        """Close the backend; the next check gets a new one."""
         backend, self._backend, self._used = self._backend, None, False
         if backend is not None:
             await backend.close()
 
     def require(self, needs: Iterable[str]) -> None:
-        """Raise NotApplicable where the backend or the subject lacks one of these."""
+        """Raise NotApplicable if the backend or the subject lacks one of these."""
         for need in needs:
             reason = self.subject.lacks(need)
             if reason is None and need in PROPERTIES and self._backend is not None:
@@ -147,7 +147,7 @@ class Bench:
                 raise NotApplicable(reason)
 
     def has(self, *needs: str) -> bool:
-        """Whether a part of a check that needs these applies."""
+        """Whether the backend and the subject have all of these, for a part of a check that needs them."""
         try:
             self.require(needs)
         except NotApplicable:
@@ -159,7 +159,7 @@ class Bench:
     def request(
         self, prompt: Sequence[int] | None = None, *, name: str | None = None, **sampling: Any
     ) -> GenerationRequest:
-        """A request with a name of its own; of the subject's conversation where no prompt is given."""
+        """Make a request with an id of its own; it has the subject's conversation if no prompt is given."""
         subject = self.subject
         if prompt is None and self.backend.token_exact and self.backend.renderer is not None:
             prompt = self.backend.renderer.render(list(subject.messages), list(subject.tools))
@@ -192,14 +192,14 @@ class Bench:
                 if len(got.deltas) == leave_after:
                     await deltas.aclose()
                     break
-        except Exception as error:  # noqa: BLE001  (what it is, is the check's business)
+        except Exception as error:  # noqa: BLE001  (the check looks at it)
             got.error = error
         finally:
             got.ended = True
         return got
 
     async def generate(self, prompt: Sequence[int] | None = None, **sampling: Any) -> Generated:
-        """A whole generation.
+        """Read a whole generation.
 
         Raises:
             AssertionError: it failed.
@@ -208,7 +208,7 @@ class Bench:
         return got
 
     async def together(self, requests: Iterable[GenerationRequest]) -> list[Generated]:
-        """Whole generations, as many at once as the subject takes.
+        """Read whole generations, as many at once as the subject takes.
 
         Raises:
             AssertionError: one failed.
@@ -231,7 +231,7 @@ class Bench:
         """Wait for a state, polling it.
 
         Raises:
-            AssertionError: it did not come about.
+            AssertionError: it was not reached in time.
         """
         try:
             async with asyncio.timeout(self.subject.timeout_s / 2):
@@ -241,7 +241,7 @@ class Bench:
             raise AssertionError(otherwise) from error
 
     def prompt(self, number: int, length: int = 8) -> list[int] | None:
-        """Random ids, the same for the same number, without special tokens; None where the backend takes messages."""
+        """Random ids, the same for the same number, without special tokens; None if the backend takes messages."""
         if not self.has("ids", "vocabulary"):
             return None
         assert self.subject.vocabulary is not None
@@ -255,7 +255,7 @@ class Bench:
         return ids
 
     async def long_prompts(self, count: int) -> list[list[int] | None]:
-        """Prompts, repeated up to `count`, whose greedy generation goes on for `long_tokens`.
+        """Find prompts whose greedy generation lasts `long_tokens`, repeated up to `count`.
 
         Raises:
             NotApplicable: there are none.
@@ -266,7 +266,7 @@ class Bench:
             if prompts[0] is None:
                 prompts = [None]
             self._long = []
-            # A few at a time: a slow engine need not answer them all.
+            # A few at a time, so that a slow engine need not answer them all.
             for start in range(0, len(prompts), 24):
                 requests = [
                     self.request(prompt, temperature=0.0, max_tokens=tokens)
@@ -282,12 +282,12 @@ class Bench:
         return [prompt for prompt, _ in zip(itertools.cycle(self._long), range(count), strict=False)]
 
     async def in_time(self, attempt: Callable[[], Awaitable[bool]], otherwise: str) -> None:
-        """Repeat what has to happen while generations run, until they still ran when it happened.
+        """Repeat an attempt until it happened while generations still ran.
 
-        An event loop that is held up for a while by something else proves nothing about the backend.
+        If something else holds up the event loop for a while, that proves nothing about the backend.
 
         Raises:
-            AssertionError: they never did.
+            AssertionError: no attempt did.
         """
         for _ in range(ATTEMPTS):
             if await attempt():
@@ -310,7 +310,7 @@ class Bench:
         """Compare a generation with the reference.
 
         Raises:
-            AssertionError: a log-probability is another, or a token was sampled that cannot be.
+            AssertionError: a log-probability differs, or a token was sampled that cannot be.
         """
         prompt, ids, sampling = got.request.prompt_ids, got.ids, got.request.sampling
         assert prompt is not None
@@ -328,7 +328,7 @@ class Bench:
                 f"{sampling.top_k} and top_p {sampling.top_p} leave out"
             )
             off = min(abs(value - each) for each in allowed)
-            # Dividing by a temperature magnifies what the engine rounds.
+            # Dividing by a temperature magnifies the engine's rounding.
             limit = tolerance / min(sampling.temperature or 1.0, 1.0)
             assert off <= limit, (
                 f"{got} gave token {i} (id {token}) the log-probability {value:.6f}; expected {allowed[0]:.6f} ± "

@@ -1,4 +1,4 @@
-"""Messages and agents: text from outside stays text, turns are appended, and a whole agent runs."""
+"""Checks of messages and agents: text from outside stays text, turns are appended, and a whole agent runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CHAT_CHECKS"]
 
 
 def _conversation(outside: str) -> tuple[list[Message], list[dict[str, Any]]]:
-    """A conversation and tools with this text wherever text from outside may stand."""
+    """A conversation and tools with this text in every place for text from outside."""
     function = {"name": "calculator", "arguments": {"expression": outside}}
     messages: list[Message] = [
         {"role": "system", "content": f"Be brief. {outside} Answer."},
@@ -110,7 +110,7 @@ async def a_rendered_prompt_is_the_same(bench: Bench) -> None:
 
 @check()
 async def an_agent_runs_on_it(bench: Bench) -> None:
-    """An agent's events tell its trajectories: the same ids, log-probabilities and text, in the grammar's order."""
+    """An agent's events match its trajectories: the same ids, log-probabilities and text, in the grammar's order."""
     plain, _ = await _run(bench, streaming=False)
     streamed, capture = await _run(bench, streaming=True)
     capture.check()

@@ -1,4 +1,4 @@
-"""A check: one fact about a backend, and what it needs to be asked."""
+"""A check: one fact about a backend, and what it needs to be checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Check:
     """One fact that holds for every backend that keeps the contract.
 
     Attributes:
-        name: `deltas-join-to-the-text`.
+        name: its name, such as `deltas-join-to-the-text`.
         fact: the same as a sentence.
-        needs: what the backend has to have, or the subject to know; where it is lacking, the check is "n/a".
-        fresh: it breaks the backend, or needs one that nobody has used.
+        needs: what the backend must have, or the subject must know; if it is lacking, the check is "n/a".
+        fresh: whether it breaks the backend, or needs an unused one.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Check:
         return self.name
 
     async def __call__(self, under_test: BackendUnderTest | Bench) -> None:
-        """Check a backend: one made for this check alone, or that of a bench.
+        """Check a backend: one made only for this check, or that of a bench.
 
         Raises:
-            AssertionError: the backend breaks the contract; the sentence says what was found and what was expected.
-            NotApplicable: the check says nothing of this backend; pytest shows a skip with the reason.
+            AssertionError: the backend breaks the contract; the message says what was found and what was expected.
+            NotApplicable: the check does not apply to this backend; pytest shows a skip with the reason.
             InputError: Python runs without assertions, or the bench belongs to another event loop.
         """
         if isinstance(under_test, BackendUnderTest):
@@ -59,7 +59,7 @@ class Check:
         except NotApplicable:
             raise
         except BaseException:
-            # What a failed check leaves behind would make others fail; the failure itself is what is told.
+            # What a failed check leaves behind would make others fail; only its own failure is reported.
             with suppress(Exception):
                 async with asyncio.timeout(bench.subject.timeout_s):
                     await bench.discard()
@@ -78,7 +78,7 @@ class Check:
             raise AssertionError(f"{self.name} did not end within {limit:g} s: something hangs") from error
         except (AssertionError, NotApplicable):
             raise
-        except Exception as error:  # whatever a backend raises where it should not is a finding
+        except Exception as error:  # anything that a backend raises here is a failure of the check
             raise AssertionError(
                 f"{self.name} was broken off by {type(error).__name__}: {error}; expected the backend to raise nothing here"
             ) from error

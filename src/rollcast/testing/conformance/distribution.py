@@ -1,4 +1,4 @@
-"""What a sampler should do, computed from a reference's log-probabilities. Pure functions.
+"""Computes what a sampler should do from a reference's log-probabilities. These are pure functions.
 
 Letters: T positions, V vocabulary.
 """
@@ -22,7 +22,7 @@ Doubles = NDArray[np.float64]
 def sampled_distributions(logprobs_V: NDArray[Any], sampling: Sampling, slack: float) -> list[Doubles]:
     """The log-probabilities (V,) after temperature, top-k and top-p, in this order; minus infinity is never sampled.
 
-    Where rounding of the size of `slack` decides which tokens top-k and top-p keep, each possible set gives one entry.
+    If rounding of the size of `slack` decides which tokens top-k and top-p keep, each possible set gives one entry.
     """
     scores = np.asarray(logprobs_V, np.float64)
     if sampling.temperature == 0:
@@ -57,7 +57,7 @@ def _top_k(scores: Doubles, k: int, slack: float) -> list[NDArray[np.bool_]]:
     room = k - int(sure.sum())
     if len(tied) == room:
         return [sure | (np.abs(scores - last) <= slack)]
-    # A tie across the border: any of them may be in. One set for each that is, the best of the others beside it.
+    # A tie across the border: any of the tied tokens may be in. One set for each, filled with the best of the others.
     sets = []
     for chosen in tied:
         others = [i for i in order if i in tied and i != chosen][: room - 1]
@@ -80,7 +80,7 @@ def _top_p(scores: Doubles, p: float, slack: float) -> list[NDArray[np.bool_]]:
         kept = np.zeros(len(scores), bool)
         kept[order[:count]] = True
         sets.append(kept & finite)
-        # Equals at the border.
+        # Equal tokens at the border.
         edge = scores[order[count - 1]]
         for other in order[count : count + 8]:
             if scores[other] >= edge - slack and np.isfinite(scores[other]):
@@ -94,9 +94,9 @@ def _top_p(scores: Doubles, p: float, slack: float) -> list[NDArray[np.bool_]]:
 def expected_logprobs(
     logprobs_TV: NDArray[Any], ids: Sequence[int], sampling: Sampling, slack: float
 ) -> list[list[float]]:
-    """For each id, what its log-probability may be: one value, or several where rounding decides; none is -inf.
+    """For each id, what its log-probability may be: one value, or several if rounding decides; none of them is -inf.
 
-    With temperature 0, whose distribution has one token, 0 and the log-probability at temperature 1 are both right.
+    At temperature 0, whose distribution has one token, 0 and the log-probability at temperature 1 are both right.
     """
     expected = []
     for logprobs_V, token in zip(logprobs_TV, ids, strict=True):
@@ -122,7 +122,7 @@ def chi_square_excess(counts_V: NDArray[Any], probability_V: Doubles) -> float:
     observed = [*counts_V[often], counts_V[~often].sum()]
     wanted = [*expected[often], expected[~often].sum()]
     if wanted[-1] < 1:
-        # So small a class would decide alone.
+        # Such a small class would decide the result on its own.
         rest, few = wanted.pop(), observed.pop()
         wanted[0], observed[0] = wanted[0] + rest, observed[0] + few
     freedom = len(wanted) - 1

@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint folder tells of the model in it, computed by transformers."""
+"""What a Hugging Face checkpoint folder says about its model, computed by transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["TransformersReference", "perturbed_checkpoint", "subject_from_folder
 
 
 class TransformersReference:
-    """Log-probabilities by one forward pass of transformers, in float32 on the CPU.
+    """Computes log-probabilities with one forward pass of transformers, in float32 on the CPU.
 
     Args:
         folders: one for each version of the weights, from 0.
@@ -39,7 +39,7 @@ class TransformersReference:
             raise MissingExtraError("the reference", "torch") from error
         self._folders = folders
         self._models: dict[int, Any] = {}
-        # transformers ties weights by state of the process: two loads at once gave a model with a random head.
+        # transformers ties weights through global state: two loads at once gave a model with a random head.
         self._loading = threading.Lock()
 
     def __call__(self, ids: Sequence[int], version: int) -> NDArray[Any]:
@@ -65,13 +65,13 @@ class TransformersReference:
 def perturbed_checkpoint(
     folder: str | Path, target: str | Path, *, scale: float = 0.02, seed: int = 0
 ) -> Path:
-    """Another checkpoint of the same model: a copy of the folder, in float32, with noise on every weight.
+    """Make another checkpoint of the same model: a copy of the folder, in float32, with noise on every weight.
 
     Args:
-        folder: with safetensors of floats.
-        target: a folder that is made, or is empty.
-        scale: standard deviation of the noise.
-        seed: of the noise.
+        folder: a folder with safetensors of floats.
+        target: the new folder; it is made, or is empty.
+        scale: the noise's standard deviation.
+        seed: the noise's seed.
 
     Raises:
         MissingExtraError: safetensors is not installed.
@@ -100,15 +100,15 @@ def subject_from_folder(
     new_folder: str | Path | None = None,
     **known: Any,
 ) -> BackendUnderTest:
-    """A subject whose vocabulary, context, special tokens, decoding and reference are those of a checkpoint folder.
+    """Make a subject whose vocabulary, context, special tokens, decoding and reference are a checkpoint folder's.
 
     Args:
-        name: of the subject.
-        make: gives a new backend of the folder's model.
-        folder: with `config.json`, `tokenizer.json` and safetensors.
-        new_folder: another checkpoint of the same model: the reference's version 1, and, where `known` has no other,
-            the `new_weights`, as a string.
-        known: further fields of `BackendUnderTest`; they go before what the folder says.
+        name: the subject's name.
+        make: returns a new backend with the folder's model.
+        folder: a folder with `config.json`, `tokenizer.json` and safetensors.
+        new_folder: another checkpoint of the same model: the reference's version 1, and, if `known` has no others, the
+            `new_weights`, as a string.
+        known: further fields of `BackendUnderTest`; they override what the folder says.
 
     Raises:
         MissingExtraError: torch and transformers are not installed.

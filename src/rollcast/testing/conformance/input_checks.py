@@ -1,4 +1,4 @@
-"""What a backend is given: prompts that do not fit or are not of this model, and other weights."""
+"""Checks of what a backend is given: prompts that do not fit or are not for this model, and new weights."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def an_empty_prompt_is_refused(bench: Bench) -> None:
 
 @check("ids", "input_checks", "vocabulary")
 async def unknown_ids_are_refused(bench: Bench) -> None:
-    """An id outside of the vocabulary raises InputError; later requests work."""
+    """An id outside the vocabulary raises InputError; later requests work."""
     vocabulary = bench.subject.vocabulary
     assert vocabulary is not None
     for wrong in (-1, vocabulary, 2**40, 1.5):
@@ -88,7 +88,7 @@ async def new_weights_sample(bench: Bench) -> None:
 
 
 async def _update_under_load(bench: Bench, prompts: list[Prompt], probes: list[Prompt], version: int) -> bool:
-    """Update while generations run; whether one that ran before ended with the new version."""
+    """Update while generations run; return whether one that ran before ended with the new version."""
     tokens = bench.subject.long_tokens
     running = [
         Generated(bench.request(prompt, temperature=float(i % 2), max_tokens=tokens, seed=i))
@@ -101,7 +101,7 @@ async def _update_under_load(bench: Bench, prompts: list[Prompt], probes: list[P
         assert bench.backend.policy_version == version, (
             f"policy_version is {bench.backend.policy_version} after update_weights(…, {version}); expected {version}"
         )
-        # The same prompts as before: what is remembered of them was computed by the old weights.
+        # The same prompts as before: what the backend remembers of them was computed by the old weights.
         for got in await bench.together([bench.request(prompt, seed=1) for prompt in probes]):
             await _check_version(bench, got, version, weights=1)
         await asyncio.gather(*tasks)
@@ -131,7 +131,7 @@ async def wrong_weights_change_nothing(bench: Bench) -> None:
     problem: Exception | None = None
     try:
         await bench.backend.update_weights(bench.subject.wrong_weights, 5)
-    except Exception as error:  # noqa: BLE001  (which it is, is the question)
+    except Exception as error:  # noqa: BLE001  (the check looks at its type)
         problem = error
     assert isinstance(problem, InputError), f"wrong weights gave {problem!r}; expected InputError"
     assert bench.backend.policy_version == 0, (

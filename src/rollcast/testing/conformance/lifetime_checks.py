@@ -1,4 +1,4 @@
-"""How generations end before their time: cancelled, left, stalled, killed, closed."""
+"""Checks of generations that end early: cancelled, left, stalled, killed, closed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ AFTER = 3
 async def _interrupted(bench: Bench, how: Callable[[Generated, asyncio.Task[Any]], Any], what: str) -> None:
     """Interrupt the longest of several generations; it has to end, and the others have to go on unharmed.
 
-    Where the subject tells how many run, none may be left when the others have ended: the interrupted one would go on
-    for twice as long.
+    If the subject tells how many run, none may be left when the others have ended: the interrupted one would run for twice
+    as long.
     """
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
@@ -63,11 +63,11 @@ async def _interrupted(bench: Bench, how: Callable[[Generated, asyncio.Task[Any]
 
 def _not_let_go(bench: Bench, what: str) -> str:
     tokens = bench.subject.long_tokens
-    return f"a generation of {tokens} tokens was not let go of after {what}: others, of {tokens // 3}, ended, and it went on"
+    return f"a generation of {tokens} tokens was not released after {what}: others, of {tokens // 3}, ended, and it went on"
 
 
 async def _left(bench: Bench) -> int:
-    """How many generations the engine holds, after a moment in which it may put away those that have just ended."""
+    """How many generations the engine holds, after a moment in which it may remove those that have just ended."""
     running = bench.subject.running
     if running is None or not bench.has("running"):
         return 0
@@ -90,7 +90,7 @@ async def _check_others(bench: Bench, others: list[Generated], tokens: int, what
 
 @check("max_tokens", "streams")
 async def closing_the_iterator_ends_it(bench: Bench) -> None:
-    """Closing the iterator ends the generation and lets go of its place, while the others go on."""
+    """Closing the iterator ends the generation and frees its place, while the others go on."""
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
 
@@ -132,7 +132,7 @@ async def unknown_names_are_ignored(bench: Bench) -> None:
 
 @check("unique_ids", "max_tokens", "streams")
 async def names_are_unique(bench: Bench) -> None:
-    """A second request of a name that runs is refused with InputError; afterwards the name is free."""
+    """A second request with the id of a running one is refused with InputError; afterwards the id is free."""
     (prompt,) = await bench.long_prompts(1)
     tokens = bench.subject.long_tokens
 
@@ -166,7 +166,7 @@ async def names_are_unique(bench: Bench) -> None:
 
 @check("max_tokens", "streams")
 async def a_stalled_reader_stalls_nobody(bench: Bench) -> None:
-    """A reader that does not take its deltas holds up no other, and gets the rest when it goes on."""
+    """A reader that does not take its deltas does not hold up others, and gets the rest when it goes on."""
     prompts = await bench.long_prompts(OTHERS + 1)
     tokens = bench.subject.long_tokens
     go_on = asyncio.Event()
@@ -219,7 +219,7 @@ async def other_loops_are_served(bench: Bench) -> None:
 
 
 async def _all_raise(bench: Bench, end: Callable[[Backend], Any], kind: type[Exception], what: str) -> None:
-    """Start long generations, end the backend while all run; each has to raise, and later ones, too."""
+    """Start long generations and end the backend while all run; each has to raise, and so do later ones."""
 
     async def attempt() -> bool:
         prompts = await bench.long_prompts(OTHERS)
@@ -255,14 +255,14 @@ async def _all_raise(bench: Bench, end: Callable[[Backend], Any], kind: type[Exc
     assert isinstance(later.error, kind), (
         f"{later} gave {later.error!r} and {len(later.deltas)} deltas after {what}; expected {kind.__name__}"
     )
-    # Whatever happened, it can be closed, twice.
+    # Whatever happened, it can still be closed, twice.
     await bench.backend.close()
     await bench.backend.close()
 
 
 @check("kill", "max_tokens", "streams", fresh=True)
 async def a_dead_engine_hangs_nobody(bench: Bench) -> None:
-    """When the engine dies, what runs raises BackendError, what comes later too, and `close` returns."""
+    """When the engine dies, running and later generations raise BackendError, and `close` returns."""
     assert bench.subject.kill is not None
     await _all_raise(bench, bench.subject.kill, BackendError, "the engine died")
 
@@ -275,7 +275,7 @@ async def closing_ends_what_runs(bench: Bench) -> None:
 
 @check(fresh=True)
 async def an_unused_backend_closes(bench: Bench) -> None:
-    """A backend that nobody has used can be closed, twice."""
+    """An unused backend can be closed, twice."""
     await bench.backend.close()
     await bench.backend.close()
 

@@ -1,4 +1,4 @@
-"""Run the suite without pytest, and write down what it found as a table."""
+"""Runs the suite without pytest, and writes its findings as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Outcome", "read_table", "run_checks", "table", "update_page"]
 BEGIN, END = "<!-- conformance: begin -->", "<!-- conformance: end -->"
 
 Columns = Mapping[str, Mapping[str, str]]
-"""By backend: what was found, by fact."""
+"""For each backend, the findings by fact."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ async def run_checks(subject: BackendUnderTest, checks: Iterable[Check]) -> list
 
 
 def table(columns: Columns, facts: Sequence[str]) -> str:
-    """A Markdown table: a row for each fact, a column for each backend. Reasons stand below as numbered notes."""
+    """A Markdown table: a row for each fact, a column for each backend. Reasons are numbered notes below it."""
     notes: list[str] = []
 
     def cell(found: str) -> str:
@@ -79,7 +79,7 @@ def _plain(text: str) -> str:
 
 
 def read_table(page: str) -> dict[str, dict[str, str]]:
-    """What a page's table says: by backend, then by fact.
+    """Read a page's table: by backend, then by fact.
 
     Raises:
         InputError: the page has no place for a table.
@@ -103,7 +103,7 @@ def read_table(page: str) -> dict[str, dict[str, str]]:
 
 
 def update_page(page: str, columns: Columns, facts: Sequence[str]) -> str:
-    """The page with these columns in its table; the other columns stay as they are.
+    """Return the page with these columns in its table; the other columns stay as they are.
 
     Raises:
         InputError: the page has no place for a table.

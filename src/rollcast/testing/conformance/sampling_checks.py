@@ -1,4 +1,4 @@
-"""What is sampled: log-probabilities, greedy, seeds, frequencies, and many requests at once."""
+"""Checks of sampling: log-probabilities, greedy, seeds, frequencies, and many requests at once."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def _check_greedy(bench: Bench, got: Generated) -> None:
 
 @check("seed")
 async def a_seed_repeats(bench: Bench) -> None:
-    """The same seed gives the same generation again, also one of 63 bits."""
+    """The same seed gives the same generation again, even a seed of 63 bits."""
     for seed in (0, 1, 2, 2**63 - 1):
         first, again = [await bench.generate(bench.prompt(0), seed=seed, temperature=1.3) for _ in range(2)]
         assert (first.text, first.ids) == (again.text, again.ids), (
@@ -89,7 +89,7 @@ async def a_seed_repeats(bench: Bench) -> None:
 
 @check("sampling")
 async def seeds_differ(bench: Bench) -> None:
-    """Other seeds give other generations, also where only their high bits differ, and so does no seed."""
+    """Other seeds give other generations, even if only their high bits differ, and so does no seed."""
     for seeds in (list(range(8)), [7 + (i << 56) for i in range(8)], [None] * 8):
         got = await bench.together(
             [bench.request(bench.prompt(0), seed=seed, temperature=1.5) for seed in seeds]
@@ -100,13 +100,13 @@ async def seeds_differ(bench: Bench) -> None:
 
 @check("ids", "logprobs", "reference", "sampling", "seed", "vocabulary")
 async def parameters_stay_with_their_request(bench: Bench) -> None:
-    """Requests with other parameters in the same batch change nothing: each is sampled by its own."""
+    """Requests with other parameters in the same batch change nothing: each is sampled with its own."""
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {},
         *NARROWED,
         {"temperature": 0.0, "max_tokens": 5},
-        {"top_k": 2**70},  # keeps all, and fits into no machine's integers
+        {"top_k": 2**70},  # keeps all, and does not fit into a machine's integers
     ]
     requests = [
         bench.request(bench.prompt(i), **{"max_tokens": 24 + i % 5, **kinds[i % len(kinds)]}, seed=i)
@@ -145,7 +145,7 @@ async def frequencies_match_the_distribution(bench: Bench) -> None:
 
 @check()
 async def many_at_once_get_their_own(bench: Bench) -> None:
-    """Requests that join and leave at any time get what they get alone, and are only read."""
+    """Requests that join and leave at any time get the same as alone, and the backend only reads them."""
     draw = random.Random(11)
     requests = [_drawn(bench, draw, number) for number in range(bench.subject.concurrency)]
     leavers = {request.request_id: draw.randrange(1, 20) for request in requests[::5]}
@@ -169,7 +169,7 @@ async def many_at_once_get_their_own(bench: Bench) -> None:
 
 
 async def _check_alone(bench: Bench, one: Generated) -> None:
-    """Compare what came among others with what comes alone; it may have been left early."""
+    """Compare a generation in a batch with the same one alone; it may have been left early."""
     alone = await bench.read(Generated(one.request))
     count = len(one.ids)
     assert one.ids == alone.ids[:count], (
@@ -195,16 +195,16 @@ def _drawn(bench: Bench, draw: random.Random, number: int) -> GenerationRequest:
 async def _all_at_once(
     bench: Bench, got: list[Generated], leavers: dict[str, int], draw: random.Random
 ) -> None:
-    """Each request begins when the others have got some tokens; leavers are closed after theirs."""
+    """Begin each request when the others have got some tokens; close the leavers after theirs."""
     waits = [draw.randrange(0, 200) if i else 0 for i in range(len(got))]
 
     def arrived() -> int:
         return sum(len(one.deltas) for one in got)
 
     async def one(generated: Generated, wait: int) -> None:
-        # At the latest when all that began have ended.
+        # It begins at the latest when all that began have ended.
         while arrived() < wait and not all(other.ended for other in started):
-            # Not a busy wait, which would take the interpreter from an engine in this process.
+            # A busy wait would take the interpreter from an engine in this process.
             await asyncio.sleep(0.005)
         started.append(generated)
         await bench.read(generated, leave_after=leavers.get(generated.request.request_id))

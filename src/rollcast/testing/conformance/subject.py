@@ -1,4 +1,4 @@
-"""What the suite has to know of a backend: how to make it, what its model computes, and what it cannot do."""
+"""What the suite has to know about a backend: how to make it, what its model computes, and what it cannot do."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["CLAIMS", "KNOWLEDGE", "PROPERTIES", "BackendUnderTest", "NotApplicab
 Reference = Callable[[Sequence[int], int], NDArray[Any]]
 """`reference(ids, version)`: log-probabilities (T, V) of the token after each of the T ids, at temperature 1."""
 
-# What a check may need. First what the backend says of itself, then what the subject has to know of it, then what the
-# contract asks for and a backend may be declared not to do.
+# What a check may need. First what the backend says about itself, then what the subject has to know about it, then what
+# the contract asks for and a backend may be declared not to do.
 PROPERTIES = {
-    "ids": ("token_exact", "it takes and gives text, no ids"),
+    "ids": ("token_exact", "it takes and gives text, not ids"),
     "logprobs": ("logprobs", "it gives no log-probabilities"),
     "streams": ("streams", "it gives a generation in one piece"),
     "renderer": ("renderer", "it has no renderer"),
@@ -68,37 +68,37 @@ QUESTION: list[Message] = [{"role": "user", "content": "What is 347 * 28 + 9?"}]
 
 
 class NotApplicable(SkipTest):
-    """A check says nothing of this backend, and why; pytest and unittest show a skip with the reason."""
+    """A check does not apply to this backend, and why; pytest and unittest show a skip with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendUnderTest:
-    """A backend and what is known of it. What is left out makes the checks that need it "n/a".
+    """A backend and what is known about it. If a field is left out, the checks that need it are "n/a".
 
     Attributes:
-        name: the column of the table.
-        make: gives a new backend of version 0, or an awaitable of one.
-        reference: computed independently of the backend; called on a thread.
-        decode: ids to text, special tokens included; what is not UTF-8 becomes U+FFFD.
+        name: its column in the table.
+        make: returns a new backend of version 0, or an awaitable of one.
+        reference: computes log-probabilities independently of the backend; called on a thread.
+        decode: turns ids into text, with special tokens; what is not UTF-8 becomes U+FFFD.
         vocabulary: how many ids there are; the largest is one less.
         context: the most tokens of prompt and completion together.
         stop_ids: the ids that end a turn.
         special_tokens: strings that only the chat template may turn into their ids.
         messages, tools: a conversation; a completion of it should end by itself.
         new_weights: what `update_weights` takes; version 1 of the reference.
-        wrong_weights: what `update_weights` has to refuse, of a wrong shape for example.
+        wrong_weights: what `update_weights` has to refuse, for example weights of a wrong shape.
         kill: makes the engine fail, as a defect would; sync or async.
-        running: how many generations the engine holds at this moment.
+        running: tells how many generations the engine holds.
         cannot: what the backend is known not to do, with the reason that the table shows: `cancel`, `close` (end what
-            runs), `deterministic` (the same in company as alone, to the bit), `input_checks`, `max_tokens`, `messages`
+            runs), `deterministic` (the same in a batch as alone, to the bit), `input_checks`, `max_tokens`, `messages`
             (take them without `prompt_ids`), `sampling`, `seed`, `stop_strings`, `threads` (serve several event loops
             at once), `unique_ids`; or an attribute of this class that a check needs, or of the backend.
-        hot: a temperature at which nearly every token is as probable as any other, parts of characters too.
-        tolerance: of a log-probability.
-        concurrency: how many requests at once.
-        long_tokens: length of the generations that are interrupted, at most half of the context; more than an engine
-            makes while the event loop is away for a moment.
-        timeout_s: after it, a check has hung.
+        hot: a temperature at which nearly all tokens are equally probable, even parts of characters.
+        tolerance: how far a log-probability may be off.
+        concurrency: how many requests may run at once.
+        long_tokens: the length of the generations that are interrupted, at most half of the context; more than an engine
+            makes while the event loop is busy for a moment.
+        timeout_s: seconds after which a check counts as hung.
 
     Raises:
         InputError: `cannot` names something that no check needs, or has no reason for it.
@@ -131,10 +131,10 @@ class BackendUnderTest:
             if need not in known:
                 raise InputError(f"cannot has {need!r}; expected one of: {', '.join(sorted(known))}")
             if not reason:
-                raise InputError(f"cannot[{need!r}] is empty; say why, the table shows it")
+                raise InputError(f"cannot[{need!r}] is empty; say why, since the table shows the reason")
 
     def lacks(self, need: str) -> str | None:
-        """Why a check with this need does not apply; None where nothing speaks against it."""
+        """Why a check with this need does not apply; None if it does."""
         if need in self.cannot:
             return self.cannot[need]
         if need in KNOWLEDGE:

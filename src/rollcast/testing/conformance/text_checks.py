@@ -1,4 +1,4 @@
-"""What a generation's deltas say: text, ids, reasons, and where it stops."""
+"""Checks of a generation's deltas: text, ids, reasons, and where it stops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOST = "\ufffd"
 
 
 async def _varied(bench: Bench) -> list[Generated]:
-    """Generations of many kinds: greedy, at temperature 1, and hot, which sample any token."""
+    """Generations of several kinds: greedy, at temperature 1, and hot, which sample any token."""
     seeded: list[dict[str, Any]] = [
         {"temperature": t, "seed": i} for t in (1.0, bench.subject.hot) for i in range(12)
     ]
@@ -29,7 +29,7 @@ async def it_says_what_it_is(bench: Bench) -> None:
     """It has the protocol's attributes and methods, and they agree: ids come with a renderer, log-probabilities with ids."""
     backend = bench.backend
     assert isinstance(backend, Backend), (
-        f"{type(backend).__name__} lacks something of rollcast.models.Backend; derive from BaseBackend"
+        f"{type(backend).__name__} lacks a part of rollcast.models.Backend; derive from BaseBackend"
     )
     for name in ("name", "model_name"):
         said = getattr(backend, name)
@@ -39,7 +39,7 @@ async def it_says_what_it_is(bench: Bench) -> None:
         f"policy_version of a new backend is {backend.policy_version!r}; expected 0"
     )
     assert (backend.renderer is not None) == backend.token_exact, (
-        f"token_exact is {backend.token_exact} and renderer {backend.renderer!r}; expected a renderer where it is exact"
+        f"token_exact is {backend.token_exact} and renderer {backend.renderer!r}; expected a renderer if it is exact"
     )
     assert backend.token_exact or not backend.logprobs, (
         "it has log-probabilities without ids; expected token_exact"
@@ -56,7 +56,9 @@ async def the_last_delta_has_the_reason(bench: Bench) -> None:
             f"{got} ended with finish reason {reasons[-1]!r}; expected 'stop' or 'length'"
         )
         assert not any(reasons[:-1]), f"{got} has finish reasons {reasons}; expected one, on the last delta"
-        assert all(isinstance(delta.text, str) for delta in got.deltas), f"{got} has a text that is no string"
+        assert all(isinstance(delta.text, str) for delta in got.deltas), (
+            f"{got} has a text that is not a string"
+        )
 
 
 @check("streams")
@@ -135,7 +137,7 @@ async def characters_are_whole(bench: Bench) -> None:
 
 @check("ids", "decode", "sampling", "seed", "vocabulary", "max_tokens")
 async def a_cut_character_is_told(bench: Bench) -> None:
-    """Where `max_tokens` cuts a character, the reason is `length`, and the text ends before it or with U+FFFD."""
+    """If `max_tokens` cuts a character, the reason is `length`, and the text ends before it or with U+FFFD."""
     decode, found = bench.subject.decode, 0
     assert decode is not None
     for number in range(32):
@@ -158,7 +160,7 @@ async def a_cut_character_is_told(bench: Bench) -> None:
             )
             expected = decode(ids[:count])
             assert got.text in {expected, expected.rstrip(LOST)}, (
-                f"{got} was cut inside of a character and says {got.text!r}; expected {expected!r}, with or without the "
+                f"{got} was cut inside a character and gave {got.text!r}; expected {expected!r}, with or without the "
                 "U+FFFD at its end"
             )
         if found >= 3:
@@ -190,7 +192,7 @@ async def a_stop_token_ends_the_turn(bench: Bench) -> None:
 
 @check("max_tokens")
 async def max_tokens_ends_with_length(bench: Bench) -> None:
-    """A generation has at most `max_tokens` tokens, and the reason is `length` where there would be more."""
+    """A generation has at most `max_tokens` tokens, and the reason is `length` if there would be more."""
     (prompt,) = await bench.long_prompts(1)
     for count in (1, 2, 7, 33):
         got = await bench.generate(prompt, max_tokens=count, temperature=0.0)
@@ -225,7 +227,7 @@ async def a_stop_string_ends_the_text(bench: Bench) -> None:
 
 
 def _stop_strings(got: Generated) -> list[str]:
-    """What one, two and three deltas say, whole and without the characters at its ends."""
+    """The text of one, two and three deltas, whole and without the characters at its ends."""
     pieces = [delta.text for delta in got.deltas]
     found = []
     for count in (1, 2, 3):
@@ -239,7 +241,7 @@ def _stop_strings(got: Generated) -> list[str]:
 
 
 async def _decoded(bench: Bench, got: Generated) -> str:
-    """What a generation's ids decode to, without the stop token."""
+    """Decode a generation's ids, without the stop token."""
     decode, ids = bench.subject.decode, got.ids
     assert decode is not None
     if got.reason == "stop" and ids and ids[-1] in bench.subject.stop_ids:

@@ -94,7 +94,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path):
 
 def test_a_name_that_is_nowhere_is_refused():
     """Neither a folder nor in the hub's cache."""
-    with pytest.raises(InputError, match="neither a folder nor to be had"):
+    with pytest.raises(InputError, match="neither a folder nor available"):
         AsyncVLLMBackend("nobody/nothing-of-the-kind")
 
 

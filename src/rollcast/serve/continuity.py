@@ -1,0 +1,184 @@
+"""What a client knows of runs over any number of connections, and the `gap` for whatever it missed of them. Pure.
+
+    welcome ─▶ subscribed ─▶ gaps that can be told at once
+               batch      ─▶ its events, each after the gap that it shows
+
+A server says what is missing (`Subscribed.lost`). One that cannot, such as those of 0.1, is held against what was known
+before: the runs that were open, and the runs that `welcome` lists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.serve.protocol import LostRun, RunInfo, Subscribed
+
+__all__ = ["MAX_ENDED_RUNS", "Continuity"]
+
+T = StreamEventType
+Key = tuple[str, str]  # source, run_id
+
+MAX_ENDED_RUNS = 4096  # that are remembered, the latest ones
+GONE = "the server no longer had what came while the connection was down"
+UNTOLD = f"{GONE}, and does not say what it was"
+ANOTHER = "the server is another one than before, and does not know what came while the connection was down"
+EVERYTHING = EventFilter()
+UNKNOWN = "how many events are missing is not known"
+
+
+class Continuity:
+    """The runs of one subscription.
+
+    Args:
+        filter: what is wanted.
+        since: what was asked for at first: `live`, `start` or a cursor.
+        max_open: runs whose last place is remembered; a filter may hide that they end.
+    """
+
+    def __init__(self, filter: EventFilter, since: str, max_open: int) -> None:
+        self.last: dict[Key, int] = {}  # seq of the last event of each open run
+        self._filter = filter
+        self._max_open = max_open
+        self._holes: set[Key] = set()  # open runs of which something may be missing before their next event
+        self._ended: OrderedDict[str, None] = OrderedDict()  # runs that ended, by id
+        self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
+        self._first = True
+        self._from_start = since == "start"
+        self._why = GONE
+        self._owed = False  # something is missing, and no gap has said so yet
+
+    # -- what the server says of itself -----------------------------------------------------------------------------------
+
+    def welcomed(self, runs: Iterable[RunInfo]) -> None:
+        """The server says which runs it knows."""
+        self._listed = {run.run_id: run.status for run in runs}
+        if self._first and not self._from_start:  # what ended before this client came is not missing
+            self._remember_ended(self._listed_ended())
+        self._first = False
+
+    def subscribed(self, answer: Subscribed) -> list[StreamEvent]:
+        """The subscription goes on, or begins anew: the gaps that can be told at once."""
+        self._owed = False
+        if answer.recovered:
+            hidden = (r for r in self._listed_ended() if not self._filter.wants(T.RUN_END, "", None, r))
+            self._remember_ended(hidden)  # nothing else will tell
+            return []
+        self._why = UNTOLD if answer.lost is None else ANOTHER if answer.began_anew else GONE
+        whole = answer.lost is not None and not answer.began_anew and not answer.lost_more
+        going_on = {run_id for run_id, status in self._listed.items() if status == "running"}
+        self._holes = {key for key in self.last if key[1] in going_on}
+        if whole and self._filter != EVERYTHING:  # else what the filter leaves out would look like a gap
+            self._holes.clear()
+        gaps = self._gaps_of_known(answer.lost or [], whole=whole)
+        gaps += self._gaps_told(answer.lost or [])
+        gaps += self._gaps_of_unheard(told=answer.lost is not None)
+        if answer.lost_more:
+            more = f"{answer.lost_more:,} further runs" if answer.lost_more > 1 else "another run"
+            gaps.append(self._gap(("", ""), 0, 0, f"{self._why}: events of {more}; {UNKNOWN}"))
+        self._owed = not whole and not gaps
+        return gaps
+
+    def _gaps_of_known(self, lost: list[LostRun], *, whole: bool) -> list[StreamEvent]:
+        """For runs that were open and have ended, of which the server says nothing. It need not, if `lost` is the whole truth."""
+        told = {run.run_id for run in lost}
+        gaps = []
+        for key in [k for k in self.last if k[1] not in told and self._listed.get(k[1]) != "running"]:
+            last = self.last.pop(key)
+            self._remember_ended([key[1]])
+            if not whole:
+                reason = f"{self._why}; the run has ended meanwhile, and {UNKNOWN}"
+                gaps.append(self._gap_at_end(key, last + 1, reason))
+        return gaps
+
+    def _gaps_told(self, lost: list[LostRun]) -> list[StreamEvent]:
+        """For the runs of which the server says that something is missing."""
+        gaps = []
+        for run in lost:
+            key = (run.source, run.run_id)
+            ended = None if run.status == "running" else run.status
+            first = max(self.last.get(key, -1) + 1, run.from_seq or 0)
+            if run.run_id in self._ended or (run.to_seq < first and ended is None):
+                continue  # it came by another way
+            reason = self._why if ended is None else f"{self._why}; run {run.run_id} has ended ({ended})"
+            gaps.append(self._gap(key, first, max(first, run.to_seq), reason, ended))
+            self._heard(key, run.to_seq, ended=ended is not None)
+            if ended is None and run.run_id:
+                self._holes.add(key)  # its snapshots may be a little newer than this answer
+        return gaps
+
+    def _gaps_of_unheard(self, *, told: bool) -> list[StreamEvent]:
+        """For runs that ended and were never heard of, unless the server says itself what is missing."""
+        unheard = [run_id for run_id in self._listed_ended() if run_id not in self._ended]
+        self._remember_ended(unheard)
+        return [
+            self._gap_at_end(
+                ("", run_id), 0, f"{self._why}; run {run_id} has passed meanwhile, and {UNKNOWN}"
+            )
+            for run_id in unheard
+            if not told and self._filter.wants_gap(run_id)
+        ]
+
+    def _listed_ended(self) -> list[str]:
+        return [run_id for run_id, status in self._listed.items() if status != "running"]
+
+    # -- what comes --------------------------------------------------------------------------------------------------------
+
+    def arrived(self, events: list[StreamEvent]) -> list[StreamEvent]:
+        """A batch, each event after a `gap` if something is missing before it."""
+        out = [new for event in events for new in self._with_gap(event)]
+        if self._owed:
+            self._owed = False
+            if not any(event.event_type is T.GAP for event in out):
+                out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
+        return out
+
+    def _with_gap(self, event: StreamEvent) -> list[StreamEvent]:
+        key = (event.source, event.run_id)
+        events = [event]
+        if key in self._holes:
+            self._holes.discard(key)
+            first = self.last[key] + 1
+            last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
+            if last >= first:
+                events.insert(0, self._gap(key, first, last, self._why))
+        ended = event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data)
+        self._heard(key, event.seq, ended=ended)
+        return events
+
+    def _heard(self, key: Key, seq: int, *, ended: bool) -> None:
+        """The run got so far. The one that was heard of last stands last."""
+        last = self.last.pop(key, -1)
+        if ended:
+            self._holes.discard(key)
+            self._remember_ended([key[1]])
+        elif key[1]:
+            self.last[key] = max(last, seq)
+            if len(self.last) > self._max_open:
+                forgotten = next(iter(self.last))
+                del self.last[forgotten]
+                self._holes.discard(forgotten)
+
+    def _remember_ended(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            self._ended[run_id] = None
+            self._ended.move_to_end(run_id)
+        while len(self._ended) > MAX_ENDED_RUNS:
+            self._ended.popitem(last=False)
+
+    # -- gaps --------------------------------------------------------------------------------------------------------------
+
+    def _gap_at_end(self, key: Key, first: int, reason: str) -> StreamEvent:
+        """Of a run that has ended, nobody knows how far on."""
+        status = self._listed.get(key[1], "unknown")
+        return self._gap(key, first, first, reason, status)
+
+    @staticmethod
+    def _gap(key: Key, first: int, last: int, reason: str, run_status: str | None = None) -> StreamEvent:
+        source, run_id = key
+        data = {"from_seq": first, "to_seq": last, "dropped": {}, "reason": reason}
+        if run_status is not None:
+            data["run_status"] = run_status
+        return StreamEvent(T.GAP, "", time.time(), data, seq=last, run_id=run_id, source=source)

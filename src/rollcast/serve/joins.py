@@ -1,0 +1,317 @@
+"""How subscriptions begin: snapshots of what is open, in parts, and then the live tail, without a hole or a repetition.
+
+    fanout.cut ──▶ Opening ──a part at a time, made by the worker──▶ clients that have room ──▶ the live tail
+
+Subscriptions with equal filters that begin at about the same time share an opening, and those at the same part its bytes. A
+client that is so slow that the history lost what came meanwhile begins anew, with a `gap`; if that does not help, it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+from rollcast.aio import call_in
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.serve.history import History, Selector, encoded
+from rollcast.serve.ledger import RunLedger
+from rollcast.serve.opening import Join, Left, Opening, Part
+from rollcast.serve.subscription import Outlet, Sender, Subscription
+from rollcast.serve.worker import Worker
+from rollcast.stream import StreamObserver
+
+__all__ = ["TOO_SLOW_TO_BEGIN", "Joins"]
+
+logger = logging.getLogger("rollcast.serve")
+
+LOW_WATER = 64 << 10  # unsent bytes of a client from which on it is given no further part
+SHARED_AGE = 1 << 20  # bytes that came since an opening, until which others may begin with it
+MAX_OPENINGS = 4  # at a time; beyond, older ones are shared too
+MAX_RESTARTS = 2
+TOO_SLOW_TO_BEGIN = (
+    "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
+)
+TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
+ENDED = "; the run has ended meanwhile"
+
+
+class Place(NamedTuple):
+    """A part of an opening, for clients that have so much room."""
+
+    opening: Opening
+    first: int  # the index of its first event
+    room: int | None
+
+
+class Joins:
+    """The subscriptions that are given snapshots, and how far they are.
+
+    It is used in the event loop that `attach` names. `begin` needs the manager's lock and the broadcaster's.
+
+    Args:
+        history: what came.
+        ledger: how far runs got, if that is remembered.
+        lock: guards the history and the subscriptions.
+        subscriptions: all that there are.
+        sender: sends parts.
+        worker: makes parts.
+        observer: of the server.
+        close: ends a client that is too slow, with a message.
+        done: is told of each subscription that has had its snapshots.
+        wait: is called if a client has no room now.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        ledger: RunLedger,
+        lock: threading.RLock,
+        subscriptions: dict[tuple[Outlet, str], Subscription],
+        sender: Sender,
+        worker: Worker,
+        observer: StreamObserver,
+        *,
+        close: Callable[[Subscription, str], object],
+        done: Callable[[Subscription], object],
+        wait: Callable[[], object],
+    ) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._history = history
+        self._ledger = ledger
+        self._lock = lock
+        self._subscriptions = subscriptions
+        self._sender = sender
+        self._worker = worker
+        self._observer = observer
+        self._close = close
+        self._done = done
+        self._wait = wait
+        self._making: dict[Place, list[tuple[Subscription, Join]]] = {}  # who waits for what the thread makes
+        self._busy: set[Outlet] = set()  # a part is on its way to them, of one of their subscriptions
+
+    def detach(self) -> None:
+        """Nobody is given anything any more."""
+        self.loop = None
+        self._making.clear()
+        self._busy.clear()
+
+    # -- a moment is chosen ----------------------------------------------------------------------------------------------
+
+    def begin(
+        self, subscription: Subscription, before: Selector | None, restarts: int = 0, left: Left | None = None
+    ) -> None:
+        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before."""
+        if self._observer.manager is None or self.loop is None:
+            return
+        opening = self._shared(subscription.selector) if before is None else None
+        if opening is None:
+            history = self._history
+            opening = Opening(subscription.selector, before, subscription.position, history.total)
+            subscription.join = Join(opening, restarts, left)
+            self._cut(opening)
+            return
+        subscription.join = Join(opening, restarts, left)
+        subscription.position = opening.start
+        if opening.position is not None:
+            self.loop.call_soon(self._feed_or_wait, [subscription])  # after the answer to `subscribe`
+
+    def _shared(self, selector: Selector) -> Opening | None:
+        """One that others begin with, if it is young; with many openings about, an older one."""
+        history = self._history
+        alive = {s.join.opening for s in self._subscriptions.values() if s.join is not None}
+        age = SHARED_AGE if len(alive) < MAX_OPENINGS else history.limit // 2
+        fits = [
+            opening
+            for opening in alive
+            if opening.before is None
+            and opening.selector is selector
+            and opening.start >= history.tail
+            and history.total - opening.total <= age
+        ]
+        return max(fits, key=lambda opening: opening.total, default=None)
+
+    def _cut(self, opening: Opening) -> None:
+        """Take snapshots. Both locks are held."""
+        manager, loop = self._observer.manager, self.loop
+        if manager is None or loop is None:
+            return
+        seen = None if opening.before is None else opening.before.filter
+        cut = manager.fanout.cut(
+            opening.selector.filter, besides=seen, reader=manager.delivery_of(self._observer)
+        )
+        opening.renew(cut.snapshots, cut.as_of)
+        if cut.arrived is None:
+            loop.call_soon(self._arrive, opening)  # after the answer to `subscribe`
+        else:
+            cut.arrived.add_done_callback(partial(self._arrived, loop, opening))
+
+    def _arrived(self, loop: asyncio.AbstractEventLoop, opening: Opening, _: Future[None]) -> None:
+        if not call_in(loop, self._arrive, opening):  # the server has stopped
+            logger.debug("the server's event loop is closed; a client's snapshots are not sent")
+
+    def _arrive(self, opening: Opening) -> None:
+        """The history has everything that was emitted before the snapshots."""
+        manager = self._observer.manager
+        with manager.lock if manager is not None else nullcontext(), self._lock:
+            members = [s for s in self._subscriptions.values() if s.join and s.join.opening is opening]
+            if not members or opening.position is not None:
+                return
+            history = self._history
+            lost = opening.start < history.tail
+            if not lost:
+                window = history.window(opening.start, history.head)
+                if not opening.arrive(window):
+                    self._cut(opening)
+                    return
+        if lost:
+            for subscription in members:
+                self._close(subscription, TOO_SLOW_TO_BEGIN)
+        else:
+            self._feed_or_wait(members)
+
+    # -- parts go out --------------------------------------------------------------------------------------------------
+
+    def feed(self, members: Iterable[Subscription]) -> bool:
+        """Give each that has room its next part, or have it made. Returns whether one has no room."""
+        waiting = False
+        ready: dict[Place, list[tuple[Subscription, Join]]] = {}
+        for subscription in members:
+            join = subscription.join
+            if join is None or join.making or join.opening.position is None:
+                continue
+            if join.opening.position < self._history.tail:
+                self._restart(subscription, join)
+                continue
+            if join.left is not None:
+                self._tell_gap(subscription, join, join.left)
+            if subscription.outlet in self._busy or subscription.outlet.unsent() > LOW_WATER:
+                waiting = True
+            else:
+                place = Place(join.opening, join.index, subscription.room)
+                ready.setdefault(place, []).append((subscription, join))
+                join.making = True
+                self._busy.add(subscription.outlet)
+        for place, group in ready.items():
+            part = self._part(place, group)
+            if part is not None:
+                self._give(place, group, part)
+        return waiting
+
+    def _feed_or_wait(self, members: Iterable[Subscription]) -> None:
+        if self.feed(members):
+            self._wait()
+
+    def _part(self, place: Place, waiting: list[tuple[Subscription, Join]]) -> Part | None:
+        """The part, if it is there or is made quickly; else it is being made, for those that wait."""
+        opening, first, room = place
+        part = opening.kept((first, room))
+        if part is None and opening.is_small(first, room):
+            return opening.part(first, room)
+        if part is None:
+            if place not in self._making:
+                self._making[place] = []
+                self._worker.do(partial(opening.part, first, room), partial(self._made, place))
+            self._making[place] += waiting
+        return part
+
+    def _made(self, place: Place, part: Part) -> None:
+        """The thread has made a part."""
+        place.opening.keep((place.first, place.room), part)
+        waiting = self._making.pop(place, [])
+        if waiting:
+            self._give(place, waiting, part)
+
+    def _give(self, place: Place, waiting: list[tuple[Subscription, Join]], part: Part) -> None:
+        """Send a part to those that still want it."""
+        opening = place.opening
+        self._busy.difference_update(s.outlet for s, _ in waiting)
+        members = [s for s, join in waiting if s.join is join and self._is_current(s)]
+        position, history = opening.position, self._history
+        if not members or position is None:
+            return
+        last = part.next >= len(opening)
+        if not last:
+            self._part(Place(opening, part.next, place.room), [])  # is made before they ask for it
+        cursor = history.cursor(position) if last else history.cursor_within(position)
+        for knows in (True, False):
+            self._send([s for s in members if s.parts is knows], part, cursor, numbered=knows)
+        if last:
+            for subscription in members:
+                self._finish(subscription, position)
+        elif self.loop is not None:
+            self.loop.call_soon(self._feed_or_wait, members)
+
+    def _is_current(self, subscription: Subscription) -> bool:
+        return self._subscriptions.get((subscription.outlet, subscription.id)) is subscription
+
+    def _send(self, members: list[Subscription], part: Part, cursor: str, *, numbered: bool) -> None:
+        for subscription in members:
+            join = subscription.join
+            assert join is not None
+            number, parts = join.sent + 1, join.parts(part.next)
+            join.index, join.sent, join.making = part.next, number, False
+        if members:  # all are at the same part, so the numbers are the same
+            self._sender.send(members, part.events, cursor, *((number, parts) if numbered else ()))
+
+    def _finish(self, subscription: Subscription, position: int) -> None:
+        with self._lock:
+            subscription.join = None
+            subscription.position = subscription.live_from = position
+            subscription.owed_until = self._history.head
+            subscription.told = self._history.before(max(position, self._history.tail))
+        self._done(subscription)
+
+    def _restart(self, subscription: Subscription, join: Join) -> None:
+        """The history no longer has what came after the snapshots: begin with new ones, and say so."""
+        if join.restarts >= MAX_RESTARTS or join.opening.before is not None:
+            self._close(subscription, TOO_SLOW_TO_BEGIN)
+            return
+        manager = self._observer.manager
+        with manager.lock if manager is not None else nullcontext(), self._lock:
+            if self._is_current(subscription):
+                self.begin_anew(subscription, TOO_SLOW_GAP, join.restarts + 1)
+
+    def begin_anew(self, subscription: Subscription, reason: str, restarts: int = 0) -> None:
+        """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
+        join = subscription.join
+        subscription.position = self._history.head
+        self.begin(subscription, None, restarts, None if join is None else join.leave(reason))
+
+    def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
+        """What was left is whole with this, as far as it went."""
+        join.left, join.told = None, True
+        gaps = self._gaps(subscription.selector, left.opening, join.opening, left.reason)
+        cursor = self._history.cursor_within(join.opening.start)
+        number = (left.part, left.part) if subscription.parts else ()
+        self._sender.send([subscription], gaps, cursor, *number)
+
+    def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
+        """Between the moments of two openings, in each run that was open."""
+        manager = self._observer.manager
+        source = "" if manager is None else manager.fanout.source
+        gaps = []
+        for run_id, seq in old.as_of.items():
+            to_seq = new.as_of.get(run_id)
+            if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
+                continue
+            data: dict[str, Any] = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
+            if to_seq is None:
+                run = self._ledger.run(run_id)
+                to_seq = seq + 1 if run is None else max(seq + 1, run.last_seq)
+                data |= {
+                    "to_seq": to_seq,
+                    "reason": reason + ENDED,
+                    "run_status": (run.status if run is not None else None) or "unknown",
+                }
+            gap = StreamEvent(
+                StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
+            )
+            gaps.append(encoded(gap))
+        return gaps

@@ -1,0 +1,126 @@
+"""What passed through a server, by run, remembered after the history let go of it. Pure.
+
+The history forgets events; the ledger still knows that there were some. So a client whose cursor is gone can be told what it
+missed, and one whose filter wants nothing of what is gone misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.serve.history import Entry, Place, Selector
+
+__all__ = ["PassedRun", "RunLedger"]
+
+GAP, RUN_END = StreamEventType.GAP, StreamEventType.RUN_END
+MAX_RUNS = 4096
+MAX_PLACES = 32768  # of all runs; beyond, the runs that were silent longest are known as a whole alone
+BOUND_EVERY = 4096  # events
+
+
+class PassedRun:
+    """How far a run got.
+
+    Attributes:
+        run_id, source: as its events have them.
+        first, last: positions of its first and of its latest event.
+        last_seq: of its latest event.
+        status: of its `run_end`, or as a `gap` in its place says; None if neither came by.
+        places: where its events stood, with the position of the latest one; None: anywhere, up to `last`.
+    """
+
+    __slots__ = ("first", "last", "last_seq", "places", "run_id", "source", "status")
+
+    def __init__(self, run_id: str, source: str, first: int) -> None:
+        self.run_id = run_id
+        self.source = source
+        self.first = self.last = first
+        self.last_seq = -1
+        self.status: str | None = None
+        self.places: dict[Place, int] | None = {}
+
+    def reached(self, place: Place, position: int) -> None:
+        """Its latest event stood at this place."""
+        self.last = position
+        if self.places is not None:
+            self.places[place] = position
+
+    def has_for(self, selector: Selector, since: int) -> bool:
+        """Whether something that the filter wants, or may want, came at this position or after it."""
+        if self.last < since:
+            return False
+        if self.places is None:
+            return selector.filter.wants_gap(self.run_id)
+        return any(at >= since and selector.wants(place) for place, at in self.places.items())
+
+
+class RunLedger:
+    """The runs of a history, as far as they are remembered. Whoever owns it guards it."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, PassedRun] = {}
+        self._unbounded = 0  # events since the bounds were looked at
+        self._forgotten: list[
+            int
+        ] = []  # where the runs that are forgotten were last heard of, the latest ones
+        self._long_forgotten = (0, -1)  # how many more there are, and the latest position of theirs
+
+    def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
+        """The events came, and are kept as these entries from the position on."""
+        place: Place | None = None
+        run: PassedRun | None = None
+        at = position - 1
+        for event, entry in zip(events, entries, strict=True):
+            at += 1
+            if run is None or entry.place is not place:  # tokens mostly stand where the one before stood
+                if run is not None and place is not None:
+                    run.reached(place, at - 1)
+                run, place = self._run_of(event, at), entry.place
+            run.last_seq = event.seq
+        if run is not None and place is not None:
+            run.reached(place, at)
+        self._unbounded += len(entries)
+        if self._unbounded >= BOUND_EVERY:
+            self._unbounded = 0
+            self._bound()
+
+    def _run_of(self, event: StreamEvent, position: int) -> PassedRun:
+        run = self._runs.get(event.run_id)
+        if run is None:
+            run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
+        if event.event_type is RUN_END:
+            run.status = str(event.data.get("status", "completed"))
+        elif event.event_type is GAP and "run_status" in event.data:  # lost before it came here
+            run.status = str(event.data["run_status"])
+        return run
+
+    def _bound(self) -> None:
+        runs = sorted(self._runs.values(), key=lambda run: (run.status is None, run.last))
+        for run in runs[: max(0, len(runs) - MAX_RUNS)]:
+            del self._runs[run.run_id]
+            self._forgotten.append(run.last)
+        self._forgotten.sort()
+        older = self._forgotten[:-MAX_RUNS]
+        if older:
+            self._forgotten = self._forgotten[-MAX_RUNS:]
+            self._long_forgotten = (self._long_forgotten[0] + len(older), older[-1])
+        places = sum(len(run.places or ()) for run in runs)
+        for run in runs:
+            if places <= MAX_PLACES:
+                break
+            places -= len(run.places or ())
+            run.places = None
+
+    def run(self, run_id: str) -> PassedRun | None:
+        """What is remembered of a run."""
+        return self._runs.get(run_id)
+
+    def passed(self, selector: Selector, since: int) -> list[PassedRun]:
+        """The runs of which something that the filter wants came at this position or after it; the earliest first."""
+        return [run for run in self._runs.values() if run.has_for(selector, since)]
+
+    def forgotten(self, since: int) -> int:
+        """How many runs are remembered no longer of which something came at this position or after it; at most."""
+        count, latest = self._long_forgotten
+        return sum(last >= since for last in self._forgotten) + (count if latest >= since else 0)

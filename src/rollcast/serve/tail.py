@@ -1,0 +1,149 @@
+"""The live tail: what subscriptions are given of the history, a portion at a time, once for all that stand at one place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from rollcast.records import StreamEvent
+from rollcast.records.codec import decode_unchecked
+from rollcast.serve.history import Entry, History, Selector, encoded
+from rollcast.serve.settings import ServerSettings
+from rollcast.serve.subscription import Sender, Subscription
+from rollcast.serve.worker import Shortener
+from rollcast.stream.queue import compact
+
+__all__ = ["PORTION", "PORTION_BYTES", "LiveTail"]
+
+PORTION = 2048  # entries that one subscription is given before others have their turn
+PORTION_BYTES = 256 << 10
+MERGED_BYTES = 1 << 20  # of a portion for one that fell behind
+
+
+class LiveTail:
+    """Gives portions of the history.
+
+    Args:
+        history: what came.
+        lock: guards it.
+        settings: of the server.
+        sender: sends batches.
+        shortener: cuts what is larger than a client takes.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        lock: threading.RLock,
+        settings: ServerSettings,
+        sender: Sender,
+        shortener: Shortener,
+    ) -> None:
+        self.history = history
+        self.lock = lock
+        self.settings = settings
+        self._sender = sender
+        self._shortener = shortener
+
+    def give(
+        self, members: list[Subscription], selector: Selector, position: int, room: int | None, head: int
+    ) -> bool:
+        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now.
+
+        What is noted of the clients is noted before anything is sent: afterwards it is no longer near in memory.
+        """
+        with self.lock:
+            window = self.history.window(position, PORTION)
+        batches, end, shortening = self._batches(window, selector, position, room)
+        reached = position + end
+        told = window[end - 1].before + len(window[end - 1].data) if batches else None
+        for subscription in members:
+            subscription.position = reached
+            if told is not None:
+                subscription.told = told
+            if subscription.behind and reached >= head:
+                subscription.behind = False
+        if told is None:
+            self._told(members, window[:end], silent=True)
+        for events, to in batches:
+            self._send(members, events, position + to)
+        return not shortening and reached < head
+
+    def _batches(
+        self, window: list[Entry], selector: Selector, position: int, room: int | None
+    ) -> tuple[list[tuple[list[bytes], int]], int, bool]:
+        """The batches of one portion, each with the number of entries up to its end; how many entries are in the portion; and
+        whether it ends before one that is being shortened.
+        """
+        max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
+        most = max_bytes if room is None else min(max_bytes, room)
+        batches: list[tuple[list[bytes], int]] = []
+        batch: list[bytes] = []
+        size = given = end = 0
+        shortening = False
+        for end, entry in enumerate(window, 1):
+            if not (selector.all or wants(entry.place)):
+                continue
+            data = entry.data
+            if room is not None:
+                if len(data) > room:
+                    shorter = self._shortener.get(position + end - 1, data, room)
+                    if shorter is None:  # they go on from here when it is ready
+                        shortening, end = True, end - 1  # noqa: PLW2901
+                        break
+                    data = shorter
+                if batch and size + len(batch) + len(data) > room:
+                    batches.append((batch, end - 1))
+                    given += size
+                    batch, size = [], 0
+            batch.append(data)
+            size += len(data)
+            if len(batch) >= max_events or size >= most:
+                batches.append((batch, end))
+                given += size
+                batch, size = [], 0
+                if given >= PORTION_BYTES:
+                    break
+        if batch:
+            batches.append((batch, end))
+        return batches, end, shortening
+
+    def give_merged(self, subscription: Subscription, head: int) -> bool:
+        """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `give`."""
+        with self.lock:
+            window = self.history.window(subscription.position, 2 * PORTION)
+        room = subscription.room
+        most = MERGED_BYTES if room is None else min(room, MERGED_BYTES)
+        wanted: list[bytes] = []
+        size = end = 0
+        for entry in window:
+            if subscription.selector.wants(entry.place):
+                size += len(entry.data) + 1
+                if size > most:
+                    break
+                wanted.append(entry.data)
+            end += 1
+        if end == 0:  # nothing to be merged: it is one large event
+            return self.give([subscription], subscription.selector, subscription.position, room, head)
+        events, _, _ = compact([decode_unchecked(data) for data in wanted])
+        subscription.position += end
+        subscription.behind = subscription.position < head
+        if events:
+            data = [encoded(event) for event in events if isinstance(event, StreamEvent)]
+            self._send([subscription], data, subscription.position)
+        self._told([subscription], window[:end], silent=not events)
+        return subscription.behind
+
+    def _told(self, members: Sequence[Subscription], window: list[Entry], *, silent: bool = False) -> None:
+        """Note the cursor that the members know. One that a filter kept silent for long is told it alone."""
+        if not window:
+            return
+        now = window[-1].before + len(window[-1].data)
+        overdue = [s for s in members if silent and now - s.told > self.history.limit // 8]
+        if overdue:
+            self._send(overdue, [], overdue[0].position)
+        for subscription in overdue if silent else members:
+            subscription.told = now
+
+    def _send(self, members: Sequence[Subscription], events: list[bytes], position: int) -> None:
+        self._sender.send(members, events, self.history.cursor(position))

@@ -1,0 +1,211 @@
+"""Calls of one observer: what is handed to it, and what becomes of what it raises.
+
+What an observer raises is its own: it is logged, counted and reported, and nobody else notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from rollcast.aio import fulfil, others_run, running_loop
+from rollcast.failures import by_signal, place_of, text_and_place
+from rollcast.records import StreamEvent
+from rollcast.stream.delivery import Delivery
+from rollcast.stream.observer import StreamObserver
+from rollcast.stream.queue import Control, Item
+from rollcast.stream.waiting import event_of
+
+__all__ = ["FAILURES_TO_DETACH", "Calls"]
+
+logger = logging.getLogger("rollcast.stream")
+
+FAILURES_TO_DETACH = 5
+TURN = 256  # events handed over before other tasks of the loop get a turn, or more if those take long:
+TURN_S = 0.05  # as many as are handed over while these would run once, and for no longer than this
+BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
+
+
+class Calls:
+    """Calls one observer.
+
+    Args:
+        observer: who is called.
+        delivery: whose events it is given; its counts are kept.
+        report: called with what the observer raised, and the event that it was given, None for a hook.
+
+    Attributes:
+        task: the one in which the observer is called now.
+        failures_in_a_row: calls that raised since the last one that did not.
+    """
+
+    def __init__(
+        self,
+        observer: StreamObserver,
+        delivery: Delivery,
+        report: Callable[[BaseException, StreamEvent | None], object],
+    ) -> None:
+        self.observer = observer
+        self.delivery = delivery
+        self.task: asyncio.Task[None] | None = None
+        self.failures_in_a_row = 0
+        self._report = report
+        self._batched = type(observer).on_batch is not StreamObserver.on_batch
+        self._suspect = False  # the observer took long once
+        self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
+        self._turn_ends = 0.0
+        self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
+
+    async def deliver(self, items: list[Item]) -> None:
+        """Hand over what was taken from the delivery last."""
+        if self.delivery.taken_mixed or len(items) >= TURN:
+            await self._in_parts(items)
+        else:  # the common case, without looking at each
+            await self._hand_over(cast("list[StreamEvent]", items))
+
+    async def _in_parts(self, items: list[Item]) -> None:
+        """At most `TURN` events at a time, and each hook in its place."""
+        self._turn_ends = time.perf_counter() + self._share_s
+        if not self.delivery.taken_mixed:
+            for start in range(0, len(items), TURN):
+                await self._hand_over(cast("list[StreamEvent]", items[start : start + TURN]))
+            return
+        events: list[StreamEvent] = []
+        for item in items:
+            if type(item) is not Control:
+                events.append(event_of(item))
+                if len(events) < TURN:
+                    continue
+            batch, events = events, []
+            if batch:
+                await self._hand_over(batch)
+            if type(item) is Control:
+                self.delivery.begun += 1
+                await self._obey(item)
+        if events:
+            await self._hand_over(events)
+
+    async def _hand_over(self, events: list[StreamEvent]) -> None:
+        delivery, observer, task = self.delivery, self.observer, self.task
+        beat = _Heartbeat() if self._suspect else None
+        began = time.perf_counter()
+        if self._batched:
+            delivery.begun += len(events)
+            if not delivery.discarding:
+                await self.attempt(events[0], "on_batch", events)
+        else:
+            for begun, event in enumerate(events, delivery.begun + 1):
+                delivery.begun = begun
+                if delivery.discarding:
+                    continue
+                try:
+                    await observer.on_event(event)
+                except BaseException as error:  # isolation: a watcher's failure is its own
+                    if _is_not_its_own(error, task):
+                        raise
+                    self._failed(error, event)
+                else:
+                    self.failures_in_a_row = 0
+        delivery.delivered += len(events)
+        ended = time.perf_counter()
+        if ended - began > BLOCKING_S and not delivery.threaded:
+            self._was_slow(beat)
+        if len(events) == TURN and ended >= self._turn_ends:
+            await self._let_others_run()
+
+    async def _let_others_run(self) -> None:
+        """One turn of the loop. If ten thousand chains speak in it, this observer gets as much time next."""
+        began = time.perf_counter()
+        await others_run()
+        now = time.perf_counter()
+        self._share_s = min(now - began, TURN_S)
+        self._turn_ends = now + self._share_s
+
+    async def attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
+        """Call a method of the observer; its failure is its own."""
+        task = self.task
+        try:
+            await getattr(self.observer, method)(*arguments)
+        except BaseException as error:  # isolation, as above
+            if _is_not_its_own(error, task):
+                raise
+            self._failed(error, event)
+        else:
+            self.failures_in_a_row = 0
+
+    async def _obey(self, control: Control) -> None:
+        match control.kind:
+            case "barrier":
+                if control.done is not None:
+                    fulfil(control.done)
+            case "chain_closed":
+                await self.attempt(None, "on_chain_closed", control.run_id, control.chain_id)
+            case "run_opened":
+                await self.attempt(None, "on_run_opened", control.run_id)
+            case "run_closed":
+                await self.attempt(None, "on_run_closed", control.run_id)
+
+    def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
+        delivery = self.delivery
+        delivery.failed += 1
+        self.failures_in_a_row += 1
+        self._log(error, event.event_type if event else "a hook")
+        if self.failures_in_a_row == FAILURES_TO_DETACH and not delivery.ended:
+            logger.error("%s failed %d times in a row and is detached", delivery.reader, FAILURES_TO_DETACH)
+            delivery.discarding = True
+        self._report(error, event)
+
+    def filter_failed(self, error: BaseException) -> None:
+        """Its filter raised."""
+        self._log(error, "its filter")
+        self._report(error, None)
+
+    def _log(self, error: BaseException, what: str) -> None:
+        """The traceback once for each cause, however often it fails."""
+        cause = (type(error).__name__, place_of(error))
+        if cause in self._causes:
+            logger.debug("%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error))
+        else:
+            self._causes.add(cause)
+            logger.error(
+                "%s failed on %s: %s", self.delivery.reader, what, text_and_place(error), exc_info=error
+            )
+
+    def _was_slow(self, beat: _Heartbeat | None) -> None:
+        """It took long: did it await, or hold the event loop? The second time we know."""
+        self._suspect = True
+        if beat is not None and not beat.loop_ran and self.delivery.first_time("blocking"):
+            logger.warning(
+                "%s keeps the event loop for %.2f s at a time, and every chain with it; make it await, or set "
+                "`threaded = True` on its class",
+                self.delivery.reader,
+                time.perf_counter() - beat.began,
+            )
+
+
+def _is_not_its_own(error: BaseException, task: asyncio.Task[None] | None) -> bool:
+    """Whether the observer that this task calls did not fail: the task was cancelled or destroyed, or a signal came.
+
+    What the observer raises itself is a failure, `sys.exit()` and `raise KeyboardInterrupt` too: a watcher does not end the
+    program. What a signal raises in the midst of its code, such as a real Ctrl-C, does.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return task is not None and task.cancelling() > 0
+    if isinstance(error, GeneratorExit):  # thrown in from outside if this task is not the one that runs
+        return running_loop() is None or asyncio.current_task() is not task
+    return isinstance(error, (KeyboardInterrupt, SystemExit)) and by_signal(error)
+
+
+class _Heartbeat:
+    """Whether the event loop got a turn since."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.loop_ran = False
+        asyncio.get_running_loop().call_soon(self._beat)
+
+    def _beat(self) -> None:
+        self.loop_ran = True

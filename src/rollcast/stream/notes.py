@@ -1,0 +1,259 @@
+"""What a chain's writer notes beside the trajectory, and the snapshot that is made of both.
+
+The trajectory is the source. It has no times and no order between a message and a tool call's end, so those are noted here,
+once for each thing that begins or ends and never for a token. A snapshot is made when somebody asks for it, under the
+manager's lock, so it has references to texts and no copies.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from rollcast.records import Message, ToolRecord, Trajectory, Turn
+from rollcast.records.jsonable import as_json, bounded_fields, object_or_text
+from rollcast.records.view_fields import error_of, reward_of
+from rollcast.records.view_parts import MAX_CALLS, StateClock, ToolUse, count_use
+
+__all__ = ["ChainNotes"]
+
+_KNOWN_IF_EMPTY = frozenset({"prompt_length", "index", "tools", "policy_version", "prompt_tokens", "reward"})
+
+
+class ChainNotes(StateClock, msgspec.Struct, eq=False):
+    """Notes of one chain. The manager's lock guards them.
+
+    Attributes:
+        started_at, last_event_at: when it began, and when something last began, ended or failed; seconds since the epoch.
+        tools, reference: as `chain_start` has them; no reference: `UNSET`.
+        policy_version, model: of the latest generation, or of the chain's start.
+        messages_before, calls_before: how many messages and ended calls there were when the latest turn began.
+        unlisted: what turns before it said that was not among the messages when the next one began, and where it stands.
+        ended_calls: in the order in which they ended.
+        calls_started_at: of the open calls, by id.
+        calls_omitted: calls that began while 128 were open: a view does not keep them.
+        errors, error: how many, and the latest.
+        converted: messages, and each as JSON, so that long ones are looked through once.
+    """
+
+    started_at: float | None = None
+    last_event_at: float | None = None
+    tools: list[str] = []
+    reference: Any = msgspec.UNSET
+    policy_version: int = 0
+    model: str | None = None
+    messages_before: int = 0
+    calls_before: int = 0
+    unlisted: list[tuple[int, Turn | ToolRecord, int]] = []  # with the step
+    ended_calls: list[ToolRecord] = []
+    calls_started_at: dict[str, float] = {}
+    calls_omitted: int = 0
+    errors: int = 0
+    error: dict[str, Any] | None = None
+    converted: list[tuple[Message, Any]] = []
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    def heard(self) -> float:
+        """Something happens now."""
+        self.last_event_at = now = time.time()
+        return now
+
+    def began(self, start: dict[str, Any]) -> None:
+        """The chain began; `start` is the data of its `chain_start`."""
+        self.started_at = self.heard()
+        self.enter("waiting", self.started_at)
+        self.tools, self.policy_version = as_json(start["tools"]), start["policy_version"]
+        self.reference = start.get("reference", msgspec.UNSET)
+
+    def generation_began(self, trajectory: Trajectory, model: str, policy_version: int) -> None:
+        """Its latest turn began."""
+        if len(trajectory.turns) > 1:
+            self.unlisted += self._unlisted_of(trajectory.turns[-2], trajectory.messages)
+        self.messages_before, self.calls_before = len(trajectory.messages), len(self.ended_calls)
+        self.model, self.policy_version = model or self.model, policy_version
+        self.enter("generating", self.heard())
+
+    def generation_ended(self, finish_reason: str) -> None:
+        """It ended: one that asked for no tool is the last."""
+        self.enter("scoring" if finish_reason in ("stop", "length") else "waiting", self.heard())
+
+    def call_began(self, call_id: str) -> None:
+        """A tool call began."""
+        now = self.heard()
+        self.calls_omitted += len(self.calls_started_at) >= MAX_CALLS
+        self.calls_started_at[call_id] = now
+        self.enter("tool", now)
+
+    def call_ended(self, record: ToolRecord) -> None:
+        """It ended."""
+        self.calls_started_at.pop(record.call.call_id, None)
+        self.ended_calls.append(record)
+        self.enter("tool" if self.calls_started_at else "waiting", self.heard())
+
+    def failed(self, data: dict[str, Any]) -> None:
+        """Something failed; `data` is that of its `error` event."""
+        self.heard()
+        self.errors += 1
+        self.error = error_of(data)
+
+    # -- how the chain stands ----------------------------------------------------------------------------------------
+
+    def snapshot(self, trajectory: Trajectory, depth: int | None, as_of: int, now: float) -> dict[str, Any]:
+        """The data of a `chain_snapshot`: its short form, then what makes a `ChainView` go on as one that saw everything."""
+        t, turn = trajectory, trajectory.open_turn
+        sampling = turn is not None and turn.ttft_s is not None  # nobody notes when each token came
+        known: dict[str, Any] = {
+            "prompt_length": t.prompt_length,
+            "unlisted_messages": self._unlisted_messages(t),
+            "calls_started_at": as_json(dict(self.calls_started_at)),
+            "since": self.since,
+            "times": msgspec.to_builtins(self.times),
+            "started_at": self.started_at,
+            "last_event_at": now if sampling else self.last_event_at,
+            "step": len(t.turns),
+            "depth": depth,
+            "index": t.index,
+            "tools": self.tools,
+            "policy_version": self.policy_version,
+            "model": self.model,
+            "calls_omitted": self.calls_omitted,
+            "tool_use": self._tool_use(),
+            "errors": self.errors,
+            "error": self.error,
+            **_generated(t.turns),
+            **self._rewarded(t),
+        }
+        # What is empty or 0 is left out, but for what a view would take for unknown.
+        return {
+            "messages": self._as_json(t.messages),
+            "content": None if turn is None else turn.text,
+            "tool_calls": as_json(t.open_tool_calls),
+            "as_of": as_of,
+            "state": self.state,
+            "joined_late": False,
+            **{name: value for name, value in known.items() if value or name in _KNOWN_IF_EMPTY},
+            **({} if self.reference is msgspec.UNSET else {"reference": self.reference}),
+        }
+
+    def _rewarded(self, t: Trajectory) -> dict[str, Any]:
+        if t.reward is None:
+            return {}
+        step = len(t.turns) or None
+        return {
+            "reward": t.reward,
+            "rewards": [reward_of({"reward": t.reward, "step": step})],
+            "metrics": bounded_fields(t.metrics),
+        }
+
+    def _as_json(self, messages: list[Message]) -> list[Any]:
+        """The messages as JSON; only what came since the last time is looked through."""
+        known = self.converted
+        for i, message in enumerate(messages):
+            if i == len(known):
+                known.append((message, as_json(message)))
+            elif known[i][0] is not message:
+                known[i] = (message, as_json(message))
+        del known[len(messages) :]
+        return [converted for _, converted in known]
+
+    def _tool_use(self) -> dict[str, Any]:
+        by_tool: dict[str, ToolUse] = {}
+        for record in self.ended_calls:
+            count_use(by_tool, as_json(record.call.tool_name), record.status, record.duration_s)
+        return {
+            name: {"calls": use.calls, "failed": use.failed, "seconds": use.seconds}
+            for name, use in by_tool.items()
+        }
+
+    def _unlisted_messages(self, t: Trajectory) -> list[dict[str, Any]]:
+        unlisted = self.unlisted
+        if t.turns and t.turns[-1].finish_reason is not None:
+            unlisted = [*unlisted, *self._unlisted_of(t.turns[-1], t.messages)]
+        return [
+            {"at": at, "message": _said(it) if isinstance(it, Turn) else _answer(it, step)}
+            for at, it, step in unlisted
+        ]
+
+    def _unlisted_of(self, turn: Turn, messages: list[Message]) -> list[tuple[int, Turn | ToolRecord, int]]:
+        """What the latest turn said that is not among the messages: not yet, or because the chain's code does not add it.
+
+        Code that answers calls in a way of its own, as by a message of the user's, has answered all calls of a turn with that.
+        Code that cut the conversation short has decided itself what stands there.
+        """
+        before, step = self.messages_before, turn.step
+        if len(messages) < before:
+            return []
+        listed = own = False
+        answered: set[str | None] = set()
+        for message in messages[before:]:
+            role = message.get("role")
+            if role == "assistant":
+                listed = True
+            elif role == "tool":
+                answered.add(message.get("tool_call_id"))
+            else:
+                own = True
+        if listed and own:
+            return []
+        unlisted: list[tuple[int, Turn | ToolRecord, int]] = [] if listed else [(before, turn, step)]
+        unlisted += [
+            (len(messages), record, step)
+            for record in self.ended_calls[self.calls_before :]
+            if record.call.call_id not in answered
+        ]
+        return unlisted
+
+
+def _generated(turns: list[Turn]) -> dict[str, Any]:
+    """What is counted of the generations."""
+    if not turns:
+        return {}
+    last = turns[-1]
+    ended = turns if last.finish_reason is not None else turns[:-1]
+    return {
+        "generation_step": last.step,
+        "generation_tokens": 0 if last.finish_reason is not None else len(last.token_ids),
+        "prompt_tokens": last.prompt_tokens,
+        "generations": len(ended),
+        "truncated": sum([turn.finish_reason == "length" for turn in ended]),
+        "completion_tokens": sum([turn.completion_tokens for turn in ended]),
+        "first_token_s": sum([turn.ttft_s or 0.0 for turn in ended]),
+    }
+
+
+def _said(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": turn.text,
+        "finish_reason": turn.finish_reason,
+        "step": turn.step,
+    }
+    calls = {record.call.call_id: record.call for record in turn.tools}
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": as_json(call_id),
+                "type": "function",
+                "function": {
+                    "name": as_json(call.tool_name),
+                    "arguments": object_or_text(call.arguments),
+                },
+            }
+            for call_id, call in calls.items()
+        ]
+    return message
+
+
+def _answer(record: ToolRecord, step: int) -> dict[str, Any]:
+    return {
+        "role": "tool",
+        "content": record.observation,
+        "tool_call_id": as_json(record.call.call_id),
+        "name": as_json(record.call.tool_name),
+        "status": record.status,
+        "duration_s": record.duration_s,
+        "step": step,
+    }

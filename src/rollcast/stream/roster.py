@@ -1,0 +1,308 @@
+"""Who watches: the observers of one manager, the leaves that they stand for, and the pump that calls each leaf."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Protocol
+
+from rollcast.errors import InputError
+from rollcast.records import StreamEvent
+from rollcast.stream.definition import Definition, defined, manager_of, name_of, set_manager
+from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
+from rollcast.stream.fanout import Fanout
+from rollcast.stream.homes import Departures, Homes
+from rollcast.stream.observer import PulledObserver, StreamObserver
+from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
+from rollcast.stream.shift import shared_running_loop
+
+__all__ = ["Owner", "Roster"]
+
+logger = logging.getLogger("rollcast.stream")
+
+
+class Owner(Protocol):
+    """The manager, as far as a roster needs it: what `StreamObserver.manager` is while it is added."""
+
+    @property
+    def observers(self) -> list[StreamObserver]:
+        """Those that are added."""
+        ...
+
+    def remove_observer(self, observer: StreamObserver) -> None:
+        """Stop calling an observer."""
+        ...
+
+    def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
+        """Tell the other observers that this one failed."""
+        ...
+
+
+class Roster:
+    """The observers that were added to one manager.
+
+    Args:
+        owner: whose observers these are.
+        fanout: where their deliveries are added. Its lock guards the roster.
+    """
+
+    def __init__(self, owner: Owner, fanout: Fanout) -> None:
+        self._owner = owner
+        self._fanout = fanout
+        self._lock = fanout.lock
+        self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
+        # The leaves of those that were added, with what calls them; None if they take their events themselves.
+        self._leaves: dict[StreamObserver, Pump | None] = {}
+        self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
+        self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
+        self._homes = Homes(fanout)
+        self._departures = Departures(fanout)
+        self._host = _Host(owner, fanout, self._homes, self._departures)
+
+    @property
+    def observers(self) -> list[StreamObserver]:
+        """Those that were added, in the order in which they came."""
+        with self._lock:
+            return list(self._added)
+
+    # -- coming and going ----------------------------------------------------------------------------------------------
+
+    def add(self, observer: StreamObserver) -> None:
+        """See `StreamingManager.add_observer`."""
+        if not isinstance(observer, StreamObserver):
+            raise InputError(
+                f"add_observer got {type(observer).__name__}; expected a StreamObserver "
+                "(wrap a function in CallbackStreamObserver)"
+            )
+        definitions = defined(observer)  # outside of the lock: it is the observer's own code
+        with self._lock:
+            self._set_managers_locked(observer, definitions)
+            self._detached.difference_update(definitions)
+            self._added[observer] = definitions
+            self._apply_locked()
+        logger.debug("added %s", name_of(observer))
+
+    def _set_managers_locked(
+        self, observer: StreamObserver, definitions: dict[StreamObserver, Definition]
+    ) -> None:
+        """Tell an observer and its leaves to which manager they are added: all of them, or none."""
+        concerned = list(dict.fromkeys((observer, *definitions)))
+        before = [(each, manager_of(each)) for each in concerned]
+        for each, manager in before:
+            if manager is not None and (each is observer or manager is not self._owner):
+                whose = "this" if manager is self._owner else "another"
+                raise InputError(
+                    f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
+                )
+        try:
+            for each in concerned:
+                set_manager(each, self._owner)
+        except InputError:
+            for each, manager in before:
+                with suppress(InputError):
+                    set_manager(each, manager)
+            raise
+
+    def remove(self, observer: StreamObserver) -> None:
+        """See `StreamingManager.remove_observer`."""
+        with self._lock:
+            if observer in self._added:
+                del self._added[observer]
+                _let_go_of(observer)
+            elif observer in self._leaves:
+                self._detached.add(observer)
+            else:
+                return
+            self._apply_locked()
+        logger.debug("removed %s", name_of(observer))
+
+    def refresh(self, observer: StreamObserver | None) -> None:
+        """See `StreamingManager.refresh`."""
+        failures: list[tuple[StreamObserver, InputError]] = []
+        for each in self.observers if observer is None else [observer]:
+            try:
+                definitions = defined(each)
+            except InputError as error:
+                failures.append((each, error))
+                continue
+            with self._lock:
+                if each in self._added:
+                    self._added[each] = definitions
+        with self._lock:
+            self._apply_locked()
+        for each, failure in failures:
+            logger.error("%s stays as it was: %s", name_of(each), failure, exc_info=failure.__cause__)
+            self._owner.report(each, failure)
+
+    def _apply_locked(self) -> None:
+        """Have a pump for each leaf that is wanted, and for no other."""
+        wanted: dict[StreamObserver, Definition] = {}
+        for definitions in self._added.values():
+            for leaf, definition in definitions.items():
+                known = wanted.get(leaf)
+                wanted[leaf] = (
+                    definition
+                    if known is None
+                    else definition._replace(filter=known.filter | definition.filter)
+                )
+        self._detached.intersection_update(wanted)  # one that was taken off may come back
+        for leaf in self._detached:
+            del wanted[leaf]
+        for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
+            self._remove_locked(leaf)
+        for leaf, definition in wanted.items():
+            try:
+                set_manager(leaf, self._owner)  # also if it was added twice, and one of them is gone
+            except InputError as error:  # a leaf that came with a refresh; it works without
+                logger.warning("%s", error)
+            if leaf not in self._leaves:
+                self._add_locked(leaf, definition)
+            elif (pump := self._leaves[leaf]) is not None:
+                pump.own_loop = definition.loop
+                if pump.delivery.filter != definition.filter:
+                    self._fanout.set_filter(pump.delivery, definition.filter)
+            elif isinstance(leaf, PulledObserver):
+                leaf.set_filter_locked(definition.filter)
+        if shared_running_loop() is not None:  # pumps that were interrupted in a loop before this one go on
+            for pump in self.pumps_locked():
+                pump.ensure_running_locked()
+
+    def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
+        if isinstance(leaf, PulledObserver):
+            self._leaves[leaf] = None
+            leaf.attach_locked(self._fanout, definition.name, definition.filter)
+            return
+        self._fanout.wake_leaving_locked()
+        delivery = self._fanout.delivery(
+            definition.name,
+            definition.filter,
+            lossless=definition.lossless,
+            threaded=definition.threaded,
+        )
+        delivery.tokens = definition.tokens
+        delivery.limit = max(delivery.limit, definition.queue_limit)
+        pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
+        pump.own_loop = definition.loop
+        self._leaves[leaf] = pump
+        self._fanout.add(delivery)
+
+    def _remove_locked(self, leaf: StreamObserver) -> None:
+        pump = self._leaves.pop(leaf)
+        _let_go_of(leaf)
+        if isinstance(leaf, PulledObserver):
+            leaf.detach_locked()
+        if pump is None:
+            return
+        self._closings[leaf] = pump.finished
+        self._departures.add_locked(pump)
+        self._fanout.remove(pump.delivery)
+
+    # -- closing -------------------------------------------------------------------------------------------------------
+
+    def ensure_not_in_own_hook_locked(self, what: str) -> None:
+        """Refuse to wait for an observer in one of that observer's own hooks.
+
+        Raises:
+            InputError: `what` was called in such a hook.
+        """
+        ensure_not_in_own_hook(what, (p.delivery for p in [*self.pumps_locked(), *self._departures.pumps]))
+
+    def remove_all(self) -> None:
+        """Remove every observer."""
+        for observer in self.observers:
+            self._owner.remove_observer(observer)
+        with self._lock:
+            self._fanout.wake_leaving_locked()
+
+    async def all_closed(self) -> None:
+        """Wait until all that were removed have closed: see `Departures`."""
+        await self._departures.wait()
+        self._stop_background()
+
+    def all_closed_blocking(self) -> None:
+        """As `all_closed`, blocking the thread."""
+        self._departures.wait_blocking()
+        self._stop_background()
+
+    def _stop_background(self) -> None:
+        if not self._departures:  # else somebody slow may be at work there
+            self._homes.stop()
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    def pumps_locked(self) -> list[Pump]:
+        """What calls the observers that do not take their events themselves."""
+        return [pump for pump in self._leaves.values() if pump is not None]
+
+    def delivery_of(self, observer: StreamObserver) -> Delivery | None:
+        """The queue of one observer, if it is added (or stands for itself in one that is)."""
+        with self._lock:
+            pump = self._leaves.get(observer)
+            return None if pump is None else pump.delivery
+
+    def statistics(self) -> list[ObserverStatistics]:
+        """One entry for each leaf, in the order in which they were added."""
+        with self._lock:
+            found = []
+            for leaf, pump in self._leaves.items():
+                if pump is not None:
+                    found.append(pump.delivery.statistics())
+                elif isinstance(leaf, PulledObserver):
+                    found.append(leaf.statistics_locked())
+            return found
+
+    def after_fork_locked(self) -> None:
+        """In a forked child, which has none of the threads and loops."""
+        self._homes.after_fork_locked()
+        self._departures.after_fork_locked()
+        self._closings.clear()
+        for pump in self.pumps_locked():
+            pump.after_fork_locked()
+
+
+class _Host:
+    """What the pumps need of whoever made them. See `PumpHost`."""
+
+    def __init__(self, owner: Owner, fanout: Fanout, homes: Homes, departures: Departures) -> None:
+        self._owner = owner
+        self._fanout = fanout
+        self._homes = homes
+        self._departures = departures
+        self.loop_for = homes.loop_for
+        self.look_again = homes.look_again_locked
+        self._reported: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+    @property
+    def patience(self) -> float:
+        return self._fanout.drain_timeout
+
+    def expects_more(self) -> bool:
+        return bool(self._fanout.runs)
+
+    def failed(self, pump: Pump, error: BaseException, event: StreamEvent | None) -> None:
+        if pump not in self._reported:
+            self._reported.add(pump)
+            self._owner.report(pump.observer, error, run_id=event.run_id if event else "")
+        if (
+            pump.failures_in_a_row == FAILURES_TO_DETACH and not pump.delivery.ended
+        ):  # else it is leaving, or was added again
+            self._owner.remove_observer(pump.observer)
+
+    def left_behind(self, pump: Pump) -> None:
+        if not pump.delivery.ended:  # as above
+            self._owner.remove_observer(pump.observer)
+
+    def closed(self, pump: Pump) -> None:
+        self._departures.remove_locked(pump)
+        self._fanout.forget_locked(pump.delivery)
+        if not (self._departures or self._owner.observers):  # somebody slow was the last
+            self._homes.stop()
+
+
+def _let_go_of(observer: StreamObserver) -> None:
+    try:
+        set_manager(observer, None)
+    except InputError as error:  # it could be set before
+        logger.warning("%s", error)

@@ -1,0 +1,325 @@
+"""A shift: one stretch of a pump's work, in one event loop.
+
+    begin ──▶ wait for an earlier pump ──▶ take, hand over, take … ──▶ nothing left, or the delivery has ended
+
+In a loop that others use too, two tasks do it. The *worker* calls the observer. The *guard* is the one that whoever ends the loop
+sees and cancels, as `asyncio.run` does with all that are left: it cancels the worker, and does not wait for ever for one that
+takes no notice. So an observer that swallows its cancellation keeps nobody's loop.
+
+A shift may end without a word: its loop is closed, or has stopped for good. Its pump then begins another one. Should the old one
+ever wake, it finds that it is not its pump's shift any more, and leaves everything as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextvars import Context
+from typing import Any, Literal, Protocol
+
+from rollcast.aio import call_in, follower, others_run, running_loop, uncancel
+from rollcast.stream.calls import Calls
+from rollcast.stream.delivery import Delivery
+from rollcast.stream.queue import Item
+
+__all__ = ["Shift", "ShiftOwner", "shared_running_loop"]
+
+logger = logging.getLogger("rollcast.stream")
+
+THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
+# A turn costs more than handing over a few events: if these were fewer, those of two turns of the loop gather,
+FEW = 64
+SHORT_S = 0.001  # unless turns are longer than this: nobody sees a millisecond
+NEVER_S = 3e8  # ten years
+
+_here = threading.local()
+
+
+def shared_running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, unless it is that of one threaded observer alone, which may end at any moment."""
+    return None if getattr(_here, "is_an_observers", False) else running_loop()
+
+
+class ShiftOwner(Protocol):
+    """What a shift needs of its pump. Those with `_locked` are called with the delivery's lock held."""
+
+    delivery: Delivery
+    calls: Calls
+    after: Future[None] | None
+    shift: Shift | None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a call may take after it was cancelled."""
+        ...
+
+    def expects_more_locked(self) -> bool:
+        """Whether a run is open: then a shift with nothing to do waits instead of ending."""
+        ...
+
+    def finished_locked(self, state: Literal["idle", "closing", "closed"]) -> None:
+        """The current shift has come so far."""
+        ...
+
+    def is_given_up_locked(self) -> bool:
+        """Whether the observer is to be closed in spite of a call that was cancelled."""
+        ...
+
+    def interrupted_locked(self, shift: Shift) -> None:
+        """The shift ended before it was done, or cannot go on."""
+        ...
+
+    def leave_behind(self, shift: Shift) -> None:
+        """The observer does not end though it was cancelled."""
+        ...
+
+
+class Shift:
+    """One stretch of work.
+
+    Args:
+        owner: the pump.
+        context: of the tasks. Each shift has one of its own: a context is entered once at a time, and an earlier shift may
+            still be in its last step, in another loop.
+        passing: it ends when nothing is left, even if a run is open.
+
+    Attributes:
+        loop: in which it works; None until it is known.
+        taken: what was taken last. The first `delivery.begun` of it were handed over.
+    """
+
+    def __init__(self, owner: ShiftOwner, context: Context, *, passing: bool = False) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.taken: list[Item] = []
+        self.passing = passing
+        self._owner = owner
+        self._delivery = owner.delivery
+        self._context = context
+        self._worker: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self._asleep = True  # the observer is not being called
+        self._alarm: weakref.ref[asyncio.TimerHandle] | None = None
+        self._watch: weakref.ref[_HeldByLoop] | None = None
+
+    # -- beginning and ending: the lock is held ------------------------------------------------------------------------
+
+    def begin_locked(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Begin in this loop. False if it is closed."""
+        self.loop = loop
+        held = _HeldByLoop()
+        self._watch = weakref.ref(held, self._loop_let_go)
+        if loop is running_loop():
+            self._begin(held)
+            return True
+        return call_in(loop, self._begin, held) and not loop.is_closed()
+
+    def _begin(self, held: _HeldByLoop) -> None:
+        if self._owner.shift is not self:
+            return
+        loop = asyncio.get_running_loop()
+        self._alarm = weakref.ref(
+            loop.call_later(NEVER_S, held.let_go)
+        )  # which the loop drops when it is closed
+        self._guard = self._task(self._stand_guard(), loop)
+        self._guard.add_done_callback(self._guard_left)
+        self.hire()
+
+    def _task(self, work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Not by `loop.create_task`: a factory of somebody's may take the first step at once, and the lock is held."""
+        name = f"rollcast-observer-{self._delivery.reader}"
+        task = asyncio.Task(work, loop=loop, name=name, context=self._context.copy())
+        # If the loop is closed before it ends, it is known, and nobody need hear of it.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (as asyncio's own gather does)
+        return task
+
+    def hire(self) -> asyncio.Task[None]:
+        """Create the worker, in the running loop."""
+        loop = self.loop = asyncio.get_running_loop()
+        worker = self._task(self._work(), loop)
+        asyncio._unregister_task(worker)  # noqa: SLF001  (documented for whoever makes tasks; all_tasks() leaves it out)
+        worker.add_done_callback(self._worker_ended)
+        self._worker = worker
+        return worker
+
+    def work_alone(self) -> None:
+        """Be the work of this thread, which is the observer's own."""
+        _here.is_an_observers = True
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(self._work())
+        finally:
+            self._interrupted()
+
+    def is_lost(self) -> bool:
+        """Whether its loop will not go on with it."""
+        loop = self.loop
+        return loop is not None and (loop.is_closed() or (self._asleep and not loop.is_running()))
+
+    def cancel_locked(self) -> bool:
+        """Cancel the call that goes on. False if that is of no use: the work has not begun, or its loop does not run."""
+        loop, worker = self.loop, self._worker
+        if loop is None or worker is None or not loop.is_running():
+            return False
+        return call_in(loop, worker.cancel)
+
+    def dismiss_locked(self) -> None:
+        """It is not its pump's shift any more."""
+        alarm = self._alarm() if self._alarm is not None else None
+        if alarm is not None and self.loop is running_loop():
+            alarm.cancel()
+        if self.loop is not None and self.loop.is_closed():
+            self._forget_locked()
+        elif self._asleep:
+            self.cancel_locked()
+
+    def dismiss_guard_locked(self) -> None:
+        """Nobody waits for the worker any more."""
+        if self.loop is not None and self._guard is not None:
+            call_in(self.loop, self._guard.cancel)
+
+    def _forget_locked(self) -> None:
+        """The loop was closed: what has not begun yet never will."""
+        for task in (self._worker, self._guard):
+            coroutine = task.get_coro() if task is not None else None
+            if (
+                inspect.iscoroutine(coroutine)
+                and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+            ):
+                coroutine.close()
+
+    def _loop_let_go(self, _: object) -> None:
+        """The loop has been closed, with the work begun or not. Called at any moment, so that no lock may be taken here."""
+        done = self._worker is not None and self._worker.done()
+        if self.loop is not None and self.loop.is_closed() and not done:
+            with contextlib.suppress(RuntimeError):  # the interpreter exits
+                threading.Thread(target=self._interrupted, name="rollcast-observers", daemon=True).start()
+
+    def _interrupted(self) -> None:
+        with self._delivery.lock:
+            self._owner.interrupted_locked(self)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        error = None if worker.cancelled() else worker.exception()
+        if error is not None and not isinstance(
+            error, (KeyboardInterrupt, SystemExit)
+        ):  # a signal: the loop has raised it
+            logger.error("%s can get nothing more for now", self._delivery.reader, exc_info=error)
+        self._interrupted()
+
+    # -- the two tasks -------------------------------------------------------------------------------------------------
+
+    async def _stand_guard(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        try:
+            await asyncio.wait((worker,))
+        except asyncio.CancelledError:
+            worker.cancel()
+            try:
+                if self._owner.shift is self:
+                    await asyncio.wait((worker,), timeout=self._owner.patience)
+            finally:
+                if not worker.done():
+                    self._owner.leave_behind(self)
+            raise
+
+    def _guard_left(self, guard: asyncio.Task[None]) -> None:
+        """If it was cancelled before its first step, the worker does not know yet."""
+        if guard.cancelled() and self._worker is not None:
+            self._worker.cancel()
+
+    async def _work(self) -> None:
+        """Hand over what waits, until nothing is left and no run is open; close the observer if it has left.
+
+        1. Wait for an earlier pump of the same observer.
+        2. Take what waits, and hand it over.
+        3. With nothing left: wait for more, or end.
+        4. Close the observer, if it has left.
+        """
+        owner, delivery = self._owner, self._delivery
+        self.loop = asyncio.get_running_loop()
+        self._worker = delivery.hook_task = owner.calls.task = asyncio.current_task()
+        try:
+            if owner.after is not None:
+                await asyncio.wrap_future(follower(owner.after))
+                owner.after = None
+            while not isinstance(found := self._next(), str):
+                if isinstance(found, asyncio.Future):
+                    await found
+                    continue
+                await owner.calls.deliver(found)
+                if delivery.threaded and not delivery.ended:
+                    await self._rest()
+                else:
+                    # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
+                    began = time.perf_counter()
+                    await others_run()
+                    little = len(found) < FEW and delivery.bytes < delivery.limit // 8
+                    if little and time.perf_counter() - began < SHORT_S:
+                        await others_run()
+            if found != "closing":
+                return
+            await owner.calls.attempt(None, "aclose")
+        except BaseException as error:
+            if owner.shift is not self:
+                raise
+            with delivery.lock:
+                if not (owner.is_given_up_locked() and isinstance(error, asyncio.CancelledError)):
+                    owner.interrupted_locked(self)  # with its loop: what is left goes on in another
+                    raise
+                owner.finished_locked("closing")
+            uncancel()
+            await owner.calls.attempt(None, "aclose")
+        with delivery.lock:
+            if owner.shift is self:
+                owner.finished_locked("closed")
+
+    def _next(self) -> list[Item] | asyncio.Future[None] | Literal["idle", "closing", "superseded"]:
+        """What waits; or a future that is done when something does; or how the work ends."""
+        owner, delivery, worker, lock = self._owner, self._delivery, self._worker, self._delivery.lock
+        lock.acquire()  # half of what `with` costs
+        try:
+            if owner.shift is not self:
+                return "superseded"
+            self.taken, self._asleep = [], False
+            if worker is not None and worker.cancelling():  # the observer has swallowed it
+                delivery.handed_over_locked()
+                raise asyncio.CancelledError
+            if items := delivery.take_locked():
+                self.taken = items
+                return items
+            if delivery.ended:
+                owner.finished_locked("closing")
+                return "closing"
+            if self.passing or not owner.expects_more_locked():
+                owner.finished_locked("idle")
+                return "idle"
+            self._asleep = True
+            return delivery.sleep_locked()
+        finally:
+            lock.release()
+
+    async def _rest(self) -> None:
+        """Let a moment's events gather, unless somebody waits for this observer."""
+        with self._delivery.lock:
+            self._delivery.handed_over_locked()
+            urgent = self._delivery.urgent
+        if not urgent:
+            await asyncio.sleep(THREAD_TICK_S)
+
+
+class _HeldByLoop:
+    """Nobody but the loop holds it, so that it is gone when the loop is closed."""
+
+    __slots__ = ("__weakref__",)
+
+    def let_go(self) -> None:
+        """Never called."""

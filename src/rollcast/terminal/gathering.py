@@ -1,0 +1,216 @@
+"""What is gathered before it is printed: text until its line is whole, results until their call ends."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from rollcast.terminal.layout import wrap
+from rollcast.terminal.printer import Printer
+from rollcast.terminal.shown import VisibleChain
+from rollcast.terminal.tags import style_tags
+
+__all__ = ["Gathering"]
+
+_GATHER_S = 0.1  # that text waits on a terminal, and a result for the end of its call
+_LINES_AT_ONCE = 200
+
+
+class Gathering:
+    """The unprinted text and results of a console's chains. Whoever uses it holds the output's lock.
+
+    Args:
+        printer: where they are printed.
+        gather_s: how long text waits for its line to end. None: 0.1 s on a terminal, for ever elsewhere.
+        status_wanted: the console has a status, in which a growing line is seen.
+        clock: in seconds, monotonic.
+    """
+
+    def __init__(
+        self, printer: Printer, *, gather_s: float | None, status_wanted: bool, clock: Callable[[], float]
+    ) -> None:
+        self._out = printer
+        self._gather_s = gather_s
+        self._status_wanted = status_wanted
+        self._clock = clock
+        # An OrderedDict finds its first entry at once; in a dict the places of those that went are passed each time.
+        self._waiting: OrderedDict[VisibleChain, None] = OrderedDict()
+
+    @property
+    def next_due(self) -> float | None:
+        """When something is to be printed at the latest; None if nothing waits."""
+        return next(iter(self._waiting)).due if self._waiting else None
+
+    @property
+    def prints_whole_lines(self) -> bool:
+        """Whether a growing line is not printed before it ends: it is seen in the status, or goes where `grep` may read."""
+        if self._out.output.alone:
+            return False
+        return (self._status_wanted and self._out.live) or (self._gather_s is None and not self._out.terminal)
+
+    def clear(self) -> None:
+        """Nobody reads any more."""
+        self._waiting.clear()
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def add_text(self, chain: VisibleChain, content: str, stamp: float) -> None:
+        """Print what has whole lines, and gather the rest."""
+        if not self.prints_whole_lines:
+            self._wait(chain)
+        chain.stamp = stamp
+        chain.pending.append(content)
+        chain.size += len(content)
+        if self._out.output.alone:
+            self._print_pending(chain, all_of_it=True)
+        elif "\n" in content or chain.size > self._out.room:
+            self._print_pending(chain, all_of_it=False)
+
+    def end_text(self, chain: VisibleChain) -> None:
+        """Print the chain's text, be its line ended or not; what comes next begins a line."""
+        output = self._out.output
+        if chain.pending:
+            self._print_pending(chain, all_of_it=True, ends=True)
+        chain.partial_line = False
+        if output.line_owner is chain:
+            output.end_line()
+        if not chain.held:
+            self._waiting.pop(chain, None)
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def hold_result(
+        self, chain: VisibleChain, call_id: str, name: str, text: str, status: str, stamp: float
+    ) -> None:
+        """Keep what a tool gave for the end of its call."""
+        chain.held[call_id] = (name, text, status, stamp)
+        self._wait(chain)
+
+    def print_result(self, chain: VisibleChain, call_id: str, duration_s: Any) -> None:
+        """Print what a call gave."""
+        name, text, status, stamp = chain.held.pop(call_id)
+        named = len(chain.view.tool_calls.keys() | {call_id}) > 1
+        rows = self._out.rows.tool_result(name, text, status, duration_s, named=named)
+        chain.printed.add(call_id)
+        self.end_text(chain)
+        self._out.print_rows(rows, chain, stamp)
+
+    def settle(self, chain: VisibleChain) -> None:
+        """Nothing of the chain waits any more, if nothing is left of it."""
+        if not chain.held and not chain.pending:
+            self._waiting.pop(chain, None)
+
+    # -- what has waited ---------------------------------------------------------------------------------------------
+
+    def print_all_of(self, chain: VisibleChain) -> None:
+        """Print everything of a chain."""
+        self.end_text(chain)
+        for call_id in list(chain.held):
+            self.print_result(chain, call_id, None)
+        self._waiting.pop(chain, None)
+
+    def print_due(self) -> None:
+        """Print what has waited long enough."""
+        now = self._clock()
+        for _ in range(len(self._waiting)):  # one that waits again stands last
+            chain = next(iter(self._waiting), None)
+            if chain is None or chain.due > now:
+                return
+            self._print_waiting(chain, everything=False)
+
+    def print_everything(self) -> None:
+        """Print all that waits."""
+        for chain in list(self._waiting):
+            if chain in self._waiting:
+                self._print_waiting(chain, everything=True)
+
+    def _print_waiting(self, chain: VisibleChain, *, everything: bool) -> None:
+        del self._waiting[chain]
+        for call_id in list(chain.held):
+            self.print_result(chain, call_id, None)
+        if everything or not self.prints_whole_lines:
+            self._print_growing(chain, everything=everything)
+        if chain.pending and not self.prints_whole_lines:
+            self._wait(chain)
+
+    def _print_growing(self, chain: VisibleChain, *, everything: bool) -> None:
+        """Print the pending text up to its last word, which may wait as long again for its end."""
+        text = "".join(chain.pending)
+        whole, _, word = text.rpartition(" ")
+        if everything or self._out.output.alone or (chain.word_waited and not whole.strip()):
+            chain.word_waited = False
+            self._print_pending(chain, all_of_it=True)
+            return
+        chain.word_waited = bool(word)
+        if whole.strip():
+            chain.pending = [whole]
+            self._print_pending(chain, all_of_it=True)
+            chain.pending.append(word)
+            chain.size += len(word)
+
+    def _wait(self, chain: VisibleChain) -> None:
+        if chain not in self._waiting:
+            chain.due = self._clock() + (_GATHER_S if self._gather_s is None else self._gather_s)
+            self._waiting[chain] = None
+
+    # -- lines -------------------------------------------------------------------------------------------------------
+
+    def _print_pending(self, chain: VisibleChain, *, all_of_it: bool, ends: bool = False) -> None:
+        """Print the whole lines of the pending text; with `all_of_it` the rest too, with `ends` as a whole line."""
+        text = "".join(chain.pending)
+        stamp = chain.stamp
+        chain.pending.clear()
+        chain.size = 0
+        if not text:
+            return
+        *lines, rest = text.split("\n")
+        for line in lines[:_LINES_AT_ONCE]:
+            self._print_line(chain, line, stamp, ends=True)
+        if len(lines) > _LINES_AT_ONCE:
+            note = f"{self._out.glyphs.more} {len(lines) - _LINES_AT_ONCE:,} lines not shown"
+            self._out.print_rows([[(note, "gap")]], chain, stamp)
+        if ends or all_of_it:
+            self._print_line(chain, rest, stamp, ends=ends)
+        elif len(rest) > self._out.room:
+            fitting, kept = _break(rest, self._out.room - 2)
+            self._print_line(chain, fitting, stamp, ends=False)
+            chain.pending.append(kept)
+            chain.size += len(kept)
+        elif rest:
+            chain.pending.append(rest)
+            chain.size = len(rest)
+        self.settle(chain)
+
+    def _print_line(self, chain: VisibleChain, text: str, stamp: float, *, ends: bool) -> None:
+        """Print a piece of a line, or with `ends` the last of it. Empty lines are left out."""
+        output = self._out.output
+        if ends:
+            text = text.removesuffix("\r")
+        pieces, chain.tag, held_back = style_tags(text, chain.tag, final=ends)
+        if held_back:
+            chain.pending.append(held_back)
+            chain.size += len(held_back)
+        row = self._out.safe(pieces)
+        blank = not any(t.strip() for t, _ in row)
+        if output.alone:
+            if row and not (blank and output.line_owner is not chain):
+                self._out.print_inline(chain, row, stamp)
+            if ends and output.line_owner is chain:
+                output.end_line()
+        elif blank and not ends:
+            chain.pending.insert(0, text.removesuffix(held_back))
+            chain.size += len(text) - len(held_back)
+            return
+        elif not blank:
+            self._out.print_rows([row], chain, stamp, goes_on=chain.partial_line)
+        chain.partial_line = not ends and (chain.partial_line or not blank)
+
+
+def _break(text: str, cells: int) -> tuple[str, str]:
+    """The text up to the last row of `cells`, and that row, which may still grow."""
+    rows = wrap([(text, "")], cells, cells)
+    if len(rows) == 1:
+        return "", text
+    kept = "".join(t for t, _ in rows[-1])
+    return text[: len(text) - len(kept)].rstrip(" "), kept

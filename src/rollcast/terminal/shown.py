@@ -1,0 +1,277 @@
+"""Who is shown on an output: chains and runs, counted over all consoles that print there.
+
+Every count is kept as things change, so what a change costs does not depend on how many chains and runs are open.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+import re
+import zlib
+from dataclasses import dataclass, field
+
+from rollcast.records.view import ChainView
+
+__all__ = ["Board", "VisibleChain", "VisibleRun", "chain_number"]
+
+
+def chain_number(chain_id: str) -> int:
+    """The number at the end of a chain's id; for an id without one, a number that depends on the id alone."""
+    found = re.search(r"[0-9]{1,9}$", chain_id)
+    return int(found.group()) if found else zlib.crc32(chain_id.encode("utf-8", "surrogatepass"))
+
+
+@dataclass(slots=True, eq=False)
+class VisibleChain:
+    """A chain as one console shows it: what is known of it, and what of that was drawn.
+
+    Attributes:
+        run_id: of its run.
+        chain_id: its id.
+        style: its colour.
+        view: what the chain does, without its text.
+        pending: text that was not printed yet, and its length in `size`.
+        stamp: the timestamp of the last pending text.
+        due: when the pending text is printed at the latest, on the console's clock.
+        word_waited: the last word of the pending text has waited once for its end.
+        partial_line: what was printed last was not a whole line.
+        tag: the tag that is open in its text.
+        offset: characters of the open generation that were taken.
+        without_ids: chunks of the open generation that tell no ids: each is taken for a token.
+        printed: open tool calls whose result was printed.
+        held: results that wait for the end of their call, by id: the tool, text, status, timestamp.
+    """
+
+    run_id: str
+    chain_id: str
+    style: str
+    view: ChainView = field(default_factory=ChainView)
+    pending: list[str] = field(default_factory=list)
+    size: int = 0
+    stamp: float = 0.0
+    due: float = 0.0
+    word_waited: bool = False
+    partial_line: bool = False
+    tag: str | None = None
+    offset: int = 0
+    without_ids: int = 0
+    printed: set[str] = field(default_factory=set)
+    held: dict[str, tuple[str, str, str, float]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """It has ended."""
+        return self.view.state == "ended"
+
+    @property
+    def failed(self) -> bool:
+        """It ended with `error`."""
+        return self.view.finish_reason == "error"
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens as far as they are known."""
+        return self.view.tokens + self.without_ids
+
+    @property
+    def awaited_tools(self) -> list[str]:
+        """The tools whose results are still to come."""
+        return [
+            call.tool_name for call_id, call in self.view.tool_calls.items() if call_id not in self.printed
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class VisibleRun:
+    """A run as one console shows it: the chains that are open, and the ids of those that ended."""
+
+    expected: int = 0  # chains that it will show, 0 if that is not known
+    chains: dict[str, VisibleChain] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    unsure: set[str] = field(
+        default_factory=set
+    )  # of those that ended: that is only supposed, since events are missing
+
+
+@dataclass(slots=True, eq=False)
+class _Chain:
+    """An open chain, for all consoles that show it. Two may know different parts: the one that knows more counts."""
+
+    place: tuple[int, int, int]  # by which rows of the status are sorted
+    shown: list[VisibleChain] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def best(self) -> VisibleChain:
+        return max(self.shown, key=lambda chain: (chain.done, chain.tokens))
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    order: int
+    opened_at: float
+    consoles: int = 0
+    expected: int = 0
+    open: dict[str, _Chain] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)  # with the tokens that were counted
+    failed: int = 0
+    tokens: int = 0
+
+    @property
+    def chains(self) -> int:
+        return len(self.open) + len(self.ended)
+
+
+class Board:
+    """Counts of what some consoles show together. Whoever uses it holds the output's lock.
+
+    Attributes:
+        chains, ended, failed, tokens: of the runs that are open.
+        expected: chains that these runs will have, as far as is known; runs that have shown none yet do not count.
+        changed: chains that may have more tokens since they were counted. Who shows one puts it in, and takes it out at its end.
+    """
+
+    def __init__(self) -> None:
+        self.chains = self.ended = self.failed = self.tokens = self.expected = 0
+        self.changed: dict[VisibleChain, None] = {}
+        self._runs: dict[str, _Run] = {}
+        self._active = 0  # runs that have chains, or are to have some
+        self._larger = 0  # runs that are to have more than one
+        self._running: list[tuple[tuple[int, int, int], _Chain]] = []  # sorted
+        # Of runs that have chains, a heap; some have closed.
+        self._openings: list[tuple[float, int, str]] = []
+        self._order = itertools.count()
+
+    @property
+    def alone(self) -> bool:
+        """Whether one chain alone is visible, as far as is known."""
+        return self.chains <= 1 and not self._larger
+
+    @property
+    def several_runs(self) -> bool:
+        """Whether chains of two runs or more are visible."""
+        return self._active > 1
+
+    @property
+    def opened_at(self) -> float | None:
+        """When the earliest of the runs that have chains was opened."""
+        while self._openings and not self._is_open(self._openings[0]):
+            heapq.heappop(self._openings)
+        return self._openings[0][0] if self._openings else None
+
+    def _is_open(self, opening: tuple[float, int, str]) -> bool:
+        _, order, run_id = opening
+        run = self._runs.get(run_id)
+        return run is not None and run.order == order
+
+    def running(self, most: int) -> list[VisibleChain]:
+        """The first chains that run, by their number."""
+        return [entry.best for _, entry in self._running[:most]]
+
+    def running_count(self) -> int:
+        """How many chains run."""
+        return len(self._running)
+
+    def open_chain(self, chain_id: str) -> VisibleChain | None:
+        """The chain of this id that runs, of the latest run that has one."""
+        for run in reversed(self._runs.values()):
+            entry = run.open.get(chain_id)
+            if entry is not None:
+                return entry.best
+        return None
+
+    # -- what changes ------------------------------------------------------------------------------------------------
+
+    def run_opened(self, run_id: str, at: float, expected: int) -> None:
+        """A console shows the run."""
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run(next(self._order), at)
+        run.consoles += 1
+        self.run_expects(run_id, expected)
+
+    def run_expects(self, run_id: str, expected: int) -> None:
+        """The run will have at least so many chains."""
+        run = self._runs[run_id]
+        self._count(run, -1)
+        run.expected = max(run.expected, expected)
+        self._count(run, 1)
+
+    def run_closed(self, run_id: str) -> None:
+        """A console shows the run no more."""
+        run = self._runs[run_id]
+        run.consoles -= 1
+        if run.consoles:
+            return
+        for entry in run.open.values():
+            self._stop(entry)
+        self._count(run, -1)
+        del self._runs[run_id]
+        if len(self._openings) > 2 * len(self._runs) + 16:  # those that closed behind one that stays open
+            self._openings = [*filter(self._is_open, self._openings)]
+            heapq.heapify(self._openings)
+
+    def chain_opened(self, chain: VisibleChain, *, again: bool) -> None:
+        """A console shows the chain; `again`: that console saw it end before."""
+        run = self._runs[chain.run_id]
+        entry = run.open.get(chain.chain_id)
+        if entry is None and chain.chain_id in run.ended and not again:
+            return  # this console is behind another one
+        self._count(run, -1)
+        if entry is None:
+            entry = _Chain((chain_number(chain.chain_id), run.order, next(self._order)))
+            entry.tokens = run.ended.pop(chain.chain_id, 0)
+            if run.chains == 0:
+                heapq.heappush(self._openings, (run.opened_at, run.order, chain.run_id))
+            run.open[chain.chain_id] = entry
+            bisect.insort(self._running, (entry.place, entry))
+        entry.shown.append(chain)
+        self._count(run, 1)
+
+    def chain_ended(self, chain: VisibleChain) -> None:
+        """One console saw its end, which is enough."""
+        run = self._runs[chain.run_id]
+        entry = run.open.get(chain.chain_id)
+        if entry is None:
+            return
+        self._count(run, -1)
+        self._count_tokens(entry, run)
+        self._stop(entry)
+        del run.open[chain.chain_id]
+        run.ended[chain.chain_id] = entry.tokens
+        run.failed += chain.failed
+        self._count(run, 1)
+
+    def count_tokens(self) -> int:
+        """Tokens of all chains of the open runs, up to date."""
+        for chain in self.changed:
+            run = self._runs.get(chain.run_id)
+            entry = None if run is None else run.open.get(chain.chain_id)
+            if run is not None and entry is not None:
+                before = run.tokens
+                self._count_tokens(entry, run)
+                self.tokens += run.tokens - before
+        self.changed.clear()
+        return self.tokens
+
+    def _count_tokens(self, entry: _Chain, run: _Run) -> None:
+        tokens = max(entry.tokens, entry.best.tokens)
+        run.tokens += tokens - entry.tokens
+        entry.tokens = tokens
+
+    def _stop(self, entry: _Chain) -> None:
+        i = bisect.bisect_left(self._running, entry.place, key=lambda found: found[0])
+        del self._running[i]
+
+    def _count(self, run: _Run, sign: int) -> None:
+        """Add what the run has to the counts, or take it out."""
+        chains = run.chains
+        self.chains += sign * chains
+        self.ended += sign * len(run.ended)
+        self.failed += sign * run.failed
+        self.tokens += sign * run.tokens
+        self.expected += sign * (max(run.expected, chains) if chains else 0)
+        self._active += sign * bool(chains or run.expected)
+        self._larger += sign * (run.expected > 1)

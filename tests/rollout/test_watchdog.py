@@ -1,0 +1,84 @@
+"""What keeps the event loop is named."""
+
+import threading
+import time
+
+import pytest
+
+from rollcast import BaseAgent, tool
+from rollcast.rollout import watchdog as module
+from rollcast.testing import ScriptedBackend
+
+HELLO = [{"role": "user", "content": "go"}]
+CALL = '<tool_call>{"name": "blocks", "arguments": {}}</tool_call>'
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A watchdog that looks often, and has a thread of its own."""
+    monkeypatch.setattr(module, "BLOCKED_S", 0.1)
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(module, "IDLE_LOOKS", 0)
+    own = module._Watchdog()
+    monkeypatch.setattr("rollcast.rollout.run.watchdog", own)
+    yield own
+    deadline = time.monotonic() + 10
+    while own._running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not own._running
+
+
+def agent_that_blocks(caplog):
+    """Its tool keeps the loop until it is named."""
+
+    @tool
+    async def blocks() -> str:
+        """x"""
+        until = time.monotonic() + 10
+        while "stands still" not in caplog.text and time.monotonic() < until:
+            sum(range(10_000))
+        return "4"
+
+    return BaseAgent(backend=ScriptedBackend([CALL, CALL, "done"]), tools=[blocks])
+
+
+def test_a_tool_that_blocks_the_event_loop_is_named_once(quick, caplog):
+    """With its line, and what to do."""
+    result = agent_that_blocks(caplog).run(4, HELLO, 2)
+    assert [t.finish_reason for t in result] == ["answered", "answered"]
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "since test_watchdog.py:" in text
+    assert "make that function a plain `def`" in text
+
+
+def test_a_tool_that_awaits_is_not_named(quick, caplog):
+    """However long it takes, and a plain function neither."""
+
+    @tool
+    def blocks() -> str:
+        """x"""
+        time.sleep(0.3)
+        return "4"
+
+    BaseAgent(backend=ScriptedBackend([CALL, "done"]), tools=[blocks]).run(4, HELLO, 2)
+    assert not caplog.records
+
+
+def test_the_thread_ends_after_the_last_run(quick, caplog):
+    """The fixture waits for that."""
+    BaseAgent(backend=ScriptedBackend("done")).run(1, HELLO)
+    assert quick._watches == {}
+
+
+def test_without_a_thread_a_run_goes_on(monkeypatch, caplog):
+    """The system gives none."""
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    own = module._Watchdog()
+    monkeypatch.setattr("rollcast.rollout.run.watchdog", own)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    (chain,) = BaseAgent(backend=ScriptedBackend("done")).run(1, HELLO)
+    assert chain.finish_reason == "answered"
