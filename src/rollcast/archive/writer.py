@@ -38,6 +38,7 @@ from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
+from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
@@ -343,7 +344,10 @@ class Recorder:
 
 
 def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
-    """The events, in which neighbouring chunks of a generation are one."""
+    """The events, in which neighbouring chunks of a generation are one.
+
+    A chunk that ends a line is the last of those that it joins, so that a replay shows each line when it was whole.
+    """
     open_now: dict[
         tuple[str, str], list[int]
     ] = {}  # by chain, where its latest chunks stand if nothing came after them
@@ -360,6 +364,8 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
         else:  # the first, or the first of the next generation if a filter leaves out what is between
             open_now[key] = [i]
             groups.append(open_now[key])
+        if event.event_type is CHUNK and _ends_a_line(event):
+            del open_now[key]
     if not groups:
         return events
     kept: list[StreamEvent | None] = list(events)
@@ -372,6 +378,11 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
         return events
     return [event for event in kept if event is not None]
+
+
+def _ends_a_line(chunk: StreamEvent) -> bool:
+    text = object_of(chunk.data).get("content")
+    return isinstance(text, str) and "\n" in text
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:

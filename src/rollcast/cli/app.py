@@ -8,6 +8,7 @@ import typer
 
 from rollcast.cli import options
 from rollcast.cli.records import record_directory, recover_command, runs_command
+from rollcast.cli.replay import ReplayOptions, replay_command
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
 from rollcast.cli.train.command import train_command
@@ -199,6 +200,38 @@ def runs(
 ) -> None:
     """List the records of runs, the newest first."""
     code = runs_command(record_directory(record_dir), json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def replay(
+    record: options.RecordArg,
+    speed: options.ReplaySpeedOption = "1",
+    step: options.ReplayStepOption = None,
+    chain: options.ChainOption = None,
+    group: options.ReplayGroupOption = None,
+    type: options.TypeOption = None,
+    follow: options.FollowOption = False,
+    json: options.JsonOption = None,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+    no_timestamps: options.NoTimestampsOption = False,
+) -> None:
+    """Show a recorded run as it was seen live."""
+    chosen = ReplayOptions(
+        record=record,
+        speed=speed,
+        step=step,
+        chains=chain or None,
+        groups=group or None,
+        types=type or None,
+        follow=follow,
+        json=json,
+        color=False if no_color else None,
+        timestamps=not no_timestamps,
+    )
+    code = replay_command(record_directory(record_dir), chosen)
     if code:
         raise typer.Exit(code)
 

@@ -17,6 +17,7 @@ __all__ = [
     "ChainsOption",
     "ConfigOption",
     "EvalEveryOption",
+    "FollowOption",
     "ForceOption",
     "GroupOption",
     "HostNameOption",
@@ -35,6 +36,9 @@ __all__ = [
     "QuestionsOption",
     "RecordArg",
     "RecordDirOption",
+    "ReplayGroupOption",
+    "ReplaySpeedOption",
+    "ReplayStepOption",
     "ResumeOption",
     "RowsOption",
     "RunsJsonOption",
@@ -293,4 +297,24 @@ ForceOption = Annotated[
         "--force",
         help="Also if its writer is on another host, where nobody can see from here whether it lives.",
     ),
+]
+
+ReplaySpeedOption = Annotated[
+    str,
+    typer.Option(
+        "--speed", metavar="N|max", help="How many times as fast as it was; max is as fast as possible."
+    ),
+]
+
+ReplayGroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", help="Show this group only (group_0 …); may be given several times."),
+]
+
+ReplayStepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="Show the rollout of this training step only.")
+]
+
+FollowOption = Annotated[
+    bool, typer.Option("--follow", help="Of a run that goes on: wait for what comes, until it ends.")
 ]
