@@ -361,6 +361,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
         steps, completion_tokens: as `chain_end` says.
         times: seconds in each state: waiting, generating, tool, scoring.
         calls, calls_failed: tool calls that ended, and those of them with `error` or `timeout`.
+        tool_use: the same by tool: `calls`, `failed` and `seconds`.
         truncated: generations that ended at their limit of tokens.
         answer: the final response, at most 4,096 characters of it.
         error: the text of its latest error.
@@ -397,6 +398,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     times: dict[str, float] = {}
     calls: int | None = None
     calls_failed: int | None = None
+    tool_use: dict[str, dict[str, float]] = {}
     truncated: int | None = None
     answer: str | None = None
     error: str | None = None

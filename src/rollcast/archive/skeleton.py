@@ -215,6 +215,10 @@ class Skeleton:
             times={state: round(time.seconds, 6) for state, time in view.times.items()},
             calls=calls,
             calls_failed=failed,
+            tool_use={
+                name: {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
+                for name, use in view.tool_use.items()
+            },
             truncated=view.truncated,
             answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
             error=None if view.error is None else view.error["error"],

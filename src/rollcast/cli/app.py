@@ -11,6 +11,7 @@ from rollcast.cli.records import record_directory, recover_command, runs_command
 from rollcast.cli.replay import ReplayOptions, replay_command
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
+from rollcast.cli.show import ShowOptions, show_command
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 from rollcast.version import __version__
@@ -200,6 +201,39 @@ def runs(
 ) -> None:
     """List the records of runs, the newest first."""
     code = runs_command(record_directory(record_dir), json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def show(
+    record: options.RecordArg,
+    step: options.ShowStepOption = None,
+    worst: options.WorstOption = False,
+    best: options.BestOption = False,
+    failed: options.FailedOption = False,
+    group: options.ShowGroupOption = None,
+    chain: options.ShowChainOption = None,
+    tokens: options.TokensOption = False,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Show what a recorded run came to: its groups, or one chain from its question to its reward.
+
+    Of a training it shows the last step that has chains, unless another is named.
+    """
+    chosen = ShowOptions(
+        record=record,
+        step=step,
+        worst=worst,
+        best=best,
+        failed=failed,
+        group=group,
+        chain=chain,
+        tokens=tokens,
+        color=False if no_color else None,
+    )
+    code = show_command(record_directory(record_dir), chosen)
     if code:
         raise typer.Exit(code)
 

@@ -13,10 +13,12 @@ __all__ = [
     "AgentOption",
     "BackendOption",
     "BackendOptionsOption",
+    "BestOption",
     "ChainOption",
     "ChainsOption",
     "ConfigOption",
     "EvalEveryOption",
+    "FailedOption",
     "FollowOption",
     "ForceOption",
     "GroupOption",
@@ -44,7 +46,10 @@ __all__ = [
     "RunsJsonOption",
     "SeedOption",
     "ServeOption",
+    "ShowChainOption",
+    "ShowGroupOption",
     "ShowOption",
+    "ShowStepOption",
     "SinceOption",
     "StepsOption",
     "TaskOption",
@@ -54,6 +59,7 @@ __all__ = [
     "TlsCertOption",
     "TlsKeyOption",
     "TokenOption",
+    "TokensOption",
     "TrainModelOption",
     "TrainQuestionsOption",
     "TrainSeedOption",
@@ -63,6 +69,7 @@ __all__ = [
     "TypeOption",
     "UrlArg",
     "WatchTokenOption",
+    "WorstOption",
 ]
 
 AgentArg = Annotated[
@@ -317,4 +324,27 @@ ReplayStepOption = Annotated[
 
 FollowOption = Annotated[
     bool, typer.Option("--follow", help="Of a run that goes on: wait for what comes, until it ends.")
+]
+
+ShowStepOption = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", help="A training step. [default: the last one that has chains]"),
+]
+
+WorstOption = Annotated[bool, typer.Option("--worst", help="The chain with the lowest reward.")]
+
+BestOption = Annotated[bool, typer.Option("--best", help="The chain with the highest reward.")]
+
+FailedOption = Annotated[
+    bool,
+    typer.Option("--failed", help="The first chain that failed, or that has no end because its run died."),
+]
+
+ShowGroupOption = Annotated[str | None, typer.Option("--group", help="The chains of this group (group_0 …).")]
+
+ShowChainOption = Annotated[str | None, typer.Option("--chain", help="This chain (chain_0 …).")]
+
+TokensOption = Annotated[
+    bool,
+    typer.Option("--tokens", help="Each sampled token's id and log-probability, if the record has them."),
 ]
