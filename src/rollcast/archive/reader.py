@@ -214,6 +214,9 @@ class Archive:
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
         for row in _rows_in(self.path / CHAINS_FILE):
             key = (row.get("run_id"), row.get("chain_id"))
+            places = (*key, row.get("group_id") or "")
+            if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
+                continue
             known = merged.get(key)
             if known is None:
                 merged[key] = row

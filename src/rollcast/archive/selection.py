@@ -9,15 +9,9 @@ from rollcast.archive.reader import Archive
 from rollcast.errors import ArchiveError
 from rollcast.text import printable_line
 
-__all__ = ["check_names", "rows_of", "runs_of_step", "steps_of"]
+__all__ = ["check_names", "runs_of_step", "steps_of"]
 
 _NAMED = 3  # that a sentence names
-
-
-def rows_of(archive: Archive) -> list[dict[str, Any]]:
-    """The rows of all chains, but for those that damage has left without a place."""
-    rows = archive.chains().rows
-    return [r for r in rows if isinstance(r.get("run_id"), str) and isinstance(r.get("chain_id"), str)]
 
 
 def steps_of(rows: list[dict[str, Any]]) -> list[int]:

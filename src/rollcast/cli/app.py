@@ -12,6 +12,7 @@ from rollcast.cli.replay import ReplayOptions, replay_command
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
 from rollcast.cli.show import ShowOptions, show_command
+from rollcast.cli.stats import stats_command
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 from rollcast.version import __version__
@@ -234,6 +235,19 @@ def show(
         color=False if no_color else None,
     )
     code = show_command(record_directory(record_dir), chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def stats(
+    record: options.RecordArg,
+    json: options.StatsJsonOption = False,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
+    code = stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
     if code:
         raise typer.Exit(code)
 

@@ -190,6 +190,8 @@ def number_text(value: Any) -> str:
 
 def duration_text(seconds: float) -> str:
     """Seconds as people read them."""
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:

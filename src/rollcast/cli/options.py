@@ -51,6 +51,7 @@ __all__ = [
     "ShowOption",
     "ShowStepOption",
     "SinceOption",
+    "StatsJsonOption",
     "StepsOption",
     "TaskOption",
     "TemperatureOption",
@@ -348,3 +349,5 @@ TokensOption = Annotated[
     bool,
     typer.Option("--tokens", help="Each sampled token's id and log-probability, if the record has them."),
 ]
+
+StatsJsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]

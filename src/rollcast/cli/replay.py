@@ -12,7 +12,7 @@ from pathlib import Path
 from rollcast.archive.index import find_record
 from rollcast.archive.lines import Damage
 from rollcast.archive.reader import Archive, EventReader
-from rollcast.archive.selection import check_names, rows_of, runs_of_step
+from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.cli.log import is_standard_output, log_at
 from rollcast.cli.output import warn
 from rollcast.errors import InputError
@@ -102,7 +102,7 @@ def _filter(archive: Archive, options: ReplayOptions) -> EventFilter:
     wanted = EventFilter(chains=options.chains, groups=options.groups, types=options.types)
     if options.step is None and not (options.chains or options.groups):
         return wanted
-    rows = rows_of(archive)
+    rows = archive.chains().rows
     if options.step is not None:
         wanted &= EventFilter(runs=runs_of_step(archive, rows, options.step))
     if not (options.follow and archive.state == "running"):  # else they may come

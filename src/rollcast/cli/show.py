@@ -10,7 +10,7 @@ from typing import Any
 
 from rollcast.archive.index import find_record
 from rollcast.archive.reader import Archive
-from rollcast.archive.selection import check_names, rows_of, runs_of_step, steps_of
+from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
 from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
 from rollcast.cli.output import Output
@@ -104,7 +104,7 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
 
 def _selected(archive: Archive, options: ShowOptions) -> tuple[list[dict[str, Any]], int | None]:
     """The rows that are meant, and of which training step they are."""
-    rows = rows_of(archive)
+    rows = archive.chains().rows
     steps = steps_of(rows)
     step = options.step if options.step is not None or not steps else steps[-1]
     if step is not None:
