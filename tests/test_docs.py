@@ -146,7 +146,7 @@ def test_commands_exist(words, monkeypatch):
         monkeypatch.setattr(cli, "watch_command", lambda options: 0)
         monkeypatch.setattr(cli, "recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr(cli, "stats_command", lambda directory, word, json, color: 0)
-        for command in ("show_command", "replay_command"):
+        for command in ("show_command", "replay_command", "export_command"):
             monkeypatch.setattr(cli, command, lambda directory, options: 0)
         monkeypatch.setattr(cli, "train_command", lambda line, config: 0)
         done = CliRunner().invoke(cli.app, arguments)

@@ -214,7 +214,7 @@ class Archive:
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
         for row in _rows_in(self.path / CHAINS_FILE):
             key = (row.get("run_id"), row.get("chain_id"))
-            places = (*key, row.get("group_id") or "")
+            places = (*key, "" if row.get("group_id") is None else row["group_id"])
             if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
                 continue
             known = merged.get(key)

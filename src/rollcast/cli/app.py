@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rollcast.cli import options
+from rollcast.cli.export import ExportOptions, export_command
 from rollcast.cli.records import record_directory, recover_command, runs_command
 from rollcast.cli.replay import ReplayOptions, replay_command
 from rollcast.cli.run import RunOptions, run_command
@@ -280,6 +281,22 @@ def replay(
         timestamps=not no_timestamps,
     )
     code = replay_command(record_directory(record_dir), chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    record: options.RecordArg,
+    to: options.ExportToOption,
+    step: options.ExportStepOption = None,
+    chain: options.ExportChainOption = None,
+    group: options.ExportGroupOption = None,
+    record_dir: options.RecordDirOption = None,
+) -> None:
+    """Write a record, or part of it, to the standard output in a format that others read."""
+    chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
+    code = export_command(record_directory(record_dir), chosen)
     if code:
         raise typer.Exit(code)
 

@@ -18,6 +18,10 @@ __all__ = [
     "ChainsOption",
     "ConfigOption",
     "EvalEveryOption",
+    "ExportChainOption",
+    "ExportGroupOption",
+    "ExportStepOption",
+    "ExportToOption",
     "FailedOption",
     "FollowOption",
     "ForceOption",
@@ -351,3 +355,24 @@ TokensOption = Annotated[
 ]
 
 StatsJsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+
+ExportToOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="jsonl|markdown|atif",
+        help="Events as JSON lines; conversations as Markdown; or a line of ATIF for each chain.",
+    ),
+]
+
+ExportStepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="The rollout of this training step only.")
+]
+
+ExportChainOption = Annotated[
+    list[str] | None, typer.Option("--chain", help="This chain only (chain_0 …); may be given several times.")
+]
+
+ExportGroupOption = Annotated[
+    list[str] | None, typer.Option("--group", help="This group only (group_0 …); may be given several times.")
+]
