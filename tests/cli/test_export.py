@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -166,3 +169,25 @@ def test_what_cannot_be_exported_is_refused(run, to, arguments, error, sentence)
     with pytest.raises(error) as caught:
         exported(run, to, *arguments)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "--to", "jsonl"],
+        ["export", "--to", "markdown"],
+        ["show"],
+        ["stats"],
+        ["replay", "--speed", "max"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_an_error(run, command):
+    """One sentence, and exit code 2, for every command that reads a record."""
+    name, *options = command
+    line = [sys.executable, "-m", "rollcast", name, "r", *options, "--record-dir", run]
+    with Path("/dev/full").open("w") as full:
+        out = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert out.returncode == 2
+    assert out.stderr.startswith("rollcast: the output cannot be written: No space left on device")
+    assert len(out.stderr.splitlines()) == 1

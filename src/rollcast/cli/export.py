@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rollcast.archive.markdown import markdown_of
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.archive.story import Story, stories_of
-from rollcast.cli.output import warn
+from rollcast.cli.output import discard_stdout, warn
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, encode
@@ -44,7 +45,7 @@ def export_command(directory: Path, options: ExportOptions) -> int:
 
     Raises:
         ArchiveError: no record is meant or more than one, it cannot be read, or it has no such step, chain or group.
-        InputError: there is no such format.
+        InputError: there is no such format, or the output cannot be written.
         BrokenPipeError: the output's reader has gone.
     """
     if options.to not in FORMATS:
@@ -57,12 +58,24 @@ def export_command(directory: Path, options: ExportOptions) -> int:
         if options.to == "jsonl"
         else _chains(archive, wanted, rows, options, damage)
     )
-    binary = sys.stdout.buffer  # whatever the locale says: these formats are UTF-8
-    for piece in pieces:
-        binary.write(piece)
-    binary.flush()
+    _print_all(pieces)
     warn_of_damage(archive, damage)
     return 0
+
+
+def _print_all(pieces: Iterator[bytes]) -> None:
+    """Print in UTF-8, whatever the locale says."""
+    binary = sys.stdout.buffer
+    for piece in chain(pieces, [b""]):
+        try:
+            binary.write(piece)
+            if not piece:
+                binary.flush()
+        except BrokenPipeError:
+            raise BrokenPipeError from None  # without its number, at which the framework would end the program
+        except OSError as error:
+            discard_stdout()
+            raise InputError(f"the output cannot be written: {error.strerror or error}") from None
 
 
 def _selected(archive: Archive, options: ExportOptions) -> tuple[EventFilter, list[dict[str, Any]]]:

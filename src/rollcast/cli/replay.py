@@ -26,6 +26,7 @@ __all__ = ["ReplayOptions", "replay_command", "speed_of", "warn_of_damage"]
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 LONGEST_PAUSE_S = 10.0  # of a replay: nobody waits for a night that a machine was off
 _NAMED_DAMAGE = 5
+_READING_S = 86_400.0  # a pager may show the last page for long
 # Observers are told when runs and chains open and close, also if their filter leaves these events out.
 _CLOSING = ("run_start", "chain_end", "run_end")
 
@@ -137,9 +138,10 @@ def _replay(
             manager.relay(event)
             manager.ready_sync()
             _stop_if_unread(console, log)
+        manager.drain_sync(_READING_S)
+        _stop_if_unread(console, log)
     finally:
         manager.close()
-    _stop_if_unread(console, log)
 
 
 def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:

@@ -49,7 +49,7 @@ def show_command(directory: Path, options: ShowOptions) -> int:
 
     Raises:
         ArchiveError: no record is meant or more than one, it cannot be read, or it has no such step, group or chain.
-        InputError: two options mean different chains.
+        InputError: two options mean different chains, or the output cannot be written.
         BrokenPipeError: the output's reader has gone.
     """
     picks = [n for n in ("worst", "best", "failed") if getattr(options, n)] + ["chain"] * bool(options.chain)
@@ -66,8 +66,7 @@ def show_command(directory: Path, options: ShowOptions) -> int:
         _show_chain(archive, row, out, options, last_of=options.chain if several else None)
     else:
         _show_selected(archive, out, options)
-    if out.unread:
-        raise BrokenPipeError
+    out.must_have_printed()
     return 0
 
 

@@ -27,6 +27,7 @@ def stats_command(directory: Path, word: str, *, json: bool, color: bool | None)
 
     Raises:
         ArchiveError: no record is meant or more than one, or it cannot be read.
+        InputError: the output cannot be written.
         BrokenPipeError: the output's reader has gone.
     """
     archive = Archive.open(find_record(directory, word))
@@ -42,8 +43,7 @@ def stats_command(directory: Path, word: str, *, json: bool, color: bool | None)
     for damage in figures.damage[:_KINDS]:
         warn(f"{archive.path.name} is damaged: {damage}")
     warn_of_damage(archive, [])
-    if out.unread:
-        raise BrokenPipeError
+    out.must_have_printed()
     return 0
 
 
