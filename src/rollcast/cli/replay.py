@@ -27,8 +27,6 @@ INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 LONGEST_PAUSE_S = 10.0  # of a replay: nobody waits for a night that a machine was off
 _NAMED_DAMAGE = 5
 _READING_S = 86_400.0  # a pager may show the last page for long
-# Observers are told when runs and chains open and close, also if their filter leaves these events out.
-_CLOSING = ("run_start", "chain_end", "run_end")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def replay_command(directory: Path, options: ReplayOptions) -> int:
     wanted = _filter(archive, options)
     logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
     log = log_at(options.json)
-    read = wanted | EventFilter(runs=wanted.runs, types=_CLOSING)
+    read = wanted | _closings(wanted)
     events = archive.follow(filter=read) if options.follow else archive.events(filter=read)
     try:
         _replay(events, wanted, _Pace(speed), log, options)
@@ -110,6 +108,12 @@ def _filter(archive: Archive, options: ReplayOptions) -> EventFilter:
         check_names(archive, rows, "chain_id", options.chains or [])
         check_names(archive, rows, "group_id", options.groups or [])
     return wanted
+
+
+def _closings(wanted: EventFilter) -> EventFilter:
+    """What opens and closes runs and chains: observers are told of it, also if their filter leaves these events out."""
+    of_runs = EventFilter(runs=wanted.runs, types=("run_start", "run_end"))
+    return of_runs | EventFilter(wanted.runs, wanted.chains, wanted.groups, ("chain_end",))
 
 
 def _replay(

@@ -27,6 +27,7 @@ _GROUPS = 12  # that have a line
 _CHAINS = 24
 _REWARDS = 8  # of a group, on its line
 _HINTS = 6
+_HINTED = 20_000  # chains in which hints are looked for: of more it would take seconds
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,9 @@ def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, text
 
 
 def _hint_rows(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+    if len(rows) > _HINTED:
+        text = f"no hints: they are looked for in at most {_HINTED:,} chains; name a step or a group"
+        return [[(text, "dim")]]
     found = hints(views_of(rows))
     shown: list[Row] = [[("! ", "gap"), *texts.line(hint.sentence, 400)] for hint in found[:_HINTS]]
     return shown + ([[(f"! {len(found) - _HINTS} more hints", "gap")]] if len(found) > _HINTS else [])
