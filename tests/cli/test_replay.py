@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -182,3 +183,12 @@ def test_the_pace_is_that_of_the_run(monkeypatch):
     for timestamp in (1000.0, 1001.0, 900.0, 1001.0, 1002.0, 90_000.0):
         pace.wait_for(StreamEvent("reward", "chain_0", timestamp, {}))
     assert slept == [0.5, 0.5, 10.0]
+
+
+def test_a_replay_waits_for_its_readers_without_a_word(tmp_path, monkeypatch, caplog):
+    """However small their queues are, everything is shown, and nobody is told that a rollout waits."""
+    recorded(tmp_path / "r")
+    whole = called("replay", "r", "--speed", "max", "--record-dir", tmp_path).stdout
+    monkeypatch.setattr("rollcast.cli.replay.StreamingManager", partial(StreamingManager, queue_limit=1000))
+    assert called("replay", "r", "--speed", "max", "--record-dir", tmp_path).stdout == whole
+    assert not [record for record in caplog.records if "waits for" in record.message]

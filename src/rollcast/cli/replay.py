@@ -134,6 +134,8 @@ def _replay(
         )
         console.mode = "lossless"  # the replay waits for a slow terminal, so that nothing is merged
         manager.add_observer(console)
+    for delivery in manager.fanout.deliveries:
+        delivery.first_time("waiting")  # a replay waits for those who read it, which is no news
     try:
         if log is not None:
             log.open()
