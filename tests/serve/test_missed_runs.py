@@ -446,6 +446,15 @@ def test_whatever_happens_nothing_is_missing_without_a_gap(steps, wanted, since)
     asyncio.run(asyncio.wait_for(play(steps, wanted, since), 30))
 
 
+async def all_given(broadcaster):
+    """Wait until each client that is there has been given everything, snapshots that a thread encodes among it."""
+    while any(
+        each.join is not None or each.position < broadcaster.history.head
+        for each in broadcaster.subscriptions.values()
+    ):
+        await asyncio.sleep(0.001)
+
+
 async def play(steps, wanted, since):
     manager, capture = StreamingManager(), EventCapture()
     manager.add_observer(capture)
@@ -489,13 +498,11 @@ async def play(steps, wanted, since):
         async with manager.run(run_id=f"last{_}") as run:
             every.append(run)
         await manager.drain()
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await all_given(broadcaster)
     for run in runs:
         run.close()
     await manager.drain()
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await all_given(broadcaster)
     check(client, capture.events)
     broadcaster.detach()
     await manager.aclose()

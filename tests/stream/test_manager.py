@@ -718,3 +718,12 @@ def test_a_forked_child_goes_on_with_threads_of_its_own():
             os._exit(0 if hand_over() == 2 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     manager.close()
+
+
+def test_what_0_1_had_at_the_manager_is_there():
+    """The façade passes on what the fanout has."""
+    manager = StreamingManager(queue_limit=100_000, drain_timeout=1.5, source="worker")
+    assert (manager.queue_limit, manager.drain_timeout, manager.source) == (100_000, 1.5, "worker")
+    with manager.run(run_id="r"):
+        assert [*manager.runs] == ["r"]
+    assert (manager.deliveries, manager.congested) == ([], set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from operator import attrgetter
 from typing import Unpack
 
 import msgspec
@@ -72,6 +73,14 @@ class StreamingManager:
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
         lifetime.register(self)
+
+    # Where 0.1 had them.
+    runs = property(attrgetter("fanout.runs"))
+    deliveries = property(attrgetter("fanout.deliveries"))
+    congested = property(attrgetter("fanout.congested"))
+    queue_limit = property(attrgetter("fanout.queue_limit"))
+    drain_timeout = property(attrgetter("fanout.drain_timeout"))
+    source = property(attrgetter("fanout.source"))
 
     # -- observers -----------------------------------------------------------------------------------------------------
 
