@@ -164,7 +164,7 @@ def test_an_event_loop_ends_whatever_runs_in_it(kind, swallows, caplog):
 
     assert run_to_the_end(main(), 0.01) == 4
     (record,) = caplog.records
-    assert "goes on though it was cancelled, at test_grace.py:" in record.getMessage()
+    assert "is still running after it was cancelled, at test_grace.py:" in record.getMessage()
 
 
 def test_what_ends_when_it_is_asked_to_is_waited_for(caplog):

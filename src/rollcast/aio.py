@@ -32,7 +32,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> bool:
-    """Have the loop call the function soon, from any thread. False if the loop is closed: nothing is called then."""
+    """Have the loop call the function soon, from any thread. False if the loop is closed and nothing will be called."""
     try:
         loop.call_soon_threadsafe(function, *arguments)
     except RuntimeError:
@@ -41,7 +41,7 @@ def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *a
 
 
 def wake(waiter: asyncio.Future[None]) -> bool:
-    """Let whoever awaits this future go on, from any thread. False if its loop is closed: nobody waits there any more."""
+    """Complete the future, from any thread. False if its loop is closed, so that nothing waits for it any more."""
     loop = waiter.get_loop()
     if loop is running_loop():
         resolve(waiter)
@@ -50,13 +50,13 @@ def wake(waiter: asyncio.Future[None]) -> bool:
 
 
 def resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
-    """Give the future its result, unless it is done or cancelled already. To be called in its loop."""
+    """Set the future's result unless it is already done or cancelled. Call this in the future's loop."""
     if not waiter.done():
         waiter.set_result(result)
 
 
 def fulfil(promise: Future[None]) -> None:
-    """Mark the promise done, unless it is done or cancelled already."""
+    """Mark the promise done unless it is already done or cancelled."""
     with contextlib.suppress(InvalidStateError):
         promise.set_result(None)
 
@@ -70,12 +70,12 @@ def follower(promise: Future[None]) -> Future[None]:
 
 @types.coroutine
 def others_run() -> Generator[None, None, None]:
-    """Await this to give the loop's other tasks a turn: `asyncio.sleep(0)` at half the price."""
+    """Await this to give the loop's other tasks a turn. It does what `asyncio.sleep(0)` does, at half the cost."""
     yield
 
 
 async def wait_for_all(promises: Collection[Future[None]], timeout: float) -> None:
-    """Wait until all promises are done, for `timeout` seconds at most. The promises themselves are left alone."""
+    """Wait until all promises are done, for at most `timeout` seconds. It never cancels the promises."""
     waiting = [asyncio.wrap_future(follower(promise)) for promise in promises]
     if waiting:
         _, late = await asyncio.wait(waiting, timeout=timeout)
@@ -84,7 +84,7 @@ async def wait_for_all(promises: Collection[Future[None]], timeout: float) -> No
 
 
 def wait_for_all_blocking(promises: Collection[Future[None]], timeout: float) -> None:
-    """As `wait_for_all`, blocking the thread."""
+    """Do the same as `wait_for_all`, but block the thread."""
     deadline = time.monotonic() + timeout
     for promise in promises:
         with contextlib.suppress(TimeoutError):
@@ -92,20 +92,20 @@ def wait_for_all_blocking(promises: Collection[Future[None]], timeout: float) ->
 
 
 async def wait_uncancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Wait for all tasks, ignoring further cancellation of the caller, who is on the way out already."""
+    """Wait for all tasks, ignoring further cancellation of the caller, which is already ending."""
     while not all(task.done() for task in tasks):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait(tasks)
 
 
 def uncancel() -> None:
-    """Take back every request to cancel the current task."""
+    """Undo every request to cancel the current task."""
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
 
 
 def why_left(error: BaseException | None) -> Literal["cancelled", "error"]:
-    """Why a block was left by this exception: it was cancelled, or it failed."""
+    """Whether an exception that left a block means that the block was cancelled, or that it failed."""
     stops = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
     return "cancelled" if isinstance(error, stops) else "error"

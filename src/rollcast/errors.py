@@ -1,22 +1,22 @@
 """Every exception that Rollcast raises on purpose.
 
 RollcastError
-├── InputError (ValueError)        what the caller gave is wrong; raised before a chain starts
+├── InputError (ValueError)        an argument is wrong; raised before a chain starts
 │   ├── FilterError                an EventFilter names something that does not exist
 │   ├── MessagesError              start_messages or a row has the wrong shape
 │   ├── ToolDefinitionError        a tool cannot be described to a model
 │   └── RewardDefinitionError      a reward asks for something that no row has
 ├── DecodeError (ValueError)       bytes or a dict are not an event
-├── GrammarError                   events stand in an order that the grammar forbids
+├── GrammarError                   events are in an order that the grammar forbids
 ├── BackendError                   a model backend failed while generating
 │   ├── PromptTooLongError         the prompt does not fit the model's context
 │   └── BackendClosedError         the backend was closed, or its engine died
-├── ToolError                      raise it in a tool: its text is what the model reads
-├── RewardError                    a reward raised, or returned something that is not a number
-├── RolloutCancelledError          somebody who watches cancelled a rollout, in the middle of a training
-├── CheckpointError                a checkpoint cannot be written, or cannot be read
+├── ToolError                      for tools to raise: the model reads its text
+├── RewardError                    a reward raised, or returned something that is not a finite number
+├── RolloutCancelledError          a watcher cancelled a rollout in the middle of a training
+├── CheckpointError                a checkpoint cannot be written or read
 ├── ArchiveError                   a record of a run cannot be found, read or written
-├── RefusedError                   a server will not have this client, or cannot be reached
+├── RefusedError                   a server refused this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 A message says what was found, what was expected and what to do. The command line prints it alone and exits with 2.
@@ -47,11 +47,11 @@ __all__ = [
 
 
 class RollcastError(Exception):
-    """Base of everything here."""
+    """The base class of all exceptions in this module."""
 
 
 class InputError(RollcastError, ValueError):
-    """What the caller gave is wrong."""
+    """An argument is wrong."""
 
 
 class FilterError(InputError):
@@ -75,7 +75,7 @@ class DecodeError(RollcastError, ValueError):
 
 
 class GrammarError(RollcastError):
-    """Events stand in an order that the grammar forbids."""
+    """Events are in an order that the grammar forbids."""
 
 
 class BackendError(RollcastError):
@@ -91,7 +91,7 @@ class BackendClosedError(BackendError):
 
 
 class ToolError(RollcastError):
-    """Raise it in a tool: its text is what the model reads, without a class name before it."""
+    """For tools to raise: the model reads its text, without a class name before it."""
 
 
 class RewardError(RollcastError):
@@ -99,11 +99,11 @@ class RewardError(RollcastError):
 
 
 class RolloutCancelledError(RollcastError):
-    """Somebody who watches cancelled a rollout, in the middle of a training."""
+    """A watcher cancelled a rollout in the middle of a training."""
 
 
 class CheckpointError(RollcastError):
-    """A checkpoint cannot be written, or cannot be read."""
+    """A checkpoint cannot be written or read."""
 
 
 class ArchiveError(RollcastError):
@@ -111,15 +111,15 @@ class ArchiveError(RollcastError):
 
 
 class RefusedError(RollcastError):
-    """A server will not have this client, or cannot be reached."""
+    """A server refused this client, or cannot be reached."""
 
 
 class MissingExtraError(RollcastError, ImportError):
     """An optional dependency is not installed.
 
     Args:
-        feature: what was asked for, as the subject of a sentence.
-        extra: the extra of `rollcast` that brings it.
+        feature: the feature that was asked for, as the subject of a sentence.
+        extra: the extra of `rollcast` that installs it.
     """
 
     def __init__(self, feature: str, extra: str) -> None:

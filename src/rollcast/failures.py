@@ -1,6 +1,6 @@
-"""Where somebody's own code failed: `agent.py:12`, for the console, events and messages.
+"""Finds where the user's own code failed, such as `agent.py:12`, for the console, events and messages.
 
-Own code is what belongs neither to Rollcast, nor to Python, nor to an installed package.
+Own code is code that does not belong to Rollcast, to Python or to an installed package.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 TEXT_LIMIT = 4000
-"""Characters of an exception's text that are worth showing."""
+"""How many characters of an exception's text are shown."""
 
 LOGGED_LIMIT = 1000
-"""Failures that one run logs."""
+"""How many failures one run logs."""
 
 _OF_A_GENERATOR = frozenset(
     {"async_generator_asend", "async_generator_athrow"}
-)  # they do not tell of which one
+)  # they do not say which generator they belong to
 
 _LOOP = frozenset({"_run_once", "run_forever", "run_until_complete"})  # functions that run an event loop
 
@@ -48,17 +48,17 @@ _ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa
 def place_of(error: BaseException) -> str | None:
     """The file and line of the user's own code in which the exception was raised, as in `agent.py:12`.
 
-    It is the innermost frame of own code. If Rollcast raised the exception because of another, or a group holds others,
-    the place is that of the other one. For a module that cannot be compiled, it is the line that is wrong.
+    It is the innermost frame of own code. If Rollcast raised the exception because of another one, or if it is a group of
+    others, it is the place of the other one. For a module that cannot be compiled, it is the line with the syntax error.
 
     Returns:
-        None if no own code took part.
+        None if no own code is in the traceback.
     """
     return _origin(error)[1]
 
 
 def _origin(error: BaseException) -> tuple[BaseException, str | None]:
-    """The exception that own code raised, and where; the given one and None if there is none."""
+    """The exception that own code raised, and its place; the given exception and None if own code raised none."""
     for each in _chain(error, set()):
         place = _syntax_error(each) or _innermost(_frames(each))
         if place is not None:
@@ -67,12 +67,12 @@ def _origin(error: BaseException) -> tuple[BaseException, str | None]:
 
 
 def place_of_wait(coroutine: Any) -> str | None:
-    """Where in the user's own code a suspended coroutine waits, as in `agent.py:12`; None if own code takes no part in it."""
+    """Where in the user's own code a suspended coroutine waits, as in `agent.py:12`; None if no own code waits there."""
     return _innermost(_waiting(coroutine))
 
 
 def _waiting(coroutine: Any) -> Iterator[tuple[str, int]]:
-    """File and line of each frame that waits for the next one, the outermost first."""
+    """The file and line of each frame that waits for the next one, outermost first."""
     while coroutine is not None:
         for kind in ("cr", "ag", "gi"):
             frame = getattr(coroutine, f"{kind}_frame", None)
@@ -86,9 +86,9 @@ def _waiting(coroutine: Any) -> Iterator[tuple[str, int]]:
 
 
 def place_in_thread(thread_id: int) -> str | None:
-    """Where in the user's own code a thread stands now, as in `agent.py:12`; None if own code takes no part in it.
+    """Where in the user's own code a thread is now, as in `agent.py:12`; None if it runs no own code.
 
-    If an event loop runs in it, what called the loop does not count.
+    If the thread runs an event loop, the code that called the loop does not count.
     """
     frame: FrameType | None = sys._current_frames().get(thread_id)  # noqa: SLF001  (documented)
     frames = []
@@ -99,7 +99,7 @@ def place_in_thread(thread_id: int) -> str | None:
 
 
 def text_of(error: BaseException) -> str:
-    """The exception's text, however it behaves; of a very long one the beginning. It is empty if there is none."""
+    """The exception's text, even if its `__str__` raises; only the beginning of a very long one. It may be empty."""
     try:
         text = str.__str__(str(error))
     except BaseException:  # noqa: BLE001  (an exception's own `__str__` may raise anything)
@@ -114,7 +114,7 @@ def text_and_place(error: BaseException) -> str:
 
 
 class FailureLog:
-    """Logs failures of the user's own code with their tracebacks, each once: a tool may fail in every chain of a run.
+    """Logs failures of the user's own code with their tracebacks, each only once, since a tool may fail in every chain.
 
     Safe to use from any thread.
     """
@@ -124,12 +124,12 @@ class FailureLog:
         self._logged: set[tuple[str, str]] = set()
 
     def log(self, logger: logging.Logger, who: str, error: BaseException) -> None:
-        """Log the failure if own code took part in it and no other of its class was logged from this place.
+        """Log the failure as a warning if own code raised it and no failure of its class was logged from this place before.
 
         Args:
-            logger: where to.
-            who: failed, as in `chain_3: tool:search`.
-            error: what was raised.
+            logger: where to log it.
+            who: what failed, such as `chain_3: tool:search`.
+            error: the exception.
         """
         origin, place = _origin(error)
         if place is None:
@@ -146,7 +146,7 @@ class FailureLog:
 
 
 def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
-    """The exceptions that may know the place, the likeliest first."""
+    """The exceptions that may know the place, likeliest first."""
     if id(error) in seen:
         return
     seen.add(id(error))
@@ -163,7 +163,7 @@ def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
 
 
 def _frames(error: BaseException) -> Iterator[tuple[str, int]]:
-    """File and line of each frame that it passed, the outermost first."""
+    """The file and line of each frame in the traceback, outermost first."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         yield trace.tb_frame.f_code.co_filename, trace.tb_lineno
@@ -176,7 +176,7 @@ def _raised_by_rollcast(error: BaseException) -> bool:
 
 
 def _innermost(frames: Iterable[tuple[str, int]]) -> str | None:
-    """The innermost frame in a file of the user's; in code without a file (`python -c`) if there is none in a file."""
+    """The innermost frame in one of the user's files; if there is none, the innermost in code without a file (`python -c`)."""
     own = shell = None
     for file, line in frames:
         if file.startswith("<"):
@@ -187,7 +187,7 @@ def _innermost(frames: Iterable[tuple[str, int]]) -> str | None:
 
 
 def _syntax_error(error: BaseException) -> str | None:
-    """The line that cannot be compiled, if it stands in a file of the user's."""
+    """The line that cannot be compiled, if it is in one of the user's files."""
     if not isinstance(error, SyntaxError):
         return None
     file, line = error.filename, error.lineno
@@ -211,17 +211,17 @@ def _library_folders() -> tuple[str, ...]:
 
 
 def _shown(file: str, line: int) -> str:
-    """The file's name and the line; with its folder if the name alone says nothing."""
+    """The file's name and the line; with its folder if the name alone is ambiguous."""
     parts = file.replace("\\", "/").split("/")
     keep = 2 if parts[-1] in {"__init__.py", "__main__.py"} else 1
     return f"{'/'.join(parts[-keep:])}:{line}"
 
 
 def by_signal(error: BaseException) -> bool:
-    """Whether a signal, such as that of Ctrl-C, raised it in the midst of other code, which did not raise it itself.
+    """Whether a signal, such as Ctrl-C, raised the exception, and not the code that it interrupted.
 
-    Such an exception ends the program, whatever code it hit. It is told by its traceback: a handler written in Python is
-    a frame of it; Python's own leaves none, and the line that it hit is no `raise`.
+    Such an exception ends the program, whatever code it interrupted. Its traceback shows it: a signal handler written in
+    Python is one of its frames; Python's own handler leaves no frame, and the interrupted instruction is not a `raise`.
     """
     if threading.current_thread() is not threading.main_thread():
         return False  # only the main thread handles signals

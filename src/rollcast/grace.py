@@ -1,8 +1,8 @@
-"""Ending coroutines that were cancelled and go on all the same.
+"""Ends coroutines that keep running after they were cancelled.
 
-asyncio can only ask a task to end. Whoever wrote `except CancelledError: continue` keeps it for ever, and with it whoever waits for
-it: at last `asyncio.run`, which waits for all tasks. So other people's coroutines are not awaited directly. A `Driven` stands in
-between: it passes on what they wait for, and it can stop doing so. Then the coroutine is closed, and the task goes on without it.
+asyncio can only ask a task to end. Code with `except CancelledError: continue` never does, and neither does anything that waits
+for it, such as `asyncio.run`, which waits for all tasks. So the user's coroutines are not awaited directly but through a `Driven`,
+which passes on what they wait for and can stop doing so. The coroutine is then closed, and its task goes on without it.
 """
 
 from __future__ import annotations
@@ -20,62 +20,81 @@ from weakref import WeakKeyDictionary
 from rollcast.aio import resolve
 from rollcast.failures import place_of_wait
 
-__all__ = ["GRACE_S", "Driven", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
+__all__ = ["GRACE_S", "Driven", "close_task", "first_left_behind", "grace", "grace_s", "run_to_the_end"]
 
 GRACE_S = 1.0
-"""How long what was cancelled may take to clean up, in seconds, if nobody says otherwise."""
+"""How many seconds cancelled code may take to clean up, by default."""
 _HANDLER = "rollcast_exception_handler"
 CLOSES = 8
-"""How often a coroutine is closed that answers to that by waiting for something again: one `finally` in another."""
+"""How often to close a coroutine that awaits something again when it is closed, as nested `finally` blocks do."""
 
 T = TypeVar("T")
 _Future = asyncio.Future
 logger = logging.getLogger("rollcast")
 
 grace: ContextVar[float | None] = ContextVar("rollcast_grace", default=None)
-"""How long what is cancelled here may take to clean up; None: as usual."""
+"""How many seconds code that is cancelled in this context may take to clean up; None means the default."""
 
 
 def grace_s(default: float = GRACE_S) -> float:
-    """How long what is cancelled here may take to clean up, in seconds."""
+    """How many seconds code that is cancelled in this context may take to clean up."""
     found = grace.get()
     return default if found is None else found
 
 
 class Driven(Generic[T]):
-    """Awaits a coroutine and can let go of it: `await Driven(coroutine)`. To be used in the event loop's thread.
+    """Awaits a coroutine and can let go of it: `await Driven(coroutine)`. Use it only in the event loop's thread.
 
     Attributes:
-        done: the coroutine has ended, or was let go of.
-        gone: it was let go of.
-        cancellations: how often it was asked to end.
-        left: nobody waits for it any more, and it was cancelled before. A further cancellation is not passed on, since that would
-            interrupt its cleanup; instead it has one more grace, and is let go of then. `asyncio.run` cancels all tasks at its end.
+        done: whether the coroutine has ended or was let go of.
+        gone: whether it was let go of.
+        cancellations: how often it was cancelled.
+        left: whether it was cancelled and nothing waits for it any more. A further cancellation, such as `asyncio.run` sends to
+            all tasks when it ends, is not passed on, since it would interrupt the cleanup; instead the coroutine gets one more
+            grace period and is then let go of.
     """
+
+    __slots__ = (
+        "_coroutine",
+        "_may_go",
+        "_timer",
+        "_waiter",
+        "cancellations",
+        "done",
+        "gone",
+        "left",
+    )
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.done = False
-        self.left = False
-        self._coroutine = coroutine
         self.gone = False
+        self.left = False
         self.cancellations = 0
+        self._coroutine = coroutine
         self._may_go = False  # so a future of our own stands between it and all that it waits for
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def place(self) -> str | None:
-        """`file.py:12`: where in the user's own code it waits, if that can be told."""
+        """Where in the user's own code it waits, such as `file.py:12`, if that is known."""
         return place_of_wait(self._coroutine)
 
     async def run(self) -> T:
-        """Itself as a coroutine, for a task."""
+        """Await it as a coroutine, since a task needs one."""
         return await self
 
-    def let_go(self) -> None:
-        """Have whoever awaits this get a CancelledError now, whatever the coroutine does. It is closed, and not resumed.
+    def close_unstarted(self) -> None:
+        """To be called at the end of its task: one that is cancelled at once never begins, and Python would complain of that."""
+        if not self.done:
+            self.done = True
+            self._coroutine.close()
 
-        Its task was cancelled before, or `let_go_after` was called before it was awaited; else it ends when it is resumed next.
+    def let_go(self) -> None:
+        """Raise CancelledError in the awaiting code now, whatever the coroutine does, and close the coroutine.
+
+        This takes effect at once only if the task was cancelled before, or if `let_go_after` was called before the coroutine
+        began to wait; otherwise it takes effect when the task is resumed next.
         """
         if not self.done:
             self.gone = True
@@ -83,7 +102,7 @@ class Driven(Generic[T]):
                 resolve(self._waiter)
 
     def let_go_after(self, seconds: float) -> None:
-        """`let_go` if it has not ended by then. Of two such times the earlier one counts."""
+        """Call `let_go` after so many seconds unless it has ended by then. If this is called twice, the earlier time counts."""
         loop = asyncio.get_running_loop()
         if self.done or (self._timer is not None and self._timer.when() <= loop.time() + seconds):
             return
@@ -96,7 +115,7 @@ class Driven(Generic[T]):
         coroutine = self._coroutine
         failure: BaseException | None = None
         try:
-            while True:  # once for each time that the coroutine waits: a backend does so for each token
+            while True:  # once for each time that the coroutine waits, which a backend does for each token
                 try:
                     awaited = coroutine.send(None) if failure is None else coroutine.throw(failure)
                 except StopIteration as stop:
@@ -111,11 +130,11 @@ class Driven(Generic[T]):
                         yield awaited
                     except asyncio.CancelledError as error:
                         failure = self._cancelled(error)
-                    except Exception as error:  # noqa: BLE001  (of the future: it is the coroutine's to take)
+                    except Exception as error:  # noqa: BLE001  (the future's error, which the coroutine must get)
                         failure = error
                 if self.gone:
                     _close(coroutine)
-                    raise asyncio.CancelledError("it went on though it was cancelled")
+                    raise asyncio.CancelledError("it kept running after it was cancelled")
         except GeneratorExit:  # the task is destroyed
             coroutine.close()
             raise
@@ -125,16 +144,16 @@ class Driven(Generic[T]):
                 self._timer.cancel()
 
     def _suspended(self, awaited: Any) -> Generator[Any, Any, BaseException | None]:
-        """Wait for what the coroutine awaits. Returns what is to be thrown into it."""
+        """Wait for what the coroutine awaits. Returns the exception to throw into the coroutine, or None."""
         if not getattr(
             awaited, "_asyncio_future_blocking", False
-        ):  # nothing that a task can wait for: it says so
+        ):  # a task cannot wait for this, and says so
             try:
                 yield awaited
             except Exception as error:  # noqa: BLE001
                 return error
             return None
-        # A task, or several of them, may go on after the cancellation. A future of our own waits for them, as a task would.
+        # Tasks may go on after a cancellation, so a future of our own waits for them, as a task would.
         awaited._asyncio_future_blocking = False  # noqa: SLF001  (how a task takes a future over)
         awaited.add_done_callback(self._wake)
         while not (awaited.done() or self.gone):
@@ -152,7 +171,7 @@ class Driven(Generic[T]):
         return None
 
     def _cancelled(self, error: asyncio.CancelledError) -> asyncio.CancelledError | None:
-        """The cancellation, if it is to be passed on."""
+        """Count the cancellation; return it if it should be passed on."""
         self.cancellations += 1
         self._may_go = True
         if not self.left:
@@ -169,7 +188,10 @@ _said: WeakKeyDictionary[asyncio.AbstractEventLoop, set[str]] = WeakKeyDictionar
 
 
 def first_left_behind(place: str) -> bool:
-    """Whether nothing was left behind at this place in this event loop before: ten thousand chains may do so, and one warning is enough."""
+    """Whether this is the first time that code was left behind at this place in this event loop.
+
+    It may happen in ten thousand chains, and one warning is enough.
+    """
     said = _said.setdefault(asyncio.get_running_loop(), set())
     new = place not in said
     said.add(place)
@@ -177,9 +199,9 @@ def first_left_behind(place: str) -> bool:
 
 
 def _close(coroutine: Any) -> None:
-    """End a suspended coroutine: what stands in its `finally` runs, as long as that waits for nothing.
+    """End a suspended coroutine. Its `finally` blocks run as far as they do not wait for anything.
 
-    What cannot be ended is kept for ever: if it were destroyed, Python would close it again, and complain.
+    A coroutine that cannot be ended is kept for ever, since Python would close it again if it were destroyed, and complain.
     """
     for part in list(_parts(coroutine)):
         for _ in range(CLOSES):
@@ -189,28 +211,39 @@ def _close(coroutine: Any) -> None:
                 part.close()
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # noqa: BLE001  (whatever its cleanup raises, or that it goes on waiting)
+            except BaseException as error:  # noqa: BLE001  (its cleanup may raise anything, and Python raises if it keeps waiting)
                 logger.debug("closing %r: %s", part, error)
         if _is_alive(part):
             _keep(part)
-            if isinstance(part, AsyncGeneratorType):  # or the event loop waits at its end until it is closed
+            if isinstance(part, AsyncGeneratorType):  # otherwise the loop waits for it at its end
                 getattr(asyncio.get_running_loop(), "_asyncgens", set()).discard(part)
+
+
+def close_task(task: asyncio.Task[Any]) -> None:
+    """End another task that goes on though it was cancelled: its coroutine is closed, and not resumed.
+
+    It may never be done: if it waits for a task that cannot be closed either.
+    """
+    _silence_what_is_closed(asyncio.get_running_loop())
+    awaited = getattr(task, "_fut_waiter", None)
+    _close(task.get_coro())
+    if awaited is not None:
+        _close_awaited(awaited)
+    task.cancel()  # so that it is woken, and ends
+    task.add_done_callback(_take)
 
 
 def _close_awaited(awaited: Any) -> None:
     """End the tasks that somebody waited for who is let go of: `await task`, `await asyncio.gather(...)`."""
-    _silence_what_is_closed(asyncio.get_running_loop())
     for task in getattr(awaited, "_children", (awaited,)):
         if isinstance(task, asyncio.Task) and not task.done():
-            _close(task.get_coro())
-            task.cancel()
-            task.add_done_callback(_take)
+            close_task(task)
     awaited.add_done_callback(_take)
 
 
 def _take(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
-        future.exception()  # that it was closed is said already
+        future.exception()  # retrieved, so that asyncio does not report again that it was closed
 
 
 def _parts(coroutine: Any) -> Iterator[Any]:
@@ -219,7 +252,7 @@ def _parts(coroutine: Any) -> Iterator[Any]:
         yield coroutine
         if not hasattr(
             coroutine, "cr_frame"
-        ):  # the next item of an async generator: it does not tell of which one
+        ):  # the next item of an async generator, which does not say which generator it belongs to
             yield from (each for each in gc.get_referents(coroutine) if isinstance(each, AsyncGeneratorType))
         awaited = [getattr(coroutine, name, None) for name in ("cr_await", "ag_await", "gi_yieldfrom")]
         coroutine = next((each for each in awaited if each is not None), None)
@@ -230,7 +263,7 @@ def _is_alive(part: Any) -> bool:
 
 
 def _keep(thing: object) -> None:
-    """Never destroy it, not even when the interpreter ends."""
+    """Keep it alive for ever, even when the interpreter exits."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -238,10 +271,9 @@ def _keep(thing: object) -> None:
 
 
 def run_to_the_end(main: Coroutine[Any, Any, T], seconds: float = GRACE_S) -> T:
-    """As `asyncio.run`, and it comes back: tasks that go on though they were cancelled are let go of after a grace of so many seconds.
+    """Do the same as `asyncio.run`, but let go of tasks that are still running `seconds` after they were cancelled.
 
-    Threads of the loop's default executor (`asyncio.to_thread`) are not waited for here; the interpreter waits for them when it
-    ends.
+    This does not wait for threads of the loop's default executor (`asyncio.to_thread`); the interpreter does when it exits.
     """
     runner = asyncio.Runner()
     try:
@@ -250,7 +282,7 @@ def run_to_the_end(main: Coroutine[Any, Any, T], seconds: float = GRACE_S) -> T:
         loop = runner.get_loop()
         try:
             tasks = asyncio.all_tasks(loop)
-            for task in tasks:  # before the loop runs again, so that one that has not begun does not begin
+            for task in tasks:  # before the loop runs again, so that tasks that have not started never do
                 task.cancel()
             loop.run_until_complete(_end_all(loop, tasks, seconds))
         finally:
@@ -272,10 +304,10 @@ async def _end_all(
 
 
 async def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[Any]], seconds: float) -> None:
-    """Wait for a moment for tasks that were cancelled, and let go of what goes on even then."""
+    """Wait a moment for cancelled tasks, and let go of those that are still running."""
     if not tasks:
         return
-    # Our own are let go of after one grace; some time is left for them to say so.
+    # `Driven` lets go after one grace period; this leaves it some time to log that.
     await asyncio.wait(tasks, timeout=2 * seconds + 0.1)
     for task in tasks:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
@@ -290,28 +322,28 @@ async def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[An
     places = {task: place_of_wait(task.get_coro()) for task in left}
     for task, place in places.items():
         coroutine = task.get_coro()
-        tells = place is not None or not any(places.values())  # asyncio's own wait for somebody's
+        tells = place is not None or not any(places.values())  # asyncio's own tasks only wait for these
         if tells and first_left_behind(place or task.get_name()):
             logger.warning(
-                "task %s goes on though it was cancelled%s; it is let go of",
+                "task %s is still running after it was cancelled%s; it is let go of",
                 task.get_name(),
                 "" if place is None else f", at {place}",
             )
-        _close(coroutine)  # here, since what it does in answer may need a running loop
+        _close(coroutine)  # here, since its cleanup may need a running loop
         task.cancel()
     for _ in range(3):
         await asyncio.sleep(0)
     for task in left:
         if task.done():
-            task.cancelled() or task.exception()  # taken: that it was closed is said already
-        else:  # it swallows even that, or waits for one that does; without the loop neither goes on
+            task.cancelled() or task.exception()  # retrieved: it was already logged that the task was closed
+        else:  # it ignores even that, or waits for a task that does; neither runs without the loop
             asyncio._unregister_task(task)  # noqa: SLF001  (documented, under "Extending asyncio")
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (as asyncio.gather does)
             _keep(task)
 
 
 def _silence_what_is_closed(loop: asyncio.AbstractEventLoop) -> None:
-    """That a task was closed is said once; asyncio would say it again of whatever waited for it."""
+    """Keep asyncio from reporting closed tasks again through everything that waited for them."""
     before = loop.get_exception_handler()
     if getattr(before, "__name__", "") == _HANDLER:
         return

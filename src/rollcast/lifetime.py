@@ -1,7 +1,8 @@
-"""What happens when the process forks, and when it exits.
+"""Prepares objects for a fork and closes them at exit.
 
 Objects that own locks, threads or files register here. Before a fork their locks are taken, so that the child never has
-half of a change, or a lock that nobody will release. At exit each is closed. What a module keeps for the whole process is
+half of a change, or a lock that nobody will release. At exit each is closed, and then what was given to
+`call_at_last` is called. What a module keeps for the whole process is
 reset in the child by a function that it gives to `call_after_fork`.
 """
 
@@ -36,20 +37,30 @@ class Registered(Protocol):
 
 
 _registered: weakref.WeakSet[Registered] = weakref.WeakSet()
+_last: list[Callable[[], object]] = []
 _forking: list[tuple[Registered, Any]] = []  # their locks are held
 
 
 def register(thing: Registered) -> None:
-    """Look after this object, for as long as somebody else holds it."""
+    """Look after this object as long as it exists; only a weak reference is kept."""
     _registered.add(thing)
 
 
+def call_at_last(function: Callable[[], object]) -> None:
+    """Have the function called at exit, after every registered object was closed: for what those still use while they close."""
+    _last.append(function)
+
+
 def _close_at_exit() -> None:
-    for thing in list(_registered):
-        try:
-            thing.close()
-        except Exception:  # one object's failure is not another's
-            logger.exception("%s could not be closed at exit", type(thing).__name__)
+    try:
+        for thing in list(_registered):
+            try:
+                thing.close()
+            except Exception:  # one object's failure is not another's
+                logger.exception("%s could not be closed at exit", type(thing).__name__)
+    finally:
+        for function in _last:
+            function()
 
 
 def _before_fork() -> None:
@@ -68,9 +79,9 @@ def _after_fork(*, in_child: bool) -> None:
 
 
 def call_after_fork(function: Callable[[], object]) -> None:
-    """Have the function called in every forked child, which has none of the threads that may hold its parent's locks.
+    """Have the function called in every forked child, which has none of the parent's threads that may hold locks.
 
-    It is for what a module keeps for the whole process; an object registers. Systems that do not fork never call it.
+    Use this for a module's process-wide state, and `register` for objects. On systems without fork it is never called.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)

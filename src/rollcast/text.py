@@ -1,15 +1,15 @@
-r"""Text from outside: as valid Unicode, on one line, within a limit, and harmless for a terminal.
+r"""Makes text from outside valid Unicode, one line, bounded, and harmless for a terminal.
 
-Three ways with surrogates, which a Python string can hold and no encoding takes, as a model's JSON of a split emoji gives:
-`well_formed` joins the pairs and replaces what is alone, `replace_surrogates` replaces each and keeps the length, and
-`escape_surrogates` shows each as `\ud800`.
+A Python string can hold surrogates, for instance from a model's JSON with a split emoji, but they cannot be encoded.
+`well_formed` joins pairs and replaces lone ones, `replace_surrogates` replaces each one and keeps the length, and
+`escape_surrogates` shows each one as `\ud800`.
 
-Three lines: `one_line` only removes line breaks, for a model or a log; `printable_line` escapes what a terminal would obey;
-`plain_line` leaves it out, for words of our own that quote something.
+Three functions make one line: `one_line` only removes line breaks, for a model or a log; `printable_line` escapes
+characters that a terminal would obey; `plain_line` drops them, for our own messages that quote something.
 
 A model, a tool or a log can hold terminal escapes (they move the cursor, set the title, write the clipboard),
-bidirectional overrides (they reorder what is read, CVE-2021-42574) and characters without width (they hide text). `visible`
-shows each as an escape.
+bidirectional overrides (they reorder the text on screen, CVE-2021-42574) and zero-width characters (they hide text).
+`visible` shows each as an escape.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Printable by category, yet without ink: joiners, fillers, variation selectors other than text and emoji style.
+# Printable by category but invisible: joiners, fillers, variation selectors other than text and emoji style.
 _INKLESS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]"
 )
@@ -40,9 +40,9 @@ _TAB = "    "
 
 
 def well_formed(text: str) -> str:
-    """The text as valid Unicode: pairs of surrogates joined to the character they mean, each lone one replaced by U+FFFD.
+    """The text as valid Unicode: surrogate pairs are joined into their character, and lone ones are replaced by U+FFFD.
 
-    It is the same object if there was nothing to do.
+    It is the same object if nothing had to change.
     """
     try:
         text.encode()
@@ -52,7 +52,7 @@ def well_formed(text: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with every surrogate replaced by U+FFFD, one by one: its length stays."""
+    """The text with every surrogate replaced by U+FFFD, one by one, so that its length stays."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
@@ -67,12 +67,12 @@ def shorten(text: str, limit: int) -> tuple[str, int]:
 
 
 def bounded(text: str, limit: int, length: int | None = None) -> str:
-    """The text, or its beginning and how long it was; never more than `limit` characters.
+    """The text, or its beginning and a note on its length; never more than `limit` characters.
 
     Args:
         text: the text or its beginning.
-        limit: characters, the note on how long it was included.
-        length: of the whole text, if `text` is its beginning only.
+        limit: how many characters to return at most, including the note.
+        length: the length of the whole text, if `text` is only its beginning.
     """
     length = len(text) if length is None else length
     if length <= limit:
@@ -82,7 +82,7 @@ def bounded(text: str, limit: int, length: int | None = None) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """The text without line breaks, `bounded` by `limit`. It is not safe to print on a terminal."""
+    """The text without line breaks, `bounded` to `limit`. It is not safe to print on a terminal."""
     return bounded(" ".join(text.split()), limit)
 
 
@@ -93,13 +93,13 @@ def plain_line(text: str, limit: int) -> str:
 
 
 def printable_line(text: str, limit: int = 300) -> str:
-    """The text as one line that is safe to print: what a terminal would obey is escaped, and what is over `limit` is cut."""
+    """The text as one line that is safe to print: characters that a terminal would obey are escaped, and the rest is cut after `limit`."""
     text, left_out = shorten(text, limit)
     return "".join(piece for piece, _ in visible(text)) + ("…" if left_out else "")
 
 
 def is_terminal_safe(text: str) -> bool:
-    """Whether every character is seen as itself and none is obeyed. False for tabs, newlines and wide spaces too."""
+    """Whether a terminal shows every character as itself and obeys none. False also for tabs, newlines and wide spaces."""
     return text.isprintable() and (text.isascii() or _INKLESS.search(text) is None)
 
 
@@ -109,8 +109,8 @@ def visible(text: str, encoding: str | None = None) -> list[tuple[str, bool]]:
     Escapes are Python's: `\x1b`, `\r`, `\u202e`. Tabs become four spaces.
 
     Args:
-        text: one line; a newline in it is shown as `\x0a`.
-        encoding: of the output, if it lacks characters; those are escaped too. None: it has them all.
+        text: one line; a newline in it becomes `\x0a`.
+        encoding: the output's encoding; characters that it lacks are escaped too. None: it has them all.
     """
     if is_terminal_safe(text) and (encoding is None or _encodable(text, encoding)):
         return [(text, False)] if text else []
@@ -130,7 +130,7 @@ def visible(text: str, encoding: str | None = None) -> list[tuple[str, bool]]:
 
 
 def terminal_safe_json(text: str) -> str:
-    """JSON text (lines of it) in which what a terminal would obey is a JSON escape; it means the same."""
+    """The same JSON, or lines of JSON, with characters that a terminal would obey written as JSON escapes."""
     if all(map(is_terminal_safe, text.split("\n"))):
         return text
     return "".join(

@@ -198,6 +198,44 @@ def test_a_signal_ends_every_chain_and_prints_the_summary(tmp_path, number):
     assert events[-1].data["status"] == "cancelled"
 
 
+BLOCKS = """
+import signal, time
+from rollcast import BaseAgent, tool
+from rollcast.testing import ScriptedBackend
+
+@tool(timeout=None)
+async def blocks() -> str:
+    "x"
+    before = signal.getsignal(signal.SIGINT)
+    print("it blocks", flush=True)
+    while signal.getsignal(signal.SIGINT) is before:
+        time.sleep(0.01)
+    print("it heard one", flush=True)
+    time.sleep(1e6)
+
+agent = BaseAgent(backend=ScriptedBackend('<tool_call>{"name": "blocks", "arguments": {}}</tool_call>'), tools=[blocks])
+"""
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_tool_blocks_the_event_loop(tmp_path):
+    """As the warning of the watchdog says."""
+    (tmp_path / "mine.py").write_text(BLOCKS)
+    command = [sys.executable, "-m", "rollcast", "run", "mine:agent", "--prompt", "x", "--chains", "1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for said in ("it blocks", "it heard one"):
+                assert any(said in line for line in process.stdout)
+                process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "cancelled" in rest
+
+
 def test_a_closed_pipe_is_no_error():
     """`rollcast run | head -1`."""
     done = subprocess.run(

@@ -282,6 +282,7 @@ class _Play:
         self.outcome.emitted = self._emitted()
         await _until(lambda: len(self.reference.events) >= self.outcome.emitted)
         await self.manager.aclose()
+        self.outcome.emitted = self._emitted()  # hostile ones may have failed meanwhile
 
     # -- what happens at a turn ----------------------------------------------------------------------------------------
 
@@ -572,8 +573,8 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 
 def _is_busy(thread: threading.Thread) -> bool:
-    """Whether it is one of Rollcast's and does something: tools' threads wait for the next call for a while."""
-    return thread.name.startswith("rollcast-") and thread.name != "rollcast-idle"
+    """Whether it is one of Rollcast's and does something: tools' threads and the watchdog wait for the next run for a while."""
+    return thread.name.startswith("rollcast-") and thread.name not in ("rollcast-idle", "rollcast-watchdog")
 
 
 # ---------------------------------------------------------------------------------------------------- command line

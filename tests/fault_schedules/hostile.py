@@ -286,9 +286,7 @@ def place(error: BaseException) -> str:
 
 
 def _close(log: JSONStreamObserver) -> None:
-    """It awaits nothing, so it needs no event loop, in which it would block."""
-    with contextlib.suppress(StopIteration):
-        log.aclose().send(None)
+    asyncio.run(log.aclose())
 
 
 class HostileWatcher:

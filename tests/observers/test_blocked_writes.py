@@ -1,6 +1,7 @@
 """A disk that is gone: what writes to it never returns, and neither a run nor a program waits for that."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rollcast import BaseAgent
-from rollcast.observers import JSONStreamObserver, waiting_lines
+from rollcast.observers import JSONStreamObserver, jsonl, waiting_lines
 from rollcast.records import check_events, decode
 from rollcast.testing import ScriptedBackend
 
@@ -256,3 +257,88 @@ def test_the_program_ends(path, how):
         if str(path) in line and "events could not be written" in line
     ]
     assert len(lines) == 1, done.stderr
+
+
+async def test_a_collector_does_not_wait_for_what_a_forgotten_log_writes(
+    events, path, hold, monkeypatch, eventually
+):
+    """It may come in the midst of a run. The lines are written all the same, and the file is closed."""
+    monkeypatch.setattr(jsonl, "EXIT_S", 3600.0)
+    observer = JSONStreamObserver(path, flush_interval=3600)
+    lines = id(observer._lines)
+    await observer.on_batch([events.run_start(1)])
+    hold.close()
+    del observer
+    gc.collect()
+    await eventually(hold.waiting.is_set)
+    assert lines in jsonl._unfinished
+    hold.open()
+    await eventually(lambda: lines not in jsonl._unfinished)
+    assert len(read(path)) == 1
+    assert str(path) not in open_files()
+
+
+MANY = """
+import asyncio, os, sys
+from rollcast.observers import JSONStreamObserver, jsonl
+from rollcast.records import StreamEvent, StreamEventType
+jsonl.EXIT_S = 3.0
+logs = []
+for i in range(40):
+    os.mkfifo(path := os.path.join(sys.argv[1], str(i)))
+    logs.append(JSONStreamObserver(path, flush_interval=3600))
+    asyncio.run(logs[-1].on_batch([StreamEvent.now(StreamEventType.TRAIN_STEP)]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes FIFOs")
+def test_many_logs_that_hang_hold_up_the_exit_no_longer_than_one(tmp_path):
+    """One after the other they would take two minutes. A warning names each."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("1 events could not be written") == 40
+
+
+def writer_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "rollcast-write"]
+
+
+async def test_a_log_whose_closing_is_cancelled_is_closed_when_its_write_returns(
+    events, path, hold, monkeypatch, eventually
+):
+    """Its thread ends too."""
+    monkeypatch.setattr(waiting_lines, "BLOCKED_S", 3600.0)
+    before = writer_threads()
+    observer = JSONStreamObserver(path, flush_interval=3600)
+    hold.close()
+    await observer.on_batch([events.run_start(1)])
+    closing = asyncio.create_task(observer.aclose())
+    await eventually(hold.waiting.is_set)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    hold.open()
+    await eventually(lambda: set(writer_threads()) <= set(before))
+    assert len(read(path)) == 1
+    assert str(path) not in open_files()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell what is open")
+@pytest.mark.parametrize("how", ["forgotten", "closed again"])
+async def test_a_file_is_not_closed_under_a_write_that_hangs(events, path, hold, how, eventually):
+    """The log was closed already, so that another thread would do it."""
+    observer = Reporting(path, flush_interval=3600)
+    hold.close()
+    await observer.on_batch([events.run_start(1)])
+    await observer.aclose()
+    if how == "forgotten":
+        del observer
+        gc.collect()
+    else:
+        await observer.aclose()
+    assert str(path) in open_files()
+    hold.open()
+    await eventually(lambda: str(path) not in open_files())
+    assert len(read(path)) == 1

@@ -59,9 +59,9 @@ async def run(agent, chains=2, **options):
         ([Delta("a", [1], [float("nan")])], "not a finite number"),
         ([Delta("a", [1.0])], "not int and float"),
         (["a"], "no attribute 'text'"),
-        ([Delta("a", tool_calls=["work"])], "no tool call: 'work'"),
-        ([Delta("a", tool_calls=[ToolCall("", "work", None)])], "no tool call"),
-        ([Delta("a", tool_calls=[ToolCall("", None, {})])], "no tool call"),
+        ([Delta("a", tool_calls=["work"])], "not a tool call: 'work'"),
+        ([Delta("a", tool_calls=[ToolCall("", "work", None)])], "not a tool call"),
+        ([Delta("a", tool_calls=[ToolCall("", None, {})])], "not a tool call"),
     ],
 )
 async def test_garbage_from_a_backend_ends_its_chain(deltas, says):

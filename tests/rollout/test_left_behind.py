@@ -11,6 +11,7 @@ import time
 import pytest
 
 from rollcast import BaseAgent, Delta, tool
+from rollcast.grace import run_to_the_end
 from rollcast.models import BaseBackend
 from rollcast.models.reasoning import NONE
 from rollcast.rollout import reward
@@ -228,7 +229,7 @@ async def test_a_backend_that_is_left_behind_is_an_error_of_its_chain():
     (error,) = capture.of("error")
     assert error.data["where"] == "backend"
     assert (
-        "backend own goes on though chain_0 was cancelled 0.05 s ago, at test_left_behind.py:"
+        "backend own is still running 0.05 s after chain_0 was cancelled, at test_left_behind.py:"
         in error.data["error"]
     )
     capture.check()
@@ -270,6 +271,88 @@ def test_two_kinds_at_once():
     result = agent.run(3, HELLO, 2, True)
     thread.join()
     assert [t.finish_reason for t in result] == ["cancelled", "cancelled"]
+
+
+STOPS = [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit]
+
+
+class Raises(BaseBackend):
+    """Its first chain waits until it is cancelled, or not at all, and raises the error; the others answer."""
+
+    thinking = NONE
+
+    def __init__(self, error, *, waits):
+        super().__init__()
+        self.error, self.waits, self.begun = error, waits, asyncio.Event()
+
+    async def generate(self, request):
+        yield Delta("a")
+        if "/chain_0/" in request.request_id:
+            self.begun.set()
+            try:
+                if self.waits:
+                    await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+            raise self.error
+        yield Delta("b", finish_reason="stop")
+
+
+@pytest.mark.parametrize("error", STOPS)
+async def test_a_backend_that_fails_when_it_is_cancelled_ends_cancelled(error):
+    """The error is told, and its sibling goes on."""
+    backend = Raises(error, waits=True)
+    agent = BaseAgent(backend=backend)
+    with capture_events(agent.streaming_manager) as capture:
+        run = agent.prepare(3, HELLO, 2, True)
+        task = asyncio.create_task(run.execute())
+        await backend.begun.wait()
+        run.cancel("chain_0")
+        result = await task
+    assert [t.finish_reason for t in result] == ["cancelled", "answered"]
+    assert [e.data["error_type"] for e in capture.of("error")] == [error.__name__]
+    capture.check()
+
+
+@pytest.mark.parametrize("error", [*STOPS, asyncio.CancelledError])
+async def test_whatever_a_backend_raises_ends_its_chain_alone(error):
+    """Nobody cancelled it, so the chain failed."""
+    agent = BaseAgent(backend=Raises(error, waits=False))
+    with capture_events(agent.streaming_manager) as capture:
+        result = await agent.run_async(3, HELLO, 2, True)
+    assert [t.finish_reason for t in result] == ["error", "answered"]
+    assert result.status == "completed"
+    assert len(capture.of("error")) == 1
+    capture.check()
+
+
+def test_a_chain_that_can_never_be_ended_gives_its_place_to_the_next():
+    """Its backend awaits a task that swallows everything, and one chain runs at a time."""
+    bench = Bench("backend")
+
+    class Own(BaseBackend):
+        thinking = NONE
+
+        async def generate(self, request):
+            yield Delta("a")
+            if "/chain_0/" in request.request_id:
+                await asyncio.create_task(bench.goes_on(BaseException))
+            yield Delta("b", finish_reason="stop")
+
+    bench.agent.backend = Own()
+
+    async def main():
+        run = bench.agent.prepare(3, HELLO, 2, True, max_concurrent_chains=1)
+        task = asyncio.create_task(run.execute())
+        while not bench.started:
+            await asyncio.sleep(0.001)
+        run.cancel("chain_0")
+        return await task
+
+    with capture_events(bench.agent.streaming_manager) as capture:
+        result = run_to_the_end(main(), GRACE_S)
+    assert [t.finish_reason for t in result] == ["cancelled", "answered"]
+    capture.check()
 
 
 async def test_a_cleanup_that_takes_longer_than_its_grace_is_not_interrupted():
@@ -399,7 +482,7 @@ def test_ctrl_c_ends_the_program(body, presses):
         err = ""
         if presses == 2:
             err = program.stderr.readline()  # the watchdog's
-            assert "the event loop stands still, and every chain with it, since <string>:" in err
+            assert "the event loop is blocked, and every chain with it: <string>:" in err
         for _ in range(presses):
             program.send_signal(signal.SIGINT)
             time.sleep(0.2)  # two of them at once would be one

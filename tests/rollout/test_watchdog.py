@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,7 +36,7 @@ def agent_that_blocks(caplog):
     async def blocks() -> str:
         """x"""
         until = time.monotonic() + 10
-        while "stands still" not in caplog.text and time.monotonic() < until:
+        while "event loop is blocked" not in caplog.text and time.monotonic() < until:
             sum(range(10_000))
         return "4"
 
@@ -48,7 +49,7 @@ def test_a_tool_that_blocks_the_event_loop_is_named_once(quick, caplog):
     assert [t.finish_reason for t in result] == ["answered", "answered"]
     (record,) = caplog.records
     text = record.getMessage()
-    assert "since test_watchdog.py:" in text
+    assert "with it: test_watchdog.py:" in text
     assert "make that function a plain `def`" in text
 
 
@@ -82,3 +83,23 @@ def test_without_a_thread_a_run_goes_on(monkeypatch, caplog):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     (chain,) = BaseAgent(backend=ScriptedBackend("done")).run(1, HELLO)
     assert chain.finish_reason == "answered"
+
+
+def test_a_process_that_stood_still_as_a_whole_blames_nobody(quick, caplog, monkeypatch):
+    """As a laptop that slept, or a program that a debugger held: only its own looks count."""
+    watch = module._Watch(FakeLoop())
+    clock = iter(range(0, 10**9, 10**6))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+    watch.look()
+    watch.look()
+    assert not caplog.records
+    for _ in range(10):
+        watch.look()
+    assert "the event loop is blocked" in caplog.text
+
+
+class FakeLoop:
+    """It never answers."""
+
+    def call_soon_threadsafe(self, function):
+        """Nothing."""

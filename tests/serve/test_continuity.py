@@ -104,6 +104,60 @@ def test_where_nothing_else_says_so_a_gap_of_no_run_opens_the_first_batch():
         assert second == []
 
 
+def test_a_run_that_the_filter_hides_the_end_of_is_missing_if_the_connection_is_cut_before_it_came():
+    """That `welcome` lists it as ended does not mean that its events have come."""
+    session = watching(filter=EventFilter(chains="c"))
+    welcomed(session, r="completed")
+    session.receive(Subscribed("1", True, "x.3"))
+    welcomed(session, r="completed")
+    lost = [LostRun("r", "", 0, 9, "completed")]
+    assert told(session.receive(Subscribed("1", False, None, lost))[1]) == [("r", 0, 9, "completed")]
+
+
+def test_a_run_that_began_unseen_and_is_open_has_a_gap_before_its_first_event():
+    """Of a server that does not say what is lost."""
+    session = watching()
+    welcomed(session, new="running")
+    session.receive(Subscribed("1", False, None))
+    _, events = session.receive(Batch("1", "x.1", [event("reward", 5, "new", "c", reward=1.0, metrics={})]))
+    assert told(events[:-1]) == [("new", 0, 4, None)]
+
+
+def test_a_gap_of_no_run_stands_for_runs_of_which_nothing_more_may_come():
+    """One run shows its gap at once; of another nobody knows whether it has one, and it may stay silent."""
+    session = watching()
+    session.receive(Batch("1", "x.1", [event("run_start", 0, run, **START) for run in ("a", "b")]))
+    welcomed(session, a="running", b="running")
+    session.receive(Subscribed("1", False, None))
+    _, events = session.receive(Batch("1", "x.2", [event("reward", 5, "a", "c", reward=1.0, metrics={})]))
+    assert told(e for e in events if e.event_type == "gap") == [("", 0, 0, None), ("a", 1, 4, None)]
+
+
+def test_a_gap_that_the_server_sent_does_not_stand_for_what_is_owed():
+    """It tells of something else."""
+    session = watching()
+    welcomed(session)
+    session.receive(Subscribed("1", False, None))
+    sent = event("gap", 7, "r", from_seq=3, to_seq=7, dropped={}, reason="other")
+    _, events = session.receive(Batch("1", "x.2", [sent]))
+    assert told(events) == [("", 0, 0, None), ("r", 3, 7, None)]
+
+
+def test_what_a_later_server_says_is_passed_over():
+    """A frame of another type, and an answer to what this client did not ask; what is no frame is not."""
+    session = watching()
+    for message in (
+        b'{"type":"rows","id":"1","rows":[]}',
+        encode_frame(Batch("2", "y.9", whole_run("other"))),
+        encode_frame(Subscribed("2", False, "y.9")),
+    ):
+        assert session.receive_message(message) == ([], [])
+    assert session.cursor == "x.0"
+    assert session.recovered
+    with pytest.raises(DecodeError):
+        session.receive_message(b'{"type":"batch","id":"1"}')
+
+
 def test_a_server_that_says_that_nothing_is_missing_is_believed():
     """No gap, now or with the first batch, though a run that was open has ended: the filter wants nothing of that."""
     session = watching(filter=EventFilter(types="reward"))

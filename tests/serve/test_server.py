@@ -496,3 +496,20 @@ def test_settings_are_one_typed_object():
     assert (settings.history_bytes, settings.client_buffer, settings.hello_s) == (64 << 20, 1 << 20, 5.0)
     with pytest.raises(AttributeError):
         settings.batch_s = 1
+
+
+@pytest.mark.parametrize("buffer", [1, 1000])
+async def test_a_buffer_smaller_than_an_answer_lets_clients_in(stage, say, read, buffer):
+    """The list of runs is larger; who takes it is not slow."""
+    await stage.serve(client_buffer=buffer)
+    runs = [stage.manager.run().open() for _ in range(50)]
+    async with stage.client() as client:
+        reading = asyncio.create_task(read(client))
+        while not stage.server.statistics().subscriptions:
+            await asyncio.sleep(0.001)
+        async with stage.manager.run() as run:
+            say(run, "abc")
+        assert {event.run_id for event in await reading} == {run.run_id}
+        assert client.reconnections == 0
+    for each in runs:
+        each.close()

@@ -372,6 +372,79 @@ def subscriptions(house):
     return house.broadcaster.subscriptions.values()
 
 
+async def test_a_run_that_passed_while_snapshots_were_read_too_slowly_has_a_gap(house, until):
+    """It opened and ended between the two moments, so neither knows it. One that goes on has a gap from its first event."""
+    house = house(**SMALL)
+    async with house.manager.run() as run:
+        generations = house.generations(run, 20)
+        await house.manager.drain()
+        outlet = house.join(takes=False)
+        await until(lambda: outlet.messages)
+        async with house.manager.run() as passed:
+            house.generations(passed, 1, chars=1)
+        open_run = house.manager.run().open()
+        await house.talk(generations, 10_000)
+        outlet.takes, outlet.waits = True, 0
+        await until(lambda: not house.joining())
+        gaps = {event.run_id: event.data for event in whole(outlet) if event.event_type is T.GAP}
+        assert gaps.keys() == {run.run_id, passed.run_id, open_run.run_id}
+        told = gaps[passed.run_id]
+        assert (told["from_seq"], told["to_seq"], told["run_status"]) == (0, passed.seq, "completed")
+        assert (gaps[open_run.run_id]["from_seq"], gaps[open_run.run_id]["to_seq"]) == (0, 0)
+        open_run.close()
+
+
+@pytest.mark.parametrize("parts", [True, False])
+async def test_the_gaps_of_many_runs_fit_into_messages(house, until, parts):
+    """As everything else that a client is sent."""
+    house = house(history_bytes=400_000, behind_bytes=400_000)
+    runs = [house.manager.run().open() for _ in range(200)]
+    generations = house.generations(runs[0], 20)
+    await house.manager.drain()
+    outlet = house.join(takes=False, parts=parts, limit=16 << 10)
+    await until(lambda: outlet.messages)
+    for run in runs[1:]:
+        house.generations(run, 1, chars=1)
+    await house.talk(generations, 20_000)
+    outlet.takes, outlet.waits = True, 0
+    await until(lambda: not house.joining())
+    assert outlet.closed is None
+    assert max(map(len, outlet.messages)) <= 16 << 10
+    assert len({e.run_id for e in whole(outlet) if e.event_type is T.GAP}) == 200
+    for run in runs:
+        run.close()
+
+
+async def test_who_comes_back_to_snapshots_made_for_others_is_told_only_of_what_came_before_them(
+    house, until
+):
+    """Somebody slow is given them still; what came since then comes after them, the end of a run too."""
+    house = house(**SMALL)
+    async with house.manager.run() as run:
+        generations = house.generations(run, 5)
+        await house.manager.drain()
+        gone = f"{house.broadcaster.history.cursor(0)}"
+        await house.talk(generations, 20_000)
+        slow = house.join(takes=False)
+        await until(lambda: slow.messages)
+        generations[0].chunk("since")
+        async with house.manager.run() as later:
+            pass
+        await house.manager.drain()
+        outlet = house.join(since=gone)
+        shared = {s.join.opening for s in house.joining()}
+        lost = house.broadcaster.losses(outlet, "1").lost
+        await until(lambda: "run_end" in outlet.types())
+    events = whole(outlet)
+    assert len(shared) == 1
+    assert [(each.run_id, each.status) for each in lost] == [(run.run_id, "running")]
+    assert lost[0].to_seq == set(as_of(events).values()).pop()
+    assert [e.event_type.value for e in events if e.run_id == later.run_id] == ["run_start", "run_end"]
+    assert [e.seq for e in events if e.run_id == run.run_id and e.event_type.value == CHUNK] == [
+        lost[0].to_seq + 1
+    ]
+
+
 async def test_one_that_is_too_slow_again_and_again_is_closed(house, until):
     """With 4008, after so many beginnings: it is no loop without an end."""
     house = house(**SMALL)

@@ -91,7 +91,7 @@ async def test_one_that_cannot_be_told_its_manager_is_refused(as_leaf):
     """By itself, or as what another one stands for: it is not added, and others can be."""
     manager, frozen, capture = StreamingManager(), Frozen(), EventCapture()
     odd = watcher(leaves=lambda self: {frozen: EventFilter()}) if as_leaf else frozen
-    with pytest.raises(InputError, match=r"Frozen cannot be told its manager.*FrozenInstanceError"):
+    with pytest.raises(InputError, match=r"the manager of Frozen cannot be set.*FrozenInstanceError"):
         manager.add_observer(odd)
     assert (manager.observers, odd.manager) == ([], None)
     manager.add_observer(capture)
@@ -109,7 +109,7 @@ async def test_a_leaf_that_comes_later_and_cannot_be_told_its_manager_works_with
     manager.refresh()
     await one_run(manager)
     assert [(each.name, each.delivered) for each in manager.statistics()] == [("Frozen", 8)]
-    assert "cannot be told its manager" in caplog.text
+    assert "cannot be set: setting `manager` raised" in caplog.text
     await manager.aclose()
     assert manager.observers == []
 
@@ -378,3 +378,46 @@ async def test_a_pump_begins_while_the_one_before_is_in_its_last_step_elsewhere(
     await asyncio.to_thread(thread.join)
     assert len(odd.got) == 8
     await manager.aclose()
+
+
+# -- who is who ----------------------------------------------------------------------------------------------------------
+
+
+async def test_observers_that_are_equal_are_two():
+    """Each is added, gets everything, and can be removed."""
+    same = {"__eq__": lambda self, other: True, "__hash__": lambda self: 1}
+    manager = StreamingManager()
+    one, other = watcher(**same), watcher(**same)
+    manager.add_observer(one)
+    manager.add_observer(other)
+    assert len(manager.statistics()) == 2
+    manager.remove_observer(one)
+    assert other.manager is manager
+    assert one.manager is None
+    await one_run(manager)
+    await manager.aclose()
+    assert len(other.got) == 8
+    assert one.got == []
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__eq__"])
+async def test_one_whose_hash_or_equality_raises_later_can_be_removed(method):
+    """And its manager closed; nobody else notices."""
+    said = []
+
+    def raises(self, *other):
+        if said:
+            raise OSError("no")
+        return 1
+
+    manager, capture = StreamingManager(), EventCapture()
+    odd, gone = (watcher(**{"__hash__": lambda self: 1, method: raises}) for _ in range(2))
+    for each in (gone, odd, capture):
+        manager.add_observer(each)
+    said.append(True)
+    await one_run(manager)
+    manager.remove_observer(gone)
+    await one_run(manager)
+    await manager.aclose()
+    assert (len(gone.got), len(odd.got), len(capture.events)) == (8, 16, 16)
+    assert manager.observers == []

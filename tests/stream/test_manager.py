@@ -465,9 +465,9 @@ def test_an_observer_belongs_to_one_manager():
     observer = EventCapture()
     first = StreamingManager()
     first.add_observer(observer)
-    with pytest.raises(InputError, match="this manager already"):
+    with pytest.raises(InputError, match="already added to this manager"):
         first.add_observer(observer)
-    with pytest.raises(InputError, match="another manager already"):
+    with pytest.raises(InputError, match="already added to another manager"):
         StreamingManager().add_observer(observer)
     first.close()
 
@@ -727,3 +727,5 @@ def test_what_0_1_had_at_the_manager_is_there():
     with manager.run(run_id="r"):
         assert [*manager.runs] == ["r"]
     assert (manager.deliveries, manager.congested) == ([], set())
+    manager.drain_timeout = 0.5
+    assert manager.fanout.drain_timeout == 0.5

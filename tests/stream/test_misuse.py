@@ -166,7 +166,7 @@ def run_entered_twice(run):
         (tool_call_after_the_end, "it cannot call ask"),
         (tool_call_inside_a_generation, "cannot call ask while its generation is open"),
         (tool_call_before_any_generation, "before any generation"),
-        (two_open_calls_of_one_id, "has an open call 'a' already"),
+        (two_open_calls_of_one_id, "already has an open call 'a'"),
         (reward_inside_a_generation, "cannot be rewarded while its generation is open"),
         (reward_inside_a_tool_call, "cannot be rewarded while its tool call ask is open"),
         (two_rewards, r"has a reward already \(1.0\)"),

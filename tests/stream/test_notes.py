@@ -326,4 +326,9 @@ async def test_of_a_rollout_every_snapshot_equals_the_view_but_for_messages():
         assert [m["role"] for m in late["messages"]] == [m["role"] for m in early["messages"]]
         for name in ("messages", "times", "since", "started_at", "last_event_at"):
             del early[name], late[name]
+        for call in (
+            *early["tool_calls"],
+            *late["tool_calls"],
+        ):  # noted microseconds before the event is stamped
+            assert isinstance(call.pop("started_at"), float)
         assert late == early

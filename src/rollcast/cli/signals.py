@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from rollcast.aio import call_in
 
@@ -19,16 +20,32 @@ SIGNALLED = 128  # the shell's code for a program that a signal ended is this an
 def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
     """Call `end` in the event loop when Ctrl-C, or the SIGTERM of a scheduler, comes; a second one ends the program.
 
+    If something blocks the event loop, the second Ctrl-C is raised right there.
+
     A signal that was ignored when the program started stays ignored: shells start background jobs that way, so that
     Ctrl-C does not reach them. It yields the list to which the signal's number is added.
     """
     came: list[int] = []
+    reached = False  # the event loop heard of it, so nothing blocks the loop
     loop = asyncio.get_running_loop()
 
     def take(number: int, _: object) -> None:
         came.append(number)
         restore()
-        call_in(loop, end)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, take_again)
+        call_in(loop, reach)
+
+    def reach() -> None:
+        nonlocal reached
+        reached = True
+        end()
+
+    def take_again(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.SIGINT]
+        if not (reached and callable(handler)):
+            raise KeyboardInterrupt
+        handler(number, frame)
 
     def restore() -> None:
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""Observers that write, call back, stand for others and measure. What needs an extra is loaded when it is asked for."""
+"""Observers that write, call back, combine others and measure. Those that need an extra are loaded on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call after a while, whether an event loop runs or not."""
+"""A delayed call that needs no event loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Alarm"]
 class Alarm:
     """Once `set`, it calls a method after an interval, on a thread of its own that ends with the call.
 
-    It needs no event loop, so it outlives `asyncio.run`, and works in code that has none. Setting it twice is no error: it
-    rings once. So there are never more threads than one, nor more than one an interval.
+    It needs no event loop, so it outlives `asyncio.run` and works in code without a loop. Setting it twice makes it ring
+    once, so it has at most one thread at a time, and starts at most one in each interval.
 
     Args:
         interval: in seconds.
-        ring: what is called; it is not kept alive for that.
+        ring: the method to call; it is not kept alive for that.
     """
 
     def __init__(self, interval: float, ring: weakref.WeakMethod[Callable[[], None]]) -> None:
@@ -28,7 +28,7 @@ class Alarm:
         self._pid = os.getpid()
 
     def set(self) -> None:
-        """Ring after the interval; at once if the system gives no thread."""
+        """Ring after the interval, or at once if no thread can be started."""
         if self._timer is not None and self._pid == os.getpid():
             return
         timer = threading.Timer(self.interval, self._rings)
@@ -47,7 +47,7 @@ class Alarm:
             timer.cancel()
 
     def _rings(self) -> None:
-        self._timer = None  # first: what comes from here on sets it again
+        self._timer = None  # first, so that whatever comes from here on sets it again
         ring = self._ring()
         if ring is not None:
             ring()

@@ -1,4 +1,4 @@
-"""A function as an observer: what `streaming_callback` becomes."""
+"""An observer that calls a function, as `streaming_callback` does."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _Callback = Callable[..., Awaitable[object] | object]
 class CallbackStreamObserver(StreamObserver):
     """Calls a function with the text of each event, in the event loop of the run, which it must not block.
 
-    The text is a chunk's `content`, an observation's `observation`, an error's `error`, and `""` of other types.
+    The text is a chunk's `content`, an observation's `observation` or an error's `error`, and `""` for other types.
 
     Args:
-        callback: sync or async. Called as `callback(text)`; as `callback(text, event)` where it has a second positional
+        callback: sync or async. Called as `callback(text)`, or as `callback(text, event)` if it has a second positional
             parameter that has no default or is called `event`.
         chain_filter: an `EventFilter`, a chain id or several; None for all chains.
-        types: event types. None: those that `chain_filter` names, or chunks alone where it names none.
+        types: event types. None: those that `chain_filter` names, or only chunks if it names none.
 
     Raises:
-        FilterError: `chain_filter` or `types` name something that does not exist.
-        InputError: `callback` can be called in neither way.
+        FilterError: `chain_filter` or `types` names something that does not exist.
+        InputError: `callback` cannot be called in either way.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class CallbackStreamObserver(StreamObserver):
             self.filter &= EventFilter(types=StreamEventType.LLM_GENERATION_CHUNK)
 
     async def on_event(self, event: StreamEvent) -> None:
-        """Call the function."""
         field = _TEXT_FIELD.get(event.event_type)
         text = "" if field is None else event.data[field]
         result = self._callback(text, event) if self._takes_event else self._callback(text)
@@ -61,7 +60,7 @@ class CallbackStreamObserver(StreamObserver):
 
 
 def _takes_event(callback: Any) -> bool:
-    """Whether to call it with `(text, event)`; with `(text)` otherwise."""
+    """Whether to call it with `(text, event)` rather than with `(text)`."""
     if not callable(callback):
         raise InputError(
             f"a streaming callback must be callable, found {type(callback).__name__}; "

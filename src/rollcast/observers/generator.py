@@ -17,19 +17,19 @@ from rollcast.stream.waiting import event_of
 
 __all__ = ["AsyncGeneratorStreamObserver"]
 
-UNREAD_RUNS = 1024  # that wait to be read; of more, the oldest are forgotten and counted
+UNREAD_RUNS = 1024  # how many ended runs may wait to be read; the oldest are forgotten and counted
 
 
 class AsyncGeneratorStreamObserver(PulledObserver):
     """Keeps events until `events()` is read.
 
-    One `events()` serves one run: the one that goes on, or else the oldest that nobody has read, or else the next. It ends
-    when the chains that the filter names have ended, or, if it names none, when the run has; in any case when the run
-    has ended or the observer is removed. So it always ends if a run does: whatever the filter leaves out, whether the
-    chains exist, whether the run fails, whether the reader comes before, during or after the run.
+    One `events()` serves one run: the oldest that is not being read, or else the next. It ends when the chains that the
+    filter names have ended, or when the run has ended or the observer is removed. So it always ends if the run does:
+    whatever the filter leaves out, whether or not the chains exist, whether the run fails, and whether the reader comes
+    before, during or after the run.
 
-    What waits is bounded, all runs together: for a reader that is slow or does not come, neighbouring chunks merge, and
-    beyond the manager's `queue_limit` a `gap` stands for the events of the oldest runs. It never slows the rollout.
+    The waiting events of all runs together are bounded: for a reader that is slow or does not come, neighbouring chunks
+    merge, and beyond the manager's `queue_limit` a `gap` stands for the events of the oldest runs. It never slows the rollout.
 
     Args:
         chain_filter: a chain id, several, or an `EventFilter`; None: everything.
@@ -43,7 +43,7 @@ class AsyncGeneratorStreamObserver(PulledObserver):
         self._runs: dict[str, _Run] = {}  # in the order in which they opened
         self._waiters: list[asyncio.Future[None]] = []
         self._removals = 0
-        self._forgotten = _NOTHING  # the numbers of runs that are done with
+        self._forgotten = _NOTHING  # the statistics of forgotten runs
 
     # -- the reader's side ---------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class AsyncGeneratorStreamObserver(PulledObserver):
             await waiter
 
     def _leave(self, run: _Run, unread: list[Item], *, finished: bool) -> None:
-        """A run that was read to its end is done with; one that was left early can be gone on with while it lasts."""
+        """Forget a run that was read to its end. One that was left early can be read further while it lasts."""
         with self.lock:
             run.being_read, run.left = False, True
             run.delivery.put_back(unread)
@@ -168,7 +168,7 @@ class AsyncGeneratorStreamObserver(PulledObserver):
             self._fanout.remove(run.delivery)
 
     def _keep_within_limits(self) -> None:
-        """Of runs that have ended and wait to be read, the oldest give up their events first."""
+        """Drop the events of ended runs that wait to be read, oldest first, until the limits hold."""
         if self._fanout is None:
             return
         limit = self._fanout.queue_limit
@@ -185,17 +185,17 @@ class AsyncGeneratorStreamObserver(PulledObserver):
 
 
 class _Run:
-    """What waits of one run."""
+    """The waiting events of one run."""
 
     def __init__(self, run_id: str, delivery: Delivery, chains: set[str]) -> None:
         self.run_id = run_id
         self.delivery = delivery
         self.being_read = False
-        self.left = False  # somebody read it, and stopped
+        self.left = False  # a reader has stopped reading it
         self._chains = chains
 
     def finished_by(self, control: Control) -> bool:
-        """Whether nothing more comes after this."""
+        """Whether no event comes after this."""
         if control.run_id != self.run_id:
             return False
         if control.kind == "chain_closed" and control.chain_id in self._chains:
@@ -222,7 +222,7 @@ def _summed(name: str, parts: list[ObserverStatistics]) -> ObserverStatistics:
 
 
 def _last_chains(filter: EventFilter) -> set[str]:
-    """The chains after whose end nothing more can come; none if only the run's end tells."""
+    """The chains after whose end no event can come; empty if only the run's end shows that."""
     named: set[str] = set()
     for part in filter.alternatives:
         if part.chains is None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+import time
 import weakref
 from collections.abc import Iterable
+from concurrent.futures import wait
 from pathlib import Path
 
 from rollcast.errors import InputError
+from rollcast.lifetime import call_at_last
 from rollcast.observers.alarm import Alarm
 from rollcast.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.observers.waiting_lines import WaitingLines
@@ -21,7 +25,7 @@ from rollcast.text import terminal_safe_json
 __all__ = ["JSONStreamObserver"]
 
 EXIT_S = 5.0
-"""A write that has not returned after so many seconds does not hold up the interpreter's exit."""
+"""A write that has not returned after so many seconds does not hold up the interpreter's exit, however many there are."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,26 +33,26 @@ _log = logging.getLogger(__name__)
 class JSONStreamObserver(StreamObserver):
     """Writes each event as one line of JSON (docs/events.md).
 
-    Lines are appended whole. A file that ends in a torn line, as a crashed writer leaves it, is gone on with on a new
-    line. If the file cannot be written (a full disk), events are dropped and counted, the failure is reported once,
-    and when it can be written again a `gap` line per run comes first; the run is never held up. A file that was moved,
-    deleted or emptied while it was written is begun anew, with a `gap` line for each run that is open.
+    Lines are appended whole. If a file ends in a torn line, as a crashed writer leaves it, writing continues on a new
+    line. If the file cannot be written (a full disk), events are dropped and counted, the failure is reported once, and
+    when it can be written again, one `gap` line for each run comes first; the run does not wait. A file that was moved,
+    deleted or emptied while it was written is begun anew, with a `gap` line for each open run.
 
-    What JSON cannot hold in an event's data is described by type and size. Several observers may write to one path
-    in one process: lines stay whole, and an event that two of them want stands there twice.
+    Values in an event's data that JSON cannot hold are described by type and size. Several observers in one process may
+    write to one path: lines stay whole, and an event that two of them want is written twice.
 
     Args:
-        file_path: of the file; missing folders are made. None writes to `sys.stdout`, in turn with the consoles there.
+        file_path: the file's path; missing folders are made. None writes to `sys.stdout`, in turn with the consoles there.
         chain_filter: an `EventFilter`, a chain id or several; None writes everything.
-        mode: `lossless` has the rollout wait for a slow disk; `coalesce` merges chunks then.
+        mode: on a slow disk, `lossless` makes the rollout wait, and `coalesce` merges chunks.
         append: False empties the file when this observer opens it for the first time.
-        flush_interval: how long an event may wait to be written, in seconds, whether a run is open or not; 0 writes every
+        flush_interval: how many seconds an event may wait to be written, whether a run is open or not; 0 writes every
             batch at once.
-        flush_bytes: how much may wait, in bytes.
+        flush_bytes: how many bytes may wait before they are written.
 
     Raises:
-        FilterError: `chain_filter` is none of these.
-        InputError: the path is a folder or may not be written to, or a number is out of its range.
+        FilterError: `chain_filter` is not one of these.
+        InputError: the path is a folder or not writable, or another argument is wrong.
     """
 
     threaded = True
@@ -78,12 +82,13 @@ class JSONStreamObserver(StreamObserver):
             self._sink = LineFile(self.path.absolute(), append=append)
         self._lines = WaitingLines(self._sink, flush_bytes)
         self._alarm = Alarm(flush_interval, weakref.WeakMethod(self._flush))
-        # What waits is written at exit, even if nobody called aclose.
-        weakref.finalize(self, _close, self._lines, self._alarm)
+        # What waits is written at exit, or when nobody holds this any more, even if nobody called aclose.
+        _unfinished[id(self._lines)] = self._lines
+        weakref.finalize(self, _let_go, self._lines, self._alarm).atexit = False
 
     @property
     def unread(self) -> bool:
-        """Whether the lines go to the standard output and nobody reads that any more."""
+        """Whether the lines go to the standard output and it has no reader any more."""
         return isinstance(self._sink, _Printed) and self._sink.unread
 
     @property
@@ -92,7 +97,7 @@ class JSONStreamObserver(StreamObserver):
         return self._lines.incomplete
 
     def open(self) -> None:
-        """Open the file now, its folders made, and not only when the first line is written.
+        """Make the folders and open the file now instead of at the first line.
 
         Raises:
             InputError: it cannot be opened.
@@ -121,10 +126,14 @@ class JSONStreamObserver(StreamObserver):
         self._lines.run_closed(run_id)
 
     async def aclose(self) -> None:
-        """Write what waits and close the file; it is opened again when events come again."""
+        """Write what waits and close the file; it is opened again if more events come."""
         self._alarm.cancel()
-        self._look_at(await self._lines.flush())
-        await self._lines.aclose()
+        try:
+            self._look_at(await self._lines.flush())
+            await self._lines.aclose()
+        except asyncio.CancelledError:  # it takes too long for whoever waits
+            self._lines.let_go()
+            raise
 
     def _flush(self) -> None:
         """On the alarm's thread."""
@@ -137,16 +146,40 @@ class JSONStreamObserver(StreamObserver):
             self.report(error)
 
 
-def _close(lines: WaitingLines, alarm: Alarm) -> None:
+_unfinished: dict[int, WaitingLines] = {}
+"""Of logs that somebody holds, or that are being written to their ends."""
+
+
+def _let_go(lines: WaitingLines, alarm: Alarm) -> None:
+    """Nobody holds the log any more. Whoever noticed that, perhaps a collector in the midst of a run, does not wait."""
     alarm.cancel()
-    lines.close(EXIT_S)
+    ending = lines.let_go()
+    if ending is None:
+        _unfinished.pop(id(lines), None)
+    else:
+        ending.add_done_callback(lambda _: _unfinished.pop(id(lines), None))
+
+
+def _finish_all() -> None:
+    """At exit: all are written to their ends at the same time, so that many which hang take no longer than one."""
+    everyone = list(_unfinished.values())
+    endings = [(lines, lines.let_go()) for lines in everyone]
+    deadline = time.monotonic() + max((lines.patience(EXIT_S) for lines in everyone), default=0.0)
+    for lines, ending in endings:
+        if ending is not None:
+            wait([ending], timeout=max(0.0, deadline - time.monotonic()))
+            if not ending.done():
+                lines.tell()
+
+
+call_at_last(_finish_all)
 
 
 class _Printed:
-    """The standard output as a sink: it takes its turn with the consoles, and is silent if nobody reads.
+    """The standard output as a sink: it takes turns with the consoles, and prints nothing if the output has no reader.
 
     Attributes:
-        unread: nobody does.
+        unread: whether the output has no reader any more.
     """
 
     name = "the standard output"
@@ -157,10 +190,10 @@ class _Printed:
         self._of: object = None  # the stream that failed
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Print lines; as `LineFile.write`."""
+        """Print lines; see `LineFile.write`."""
         lines = data.count(b"\n")
         stream = sys.stdout
-        if stream is None or (self.unread and stream is self._of):  # none: as under pythonw
+        if stream is None or (self.unread and stream is self._of):  # no stream, as under pythonw
             return lines, None
         if self._failure is not None and stream is self._of:
             return 0, self._failure
@@ -171,8 +204,8 @@ class _Printed:
         return 0 if self._failure is not None else lines, self._failure
 
     def what_became_of_it(self) -> str | None:
-        """What was printed stays printed."""
+        """Return None, since what was printed stays printed."""
         return None
 
     def close(self) -> None:
-        """The standard output is not this observer's to close."""
+        """Do nothing: the standard output stays open."""

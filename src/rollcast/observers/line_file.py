@@ -1,4 +1,4 @@
-"""A file to which whole lines are appended, whatever happens to the disk."""
+"""A file to which only whole lines are appended, even if the disk fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollcast.lifetime import call_after_fork
 
 __all__ = ["LineFile", "cannot_open", "check_writable"]
 
-_SHOWN_CHARS = 120  # of a path in a message
+_SHOWN_CHARS = 120  # how many characters of a path a message shows
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 _locks: WeakValueDictionary[str, _PathLock] = WeakValueDictionary()
@@ -22,7 +22,7 @@ _locks_guard = threading.Lock()
 
 
 class _PathLock:
-    """Held while this process writes to one path, so that two writers can tell their own bytes from the other's."""
+    """Held while this process writes to one path, so that two writers do not mix up their bytes."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -38,14 +38,14 @@ def _lock_of(path: Path) -> _PathLock:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a path that cannot be a file to write to, as far as can be seen without touching it.
+    """Refuse a path that cannot be written to, as far as this can be seen without touching it.
 
     Raises:
-        InputError: it is a folder, stands below a file, is no name that the system takes, or there is no permission.
+        InputError: it is a folder, is inside a file, has a name that the system does not allow, or there is no permission.
     """
     try:
         _check_writable(path)
-    except InputError:  # a sentence already
+    except InputError:  # it already explains the problem
         raise
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a NUL
         raise cannot_open(path, error) from None
@@ -64,7 +64,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Raises what `os.stat` does, but for a file that does not exist."""
+    """Whether the file exists. Raises other errors of `os.stat`."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +73,7 @@ def _exists(path: Path) -> bool:
 
 
 def cannot_open(path: Path, error: OSError | ValueError) -> InputError:
-    """The sentence about a file that cannot be opened; of a long path it has the ends."""
+    """The error for a file that cannot be opened; it shows only the ends of a long path."""
     name = str(path)
     if len(name) > _SHOWN_CHARS:
         half = _SHOWN_CHARS // 2
@@ -83,14 +83,14 @@ def cannot_open(path: Path, error: OSError | ValueError) -> InputError:
 
 
 class LineFile:
-    """Opened at the first write, its folders made; opened anew after `close` and in a forked child.
+    """A file that is opened, with its folders, at the first write, and again after `close` and in a forked child.
 
-    Several in one process may write to one path: lines stay whole. Each write is one append, which local file systems
-    keep apart from those of other processes too.
+    Several of these in one process may write to one path: lines stay whole. Each write is one append, so local file
+    systems keep it apart from the writes of other processes too.
 
     Args:
-        path: of the file.
-        append: False empties the file at the first opening.
+        path: the file's path.
+        append: False empties the file when it is first opened.
     """
 
     def __init__(self, path: Path, *, append: bool) -> None:
@@ -101,15 +101,15 @@ class LineFile:
         self._fd: int | None = None
         self._pid = 0
         self._regular = False
-        self._torn = False  # the file ends in a piece of a line that could not be taken back
+        self._torn = False  # the file ends in a piece of a line that could not be removed
         self._known: tuple[int, int] | None = None  # device and inode of the file that was written last
-        self._size = 0  # that it has at least
+        self._size = 0  # the file's minimum size
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines, each ended by a newline.
+        """Append lines, each of which ends with a newline.
 
         Returns:
-            How many of the lines are in the file, whole; and what kept the others out, or None.
+            How many whole lines are in the file, and the error that kept the others out, or None.
         """
         try:
             fd = self._open()
@@ -119,7 +119,7 @@ class LineFile:
             return self._append(fd, data)
 
     def open(self) -> None:
-        """Open the file now, its folders made, and not only at the first write.
+        """Make the folders and open the file now instead of at the first write.
 
         Raises:
             OSError: it cannot be opened.
@@ -127,16 +127,16 @@ class LineFile:
         self._open()
 
     def what_became_of_it(self) -> str | None:
-        """Look whether what was written is still in the file. If not, say why; the next write then begins a file anew.
+        """Check whether what was written is still in the file. If not, return why; the next write then begins a new file.
 
-        A file that was cut short and has grown beyond its former size since, by another writer's hand, is not noticed.
+        This does not notice a file that was cut short and that another writer has since made longer than before.
         """
         if self._known is None or not self._regular:
             return None
         try:
             status = self.path.stat()
         except OSError as error:
-            if error.errno not in _GONE:  # the path cannot be looked at, but the file may be written to
+            if error.errno not in _GONE:  # the path cannot be checked, but the file can perhaps be written
                 return None
             status = None
         if status is None or (status.st_dev, status.st_ino) != self._known:
@@ -150,7 +150,7 @@ class LineFile:
         return became
 
     def _is_deleted(self) -> bool:
-        """Whether the open file has no name any more, as far as the system says so."""
+        """Whether the open file has no name any more, as far as the system shows that."""
         if self._fd is None or self._pid != os.getpid():
             return False
         try:
@@ -169,13 +169,13 @@ class LineFile:
             return self._fd
         self._lock = _lock_of(
             self.path
-        )  # anew in a forked child: a thread that is not there may hold the parent's
+        )  # a new one in a forked child, since a thread that is not there may hold the parent's
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._regular = not self.path.exists() or self.path.is_file()
-        # Reading back the last byte needs a file; a pipe or a terminal is for writing alone.
+        # Only a file's last byte can be read back; a pipe or a terminal is opened for writing only.
         access = os.O_RDWR if self._regular else os.O_WRONLY
         flags = access | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        # A named pipe waits for its first reader, as in a shell; if that one has left, perhaps nobody comes any more.
+        # A named pipe waits for its first reader, as in a shell; after that one has left there may never be another.
         again = self._pid != 0 and not self._regular
         flags |= getattr(os, "O_NONBLOCK", 0) if again else 0
         fd = os.open(self.path, flags | (os.O_TRUNC if self._truncate else 0), 0o666)
@@ -207,7 +207,7 @@ class LineFile:
         return data.count(b"\n"), None
 
     def _take_back(self, fd: int, written: bytes, mend: int) -> int:
-        """Cut off the piece of a line that was written last. Returns how many lines are whole."""
+        """Remove the torn line at the end of what was written. Returns how many lines are whole."""
         torn = len(written) - (written.rfind(b"\n") + 1)
         if torn or not written:
             self._torn = self._torn if not written else not self._cut(fd, torn)
@@ -216,7 +216,7 @@ class LineFile:
         return max(written.count(b"\n") - mend, 0)
 
     def _cut(self, fd: int, torn: int) -> bool:
-        """Whether the last `torn` bytes of the file could be taken off it."""
+        """Cut the last `torn` bytes off the file. Returns whether that worked."""
         if not self._regular:
             return False
         try:
@@ -237,7 +237,7 @@ call_after_fork(_after_fork)
 
 
 def _ends_torn(fd: int) -> bool:
-    """Whether a writer that died left its last line without an end."""
+    """Whether the file's last line has no end, as a writer that died leaves it."""
     if os.fstat(fd).st_size == 0:
         return False
     os.lseek(fd, -1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Runs as OpenTelemetry traces (docs/metrics.md).
+"""Makes OpenTelemetry traces of runs (docs/metrics.md).
 
     invoke_workflow AGENT            the run
       invoke_agent AGENT             a chain
@@ -7,7 +7,7 @@
 
 Names and attributes are those of the OpenTelemetry semantic conventions for generative AI, version 1.41.0 (status:
 development), https://github.com/open-telemetry/semantic-conventions/blob/v1.41.0/docs/gen-ai/gen-ai-agent-spans.md and
-gen-ai-spans.md beside it; errors follow docs/general/recording-errors.md there. What they have no name for is `rollcast.*`.
+gen-ai-spans.md beside it; errors follow docs/general/recording-errors.md there. Names that they lack begin with `rollcast.`.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ T = StreamEventType
 SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
 IN_PROCESS = frozenset(
     ("scripted", "tiny", "transformers", "vllm")
-)  # backends; the spans of others are CLIENT
-OPEN_RUNS = 1024  # of events made by hand, whose run may never end; beyond, the oldest is cut short
-NAME_LIMIT = 256  # characters of a tool's name: models invent them
+)  # backends; the spans of other backends are CLIENT
+OPEN_RUNS = 1024  # a run of events made by hand may never end; with more open runs, the oldest is cut short
+NAME_LIMIT = 256  # characters in a tool's name, since models invent names
 
 
 class OpenTelemetryStreamObserver(StreamObserver):
-    """Makes a trace of each run, with the times of its events. Exporting is the provider's business.
+    """Makes a trace of each run, with the times of its events. The provider exports it.
 
-    A span whose beginning was not seen starts where the observer joined and says `rollcast.joined_late`; one whose end
-    was not seen says why in `rollcast.cut_short`. No token is made into an event for this observer.
+    If the beginning of a span was not seen, the span starts when the observer joined and has `rollcast.joined_late`; if the
+    end was not seen, `rollcast.cut_short` says why. No events are made of tokens for this observer.
 
     Args:
-        tracer_provider: where the spans go; the global one where None.
-        content: True records what was said: prompts, generated text, tool arguments and results. They may be private and
-            are large: each generation's span then has its whole prompt.
+        tracer_provider: where the spans go; None: the global provider.
+        content: True records prompts, generated text, tool arguments and results. They may be private, and they are large:
+            each generation's span then has its whole prompt.
 
     Raises:
         MissingExtraError: `opentelemetry` is not installed.
@@ -103,18 +103,18 @@ class OpenTelemetryStreamObserver(StreamObserver):
         handler(event)
 
     async def on_chain_closed(self, run_id: str, chain_id: str) -> None:
-        """End the chain's spans, where its end did not come by."""
+        """End the chain's spans if the end was not seen."""
         run = self._runs.get(run_id)
         chain = None if run is None else run.chains.pop(chain_id, None)
         if chain is not None:
             self._spans.cut(chain, "unseen", time.time_ns())
 
     async def on_run_closed(self, run_id: str) -> None:
-        """End the run's spans, where its end did not come by."""
+        """End the run's spans if the end was not seen."""
         self._cut_run(run_id, "unseen")
 
     async def aclose(self) -> None:
-        """End every span that is open. The provider is its owner's to flush and shut down."""
+        """End every open span. The provider's owner flushes it and shuts it down."""
         for run_id in list(self._runs):
             self._cut_run(run_id, "removed")
 
@@ -132,7 +132,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
         self._open_run(event, event.data)
 
     def _open_run(self, event: StreamEvent, data: dict[str, Any] | None) -> OpenRun:
-        """`data` is None where the beginning was not seen."""
+        """Open the run's span; `data` is None if the beginning was not seen."""
         about = data or {}
         agent = about.get("agent", "")
         span, context = self._spans.open(
@@ -186,12 +186,12 @@ class OpenTelemetryStreamObserver(StreamObserver):
                 **self._said("gen_ai.input.messages", data["messages"]),
             },
         )
-        self._runs[event.run_id].tools.update(data["tools"])  # all of them, of which a view keeps 128
+        self._runs[event.run_id].tools.update(data["tools"])  # all of them; a view keeps only 128
         if self._content:
             chain.history = [said_by(m) for m in data["messages"]]
 
     def _snapshot(self, event: StreamEvent) -> None:
-        """A chain that is open where the observer joins, or where it comes back after a gap."""
+        """Open the spans of a chain that is open when the observer joins, or that comes back after a gap."""
         run = self._runs.get(event.run_id)
         if run is not None and event.chain_id in run.chains:
             return
@@ -205,7 +205,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
             self._open_tool(event, chain, call, late)
 
     def _chain(self, event: StreamEvent) -> OpenChain:
-        """The event's chain; opened late where its beginning was not seen."""
+        """The event's chain, opened late if its beginning was not seen."""
         run = self._runs.get(event.run_id)
         chain = None if run is None else run.chains.get(event.chain_id)
         return chain or self._open_chain(event, {"rollcast.joined_late": True})
@@ -270,14 +270,14 @@ class OpenTelemetryStreamObserver(StreamObserver):
                 chain.span.add_event("gen_ai.evaluation.result", attributes, nanoseconds(event))
 
     def _error(self, event: StreamEvent) -> None:
-        """An event on the span of the chain, or of the run; the generation that it explains ends with its type."""
+        """Add an event to the span of the chain or the run; the failed generation that it explains ends with its type."""
         run = self._runs.get(event.run_id)
         if run is None:
             return
         data = event.data
         error_type = data["error_type"] or OTHER
         chain = run.chains.get(event.chain_id)
-        if chain is None and not data["where"].startswith("observer:"):  # which is no failure of the run
+        if chain is None and not data["where"].startswith("observer:"):  # not the run's failure
             run.error_type = error_type
         if chain is not None:
             self._spans.settle(chain, error_type if data["where"] == "backend" else OTHER)
@@ -289,7 +289,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
         (run if chain is None else chain).span.add_event("exception", attributes, nanoseconds(event))
 
     def _gap(self, event: StreamEvent) -> None:
-        """What was open may have ended meanwhile; what did not comes back as a snapshot. The run goes on."""
+        """Cut all open chains of the run, since they may have ended in the gap. Those that have not come back as snapshots."""
         run = self._runs.get(event.run_id)
         if run is None:
             return
@@ -373,7 +373,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
     ) -> None:
         self._spans.settle(chain, OTHER)
         name, call_id = call["tool_name"], call["call_id"]
-        # A span's name has few values: a tool that the model made up is named in the attribute alone.
+        # A span's name should have few values, so a tool that the model invented is named only in the attribute.
         known = name in self._runs[event.run_id].tools
         again = chain.tools.pop(call_id, None)
         if again is not None:
@@ -411,7 +411,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
             self._spans.end(span, nanoseconds(event), {"rollcast.tool.status": data["status"]}, error_type)
 
     def _said(self, name: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """The attribute with these messages, where contents are wanted."""
+        """The attribute with these messages, if contents are wanted."""
         if not self._content:
             return {}
         return {name: as_json([m if "parts" in m else said_by(m) for m in messages])}

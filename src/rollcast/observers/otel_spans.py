@@ -1,4 +1,4 @@
-"""Open spans, and the shapes that the semantic conventions give to what was said. For `otel.py`."""
+"""Open spans, and messages in the shape of the semantic conventions, for `otel.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "tool_message",
 ]
 
-OTHER = "_OTHER"  # error.type where nothing better is known
+OTHER = "_OTHER"  # error.type if nothing better is known
 
 
 @dataclass(eq=False)
@@ -35,10 +35,10 @@ class OpenChain:
     """A chain's open spans.
 
     Attributes:
-        view: what is known of the chain, without its text.
-        failed: a generation that failed, and when (ns): it waits for the error that says why.
-        history: the conversation, if contents are wanted: whole, and as the conventions shape it, which a view's is not.
-        results: of the turn's tool calls, in the order of the calls.
+        view: what is known about the chain, without its text.
+        failed: the span of a failed generation, and when it failed (ns); it stays open for the error that says why.
+        history: the whole conversation in the shape of the conventions, if contents are wanted.
+        results: the results of the turn's tool calls, in the order of the calls.
     """
 
     span: Span
@@ -52,18 +52,18 @@ class OpenChain:
 
     @property
     def error_type(self) -> str:
-        """Of the last error of the chain."""
+        """The `error_type` of the chain's last error."""
         return (self.view.error or {}).get("error_type") or OTHER
 
     def heard(self, event: StreamEvent) -> None:
-        """Note what an event says of the chain; its text is in the spans, if anywhere."""
+        """Note what an event says about the chain, without its text."""
         self.view.apply(event)
         self.view.forget_text()
 
 
 @dataclass(eq=False)
 class OpenRun:
-    """A run's span, what its children repeat, and its open chains."""
+    """A run's span, the values that its children repeat, and its open chains."""
 
     span: Span
     context: Context
@@ -76,7 +76,7 @@ class OpenRun:
 
     @property
     def provider(self) -> str:
-        """`gen_ai.provider.name`, which is required."""
+        """The value of `gen_ai.provider.name`, which is required."""
         return self.backend or "rollcast"
 
 
@@ -101,7 +101,7 @@ class Spans:
         attributes: dict[str, Any],
         kind: Any = None,
     ) -> tuple[Span, Context]:
-        """A span that begins with the event, a root where there is no parent, and the context of its children."""
+        """Open a span that begins with the event, a root span if there is no parent. Also returns its children's context."""
         place: dict[str, Any] = {
             "rollcast.run.id": event.run_id,
             "rollcast.source": event.source or None,
@@ -123,7 +123,7 @@ class Spans:
         return span, self._in_context(span, self._nowhere)
 
     def end(self, span: Span, at: int, attributes: dict[str, Any], error_type: str | None = None) -> None:
-        """End it, as an error where it is one."""
+        """End a span, as an error if `error_type` is given."""
         set_known(span, attributes)
         if error_type is not None:
             span.set_attribute("error.type", error_type)
@@ -131,13 +131,13 @@ class Spans:
         span.end(at)
 
     def settle(self, chain: OpenChain, error_type: str) -> None:
-        """End the generation that failed: what went wrong is known by now, or never will be."""
+        """End the generation that failed: its error has come by now or never will."""
         if chain.failed is not None:
             (span, at), chain.failed = chain.failed, None
             self.end(span, at, {}, error_type)
 
     def close_children(self, chain: OpenChain, why: str, at: int) -> None:
-        """End what is open in the chain."""
+        """End the chain's open generation and tool calls."""
         self.settle(chain, OTHER)
         left = [*chain.tools.values(), *([chain.generation] if chain.generation is not None else [])]
         chain.tools.clear()
@@ -146,13 +146,13 @@ class Spans:
             self.end(span, at, {"rollcast.cut_short": why})
 
     def cut(self, chain: OpenChain, why: str, at: int) -> None:
-        """End the chain and what is open in it."""
+        """End the chain's span and all open spans in it."""
         self.close_children(chain, why, at)
         self.end(chain.span, at, {"rollcast.cut_short": why})
 
 
 def set_known(span: Span, attributes: dict[str, Any]) -> None:
-    """Set those that are not None."""
+    """Set the attributes that are not None."""
     for name, value in attributes.items():
         if value is not None:
             span.set_attribute(name, value)
@@ -167,17 +167,17 @@ def nanoseconds(event: StreamEvent) -> int:
 
 
 def text_part(content: Any) -> dict[str, Any]:
-    """Text as a part of a message."""
+    """Text as one part of a message."""
     return {"type": "text", "content": content}
 
 
 def tool_message(call_id: str, text: Any) -> dict[str, Any]:
-    """What a tool said as a message."""
+    """A tool's result as a message."""
     return {"role": "tool", "parts": [{"type": "tool_call_response", "id": call_id, "response": text}]}
 
 
 def said_by(message: dict[str, Any]) -> dict[str, Any]:
-    """A message of ours in the conventions' shape."""
+    """One of our messages in the shape of the conventions."""
     content = message.get("content")
     if message["role"] == "tool":
         return tool_message(message.get("tool_call_id", ""), content)
@@ -196,10 +196,10 @@ def said_by(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """JSON, since spans of this SDK have no structured attributes; a string is left as it is."""
+    """The value as JSON, since this SDK's spans have no structured attributes; a string stays as it is."""
     return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def clean(text: str) -> str:
-    """Without lone surrogates: an exporter could send nothing of a batch with one in it."""
+    """The text without lone surrogates: with one in it, an exporter could not send the batch at all."""
     return text.encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
 """Counters and histograms for Prometheus (docs/metrics.md).
 
-What happens is counted from events, tokens apart: no token is made into an event for this observer. What is there now
-(open chains, tokens so far, queues) is read from the manager when somebody scrapes.
+Everything except tokens is counted from events, so no events are made of tokens for this observer. The current state (open
+chains, tokens so far, queues) is read from the manager at each scrape.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ REWARD = (-1, -0.5, 0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 
 PLACES = frozenset(("agent", "backend", "observer", "parser", "reward", "tool"))
 SPLITS = frozenset(("train", "eval"))
-MOST_TOOLS = 200  # names that are shown: rows may bring tools of their own
+MOST_TOOLS = 200  # how many names are shown, since rows may have their own tools
 MOST_OBSERVERS = 64
 
 
 class PrometheusStreamObserver(StreamObserver):
-    """Counts what happens, for Prometheus to scrape. It is a collector of the registry.
+    """Counts events for Prometheus to scrape. It is a collector in the registry.
 
-    Labels are bounded: the name of a tool is shown if a `chain_start` has it among its tools and is `unknown` otherwise,
-    since models invent names without end; whatever else is not among the documented values is `other`. Of tools, observers
-    and a trainer's own metrics the first 200, 64 and 64 are shown, with names of at most 120 characters.
-    Counts go on over runs, and when the observer is removed and added again.
+    Labels are bounded: a tool's name is shown if a `chain_start` lists the tool and is `unknown` otherwise, since models
+    invent any number of names; any other value that is not documented is `other`. The first 200 tools, 64 observers and 64
+    of a trainer's own metrics are shown, with names of at most 120 characters. Counts continue across runs, and when the
+    observer is removed and added again.
 
     Args:
-        registry: where the metrics are found; `prometheus_client.REGISTRY` where None. It can have them once: watch
+        registry: where the metrics are registered; None: `prometheus_client.REGISTRY`. It can have them only once: watch
             several agents through one shared `StreamingManager`, or give each its own registry.
-        reward_buckets: upper bounds of the histogram of rewards, rising.
+        reward_buckets: the upper bounds of the histogram of rewards, rising.
 
     Raises:
         MissingExtraError: `prometheus_client` is not installed.
-        InputError: the registry has metrics of these names already, or the buckets do not rise.
+        InputError: the registry already has metrics with these names, or the buckets do not rise.
     """
 
     filter = EventFilter(
@@ -86,8 +86,8 @@ class PrometheusStreamObserver(StreamObserver):
         self._training = TrainingFigures()
         self._trained_at: tuple[float, int] | None = None  # time and tokens of the last step
         self._tools: set[str] = set()
-        self._splits: dict[str, str] = {}  # of the runs that are open
-        self._ours: set[str] = set()  # open runs whose tokens the manager counts itself
+        self._splits: dict[str, str] = {}  # those of the open runs
+        self._ours: set[str] = set()  # the open runs whose tokens the manager counts
         self._handlers: dict[StreamEventType, Callable[[StreamEvent], None]] = {
             T.RUN_START: self._run_start,
             T.RUN_END: self._run_end,
@@ -109,7 +109,7 @@ class PrometheusStreamObserver(StreamObserver):
             ) from None
 
     def _make_metrics(self, reward_buckets: Sequence[float]) -> None:
-        """What events are counted in. None is registered by itself: the observer is, as a whole or not at all."""
+        """Make the metrics that count events. They are not registered one by one, but together as this observer."""
         from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415  (an extra)
 
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -152,13 +152,12 @@ class PrometheusStreamObserver(StreamObserver):
     # -- events ------------------------------------------------------------------------------------------------------
 
     async def on_event(self, event: StreamEvent) -> None:
-        """Count it."""
         handler = self._handlers.get(event.event_type)
         if handler is not None:
             handler(event)
 
     async def on_run_opened(self, run_id: str) -> None:
-        """Note whose run it is."""
+        """Note that the manager counts this run's tokens."""
         self._ours.add(run_id)
         if self.manager is not None:
             self._readings.source = weakref.ref(self.manager)
@@ -220,7 +219,7 @@ class PrometheusStreamObserver(StreamObserver):
         self._training.take(event, self._sampled_per_s(event.timestamp))
 
     def _sampled_per_s(self, now: float) -> float | None:
-        """Tokens a second since the last step, of the manager's own chains."""
+        """Tokens per second since the last step, in the manager's own chains."""
         if self.manager is None:
             return None
         tokens: int = self.manager.totals().completion_tokens
@@ -246,10 +245,10 @@ class PrometheusStreamObserver(StreamObserver):
         yield from _families(self._readings.take(self.manager))
 
     def unregister(self) -> None:
-        """Take the metrics out of the registry. Doing so twice is no error."""
+        """Remove the metrics from the registry. Doing so twice is not an error."""
         try:
             self.registry.unregister(self)
-        except KeyError:  # it was taken out before
+        except KeyError:  # it was removed before
             return
 
     async def aclose(self) -> None:
@@ -270,7 +269,7 @@ _TOOL_STATUSES = frozenset(get_args(ToolStatus))
 
 
 def _among(value: Any, known: frozenset[str]) -> str:
-    """The value where it is known; events made by hand may say anything, and each label value is a series for ever."""
+    """The value if it is known; events made by hand may have any value, and each label value is a series for ever."""
     return value if value in known else "other"
 
 
@@ -303,27 +302,27 @@ def _families(series: Series) -> Iterable[Metric]:
 
 
 class _Readings:
-    """The manager's numbers as series that only rise where they must, though observers and managers come and go.
+    """The manager's numbers as series whose counters never fall, although observers and managers come and go.
 
-    Observers of one name are one series: their counts are added, the greatest lag stands.
+    Observers with the same name are one series: their counts are added up, and the greatest lag is shown.
     """
 
     def __init__(self) -> None:
         self.source: weakref.ref[StreamingManager] | None = None  # the manager that was seen last
         self._lock = threading.Lock()  # two scrapes may come at once
         self._counters = Counter[tuple[str, tuple[str, ...]]]({("rollcast_generated_tokens", ()): 0})
-        self._names: set[str] = set()  # of observers
+        self._names: set[str] = set()  # of the observers that are shown
         self._seen: weakref.WeakKeyDictionary[Any, dict[tuple[str, tuple[str, ...]], int]] = (
             weakref.WeakKeyDictionary()
         )
 
     def add(self, name: str, labels: tuple[str, ...], amount: int) -> None:
-        """Count what the manager does not."""
+        """Count something that the manager does not count."""
         with self._lock:
             self._counters[name, labels] += amount
 
     def take(self, manager: StreamingManager | None) -> Series:
-        """Everything as it stands; the counters alone where there is no manager."""
+        """All current values; only counters and zeros if there is no manager."""
         with self._lock:
             gauges: Series = {("rollcast_open_runs", ()): 0, ("rollcast_open_chains", ()): 0}
             if manager is not None:
@@ -360,7 +359,7 @@ class _Readings:
         return name
 
     def _rise(self, source: object, name: str, labels: tuple[str, ...], count: int) -> None:
-        """Add by how much the source's count has risen since it was read last."""
+        """Add what the source's count has risen by since it was last read."""
         key = (name, labels)
         seen = self._seen.setdefault(source, {})
         self._counters[key] += count - seen.get(key, 0)

@@ -1,4 +1,4 @@
-"""The figures of a training for Prometheus, out of its `train_step` events."""
+"""The metrics of a training for Prometheus, from its `train_step` events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME_CHARS", "TrainingFigures"]
 
-NAME_CHARS = 120  # of a label
-MOST_OTHERS = 64  # names of metrics that a trainer makes up
+NAME_CHARS = 120  # characters in a label
+MOST_OTHERS = 64  # how many of a trainer's own metrics are shown
 _OTHERS = "rollcast_train_metric"
 
-# By the names that the trainers give them: the first of them that an event has.
+# Each gauge with the trainers' names for it; the first name that an event has counts.
 _GAUGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("rollcast_train_loss", ("loss",), "Loss of the last step"),
     ("rollcast_train_mean_reward", ("mean_reward", "reward"), "Mean reward of the last step's chains"),
@@ -47,7 +47,7 @@ _KNOWN = {name for _, names, _ in _GAUGES for name in names} | {"tokens"}
 
 
 class TrainingFigures:
-    """What the last `train_step` said, and what all of them come to. A figure that nobody gave is not there."""
+    """The values of the last `train_step`, and totals over all. A value that no event gave is absent."""
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
@@ -56,11 +56,11 @@ class TrainingFigures:
         self._tokens = 0.0
 
     def take(self, event: StreamEvent, sampled: float | None) -> None:
-        """Note a step, whatever its event holds.
+        """Note a step, whatever its event contains.
 
         Args:
-            event: `train_step`.
-            sampled: tokens a second since the step before, for a trainer that does not say; None if that is not known.
+            event: the `train_step`.
+            sampled: tokens per second since the step before, for a trainer that does not report it; None if unknown.
         """
         metrics = event.data.get("metrics")
         metrics = metrics if isinstance(metrics, dict) else {}
@@ -71,7 +71,7 @@ class TrainingFigures:
             if first is not None:
                 self._values[gauge] = first
             elif gauge in self._values and any(name in metrics for name in names):
-                self._values[gauge] = math.nan  # a loss that is no number any more: JSON has none for it
+                self._values[gauge] = math.nan  # for example a loss that is NaN, for which JSON has no number
         if sampled is not None and "tokens_per_s" not in numbers:
             self._values["rollcast_train_tokens_per_second"] = sampled
         for name, gauge in (
@@ -81,9 +81,7 @@ class TrainingFigures:
             number = _number(event.data.get(name))
             if number is not None:
                 self._values[gauge] = number
-        if (
-            "loss" in numbers or "mean_reward" in numbers or "reward" in numbers
-        ):  # TRL tells of evaluations, too
+        if "loss" in numbers or "mean_reward" in numbers or "reward" in numbers:  # TRL also sends evaluations
             self._steps += 1
         tokens = numbers.get("tokens", 0.0)
         if tokens > 0 and math.isfinite(tokens):
@@ -93,7 +91,7 @@ class TrainingFigures:
                 self._others[name] = number
 
     def sampling_with(self, version: Any) -> None:
-        """A run began, with weights of this version."""
+        """Note that a run began with weights of this version."""
         number = _number(version)
         if number is not None:
             self._values["rollcast_policy_version"] = number
@@ -103,7 +101,7 @@ class TrainingFigures:
         return self._families({}, {})
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics; one that nobody gave a value has none."""
+        """The metrics; one that no event gave has no value."""
         return self._families(dict(self._values), dict(self._others))
 
     def _families(self, values: dict[str, float], others: dict[str, float]) -> Iterator[Metric]:
@@ -122,7 +120,7 @@ class TrainingFigures:
 
 
 def _number(value: Any) -> float | None:
-    """The value as a figure; None if it is not a number. One that is too large for a float is infinite."""
+    """The value as a float; None if it is not a number. A number that is too large is infinite."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     try:
         return float(value) if is_number else None

@@ -1,4 +1,4 @@
-"""Lines that wait to be written, and what could not be: counted, so that a `gap` line can stand for it."""
+"""Lines that wait to be written, and counts of those that could not be, so that a `gap` line can stand for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -26,14 +26,14 @@ __all__ = ["LineSink", "WaitingLines"]
 
 R = TypeVar("R")
 T = StreamEventType
-CHUNK = T.LLM_GENERATION_CHUNK  # T.… is slow, once an event
+CHUNK = T.LLM_GENERATION_CHUNK  # looking up T.… for every event is slow
 _log = logging.getLogger(__name__)
-_count_log = logging.getLogger(f"{__name__}.count")  # silenced by whoever says it in other words
+_count_log = logging.getLogger(f"{__name__}.count")  # separate, so that it can be silenced
 BLOCKED_S = 30.0
-"""A write that has not returned after so many seconds counts as failed for what comes after it."""
+"""If a write has not returned after this many seconds, what comes after it is dropped."""
 LAST_S = 0.2
-"""How long one that was given up may still take when the file is closed, in seconds."""
-_RUNS = 1024  # open ones whose lines are accounted for, the latest
+"""How many seconds such a write may still take when the file is closed."""
+_RUNS = 1024  # how many open runs are accounted for, the latest ones
 
 _type_of, _run_of = attrgetter("event_type"), attrgetter("run_id")
 
@@ -41,20 +41,20 @@ Key = tuple[str, str]  # source and run id
 
 
 class LineSink(Protocol):
-    """Where lines go; `name` is what people call it."""
+    """Where lines are written; `name` is its name in messages."""
 
     name: str
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines. How many of them are there whole, and what kept the others out."""
+        """Append lines. Returns how many are there whole, and the error that kept the others out."""
         ...
 
     def what_became_of_it(self) -> str | None:
-        """Why what was written is not there any more; None if it is."""
+        """Why what was written is no longer there; None if it is."""
         ...
 
     def close(self) -> None:
-        """Let go, until the next write."""
+        """Close the sink until the next write."""
         ...
 
 
@@ -74,17 +74,17 @@ class _Span:
 
 
 class WaitingLines:
-    """What waits to be written, and what could not be. Knows nothing of the observer, so that it can outlive it.
+    """What waits to be written, and what could not be. It does not refer to the observer, so that it can outlive it.
 
-    The sink is used on a thread of its own, since a write may never return: a pipe that nobody reads, a network file system that
-    is gone. One that has not returned after `BLOCKED_S` counts as failed for what comes after it, which is dropped; its own
-    lines are in flight, and what becomes of them is known if it ever returns. Then a `gap` stands for the others.
+    The sink is used on a thread of its own, since a write may never return: a pipe without a reader, a network file system
+    that is gone. If a write has not returned after `BLOCKED_S`, what comes after it is dropped. Whether its own lines were
+    written is known only if it ever returns; then a `gap` stands for what was dropped.
 
     Its methods may be called from any thread.
 
     Args:
-        sink: where lines go.
-        flush_bytes: from which on they are `full`.
+        sink: where lines are written.
+        flush_bytes: from how many waiting bytes on it is `full`.
     """
 
     def __init__(self, sink: LineSink, flush_bytes: int) -> None:
@@ -95,13 +95,13 @@ class WaitingLines:
         self._chunks: list[bytes] = []
         self._size = 0
         self._lost: dict[Key, _Span] = {}
-        self._past: dict[Key, _Span] = {}  # of the runs that are open: what came before what waits
+        self._past: dict[Key, _Span] = {}  # by open run: what came before the waiting events
         self._dropped = Counter[str]()
         self._failing = False
-        self._told = 0  # how many lost events were told of
-        self._in_flight: list[StreamEvent] = []  # that are being written
-        self._news: OSError | None = None  # that nobody was told of
-        self._stuck = False  # since so long that what comes is dropped
+        self._told = 0  # how many lost events were logged
+        self._in_flight: list[StreamEvent] = []  # those being written now
+        self._news: OSError | None = None  # a failure that was not reported yet
+        self._stuck = False  # a write takes so long that what comes is dropped
         self._writing: Future[None] | None = None
         self._thread = WriterThread("rollcast-write")
         self._lock = threading.RLock()
@@ -109,14 +109,14 @@ class WaitingLines:
 
     @property
     def full(self) -> bool:
-        """Enough waits to be written."""
+        """Whether enough waits to be written."""
         return self._size >= self._flush_bytes
 
     def add(self, events: list[StreamEvent]) -> None:
         """Have the events wait."""
         try:
             data = encode_lines(events)
-        except Exception:  # noqa: BLE001  user-made data: whatever its encoding raises, the other events are written
+        except Exception:  # noqa: BLE001  the encoding of user-made data may raise anything, and the other events must be written
             data = b"".join([encode_described(event) + b"\n" for event in events])
         self._leave_parents_lines()
         with self._lock:
@@ -127,7 +127,7 @@ class WaitingLines:
             self._size += len(data)
 
     def use(self, function: Callable[[], R]) -> R:
-        """Call the function where the sink is used, and wait for it, however long that takes."""
+        """Call the function on the sink's thread, and wait for it however long it takes."""
         self._leave_parents_lines()
         return self._thread.submit(function).result()
 
@@ -144,40 +144,58 @@ class WaitingLines:
                 self._give_up_for_now()
         return None
 
-    def flush_blocking(self, limit: float | None = None) -> OSError | None:
-        """As `flush`, blocking the thread.
-
-        Args:
-            limit: a write that has run for longer is not waited for, in seconds; None: `BLOCKED_S`.
-        """
-        limit = BLOCKED_S if limit is None else limit
+    def flush_blocking(self) -> OSError | None:
+        """As `flush`, blocking the thread."""
         writing = self._begin()
         while writing is not None:
             try:
-                writing.result(self._patience(limit))
+                writing.result(self._patience(BLOCKED_S))
             except TimeoutError:
-                if self._patience(limit) <= 0:
+                if self._patience(BLOCKED_S) <= 0:
                     self._give_up_for_now()
             else:
                 return self._take_news()
         return None
 
     def run_closed(self, run_id: str) -> None:
-        """Nothing more comes of the run: what was written of it is where it is."""
+        """Forget what was written of a run, since nothing more comes of it."""
         with self._lock:
             for key in [key for key in self._past if key[1] == run_id]:
                 del self._past[key]
 
-    def close(self, limit: float | None = None) -> None:
-        """Write what waits, as far as that goes, and let go of the file."""
-        error = self.flush_blocking(limit)
-        closing = self._thread.submit(self._sink.close)
+    def let_go(self) -> Future[None] | None:
+        """Have what waits written and the file closed, and wait for nobody: a collector may call this, in any thread.
+
+        Returns:
+            Done when that is; None if nothing is left to be done, or nobody can do it any more.
+        """
+        self._leave_parents_lines()
+        with self._lock:
+            if not self._thread.start() and (self._stuck or not self._events):
+                # At exit (Python 3.12). What was lost before stays lost: to try again here might block for ever.
+                self._tell(None)
+                return None
+        self._begin()
+        ending = self._thread.submit(self._end)
         self._thread.stop()
-        wait([closing], timeout=LAST_S if self._stuck else BLOCKED_S if limit is None else limit)
-        self._tell(error)
+        return ending
+
+    def _end(self) -> None:
+        try:
+            self._sink.close()
+        finally:
+            self._tell(self._take_news())
+
+    def patience(self, limit: float) -> float:
+        """How long to wait for what `let_go` has begun, if a write may run for `limit` seconds."""
+        return LAST_S if self._stuck else max(LAST_S, self._patience(limit))
+
+    def tell(self) -> None:
+        """Say what could not be written until now."""
+        self._tell(None)
 
     async def aclose(self) -> None:
-        """As `close`, in an event loop. The file is closed when what is written to it now has been."""
+        """Write what waits, as far as that goes, and let go of the file. It is closed when what is written to it now has been."""
         error = await self.flush()
         closing = asyncio.wrap_future(self._thread.submit(self._sink.close))
         self._thread.stop()
@@ -185,11 +203,11 @@ class WaitingLines:
         self._tell(error)
 
     def _patience(self, limit: float) -> float:
-        """How long the write that runs now may go on, in seconds."""
+        """How many more seconds the write that runs now may take."""
         return max(0.0, limit - self._thread.busy_s)
 
     def _begin(self) -> Future[None] | None:
-        """Have what waits written; None if there is nothing to wait for."""
+        """Start writing what waits. Returns what to wait for, or None."""
         self._leave_parents_lines()
         with self._lock:
             if self._stuck:
@@ -203,25 +221,25 @@ class WaitingLines:
             return self._writing
 
     def _take_news(self) -> OSError | None:
-        """The first failure since a success, for one of those who wait."""
+        """The first failure since a success; only one caller gets it."""
         with self._lock:
             news, self._news = self._news, None
             return news
 
     def _write(self, promise: Future[None]) -> None:
-        """On the sink's thread: write until nothing waits, or nothing more goes."""
+        """On the sink's thread: write until nothing waits."""
         going_on = True
         while going_on:
             was_stuck = self._write_once()
             with self._lock:
-                # After a write that was stuck, at once: nobody else may come, and a gap has to stand for what was dropped.
+                # After a stuck write, write the gap for what was dropped now, since no other event may come.
                 going_on = bool(self._events) or (was_stuck and bool(self._lost) and not self._failing)
                 if not going_on and self._writing is promise:
                     self._writing = None
         fulfil(promise)
 
     def _write_once(self) -> bool:
-        """Whether the write was stuck."""
+        """Write what waits. Returns whether the write was stuck."""
         became = self._sink.what_became_of_it()
         with self._lock:
             if became is not None:
@@ -243,16 +261,16 @@ class WaitingLines:
             return was_stuck
 
     def _failed(self, error: OSError | None) -> None:
-        """Or not: the first failure since a success is news."""
+        """Note whether a write failed; the first failure since a success will be reported."""
         if error is not None and not self._failing:
             self._news = error
         self._failing = error is not None
 
     def _give_up_for_now(self) -> None:
-        """The write that runs now takes too long: what waits behind it is dropped until it returns, and nobody waits for it."""
+        """Stop waiting for a write that takes too long; what comes after it is dropped until it returns."""
         with self._lock:
             writing, self._writing = self._writing, None
-            if writing is None:  # it has returned at this very moment
+            if writing is None:  # it has just returned
                 return
             self._stuck = True
             self._lose_waiting()
@@ -262,7 +280,7 @@ class WaitingLines:
         fulfil(writing)
 
     def _tell(self, error: OSError | None) -> None:
-        """Say what could not be written, unless that was said."""
+        """Log what could not be written, unless it was already logged."""
         with self._lock:
             unwritten = self._unwritten()
             if error is None and not self._lost and not self._in_flight:
@@ -275,19 +293,19 @@ class WaitingLines:
                 )
 
     def _unwritten(self) -> Counter[str]:
-        """What the sink lacks now, by type; a gap counts for what it stands for."""
+        """What the sink lacks now, by type; a gap counts as the events that it stands for."""
         spans = [span for _, span in _spans(self._in_flight + self._events)]
         return sum((span.types for span in [*self._lost.values(), *spans]), Counter[str]())
 
     # -- the lock is held ----------------------------------------------------------------------------------------------
 
     def _look_after_the_past(self, became: str) -> None:
-        """The file was taken away: a gap stands for what it had of the runs that are open."""
+        """The file is gone: let a gap stand for what it had of the open runs."""
         reason = f"the file was {became} while it was written; events from before may be missing from it"
         _log.warning("%s was %s while it was written; it is begun anew", self._sink.name, became)
         self.incomplete = f"it was {became} while it was written"
         for key, past in self._past.items():
-            lost = self._lost.get(key)  # is part of that past
+            lost = self._lost.get(key)  # a part of that past
             why = reason if lost is None else f"{reason}; {lost.reason}"
             self._lost[key] = _Span(past.from_seq, past.to_seq, Counter(past.types), why)
 
@@ -304,14 +322,14 @@ class WaitingLines:
             self.incomplete = f"{self._dropped.total():,} events could not be written: {why}"
 
     def _lose_waiting(self) -> None:
-        """What waits is lost."""
+        """Count what waits as lost."""
         events = self._events
         self._clear()
         self._account(events)
         self._lose(events, _too_long(self._thread.busy_s))
 
     def _lose_again(self, spans: list[tuple[Key, _Span]]) -> None:
-        """Their gaps could not be written either."""
+        """Keep spans as lost whose gaps could not be written either."""
         for key, span in spans:
             later = self._lost.get(key)
             if later is not None:
@@ -319,7 +337,7 @@ class WaitingLines:
             self._lost[key] = span
 
     def _account(self, events: list[StreamEvent]) -> None:
-        """What was written or lost is past; what is past of a run that has ended need not be known."""
+        """Add events that were written or lost to the past of their runs; forget the past of runs that have ended."""
         for key, span in _spans(events):
             past = self._past.get(key)
             if T.RUN_END in span.types:
@@ -335,10 +353,10 @@ class WaitingLines:
         self._events, self._chunks, self._size = [], [], 0
 
     def _leave_parents_lines(self) -> None:
-        """A forked child drops what waits: its parent has it too, and writes it."""
+        """In a forked child, drop what waits, since the parent also has it and writes it."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._lock = threading.RLock()  # a thread that is not here may hold the parent's
+            self._lock = threading.RLock()  # a thread that does not exist here may hold the parent's
             self._lost.clear()
             self._past.clear()
             self._clear()
@@ -351,7 +369,7 @@ def _too_long(seconds: float) -> OSError:
 
 
 def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
-    """The events by their runs."""
+    """The events grouped by run."""
     if not events:
         return
     runs_of_events = [*map(_run_of, events)]
@@ -366,12 +384,12 @@ def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
 
 
 def _span(events: list[StreamEvent]) -> _Span:
-    """Events of one run."""
+    """The span of one run's events."""
     first, last = events[0], events[-1]
     span = _Span(_seq(first, "from_seq"), last.seq, _types(events))
     gaps = span.types.pop(T.GAP, 0)
     for event in events if gaps else ():
-        if event.event_type == T.GAP:  # it stands for others
+        if event.event_type == T.GAP:  # it stands for other events
             span.types.update(_counts(event))
             span.from_seq = min(span.from_seq, _seq(event, "from_seq"))
             span.to_seq = max(span.to_seq, event.seq, _seq(event, "to_seq"))
@@ -379,7 +397,7 @@ def _span(events: list[StreamEvent]) -> _Span:
 
 
 def _types(events: list[StreamEvent]) -> Counter[str]:
-    """How many there are of each type. Most are chunks, and an enum's hash is slow."""
+    """How many events there are of each type. Most are chunks, and hashing an enum is slow."""
     kinds = [*map(_type_of, events)]
     chunks = kinds.count(CHUNK)
     types = (
@@ -391,7 +409,7 @@ def _types(events: list[StreamEvent]) -> Counter[str]:
 
 
 def _seq(event: StreamEvent, name: str) -> int:
-    """`from_seq` or `to_seq` of the events for which it stands, merged chunks or a gap; else its own."""
+    """`from_seq` or `to_seq` if the event stands for others, as merged chunks and gaps do; otherwise its own `seq`."""
     found = event.data.get(name)
     return found if isinstance(found, int) else event.seq
 

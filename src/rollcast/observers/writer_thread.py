@@ -1,4 +1,4 @@
-"""A thread that does one thing after another, any of which may never return: a write to a disk that is gone."""
+"""A thread that runs one job after another, any of which may never return, such as a write to a disk that is gone."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ _Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class WriterThread:
-    """Started by the first job. A daemon, so the interpreter's exit does not wait for it.
+    """A thread for jobs, which the first job starts. It is a daemon, so the interpreter's exit does not wait for it.
 
-    Jobs never overlap, so a file is never closed while it is written. Its methods may be called from any thread.
+    Jobs never overlap, so a file is never closed while it is written: a thread that is started after `stop` waits for the one before. Its methods may be called from any thread.
 
     Args:
-        name: of the thread.
+        name: the thread's name.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] | None = None
-        self._lock = threading.Lock()
+        self._last: threading.Thread | None = None  # that was started
+        self._lock = threading.RLock()  # a collector may come in the midst of anything
         self._began: float | None = None  # the job that runs now
 
     @property
     def busy_s(self) -> float:
-        """How long the job that runs now has been running, in seconds; 0 if none runs."""
+        """How many seconds the current job has been running; 0 if none runs."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
-    def start(self) -> None:
-        """Start the thread now: at the interpreter's exit none can be started any more (Python 3.12)."""
+    def start(self) -> bool:
+        """Start the thread now: at the interpreter's exit none can be started any more (Python 3.12). False if none can be."""
         with self._lock:
-            self._started()
+            return self._started() is not None
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Have the job done after those before it; here and now if the system gives no thread."""
+        """Run the job after those before it, or here and now if no thread can be started."""
         future: Future[T] = Future()
         with self._lock:
             jobs = self._started()
@@ -54,7 +55,7 @@ class WriterThread:
         return future
 
     def stop(self) -> None:
-        """End the thread after the jobs that it has; the next job starts another."""
+        """End the thread after the jobs that it has; the next job starts a new one."""
         with self._lock:
             jobs, self._jobs = self._jobs, None
             if jobs is not None:
@@ -63,14 +64,18 @@ class WriterThread:
     def _started(self) -> queue.SimpleQueue[_Job | None] | None:
         if self._jobs is None:
             jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._run, args=(jobs, self._last), name=self._name, daemon=True)
             try:
-                threading.Thread(target=self._run, args=(jobs,), name=self._name, daemon=True).start()
+                thread.start()
             except RuntimeError:  # the system gives no thread, or (Python 3.12) the interpreter exits
                 return None
-            self._jobs = jobs
+            self._jobs, self._last = jobs, thread
         return self._jobs
 
-    def _run(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
+    def _run(self, jobs: queue.SimpleQueue[_Job | None], before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
+            del before
         while (next_one := jobs.get()) is not None:
             self._do(*next_one)
             del next_one
@@ -79,7 +84,7 @@ class WriterThread:
         self._began = time.monotonic()
         try:
             result = job()
-        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to who waits for the job)
+        except BaseException as error:  # noqa: BLE001  (it is raised in the code that waits for the job)
             self._began = None
             future.set_exception(error)
         else:

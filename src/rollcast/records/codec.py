@@ -1,4 +1,4 @@
-"""Events as bytes and back, validated; and the JSON Schema that describes them."""
+"""Encodes events, decodes and validates them, and makes the JSON Schema that describes them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
 _decoder = msgspec.json.Decoder(StreamEvent)
 
-# Characters that JSON leaves as they are and that many readers of lines take for the end of one, or did (JavaScript before 2019).
+# Characters that JSON need not escape, but that many line readers take for the end of a line, or did (JavaScript before 2019).
 _ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\u0085\u2028\u2029"]
 
 
 def one_line_json(data: bytes) -> bytes:
-    """The JSON, in which nothing but a newline ends a line for any reader; it means the same."""
+    """The same JSON, in which only a newline ends a line for any reader."""
     if not data.isascii() and (b"\xe2\x80" in data or b"\xc2\x85" in data):  # mostly neither is there
         for char, escape in _ENDS_OF_LINES:
             data = data.replace(char, escape)
@@ -62,29 +62,29 @@ def _as_written(event: StreamEvent) -> Any:
 
 
 def encode_lines(events: list[StreamEvent]) -> bytes:
-    """The events as JSON lines, each ended by a newline. It raises as `encode` does."""
+    """The events as JSON lines, each with a newline at its end. It raises what `encode` raises."""
     if ExtendedEvent in set(map(type, events)):
         return one_line_json(_encoder.encode_lines([*map(_as_written, events)]))
     return one_line_json(_encoder.encode_lines(events))
 
 
 def encode_described(event: StreamEvent) -> bytes:
-    """As `encode`, of whatever event: what JSON cannot hold is described, so that no event is lost."""
+    """Do the same as `encode` for any event: values that JSON cannot hold are described, so that no event is lost."""
     try:
         return encode(event)
-    except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the others go on)
+    except Exception:  # noqa: BLE001  (the encoding of user-made data may raise anything)
         given = {name: as_json(getattr(event, name)) for name in StreamEvent.__struct_fields__}
         beyond = as_json(event.beyond) if isinstance(event, ExtendedEvent) else {}
         return one_line_json(_encoder.encode(beyond | given))
 
 
 def decode(line: bytes | str) -> StreamEvent:
-    """The event that a line of JSON describes, its payload checked against its type.
+    """The event that a line of JSON describes, with its payload checked against its type.
 
     An event of an unknown type, and one with unknown fields, is read and carried (docs/events.md, *Growing*).
 
     Raises:
-        DecodeError: the line is no JSON, no event, or its `data` lacks what its type promises.
+        DecodeError: the line is not JSON or not an event, or its `data` lacks a field that its type requires.
     """
     return checked_event(decode_unchecked(line))
 

@@ -1,4 +1,4 @@
-"""The event: the one data contract (docs/events.md).
+"""The event, which is the data contract of everything that streams (docs/events.md).
 
 Six fields come from the streaming specification and keep their names, order and meaning, in Python and in JSON:
 `event_type`, `chain_id`, `timestamp`, `data`, `step`, `depth`. The manager adds `seq`, `run_id`, `group_id`, `source`.
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class StreamEventType(StrEnum):
-    """What happened. The nine of the specification, then what they need to be complete."""
+    """What happened: the nine types of the specification, then those that complete them."""
 
     LLM_GENERATION_START = "llm_generation_start"
     LLM_GENERATION_CHUNK = "llm_generation_chunk"
@@ -75,21 +75,21 @@ class StreamEventType(StrEnum):
 class StreamEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Something that happened in a run.
 
-    `timestamp` (seconds since the epoch) informs; `seq` orders. Neither the event nor its `data` is to be changed
-    once emitted: every observer gets the same object.
+    `timestamp` (seconds since the epoch) is for information; `seq` gives the order. Do not change an event or its `data` once it
+    is emitted, since every observer gets the same object.
 
     Attributes:
         event_type: what happened.
-        chain_id: `chain_0 …` within a run; `""` for what concerns the run or everything.
+        chain_id: `chain_0 …` within a run; `""` if the event concerns the whole run or no run.
         timestamp: seconds since the epoch.
         data: the payload, JSON-serialisable; `PAYLOADS` has its type.
         step: the turn within the chain, from 1.
-        depth: turns from the prompt along the chain's tree; equals `step` unless the chain forked: a turn whose prompt was
-            rendered afresh has 1.
-        seq: stamped by the manager; within one run on one source it increases by one. -1: not stamped yet.
-        run_id: one `run_async` call.
-        group_id: `group_0 …`: the row (prompt) that the chain is a repeat of.
-        source: which worker stamped it; `""` in a single process.
+        depth: how many turns the chain has had since its prompt; equals `step` unless a prompt was rendered afresh, whose turn
+            has 1.
+        seq: the event's number, which the manager sets; within one run from one source it increases by one. -1: not set yet.
+        run_id: the run, which is one `run_async` call.
+        group_id: `group_0 …`, the row (prompt) that the chain is a repeat of.
+        source: the worker that emitted it; `""` in a single process.
     """
 
     event_type: StreamEventType
@@ -105,11 +105,11 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
 
     @classmethod
     def now(cls, event_type: StreamEventType, chain_id: str = "", /, **data: Any) -> StreamEvent:
-        """An event of this moment, its payload given as keywords."""
+        """Make an event with the current time and the keywords as its payload."""
         return cls(StreamEventType(event_type), chain_id, time.time(), data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON shape as Python builtins. `data` is the event's own dict, not a copy."""
+        """The JSON form as Python builtins. `data` is the event's own dict, not a copy."""
         return {
             "event_type": self.event_type.value,
             "chain_id": self.chain_id,
@@ -128,7 +128,7 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
         """The event that `to_dict` (or JSON) described; fields beyond the specified six may be absent.
 
         Raises:
-            DecodeError: the dict is not an event, or its `data` lacks what its type promises.
+            DecodeError: the dict is not an event, or its `data` lacks a field that its type requires.
         """
         return event_from_dict(value)
 
@@ -160,7 +160,7 @@ ChainStatus = Literal["running", "completed", "cancelled", "failed"]
 
 
 class ChainStart(TypedDict):
-    """A chain begins. `index`: which repeat within its group, from 0."""
+    """A chain begins. `index` is its number within its group, from 0."""
 
     messages: list[dict[str, Any]]
     tools: list[str]
@@ -170,7 +170,7 @@ class ChainStart(TypedDict):
 
 
 class LlmGenerationStart(TypedDict):
-    """A generation begins. `prompt_tokens` is None where the backend cannot count them beforehand."""
+    """A generation begins. `prompt_tokens` is None if the backend cannot count them beforehand."""
 
     prompt_tokens: int | None
     model: str
@@ -179,10 +179,10 @@ class LlmGenerationStart(TypedDict):
 
 
 class LlmGenerationChunk(TypedDict):
-    """New text of a generation, never the text so far. `offset`: characters of this generation before it.
+    """New text of a generation, never the text so far. `offset`: how many characters of this generation came before it.
 
-    `reasoning` is new text of what the server sends apart. `dt_ms`: milliseconds from each token to the next one, so one
-    fewer than `token_ids`; the chunk's timestamp is that of its last token.
+    `reasoning` is new reasoning text, if the server sends that apart. `dt_ms`: milliseconds from each token to the next one, so
+    it has one number fewer than `token_ids`; the chunk's timestamp is that of its last token.
     """
 
     content: str
@@ -211,7 +211,7 @@ class LlmGenerationEnd(TypedDict):
 
 
 class ToolCallStart(TypedDict):
-    """A tool call begins. `arguments` is the object, or the raw text where it is not valid."""
+    """A tool call begins. `arguments` is the object, or the raw text if that is not valid."""
 
     call_id: str
     tool_name: str
@@ -219,7 +219,7 @@ class ToolCallStart(TypedDict):
 
 
 class ToolObservation(TypedDict):
-    """Output of a tool. `partial`: the tool still runs."""
+    """Output of a tool. `partial`: whether the tool is still running."""
 
     call_id: str
     tool_name: str
@@ -245,7 +245,7 @@ class Reward(TypedDict):
 
 
 class ChainEnd(TypedDict):
-    """A chain ended; `unknown`: nobody said why. `reward` is None where there is none or it failed."""
+    """A chain ended; `unknown` means that no reason was given. `reward` is None if there is none or it failed."""
 
     finish_reason: ChainFinishReason
     final_response: str
@@ -257,7 +257,7 @@ class ChainEnd(TypedDict):
 
 
 class Error(TypedDict):
-    """Something failed. `where`: `backend`, `tool:NAME`, `parser`, `reward`, `observer:NAME`, `agent` (a loop of one's own)."""
+    """Something failed. `where`: `backend`, `tool:NAME`, `parser`, `reward`, `observer:NAME`, `agent` (the agent's or loop's own code)."""
 
     error: str
     error_type: str
@@ -289,9 +289,10 @@ class RunEnd(TypedDict):
 
 
 class LearnedFrom(TypedDict):
-    """What a chain was to a training step: how much better it was than its group, and how old the weights that sampled it.
+    """A chain's part in a training step: its advantage over its group, and its staleness.
 
-    `staleness` is in policy versions, of its oldest token; it is absent where the backend does not tell versions.
+    `staleness` is the age in policy versions of the weights that sampled its oldest token; it is absent if the backend does not
+    report versions.
     """
 
     advantage: float
@@ -301,7 +302,7 @@ class LearnedFrom(TypedDict):
 class TrainStep(TypedDict):
     """The trainer took a step; its `run_id` is the training run's.
 
-    `chains` has those of the rollouts since the event before, by the `run_id` of their rollout and their id.
+    `chains` has the chains of the rollouts since the previous event, by the `run_id` of their rollout and their id.
     """
 
     train_step: int
@@ -313,8 +314,9 @@ class TrainStep(TypedDict):
 class OpenToolCall(TypedDict):
     """A tool call that has not ended when a snapshot is taken.
 
-    `observation` is what arrived so far; `status` is that of its final observation, if that has come. A view's snapshot also
-    has `omitted` (characters that stood before `observation`), `arguments_omitted` (they were too heavy), `step`, `started_at`.
+    `observation` is the output so far; `status` is that of its final observation, if that has come. A view's snapshot also
+    has `omitted` (how many characters came before `observation`), `arguments_omitted` (whether they were too heavy), `step`
+    and `started_at`.
     """
 
     call_id: str
@@ -329,14 +331,14 @@ class OpenToolCall(TypedDict):
 
 
 class UnlistedMessage(TypedDict):
-    """A message that stands before number `at` of a snapshot's `messages`, and is not among them."""
+    """A message that comes before number `at` of a snapshot's `messages` and is not among them."""
 
     at: int
     message: dict[str, Any]
 
 
 class TimeInState(TypedDict):
-    """How long a chain was in a state, of times that are over: in all, how often, and the longest time."""
+    """How long a chain was in a state: the total, the number of stays, and the longest one, for stays that are over."""
 
     seconds: float
     stays: int
@@ -344,7 +346,7 @@ class TimeInState(TypedDict):
 
 
 class ToolTotals(TypedDict):
-    """Calls of one tool that ended: how many, how many failed, and the seconds of all."""
+    """Totals of one tool's ended calls: how many, how many failed, and their seconds."""
 
     calls: int
     failed: int
@@ -352,10 +354,10 @@ class ToolTotals(TypedDict):
 
 
 class ChainSnapshot(TypedDict):
-    """An open chain as a late observer finds it, up to and including event `as_of` of its run.
+    """The state of an open chain for a late observer, up to and including event `as_of` of its run.
 
-    `content` is the text of the open generation, None where none is open. That is the short form, which 0.1 wrote. The long one
-    has everything that a `ChainView` knows, whose fields docs/events.md describes.
+    `content` is the text of the open generation, None if none is open. The required fields are the short form, which 0.1 wrote.
+    The long form has everything that a `ChainView` knows; docs/events.md describes its fields.
     """
 
     messages: list[dict[str, Any]]
@@ -389,9 +391,7 @@ class ChainSnapshot(TypedDict):
     model: NotRequired[str | None]
     policy_version: NotRequired[int | None]
     generations: NotRequired[int]
-    truncated: NotRequired[
-        int | dict[str, int]
-    ]  # an object in the plain feed, which says there what it cut short
+    truncated: NotRequired[int | dict[str, int]]  # an object in the plain feed, which says what was cut
     completion_tokens: NotRequired[int]
     first_token_s: NotRequired[float]
     tool_use: NotRequired[dict[str, ToolTotals]]
@@ -421,8 +421,8 @@ class ChainSnapshot(TypedDict):
 class Gap(TypedDict):
     """Events `from_seq … to_seq` of this run did not reach this observer.
 
-    `dropped`: count by type; empty if it is not known. `run_status`: of the `run_end`, if that is among them, so nothing
-    more comes of this run; `unknown` if the run has ended and nobody knows how.
+    `dropped`: the count by type; empty if it is not known. `run_status`: the status in the `run_end` if that is among them, so
+    that no event of this run follows; `unknown` if the run has ended and its status is not known.
     """
 
     from_seq: int
@@ -463,7 +463,7 @@ _READ: dict[StreamEventType, type] = PAYLOADS | {StreamEventType.GAP: _GapOfACra
 
 
 def event_from_dict(value: dict[str, Any]) -> StreamEvent:
-    """As `StreamEvent.from_dict`."""
+    """See `StreamEvent.from_dict`."""
     try:
         event = msgspec.convert(value, StreamEvent)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -499,7 +499,9 @@ def foreign_event(value: Any, refused: Exception) -> StreamEvent:
 
 
 def checked_event(event: StreamEvent) -> StreamEvent:
-    """The event itself, if its `data` has what its type promises; nothing is known of what an unknown type promises.
+    """Check that the event's `data` has the fields that its type requires, and return the event.
+
+    The data of an event of an unknown type is not checked.
 
     Raises:
         DecodeError: a field is missing or has the wrong type.

@@ -1,9 +1,9 @@
-"""What a watcher knows of runs: `RunView` of one, with a `ChainView` of each of its chains; `RunViews` of all that it sees.
+"""What a watcher knows about runs: `RunView` for one, with a `ChainView` for each of its chains; `RunViews` for all of them.
 
-As a chain's view, they take any event and never raise. Memory is bounded: a run keeps 4,096 chains, of which those that ended
-first go first (they stay in the totals, and are counted as `omitted`), and 1,024 training steps. Conversations of chains that have
-ended are kept while they weigh 8,388,608 together in a run, and in the 8 runs that ended last. 512 runs, or as many as have 16,384
-chains, are kept; those that ended first go first. What an archive or a log has beyond that is read there.
+Like a chain's view, they take any event and never raise. Memory is bounded: a run keeps 4,096 chains, and drops those that ended
+first (they stay in the totals, and are counted as `omitted`), and it keeps 1,024 training steps. Conversations of ended chains
+are kept while they weigh 8,388,608 together in a run, and in the 8 runs that ended last. 512 runs, or as many as have 16,384
+chains, are kept; those that ended first are dropped first. An archive or a log has the rest.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ T = StreamEventType
 MAX_CHAINS = 4_096
 MAX_STEPS = 1_024
 MAX_RUNS = 512
-MAX_ALL_CHAINS = 16_384  # of all runs
-MAX_ENDED_WEIGHT = 8_388_608  # of the conversations of a run's chains that have ended
-WHOLE_RUNS = 8  # that have ended and keep conversations
+MAX_ALL_CHAINS = 16_384  # in all runs
+MAX_ENDED_WEIGHT = 8_388_608  # weight of the conversations of a run's ended chains
+WHOLE_RUNS = 8  # how many ended runs keep conversations
 STATUSES = ("completed", "cancelled", "failed")
 CLOSED = ("ended", "lost")
 
 
 class RunView(msgspec.Struct, eq=False):
-    """What a watcher knows of a run. Feed it the run's events, and the `train_step` events of the training that it is part of.
+    """What a watcher knows about a run. Feed it the run's events, and the `train_step` events of the training it belongs to.
 
     Attributes:
-        run_id: whose view it is, as the first event said.
+        run_id: the run that this is a view of, from the first event.
         status: `running`, `completed`, `cancelled` or `failed`; `unknown` if neither start nor end was seen.
         started_at, last_event_at, ended_at: timestamps, None if not seen.
-        expected_chains, expected_groups: as `run_start` says.
-        agent, model, backend, policy_version, parent_run_id, train_step, split, name, tags, seed: as `run_start` says; None if it
-            does not.
-        chains: a view of each, by id, in the order in which they were first seen.
-        omitted: chains that were let go.
+        expected_chains, expected_groups: as in `run_start`.
+        agent, model, backend, policy_version, parent_run_id, train_step, split, name, tags, seed: as in `run_start`; None if they
+            are not there.
+        chains: the chains' views by id, in the order in which they were first seen.
+        omitted: how many chains were dropped.
         gaps: how often events were lost.
-        errors, error: of the run as a whole: how many, and the latest.
-        train_steps: the latest 1,024 of this run: `train_step`, `policy_version`, `metrics`, `timestamp`.
-        duration_s, mean_reward_said, completion_tokens_said: as `run_end` says.
+        errors, error: how many errors concerned the whole run, and the latest.
+        train_steps: the run's latest 1,024 steps: `train_step`, `policy_version`, `metrics`, `timestamp`.
+        duration_s, mean_reward_said, completion_tokens_said: as in `run_end`.
     """
 
     run_id: str = ""
@@ -70,14 +70,14 @@ class RunView(msgspec.Struct, eq=False):
     tags: list[str] | None = None
     seed: int | None = None
     chains: dict[str, ChainView] = {}
-    ended_weights: dict[str, int] = {}  # of conversations of chains that have ended, the earliest first
-    ended_weight: int = 0  # of all of them
+    ended_weights: dict[str, int] = {}  # weights of ended chains' conversations, earliest first
+    ended_weight: int = 0  # their sum
     omitted: int = 0
     omitted_failed: int = 0
     omitted_tokens: int = 0
     omitted_rewards: tuple[float, int] = (0.0, 0)  # sum, count
     gaps: int = 0
-    as_of: dict[str, int] = {}  # by source, of events that concern the run alone
+    as_of: dict[str, int] = {}  # by source: the last `seq` of events that concern only the run
     errors: int = 0
     error: dict[str, Any] | None = None
     train_steps: list[dict[str, Any]] = []
@@ -89,19 +89,19 @@ class RunView(msgspec.Struct, eq=False):
 
     @property
     def by_state(self) -> dict[str, int]:
-        """How many chains are in each state; those that were let go have ended."""
+        """How many chains are in each state; dropped chains count as ended."""
         counts = Counter(view.state for view in self.chains.values())
         counts["ended"] += self.omitted
         return {state: n for state, n in counts.items() if n}
 
     @property
     def failed(self) -> int:
-        """Chains that ended with `error`."""
+        """How many chains ended with `error`."""
         return self.omitted_failed + sum(view.finish_reason == "error" for view in self.chains.values())
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens as far as they are known."""
+        """How many tokens were sampled, as far as is known."""
         return max(
             self.omitted_tokens + sum(view.tokens for view in self.chains.values()),
             self.completion_tokens_said or 0,
@@ -109,7 +109,7 @@ class RunView(msgspec.Struct, eq=False):
 
     @property
     def mean_reward(self) -> float | None:
-        """Of the chains that have one, as `run_end` says or as far as it is known."""
+        """The mean over the chains that have a reward, from `run_end` or as far as it is known."""
         if self.mean_reward_said is not None:
             return self.mean_reward_said
         rewards = [view.reward for view in self.chains.values() if view.reward is not None]
@@ -119,7 +119,7 @@ class RunView(msgspec.Struct, eq=False):
         return mean if math.isfinite(mean) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """A row of what is known of the run, its chains counted, as plain JSON."""
+        """A row about the run with counts of its chains, as plain JSON."""
         return {
             "run_id": clean(self.run_id),
             **{name: msgspec.to_builtins(getattr(self, name)) for name in _ROW},
@@ -128,7 +128,7 @@ class RunView(msgspec.Struct, eq=False):
     # -- what happens ----------------------------------------------------------------------------------------------------
 
     def apply(self, event: StreamEvent) -> None:
-        """Take the next event, in place; events of other runs do not change it, but for what a trainer says of its chains."""
+        """Take the next event, in place. Of other runs' events, only a `train_step` that names its chains changes it."""
         kind: Any = event.event_type
         chain_id = event.chain_id
         if event.run_id != self.run_id:
@@ -168,7 +168,7 @@ class RunView(msgspec.Struct, eq=False):
                 self.chains[earliest].forget_messages()
 
     def forget_messages(self) -> None:
-        """Let go of the conversations of all chains that have ended."""
+        """Drop the conversations of all ended chains."""
         for view in self.chains.values():
             if view.state in CLOSED:
                 view.forget_messages()
@@ -233,7 +233,7 @@ class RunView(msgspec.Struct, eq=False):
         self.completion_tokens_said = count_of(data.get("completion_tokens"))
 
     def _lose(self, data: dict[str, Any], at: float | None) -> None:
-        """The run has ended, and its end was lost."""
+        """Note that the run has ended, and that its end was lost."""
         self.status = status if (status := data["run_status"]) in STATUSES else "unknown"
         self.ended_at = at
 
@@ -247,7 +247,7 @@ class RunView(msgspec.Struct, eq=False):
         self.train_steps = [*self.train_steps[-MAX_STEPS + 1 :], row]
 
     def _learned(self, event: StreamEvent) -> None:
-        """Tell the chains that a trainer names."""
+        """Pass the event to the chains that a trainer names."""
         named = object_of(object_of(object_of(event.data).get("chains")).get(self.run_id))
         for chain_id in named:
             view = self.chains.get(chain_id)

@@ -1,13 +1,13 @@
-"""`ChainView`: what a watcher knows of one chain, from the events that reached it. The one reducer.
+"""`ChainView`: what a watcher knows about one chain from the events that reached it. All watchers use this one reducer.
 
-`apply` takes any event in any order and never raises: a watcher may join late, lose events, or read what somebody made by
-hand. What is not known is marked (`joined_late`, `gaps`, `omitted`) and never guessed. `to_dict` is plain JSON, and it is the
-`data` of a `chain_snapshot` in its long form: a view made from that goes on as this one does.
+`apply` takes any event in any order and never raises: a watcher may join late, lose events, or read handmade events. What is
+not known is marked (`joined_late`, `gaps`, `omitted`) and never guessed. `to_dict` returns plain JSON, which is the `data` of a
+`chain_snapshot` in its long form: a view made from it continues as this one does.
 
 Memory is bounded. A view keeps the last 262,144 characters of a text, the last 65,536 of a tool call's output and of
-reasoning, 1,024 messages that weigh 1,048,576 together (one for each value and each character), and 128 open calls. The start of
-a text goes first, and the oldest message after the prompt; `omitted` and `messages_omitted` count what went. Characters are
-code points.
+reasoning, 1,024 messages that weigh 1,048,576 together (one for each value and each character), and 128 open calls. It drops
+the start of a text first, and the oldest message after the prompt; `omitted` and `messages_omitted` count what was dropped.
+Characters are code points.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ __all__ = ["ChainState", "ChainView", "OpenCall", "StateTime", "ToolUse"]
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 
-MAX_ANSWER = 4_096  # characters that stay of an answer when the conversation is let go
+MAX_ANSWER = 4_096  # characters of an answer that stay when the conversation is dropped
 
 
 class ChainView(ChainFields, eq=False):
-    """What a watcher knows of a chain. Feed it the chain's events with `apply`; events of others do not change it.
+    """What a watcher knows about a chain. Feed it events with `apply`; events of other chains do not change it.
 
     `ChainFields` describes the attributes.
     """
@@ -65,13 +65,13 @@ class ChainView(ChainFields, eq=False):
     # -- what happens ----------------------------------------------------------------------------------------------------
 
     def apply(self, event: StreamEvent) -> None:
-        """Take the next event, in place. Whatever it holds, nothing is raised.
+        """Take the next event, in place. This never raises, whatever the event contains.
 
-        An event whose `seq` is not above `as_of` was seen already and changes nothing; one without `seq` always counts.
+        An event whose `seq` is not above `as_of` was already seen and changes nothing; one without `seq` always counts.
         """
         if (event.chain_id != self.chain_id or event.run_id != self.run_id) and not self._concerns(event):
             return
-        kind: Any = event.event_type  # an event made by hand holds anything
+        kind: Any = event.event_type  # an event made by hand may contain anything
         data: Any = event.data
         if data.__class__ is not dict:
             data = object_of(data)
@@ -101,7 +101,7 @@ class ChainView(ChainFields, eq=False):
             handler(self, event, data, at)
 
     def _concerns(self, event: StreamEvent) -> bool:
-        """Whether an event that is not addressed to this chain concerns it. A view of nothing takes on the event's place."""
+        """Whether an event with another run or chain concerns this view. An empty view takes on the event's run and chain."""
         kind = event.event_type
         if kind == T.TRAIN_STEP:
             return True
@@ -130,14 +130,14 @@ class ChainView(ChainFields, eq=False):
             self.step, self.depth = step, whole(event.depth)
 
     def rest(self, at: float | None) -> None:
-        """Something ended: the state is what is still open."""
+        """Enter the state of what is still open, after something ended."""
         if self.generation is not None:
             self.enter("generating", at)
         else:
             self.enter("tool" if self.tool_calls else "waiting", at)
 
     def open_generation(self, step: int | None) -> Tail:
-        """A generation begins; what was open before it has ended unseen."""
+        """Begin a generation; what was open before it has ended unseen."""
         self.close_generation()
         self.close_calls()
         self.generation, self.reasoning = Tail(MAX_TEXT), None
@@ -145,7 +145,7 @@ class ChainView(ChainFields, eq=False):
         return self.generation
 
     def close_generation(self) -> None:
-        """The open generation ended, and nobody told how: what was seen of it is a message."""
+        """End the open generation, whose end was not seen; its text so far becomes a message."""
         if self.generation is not None and self.generation.end:
             self.conversation.add(
                 self._with_reasoning(generated(self.generation, None, self.generation_step))
@@ -158,25 +158,25 @@ class ChainView(ChainFields, eq=False):
         return message if self.reasoning is None else {**message, "reasoning": self.reasoning.text}
 
     def close_calls(self) -> None:
-        """The open tool calls ended, and nobody told how."""
+        """End the open tool calls, whose ends were not seen."""
         for call in list(self.tool_calls.values()):
             self.close_call(call, call.status, None)
 
     def close_call(self, call: OpenCall, status: str | None, duration_s: float | None) -> None:
-        """A tool call ended: count it, and put what it gave into the conversation."""
+        """End a tool call: count it, and add its output to the conversation."""
         self.tool_calls.pop(call.call_id, None)
         count_use(self.tool_use, call.tool_name, status, duration_s)
         self.conversation.add(answered(call, status, duration_s))
 
     def forget_messages(self) -> None:
-        """Let go of the conversation, and of all but the end of the answer: what stays is small."""
+        """Drop the conversation, and all but the end of the answer, so that only little is kept."""
         self.conversation = Conversation(omitted=self.conversation.omitted + len(self.messages))
         if self.final_response is not None:
             self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
             self.final_response_omitted += omitted
 
     def forget_text(self) -> None:
-        """Let go of all text, for a watcher that has shown it: places, counts and states go on as they were."""
+        """Drop all text, for a watcher that has already shown it; positions, counts and states stay."""
         if self.messages or self.final_response:
             self.forget_messages()
         if self.generation is not None:
@@ -188,13 +188,13 @@ class ChainView(ChainFields, eq=False):
 
     @classmethod
     def from_snapshot(cls, event: StreamEvent) -> Self:
-        """What a `chain_snapshot` tells, in its long form or in its short one."""
+        """Make a view from a `chain_snapshot`, in its long or its short form."""
         view = cls()
         view.apply(event)
         return view
 
     def snapshot(self) -> StreamEvent:
-        """The view as a `chain_snapshot` in its long form. It has the view's own messages: its data is not to be changed."""
+        """The view as a `chain_snapshot` in its long form. Do not change its data, since it shares the view's messages."""
         return StreamEvent(
             T.CHAIN_SNAPSHOT, self.chain_id, self.last_event_at or 0.0, self.told(), self.step, self.depth, self.as_of,
             self.run_id, self.group_id, self.source,
@@ -203,7 +203,7 @@ class ChainView(ChainFields, eq=False):
     # -- what each event does ----------------------------------------------------------------------------------------------------
 
     def _chain_start(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
-        """It begins, or begins again: what was known of an earlier attempt goes."""
+        """Begin, or begin again: forget what was known about an earlier attempt."""
         self._forget(word(event.group_id))
         self.joined_late = False
         self.started_at = self.last_event_at = at
@@ -228,7 +228,7 @@ class ChainView(ChainFields, eq=False):
         self.enter("generating", at)
 
     def _llm_generation_chunk(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
-        """New text, on the path of every token that is watched."""
+        """Take new text. This is on the path of every token that is watched."""
         tail = self.generation
         if tail is None or event.step != self.generation_step:
             tail = self._generation_of(event)
@@ -247,7 +247,7 @@ class ChainView(ChainFields, eq=False):
             self.enter("generating", at)
 
     def _generation_of(self, event: StreamEvent) -> Tail:
-        """The generation that a chunk belongs to; another step than that of the open one tells that its start was not seen."""
+        """The generation that a chunk belongs to; if its step differs from the open one's, its start was not seen."""
         step = whole(event.step)
         if self.generation is None:
             return self.open_generation(step)
@@ -259,7 +259,7 @@ class ChainView(ChainFields, eq=False):
     def _llm_generation_end(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
         step, tail = whole(event.step), self.generation
         if tail is None and step is not None and step == self.generation_step:
-            return  # its end was seen
+            return  # its end was already seen
         why = word(data.get("finish_reason"))
         content = data.get("content")
         said: Tail | str = content if isinstance(content, str) else Tail(MAX_TEXT) if tail is None else tail
@@ -290,7 +290,7 @@ class ChainView(ChainFields, eq=False):
         self.rest(at)
 
     def _call(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> OpenCall:
-        """The open call that the event tells of, which it opens if it was not known."""
+        """The event's tool call, which is opened if it was not known."""
         call_id = word(data.get("call_id")) or ""
         call = self.tool_calls.get(call_id)
         if call is None:
@@ -306,7 +306,7 @@ class ChainView(ChainFields, eq=False):
     def _tool_observation(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
         call_id = word(data.get("call_id")) or ""
         if call_id not in self.tool_calls and self.conversation.answers(call_id):
-            return  # its end was seen
+            return  # its end was already seen
         call = self._call(event, data, at)
         text = text_of(data.get("observation"))
         if data.get("partial") is True:
@@ -328,7 +328,7 @@ class ChainView(ChainFields, eq=False):
         self.rest(at)
 
     def _message(self, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
-        """Somebody else speaks: the chain goes on."""
+        """Add a message that the chain did not generate; the chain continues."""
         self.conversation.take(data)
         self.rest(at)
 
@@ -365,7 +365,7 @@ class ChainView(ChainFields, eq=False):
     # -- what is not counted by the chain's own seq ----------------------------------------------------------------------------------
 
     def _gap(self, event: StreamEvent, data: dict[str, Any]) -> None:
-        """Events were lost: what is open is not known until something tells."""
+        """Note that events were lost, so that what is open is unknown until a later event shows it."""
         last = seq_of(data.get("to_seq"))  # -1 if it is not known
         if self.state == "ended" or 0 <= last <= self.as_of:
             return
@@ -377,12 +377,12 @@ class ChainView(ChainFields, eq=False):
         self.state, self.since = (
             "unknown",
             self.last_event_at,
-        )  # how long the state before went on is not known
+        )  # how long the earlier state lasted is not known
         if "run_status" in data:
             self.enter("lost", moment(event.timestamp))
 
     def _train_step(self, event: StreamEvent, data: dict[str, Any]) -> None:
-        """A trainer learned from chains. The event is of another run, so it may come at any time, and twice."""
+        """Note that a trainer learned from the chain. The event is another run's, so it may come at any time, and twice."""
         learned = object_of(object_of(object_of(data.get("chains")).get(self.run_id)).get(self.chain_id))
         if learned:
             self.train_step = whole(data.get("train_step"))
@@ -395,10 +395,10 @@ class ChainView(ChainFields, eq=False):
             self.enter("lost", moment(event.timestamp))
 
     def _run_start(self, event: StreamEvent, data: dict[str, Any]) -> None:
-        """What concerns the run alone."""
+        """Do nothing: this concerns only the run."""
 
     def _chain_snapshot(self, event: StreamEvent, data: dict[str, Any]) -> None:
-        """How the chain stands, as somebody else knows it: a view in full, or what a chain itself tells."""
+        """Take a snapshot: a view in its long form, or the short form that a chain itself sends."""
         as_of = seq_of(data.get("as_of"))
         if 0 <= as_of < self.as_of and event.source == self.source:
             return  # older than what is known
@@ -406,7 +406,7 @@ class ChainView(ChainFields, eq=False):
         if data.get("state") in STATES:
             self.restore(data)
             return
-        if self.state == "ended":  # it began again, unseen
+        if self.state == "ended":  # it has begun again, unseen
             self._forget(self.group_id)
         at = moment(event.timestamp)
         self.as_of = as_of if as_of >= 0 else self.as_of
@@ -431,11 +431,11 @@ class ChainView(ChainFields, eq=False):
 
 
 def _placed(tail: Tail, text: str, count: int, offset: Any) -> tuple[str, int, bool]:
-    """What is new of a chunk that does not stand where the text ends, how many of its ids, and whether all of it is.
+    """The new text of a chunk that does not begin where the text ends, how many of its ids are new, and whether all of it is.
 
-    Chunks before it may be missing; or its beginning may be known, since chunks were merged after a snapshot. Which of its
-    ids are new is then a guess in proportion, until the generation's end says how many there were. Without an offset, as
-    in an event made by hand, it goes on where the text ends.
+    Chunks before it may be missing; or its beginning may be known, since chunks were merged after a snapshot. How many ids
+    are new is then estimated in proportion, until the generation's end gives the exact number. A chunk without an offset, as
+    in an event made by hand, continues where the text ends.
     """
     offset = count_of(offset)
     if offset is None:
@@ -454,7 +454,7 @@ def _methods(*names: str) -> dict[str, Callable[..., None]]:
     return {name: vars(ChainView)[f"_{name}"] for name in names}
 
 
-# What takes an event is called as its type.
+# Each method that takes an event is named after its type.
 _BESIDE = _methods("chain_snapshot", "gap", "train_step", "run_start", "run_end")
 _HANDLERS = _methods(
     "chain_start", "llm_generation_start", "llm_generation_chunk", "llm_generation_end", "tool_call_start",

@@ -1,4 +1,4 @@
-"""The fields of a chain's view, and their form in JSON, which is read back whatever stands there."""
+"""The fields of a chain's view, and their JSON form, which is read back whatever it contains."""
 
 from __future__ import annotations
 
@@ -39,41 +39,42 @@ MAX_ERROR = 2_048  # characters
 
 
 class ChainFields(StateClock, msgspec.Struct, eq=False):
-    """What `ChainView` knows, and how it is written and read.
+    """The fields of `ChainView`, and how they are written and read.
 
     Attributes:
-        run_id, chain_id, group_id, source: whose view it is, as the first event said.
-        state: `waiting` (nothing is open), `generating`, `tool`, `scoring` (the last generation asked for no tool: the reward and
-            the end are to come), `ended`, `lost` (its run ended, and how the chain did is not known), or `unknown` (nothing was
-            seen yet, or nothing since events were lost).
-        since: timestamp at which the state began, or was first seen.
-        times: by state, how long the chain was in it, counted when that is over.
+        run_id, chain_id, group_id, source: the chain that this is a view of, from the first event.
+        state: `waiting` (nothing is open), `generating`, `tool`, `scoring` (the last generation called no tool, so the reward and
+            the end are next), `ended`, `lost` (its run ended without the chain's end being seen), or `unknown` (nothing was seen
+            yet, or nothing since events were lost).
+        since: the timestamp at which the state began, or was first seen.
+        times: by state, how long the chain was in it; the current stay is added when it is over.
         started_at, last_event_at, ended_at: timestamps, None if not seen.
-        joined_late: the chain's start was not seen, so totals count from where the view joined.
+        joined_late: whether the chain's start was not seen, so that totals count from where the view joined.
         gaps: how often events were lost since then, so that totals may be too low.
-        as_of: the latest `seq` that the view knows of, -1 if events have none.
-        step, depth: of the latest event.
-        conversation: the messages as far as events tell them. An assistant's `content` is all that it wrote, calls included. Those
-            that the view made have a `step`, an assistant's its `finish_reason`, a tool's its `status` and `duration_s`. One that was
-            shortened has `omitted`: how many characters stood before its content, or -1 if other parts were left out.
-        generation: text of the open generation, None if none is open; `reasoning`: what the server sends apart.
-        generation_step: step of the open or the latest generation.
-        generation_tokens: token ids of the open generation that were seen; 0 if its chunks have none.
-        prompt_tokens, model, policy_version: as the latest generation says, or `chain_start`.
-        generations, truncated: how many ended, and how many of those with `length`.
-        completion_tokens: of generations that ended; all of the chain once it has ended.
-        first_token_s: seconds to the first token, of all generations together.
+        as_of: the latest `seq` that the view has seen, -1 if events have none.
+        step, depth: those of the latest event.
+        conversation: the messages as far as events show them. An assistant's `content` is everything that it wrote, with its
+            calls. Messages that the view made have a `step`, an assistant's also its `finish_reason`, a tool's its `status` and
+            `duration_s`. A shortened message has `omitted`: how many characters came before its content, or -1 if other parts
+            were left out.
+        generation: the text of the open generation, None if none is open; `reasoning`: the text that the server sends apart.
+        generation_step: the step of the open or the latest generation.
+        generation_tokens: how many token ids of the open generation were seen; 0 if its chunks have none.
+        prompt_tokens, model, policy_version: as in the latest generation, or in `chain_start`.
+        generations, truncated: how many generations ended, and how many of those with `length`.
+        completion_tokens: the tokens of ended generations; those of the whole chain once it has ended.
+        first_token_s: seconds to the first token, summed over all generations.
         tool_calls: open calls by id.
-        tool_use: ended calls by tool.
-        calls_omitted: calls that are not among the open ones, because 128 were.
+        tool_use: totals of ended calls by tool.
+        calls_omitted: how many calls began while 128 were open, and are not kept.
         rewards: the latest 256 `reward` events: `reward`, `final`, `step`.
-        reward: the chain's own: as `chain_end` says, before that the final one, or else the latest. None if there is none.
-        metrics: beside the reward.
-        train_step, advantage, staleness: of the trainer's step that learned from it.
-        errors, error: how many, and the latest: `error`, `error_type`, `where`.
-        finish_reason, final_response, steps, duration_s: as `chain_end` says; None before that. `final_response_omitted`:
-            characters that stood before.
-        index, tools, reference, prompt_hash, seed, attempt, parent_chain_id: as `chain_start` says, None if it does not.
+        reward: the chain's reward: that in `chain_end`, before that the final one, or else the latest. None if there is none.
+        metrics: the metrics with the reward.
+        train_step, advantage, staleness: those of the trainer's step that learned from the chain.
+        errors, error: how many errors there were, and the latest: `error`, `error_type`, `where`.
+        finish_reason, final_response, steps, duration_s: as in `chain_end`; None before that. `final_response_omitted`: how many
+            characters came before what is kept.
+        index, tools, reference, prompt_hash, seed, attempt, parent_chain_id: as in `chain_start`, None if they are not there.
     """
 
     run_id: str = ""
@@ -126,27 +127,27 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation. Not to be changed."""
+        """The conversation. Do not change it."""
         return self.conversation.messages
 
     @property
     def content(self) -> str | None:
-        """Text of the open generation, from its character `content_omitted` on; None if none is open."""
+        """The text of the open generation, from its character `content_omitted` on; None if none is open."""
         return None if self.generation is None else self.generation.text
 
     @property
     def content_omitted(self) -> int:
-        """Characters of the open generation before `content`, which were not seen or were let go."""
+        """How many characters of the open generation come before `content`, since they were not seen or were dropped."""
         return 0 if self.generation is None else self.generation.omitted
 
     @property
     def complete(self) -> bool:
-        """Every event since the chain's start was seen, so its totals are right."""
+        """Whether every event since the chain's start was seen, so that its totals are right."""
         return not self.joined_late and not self.gaps
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens as far as they are known, those of the open generation included."""
+        """How many tokens were sampled as far as is known, with those of the open generation."""
         return self.completion_tokens + self.generation_tokens
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
         return {**self.told(), "messages": msgspec.to_builtins(self.messages)}
 
     def told(self) -> dict[str, Any]:
-        """As `to_dict`, with the view's own messages, which the view itself replaces and never changes."""
+        """The same as `to_dict`, but with the view's own messages, which the view replaces and never changes."""
         known: dict[str, Any] = {
             "run_id": clean(self.run_id),
             "chain_id": clean(self.chain_id),
@@ -174,7 +175,7 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Self:
-        """The view that `to_dict` described. What is missing, or has another shape, is as in a view of nothing."""
+        """The view that `to_dict` described. Fields that are missing or have another shape are as in an empty view."""
         view = cls()
         value = object_of(value)
         view.run_id, view.chain_id = text_of(value.get("run_id")), text_of(value.get("chain_id"))
@@ -183,7 +184,7 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
         return view
 
     def restore(self, value: dict[str, Any]) -> None:
-        """Everything but its place, as `to_dict` has it."""
+        """Read everything except the run, chain, group and source from the form of `to_dict`."""
         for name, read in _READERS.items():
             setattr(self, name, read(value.get(name)))
         self.as_of = seq_of(value.get("as_of"))
@@ -205,7 +206,7 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
 
 
 def _all_messages(value: dict[str, Any]) -> Any:
-    """`messages` of a snapshot, with those between them that only `unlisted_messages` has."""
+    """The `messages` of a snapshot, with those from `unlisted_messages` put between them."""
     listed, unlisted = value.get("messages"), value.get("unlisted_messages")
     if not isinstance(listed, list | tuple) or not isinstance(unlisted, list | tuple) or not unlisted:
         return listed
@@ -220,7 +221,7 @@ def _all_messages(value: dict[str, Any]) -> Any:
 
 
 def object_of(value: Any) -> dict[str, Any]:
-    """The value if it is an object, else an empty one."""
+    """The value if it is an object, otherwise an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -235,7 +236,7 @@ def calls_of(value: Any) -> dict[str, OpenCall]:
 
 
 def error_of(value: Any) -> dict[str, Any] | None:
-    """What an `error` event tells, its text cut at 2,048 characters; None if it is not an object."""
+    """The fields of an `error` event, with its text cut at 2,048 characters; None if it is not an object."""
     if not isinstance(value, dict):
         return None
     text = text_of(value.get("error"))

@@ -1,4 +1,4 @@
-"""What a chain's view is made of: bounded, plain JSON, and read back from JSON whatever stands there."""
+"""The parts of a chain's view: bounded plain JSON, which is read back whatever it contains."""
 
 from __future__ import annotations
 
@@ -41,95 +41,96 @@ __all__ = [
 MAX_TEXT = 262_144  # characters of a message, a generation, an answer
 MAX_OUTPUT = 65_536  # characters of a tool call's output, of its arguments, of reasoning
 MAX_MESSAGES = 1_024
-MAX_WEIGHT = 1_048_576  # of all messages together
-MAX_CALLS = 128  # that are open at once, and that one message lists
-MAX_TOOLS = 128  # names that are counted apart, or listed
-MAX_REWARDS = 256  # the latest ones
-MAX_SMALL = 8_192  # weight of metrics, of a reference
+MAX_WEIGHT = 1_048_576  # weight of all messages together
+MAX_CALLS = 128  # calls that are open at once, or that one message lists
+MAX_TOOLS = 128  # tool names that are counted apart, or listed
+MAX_REWARDS = 256  # the latest ones are kept
+MAX_SMALL = 8_192  # weight of metrics or of a reference
 
 ChainState = Literal["unknown", "waiting", "generating", "tool", "scoring", "ended", "lost"]
 
-OTHER_TOOLS = "(others)"  # as which tools count beyond the first 128 names
-FAILED = ("error", "timeout")  # statuses of a tool call; one that was cancelled did not fail
+OTHER_TOOLS = "(others)"  # the name under which tools beyond the first 128 count
+FAILED = ("error", "timeout")  # statuses of a failed tool call; a cancelled one did not fail
 
-_CALL_DEPTH = 24  # of arguments: less than of the message that lists their call
+_CALL_DEPTH = 24  # nesting of arguments; less than that of the message that lists their call
 _MAX_COUNT = 2**40  # so that sums of counts stay exact in a double
 _MAX_SECONDS = 1e11  # about the year 5138; so that sums of times stay finite
 
 
 def count_of(value: Any) -> int | None:
-    """The value if it can be a number of things, else None."""
+    """The value if it can be a count, otherwise None."""
     found = whole(value)
     return found if found is not None and 0 <= found <= _MAX_COUNT else None
 
 
 def seconds_of(value: Any) -> float | None:
-    """The value if it can be a duration in seconds, else None."""
+    """The value if it can be a duration in seconds, otherwise None."""
     found = number(value)
     return found if found is not None and 0 <= found <= _MAX_SECONDS else None
 
 
 def total_of(value: Any) -> int:
-    """The value if it can be a sum of counts, else 0."""
+    """The value if it can be a sum of counts, otherwise 0."""
     return max(whole(value) or 0, 0)
 
 
 def total_seconds_of(value: Any) -> float:
-    """The value if it can be a sum of durations, else 0."""
+    """The value if it can be a sum of durations, otherwise 0."""
     return max(number(value) or 0.0, 0.0)
 
 
 def seq_of(value: Any) -> int:
-    """The value if it can be a `seq`, else -1."""
+    """The value if it can be a `seq`, otherwise -1."""
     found = whole(value)
     return -1 if found is None else max(found, -1)
 
 
 def moment(value: Any) -> float | None:
-    """The value if it can be a timestamp, else None."""
+    """The value if it can be a timestamp, otherwise None."""
     found = number(value)
     return found if found is not None and abs(found) < _MAX_SECONDS else None
 
 
 def text_of(value: Any) -> str:
-    """The value if it is text, else an empty one."""
+    """The value if it is text, otherwise an empty text."""
     return value if isinstance(value, str) else ""
 
 
 def words(value: Any) -> list[str] | None:
-    """The texts of a list, at most 128 of them; None if it is not a list."""
+    """The texts in a list, at most 128; None if it is not a list."""
     if not isinstance(value, list | tuple):
         return None
     return [found for found in map(word, value[:MAX_TOOLS]) if found is not None]
 
 
 def small(value: Any) -> Any:
-    """A copy as plain JSON if it is not heavy, else None."""
+    """A copy as plain JSON if it is not too heavy, otherwise None."""
     return plain(value, MAX_SMALL)[0]
 
 
 def arguments_of(value: Any) -> tuple[dict[str, Any] | str, bool]:
-    """Arguments of a tool call: an object or text; `""` and True if they are too heavy to keep."""
+    """The arguments of a tool call, an object or text, and False; or `""` and True if they are too heavy to keep."""
     copied, kept = plain(value, MAX_OUTPUT, _CALL_DEPTH)
     return (copied if isinstance(copied, dict | str) else ""), not kept
 
 
 class StateTime(msgspec.Struct):
-    """How long a chain was in a state: in all, how often, and the longest time. Seconds, of times that are over."""
+    """How long a chain was in a state: the total, the number of stays, and the longest one. Seconds, for stays that are over."""
 
     seconds: float = 0.0
     stays: int = 0
     longest: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """A time is over."""
+        """Add a stay that is over."""
         self.seconds += seconds
         self.stays += 1
-        self.longest = max(self.longest, seconds)
+        if seconds > self.longest:  # noqa: PLR1730  (a third of what `max` costs)
+            self.longest = seconds
 
     @classmethod
     def restored(cls, value: Any) -> StateTime:
-        """As `to_dict` of a view has it."""
+        """Read it from the form that a view's `to_dict` has."""
         value = value if isinstance(value, dict) else {}
         return cls(
             total_seconds_of(value.get("seconds")),
@@ -139,17 +140,17 @@ class StateTime(msgspec.Struct):
 
 
 class StateClock(msgspec.Struct, eq=False):
-    """In which state a chain is, since when, and how long it was in each."""
+    """The state that a chain is in, since when, and how long it was in each."""
 
     state: str = "unknown"
     since: float | None = None
     times: dict[str, StateTime] = {}
 
     def enter(self, state: ChainState, at: float | None) -> None:
-        """The chain is in this state from now on."""
+        """Enter this state."""
         if state == self.state:
             return
-        if self.since is not None and at is not None:  # a clock set back counts as one that stood still
+        if self.since is not None and at is not None:  # if the clock was set back, no time has passed
             time = self.times.get(self.state)
             if time is None:
                 time = self.times[self.state] = StateTime()
@@ -158,7 +159,7 @@ class StateClock(msgspec.Struct, eq=False):
 
 
 class ToolUse(msgspec.Struct):
-    """Calls of one tool that ended: how many, how many failed (`error`, `timeout`), and the seconds of all."""
+    """Totals of one tool's ended calls: how many, how many failed (`error`, `timeout`), and their seconds."""
 
     calls: int = 0
     failed: int = 0
@@ -166,7 +167,7 @@ class ToolUse(msgspec.Struct):
 
     @classmethod
     def restored(cls, value: Any) -> ToolUse:
-        """As `to_dict` of a view has it."""
+        """Read it from the form that a view's `to_dict` has."""
         value = value if isinstance(value, dict) else {}
         return cls(
             total_of(value.get("calls")),
@@ -176,7 +177,7 @@ class ToolUse(msgspec.Struct):
 
 
 def count_use(by_tool: dict[str, ToolUse], name: str, status: str | None, duration_s: float | None) -> None:
-    """Count a call that ended. Tools beyond the first 128 names count as one."""
+    """Count an ended call. Tools beyond the first 128 names count as one."""
     if name not in by_tool and len(by_tool) >= MAX_TOOLS:
         name = OTHER_TOOLS
     use = by_tool.setdefault(name, ToolUse())
@@ -189,12 +190,12 @@ class OpenCall(msgspec.Struct, eq=False):
     """A tool call whose end was not seen.
 
     Attributes:
-        call_id, tool_name: as its events say.
-        output: what it gave so far.
-        arguments: the object, or text; `""` with `arguments_omitted` if they were too heavy.
-        step: of its chain.
-        started_at: timestamp, None if its start was not seen.
-        status: of its final observation, None before that.
+        call_id, tool_name: as in its events.
+        output: its output so far.
+        arguments: an object or text; `""` with `arguments_omitted` if they were too heavy.
+        step: the chain's step.
+        started_at: the timestamp of its start, None if that was not seen.
+        status: the status of its final observation, None before that.
     """
 
     call_id: str
@@ -207,7 +208,7 @@ class OpenCall(msgspec.Struct, eq=False):
     status: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As a `chain_snapshot` has it, and what else is known."""
+        """The fields in a `chain_snapshot`, and the others that are known."""
         return {
             "call_id": self.call_id,
             "tool_name": self.tool_name,
@@ -222,7 +223,7 @@ class OpenCall(msgspec.Struct, eq=False):
 
     @classmethod
     def restored(cls, value: dict[str, Any]) -> OpenCall:
-        """As `to_dict` has it, or a `chain_snapshot` in its short form."""
+        """Read it from the form of `to_dict`, or from a `chain_snapshot` in its short form."""
         arguments, too_heavy = arguments_of(value.get("arguments"))
         return cls(
             word(value.get("call_id")) or "",
@@ -237,14 +238,14 @@ class OpenCall(msgspec.Struct, eq=False):
 
 
 class Conversation(msgspec.Struct, eq=False):
-    """Messages, at most 1,024 of them and 1,048,576 heavy: the oldest after the prompt are let go first.
+    """Messages, at most 1,024 with a total weight of 1,048,576; the oldest after the prompt are dropped first.
 
     Attributes:
-        messages: plain JSON; replaced, never changed in place.
-        weights: of each.
-        weight: of all.
+        messages: plain JSON; a message is replaced, never changed in place.
+        weights: the weight of each message.
+        weight: the weight of all messages.
         prompt_length: how many of them are the prompt; None if that is not known.
-        omitted: how many were let go, or were not messages.
+        omitted: how many were dropped, or were not messages.
     """
 
     messages: list[dict[str, Any]] = []
@@ -255,7 +256,7 @@ class Conversation(msgspec.Struct, eq=False):
 
     @classmethod
     def of(cls, messages: Any, prompt_length: int | None = None, omitted: int = 0) -> Conversation:
-        """The messages of a list, as somebody sent it."""
+        """Make a conversation from a list, which may contain anything."""
         conversation = cls(omitted=omitted)
         for i, message in enumerate(messages if isinstance(messages, list | tuple) else ()):
             if i == prompt_length:
@@ -266,7 +267,7 @@ class Conversation(msgspec.Struct, eq=False):
         return conversation
 
     def take(self, message: Any) -> None:
-        """Add a message as somebody sent it."""
+        """Add a message, which may be anything."""
         if not isinstance(message, dict):
             self.omitted += 1
             return
@@ -317,7 +318,7 @@ class Conversation(msgspec.Struct, eq=False):
             self.omitted += 1
 
     def list_call(self, call: OpenCall) -> None:
-        """Have the assistant's message of this turn list a call; one without text is added if it is not known."""
+        """List a call in this turn's assistant message; if there is none, one without text is added."""
         listed = {
             "id": call.call_id,
             "type": "function",
@@ -336,7 +337,7 @@ class Conversation(msgspec.Struct, eq=False):
             self.replace(i, {**message, "tool_calls": [*calls, listed]})
 
     def answers(self, call_id: str) -> bool:
-        """Whether this turn has the answer of a tool to that call."""
+        """Whether this turn has a tool's answer to that call."""
         for message in reversed(self.messages):
             if message.get("role") != "tool":
                 return False
@@ -353,7 +354,7 @@ class Conversation(msgspec.Struct, eq=False):
 
 
 def generated(text: Tail | str, finish_reason: str | None, step: int | None) -> dict[str, Any]:
-    """An assistant's message of what was generated."""
+    """An assistant's message with the generated text."""
     kept, omitted = (text.text, text.omitted) if isinstance(text, Tail) else tail_of(text, MAX_TEXT)
     message: dict[str, Any] = {"role": "assistant", "content": kept}
     if omitted:
@@ -362,7 +363,7 @@ def generated(text: Tail | str, finish_reason: str | None, step: int | None) -> 
 
 
 def answered(call: OpenCall, status: str | None, duration_s: float | None) -> dict[str, Any]:
-    """A tool's message of what a call gave; `content` is None if it gave nothing that was seen."""
+    """A tool's message with a call's output; `content` is None if no output was seen."""
     output = call.output
     message: dict[str, Any] = {
         "role": "tool",

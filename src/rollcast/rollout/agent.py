@@ -27,25 +27,25 @@ __all__ = ["BaseAgent"]
 
 
 class BaseAgent(AgentValue):
-    """A tool-using agent. It holds no state of a run, so two runs of one agent may overlap.
+    """A tool-using agent. It has no state of a run, so two runs of one agent may overlap.
 
-    Override `generate` to change how tokens come about, `parse` to read tool calls from a turn's text differently,
-    `assistant_message` and `tool_message` to change what the model reads of its turns and of what its tools gave.
+    Override `generate` to change how tokens are made, `parse` to read tool calls from a turn's text differently, and
+    `assistant_message` and `tool_message` to change how the model reads its turns and its tools' results.
 
     Args:
-        model_name: `rollcast/tiny`, or what the backend loads.
+        model_name: `rollcast/tiny`, or a model that the backend loads.
         tools: functions or `Tool`s that the model may call.
         backend: `tiny`, `transformers`, `async_vllm`, or a `Backend` of your own; None chooses by the model's name.
         system_prompt: put before conversations that have none.
         parser: reads tool calls from text: a name (`hermes`) or a `Parser`.
         reward: scores a finished chain: a `@reward` or a plain function.
-        streaming_manager: who watches; None gives it one of its own.
-        name: how events call the agent; None: by its class.
-        backend_options: keyword arguments of the backend that is named, such as `{"device": "cuda"}`.
+        streaming_manager: the manager whose observers watch; None: the agent makes its own.
+        name: the agent's name in events; None: the name of its class.
+        backend_options: keyword arguments for the named backend, such as `{"device": "cuda"}`.
 
     Raises:
-        InputError: there is no such backend, option or parser, two tools have one name, or one cannot be described to a model
-            or asks for a context that chains do not give.
+        InputError: there is no such backend, option or parser, two tools have the same name, or a tool cannot be described to
+            a model or asks for a context that chains do not have.
     """
 
     async def run_async(
@@ -60,14 +60,14 @@ class BaseAgent(AgentValue):
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
     ) -> RunResult:
-        """Run `num_chains` chains of each row and give back their trajectories.
+        """Run `num_chains` chains of each row and return their trajectories.
 
         Args:
-            max_steps: generations that a chain may have.
+            max_steps: how many generations a chain may have.
             start_messages: one conversation; or rows `{"messages": […], …fields}`, or `{"prompt": text or messages, …}`, in a
-                list, a `datasets.Dataset` or a table of pandas, polars or pyarrow. A row's field `tools` names those of the
-                agent's tools that its chains have.
-            num_chains: repeats of each row.
+                list, a `datasets.Dataset` or a table of pandas, polars or pyarrow. A row's field `tools` names the agent's
+                tools that its chains have.
+            num_chains: how many chains each row gets.
             enable_streaming: whether the observers of `streaming_manager` see the run.
             streaming_callback: called with the text of each chunk, sync or async; with a second parameter it gets the
                 event too.
@@ -97,7 +97,7 @@ class BaseAgent(AgentValue):
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
     ) -> StreamingRun:
-        """As `run_async` with streaming, and the events are the items of what is returned.
+        """Do the same as `run_async` with streaming, and return the events as an async iterator.
 
             async with agent.run_async_streaming(5, messages, num_chains=4) as stream:
                 async for event in stream:
@@ -125,7 +125,7 @@ class BaseAgent(AgentValue):
         streaming_callback: Callable[..., Any] | None = None,
         **settings: Any,
     ) -> RunResult:
-        """As `run_async`, if no event loop runs in this thread.
+        """Do the same as `run_async` in code without an event loop.
 
         Raises:
             InputError: an argument is wrong, or an event loop runs in this thread.
@@ -155,7 +155,7 @@ class BaseAgent(AgentValue):
         seed: int | None = None,
         about: dict[str, Any] | None = None,
     ) -> Run:
-        """The run that `run_async` would execute, checked and not begun. The arguments are the same.
+        """Make the run that `run_async` would execute, with its arguments checked. The arguments are the same.
 
         Raises:
             InputError: an argument is wrong.
@@ -189,10 +189,10 @@ class BaseAgent(AgentValue):
         return Run(self, rows, settings, agents)
 
     def _of_rows(self, rows: list[PromptRow]) -> list[Self]:
-        """This agent for each row; with the tools that the row names, if it names some.
+        """This agent for each row, with only the tools that the row names if it names some.
 
         Raises:
-            MessagesError: a row names a tool that there is not.
+            MessagesError: a row names a tool that does not exist.
         """
         made: dict[tuple[str, ...] | None, Self] = {None: self}
         agents = []
@@ -205,7 +205,7 @@ class BaseAgent(AgentValue):
         return agents
 
     def _with_tools(self, tools: dict[str, Tool]) -> Self:
-        """The agent, with other tools; all else is shared."""
+        """The agent with other tools; everything else is shared."""
         view = object.__new__(type(self))
         kept = {
             name
@@ -219,7 +219,7 @@ class BaseAgent(AgentValue):
         return view
 
     async def aclose(self) -> None:
-        """Let go of the observers, and of the backend if this agent made it."""
+        """Remove and close the observers, and close the backend if this agent made it."""
         await self.streaming_manager.aclose()
         if self._owns_backend:
             await self.backend.close()

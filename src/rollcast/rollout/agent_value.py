@@ -1,4 +1,4 @@
-"""The agent as a value: a backend, tools, a parser and a reward, and what a chain asks of them."""
+"""The agent as a value: a backend, tools, a parser and a reward, and what a chain needs from them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["AgentValue"]
 
 
 class AgentValue:
-    """What an agent is made of, and what a chain asks of it. It knows of no runs: `BaseAgent` adds what starts them.
+    """The parts of an agent, and what a chain needs from it. `BaseAgent` adds the methods that start runs.
 
     The arguments are those of `BaseAgent`.
 
     Attributes:
-        cancel_grace_s: how long a tool, a reward or a generation may take to clean up after it was cancelled, in seconds. What
-            goes on even then is left behind, and a warning names it. None: 1 second.
+        cancel_grace_s: how many seconds a tool, a reward or a generation may take to clean up after it was cancelled. If it is
+            still running then, it is left behind, and a warning names it. None: 1 second.
     """
 
     cancel_grace_s: float | None = None
@@ -68,7 +68,7 @@ class AgentValue:
         return f"<{self.name}: {self.backend.model_name} on {self.backend.name}, {tools}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but who watches: a copy, and what was pickled, has a streaming manager of its own."""
+        """Everything except the streaming manager: a copy or an unpickled agent gets one of its own."""
         return {name: value for name, value in vars(self).items() if name != "streaming_manager"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,18 +87,18 @@ class AgentValue:
 
     @property
     def instructions(self) -> str:
-        """What every conversation's system message ends with; nothing if the model's own template tells of the tools."""
+        """The end of every conversation's system message; empty if the model's own template describes the tools."""
         return ""
 
     def assistant_message(self, text: str, content: str, calls: list[ToolCall]) -> Message:
-        """What stands in the conversation for a turn of the model.
+        """The message in the conversation for a turn of the model.
 
         Args:
             text: the whole output of the turn: its text without reasoning.
-            content: the text without the calls if the parser reads along; else the whole.
-            calls: what was called; malformed ones too.
+            content: the text without the calls if the parser is incremental, otherwise the whole text.
+            calls: the calls, also malformed ones.
 
-        The turn's reasoning is added as `reasoning_content`, unless the message has that key: an empty one forgets it.
+        The turn's reasoning is added as `reasoning_content`, unless the message has that key; an empty value leaves it out.
         """
         if not calls or any(call.error is not None for call in calls):
             return {"role": "assistant", "content": text}
@@ -116,7 +116,7 @@ class AgentValue:
         }
 
     def tool_message(self, call: ToolCall, result: ToolResult) -> Message:
-        """What stands in the conversation for what a tool gave."""
+        """The message in the conversation for a tool's result."""
         return {
             "role": "tool",
             "content": result.observation,
@@ -125,28 +125,28 @@ class AgentValue:
         }
 
     def final_response(self, text: str) -> str:
-        """The answer in the output of a turn that calls nothing."""
+        """The answer in the output of a turn without calls."""
         return text
 
     # -- what the chain asks -------------------------------------------------------------------------------------------
 
     @property
     def grace_s(self) -> float:
-        """`cancel_grace_s`, or what is usual."""
+        """`cancel_grace_s`, or the default."""
         return execution.GRACE_S if self.cancel_grace_s is None else self.cancel_grace_s
 
     @cached_property
     def tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools as the model is told of them."""
+        """The tools as they are described to the model."""
         return [tool.schema for tool in self.tools.values()]
 
     @cached_property
     def parses_incrementally(self) -> bool:
-        """Whether the parser reads along; it does not if a subclass parses whole turns itself."""
+        """Whether the parser is incremental; it is not if a subclass parses whole turns itself."""
         return bool(self.tools) and type(self).parse is AgentValue.parse
 
     def reading(self, thinking: Thinking) -> Reading | None:
-        """What reads a turn along; None if a turn without reasoning is not parsed before its end."""
+        """The incremental reader of a turn; None if the turn has no reasoning and is parsed only at its end."""
         stops = tuple(self.parser.stop) if self.tools and thinking.reasons else ()
         if self.parses_incrementally:
             parser = self.parser.turn if isinstance(self.parser, TurnParser) else self.parser.incremental
@@ -155,11 +155,11 @@ class AgentValue:
 
     @cached_property
     def keeps_turns(self) -> bool:
-        """Whether the model reads its turns as it wrote them; a subclass may change what it reads."""
+        """Whether the model reads its turns as it wrote them; a subclass may change them."""
         return type(self).assistant_message is AgentValue.assistant_message
 
     def keeps_turn(self, message: Message, text: str, content: str, calls: list[ToolCall]) -> bool:
-        """Whether a message says what the turn did: its calls are those, and its content is how the turn began."""
+        """Whether a message matches the turn: it has the same calls, and the turn began with its content."""
         usual = AgentValue.assistant_message(self, text, content, calls)
         if message == usual:
             return True
@@ -168,17 +168,17 @@ class AgentValue:
             return False
         if message.get("tool_calls") not in (None, usual.get("tool_calls")):
             return False
-        if not said.strip():  # all may have been calls, which only a parser that reads along tells apart
+        if not said.strip():  # the turn may be all calls, which only an incremental parser can tell apart
             return not (self.parses_incrementally and content.strip())
         return text.lstrip().startswith(said.strip())
 
     def stop_strings(self, sampling: Sampling) -> tuple[str, ...]:
-        """What ends a generation: the caller's strings and, if there are tools, the parser's."""
+        """The strings that end a generation: the caller's and, if there are tools, the parser's."""
         return sampling.stop + (tuple(self.parser.stop) if self.tools else ())
 
 
 def _callable_in_chains(tools: dict[str, Tool]) -> dict[str, Tool]:
-    """The tools, if a chain can give each of them what it asks for."""
+    """The tools, after a check that a chain can give each of them the context that it asks for."""
     for tool in tools.values():
         for name, kind in tool.arguments.injected.items():
             if not issubclass(ChainContext, kind) and name not in tool.arguments.optional:

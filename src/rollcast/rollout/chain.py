@@ -6,14 +6,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
 
-from rollcast.aio import wait_uncancelled, why_left
+from rollcast.aio import others_run, wait_uncancelled, why_left
 from rollcast.errors import BackendError, InputError, PromptTooLongError, RewardError
+from rollcast.failures import by_signal, place_of_wait
 from rollcast.grace import Driven, first_left_behind
 from rollcast.models.backend import Backend, ChatRenderer, Delta, GenerationRequest
 from rollcast.models.conversation import Conversation, conversation_of
@@ -31,15 +32,29 @@ from rollcast.stream.chain import error_data
 from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
 
-__all__ = ["ChainGeneration", "Prompts"]
+__all__ = ["ChainGeneration", "LatestChain", "Prompts"]
 
 logger = logging.getLogger("rollcast.rollout")
 
 MAX_CALLS = 128  # that one turn may ask for
 TURN_S = 0.02  # a backend that gives tokens without ever waiting lets others run after so many seconds
+DELTAS_A_LOOK = 4  # how many deltas of a chain that lets no other run go by between two looks at the clock
 CLOSE_S = 5.0  # how long a backend may take to close an iterator before its end
 
 Prompts = dict[str | None, tuple[Conversation, list[int]]]
+
+
+class LatestChain:
+    """Which chain of a run took the latest delta.
+
+    Attributes:
+        chain: it, or None.
+    """
+
+    __slots__ = ("chain",)
+
+    def __init__(self) -> None:
+        self.chain: ChainGeneration | None = None
 
 
 class ChainGeneration:
@@ -48,12 +63,13 @@ class ChainGeneration:
     A failed chain is data: `run` ends it with `error` and returns. Only cancellation is raised, after the chain has ended.
 
     Args:
-        agent: backend, tools, parser and reward.
-        stream: the chain to write; its trajectory has the prompt.
-        settings: of the run.
-        seed: of this chain; what it samples depends on nothing else.
-        prompts: of the rows, by group; the first chain of a row puts its prompt in, its siblings take it.
-        cancelled: ids of chains that were asked to end: a backend may keep that to itself.
+        agent: has the backend, tools, parser and reward.
+        stream: the writer of the chain; its trajectory has the prompt.
+        settings: the run's settings.
+        seed: the chain's seed; its sampling depends on nothing else.
+        prompts: the rows' rendered prompts, by group; the first chain of a row adds its prompt, and its siblings use it.
+        cancelled: the ids of chains that were cancelled, since a backend may swallow the cancellation.
+        latest: shared by the chains of a run: while each has a turn in between, none looks at the clock.
     """
 
     def __init__(
@@ -64,20 +80,23 @@ class ChainGeneration:
         seed: int,
         prompts: Prompts | None = None,
         cancelled: Collection[str] = (),
+        latest: LatestChain | None = None,
     ) -> None:
         self.agent = agent
         self.stream = stream
         self.settings = settings
         self.seed = seed
         self.trajectory = stream.trajectory
-        self.ids: list[int] = []  # the exact ids so far, where the backend is token-exact
+        self.ids: list[int] = []  # the exact ids so far, if the backend is token-exact
         self._prompts = {} if prompts is None else prompts
         self._cancelled = cancelled
-        self._generating: Driven[Any] | None = None
+        self._latest = latest or LatestChain()
+        self._generating: Coroutine[Any, Any, Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._conversation: Conversation | None = None
         self._sampled: dict[
             int, str
-        ] = {}  # what the model wrote and is to read again, by the index of its message
+        ] = {}  # by the index of its message: what the model wrote and will read again
         self.context = ChainContext(
             row=self.trajectory.row,
             state={},
@@ -88,46 +107,71 @@ class ChainGeneration:
         )
 
     async def run(self) -> Trajectory:
-        """The whole chain, reward included."""
+        """Run the whole chain, with its reward."""
         stream = self.stream.start()
+        self._task = asyncio.current_task()
         try:
             try:
-                reason = await self._turns()
+                reason: ChainFinishReason = await self._turns()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
-                if why_left(error) == "cancelled":
+                if stream.ended or self._was_stopped(error):  # ended: it was left behind
                     raise
                 failure = error if isinstance(error, _Failed) else _Failed(error, "agent")
                 self.trajectory.error = error_data(failure.error, failure.where)["error"]
                 stream.error(failure.error, failure.where)
-                reason = "error"
+                reason = "cancelled" if self._was_asked_to_end else "error"
             stream.end(reason)
         finally:
-            stream.end("cancelled")  # where it has not ended yet
+            stream.end("cancelled")  # if it has not ended yet
         return self.trajectory
 
-    def leave(self, seconds: float) -> None:
-        """End the generation that goes on though the chain was cancelled so many seconds ago; tools and rewards see to that themselves."""
-        if self._generating is not None and not self._generating.done:
-            place = self._generating.place
-            error = BackendError(
-                f"backend {self.agent.backend.name} goes on though {self.trajectory.chain_id} was cancelled {seconds:g} s ago"
-                f"{'' if place is None else f', at {place}'}; it is left behind"
-            )
-            said = not first_left_behind(place or self.agent.backend.name)
-            logger.log(logging.DEBUG if said else logging.WARNING, "%s", error)
-            self.stream.error(error, "backend")
-            self._generating.let_go()
+    @property
+    def _was_asked_to_end(self) -> bool:
+        return self.trajectory.chain_id in self._cancelled
+
+    def _was_stopped(self, error: BaseException) -> bool:
+        """Whether the exception came from outside: not so if code of the chain's own raised GeneratorExit."""
+        if isinstance(error, GeneratorExit) and self._task is not None:
+            return asyncio.current_task(self._task.get_loop()) is not self._task
+        return _stops(error)
+
+    def leave(self, seconds: float) -> bool:
+        """End the chain if its backend is still running so many seconds after it was cancelled. Returns whether it was.
+
+        What runs of it then is the caller's to close; later tokens are not written. Tools and rewards are left behind by
+        `tools/execution.py`.
+        """
+        if getattr(self._generating, "cr_frame", None) is None:
+            return False
+        place = place_of_wait(self._generating)
+        error = BackendError(
+            f"backend {self.agent.backend.name} is still running {seconds:g} s after {self.trajectory.chain_id} was cancelled"
+            f"{'' if place is None else f', at {place}'}; it is left behind"
+        )
+        said = not first_left_behind(place or self.agent.backend.name)
+        logger.log(logging.DEBUG if said else logging.WARNING, "%s", error)
+        self.stream.error(error, "backend")
+        self.stream.end("cancelled")
+        return True
 
     async def _turns(self) -> ChainFinishReason:
-        """Generate, parse, call tools, until the chain is decided."""
+        """Generate, parse and call tools until the chain's finish reason is known."""
         for step in range(1, self.settings.max_steps + 1):
             try:
                 new_ids, fresh = self._render()
-                self._generating = Driven(self._generate(step, new_ids, fresh))
+                self._generating = self._generate(step, new_ids, fresh)
                 finish, calls = await self._generating
-                if self.trajectory.chain_id in self._cancelled:
-                    raise asyncio.CancelledError
+                if self._was_asked_to_end:
+                    raise asyncio.CancelledError  # the backend kept it to itself
+            except asyncio.CancelledError as error:
+                if self._was_asked_to_end or (self._task is not None and self._task.cancelling()):
+                    raise
+                name = self.agent.backend.name
+                raise _Failed(
+                    BackendError(f"backend {name} raised CancelledError, and nobody cancelled the chain"),
+                    "backend",
+                ) from error
             except PromptTooLongError as error:
                 if step == 1:
                     raise _Failed(error, "backend") from error
@@ -140,15 +184,15 @@ class ChainGeneration:
                 return "terminal_tool"
         return "max_steps"
 
-    # 1. Render the new messages to token ids, after the ids so far; or, where that would not be so, everything afresh.
+    # 1. Render the new messages to token ids after the ids so far; if they do not continue those, render everything afresh.
 
     def _render(self) -> tuple[list[int], bool]:
-        """The ids that are new, and whether they are the whole of a prompt that goes on from no ids."""
+        """The new ids, and whether they are a whole prompt that does not continue the ids so far."""
         renderer = self.agent.backend.renderer
         if renderer is None:
             return [], False
         messages = self.trajectory.messages
-        with _blaming("backend"):  # a template can raise anything; the chain ends with what it says
+        with _attributed_to("backend"):  # a template can raise anything; the chain then ends with that error
             if self._conversation is None:
                 self._conversation, new_ids, fresh = *self._first_prompt(renderer), False
             else:
@@ -167,34 +211,35 @@ class ChainGeneration:
         return conversation.copy(), list(ids)
 
     def _thinking(self) -> Thinking:
-        """What is known of the reasoning of the turn that follows on the last prompt."""
+        """What is known about the reasoning in the turn after the last prompt."""
         told_by: tuple[Any, ...] = (self._conversation, self.agent.backend)
         for knows in told_by:
             if isinstance(knows, TellsThinking):
                 return knows.thinking
         return UNKNOWN
 
-    # 2. Generate: each delta becomes a chunk, if anybody wants it. 3. Parse the text so far, without its reasoning.
+    # 2. Generate: each delta becomes a chunk if an observer wants it. 3. Parse the text so far, without its reasoning.
+
+    def _request(self, step: int, thinking: Thinking) -> GenerationRequest:
+        agent, sampling = self.agent, self.settings.sampling
+        return GenerationRequest(
+            request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
+            messages=list(self.trajectory.messages),  # a copy, since the chain's messages grow
+            tools=agent.tool_schemas,
+            sampling=msgspec.structs.replace(
+                sampling,
+                seed=derived_seed(self.seed, step),
+                stop=sampling.stop if thinking.reasons else agent.stop_strings(sampling),
+            ),
+            prompt_ids=list(self.ids) if agent.backend.token_exact else None,
+        )
 
     async def _generate(
         self, step: int, new_ids: list[int], fresh: bool
     ) -> tuple[GenerationFinishReason, list[ToolCall]]:
         agent, fanout = self.agent, self.stream.run.fanout
         thinking = self._thinking()
-        sampling = msgspec.structs.replace(
-            self.settings.sampling,
-            seed=derived_seed(self.seed, step),
-            stop=self.settings.sampling.stop
-            if thinking.reasons
-            else agent.stop_strings(self.settings.sampling),
-        )
-        request = GenerationRequest(
-            request_id=f"{self.trajectory.run_id}/{self.trajectory.chain_id}/{step}",
-            messages=list(self.trajectory.messages),  # copies: the chain goes on, the request does not change
-            tools=agent.tool_schemas,
-            sampling=sampling,
-            prompt_ids=list(self.ids) if agent.backend.token_exact else None,
-        )
+        request = self._request(step, thinking)
         generation = self.stream.generation(
             prompt_ids=new_ids,
             prompt_tokens=len(self.ids) if agent.backend.token_exact else None,
@@ -207,16 +252,26 @@ class ChainGeneration:
         finish: GenerationFinishReason | None = None
         backend_calls: list[ToolCall] = []
         with generation:
-            clock = time.perf_counter
-            others_run_at = clock() + TURN_S
+            looks_after, others_run_at, latest = DELTAS_A_LOOK, math.inf, self._latest
             async with _deltas(agent, request) as deltas:
                 async for delta in deltas:
                     generation.chunk(delta.text, delta.token_ids, delta.logprobs, delta.policy_version)
                     if fanout.congested:
                         await fanout.ready()
-                    if clock() >= others_run_at:
-                        await asyncio.sleep(0)
-                        others_run_at = clock() + TURN_S
+                    if latest.chain is not self:  # another one has had a turn since this one's last delta
+                        latest.chain = self
+                        looks_after, others_run_at = DELTAS_A_LOOK, math.inf
+                    elif looks_after > 1:
+                        looks_after -= 1
+                    else:
+                        looks_after = DELTAS_A_LOOK
+                        now = time.perf_counter()
+                        if now >= others_run_at:
+                            await others_run()
+                            now = time.perf_counter()
+                            others_run_at = now + TURN_S
+                        elif others_run_at == math.inf:
+                            others_run_at = now + TURN_S
                     if delta.finish_reason is not None:
                         finish = "length" if delta.finish_reason == "length" else "stop"
                     if delta.prompt_tokens is not None:
@@ -228,14 +283,14 @@ class ChainGeneration:
                             reading.sampled(delta.token_ids)
                         if reading.take(well_formed(delta.text)):
                             break
-            with _blaming("backend"):
+            with _attributed_to("backend"):
                 _check(generation.turn, agent.backend)
-            with _blaming("backend" if backend_calls else "parser"):
+            with _attributed_to("backend" if backend_calls else "parser"):
                 reading = reading if reading is not None else split(generation.turn.text, thinking)
                 found = self._parse(generation.turn, reading)
                 calls = _numbered(backend_calls or found, step)
             if thinking.reasons and finish == "length" and reading.complete:
-                finish = "stop"  # it was over before, which could not be known then
+                finish = "stop"  # the turn was complete before the limit
             finish = finish if finish == "length" or not calls else "tool_call"
             generation.end(finish or "stop")
         self._say(generation.turn, calls, reading)
@@ -248,7 +303,7 @@ class ChainGeneration:
         return found
 
     def _say(self, turn: Turn, calls: list[ToolCall], reading: Reading) -> None:
-        """Put what was generated into the conversation: the output, and the reasoning beside it."""
+        """Add the generated turn to the conversation: its output, and its reasoning besides."""
         agent = self.agent
         self.ids += turn.token_ids
         text, reasoning = _output(turn, reading), reading.reasoning
@@ -265,7 +320,7 @@ class ChainGeneration:
     # 4. Run the tool calls, concurrently, each with its timeout; a failure is an observation.
 
     async def _call_tools(self, calls: list[ToolCall]) -> bool:
-        """Whether a terminal tool was among them and succeeded."""
+        """Run the calls. Returns whether a terminal tool was among them and succeeded."""
         if len(calls) == 1:
             results = [await self._call(calls[0])]
         else:
@@ -280,7 +335,7 @@ class ChainGeneration:
         return False
 
     async def _call_all(self, calls: list[ToolCall]) -> list[ToolResult]:
-        """All at once; whatever happens, none is running any more afterwards."""
+        """Run all calls at once. Whatever happens, none is running afterwards."""
         tasks = [asyncio.create_task(self._call(call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
@@ -308,7 +363,7 @@ class ChainGeneration:
                 stream.end()
         return result
 
-    # 5. The reward; the trajectory has the rest.
+    # 5. Compute the reward.
 
     async def _score(self) -> None:
         reward = self.agent.reward
@@ -324,7 +379,7 @@ class ChainGeneration:
 
 
 class _Failed(Exception):
-    """What ends a chain with `error`, and where it came from."""
+    """An error that ends a chain with `error`, and where it came from."""
 
     def __init__(self, error: BaseException, where: str) -> None:
         super().__init__(str(error))
@@ -333,16 +388,23 @@ class _Failed(Exception):
 
 
 @contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """What is raised inside ends the chain, and is said to come from `where`. A library can raise anything."""
+def _attributed_to(where: str) -> Iterator[None]:
+    """Attribute any error in the block to `where`; it ends the chain. A library can raise anything."""
     try:
         yield
     except (PromptTooLongError, _Failed):
         raise
     except BaseException as error:
-        if why_left(error) == "cancelled":
+        if _stops(error):
             raise
         raise _Failed(error, where) from error
+
+
+def _stops(error: BaseException) -> bool:
+    """Whether it ends more than what raised it: a cancellation, or what a signal raised."""
+    if isinstance(error, KeyboardInterrupt):
+        return by_signal(error)
+    return why_left(error) == "cancelled"
 
 
 def _output(turn: Turn, reading: Reading) -> str:
@@ -351,7 +413,7 @@ def _output(turn: Turn, reading: Reading) -> str:
 
 
 def _check(turn: Turn, backend: Backend) -> None:
-    """What is trained on has to be whole: refuse a generation whose ids, logprobs and versions do not match up."""
+    """Refuse a generation whose ids, logprobs and versions do not match, since training needs them complete."""
     ids = turn.token_ids
     problem = None
     if backend.token_exact and turn.chars and not ids:
@@ -366,17 +428,17 @@ def _check(turn: Turn, backend: Backend) -> None:
         problem = "gave a logprob that is not a finite number"
     if problem is not None:
         raise BackendError(
-            f"backend {backend.name} {problem}; expected one of each a token, in plain Python numbers"
+            f"backend {backend.name} {problem}; expected one of each per token, as plain Python numbers"
         )
 
 
 def _numbered(found: Iterable[Any], step: int) -> list[ToolCall]:
-    """The calls, each with an id that is unique within its chain; what goes beyond `MAX_CALLS` is one refused call."""
+    """The calls, each with an id that is unique in its chain; those beyond `MAX_CALLS` become one refused call."""
     calls = list(found)
     for call in calls:
         if not _is_call(call):
             raise InputError(
-                f"this is no tool call: {call!r:.200}; expected a ToolCall with a name, and an object or text as arguments"
+                f"this is not a tool call: {call!r:.200}; expected a ToolCall with a name, and an object or text as arguments"
             )
     if len(calls) > MAX_CALLS:
         first = calls[MAX_CALLS]
@@ -397,14 +459,14 @@ def _is_call(value: Any) -> bool:
 async def _deltas(
     agent: AgentValue, request: GenerationRequest
 ) -> AsyncGenerator[AsyncIterator[Delta], None]:
-    """The agent's deltas; leaving the block early ends the generation. Failures are the backend's."""
+    """The agent's deltas; leaving the block early ends the generation. Errors are attributed to the backend."""
     deltas: Any = None
     try:
-        with _blaming("backend"):  # this is where what a model library raises enters
+        with _attributed_to("backend"):  # a model library's errors come from here
             deltas = agent.generate(request)
             yield deltas
     finally:
-        if hasattr(deltas, "aclose"):
+        if hasattr(deltas, "aclose") and getattr(deltas, "ag_frame", deltas) is not None:  # not at its end
             closing = Driven(_closed(deltas))
             closing.let_go_after(CLOSE_S)
             try:

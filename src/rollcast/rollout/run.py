@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from rollcast.aio import call_in, wait_uncancelled
+from rollcast.aio import call_in
 from rollcast.errors import InputError
-from rollcast.grace import grace
+from rollcast.grace import close_task, grace
 from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
-from rollcast.rollout.chain import ChainGeneration, Prompts
+from rollcast.rollout.chain import ChainGeneration, LatestChain, Prompts
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
@@ -29,17 +30,17 @@ logger = logging.getLogger("rollcast.rollout")
 
 
 class Run:
-    """A run that can be cancelled, as a whole or by chain. State of a run lives here, never on the agent.
+    """A run that can be cancelled, as a whole or by chain. A run's state is kept here, never on the agent.
 
     Args:
-        agent: whose run it is.
-        rows: checked.
-        settings: checked.
-        agents: who runs the chains of each row: the agent with the tools that the row names; None: the agent itself.
+        agent: the agent.
+        rows: the checked rows.
+        settings: the checked settings.
+        agents: for each row, the agent with the tools that the row names; None: the agent itself.
 
     Attributes:
-        run_id: as its events carry it.
-        result: filled while the run goes on; partial trajectories stand in it after a cancellation.
+        run_id: the id in its events.
+        result: filled while the run goes on; after a cancellation it has partial trajectories.
     """
 
     def __init__(
@@ -71,12 +72,16 @@ class Run:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, ChainGeneration] = {}
         self._asked: set[str] = set()  # chains whose tasks were cancelled
+        self._unfinished: set[str] = set()
+        self._finished = asyncio.Event()  # all chains are
+        self._left: set[str] = set()  # chains that ended, and whose tasks may never
         self._prompts: Prompts = {}
+        self._latest = LatestChain()
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
 
     def cancel(self, chain_id: str | None = None) -> None:
-        """End one chain, or the whole run, properly: what was opened is closed, and the result keeps what there is."""
+        """Cancel one chain, or the whole run: everything open is closed, and the result keeps what there is."""
         if chain_id is None:
             self._cancelled = True
         else:
@@ -86,9 +91,9 @@ class Run:
                 self._cancel_task(name, task)
 
     def _cancel_task(self, name: str, task: asyncio.Task[None]) -> None:
-        """Ask the chain to end, once: a second time would interrupt its cleanup.
+        """Cancel the chain's task, only once, since a second time would interrupt its cleanup.
 
-        A backend that goes on all the same is left behind after a grace; tools and rewards see to that themselves.
+        A backend that keeps running is left behind after the grace period; tools and rewards have their own.
         """
         if task.done() or name in self._asked:
             return
@@ -100,14 +105,21 @@ class Run:
 
     def _leave(self, name: str, seconds: float) -> None:
         chain = self._running.get(name)
-        if chain is not None:
-            chain.leave(seconds)
+        if chain is not None and chain.leave(seconds):
+            self._left.add(name)
+            close_task(self._tasks[name])
+            self._finish(name)
+
+    def _finish(self, name: str, _: object = None) -> None:
+        self._unfinished.discard(name)
+        if not self._unfinished:
+            self._finished.set()
 
     def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
         """Cancel from any thread.
 
         Raises:
-            InputError: the event loop of the run is closed, so the run was never closed properly and goes on no more.
+            InputError: the run's event loop is closed, so the run no longer runs, although it was never closed.
         """
         if not call_in(loop, self.cancel, chain_id):
             raise InputError(
@@ -119,7 +131,7 @@ class Run:
 
         Raises:
             asyncio.CancelledError: the caller was cancelled; every chain and the run have ended by then.
-            InputError: an observer of this run awaits it in one of its own hooks, and would be waited for at its end.
+            InputError: an observer awaits this in one of its own hooks, and so would wait for itself.
         """
         settings, began = self.settings, time.perf_counter()
         manager = self.agent.streaming_manager
@@ -147,6 +159,8 @@ class Run:
                         self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
                     )
                     self._tasks[trajectory.chain_id] = task
+                    self._unfinished.add(trajectory.chain_id)
+                    task.add_done_callback(partial(self._finish, trajectory.chain_id))
                     if self._cancelled or trajectory.chain_id in self._cancelled_chains:
                         task.cancel()  # before it began
             await self._all_done()
@@ -173,17 +187,16 @@ class Run:
 
     async def _all_done(self) -> None:
         """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
-        tasks = list(self._tasks.values())
         try:
-            await asyncio.wait(tasks)
+            await self._finished.wait()
         except asyncio.CancelledError:
-            self._cancelled = True
-            for name, task in self._tasks.items():
-                self._cancel_task(name, task)
-            await wait_uncancelled(tasks)
+            self.cancel()
+            while self._unfinished:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._finished.wait()
             raise
-        for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
+        for name, task in self._tasks.items():
+            if name not in self._left and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
     async def _chain(self, row: PromptRow, position: int, r: int, i: int) -> None:
@@ -202,7 +215,9 @@ class Run:
             self.result.trajectories[position] = stream.trajectory
             seed = derived_seed(self.result.seed, r, i)
             grace.set(self.agent.cancel_grace_s)
-            chain = ChainGeneration(agent, stream, self.settings, seed, self._prompts, self._asked)
+            chain = ChainGeneration(
+                agent, stream, self.settings, seed, self._prompts, self._asked, self._latest
+            )
             self._running[place.chain_id] = chain
             try:
                 await chain.run()

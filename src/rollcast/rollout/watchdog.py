@@ -1,4 +1,4 @@
-"""Names what keeps the event loop of a run: an async tool that blocks has every chain stand still, and cannot be interrupted."""
+"""Finds code that blocks a run's event loop: a blocking async tool stops every chain, and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -14,61 +14,64 @@ from rollcast.lifetime import call_after_fork
 __all__ = ["watchdog"]
 
 BLOCKED_S = 5.0
-"""An event loop that has stood still for so many seconds is told of."""
+"""After an event loop was blocked for this many seconds, a warning says so."""
 LOOK_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 IDLE_LOOKS = 10
-"""The thread ends after so many looks without a run."""
+"""The thread ends after this many checks without a run."""
 
 logger = logging.getLogger("rollcast.rollout")
 
 
 class _Watch:
-    """One event loop in which runs are going on."""
+    """One event loop with open runs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.runs = 0
         self._loop = loop
         self._thread_id = threading.get_ident()
-        self._asked: float | None = None  # for a sign of life, and there was none yet
+        self._lives = threading.Event()  # the loop gives a sign of life when it is asked for one
+        self._lives.set()
+        self._looks = (
+            0  # since it was asked: a clock would count the time in which the whole process stood still
+        )
         self._said: set[str] = set()
 
     def look(self) -> None:
         """On the watchdog's thread."""
-        now = time.monotonic()
-        asked = self._asked
-        if asked is None:
-            self._asked = now
-            call_in(self._loop, self._lives)
-        elif now - asked >= BLOCKED_S:
+        if self._lives.is_set():
+            self._lives.clear()
+            self._looks = 0
+            call_in(self._loop, self._lives.set)
+            return
+        self._looks += 1
+        blocked_s = self._looks * LOOK_S
+        if blocked_s >= BLOCKED_S:
             place = place_in_thread(self._thread_id)
-            if place is not None and self._asked == asked and place not in self._said:
+            if place is not None and not self._lives.is_set() and place not in self._said:
                 self._said.add(place)
                 logger.warning(
-                    "the event loop stands still, and every chain with it, since %s has been keeping it for %.0f s; make that "
-                    "function a plain `def`, which runs on a thread, or have it await; Ctrl-C, twice, ends the run",
+                    "the event loop is blocked, and every chain with it: %s has held it for %.0f s; make that function a "
+                    "plain `def`, which runs on a thread, or make it await; Ctrl-C, twice, ends the run",
                     place,
-                    now - asked,
+                    blocked_s,
                 )
-
-    def _lives(self) -> None:
-        self._asked = None
 
 
 class _Watchdog:
-    """One thread for all event loops. `watch` and `leave` are called in the loop."""
+    """One thread that checks all event loops. Call `watch` and `leave` in the loop."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """A forked child has neither the thread nor the loops."""
+        """Forget everything: a forked child has neither the thread nor the loops."""
         self._lock = threading.Lock()
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
         self._running = False
 
     def watch(self) -> None:
-        """A run begins in this event loop."""
+        """Note that a run begins in this event loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
             watch = self._watches.setdefault(loop, _Watch(loop))
@@ -78,12 +81,12 @@ class _Watchdog:
             try:
                 threading.Thread(target=self._run, name="rollcast-watchdog", daemon=True).start()
             except RuntimeError:
-                logger.debug("nobody watches the event loop: the system gives no thread")
+                logger.debug("the event loop is not watched: no thread can be started")
             else:
                 self._running = True
 
     def leave(self) -> None:
-        """A run in this event loop has ended."""
+        """Note that a run in this event loop has ended."""
         loop = asyncio.get_running_loop()
         with self._lock:
             watch = self._watches.get(loop)

@@ -1,6 +1,6 @@
-"""Who may do what: tokens and scopes, `Host`, `Origin`, and what a plain client's URL says. Pure.
+"""Access rules: tokens and scopes, `Host`, `Origin`, and the query in a plain client's URL. Pure.
 
-`authorize` tells what a token grants; `refusal` decides, for every door, whether that is enough.
+`authorize` says what a token grants; `refusal` decides, for every door, whether that is enough.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "t
 
 
 class Door(StrEnum):
-    """What a client may ask for, as it is called in a refusal."""
+    """What a client may ask for, with its name in a refusal."""
 
     RUNS = "the list of runs"  # in `welcome`
     SUBSCRIBE = "subscribe"
@@ -53,7 +53,7 @@ _NEEDED: dict[Door, Scope] = {
 
 @dataclass(frozen=True)
 class Grant:
-    """What a client may do, and until when (seconds since the epoch; None: no end)."""
+    """What a client may do, and until when (seconds since the epoch; None: for ever)."""
 
     scopes: tuple[Scope, ...]
     expires_at: float | None = None
@@ -65,9 +65,9 @@ def authorize(
     """What the given token grants. Every token is compared, each in constant time.
 
     Args:
-        tokens: that the server knows; if there are none, clients need none.
-        anonymous: scopes of every client if there are no tokens.
-        given: what the client sent.
+        tokens: the server's tokens; if there are none, clients need none.
+        anonymous: the scopes of every client if there are no tokens.
+        given: the token that the client sent.
         now: seconds since the epoch.
     """
     if not tokens:
@@ -115,15 +115,15 @@ def _name(host: str) -> str:
 
 
 def host_allowed(header: str | None, own: str, hosts: Sequence[str], *, any_name: bool) -> bool:
-    """Whether the `Host` header names this server, and not a foreign name made to point here (DNS rebinding).
+    """Whether the `Host` header names this server, and not a foreign name that was made to point here (DNS rebinding).
 
-    Addresses always pass: only names can be made to point elsewhere.
+    Addresses always pass, since only names can be made to point elsewhere.
 
     Args:
-        header: as the client sent it.
+        header: the header as the client sent it.
         own: the host that the server was told to listen on.
         hosts: further names.
-        any_name: the names are not known: the server listens on the network, behind a token.
+        any_name: whether any name passes, since a server on the network with tokens does not know its names.
     """
     try:
         name = _name(header or "")
@@ -139,7 +139,7 @@ def host_allowed(header: str | None, own: str, hosts: Sequence[str], *, any_name
 
 
 def origin_allowed(origin: str | None, host: str | None, origins: Sequence[str]) -> bool:
-    """Whether a page of this origin may connect: one that this server gave out, or one of `origins`.
+    """Whether a page from this origin may connect: it comes from this server, or is one of `origins`.
 
     Programs send no `Origin`; browsers always do (RFC 6454).
     """
@@ -153,7 +153,7 @@ def origin_allowed(origin: str | None, host: str | None, origins: Sequence[str])
 
 
 def filter_of_query(query: str) -> EventFilter:
-    """The filter of a plain client's URL: `?chain=chain_0&type=tool_observation`, each as often as wanted.
+    """The filter in a plain client's URL, `?chain=chain_0&type=tool_observation`; each field may be repeated.
 
     Raises:
         FilterError: a name or a type is unknown.

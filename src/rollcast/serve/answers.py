@@ -1,6 +1,6 @@
-"""What the server answers without a WebSocket: how often, and `/metrics`.
+"""HTTP answers of the server: their rate limit, and `/metrics`.
 
-Whoever asks without pause gets answers no faster than these turns, so that asking costs a run next to nothing.
+A client that asks without a pause gets answers only at this rate, so that its requests cost a run next to nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from websockets.http11 import Response
 __all__ = ["MetricsPage", "Turns", "asker_at"]
 
 TURNS_PER_S = 10
-MOST_ASKERS = 1024  # that have turns of their own
-BURST = 20  # answers that may be had at once, after a pause
-LONGEST_TURN_S = 1.0  # from which on who waited is told to come back later
+MOST_ASKERS = 1024  # how many addresses have turns of their own
+BURST = 20  # how many answers a client may get at once after a pause
+LONGEST_TURN_S = 1.0  # a client that would have to wait longer is told to come back later
 RENDER_EVERY_S = 1.0
 _NO_PACKAGE = "# Metrics need packages that are not installed: pip install 'rollcast[metrics]'.\n"
 _NO_OBSERVER = "# There are no metrics of Rollcast here: add a PrometheusStreamObserver to the agent's streaming_manager.\n"
 
 
 class Turns:
-    """Ten answers a second, for one thing and one address, and some more at once after a pause.
+    """Ten answers per second for each path and address, and some more at once after a pause.
 
-    An answer beyond that waits for its turn, which costs nothing; at a second's wait there are no more turns. So those who
-    ask without pause from one machine get ten answers a second together, however many they are, and those who ask from
-    another one, such as a health check, do not wait for them.
+    An answer beyond that waits for its turn, which costs nothing; if the wait would be over a second, there is no turn. So all
+    clients on one machine that ask without a pause get ten answers per second together, and clients on other machines, such
+    as a health check, do not wait for them.
 
     Args:
         clock: in seconds, monotonic.
@@ -39,12 +39,12 @@ class Turns:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # By what is asked for and by whom: when the next turn would be, if nobody had waited.
+        # For each path and address: when the next turn is, or was if that time has passed.
         self._free_at: dict[tuple[str, str], float] = {}
         self._forgot_at = clock()
 
     def wait_s(self, what: str, asker: str = "") -> float:
-        """Take a turn; how long it is until then, in seconds. Beyond `LONGEST_TURN_S` there is none to be taken."""
+        """Take a turn; returns the seconds until then. If that is more than `LONGEST_TURN_S`, no turn was taken."""
         now = self._clock()
         earliest = now - BURST / TURNS_PER_S
         key = self._key(what, asker, earliest)
@@ -55,16 +55,16 @@ class Turns:
         return wait_s
 
     def give_back(self, what: str, asker: str = "") -> None:
-        """Somebody left before his turn."""
+        """Return the turn of a client that left before it."""
         key = (what, asker)
         if key in self._free_at:
             self._free_at[key] -= 1 / TURNS_PER_S
 
     def _key(self, what: str, asker: str, earliest: float) -> tuple[str, str]:
-        """Whose turns they are: beyond `MOST_ASKERS` all newcomers share theirs."""
+        """The key of the turns; beyond `MOST_ASKERS` addresses, all new ones share theirs."""
         if (what, asker) in self._free_at or len(self._free_at) < MOST_ASKERS:
             return what, asker
-        if self._forgot_at < earliest:  # who has not asked for so long has all turns again
+        if self._forgot_at < earliest:  # after so long without a request, all turns are free
             self._forgot_at = self._clock()
             self._free_at = {key: at for key, at in self._free_at.items() if at > earliest}
         return (what, asker) if len(self._free_at) < MOST_ASKERS else (what, "")
@@ -76,13 +76,13 @@ class Turns:
         answer: Response | Coroutine[Any, Any, Response],
         asker: str = "",
     ) -> Response:
-        """The answer, when it is its turn; if a page has no turn left, that too many ask for it.
+        """Give the answer at its turn; if there is no turn for a page, answer 429.
 
         Args:
-            connection: of who asks.
-            what: is asked for, such as `/metrics`; for all refusals together it is empty, and they are never 429.
-            answer: to give. If it has to be made first, that is done when its turn has come.
-            asker: who asks, as `asker_at` says it.
+            connection: the connection that asks.
+            what: the path, such as `/metrics`; it is empty for all refusals together, which are never answered with 429.
+            answer: the answer. If it is a coroutine, it runs when the turn has come.
+            asker: the address that asks, as `asker_at` gives it.
         """
         wait_s = self.wait_s(what, asker)
         late = wait_s > LONGEST_TURN_S
@@ -105,7 +105,7 @@ class Turns:
 
 
 def asker_at(address: str) -> str:
-    """Who asks from this address: an IPv4 address is one machine, and so are all IPv6 addresses of a /64."""
+    """The machine at this address: each IPv4 address counts as one, and so does each IPv6 /64."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -121,9 +121,9 @@ def _drop(answer: Response | Coroutine[Any, Any, Response]) -> None:
 
 
 class MetricsPage:
-    """What `PrometheusStreamObserver`, and whatever else the program counts, has in the default registry.
+    """The metrics in the default registry, those of `PrometheusStreamObserver` and any others of the program.
 
-    It is rendered at most once a second, on another thread, however many ask.
+    They are rendered at most once a second, on another thread, however many clients ask.
 
     Args:
         clock: in seconds, monotonic.
@@ -147,9 +147,9 @@ class MetricsPage:
         if self._rendered is not None and self._clock() - self._rendered_at < RENDER_EVERY_S:
             return self._rendered
         task = self._rendering
-        if task is None or task.done():  # else somebody has asked for it already
+        if task is None or task.done():  # otherwise another client has already asked for it
             task = self._rendering = asyncio.create_task(self._render())
-        return await asyncio.shield(task)  # one who leaves takes nobody's page with him
+        return await asyncio.shield(task)  # a client that leaves must not cancel it for the others
 
     async def _render(self) -> tuple[str, str]:
         self._rendered = await asyncio.to_thread(scrape)  # collectors may read files

@@ -1,9 +1,9 @@
-"""From one observer to many clients, without sockets: what each subscription gets, and when.
+"""Distributes one observer's events to many clients, without sockets: what each subscription gets, and when.
 
     manager ──on_batch──▶ history ──flush──▶ batches ──▶ clients
 
-A client is a position in the history. One that cannot take more stays where it is, which costs no memory; when it can
-again, the chunks that it missed are merged. Clients with equal filters at one position share the bytes of a batch.
+A client is a position in the history. A client that cannot take more stays at its position, which costs no memory; when it
+can again, the chunks that it missed are merged. Clients with equal filters at one position share the bytes of a batch.
 """
 
 from __future__ import annotations
@@ -52,22 +52,20 @@ class ServerObserver(StreamObserver):
 
     @property
     def name(self) -> str:
-        """How warnings, errors and statistics call it."""
+        """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
 
     async def on_event(self, event: StreamEvent) -> None:
-        """Keep it and pass it on."""
         self._broadcaster.take([event])
 
     async def on_batch(self, events: list[StreamEvent]) -> None:
-        """Keep them and pass them on."""
         self._broadcaster.take(events)
 
 
 class Broadcaster:
-    """The history, the subscriptions, and the way between them.
+    """Holds the history and the subscriptions, and sends events from one to the other.
 
-    `take` may be called from any thread; everything else in the event loop that `attach` names.
+    `take` may be called from any thread, everything else only in the event loop that `attach` names.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -84,13 +82,13 @@ class Broadcaster:
         self._selectors = Selectors()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer = _Timer(self.flush, settings.batch_s)
-        self._waiting = False  # somebody has no room
+        self._waiting = False  # a client has no room
         self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
         self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
-            self.history, self.ledger, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
@@ -106,7 +104,7 @@ class Broadcaster:
             self.observer.manager.refresh(self.observer)
 
     def detach(self) -> None:
-        """Serve no longer; events are still kept."""
+        """Stop serving; events are still kept."""
         with self.lock:
             self._loop = self.observer.loop = self.sender.transmit = None
             self.subscriptions.clear()
@@ -120,7 +118,7 @@ class Broadcaster:
     # -- events come in ------------------------------------------------------------------------------------------------
 
     def take(self, events: list[StreamEvent]) -> None:
-        """Keep the events and see to it that they are sent."""
+        """Keep the events and make sure that they are sent."""
         first_chunk = False
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
@@ -131,12 +129,9 @@ class Broadcaster:
                         first_chunk = True
                 elif kind is RUN_START or kind is RUN_END:
                     self.runs.note(event)
-                elif (
-                    kind is GAP and "run_status" in event.data
-                ):  # relayed: its end was lost before it came here
+                elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
                     self.runs.forget(event.run_id)
-            if self.keeps:
-                self.ledger.note(events, entries, position)
+            self.ledger.note(events, entries, position)
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -152,13 +147,18 @@ class Broadcaster:
             logger.debug("the server's event loop is closed; the events are kept")
 
     def known_runs(self) -> list[RunInfo]:
-        """The open runs, and the latest of those that ended."""
+        """The open runs and the latest ended ones."""
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             return self.runs.listed({} if manager is None else manager.fanout.runs)
 
+    def _gone(self) -> set[str]:
+        """Both locks are held."""
+        manager = self.observer.manager
+        return set() if manager is None else self.runs.gone(manager.fanout.runs)
+
     def cancel(self, run_id: str, chain_id: str | None) -> None:
-        """Pass it on to who produces the run.
+        """Ask the run's producer to cancel it.
 
         Raises:
             InputError: there is no such run or chain, or it cannot be cancelled.
@@ -171,15 +171,13 @@ class Broadcaster:
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
     def wanted(self) -> EventFilter:
-        """What the server asks the manager for: everything if it keeps a history, else what its clients want."""
+        """What the server asks the manager for: everything if it keeps a history, otherwise what its clients want."""
         if self.keeps:
             return EventFilter()
         subscriptions = self.subscriptions.values()
         filters = {s.selector.filter for s in subscriptions}
         filters |= {s.next_filter for s in subscriptions if s.next_filter is not None}
-        if (
-            len(filters) > MAX_FILTERS
-        ):  # every event would be held against each: the types alone narrow enough
+        if len(filters) > MAX_FILTERS:  # too many to check each event against: types narrow enough
             types = [f.types for f in filters]
             return EventFilter(types=None if None in types else frozenset().union(*(t for t in types if t)))
         union = NOTHING
@@ -195,6 +193,8 @@ class Broadcaster:
         if wanted != self.observer.filter:
             self.observer.filter = wanted
             if manager is not None:
+                with manager.lock, self.lock:
+                    self.runs.listen(manager.fanout.runs, lambda r: wanted.wants(RUN_END, "", None, r))
                 manager.refresh(self.observer)
 
     def subscribe(
@@ -207,13 +207,13 @@ class Broadcaster:
         max_message: int | None = None,
         parts: bool = False,
     ) -> tuple[bool, str | None]:
-        """Send the outlet what the filter wants, from `live`, from `start` or from a cursor on.
+        """Send the outlet what the filter wants, starting at `live`, at `start` or at a cursor.
 
-        No message has more than `max_message` bytes. If the client knows of `parts`, the snapshots are one batch in several;
-        else they are several batches.
+        No message has more than `max_message` bytes. If the client understands `parts`, its first snapshots are one batch in
+        several parts; otherwise they are several batches.
 
         Returns:
-            Whether everything since then is there; and the cursor to come back to, None if snapshots are to come first.
+            Whether everything since then is still there, and the cursor to come back to, or None if snapshots come first.
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
@@ -227,23 +227,24 @@ class Broadcaster:
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._joins.begin(subscription, None)
+                self._joins.begin(subscription, None, least=back.since)
                 if self.keeps and since != "live":
                     as_of = subscription.join.opening.as_of if subscription.join else {}
                     source = manager.fanout.source if manager is not None else ""
-                    subscription.losses = losses(self.ledger, selector, back, as_of, source)
+                    to_come = self.history.first_of_runs(subscription.position)
+                    subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
         return position is not None or since == "live", cursor
 
     def losses(self, outlet: Outlet, id: str) -> Losses | None:
-        """What the client missed of its subscription, if that was to go on from a place that is gone, and this is known."""
+        """What the client missed, if it asked for a place that is gone and this is known."""
         with self.lock:
             return self.subscriptions[outlet, id].losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
-        """Send something else from here on; what is newly wanted begins with snapshots. Returns as `subscribe`."""
+        """Change a subscription's filter; chains that come into view start with snapshots. Returns the same as `subscribe`."""
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             subscription = self.subscriptions[outlet, id]
@@ -260,7 +261,7 @@ class Broadcaster:
             return True, None if subscription.join else self.history.cursor(subscription.position)
 
     def _change(self, subscription: Subscription, filter: EventFilter) -> None:
-        """Both locks are held."""
+        """Change the filter now. Both locks are held."""
         join = subscription.join
         before: Selector | None = subscription.selector
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
@@ -269,13 +270,13 @@ class Broadcaster:
         if join is not None and join.begun:
             self._joins.begin_anew(subscription, CHANGED_GAP)
             return
-        if join is not None:  # of which nothing was sent
+        if join is not None:  # nothing of it was sent
             before, subscription.join = join.opening.before, None
             subscription.position = join.opening.start
-        self._joins.begin(subscription, before)
+        self._joins.begin(subscription, before, least=subscription.position)
 
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
-        """Send the outlet no more of this subscription, or of any."""
+        """End one of the outlet's subscriptions, or all if None."""
         with self.lock:
             keys = [(outlet, id)] if id is not None else [k for k in self.subscriptions if k[0] is outlet]
             for key in keys:
@@ -285,7 +286,7 @@ class Broadcaster:
     # -- events go out -------------------------------------------------------------------------------------------------
 
     def room(self) -> None:
-        """A connection has room again. To be called in the event loop."""
+        """Called in the event loop when a connection has room again."""
         if self._waiting:
             self._timer.set(at_once=True)
 
@@ -294,7 +295,7 @@ class Broadcaster:
         self._timer.set(at_once=False)
 
     def _joined(self, subscription: Subscription) -> None:
-        """It has had its snapshots."""
+        """Called when a subscription has been given its snapshots."""
         if subscription.position < self.history.head:
             self._timer.set(at_once=True)
         else:
@@ -303,10 +304,10 @@ class Broadcaster:
     def flush(self) -> None:
         """Send every subscription its next portion, as far as its client can take more.
 
-        1. Who can take more, and who stands at the same place with the same filter?
-        2. Each such group gets the same bytes.
-        3. Whoever could not take more is given its events merged, once it can.
-        4. Come again: at once if somebody has more to take, in a batch's time if somebody waits.
+        1. Group the subscriptions whose clients can take more by position and filter.
+        2. Send each group the same bytes.
+        3. Send merged events to each client that fell behind and can take more again.
+        4. Run again at once if a client has more to get, or after `batch_s` if one waits for room.
         """
         self._timer.cancel()
         groups: dict[tuple[Selector, int, int | None], list[Subscription]] = {}
@@ -342,7 +343,7 @@ class Broadcaster:
                 ):
                     selector, position, room = subscription.selector, subscription.position, subscription.room
                     members = groups.setdefault((selector, position, room), [])
-                members.append(subscription)  # most stand where the one before stood
+                members.append(subscription)  # most are at the same position as the one before
         for (selector, position, room), members in groups.items():
             more |= self._tail.give(members, selector, position, room, head)
         for subscription in late:
@@ -360,19 +361,19 @@ class Broadcaster:
             self._timer.set(at_once=more)
 
     def pending(self, head: int) -> bool:
-        """Whether a client does not yet have what stands before this position, or the snapshots that it waits for."""
+        """Whether a client still lacks events before this position, or snapshots."""
         with self.lock:
             return any(s.join is not None or s.position < head for s in self.subscriptions.values())
 
     def owes(self, outlet: Outlet) -> bool:
-        """Whether the outlet is still to be given snapshots, or has to take what it was given."""
+        """Whether the outlet must still be given snapshots, or must still take what it was given."""
         if outlet.unsent() > self.settings.client_buffer:
             return True
         with self.lock:
             return any(s.join is not None and key[0] is outlet for key, s in self.subscriptions.items())
 
     def _can_take(self, subscription: Subscription) -> bool:
-        """Whether its client has room. One that has none for too long is closed. The lock is held."""
+        """Whether the subscription's client has room. A client that is too far behind is closed. The lock is held."""
         history, limit = self.history, self.settings.client_buffer
         if subscription.position < history.tail:
             self._too_slow(subscription)
@@ -397,7 +398,7 @@ class Broadcaster:
         outlet.close(CloseCode.TOO_SLOW, message)
 
     def _change_now(self, subscription: Subscription) -> None:
-        """It has caught up, so its filter may change."""
+        """Change the filter of a subscription that has caught up, if it waits for that."""
         if subscription.next_filter is not None:
             manager = self.observer.manager
             with manager.lock if manager is not None else nullcontext(), self.lock:
@@ -405,7 +406,7 @@ class Broadcaster:
 
 
 class _Timer:
-    """Calls back soon, or when some time is over; the first of what was set counts."""
+    """Calls back in the loop's next turn or after some time, whichever was set and comes first."""
 
     def __init__(self, callback: Callable[[], object], after_s: float) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -415,7 +416,7 @@ class _Timer:
         self._at_once = False
 
     def set(self, *, at_once: bool) -> None:
-        """Call back: in the loop's next turn, or after the time."""
+        """Call back in the loop's next turn if `at_once`, otherwise after the time."""
         if self.loop is None or self._at_once:
             return
         if at_once:
@@ -426,7 +427,6 @@ class _Timer:
             self._handle = self.loop.call_later(self._after_s, self._callback)
 
     def cancel(self) -> None:
-        """Do not call back."""
         if self._handle is not None:
             self._handle.cancel()
         self._handle, self._at_once = None, False

@@ -1,7 +1,7 @@
-"""The WebSocket client: events as they come, over any number of connections.
+"""The WebSocket client: yields a server's events live, over any number of connections.
 
-`ClientSession` is the client's side of `rollcast.v1` as a state machine without I/O; `WebSocketStreamingClient` is the
-socket and the clock around it.
+`ClientSession` is the client's side of `rollcast.v1` as a state machine without I/O; `WebSocketStreamingClient` adds the
+socket and the clock.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from rollcast.serve.protocol import (
     Welcome,
     decode_server_frame,
     encode_frame,
+    is_of_later_server,
 )
 from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
 from rollcast.serve.tls import client_context
@@ -68,34 +69,34 @@ connection_logger.addFilter(WithoutSecrets())
 Token = str | Callable[[], str | None] | None
 
 SUBSCRIPTION = "1"
-MAX_MESSAGE = 64 << 20  # bytes; of a larger event the server sends a shorter one
-MAX_PARTS = 8192  # of one batch
+MAX_MESSAGE = 64 << 20  # bytes; the server shortens larger events
+MAX_PARTS = 8192  # in one batch
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 REDIRECTS = (300, 301, 302, 303, 307, 308)
-SILENCE = 3  # heartbeats without a word, after which the server is taken for gone
-FIRST_PAUSE_S = 0.1  # before coming back; doubled each time, up to
+SILENCE = 3  # after so many heartbeats without a byte, the server counts as gone
+FIRST_PAUSE_S = 0.1  # before reconnecting; it doubles each time, up to
 LONGEST_PAUSE_S = 10.0
-STEADY_S = 1.0  # a connection that lasted so long was a good one: the pauses begin anew
-ANSWER_S = 20.0  # within which a server answers `cancel`
-CLOSE_S = 1.0  # that a server may take to say goodbye
-MAX_OPEN_RUNS = 4096  # of which the last place is remembered; a filter may hide that they end
+STEADY_S = 1.0  # after a connection that lasted so long, the pauses begin anew
+ANSWER_S = 20.0  # how long a server may take to answer `cancel`
+CLOSE_S = 1.0  # how long a server may take to close
+MAX_OPEN_RUNS = 4096  # how many open runs are remembered, since a filter may hide that they end
 
 _UNREACHABLE = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
 
 
 class ClientSession:
-    """One subscription over any number of connections: what to say, and which events are new.
+    """One subscription over any number of connections: the frames to send, and the events that are new.
 
     Args:
-        filter: what is wanted; a simple one, no union.
-        since: `live`, `start`, or a cursor of an earlier session.
+        filter: which events; a simple filter, not a union.
+        since: `live`, `start`, or a cursor from an earlier session.
         check: whether payloads and grammar are checked.
 
     Attributes:
         cursor: the place after the last event; None before the first batch.
-        recovered: False if the server no longer had all that `since`, or the last cursor, asked for.
-        runs: that the server knew when the connection was made.
-        heartbeat_s: of the server.
+        recovered: False if the server no longer had everything since `since` or the last cursor.
+        runs: the runs that the server knew when the connection was made.
+        heartbeat_s: the server's heartbeat, in seconds.
 
     Raises:
         FilterError: the filter is a union.
@@ -110,17 +111,31 @@ class ClientSession:
         self._since = since
         self._check = check
         self._checker = GrammarChecker(late=True) if check and filter.types is None else None
-        self._parts: list[StreamEvent] = []  # of a batch that is not whole yet
+        self._parts: list[StreamEvent] = []  # the events of a batch that is not complete yet
         self._parts_came = 0
         self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
         self._last = self._continuity.last  # the same dict: seq of the last event of each open run
 
-    def receive(self, frame: ServerFrame) -> tuple[list[ClientFrame], list[StreamEvent]]:
-        """What to answer, and the events that came.
+    def receive_message(self, message: str | bytes) -> tuple[list[ClientFrame], list[StreamEvent]]:
+        """As `receive`. A frame that only later servers know is passed over.
 
         Raises:
-            RefusedError: the server does not know what is asked for.
-            DecodeError, GrammarError: an event is wrong, or must not stand there.
+            DecodeError: it is not a frame.
+        """
+        try:
+            frame = decode_server_frame(message)
+        except DecodeError:
+            if is_of_later_server(message):
+                return [], []
+            raise
+        return self.receive(frame)
+
+    def receive(self, frame: ServerFrame) -> tuple[list[ClientFrame], list[StreamEvent]]:
+        """Take a frame. Returns the frames to answer with, and the new events.
+
+        Raises:
+            RefusedError: the server rejected a request.
+            DecodeError, GrammarError: an event is wrong, or must not come there.
         """
         match frame:
             case Welcome():
@@ -128,6 +143,8 @@ class ClientSession:
                 self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
                 self._continuity.welcomed(frame.runs)
                 return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
+            case Subscribed() | Batch() if frame.id != SUBSCRIPTION:
+                return [], []  # nobody asked for it
             case Subscribed():
                 self.recovered = frame.recovered
                 if frame.cursor is not None:
@@ -140,18 +157,18 @@ class ClientSession:
                 for event in whole if self._check else ():
                     checked_event(event)
                 events = self._in_order(self._continuity.arrived(whole))
-                # Not before: of a batch with a wrong event the caller gets nothing.
+                # Not earlier, since the caller gets nothing of a batch with a wrong event.
                 self.cursor = frame.cursor
                 return [], events
             case Ping():
                 return [Pong()], []
-            case ErrorFrame() if frame.code < 1000:  # the others come with a close, which says the same
+            case ErrorFrame() if frame.code < 1000:  # others come with a close that says the same
                 raise RefusedError(f"the server answers: {printable_line(frame.message)}")
             case _:
                 return [], []
 
     def _whole(self, batch: Batch) -> list[StreamEvent] | None:
-        """All events of the batch; None: further parts are to come.
+        """All events of the batch; None if more parts are to come.
 
         Raises:
             DecodeError: a part is missing or comes twice, or there are too many.
@@ -171,7 +188,7 @@ class ClientSession:
         return whole
 
     def _in_order(self, events: list[StreamEvent]) -> list[StreamEvent]:
-        """The events, which the grammar lets stand so."""
+        """Check the events against the grammar, and return them."""
         if self._checker is not None:
             for event in events:
                 self._checker.feed(event)
@@ -179,33 +196,33 @@ class ClientSession:
 
 
 class WebSocketStreamingClient:
-    """The events of a server, as they come.
+    """Yields the events of a server live.
 
         async for event in WebSocketStreamingClient("ws://localhost:8765"):
             ...
 
-    A connection that drops is made again, after a pause that grows and varies, and goes on where it was: no event is
-    missing and none comes twice. Where the server no longer has them, `recovered` is False and a `gap` stands in their
-    place. The loop ends when `aclose` is called.
+    It reconnects a dropped connection, after a pause that grows and varies, and continues where it was: no event is missing
+    and none comes twice. If the server no longer has events, `recovered` is False and a `gap` stands for them. The loop
+    ends when `aclose` is called.
 
     As a context manager it connects at once, and raises if the server cannot be reached.
 
     Args:
-        url: `ws://…` or `wss://…`. A user and a password in it are sent as HTTP asks for them, and are never shown.
-        token: or a function that gives one for each connection, if they expire.
+        url: `ws://…` or `wss://…`. A user and a password in it are sent as HTTP basic authentication and are never shown.
+        token: a token, or, for tokens that expire, a function that returns one for each connection.
         filter: which events; None: all.
-        since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest that the server has.
-        check: payloads and grammar of what comes are checked.
-        tls_ca: a PEM file with the authority of the server's certificate, or the certificate itself; None: those that the
-            system trusts.
+        since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest event that the server has.
+        check: whether payloads and grammar are checked.
+        tls_ca: a PEM file with the authority of the server's certificate, or the certificate itself; None: the authorities
+            that the system trusts.
 
     Attributes:
-        url: without a user, a password and a query.
+        url: the address without a user, a password and a query.
         reconnections: how often the connection was lost.
 
     Raises:
-        InputError: the URL is not one, or has a token in it; or the authority cannot be read.
-        FilterError: the filter is a union, which the protocol has no shape for.
+        InputError: the URL is not valid or has a token in it, or the authority cannot be read.
+        FilterError: the filter is a union, which the protocol cannot express.
     """
 
     def __init__(
@@ -238,16 +255,16 @@ class WebSocketStreamingClient:
         self._opening: asyncio.Task[ClientConnection] | None = None
         self._events: deque[StreamEvent] = deque()
         self._closed = asyncio.Event()
-        self._failures = 0  # and connections that did not last, in a row
+        self._failures = 0  # how many attempts in a row failed or did not last
 
     @property
     def cursor(self) -> str | None:
-        """The place after the last event that came: `since` of a later client. Events that wait here are before it."""
+        """The place after the last event received, to use as `since` of a later client. Events that wait here are before it."""
         return self._session.cursor
 
     @property
     def recovered(self) -> bool:
-        """False if the server no longer had all that was asked for when the connection was last made."""
+        """False if the server no longer had everything that was asked for when the connection was last made."""
         return self._session.recovered
 
     @property
@@ -259,7 +276,7 @@ class WebSocketStreamingClient:
         """Connect, once.
 
         Raises:
-            RefusedError: the server cannot be reached, or will not have this client.
+            RefusedError: the server cannot be reached, or refuses this client.
         """
         if self._connection is None:
             try:
@@ -277,11 +294,11 @@ class WebSocketStreamingClient:
         await self.aclose()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        """The events.
+        """Yield the events.
 
         Raises:
-            RefusedError: the server will not have this client, and coming back does not help.
-            DecodeError, GrammarError: an event is wrong, or must not stand there.
+            RefusedError: the server refuses this client, and reconnecting does not help.
+            DecodeError, GrammarError: an event is wrong, or must not come there.
         """
         while True:
             while self._events:
@@ -305,16 +322,19 @@ class WebSocketStreamingClient:
             await self._connection.close()
 
     async def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """End a run, or one chain of it, properly; needs a token with the `control` scope.
+        """Cancel a run, or one chain of it. This needs a token with the `control` scope.
 
         Raises:
-            RefusedError: the token may not, there is no such run or chain, or the server cannot be reached.
+            RefusedError: the token lacks the scope, there is no such run or chain, or the server cannot be reached.
         """
         try:
             async with asyncio.timeout(ANSWER_S), await self._open() as connection:
                 await connection.send(encode_frame(Cancel(run_id, chain_id)), text=True)
                 while True:
-                    frame = decode_server_frame(await connection.recv())
+                    message = await connection.recv()
+                    if is_of_later_server(message):
+                        continue
+                    frame = decode_server_frame(message)
                     if isinstance(frame, ErrorFrame):
                         raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
@@ -325,7 +345,7 @@ class WebSocketStreamingClient:
     # -- one connection ----------------------------------------------------------------------------------------------
 
     async def _open(self) -> ClientConnection:
-        """A connection on which `hello` was said; what is answered is read later."""
+        """Open a connection and send `hello`; the answer is read later."""
         token = self._token() if callable(self._token) else self._token
         try:
             connection = await _connect(
@@ -351,7 +371,7 @@ class WebSocketStreamingClient:
         except ssl.SSLCertVerificationError as error:
             raise RefusedError(self._distrust(error)) from None
         except (InvalidURI, InvalidProxy, ImportError, ValueError) as error:
-            # The environment's proxy, mostly; ImportError: a kind of proxy that needs another package.
+            # Mostly the environment's proxy; ImportError: a kind of proxy that needs another package.
             reason = error.msg if isinstance(error, InvalidURI | InvalidProxy) else str(error)
             what = (
                 "the proxy of the environment" if isinstance(error, InvalidProxy) else "an address on the way"
@@ -382,17 +402,17 @@ class WebSocketStreamingClient:
         return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
 
     async def _read(self, connection: ClientConnection) -> None:
-        """The next message: its events wait to be read, its questions are answered."""
+        """Read the next message: queue its events, and send the answers."""
         silence_s = SILENCE * self._session.heartbeat_s
         message = await _message(connection, silence_s)
         async with asyncio.timeout(silence_s):
-            answers, events = self._session.receive(decode_server_frame(message))
+            answers, events = self._session.receive_message(message)
             self._events.extend(events)
             for frame in answers:
                 await connection.send(encode_frame(frame), text=True)
 
     async def _dropped(self, error: Exception) -> None:
-        """The connection is gone: reconnect, unless that cannot help."""
+        """Prepare to reconnect after the connection was lost; raise if reconnecting cannot help."""
         connection, self._connection = self._connection, None
         if self._closed.is_set():
             return
@@ -402,7 +422,7 @@ class WebSocketStreamingClient:
         if time.monotonic() - self._connected_at >= STEADY_S:
             self._failures = 0
         self.reconnections += 1
-        logger.info("the connection to %s has ended (%s); coming back", self.url, _why(error))
+        logger.info("the connection to %s has ended (%s); reconnecting", self.url, _why(error))
 
     def _raise_if_final(self, error: Exception) -> None:
         close = error.rcvd if isinstance(error, ConnectionClosed) else None
@@ -433,7 +453,7 @@ class WebSocketStreamingClient:
             here = asyncio.current_task()
             if not self._closed.is_set() or (here is not None and here.cancelling()):
                 raise
-            return  # `aclose` does not wait for a server that does not answer
+            return  # so that `aclose` does not wait for a server that does not answer
         except _UNREACHABLE as error:
             level = logging.WARNING if self._failures == 1 else logging.DEBUG
             logger.log(level, "%s cannot be reached (%s); trying again", self.url, _why(error))
@@ -444,12 +464,11 @@ class WebSocketStreamingClient:
 
 
 class _Connection(ClientConnection):
-    """One that counts the bytes that come: a message may take long on a slow link, which is not silent."""
+    """A connection that counts received bytes, since a message may take long on a slow link that is not dead."""
 
     received = 0
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
         self.received += len(data)
         super().data_received(data)
 
@@ -458,7 +477,7 @@ async def _message(connection: ClientConnection, silence_s: float) -> str | byte
     """The next message.
 
     Raises:
-        TimeoutError: not a byte came for so long.
+        TimeoutError: not a byte came for that long.
     """
     assert isinstance(connection, _Connection)
     while True:
@@ -472,21 +491,21 @@ async def _message(connection: ClientConnection, silence_s: float) -> str | byte
 
 
 class _connect(connect):  # noqa: N801  (as the class that it extends)
-    """websockets' way to connect, which follows a redirect only within an origin.
+    """The `connect` of websockets, which here follows a redirect only within the same origin.
 
-    The token is said in the first message, to whoever answers there: websockets takes care of its own headers alone.
+    The token is in the first message, and would go to any server that answers; websockets protects only its own headers.
     """
 
     def process_redirect(self, exc: Exception) -> Exception | str:
-        """Where to go on; or the exception that ends it."""
+        """The address to continue at, or the exception that ends the attempt."""
         if not isinstance(exc, InvalidStatus) or exc.response.status_code not in REDIRECTS:
             return exc
         try:
-            here = _without_user(self.uri)  # which a relative place would inherit
+            here = _without_user(self.uri)  # a relative address would inherit the user
             target = _socket_url(urljoin(here, exc.response.headers["Location"]))
             if _origin(target) == _origin(self.uri) and urlsplit(target).username is None:
                 return _with_user_of(self.uri, target)
-        except (KeyError, ValueError):  # no place, several, or none that could be an address
+        except (KeyError, ValueError):  # no Location, several, or one that is not an address
             return exc
         return RefusedError(
             f"{shown_url(self.uri)} sends its clients on to {printable_line(shown_url(target))}, another server, which gets no token "
@@ -495,7 +514,7 @@ class _connect(connect):  # noqa: N801  (as the class that it extends)
 
 
 def _socket_url(url: str) -> str:
-    """The address with the scheme of a WebSocket."""
+    """The address with a WebSocket scheme."""
     scheme, rest = url.split(":", 1)
     return f"{_SOCKET_SCHEMES.get(scheme.lower(), scheme)}:{rest}"
 
@@ -516,7 +535,7 @@ def _without_user(url: str) -> str:
 
 
 def _with_user_of(url: str, target: str) -> str:
-    """The target, of the same origin as the URL, with the URL's user and password."""
+    """The target with the URL's user and password; both have the same origin."""
     parts, there = urlsplit(url), urlsplit(target)
     return there._replace(netloc=parts.netloc, fragment="").geturl()
 
@@ -525,7 +544,7 @@ def _host(url: str) -> str:
     """The host of a WebSocket address.
 
     Raises:
-        InputError: it is not one, or a token stands in it.
+        InputError: it is not such an address, or has a token in it.
     """
     host, fits, token = "", False, False
     with suppress(ValueError):
@@ -548,7 +567,7 @@ def _host(url: str) -> str:
 
 
 def _why(error: BaseException) -> str:
-    """In words, harmless for a terminal: much of it the server said."""
+    """The error in words that are safe for a terminal, since they may come from the server."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer came in time"
     if isinstance(error, ssl.SSLError):

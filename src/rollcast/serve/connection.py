@@ -1,4 +1,4 @@
-"""A server's connection that holds little for a peer that floods, or that only occupies a place, and that tells what moves."""
+"""A server's connection that limits what a flooding or idle peer can use, and that shows whether bytes are moving."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rollcast.serve.protocol import Rate
 
 __all__ = ["Gate", "GuardedConnection"]
 
-PINGS_PER_S = 10  # each is answered with as many bytes, which wait here for a peer that does not read
-FRAMES_PER_MESSAGE = 16  # that a message may be cut into, on average
-HANDSHAKES = 256  # connections beside the established ones that may be in their handshake
-SPARE_FILES = 2  # one in so many of the files that the process may have open
+PINGS_PER_S = 10  # each is answered with as many bytes, which wait here if the peer does not read
+FRAMES_PER_MESSAGE = 16  # how many frames a message may have, on average
+HANDSHAKES = 256  # how many connections may be in their handshake besides the established ones
+SPARE_FILES = 2  # connections may take one in so many of the process's files
 
 
 class Gate:
-    """How many TCP connections a server has, and may have. Those that have not said what they want count too.
+    """How many TCP connections a server has, and may have. Those that have not sent a request count too.
 
-    They never take more than half the files that the process may open: a rollout has files of its own to open.
+    They never take more than half the files that the process may open, since a rollout needs files too.
 
     Args:
-        connections: as in `ServerSettings`.
-        messages_per_s: as in `Limits`.
-        tls: what is shown to each client before anything is read from it; None: no TLS.
-        handshake_s: that the TLS handshake may take.
+        connections: see `ServerSettings`.
+        messages_per_s: see `Limits`.
+        tls: the TLS context; None: no TLS.
+        handshake_s: how many seconds the TLS handshake may take.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class Gate:
         self.handshakes: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """End the TLS handshakes that go on."""
+        """End the open TLS handshakes."""
         for task in self.handshakes:
             task.cancel()
         await asyncio.gather(*self.handshakes, return_exceptions=True)
 
 
 class GuardedConnection(ServerConnection):
-    """What websockets does by itself, before any code of ours hears of it, has its bounds here.
+    """Limits what websockets does before any of our code runs.
 
-    The TLS handshake is one of them. `create_server(ssl=…)` tells of a connection only after it, so that a thousand clients
-    that never finish theirs would be neither counted nor turned away.
+    That includes the TLS handshake: `create_server(ssl=…)` reports a connection only after it, so a thousand clients that
+    never finish theirs would be neither counted nor refused.
     """
 
     def __init__(self, gate: Gate, *args: Any, **options: Any) -> None:
@@ -70,10 +70,8 @@ class GuardedConnection(ServerConnection):
         self._gate = gate
         self._counted = self._ready = self._lost = False
         self.received = 0  # bytes
-        self.on_room: Callable[[], object] = lambda: (
-            None
-        )  # is called when it can take more, after it could not
-        self._early: list[bytes] = []  # what came in one piece with the end of the TLS handshake
+        self.on_room: Callable[[], object] = lambda: None  # called when the connection can take more again
+        self._early: list[bytes] = []  # bytes that came together with the end of the TLS handshake
         self._pings = Rate(PINGS_PER_S, time.monotonic)
         self._frames = Rate(FRAMES_PER_MESSAGE * gate.messages_per_s, time.monotonic)
 
@@ -96,14 +94,14 @@ class GuardedConnection(ServerConnection):
             task.add_done_callback(gate.handshakes.discard)
 
     async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
-        """The TLS handshake; then the connection begins. A handshake that fails is the stranger's affair, and not logged."""
+        """Do the TLS handshake, then begin the connection. A failed handshake is the client's problem and is not logged."""
         if self._lost:
             return
         try:
             secured = await asyncio.get_running_loop().start_tls(
                 transport, self, tls, server_side=True, ssl_handshake_timeout=self._gate.handshake_s
             )
-        except OSError:  # TLS errors, resets and the end of the time among them
+        except OSError:  # including TLS errors, resets and timeouts
             secured = None
         except asyncio.CancelledError:  # the server stops
             transport.abort()
@@ -123,7 +121,6 @@ class GuardedConnection(ServerConnection):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
         self.received += len(data)
         if self._ready:
             super().data_received(data)
@@ -131,22 +128,22 @@ class GuardedConnection(ServerConnection):
             self._early.append(data)
 
     def resume_writing(self) -> None:
-        """Most of what waited has gone."""
+        """Called when most of the waiting bytes were sent."""
         super().resume_writing()
         self.on_room()
 
     def undelivered(self) -> int:
-        """Bytes that wait here or, if the operating system tells it (Linux does), that the peer has not acknowledged."""
+        """Bytes that wait here or, if the operating system shows it (Linux does), that the peer has not acknowledged."""
         sock = self.transport.get_extra_info("socket")
         return self.transport.get_write_buffer_size() + (0 if sock is None else _in_flight(sock.fileno()))
 
     def eof_received(self) -> None:
-        """The client has sent its last byte."""
+        """Called when the client has sent its last byte."""
         if self._ready:
             super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended, perhaps before it began."""
+        """Called when the connection has ended, perhaps before it began."""
         self._lost = True
         self._leave()
         if self._ready:
@@ -158,7 +155,7 @@ class GuardedConnection(ServerConnection):
             self._gate.open -= 1
 
     def process_event(self, event: Any) -> None:
-        """A request or a frame came."""
+        """Called for each request or frame; aborts a connection that sends too many frames."""
         super().process_event(event)
         if not isinstance(event, Frame) or event.opcode is Opcode.CLOSE:
             return
@@ -168,7 +165,7 @@ class GuardedConnection(ServerConnection):
 
 
 def _in_flight(descriptor: int) -> int:
-    """Bytes of a TCP socket that were sent and not acknowledged; 0 if the system does not tell."""
+    """How many bytes of a TCP socket were sent and not acknowledged; 0 if the system does not say."""
     if sys.platform != "linux" or descriptor < 0:
         return 0
     import fcntl  # noqa: PLC0415  (there is none on Windows)

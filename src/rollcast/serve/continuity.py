@@ -1,10 +1,10 @@
-"""What a client knows of runs over any number of connections, and the `gap` for whatever it missed of them. Pure.
+"""Keeps track of a client's runs over any number of connections, and makes a `gap` for what it missed. Pure.
 
-    welcome ─▶ subscribed ─▶ gaps that can be told at once
+    welcome ─▶ subscribed ─▶ gaps that are known at once
                batch      ─▶ its events, each after the gap that it shows
 
-A server says what is missing (`Subscribed.lost`). One that cannot, such as those of 0.1, is held against what was known
-before: the runs that were open, and the runs that `welcome` lists.
+A server says what is missing (`Subscribed.lost`). For one that cannot, such as those of 0.1, this is worked out from what was
+known before: the runs that were open, and the runs that `welcome` lists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["MAX_ENDED_RUNS", "Continuity"]
 T = StreamEventType
 Key = tuple[str, str]  # source, run_id
 
-MAX_ENDED_RUNS = 4096  # that are remembered, the latest ones
+MAX_ENDED_RUNS = 4096  # how many ended runs are remembered, the latest ones
 GONE = "the server no longer had what came while the connection was down"
 UNTOLD = f"{GONE}, and does not say what it was"
 ANOTHER = "the server is another one than before, and does not know what came while the connection was down"
@@ -33,9 +33,9 @@ class Continuity:
     """The runs of one subscription.
 
     Args:
-        filter: what is wanted.
-        since: what was asked for at first: `live`, `start` or a cursor.
-        max_open: runs whose last place is remembered; a filter may hide that they end.
+        filter: which events are wanted.
+        since: what was first asked for: `live`, `start` or a cursor.
+        max_open: how many open runs are remembered, since a filter may hide that they end.
     """
 
     def __init__(self, filter: EventFilter, since: str, max_open: int) -> None:
@@ -43,33 +43,38 @@ class Continuity:
         self._filter = filter
         self._max_open = max_open
         self._holes: set[Key] = set()  # open runs of which something may be missing before their next event
-        self._ended: OrderedDict[str, None] = OrderedDict()  # runs that ended, by id
+        self._unheard: set[str] = set()  # open runs that began unseen, by id; the same of them
+        # Runs that ended, by id. True: the end was seen, or a gap told of it; False: the filter hides it, and `welcome` lists it.
+        self._ended: OrderedDict[str, bool] = OrderedDict()
         self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
         self._first = True
         self._from_start = since == "start"
         self._why = GONE
-        self._owed = False  # something is missing, and no gap has said so yet
+        self._owed = False  # events are missing, and no gap has said so yet
 
     # -- what the server says of itself -----------------------------------------------------------------------------------
 
     def welcomed(self, runs: Iterable[RunInfo]) -> None:
-        """The server says which runs it knows."""
+        """Take the runs that the server knows."""
         self._listed = {run.run_id: run.status for run in runs}
         if self._first and not self._from_start:  # what ended before this client came is not missing
             self._remember_ended(self._listed_ended())
         self._first = False
 
     def subscribed(self, answer: Subscribed) -> list[StreamEvent]:
-        """The subscription goes on, or begins anew: the gaps that can be told at once."""
+        """Take the answer to `subscribe`; returns the gaps that are known at once."""
         self._owed = False
+        self._unheard.clear()
         if answer.recovered:
             hidden = (r for r in self._listed_ended() if not self._filter.wants(T.RUN_END, "", None, r))
-            self._remember_ended(hidden)  # nothing else will tell
+            self._remember_ended(hidden, seen=False)  # nothing else will tell
             return []
         self._why = UNTOLD if answer.lost is None else ANOTHER if answer.began_anew else GONE
         whole = answer.lost is not None and not answer.began_anew and not answer.lost_more
         going_on = {run_id for run_id, status in self._listed.items() if status == "running"}
         self._holes = {key for key in self.last if key[1] in going_on}
+        if answer.lost is None:
+            self._unheard = going_on - {run_id for _, run_id in self.last} - self._ended.keys()
         if whole and self._filter != EVERYTHING:  # else what the filter leaves out would look like a gap
             self._holes.clear()
         gaps = self._gaps_of_known(answer.lost or [], whole=whole)
@@ -82,7 +87,7 @@ class Continuity:
         return gaps
 
     def _gaps_of_known(self, lost: list[LostRun], *, whole: bool) -> list[StreamEvent]:
-        """For runs that were open and have ended, of which the server says nothing. It need not, if `lost` is the whole truth."""
+        """Gaps for runs that were open and have ended, and that the server does not list; none if `lost` is complete."""
         told = {run.run_id for run in lost}
         gaps = []
         for key in [k for k in self.last if k[1] not in told and self._listed.get(k[1]) != "running"]:
@@ -94,13 +99,13 @@ class Continuity:
         return gaps
 
     def _gaps_told(self, lost: list[LostRun]) -> list[StreamEvent]:
-        """For the runs of which the server says that something is missing."""
+        """Gaps for the runs that the server says lack events."""
         gaps = []
         for run in lost:
             key = (run.source, run.run_id)
             ended = None if run.status == "running" else run.status
             first = max(self.last.get(key, -1) + 1, run.from_seq or 0)
-            if run.run_id in self._ended or (run.to_seq < first and ended is None):
+            if self._ended.get(run.run_id) or (run.to_seq < first and ended is None):
                 continue  # it came by another way
             reason = self._why if ended is None else f"{self._why}; run {run.run_id} has ended ({ended})"
             gaps.append(self._gap(key, first, max(first, run.to_seq), reason, ended))
@@ -110,7 +115,7 @@ class Continuity:
         return gaps
 
     def _gaps_of_unheard(self, *, told: bool) -> list[StreamEvent]:
-        """For runs that ended and were never heard of, unless the server says itself what is missing."""
+        """Gaps for runs that ended without any event having come, unless the server lists what is missing."""
         unheard = [run_id for run_id in self._listed_ended() if run_id not in self._ended]
         self._remember_ended(unheard)
         return [
@@ -127,20 +132,22 @@ class Continuity:
     # -- what comes --------------------------------------------------------------------------------------------------------
 
     def arrived(self, events: list[StreamEvent]) -> list[StreamEvent]:
-        """A batch, each event after a `gap` if something is missing before it."""
+        """The events of a batch, each after a `gap` if events are missing before it."""
         out = [new for event in events for new in self._with_gap(event)]
         if self._owed:
             self._owed = False
-            if not any(event.event_type is T.GAP for event in out):
+            told = len(out) > len(events)  # a gap that the server sent tells of something else
+            if not told or self._holes or self._unheard:  # of these runs nothing more may come
                 out.insert(0, self._gap(("", ""), 0, 0, f"{self._why}; {UNKNOWN}"))
         return out
 
     def _with_gap(self, event: StreamEvent) -> list[StreamEvent]:
         key = (event.source, event.run_id)
         events = [event]
-        if key in self._holes:
+        if key in self._holes or event.run_id in self._unheard:
             self._holes.discard(key)
-            first = self.last[key] + 1
+            self._unheard.discard(event.run_id)
+            first = self.last.get(key, -1) + 1
             last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
             if last >= first:
                 events.insert(0, self._gap(key, first, last, self._why))
@@ -149,7 +156,7 @@ class Continuity:
         return events
 
     def _heard(self, key: Key, seq: int, *, ended: bool) -> None:
-        """The run got so far. The one that was heard of last stands last."""
+        """Note how far a run got. The latest run comes last in the dict."""
         last = self.last.pop(key, -1)
         if ended:
             self._holes.discard(key)
@@ -161,9 +168,9 @@ class Continuity:
                 del self.last[forgotten]
                 self._holes.discard(forgotten)
 
-    def _remember_ended(self, run_ids: Iterable[str]) -> None:
+    def _remember_ended(self, run_ids: Iterable[str], *, seen: bool = True) -> None:
         for run_id in run_ids:
-            self._ended[run_id] = None
+            self._ended[run_id] = seen or self._ended.get(run_id, False)
             self._ended.move_to_end(run_id)
         while len(self._ended) > MAX_ENDED_RUNS:
             self._ended.popitem(last=False)
@@ -171,7 +178,7 @@ class Continuity:
     # -- gaps --------------------------------------------------------------------------------------------------------------
 
     def _gap_at_end(self, key: Key, first: int, reason: str) -> StreamEvent:
-        """Of a run that has ended, nobody knows how far on."""
+        """A gap for a run that has ended; its last `seq` is not known."""
         status = self._listed.get(key[1], "unknown")
         return self._gap(key, first, first, reason, status)
 

@@ -1,4 +1,4 @@
-"""What is decided about a request before its WebSocket opens: the name it came by, its token, its origin."""
+"""Checks a request before its WebSocket opens: its host name, its token, its origin."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from rollcast.text import printable_line
 
 __all__ = ["Entrance", "header_token"]
 
-LONGEST_NAME = 200  # of a host or an origin that is named in an answer
+LONGEST_NAME = 200  # characters of a host or an origin in an answer
 
 
 class Entrance:
-    """Who may pass, by the settings of a server.
+    """Decides which requests may pass, by the settings of a server.
 
     Args:
-        settings: of the server.
-        host: that it was told to listen on.
-        epoch: seconds since the epoch, for tokens that expire.
+        settings: the server's settings.
+        host: the host that the server was told to listen on.
+        epoch: gives the seconds since the epoch, for tokens that expire.
     """
 
     def __init__(self, settings: ServerSettings, host: str, epoch: Callable[[], float]) -> None:
@@ -51,7 +51,7 @@ class Entrance:
         return authorize(self._settings.tokens, self._settings.anonymous_scopes, token, self._epoch())
 
     def refuse_address(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The answer to a request by a wrong name, or with a token in its URL; None: it may go on."""
+        """The answer to a request with a wrong host name or with a token in its URL; None if it may continue."""
         hosts = request.headers.get_all("Host")
         given = hosts[0] if len(hosts) == 1 else None
         if not host_allowed(given, self._host, self._settings.hosts, any_name=self._any_name):
@@ -69,7 +69,7 @@ class Entrance:
         return None
 
     def refuse_entry(self, connection: ServerConnection, headers: Headers, door: Door) -> Response | None:
-        """The answer to a request whose token does not open the door; None: it does."""
+        """The answer to a request whose token does not open the door; None if it does."""
         granted = self.authorize(header_token(headers))
         if isinstance(granted, Grant):
             refused = refusal(granted, door)
@@ -86,7 +86,7 @@ class Entrance:
         return response
 
     def refuse_filter(self, connection: ServerConnection, query: str) -> Response | None:
-        """The answer to a plain client whose URL asks for what there is not; None: it can be had."""
+        """The answer to a plain client whose URL has a wrong filter; None if the filter is valid."""
         try:
             filter_of_query(query)
         except (InputError, ValueError) as error:
@@ -94,7 +94,7 @@ class Entrance:
         return None
 
     def foreign_origin(self, headers: Headers) -> str | None:
-        """The origin of a page that may not connect; None: it may, or it is not a page."""
+        """The origin of a page that may not connect; None if it may, or if the client is not a page."""
         given = headers.get_all("Origin")
         if not given or (
             len(given) == 1 and origin_allowed(given[0], headers.get("Host"), self._settings.origins)

@@ -1,7 +1,7 @@
-"""Events that are larger than a client takes in one message: shortened, with a word about it. Pure.
+"""Shortens events that are larger than a client takes in one message. Pure.
 
-A shortened event is still an event of its type. What was cut out is said in two places: in the text itself, and in
-`data.truncated`, which maps the path of each value that was cut to its full length.
+A shortened event still has its type. Two places say what was cut: the text itself, and `data.truncated`, which maps the path
+of each value that was cut to its full length.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rollcast.records.codec import decode_unchecked, encode
 
 __all__ = ["fitted"]
 
-_LONGEST_TEXT = 1 << 19  # characters that a text keeps at most; halved until the event fits
+_LONGEST_TEXT = 1 << 19  # how many characters a text keeps at most; halved until the event fits
 _SHORTEST_TEXT = 64
-_KEPT_ITEMS = 1 << 16  # of a list or an object; halved too
+_KEPT_ITEMS = 1 << 16  # how many items a list or an object keeps; halved too
 _FEWEST_ITEMS = 16
 _LEVELS = [
     (_LONGEST_TEXT >> i, max(_FEWEST_ITEMS, _KEPT_ITEMS >> i))
     for i in range((_LONGEST_TEXT // _SHORTEST_TEXT).bit_length())
 ]
-_NAME_CHARS = 256  # of ids, in the last resort
-_MAX_PATHS = 32  # that `truncated` lists one by one
+_NAME_CHARS = 256  # characters of ids, as a last resort
+_MAX_PATHS = 32  # how many paths `truncated` lists
 
 
 def fitted(event: bytes, limit: int) -> bytes:
@@ -34,9 +34,9 @@ def fitted(event: bytes, limit: int) -> bytes:
 
 
 def _shortened(data: bytes, limit: int) -> bytes:
-    """The event with its longest texts and lists cut, as little as needed to within a factor of two."""
+    """The event with its longest texts and lists cut, by no more than needed up to a factor of two."""
     event = decode_unchecked(data)
-    with suppress(RecursionError):  # it is nested too deeply to be walked through
+    with suppress(RecursionError):  # it is nested too deeply
         shorter = _least_cut(event, len(data), limit)
         if shorter is not None:
             return shorter
@@ -59,7 +59,7 @@ def _shortened(data: bytes, limit: int) -> bytes:
 
 
 def _least_cut(event: StreamEvent, size: int, limit: int) -> bytes | None:
-    """The event cut by the first of `_LEVELS` with which it fits, found by bisection; None if it fits with none."""
+    """The event cut at the first of `_LEVELS` at which it fits, found by bisection; None if it fits at none."""
     fits: bytes | None = None
     low, high = 0, len(_LEVELS)
     while low < high:
@@ -78,14 +78,14 @@ def _least_cut(event: StreamEvent, size: int, limit: int) -> bytes | None:
 
 
 class _TooLargeError(Exception):
-    """What is kept has more bytes than the limit; the rest need not be looked at."""
+    """What is kept already has more bytes than the limit."""
 
 
 class _Cut:
-    """Cuts texts to so many characters, and lists and objects to so many items, and remembers what it cut.
+    """Cuts texts to a number of characters, and lists and objects to a number of items, and remembers what it cut.
 
     Attributes:
-        size: bytes of JSON that what is kept has at least.
+        size: how many bytes of JSON the kept values have at least.
     """
 
     def __init__(self, chars: int, items: int, limit: int) -> None:
@@ -96,14 +96,14 @@ class _Cut:
         self._lengths: dict[str, int] = {}
 
     def told(self, size: int) -> dict[str, int]:
-        """The full length of each value that was cut, and the bytes of the event (at the path "")."""
+        """The full length of each value that was cut, and the event's size in bytes under the path ""."""
         return {"": size} | dict(list(self._lengths.items())[:_MAX_PATHS])
 
     def value(self, value: Any, path: str) -> Any:
         """The value, cut.
 
         Raises:
-            _TooLargeError: with it, what is kept is larger than the limit.
+            _TooLargeError: with this value, what is kept is larger than the limit.
         """
         self.size += 2
         if self.size > self._limit:

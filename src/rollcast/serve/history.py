@@ -1,6 +1,6 @@
-"""Encoded events in the order in which they came, as many as a number of bytes holds, and places among them.
+"""The latest encoded events, bounded by bytes, and positions among them.
 
-A position counts every event since the history began, held or not, so a cursor covers what a filter left out too.
+A position counts every event since the history began, kept or not, so a cursor also covers events that a filter left out.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
-ENTRY_BYTES = 160  # what an entry weighs beside its JSON
-ENCODED_AT_ONCE = 64  # events; as many of them are in memory twice for a moment
-WITHIN = ".within"  # ends a cursor that stands in the middle of snapshots
+ENTRY_BYTES = 160  # memory of an entry besides its JSON
+ENCODED_AT_ONCE = 64  # events; this many are in memory twice for a moment
+WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
-MAX_VERDICTS = 4096  # of one filter; clients may bring many filters
+MAX_VERDICTS = 4096  # for one filter; clients may have many filters
 EVERYTHING = EventFilter()
 
 
 class Place(NamedTuple):
-    """What filters look at."""
+    """The fields that filters look at."""
 
     event_type: StreamEventType
     chain_id: str
@@ -41,9 +41,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         data: its JSON.
-        place: what filters look at.
-        seq, from_seq: its own; of the first event that was merged into it.
-        before: bytes that came before it, since the history began.
+        place: the fields that filters look at.
+        seq, from_seq: its own `seq`, and that of the first event that was merged into it.
+        before: how many bytes came before it since the history began.
     """
 
     data: bytes
@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Selector:
-    """A filter with a memory: whether events of a place pass."""
+    """A filter that remembers whether events from a place pass."""
 
     __slots__ = ("_verdicts", "all", "filter")
 
@@ -73,7 +73,7 @@ class Selector:
         return verdict
 
     def _judge(self, place: Place) -> bool:
-        if place.event_type is T.GAP:  # whatever the filter says of types: nothing is lost silently
+        if place.event_type is T.GAP:  # whatever types the filter names: nothing is lost silently
             return self.filter.wants_gap(place.run_id)
         if place.event_type is T.CHAIN_SNAPSHOT:
             return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
@@ -81,7 +81,7 @@ class Selector:
 
 
 class Selectors:
-    """One selector for each filter, so that subscriptions with equal filters are found to be alike."""
+    """One selector for each filter, so that subscriptions with equal filters share one."""
 
     def __init__(self) -> None:
         self._by_filter: dict[EventFilter, Selector] = {}
@@ -90,7 +90,7 @@ class Selectors:
         return len(self._by_filter)
 
     def of(self, filter: EventFilter, users: Collection[HasSelector]) -> Selector:
-        """The filter's; those that no user has any more are forgotten now and then."""
+        """The filter's selector; those without a user are forgotten now and then."""
         selector = self._by_filter.get(filter)
         if selector is None:
             if len(self._by_filter) > 2 * len(users) + 64:
@@ -100,21 +100,21 @@ class Selectors:
 
 
 class HasSelector(Protocol):
-    """Somebody who wants something."""
+    """A user of a selector."""
 
     selector: Selector
 
 
 class History:
-    """A ring of events, bounded by bytes. Whoever owns it guards it.
+    """A ring of events, bounded by bytes. Its owner guards it with a lock.
 
     Args:
-        limit: bytes of memory that the entries may take.
+        limit: how many bytes of memory the entries may take.
 
     Attributes:
         head: the position of the next event.
-        tail: the position of the oldest event that is held.
-        total: bytes that came since the history began.
+        tail: the position of the oldest event that is kept.
+        total: how many bytes came since the history began.
     """
 
     def __init__(self, limit: int) -> None:
@@ -122,27 +122,27 @@ class History:
         self.head = self.tail = self.total = 0
         self._name = secrets.token_hex(6)
         self._entries: list[Entry] = []
-        self._first = 0  # index of the oldest that is held; those before it wait to be cut off
+        self._first = 0  # index of the oldest kept entry; those before it will be cut off
         self._places: dict[Place, Place] = {}
 
     @property
     def bytes(self) -> int:
-        """Of memory that the entries take."""
+        """How many bytes of memory the entries take."""
         return self.total - self.before(self.tail)
 
     def append(self, event: StreamEvent) -> Entry:
-        """Keep the event, and let go of the oldest ones that no longer fit."""
+        """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
     def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
-        """Keep the events, and let go of the oldest ones that no longer fit."""
+        """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
         total = self.total
         place: Place | None = None
         for event, data in zip(events, _all_encoded(events), strict=True):
             kind = event.event_type
             if (
-                place is None  # tokens mostly stand where the one before stood
+                place is None  # tokens mostly have the same place as the one before
                 or event.chain_id != place.chain_id
                 or kind is not place.event_type
                 or event.run_id != place.run_id
@@ -177,17 +177,24 @@ class History:
             self._first = 0
 
     def forget_before(self, position: int) -> None:
-        """Let go of what stands before the position."""
+        """Drop the events before the position."""
         if position > self.tail:
             self._drop(self._first + min(position, self.head) - self.tail)
 
     def window(self, position: int, count: int) -> list[Entry]:
-        """At most `count` entries from the position on, which must be held or be the head."""
+        """At most `count` entries from the position on, which must be kept or be the head."""
         start = self._first + position - self.tail
         return self._entries[start : start + count]
 
+    def first_of_runs(self, position: int) -> dict[str, int]:
+        """The `seq` of the first event of each run from the position on, which must be held or be the head."""
+        first: dict[str, int] = {}
+        for entry in self.window(position, self.head - position):
+            first.setdefault(entry.place.run_id, entry.from_seq)
+        return first
+
     def before(self, position: int) -> int:
-        """Bytes that came before the position, which must be held or be the head."""
+        """How many bytes came before the position, which must be kept or be the head."""
         if position >= self.head:
             return self.total
         return self._entries[self._first + position - self.tail].before
@@ -197,16 +204,16 @@ class History:
         return f"{self._name}.{position}"
 
     def cursor_within(self, position: int) -> str:
-        """A cursor for one who has had some of the snapshots that lead to this position: nobody can go on from there."""
+        """A cursor for a client that has only some of the snapshots for this position; it cannot be continued from."""
         return f"{self._name}.{position}{WITHIN}"
 
     def position(self, cursor: str) -> int | None:
-        """The position that a cursor names; None if it is of another history, or no longer held."""
+        """The position that a cursor names; None if it belongs to another history or is no longer kept."""
         position = None if cursor.endswith(WITHIN) else self.named(cursor)
         return position if position is not None and self.tail <= position else None
 
     def named(self, cursor: str) -> int | None:
-        """The position that a cursor names, held or not; None if it is of another history."""
+        """The position that a cursor names, kept or not; None if it belongs to another history."""
         name, _, number = cursor.removesuffix(WITHIN).partition(".")
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
@@ -215,19 +222,19 @@ class History:
 
 
 def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
-    """Of each event what `encoded` gives, many at once."""
+    """`encoded` of each event, many at once."""
     if len(events) == 1:
         return [encoded(events[0])]
     data: list[bytes] = []
     for i in range(0, len(events), ENCODED_AT_ONCE):
         some = list(events[i : i + ENCODED_AT_ONCE])
         lines: list[bytes] = []
-        with suppress(Exception):  # user-made data: it may hold, and raise, anything
+        with suppress(Exception):  # user-made data may contain, and raise, anything
             lines = encode_lines(some).split(b"\n")[:-1]
         data += lines if len(lines) == len(some) else map(encoded, some)
     return data
 
 
 def encoded(event: StreamEvent) -> bytes:
-    """The event's JSON; what JSON cannot hold in its data is described by type and size."""
+    """The event's JSON; values that JSON cannot hold are described by type and size."""
     return encode_described(event)

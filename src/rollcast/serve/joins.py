@@ -1,9 +1,10 @@
-"""How subscriptions begin: snapshots of what is open, in parts, and then the live tail, without a hole or a repetition.
+"""Begins subscriptions: sends snapshots of the open chains in parts, then the live tail, without a gap or a repetition.
 
     fanout.cut ──▶ Opening ──a part at a time, made by the worker──▶ clients that have room ──▶ the live tail
 
-Subscriptions with equal filters that begin at about the same time share an opening, and those at the same part its bytes. A
-client that is so slow that the history lost what came meanwhile begins anew, with a `gap`; if that does not help, it is closed.
+Subscriptions with equal filters that begin at about the same time share an opening, and those at the same part share its
+bytes. If a client is so slow that the history has dropped what came meanwhile, it begins anew with a `gap`; if that does not
+help, it is closed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rollcast.aio import call_in
-from rollcast.records import StreamEvent, StreamEventType
-from rollcast.serve.history import History, Selector, encoded
+from rollcast.serve.anew import gaps_between, in_messages
+from rollcast.serve.history import History, Selector
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.opening import Join, Left, Opening, Part
 from rollcast.serve.subscription import Outlet, Sender, Subscription
@@ -31,19 +31,18 @@ __all__ = ["TOO_SLOW_TO_BEGIN", "Joins"]
 
 logger = logging.getLogger("rollcast.serve")
 
-LOW_WATER = 64 << 10  # unsent bytes of a client from which on it is given no further part
-SHARED_AGE = 1 << 20  # bytes that came since an opening, until which others may begin with it
-MAX_OPENINGS = 4  # at a time; beyond, older ones are shared too
+LOW_WATER = 64 << 10  # a client with more unsent bytes is given no further part
+SHARED_AGE = 1 << 20  # others may share an opening until this many bytes came after it
+MAX_OPENINGS = 4  # at a time; with more, older ones are shared too
 MAX_RESTARTS = 2
 TOO_SLOW_TO_BEGIN = (
     "this client reads too slowly for the snapshots of all that is open; narrow its filter, or reconnect"
 )
 TOO_SLOW_GAP = "snapshots were read too slowly: the server no longer had what came meanwhile, and began anew"
-ENDED = "; the run has ended meanwhile"
 
 
 class Place(NamedTuple):
-    """A part of an opening, for clients that have so much room."""
+    """A part of an opening, for clients with this much room in a message."""
 
     opening: Opening
     first: int  # the index of its first event
@@ -51,27 +50,29 @@ class Place(NamedTuple):
 
 
 class Joins:
-    """The subscriptions that are given snapshots, and how far they are.
+    """The subscriptions that are being given snapshots, and how far each is.
 
-    It is used in the event loop that `attach` names. `begin` needs the manager's lock and the broadcaster's.
+    It is used in the event loop that `Broadcaster.attach` names. `begin` needs the manager's lock and the broadcaster's.
 
     Args:
-        history: what came.
+        history: the server's history.
         ledger: how far runs got, if that is remembered.
+        gone: the runs that have ended unheard, of which some events may be on their way still.
         lock: guards the history and the subscriptions.
-        subscriptions: all that there are.
+        subscriptions: all subscriptions.
         sender: sends parts.
         worker: makes parts.
-        observer: of the server.
+        observer: the server's observer.
         close: ends a client that is too slow, with a message.
-        done: is told of each subscription that has had its snapshots.
-        wait: is called if a client has no room now.
+        done: called with each subscription that has been given its snapshots.
+        wait: called if a client has no room now.
     """
 
     def __init__(
         self,
         history: History,
         ledger: RunLedger,
+        gone: Callable[[], Collection[str]],
         lock: threading.RLock,
         subscriptions: dict[tuple[Outlet, str], Subscription],
         sender: Sender,
@@ -85,6 +86,7 @@ class Joins:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._history = history
         self._ledger = ledger
+        self._gone = gone
         self._lock = lock
         self._subscriptions = subscriptions
         self._sender = sender
@@ -93,11 +95,11 @@ class Joins:
         self._close = close
         self._done = done
         self._wait = wait
-        self._making: dict[Place, list[tuple[Subscription, Join]]] = {}  # who waits for what the thread makes
-        self._busy: set[Outlet] = set()  # a part is on its way to them, of one of their subscriptions
+        self._making: dict[Place, list[tuple[Subscription, Join]]] = {}  # what waits for the parts being made
+        self._busy: set[Outlet] = set()  # outlets that a part is being made for
 
     def detach(self) -> None:
-        """Nobody is given anything any more."""
+        """Stop giving snapshots."""
         self.loop = None
         self._making.clear()
         self._busy.clear()
@@ -105,12 +107,25 @@ class Joins:
     # -- a moment is chosen ----------------------------------------------------------------------------------------------
 
     def begin(
-        self, subscription: Subscription, before: Selector | None, restarts: int = 0, left: Left | None = None
+        self,
+        subscription: Subscription,
+        before: Selector | None,
+        restarts: int = 0,
+        left: Left | None = None,
+        least: int = 0,
     ) -> None:
-        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before."""
+        """Choose the moment, and give the subscription its snapshots when the history has everything that was emitted before.
+
+        Args:
+            subscription: that begins.
+            before: what it wanted until now; None: nothing.
+            restarts: as in `Join`.
+            left: as in `Join`.
+            least: the place in the history that the moment must not be before: the client has what came until then.
+        """
         if self._observer.manager is None or self.loop is None:
             return
-        opening = self._shared(subscription.selector) if before is None else None
+        opening = self._shared(subscription.selector, least) if before is None else None
         if opening is None:
             history = self._history
             opening = Opening(subscription.selector, before, subscription.position, history.total)
@@ -122,7 +137,7 @@ class Joins:
         if opening.position is not None:
             self.loop.call_soon(self._feed_or_wait, [subscription])  # after the answer to `subscribe`
 
-    def _shared(self, selector: Selector) -> Opening | None:
+    def _shared(self, selector: Selector, least: int) -> Opening | None:
         """One that others begin with, if it is young; with many openings about, an older one."""
         history = self._history
         alive = {s.join.opening for s in self._subscriptions.values() if s.join is not None}
@@ -132,13 +147,13 @@ class Joins:
             for opening in alive
             if opening.before is None
             and opening.selector is selector
-            and opening.start >= history.tail
+            and opening.start >= max(history.tail, least)
             and history.total - opening.total <= age
         ]
         return max(fits, key=lambda opening: opening.total, default=None)
 
     def _cut(self, opening: Opening) -> None:
-        """Take snapshots. Both locks are held."""
+        """Take the opening's snapshots. Both locks are held."""
         manager, loop = self._observer.manager, self.loop
         if manager is None or loop is None:
             return
@@ -157,7 +172,7 @@ class Joins:
             logger.debug("the server's event loop is closed; a client's snapshots are not sent")
 
     def _arrive(self, opening: Opening) -> None:
-        """The history has everything that was emitted before the snapshots."""
+        """Called when the history has everything that was emitted before the snapshots."""
         manager = self._observer.manager
         with manager.lock if manager is not None else nullcontext(), self._lock:
             members = [s for s in self._subscriptions.values() if s.join and s.join.opening is opening]
@@ -167,7 +182,7 @@ class Joins:
             lost = opening.start < history.tail
             if not lost:
                 window = history.window(opening.start, history.head)
-                if not opening.arrive(window):
+                if not opening.arrive(window, self._gone()):
                     self._cut(opening)
                     return
         if lost:
@@ -179,7 +194,7 @@ class Joins:
     # -- parts go out --------------------------------------------------------------------------------------------------
 
     def feed(self, members: Iterable[Subscription]) -> bool:
-        """Give each that has room its next part, or have it made. Returns whether one has no room."""
+        """Give each subscription with room its next part, or start making it. Returns whether one has no room."""
         waiting = False
         ready: dict[Place, list[tuple[Subscription, Join]]] = {}
         for subscription in members:
@@ -209,7 +224,7 @@ class Joins:
             self._wait()
 
     def _part(self, place: Place, waiting: list[tuple[Subscription, Join]]) -> Part | None:
-        """The part, if it is there or is made quickly; else it is being made, for those that wait."""
+        """The part, if it exists or is quickly made; otherwise None, and the worker makes it for those that wait."""
         opening, first, room = place
         part = opening.kept((first, room))
         if part is None and opening.is_small(first, room):
@@ -222,14 +237,14 @@ class Joins:
         return part
 
     def _made(self, place: Place, part: Part) -> None:
-        """The thread has made a part."""
+        """Called when the worker has made a part."""
         place.opening.keep((place.first, place.room), part)
         waiting = self._making.pop(place, [])
         if waiting:
             self._give(place, waiting, part)
 
     def _give(self, place: Place, waiting: list[tuple[Subscription, Join]], part: Part) -> None:
-        """Send a part to those that still want it."""
+        """Send a part to the subscriptions that still want it."""
         opening = place.opening
         self._busy.difference_update(s.outlet for s, _ in waiting)
         members = [s for s, join in waiting if s.join is join and self._is_current(s)]
@@ -239,7 +254,7 @@ class Joins:
         last = part.next >= len(opening)
         if not last:
             self._part(Place(opening, part.next, place.room), [])  # is made before they ask for it
-        cursor = history.cursor(position) if last else history.cursor_within(position)
+        cursor = history.cursor(position) if last else history.cursor_within(opening.start)
         for knows in (True, False):
             self._send([s for s in members if s.parts is knows], part, cursor, numbered=knows)
         if last:
@@ -269,7 +284,7 @@ class Joins:
         self._done(subscription)
 
     def _restart(self, subscription: Subscription, join: Join) -> None:
-        """The history no longer has what came after the snapshots: begin with new ones, and say so."""
+        """Begin with new snapshots and a `gap`, since the history no longer has what came after the old ones."""
         if join.restarts >= MAX_RESTARTS or join.opening.before is not None:
             self._close(subscription, TOO_SLOW_TO_BEGIN)
             return
@@ -279,39 +294,23 @@ class Joins:
                 self.begin_anew(subscription, TOO_SLOW_GAP, join.restarts + 1)
 
     def begin_anew(self, subscription: Subscription, reason: str, restarts: int = 0) -> None:
-        """Leave the snapshots that are being given, and begin with new ones, after a `gap`. Both locks are held."""
+        """Abandon the current snapshots, and begin with new ones after a `gap`. Both locks are held."""
         join = subscription.join
         subscription.position = self._history.head
-        self.begin(subscription, None, restarts, None if join is None else join.leave(reason))
+        left, least = (None, 0) if join is None else (join.leave(reason), join.opening.start)
+        self.begin(subscription, None, restarts, left, least)
 
     def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
-        """What was left is whole with this, as far as it went."""
+        """Send the gap, which also completes the batch of the opening that was left."""
         join.left, join.told = None, True
-        gaps = self._gaps(subscription.selector, left.opening, join.opening, left.reason)
-        cursor = self._history.cursor_within(join.opening.start)
-        number = (left.part, left.part) if subscription.parts else ()
-        self._sender.send([subscription], gaps, cursor, *number)
-
-    def _gaps(self, selector: Selector, old: Opening, new: Opening, reason: str) -> list[bytes]:
-        """Between the moments of two openings, in each run that was open."""
         manager = self._observer.manager
         source = "" if manager is None else manager.fanout.source
-        gaps = []
-        for run_id, seq in old.as_of.items():
-            to_seq = new.as_of.get(run_id)
-            if not selector.filter.wants_gap(run_id) or (to_seq is not None and to_seq <= seq):
-                continue
-            data: dict[str, Any] = {"from_seq": seq + 1, "to_seq": to_seq, "dropped": {}, "reason": reason}
-            if to_seq is None:
-                run = self._ledger.run(run_id)
-                to_seq = seq + 1 if run is None else max(seq + 1, run.last_seq)
-                data |= {
-                    "to_seq": to_seq,
-                    "reason": reason + ENDED,
-                    "run_status": (run.status if run is not None else None) or "unknown",
-                }
-            gap = StreamEvent(
-                StreamEventType.GAP, "", time.time(), data, seq=to_seq, run_id=run_id, source=source
+        with self._lock:
+            gaps = gaps_between(
+                self._ledger, subscription.selector, left.opening, join.opening, left.reason, source
             )
-            gaps.append(encoded(gap))
-        return gaps
+        cursor = self._history.cursor_within(join.opening.start)
+        messages = in_messages(gaps, subscription.room)
+        last = left.part + len(messages) - 1
+        for part, events in enumerate(messages, left.part):
+            self._sender.send([subscription], events, cursor, *((part, last) if subscription.parts else ()))

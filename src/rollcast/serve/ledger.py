@@ -1,7 +1,6 @@
-"""What passed through a server, by run, remembered after the history let go of it. Pure.
+"""Remembers, by run, which events passed through a server, after the history has dropped them. Pure.
 
-The history forgets events; the ledger still knows that there were some. So a client whose cursor is gone can be told what it
-missed, and one whose filter wants nothing of what is gone misses nothing.
+So a client whose cursor is gone can be told what it missed, and a client whose filter wants none of it misses nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ __all__ = ["PassedRun", "RunLedger"]
 
 GAP, RUN_END = StreamEventType.GAP, StreamEventType.RUN_END
 MAX_RUNS = 4096
-MAX_PLACES = 32768  # of all runs; beyond, the runs that were silent longest are known as a whole alone
+MAX_PLACES = 32768  # in all runs; with more, the places of the runs that were silent longest are forgotten
 BOUND_EVERY = 4096  # events
 
 
@@ -23,11 +22,11 @@ class PassedRun:
     """How far a run got.
 
     Attributes:
-        run_id, source: as its events have them.
-        first, last: positions of its first and of its latest event.
-        last_seq: of its latest event.
-        status: of its `run_end`, or as a `gap` in its place says; None if neither came by.
-        places: where its events stood, with the position of the latest one; None: anywhere, up to `last`.
+        run_id, source: as in its events.
+        first, last: the positions of its first and its latest event.
+        last_seq: the `seq` of its latest event.
+        status: the status in its `run_end`, or in a `gap` that stands for it; None if neither came.
+        places: the places of its events, each with the position of its latest event; None: they may be any, up to `last`.
     """
 
     __slots__ = ("first", "last", "last_seq", "places", "run_id", "source", "status")
@@ -41,13 +40,13 @@ class PassedRun:
         self.places: dict[Place, int] | None = {}
 
     def reached(self, place: Place, position: int) -> None:
-        """Its latest event stood at this place."""
+        """Note the place and the position of the latest event."""
         self.last = position
         if self.places is not None:
             self.places[place] = position
 
     def has_for(self, selector: Selector, since: int) -> bool:
-        """Whether something that the filter wants, or may want, came at this position or after it."""
+        """Whether an event that the filter wants, or may want, came at this position or after it."""
         if self.last < since:
             return False
         if self.places is None:
@@ -56,24 +55,22 @@ class PassedRun:
 
 
 class RunLedger:
-    """The runs of a history, as far as they are remembered. Whoever owns it guards it."""
+    """The runs of a history, as far as they are remembered. Its owner guards it with a lock."""
 
     def __init__(self) -> None:
         self._runs: dict[str, PassedRun] = {}
-        self._unbounded = 0  # events since the bounds were looked at
-        self._forgotten: list[
-            int
-        ] = []  # where the runs that are forgotten were last heard of, the latest ones
-        self._long_forgotten = (0, -1)  # how many more there are, and the latest position of theirs
+        self._unbounded = 0  # events since the bounds were last checked
+        self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
+        self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
 
     def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
-        """The events came, and are kept as these entries from the position on."""
+        """Note events that came and are kept as these entries from the position on."""
         place: Place | None = None
         run: PassedRun | None = None
         at = position - 1
         for event, entry in zip(events, entries, strict=True):
             at += 1
-            if run is None or entry.place is not place:  # tokens mostly stand where the one before stood
+            if run is None or entry.place is not place:  # tokens mostly have the place of the one before
                 if run is not None and place is not None:
                     run.reached(place, at - 1)
                 run, place = self._run_of(event, at), entry.place
@@ -91,7 +88,7 @@ class RunLedger:
             run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
         if event.event_type is RUN_END:
             run.status = str(event.data.get("status", "completed"))
-        elif event.event_type is GAP and "run_status" in event.data:  # lost before it came here
+        elif event.event_type is GAP and "run_status" in event.data:  # its end was lost earlier
             run.status = str(event.data["run_status"])
         return run
 
@@ -117,10 +114,10 @@ class RunLedger:
         return self._runs.get(run_id)
 
     def passed(self, selector: Selector, since: int) -> list[PassedRun]:
-        """The runs of which something that the filter wants came at this position or after it; the earliest first."""
+        """The runs with events that the filter wants at this position or after it; the earliest first."""
         return [run for run in self._runs.values() if run.has_for(selector, since)]
 
     def forgotten(self, since: int) -> int:
-        """How many runs are remembered no longer of which something came at this position or after it; at most."""
+        """At most how many forgotten runs had events at this position or after it."""
         count, latest = self._long_forgotten
         return sum(last >= since for last in self._forgotten) + (count if latest >= since else 0)

@@ -1,4 +1,4 @@
-"""A client comes back: where it goes on, and what it has missed if it cannot. Pure."""
+"""Finds where a client that comes back continues, and what it has missed. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rollcast.serve.protocol import LostRun
 
 __all__ = ["MAX_LOST", "Losses", "Return", "losses", "way_back"]
 
-MAX_LOST = 64  # runs that are listed, the latest ones
-MAX_LOST_BYTES = 12288  # of JSON that they take: the answer must fit in the smallest message
+MAX_LOST = 64  # how many runs are listed, the latest ones
+MAX_LOST_BYTES = 12288  # bytes of their JSON, since the answer must fit in the smallest message
 
 
 class Return(NamedTuple):
-    """Where a client goes on.
+    """Where a client continues.
 
     Attributes:
-        position: of the next event; None: with snapshots of what is open.
+        position: the position of the next event; None: it continues with snapshots of the open chains.
         since: the position after the last event that it has.
-        missed: the runs of which it misses something that it wants, if only snapshots can follow; the earliest first.
-        began_anew: its cursor is of another history, so it has nothing of this one.
+        missed: the runs with events that it wants and missed, if only snapshots can follow; the earliest first.
+        began_anew: whether its cursor belongs to another history, so that it has nothing of this one.
     """
 
     position: int | None = None
@@ -35,7 +35,7 @@ class Return(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """As `Subscribed` has them."""
+    """The fields of `Subscribed` about what was lost."""
 
     lost: list[LostRun]
     lost_more: int
@@ -43,9 +43,9 @@ class Losses(NamedTuple):
 
 
 def way_back(history: History, ledger: RunLedger, selector: Selector, since: str) -> Return:
-    """Where a client goes on that asks for `since`.
+    """Where a client continues that asks for `since`.
 
-    If the place is gone, but nothing that the filter wants went with it, it goes on at the oldest event that is held.
+    If that place is gone, but no event that the filter wants is, the client continues at the oldest event that is kept.
     """
     if since == "live":
         return Return()
@@ -62,19 +62,27 @@ def way_back(history: History, ledger: RunLedger, selector: Selector, since: str
 
 
 def losses(
-    ledger: RunLedger, selector: Selector, back: Return, as_of: Mapping[str, int], source: str = ""
+    ledger: RunLedger,
+    selector: Selector,
+    back: Return,
+    as_of: Mapping[str, int],
+    source: str = "",
+    to_come: Mapping[str, int] | None = None,
 ) -> Losses:
-    """What a client misses that goes on with snapshots.
+    """What a client has missed that continues with snapshots.
 
     Args:
-        ledger: of everything that the history was given.
-        selector: of what the client wants.
-        back: what `way_back` said.
-        as_of: the `seq` of the last event of each open run that the snapshots tell of. Events up to it may still be on
+        ledger: everything that the history was given.
+        selector: what the client wants.
+        back: the result of `way_back`.
+        as_of: the `seq` of the last event of each open run that the snapshots cover. Events up to it may still be on
             their way to the history; the client does not get those.
         source: of runs of which the history has nothing yet.
+        to_come: the `seq` of the first event of each run that the client is given after the snapshots; it may begin with
+            some that were made for others before.
     """
-    missed = list(back.missed)
+    to_come = to_come or {}
+    missed = [run for run in back.missed if run.run_id in as_of or to_come.get(run.run_id) != 0]
     named = {run.run_id for run in missed}
     for run_id, last_seq in as_of.items():
         run = ledger.run(run_id) or PassedRun(run_id, source, back.since)
@@ -83,7 +91,7 @@ def losses(
     listed: list[LostRun] = []
     size = 0
     for run in reversed(missed[-MAX_LOST:]):
-        lost = _lost(run, back.since, as_of)
+        lost = _lost(run, back.since, as_of, to_come)
         size += len(one_line_json(msgspec.json.encode(lost)))
         if size > MAX_LOST_BYTES:
             break
@@ -92,7 +100,12 @@ def losses(
     return Losses(listed[::-1], more, back.began_anew)
 
 
-def _lost(run: PassedRun, since: int, as_of: Mapping[str, int]) -> LostRun:
-    to_seq = max(run.last_seq, as_of.get(run.run_id, -1))
+def _lost(run: PassedRun, since: int, as_of: Mapping[str, int], to_come: Mapping[str, int]) -> LostRun:
     from_seq = 0 if run.first >= since else None
-    return LostRun(run.run_id, run.source, from_seq, to_seq, run.status or "running")
+    if run.run_id in as_of:
+        to_seq = as_of[run.run_id]
+    elif run.run_id in to_come:
+        to_seq = to_come[run.run_id] - 1
+    else:
+        return LostRun(run.run_id, run.source, from_seq, run.last_seq, run.status or "running")
+    return LostRun(run.run_id, run.source, from_seq, to_seq, "running")  # if it has ended, that is to come

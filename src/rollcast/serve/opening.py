@@ -1,13 +1,13 @@
-"""How open chains stood at one moment, in parts that are encoded one after the other, as clients take them. Without I/O.
+"""Snapshots of the open chains at one moment, in parts that are encoded one by one as clients take them. Without I/O.
 
-A part is made when somebody has room for it, and forgotten soon after: what a client costs that never takes it is its place
-in the opening. The snapshots themselves share their texts with the chains.
+A part is made when a client has room for it, and forgotten soon after, so a client that never reads costs only its place in
+the opening. The snapshots share their texts with the chains.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.records import StreamEvent
@@ -17,9 +17,9 @@ from rollcast.stream.queue import event_size
 
 __all__ = ["PART_BYTES", "Join", "Left", "Opening", "Part"]
 
-PART_BYTES = 512 << 10  # of a part, unless one event is larger
-SMALL_BYTES = 32 << 10  # that are encoded at once, without a thread
-MAX_KEPT_PARTS = 4  # for clients that come to them a moment later
+PART_BYTES = 512 << 10  # the size of a part, unless one event is larger
+SMALL_BYTES = 32 << 10  # a part of at most this size is encoded at once, without the worker
+MAX_KEPT_PARTS = 4  # kept for clients that need them a moment later
 
 
 class Part(NamedTuple):
@@ -33,13 +33,14 @@ class Opening:
     """What subscriptions that begin at one moment get before the live tail.
 
     Args:
-        selector: which chains.
-        before: chains that this one wants as well are left out: the client has them; None: it has none.
-        start: the place in the history when the snapshots were made.
-        total: bytes that had come into the history by then.
+        selector: which chains to include.
+        before: the client's earlier selector; chains that it wants are left out, since the client has them. None: none.
+        start: the position in the history when the snapshots were made.
+        total: how many bytes had come into the history by then.
 
     Attributes:
         as_of: the `seq` of each open run's last event when the snapshots were made.
+        first: the `seq` of the first event of each run that follows the snapshots, before the live tail.
         position: where the live tail begins; None while events from before the snapshots are still on their way.
     """
 
@@ -50,32 +51,42 @@ class Opening:
         self.total = total
         self.position: int | None = None
         self.as_of: Mapping[str, int] = {}
+        self.first: dict[str, int] = {}
         self._snapshots: Sequence[StreamEvent] = ()
         self._tail: list[bytes] = []
         self._kept: OrderedDict[tuple[int, int | None], Part] = OrderedDict()
-        self._spare: tuple[int, bytes] | None = None  # encoded, but it was too large for its part
+        self._spare: tuple[int, bytes] | None = None  # an encoded event that no longer fitted in its part
 
     def renew(self, snapshots: Sequence[StreamEvent], as_of: Mapping[str, int]) -> None:
-        """Take these snapshots."""
         self._snapshots, self.as_of = snapshots, as_of
 
-    def arrive(self, window: Sequence[Entry]) -> bool:
+    def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> bool:
         """Join the snapshots with what came since `start`, whatever was emitted before them included.
 
+        Args:
+            window: what came.
+            gone: runs of which nothing is given: that they have ended is known, and their end does not come.
+
         Returns:
-            False if an event tells half of what the snapshots tell, since chunks were merged over their moment: new ones are
-            needed.
+            False if the snapshots cover only half of an event, since chunks from before and after them were merged; then new
+            snapshots are needed.
         """
-        wanted = [entry for entry in window if self.selector.wants(entry.place)]
+        wanted = [
+            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in gone
+        ]
         covered = [self._covers(entry) for entry in wanted]
         if None in covered:
             return False
+        self.first = {}
+        for entry, told in zip(wanted, covered, strict=True):
+            if not told:
+                self.first.setdefault(entry.place.run_id, entry.from_seq)
         self._tail = [entry.data for entry, told in zip(wanted, covered, strict=True) if not told]
         self.position = self.start + len(window)
         return True
 
     def _covers(self, entry: Entry) -> bool | None:
-        """Whether the snapshots tell what this event tells; None: half of it."""
+        """Whether the snapshots cover this event; None if they cover half of it."""
         as_of = self.as_of.get(entry.place.run_id, -1)
         if entry.from_seq > as_of or (self.before is not None and self.before.wants(entry.place)):
             return False
@@ -85,7 +96,7 @@ class Opening:
         return len(self._snapshots) + len(self._tail)
 
     def is_small(self, index: int, room: int | None) -> bool:
-        """Whether the part from `index` on takes next to no time to make."""
+        """Whether the part from `index` on is made in next to no time."""
         size, most, snapshots = 0, PART_BYTES if room is None else min(room, PART_BYTES), self._snapshots
         for i in range(index, len(self)):
             size += event_size(snapshots[i]) if i < len(snapshots) else len(self._tail[i - len(snapshots)])
@@ -96,7 +107,7 @@ class Opening:
         return True
 
     def part(self, index: int, room: int | None) -> Part:
-        """The part from `index` on, in at most `room` bytes. From any thread."""
+        """The part from `index` on, in at most `room` bytes. Call it from any thread."""
         most = PART_BYTES if room is None else min(room, PART_BYTES)
         events: list[bytes] = []
         size = 0
@@ -120,11 +131,11 @@ class Opening:
         return spare[1]
 
     def kept(self, key: tuple[int, int | None]) -> Part | None:
-        """A part that was made a moment ago."""
+        """The part, if it was made a moment ago."""
         return self._kept.get(key)
 
     def keep(self, key: tuple[int, int | None], part: Part) -> None:
-        """Keep it for a moment, unless it is large."""
+        """Keep a part for a moment, unless it is large."""
         if sum(map(len, part.events)) <= 2 * PART_BYTES:
             self._kept[key] = part
             if len(self._kept) > MAX_KEPT_PARTS:
@@ -135,8 +146,8 @@ class Left(NamedTuple):
     """An opening that was left before its end.
 
     Attributes:
-        opening: of whose moment the client has something.
-        part: the number of the part that makes of it a whole batch.
+        opening: the opening that the client has some of.
+        part: the number of the part that will complete the batch.
         reason: why it was left.
     """
 
@@ -149,15 +160,15 @@ class Join:
     """How far one subscription is in its opening.
 
     Args:
-        opening: that it is given.
-        restarts: how often it began anew, since it was too slow.
-        left: another opening that it was given some of.
+        opening: the opening that it is being given.
+        restarts: how often it began anew because it was too slow.
+        left: an earlier opening that it was given some of.
 
     Attributes:
-        index: of the event that comes next.
-        sent: parts that it was given.
-        told: it was told of what is missing between the opening that it left and this one.
-        making: the next part is being made.
+        index: the index of the next event.
+        sent: how many parts it was given.
+        told: whether it was sent the gap between the opening that it left and this one.
+        making: whether its next part is being made.
     """
 
     __slots__ = ("index", "left", "making", "opening", "restarts", "sent", "told")
@@ -171,17 +182,17 @@ class Join:
 
     @property
     def begun(self) -> bool:
-        """Whether the client was given something, or has to be told of a gap."""
+        """Whether the client was given something, or must be sent a gap."""
         return bool(self.sent or self.told or self.left)
 
     def leave(self, reason: str) -> Left | None:
-        """What the next one has to tell the client; None: this one has told it nothing."""
+        """What the next join must report to the client; None if the client was given nothing."""
         if self.sent or self.told:
             return Left(self.opening, self.sent + 1, reason)
         return self.left
 
     def parts(self, next: int) -> int:
-        """How many parts there are, as far as is known when those before `next` have been sent: at least one more than that."""
+        """How many parts there are, by estimate until the last one; `next` is the index after the part to be sent."""
         whole = len(self.opening)
         if next >= whole:
             return self.sent + 1

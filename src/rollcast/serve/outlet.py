@@ -1,4 +1,4 @@
-"""A client's end of the way: what it is sent, framed once for all that are sent the same."""
+"""The connection of one client, and sending messages that are framed once for all clients that get the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rollcast.serve.settings import ServerSettings
 __all__ = ["DEFLATE", "REASON_BYTES", "Client", "transmit"]
 
 OPEN = State.OPEN
-REASON_BYTES = 123  # of a close, at most (RFC 6455)
+REASON_BYTES = 123  # the longest reason of a close (RFC 6455)
 
-# Each message is compressed from nothing, so a batch is compressed once for all clients that share it, and no client holds
-# a window (32 to 256 KiB) between messages. Batches repeat themselves enough: 50 events shrink to a seventh
-# (benchmarks/serve_wire.py). Level 1 takes half the time of the usual 6.
+# Each message is compressed on its own, so a batch is compressed once for all clients that share it, and no client holds
+# a window (32 to 256 KiB) between messages. Batches have enough repetition: 50 events shrink to a seventh
+# (benchmarks/serve_wire.py). Level 1 takes half the time of the usual level 6.
 DEFLATE = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True,
     client_no_context_takeover=True,
@@ -32,19 +32,19 @@ class Client:
     """A connection, as the broadcaster sees it.
 
     Args:
-        connection: after its handshake.
-        settings: of the server.
-        closing: is told of each task that closes, so that somebody waits for it.
-        plain: one event a message and no frames around them.
+        connection: the connection, after its handshake.
+        settings: the server's settings.
+        closing: called with each task that closes a connection, so that the server can wait for it.
+        plain: whether it gets one event per message without frames.
 
     Attributes:
-        closed: nothing more is to be sent.
-        max_message: bytes of the largest message that it is sent.
-        parts: whether it knows that a batch may come in parts.
-        given: bytes that were written for it.
-        encoding: connections that have the same can be sent the same bytes.
-        transport, protocol: of the connection. Kept here, and in slots, since each object that is looked through on the way
-            to a socket is far away in memory by the time the kernel has copied a batch for the client before.
+        closed: whether nothing more may be sent.
+        max_message: the size of the largest message that it takes, in bytes.
+        parts: whether it understands batches in parts.
+        given: how many bytes were written for it.
+        encoding: connections with the same value can be sent the same bytes.
+        transport, protocol: those of the connection. They are kept here, in slots, since each object on the way to a socket is
+            out of the cache by the time the kernel has copied a batch for the client before.
     """
 
     __slots__ = (
@@ -72,32 +72,33 @@ class Client:
         self.encoding = response.headers.get("Sec-WebSocket-Extensions", "") if response else ""
         self._settings = settings
         self._closing = closing
-        self._answers = 0  # bytes of frames that wait, at most
+        self._answers = 0  # bytes of frames that were sent since the client last kept up
         self._progress = (0, 0)  # bytes that came, and that were taken
         self._waited = 0  # bytes that were not delivered, when that was looked at
 
     def unsent(self) -> int:
-        """Bytes that wait here; what the operating system holds is not counted."""
+        """How many bytes wait here, without those in the operating system."""
         return self.transport.get_write_buffer_size()
 
     def keeps_up(self) -> bool:
-        """Whether what waits is no more than may."""
+        """Whether no more than `client_buffer` bytes wait."""
         return self.unsent() <= self._settings.client_buffer
 
     def send(self, frame: ServerFrame) -> None:
-        """Send a frame without waiting. A client that asks and never reads the answers is closed."""
+        """Send a frame without waiting. A client that sends requests and never reads the answers is closed."""
         data, most = encode_frame(frame), self._settings.client_buffer
         if self.unsent() <= most:
             self._answers = 0
-        self._answers += len(data)
-        transmit([self], data)
-        if self._answers > most:
+        elif self._answers > most:
             self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+            return
+        self._answers += len(data)  # one may be larger than the buffer, such as a long list of runs
+        transmit([self], data)
 
     def moved(self) -> bool:
-        """Whether, since this was last asked, bytes came from the client, or it took some of those that waited for it.
+        """Whether, since the last call, bytes came from the client or it took some of those that waited for it.
 
-        What it takes at once says nothing: the operating system of a client that hangs takes that too.
+        Bytes that it takes at once do not count, since a hanging client's operating system takes those too.
         """
         waits = self.connection.undelivered()
         came, taken = self._progress
@@ -106,17 +107,17 @@ class Client:
         return self._progress[0] != came or (self._progress[1] != taken and bool(waited or waits))
 
     async def ping(self) -> None:
-        """Ask a plain client whether it is there; its answer is bytes that come."""
-        if not self.unsent():  # else the question would wait behind them
+        """Ping a plain client; its answer counts as bytes that come."""
+        if not self.unsent():  # otherwise the ping would wait behind them
             await self.connection.ping()
 
     def close(self, code: CloseCode, message: str, short: str | None = None) -> None:
-        """Say why, and close. Does not wait.
+        """Send the reason, and close. This does not wait.
 
         Args:
-            code: of the close, and of the `error` before it.
-            message: why.
-            short: the same for the close itself, if the message is longer than that may be.
+            code: the code of the close, and of the `error` before it.
+            message: the reason.
+            short: a shorter reason for the close itself, if the message is too long for that.
         """
         if self.closed:
             return
@@ -137,11 +138,11 @@ class Client:
 
 
 def transmit(clients: Iterable[Client], /, *messages: bytes) -> None:
-    """Give the messages to each connection, without waiting; those that have closed are passed over.
+    """Give the messages to each open connection, without waiting.
 
-    As `websockets.broadcast`, which frames each message for each connection and writes it alone. Here frames are made once
-    for all connections of one encoding (text is not masked and, with `DEFLATE`, depends on nothing that was sent before)
-    and written together, straight to the transports. Nothing here sends a message in fragments, so none is cut in two.
+    `websockets.broadcast` frames each message for each connection and writes them one by one. Here frames are made once
+    for all connections with one encoding (text is not masked and, with `DEFLATE`, does not depend on earlier messages) and
+    written together, straight to the transports. No code here sends a message in fragments, so this cannot split one.
     """
     made: dict[str, bytes] = {}
     for client in clients:
@@ -156,7 +157,7 @@ def transmit(clients: Iterable[Client], /, *messages: bytes) -> None:
 
 
 class _Framers(threading.local):
-    """A thread's own: the server's side of a connection without sockets, which makes frames that nothing compresses."""
+    """A thread's own server side of a connection without sockets, which makes uncompressed frames."""
 
     def __init__(self) -> None:
         self.plain = Protocol(Side.SERVER)
@@ -166,7 +167,7 @@ _framers = _Framers()
 
 
 def _framed(messages: Iterable[bytes], client: Client) -> bytes:
-    """The messages as frames, for every client with the encoding of this one."""
+    """The messages as frames for every client with this client's encoding."""
     framer = _framers.plain
     if client.encoding:
         framer = Protocol(Side.SERVER)

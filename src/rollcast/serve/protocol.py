@@ -8,6 +8,7 @@ One WebSocket text message is one frame, a JSON object tagged by `type`. `schema
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -59,11 +60,12 @@ __all__ = [
     "decode_client_frame",
     "decode_server_frame",
     "encode_frame",
+    "is_of_later_server",
 ]
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts",)  # what either side may understand beyond 0.1
+FEATURES = ("parts",)  # what a side may support beyond 0.1
 
 
 class CloseCode(IntEnum):
@@ -82,7 +84,7 @@ class CloseCode(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """Codes of an `error` frame after which the session goes on. Before a close its code is the close code."""
+    """Codes of an `error` frame after which the session continues. Before a close, the code is the close code."""
 
     BAD_REQUEST = 400
     FORBIDDEN = 403
@@ -93,16 +95,16 @@ class ErrorCode(IntEnum):
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
-# What a client says comes back in every batch, or stays in the server's memory: it is bounded.
+# A client's words are repeated in every batch or stay in the server's memory, so they are bounded.
 LONGEST_ID = 128
-LONGEST_SHOWN = 100  # characters of what a client said, in an answer
+LONGEST_SHOWN = 100  # characters of a client's message in an answer
 Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=1024)]
 
 
 class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which events: those whose run, chain, group and type are all among the named. None: every one."""
+    """Which events: those whose run, chain, group and type are all among the named ones. None: all."""
 
     runs: Names | None = None
     chains: Names | None = None
@@ -110,7 +112,7 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     types: Names | None = None
 
     def filter(self) -> EventFilter:
-        """As an `EventFilter`.
+        """The `EventFilter` that this describes.
 
         Raises:
             FilterError: a type does not exist.
@@ -119,10 +121,10 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
-    """The client's first frame. `client`: what it calls itself; `max_message`: bytes of the largest message that it takes.
+    """The client's first frame. `client`: its name; `max_message`: the size of the largest message that it takes, in bytes.
 
-    `role` is `viewer`, `page` or `producer`, which have limits of their own; one that the server does not know is a viewer's.
-    `features` names what the client understands beyond the first version: see `FEATURES`.
+    `role` is `viewer`, `page` or `producer`, each with its own limits; an unknown role has a viewer's limits. `features` names
+    what the client supports beyond the first version, such as `parts`.
     """
 
     token: str | None = None
@@ -140,7 +142,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Begin to watch. `id` is the client's choice; `since` is `live`, `start` or a cursor."""
+    """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor."""
 
     id: Id
     filter: FilterFrame = FilterFrame()
@@ -148,20 +150,20 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
-    """Watch something else from here on; what is newly wanted begins with snapshots."""
+    """Change a subscription's filter; chains that come into view start with snapshots."""
 
     id: Id
     filter: FilterFrame = FilterFrame()
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
-    """Watch no longer."""
+    """Stop watching."""
 
     id: Id
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
-    """End a run, or one chain of it; needs the `control` scope. `id` comes back in the answer."""
+    """Cancel a run, or one chain of it; this needs the `control` scope. The answer has the same `id`."""
 
     run_id: str
     chain_id: str | None = None
@@ -169,15 +171,15 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Are you there? Either side may ask."""
+    """A question whether the other side is there. Either side may send it."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
-    """Yes."""
+    """The answer to a ping."""
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """A run that the server knows. `chains`: how many it has; `status`: `running`, or that of its `run_end`."""
+    """A run that the server knows. `chains`: how many it has; `status`: `running`, or the status in its `run_end`."""
 
     run_id: str
     parent_run_id: str | None
@@ -188,8 +190,8 @@ class RunInfo(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     """The answer to `hello`. `limits` are those of the client's role.
 
-    `runs` has as many as fit into a message, those that run first, then the latest; `more_runs`: so many others are known.
-    `features` names what the server understands beyond the first version.
+    `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
+    `features` names what the server supports beyond the first version.
     """
 
     version: int
@@ -202,13 +204,13 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
 
 
 class LostRun(msgspec.Struct, frozen=True):
-    """A run of which the client missed events that its filter wants, and that the server has no longer.
+    """A run with events that the client's filter wants, that it missed, and that the server no longer has.
 
     Attributes:
-        run_id, source: whose.
-        from_seq: of the first event after the cursor; None: the run began before that, so the client knows how far it was.
-        to_seq: of the last event that will not come.
-        status: of its `run_end`, if that is among them; else `running`.
+        run_id, source: the run and its source.
+        from_seq: the `seq` of the first event after the cursor; None: the run began earlier, so the client knows how far it was.
+        to_seq: the `seq` of the last event that will not come.
+        status: the status in its `run_end` if that is among the missing events, otherwise `running`.
     """
 
     run_id: str
@@ -221,12 +223,12 @@ class LostRun(msgspec.Struct, frozen=True):
 class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", omit_defaults=True):
     """The answer to `subscribe` and `update`.
 
-    `recovered` false: what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None
-    if snapshots are to come: the batch that brings them has the first place to come back to.
+    `recovered` is false if what `since` asked for is gone; snapshots of the open chains come instead. `cursor` is None if
+    snapshots come first: their batch has the first cursor to come back to.
 
-    If `recovered` is false, `lost` are the runs of which something is missing, the latest 64, and `lost_more` is the
-    number of further ones. None: the server does not know, as one without a history, and those of 0.1. `began_anew`: the
-    cursor is of another server, and this one does not know what was before it began.
+    If `recovered` is false, `lost` has the runs with missing events, the latest 64, and `lost_more` counts further ones. None:
+    the server does not know, such as one without a history or one of 0.1. `began_anew`: the cursor is another server's, and
+    this one does not know what came before it began.
     """
 
     id: str
@@ -240,9 +242,9 @@ class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", omit_defaults=Tr
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
     """Events of one subscription, in order. `cursor` is the place after them, whatever the filter left out.
 
-    The snapshots that a subscription begins with may come in parts, if the client's `features` has `parts`: `part` 1 first, and
-    only the one whose `part` equals its `parts` makes the batch whole. Until then `parts` is the server's guess, which may
-    change. A client that is cut before it goes on from the cursor that it had.
+    If the client's `features` has `parts`, the snapshots that a subscription begins with may come in parts: `part` 1 comes first,
+    and the part whose `part` equals its `parts` completes the batch. Until then `parts` is the server's estimate, which may
+    change. A client that is disconnected before that continues from the cursor that it had.
     """
 
     id: str
@@ -259,7 +261,7 @@ class _RawBatch(Batch, frozen=True, tag="batch"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
-    """What was asked for was done."""
+    """The request was done."""
 
     id: str | None = None
     run_id: str | None = None
@@ -267,7 +269,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
-    """What was asked for was not done; from 4000 on the connection is closed with the same code."""
+    """The request was not done; with a code from 4000 on, the connection is then closed with the same code."""
 
     code: int
     message: str
@@ -289,11 +291,11 @@ def encode_frame(frame: ClientFrame | ServerFrame) -> bytes:
     return one_line_json(_encoder.encode(frame))
 
 
-FRAME_BYTES = 1024  # at most, of a `batch` frame around its events
+FRAME_BYTES = 1024  # the most that a `batch` frame adds to its events
 
 
 def batch_frame(id: str, cursor: str, events: bytes, part: int = 1, parts: int = 1) -> bytes:
-    """A `batch` around events that are JSON already, with commas between them."""
+    """A `batch` frame around events that are already JSON, separated by commas."""
     name = one_line_json(_encoder.encode(id))
     numbers = b"" if parts == 1 else b',"part":%d,"parts":%d' % (part, parts)
     return b'{"type":"batch","id":%b,"cursor":"%b","events":[%b]%b}' % (
@@ -305,7 +307,7 @@ def batch_frame(id: str, cursor: str, events: bytes, part: int = 1, parts: int =
 
 
 def decode_client_frame(message: str | bytes) -> ClientFrame:
-    """What a client sent.
+    """Decode a message from a client.
 
     Raises:
         DecodeError: it is not a frame.
@@ -315,7 +317,7 @@ def decode_client_frame(message: str | bytes) -> ClientFrame:
 
 
 def decode_server_frame(message: str | bytes) -> ServerFrame:
-    """What a server sent.
+    """Decode a message from a server.
 
     Raises:
         DecodeError: it is not a frame.
@@ -353,7 +355,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Close:
-    """Send `error` with this code and message, then close with them. The session is over."""
+    """Send `error` with this code and message, then close with the same. The session is over."""
 
     code: CloseCode
     message: str
@@ -365,9 +367,9 @@ class Greet:
 
     Attributes:
         grant: what the client may do.
-        max_message: what it said of the largest message that it takes.
-        role: that it claims.
-        features: that it understands.
+        max_message: the size of the largest message that it takes, if it said so.
+        role: the role that it claims.
+        features: the features that it supports.
     """
 
     grant: Grant
@@ -378,7 +380,7 @@ class Greet:
 
 @dataclass(frozen=True)
 class OpenSubscription:
-    """Answer `subscribed`, and send what the filter wants from there. `since` None: change the one that is open."""
+    """Answer `subscribed`, and send what the filter wants from there on. `since` None: change the open subscription."""
 
     id: str
     filter: EventFilter
@@ -387,7 +389,7 @@ class OpenSubscription:
 
 @dataclass(frozen=True)
 class CloseSubscription:
-    """Send no more of it."""
+    """End the subscription."""
 
     id: str
 
@@ -406,11 +408,11 @@ Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
 
 
 class Rate:
-    """So many a second, twice as many in a burst.
+    """A rate limit, with twice as many in a burst.
 
     Args:
-        per_s: how many.
-        clock: seconds that only rise.
+        per_s: how many per second.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
@@ -420,7 +422,7 @@ class Rate:
         self._at = clock()
 
     def spend(self) -> bool:
-        """Take one; False if none is left."""
+        """Use one; False if none is left."""
         now = self._clock()
         self._left = min(2.0 * self._per_s, self._left + (now - self._at) * self._per_s)
         self._at = now
@@ -435,17 +437,17 @@ class Session:
 
     Args:
         authorize: what a token grants.
-        limits: what the client may do; of its role, from `hello` on.
-        hello_s, heartbeat_s: as in `ServerSettings`.
-        clock: seconds that only rise.
-        epoch: seconds since the epoch, for tokens that expire.
-        token: that came with the request, for a `hello` without one.
-        limits_of: the limits of a role that has these scopes; None: all have `limits`.
+        limits: the client's limits before its `hello`; after that its role's limits apply.
+        hello_s, heartbeat_s: see `ServerSettings`.
+        clock: a monotonic clock in seconds.
+        epoch: gives the seconds since the epoch, for tokens that expire.
+        token: the token of the request, for a `hello` without one.
+        limits_of: gives the limits of a role with these scopes; None: all roles have `limits`.
 
     Attributes:
         grant: what the client may do; None before its `hello`.
-        closed: nothing more is to be said.
-        subscriptions: ids of those that are open.
+        closed: whether the session is over.
+        subscriptions: the ids of the open subscriptions.
     """
 
     def __init__(
@@ -472,14 +474,14 @@ class Session:
         self._token = token
         self._hello_by = clock() + hello_s
         self._heard_at = clock()
-        self._asked = False  # a ping that nothing answered yet
+        self._asked = False  # whether a ping is unanswered
         self._rate = Rate(limits.messages_per_s, clock)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
     @property
     def wait_s(self) -> float:
-        """Seconds until `tick` has something to say, from 0 upward."""
+        """Seconds until `tick` may return an action, from 0 upward."""
         return max(0.0, self._due() - self._clock())
 
     def _due(self) -> float:
@@ -491,7 +493,7 @@ class Session:
         return due
 
     def tick(self) -> list[Action]:
-        """Time has passed."""
+        """The actions that are due now."""
         if self.closed:
             return []
         now = self._clock()
@@ -513,13 +515,13 @@ class Session:
         return []
 
     def moved(self) -> None:
-        """Bytes that waited for the client went, or some came: it is not silent, though it has said nothing whole."""
+        """Note that bytes are moving, so the client is not silent although no whole message came."""
         self._heard_at = self._clock()
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def receive(self, message: str | bytes | bytearray | memoryview) -> list[Action]:
-        """A message came: text as `str`, binary as bytes."""
+        """Take a message, text as `str` and binary as bytes; returns the actions."""
         actions = self.tick()
         if self.closed:
             return actions
@@ -538,8 +540,10 @@ class Session:
         try:
             frame = decode_client_frame(message)
         except DecodeError as error:
-            unknown = None if self.grant is None else _of_unknown_type(message)
-            return [unknown] if unknown is not None else self._close(CloseCode.BAD_FRAME, str(error))
+            answer = _answer_to_unknown_type(message)
+            if answer is None and self.grant is not None:
+                answer = _answer_to_unknown_filter(message)
+            return [answer] if answer is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
         return self._handle(frame, self.grant)
@@ -631,17 +635,60 @@ class _Tagged(msgspec.Struct):
 
 _tagged_decoder = msgspec.json.Decoder(_Tagged)
 _CLIENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ClientFrame))
+_SERVER_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ServerFrame))
 
 
-def _of_unknown_type(message: str) -> Send | None:
-    """What is said about a frame that a later version may have; None: it is no such frame."""
+def is_of_later_server(message: str | bytes) -> bool:
+    """Whether it is a frame of a type that is not known here, and is called as types are. A client passes over it."""
+    frame = _of_unknown_type(message, _SERVER_TYPES)
+    return frame is not None and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", frame.type) is not None
+
+
+def _of_unknown_type(message: str | bytes, known: frozenset[str]) -> _Tagged | None:
+    """The frame, as far as it can be read, if a later version may have it."""
     try:
         frame = _tagged_decoder.decode(message)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    if frame.type in _CLIENT_TYPES:
+    return None if frame.type in known else frame
+
+
+def _answer_to_unknown_type(message: str) -> Send | None:
+    """What is said about a frame that a later version may have; None: it is no such frame."""
+    frame = _of_unknown_type(message, _CLIENT_TYPES)
+    if frame is None:
         return None
     shown = printable_line(frame.type, LONGEST_SHOWN)
     text = f"there is no frame of type '{shown}'; this server knows {', '.join(sorted(_CLIENT_TYPES))}"
     given = frame.id if isinstance(frame.id, str) and len(frame.id) <= LONGEST_ID else None
     return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, given))
+
+
+class _Asked(msgspec.Struct):
+    type: Literal["subscribe", "update"]
+    id: Id
+    filter: dict[str, Any]
+
+
+_asked_decoder = msgspec.json.Decoder(_Asked)
+_FILTER_FIELDS = frozenset(FilterFrame.__struct_fields__)
+
+
+def _answer_to_unknown_filter(message: str) -> Send | None:
+    """What is said about a filter that a later version may have; None: the frame is wrong in another way.
+
+    What the server does not know cannot be left out: the client would see more than it asked for.
+    """
+    try:
+        asked = _asked_decoder.decode(message)
+        unknown = sorted(asked.filter.keys() - _FILTER_FIELDS)
+        known = {name: value for name, value in asked.filter.items() if name in _FILTER_FIELDS}
+        frame = msgspec.json.decode(message, type=dict[str, Any]) | {"filter": known}
+        msgspec.convert(frame, Subscribe | Update)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    if not unknown:
+        return None
+    shown = printable_line(unknown[0], LONGEST_SHOWN)
+    text = f"a filter has no field '{shown}' here; this server knows {', '.join(sorted(_FILTER_FIELDS))}"
+    return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, asked.id))

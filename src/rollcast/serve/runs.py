@@ -1,9 +1,9 @@
-"""Which runs a server knows, for `welcome`: the open ones, and the latest of those that ended. Pure."""
+"""The runs that a server lists in `welcome`: the open ones and the latest ended ones. Pure."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -13,11 +13,11 @@ from rollcast.serve.protocol import RunInfo
 
 __all__ = ["KnownRuns", "fitting_runs"]
 
-MAX_RUNS = 64  # that are remembered of those that ended, the latest ones
+MAX_RUNS = 64  # how many runs are remembered, the latest ones
 
 
 class OpenRun(Protocol):
-    """A run as its manager has it."""
+    """What is needed of a manager's open run."""
 
     @property
     def parent_run_id(self) -> str | None: ...
@@ -26,13 +26,14 @@ class OpenRun(Protocol):
 
 
 class KnownRuns:
-    """What `run_start` and `run_end` events told. Whoever owns it guards it."""
+    """The runs in `run_start` and `run_end` events. Its owner guards it with a lock."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
+        self._unheard: set[str] = set()  # whose end is not asked for
 
     def note(self, event: StreamEvent) -> None:
-        """A run has started or ended."""
+        """Note that a run has started or ended."""
         data = event.data
         known = self._runs.pop(event.run_id, None)
         if event.event_type is StreamEventType.RUN_START:
@@ -45,12 +46,33 @@ class KnownRuns:
             self._runs.popitem(last=False)
 
     def forget(self, run_id: str) -> None:
-        """It is not known how the run ended."""
+        """Forget a run whose end was lost."""
         self._runs.pop(run_id, None)
 
+    def listen(self, open_runs: Iterable[str], hears: Callable[[str], bool]) -> None:
+        """The ends of open runs are asked for, or no longer; of those that have ended, they are on their way or will never come."""
+        for run_id in self._runs.keys() & set(open_runs):
+            if hears(run_id):
+                self._unheard.discard(run_id)
+            else:
+                self._unheard.add(run_id)
+        self._unheard &= self._runs.keys()
+
+    def gone(self, open_runs: Mapping[str, OpenRun]) -> set[str]:
+        """The runs that have ended unheard."""
+        return {
+            run_id
+            for run_id in self._unheard
+            if run_id not in open_runs and run_id in self._runs and self._runs[run_id].status == "running"
+        }
+
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
-        """Those that ended, and then those that are open now, each in the order in which they were heard of."""
-        others = [info for run_id, info in self._runs.items() if run_id not in open_runs]
+        """Those that ended, and then those that are open now, each in the order in which they were heard of.
+
+        One that may have ended unheard is left out.
+        """
+        gone = self.gone(open_runs)
+        others = [i for run_id, i in self._runs.items() if run_id not in open_runs and run_id not in gone]
         running = [
             RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             for run_id, run in open_runs.items()
@@ -59,7 +81,7 @@ class KnownRuns:
 
 
 def fitting_runs(runs: Sequence[RunInfo], room: int) -> list[RunInfo]:
-    """As many of the runs as have their JSON in `room` bytes, in their order: those that run go first, then the latest."""
+    """As many runs as fit in `room` bytes of JSON, in their order; open runs are preferred, then the latest ones."""
     kept: set[int] = set()
     latest_first = sorted(range(len(runs)), key=lambda i: (runs[i].status != "running", -i))
     for i in latest_first:

@@ -1,4 +1,4 @@
-"""Passwords and tokens do not show: not in an address that is named, not in another library's words, not in a log."""
+"""Hides passwords and tokens in addresses, in other libraries' messages and in logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus, urlsplit
 __all__ = ["HANDSHAKE_FAILED", "WithoutSecrets", "has_token", "shown_url", "without_secrets"]
 
 TOKEN_FIELDS = frozenset({"token", "access_token"})
-# Of all other headers a log has the name alone: people put secrets into headers of their own, such as X-Api-Key.
+# A log shows only the names of all other headers, since people put secrets into their own headers, such as X-Api-Key.
 _SHOWN_HEADERS = frozenset({
     "connection", "content-length", "content-type", "date", "host", "origin", "retry-after", "sec-websocket-accept",
     "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version", "server", "transfer-encoding", "upgrade",
@@ -20,14 +20,14 @@ _USER = re.compile(r"^((?:wss?|https?):/*)?.*@", re.DOTALL)
 _USER_OF_A_PATHLESS = re.compile(r"//[^/?#\s]*@")
 _AFTER_PATH = re.compile(r"([?#;&]).+", re.DOTALL)
 _A_TOKEN = re.compile(rf"[?#;&]\s*(?:{'|'.join(sorted(TOKEN_FIELDS))})\s*(?:[=?#;&]|$)", re.IGNORECASE)
-HANDSHAKE_FAILED = "opening handshake failed"  # as websockets says it
-_CONTENTS = (0, 1, 2)  # opcodes of frames with a message, or a part of one
+HANDSHAKE_FAILED = "opening handshake failed"  # the message of websockets
+_CONTENTS = (0, 1, 2)  # opcodes of frames with a message or a part of one
 
 
 def shown_url(url: str) -> str:
-    """The address as it may be named: without a user and a password, and without what follows `?` or `#`.
+    """The address without a user, a password, or what follows `?` or `#`, so that it may be shown.
 
-    It need not be an address. If it is not, everything before an @ counts as a password.
+    It need not be a valid address. If it is not, everything before an @ counts as a password.
     """
     if "@" in url and not _only_in_path(url):
         url = _USER.sub(r"\1", url, count=1)
@@ -35,7 +35,7 @@ def shown_url(url: str) -> str:
 
 
 def _only_in_path(url: str) -> bool:
-    """Whether each @ stands in the path or after it, so that none ends a password."""
+    """Whether each @ is in the path or after it, so that none ends a password."""
     try:
         parts = urlsplit(url)
         return bool(parts.scheme and parts.hostname) and "@" not in parts.netloc and parts.port != 0
@@ -44,24 +44,24 @@ def _only_in_path(url: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """Another library's words, in which no address has a user, a password or a query."""
+    """Another library's message, without the user, password and query of addresses in it."""
     words = _USER_OF_A_PATHLESS.sub("//", text).split(" ")
     return " ".join(_AFTER_PATH.sub(r"\1…", word) if "/" in word else word for word in words)
 
 
 def has_token(url: str) -> bool:
-    """Whether a token stands in the address, as a field of its query or its fragment. It need not be an address."""
+    """Whether the address has a token in its query or its fragment. It need not be a valid address."""
     return _A_TOKEN.search(unquote_plus(url)) is not None
 
 
 class WithoutSecrets(logging.Filter):
-    """For a logger that websockets writes to: at DEBUG it writes down each header, and how each message begins.
+    """A filter for a logger of websockets, which at DEBUG logs each header and the beginning of each message.
 
-    Of an error in what the other side sent, only the kind is kept: its text repeats what was sent.
+    For an error in what the other side sent, only the error's class is kept, since its text repeats what was sent.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let the record pass, without what is secret in it."""
+        """Let the record pass, without its secrets."""
         if isinstance(record.args, tuple):
             record.args = tuple(_harmless(record.args))
         error = record.exc_info[1] if record.exc_info else None
@@ -71,7 +71,7 @@ class WithoutSecrets(logging.Filter):
 
 
 def _kinds(error: BaseException | None) -> str:
-    """The class of the error, and of what caused it."""
+    """The classes of the error and of its causes."""
     kinds: list[str] = []
     while error is not None and len(kinds) < 8:
         kinds.append(type(error).__name__)

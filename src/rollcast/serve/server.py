@@ -1,4 +1,4 @@
-"""The WebSocket server: sockets, HTTP and time around `protocol.py` and `broadcast.py`."""
+"""The WebSocket server: adds sockets, HTTP and time to `protocol.py` and `broadcast.py`."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ from rollcast.stream import StreamObserver
 
 __all__ = ["ServerStatistics", "WebSocketStreamingServer"]
 
-HELD_S = 1.0  # for which who has not had its snapshots yet can't ask for others, which may be many
+HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
 connection_logger = logging.getLogger("rollcast.serve.connection")
 
 
 def _unless_handshake(record: logging.LogRecord) -> bool:
-    """Strangers can't fill the log: a handshake that fails is their affair, and shown only while debugging."""
+    """Log failed handshakes only while debugging, so that strangers cannot fill the log."""
     return record.msg != HANDSHAKE_FAILED or connection_logger.isEnabledFor(logging.DEBUG)
 
 
@@ -79,10 +79,10 @@ class ServerStatistics(msgspec.Struct, frozen=True):
     """How a server is doing.
 
     Attributes:
-        connections, subscriptions: now.
-        sent: batches, each counted once however many clients shared it.
-        closed_slow: clients that were closed because they read too slowly.
-        history_events, history_bytes: that are kept now.
+        connections, subscriptions: how many are open now.
+        sent: how many batches were sent, each counted once however many clients shared it.
+        closed_slow: how many clients were closed because they read too slowly.
+        history_events, history_bytes: how much is kept now.
     """
 
     connections: int
@@ -101,14 +101,14 @@ class WebSocketStreamingServer:
         agent.streaming_manager.add_observer(server.get_observer())
 
     It runs in the event loop in which it is started (`start`, or `async with`), or on a thread of its own
-    (`start_thread`, or `with`), and may be started again after it was stopped; clients then go on where they were.
+    (`start_thread`, or `with`), and may be started again after it was stopped; clients then continue where they were.
     Slow, hostile or absent clients never slow a rollout.
 
     Args:
-        host: to listen on. Other addresses than loopback need a token, or `insecure=True`.
-        port: 0: any free one; see `port`.
-        token: that clients must have; it has the scopes `read` and `control`. `settings.tokens` has finer ones.
-        settings: all else.
+        host: the host to listen on. Addresses other than loopback need a token, or `insecure=True`.
+        port: the port to listen on; 0: any free one; the attribute `port` has it.
+        token: a token that clients must have, with the scopes `read` and `control`. `settings.tokens` can have other scopes.
+        settings: all other settings.
 
     Raises:
         InputError: a setting is wrong, the certificate or its key cannot be used, or the server would be open to the network
@@ -153,17 +153,17 @@ class WebSocketStreamingServer:
     # -- what users call ---------------------------------------------------------------------------------------------
 
     def get_observer(self) -> StreamObserver:
-        """The observer to add to a manager, always the same one: an agent of its own each server, or one shared manager."""
+        """The server's observer, always the same one. Add it to one manager; agents that share the server share the manager."""
         return self._broadcaster.observer
 
     @property
     def port(self) -> int:
-        """The port that it listens on; if 0 was given, known after `start`."""
+        """The port that the server listens on; if 0 was given, it is known after `start`."""
         return self._port
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """The address for clients."""
         host, scheme = self.host, "ws" if self._tls is None else "wss"
         if host in ("", "0.0.0.0", "::"):  # noqa: S104  (shown, not listened on)
             host = next(iter(self.settings.hosts), "localhost")
@@ -183,11 +183,11 @@ class WebSocketStreamingServer:
             )
 
     async def start(self) -> Self:
-        """Listen, in this event loop. Starting twice does nothing.
+        """Start to listen in this event loop. Starting twice does nothing.
 
         Raises:
-            InputError: the port is in use, the address is not one of this machine's, or the event loop in which it was
-                started before has ended without `stop`.
+            InputError: the port is in use, the address does not belong to this machine, or the event loop in which the
+                server was started before has ended without `stop`.
         """
         if self._server is not None:
             if self._server.get_loop().is_closed():
@@ -206,10 +206,10 @@ class WebSocketStreamingServer:
         return self
 
     async def stop(self) -> None:
-        """Send what waits, close every client with 4001, and let go of the port. Stopping twice does nothing.
+        """Send what waits, close every client with 4001, and release the port. Stopping twice does nothing.
 
         Raises:
-            InputError: it runs in another event loop, or on a thread.
+            InputError: the server runs in another event loop, or on a thread.
         """
         server = self._server
         if server is None:
@@ -234,7 +234,7 @@ class WebSocketStreamingServer:
         logger.info("no longer serving on %s", self.url)
 
     async def _drain(self) -> None:
-        """Give the clients what came before, as far as they take it within `close_s`."""
+        """Send the clients what came before, as far as they take it within `close_s`."""
         loop = asyncio.get_running_loop()
         head, give_up = self._broadcaster.history.head, loop.time() + self.settings.close_s
         self._broadcaster.flush()
@@ -251,10 +251,10 @@ class WebSocketStreamingServer:
         await self.stop()
 
     def start_thread(self) -> Self:
-        """Listen, on a thread and an event loop of the server's own. Returns when it listens.
+        """Start to listen on a thread with an event loop of the server's own. Returns when the server listens.
 
         Raises:
-            InputError: as `start`.
+            InputError: see `start`.
         """
         if self._thread is not None or self._server is not None:
             return self
@@ -286,7 +286,7 @@ class WebSocketStreamingServer:
             await self.stop()
 
     def stop_thread(self) -> None:
-        """As `stop`, for a server on its own thread. Not to be called from an event loop, which it would block."""
+        """Do the same as `stop` for a server on its own thread. Do not call this in an event loop, which it would block."""
         thread, self._thread = self._thread, None
         if thread is None or self._leave_thread is None:
             return
@@ -306,7 +306,7 @@ class WebSocketStreamingServer:
     # -- listening ---------------------------------------------------------------------------------------------------
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> Server:
-        port = self._port or self._wanted_port  # started again: where clients look for it
+        port = self._port or self._wanted_port  # after a restart, the port that clients know
         try:
             found = await loop.getaddrinfo(
                 self.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -341,30 +341,30 @@ class WebSocketStreamingServer:
             select_subprotocol=_subprotocol,
             process_request=self._before_handshake,
             server_header=None,
-            create_connection=partial(  # type: ignore[arg-type]  # it makes one, and is no type
+            create_connection=partial(  # type: ignore[arg-type]  # it makes one, but is not a type
                 GuardedConnection, gate
             ),
             open_timeout=settings.hello_s,
-            ping_interval=None,  # it would take a slow link for a dead one
+            ping_interval=None,  # since it would take a slow link for a dead one
             close_timeout=settings.close_s,
-            max_size=4 * settings.largest_message,  # the session says so first, in words
+            max_size=4 * settings.largest_message,  # the session refuses it first, with a message
             logger=connection_logger,
         )
 
     async def _before_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
-        """What `_on_request` says, when it is its turn."""
+        """The answer of `_on_request`, when its turn comes."""
         answer = self._on_request(connection, request)
         if answer is None:
             return None
         refused = isinstance(answer, Response) and answer.status_code != HTTPStatus.OK
         what = "" if refused else request.path.partition("?")[0]
-        address = connection.remote_address  # None: it has gone
+        address = connection.remote_address  # None: the client has gone
         return await self._turns.paced(connection, what, answer, asker_at(str(address[0])) if address else "")
 
     def _on_request(
         self, connection: ServerConnection, request: Request
     ) -> Response | Coroutine[Any, Any, Response] | None:
-        """Before the handshake: who asks, and what for? A response ends it."""
+        """Check a request before the handshake. Returns the response that ends it, or None if it may continue."""
         headers, (path, _, query) = request.headers, request.path.partition("?")
         entrance = self._entrance
         refused = entrance.refuse_address(connection, request)
@@ -398,7 +398,7 @@ class WebSocketStreamingServer:
     # -- one client --------------------------------------------------------------------------------------------------
 
     async def _handle(self, connection: ServerConnection) -> None:
-        """From the handshake until the client has gone."""
+        """Serve a client from the handshake until it has gone."""
         request = connection.request
         assert request is not None
         headers = request.headers
@@ -409,7 +409,7 @@ class WebSocketStreamingServer:
         connection.on_room = self._broadcaster.room
         self._clients.add(client)
         try:
-            if self._server is None:  # it came while the server was being stopped
+            if self._server is None:  # the client came while the server was stopping
                 client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
             elif (origin := self._entrance.foreign_origin(headers)) is not None:
                 client.close(CloseCode.FORBIDDEN_ORIGIN, *_forbidden(origin))
@@ -421,13 +421,13 @@ class WebSocketStreamingServer:
                 await self._talk(client, header_token(headers))
             await connection.wait_closed()
         except ConnectionClosed:
-            pass  # it has gone, with or without a word
+            pass  # the client has gone, with or without a close
         finally:
             self._broadcaster.unsubscribe(client)
             self._clients.discard(client)
 
     async def _talk(self, client: Client, token: str | None) -> None:
-        """A session of `rollcast.v1`, until it closes."""
+        """Run a session of `rollcast.v1` until it closes."""
         settings = self.settings
         session = Session(
             self._entrance.authorize,
@@ -453,7 +453,7 @@ class WebSocketStreamingServer:
                 self._perform(client, action)
 
     async def _until_served(self, session: Session, client: Client) -> None:
-        """What the client asked for comes first, for a second at least: asking costs less than answering."""
+        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
         give_up = time.monotonic() + HELD_S
         while client.connection.state is State.OPEN and not client.closed:
             if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
@@ -506,7 +506,7 @@ class WebSocketStreamingServer:
         )  # fmt: skip
 
     async def _talk_plainly(self, client: Client, headers: Headers, query: str) -> None:
-        """One event a message; what the client says is not listened to, but counted."""
+        """Send a plain client one event per message; its own messages are ignored but counted."""
         granted = self._entrance.authorize(header_token(headers))
         expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
         self._broadcaster.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
@@ -537,7 +537,7 @@ class WebSocketStreamingServer:
 
 
 class _Silence:
-    """How long nothing has moved between the server and a plain client."""
+    """Measures how long nothing has moved between the server and a plain client."""
 
     def __init__(self, heartbeat_s: float) -> None:
         self._heartbeat_s = heartbeat_s
@@ -546,11 +546,11 @@ class _Silence:
 
     @property
     def left_s(self) -> float:
-        """Seconds until `is_death` has something to say."""
+        """Seconds until `is_death` must be called."""
         return max(0.0, self._since + self._heartbeat_s - time.monotonic())
 
     async def is_death(self, client: Client) -> bool:
-        """Whether it has been silent for a heartbeat, and does not answer."""
+        """Whether the client has been silent for a heartbeat and does not answer a ping."""
         if self.left_s > 0:
             return False
         moved, asked = client.moved(), self._asked
@@ -564,7 +564,7 @@ class _Silence:
 
 
 def _tick(session: Session, client: Client) -> list[Action]:
-    """Time has passed. If the session would take the client for silent, it is looked at what moves."""
+    """The session's actions now. Before it takes the client for silent, this checks whether bytes are moving."""
     if session.wait_s == 0 and client.moved():
         session.moved()
     return session.tick()
@@ -575,7 +575,7 @@ def _now() -> float:
 
 
 def _forbidden(origin: str) -> tuple[str, str]:
-    """What is said to a page of a foreign origin; and the same, no longer than the reason of a close may be."""
+    """The message for a page from a foreign origin, and a version that is short enough for the reason of a close."""
     said = "pages of this origin may not connect: {}; --origin or ServerSettings(origins=…) allows it"
     room = REASON_BYTES - len(said.format("").encode())
     return said.format(origin), said.format(origin if len(origin) <= room else f"{origin[: room - 3]}…")
@@ -594,7 +594,7 @@ def _check_address(host: Any, port: Any) -> None:
 
 
 def _free_port(family: int, host: str) -> int:
-    """A port that is free now, so that several addresses can have the same."""
+    """A port that is free now, so that several addresses can use the same one."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""How a server behaves: one typed object, checked when the server is made."""
+"""The settings of a server, checked when the server is made."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Scope = Literal["read", "control", "publish"]
 Role = Literal["viewer", "page", "producer"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
-SMALLEST_MESSAGE = 16 << 10  # bytes; an event that had to be shortened must say so within them
+SMALLEST_MESSAGE = 16 << 10  # bytes; a shortened event must be able to say so within this size
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A secret that opens the server.
+    """A secret that gives access to the server.
 
     Attributes:
         value: what the client sends.
-        scopes: `read` opens what shows runs, `control` what changes them; `publish` is kept for producers. None of them
-            includes another.
+        scopes: `read` lets a client watch runs, `control` lets it change them, and `publish` is reserved for producers. No
+            scope includes another.
         expires_at: seconds since the epoch; None: never.
     """
 
@@ -40,7 +40,7 @@ class Token(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return (
-            f"Token(scopes={self.scopes!r}, expires_at={self.expires_at!r})"  # never the secret: logs have it
+            f"Token(scopes={self.scopes!r}, expires_at={self.expires_at!r})"  # logs must not show the secret
         )
 
 
@@ -48,9 +48,9 @@ class Limits(msgspec.Struct, frozen=True):
     """What one client may do. Beyond them its connection is closed with 4504.
 
     Attributes:
-        message_bytes: size of one message from the client.
-        messages_per_s: messages from the client a second, twice as many in a burst.
-        subscriptions: at a time.
+        message_bytes: the size of one message from the client.
+        messages_per_s: how many messages the client may send per second, and twice as many in a burst.
+        subscriptions: how many it may have open at a time.
     """
 
     message_bytes: Count = 64 << 10
@@ -59,34 +59,34 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """All that can be set about a server. Times are in seconds, sizes in bytes.
+    """All settings of a server. Times are in seconds, sizes in bytes.
 
     Attributes:
-        tokens: that open the server, beside the `token` argument. None at all: no token is asked for.
+        tokens: tokens for clients, besides the `token` argument. If there are none at all, clients need no token.
         anonymous_scopes: what every client may do if there are no tokens.
-        insecure: listen on other addresses than loopback without a token.
-        tls_cert: a PEM file with the server's certificate and those that lead to its authority: clients connect by `wss://`.
-            None: no TLS.
+        insecure: whether the server may listen on addresses other than loopback without a token.
+        tls_cert: a PEM file with the server's certificate and those that lead to its authority; clients then connect with
+            `wss://`. None: no TLS.
         tls_key: a PEM file with the certificate's private key; None: it is in `tls_cert`.
-        origins: pages that may connect beside those that come from this server, such as `https://lab.example`.
-        hosts: names under which the server is reached beside addresses, `localhost` and its own host.
+        origins: origins of pages that may connect besides the server's own pages, such as `https://lab.example`.
+        hosts: names of the server besides addresses, `localhost` and its own host.
         limits: what one client may do, unless its role has limits of its own.
-        page_limits: what a client may do whose `hello` says that it is a `page`; None: as `limits`.
-        producer_limits: the same of a `producer`, if its token has the `publish` scope; else it has those of a viewer.
-        connections: at a time.
-        hello_s: within which a client of `rollcast.v1` must say `hello`.
-        heartbeat_s: after so long without a word the server pings; after as long again it closes with 4012, unless bytes that
-            waited for the client are still moving: a slow link is not a dead one.
-        batch_s, batch_bytes, batch_events: a batch goes when the first of them is reached; the first chunk of a
-            generation goes at once.
-        history_bytes: of events kept for clients that come back or want the start. 0: none, and the server asks the
-            manager only for what its clients want.
-        client_buffer: unsent bytes of one client from which on its events wait, and merge.
-        behind_bytes: of events that a client may be behind; beyond, it is closed with 4008.
-        compression: permessage-deflate for `rollcast.v1`: True, False, or None: off loopback only.
+        page_limits: the limits of a client whose `hello` says that it is a `page`; None: `limits`.
+        producer_limits: the limits of a `producer` whose token has the `publish` scope; without it, it has a viewer's limits.
+        connections: how many clients may be connected at a time.
+        hello_s: how long a client of `rollcast.v1` may take to send `hello`.
+        heartbeat_s: after this long without a message the server pings; after as long again it closes with 4012, unless bytes
+            that waited for the client are still moving, since a slow link is not a dead one.
+        batch_s, batch_bytes, batch_events: a batch is sent when the first of these is reached; the first chunk of a
+            generation is sent at once.
+        history_bytes: the size of the events kept for clients that come back or want the start. 0: none are kept, and the
+            server asks the manager only for what its clients want.
+        client_buffer: if a client has more unsent bytes than this, its events wait and merge.
+        behind_bytes: how far behind a client may be; beyond that it is closed with 4008.
+        compression: permessage-deflate for `rollcast.v1`: True, False, or None: for all clients except on loopback.
         close_s: how long a closing client may take.
-        plain_message_bytes: of a message of the plain feed, and of `rollcast.v1` for a client whose `hello` names no
-            `max_message`. Ordinary clients end the connection over a larger one than 1 MiB. A larger event is shortened, and
+        plain_message_bytes: the largest message of the plain feed, and of `rollcast.v1` for a client whose `hello` has no
+            `max_message`. Ordinary clients close the connection at a message over 1 MiB. A larger event is shortened, and
             says so.
     """
 
@@ -114,7 +114,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     plain_message_bytes: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] = 1 << 20
 
     def limits_of(self, role: str, scopes: Container[str]) -> Limits:
-        """What a client of this role may do. A role that is not known has the limits of a viewer."""
+        """The limits of a client with this role. An unknown role has a viewer's limits."""
         if role == "producer" and "publish" in scopes:
             return self.producer_limits
         if role == "page" and self.page_limits is not None:
@@ -123,16 +123,16 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def largest_message(self) -> int:
-        """Bytes of the largest message that any client may send."""
+        """The size of the largest message that any client may send."""
         roles: tuple[Role, ...] = ("viewer", "page", "producer")
         scopes = {*self.anonymous_scopes, *(scope for token in self.tokens for scope in token.scopes)}
         return max(self.limits_of(role, scopes).message_bytes for role in roles)
 
     def checked(self, token: str | None = None) -> ServerSettings:
-        """These settings with `token` (all scopes) among the tokens.
+        """These settings with `token` among the tokens, with the scopes `read` and `control`.
 
         Raises:
-            InputError: a setting has a wrong type or lies outside its bounds.
+            InputError: a setting has the wrong type or is out of bounds.
         """
         for name in ("tokens", "origins", "hosts"):
             if isinstance(getattr(self, name), str):
@@ -178,7 +178,7 @@ def _origin(given: str) -> str:
     """The origin as browsers send it.
 
     Raises:
-        InputError: it is not one.
+        InputError: it is not an origin.
     """
     origin = _punycode(given.strip().lower().removesuffix("/"))
     scheme, _, place = origin.partition("://")
@@ -197,7 +197,7 @@ def _origin(given: str) -> str:
 
 
 def _host_name(given: str) -> str:
-    """The name as it stands in a `Host` header, without a port.
+    """The name as in a `Host` header, without a port.
 
     Raises:
         InputError: it is not a name.
@@ -219,4 +219,4 @@ def _punycode(place: str) -> str:
     try:
         return re.sub(r"[\w.-]*[^\x00-\x7f][\w.-]*", lambda m: m[0].encode("idna").decode(), place)
     except UnicodeError:
-        return place  # it is not a name, and refused as such
+        return place  # it is not a name, and will be refused

@@ -1,4 +1,4 @@
-"""What one client wants and how far it is; and how a batch is framed once for all that get the same."""
+"""The state of one client's subscription, and sending a batch that is framed once for all clients that get the same."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Outlet(Protocol):
     """A client's connection, as the broadcaster sees it.
 
     Attributes:
-        plain: one event a message and no frames around them.
+        plain: whether it gets one event per message without frames.
     """
 
     plain: bool
 
     def unsent(self) -> int:
-        """Bytes that were given to it and that the network has not taken."""
+        """How many bytes it was given that the network has not taken."""
 
     def close(self, code: CloseCode, message: str) -> None:
-        """End it. Does not wait."""
+        """Close the connection, without waiting."""
 
 
 class Transmit(Protocol):
@@ -43,23 +43,23 @@ class Subscription:
     """What one client wants, and how far it is.
 
     Args:
-        outlet: its connection.
-        id: that the client gave it.
-        selector: what it wants.
-        position: in the history, of what it gets next.
-        max_message: bytes of the largest message that it takes; None: any number.
-        parts: whether it knows that a batch may come in parts.
+        outlet: the client's connection.
+        id: the id that the client chose.
+        selector: which events it wants.
+        position: the position in the history of the next event it gets.
+        max_message: the size of the largest message that it takes, in bytes; None: any size.
+        parts: whether it understands batches in parts.
 
     Attributes:
-        room: bytes that the events of one message may have; None: any number.
-        live_from: what stands before it is replayed, and is not merged.
-        owed_until: being behind what stands before it is no reason to be closed: the client asked for it, or waited for snapshots.
-        told: bytes before the cursor that the client knows.
-        behind: it could not take more.
-        join: the snapshots that it is being given; None: it has had them.
-        next_filter: what the client wants once it has caught up.
+        room: how many bytes the events of one message may have; None: any number.
+        live_from: events before this position are replayed, and not merged.
+        owed_until: the client may be any distance behind this position, since it asked for these events or waited for snapshots.
+        told: the bytes before the last cursor that the client was sent.
+        behind: whether it could not take more.
+        join: the snapshots that it is being given; None: it has them all.
+        next_filter: the filter that applies once it has caught up.
         losses: what the client is told that it missed.
-        framing: whether it is plain, and its id; clients for which it is equal get the same frame. None: nothing was sent yet.
+        framing: whether it is plain, and its id; clients with equal values get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
@@ -101,8 +101,8 @@ class Sender:
     """Frames batches and sends them.
 
     Attributes:
-        transmit: sends messages; None: the server does not run, and nothing is sent.
-        batches: so many were sent, each counted once however many clients shared it.
+        transmit: sends messages; None: the server does not run, so nothing is sent.
+        batches: how many batches were sent, each counted once however many clients shared it.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Sender:
         part: int = 1,
         parts: int = 1,
     ) -> None:
-        """One batch to each, in one message; those with equal ids share its bytes. Plain ones get the events."""
+        """Send a batch to each member in one message; those with equal ids share its bytes. Plain clients get the bare events."""
         transmit = self.transmit
         if transmit is None or not members:
             return

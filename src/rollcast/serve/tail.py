@@ -1,4 +1,4 @@
-"""The live tail: what subscriptions are given of the history, a portion at a time, once for all that stand at one place."""
+"""The live tail: sends the history to subscriptions in portions, each made once for all at the same position."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rollcast.stream.queue import compact
 
 __all__ = ["PORTION", "PORTION_BYTES", "LiveTail"]
 
-PORTION = 2048  # entries that one subscription is given before others have their turn
+PORTION = 2048  # how many entries one subscription is given before the others' turn
 PORTION_BYTES = 256 << 10
-MERGED_BYTES = 1 << 20  # of a portion for one that fell behind
+MERGED_BYTES = 1 << 20  # the size of a portion for a client that fell behind
 
 
 class LiveTail:
     """Gives portions of the history.
 
     Args:
-        history: what came.
-        lock: guards it.
-        settings: of the server.
+        history: the server's history.
+        lock: guards the history.
+        settings: the server's settings.
         sender: sends batches.
-        shortener: cuts what is larger than a client takes.
+        shortener: shortens events that are larger than a client takes.
     """
 
     def __init__(
@@ -48,11 +48,15 @@ class LiveTail:
     def give(
         self, members: list[Subscription], selector: Selector, position: int, room: int | None, head: int
     ) -> bool:
-        """The next portion for clients with equal filters and limits at one place. Returns whether more is there for them now.
+        """Send the next portion to clients with equal filters and limits at one position. Returns whether there is more for them.
 
-        What is noted of the clients is noted before anything is sent: afterwards it is no longer near in memory.
+        The clients' state is updated before anything is sent, while it is still in the processor's cache.
         """
         with self.lock:
+            if (
+                position < self.history.tail
+            ):  # another thread let go of it a moment ago: they are looked at again
+                return True
             window = self.history.window(position, PORTION)
         batches, end, shortening = self._batches(window, selector, position, room)
         reached = position + end
@@ -72,8 +76,8 @@ class LiveTail:
     def _batches(
         self, window: list[Entry], selector: Selector, position: int, room: int | None
     ) -> tuple[list[tuple[list[bytes], int]], int, bool]:
-        """The batches of one portion, each with the number of entries up to its end; how many entries are in the portion; and
-        whether it ends before one that is being shortened.
+        """The batches of one portion, each with the number of entries up to its end; the number of entries in the portion; and
+        whether it ends before an entry that is being shortened.
         """
         max_events, max_bytes, wants = self.settings.batch_events, self.settings.batch_bytes, selector.wants
         most = max_bytes if room is None else min(max_bytes, room)
@@ -88,7 +92,7 @@ class LiveTail:
             if room is not None:
                 if len(data) > room:
                     shorter = self._shortener.get(position + end - 1, data, room)
-                    if shorter is None:  # they go on from here when it is ready
+                    if shorter is None:  # they continue from here when it is ready
                         shortening, end = True, end - 1  # noqa: PLW2901
                         break
                     data = shorter
@@ -109,8 +113,10 @@ class LiveTail:
         return batches, end, shortening
 
     def give_merged(self, subscription: Subscription, head: int) -> bool:
-        """A larger portion for one that fell behind, its chunks merged, as one whole. Returns as `give`."""
+        """Send a larger portion, with merged chunks, to a client that fell behind. Returns the same as `give`."""
         with self.lock:
+            if subscription.position < self.history.tail:  # as in `give`
+                return True
             window = self.history.window(subscription.position, 2 * PORTION)
         room = subscription.room
         most = MERGED_BYTES if room is None else min(room, MERGED_BYTES)
@@ -123,7 +129,7 @@ class LiveTail:
                     break
                 wanted.append(entry.data)
             end += 1
-        if end == 0:  # nothing to be merged: it is one large event
+        if end == 0:  # it is one large event, so nothing can be merged
             return self.give([subscription], subscription.selector, subscription.position, room, head)
         events, _, _ = compact([decode_unchecked(data) for data in wanted])
         subscription.position += end
@@ -135,7 +141,7 @@ class LiveTail:
         return subscription.behind
 
     def _told(self, members: Sequence[Subscription], window: list[Entry], *, silent: bool = False) -> None:
-        """Note the cursor that the members know. One that a filter kept silent for long is told it alone."""
+        """Note the cursor that the members were sent. Members that got no event for long are sent an empty batch with it."""
         if not window:
             return
         now = window[-1].before + len(window[-1].data)

@@ -1,4 +1,4 @@
-"""TLS: the server's certificate, proved before anybody connects, and whom a client trusts."""
+"""TLS: the server's certificate, tested before a client connects, and the authorities that a client trusts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rollcast.errors import InputError
 
 __all__ = ["client_context", "server_context"]
 
-_FLIGHTS = 5  # more than any handshake takes
+_FLIGHTS = 5  # round trips, more than any handshake takes
 _EXPIRED, _NOT_YET_VALID = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID
 
 
 def server_context(cert: str, key: str | None) -> ssl.SSLContext:
-    """What a server shows its clients.
+    """The TLS context of a server.
 
     Args:
         cert: a PEM file: the certificate, then those that lead to its authority.
@@ -45,7 +45,7 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
 
 
 def client_context(ca: str | None) -> ssl.SSLContext:
-    """Whom a client trusts: the authorities in the PEM file `ca`, and no others; None: those of the system.
+    """The TLS context of a client, which trusts only the authorities in the PEM file `ca`; None: those of the system.
 
     Raises:
         InputError: the file cannot be read, or has no certificate.
@@ -53,7 +53,7 @@ def client_context(ca: str | None) -> ssl.SSLContext:
     if ca is None:
         return ssl.create_default_context()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # it verifies the certificate and the name in it
-    # A certificate that signed itself, or a server's own one, can be named; since Python 3.13 the default would refuse many.
+    # This also allows a self-signed certificate and a server's own one; since Python 3.13 the default would refuse many.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(cafile=ca)
@@ -102,7 +102,7 @@ def _why_not_read(cert: str, key: str | None, error: Exception) -> str:
 
 
 def _prove(context: ssl.SSLContext, cert: str) -> None:
-    """Shake hands with a client that trusts this very certificate: what fails here would fail for everybody."""
+    """Do a handshake with a client that trusts this certificate; a failure here would happen for every client."""
     trusting = client_context(cert)
     trusting.check_hostname = False
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,4 +1,4 @@
-"""A thread that encodes and shortens what is large, so that the server's event loop goes on meanwhile."""
+"""A thread that encodes and shortens large events, so that the server's event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rollcast.serve.fitting import fitted
 
 __all__ = ["Shortener", "Worker"]
 
-MAX_SHORTENED = 16  # events that are kept shortened, for clients that come to them a moment later
+MAX_SHORTENED = 16  # how many shortened events are kept for clients that need them a moment later
 
 R = TypeVar("R")
 
 
 class Worker:
-    """One thread, which begins when there is something to do. All of it is used in the event loop that it answers."""
+    """One thread, which starts when there is work. Use it only in the event loop that gets its results."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer in this loop."""
+        """Give results to this loop."""
         self._loop = loop
 
     def detach(self) -> None:
-        """Answer nobody any more; what is being done is done in vain. Does not wait."""
+        """Stop giving results; current work is discarded. This does not wait."""
         self._loop, thread, self._thread = None, self._thread, None
         if thread is not None:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def do(self, work: Callable[[], R], then: Callable[[R], object]) -> None:
-        """Have the thread do the work, after what it was given before; `then` gets the result, in the loop."""
+        """Run the work on the thread, after earlier work; `then` gets the result in the loop."""
         if self._loop is None:
             return
         if self._thread is None:
@@ -51,11 +51,11 @@ class Worker:
 
 
 class Shortener:
-    """Events as short as a client takes them. The thread cuts them, and whoever wants one asks again when it is ready.
+    """Shortens events for clients that take only small messages. Ask again for an event when it is ready.
 
     Args:
-        worker: does it.
-        ready: called in the worker's loop when there is something to ask for.
+        worker: its thread does the work.
+        ready: called in the worker's loop when an event is ready.
     """
 
     def __init__(self, worker: Worker, ready: Callable[[], object]) -> None:
@@ -65,7 +65,7 @@ class Shortener:
         self._making: set[tuple[int, int]] = set()
 
     def get(self, position: int, event: bytes, room: int) -> bytes | None:
-        """The event at this position of the history, in at most `room` bytes; None: it is being shortened."""
+        """The event at this position in the history, in at most `room` bytes; None while it is being shortened."""
         key = (position, room)
         made = self._made.get(key)
         if made is None and key not in self._making:
@@ -74,7 +74,6 @@ class Shortener:
         return made
 
     def clear(self) -> None:
-        """Forget all of it."""
         self._made.clear()
         self._making.clear()
 

@@ -1,4 +1,4 @@
-"""Who watches and who gets what: the manager, delivery, the producer API, observers."""
+"""Streaming: the manager, the delivery of events to observers, and the writers that produce them."""
 
 from rollcast.stream.chain import ChainWriter, GenerationWriter, ToolCallWriter
 from rollcast.stream.current import NoChain, current_chain
@@ -7,7 +7,7 @@ from rollcast.stream.manager import ManagerStatistics, StreamingManager
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.stream.run import RunWriter
 
-# Their names in 0.1.
+# The names of these classes in 0.1.
 ChainStream, GenerationStream, RunStream, ToolStream = (
     ChainWriter,
     GenerationWriter,

@@ -1,6 +1,6 @@
-"""Calls of one observer: what is handed to it, and what becomes of what it raises.
+"""Calls one observer, and handles what it raises.
 
-What an observer raises is its own: it is logged, counted and reported, and nobody else notices.
+An exception from an observer is logged, counted and reported, and affects nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rollcast.failures import by_signal, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
 from rollcast.stream.waiting import event_of
 
@@ -24,22 +25,22 @@ __all__ = ["FAILURES_TO_DETACH", "Calls"]
 logger = logging.getLogger("rollcast.stream")
 
 FAILURES_TO_DETACH = 5
-TURN = 256  # events handed over before other tasks of the loop get a turn, or more if those take long:
-TURN_S = 0.05  # as many as are handed over while these would run once, and for no longer than this
-BLOCKING_S = 0.1  # an observer that keeps the event loop for longer is named in a warning
+TURN = 256  # how many events to hand over before the loop's other tasks get a turn; more if their last turn was long:
+TURN_S = 0.05  # handing over goes on for as long as that turn took, but for at most this many seconds
+BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer
 
 
 class Calls:
     """Calls one observer.
 
     Args:
-        observer: who is called.
-        delivery: whose events it is given; its counts are kept.
-        report: called with what the observer raised, and the event that it was given, None for a hook.
+        observer: the observer to call.
+        delivery: the queue that its events come from; this updates its counts.
+        report: called with the exception that the observer raised, and the event that it was given; None for a hook.
 
     Attributes:
-        task: the one in which the observer is called now.
-        failures_in_a_row: calls that raised since the last one that did not.
+        task: the task that calls the observer now.
+        failures_in_a_row: how many calls have raised since the last one that did not.
     """
 
     def __init__(
@@ -55,19 +56,19 @@ class Calls:
         self._report = report
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._suspect = False  # the observer took long once
-        self._share_s = 0.0  # how long the other tasks of the loop took in their last turn
+        self._share_s = 0.0  # how long the loop's other tasks took in their last turn
         self._turn_ends = 0.0
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
     async def deliver(self, items: list[Item]) -> None:
-        """Hand over what was taken from the delivery last."""
+        """Hand over the items that were last taken from the delivery."""
         if self.delivery.taken_mixed or len(items) >= TURN:
             await self._in_parts(items)
-        else:  # the common case, without looking at each
+        else:  # the common case, which need not look at each item
             await self._hand_over(cast("list[StreamEvent]", items))
 
     async def _in_parts(self, items: list[Item]) -> None:
-        """At most `TURN` events at a time, and each hook in its place."""
+        """Hand over at most `TURN` events at a time, and call each hook in its place."""
         self._turn_ends = time.perf_counter() + self._share_s
         if not self.delivery.taken_mixed:
             for start in range(0, len(items), TURN):
@@ -91,33 +92,40 @@ class Calls:
     async def _hand_over(self, events: list[StreamEvent]) -> None:
         delivery, observer, task = self.delivery, self.observer, self.task
         beat = _Heartbeat() if self._suspect else None
+        count, left_out, own = len(events), 0, type(delivery.filter) is OwnFilter
         began = time.perf_counter()
         if self._batched:
-            delivery.begun += len(events)
-            if not delivery.discarding:
+            delivery.begun += count
+            if own:
+                events = [event for event in events if delivery.passes(event)]
+                left_out = count - len(events)
+            if events and not delivery.discarding:
                 await self.attempt(events[0], "on_batch", events)
         else:
             for begun, event in enumerate(events, delivery.begun + 1):
                 delivery.begun = begun
                 if delivery.discarding:
                     continue
+                if own and not delivery.passes(event):
+                    left_out += 1
+                    continue
                 try:
                     await observer.on_event(event)
-                except BaseException as error:  # isolation: a watcher's failure is its own
+                except BaseException as error:  # isolation: a watcher's failure affects nothing else
                     if _is_not_its_own(error, task):
                         raise
                     self._failed(error, event)
                 else:
                     self.failures_in_a_row = 0
-        delivery.delivered += len(events)
+        delivery.delivered += count - left_out
         ended = time.perf_counter()
         if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if len(events) == TURN and ended >= self._turn_ends:
+        if count == TURN and ended >= self._turn_ends:
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
-        """One turn of the loop. If ten thousand chains speak in it, this observer gets as much time next."""
+        """Give the loop's other tasks one turn. If it takes long, since many chains run, this observer gets as long next."""
         began = time.perf_counter()
         await others_run()
         now = time.perf_counter()
@@ -125,7 +133,7 @@ class Calls:
         self._turn_ends = now + self._share_s
 
     async def attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
-        """Call a method of the observer; its failure is its own."""
+        """Call a method of the observer; if it raises, handle that as the observer's own failure."""
         task = self.task
         try:
             await getattr(self.observer, method)(*arguments)
@@ -159,12 +167,12 @@ class Calls:
         self._report(error, event)
 
     def filter_failed(self, error: BaseException) -> None:
-        """Its filter raised."""
+        """Log and report that the observer's filter raised."""
         self._log(error, "its filter")
         self._report(error, None)
 
     def _log(self, error: BaseException, what: str) -> None:
-        """The traceback once for each cause, however often it fails."""
+        """Log the traceback once for each cause, however often it fails."""
         cause = (type(error).__name__, place_of(error))
         if cause in self._causes:
             logger.debug("%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error))
@@ -175,7 +183,7 @@ class Calls:
             )
 
     def _was_slow(self, beat: _Heartbeat | None) -> None:
-        """It took long: did it await, or hold the event loop? The second time we know."""
+        """Note that a call took long. Whether it blocked the loop is measured from the next call on, and warned of once."""
         self._suspect = True
         if beat is not None and not beat.loop_ran and self.delivery.first_time("blocking"):
             logger.warning(
@@ -187,20 +195,20 @@ class Calls:
 
 
 def _is_not_its_own(error: BaseException, task: asyncio.Task[None] | None) -> bool:
-    """Whether the observer that this task calls did not fail: the task was cancelled or destroyed, or a signal came.
+    """Whether the exception is not the observer's failure: the task was cancelled or destroyed, or a signal came.
 
-    What the observer raises itself is a failure, `sys.exit()` and `raise KeyboardInterrupt` too: a watcher does not end the
-    program. What a signal raises in the midst of its code, such as a real Ctrl-C, does.
+    What the observer itself raises is a failure, even `sys.exit()` and `raise KeyboardInterrupt`: a watcher cannot end the
+    program. An exception that a signal raises inside its code, such as a real Ctrl-C, can.
     """
     if isinstance(error, asyncio.CancelledError):
         return task is not None and task.cancelling() > 0
-    if isinstance(error, GeneratorExit):  # thrown in from outside if this task is not the one that runs
+    if isinstance(error, GeneratorExit):  # it came from outside if this task is not the running one
         return running_loop() is None or asyncio.current_task() is not task
     return isinstance(error, (KeyboardInterrupt, SystemExit)) and by_signal(error)
 
 
 class _Heartbeat:
-    """Whether the event loop got a turn since."""
+    """Whether the event loop got a turn since this was made."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()

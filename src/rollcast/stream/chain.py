@@ -1,6 +1,6 @@
-"""A chain as its producer sees it: the chain itself, its generations and its tool calls.
+"""The writers that a producer uses for a chain, its generations and its tool calls.
 
-Each writes the chain's open trajectory, and emits what somebody wants. See `run.py` for the run around them.
+Each writes to the chain's open trajectory, and emits the events that an observer wants. `run.py` has the run around them.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class RunOfChain(Protocol):
     failures: FailureLog
 
     def chain_began(self, chain: ChainWriter) -> None:
-        """Count it in. The lock is held.
+        """Add the chain to the open ones. The lock is held.
 
         Raises:
-            InputError: the run is not open, or the chain has begun already.
+            InputError: the run is not open, or the chain has already begun.
         """
         ...
 
@@ -86,7 +86,7 @@ class RunOfChain(Protocol):
         step: int | None,
         depth: int | None = None,
     ) -> None:
-        """Make the event, stamp it and queue it for each target. The lock is held."""
+        """Make the event, stamp it with its `seq` and queue it for each target. The lock is held."""
         ...
 
     def publish_again(
@@ -98,10 +98,10 @@ class RunOfChain(Protocol):
 
 
 def checked_word(word: Any, words: Any, what: str) -> None:
-    """One of the words that events know; a reader of the log would refuse another.
+    """Check a word against those that events allow, since a reader of the log would refuse any other.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is not one of them.
     """
     if word not in get_args(words):
         raise InputError(f"{what} is {word!r}; expected one of {', '.join(get_args(words))}")
@@ -110,8 +110,8 @@ def checked_word(word: Any, words: Any, what: str) -> None:
 def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
     """The payload of an `error` event.
 
-    It tells where in the user's own code the exception was raised, `no such city (agent.py:12)`; not of a backend's,
-    since what an engine fails with is seldom the fault of the code that it was called through.
+    The text ends with the place in the user's own code that raised the exception, `no such city (agent.py:12)`, but not for a
+    backend's error, since the code that called an engine is seldom at fault.
     """
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
@@ -120,24 +120,24 @@ def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
 
 
 def _checked_text(text: object) -> str:
-    """The text, where it is one; lone surrogates, as JSON of a split emoji gives, are replaced: no encoding takes them."""
+    """Check that this is text; replace lone surrogates, as in the JSON of a split emoji, which cannot be encoded."""
     if not isinstance(text, str):
         raise InputError(
-            f"a chunk's text is {type(text).__name__}; expected a string, empty where there is none"
+            f"a chunk's text is {type(text).__name__}; expected a string, empty if there is no text"
         )
     return well_formed(str.__str__(text))
 
 
 class ChainWriter:
-    """One chain: `chain_start` on entering the block, `chain_end` on leaving it, whatever is raised.
+    """One chain: emits `chain_start` on entering the block and `chain_end` on leaving it, whatever is raised.
 
     Attributes:
-        trajectory: what the chain has said and done so far.
-        live: somebody may be watching.
+        trajectory: the conversation, turns and tool calls so far.
+        live: whether the run emits events.
         generation_open: the generation that has begun and not ended, or None.
         tools_open: the tool calls that have begun and not ended, by call id.
-        depth: turns since the chain's last fresh prompt; None before the first.
-        notes: what a snapshot needs beside the trajectory; kept if somebody may be watching.
+        depth: how many turns the chain has had since its last fresh prompt; None before the first.
+        notes: what a snapshot needs besides the trajectory; kept if the run is live.
     """
 
     def __init__(self, run: RunOfChain, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
@@ -155,16 +155,16 @@ class ChainWriter:
         self._reference = reference
         self._began = time.perf_counter()
         self.around: ChainWriter | None = None  # the chain in which this one was begun
-        self._calls = 0  # call ids that were made
+        self._calls = 0  # how many call ids were made here
         self.depth: int | None = None
 
     # -- the chain itself --------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Begin.
+        """Begin the chain.
 
         Raises:
-            InputError: the run is not open, or the chain has begun already.
+            InputError: the run is not open, or the chain has already begun.
         """
         self._began = time.perf_counter()
         trajectory = self.trajectory
@@ -190,7 +190,7 @@ class ChainWriter:
         """End what is still open, then the chain. Ending twice does nothing.
 
         Raises:
-            InputError: the finish reason is none, or the chain has not begun.
+            InputError: the finish reason is unknown, or the chain has not begun.
         """
         trajectory = self.trajectory
         if trajectory.finish_reason is not None:
@@ -199,7 +199,7 @@ class ChainWriter:
         self.must_be_open("end")
         self.around = innermost(
             self.around
-        )  # chains that ended are not kept alive by those begun inside them
+        )  # so that an ended chain is not kept alive by those begun inside it
         if chain_here.get() is self:
             chain_here.set(self.around)
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
@@ -235,11 +235,11 @@ class ChainWriter:
 
     @property
     def ended(self) -> bool:
-        """Nothing more may come."""
+        """Whether the chain has its finish reason, so that nothing more may come."""
         return self.trajectory.finish_reason is not None
 
     def must_be_open(self, doing: str) -> None:
-        """Refuse what would stand outside of the chain.
+        """Refuse an action before the chain's start or after its end.
 
         Raises:
             InputError: it has not begun, or it has ended.
@@ -253,10 +253,10 @@ class ChainWriter:
             )
 
     def must_be_idle(self, doing: str, *, tools: bool = False) -> None:
-        """Refuse what may not stand inside a generation, nor beside tool calls where `tools`.
+        """Refuse an action inside a generation, and if `tools`, also during tool calls.
 
         Raises:
-            InputError: one is open.
+            InputError: a generation or such a call is open.
         """
         open_now = "generation" if self.generation_open is not None else ""
         if tools and self.tools_open:
@@ -267,19 +267,19 @@ class ChainWriter:
             )
 
     def message(self, message: Message) -> None:
-        """Add a message to the conversation; it is shown through the events of what made it."""
+        """Add a message to the conversation. This emits nothing; the turn or tool call behind the message has its own events."""
         with self.lock:
             self.trajectory.messages.append(message)
 
     def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
-        """Something failed.
+        """Record a failure.
 
-        An exception of the user's own code is logged with its traceback, once for each place in a run.
+        An exception from the user's own code is logged with its traceback, once for each place in a run.
 
         Args:
             error: what happened.
             where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
-            goes_on: whether the exception is raised to the caller, who will see its traceback anyway.
+            goes_on: whether the exception also reaches the caller, where its traceback is seen anyway.
         """
         if isinstance(error, BaseException) and not goes_on:
             self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
@@ -290,10 +290,10 @@ class ChainWriter:
                 self.emit(T.ERROR, data)
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
-        """The chain's reward, once, when its last generation and tool call are over and before its end.
+        """Set the chain's reward, once, after its last generation and tool call and before its end.
 
         Raises:
-            InputError: it stands elsewhere, the chain has a reward already, or it is no number.
+            InputError: this is not the moment for it, the chain already has a reward, or it is not a finite number.
         """
         name = self.trajectory.chain_id
         with self.lock:
@@ -305,7 +305,7 @@ class ChainWriter:
                     "add up the rewards of its steps, and give the parts as metrics"
                 )
             try:
-                number = float(reward)  # NumPy's and torch's numbers are none of JSON's
+                number = float(reward)  # since JSON does not take NumPy's and torch's numbers
             except (TypeError, ValueError) as error:
                 raise InputError(f"{name}'s reward is {type(reward).__name__}; expected a number") from error
             if not math.isfinite(number):
@@ -327,16 +327,16 @@ class ChainWriter:
         policy_version: int | None = None,
         fresh: bool = False,
     ) -> GenerationWriter:
-        """The next generation; use it as a context manager.
+        """Make the next generation; use it as a context manager.
 
         Args:
-            prompt_ids: ids that are new in this prompt, shape (T,).
-            prompt_tokens: length of the whole prompt in tokens.
-            sampling: how it is sampled.
-            policy_version: of the weights that are loaded now.
-            fresh: `prompt_ids` are the whole prompt, which does not go on from the turns before: a new segment begins.
+            prompt_ids: the ids that are new in this prompt, shape (T,).
+            prompt_tokens: the length of the whole prompt in tokens.
+            sampling: the sampling parameters.
+            policy_version: the version of the weights that are loaded now; None: that of the run.
+            fresh: `prompt_ids` are the whole prompt, which does not continue the turns before; a new segment begins.
 
-        One that is still open when the next begins ends with `error`.
+        A generation that is still open when the next one begins ends with `error`.
         """
         turn = Turn(
             step=len(self.trajectory.turns) + 1,
@@ -350,12 +350,12 @@ class ChainWriter:
     def tool_call(
         self, tool_name: str, arguments: dict[str, Any] | str, call_id: str | None = None
     ) -> ToolCallWriter:
-        """A call of a tool by this turn; use it as a context manager.
+        """Make a tool call in the latest turn; use it as a context manager.
 
         Args:
-            tool_name: as the model wrote it.
-            arguments: the object, or the text where it is not a valid one.
-            call_id: unique among the chain's open calls; made where None or empty.
+            tool_name: the name as the model wrote it.
+            arguments: the object, or the model's text if that is not a valid object.
+            call_id: an id that is unique among the chain's open calls; if None or empty, one is made.
         """
         if not call_id:
             with self.lock:
@@ -365,12 +365,12 @@ class ChainWriter:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     def wants(self, event_type: StreamEventType) -> bool:
-        """Whether anybody watches this type of event of this chain."""
+        """Whether any observer wants events of this type from this chain."""
         with self.lock:
             return self.route is not None and bool(self.route.targets_locked(StreamEventType(event_type)))
 
     def emit(self, event_type: StreamEventType, data: dict[str, Any], step: int | None = None) -> None:
-        """Emit an event of this chain, where somebody wants it. The lock is held."""
+        """Emit an event of this chain if an observer wants it. The lock is held."""
         assert self.route is not None
         targets = self.route.targets_locked(event_type)
         if targets:
@@ -378,7 +378,7 @@ class ChainWriter:
             self.run.publish(targets, event_type, self.route, as_json(data), step, self.depth)
 
     def snapshot(self) -> StreamEvent:
-        """How the chain stands. The lock is held."""
+        """Make a `chain_snapshot` of the chain's current state. The lock is held."""
         t, seq, now = self.trajectory, self.run.seq, time.time()
         data = self.notes.snapshot(t, self.depth, seq, now)
         return StreamEvent(
@@ -403,7 +403,7 @@ class ChainWriter:
 
 
 class GenerationWriter:
-    """One generation: `llm_generation_start` on entering the block, `llm_generation_end` on leaving it."""
+    """One generation: emits `llm_generation_start` on entering the block and `llm_generation_end` on leaving it."""
 
     __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "lock", "route", "turn")
 
@@ -418,10 +418,10 @@ class GenerationWriter:
         self._began = time.perf_counter()
 
     def start(self) -> Self:
-        """Begin.
+        """Begin the generation.
 
         Raises:
-            InputError: the chain is not open, has its reward, or has open tool calls.
+            InputError: the chain is not open, already has its reward, or has open tool calls.
         """
         chain, turn = self.chain, self.turn
         with self.lock:
@@ -455,21 +455,21 @@ class GenerationWriter:
         logprobs: list[float] | None = None,
         policy_version: int | None = None,
     ) -> None:
-        """New text of the generation, with its ids and log-probabilities where there are any (same length).
+        """Add new text to the generation, with its ids and log-probabilities if there are any (same length).
 
-        This is the path of every token: it becomes an event only where somebody wants it. The lists are kept as they
-        are given, plain numbers, and must not be changed afterwards. After the generation's end: nothing.
+        This is on the path of every token. It becomes an event only if an observer wants it. The lists must have plain
+        numbers; they are kept without a copy and must not be changed afterwards. After the generation's end this does nothing.
 
         Raises:
-            InputError: the generation has not begun, or the text is no string; or, where it may be watched, there is not
-                one log-probability an id.
+            InputError: the generation has not begun, or the text is not a string; or, in a live run, there is not exactly one
+                log-probability for each id.
         """
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
         if not text and not token_ids and not logprobs:
             self._must_have_begun()
-            return  # a finish reason alone, as many backends send at last: nothing was sampled
+            return  # many backends send a last chunk with only a finish reason, for which nothing was sampled
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
@@ -479,7 +479,7 @@ class GenerationWriter:
             return
         if logprobs and len(logprobs) != len(token_ids or ()):
             raise InputError(
-                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob an id"
+                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob for each id"
             )
         run = self._run
         fanout = run.fanout
@@ -525,10 +525,10 @@ class GenerationWriter:
             )
 
     def end(self, finish_reason: GenerationFinishReason = "stop") -> None:
-        """End it. Ending twice does nothing.
+        """End the generation. Ending twice does nothing.
 
         Raises:
-            InputError: the finish reason is none.
+            InputError: the finish reason is unknown.
         """
         chain, turn = self.chain, self.turn
         checked_word(finish_reason, GenerationFinishReason, "a generation's finish_reason")
@@ -585,7 +585,7 @@ class GenerationWriter:
 
 
 class ToolCallWriter:
-    """One tool call: `tool_call_start` on entering the block; its final observation and `tool_call_end` on leaving it."""
+    """One tool call: emits `tool_call_start` on entering the block, a final observation and `tool_call_end` on leaving it."""
 
     def __init__(self, chain: ChainWriter, record: ToolRecord) -> None:
         self.chain = chain
@@ -593,10 +593,10 @@ class ToolCallWriter:
         self._began = time.perf_counter()
 
     def start(self) -> Self:
-        """Begin.
+        """Begin the call.
 
         Raises:
-            InputError: the chain is not open, its generation is, or it had none; or a call of this id is open.
+            InputError: the chain is not open, a generation is open or there was none, or a call with this id is open.
         """
         chain, call = self.chain, self.record.call
         with chain.lock:
@@ -608,7 +608,7 @@ class ToolCallWriter:
                 )
             if call.call_id in chain.tools_open:
                 raise InputError(
-                    f"{chain.trajectory.chain_id} has an open call {call.call_id!r} already; "
+                    f"{chain.trajectory.chain_id} already has an open call {call.call_id!r}; "
                     "leave call_id out, and one is made"
                 )
             chain.trajectory.turns[-1].tools.append(self.record)
@@ -623,12 +623,12 @@ class ToolCallWriter:
         return self
 
     def observation(self, observation: str, status: ToolStatus = "success", *, partial: bool = False) -> Self:
-        """What the tool says: the whole where it is final, a piece where it is partial. After the final one: nothing.
+        """Set what the tool returned, or add a piece of it if `partial`. After the final observation this does nothing.
 
-        Gives the call itself, so that `call.observation(text).end()` closes one that was begun without a block.
+        Returns the call, so that `call.observation(text).end()` closes one that was begun without a block.
 
         Raises:
-            InputError: it is no text, or the status is none.
+            InputError: it is not text, or the status is unknown.
         """
         chain, record = self.chain, self.record
         if not isinstance(observation, str):
@@ -657,7 +657,11 @@ class ToolCallWriter:
         return self
 
     def end(self, left: str = "error") -> None:
-        """End the call; one that gave no final observation ends as `left` says. Ending twice does nothing."""
+        """End the call. If it has no final observation, its status is `left`. Ending twice does nothing.
+
+        Args:
+            left: `cancelled` or `error`.
+        """
         chain, record = self.chain, self.record
         if record.duration_s is not None:
             return
@@ -690,7 +694,7 @@ class ToolCallWriter:
 
 
 def innermost(chain: ChainWriter | None) -> ChainWriter | None:
-    """The chain itself, or the first one around it that has not ended: it may have been ended from another context."""
+    """The chain itself, or if it has ended, perhaps in another context, the first one around it that has not."""
     while chain is not None and chain.ended:
         chain = chain.around
     return chain

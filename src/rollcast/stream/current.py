@@ -1,4 +1,4 @@
-"""The chain that runs here: so that code deep inside an agent can speak for it without being handed it.
+"""Finds the chain of the current context, so that code deep inside an agent need not be passed the chain.
 
     from rollcast import current_chain
 
@@ -6,7 +6,7 @@
         with current_chain().tool_call("search", {"query": query}) as call:
             ...
 
-Outside of a chain these calls do nothing and cost next to nothing.
+Outside a chain these calls do nothing and cost next to nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["NoChain", "current_chain"]
 
 
 class _Nothing:
-    """A generation or a tool call of no chain."""
+    """A generation or a tool call outside a chain."""
 
     __slots__ = ()
 
@@ -50,7 +50,7 @@ _NOTHING = _Nothing()
 
 
 class NoChain:
-    """What `current_chain` gives outside of a chain: it takes the same calls and does nothing."""
+    """What `current_chain` returns outside a chain: it takes the same calls and does nothing."""
 
     __slots__ = ()
 
@@ -59,11 +59,11 @@ class NoChain:
     generation_open = None
 
     def generation(self, **about: Any) -> _Nothing:
-        """Nothing that can be entered."""
+        """Return a context manager that does nothing."""
         return _NOTHING
 
     def tool_call(self, tool_name: str, arguments: Any = None, call_id: str | None = None) -> _Nothing:
-        """Nothing that can be entered."""
+        """Return a context manager that does nothing."""
         return _NOTHING
 
     def message(self, message: Message) -> None:
@@ -76,7 +76,7 @@ class NoChain:
         pass
 
     def wants(self, event_type: StreamEventType | str) -> bool:
-        """Nobody watches."""
+        """Return False: there is nothing to watch."""
         return False
 
 
@@ -84,9 +84,9 @@ _NO_CHAIN = NoChain()
 
 
 def current_chain() -> ChainWriter | NoChain:
-    """The innermost chain that was begun in this context (task or thread) and has not ended; else one that does nothing.
+    """The innermost chain that was begun in this context (task or thread) and has not ended; otherwise a `NoChain`.
 
-    A task inherits the chain of the task that made it; a thread does where it runs in a copied context
-    (`asyncio.to_thread` does that).
+    A task inherits the chain of the task that made it. A thread does so only if it runs in a copied context, as
+    `asyncio.to_thread` does.
     """
     return innermost(chain_here.get()) or _NO_CHAIN

@@ -1,4 +1,4 @@
-"""What an observer says about itself, read once and checked: nothing of it is asked for on the path of an event."""
+"""Reads an observer's settings once and checks them, so that none of its code runs for them on the path of an event."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any, NamedTuple, get_args
 
 from rollcast.errors import InputError
 from rollcast.failures import by_signal
-from rollcast.records import EventFilter, StreamEventType
+from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
+from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import DeliveryMode, StreamObserver, TokenInterest
+from rollcast.stream.own_filter import guarded
 
-__all__ = ["Definition", "defined", "manager_of", "name_of", "set_manager"]
+__all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
 
 
 class Definition(NamedTuple):
-    """One leaf: an observer to which events really go.
+    """The settings of one leaf, an observer that events actually go to.
 
     Attributes:
-        name: for warnings, errors and statistics.
+        name: its name in warnings, errors and statistics.
         filter: which events it wants.
-        lossless, threaded, loop, tokens, queue_limit: as `StreamObserver` has them.
+        lossless, threaded, loop, tokens, queue_limit: see `StreamObserver`.
     """
 
     name: str
@@ -33,11 +35,11 @@ class Definition(NamedTuple):
     queue_limit: int
 
 
-def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
+def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
     """The observer's leaves, each with what it says about itself.
 
     Raises:
-        InputError: something is not what it should be, or reading it raises.
+        InputError: a setting is wrong, or reading it raises.
     """
     name = name_of(observer)
     try:
@@ -51,52 +53,24 @@ def defined(observer: StreamObserver) -> dict[StreamObserver, Definition]:
         raise InputError(
             f"{name}.leaves() gave {type(leaves).__name__}; expected a dict of observers, each with its filter"
         )
-    return {leaf: _definition(leaf, wanted, name) for leaf, wanted in leaves.items()}
+    return ByIdentity((leaf, _definition(leaf, wanted, name)) for leaf, wanted in leaves.items())
 
 
-class _Guarded(EventFilter):
-    """A filter of the user's own class, whose methods may raise anything. If `wants` does, that is reported by the delivery."""
+def check_filter(name: str, wanted: Any) -> None:
+    """Refuse what is no filter.
 
-    def __init__(self, own: EventFilter) -> None:
-        super().__init__(own.runs, own.chains, own.groups, own.types, ids=own.ids)
-        object.__setattr__(self, "others", own.others)
-        object.__setattr__(self, "own", own)
-
-    def _asked(self, method: str, *arguments: Any, otherwise: Any) -> Any:
-        try:
-            return getattr(self.own, method)(*arguments)  # type: ignore[attr-defined]  # set above: the class is frozen
-        except (KeyboardInterrupt, SystemExit) as error:
-            if by_signal(error):
-                raise
-            return otherwise
-        except BaseException:  # noqa: BLE001  (isolation: as what an observer raises)
-            return otherwise
-
-    def wants(
-        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
-    ) -> bool:
-        return bool(self.own.wants(event_type, chain_id, group_id, run_id))  # type: ignore[attr-defined]  # as above
-
-    def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        return bool(self._asked("wants_snapshot", chain_id, group_id, run_id, otherwise=False))
-
-    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        return bool(self._asked("wants_ids", chain_id, group_id, run_id, otherwise=False))
-
-    def wants_gap(self, run_id: str) -> bool:
-        return bool(self._asked("wants_gap", run_id, otherwise=True))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Guarded) and other.own is self.own  # type: ignore[attr-defined]  # as above
-
-    __hash__ = object.__hash__
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(wanted, EventFilter):
+        raise InputError(
+            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
+        )
 
 
 def _unreadable(name: str, what: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "unhashable" in str(error):  # a dataclass with eq=True
-        return (
-            f"{name} cannot be told from others: {error}; if it is a dataclass, make it @dataclass(eq=False)"
-        )
+        return f"{name} cannot be hashed: {error}; if it is a dataclass, make it @dataclass(eq=False)"
     return f"{what} of {name} raised {type(error).__name__}; make it return without an error"
 
 
@@ -104,10 +78,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     if not isinstance(leaf, StreamObserver):
         raise InputError(f"{outer}.leaves() gave {type(leaf).__name__} as a leaf; expected a StreamObserver")
     name = name_of(leaf)
-    if not isinstance(wanted, EventFilter):
-        raise InputError(
-            f"the filter of {name} is {described(wanted)}; expected an EventFilter, such as EventFilter(chains='chain_0')"
-        )
+    check_filter(name, wanted)
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
     tokens, limit = _read(leaf, name, "tokens"), _read(leaf, name, "queue_limit")
     modes = get_args(DeliveryMode)
@@ -118,17 +89,18 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {_shown(threaded)}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    interests: dict[str, TokenInterest] = {interest: interest for interest in get_args(TokenInterest)}
+    interests = get_args(TokenInterest)
+    tokens = str.__str__(tokens) if isinstance(tokens, str) else tokens
     if not isinstance(tokens, str) or tokens not in interests:
         raise InputError(f"{name}.tokens is {_shown(tokens)}; expected one of {', '.join(interests)}")
-    if not isinstance(limit, int) or limit < 0:
+    if type(limit) is not int or limit < 0:
         raise InputError(f"{name}.queue_limit is {_shown(limit)}; expected a number of bytes")
-    checked = wanted if type(wanted) is EventFilter else _Guarded(wanted)
-    return Definition(name, checked, mode == "lossless", threaded, loop, interests[tokens], limit)
+    interest: TokenInterest = tokens  # type: ignore[assignment]  # it is one of them
+    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit)
 
 
 def _shown(value: Any) -> str:
-    """A plain value as it is; of any other its type: its own `__repr__` may raise."""
+    """A plain value itself; for any other value its type, since its `__repr__` may raise."""
     return f"{value!r:.80}" if type(value) in (str, int, float, type(None)) else described(value)
 
 
@@ -142,11 +114,11 @@ def _read(observer: StreamObserver, name: str, attribute: str) -> Any:
 
 
 def name_of(observer: StreamObserver) -> str:
-    """The observer's name; that of its class if it has none that can be read."""
+    """The observer's name, or that of its class if the observer has none or it cannot be read."""
     name: Any
     try:
         name = observer.name
-    except BaseException as error:  # a property of the user's own: whatever it raises, a name is needed
+    except BaseException as error:  # the user's own property may raise anything, and a name is needed
         if by_signal(error):
             raise
         name = ""
@@ -154,7 +126,7 @@ def name_of(observer: StreamObserver) -> str:
 
 
 def manager_of(observer: StreamObserver) -> Any:
-    """The manager to which it is added, or None.
+    """The manager that the observer is added to, or None.
 
     Raises:
         InputError: reading it raises.
@@ -163,10 +135,10 @@ def manager_of(observer: StreamObserver) -> Any:
 
 
 def set_manager(observer: StreamObserver, manager: Any) -> None:
-    """Tell it to which manager it is added.
+    """Set the manager that the observer is added to.
 
     Raises:
-        InputError: it cannot be told.
+        InputError: it cannot be set.
     """
     try:
         observer.manager = manager
@@ -174,6 +146,6 @@ def set_manager(observer: StreamObserver, manager: Any) -> None:
         if by_signal(error):
             raise
         raise InputError(
-            f"{name_of(observer)} cannot be told its manager: setting `manager` raised {type(error).__name__}; "
-            "if it is a frozen dataclass, make it one that is not"
+            f"the manager of {name_of(observer)} cannot be set: setting `manager` raised {type(error).__name__}; "
+            "if it is a frozen dataclass, make it one that is not frozen"
         ) from error

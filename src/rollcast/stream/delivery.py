@@ -1,14 +1,15 @@
-"""One reader's queue: what waits for it, its filter and its numbers.
+"""One reader's queue, with its filter and its counts.
 
-    fanout ──put_nowait──▶ Delivery ──take──▶ a pump, or whoever reads it
+    fanout ──put_nowait──▶ Delivery ──take──▶ a pump, or another reader
 
-No event loop and no thread lives here. Everything is guarded by the lock that the delivery is made with, which all
-deliveries of one manager share.
+It has no event loop or thread of its own. The lock that the delivery is made with guards everything; all deliveries of one
+manager share it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,17 +19,21 @@ import msgspec
 
 from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
-from rollcast.failures import by_signal
+from rollcast.failures import by_signal, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue, Item
+from rollcast.stream.waiting import event_of
 
 __all__ = ["Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
+
+logger = logging.getLogger("rollcast.stream")
 
 Snapshots = Callable[[EventFilter], Iterable[StreamEvent]]
 
 
 class ObserverStatistics(msgspec.Struct, frozen=True):
-    """How one observer is doing. Counts are events since it was added; `lag_s` is the age of its oldest one, in seconds."""
+    """How one observer is doing. Counts are events since it was added; `lag_s` is the age of its oldest queued event, in seconds."""
 
     name: str
     mode: str
@@ -42,28 +47,28 @@ class ObserverStatistics(msgspec.Struct, frozen=True):
 
 
 class Delivery(EventQueue):
-    """Methods whose names end in `_locked`, and all of `EventQueue`'s, need the lock held.
+    """One reader's queue. Methods whose names end in `_locked`, and all methods of `EventQueue`, need the lock held.
 
     Args:
-        reader: its name, for gaps, warnings and statistics.
-        filter: which events it wants.
+        reader: the reader's name, for gaps, warnings and statistics.
+        filter: which events the reader wants.
         lock: guards the queue.
-        limit: bytes of memory that the waiting events may take.
+        limit: how many bytes of memory the waiting events may take.
         snapshots: makes a `chain_snapshot` of each open chain that a filter wants, for a reader that lost events.
-        lossless: the producer waits while the queue is full.
-        threaded: its reader has a thread of its own, so a thread that runs an event loop may wait for it.
-        source: as events carry it.
+        lossless: whether the producer waits while the queue is full.
+        threaded: whether the reader has a thread of its own, so that a thread that runs an event loop may wait for it.
+        source: the `source` of the gaps that this makes.
 
     Attributes:
         on_wake: called, with the lock held, if something waits and nobody is reading.
-        on_bad_filter: called, with the lock held, if the filter raises, whose code may be the user's; it wants nothing then.
+        on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
-        tokens: which chunks it takes, as `StreamObserver.tokens`.
-        pulled: it is read when its reader likes, and nobody waits for that.
-        ended: nothing more will be put in.
-        discarding: what waits is dropped instead of being handed over.
-        hook_task: the task in which the reader's hooks are called, the last one if it has ended.
-        delivered, failed: counts of events.
+        tokens: which chunks the reader takes; see `StreamObserver.tokens`.
+        pulled: whether the reader takes events at its own pace, and nothing waits for it.
+        ended: whether nothing more will be put in.
+        discarding: whether waiting items are dropped instead of handed over.
+        hook_task: the task that calls the reader's hooks, or called them last.
+        delivered, failed: how many events were delivered, and how many calls failed.
     """
 
     def __init__(
@@ -85,15 +90,15 @@ class Delivery(EventQueue):
         self.born = time.perf_counter()
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
-        self.on_bad_filter: Callable[[BaseException], object] = lambda _error: None
+        self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.pulled = False
         self.ended = False
         self.discarding = False
         self.hook_task: asyncio.Task[None] | None = None
         self.delivered = self.failed = 0
-        self.begun = 0  # items of those taken last whose handing over has begun
-        self.taken_mixed = False  # they were `mixed`
+        self.begun = 0  # of the items taken last, how many the reader has been given or is being given
+        self.taken_mixed = False  # the items taken last were `mixed`
         self._snapshots = snapshots
         self._waiter: asyncio.Future[None] | None = None
         self._in_flight: list[Item] = []
@@ -104,23 +109,11 @@ class Delivery(EventQueue):
 
     def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether the filter lets such an event pass."""
-        try:
-            return bool(self.filter.wants(event_type, chain_id, group_id, run_id))
-        except BaseException as error:  # a subclass of somebody's may raise anything
-            if by_signal(error):
-                raise
-            self.on_bad_filter(error)
-            return False
+        return self.filter.wants(event_type, chain_id, group_id, run_id)
 
     def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        """Whether the ends of this chain's generations are to have their ids."""
-        try:
-            return bool(self.filter.wants_ids(chain_id, group_id, run_id))
-        except BaseException as error:  # as above
-            if by_signal(error):
-                raise
-            self.on_bad_filter(error)
-            return False
+        """Whether the filter asks for the ids of this chain's generations."""
+        return self.filter.wants_ids(chain_id, group_id, run_id)
 
     def wake(self) -> None:
         """See `EventQueue.wake`."""
@@ -134,7 +127,7 @@ class Delivery(EventQueue):
         self.on_full(self, True)
 
     def put_uncounted(self, items: list[Item]) -> None:
-        """See `EventQueue.put_uncounted`. A reader that died with its event loop is noticed here, once a run at least."""
+        """See `EventQueue.put_uncounted`. At least once in each run this notices a reader that died with its event loop."""
         super().put_uncounted(items)
         self.on_wake()
 
@@ -146,13 +139,13 @@ class Delivery(EventQueue):
         super().put_back(items)
 
     def end_locked(self) -> None:
-        """Nothing more will be put in; the reader takes what is left."""
+        """End the queue: nothing more will be put in, and the reader takes what is left."""
         self.ended = True
         if not self.awake:
             self.wake()
 
     def discard_locked(self) -> None:
-        """Drop what waits, and whatever is put in later."""
+        """Drop what waits, and everything that is put in later."""
         self.discarding = True
         self.dropped += len(self.waiting)
         self.items, self.bytes = [], 0
@@ -160,19 +153,21 @@ class Delivery(EventQueue):
     # -- the reader's side ---------------------------------------------------------------------------------------------
 
     async def take(self) -> list[Item]:
-        """Wait for something and take it, oldest first; empty if the delivery has ended and nothing is left."""
+        """Wait for items and take them, oldest first; empty if the delivery has ended and nothing is left."""
         while True:
             with self.lock:
                 items = self.take_locked()
-                if items or self.ended:
-                    return items
-                waiter = self.sleep_locked()
-            await waiter
+                over = not items and self.ended
+                waiter = None if items or over else self.sleep_locked()
+            if waiter is not None:
+                await waiter
+            elif over or (items := self._passing(items)):
+                return items
 
     def take_locked(self) -> list[Item]:
-        """Take everything that waits, now that what was taken before has reached the reader.
+        """Take everything that waits. Call this when what was taken before has reached the reader.
 
-        It counts as in flight until the next call of this, or of `handed_over_locked`.
+        The items count as in flight until the next call of this or of `handed_over_locked`.
         """
         if self.full:
             self.full = False
@@ -182,48 +177,72 @@ class Delivery(EventQueue):
         return items
 
     def handed_over_locked(self) -> None:
-        """What was taken has reached the reader."""
+        """Note that what was taken has reached the reader."""
         self._in_flight, self._bytes_in_flight = [], 0
         if self.full:
             self.full = False
             self.on_full(self, False)
 
     def sleep_locked(self) -> asyncio.Future[None]:
-        """The reader is about to wait in the running event loop: a future that is done when something comes."""
+        """Put the reader to sleep: a future of the running event loop, which is done when something comes."""
         self.awake = False
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         return waiter
 
     def leave_locked(self) -> None:
-        """Nobody reads any more, for now."""
+        """Note that there is no reader for now."""
         self.handed_over_locked()
         self.awake, self._waiter = False, None
 
     def after_fork_locked(self) -> None:
-        """In a forked child, whatever waits is the parent's to deliver, and nobody reads."""
+        """In a forked child: drop what waits, since the parent delivers it, and have no reader."""
         self.take_nowait(())
         self.full = False
         self.leave_locked()
+
+    # -- a filter of the user's own: the lock is not held, since it may take long --------------------------------------
+
+    def passes(self, event: StreamEvent) -> bool:
+        """Whether the event is to be handed over: of a filter of the user's own, nobody else asks."""
+        wanted = self.filter
+        if type(wanted) is not OwnFilter:
+            return True
+        try:
+            return wanted.passes(event)
+        except BaseException as error:  # the user's code may raise anything
+            if by_signal(error):
+                raise
+            self.on_bad_filter(error)
+            return False
+
+    def _passing(self, items: list[Item]) -> list[Item]:
+        if type(self.filter) is not OwnFilter:
+            return items
+        return [item for item in items if isinstance(item, Control) or self.passes(event_of(item))]
+
+    def _bad_filter(self, error: BaseException) -> None:
+        if self.first_time("filter"):
+            logger.error("the filter of %s failed: %s", self.reader, text_and_place(error), exc_info=error)
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Changes whenever the reader takes something."""
+        """A value that changes whenever the reader takes something."""
         return self.delivered, self.begun
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing is being handed over. The lock is held."""
+        """Whether nothing waits and nothing is being handed over. The lock is held."""
         return not self.items and not self.awake
 
     @property
     def urgent(self) -> bool:
-        """Somebody waits for this reader. The lock is held."""
+        """Whether something, such as `drain`, waits for this reader. The lock is held."""
         return any(isinstance(item, Control) and item.kind == "barrier" for item in self.items)
 
     def statistics(self) -> ObserverStatistics:
-        """The numbers. The lock is held."""
+        """The current counts. The lock is held."""
         waiting = self.waiting
         known = (item for item in self._in_flight if not isinstance(item, Control))
         oldest = next(known, waiting[0] if waiting else None)
@@ -240,23 +259,23 @@ class Delivery(EventQueue):
         )
 
     def first_time(self, topic: str) -> bool:
-        """Whether this is asked for the first time of this topic: for warnings that are to come once."""
+        """Whether this is the first call with this topic; for warnings that should appear once."""
         new = topic not in self._warned
         self._warned.add(topic)
         return new
 
 
 def ensure_not_in_own_hook(what: str, deliveries: Iterable[Delivery]) -> None:
-    """Refuse to wait, in an observer's hook, for that very hook to end.
+    """Refuse to wait in an observer's hook for that same hook to end.
 
-    A task that a hook started, and that may outlive it, is not refused.
+    A task that a hook started may wait, since it may outlive the hook.
 
     Args:
-        what: would wait.
-        deliveries: the ones that it would wait for.
+        what: the function that would wait.
+        deliveries: the deliveries that it would wait for.
 
     Raises:
-        InputError: this task calls the hooks of one of them.
+        InputError: the current task calls the hooks of one of them.
     """
     task = asyncio.current_task() if running_loop() is not None else None
     for delivery in deliveries:

@@ -1,9 +1,9 @@
-"""Who gets which event: the deliveries, the one lock, and a version number that says when to look again.
+"""Decides which reader gets which event: the deliveries, their one lock, and a version that says when to look again.
 
     a writer ──targets, publish──▶ Fanout ──put_nowait──▶ Delivery, one for each reader
 
 Publishing never waits. A writer keeps a `Route`, which remembers the deliveries that want each type of its events as long as
-the version stays the same. If nobody wants a token, no event is made of it.
+the version stays the same. If no reader wants a token, no event is made of it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, w
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import OpenToolCall
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
 from rollcast.stream.waiting import Event, Place, WaitingChunk
 
@@ -27,8 +28,8 @@ __all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Targets"]
 logger = logging.getLogger("rollcast.stream")
 
 QUEUE_LIMIT = 8 << 20  # bytes
-CROWD = 256  # open chains; of fewer, events are gone before the collector sees them, and cost less if they are made at once
-QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes: all chains may begin in one turn of the loop, and end in one
+CROWD = 256  # open chains; with fewer, events are gone before the collector sees them, and cost less if they are made at once
+QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes; in one turn of the loop all chains may begin, or end
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 UNKNOWN = StreamEventType.of("unknown")  # as what events count whose type this version does not know
@@ -58,7 +59,7 @@ class OpenPart(NamedTuple):
 
 
 class OpenRun(Protocol):
-    """A run that is open. All of it is used with the lock held."""
+    """An open run. Everything here is used with the lock held."""
 
     seq: int
     loop: asyncio.AbstractEventLoop | None
@@ -71,7 +72,7 @@ class OpenRun(Protocol):
         ...
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
-        """Step and characters so far of the generation that is open in this chain; None if the chain is not open."""
+        """The step and the characters so far of this chain's open generation; None if the chain is not open."""
         ...
 
     def chain_ids(self) -> list[str]:
@@ -92,12 +93,12 @@ class OpenRun(Protocol):
 
 
 class Cut(NamedTuple):
-    """How everything that is open stands at one moment.
+    """The state of everything that is open at one moment.
 
     Attributes:
-        snapshots: of the open chains.
+        snapshots: a `chain_snapshot` of each open chain.
         as_of: the `seq` of the last event of each open run.
-        arrived: done when the reader that it was made for has been given everything from before the cut; None if it has.
+        arrived: done when the reader has been given everything from before the cut; None if it already has.
     """
 
     snapshots: list[StreamEvent]
@@ -109,23 +110,23 @@ class Fanout:
     """The deliveries of one manager.
 
     Args:
-        queue_limit: bytes of memory that one reader's waiting events may take. None: 8 MiB, or 8 KiB for each chain that
+        queue_limit: how many bytes of memory one reader's waiting events may take. None: 8 MiB, or 8 KiB for each chain that
             was open at once, if that is more.
-        drain_timeout: seconds that the end of a run waits for readers that lag.
-        source: as events carry it.
+        drain_timeout: how many seconds the end of a run waits for readers that lag.
+        source: the `source` of events.
 
     Attributes:
         lock: guards everything here, the deliveries, and what the writers of live runs write.
-        version: rises whenever a delivery comes, goes or changes its filter.
-        crowded: so many chains are open that tokens wait as `WaitingChunk`.
-        runs: the open ones, by id.
-        congested: lossless deliveries that are full, for which the producers wait.
-        emitted: events that were published, by type, without those in `chunks`.
-        chunks: tokens that runs here published, each with its event: a number costs a third of what a dict's entry does.
-        named: chains and groups that filters name.
-        run_openings, run_closings: called with the id of each run that opens, and of each that has closed; the lock is held.
-        chain_closings: called with the trajectory of each chain that has ended, which does not change any more; the lock is
-            held. Chains of runs that are relayed have none.
+        version: rises whenever a delivery is added, is removed or changes its filter.
+        crowded: whether so many chains are open that tokens wait as `WaitingChunk`.
+        runs: the open runs, by id.
+        congested: the lossless deliveries that are full, which the producers wait for.
+        emitted: how many events were published, by type, without those in `chunks`.
+        chunks: how many chunk events runs here published at once; counting in an attribute costs a third of a dict entry.
+        named: the chains and groups that filters name.
+        run_openings, run_closings: called with the id of each run that opens or has closed; the lock is held.
+        chain_closings: called with the trajectory of each chain that has ended, which no longer changes; the lock is held.
+            Chains of relayed runs have no trajectory.
     """
 
     def __init__(
@@ -141,30 +142,30 @@ class Fanout:
         self.runs: dict[str, OpenRun] = {}
         self.emitted = dict.fromkeys(StreamEventType, 0)
         self.chunks = 0
-        self.completion_tokens = 0  # of generations that have ended
+        self.completion_tokens = 0  # in generations that have ended
         self.named: frozenset[str] = frozenset()
         self.run_openings: list[Callable[[str], object]] = []
         self.run_closings: list[Callable[[str], object]] = []
         self.chain_closings: list[Callable[[Trajectory], object]] = []
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
-        self._targets: dict[Targets, Targets] = {}  # that were found since the version changed
-        self._leaving: list[Delivery] = []  # that were removed, until their readers have closed
-        self._threads: list[Future[None]] = []  # that wait until nothing is congested
+        self._targets: dict[Targets, Targets] = {}  # those found since the version changed
+        self._leaving: list[Delivery] = []  # removed deliveries, until their readers have closed
+        self._threads: list[Future[None]] = []  # threads that wait until nothing is congested
         self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
 
     # -- who reads -----------------------------------------------------------------------------------------------------
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """In the order in which they were added."""
+        """All deliveries, in the order in which they were added."""
         with self.lock:
             return list(self._deliveries)
 
     def delivery(
         self, reader: str, filter: EventFilter, *, lossless: bool = False, threaded: bool = False
     ) -> Delivery:
-        """A new delivery, which is not added yet."""
+        """Make a delivery; `add` it to give it events."""
         delivery = Delivery(
             reader,
             filter,
@@ -179,7 +180,7 @@ class Fanout:
         return delivery
 
     def add(self, delivery: Delivery) -> None:
-        """From now on it gets what its filter wants; of chains that are open already, a snapshot first."""
+        """Give the delivery what its filter wants from now on; chains that are already open start with a snapshot."""
         with self.lock:
             self._deliveries.append(delivery)
             self._changed_locked()
@@ -188,32 +189,35 @@ class Fanout:
                 delivery.put_uncounted(list(self.snapshots(delivery.filter)))
 
     def remove(self, delivery: Delivery) -> None:
-        """It gets what was published until now, and nothing more. One that is not there is ignored."""
+        """Give the delivery nothing more than what was published until now. An unknown delivery is only ended."""
         with self.lock:
             if delivery in self._deliveries:
                 self._deliveries.remove(delivery)
-                if not delivery.pulled:  # nobody waits for a reader that takes its events itself
+                if not delivery.pulled:  # nothing waits for a reader that takes its events itself
                     self._leaving.append(delivery)
                 self._changed_locked()
                 self._full_locked(delivery, full=False)
             delivery.end_locked()
 
     def forget_locked(self, delivery: Delivery) -> None:
-        """The reader of a delivery that was removed has closed."""
+        """Forget a removed delivery, whose reader has closed."""
         if delivery in self._leaving:
             self._leaving.remove(delivery)
 
     def wake_leaving_locked(self) -> None:
-        """Readers that were removed while their event loop ended have something left to do."""
+        """Wake removed readers, which may still have work left from an event loop that ended."""
         for delivery in list(self._leaving):
             delivery.on_wake()
 
     def set_filter(self, delivery: Delivery, filter: EventFilter) -> None:
-        """Chains that come into view start with a snapshot."""
+        """Change a delivery's filter. Chains that come into view start with a snapshot."""
         with self.lock:
             before, delivery.filter = delivery.filter, filter
             self._changed_locked()
-            delivery.put_uncounted(list(self.snapshots(filter, besides=before)))
+            seen = (
+                None if OwnFilter in (type(filter), type(before)) else before
+            )  # what it let pass, nobody knows
+            delivery.put_uncounted(list(self.snapshots(filter, besides=seen)))
 
     def _changed_locked(self) -> None:
         self.version += 1
@@ -222,7 +226,7 @@ class Fanout:
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
 
     def make_room_locked(self, chains: int) -> None:
-        """So many chains are open: all of their starts, or of their ends, must fit into a queue."""
+        """Adjust to this many open chains: the starts or the ends of all of them must fit into a queue."""
         self.crowded = chains > CROWD
         if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
             self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
@@ -234,7 +238,7 @@ class Fanout:
     def interested(
         self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
     ) -> Targets:
-        """The deliveries that want such an event; the same tuple for all chains that the same ones watch."""
+        """The deliveries that want such an event. Chains with the same watchers share one tuple."""
         with self.lock:
             found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
             if event_type is CHUNK:
@@ -242,24 +246,24 @@ class Fanout:
             return self._targets.setdefault(found, found)
 
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
-        """Queue an event, `size` bytes large, for each target. This is on the path of every token."""
+        """Queue an event of `size` bytes for each target. This is on the path of every token."""
         kind = event.event_type if event.event_type in self.emitted else UNKNOWN
         self.emitted[kind] = self.emitted.get(kind, 0) + 1
         EventQueue.put_in_each(targets, event, size)
 
     def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
-        """As `publish_locked`, if the event is made later."""
+        """Do the same as `publish_locked` for a chunk whose event is made later."""
         for delivery in targets:
             delivery.mixed = True
         self.publish_locked(chunk, targets, size)
 
     def emitted_by_type(self) -> dict[StreamEventType, int]:
-        """All events that were published. The lock is held."""
+        """How many events of each type were published. The lock is held."""
         chunk = StreamEventType.LLM_GENERATION_CHUNK
         return self.emitted | {chunk: self.emitted[chunk] + self.chunks}
 
     def broadcast_locked(self, control: Control) -> None:
-        """Queue a hook for everybody."""
+        """Queue a hook for every delivery."""
         self.wake_leaving_locked()
         if control.kind == "run_opened":
             for opened in list(self.run_openings):
@@ -288,12 +292,12 @@ class Fanout:
     def cut(
         self, filter: EventFilter, *, besides: EventFilter | None = None, reader: Delivery | None = None
     ) -> Cut:
-        """How the chains stand that the filter wants and `besides` does not.
+        """The state of the chains that the filter wants and `besides` does not.
 
         Args:
-            filter: of which chains.
-            besides: chains that this one wants as well are left out.
-            reader: whose events are to be joined with the snapshots: see `Cut.arrived`.
+            filter: which chains to include.
+            besides: a filter whose chains are left out.
+            reader: the delivery that the snapshots will be joined with; see `Cut.arrived`.
         """
         with self.lock:
             arrived = None
@@ -306,7 +310,7 @@ class Fanout:
     # -- waiting for readers -------------------------------------------------------------------------------------------
 
     def barriers(self) -> list[tuple[Delivery, Future[None]]]:
-        """For each delivery that is not idle, a promise that is kept when it has handed over all that waits now."""
+        """For each delivery that is not idle, a promise that is done when it has handed over all that waits now."""
         with self.lock:
             barriers = [(d, Future[None]()) for d in self._deliveries if not (d.idle or d.pulled)]
             for delivery, done in barriers:
@@ -314,12 +318,12 @@ class Fanout:
             return barriers
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Wait until every reader has been given all that was published.
+        """Wait until every reader has been given everything that was published.
 
-        One that does not take it within `timeout` seconds (`drain_timeout` if None) is named in a warning.
+        A warning names each reader that does not take it within `timeout` seconds (`drain_timeout` if None).
 
         Raises:
-            InputError: an observer awaits this in one of its own hooks, and would be waited for.
+            InputError: an observer awaits this in one of its own hooks, and so would wait for itself.
         """
         timeout = self.drain_timeout if timeout is None else timeout
         barriers = self.barriers()
@@ -328,7 +332,7 @@ class Fanout:
         self._name_the_late(barriers, timeout)
 
     def drain_sync(self, timeout: float | None = None) -> None:
-        """As `drain`, for code without an event loop. In an event loop, readers that live there are not waited for."""
+        """Do the same as `drain`, for code without an event loop. Inside an event loop it waits only for threaded readers."""
         timeout = self.drain_timeout if timeout is None else timeout
         here = running_loop()
         barriers = [b for b in self.barriers() if here is None or b[0].threaded]
@@ -342,7 +346,7 @@ class Fanout:
                 with self.lock:
                     left = delivery.statistics().queued
                 logger.warning(
-                    "%s did not take its events within %g s; %d wait still", delivery.reader, timeout, left
+                    "%s did not take its events within %g s; %d still wait", delivery.reader, timeout, left
                 )
 
     # -- producers wait for lossless readers ---------------------------------------------------------------------------
@@ -356,10 +360,10 @@ class Fanout:
             self._wake_producers_locked()
 
     async def ready(self) -> None:
-        """Return at once unless a lossless reader's queue is full; then wait for it, and say so once."""
+        """Return at once unless a lossless reader's queue is full; then wait for it, and log a warning once."""
         while self.congested:
             with self.lock:
-                self._say_who_is_waited_for_locked(self.congested)
+                self._warn_of_waiting_locked(self.congested)
                 if not self.congested:
                     return
                 loop = asyncio.get_running_loop()
@@ -368,19 +372,19 @@ class Fanout:
             await waiter
 
     def ready_sync(self) -> None:
-        """As `ready`, blocking the thread. In an event loop, readers that live there are not waited for."""
+        """Do the same as `ready`, but block the thread. Inside an event loop it waits only for threaded readers."""
         here = running_loop()
         while self.congested:
             with self.lock:
                 late = [d for d in self.congested if here is None or d.threaded]
                 if not late:
                     return
-                self._say_who_is_waited_for_locked(late)
+                self._warn_of_waiting_locked(late)
                 waiter: Future[None] = Future()
                 self._threads.append(waiter)
             waiter.result()
 
-    def _say_who_is_waited_for_locked(self, late: Iterable[Delivery]) -> None:
+    def _warn_of_waiting_locked(self, late: Iterable[Delivery]) -> None:
         for delivery in late:
             if delivery.first_time("waiting"):
                 logger.warning(
@@ -388,16 +392,16 @@ class Fanout:
                 )
 
     def _wake_producers_locked(self) -> None:
-        """One call into each loop, however many wait there."""
+        """Make one call into each loop, however many tasks wait there."""
         threads, self._threads = self._threads, []
         for thread in threads:
             fulfil(thread)
         tasks, self._tasks = self._tasks, {}
         for loop, waiters in tasks.items():
-            call_in(loop, _resolve_all, waiters)  # if the loop was closed, nobody waits there any more
+            call_in(loop, _resolve_all, waiters)  # if the loop was closed, nothing waits there any more
 
     def after_fork_locked(self) -> None:
-        """In a forked child nobody waits."""
+        """In a forked child: forget everything that waits."""
         self.congested.clear()
         self._threads.clear()
         self._tasks.clear()
@@ -419,11 +423,11 @@ def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
 
 
 class Route:
-    """Where the events of one chain, or of a run as a whole, go: looked up once, and again when the version has changed.
+    """Where the events of one chain or of a whole run go: looked up once, and again whenever the version has changed.
 
     Attributes:
-        place: what all its events have in common.
-        chunk: the deliveries that want its tokens, as of `version`; None before the first look.
+        place: the fields that all its events have in common.
+        chunk: the deliveries that want its tokens, as of `version`; None before the first lookup.
     """
 
     __slots__ = ("_by_type", "_fanout", "chunk", "place", "version")
@@ -436,7 +440,7 @@ class Route:
         self._by_type: dict[StreamEventType, Targets] = {}
 
     def targets_locked(self, event_type: StreamEventType) -> Targets:
-        """The deliveries that want this type."""
+        """The deliveries that want this type of event."""
         fanout = self._fanout
         if self.version != fanout.version:
             self.version = fanout.version

@@ -1,7 +1,7 @@
-"""Events made by hand: completed with what can be known, or refused in one sentence for each cause.
+"""Completes events that were made by hand, or refuses them with one warning for each cause.
 
-The specification's own examples have less than [the events of a run](docs/events.md): a chunk with its `content` alone, an
-observation without a `call_id`. What is left out is filled in from what the same chain said before.
+The specification's own examples have fewer fields than [the events of a run](docs/events.md): a chunk with only its `content`,
+an observation without a `call_id`. Missing fields are filled in from the chain's earlier events.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["HandMade", "NotAnEvent"]
 logger = logging.getLogger("rollcast.stream")
 
 T = StreamEventType
-CHAINS_LIMIT = 4096  # that are remembered, the latest
-CAUSES_LIMIT = 100  # that are told apart
-TEXT_LIMIT = 1 << 20  # characters of an open generation that are kept for its end
+CHAINS_LIMIT = 4096  # how many chains are remembered, the latest ones
+CAUSES_LIMIT = 100  # how many causes are counted apart
+TEXT_LIMIT = 1 << 20  # about how many characters of an open generation are kept for its end
 _OF_A_CHAIN = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.REWARD, T.GAP}
 
 
 class NotAnEvent(Exception):
-    """What was emitted cannot be accepted.
+    """An event that cannot be accepted.
 
     Args:
-        field: what is wrong with it, `data.token_ids`.
+        field: the wrong field, such as `data.token_ids`.
         found: what it is, and what was expected.
-        cause: tells this cause from others of the same field.
+        cause: distinguishes this cause from others in the same field.
     """
 
     def __init__(self, field: str, found: str, cause: str = "") -> None:
@@ -49,17 +49,17 @@ class NotAnEvent(Exception):
 
 @dataclass
 class _Chain:
-    """What a chain said so far, by hand."""
+    """What a chain's handmade events have said so far."""
 
     began: float
     step: int = 0
-    generation_began: float | None = None  # None: none is open
+    generation_began: float | None = None  # None: no generation is open
     pieces: list[str] = field(default_factory=list)
     chars: int = 0
-    deltas: int = 0  # tokens of the open generation, or chunks if it has no ids
+    deltas: int = 0  # how many tokens the open generation has, or how many chunks if it has no ids
     calls: dict[str, tuple[str, float, str]] = field(
         default_factory=dict
-    )  # open ones: name, beginning, status
+    )  # the open calls: name, start time, status
     calls_made: int = 0
     tokens: int = 0
     final_response: str = ""
@@ -67,36 +67,36 @@ class _Chain:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def next_generation(self, began: float | None) -> None:
-        """Another generation begins, or None: one has ended."""
+        """Begin another generation; None means that one has ended."""
         self.generation_began, self.pieces, self.chars, self.deltas = began, [], 0, 0
 
 
 class HandMade:
-    """Completes what somebody made by hand. Whoever owns it guards it with a lock."""
+    """Completes events that were made by hand. Its owner guards it with a lock."""
 
     def __init__(self) -> None:
         self._chains: dict[tuple[str, str], _Chain] = {}
         self._train_steps: dict[str, int] = {}
-        self.refused: dict[str, int] = {}  # how often, by cause
-        self._told = 0  # of them, when they were last told
+        self.refused: dict[str, int] = {}  # how many events, by cause
+        self._told = 0  # how many there were when they were last logged
 
     def completed(self, event: Any, at: Callable[[str, str], tuple[int, int] | None]) -> StreamEvent | None:
-        """The event as it is to be sent; None if it cannot be accepted, which is logged once for each cause.
+        """The event with all its fields; None if it cannot be accepted, which is logged once for each cause.
 
         Args:
-            event: whatever was emitted.
-            at: step and characters so far of the open generation of a chain that a run of this manager writes.
+            event: what was emitted, which may be anything.
+            at: gives the step and the characters so far of a chain that a run of this manager writes.
         """
         try:
             return self._completed(event, at)
         except NotAnEvent as error:
             self._refuse(event, error)
-        except Exception as error:  # noqa: BLE001  (somebody's own classes may raise anything when looked at)
+        except Exception as error:  # noqa: BLE001  (the user's own classes may raise anything when they are read)
             self._refuse(event, NotAnEvent("it", f"raised {type(error).__name__} when it was read"))
         return None
 
     def tell_refused(self) -> None:
-        """Log how many events were refused in all, if more were since this was last told."""
+        """Log how many events were refused in all, if more were refused since this was last logged."""
         total = sum(self.refused.values())
         if total > max(self._told, len(self.refused)):
             causes = ", ".join(f"{cause} ({count})" for cause, count in self.refused.items())
@@ -104,11 +104,11 @@ class HandMade:
         self._told = total
 
     def _refuse(self, event: Any, error: NotAnEvent) -> None:
-        is_event = issubclass(type(event), StreamEvent)  # isinstance would ask the object, which may raise
+        is_event = issubclass(type(event), StreamEvent)  # isinstance may run the object's code
         kind = f"{event.event_type}: " if is_event and type(event.event_type) is T else ""
         cause = re.sub(
             r"\[\d+\]", "[…]", f"{kind}{error.field} {error.cause}".strip()
-        )  # which item it was does not matter
+        )  # without the item's number, which does not matter
         if cause not in self.refused and len(self.refused) >= CAUSES_LIMIT:
             cause = "other causes"
         self.refused[cause] = self.refused.get(cause, 0) + 1
@@ -141,7 +141,7 @@ class HandMade:
         if chain is not None and step is None:
             step = chain.step + (kind is T.LLM_GENERATION_START) or None
         if chain is not None and kind is T.LLM_GENERATION_CHUNK and step is not None and step != chain.step:
-            chain.next_generation(None)  # nobody announced it
+            chain.next_generation(None)  # it has no `llm_generation_start`
         self._fill(data, kind, chain, now, run_id)
         _check(kind, data)
         if chain is not None:
@@ -204,7 +204,7 @@ class HandMade:
     def _note(
         self, chain: _Chain, kind: StreamEventType, data: dict[str, Any], now: float, step: int | None
     ) -> None:
-        """Remember what the event says of its chain."""
+        """Remember what the event says about its chain."""
         if step is not None:
             chain.step = step
         match kind:
@@ -248,7 +248,7 @@ _USUAL: dict[StreamEventType, dict[str, Any]] = {
 
 
 def _fill_call(data: dict[str, Any], kind: StreamEventType, chain: _Chain, now: float) -> None:
-    """Which call an event of a tool is of: the one that it names, else the oldest open one of its tool."""
+    """Fill in the call of a tool's event: the one that it names, otherwise the oldest open call of its tool."""
     if "call_id" not in data:
         name = data.get("tool_name")
         of_it = [call_id for call_id, (tool_name, _, _) in chain.calls.items() if name in (None, tool_name)]
@@ -267,7 +267,7 @@ def _fill_call(data: dict[str, Any], kind: StreamEventType, chain: _Chain, now: 
 
 
 def _without_none(given: Mapping[Any, Any], kind: StreamEventType) -> dict[str, Any]:
-    """A copy of the data as JSON, without keys whose value is None; an exception as an error is its text."""
+    """A copy of the data as JSON, without keys whose value is None; an exception as `error` becomes its text."""
     data = dict(given)
     if kind is T.ERROR and isinstance(data.get("error"), BaseException):
         data.setdefault("error_type", type(data["error"]).__name__)
@@ -307,7 +307,7 @@ _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 def _at(data: Any, path: str) -> Any:
-    """What stands at a path such as `logprobs[0]`."""
+    """The value at a path such as `logprobs[0]`."""
     for part in re.findall(r"[^][.`]+", path):
         data = (
             data[int(part)] if isinstance(data, list) else data.get(part) if isinstance(data, dict) else None
@@ -327,7 +327,7 @@ def _event_type(given: object) -> StreamEventType:
 
 
 def _text(name: str, given: object, absent: str | None) -> str:
-    """The text, also of an id that is a number or a UUID; `absent` for None, if there may be none."""
+    """The text of a field, also if it is a number or a UUID; for None, `absent` if that is not None."""
     if type(given) is str and given.isascii():
         return given
     if given is None and absent is not None:

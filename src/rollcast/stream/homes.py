@@ -1,4 +1,4 @@
-"""Where observers are called: in the event loop of a run, in one of their own, or in a background loop; and how they leave."""
+"""Finds the event loop in which an observer is called, and waits for observers that leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Departures", "Homes"]
 
 logger = logging.getLogger("rollcast.stream")
 
-LOOK_AGAIN_S = 1.0  # what an event loop left when it ended waits so long for the next one
+LOOK_AGAIN_S = 1.0  # how long work that an ended event loop left over waits for the next loop
 
 
 class Homes:
@@ -27,8 +27,8 @@ class Homes:
         self._background: asyncio.AbstractEventLoop | None = None
 
     def loop_for(self, *preferred: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-        """See `PumpHost.loop_for`. The first that runs of the preferred ones, this thread's, and those of the open runs; else
-        a background loop. The lock is held.
+        """See `PumpHost.loop_for`. It is the first running loop among the preferred ones, this thread's and those of the open
+        runs; otherwise the background loop. The lock is held.
         """
         here = shared_running_loop()
         runs = (run.loop for run in self._fanout.runs.values())
@@ -61,21 +61,21 @@ class Homes:
         call_in(loop, loop.call_later, LOOK_AGAIN_S, pump.look_again)
 
     def stop(self) -> None:
-        """End the background loop, if there is one."""
+        """Stop the background loop, if there is one."""
         with self._fanout.lock:
             loop, self._background = self._background, None
         if loop is not None:
             call_in(loop, loop.stop)
 
     def after_fork_locked(self) -> None:
-        """In a forked child the background thread is not there."""
+        """In a forked child there is no background thread."""
         self._background = None
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
-        left = asyncio.all_tasks(loop)  # observers that hang; those that take no notice are left behind
+        left = asyncio.all_tasks(loop)  # of observers that hang; some may ignore the cancellation
         for task in left:
             task.cancel()
         if left:
@@ -85,23 +85,24 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Departures:
-    """Observers that were removed, until they have taken what was emitted and have closed.
+    """Removed observers, until they have taken what was emitted and have closed.
 
-    One that takes nothing at all for as long as `drain_timeout` hangs: its call is cancelled, and a warning names it. If it takes
-    no notice of that for as long again, it is left behind. One that is merely slow goes on by itself after twice that time.
+    An observer that takes nothing for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it. If it
+    ignores that for as long again, it is left behind. One that is only slow is no longer waited for after three times that
+    long, and goes on in the background.
     """
 
     def __init__(self, fanout: Fanout) -> None:
         self._fanout = fanout
         self._lock = fanout.lock
-        self._pumps: dict[Pump, tuple[int, int] | None] = {}  # with the progress when the waiting began
+        self._pumps: dict[Pump, tuple[int, int] | None] = {}  # each with its progress when the waiting began
 
     def add_locked(self, pump: Pump) -> None:
-        """It was removed."""
+        """Wait for this pump, whose observer was removed."""
         self._pumps[pump] = None
 
     def remove_locked(self, pump: Pump) -> None:
-        """It has closed."""
+        """Stop waiting for this pump, which has closed."""
         self._pumps.pop(pump, None)
 
     def __bool__(self) -> bool:
@@ -109,18 +110,18 @@ class Departures:
 
     @property
     def pumps(self) -> list[Pump]:
-        """Those that have not closed yet."""
+        """The pumps that have not closed yet."""
         with self._lock:
             return list(self._pumps)
 
     async def wait(self) -> None:
-        """Wait until all have closed; stop those that hang, and name those that are slow."""
+        """Wait until all have closed; stop those that hang, and warn of those that are slow."""
         for step in (self._stop_hanging, self._stop_hanging, self._name_slow):
             await wait_for_all(self._unfinished(), self._fanout.drain_timeout)
             step()
 
     def wait_blocking(self) -> None:
-        """As `wait`, blocking the thread."""
+        """Do the same as `wait`, but block the thread."""
         for step in (self._stop_hanging, self._stop_hanging, self._name_slow):
             if running_loop() is None:
                 for pump in self.pumps:
@@ -155,5 +156,5 @@ class Departures:
                 )
 
     def after_fork_locked(self) -> None:
-        """In a forked child they are the parent's to close."""
+        """In a forked child: forget them, since the parent closes them."""
         self._pumps.clear()

@@ -1,11 +1,10 @@
-"""The StreamingManager: observers come and go, runs are produced, and nobody waits for anybody."""
+"""The StreamingManager, which distributes the events of runs to observers."""
 
 from __future__ import annotations
 
 import logging
 import time
-from operator import attrgetter
-from typing import Unpack
+from typing import Any, Unpack
 
 import msgspec
 
@@ -13,11 +12,12 @@ from rollcast import lifetime
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream.definition import name_of
+from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay
 from rollcast.stream.roster import Roster
@@ -30,14 +30,14 @@ logger = logging.getLogger("rollcast.stream")
 
 
 class ManagerStatistics(msgspec.Struct, frozen=True):
-    """What goes through a manager as a whole. Runs without streaming do not count.
+    """The totals of a manager. Runs without streaming do not count.
 
     Attributes:
-        open_runs, open_chains: now.
-        completion_tokens: sampled since the manager was made, those of open generations included. Read from the
-            trajectories, so that it is exact even if nobody watches tokens.
-        emitted: events since the manager was made, by type. What no observer wants does not become an event.
-        refused: events made by hand that were dropped, by what was wrong.
+        open_runs, open_chains: how many are open now.
+        completion_tokens: how many tokens were sampled since the manager was made, with those of open generations. They are
+            counted in the trajectories, so the number is exact even if no observer wants tokens.
+        emitted: how many events of each type there were since the manager was made. What no observer wants is not an event.
+        refused: how many events made by hand were dropped, by cause.
     """
 
     open_runs: int
@@ -47,6 +47,14 @@ class ManagerStatistics(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
 
 
+def _of_fanout(name: str) -> Any:
+    """An attribute of the manager that is the fanout's."""
+    return property(
+        lambda manager: getattr(manager.fanout, name),
+        lambda manager, value: setattr(manager.fanout, name, value),
+    )
+
+
 class StreamingManager:
     """Manages observers and distributes events to them.
 
@@ -54,10 +62,10 @@ class StreamingManager:
     threads, across successive `asyncio.run` calls. Memory is bounded by the queues and the open chains.
 
     Args:
-        queue_limit: bytes of memory that one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
+        queue_limit: how many bytes of memory one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
             that was open at once, if that is more.
-        drain_timeout: seconds that the end of a run waits for observers that lag.
-        source: which worker this is; `""` in a single process.
+        drain_timeout: how many seconds the end of a run waits for observers that lag.
+        source: the name of this worker; `""` in a single process.
 
     Attributes:
         fanout: the observers' queues.
@@ -69,47 +77,47 @@ class StreamingManager:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
         self._roster = Roster(self, self.fanout)
-        self._foreign_seq: dict[str, int] = {}  # of events that are emitted by hand
+        self._foreign_seq: dict[str, int] = {}  # by run: the last `seq` of events that were emitted by hand
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
         lifetime.register(self)
 
     # Where 0.1 had them.
-    runs = property(attrgetter("fanout.runs"))
-    deliveries = property(attrgetter("fanout.deliveries"))
-    congested = property(attrgetter("fanout.congested"))
-    queue_limit = property(attrgetter("fanout.queue_limit"))
-    drain_timeout = property(attrgetter("fanout.drain_timeout"))
-    source = property(attrgetter("fanout.source"))
+    runs = _of_fanout("runs")
+    deliveries = _of_fanout("deliveries")
+    congested = _of_fanout("congested")
+    queue_limit = _of_fanout("queue_limit")
+    drain_timeout = _of_fanout("drain_timeout")
+    source = _of_fanout("source")
 
     # -- observers -----------------------------------------------------------------------------------------------------
 
     @property
     def observers(self) -> list[StreamObserver]:
-        """Those that were added, in the order in which they came."""
+        """The observers that were added, in that order."""
         return self._roster.observers
 
     def add_observer(self, observer: StreamObserver) -> None:
-        """From now on the observer gets what its filter wants; of chains that run already, first a snapshot.
+        """Give the observer what its filter wants from now on; chains that already run start with a snapshot.
 
         Raises:
-            InputError: it is not a StreamObserver, is added to a manager already, or what it says about itself is wrong; then
-                it is not added, and nobody else notices.
+            InputError: it is not a StreamObserver, is already added to a manager, or has a wrong setting; it is then not
+                added, and other observers are not affected.
         """
         self._roster.add(observer)
 
     def remove_observer(self, observer: StreamObserver) -> None:
-        """The observer gets what was emitted until now and nothing more; then its `aclose` is called.
+        """Give the observer what was emitted until now and nothing more, then call its `aclose`.
 
-        One that is not added is ignored, so that removing twice is no error.
+        An observer that is not added is ignored, so removing one twice is not an error.
         """
         self._roster.remove(observer)
 
     def refresh(self, observer: StreamObserver | None = None) -> None:
-        """Read again what an observer (all of them if None) says about itself: its filter, its leaves, its loop.
+        """Re-read an observer's filter, leaves and loop, or those of every observer if None.
 
-        Chains that come into view start with a snapshot. If it cannot be read, the observer stays as it was, and the failure
-        is logged and reported to the others.
+        Chains that come into view start with a snapshot. If they cannot be read, the observer keeps its old ones, and the
+        failure is logged and reported to the other observers.
         """
         self._roster.refresh(observer)
 
@@ -117,13 +125,13 @@ class StreamingManager:
         """Emit an `error` event about the observer to the others.
 
         Args:
-            observer: who failed.
-            error: how.
-            run_id: in which run; None: in one that is open now, if there is one.
+            observer: the observer that failed.
+            error: what it raised.
+            run_id: the run in which it failed; None: any run that is open now, if there is one.
         """
         with self.lock:
             runs = self.fanout.runs
-            if run_id is None:  # of any run that has begun, so that whoever watches runs sees it
+            if run_id is None:  # any run that has begun, so that observers of runs see it
                 run_id = next((name for name, run in runs.items() if run.seq >= 0), "")
             elif run_id not in runs:
                 run_id = ""
@@ -141,18 +149,23 @@ class StreamingManager:
             self._emit(event, observer)
 
     def subscribe(self, filter: EventFilter | None = None, *, name: str = "subscription") -> Subscription:
-        """Events to be pulled, from now on: `async for event in manager.subscribe(...)`.
+        """Read events from now on: `async for event in manager.subscribe(...)`.
 
         Args:
             filter: which ones; None: all.
             name: for gaps and warnings.
+
+        Raises:
+            InputError: the filter is not one.
         """
-        return Subscription(self.fanout, self.fanout.delivery(name, filter or EventFilter()))
+        wanted = EventFilter() if filter is None else filter
+        check_filter(name, wanted)
+        return Subscription(self.fanout, self.fanout.delivery(name, guarded(wanted)))
 
     # -- producing -----------------------------------------------------------------------------------------------------
 
     def run(self, **about: Unpack[RunAbout]) -> RunWriter:
-        """A run for a loop of your own; use it as a context manager, sync or async.
+        """Make a run for a loop of your own; use it as a context manager, sync or async.
 
         The keywords are those of `RunWriter`.
         """
@@ -163,9 +176,9 @@ class StreamingManager:
     def emit(self, event: StreamEvent) -> None:
         """Give the event to the observers that want it, stamped with `seq` and `source`.
 
-        For events made by hand; producers have `run(...)`. What its type promises and its maker left out is filled in from
-        what the same chain said before: the `offset` of a chunk, the `call_id` of an observation. What cannot be accepted
-        is dropped, and told in one warning for each cause. Never waits and never raises; from any thread.
+        This is for events made by hand; producers have `run(...)`. Fields that are required but missing are filled in from
+        the chain's earlier events: the `offset` of a chunk, the `call_id` of an observation. An event that cannot be accepted
+        is dropped, with one warning for each cause. This never waits and never raises. Call it from any thread.
         """
         with self.lock:
             completed = self._handmade.completed(event, self._open_generation)
@@ -173,7 +186,7 @@ class StreamingManager:
                 self._emit(completed, None)
 
     def _open_generation(self, run_id: str, chain_id: str) -> tuple[int, int] | None:
-        """Step and characters so far of a chain that a run of this manager writes. The lock is held."""
+        """The step and the characters so far of a chain that a run of this manager writes. The lock is held."""
         run = self.fanout.runs.get(run_id)
         return None if run is None else run.place_in(chain_id)
 
@@ -201,10 +214,10 @@ class StreamingManager:
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
     def relay(self, event: StreamEvent) -> None:
-        """Pass on an event of a run that is produced elsewhere, as it is: it keeps its `seq` and its `source`.
+        """Pass on an event of a run that is produced elsewhere, unchanged: it keeps its `seq` and its `source`.
 
-        The hooks around runs and chains are called, and observers that join late get snapshots, as for runs of this manager. A
-        run opens with the first event of it that is relayed. Never waits; from any thread.
+        The hooks of runs and chains are called, and observers that join late get snapshots, as for this manager's own runs. A
+        run opens with its first relayed event. This never waits. Call it from any thread.
 
         Raises:
             InputError: it is not a StreamEvent.
@@ -219,11 +232,11 @@ class StreamingManager:
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
     ) -> bool:
-        """Whether any observer wants events of this type and place."""
+        """Whether any observer wants events of this type from this chain or run."""
         return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
 
     def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """End a run, or one of its open chains, on behalf of somebody who watches it; from any thread.
+        """Cancel a run, or one of its open chains, for a watcher. Call it from any thread.
 
         Raises:
             InputError: no such run or chain is open, or its producer cannot be told to stop.
@@ -242,41 +255,42 @@ class StreamingManager:
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Return at once unless a lossless observer's queue is full; then wait for it, and say so once."""
+        """Return at once unless a lossless observer's queue is full; then wait for it, and log a warning once."""
         await self.fanout.ready()
 
     def ready_sync(self) -> None:
-        """As `ready`, for a loop on a thread.
+        """Do the same as `ready`, but block the thread.
 
-        In an event loop, observers that live there are not waited for: they would never get their turn.
+        Inside an event loop it waits only for threaded observers, since the others would never get their turn.
         """
         self.fanout.ready_sync()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Wait until every observer has been given all that was emitted.
+        """Wait until every observer has been given everything that was emitted.
 
-        One that does not take it within `timeout` seconds (the manager's `drain_timeout` if None) is named in a warning.
+        A warning names each observer that does not take it within `timeout` seconds (the manager's `drain_timeout` if None).
 
         Raises:
-            InputError: an observer awaits this in one of its own hooks, and would be waited for.
+            InputError: an observer awaits this in one of its own hooks, and so would wait for itself.
         """
         await self.fanout.drain(timeout)
 
     def drain_sync(self, timeout: float | None = None) -> None:
-        """As `drain`, for code without an event loop. Observers that live in this thread's own loop are not waited for."""
+        """Do the same as `drain`, for code without an event loop. Inside an event loop it waits only for threaded observers."""
         self.fanout.drain_sync(timeout)
 
     async def aclose(self) -> None:
         """Remove every observer, and wait until each has taken what was emitted and has closed.
 
-        One that takes nothing at all for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
-        One that is merely slow goes on by itself after twice that time. Raises what `drain` does.
+        An observer that takes nothing for `drain_timeout` seconds hangs: its call is cancelled, and a warning names it.
+        One that is only slow is no longer waited for after three times that long, and goes on in the background. Raises what
+        `drain` raises.
         """
         self._remove_all("aclose")
         await self._roster.all_closed()
 
     def close(self) -> None:
-        """As `aclose`, for code without an event loop; interpreter exit calls it. Raises what that does."""
+        """Do the same as `aclose`, for code without an event loop. It is also called when the interpreter exits."""
         self._remove_all("close")
         self._roster.all_closed_blocking()
 
@@ -290,15 +304,15 @@ class StreamingManager:
     # -- numbers -------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> list[ObserverStatistics]:
-        """One entry for each observer, in the order in which they were added."""
+        """The statistics of each observer, in the order in which they were added."""
         return self._roster.statistics()
 
     def delivery_of(self, observer: StreamObserver) -> Delivery | None:
-        """The queue of one observer, if it is added (or stands for itself in one that is)."""
+        """The queue of one observer, if it is added or is a leaf of one that is."""
         return self._roster.delivery_of(observer)
 
     def totals(self) -> ManagerStatistics:
-        """The numbers that are not one observer's."""
+        """The numbers of the manager as a whole."""
         fanout = self.fanout
         with self.lock:
             standing = [run.standing() for run in fanout.runs.values()]
@@ -311,6 +325,6 @@ class StreamingManager:
             )
 
     def after_fork(self) -> None:
-        """In a forked child, which has none of the threads and loops. The lock is held."""
+        """Reset in a forked child, which has none of the threads and loops. The lock is held."""
         self._roster.after_fork_locked()
         self.fanout.after_fork_locked()

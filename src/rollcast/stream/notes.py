@@ -1,8 +1,8 @@
-"""What a chain's writer notes beside the trajectory, and the snapshot that is made of both.
+"""Notes that a chain's writer keeps besides the trajectory, and the snapshot that is made from both.
 
-The trajectory is the source. It has no times and no order between a message and a tool call's end, so those are noted here,
-once for each thing that begins or ends and never for a token. A snapshot is made when somebody asks for it, under the
-manager's lock, so it has references to texts and no copies.
+The trajectory is the source. It has no times, and no order between a message and a tool call's end, so those are noted here,
+once for each thing that begins or ends and never for a token. A snapshot is made on request, under the manager's lock, so it
+refers to texts and does not copy them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ _KNOWN_IF_EMPTY = frozenset({"prompt_length", "index", "tools", "policy_version"
 
 
 class ChainNotes(StateClock, msgspec.Struct, eq=False):
-    """Notes of one chain. The manager's lock guards them.
+    """The notes of one chain. The manager's lock guards them.
 
     Attributes:
         started_at, last_event_at: when it began, and when something last began, ended or failed; seconds since the epoch.
-        tools, reference: as `chain_start` has them; no reference: `UNSET`.
-        policy_version, model: of the latest generation, or of the chain's start.
+        tools, reference: as in `chain_start`; `UNSET` if there is no reference.
+        policy_version, model: those of the latest generation, or of the chain's start.
         messages_before, calls_before: how many messages and ended calls there were when the latest turn began.
-        unlisted: what turns before it said that was not among the messages when the next one began, and where it stands.
-        ended_calls: in the order in which they ended.
-        calls_started_at: of the open calls, by id.
-        calls_omitted: calls that began while 128 were open: a view does not keep them.
-        errors, error: how many, and the latest.
-        converted: messages, and each as JSON, so that long ones are looked through once.
+        unlisted: what earlier turns and calls produced that was not among the messages when the next turn began; each with
+            its position and step.
+        ended_calls: the calls that have ended, in that order.
+        calls_started_at: the start times of the open calls, by id.
+        calls_omitted: how many calls began while 128 were open; a view does not keep those.
+        errors, error: how many errors there were, and the latest.
+        converted: the messages, each with its JSON, so that long ones are converted only once.
     """
 
     started_at: float | None = None
@@ -57,19 +58,19 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def heard(self) -> float:
-        """Something happens now."""
+        """Note that something happens now; returns the time."""
         self.last_event_at = now = time.time()
         return now
 
     def began(self, start: dict[str, Any]) -> None:
-        """The chain began; `start` is the data of its `chain_start`."""
+        """Note that the chain began; `start` is the data of its `chain_start`."""
         self.started_at = self.heard()
         self.enter("waiting", self.started_at)
         self.tools, self.policy_version = as_json(start["tools"]), start["policy_version"]
         self.reference = start.get("reference", msgspec.UNSET)
 
     def generation_began(self, trajectory: Trajectory, model: str, policy_version: int) -> None:
-        """Its latest turn began."""
+        """Note that the chain's latest turn began."""
         if len(trajectory.turns) > 1:
             self.unlisted += self._unlisted_of(trajectory.turns[-2], trajectory.messages)
         self.messages_before, self.calls_before = len(trajectory.messages), len(self.ended_calls)
@@ -77,24 +78,24 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         self.enter("generating", self.heard())
 
     def generation_ended(self, finish_reason: str) -> None:
-        """It ended: one that asked for no tool is the last."""
+        """Note that the generation ended. If it calls no tool, it is taken for the chain's last."""
         self.enter("scoring" if finish_reason in ("stop", "length") else "waiting", self.heard())
 
     def call_began(self, call_id: str) -> None:
-        """A tool call began."""
+        """Note that a tool call began."""
         now = self.heard()
         self.calls_omitted += len(self.calls_started_at) >= MAX_CALLS
         self.calls_started_at[call_id] = now
         self.enter("tool", now)
 
     def call_ended(self, record: ToolRecord) -> None:
-        """It ended."""
+        """Note that a tool call ended."""
         self.calls_started_at.pop(record.call.call_id, None)
         self.ended_calls.append(record)
         self.enter("tool" if self.calls_started_at else "waiting", self.heard())
 
     def failed(self, data: dict[str, Any]) -> None:
-        """Something failed; `data` is that of its `error` event."""
+        """Note a failure; `data` is that of its `error` event."""
         self.heard()
         self.errors += 1
         self.error = error_of(data)
@@ -102,9 +103,9 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
     # -- how the chain stands ----------------------------------------------------------------------------------------
 
     def snapshot(self, trajectory: Trajectory, depth: int | None, as_of: int, now: float) -> dict[str, Any]:
-        """The data of a `chain_snapshot`: its short form, then what makes a `ChainView` go on as one that saw everything."""
+        """The data of a `chain_snapshot`: its short form, and what a `ChainView` needs to continue as if it had seen everything."""
         t, turn = trajectory, trajectory.open_turn
-        sampling = turn is not None and turn.ttft_s is not None  # nobody notes when each token came
+        sampling = turn is not None and turn.ttft_s is not None  # the time of each token is not noted
         known: dict[str, Any] = {
             "prompt_length": t.prompt_length,
             "unlisted_messages": self._unlisted_messages(t),
@@ -126,7 +127,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             **_generated(t.turns),
             **self._rewarded(t),
         }
-        # What is empty or 0 is left out, but for what a view would take for unknown.
+        # Fields that are empty or 0 are left out, except those that a view would then take for unknown.
         return {
             "messages": self._as_json(t.messages),
             "content": None if turn is None else turn.text,
@@ -149,7 +150,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         }
 
     def _as_json(self, messages: list[Message]) -> list[Any]:
-        """The messages as JSON; only what came since the last time is looked through."""
+        """The messages as JSON; only those that are new since the last time are converted."""
         known = self.converted
         for i, message in enumerate(messages):
             if i == len(known):
@@ -178,10 +179,10 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         ]
 
     def _unlisted_of(self, turn: Turn, messages: list[Message]) -> list[tuple[int, Turn | ToolRecord, int]]:
-        """What the latest turn said that is not among the messages: not yet, or because the chain's code does not add it.
+        """What the latest turn and its calls produced that is not among the messages, or not yet.
 
-        Code that answers calls in a way of its own, as by a message of the user's, has answered all calls of a turn with that.
-        Code that cut the conversation short has decided itself what stands there.
+        If the chain's code answers calls in its own way, such as with a user message, that counts as the answer to all calls
+        of the turn. If it has shortened the conversation, its messages are taken as they are.
         """
         before, step = self.messages_before, turn.step
         if len(messages) < before:
@@ -208,7 +209,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
 
 
 def _generated(turns: list[Turn]) -> dict[str, Any]:
-    """What is counted of the generations."""
+    """The counts of the generations."""
     if not turns:
         return {}
     last = turns[-1]

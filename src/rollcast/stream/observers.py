@@ -1,7 +1,7 @@
-"""The observers by the paths that they had in 0.1, when they were a part of this room.
+"""The observers under their import paths of 0.1.
 
-They are in `rollcast.observers` and `rollcast.terminal` now. `rollcast.stream.observers`, and each module that it had, is the same
-object as what stands there; nothing is loaded before it is asked for.
+They are in `rollcast.observers` and `rollcast.terminal` now. The classes and modules under `rollcast.stream.observers` are the
+same objects as there; nothing is loaded before it is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module under its old path where it is now."""
+    """Imports a module under its old path from where it is now."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -54,7 +54,7 @@ class _Moved(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         assert spec.origin is not None
         module = importlib.import_module(spec.origin)
-        self._own_spec = module.__spec__  # importing sets that of the old path, which is not the module's
+        self._own_spec = module.__spec__  # importing replaces it with that of the old path
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""The pump: sees to it that one observer is called with what its delivery has, where that observer lives.
+"""The pump: makes sure that one observer is called with its delivery's events, in the observer's own event loop or thread.
 
     Delivery ──▶ Pump ──▶ Shift (in an event loop) ──▶ Calls ──▶ observer.on_batch / on_event / on_run_opened … aclose
 
@@ -7,8 +7,9 @@ An observer is never called twice at once. State changes are made under the deli
     idle ──begin──▶ running ──nothing left──▶ idle
                        └──the delivery has ended──▶ closing ──aclose returned──▶ closed
 
-A pump works by shifts, one at a time. If one is interrupted, by its loop's end or by whoever cancels tasks, the pump is idle again:
-the next event, run or loop that touches the manager begins the next shift, and if none does, the background loop after a moment.
+A pump works in shifts, one at a time. If one is interrupted because its loop ends or its task is cancelled, the pump is idle
+again: the next event, run or loop that touches the manager begins the next shift, and if none does, the background loop does so
+after a moment.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ logger = logging.getLogger("rollcast.stream")
 
 
 class PumpHost(Protocol):
-    """What a pump needs of whoever made it. All but `failed` and `left_behind` are called with the lock held."""
+    """What a pump needs from its maker. All but `failed` and `left_behind` are called with the lock held."""
 
     @property
     def patience(self) -> float:
-        """Seconds that an observer may take to end after it was cancelled."""
+        """How many seconds an observer may take to end after it was cancelled."""
         ...
 
     def expects_more(self) -> bool:
-        """Whether a run is open: then a pump with nothing to do waits instead of ending."""
+        """Whether a run is open, so that a pump with nothing to do waits instead of ending."""
         ...
 
     def loop_for(self, *preferred: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-        """The running event loop in which to call an observer that does not have a thread of its own.
+        """The running event loop in which to call an observer that has no thread of its own.
 
         Raises:
             RuntimeError: there is none, and none can be made.
@@ -53,19 +54,19 @@ class PumpHost(Protocol):
         ...
 
     def look_again(self, pump: Pump) -> None:
-        """The pump was interrupted, and something is left: call its `look_again` after a moment."""
+        """Called when the pump was interrupted with work left: call its `look_again` after a moment."""
         ...
 
     def failed(self, pump: Pump, error: BaseException, event: StreamEvent | None) -> None:
-        """The observer raised; `event` is the one that it was given, None for a hook."""
+        """Called when the observer raised; `event` is the event that it was given, None for a hook."""
         ...
 
     def left_behind(self, pump: Pump) -> None:
-        """The observer does not end though it was cancelled, and is to be removed."""
+        """Called when the observer did not end after it was cancelled, and must be removed."""
         ...
 
     def closed(self, pump: Pump) -> None:
-        """The observer has left and is closed, or is waited for no longer."""
+        """Called when the observer has left and is closed, or is no longer waited for."""
         ...
 
 
@@ -73,16 +74,16 @@ class Pump:
     """Hands one delivery's events to one observer.
 
     Args:
-        observer: who is called.
-        delivery: what it is given; if that is `threaded`, the observer is called on a thread of its own.
+        observer: the observer to call.
+        delivery: the queue of its events; if it is `threaded`, the observer is called on a thread of its own.
         host: see `PumpHost`.
-        after: an earlier pump's `finished`, if that one still calls the same observer.
+        after: the `finished` of an earlier pump that may still call the same observer.
 
     Attributes:
         finished: done when the observer has left and is closed.
-        shift: the one that works now.
-        own_loop: the event loop in which the observer wants to be called, if that runs.
-        given_up: it took nothing for too long; its call was cancelled, and what waited was dropped.
+        shift: the current shift.
+        own_loop: the event loop in which the observer wants to be called, if it is running.
+        given_up: whether the observer took nothing for too long; its call was cancelled, and what waited was dropped.
     """
 
     def __init__(
@@ -106,13 +107,13 @@ class Pump:
         self._lock = delivery.lock
         self._home = shared_running_loop()  # the loop in which the observer was added, or was called last
         self._context = contextvars.copy_context()
-        self._left: Shift | None = None  # in which the observer was left behind
+        self._left: Shift | None = None  # the shift in which the observer was left behind
         delivery.on_wake = self.ensure_running_locked
         delivery.on_bad_filter = self.calls.filter_failed
 
     @property
     def failures_in_a_row(self) -> int:
-        """Calls of the observer that raised since the last one that did not."""
+        """How many calls of the observer have raised since the last one that did not."""
         return self.calls.failures_in_a_row
 
     def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
@@ -121,7 +122,7 @@ class Pump:
     # -- beginning: the lock is held -----------------------------------------------------------------------------------
 
     def ensure_running_locked(self) -> None:
-        """Make sure that a shift works, if there is something to hand over or to close."""
+        """Make sure that a shift is running if there is something to hand over or to close."""
         self._ensure_running_locked(passing=False)
 
     def _ensure_running_locked(self, *, passing: bool) -> None:
@@ -135,7 +136,7 @@ class Pump:
             return
         try:
             self._begin_locked(passing=passing)
-        except RuntimeError as error:  # the system gives no thread, or (Python 3.12) the interpreter exits
+        except RuntimeError as error:  # no thread can be started, or (Python 3.12) the interpreter exits
             # Tried again with the next event, and by `run_here` when the manager closes.
             self._idle_locked()
             logger.debug("%s waits: %s", delivery.reader, error)
@@ -151,7 +152,7 @@ class Pump:
             if shift.begin_locked(loop):
                 self._home = None if passing else loop
                 return
-            self._home = None  # it was closed since
+            self._home = None  # it has been closed meanwhile
             shift = self._new_shift_locked(passing=passing)
 
     def _new_shift_locked(self, *, passing: bool = False) -> Shift:
@@ -164,12 +165,12 @@ class Pump:
         shift.work_alone()
 
     def look_again(self) -> None:
-        """A moment ago a shift was interrupted, and something was left. If nobody has gone on with it since, do so here."""
+        """Continue what an interrupted shift left a moment ago, unless another shift already does."""
         with self._lock:
             self._ensure_running_locked(passing=True)
 
     def run_here(self) -> None:
-        """If no shift could begin for an observer that leaves: be one, in this thread, which has no event loop."""
+        """Run a shift in this thread, which has no event loop, if none could begin for an observer that leaves."""
         with self._lock:
             if self.state != "idle" or not self.delivery.ended:
                 return
@@ -210,7 +211,7 @@ class Pump:
             self._idle_locked(home=self._home)
 
     def interrupted_locked(self, shift: Shift) -> None:
-        """See `ShiftOwner.interrupted_locked`. What is left is handed over by the next shift."""
+        """See `ShiftOwner.interrupted_locked`. The next shift hands over what is left."""
         if self._left is shift:
             self._left = None
             fulfil(self.finished)
@@ -226,7 +227,7 @@ class Pump:
                 return
         if self.delivery.first_time("hangs"):
             logger.warning(
-                "%s goes on though it was cancelled %g s ago; it is left behind, and removed",
+                "%s is still running %g s after it was cancelled; it is left behind and removed",
                 self.delivery.reader,
                 self.patience,
             )
@@ -245,7 +246,7 @@ class Pump:
         self.delivery.leave_locked()
 
     def _stop_locked(self, shift: Shift) -> None:
-        """The shift does not go on."""
+        """End the current shift; what it did not hand over goes back into the queue."""
         closing = self.state == "closing"
         taken, shift.taken = shift.taken, []
         if taken:
@@ -265,10 +266,10 @@ class Pump:
         return self.given_up and self.state != "closing"
 
     def give_up_locked(self) -> None:
-        """Stop a call that hangs. What waits is dropped, and the observer is closed."""
+        """Stop a call that hangs: drop what waits, and close the observer."""
         if self.delivery.first_time("hangs"):
             logger.warning(
-                "%s has taken nothing for %g s: it hangs, and is stopped; %d of its events are dropped",
+                "%s has taken nothing for %g s: it hangs and is stopped; %d of its events are dropped",
                 self.delivery.reader,
                 self.patience,
                 self.delivery.statistics().queued,
@@ -279,17 +280,19 @@ class Pump:
             self._close_locked()
 
     def abandon_locked(self) -> None:
-        """The observer takes no notice of being stopped. It is waited for no longer, and its task or thread is left to itself."""
+        """Stop waiting for an observer that ignores being stopped; its task or thread keeps running."""
         logger.debug("%s is left behind", self.delivery.reader)
         self.delivery.discard_locked()
         self._left, self.shift = self.shift, None  # `finished` is not done: it may still be at work
         if self._left is not None:
             self._left.dismiss_guard_locked()
+        else:  # nobody is: its last shift was interrupted
+            fulfil(self.finished)
         self.state = "closed"
         self.delivery.leave_locked()
         self._host.closed(self)
 
     def after_fork_locked(self) -> None:
-        """In a forked child the pump is not there."""
+        """Reset in a forked child, where no shift runs."""
         self.state = "idle"
         self.after = self.shift = self._home = None

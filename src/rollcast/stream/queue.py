@@ -1,8 +1,8 @@
 """A bounded queue of events for a reader that may fall behind.
 
-`put_nowait` never waits. When the reader falls behind, `compact` merges neighbouring chunks. If even that exceeds the limit,
-everything that waits is dropped and counted by type, until the reader comes back: it then gets one `gap` for each run, and a
-snapshot of every open chain. Whoever owns a queue guards it with a lock.
+`put_nowait` never waits. When the reader falls behind, `compact` merges neighbouring chunks. If the queue is still over the
+limit, everything that waits is dropped and counted by type until the reader comes back: it then gets one `gap` for each run and
+a snapshot of every open chain. A queue's owner guards it with a lock.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
 _SEQUENCES = (list, tuple)
-_COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # by `chunk_size`
+_COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # `chunk_size` counts these
 
 CONTROL_SIZE = 240  # bytes of memory
-COMPACT_AT = 2048  # queued events; from here on a slow reader's chunks merge
+COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge
 
 
 @final
 class Control(msgspec.Struct, frozen=True):
-    """An item that is not an event: a hook to call, or a promise to fulfil once everything before it has been handed over."""
+    """An item that is not an event: a hook to call, or a promise to fulfil after everything before it was handed over."""
 
     kind: Literal["run_opened", "run_closed", "chain_closed", "barrier"]
     run_id: str = ""
@@ -45,7 +45,7 @@ Item = Event | Control
 
 
 def event_size(event: Event) -> int:
-    """About how many bytes of memory the event keeps alive; good enough to bound a queue."""
+    """Roughly how many bytes of memory the event keeps alive; good enough to bound a queue."""
     if isinstance(event, WaitingChunk):
         ids = event.token_ids
         return chunk_size(event.content, (ids,) if isinstance(ids, int) else ids)
@@ -57,7 +57,7 @@ def event_size(event: Event) -> int:
 
 
 def chunk_size(content: str, token_ids: Sequence[int] | None) -> int:
-    """`event_size` of a chunk; one that waits counts as much as its event will."""
+    """`event_size` of a chunk. A `WaitingChunk` counts as much as its event will."""
     return (
         480 + content.__sizeof__() + (200 + 64 * len(token_ids) if token_ids else 0)
     )  # getsizeof costs five times as much
@@ -77,7 +77,7 @@ def _weight(value: Any, depth: int) -> int:
 
 
 def merged_chunks(chunks: list[Event]) -> Event:
-    """Neighbouring chunks of one generation as one, at the place of the last. Of fields that it does not know, the latest stays."""
+    """Merge neighbouring chunks of one generation into one, at the place of the last. Unknown fields keep their latest value."""
     waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
     if len(waiting) == len(chunks):
         return merged_waiting(waiting)
@@ -103,14 +103,14 @@ _MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", 
 
 
 def _has_tokens(data: dict[str, Any]) -> bool:
-    """Whether a chunk has tokens that a list would tell of. One that only has reasoning has none."""
+    """Whether a chunk has tokens that its lists would hold. A chunk with only reasoning has none."""
     return bool(data["content"] or data.get("token_ids"))
 
 
 def _joined_times(events: list[StreamEvent]) -> list[float] | None:
-    """Milliseconds from each token to the next one, over all chunks; None if one of them does not tell.
+    """Milliseconds from each token to the next one, over all chunks; None if one chunk lacks them.
 
-    A chunk's timestamp is that of its last token, so its first came `sum(dt_ms)` before.
+    A chunk's timestamp is that of its last token, so its first token came `sum(dt_ms)` before.
     """
     joined: list[float] = []
     arrived: float | None = None  # when the last token so far did, in milliseconds
@@ -130,18 +130,18 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
 def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
 
-    Chunks are neighbours if no other event of their chain and no barrier stands between them; the merged one takes
-    the place of the last, so `seq` still rises.
+    Chunks are neighbours if no other event of their chain, no gap and no barrier is between them; the merged chunk takes
+    the place of the last one, so `seq` still rises.
     """
     last_chunks: dict[
         str, dict[str, int]
-    ] = {}  # by run and chain: where a chunk stands that another may join
-    before: dict[int, int] = {}  # of a chunk that joins another: where that one stands
+    ] = {}  # by run and chain: the index of the last chunk, which another may join
+    before: dict[int, int] = {}  # from the index of a chunk to that of the chunk before it that it joins
     for i, item in enumerate(queue):
         if type(item) is Control:
             if item.kind == "chain_closed":
                 last_chunks.get(item.run_id, {}).pop(item.chain_id, None)
-            elif item.kind == "barrier":  # its owner may hold snapshots that cover what stands before it
+            elif item.kind == "barrier":  # its owner may have snapshots that cover what comes before it
                 last_chunks.clear()
             continue
         if item.event_type is StreamEventType.GAP:
@@ -154,7 +154,7 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
         last = of_run.get(item.chain_id)
         if (
             last is not None and _step(queue[last]) == item.step
-        ):  # else the next generation, if a filter leaves out the rest
+        ):  # otherwise it is the next generation, if a filter leaves out the events between
             before[i] = last
         of_run[item.chain_id] = i
     gone = set(before.values())
@@ -173,15 +173,15 @@ def _step(chunk: Item) -> int | None:
 
 
 def _chunks_up_to(i: int, before: dict[int, int], queue: list[Item]) -> list[Event]:
-    """The chunk at `i` and those that it joins, in their order."""
+    """The chunk at `i` and those that it joins, in order."""
     places = [i]
     while (i := before.get(i, -1)) >= 0:
         places.append(i)
-    return [queue[place] for place in reversed(places)]  # type: ignore[misc]  # chunks all
+    return [queue[place] for place in reversed(places)]  # type: ignore[misc]  # all are chunks
 
 
 def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event]]:
-    """The queue without the chunks of generations whose end is queued too (it has the whole text); and those chunks."""
+    """The queue without the chunks of generations whose end is also queued, since it has the whole text; and those chunks."""
     ended: set[tuple[str, str, int | None]] = set()
     kept: list[Item] = []
     superseded: list[Event] = []
@@ -240,13 +240,13 @@ def _join(lost: _LossByRun, others: _LossByRun) -> None:
 
 
 class EventQueue:
-    """Events that wait for one reader, and counts of those that it will not get.
+    """Events that wait for one reader, and the counts of those that it will not get.
 
     Args:
         reader: the reader's name, for the `reason` of a `gap`.
-        limit: bytes of memory that the waiting events may take.
-        lossless: nothing is merged or dropped; `full` says that the producer must wait.
-        source: as events carry it.
+        limit: how many bytes of memory the waiting events may take.
+        lossless: whether nothing is merged or dropped, and `full` says that the producer must wait.
+        source: the `source` of the gaps that this makes.
     """
 
     __slots__ = (
@@ -273,15 +273,15 @@ class EventQueue:
         self.lossless = lossless
         self.source = source
         self.full = False
-        self.awake = False  # the reader is at work, or has been woken
+        self.awake = False  # the reader is working, or has been woken
         self.merged = self.dropped = 0
         self.items: list[Item] = []
-        self.mixed = False  # there may be controls, or chunks whose events are not made, among the events
+        self.mixed = False  # the items may include controls, or chunks whose events are not made yet
         self.bytes = 0
         self._compact_at = COMPACT_AT
         self._lost: _LossByRun = {}
         self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
-        self._superseded_taken: _LossByRun = {}  # by the ends that were taken last
+        self._superseded_taken: _LossByRun = {}  # the same, for the ends that were taken last
 
     def wake(self) -> None:
         """Called when something waits and the reader is not awake."""
@@ -296,9 +296,9 @@ class EventQueue:
 
     @staticmethod
     def put_in_each(queues: Iterable[EventQueue], event: Event, size: int) -> None:
-        """`put_nowait` of each, without a call for each: this is on the path of every token."""
+        """Do `put_nowait` for each queue, without a call for each: this is on the path of every token."""
         for queue in queues:
-            if queue._lost:  # noqa: SLF001  (of this class, as the others below)
+            if queue._lost:  # noqa: SLF001  (this class's own, as below)
                 queue._lose_unless_end(event, size)  # noqa: SLF001
                 continue
             items = queue.items
@@ -310,7 +310,7 @@ class EventQueue:
                 queue.wake()
 
     def put_control(self, control: Control) -> None:
-        """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots will follow."""
+        """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots follow."""
         if control.kind == "chain_closed":
             if self._lost:
                 return
@@ -320,8 +320,8 @@ class EventQueue:
         self.put_uncounted([control])
 
     def put_uncounted(self, items: list[Item]) -> None:
-        """Queue what does not count against the limit: snapshots (bounded by the open chains), and controls."""
-        if self._lost:  # newer snapshots will follow the gap
+        """Queue items that do not count against the limit: snapshots (bounded by the open chains) and controls."""
+        if self._lost:  # newer snapshots follow the gap
             items = [item for item in items if isinstance(item, Control)]
         if not items:
             return
@@ -331,13 +331,13 @@ class EventQueue:
             self.wake()
 
     def take_nowait(self, snapshots: Iterable[StreamEvent]) -> list[Item]:
-        """Everything that waits, oldest first. If events were dropped, gaps and these `snapshots` of the open chains come first."""
+        """Take everything that waits, oldest first. If events were dropped, gaps and these `snapshots` come first."""
         items, self.items = self.items, []
         self.mixed = False
-        if len(items) < COMPACT_AT:  # else as many may wait again, mostly chunks of different chains
+        if len(items) < COMPACT_AT:  # otherwise as many may wait again, mostly chunks of different chains
             self._compact_at = COMPACT_AT
         if self._lost:
-            opened = [item for item in items if _opens(item)]  # a gap of a run comes after its opening
+            opened = [item for item in items if _opens(item)]  # a run's gap comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
             self._lost = {}
         if self._superseded or self._superseded_taken:
@@ -346,7 +346,7 @@ class EventQueue:
         return items
 
     def put_back(self, items: list[Item]) -> None:
-        """Put what was taken and not read in front again; if events were dropped since, the gap covers it as well."""
+        """Put items that were taken but not read back in front; if events were dropped since, the gap covers these too."""
         if self._lost:
             for item in items:
                 if _counts(item) and not _ends(item):
@@ -380,11 +380,11 @@ class EventQueue:
         self._compact_at = max(COMPACT_AT, 2 * len(self.items))
 
     def lose_all(self) -> None:
-        """Drop what waits, as if the limit had been exceeded: a `gap` will stand for it."""
+        """Drop what waits as if the limit had been exceeded; a `gap` will stand for it."""
         self._give_up()
 
     def _give_up(self) -> None:
-        """Drop what waits, and only count from here on, until the reader comes back."""
+        """Drop what waits, and only count events until the reader comes back."""
         items, self.items = self.items, []
         self._lose_superseded(self._superseded)
         self._superseded = {}
@@ -397,7 +397,7 @@ class EventQueue:
                 self._lose_unless_end(item, event_size(item))
 
     def _lose_unless_end(self, event: Event, size: int) -> None:
-        """The end of a run is small, and nothing comes after it that would tell of it: it is kept if there is room."""
+        """Count the event as lost, unless it is a `run_end` that fits: it is small, and nothing later would show it."""
         if _ends(event) and self.bytes + size <= self.limit:
             self.items.append(event)
             self.bytes += size
@@ -409,7 +409,7 @@ class EventQueue:
         self.dropped += 1
 
     def _lose_superseded(self, superseded: _LossByRun) -> None:
-        """The ends that repeated their text are lost, so these count as dropped and no longer as merged."""
+        """Count superseded chunks as dropped instead of merged, since the ends that repeated their text are lost."""
         count = sum(sum(loss.by_type.values()) for loss in superseded.values())
         self.merged -= count
         self.dropped += count
@@ -437,7 +437,7 @@ class EventQueue:
 
     @property
     def waiting(self) -> list[Event]:
-        """The events that wait."""
+        """The waiting events."""
         return [item for item in self.items if not isinstance(item, Control)]
 
 

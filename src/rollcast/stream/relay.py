@@ -1,4 +1,4 @@
-"""Runs that are produced elsewhere: their events are passed on as they are, with the hooks that a run here would call."""
+"""Passes on the events of runs that are produced elsewhere, with the hooks that a local run would call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rollcast.stream.queue import Control, event_size
 __all__ = ["Relay"]
 
 T = StreamEventType
-RUNS_LIMIT = 512  # that are open at once; of more, the oldest counts as closed: its producer may be gone
+RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
 
 
 class Relay:
-    """Passes on events that have their `seq`, for one fanout.
+    """Passes on events that already have their `seq` to one fanout.
 
-    A run opens with the first event of it and closes with its `run_end`, or with a `gap` that stands for that. While it is open, observers that join get a
-    snapshot of each of its chains, as far as the events told of them.
+    A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it. While it is open,
+    observers that join get a snapshot of each of its chains, as far as the relayed events show them.
     """
 
     def __init__(self, fanout: Fanout) -> None:
@@ -29,12 +29,12 @@ class Relay:
         self._runs: dict[str, _RelayedRun] = {}
 
     def pass_on_locked(self, event: StreamEvent) -> None:
-        """Queue the event for everybody who wants it, and the hooks around it."""
+        """Queue the event for every reader that wants it, and the hooks around it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
         if run is None and run_id and run_id not in fanout.runs:
             run = self._open(run_id)
-        if event.event_type is T.GAP:  # it may stand for anything of its run
+        if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
         elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
             targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
@@ -51,7 +51,7 @@ class Relay:
             self._close(run)
 
     def close_locked(self) -> None:
-        """Count every run as closed: nothing more will come."""
+        """Close every run: nothing more will come."""
         for run in list(self._runs.values()):
             self._close(run)
 
@@ -88,7 +88,7 @@ class _RelayedRun:
         self._routes: dict[str, Route] = {}
 
     def route(self, event: StreamEvent) -> Route:
-        """Where events of this place go."""
+        """The route of the event's chain."""
         route = self._routes.get(event.chain_id)
         if route is None:
             route = Route(self._fanout, self.run_id, event.chain_id, event.group_id)
@@ -96,7 +96,7 @@ class _RelayedRun:
         return route
 
     def note(self, event: StreamEvent) -> None:
-        """Keep what a late observer has to know."""
+        """Remember what a late observer must know."""
         self.seq = max(self.seq, event.seq)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
@@ -112,7 +112,7 @@ class _RelayedRun:
                 view.apply(event)
 
     def forget(self, chain_id: str) -> None:
-        """The chain has ended."""
+        """Forget a chain that has ended."""
         self.chains.pop(chain_id, None)
         self._routes.pop(chain_id, None)
 
@@ -150,7 +150,7 @@ class _RelayedRun:
         )  # fmt: skip
 
     def standing(self) -> tuple[int, int]:
-        """See `OpenRun.standing`. Its tokens were sampled elsewhere, and are not counted here."""
+        """See `OpenRun.standing`. The run's tokens were sampled elsewhere and are not counted here."""
         return len(self.chains), 0
 
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:

@@ -1,4 +1,4 @@
-"""Who watches: the observers of one manager, the leaves that they stand for, and the pump that calls each leaf."""
+"""The observers of one manager, the leaves that they stand for, and the pump that calls each leaf."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import weakref
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from rollcast.errors import InputError
@@ -14,6 +15,7 @@ from rollcast.stream.definition import Definition, defined, manager_of, name_of,
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.homes import Departures, Homes
+from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import PulledObserver, StreamObserver
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.shift import shared_running_loop
@@ -24,11 +26,11 @@ logger = logging.getLogger("rollcast.stream")
 
 
 class Owner(Protocol):
-    """The manager, as far as a roster needs it: what `StreamObserver.manager` is while it is added."""
+    """What a roster needs from the manager. `StreamObserver.manager` is set to it while an observer is added."""
 
     @property
     def observers(self) -> list[StreamObserver]:
-        """Those that are added."""
+        """The observers that are added."""
         ...
 
     def remove_observer(self, observer: StreamObserver) -> None:
@@ -36,7 +38,7 @@ class Owner(Protocol):
         ...
 
     def report(self, observer: StreamObserver, error: BaseException, run_id: str | None = None) -> None:
-        """Tell the other observers that this one failed."""
+        """Report to the other observers that this one failed."""
         ...
 
 
@@ -44,26 +46,26 @@ class Roster:
     """The observers that were added to one manager.
 
     Args:
-        owner: whose observers these are.
-        fanout: where their deliveries are added. Its lock guards the roster.
+        owner: the manager.
+        fanout: has the observers' deliveries. Its lock guards the roster.
     """
 
     def __init__(self, owner: Owner, fanout: Fanout) -> None:
         self._owner = owner
         self._fanout = fanout
         self._lock = fanout.lock
-        self._added: dict[StreamObserver, dict[StreamObserver, Definition]] = {}
+        self._added = ByIdentity[StreamObserver, ByIdentity[StreamObserver, Definition]]()
         # The leaves of those that were added, with what calls them; None if they take their events themselves.
-        self._leaves: dict[StreamObserver, Pump | None] = {}
-        self._detached: weakref.WeakSet[StreamObserver] = weakref.WeakSet()  # leaves that failed too often
-        self._closings: weakref.WeakKeyDictionary[StreamObserver, Future[None]] = weakref.WeakKeyDictionary()
+        self._leaves = ByIdentity[StreamObserver, Pump | None]()
+        self._detached = ByIdentity[StreamObserver, None]()  # leaves that failed too often
+        self._closings = ByIdentity[StreamObserver, Future[None]]()  # that are not done
         self._homes = Homes(fanout)
         self._departures = Departures(fanout)
         self._host = _Host(owner, fanout, self._homes, self._departures)
 
     @property
     def observers(self) -> list[StreamObserver]:
-        """Those that were added, in the order in which they came."""
+        """The observers that were added, in that order."""
         with self._lock:
             return list(self._added)
 
@@ -76,25 +78,26 @@ class Roster:
                 f"add_observer got {type(observer).__name__}; expected a StreamObserver "
                 "(wrap a function in CallbackStreamObserver)"
             )
-        definitions = defined(observer)  # outside of the lock: it is the observer's own code
+        definitions = defined(observer)  # without the lock, since this runs the observer's own code
         with self._lock:
             self._set_managers_locked(observer, definitions)
-            self._detached.difference_update(definitions)
+            for leaf in definitions:
+                self._detached.pop(leaf, None)
             self._added[observer] = definitions
             self._apply_locked()
         logger.debug("added %s", name_of(observer))
 
     def _set_managers_locked(
-        self, observer: StreamObserver, definitions: dict[StreamObserver, Definition]
+        self, observer: StreamObserver, definitions: ByIdentity[StreamObserver, Definition]
     ) -> None:
         """Tell an observer and its leaves to which manager they are added: all of them, or none."""
-        concerned = list(dict.fromkeys((observer, *definitions)))
+        concerned = list(ByIdentity((each, None) for each in (observer, *definitions)))
         before = [(each, manager_of(each)) for each in concerned]
         for each, manager in before:
             if manager is not None and (each is observer or manager is not self._owner):
                 whose = "this" if manager is self._owner else "another"
                 raise InputError(
-                    f"{name_of(each)} is added to {whose} manager already; remove it there first, or make a second one"
+                    f"{name_of(each)} is already added to {whose} manager; remove it there first, or make a second one"
                 )
         try:
             for each in concerned:
@@ -112,7 +115,7 @@ class Roster:
                 del self._added[observer]
                 _let_go_of(observer)
             elif observer in self._leaves:
-                self._detached.add(observer)
+                self._detached[observer] = None
             else:
                 return
             self._apply_locked()
@@ -138,7 +141,7 @@ class Roster:
 
     def _apply_locked(self) -> None:
         """Have a pump for each leaf that is wanted, and for no other."""
-        wanted: dict[StreamObserver, Definition] = {}
+        wanted = ByIdentity[StreamObserver, Definition]()
         for definitions in self._added.values():
             for leaf, definition in definitions.items():
                 known = wanted.get(leaf)
@@ -147,15 +150,15 @@ class Roster:
                     if known is None
                     else definition._replace(filter=known.filter | definition.filter)
                 )
-        self._detached.intersection_update(wanted)  # one that was taken off may come back
         for leaf in self._detached:
-            del wanted[leaf]
+            if wanted.pop(leaf, None) is None:  # it was taken off, and may come back
+                del self._detached[leaf]
         for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
             try:
-                set_manager(leaf, self._owner)  # also if it was added twice, and one of them is gone
-            except InputError as error:  # a leaf that came with a refresh; it works without
+                set_manager(leaf, self._owner)  # again, in case another observer of the leaf was removed
+            except InputError as error:  # a leaf that came with a refresh; it works without a manager
                 logger.warning("%s", error)
             if leaf not in self._leaves:
                 self._add_locked(leaf, definition)
@@ -165,7 +168,7 @@ class Roster:
                     self._fanout.set_filter(pump.delivery, definition.filter)
             elif isinstance(leaf, PulledObserver):
                 leaf.set_filter_locked(definition.filter)
-        if shared_running_loop() is not None:  # pumps that were interrupted in a loop before this one go on
+        if shared_running_loop() is not None:  # pumps that were interrupted in an earlier loop continue
             for pump in self.pumps_locked():
                 pump.ensure_running_locked()
 
@@ -196,13 +199,19 @@ class Roster:
         if pump is None:
             return
         self._closings[leaf] = pump.finished
+        pump.finished.add_done_callback(partial(self._has_closed, leaf))
         self._departures.add_locked(pump)
         self._fanout.remove(pump.delivery)
+
+    def _has_closed(self, leaf: StreamObserver, finished: Future[None]) -> None:
+        with self._lock:
+            if self._closings.get(leaf) is finished:
+                del self._closings[leaf]
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
     def ensure_not_in_own_hook_locked(self, what: str) -> None:
-        """Refuse to wait for an observer in one of that observer's own hooks.
+        """Refuse to wait for an observer inside one of its own hooks.
 
         Raises:
             InputError: `what` was called in such a hook.
@@ -217,33 +226,33 @@ class Roster:
             self._fanout.wake_leaving_locked()
 
     async def all_closed(self) -> None:
-        """Wait until all that were removed have closed: see `Departures`."""
+        """Wait until all removed observers have closed: see `Departures`."""
         await self._departures.wait()
         self._stop_background()
 
     def all_closed_blocking(self) -> None:
-        """As `all_closed`, blocking the thread."""
+        """Do the same as `all_closed`, but block the thread."""
         self._departures.wait_blocking()
         self._stop_background()
 
     def _stop_background(self) -> None:
-        if not self._departures:  # else somebody slow may be at work there
+        if not self._departures:  # otherwise a slow observer may still run there
             self._homes.stop()
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
     def pumps_locked(self) -> list[Pump]:
-        """What calls the observers that do not take their events themselves."""
+        """The pumps, which call the observers that do not take their events themselves."""
         return [pump for pump in self._leaves.values() if pump is not None]
 
     def delivery_of(self, observer: StreamObserver) -> Delivery | None:
-        """The queue of one observer, if it is added (or stands for itself in one that is)."""
+        """The queue of one observer, if it is added or is a leaf of one that is."""
         with self._lock:
             pump = self._leaves.get(observer)
             return None if pump is None else pump.delivery
 
     def statistics(self) -> list[ObserverStatistics]:
-        """One entry for each leaf, in the order in which they were added."""
+        """The statistics of each leaf, in the order in which they were added."""
         with self._lock:
             found = []
             for leaf, pump in self._leaves.items():
@@ -254,7 +263,7 @@ class Roster:
             return found
 
     def after_fork_locked(self) -> None:
-        """In a forked child, which has none of the threads and loops."""
+        """Reset in a forked child, which has none of the threads and loops."""
         self._homes.after_fork_locked()
         self._departures.after_fork_locked()
         self._closings.clear()
@@ -263,7 +272,7 @@ class Roster:
 
 
 class _Host:
-    """What the pumps need of whoever made them. See `PumpHost`."""
+    """What the pumps need from the roster. See `PumpHost`."""
 
     def __init__(self, owner: Owner, fanout: Fanout, homes: Homes, departures: Departures) -> None:
         self._owner = owner
@@ -287,7 +296,7 @@ class _Host:
             self._owner.report(pump.observer, error, run_id=event.run_id if event else "")
         if (
             pump.failures_in_a_row == FAILURES_TO_DETACH and not pump.delivery.ended
-        ):  # else it is leaving, or was added again
+        ):  # otherwise it is leaving, or was added again
             self._owner.remove_observer(pump.observer)
 
     def left_behind(self, pump: Pump) -> None:
@@ -297,12 +306,12 @@ class _Host:
     def closed(self, pump: Pump) -> None:
         self._departures.remove_locked(pump)
         self._fanout.forget_locked(pump.delivery)
-        if not (self._departures or self._owner.observers):  # somebody slow was the last
+        if not (self._departures or self._owner.observers):  # the last one was slow
             self._homes.stop()
 
 
 def _let_go_of(observer: StreamObserver) -> None:
     try:
         set_manager(observer, None)
-    except InputError as error:  # it could be set before
+    except InputError as error:  # setting it to None fails, although setting it to the manager worked
         logger.warning("%s", error)

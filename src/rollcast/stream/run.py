@@ -1,11 +1,11 @@
-"""What produces: runs, chains, generations and tool calls, each closed by whoever opened it, whatever is raised.
+"""The writer of a run. Runs, chains, generations and tool calls are each closed by the block that opened them.
 
     with manager.run(chains=1) as run, run.chain(messages) as chain:
         with chain.generation() as generation:
             generation.chunk("Hel"), generation.chunk("lo")
 
-The rollout and a user's own loop use the same objects. Each writes the chain's open trajectory, and emits what somebody
-wants. A run that is not live writes its trajectories and emits nothing.
+The rollout and a user's own loop use the same objects. Each writes to the chain's open trajectory, and emits the events that
+an observer wants. A run that is not live writes its trajectories and emits nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NO_LOCK: AbstractContextManager[Any] = nullcontext()
 
 
 def new_run_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random; sorts by time."""
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids sort by time."""
     value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0x3 << 62) | 2 << 62
@@ -55,7 +55,7 @@ def new_run_id() -> str:
 
 
 class RunAbout(TypedDict, total=False):
-    """The keywords of `manager.run(...)`, which are those of `RunWriter`."""
+    """The keywords of `manager.run(...)`; see `RunWriter`."""
 
     live: bool
     chains: int
@@ -71,18 +71,17 @@ class RunAbout(TypedDict, total=False):
 
 
 class RunWriter:
-    """One run: opens on entering the block, and closes whatever is open when it is left.
+    """One run: begins on entering the block, and closes everything that is still open on leaving it.
 
     Args:
-        fanout: of the manager whose observers watch.
-        live: False: nothing is emitted.
+        fanout: the fanout of the manager whose observers watch.
+        live: whether events are emitted.
         chains, groups: how many there will be.
-        agent, model, backend, policy_version: for `run_start`.
+        agent, model, backend, policy_version: fields of `run_start`.
         parent_run_id: the training run that this is a rollout of.
         split: `train` or `eval`.
-        run_id: made where None.
-        on_cancel: called with a chain id, or None for the whole run, when somebody asks `manager.cancel` to end it; from
-            any thread.
+        run_id: the run's id; None: one is made.
+        on_cancel: called by `manager.cancel` with a chain id, or None for the whole run, from any thread.
     """
 
     def __init__(
@@ -103,27 +102,27 @@ class RunWriter:
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
-            None  # the StreamingManager that made it, for a loop of your own; nothing here needs it
+            None  # the StreamingManager that made the run, for a user's own loop; nothing here needs it
         )
         self.on_cancel = on_cancel
         self.live = live
         self.run_id = run_id or new_run_id()
-        self.seq = -1  # of the last event
+        self.seq = -1  # that of the last event
         self.model = model
         self.policy_version = policy_version
         self.open_chains: dict[str, ChainWriter] = {}
-        self._chain_ids: set[str] = set()  # that were given
-        self._repeats: dict[str | None, int] = {}  # chains so far, by group
+        self._chain_ids: set[str] = set()  # all ids so far
+        self._repeats: dict[str | None, int] = {}  # how many chains so far, by group
         self.expected_chains = chains
-        self.chains = 0  # so far; their trajectories belong to whoever holds the chains, not to the run
+        self.chains = 0  # how many so far; the run does not keep their trajectories
         self._totals = {"failed": 0, "completion_tokens": 0}
         self._rewards: tuple[float, int] = (0.0, 0)  # sum, count
-        self.failures = FailureLog()  # of the user's own code
+        self.failures = FailureLog()
         self._last_chain = ""
-        self._places_seen: set[str] = set()  # of the chains and groups that filters name
+        self._places_seen: set[str] = set()  # those chains and groups that filters name
         self.status: RunStatus | None = None
         self._opened = False
-        self.loop: asyncio.AbstractEventLoop | None = None  # in which it was opened
+        self.loop: asyncio.AbstractEventLoop | None = None  # the loop in which it was opened
         self.lock: AbstractContextManager[Any] = fanout.lock if live else _NO_LOCK
         self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
@@ -142,10 +141,10 @@ class RunWriter:
             self._start["split"] = split
 
     def open(self) -> Self:
-        """Begin.
+        """Begin the run.
 
         Raises:
-            InputError: it has begun already.
+            InputError: it has already begun.
         """
         if self._opened:
             raise InputError(f"run {self.run_id} was opened already; make another one with manager.run(...)")
@@ -164,7 +163,7 @@ class RunWriter:
         return self
 
     def close(self, status: RunStatus = "completed") -> None:
-        """End what is still open, then the run. Does not wait for observers: `manager.drain` does."""
+        """End what is still open, then the run. This does not wait for observers; `manager.drain` does."""
         if self.status is not None:
             return
         for chain in list(self.open_chains.values()):
@@ -190,10 +189,10 @@ class RunWriter:
         logger.debug("run %s is %s", self.run_id, status)
 
     def chain_began(self, chain: ChainWriter) -> None:
-        """Count it in. The lock is held.
+        """Add the chain to the open ones. The lock is held.
 
         Raises:
-            InputError: the run is not open, or the chain has begun already.
+            InputError: the run is not open, or the chain has already begun.
         """
         name = chain.trajectory.chain_id
         if not self._opened:
@@ -216,7 +215,7 @@ class RunWriter:
         if trajectory.reward is not None:
             self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
-        self._note_places(trajectory)  # of observers that came later, too
+        self._note_places(trajectory)  # again, for observers that were added meanwhile
 
     def _note_places(self, trajectory: Trajectory) -> None:
         for place in (trajectory.chain_id, trajectory.group_id):
@@ -224,7 +223,7 @@ class RunWriter:
                 self._places_seen.add(place)
 
     def _name_empty_filters(self) -> None:
-        """Warn of filters that name what this run did not have: mostly a misspelt id."""
+        """Warn of filters that name chains or groups that this run did not have, mostly because of a misspelt id."""
         for delivery in self.fanout.deliveries if self.chains else ():
             if delivery.born > self._began:
                 continue
@@ -254,20 +253,20 @@ class RunWriter:
         row: dict[str, Any] | None = None,
         reference: Any = UNSET,
     ) -> ChainWriter:
-        """A chain of this run, not begun yet; use it as a context manager.
+        """Make a chain of this run, which has not begun; use it as a context manager.
 
         Args:
             messages: the conversation that it begins with; may be empty.
-            chain_id: unique within the run; the next free `chain_0 …` where None.
-            group_id: chains of one group are repeats of one row.
-            index: the repeat within the group, from 0; counted where None.
-            tools: names of the tools that it may call.
-            row: the row's fields beside the messages, for the trajectory.
+            chain_id: an id that is unique within the run; None: the next free `chain_0 …`.
+            group_id: the group; chains in one group are repeats of one row.
+            index: the repeat within the group, from 0; None: it is counted.
+            tools: the names of the tools that it may call.
+            row: the row's fields besides the messages, for the trajectory.
             reference: the row's answer, for `chain_start`.
 
         Raises:
-            InputError: the run had a chain of that id.
-            MessagesError: a message has another shape.
+            InputError: the run already has a chain with that id.
+            MessagesError: a message has the wrong shape.
         """
         messages = validated_messages(messages, "messages") if messages else []
         with self.lock:
@@ -298,7 +297,7 @@ class RunWriter:
         return f"chain_{number}"
 
     def error(self, error: BaseException | str, where: str) -> None:
-        """Something failed that concerns the run as a whole."""
+        """Record a failure that concerns the run as a whole."""
         if self.live:
             with self.lock:
                 self._emit(T.ERROR, error_data(error, where))

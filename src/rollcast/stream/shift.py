@@ -1,13 +1,13 @@
-"""A shift: one stretch of a pump's work, in one event loop.
+"""A shift: one stretch of a pump's work in one event loop.
 
     begin ──▶ wait for an earlier pump ──▶ take, hand over, take … ──▶ nothing left, or the delivery has ended
 
-In a loop that others use too, two tasks do it. The *worker* calls the observer. The *guard* is the one that whoever ends the loop
-sees and cancels, as `asyncio.run` does with all that are left: it cancels the worker, and does not wait for ever for one that
-takes no notice. So an observer that swallows its cancellation keeps nobody's loop.
+In a loop that is shared, it has two tasks. The *worker* calls the observer. The *guard* is the task that `asyncio.run` and others
+see and cancel when the loop ends: it cancels the worker, but does not wait for ever for one that ignores that. So an observer
+that swallows its cancellation does not keep the loop running.
 
-A shift may end without a word: its loop is closed, or has stopped for good. Its pump then begins another one. Should the old one
-ever wake, it finds that it is not its pump's shift any more, and leaves everything as it is.
+A shift may end unnoticed, because its loop is closed or has stopped for good. Its pump then begins another one. If the old shift
+ever wakes up, it finds that it is no longer its pump's shift, and changes nothing.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ __all__ = ["Shift", "ShiftOwner", "shared_running_loop"]
 
 logger = logging.getLogger("rollcast.stream")
 
-THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often: fewer fights for the interpreter lock
-# A turn costs more than handing over a few events: if these were fewer, those of two turns of the loop gather,
+THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often, to compete less for the interpreter lock
+# A call costs more than handing over a few events: if there were fewer than this, it waits for a second turn of the loop,
 FEW = 64
-SHORT_S = 0.001  # unless turns are longer than this: nobody sees a millisecond
+SHORT_S = 0.001  # unless the first turn took longer than this
 NEVER_S = 3e8  # ten years
 
 _here = threading.local()
 
 
 def shared_running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, unless it is that of one threaded observer alone, which may end at any moment."""
+    """The event loop that runs in this thread, unless it belongs to one threaded observer and may end at any moment."""
     return None if getattr(_here, "is_an_observers", False) else running_loop()
 
 
 class ShiftOwner(Protocol):
-    """What a shift needs of its pump. Those with `_locked` are called with the delivery's lock held."""
+    """What a shift needs from its pump. Methods with `_locked` are called with the delivery's lock held."""
 
     delivery: Delivery
     calls: Calls
@@ -57,27 +57,27 @@ class ShiftOwner(Protocol):
 
     @property
     def patience(self) -> float:
-        """Seconds that a call may take after it was cancelled."""
+        """How many seconds a call may take after it was cancelled."""
         ...
 
     def expects_more_locked(self) -> bool:
-        """Whether a run is open: then a shift with nothing to do waits instead of ending."""
+        """Whether a run is open, so that a shift with nothing to do waits instead of ending."""
         ...
 
     def finished_locked(self, state: Literal["idle", "closing", "closed"]) -> None:
-        """The current shift has come so far."""
+        """Called when the current shift has reached this state."""
         ...
 
     def is_given_up_locked(self) -> bool:
-        """Whether the observer is to be closed in spite of a call that was cancelled."""
+        """Whether to close the observer although its call was cancelled."""
         ...
 
     def interrupted_locked(self, shift: Shift) -> None:
-        """The shift ended before it was done, or cannot go on."""
+        """Called when the shift ended before it was done, or cannot continue."""
         ...
 
     def leave_behind(self, shift: Shift) -> None:
-        """The observer does not end though it was cancelled."""
+        """Called when the observer did not end after it was cancelled."""
         ...
 
 
@@ -86,13 +86,13 @@ class Shift:
 
     Args:
         owner: the pump.
-        context: of the tasks. Each shift has one of its own: a context is entered once at a time, and an earlier shift may
-            still be in its last step, in another loop.
-        passing: it ends when nothing is left, even if a run is open.
+        context: the context of its tasks. Each shift has its own, since only one thread can enter a context at a time, and an
+            earlier shift may still be in its last step in another loop.
+        passing: whether it ends when nothing is left, even if a run is open.
 
     Attributes:
-        loop: in which it works; None until it is known.
-        taken: what was taken last. The first `delivery.begun` of it were handed over.
+        loop: the loop in which it works; None until it is known.
+        taken: the items taken last. The first `delivery.begun` of them were handed over.
     """
 
     def __init__(self, owner: ShiftOwner, context: Context, *, passing: bool = False) -> None:
@@ -111,7 +111,7 @@ class Shift:
     # -- beginning and ending: the lock is held ------------------------------------------------------------------------
 
     def begin_locked(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Begin in this loop. False if it is closed."""
+        """Begin in this loop. False if the loop is closed."""
         self.loop = loop
         held = _HeldByLoop()
         self._watch = weakref.ref(held, self._loop_let_go)
@@ -126,16 +126,16 @@ class Shift:
         loop = asyncio.get_running_loop()
         self._alarm = weakref.ref(
             loop.call_later(NEVER_S, held.let_go)
-        )  # which the loop drops when it is closed
+        )  # the loop drops this when it is closed
         self._guard = self._task(self._stand_guard(), loop)
         self._guard.add_done_callback(self._guard_left)
         self.hire()
 
     def _task(self, work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Not by `loop.create_task`: a factory of somebody's may take the first step at once, and the lock is held."""
+        """Make a task without `loop.create_task`, since a user's task factory may start it at once while the lock is held."""
         name = f"rollcast-observer-{self._delivery.reader}"
         task = asyncio.Task(work, loop=loop, name=name, context=self._context.copy())
-        # If the loop is closed before it ends, it is known, and nobody need hear of it.
+        # If the loop is closed before the task ends, that is handled here and needs no warning.
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (as asyncio's own gather does)
         return task
 
@@ -143,13 +143,13 @@ class Shift:
         """Create the worker, in the running loop."""
         loop = self.loop = asyncio.get_running_loop()
         worker = self._task(self._work(), loop)
-        asyncio._unregister_task(worker)  # noqa: SLF001  (documented for whoever makes tasks; all_tasks() leaves it out)
+        asyncio._unregister_task(worker)  # noqa: SLF001  (documented for code that makes tasks; all_tasks() then leaves it out)
         worker.add_done_callback(self._worker_ended)
         self._worker = worker
         return worker
 
     def work_alone(self) -> None:
-        """Be the work of this thread, which is the observer's own."""
+        """Do the work in this thread, which is the observer's own."""
         _here.is_an_observers = True
         try:
             with contextlib.suppress(asyncio.CancelledError):
@@ -158,19 +158,19 @@ class Shift:
             self._interrupted()
 
     def is_lost(self) -> bool:
-        """Whether its loop will not go on with it."""
+        """Whether its loop will not continue it."""
         loop = self.loop
         return loop is not None and (loop.is_closed() or (self._asleep and not loop.is_running()))
 
     def cancel_locked(self) -> bool:
-        """Cancel the call that goes on. False if that is of no use: the work has not begun, or its loop does not run."""
+        """Cancel the current call. False if that has no effect, since the work has not begun or its loop does not run."""
         loop, worker = self.loop, self._worker
         if loop is None or worker is None or not loop.is_running():
             return False
         return call_in(loop, worker.cancel)
 
     def dismiss_locked(self) -> None:
-        """It is not its pump's shift any more."""
+        """Clean up when it is no longer its pump's shift."""
         alarm = self._alarm() if self._alarm is not None else None
         if alarm is not None and self.loop is running_loop():
             alarm.cancel()
@@ -180,12 +180,12 @@ class Shift:
             self.cancel_locked()
 
     def dismiss_guard_locked(self) -> None:
-        """Nobody waits for the worker any more."""
+        """End the guard, since the worker is no longer waited for."""
         if self.loop is not None and self._guard is not None:
             call_in(self.loop, self._guard.cancel)
 
     def _forget_locked(self) -> None:
-        """The loop was closed: what has not begun yet never will."""
+        """Close coroutines that never began, after the loop was closed."""
         for task in (self._worker, self._guard):
             coroutine = task.get_coro() if task is not None else None
             if (
@@ -195,7 +195,7 @@ class Shift:
                 coroutine.close()
 
     def _loop_let_go(self, _: object) -> None:
-        """The loop has been closed, with the work begun or not. Called at any moment, so that no lock may be taken here."""
+        """Called when the loop was closed, whether or not the work had begun. It may be called at any moment, so it takes no lock."""
         done = self._worker is not None and self._worker.done()
         if self.loop is not None and self.loop.is_closed() and not done:
             with contextlib.suppress(RuntimeError):  # the interpreter exits
@@ -209,8 +209,8 @@ class Shift:
         error = None if worker.cancelled() else worker.exception()
         if error is not None and not isinstance(
             error, (KeyboardInterrupt, SystemExit)
-        ):  # a signal: the loop has raised it
-            logger.error("%s can get nothing more for now", self._delivery.reader, exc_info=error)
+        ):  # a signal, which the loop has raised already
+            logger.error("%s gets nothing more for now", self._delivery.reader, exc_info=error)
         self._interrupted()
 
     # -- the two tasks -------------------------------------------------------------------------------------------------
@@ -232,17 +232,17 @@ class Shift:
             raise
 
     def _guard_left(self, guard: asyncio.Task[None]) -> None:
-        """If it was cancelled before its first step, the worker does not know yet."""
+        """Cancel the worker if the guard was cancelled before its first step and could not do so itself."""
         if guard.cancelled() and self._worker is not None:
             self._worker.cancel()
 
     async def _work(self) -> None:
-        """Hand over what waits, until nothing is left and no run is open; close the observer if it has left.
+        """Hand over what waits until nothing is left and no run is open; close the observer if it has been removed.
 
         1. Wait for an earlier pump of the same observer.
         2. Take what waits, and hand it over.
-        3. With nothing left: wait for more, or end.
-        4. Close the observer, if it has left.
+        3. If nothing is left, wait for more or end.
+        4. Close the observer if it has been removed.
         """
         owner, delivery = self._owner, self._delivery
         self.loop = asyncio.get_running_loop()
@@ -259,7 +259,7 @@ class Shift:
                 if delivery.threaded and not delivery.ended:
                     await self._rest()
                 else:
-                    # More may have come meanwhile, perhaps of this observer's own making: others get a turn.
+                    # More may have come meanwhile, perhaps from this observer itself, so other tasks get a turn.
                     began = time.perf_counter()
                     await others_run()
                     little = len(found) < FEW and delivery.bytes < delivery.limit // 8
@@ -273,7 +273,7 @@ class Shift:
                 raise
             with delivery.lock:
                 if not (owner.is_given_up_locked() and isinstance(error, asyncio.CancelledError)):
-                    owner.interrupted_locked(self)  # with its loop: what is left goes on in another
+                    owner.interrupted_locked(self)  # its loop ends; another one handles what is left
                     raise
                 owner.finished_locked("closing")
             uncancel()
@@ -283,14 +283,14 @@ class Shift:
                 owner.finished_locked("closed")
 
     def _next(self) -> list[Item] | asyncio.Future[None] | Literal["idle", "closing", "superseded"]:
-        """What waits; or a future that is done when something does; or how the work ends."""
+        """The items that wait; or a future that is done when some come; or how the work ends."""
         owner, delivery, worker, lock = self._owner, self._delivery, self._worker, self._delivery.lock
         lock.acquire()  # half of what `with` costs
         try:
             if owner.shift is not self:
                 return "superseded"
             self.taken, self._asleep = [], False
-            if worker is not None and worker.cancelling():  # the observer has swallowed it
+            if worker is not None and worker.cancelling():  # the observer has swallowed its cancellation
                 delivery.handed_over_locked()
                 raise asyncio.CancelledError
             if items := delivery.take_locked():
@@ -308,7 +308,7 @@ class Shift:
             lock.release()
 
     async def _rest(self) -> None:
-        """Let a moment's events gather, unless somebody waits for this observer."""
+        """Let events gather for a moment, unless something waits for this observer."""
         with self._delivery.lock:
             self._delivery.handed_over_locked()
             urgent = self._delivery.urgent
@@ -317,7 +317,7 @@ class Shift:
 
 
 class _HeldByLoop:
-    """Nobody but the loop holds it, so that it is gone when the loop is closed."""
+    """An object that only the loop holds, so that it is destroyed when the loop is closed."""
 
     __slots__ = ("__weakref__",)
 

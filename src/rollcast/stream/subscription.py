@@ -1,4 +1,4 @@
-"""Events that are pulled: `async for event in manager.subscribe(filter)`."""
+"""A reader that takes events at its own pace: `async for event in manager.subscribe(filter)`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Subscription"]
 
 
 class Subscription:
-    """The events that a filter wants, from the moment it is made until `close`; those of open chains begin with snapshots.
+    """The events that a filter wants, from when it is made until `close`; chains that are open then start with snapshots.
 
-    Read it in one task, of any event loop. What waits is bounded: for a reader that is slow, neighbouring chunks merge, and
-    beyond the manager's `queue_limit` a `gap` stands for what was dropped. It never slows the rollout, and the end of a run
-    does not wait for it. It ends when it is closed, or its manager is; one that nobody holds any more is closed.
+    Read it in one task, of any event loop. Its queue is bounded: for a slow reader neighbouring chunks merge, and beyond the
+    manager's `queue_limit` a `gap` stands for what was dropped. It never slows the rollout, and the end of a run does not wait
+    for it. It ends when it is closed; one that is no longer referenced is closed.
 
         async with manager.subscribe(EventFilter(chains="chain_0")) as events:
             async for event in events: ...
@@ -50,11 +50,11 @@ class Subscription:
                 raise StopAsyncIteration
 
     def close(self) -> None:
-        """Get nothing more; what waits already can still be read. From any thread."""
+        """Get nothing more; what already waits can still be read. Call it from any thread."""
         self._close()
 
     def statistics(self) -> ObserverStatistics:
-        """The numbers of its queue."""
+        """The statistics of its queue."""
         with self._delivery.lock:
             return self._delivery.statistics()
 

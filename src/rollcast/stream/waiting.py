@@ -1,7 +1,7 @@
-"""A chunk while it waits in queues: what differs from token to token, without the event.
+"""A chunk while it waits in queues: only the fields that differ from token to token, without the event.
 
-The event, its dict and its lists are made when a reader gets them. While ten thousand chains speak, as many tokens wait: what
-they take is a third of their events' memory, and Python's collector has nothing to look through.
+The event, its dict and its lists are made when a reader gets them. While ten thousand chains generate, as many tokens wait. They
+take a third of the memory that their events would, and Python's garbage collector has nothing to look through.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where an event was said: what all events of a chain have in common."""
+    """The fields that all events of a chain have in common."""
 
     run_id: str
     chain_id: str
@@ -28,14 +28,14 @@ class Place(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class WaitingChunk(msgspec.Struct, gc=False):
-    """See above. Nothing that it holds knows of queues, so the collector need not look through it.
+    """A chunk without its event. It refers to nothing that could refer back, so the garbage collector need not look through it.
 
     Attributes:
-        token_ids, logprobs: as the event has them; the one value of a list of one; a tuple if chunks were merged: of numbers
-            alone, the collector forgets it soon.
-        from_seq: of the first, if chunks were merged.
-        shared: several readers get it, all of them the same event.
-        made: that event, if it has been made.
+        token_ids, logprobs: the event's list; or, for a list of one, its value; or a tuple if chunks were merged, since the
+            collector soon stops tracking a tuple of numbers.
+        from_seq: the first chunk's, if chunks were merged.
+        shared: whether several readers get it, all as the same event.
+        made: that event, once it is made.
     """
 
     place: Place
@@ -53,21 +53,21 @@ class WaitingChunk(msgspec.Struct, gc=False):
 
     @property
     def run_id(self) -> str:
-        """Of the event."""
+        """The event's."""
         return self.place.run_id
 
     @property
     def chain_id(self) -> str:
-        """Of the event."""
+        """The event's."""
         return self.place.chain_id
 
     @property
     def event_type(self) -> StreamEventType:
-        """Of the event."""
+        """The event's."""
         return CHUNK
 
     def event(self) -> StreamEvent:
-        """The event. This is on the path of every token."""
+        """The event, made if need be. This is on the path of every token."""
         if self.made is not None:
             return self.made
         ids, logprobs, place = self.token_ids, self.logprobs, self.place
@@ -95,25 +95,25 @@ class WaitingChunk(msgspec.Struct, gc=False):
         return event
 
 
-Event = StreamEvent | WaitingChunk  # as a queue has it
+Event = StreamEvent | WaitingChunk  # as it is in a queue
 
 
 def only_of(values: Any, kind: type) -> Any:
-    """The one value of a list of one, if it is exactly of this kind; else what was given."""
+    """The value in a list of one, if it is exactly of this type; otherwise the argument itself."""
     if values.__class__ is list and len(values) == 1 and values[0].__class__ is kind:
         return values[0]
     return values
 
 
 def as_list(values: Any) -> Any:
-    """What `only_of` was given; what was merged, as a list."""
+    """The list that `only_of` or merging was given."""
     if values.__class__ is int or values.__class__ is float:
         return [values]
     return list(values) if values.__class__ is tuple else values
 
 
 def merged_waiting(chunks: list[WaitingChunk]) -> WaitingChunk:
-    """Neighbouring chunks of one generation as one, at the place of the last; no event is made. It is in one queue alone."""
+    """Merge neighbouring chunks of one generation into one, at the place of the last; no event is made. It is in one queue only."""
     first, last = chunks[0], chunks[-1]
     content = "".join([c.content for c in chunks])
     from_seq = first.seq if first.from_seq is None else first.from_seq
@@ -131,5 +131,5 @@ def _joined(of_each: list[Any]) -> tuple[Any, ...] | None:
 
 
 def event_of(item: Event) -> StreamEvent:
-    """The event of what waits."""
+    """The event itself, also for a `WaitingChunk`."""
     return item.event() if type(item) is WaitingChunk else item

@@ -1,4 +1,4 @@
-"""Chains on a terminal: the console, and what it is made of. Rich is loaded when the console is asked for."""
+"""The console, which shows chains on a terminal, and its parts. Rich is loaded when the console is first used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console: every token, tool call, observation and reward as lines for people (docs/console.md)."""
+"""The console: prints every token, tool call, observation and reward as readable lines (docs/console.md)."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ __all__ = ["ConsoleStreamObserver"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
-_TICK_S = 0.1  # between two looks at the status
-_PIECES = 64  # of a text that are kept until they are let go together
+_TICK_S = 0.1  # between two updates of the status
+_PIECES = 64  # how many pieces of a text are kept until they are dropped together
 _GOES_ON = frozenset(
     {
         T.CHAIN_START, T.CHAIN_SNAPSHOT, T.LLM_GENERATION_START, CHUNK, T.LLM_GENERATION_END, T.TOOL_CALL_START,
         T.TOOL_OBSERVATION,
     }
-)  # after these a chain that had ended is open again; a reward, say, may come of one that has ended  # fmt: skip
+)  # after these an ended chain is open again; other events, such as a reward, may come after the end  # fmt: skip
 
 
 class ConsoleStreamObserver(StreamObserver):
     """Prints events as whole lines, each with its chain's id, in its chain's colour.
 
     Text is gathered until its line ends, is as wide as the terminal, or is `gather_s` old. Without a terminal it is gathered
-    until its line is whole: it ended, its generation did, or it has 4,000 characters. A chain that is alone on the output
-    is printed token by token instead, but not to a pipe or a file. However many consoles print to one stream, lines are
-    never mixed; an event that two of them want is printed by both. On a terminal a status line stands at the bottom while a run is open.
+    until its line or its generation ends, or the line has 4,000 characters. If only one chain is shown, it is printed token
+    by token instead, but not to a pipe or a file. However many consoles print to one stream, lines are never mixed; an event
+    that two of them want is printed by both. A terminal has a status line at the bottom while a run is open.
     Control characters in the text of a model or a tool are shown as escapes, never obeyed.
 
-    Honours `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb`. A closed pipe makes it silent; other failures to write are
-    reported once, and nothing is printed from then on.
+    It honours `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb`. After a closed pipe it prints nothing more; another failure to write
+    is reported once, and then nothing more is printed.
 
     Args:
-        show_timestamps: begin lines with the time of day, where the terminal has at least 60 columns.
+        show_timestamps: whether lines begin with the time of day, if the terminal has at least 60 columns.
         chain_filter: an `EventFilter`, a chain id or several; None shows everything.
-        file: text stream to print to. None: what `sys.stdout` is at the time of printing.
+        file: the text stream to print to. None: `sys.stdout` at the time of printing.
         color: True or False; None decides by the stream and the environment.
-        width: columns at which lines are wrapped. None: the terminal's; without a terminal nothing is wrapped.
-        status: whether to show the status line; only ever on a terminal that can.
-        gather_s: how long text waits for its line to end, in seconds. None: 0.1 on a terminal, for ever elsewhere.
-        max_lines: of an observation or an error that are shown.
-        max_chars: of each of these lines.
+        width: the column at which lines are wrapped. None: the terminal's width; without a terminal nothing is wrapped.
+        status: whether to show the status line; it is shown only on a terminal that supports it.
+        gather_s: how many seconds text waits for its line to end. None: 0.1 on a terminal, for ever elsewhere.
+        max_lines: how many lines of an observation or an error are shown.
+        max_chars: how many characters of each of these lines are shown.
 
     Raises:
-        FilterError: `chain_filter` is none of these.
+        FilterError: `chain_filter` is not one of these.
         InputError: a number is out of its range.
     """
 
@@ -129,7 +129,7 @@ class ConsoleStreamObserver(StreamObserver):
         self._after_writing(output)
 
     async def on_run_closed(self, run_id: str) -> None:
-        """Print what is left of the run; its status goes."""
+        """Print what is left of the run, and remove it from the status."""
         attached = self._attached
         if attached is None:
             return
@@ -140,23 +140,23 @@ class ConsoleStreamObserver(StreamObserver):
 
     @property
     def unread(self) -> bool:
-        """Whether nothing is printed any more, because nobody reads the output or it cannot be written."""
+        """Whether nothing more is printed, since the output has no reader or cannot be written."""
         return self._attached is not None and self._attached.output.dead
 
     @property
     def failure(self) -> OSError | None:
-        """Why the output cannot be written, other than that nobody reads it."""
+        """Why the output cannot be written, except that it has no reader."""
         return None if self._attached is None else self._attached.output.lost_to
 
     async def aclose(self) -> None:
-        """Print what was gathered and leave the output, with nothing of the status left on it."""
+        """Print what was gathered, remove the status, and leave the output."""
         self._detach()
         self._cancel_timer()
 
     # -- the output ------------------------------------------------------------------------------------------------
 
     def _attach(self) -> _Attached | None:
-        """The output, joined; None where nobody reads, or where there is none (as under pythonw)."""
+        """Join the output; None if it has no reader, or if there is no output (as under pythonw)."""
         stream = self._file if self._file is not None else sys.stdout
         if stream is not self._stream:
             self._detach()
@@ -180,7 +180,7 @@ class ConsoleStreamObserver(StreamObserver):
             printer,
             gather_s=self._gather_s,
             status_wanted=self.status_wanted,
-            clock=lambda: self._clock(),  # noqa: PLW0108  (as it is when it is asked)
+            clock=lambda: self._clock(),  # noqa: PLW0108  (the clock may be replaced later)
         )
         self._attached = attached = _Attached(printer, gathering, status_wanted=self.status_wanted)
         with printer.output as output:
@@ -200,7 +200,7 @@ class ConsoleStreamObserver(StreamObserver):
                 self._close_run(run_id, attached)
             output.end_line()
             output.members.remove(self)
-            if isinstance(output.status, StatusArea):  # a status of the program's own stays
+            if isinstance(output.status, StatusArea):  # another status, set by the program, stays
                 heirs = [member for member in output.members if member.status_wanted]
                 output.status = StatusArea(output.counted, heirs[0].look) if heirs else None
             attached.recount()
@@ -208,7 +208,7 @@ class ConsoleStreamObserver(StreamObserver):
 
     @property
     def look(self) -> Printer:
-        """How its status looks. It is attached to an output."""
+        """The look of this console's status. The console must be attached to an output."""
         assert self._attached is not None
         return self._attached.printer
 
@@ -258,7 +258,7 @@ class ConsoleStreamObserver(StreamObserver):
     # -- events ----------------------------------------------------------------------------------------------------
 
     def _take(self, event: StreamEvent, attached: _Attached) -> None:
-        """Print or gather one event, and note what it says of its chain."""
+        """Print or gather one event, and note what it says about its chain."""
         if not event.chain_id:
             self._run_event(event, attached)
             return
@@ -273,7 +273,7 @@ class ConsoleStreamObserver(StreamObserver):
         view.forget_text()
         run = self.runs[chain.run_id]
         if run.chains.get(chain.chain_id) is not chain:
-            return  # this came after its end
+            return  # the event came after the chain's end
         if view.state == "ended":
             del run.chains[chain.chain_id]
             run.ended.add(chain.chain_id)
@@ -303,7 +303,7 @@ class ConsoleStreamObserver(StreamObserver):
             printer.print_rows(rows, None, event.timestamp)
 
     def _lose_sight(self, run_id: str, attached: _Attached) -> None:
-        """Events of the run are missing: a chain counts as ended unless it is heard of again."""
+        """Count the run's chains as ended until more of their events come, since events are missing."""
         self._print_all_of_run(run_id, attached)
         run = self.runs.get(run_id)
         if run is not None:
@@ -356,7 +356,7 @@ class ConsoleStreamObserver(StreamObserver):
 
 
 class _Attached:
-    """What a console has while it prints to an output; it tells the output whom the console shows."""
+    """The parts that a console has while it prints to an output; it tells the output which chains the console shows."""
 
     def __init__(self, printer: Printer, gathering: Gathering, *, status_wanted: bool) -> None:
         self.printer = printer
@@ -368,7 +368,7 @@ class _Attached:
         self._boards = [output.shown] if self._counted is None else [output.shown, self._counted]
 
     def recount(self) -> None:
-        """Who is visible has changed."""
+        """Update the output after the visible chains have changed."""
         output = self.output
         output.alone = not self.printer.piped and output.shown.alone
         output.several_runs = output.shown.several_runs
@@ -377,18 +377,18 @@ class _Attached:
         output.redraw()
 
     def run_opened(self, run_id: str, at: float, expected: int) -> None:
-        """The console shows a run."""
+        """Note that the console shows a run."""
         for board in self._boards:
             board.run_opened(run_id, at, expected)
         self.recount()
 
     def run_expects(self, run_id: str, expected: int) -> None:
-        """It will have so many chains."""
+        """Note how many chains a run will have."""
         for board in self._boards:
             board.run_expects(run_id, expected)
 
     def run_closed(self, run_id: str, run: VisibleRun) -> None:
-        """The console shows it no more."""
+        """Note that the console no longer shows a run."""
         for board in self._boards:
             for chain in run.chains.values():
                 board.changed.pop(chain, None)
@@ -396,18 +396,18 @@ class _Attached:
         self.recount()
 
     def chain_opened(self, chain: VisibleChain, *, again: bool) -> None:
-        """The console shows a chain; `again`: it saw it end before."""
+        """Note that the console shows a chain; `again`: it has seen the chain end before."""
         for board in self._boards:
             board.chain_opened(chain, again=again)
         self.recount()
 
     def chain_changed(self, chain: VisibleChain) -> None:
-        """It may have more tokens."""
+        """Note that a chain may have more tokens."""
         if self._counted is not None:
             self._counted.changed[chain] = None
 
     def chain_ended(self, chain: VisibleChain) -> None:
-        """The console saw its end."""
+        """Note that the console saw a chain end."""
         for board in self._boards:
             board.changed.pop(chain, None)
             board.chain_ended(chain)

@@ -1,6 +1,6 @@
-"""What each event says on a terminal, as rows of pieces. Pure: no output, no state, no width.
+"""Turns each event into rows of styled pieces for a terminal. Pure: no output, no state, no width.
 
-Chunks of text are not here: the console gathers them (console.py).
+Chunks of text are not handled here; the console gathers them (gathering.py).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _QUESTION_CHARS = 240
 _ARGUMENT_CHARS = 400
 _ERROR_CHARS = 600
 _METRICS = 6
-_NBSP = "\u00a0"  # keeps a figure and its unit on one row; printed as a space
+_NBSP = "\u00a0"  # keeps a number and its unit on one row; printed as a space
 
 
 class EventRows:
-    """Rows of events. A payload of an unknown or wrong shape is shown raw, never raised.
+    """Makes rows of events. A payload with an unknown or wrong shape is shown raw and never raises.
 
     Args:
-        glyphs: what stands for what.
-        encoding: of the output, where it lacks characters; None: it has them all.
-        max_lines: of an observation.
-        max_chars: of each of its lines.
+        glyphs: the symbols to use.
+        encoding: the output's encoding, if it lacks characters; None: it has them all.
+        max_lines: how many lines of an observation are shown.
+        max_chars: how many characters of each of its lines are shown.
     """
 
     def __init__(self, glyphs: Glyphs, encoding: str | None, max_lines: int, max_chars: int) -> None:
@@ -57,7 +57,7 @@ class EventRows:
         """The rows of this event."""
         try:
             return self._describe.get(event.event_type, self.raw)(event)
-        except Exception:  # noqa: BLE001  a payload of another shape (user-made, of a later version) is shown raw
+        except Exception:  # noqa: BLE001  a payload with another shape (user-made or from a later version) is shown raw
             return self.raw(event)
 
     def text(self, text: str, style: str = "") -> Row:
@@ -65,13 +65,13 @@ class EventRows:
         return [(t, "escape" if escaped else style) for t, escaped in visible(text, self._encoding)]
 
     def safe(self, row: Row) -> Row:
-        """The row with every piece safe, whatever payload it was made of. What is safe already stays."""
+        """The row with every piece made safe, whatever payload it came from."""
         if all(is_terminal_safe(text) for text, _ in row):
             return row
         return [piece for text, style in row for piece in self.text(text, style)]
 
     def line(self, text: str, limit: int, style: str = "") -> Row:
-        """One line from text that may be huge or have several; what is left out is counted."""
+        """One line from text that may be huge or have several lines; what is left out is counted."""
         return self._one_line(text.strip(" \t\r\n"), limit, style)
 
     def _one_line(self, text: str, limit: int, style: str) -> Row:
@@ -82,7 +82,7 @@ class EventRows:
         return row
 
     def observation(self, text: str, style: str, tail: Row) -> list[Row]:
-        """A tool's output: bounded in lines and in characters of each; `tail` goes behind the first."""
+        """A tool's output, bounded in lines and in characters per line; `tail` goes after the first line."""
         lines = text.replace("\r\n", "\n").strip("\n").split("\n", self._max_lines)
         more = lines.pop() if len(lines) > self._max_lines else None
         rows = [self._one_line(line.rstrip(" \t\r"), self._max_chars, style) for line in lines]
@@ -95,7 +95,7 @@ class EventRows:
         return rows
 
     def tool_result(self, name: str, text: str, status: str, duration_s: Any, *, named: bool) -> list[Row]:
-        """How a tool call ended. `named`: other calls are open, so say which one this was."""
+        """A tool call's result. `named`: whether to name the tool, since other calls are open."""
         g = self.glyphs
         tail: Row = []
         if isinstance(duration_s, int | float):
@@ -117,7 +117,7 @@ class EventRows:
         return [head + rows[0], *rows[1:]]
 
     def partial(self, text: str) -> list[Row]:
-        """Output of a tool that still runs."""
+        """Output of a tool that is still running."""
         rows = self.observation(text, "dim", [])
         return [[(f"{self.glyphs.below} ", "result"), *rows[0]], *rows[1:]]
 
@@ -127,9 +127,9 @@ class EventRows:
         count = _count(chains, "chain")
         if 1 < groups < chains and chains % groups == 0:
             count = f"{groups} prompts {self.glyphs.times} {chains // groups} = {count}"
-        # A run without chains of its own is a training, whose rollouts are runs that name it.
+        # A run without chains of its own is a training; its rollouts are runs that name it as their parent.
         row: Row = [("run", "title"), (dot, "rule"), (count, "")] if chains else [("training", "title")]
-        if who := _plain(data["model"]) or _plain(data["agent"]):  # a loop of one's own may name neither
+        if who := _plain(data["model"]) or _plain(data["agent"]):  # a user's own loop may name neither
             row += [(dot, "rule"), *self.line(who, _NAME_CHARS)]
         row += [(f"{dot}policy {_plain(data['policy_version'])}", "dim")]
         if data.get("split"):
@@ -226,11 +226,9 @@ class EventRows:
         data, glyph = event.data, self.glyphs.gap
         dropped = data["dropped"]
         reason = (": ", "dim"), *self.line(_plain(data["reason"]), _ERROR_CHARS)
-        if not dropped:  # it is not known which they were; a filter may have left some of them out
-            to_seq = (
-                data["from_seq"] if data["to_seq"] is None else data["to_seq"]
-            )  # nobody who is left knows it
-            most = int(to_seq) - int(data["from_seq"]) + 1
+        if not dropped:  # it is not known which events they were; a filter may have left some out
+            first, last = data["from_seq"], data["to_seq"]  # the last is None if it is not known
+            most = 1 if last is None else int(last) - int(first) + 1
             what = f"up to {_count(most, 'event')}" if most > 1 else "events"
             return [[(f"{glyph} {what} not shown", "gap"), *reason]]
         kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in dropped.items())
@@ -238,10 +236,10 @@ class EventRows:
         return [[*row, (" (", "dim"), *self.line(kinds, _ERROR_CHARS, "dim"), (")", "dim"), *reason]]
 
     def raw(self, event: StreamEvent) -> list[Row]:
-        """An event of an unknown type or shape, as JSON."""
+        """An event with an unknown type or shape, as JSON."""
         try:
             data = json.dumps(event.data, ensure_ascii=False, default=repr)
-        except Exception as error:  # noqa: BLE001  whatever a user-made payload's keys or repr raise
+        except Exception as error:  # noqa: BLE001  a user-made payload's keys or repr may raise anything
             data = f"({type(error).__name__} while showing its data)"
         return [
             [

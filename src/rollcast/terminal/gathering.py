@@ -1,4 +1,4 @@
-"""What is gathered before it is printed: text until its line is whole, results until their call ends."""
+"""Gathers text until its line is whole, and results until their call ends, before they are printed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rollcast.terminal.tags import style_tags
 
 __all__ = ["Gathering"]
 
-_GATHER_S = 0.1  # that text waits on a terminal, and a result for the end of its call
+_GATHER_S = 0.1  # how long text waits on a terminal, and a result waits for the end of its call
 _LINES_AT_ONCE = 200
 
 
 class Gathering:
-    """The unprinted text and results of a console's chains. Whoever uses it holds the output's lock.
+    """The unprinted text and results of a console's chains. The caller holds the output's lock.
 
     Args:
-        printer: where they are printed.
+        printer: prints them.
         gather_s: how long text waits for its line to end. None: 0.1 s on a terminal, for ever elsewhere.
-        status_wanted: the console has a status, in which a growing line is seen.
-        clock: in seconds, monotonic.
+        status_wanted: whether the console has a status, which shows a growing line.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -34,29 +34,28 @@ class Gathering:
         self._gather_s = gather_s
         self._status_wanted = status_wanted
         self._clock = clock
-        # An OrderedDict finds its first entry at once; in a dict the places of those that went are passed each time.
+        # An OrderedDict finds its first entry at once; a dict passes over removed entries each time.
         self._waiting: OrderedDict[VisibleChain, None] = OrderedDict()
 
     @property
     def next_due(self) -> float | None:
-        """When something is to be printed at the latest; None if nothing waits."""
+        """The latest time at which something must be printed; None if nothing waits."""
         return next(iter(self._waiting)).due if self._waiting else None
 
     @property
     def prints_whole_lines(self) -> bool:
-        """Whether a growing line is not printed before it ends: it is seen in the status, or goes where `grep` may read."""
+        """Whether a line is printed only when it is whole, since the status shows it or a tool such as `grep` may read it."""
         if self._out.output.alone:
             return False
         return (self._status_wanted and self._out.live) or (self._gather_s is None and not self._out.terminal)
 
     def clear(self) -> None:
-        """Nobody reads any more."""
         self._waiting.clear()
 
     # -- text --------------------------------------------------------------------------------------------------------
 
     def add_text(self, chain: VisibleChain, content: str, stamp: float) -> None:
-        """Print what has whole lines, and gather the rest."""
+        """Print whole lines, and gather the rest."""
         if not self.prints_whole_lines:
             self._wait(chain)
         chain.stamp = stamp
@@ -68,7 +67,7 @@ class Gathering:
             self._print_pending(chain, all_of_it=False)
 
     def end_text(self, chain: VisibleChain) -> None:
-        """Print the chain's text, be its line ended or not; what comes next begins a line."""
+        """Print the chain's text, even if its line has not ended; what comes next begins a new line."""
         output = self._out.output
         if chain.pending:
             self._print_pending(chain, all_of_it=True, ends=True)
@@ -83,12 +82,12 @@ class Gathering:
     def hold_result(
         self, chain: VisibleChain, call_id: str, name: str, text: str, status: str, stamp: float
     ) -> None:
-        """Keep what a tool gave for the end of its call."""
+        """Keep a tool's result until its call ends."""
         chain.held[call_id] = (name, text, status, stamp)
         self._wait(chain)
 
     def print_result(self, chain: VisibleChain, call_id: str, duration_s: Any) -> None:
-        """Print what a call gave."""
+        """Print a call's result."""
         name, text, status, stamp = chain.held.pop(call_id)
         named = len(chain.view.tool_calls.keys() | {call_id}) > 1
         rows = self._out.rows.tool_result(name, text, status, duration_s, named=named)
@@ -97,7 +96,7 @@ class Gathering:
         self._out.print_rows(rows, chain, stamp)
 
     def settle(self, chain: VisibleChain) -> None:
-        """Nothing of the chain waits any more, if nothing is left of it."""
+        """Stop waiting for a chain that has nothing left to print."""
         if not chain.held and not chain.pending:
             self._waiting.pop(chain, None)
 
@@ -113,7 +112,7 @@ class Gathering:
     def print_due(self) -> None:
         """Print what has waited long enough."""
         now = self._clock()
-        for _ in range(len(self._waiting)):  # one that waits again stands last
+        for _ in range(len(self._waiting)):  # a chain that waits again comes last
             chain = next(iter(self._waiting), None)
             if chain is None or chain.due > now:
                 return
@@ -135,7 +134,7 @@ class Gathering:
             self._wait(chain)
 
     def _print_growing(self, chain: VisibleChain, *, everything: bool) -> None:
-        """Print the pending text up to its last word, which may wait as long again for its end."""
+        """Print the pending text up to its last word, which may wait as long again to be completed."""
         text = "".join(chain.pending)
         whole, _, word = text.rpartition(" ")
         if everything or self._out.output.alone or (chain.word_waited and not whole.strip()):

@@ -1,4 +1,4 @@
-"""How rows look: glyphs, styles, widths in cells, wrapping. Pure; every text that gets here is safe already.
+"""The look of rows: glyphs, styles, widths in cells, wrapping. Pure; all text that gets here is already safe.
 
 A row is a list of pieces `(text, style)`. Styles are names of `STYLES`, `""` for none, or `chain:N` for palette colour N.
 Rich knows the terminals (colour systems, styles, cell widths); its markup is never used.
@@ -37,14 +37,14 @@ STYLES = {
     "title": "bold",
     "train": "bold magenta",
 }
-# Told apart on dark and on light grounds; red is kept for failures.
+# Distinguishable on dark and on light backgrounds; red is reserved for failures.
 _PALETTE_256 = (39, 208, 141, 35, 204, 44, 178, 99, 71, 169, 67, 137)
 _PALETTE_16 = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 
 
 @dataclass(frozen=True)
 class Glyphs:
-    """What stands for what, so that it can be read without colours."""
+    """The symbols for kinds of rows, so that they can be read without colours."""
 
     bar: str = "│"
     start: str = "▸"
@@ -64,7 +64,7 @@ class Glyphs:
     spinner: str = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
     def encodable(self, encoding: str) -> bool:
-        """Whether an output of this encoding can show them."""
+        """Whether an output with this encoding can show them."""
         try:
             "".join(vars(self).values()).encode(encoding)
         except (UnicodeEncodeError, LookupError):
@@ -94,10 +94,10 @@ ASCII = Glyphs(
 
 
 class Painter:
-    """Rows to text with the styles that the terminal can show.
+    """Turns rows into text with the styles that the terminal can show.
 
     Args:
-        color_system: of Rich; None paints nothing.
+        color_system: a colour system of Rich; None: no styles.
     """
 
     def __init__(self, color_system: ColorSystem | None) -> None:
@@ -118,7 +118,7 @@ class Painter:
     colors = 1
 
     def chain_style(self, chain_id: str) -> str:
-        """The chain's colour: by its number, so that it is the same in every run and every process."""
+        """The chain's colour, chosen by its number so that it is the same in every run and process."""
         return f"chain:{chain_number(chain_id) % self.colors}"
 
     def paint(self, row: Row) -> str:
@@ -133,12 +133,12 @@ class Painter:
 
 
 def row_cells(row: Row) -> int:
-    """Width of the row in terminal cells."""
+    """The width of the row in terminal cells."""
     return sum([cell_len(text) for text, _ in row])
 
 
 def wrap(row: Row, first: int, rest: int) -> list[Row]:
-    """The row as several: the first at most `first` cells wide, the others at most `rest`. Words stay whole where they fit."""
+    """Wrap the row: the first part is at most `first` cells wide, the others at most `rest`. Words that fit stay whole."""
     if row_cells(row) <= first:
         return [row]
     chars = [
@@ -159,7 +159,7 @@ def wrap(row: Row, first: int, rest: int) -> list[Row]:
 
 
 def _row_end(chars: list[tuple[str, str, int]], start: int, limit: int) -> int:
-    """Where the row that begins at `start` ends: at the last space within `limit` cells, or where they are full."""
+    """The end of the row that begins at `start`: at the last space within `limit` cells, or where they are full."""
     used = 0
     space = None
     for i in range(start, len(chars)):
@@ -168,7 +168,7 @@ def _row_end(chars: list[tuple[str, str, int]], start: int, limit: int) -> int:
         if used > limit and i > start:
             if char == " ":
                 return i
-            # Breaking far left of the edge would waste more than a broken word costs.
+            # Breaking far left of the edge would waste more space than a broken word is worth.
             return space if space is not None and (space - start) * 3 >= limit else i
         if char == " " and i > start:
             space = i

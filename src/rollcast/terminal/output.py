@@ -1,14 +1,14 @@
-r"""One writer per output stream, however many observers print to it, from however many threads.
+r"""One writer for each output stream, however many observers and threads print to it.
 
-Whoever prints does it inside `with output:`; what was put in goes out in one write at the end, so lines are never mixed.
-A status of some rows may stand at the bottom. The cursor stays *above* it, where text goes on:
+All printing is done inside `with output:`; what was put in is written at once at the end, so lines are never mixed.
+A status of some rows may be at the bottom. The cursor stays *above* it, where the text continues:
 
     ...the last whole line
     chain_0 │ an open line▁                      <- the cursor
     ⠹ 1 running · 0/1 done · 212 tokens/s        <- the status
 
-so erasing it is "erase all below the cursor" (ED), which holds after the window was resized and does not touch what
-somebody else printed meanwhile. Sequences: ECMA-48 ED, CUU, CUD; VT100 IND, DECSC, DECRC.
+so erasing it is "erase all below the cursor" (ED), which still works after the window was resized and does not touch what
+other code printed meanwhile. Sequences: ECMA-48 ED, CUU, CUD; VT100 IND, DECSC, DECRC.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _BLOCKED_FOR_S = 1.0
 
 
 class SharedOutput:
-    """Where several observers print. Get it from `SharedOutput.of`; use it as a context manager.
+    """An output that several observers print to. Get it from `SharedOutput.of`; use it as a context manager.
 
     Attributes:
-        stream: what is written to.
-        dead: nobody reads any more (a closed pipe, a closed file); everything put in is dropped.
-        unread: it is dead because nobody reads the pipe any more.
-        failure: the error that made it dead, if it was neither of these; whoever reports it sets it to None.
-        lost_to: the same error; it stays.
+        stream: the stream.
+        dead: whether nothing can be written any more (a closed pipe, a closed file, an error); everything put in is dropped.
+        unread: whether it is dead because the pipe has no reader any more.
+        failure: the error that made it dead, if it is another one; the code that reports it sets this to None.
+        lost_to: the same error, which stays.
         members: the consoles that print here.
-        shown: the chains and runs that they show; `counted`: those of consoles that want a status.
-        line_owner: who left the line under the cursor open, or None at the start of a line.
-        alone: one chain alone is visible, as far as is known.
-        several_runs: chains of two runs or more are visible.
-        label_cells: width of the widest chain id so far.
-        status: gives the rows of the status, painted, each narrower than the terminal; none for no status.
+        shown: the chains and runs that they show; `counted`: those of consoles with a status.
+        line_owner: what left the line under the cursor open, or None at the start of a line.
+        alone: whether only one chain is visible, as far as is known.
+        several_runs: whether chains of two runs or more are visible.
+        label_cells: the width of the widest chain id so far.
+        status: gives the painted rows of the status, each narrower than the terminal; an empty list for no status.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -73,7 +73,7 @@ class SharedOutput:
 
     @classmethod
     def of(cls, stream: TextIO) -> SharedOutput:
-        """The one output of this stream. Streams that lead to one terminal, pipe or file share it."""
+        """The output of this stream. Streams to the same terminal, pipe or file share one output."""
         key = _destination(stream)
         with _registry_lock:
             output = _registry.get(key)
@@ -94,11 +94,11 @@ class SharedOutput:
             self._lock.release()
 
     def put(self, text: str, owner: object | None = None) -> None:
-        """Add text; an open line of somebody else is ended first. Only inside `with`.
+        """Add text, after ending another owner's open line. Use it only inside `with`.
 
         Args:
             text: whole lines; or, with an `owner`, a piece of the owner's line, which stays open.
-            owner: whose line it is.
+            owner: the owner of the line.
         """
         if self.line_owner is not None and self.line_owner is not owner:
             self._texts.append("\n")
@@ -111,11 +111,11 @@ class SharedOutput:
             self.put("")
 
     def redraw(self) -> None:
-        """Have the status drawn at the end of this `with`, however short ago that was done."""
+        """Draw the status at the end of this `with`, even if it was drawn a moment ago."""
         self._drawn_at = float("-inf")
 
     def clear_status(self) -> None:
-        """Take the status off the screen."""
+        """Remove the status from the screen."""
         with self:
             self.status = None
             self.redraw()
@@ -149,16 +149,16 @@ class SharedOutput:
             self.dead = self.unread = True
             _silence(self.stream)
         except ValueError:
-            self.dead = True  # "I/O operation on closed file": its owner is done with it
+            self.dead = True  # "I/O operation on closed file"
         except OSError as error:
             self.dead = True
             self.failure = self.lost_to = error
             _silence(self.stream)
 
     def _write_in_pieces(self, text: str) -> None:
-        """To a stream that is non-blocking (some parents leave a terminal or a pipe so), a second for each piece.
+        """Write to a non-blocking stream, as some parents leave a terminal or a pipe; each piece may take a second.
 
-        Python's own stream would drop what it cannot write at once, without a word if it is unbuffered.
+        Python's own stream would drop what it cannot write at once, silently if it is unbuffered.
         """
         self._flush()
         rest = memoryview(text.encode(self.stream.encoding, self.stream.errors or "strict"))
@@ -198,7 +198,7 @@ def _waits(stream: TextIO) -> bool:
 
 
 def _below(rows: list[str]) -> str:
-    """Rows below the cursor: make room without losing its place, go down row by row, come back."""
+    """Draw rows below the cursor: make room, go down row by row, and restore the cursor's position."""
     if not rows:
         return ""
     room = _INDEX * len(rows) + _UP.format(len(rows))
@@ -220,7 +220,7 @@ def _destination(stream: TextIO) -> tuple[object, ...]:
 
 
 def _silence(stream: TextIO) -> None:
-    """Let the interpreter's last flush of a standard stream go nowhere instead of raising at exit."""
+    """Redirect a standard stream to nowhere, so that the interpreter's last flush does not raise at exit."""
     if stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         return
     try:
@@ -228,11 +228,11 @@ def _silence(stream: TextIO) -> None:
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
     except (OSError, ValueError, AttributeError):
-        return  # no descriptor to mend: then nothing is flushed to it at exit either
+        return  # without a descriptor nothing is flushed to it at exit either
 
 
 def _leave_nothing_behind() -> None:
-    """At exit: take off each status and end each open line, unless a thread that will never go on holds the lock."""
+    """At exit, remove each status and end each open line, unless a thread that no longer runs holds the lock."""
     for output in list(_registry.values()):
         if output._lock.acquire(timeout=0.5):  # noqa: SLF001
             try:
@@ -244,7 +244,7 @@ def _leave_nothing_behind() -> None:
 
 
 def _after_fork() -> None:
-    """A forked child has none of the threads that may hold these locks, and none of the text is its own."""
+    """Reset in a forked child, which has none of the threads that may hold these locks, and whose parent prints the text."""
     global _registry_lock
     _registry_lock = threading.Lock()
     for output in list(_registry.values()):

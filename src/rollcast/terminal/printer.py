@@ -1,4 +1,4 @@
-"""Rows onto one output: the prefix, wrapping, the open line of a chain that is alone."""
+"""Prints rows to one output, with the prefix, wrapping, and the open line of a single visible chain."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from rollcast.text import shorten
 
 __all__ = ["LINE_CHARS", "Printer"]
 
-LINE_CHARS = 4000  # of a line of model text that are printed at once
+LINE_CHARS = 4000  # how many characters of a line of model text are printed at once
 _LABEL_CHARS = 24
 _LIVE_ROWS = 8
-_WIDE = 60  # cells from which timestamps have room
-_NARROW = 32  # cells below which a chain's id is its number alone
+_WIDE = 60  # from this many cells on, timestamps have room
+_NARROW = 32  # below this many cells, only the number of a chain's id is shown
 
 
 class Printer:
     """What one console needs to print to one stream. Everything but `measure` is called inside `with output:`.
 
     Attributes:
-        output: the stream's, shared with others.
-        terminal: the stream is one.
-        piped: it is a pipe or a file, which is read by lines.
-        capable: a terminal that moves its cursor when told to.
-        width: columns at which rows are wrapped; None: they are not. `room`: what the prefix leaves of them.
-        live: the terminal has room for rows that show what chains are writing.
-        glyphs, painter, rows: how things look there.
+        output: the stream's output, which is shared with other consoles.
+        terminal: whether the stream is a terminal.
+        piped: whether the stream is a pipe or a file, which is read by lines.
+        capable: whether it is a terminal that supports moving the cursor.
+        width: the column at which rows are wrapped; None: they are not. `room`: what the prefix leaves of it.
+        live: whether the terminal has room for rows that show what chains are writing.
+        glyphs, painter, rows: the look of rows there.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Printer:
         self.room = LINE_CHARS
 
     def measure(self) -> None:
-        """Look at the terminal's size: it may have been resized."""
+        """Update the width from the terminal's size, since it may have been resized."""
         self.width = self._columns()
         self.live = self.capable and self.status_size()[1] > 0
         self.room = LINE_CHARS if self.width is None else self.width - row_cells(self.prefix(None, 0.0))
@@ -78,19 +78,19 @@ class Printer:
         return max(self.size()[0] or 80, 20) if self.terminal else None
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines of the terminal; 0 where they are not known."""
+        """The columns and lines of the terminal; 0 if they are not known."""
         try:
             return os.get_terminal_size(self._stream.fileno())
         except (OSError, ValueError, AttributeError):
             return (0, 0)
 
     def status_size(self) -> tuple[int, int]:
-        """Width of the terminal in cells, and how many chains may have a row of the status."""
+        """The width of the terminal in cells, and how many chains may have a row in the status."""
         columns, lines = self.size()
         return min(self.width or 80, max(columns or 80, 20)), max(min((lines or 24) // 2 - 2, _LIVE_ROWS), 0)
 
     def live_row(self, chain: VisibleChain) -> Row:
-        """The line that the chain is writing, or the tool for which it waits."""
+        """The line that the chain is writing, or the tools that it waits for."""
         row = self.prefix(chain, chain.stamp)
         if chain.pending:
             text = "".join(chain.pending)[-self.room :]
@@ -119,7 +119,7 @@ class Printer:
         return row
 
     def print_inline(self, chain: VisibleChain, row: Row, stamp: float) -> None:
-        """Go on with the chain's open line, or begin it. The last column stays free: terminals differ about it."""
+        """Continue the chain's open line, or begin it. The last column stays free, since terminals treat it differently."""
         output = self.output
         more = (f"{self.glyphs.more} ", "dim")
         prefix = self.prefix(chain, stamp)
@@ -135,7 +135,7 @@ class Printer:
             return
         rest = self.room - 3
         left = self.width - 1 - self._column
-        # A token that fits a row of its own goes there whole.
+        # A token that fits in a row of its own goes there whole.
         rows = [[], _stripped(row)] if cells <= rest or left < 2 else wrap(row, left, rest)
         if cells > rest and left < 2:
             rows = [[], *wrap(row, rest, rest)]
@@ -148,7 +148,7 @@ class Printer:
     def print_rows(
         self, rows: list[Row], chain: VisibleChain | None, stamp: float, *, goes_on: bool = False
     ) -> None:
-        """Print whole rows, each behind the prefix, wrapped. `goes_on`: the first continues a line."""
+        """Print whole rows, each wrapped and with the prefix. `goes_on`: whether the first continues a line."""
         output = self.output
         prefix = self.painter.paint(self.prefix(chain, stamp))
         more = (f"{self.glyphs.more} ", "dim")
@@ -160,7 +160,7 @@ class Printer:
                 output.put(prefix + self.painter.paint([more, *part]) + "\n")
 
     def print_rule(self, row: Row, run_id: str) -> None:
-        """Print what concerns the run as a whole across the output."""
+        """Print a row about the whole run as a rule across the output."""
         output = self.output
         rule = self.glyphs.rule
         head: Row = [(rule * 2 + " ", "rule")]
@@ -176,7 +176,7 @@ class Printer:
     # -- the prefix ------------------------------------------------------------------------------------------------
 
     def prefix(self, chain: VisibleChain | None, stamp: float) -> Row:
-        """The time, the run where there are several, the chain's id, a bar."""
+        """The time, the run if there are several, the chain's id, and a bar."""
         output = self.output
         row: Row = []
         if self._timestamps and (self.width is None or self.width >= _WIDE):
@@ -200,18 +200,18 @@ class Printer:
         return self.width is not None and self.width < _NARROW
 
     def _time(self, stamp: float) -> str:
-        """HH:MM:SS.mmm, local."""
+        """The local time as HH:MM:SS.mmm."""
         try:
             second, millis = divmod(int(stamp * 1000), 1000)
             if second != self._second[0]:
                 self._second = (second, time.strftime("%H:%M:%S", time.localtime(second)))
-        except (OverflowError, ValueError, OSError):  # no time of this world, user-made
+        except (OverflowError, ValueError, OSError):  # an impossible time in a user-made event
             return "--:--:--.---"
         return f"{self._second[1]}.{millis:03d}"
 
 
 def _short_run(run_id: str) -> str:
-    """The end of the id: of a UUIDv7 that is its random part."""
+    """The end of the id, which is random in a UUIDv7."""
     return run_id[-4:]
 
 
@@ -230,7 +230,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _has_descriptor(stream: TextIO) -> bool:
-    """Whether it is a file of the system: not a notebook's output, nor text in memory."""
+    """Whether the stream has a file descriptor, unlike a notebook's output or text in memory."""
     if not isinstance(stream, io.TextIOWrapper):
         return False
     try:
@@ -241,7 +241,7 @@ def _has_descriptor(stream: TextIO) -> bool:
 
 
 def _is_capable() -> bool:
-    """Whether the terminal moves its cursor when told to."""
+    """Whether the terminal supports moving the cursor."""
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     if sys.platform == "win32":
@@ -259,10 +259,10 @@ def _shows_everything(encoding: str) -> bool:
 
 
 def _color_system(stream: TextIO, color: bool | None) -> ColorSystem | None:
-    """What the stream can show; Rich knows the environment variables and the terminals."""
+    """The colours that the stream can show; Rich knows the environment variables and the terminals."""
     if color is False or (color is None and os.environ.get("NO_COLOR")):
         return None
-    from rich.console import Console  # noqa: PLC0415  (large; only where something is printed)
+    from rich.console import Console  # noqa: PLC0415  (large; loaded only to print)
 
     console = Console(file=stream, force_terminal=True if color else None)
     name = console.color_system

@@ -1,6 +1,6 @@
-"""Who is shown on an output: chains and runs, counted over all consoles that print there.
+"""The chains and runs that are shown on an output, counted over all consoles that print there.
 
-Every count is kept as things change, so what a change costs does not depend on how many chains and runs are open.
+Every count is updated with each change, so a change costs the same however many chains and runs are open.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ __all__ = ["Board", "VisibleChain", "VisibleRun", "chain_number"]
 
 
 def chain_number(chain_id: str) -> int:
-    """The number at the end of a chain's id; for an id without one, a number that depends on the id alone."""
+    """The number at the end of a chain's id; for an id without one, a hash of the id."""
     found = re.search(r"[0-9]{1,9}$", chain_id)
     return int(found.group()) if found else zlib.crc32(chain_id.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(slots=True, eq=False)
 class VisibleChain:
-    """A chain as one console shows it: what is known of it, and what of that was drawn.
+    """A chain as one console shows it: what is known about it, and what was printed.
 
     Attributes:
-        run_id: of its run.
+        run_id: its run's id.
         chain_id: its id.
         style: its colour.
-        view: what the chain does, without its text.
-        pending: text that was not printed yet, and its length in `size`.
+        view: what is known about the chain, without its text.
+        pending: text that was not printed yet; `size` has its length.
         stamp: the timestamp of the last pending text.
-        due: when the pending text is printed at the latest, on the console's clock.
-        word_waited: the last word of the pending text has waited once for its end.
-        partial_line: what was printed last was not a whole line.
+        due: the latest time at which the pending text is printed, on the console's clock.
+        word_waited: whether the last word of the pending text has waited once to be completed.
+        partial_line: whether the last thing printed was not a whole line.
         tag: the tag that is open in its text.
-        offset: characters of the open generation that were taken.
-        without_ids: chunks of the open generation that tell no ids: each is taken for a token.
-        printed: open tool calls whose result was printed.
+        offset: how many characters of the open generation were taken.
+        without_ids: how many chunks of the open generation have no ids; each counts as a token.
+        printed: the ids of open tool calls whose result was printed.
         held: results that wait for the end of their call, by id: the tool, text, status, timestamp.
     """
 
@@ -62,22 +62,20 @@ class VisibleChain:
 
     @property
     def done(self) -> bool:
-        """It has ended."""
         return self.view.state == "ended"
 
     @property
     def failed(self) -> bool:
-        """It ended with `error`."""
         return self.view.finish_reason == "error"
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens as far as they are known."""
+        """How many tokens were sampled, as far as is known."""
         return self.view.tokens + self.without_ids
 
     @property
     def awaited_tools(self) -> list[str]:
-        """The tools whose results are still to come."""
+        """The tools whose results have not come yet."""
         return [
             call.tool_name for call_id, call in self.view.tool_calls.items() if call_id not in self.printed
         ]
@@ -85,21 +83,21 @@ class VisibleChain:
 
 @dataclass(slots=True, eq=False)
 class VisibleRun:
-    """A run as one console shows it: the chains that are open, and the ids of those that ended."""
+    """A run as one console shows it: its open chains, and the ids of the ended ones."""
 
-    expected: int = 0  # chains that it will show, 0 if that is not known
+    expected: int = 0  # how many chains it will show, 0 if unknown
     chains: dict[str, VisibleChain] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     unsure: set[str] = field(
         default_factory=set
-    )  # of those that ended: that is only supposed, since events are missing
+    )  # those of the ended chains that are only assumed to have ended, since events are missing
 
 
 @dataclass(slots=True, eq=False)
 class _Chain:
-    """An open chain, for all consoles that show it. Two may know different parts: the one that knows more counts."""
+    """An open chain, for all consoles that show it. If two know different parts, the one that knows more counts."""
 
-    place: tuple[int, int, int]  # by which rows of the status are sorted
+    place: tuple[int, int, int]  # the sort key of rows in the status
     shown: list[VisibleChain] = field(default_factory=list)
     tokens: int = 0
 
@@ -125,28 +123,28 @@ class _Run:
 
 
 class Board:
-    """Counts of what some consoles show together. Whoever uses it holds the output's lock.
+    """Counts of what some consoles show together. The caller holds the output's lock.
 
     Attributes:
-        chains, ended, failed, tokens: of the runs that are open.
-        expected: chains that these runs will have, as far as is known; runs that have shown none yet do not count.
-        changed: chains that may have more tokens since they were counted. Who shows one puts it in, and takes it out at its end.
+        chains, ended, failed, tokens: totals of the open runs.
+        expected: how many chains these runs will have, as far as is known; runs that have shown none yet do not count.
+        changed: chains that may have more tokens since they were counted. A console adds a chain, and removes it at its end.
     """
 
     def __init__(self) -> None:
         self.chains = self.ended = self.failed = self.tokens = self.expected = 0
         self.changed: dict[VisibleChain, None] = {}
         self._runs: dict[str, _Run] = {}
-        self._active = 0  # runs that have chains, or are to have some
-        self._larger = 0  # runs that are to have more than one
+        self._active = 0  # how many runs have or expect chains
+        self._larger = 0  # how many runs expect more than one chain
         self._running: list[tuple[tuple[int, int, int], _Chain]] = []  # sorted
-        # Of runs that have chains, a heap; some have closed.
+        # A heap of the runs that have chains; some of them have closed.
         self._openings: list[tuple[float, int, str]] = []
         self._order = itertools.count()
 
     @property
     def alone(self) -> bool:
-        """Whether one chain alone is visible, as far as is known."""
+        """Whether at most one chain is visible, as far as is known."""
         return self.chains <= 1 and not self._larger
 
     @property
@@ -156,7 +154,7 @@ class Board:
 
     @property
     def opened_at(self) -> float | None:
-        """When the earliest of the runs that have chains was opened."""
+        """When the earliest open run with chains was opened."""
         while self._openings and not self._is_open(self._openings[0]):
             heapq.heappop(self._openings)
         return self._openings[0][0] if self._openings else None
@@ -167,15 +165,15 @@ class Board:
         return run is not None and run.order == order
 
     def running(self, most: int) -> list[VisibleChain]:
-        """The first chains that run, by their number."""
+        """The first running chains, by number."""
         return [entry.best for _, entry in self._running[:most]]
 
     def running_count(self) -> int:
-        """How many chains run."""
+        """How many chains are running."""
         return len(self._running)
 
     def open_chain(self, chain_id: str) -> VisibleChain | None:
-        """The chain of this id that runs, of the latest run that has one."""
+        """The running chain with this id, in the latest run that has one."""
         for run in reversed(self._runs.values()):
             entry = run.open.get(chain_id)
             if entry is not None:
@@ -185,7 +183,7 @@ class Board:
     # -- what changes ------------------------------------------------------------------------------------------------
 
     def run_opened(self, run_id: str, at: float, expected: int) -> None:
-        """A console shows the run."""
+        """Note that a console shows the run."""
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = _Run(next(self._order), at)
@@ -193,14 +191,14 @@ class Board:
         self.run_expects(run_id, expected)
 
     def run_expects(self, run_id: str, expected: int) -> None:
-        """The run will have at least so many chains."""
+        """Note that the run will have at least this many chains."""
         run = self._runs[run_id]
         self._count(run, -1)
         run.expected = max(run.expected, expected)
         self._count(run, 1)
 
     def run_closed(self, run_id: str) -> None:
-        """A console shows the run no more."""
+        """Note that a console no longer shows the run."""
         run = self._runs[run_id]
         run.consoles -= 1
         if run.consoles:
@@ -209,12 +207,12 @@ class Board:
             self._stop(entry)
         self._count(run, -1)
         del self._runs[run_id]
-        if len(self._openings) > 2 * len(self._runs) + 16:  # those that closed behind one that stays open
+        if len(self._openings) > 2 * len(self._runs) + 16:  # many have closed behind one that stays open
             self._openings = [*filter(self._is_open, self._openings)]
             heapq.heapify(self._openings)
 
     def chain_opened(self, chain: VisibleChain, *, again: bool) -> None:
-        """A console shows the chain; `again`: that console saw it end before."""
+        """Note that a console shows the chain; `again`: this console has seen it end before."""
         run = self._runs[chain.run_id]
         entry = run.open.get(chain.chain_id)
         if entry is None and chain.chain_id in run.ended and not again:
@@ -231,7 +229,7 @@ class Board:
         self._count(run, 1)
 
     def chain_ended(self, chain: VisibleChain) -> None:
-        """One console saw its end, which is enough."""
+        """Note that a console saw the chain end; one console is enough."""
         run = self._runs[chain.run_id]
         entry = run.open.get(chain.chain_id)
         if entry is None:
@@ -245,7 +243,7 @@ class Board:
         self._count(run, 1)
 
     def count_tokens(self) -> int:
-        """Tokens of all chains of the open runs, up to date."""
+        """Bring the token counts up to date, and return the sum over all open runs."""
         for chain in self.changed:
             run = self._runs.get(chain.run_id)
             entry = None if run is None else run.open.get(chain.chain_id)
@@ -266,7 +264,7 @@ class Board:
         del self._running[i]
 
     def _count(self, run: _Run, sign: int) -> None:
-        """Add what the run has to the counts, or take it out."""
+        """Add the run's numbers to the totals, or subtract them."""
         chains = run.chains
         self.chains += sign * chains
         self.ended += sign * len(run.ended)

@@ -1,4 +1,4 @@
-"""The status at the bottom of a terminal, made of what is shown there."""
+"""The status at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _COUNT_EVERY_S = 0.1
 
 
 class StatusLook(Protocol):
-    """How a console's status looks."""
+    """The look of a console's status."""
 
     painter: Painter
     glyphs: Glyphs
 
     def status_size(self) -> tuple[int, int]:
-        """Width of the terminal in cells, and how many chains may have a row."""
+        """The width of the terminal in cells, and how many chains may have a row."""
         ...
 
     def live_row(self, chain: VisibleChain) -> Row:
-        """What the chain is doing."""
+        """A row that shows what the chain is doing."""
         ...
 
 
 class StatusArea:
-    """Called for the rows at the bottom of an output: the chains that run, as they write, and a line that counts.
+    """Makes the rows at the bottom of an output: a row for each running chain, and a line with counts.
 
     Args:
-        board: what the consoles that want a status show.
-        look: of the console that paints it.
-        clock: in seconds, monotonic.
+        board: the chains and runs of the consoles with a status.
+        look: the look of the console that paints it.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, board: Board, look: StatusLook, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +49,7 @@ class StatusArea:
         self._line: str | None = None
 
     def __call__(self) -> list[str]:
-        """The rows, painted."""
+        """The painted rows."""
         now = self._clock()
         if now - self._counted_at >= _COUNT_EVERY_S:
             self._counted_at = now
@@ -57,13 +57,13 @@ class StatusArea:
         if self._line is None:
             return []
         width, most = self._look.status_size()
-        # A chain that is alone writes on the open line.
+        # A single visible chain writes on the open line instead.
         running = self._board.running(most) if self._board.chains > 1 else []
         paint = self._look.painter.paint
         return [*[paint(wrap(self._look.live_row(chain), width - 1, 2)[0]) for chain in running], self._line]
 
     def recount(self) -> None:
-        """Count anew at the next call, however short ago that was done."""
+        """Count anew at the next call, even if that was done a moment ago."""
         self._counted_at = float("-inf")
 
     def _count(self, now: float) -> None:
@@ -89,10 +89,10 @@ class StatusArea:
         self._line = self._look.painter.paint(wrap(row, width - 1, 2)[0])
 
     def _rate(self, now: float, total: int) -> float:
-        """Tokens a second over the last two seconds or since the run opened."""
+        """Tokens per second over the last two seconds or since the run opened."""
         totals = self._totals
         if totals and total < totals[-1][1]:
-            totals.clear()  # a run was closed, its tokens are gone from the sum
+            totals.clear()  # a run was closed, so its tokens left the sum
         totals.append((now, total))
         while now - totals[0][0] > _RATE_OVER_S and len(totals) > 2:
             totals.popleft()

@@ -1,4 +1,4 @@
-"""Where raw tool calls and thoughts stand in a model's text, as it comes in pieces of any size. Pure."""
+"""Finds raw tool calls and thoughts in a model's text, which comes in pieces of any size. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _STYLES = {"<tool_call>": "raw", "<think>": "think"}
 
 
 def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | None, str]:
-    """The text in pieces, the raw tool calls and thoughts styled, tags included.
+    """Split the text into pieces, with raw tool calls and thoughts styled, including their tags.
 
     Args:
-        text: what comes next.
-        tag: the tag that is open, as the last call returned it.
-        final: no text follows on this line, so nothing is held back.
+        text: the next text.
+        tag: the open tag that the last call returned.
+        final: whether no text follows on this line, so that nothing is held back.
 
     Returns:
-        The pieces, the tag that is open after them, and what is held back from the end: the beginning of what may
-        become a tag, or the end of a line as Windows writes it.
+        The pieces, the tag that is open after them, and what is held back from the end: the beginning of a possible tag, or
+        the carriage return of a Windows line end.
     """
     row: Row = []
     while text:
@@ -47,7 +47,7 @@ def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | N
 
 
 def _beginning(text: str, awaited: tuple[str, ...]) -> str:
-    """The end of the text that is a proper beginning of an awaited tag, or of a line's end."""
+    """The end of the text that may be the beginning of an awaited tag or of a line's end."""
     if text.endswith("\r"):
         return "\r"
     at = text.rfind("<")

@@ -1,4 +1,4 @@
-"""What is printed of a chain's events: text as it comes, and a line for everything else."""
+"""Prints a chain's events: text as it comes, and lines for everything else."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = StreamEventType
 
 
 class Telling:
-    """Prints the events of chains, or has their text gathered. Whoever uses it holds the output's lock.
+    """Prints the events of chains, or gathers their text. The caller holds the output's lock.
 
-    What a chain's view knows is as of before the event.
+    A chain's view is in its state from before the event.
     """
 
     def __init__(self, printer: Printer, gathering: Gathering) -> None:
@@ -38,11 +38,11 @@ class Telling:
         }
 
     def take(self, event: StreamEvent, chain: VisibleChain) -> None:
-        """Print or gather one event, whatever it holds."""
+        """Print or gather one event, whatever it contains."""
         try:
             self._handlers.get(event.event_type, self._any)(event, chain)
         except (TypeError, ValueError, KeyError, AttributeError):
-            # A payload of another shape, user-made or of a later version: shown raw.
+            # A payload with another shape, user-made or from a later version, is shown raw.
             self._out.print_rows(self._out.rows.raw(event), chain, event.timestamp)
 
     def _any(self, event: StreamEvent, chain: VisibleChain) -> None:
@@ -69,7 +69,7 @@ class Telling:
             self._gathering.add_text(chain, content, event.timestamp)
 
     def _jump(self, chain: VisibleChain, offset: int, stamp: float) -> None:
-        """The text goes on elsewhere: chunks in between were left out, or another generation began."""
+        """Continue at another offset, since chunks were left out or another generation began."""
         if offset > chain.offset:
             missing = offset - chain.offset
             self._gathering.end_text(chain)
@@ -77,17 +77,17 @@ class Telling:
         chain.offset = offset
 
     def _generation_start(self, event: StreamEvent, chain: VisibleChain) -> None:
-        del event  # its figures are in the log; on the console they would be noise
+        del event  # its numbers would be noise on the console
         self._gathering.end_text(chain)
         chain.offset, chain.tag = 0, None
 
     def _generation_end(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
         rest = _text(data, "content")[chain.offset :]
-        if rest:  # the backend does not stream, or the chunks were left out
+        if rest:  # the backend does not stream, or chunks were left out
             self._gathering.add_text(chain, rest, event.timestamp)
         self._gathering.end_text(chain)
-        int(data.get("completion_tokens", 0))  # or else it is shown raw
+        int(data.get("completion_tokens", 0))  # raises if it is not a number, and the event is then shown raw
         chain.offset, chain.without_ids, chain.tag = 0, 0, None
         why = {
             "length": f"cut off after {data.get('completion_tokens')} tokens",
@@ -120,7 +120,7 @@ class Telling:
         data = event.data
         call_id, name, status = _text(data, "call_id"), _text(data, "tool_name"), _text(data, "status")
         if call_id not in chain.printed:
-            # Without an observation (filtered out) the end speaks for itself.
+            # If a filter leaves out the observation, only the end is shown.
             name = _called(chain, call_id, name)
             chain.held.setdefault(call_id, (name, "done", status, event.timestamp))
             self._gathering.print_result(chain, call_id, data.get("duration_s"))
@@ -142,7 +142,7 @@ class Telling:
         self._gathering.print_all_of(chain)
         self._any(event, chain)
         chain.printed.clear()
-        before = count_of(data.get("content_omitted")) or 0  # the text is too long for whoever told of it
+        before = count_of(data.get("content_omitted")) or 0  # the text was too long for the snapshot
         chain.offset, chain.without_ids, chain.tag = before + len(content), 0, None
         if content:
             chain.partial_line = True
@@ -150,13 +150,13 @@ class Telling:
 
 
 def _called(chain: VisibleChain, call_id: str, name: str) -> str:
-    """The tool's name as its call began; else as the event says. A view has the beginning of a long one."""
+    """The tool's name when its call began, otherwise that in the event. A view has only the beginning of a long name."""
     call = chain.view.tool_calls.get(call_id)
     return call.tool_name if call is not None and len(name) <= MAX_WORD else name
 
 
 def _text(data: dict[str, Any], field: str) -> str:
-    """A field that must be text: payloads may come from anywhere."""
+    """A field that must be text, since payloads may come from anywhere."""
     value = data[field]
     if not isinstance(value, str):
         raise TypeError(f"{field} must be text, found {type(value).__name__}")

@@ -1,22 +1,22 @@
-"""Running somebody's function for at most so long, whatever it does.
+"""Runs the user's functions with a time limit, whatever they do.
 
-A coroutine runs in a task of its own; one that ignores its cancellation is left behind: it goes on until the loop ends, and
-nobody waits for it. A plain function runs in a daemon thread, never in the event loop's default
-executor: a call that ignores its timeout would hold one of that executor's few threads, and the interpreter's exit.
-Here it is left behind: its thread no longer counts, so neither other calls nor the exit wait for it.
+A coroutine runs in a task of its own. If it ignores its cancellation it is left behind: it keeps running, and nothing waits
+for it. A plain function runs in a daemon thread, not in the event loop's default executor, since a call that ignores its
+timeout would block one of that executor's few threads and the interpreter's exit. Here such a call is left behind: its
+thread no longer counts, so neither other calls nor the exit wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import logging
 import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from rollcast.aio import call_in, resolve
@@ -27,17 +27,17 @@ from rollcast.lifetime import call_after_fork
 __all__ = ["CancelledItself", "OutOfTime", "StoppedItself", "in_task", "in_thread", "is_async"]
 
 RUNNING_LIMIT = 256
-"""Threads that run calls at a time; more calls wait for one, and their timeout starts when they run."""
+"""How many threads run calls at a time; further calls wait for a thread, and their timeout starts when they run."""
 WAIT_S = 10.0
-"""A call that waits for a thread for longer is told of, once, in seconds."""
+"""If a call waits for a thread for more seconds than this, one warning says so."""
 IDLE_LIMIT = 32
-"""Threads that are kept for the next call."""
+"""How many idle threads are kept for later calls."""
 IDLE_S = 10.0
-"""How long an idle thread is kept, in seconds."""
+"""How many seconds an idle thread is kept."""
 GRACE_S = 1.0
-"""How long a cancelled coroutine may take to clean up before it is left behind, in seconds, unless the agent says otherwise."""
+"""How many seconds a cancelled coroutine may take to clean up before it is left behind, unless the agent sets another time."""
 LEFT_S = 60.0
-"""How long one that was left behind may go on before it is closed, in seconds."""
+"""How many seconds a coroutine that was left behind may keep running before it is closed."""
 
 T = TypeVar("T")
 logger = logging.getLogger("rollcast.tools")
@@ -48,11 +48,11 @@ class OutOfTime(Exception):
 
 
 class CancelledItself(Exception):
-    """The function raised CancelledError though nobody cancelled the call."""
+    """The function raised CancelledError although the call was not cancelled."""
 
 
 class StoppedItself(Exception):
-    """The function raised what stops a program, such as SystemExit, of its own accord: its cause."""
+    """The function itself raised an exception that stops a program, such as SystemExit; that is the cause of this one."""
 
 
 _STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -60,7 +60,7 @@ _STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether it gives a coroutine or an async generator; partials and objects with an async `__call__` too."""
-    while isinstance(function, functools.partial):
+    while isinstance(function, partial):
         function = function.func
     if not inspect.isroutine(function):
         function = type(function).__call__
@@ -73,22 +73,20 @@ _leaving: set[asyncio.Task[Any]] = set()  # the event loop holds tasks weakly
 
 
 async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float | None) -> T:
-    """What the coroutine returns or raises; cancelling this cancels it.
+    """Return or raise what the coroutine does; cancelling this cancels the coroutine.
 
     Args:
         coroutine: what to run.
-        name: who runs, `tool 'search'`, for warnings.
+        name: its name in warnings, such as `tool 'search'`.
         seconds: its timeout, or None to wait for ever.
 
     Raises:
-        OutOfTime: it took longer. It was cancelled then, and left behind if it ignored that for the time of grace.
-        CancelledItself: it raised CancelledError of its own accord.
-        StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit of its own accord.
+        OutOfTime: it took longer. It was then cancelled, and left behind if it ignored that for the grace period.
+        CancelledItself: it raised CancelledError itself.
+        StoppedItself: it raised KeyboardInterrupt, SystemExit or GeneratorExit itself.
     """
-    contained = _contained(coroutine)
-    call = Driven(contained)
-    task = asyncio.create_task(call.run())
-    task.add_done_callback(lambda _: _close_unstarted(contained, coroutine))
+    call = Driven(coroutine)
+    task = asyncio.create_task(_contained(call))
     try:
         await asyncio.wait((task,), timeout=seconds)
     except asyncio.CancelledError:
@@ -98,36 +96,30 @@ async def in_task(coroutine: Coroutine[Any, Any, T], name: str, seconds: float |
         await _stop(task, call, name)
         raise OutOfTime
     if task.cancelled():
+        call.close_unstarted()
         raise CancelledItself
     return task.result()
 
 
-async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _contained(call: Driven[T]) -> T:
     """What it returns or raises; a task that raises KeyboardInterrupt or SystemExit would stop the event loop."""
     try:
-        return await coroutine
+        return await call
     except _STOPS as error:
         if by_signal(error):
             raise
         raise StoppedItself from error
 
 
-def _close_unstarted(*coroutines: Coroutine[Any, Any, Any]) -> None:
-    """A task that is cancelled at once never begins; Python would complain of what was made for it."""
-    for each in coroutines:
-        if inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED:
-            each.close()
-
-
 async def _stop(task: asyncio.Task[Any], call: Driven[Any], name: str) -> None:
-    """Cancel it and wait until it has ended, for the time of grace at most; then, or if this is cancelled too, it is left behind."""
+    """Cancel the task and wait for at most the grace period until it ends; after that it is left behind."""
     _leaving.add(task)
-    task.add_done_callback(_left)
+    task.add_done_callback(partial(_left, call))
     task.cancel()
     seconds = grace_s(GRACE_S)
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
-    # By the loop, and not after the waiting: this may be cancelled too, and nobody would look after the task.
+    # The loop calls this, since the waiting below may itself be cancelled, and the task must still be dealt with.
     leaving = loop.call_later(seconds, _leave, call, name, seconds, over)
     task.add_done_callback(lambda _: leaving.cancel())
     await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
@@ -140,33 +132,34 @@ def _leave(call: Driven[Any], name: str, seconds: float, over: asyncio.Future[No
     place = call.place
     logger.log(
         logging.WARNING if first_left_behind(place or name) else logging.DEBUG,
-        "%s goes on though it was cancelled %g s ago%s; it is left behind",
+        "%s is still running %g s after it was cancelled%s; it is left behind",
         name,
         seconds,
         "" if place is None else f", at {place}",
     )
     call.left = True
-    # If it was cancelled again meanwhile, then with the event loop, which waits for it at its end.
+    # If it was cancelled again meanwhile, the event loop is ending and waits for it.
     call.let_go_after(LEFT_S if call.cancellations < 2 else seconds)
 
 
-def _left(task: asyncio.Task[Any]) -> None:
+def _left(call: Driven[Any], task: asyncio.Task[Any]) -> None:
     _leaving.discard(task)
+    call.close_unstarted()
     if not task.cancelled():
-        task.exception()  # taken, so that asyncio does not report it as forgotten
+        task.exception()  # retrieved, so that asyncio does not report it
 
 
 # ------------------------------------------------------------------------------------------------------- threads
 
 
 async def in_thread(function: Callable[[], T], name: str, seconds: float | None) -> T:
-    """What the function returns or raises in a daemon thread, with this task's context variables.
+    """Run the function in a daemon thread with this task's context variables; return or raise what it does.
 
     Cancelling this returns at once and leaves the thread behind, as the timeout does.
 
     Args:
         function: what to run.
-        name: of the thread, `rollcast-tool-search`.
+        name: the thread's name, such as `rollcast-tool-search`.
         seconds: its timeout, or None to wait for ever.
 
     Raises:
@@ -209,7 +202,7 @@ async def in_thread(function: Callable[[], T], name: str, seconds: float | None)
 
 
 async def _begun(job: _Job) -> None:
-    """Wait for a thread; if that takes long, say once who has them all."""
+    """Wait for a thread; if that takes long, log once which calls use most threads."""
     assert job.started is not None
     await asyncio.wait((job.started,), timeout=WAIT_S)
     if not job.started.done() and not _threads.told_of_waiting:
@@ -237,7 +230,7 @@ class _Job:
         self.name = name
         self.context = contextvars.copy_context()
         self.loop = asyncio.get_running_loop()
-        self.started: asyncio.Future[None] | None = None  # only where it had to wait
+        self.started: asyncio.Future[None] | None = None  # only if it had to wait
         self.done: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
         self.began = False
         self.ended = False
@@ -250,12 +243,12 @@ class _Job:
             self._tell(self.started, None)
         try:
             outcome: tuple[Any, BaseException | None] = (self.context.run(self.function), None)
-        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to who awaits the call)
+        except BaseException as error:  # noqa: BLE001  (it is raised in the code that awaits the call)
             outcome = (None, error)
         self._tell(self.done, outcome)
 
     def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
-        call_in(self.loop, resolve, future, result)  # if the loop is closed, nobody waits
+        call_in(self.loop, resolve, future, result)  # if the loop is closed, nothing waits
 
 
 class _Worker(threading.Thread):
@@ -279,7 +272,7 @@ class _Threads:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every thread: a forked child has none of them."""
+        """Forget every thread, since a forked child has none of them."""
         self.lock = threading.Lock()
         self.idle: list[_Worker] = []
         self.waiting: deque[_Job] = deque()
@@ -293,7 +286,7 @@ class _Threads:
                 self.waiting.append(job)
 
     def _start(self, job: _Job) -> bool:
-        """Whether there was a thread for it. Raises RuntimeError where the system gives not even one."""
+        """Whether there was a thread for the job. Raises RuntimeError if not even one thread can be started."""
         if self.running >= RUNNING_LIMIT:
             return False
         if self.idle:
@@ -301,7 +294,7 @@ class _Threads:
         else:
             try:
                 _Worker(self, job).start()
-            except RuntimeError:  # the system gives no more threads; those that run will come free
+            except RuntimeError:  # no more threads can be started; running ones will become free
                 if not self.running:
                     raise
                 return False
@@ -309,7 +302,7 @@ class _Threads:
         return True
 
     def next(self, worker: _Worker, job: _Job) -> _Job | None:
-        """What the worker does after `job`; None: it ends."""
+        """The worker's next job after `job`; None if the worker should end."""
         with self.lock:
             job.ended = True
             if job.abandoned:
@@ -329,7 +322,7 @@ class _Threads:
                 if worker in self.idle:
                     self.idle.remove(worker)
                     return None
-            return worker.inbox.get()  # it was taken from the idle ones at this very moment
+            return worker.inbox.get()  # it has just been taken from the idle ones
 
     def abandon(self, job: _Job) -> None:
         with self.lock:
