@@ -28,6 +28,7 @@ BENCHMARKS = {
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",
+    "archive": "benchmarks.archive",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",
     "engine": "benchmarks.engine",

@@ -66,6 +66,7 @@ def blocking_calls_fail():
             function.can_block_in("rollcast/models/hf/backend.py", {"__init__"})
             function.can_block_in("rollcast/models/hf/__init__.py", {"__getattr__"})  # imports torch
             function.can_block_in("rollcast/observers/jsonl.py", {"__init__"})
+            function.can_block_in("rollcast/archive/observer.py", {"__init__", "within"})
             function.can_block_in("rollcast/stream/pump.py", {"_run_on_a_thread"})
             # A trainer blocks, and so does what it calls; its modules are imported with ours.
             function.can_block_in("rollcast/train/trl.py", {"<module>", "__init__", "__call__", "train"})

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "rollout": CORE | {"observers", "models", "tools"},
     "tasks": CORE | {"models", "tools", "rollout"},
     "train": CORE | {"models", "tools", "rollout", "tasks"},
-    "serve": CORE,
+    "archive": CORE,
+    "serve": CORE | {"archive"},
 }
 MAY_SEE_ALL = {"cli", "fleet", "testing", "__init__", "__main__"}
 HEAVY = [

@@ -144,6 +144,10 @@ def test_commands_exist(words, monkeypatch):
 
         monkeypatch.setattr(cli, "run_command", lambda options: 0)
         monkeypatch.setattr(cli, "watch_command", lambda options: 0)
+        monkeypatch.setattr(cli, "recover_command", lambda directory, word, force: 0)
+        monkeypatch.setattr(cli, "stats_command", lambda directory, word, json, color: 0)
+        for command in ("show_command", "replay_command", "export_command"):
+            monkeypatch.setattr(cli, command, lambda directory, options: 0)
         monkeypatch.setattr(cli, "train_command", lambda line, config: 0)
         done = CliRunner().invoke(cli.app, arguments)
         assert done.exit_code == 0, done.output
@@ -153,7 +157,9 @@ def test_commands_exist(words, monkeypatch):
             if "=" not in target:
                 assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
     else:
-        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux"}, f"{program} is not known here"
+        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux", "jq", "zstd", "duckdb"}, (
+            f"{program} is not known here"
+        )
 
 
 def without_code(page):

@@ -15,6 +15,7 @@ RollcastError
 ├── RewardError                    a reward raised, or returned something that is not a finite number
 ├── RolloutCancelledError          a watcher cancelled a rollout in the middle of a training
 ├── CheckpointError                a checkpoint cannot be written or read
+├── ArchiveError                   a record of a run cannot be found, read or written
 ├── RefusedError                   a server refused this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -24,6 +25,7 @@ A message says what was found, what was expected and what to do. The command lin
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveError",
     "BackendClosedError",
     "BackendError",
     "CheckpointError",
@@ -102,6 +104,10 @@ class RolloutCancelledError(RollcastError):
 
 class CheckpointError(RollcastError):
     """A checkpoint cannot be written or read."""
+
+
+class ArchiveError(RollcastError):
+    """A record of a run cannot be found, read or written."""
 
 
 class RefusedError(RollcastError):

@@ -56,7 +56,6 @@ def test_the_specified_json_is_enough():
         b"",
         b"{",
         b"[]",
-        b'{"event_type":"nonsense","chain_id":"","timestamp":1,"data":{}}',
         b'{"event_type":"gap","chain_id":"","timestamp":1,"data":{}}',
         b'{"event_type":"reward","chain_id":"","timestamp":"x","data":{}}',
         b'{"event_type":"reward","chain_id":"c","timestamp":1,"data":{"reward":"high","metrics":{}}}',

@@ -9,6 +9,7 @@ from rollcast.errors import InputError
 from rollcast.observers import AsyncGeneratorStreamObserver, MultiChainStreamObserver
 from rollcast.records import EventFilter
 from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream.own_filter import guarded
 from rollcast.testing import EventCapture
 
 
@@ -159,3 +160,36 @@ async def test_chains_that_come_into_view_begin_with_a_snapshot():
     kinds = [(e.event_type.value, e.chain_id) for e in capture.events]
     assert kinds[:2] == [("chain_snapshot", "chain_1"), ("llm_generation_chunk", "chain_1")]
     assert {chain for _, chain in kinds} == {"chain_1"}
+
+
+class WithIds(EventFilter):
+    """Decides itself of which chains it wants the ids, and fails."""
+
+    def wants_ids(self, *place):
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        (OddChains(ids=True), {"chain_1": True}),
+        (OddChains(), {"chain_1": False}),
+        (WithIds(), {"chain_0": True, "chain_1": True}),
+        (guarded(OddChains()) | EventFilter(chains="chain_0", ids=True), {"chain_0": True, "chain_1": False}),
+        (guarded(OddChains()) & EventFilter(chains="chain_1", ids=True), {"chain_1": True}),
+    ],
+)
+def test_it_gets_ids_if_it_may_want_them(wanted, given):
+    """Its `wants_ids` is not asked on the producer's path, so a class that has one of its own gets them always."""
+    manager, capture = StreamingManager(), EventCapture()
+    watcher = EventCapture(wanted)
+    manager.add_observer(watcher)
+    manager.add_observer(capture)
+    with manager.run(chains=2) as run:
+        for _ in range(2):
+            with run.chain([{"role": "user", "content": "Hi"}]) as chain, chain.generation() as generation:
+                generation.chunk("Hello", [1])
+    manager.close()
+    ends = watcher.of("llm_generation_end")
+    assert {end.chain_id: "token_ids" in end.data for end in ends} == given
+    assert not any("token_ids" in end.data for end in capture.of("llm_generation_end"))

@@ -7,8 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from rollcast.cli import options
+from rollcast.cli.export import ExportOptions, export_command
+from rollcast.cli.records import record_directory, recover_command, runs_command
+from rollcast.cli.replay import ReplayOptions, replay_command
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
+from rollcast.cli.show import ShowOptions, show_command
+from rollcast.cli.stats import stats_command
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 from rollcast.version import __version__
@@ -187,5 +192,125 @@ def watch(
         timestamps=not no_timestamps,
     )
     code = watch_command(chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def runs(
+    record_dir: options.RecordDirOption = None,
+    json: options.RunsJsonOption = False,
+) -> None:
+    """List the records of runs, the newest first."""
+    code = runs_command(record_directory(record_dir), json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def show(
+    record: options.RecordArg,
+    step: options.ShowStepOption = None,
+    worst: options.WorstOption = False,
+    best: options.BestOption = False,
+    failed: options.FailedOption = False,
+    group: options.ShowGroupOption = None,
+    chain: options.ShowChainOption = None,
+    tokens: options.TokensOption = False,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Show what a recorded run came to: its groups, or one chain from its question to its reward.
+
+    Of a training it shows the last step that has chains, unless another is named.
+    """
+    chosen = ShowOptions(
+        record=record,
+        step=step,
+        worst=worst,
+        best=best,
+        failed=failed,
+        group=group,
+        chain=chain,
+        tokens=tokens,
+        color=False if no_color else None,
+    )
+    code = show_command(record_directory(record_dir), chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def stats(
+    record: options.RecordArg,
+    json: options.StatsJsonOption = False,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
+    code = stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def replay(
+    record: options.RecordArg,
+    speed: options.ReplaySpeedOption = "1",
+    step: options.ReplayStepOption = None,
+    chain: options.ChainOption = None,
+    group: options.ReplayGroupOption = None,
+    type: options.TypeOption = None,
+    follow: options.FollowOption = False,
+    json: options.JsonOption = None,
+    record_dir: options.RecordDirOption = None,
+    no_color: options.NoColorOption = False,
+    no_timestamps: options.NoTimestampsOption = False,
+) -> None:
+    """Show a recorded run as it was seen live."""
+    chosen = ReplayOptions(
+        record=record,
+        speed=speed,
+        step=step,
+        chains=chain or None,
+        groups=group or None,
+        types=type or None,
+        follow=follow,
+        json=json,
+        color=False if no_color else None,
+        timestamps=not no_timestamps,
+    )
+    code = replay_command(record_directory(record_dir), chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    record: options.RecordArg,
+    to: options.ExportToOption,
+    step: options.ExportStepOption = None,
+    chain: options.ExportChainOption = None,
+    group: options.ExportGroupOption = None,
+    record_dir: options.RecordDirOption = None,
+) -> None:
+    """Write a record, or part of it, to the standard output in a format that others read."""
+    chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
+    code = export_command(record_directory(record_dir), chosen)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def recover(
+    record: options.RecordArg,
+    record_dir: options.RecordDirOption = None,
+    force: options.ForceOption = False,
+) -> None:
+    """Make a record whole whose writer died.
+
+    Every whole line stays, and what is torn is named. It changes nothing more if it is done twice.
+    """
+    code = recover_command(record_directory(record_dir), record, force=force)
     if code:
         raise typer.Exit(code)

@@ -13,10 +13,18 @@ __all__ = [
     "AgentOption",
     "BackendOption",
     "BackendOptionsOption",
+    "BestOption",
     "ChainOption",
     "ChainsOption",
     "ConfigOption",
     "EvalEveryOption",
+    "ExportChainOption",
+    "ExportGroupOption",
+    "ExportStepOption",
+    "ExportToOption",
+    "FailedOption",
+    "FollowOption",
+    "ForceOption",
     "GroupOption",
     "HostNameOption",
     "JsonOption",
@@ -32,12 +40,22 @@ __all__ = [
     "PaceOption",
     "PromptOption",
     "QuestionsOption",
+    "RecordArg",
+    "RecordDirOption",
+    "ReplayGroupOption",
+    "ReplaySpeedOption",
+    "ReplayStepOption",
     "ResumeOption",
     "RowsOption",
+    "RunsJsonOption",
     "SeedOption",
     "ServeOption",
+    "ShowChainOption",
+    "ShowGroupOption",
     "ShowOption",
+    "ShowStepOption",
     "SinceOption",
+    "StatsJsonOption",
     "StepsOption",
     "TaskOption",
     "TemperatureOption",
@@ -46,6 +64,7 @@ __all__ = [
     "TlsCertOption",
     "TlsKeyOption",
     "TokenOption",
+    "TokensOption",
     "TrainModelOption",
     "TrainQuestionsOption",
     "TrainSeedOption",
@@ -55,6 +74,7 @@ __all__ = [
     "TypeOption",
     "UrlArg",
     "WatchTokenOption",
+    "WorstOption",
 ]
 
 AgentArg = Annotated[
@@ -262,4 +282,97 @@ UrlArg = Annotated[
 ]
 SinceOption = Annotated[
     str, typer.Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+]
+
+RecordDirOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        envvar="ROLLCAST_RECORDS",
+        show_envvar=True,
+        help="Where records are. Default: rollcast-runs in the current folder.",
+    ),
+]
+
+RecordArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECORD", help="A record's name or a beginning of it, a task's name, a path, or latest."
+    ),
+]
+
+RunsJsonOption = Annotated[bool, typer.Option("--json", help="A line of JSON for each record.")]
+
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Also if its writer is on another host, where nobody can see from here whether it lives.",
+    ),
+]
+
+ReplaySpeedOption = Annotated[
+    str,
+    typer.Option(
+        "--speed", metavar="N|max", help="How many times as fast as it was; max is as fast as possible."
+    ),
+]
+
+ReplayGroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", help="Show this group only (group_0 …); may be given several times."),
+]
+
+ReplayStepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="Show the rollout of this training step only.")
+]
+
+FollowOption = Annotated[
+    bool, typer.Option("--follow", help="Of a run that goes on: wait for what comes, until it ends.")
+]
+
+ShowStepOption = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", help="A training step. [default: the last one that has chains]"),
+]
+
+WorstOption = Annotated[bool, typer.Option("--worst", help="The chain with the lowest reward.")]
+
+BestOption = Annotated[bool, typer.Option("--best", help="The chain with the highest reward.")]
+
+FailedOption = Annotated[
+    bool,
+    typer.Option("--failed", help="The first chain that failed, or that has no end because its run died."),
+]
+
+ShowGroupOption = Annotated[str | None, typer.Option("--group", help="The chains of this group (group_0 …).")]
+
+ShowChainOption = Annotated[str | None, typer.Option("--chain", help="This chain (chain_0 …).")]
+
+TokensOption = Annotated[
+    bool,
+    typer.Option("--tokens", help="Each sampled token's id and log-probability, if the record has them."),
+]
+
+StatsJsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+
+ExportToOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="jsonl|markdown|atif",
+        help="Events as JSON lines; conversations as Markdown; or a line of ATIF for each chain.",
+    ),
+]
+
+ExportStepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="The rollout of this training step only.")
+]
+
+ExportChainOption = Annotated[
+    list[str] | None, typer.Option("--chain", help="This chain only (chain_0 …); may be given several times.")
+]
+
+ExportGroupOption = Annotated[
+    list[str] | None, typer.Option("--group", help="This group only (group_0 …); may be given several times.")
 ]

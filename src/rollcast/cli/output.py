@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO
 
+from rollcast.errors import InputError
 from rollcast.terminal.layout import Row, wrap
 from rollcast.terminal.printer import Printer
 
-__all__ = ["Output", "warn"]
+__all__ = ["Output", "discard_stdout", "warn"]
 
 
 class Output:
@@ -51,6 +53,20 @@ class Output:
                 for part in parts:
                     output.put(self._printer.painter.paint(part) + "\n")
 
+    def must_have_printed(self) -> None:
+        """Make sure that everything was printed, for a command that does nothing else.
+
+        Raises:
+            InputError: the output cannot be written.
+            BrokenPipeError: its reader has gone.
+        """
+        failure = self._printer.output.lost_to
+        if failure is not None:
+            why = failure.strerror or failure
+            raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
+        if self.unread:
+            raise BrokenPipeError
+
     def warn_if_broken(self) -> None:
         """Say once on the standard error that the output cannot be written; the run goes on."""
         failure = self._printer.output.lost_to
@@ -66,3 +82,11 @@ def warn(text: str) -> None:
         return
     with suppress(OSError, ValueError):
         print(f"rollcast: {text}", file=sys.stderr, flush=True)
+
+
+def discard_stdout() -> None:
+    """What is still buffered for the standard output is not tried again at exit: it cannot be written."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError, AttributeError):  # a test's output has no descriptor
+        os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -296,7 +296,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
         for chain in run.chains.values():
             self._spans.cut(chain, "gap", nanoseconds(event))
         run.chains.clear()
-        dropped = sum(event.data["dropped"].values())
+        dropped = sum((event.data["dropped"] or {}).values())
         run.span.add_event("rollcast.gap", {"rollcast.gap.dropped": dropped}, nanoseconds(event))
 
     # -- generations and tool calls ----------------------------------------------------------------------------------

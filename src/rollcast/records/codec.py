@@ -8,12 +8,21 @@ from typing import Any
 import msgspec
 
 from rollcast.errors import DecodeError
-from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType, checked_event, event_from_dict
+from rollcast.records.event import (
+    PAYLOADS,
+    ExtendedEvent,
+    StreamEvent,
+    StreamEventType,
+    checked_event,
+    event_from_dict,
+    foreign_event,
+)
 from rollcast.records.jsonable import as_json
 
 __all__ = [
     "checked_event",
     "decode",
+    "decode_unchecked",
     "encode",
     "encode_described",
     "encode_lines",
@@ -44,11 +53,18 @@ def encode(event: StreamEvent) -> bytes:
     Objects that JSON lacks are written as `as_json` gives them. It raises if a key or a text cannot be written, or if lists
     nest without end.
     """
-    return one_line_json(_encoder.encode(event))
+    return one_line_json(_encoder.encode(_as_written(event)))
+
+
+def _as_written(event: StreamEvent) -> Any:
+    """What the encoder makes the event's JSON of: the fields that this version does not know stand beside the others."""
+    return event.to_dict() if event.__class__ is ExtendedEvent else event
 
 
 def encode_lines(events: list[StreamEvent]) -> bytes:
     """The events as JSON lines, each with a newline at its end. It raises what `encode` raises."""
+    if ExtendedEvent in set(map(type, events)):
+        return one_line_json(_encoder.encode_lines([*map(_as_written, events)]))
     return one_line_json(_encoder.encode_lines(events))
 
 
@@ -58,22 +74,37 @@ def encode_described(event: StreamEvent) -> bytes:
         return encode(event)
     except Exception:  # noqa: BLE001  (the encoding of user-made data may raise anything)
         given = {name: as_json(getattr(event, name)) for name in StreamEvent.__struct_fields__}
-        return encode(StreamEvent(**given))
+        beyond = as_json(event.beyond) if isinstance(event, ExtendedEvent) else {}
+        return one_line_json(_encoder.encode(beyond | given))
 
 
 def decode(line: bytes | str) -> StreamEvent:
     """The event that a line of JSON describes, with its payload checked against its type.
 
+    An event of an unknown type, and one with unknown fields, is read and carried (docs/events.md, *Growing*).
+
     Raises:
         DecodeError: the line is not JSON or not an event, or its `data` lacks a field that its type requires.
     """
+    return checked_event(decode_unchecked(line))
+
+
+def decode_unchecked(line: bytes | str | memoryview) -> StreamEvent:
+    """As `decode`, of what is known to be an event: its payload is not looked at."""
     try:
-        event = _decoder.decode(line)
+        return _decoder.decode(line)
+    except msgspec.ValidationError as error:
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _no_event(error) from None
+        return foreign_event(value, error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DecodeError(
-            f"this is not an event: {error}; expected one JSON object a line as in docs/events.md"
-        ) from None
-    return checked_event(event)
+        raise _no_event(error) from None
+
+
+def _no_event(error: Exception) -> DecodeError:
+    return DecodeError(f"this is not an event: {error}; expected one JSON object a line as in docs/events.md")
 
 
 def json_schema() -> dict[str, Any]:
@@ -93,6 +124,7 @@ def json_schema() -> dict[str, Any]:
     for definition in definitions.values():
         if "description" in definition:  # a docstring, which Python 3.13 dedents itself
             definition["description"] = inspect.cleandoc(definition["description"])
+    definitions["StreamEvent"].pop("additionalProperties")  # a later version may add fields: they are carried
     definitions["StreamEventType"]["enum"] = [t.value for t in StreamEventType]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -7,6 +7,7 @@ Six fields come from the streaming specification and keep their names, order and
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -18,6 +19,7 @@ __all__ = [
     "PAYLOADS",
     "ChainFinishReason",
     "ChainStatus",
+    "ExtendedEvent",
     "GenerationFinishReason",
     "RunStatus",
     "StreamEvent",
@@ -25,6 +27,7 @@ __all__ = [
     "ToolStatus",
     "checked_event",
     "event_from_dict",
+    "foreign_event",
 ]
 
 
@@ -47,8 +50,29 @@ class StreamEventType(StrEnum):
     CHAIN_SNAPSHOT = "chain_snapshot"
     GAP = "gap"
 
+    @classmethod
+    def of(cls, value: str) -> StreamEventType:
+        """The type of this name.
 
-class StreamEvent(msgspec.Struct, frozen=True, gc=False):
+        One that a later version added is a pseudo-member: it has its `value`, and is none of these.
+        """
+        known = cls._value2member_map_.get(value)
+        if isinstance(known, StreamEventType):
+            return known
+        pseudo = str.__new__(cls, value)
+        pseudo._name_ = pseudo._value_ = value
+        return pseudo
+
+    @property
+    def known(self) -> bool:
+        """Whether it is a type of this version."""
+        return self._value_ in StreamEventType._value2member_map_
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Callable[[str], StreamEventType], tuple[str]]:
+        return StreamEventType.of, (self._value_,)
+
+
+class StreamEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Something that happened in a run.
 
     `timestamp` (seconds since the epoch) is for information; `seq` gives the order. Do not change an event or its `data` once it
@@ -109,6 +133,23 @@ class StreamEvent(msgspec.Struct, frozen=True, gc=False):
         return event_from_dict(value)
 
 
+class ExtendedEvent(StreamEvent, frozen=True, gc=False):
+    """An event with fields that this version does not know. They are carried, and written where they stood.
+
+    Attributes:
+        beyond: the fields by name.
+    """
+
+    beyond: dict[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `StreamEvent.to_dict`."""
+        return super().to_dict() | {n: v for n, v in self.beyond.items() if n not in _FIELDS}
+
+
+_FIELDS = frozenset(StreamEvent.__struct_fields__)
+_MAX_TYPE = 256  # characters of the name of an unknown type
+
 GenerationFinishReason = Literal["stop", "length", "tool_call", "cancelled", "error"]
 ToolStatus = Literal["success", "error", "timeout", "cancelled"]
 ChainFinishReason = Literal[
@@ -154,7 +195,10 @@ class LlmGenerationChunk(TypedDict):
 
 
 class LlmGenerationEnd(TypedDict):
-    """A generation ended. `content` is its whole text; times are in seconds."""
+    """A generation ended. `content` is its whole text; times are in seconds.
+
+    `token_ids` and `logprobs` are those that it sampled, for an observer whose filter asks for them (`ids=True`).
+    """
 
     content: str
     finish_reason: GenerationFinishReason
@@ -162,6 +206,8 @@ class LlmGenerationEnd(TypedDict):
     completion_tokens: int
     ttft_s: float | None
     duration_s: float
+    token_ids: NotRequired[list[int]]
+    logprobs: NotRequired[list[float]]
 
 
 class ToolCallStart(TypedDict):
@@ -386,6 +432,16 @@ class Gap(TypedDict):
     run_status: NotRequired[str]
 
 
+class _GapOfACrash(TypedDict):
+    """A gap in the record of a process that died: how far it goes, and what it stands for, may be null."""
+
+    from_seq: int
+    to_seq: int | None
+    dropped: dict[str, int] | None
+    reason: str
+    run_status: NotRequired[str]
+
+
 PAYLOADS: dict[StreamEventType, type] = {
     StreamEventType.CHAIN_START: ChainStart,
     StreamEventType.LLM_GENERATION_START: LlmGenerationStart,
@@ -403,6 +459,7 @@ PAYLOADS: dict[StreamEventType, type] = {
     StreamEventType.CHAIN_SNAPSHOT: ChainSnapshot,
     StreamEventType.GAP: Gap,
 }
+_READ: dict[StreamEventType, type] = PAYLOADS | {StreamEventType.GAP: _GapOfACrash}
 
 
 def event_from_dict(value: dict[str, Any]) -> StreamEvent:
@@ -410,18 +467,50 @@ def event_from_dict(value: dict[str, Any]) -> StreamEvent:
     try:
         event = msgspec.convert(value, StreamEvent)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise DecodeError(f"this is not an event: {error}; expected the fields of docs/events.md") from None
+        event = foreign_event(value, error)
     return checked_event(event)
+
+
+def foreign_event(value: Any, refused: Exception) -> StreamEvent:
+    """The event that builtins describe which are no event of this version: of an unknown type, or with unknown fields.
+
+    Args:
+        value: as JSON gave it.
+        refused: why it is no event of this version.
+
+    Raises:
+        DecodeError: it is no event of a later version either.
+    """
+    try:
+        name = value["event_type"]
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_TYPE:
+            raise refused
+        kind = StreamEventType.of(name)
+        given = {n: v for n, v in value.items() if n in _FIELDS} | {"event_type": StreamEventType.ERROR}
+        event = msgspec.convert(given, StreamEvent)
+    except (msgspec.ValidationError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        why = error if isinstance(error, msgspec.ValidationError) else refused
+        raise DecodeError(f"this is not an event: {why}; expected the fields of docs/events.md") from None
+    beyond = {n: v for n, v in value.items() if n not in _FIELDS}
+    if not beyond:
+        return msgspec.structs.replace(event, event_type=kind)
+    fields = {n: getattr(event, n) for n in _FIELDS} | {"event_type": kind}
+    return ExtendedEvent(**fields, beyond=beyond)
 
 
 def checked_event(event: StreamEvent) -> StreamEvent:
     """Check that the event's `data` has the fields that its type requires, and return the event.
 
+    The data of an event of an unknown type is not checked.
+
     Raises:
         DecodeError: a field is missing or has the wrong type.
     """
+    payload = _READ.get(event.event_type)
+    if payload is None:
+        return event
     try:
-        msgspec.convert(event.data, PAYLOADS[event.event_type])
+        msgspec.convert(event.data, payload)
     except msgspec.ValidationError as error:
         raise DecodeError(
             f"the data of this {event.event_type} event is wrong: {error}; docs/events.md has its fields"

@@ -26,6 +26,8 @@ class EventFilter:
         chains: chain ids, `chain_0 …`.
         groups: group ids, `group_0 …`.
         types: `StreamEventType` members or their values.
+        ids: each `llm_generation_end` also has the token ids and log-probabilities of the generation, for observers of this
+            process; over a connection there is no such thing. It does not change which events pass.
 
     Raises:
         FilterError: a type does not exist, or a name is not a string.
@@ -35,10 +37,17 @@ class EventFilter:
     chains: frozenset[str] | None
     groups: frozenset[str] | None
     types: frozenset[StreamEventType] | None
+    ids: bool
     others: tuple[EventFilter, ...] = field(default=(), repr=False)
 
     def __init__(
-        self, runs: Names = None, chains: Names = None, groups: Names = None, types: Names = None
+        self,
+        runs: Names = None,
+        chains: Names = None,
+        groups: Names = None,
+        types: Names = None,
+        *,
+        ids: bool = False,
     ) -> None:
         set_ = object.__setattr__
         set_(self, "runs", _names("runs", runs))
@@ -46,6 +55,7 @@ class EventFilter:
         set_(self, "groups", _names("groups", groups))
         names = _names("types", types)
         set_(self, "types", None if names is None else frozenset(map(_event_type, names)))
+        set_(self, "ids", ids)
         set_(self, "others", ())
 
     @classmethod
@@ -75,10 +85,14 @@ class EventFilter:
         """The JSON form; fields that want all are absent.
 
         Raises:
-            FilterError: this is a union (`|`), which has no JSON form.
+            FilterError: this is a union (`|`), or asks for `ids`: neither has such a form.
         """
         if self.others:
             raise FilterError("a union of filters has no JSON form; send its parts one by one")
+        if self.ids:
+            raise FilterError(
+                "a filter with ids=True has no JSON form; ids are for observers of the same process"
+            )
         named = {"runs": self.runs, "chains": self.chains, "groups": self.groups, "types": self.types}
         return {name: sorted(value) for name, value in named.items() if value is not None}
 
@@ -104,20 +118,19 @@ class EventFilter:
 
     def matches_chain(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether events of this chain could pass, whatever their types."""
-        return any(
-            (a.chains is None or chain_id in a.chains)
-            and (a.groups is None or group_id in a.groups)
-            and (a.runs is None or run_id in a.runs)
-            for a in self.alternatives
-        )
+        return any(_names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
 
     def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether a reader with this filter needs the chain's state, since it wants its tokens or snapshots."""
         kinds = {StreamEventType.CHAIN_SNAPSHOT, StreamEventType.LLM_GENERATION_CHUNK}
         return any(
-            a.matches_chain(chain_id, group_id, run_id) and (a.types is None or a.types & kinds)
+            _names_chain(a, chain_id, group_id, run_id) and (a.types is None or a.types & kinds)
             for a in self.alternatives
         )
+
+    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether the ends of this chain's generations are to have their token ids and log-probabilities."""
+        return any(a.ids and _names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
 
     def wants_gap(self, run_id: str) -> bool:
         """Whether a `gap` in this run may stand for events that pass, whatever types and chains the filter names."""
@@ -130,6 +143,15 @@ class EventFilter:
         return _union(self.alternatives + other.alternatives)
 
 
+def _names_chain(a: EventFilter, chain_id: str, group_id: str | None, run_id: str) -> bool:
+    """Whether this alternative, without the others of its union, lets events of the chain pass as far as its place goes."""
+    return (
+        (a.chains is None or chain_id in a.chains)
+        and (a.groups is None or group_id in a.groups)
+        and (a.runs is None or run_id in a.runs)
+    )
+
+
 def _both(a: EventFilter, b: EventFilter) -> EventFilter:
     def narrow(x: frozenset[Any] | None, y: frozenset[Any] | None) -> frozenset[Any] | None:
         return y if x is None else x if y is None else x & y
@@ -139,12 +161,13 @@ def _both(a: EventFilter, b: EventFilter) -> EventFilter:
         narrow(a.chains, b.chains),
         narrow(a.groups, b.groups),
         narrow(a.types, b.types),
+        ids=a.ids or b.ids,
     )
 
 
 def _union(parts: tuple[EventFilter, ...]) -> EventFilter:
     first, *rest = _joined(parts)
-    union = EventFilter(first.runs, first.chains, first.groups, first.types)
+    union = EventFilter(first.runs, first.chains, first.groups, first.types, ids=first.ids)
     object.__setattr__(union, "others", tuple(rest))
     return union
 
@@ -153,13 +176,16 @@ def _joined(parts: tuple[EventFilter, ...]) -> list[EventFilter]:
     """The parts; those that differ only in the chains that they name are joined into one."""
     chains: dict[tuple[Any, ...], frozenset[str] | None] = {}
     for part in parts:
-        key = (part.runs, part.groups, part.types)
+        key = (part.runs, part.groups, part.types, part.ids)
         if key in chains:
             known = chains[key]
             chains[key] = None if known is None or part.chains is None else known | part.chains
         else:
             chains[key] = part.chains
-    return [EventFilter(runs, named, groups, types) for (runs, groups, types), named in chains.items()]
+    return [
+        EventFilter(runs, named, groups, types, ids=ids)
+        for (runs, groups, types, ids), named in chains.items()
+    ]
 
 
 def _names(field_name: str, value: Names) -> frozenset[str] | None:

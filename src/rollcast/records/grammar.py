@@ -87,7 +87,7 @@ class GrammarChecker:
         if kind is T.GAP:
             run.chains.clear()
             run.forgetful = True
-            run.last_seq = max(run.last_seq, event.data["to_seq"])
+            run.last_seq = max(run.last_seq, event.data["to_seq"] or 0)
             return
         if kind is not T.CHAIN_SNAPSHOT:
             if event.seq <= run.last_seq:
@@ -144,7 +144,7 @@ class GrammarChecker:
                 raise _error(event, "its chain has not started")
             chain = run.chains[name] = _joined(event)
             self._forget_unchecked(chain)
-        if kind not in self._unchecked:
+        if kind in _RULES and kind not in self._unchecked:
             _RULES[kind](chain, event)
         if kind is T.CHAIN_END:
             del run.chains[name]

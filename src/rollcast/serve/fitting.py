@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.records.codec import encode
+from rollcast.records.codec import decode_unchecked, encode
 
 __all__ = ["fitted"]
 
@@ -27,8 +27,6 @@ _LEVELS = [
 _NAME_CHARS = 256  # characters of ids, as a last resort
 _MAX_PATHS = 32  # how many paths `truncated` lists
 
-_decode = msgspec.json.Decoder(StreamEvent).decode
-
 
 def fitted(event: bytes, limit: int) -> bytes:
     """The event's JSON, shortened if it has more than `limit` bytes."""
@@ -37,7 +35,7 @@ def fitted(event: bytes, limit: int) -> bytes:
 
 def _shortened(data: bytes, limit: int) -> bytes:
     """The event with its longest texts and lists cut, by no more than needed up to a factor of two."""
-    event = _decode(data)
+    event = decode_unchecked(data)
     with suppress(RecursionError):  # it is nested too deeply
         shorter = _least_cut(event, len(data), limit)
         if shorter is not None:

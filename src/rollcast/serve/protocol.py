@@ -18,7 +18,7 @@ import msgspec
 
 from rollcast.errors import DecodeError, FilterError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.records.codec import one_line_json
+from rollcast.records.codec import decode_unchecked, one_line_json
 from rollcast.serve.access import Door, Grant, refusal
 from rollcast.serve.settings import SMALLEST_MESSAGE, Limits, Scope
 from rollcast.text import printable_line
@@ -254,6 +254,12 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     parts: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
+class _RawBatch(Batch, frozen=True, tag="batch"):
+    """A batch whose events are not read yet."""
+
+    events: list[msgspec.Raw]  # type: ignore[assignment]  # read one by one
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     """The request was done."""
 
@@ -276,6 +282,8 @@ ServerFrame = Welcome | Subscribed | Batch | Done | ErrorFrame | Ping | Pong
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
 _server_decoder: msgspec.json.Decoder[ServerFrame] = msgspec.json.Decoder(ServerFrame)
+
+_raw_batch_decoder: msgspec.json.Decoder[_RawBatch] = msgspec.json.Decoder(_RawBatch)
 
 
 def encode_frame(frame: ClientFrame | ServerFrame) -> bytes:
@@ -314,8 +322,18 @@ def decode_server_frame(message: str | bytes) -> ServerFrame:
     Raises:
         DecodeError: it is not a frame.
     """
-    frame: ServerFrame = _decoded(_server_decoder, message)
+    try:
+        frame: ServerFrame = _decoded(_server_decoder, message)
+    except DecodeError:
+        return _foreign_batch(message)
     return frame
+
+
+def _foreign_batch(message: str | bytes) -> Batch:
+    """A batch with events of a later version: of unknown types, or with unknown fields."""
+    raw = _decoded(_raw_batch_decoder, message)
+    given = {name: getattr(raw, name) for name in Batch.__struct_fields__}
+    return Batch(**given | {"events": [decode_unchecked(bytes(event)) for event in raw.events]})
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], message: str | bytes) -> Any:

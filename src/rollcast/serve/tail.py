@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-import msgspec
-
 from rollcast.records import StreamEvent
+from rollcast.records.codec import decode_unchecked
 from rollcast.serve.history import Entry, History, Selector, encoded
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Sender, Subscription
@@ -19,8 +18,6 @@ __all__ = ["PORTION", "PORTION_BYTES", "LiveTail"]
 PORTION = 2048  # how many entries one subscription is given before the others' turn
 PORTION_BYTES = 256 << 10
 MERGED_BYTES = 1 << 20  # the size of a portion for a client that fell behind
-
-_decode = msgspec.json.Decoder(StreamEvent).decode
 
 
 class LiveTail:
@@ -134,7 +131,7 @@ class LiveTail:
             end += 1
         if end == 0:  # it is one large event, so nothing can be merged
             return self.give([subscription], subscription.selector, subscription.position, room, head)
-        events, _, _ = compact([_decode(data) for data in wanted])
+        events, _, _ = compact([decode_unchecked(data) for data in wanted])
         subscription.position += end
         subscription.behind = subscription.position < head
         if events:

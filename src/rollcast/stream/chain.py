@@ -89,6 +89,13 @@ class RunOfChain(Protocol):
         """Make the event, stamp it with its `seq` and queue it for each target. The lock is held."""
         ...
 
+    def publish_again(
+        self, targets: Targets, event_type: StreamEventType, route: Route, data: dict[str, Any], step: int | None,
+        depth: int | None, size: int,
+    ) -> None:  # fmt: skip
+        """Queue the event that was published last for targets that want more data in it; its `seq` is the same."""
+        ...
+
 
 def checked_word(word: Any, words: Any, what: str) -> None:
     """Check a word against those that events allow, since a reader of the log would refuse any other.
@@ -222,6 +229,8 @@ class ChainWriter:
                 self.run.fanout.broadcast_locked(
                     Control("chain_closed", self.run.run_id, trajectory.chain_id)
                 )
+                for closed in self.run.fanout.chain_closings:
+                    closed(trajectory)
         logger.debug("%s is %s after %d steps", trajectory.chain_id, finish_reason, len(trajectory.turns))
 
     @property
@@ -540,7 +549,28 @@ class GenerationWriter:
                     "ttft_s": turn.ttft_s,
                     "duration_s": turn.duration_s,
                 }
-                chain.emit(T.LLM_GENERATION_END, data, turn.step)
+                self._emit_end(data)
+
+    def _emit_end(self, data: dict[str, Any]) -> None:
+        """Emit the end, with ids for whoever asks for them. The lock is held."""
+        chain, turn, route = self.chain, self.turn, self.route
+        assert route is not None
+        targets = route.targets_locked(T.LLM_GENERATION_END)
+        at = route.place
+        with_ids = tuple(
+            target
+            for target in targets
+            if turn.token_ids and target.wants_ids(at.chain_id, at.group_id, at.run_id)
+        )
+        if not with_ids:
+            chain.emit(T.LLM_GENERATION_END, data, turn.step)
+            return
+        run, depth, data = self._run, chain.depth, as_json(data)
+        others = tuple(target for target in targets if target not in with_ids)
+        run.publish(others, T.LLM_GENERATION_END, route, data, turn.step, depth)
+        whole = data | {"token_ids": turn.token_ids, "logprobs": turn.logprobs}
+        size = chunk_size(turn.text, turn.token_ids)
+        run.publish_again(with_ids, T.LLM_GENERATION_END, route, whole, turn.step, depth, size)
 
     def __enter__(self) -> Self:
         return self.start()

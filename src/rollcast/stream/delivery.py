@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import msgspec
 
@@ -62,6 +63,7 @@ class Delivery(EventQueue):
         on_wake: called, with the lock held, if something waits and nobody is reading.
         on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
+        tokens: which chunks the reader takes; see `StreamObserver.tokens`.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.
@@ -89,6 +91,7 @@ class Delivery(EventQueue):
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
+        self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.pulled = False
         self.ended = False
         self.discarding = False
@@ -107,6 +110,10 @@ class Delivery(EventQueue):
     def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether the filter lets such an event pass."""
         return self.filter.wants(event_type, chain_id, group_id, run_id)
+
+    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+        """Whether the filter asks for the ids of this chain's generations."""
+        return self.filter.wants_ids(chain_id, group_id, run_id)
 
     def wake(self) -> None:
         """See `EventQueue.wake`."""

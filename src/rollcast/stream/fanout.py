@@ -16,13 +16,14 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, wait_for_all_blocking
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
+from rollcast.records.event import OpenToolCall
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
 from rollcast.stream.waiting import Event, Place, WaitingChunk
 
-__all__ = ["Cut", "Fanout", "OpenRun", "Route", "Targets"]
+__all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Targets"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -30,7 +31,31 @@ QUEUE_LIMIT = 8 << 20  # bytes
 CROWD = 256  # open chains; with fewer, events are gone before the collector sees them, and cost less if they are made at once
 QUEUE_LIMIT_OF_A_CHAIN = 8 << 10  # bytes; in one turn of the loop all chains may begin, or end
 
+CHUNK = StreamEventType.LLM_GENERATION_CHUNK
+UNKNOWN = StreamEventType.of("unknown")  # as what events count whose type this version does not know
+
 Targets = tuple[Delivery, ...]
+
+
+class OpenPart(NamedTuple):
+    """What is open in a chain: what its next events will repeat in whole.
+
+    Attributes:
+        step, depth: of its turn.
+        seq: the latest of its run.
+        content: the text of its open generation so far, None if none is open; `offset` characters stood before it.
+        tool_calls: that have not ended.
+    """
+
+    run_id: str
+    chain_id: str
+    group_id: str | None
+    step: int | None
+    depth: int | None
+    seq: int
+    content: str | None
+    offset: int
+    tool_calls: list[OpenToolCall]
 
 
 class OpenRun(Protocol):
@@ -48,6 +73,14 @@ class OpenRun(Protocol):
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """The step and the characters so far of this chain's open generation; None if the chain is not open."""
+        ...
+
+    def chain_ids(self) -> list[str]:
+        """The chains that are open."""
+        ...
+
+    def open_part(self, chain_id: str) -> OpenPart | None:
+        """What is open in this chain; None if nothing is."""
         ...
 
     def standing(self) -> tuple[int, int]:
@@ -92,6 +125,8 @@ class Fanout:
         chunks: how many chunk events runs here published at once; counting in an attribute costs a third of a dict entry.
         named: the chains and groups that filters name.
         run_openings, run_closings: called with the id of each run that opens or has closed; the lock is held.
+        chain_closings: called with the trajectory of each chain that has ended, which no longer changes; the lock is held.
+            Chains of relayed runs have no trajectory.
     """
 
     def __init__(
@@ -111,6 +146,7 @@ class Fanout:
         self.named: frozenset[str] = frozenset()
         self.run_openings: list[Callable[[str], object]] = []
         self.run_closings: list[Callable[[str], object]] = []
+        self.chain_closings: list[Callable[[Trajectory], object]] = []
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
         self._targets: dict[Targets, Targets] = {}  # those found since the version changed
@@ -195,7 +231,7 @@ class Fanout:
         if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
             self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
             for delivery in self._deliveries:
-                delivery.limit = self.queue_limit
+                delivery.limit = max(delivery.limit, self.queue_limit)
 
     # -- what they get -------------------------------------------------------------------------------------------------
 
@@ -205,11 +241,14 @@ class Fanout:
         """The deliveries that want such an event. Chains with the same watchers share one tuple."""
         with self.lock:
             found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
+            if event_type is CHUNK:
+                found = _of_a_token(found)
             return self._targets.setdefault(found, found)
 
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event of `size` bytes for each target. This is on the path of every token."""
-        self.emitted[event.event_type] += 1
+        kind = event.event_type if event.event_type in self.emitted else UNKNOWN
+        self.emitted[kind] = self.emitted.get(kind, 0) + 1
         EventQueue.put_in_each(targets, event, size)
 
     def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
@@ -239,6 +278,16 @@ class Fanout:
         """A `chain_snapshot` of each open chain that the filter wants and `besides` does not. The lock is held."""
         for run in self.runs.values():
             yield from run.snapshots(filter, besides)
+
+    def open_parts(self) -> Iterator[OpenPart]:
+        """What is open in every chain. The lock is taken for one chain at a time: nobody waits for the whole."""
+        with self.lock:
+            chains = [(run, chain_id) for run in self.runs.values() for chain_id in run.chain_ids()]
+        for run, chain_id in chains:
+            with self.lock:
+                part = run.open_part(chain_id)
+            if part is not None:
+                yield part
 
     def cut(
         self, filter: EventFilter, *, besides: EventFilter | None = None, reader: Delivery | None = None
@@ -361,6 +410,13 @@ class Fanout:
             delivery.after_fork_locked()
 
 
+def _of_a_token(wanted: Targets) -> Targets:
+    """The deliveries that get a chunk which these want: nobody, unless one of them wants it for its own sake."""
+    if not any(delivery.tokens == "wanted" for delivery in wanted):
+        return ()
+    return tuple(delivery for delivery in wanted if delivery.tokens != "never")
+
+
 def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         resolve(waiter)
@@ -395,6 +451,6 @@ class Route:
             place = self.place
             targets = fanout.interested(event_type, place.chain_id, place.group_id, place.run_id)
             self._by_type[event_type] = targets
-            if event_type is StreamEventType.LLM_GENERATION_CHUNK:
+            if event_type is CHUNK:
                 self.chunk = targets
         return targets

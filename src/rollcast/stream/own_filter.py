@@ -42,7 +42,7 @@ class OwnFilter(EventFilter):
         limits = parts[0].limits
         for part in parts[1:]:
             limits = limits | part.limits
-        for name in ("runs", "chains", "groups", "types", "others"):
+        for name in ("runs", "chains", "groups", "types", "ids", "others"):
             object.__setattr__(self, name, getattr(limits, name))
         object.__setattr__(self, "parts", parts)
 
@@ -90,4 +90,10 @@ def guarded(wanted: F) -> F | OwnFilter:
     """The filter, if it is safe to be asked on a producer's path; else one that is. What is no filter stays what it is."""
     if not isinstance(wanted, EventFilter) or type(wanted) in (EventFilter, OwnFilter):
         return wanted
-    return OwnFilter(_Part((wanted,), EventFilter()))
+    return OwnFilter(_Part((wanted,), EventFilter(ids=_may_want_ids(wanted))))
+
+
+def _may_want_ids(own: EventFilter) -> bool:
+    """Whether the filter asks for ids, or its class decides that itself: it then gets them, since its code is not asked."""
+    stored = object.__getattribute__(own, "__dict__").get("ids")
+    return stored is True or type(own).wants_ids is not EventFilter.wants_ids

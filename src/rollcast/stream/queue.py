@@ -19,7 +19,7 @@ import msgspec
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.waiting import Event, WaitingChunk, event_of, merged_waiting
 
-__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size"]
+__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END

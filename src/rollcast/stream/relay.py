@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.event import OpenToolCall
 from rollcast.records.view import ChainView
-from rollcast.stream.fanout import Fanout, Route
+from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.queue import Control, event_size
 
 __all__ = ["Relay"]
@@ -35,7 +36,7 @@ class Relay:
             run = self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
-        elif run is None:
+        elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
             targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
         else:
             targets = run.route(event).targets_locked(event.event_type)
@@ -125,6 +126,28 @@ class _RelayedRun:
         if view is None:
             return None
         return view.step or 0, 0 if view.generation is None else view.generation.end
+
+    def chain_ids(self) -> list[str]:
+        """See `OpenRun.chain_ids`."""
+        return list(self.chains)
+
+    def open_part(self, chain_id: str) -> OpenPart | None:
+        """See `OpenRun.open_part`."""
+        view = self.chains.get(chain_id)
+        if view is None or (view.content is None and not view.tool_calls):
+            return None
+        calls = [
+            OpenToolCall(
+                call_id=call.call_id,
+                tool_name=call.tool_name,
+                arguments=call.arguments or {},
+                observation=call.output.text,
+            )
+            for call in view.tool_calls.values()
+        ]
+        return OpenPart(
+            self.run_id, chain_id, view.group_id, view.step, view.depth, self.seq, view.content, view.content_omitted, calls
+        )  # fmt: skip
 
     def standing(self) -> tuple[int, int]:
         """See `OpenRun.standing`. The run's tokens were sampled elsewhere and are not counted here."""

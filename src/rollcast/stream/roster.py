@@ -184,6 +184,8 @@ class Roster:
             lossless=definition.lossless,
             threaded=definition.threaded,
         )
+        delivery.tokens = definition.tokens
+        delivery.limit = max(delivery.limit, definition.queue_limit)
         pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
         pump.own_loop = definition.loop
         self._leaves[leaf] = pump

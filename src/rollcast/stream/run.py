@@ -34,8 +34,8 @@ from rollcast.records.event import RunStatus
 from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
-from rollcast.stream.fanout import Fanout, Route, Targets
-from rollcast.stream.queue import Control, event_size
+from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
+from rollcast.stream.queue import Control, EventQueue, event_size
 
 __all__ = ["RunAbout", "RunWriter", "new_run_id"]
 
@@ -333,6 +333,18 @@ class RunWriter:
         )
         fanout.publish_locked(event, targets, event_size(event))
 
+    def publish_again(
+        self, targets: Targets, event_type: StreamEventType, route: Route, data: dict[str, Any], step: int | None,
+        depth: int | None, size: int,
+    ) -> None:  # fmt: skip
+        """See `RunOfChain.publish_again`."""
+        place = route.place
+        event = StreamEvent(
+            event_type, place.chain_id, time.time(), data, step, depth, self.seq, place.run_id, place.group_id,
+            place.source,
+        )  # fmt: skip
+        EventQueue.put_in_each(targets, event, size)
+
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
@@ -344,6 +356,29 @@ class RunWriter:
             return None
         turn = chain.trajectory.open_turn
         return len(chain.trajectory.turns), 0 if turn is None else turn.chars
+
+    def chain_ids(self) -> list[str]:
+        """See `OpenRun.chain_ids`."""
+        return list(self.open_chains)
+
+    def open_part(self, chain_id: str) -> OpenPart | None:
+        """See `OpenRun.open_part`."""
+        chain = self.open_chains.get(chain_id)
+        if chain is None or (chain.generation_open is None and not chain.tools_open):
+            return None
+        t, turn = chain.trajectory, chain.trajectory.open_turn
+        content = None if turn is None else turn.text
+        return OpenPart(
+            self.run_id,
+            chain_id,
+            t.group_id,
+            len(t.turns),
+            chain.depth,
+            self.seq,
+            content,
+            0,
+            t.open_tool_calls,
+        )
 
     def standing(self) -> tuple[int, int]:
         """See `OpenRun.standing`."""

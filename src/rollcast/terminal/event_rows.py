@@ -227,7 +227,8 @@ class EventRows:
         dropped = data["dropped"]
         reason = (": ", "dim"), *self.line(_plain(data["reason"]), _ERROR_CHARS)
         if not dropped:  # it is not known which events they were; a filter may have left some out
-            most = int(data["to_seq"]) - int(data["from_seq"]) + 1
+            first, last = data["from_seq"], data["to_seq"]  # the last is None if it is not known
+            most = 1 if last is None else int(last) - int(first) + 1
             what = f"up to {_count(most, 'event')}" if most > 1 else "events"
             return [[(f"{glyph} {what} not shown", "gap"), *reason]]
         kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in dropped.items())

@@ -1,0 +1,246 @@
+"""What a record costs while it is written, how large it is, and how fast it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.measure import Figure, figure, paired, ratios
+from benchmarks.tokens import tokens
+from rollcast import (
+    JSONStreamObserver,
+    StreamEvent,
+    StreamEventType,
+    StreamingManager,
+    StreamObserver,
+    ToolAgent,
+)
+from rollcast.archive import Archive, ArchiveObserver, list_records
+from rollcast.archive.format import ChainRow, RunFile
+from rollcast.archive.line_log import LineLog
+from rollcast.archive.skeleton import Skeleton
+from rollcast.models.tiny import TinyBackend
+from rollcast.records import encode_lines
+from rollcast.tasks import get_task
+
+__all__ = ["run"]
+
+CHAINS = 64
+TURNS = 4
+LENGTH = 256  # tokens of a generation
+RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"
+
+T = StreamEventType
+Make = Callable[[Path], StreamObserver | None]
+
+
+def run(quick: bool) -> list[Figure]:
+    """Runs of the embedded model and of a loop that only speaks; a record of 10⁵ chains; a directory of 1,000 records."""
+    with tempfile.TemporaryDirectory(prefix="rollcast-archive-") as folder:
+        root = Path(folder)
+        return [
+            *_written(root, 2 if quick else 9, 4 if quick else CHAINS),
+            *_of_a_real_run(root, 1 if quick else 9),
+            *_read(root / "large", 200 if quick else 100_000),
+            *_listed(root / "many", 10 if quick else 1000),
+        ]
+
+
+# -- written ---------------------------------------------------------------------------------------------------------------
+
+
+def _written(root: Path, rounds: int, chains: int) -> Iterator[Figure]:
+    numbers = itertools.count()
+    makers: dict[str, Make] = {
+        "none": lambda _path: None,
+        "json lines": lambda path: JSONStreamObserver(path.with_suffix(".jsonl")),
+        "auto": lambda path: ArchiveObserver(path, level="auto"),
+        "tokens": lambda path: ArchiveObserver(path, level="tokens"),
+        "tokens, no trajectories": lambda path: ArchiveObserver(path, level="tokens", trajectories=False),
+    }
+    trials = {name: _trial(make, root, numbers, chains) for name, make in makers.items()}
+    results = paired(trials, rounds)
+    count = chains * TURNS * LENGTH
+    cost = {name: [seconds / count * 1e6 for seconds in values] for name, values in results.items()}
+    more = {name: [x - y for x, y in zip(values, cost["none"], strict=True)] for name, values in cost.items()}
+    yield figure("archive: reference: a loop that speaks, a token", cost["none"], "µs")
+    yield figure("archive: JSON lines, a token more", more["json lines"], "µs")
+    yield figure("archive: auto, tokens unwatched, a token more", more["auto"], "µs")
+    yield figure("archive: tokens, a token more", more["tokens"], "µs")
+    yield figure("archive: tokens / JSON lines", ratios(more["tokens"], more["json lines"]), "×", "<= 1.5")
+    lean = ratios(more["tokens, no trajectories"], more["json lines"])
+    yield figure("archive: the same without trajectories", lean, "×")
+    path = root / "sizes"
+    _speak(ArchiveObserver(path, level="turns"), chains)
+    events, trajectories = (_bytes(path / part) / count for part in ("events", "trajectories"))
+    yield figure("archive: sealed at turns, random ids: events, a token", events, "B", "<= 12")
+    yield figure("archive: trajectories beside them, a token", trajectories, "B")
+
+
+def _trial(make: Make, root: Path, numbers: Iterator[int], chains: int) -> Callable[[], float]:
+    return lambda: _speak(make(root / f"run-{next(numbers)}"), chains)
+
+
+def _speak(observer: StreamObserver | None, chains: int) -> float:
+    """CPU seconds of a run in which so many chains speak at once, until all is written."""
+    manager = StreamingManager(drain_timeout=60)
+    if observer is not None:
+        manager.add_observer(observer)
+
+    async def whole() -> None:
+        async with manager.run(chains=chains) as run:
+
+            async def one(number: int) -> None:
+                rng = random.Random(number)
+                with run.chain([{"role": "user", "content": f"question {number}"}]) as chain:
+                    for turn in range(TURNS):
+                        with chain.generation(prompt_ids=[1, 2, 3]) as generation:
+                            for i, (text, _, _) in enumerate(tokens(LENGTH)):
+                                generation.chunk(text, [rng.randrange(30_000)], [-rng.random()])
+                                if i % 4 == 0:
+                                    await asyncio.sleep(0)
+                        with chain.tool_call("look", {"turn": turn}) as call:
+                            call.observation("seen")
+                    chain.reward(1.0)
+
+            await asyncio.gather(*map(one, range(chains)))
+        await manager.aclose()
+
+    began = time.process_time()
+    asyncio.run(whole())
+    return time.process_time() - began
+
+
+def _of_a_real_run(root: Path, rounds: int) -> Iterator[Figure]:
+    """The embedded model plays; a training adds its own work to either side."""
+    numbers = itertools.count()
+    task = get_task("guess")
+
+    def played(*, recorded: bool) -> float:
+        agent = ToolAgent(backend=TinyBackend(), tools=list(task.tools), reward=task.reward)
+        if recorded:
+            agent.streaming_manager.add_observer(ArchiveObserver(root / f"played-{next(numbers)}"))
+
+        async def whole() -> None:
+            await agent.run_async(8, task.rows(16), enable_streaming=True)
+            await agent.streaming_manager.aclose()
+
+        began = time.process_time()
+        asyncio.run(whole())
+        return time.process_time() - began
+
+    results = paired({"off": lambda: played(recorded=False), "auto": lambda: played(recorded=True)}, rounds)
+    yield figure(
+        "archive: a run of the embedded model, auto / off",
+        ratios(results["auto"], results["off"]),
+        "×",
+        "<= 1.02",
+    )
+
+
+# -- read ------------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, chains: int) -> Iterator[Figure]:
+    _large(path, chains)
+    archive = Archive.open(path)
+    length = archive.length
+    rng = random.Random(0)
+
+    def first_event() -> None:
+        next(Archive.open(path).events(rng.randrange(length)))
+
+    def one_chain() -> None:
+        list(Archive.open(path).events_of(f"chain_{rng.randrange(chains)}"))
+
+    yield figure(
+        f"archive: the first of {length:,} events from any cursor",
+        _milliseconds(first_event, 41),
+        "ms",
+        "<= 50",
+    )
+    yield figure(
+        f"archive: one of {chains:,} chains, its story", _milliseconds(one_chain, 21), "ms", "<= 200"
+    )
+    best = _milliseconds(lambda: archive.chains(sort="-reward", limit=20), 3)
+    yield figure(f"archive: the best 20 of {chains:,} chains", best, "ms")
+    began = time.process_time()
+    count = sum(1 for _ in archive.events())
+    rate = count / (time.process_time() - began)
+    yield figure("archive: all events flat out, a CPU second", rate, "events/s", ">= 200000")
+
+
+def _large(path: Path, chains: int) -> None:
+    """A record of so many chains of eight events each, one after another."""
+    path.mkdir(parents=True)
+    (path / "run.json").write_bytes(msgspec.json.encode(RunFile(id="large", status="completed")))
+    log, skeleton = LineLog(path / "events"), Skeleton()
+    with (path / "chains.jsonl").open("wb") as rows:
+        for number in range(0, chains, 100):
+            events = [event for n in range(number, min(number + 100, chains)) for event in _chain(n)]
+            first = log.position
+            log.append(encode_lines(events), len(events))
+            for position, event in enumerate(events, first):
+                skeleton.feed(event, position)
+            rows.write(b"".join(_line(row) for row in skeleton.take_rows()))
+    log.close()
+
+
+def _line(row: ChainRow) -> bytes:
+    return msgspec.json.encode(row) + b"\n"
+
+
+def _chain(number: int) -> list[StreamEvent]:
+    call = {"call_id": "call_0", "tool_name": "look"}
+    said = {"content": "a generation of some length " * 5, "finish_reason": "tool_call", "prompt_tokens": 3}
+    data = [
+        (T.CHAIN_START, {"messages": [{"role": "user", "content": f"question {number}"}], "tools": ["look"], "index": 0, "policy_version": 0}),
+        (T.LLM_GENERATION_START, {"prompt_tokens": 3, "model": "m", "policy_version": 0, "sampling": {}}),
+        (T.LLM_GENERATION_END, said | {"completion_tokens": 30, "ttft_s": 0.1, "duration_s": 0.4}),
+        (T.TOOL_CALL_START, call | {"arguments": {"at": number}}),
+        (T.TOOL_OBSERVATION, call | {"observation": "seen", "status": "success", "partial": False}),
+        (T.TOOL_CALL_END, call | {"status": "success", "duration_s": 0.1}),
+        (T.REWARD, {"reward": number % 7 / 7, "metrics": {}}),
+        (T.CHAIN_END, {"finish_reason": "answered", "final_response": "so", "steps": 1, "completion_tokens": 30, "reward": number % 7 / 7, "metrics": {}, "duration_s": 1.0}),
+    ]  # fmt: skip
+    return [
+        StreamEvent(
+            kind, f"chain_{number}", 1e9 + number, payload, 1, 1, number * 8 + i, RUN, f"group_{number % 100}"
+        )
+        for i, (kind, payload) in enumerate(data)
+    ]
+
+
+def _listed(path: Path, records: int) -> Iterator[Figure]:
+    for number in range(records):
+        folder = path / f"20261128-{number:04d}-guess-aaaa"
+        folder.mkdir(parents=True)
+        facts = RunFile(id="a", name="guess", status="completed", settings={"chains": 8, "steps": [1, 2, 3]})
+        (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+    yield figure(
+        f"archive: a list of {records:,} records",
+        _milliseconds(lambda: list_records(path), 7),
+        "ms",
+        "<= 300",
+    )
+
+
+def _milliseconds(work: Callable[[], object], times: int) -> list[float]:
+    """Wall-clock of each call."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append((time.perf_counter() - began) * 1e3)
+    return found
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

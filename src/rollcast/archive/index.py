@@ -1,0 +1,156 @@
+"""The records of a directory: which there are, how each stands, and which one a word means."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rollcast.archive.format import RUN_FILE, RunFile, check_format
+from rollcast.archive.owner import is_alive
+from rollcast.errors import ArchiveError
+
+__all__ = ["RecordEntry", "State", "find_record", "list_records", "read_run_file", "state_of"]
+
+State = Literal["running", "ended", "crashed", "silent"]
+
+SILENT_S = 30.0  # three heartbeats
+
+
+class RecordEntry(msgspec.Struct, frozen=True):
+    """One record of a directory.
+
+    Attributes:
+        path: of its folder; its name is the last part.
+        facts: what `run.json` says; None if it cannot be read, and `damage` says why.
+        state: how it stands.
+    """
+
+    path: Path
+    facts: RunFile | None
+    state: State
+    damage: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.name
+
+
+def read_run_file(path: Path) -> RunFile:
+    """What `run.json` of a record says.
+
+    Raises:
+        ArchiveError: the folder is no record, it is damaged, or a later version wrote it.
+    """
+    try:
+        data = (path / RUN_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        what = "has no run.json, so it is not a record" if path.is_dir() else "is not there"
+        raise ArchiveError(f"{path} {what}; rollcast runs lists the records of a directory") from None
+    except OSError as error:
+        raise ArchiveError(f"{path / RUN_FILE} cannot be read: {error.strerror or error}") from None
+    try:
+        number = msgspec.json.decode(data, type=_Format).format
+        check_format(number, str(path))
+        return msgspec.json.decode(data, type=RunFile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"{path / RUN_FILE} is damaged: {error}") from None
+
+
+class _Format(msgspec.Struct):
+    format: object = None
+
+
+def state_of(facts: RunFile, now: float | None = None) -> tuple[State, float]:
+    """How a record stands, and for how many seconds its writer has said nothing.
+
+    A writer whose process is gone has crashed, whatever its heartbeat says. One on another host that says nothing is silent:
+    whether it lives cannot be known from here.
+    """
+    silence = max((time.time() if now is None else now) - facts.writer.heartbeat, 0.0)
+    if facts.status == "crashed":
+        return "crashed", silence
+    if facts.status != "running":
+        return "ended", silence
+    alive = is_alive(facts.writer)
+    if alive is None:
+        return ("silent" if silence > SILENT_S else "running"), silence
+    return ("running" if alive else "crashed"), silence
+
+
+def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]:
+    """The records of a directory, the newest first. Folders that are no records are left out.
+
+    Raises:
+        ArchiveError: the directory cannot be read.
+    """
+    try:
+        folders = [path for path in directory.iterdir() if (path / RUN_FILE).exists()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ArchiveError(f"{directory} cannot be read: {error.strerror or error}") from None
+    entries = [_entry(path, now) for path in folders]
+    return sorted(entries, key=lambda entry: (_began(entry), entry.name), reverse=True)
+
+
+def _began(entry: RecordEntry) -> float:
+    """When the record began, as far as that is known of a damaged one."""
+    if entry.facts is not None:
+        return entry.facts.started_at
+    try:
+        return entry.path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _entry(path: Path, now: float | None) -> RecordEntry:
+    try:
+        facts = read_run_file(path)
+    except ArchiveError as error:
+        return RecordEntry(path, None, "crashed", str(error))
+    return RecordEntry(path, facts, state_of(facts, now)[0])
+
+
+def find_record(directory: Path, word: str) -> Path:
+    """The record that a word means: a path, `latest`, a folder's name or a beginning of it that no other has, or a run's name.
+
+    Of several records whose run has that name, the newest is meant.
+
+    Raises:
+        ArchiveError: no record is meant, or more than one.
+    """
+    if (Path(word) / RUN_FILE).exists() and word not in ("", "."):
+        return Path(word)
+    entries = list_records(directory)
+    if not entries:
+        raise ArchiveError(f"{directory} holds no records; an ArchiveObserver leaves one for each run")
+    if word == "latest":
+        return entries[0].path
+    exact = [entry for entry in entries if entry.name == word]
+    begins = [entry for entry in entries if word and entry.name.startswith(word)]
+    named = [entry for entry in entries if entry.facts is not None and word and entry.facts.name == word]
+    if found := exact or named[:1] or (begins if len(begins) == 1 else []):
+        return found[0].path
+    if begins:
+        names = ", ".join(entry.name for entry in begins[:5])
+        more = f" and {len(begins) - 5} more" if len(begins) > 5 else ""
+        raise ArchiveError(
+            f"{word!r} begins the names of {len(begins)} records: {names}{more}; give more of the name"
+        )
+    raise ArchiveError(f"{directory} holds no record {word!r}{_nearest(word, entries)}")
+
+
+def _nearest(word: str, entries: list[RecordEntry]) -> str:
+    names = [entry.name for entry in entries]
+    by_part = {name.rsplit("-", 1)[-1]: name for name in names} | {
+        entry.facts.name: entry.name for entry in entries if entry.facts is not None and entry.facts.name
+    }
+    near = difflib.get_close_matches(word, names, 3, 0.5)
+    near += [by_part[part] for part in difflib.get_close_matches(word, list(by_part), 3, 0.6)]
+    near = list(dict.fromkeys(near))[:3] or names[:3]
+    return f"; the nearest: {', '.join(near)}"

@@ -1,0 +1,203 @@
+"""The observer that records: `ArchiveObserver(path)`. It hands events to a thread that writes, and never makes a run wait.
+
+manager ──▶ the observer's queue (64 MiB) ──▶ Worker (at most 8 MiB) ──▶ Recorder ──▶ the record's folder
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self
+
+from rollcast.aio import follower
+from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, record_name, types_of
+from rollcast.archive.secrets import Masker
+from rollcast.archive.worker import Worker
+from rollcast.archive.writer import Recorder
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEvent, Trajectory
+from rollcast.stream.fanout import OpenPart
+from rollcast.stream.observer import StreamObserver, TokenInterest
+
+__all__ = ["ArchiveObserver"]
+
+QUEUE_LIMIT = 64 << 20
+EXIT_S = 2.0  # how long the exit of the interpreter waits for a disk that hangs
+
+_TOKENS: dict[str, TokenInterest] = {
+    "auto": "shared",
+    "turns": "never",
+    "tokens": "wanted",
+    "summary": "never",
+}
+
+
+class ArchiveObserver(StreamObserver):
+    """Records what happens, as a folder that can be read while it grows and for ever after (docs/archive.md).
+
+    One record may hold many runs: those of a training. It ends when the observer is removed or its manager closes, and goes on
+    if the observer is added again. Whatever becomes of the disk, the run goes on: a failure is told once, what could not be
+    written is counted, and a `gap` stands for it when it can be written again.
+
+    Args:
+        path: of the record's folder, which must not hold a record yet. The folder around it is made if it is not there.
+        level: `auto`, `turns`, `tokens` or `summary`: what is kept.
+        name, tags: what its owner calls it.
+        about: more of what `run.json` says: `command`, `settings`, `seed`, `versions`, `git_commit`, `parent`, `out`.
+        trajectories: keep the trajectories, with ids and log-probabilities. None: at every level but `summary`.
+        masker: of secrets; None masks known shapes and the values of environment variables that look secret. Give
+            `False` to mask nothing.
+
+    Raises:
+        InputError: there is no such level, `about` has a field that `run.json` has not, or the folder holds a record.
+    """
+
+    threaded = True
+    queue_limit = QUEUE_LIMIT
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        level: Level = "auto",
+        name: str = "",
+        tags: Iterable[str] = (),
+        about: dict[str, Any] | None = None,
+        trajectories: bool | None = None,
+        masker: Masker | bool | None = None,
+    ) -> None:
+        self.path = Path(path).absolute()
+        types = types_of(level)
+        self.level = level
+        self.tokens = _TOKENS[level]
+        self.filter = EventFilter(types=types, ids=level != "summary")
+        if (self.path / RUN_FILE).exists():
+            raise InputError(
+                f"{str(self.path)!r} holds a record already; each recording has a folder of its own: give another path"
+            )
+        self._pid = os.getpid()
+        self._manager: Any = None
+        self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
+        if masker is None or masker is True:
+            masker = Masker()
+        me = weakref.ref(self)  # the thread must not keep alive what ends it
+        self._recorder = Recorder(
+            self.path,
+            _run_file(level, name, tags, about or {}),
+            trajectories=self._keeps_trajectories,
+            masker=masker or None,
+            open_parts=lambda: _open_parts(me()),
+            on_failure=lambda error: _report(me(), error),
+        )
+        self._worker = Worker(self._recorder, f"rollcast-archive-{self.path.name}")
+        # What waits is written at exit, even if nobody removed the observer.
+        weakref.finalize(self, _close, self._worker, self._pid)
+
+    @classmethod
+    def within(
+        cls, directory: str | os.PathLike[str] | None = None, *, name: str = "", **options: Any
+    ) -> Self:
+        """A record in a record directory, named by time and name: `rollcast-runs/20261128-1532-guess-3f2a`.
+
+        Args:
+            directory: None: what `ROLLCAST_RECORDS` names, or `rollcast-runs` in the current folder.
+            name: of the task.
+            options: as of the class.
+        """
+        folder = Path(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+        path = folder
+        while path.exists() or path == folder:  # another record of this minute may have drawn the same suffix
+            path = folder / record_name(name, time.time(), secrets.token_hex(2))
+        return cls(path, name=name, **options)
+
+    @property
+    def failing(self) -> str | None:
+        """Why the record cannot be written at present; None if it can."""
+        return self._recorder.failing
+
+    @property
+    def manager(self) -> Any:
+        """The manager to which it is added, or None. From it come the trajectories of chains that end."""
+        return self._manager
+
+    @manager.setter
+    def manager(self, manager: Any) -> None:
+        before, self._manager = self._manager, manager
+        if before is manager or not self._keeps_trajectories:
+            return
+        if before is not None:
+            with before.lock:
+                before.fanout.chain_closings.remove(self._chain_closed)
+        if manager is not None:
+            with manager.lock:
+                manager.fanout.chain_closings.append(self._chain_closed)
+
+    def _chain_closed(self, trajectory: Trajectory) -> None:
+        if os.getpid() == self._pid:
+            self._worker.put_trajectory(trajectory)
+
+    async def on_event(self, event: StreamEvent) -> None:
+        await self.on_batch([event])
+
+    async def on_batch(self, events: list[StreamEvent]) -> None:
+        """Have the events written. It waits while too much waits to be written, and the observer's queue grows meanwhile."""
+        if os.getpid() != self._pid:
+            return  # a forked child: the record is its parent's
+        self._worker.start()
+        room = self._worker.put(events)
+        if room is not None:
+            await _kept(room)
+
+    async def on_run_opened(self, run_id: str) -> None:
+        """Begin the record, if it has not begun."""
+        if os.getpid() == self._pid:
+            self._worker.start()
+
+    async def on_run_closed(self, run_id: str) -> None:
+        """Wait until the run is recorded."""
+        if os.getpid() == self._pid:
+            await _kept(self._worker.flush())
+
+    async def aclose(self) -> None:
+        """Write what waits, and finish the record."""
+        if os.getpid() == self._pid:
+            await _kept(self._worker.stop())
+
+
+async def _kept(promise: Future[None]) -> None:
+    await asyncio.wrap_future(follower(promise))
+
+
+def _run_file(level: str, name: str, tags: Iterable[str], about: dict[str, Any]) -> RunFile:
+    known = {"command", "settings", "seed", "versions", "git_commit", "parent", "out", "id"}
+    unknown = sorted(set(about) - known)
+    if unknown:
+        raise InputError(f"about has a field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
+    return RunFile(name=name, tags=list(tags), level=level, **about)
+
+
+def _open_parts(observer: ArchiveObserver | None) -> Iterable[OpenPart]:
+    manager = None if observer is None else observer.manager
+    return () if manager is None or manager.fanout is None else manager.fanout.open_parts()
+
+
+def _report(observer: ArchiveObserver | None, error: BaseException) -> None:
+    if observer is not None:
+        observer.report(error)
+
+
+def _close(worker: Worker, pid: int) -> None:
+    """The observer is gone, or the interpreter exits."""
+    if os.getpid() != pid or not worker.running:
+        return
+    stopped = worker.stop()
+    try:
+        stopped.result(EXIT_S)
+    except TimeoutError:
+        return  # the disk hangs

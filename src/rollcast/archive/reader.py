@@ -1,0 +1,459 @@
+"""Reading a record: `Archive.open(path)`. Nothing of it is changed, and it may be growing meanwhile.
+
+One frame of events is in memory at a time, whatever the record's length. What is damaged is told in `damage` and left out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from rollcast.archive.format import (
+    CHAINS_FILE,
+    EVENTS,
+    OPEN_FILE,
+    TRAIN_FILE,
+    TRAJECTORIES,
+    Frame,
+    RunFile,
+    SegmentIndex,
+)
+from rollcast.archive.index import State, read_run_file, state_of
+from rollcast.archive.lines import Damage, SegmentedLines
+from rollcast.archive.segments import read_index, segments_in
+from rollcast.errors import ArchiveError, DecodeError, InputError
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
+from rollcast.records.codec import decode_unchecked
+
+__all__ = ["Archive", "ChainRows", "EventReader"]
+
+T = StreamEventType
+EVERYTHING = EventFilter()
+POLL_S = 0.1
+_MAX_DAMAGE = 1000
+
+
+class ChainRows(msgspec.Struct, frozen=True):
+    """Some rows of chains.
+
+    Attributes:
+        rows: each as `format.ChainRow` describes it, with whatever fields the record has beside those.
+        total: how many there are in all.
+    """
+
+    rows: list[dict[str, Any]]
+    total: int
+
+
+class Archive:
+    """One record.
+
+    Attributes:
+        path: of its folder.
+        facts: what its `run.json` said when it was read last.
+    """
+
+    def __init__(self, path: Path, facts: RunFile) -> None:
+        self.path = path
+        self.facts = facts
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The record in this folder.
+
+        Raises:
+            ArchiveError: the folder is no record, it is damaged, or a later version wrote it.
+        """
+        folder = Path(path)
+        return cls(folder, read_run_file(folder))
+
+    def refresh(self) -> Self:
+        """Read `run.json` again. Raises what `open` does."""
+        self.facts = read_run_file(self.path)
+        return self
+
+    @property
+    def state(self) -> State:
+        """`running`, `ended`, `crashed`, or `silent` if its writer is on another host and says nothing."""
+        return state_of(self.facts)[0]
+
+    @property
+    def length(self) -> int:
+        """The position after the last event that is there."""
+        segments = segments_in(self.path / EVENTS)
+        if not segments:
+            return 0
+        last = segments[-1]
+        index = read_index(last) if last.sealed else None
+        if index is not None:
+            return index.last + 1
+        end = last.first
+        for block in SegmentedLines(self.path / EVENTS).blocks(last.first):
+            end = block.first + len(block.lines)
+        return end
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def cursor(self, position: int) -> str:
+        """The name of a position, which a reader in another process understands too; opaque to clients."""
+        return f"{self.facts.id}.{position}"
+
+    def position(self, cursor: str) -> int:
+        """The position that a cursor names.
+
+        Raises:
+            InputError: it is of another record, or no cursor.
+        """
+        name, _, number = cursor.partition(".")
+        if name != self.facts.id or not number.isascii() or not number.isdecimal() or len(number) > 18:
+            raise InputError(f"{cursor!r:.80} is no cursor of the record {self.path.name}")
+        return int(number)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def events(
+        self, since: str | int | None = None, filter: EventFilter | None = None, *, until: int | None = None
+    ) -> EventReader:
+        """The events that are there now.
+
+        Args:
+            since: a cursor, or a position; None: from the first on.
+            filter: which ones. What is lost is told whatever it says: gaps always pass.
+            until: the position before which it stops; None: at the end.
+
+        Raises:
+            InputError: it is a cursor of another record.
+        """
+        return EventReader(self, self._position(since), filter or EVERYTHING, until=until)
+
+    def follow(
+        self, since: str | int | None = None, filter: EventFilter | None = None, *, poll_s: float = POLL_S
+    ) -> EventReader:
+        """As `events`, and those that come, until the record's writer has ended it or is gone. It blocks its thread.
+
+        Args:
+            since: as of `events`.
+            filter: as of `events`.
+            poll_s: how often it looks, in seconds.
+        """
+        return EventReader(self, self._position(since), filter or EVERYTHING, poll_s=poll_s)
+
+    def events_of(self, chain_id: str, run_id: str | None = None) -> EventReader:
+        """The events of one chain, of the last run that has one if `run_id` is None.
+
+        Raises:
+            ArchiveError: there is no such chain.
+        """
+        row = self.chain(chain_id, run_id)
+        last = row.get("last")
+        wanted = EventFilter(runs=row["run_id"], chains=chain_id)
+        return self.events(row.get("first"), wanted, until=None if last is None else last + 1)
+
+    def _position(self, since: str | int | None) -> int:
+        if isinstance(since, str):
+            return self.position(since)
+        return max(since or 0, 0)
+
+    # -- chains --------------------------------------------------------------------------------------------------------
+
+    def chains(
+        self,
+        *,
+        where: Callable[[dict[str, Any]], bool] | None = None,
+        sort: str = "first",
+        offset: int = 0,
+        limit: int | None = None,
+        **equal: Any,
+    ) -> ChainRows:
+        """Rows of chains, from `chains.jsonl` alone.
+
+        Args:
+            where: whether a row is wanted.
+            sort: the field by which they are sorted; with `-` before it, the highest first. Rows without it come last.
+            offset: how many to leave out.
+            limit: how many to give; None: all.
+            equal: what fields have to be: `train_step=30, state="ended"`.
+        """
+        wanted = [row for row in self._merged_rows() if _fits(row, equal) and (where is None or where(row))]
+        name, descending = sort.removeprefix("-"), sort.startswith("-")
+        having = [row for row in wanted if row.get(name) is not None]
+        having.sort(key=lambda row: _sortable(row[name]), reverse=descending)
+        wanted = having + [row for row in wanted if row.get(name) is None]
+        return ChainRows(wanted[offset : None if limit is None else offset + limit], len(wanted))
+
+    def chain(self, chain_id: str, run_id: str | None = None) -> dict[str, Any]:
+        """The row of one chain, of the last run that has one if `run_id` is None.
+
+        Raises:
+            ArchiveError: there is no such chain.
+        """
+        merged: dict[str, Any] = {}
+        for row in self._rows_of(chain_id, run_id):
+            _merge(merged, row)
+        if not merged:
+            of_run = f" of run {run_id}" if run_id else ""
+            raise ArchiveError(
+                f"the record {self.path.name} has no chain {chain_id!r}{of_run}; it has {self.facts.totals.chains}"
+            )
+        return self._with_state(merged)
+
+    def train_rows(self) -> list[dict[str, Any]]:
+        """The rows of training steps and evaluations."""
+        return list(_rows_in(self.path / TRAIN_FILE))
+
+    def open_parts(self) -> list[dict[str, Any]]:
+        """What was open in the chains when the writer last said so, at most 10 s before its end."""
+        return list(_rows_in(self.path / OPEN_FILE))
+
+    def _merged_rows(self) -> Iterator[dict[str, Any]]:
+        merged: dict[tuple[Any, Any], dict[str, Any]] = {}
+        for row in _rows_in(self.path / CHAINS_FILE):
+            key = (row.get("run_id"), row.get("chain_id"))
+            places = (*key, "" if row.get("group_id") is None else row["group_id"])
+            if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
+                continue
+            known = merged.get(key)
+            if known is None:
+                merged[key] = row
+            else:
+                _merge(known, row)
+        lost = self.state in ("ended", "crashed")
+        for row in merged.values():
+            yield _with_state(row, lost=lost)
+
+    def _with_state(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _with_state(row, lost=self.state in ("ended", "crashed"))
+
+    def _rows_of(self, chain_id: str, run_id: str | None) -> list[dict[str, Any]]:
+        """The rows of one chain in order, found by the bytes that they have: from the end back to the one of its start."""
+        needle = b'"chain_id":' + msgspec.json.encode(chain_id)
+        if run_id is not None:
+            needle = b'"run_id":' + msgspec.json.encode(run_id) + b"," + needle
+        rows: list[dict[str, Any]] = []
+        learned: list[
+            dict[str, Any]
+        ] = []  # of a run that is not known yet: it may be older than the chain's last one
+        try:
+            with (self.path / CHAINS_FILE).open("rb") as file, _mapped(file.fileno()) as data:
+                at = len(data)
+                while (at := data.rfind(needle, 0, at)) >= 0:
+                    row = _line_at(data, at)
+                    if row.get("chain_id") != chain_id or run_id not in (None, row.get("run_id")):
+                        continue
+                    if run_id is None and row.get("row") == "trained":
+                        learned.append(row)
+                        continue
+                    run_id = row.get("run_id")
+                    rows.append(row)
+                    if row.get("row") == "start":
+                        break
+        except (FileNotFoundError, ValueError):  # there is none, or it is empty
+            return []
+        return rows[::-1] + [row for row in learned[::-1] if row.get("run_id") == run_id]
+
+    # -- trajectories --------------------------------------------------------------------------------------------------
+
+    def trajectory(self, chain_id: str, run_id: str | None = None) -> Trajectory:
+        """The trajectory of one chain, of the last run that has one if `run_id` is None.
+
+        Raises:
+            ArchiveError: there is no such chain, it has not ended, or its trajectory was not kept.
+        """
+        row = self.chain(chain_id, run_id)
+        lines = SegmentedLines(self.path / TRAJECTORIES)
+        position = row.get("trajectory")
+        place = [row["run_id"], chain_id]
+        wanted = (lambda frame, index: _has_place(frame, index, place)) if position is None else None
+        for block in lines.blocks(position or 0, wanted):
+            for line in block.lines[: None if position is None else 1]:
+                value = _object(line)
+                if [value.get("run_id"), value.get("chain_id")] == place:
+                    return Trajectory.from_dict(value)
+            if position is not None and block.lines:
+                break
+        why = "it was not kept" if row.get("state") == "ended" else f"the chain is {row.get('state')}"
+        if lines.damage:
+            why = str(lines.damage[0])
+        raise ArchiveError(f"the record {self.path.name} has no trajectory of {chain_id}: {why}")
+
+
+class EventReader:
+    """The events of a record, one by one: an iterator.
+
+    Attributes:
+        position: after the event that came last, and after what the filter left out behind it.
+        damage: what could not be read so far.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        position: int,
+        filter: EventFilter,
+        *,
+        until: int | None = None,
+        poll_s: float | None = None,
+    ) -> None:
+        self.position = position
+        self._archive = archive
+        self._filter = None if filter == EVERYTHING else filter
+        self._until = until
+        self._poll_s = poll_s
+        self._lines = SegmentedLines(archive.path / EVENTS)
+        self._bad_lines: list[Damage] = []
+        self._places: tuple[SegmentIndex | None, frozenset[int]] = (None, frozenset())
+        self._events = self._follow() if poll_s is not None else self.new_events()
+
+    @property
+    def cursor(self) -> str:
+        """The place from which another reader goes on."""
+        return self._archive.cursor(self.position)
+
+    @property
+    def damage(self) -> list[Damage]:
+        """What could not be read so far."""
+        return self._lines.damage + self._bad_lines
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        return self
+
+    def __next__(self) -> StreamEvent:
+        return next(self._events)
+
+    def new_events(self) -> Iterator[StreamEvent]:
+        """Those from `position` on that are there now; call it again for what came since."""
+        wants = None if self._filter is None else self._wants_frame
+        for block in self._lines.blocks(self.position, wants):
+            if self._until is not None and block.first >= self._until:
+                return
+            read = decode_unchecked if block.checked else decode
+            for position, line in enumerate(block.lines, block.first):
+                if self._until is not None and position >= self._until:
+                    return
+                event = self._event(read, line, position)
+                self.position = position + 1
+                if event is not None and (self._filter is None or passes(self._filter, event)):
+                    yield event
+            self.position = block.first + len(block.lines)
+
+    def _follow(self) -> Iterator[StreamEvent]:
+        assert self._poll_s is not None
+        ended = False
+        while True:
+            yield from self.new_events()
+            if ended:
+                return
+            ended = self._archive.refresh().state in (
+                "ended",
+                "crashed",
+            )  # then once more: what came before its end
+            if not ended:
+                time.sleep(self._poll_s)
+
+    def _event(self, read: Callable[[bytes], StreamEvent], line: bytes, position: int) -> StreamEvent | None:
+        try:
+            return read(line)
+        except DecodeError as error:
+            if len(self._bad_lines) < _MAX_DAMAGE:
+                self._bad_lines.append(Damage(self._lines.folder, position, position, str(error)))
+            return None
+
+    def _wants_frame(self, frame: Frame, index: SegmentIndex) -> bool:
+        assert self._filter is not None
+        if T.GAP.value in frame.types:
+            return True
+        if self._places[0] is not index:
+            self._places = (index, _places_of(self._filter, index))
+        of_types = any(
+            a.types is None or not a.types.isdisjoint(frame.types) for a in self._filter.alternatives
+        ) or (T.CHAIN_SNAPSHOT.value in frame.types)
+        return of_types and not self._places[1].isdisjoint(frame.places)
+
+
+def passes(filter: EventFilter, event: StreamEvent) -> bool:
+    """Whether the event is for somebody with this filter, gaps and snapshots included."""
+    if event.event_type is T.GAP:
+        return filter.wants_gap(event.run_id)
+    if event.event_type is T.CHAIN_SNAPSHOT:
+        return filter.wants_snapshot(event.chain_id, event.group_id, event.run_id)
+    return filter.matches(event)
+
+
+def _places_of(filter: EventFilter, index: SegmentIndex) -> frozenset[int]:
+    """The chains of a segment that a filter may want; it does not tell groups."""
+    alternatives = filter.alternatives
+    return frozenset(
+        number
+        for number, place in enumerate(index.places)
+        if any(
+            (a.runs is None or place.run_id in a.runs) and (a.chains is None or place.chain_id in a.chains)
+            for a in alternatives
+        )
+    )
+
+
+def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:
+    return any(list(index.places[number]) == place for number in frame.places)
+
+
+def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a file; none if it is not there."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            row = _object(line) if line.endswith(b"\n") else {}
+            if row:
+                yield row
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _mapped(fd: int) -> mmap.mmap:
+    return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+
+
+def _line_at(data: mmap.mmap, at: int) -> dict[str, Any]:
+    """The object of the line that has this byte."""
+    if at < 0:
+        return {}
+    end = data.find(b"\n", at)
+    return _object(data[data.rfind(b"\n", 0, at) + 1 : end]) if end >= 0 else {}
+
+
+def _merge(known: dict[str, Any], row: dict[str, Any]) -> None:
+    """Later rows complete earlier ones; which training step learned from a chain does not say whose rollout it is of."""
+    step = known.get("train_step")
+    known.update(row)
+    if row.get("row") == "trained" and step is not None:
+        known["train_step"] = step
+
+
+def _with_state(row: dict[str, Any], *, lost: bool) -> dict[str, Any]:
+    if row.get("state", "running") == "running":
+        row["state"] = "lost" if lost else "running"
+    row.pop("row", None)
+    return row
+
+
+def _fits(row: dict[str, Any], equal: dict[str, Any]) -> bool:
+    return all(row.get(name) == value for name, value in equal.items())
+
+
+def _sortable(value: Any) -> tuple[int, Any]:
+    if isinstance(value, int | float):
+        return (0, value)
+    return (1, value) if isinstance(value, str) else (2, repr(value))

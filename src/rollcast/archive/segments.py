@@ -1,0 +1,250 @@
+"""Segments on the disk: which there are, and how one is sealed and indexed. Used by the writer and by recovery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rollcast.archive import zstd
+from rollcast.archive.format import (
+    Frame,
+    Place,
+    SegmentIndex,
+    check_format,
+    first_of,
+    frames_of,
+    index_name,
+    live_name,
+    sealed_name,
+)
+
+__all__ = [
+    "Segment",
+    "indexed",
+    "plain_index",
+    "read_index",
+    "replace_file",
+    "seal",
+    "segments_in",
+    "sync_folder",
+    "whole_lines",
+]
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One segment.
+
+    Attributes:
+        first: the position of its first line.
+        path: of its lines, plain or compressed.
+        sealed: nothing is added to it any more: it is compressed, or has an index.
+    """
+
+    first: int
+    path: Path
+    sealed: bool
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is made of zstd frames."""
+        return self.path.name.endswith(".zst")
+
+    @property
+    def index_path(self) -> Path:
+        """Of its index, which may be missing."""
+        return self.path.with_name(index_name(self.first))
+
+
+def segments_in(folder: Path) -> list[Segment]:
+    """The segments of a folder, in order; none if the folder is not there.
+
+    Of one that is there twice, since a writer died while it was sealing, the compressed one counts: it was whole before it got
+    its name.
+    """
+    kinds: dict[int, set[str]] = {}
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        found = first_of(name)
+        if found is not None:
+            kinds.setdefault(found[0], set()).add(found[1])
+    segments = []
+    for first in sorted(kinds):
+        if "jsonl.zst" in kinds[first]:
+            segments.append(Segment(first, folder / sealed_name(first), sealed=True))
+        elif "jsonl" in kinds[first]:
+            segments.append(Segment(first, folder / live_name(first), sealed="idx.json" in kinds[first]))
+    return segments
+
+
+class _Line(msgspec.Struct):
+    """What an index says of a line; the rest of it is not looked at."""
+
+    event_type: str = ""
+    run_id: str = ""
+    chain_id: str = ""
+    timestamp: float | None = None
+
+
+_line_decoder = msgspec.json.Decoder(_Line)
+
+
+class _IndexBuilder:
+    """The frames of one segment, in order, as its index describes them."""
+
+    def __init__(self, first: int) -> None:
+        self.first = self.next = first
+        self.offset = 0
+        self.frames: list[Frame] = []
+        self._places: dict[Place, int] = {}
+
+    def add(self, lines: list[bytes], size: int) -> None:
+        """The next frame, of these lines and so many bytes in the file."""
+        frame = Frame(offset=self.offset, size=size, first=self.next, last=self.next + len(lines) - 1)
+        places: dict[int, None] = {}
+        for line in lines:
+            try:
+                about = _line_decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue  # a damaged line keeps its position, so that the others keep theirs
+            if about.event_type:
+                frame.types[about.event_type] = frame.types.get(about.event_type, 0) + 1
+            place = Place(about.run_id, about.chain_id)
+            places[self._places.setdefault(place, len(self._places))] = None
+            if (at := about.timestamp) is not None:
+                frame.t0 = at if frame.t0 is None else min(frame.t0, at)
+                frame.t1 = at if frame.t1 is None else max(frame.t1, at)
+        frame.places = list(places)
+        self.frames.append(frame)
+        self.offset += size
+        self.next += len(lines)
+
+    def index(self, compression: Literal["zstd", "none"]) -> SegmentIndex:
+        """The index of what was added."""
+        return SegmentIndex(
+            first=self.first,
+            last=self.next - 1,
+            compression=compression,
+            size=self.offset,
+            places=list(self._places),
+            frames=self.frames,
+        )
+
+
+def plain_index(first: int, lines: Iterable[bytes]) -> SegmentIndex:
+    """The index of a segment that stays plain."""
+    builder = _IndexBuilder(first)
+    for frame in frames_of(lines):
+        builder.add(frame, sum(map(len, frame)))
+    return builder.index("none")
+
+
+def indexed(first: int, frames: Iterable[tuple[list[bytes], int]]) -> SegmentIndex:
+    """The index of a compressed segment whose frames have these lines and so many bytes."""
+    builder = _IndexBuilder(first)
+    for lines, size in frames:
+        builder.add(lines, size)
+    return builder.index("zstd")
+
+
+def read_index(segment: Segment) -> SegmentIndex | None:
+    """The index beside a segment; None if there is none that belongs to it.
+
+    Raises:
+        ArchiveError: a later version wrote it.
+    """
+    try:
+        data = segment.index_path.read_bytes()
+        size = segment.path.stat().st_size
+    except OSError:
+        return None
+    try:
+        index = msgspec.json.decode(data, type=SegmentIndex)
+        check_format(index.format, str(segment.index_path))
+    except msgspec.DecodeError:
+        return None
+    return index if index.first == segment.first and index.size == size else None
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a plain file that end with a newline, one in memory at a time."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def seal(folder: Path, first: int) -> None:
+    """Make the plain segment a sealed one: compress it if there is a zstd library, and write its index.
+
+    Whenever the process dies, either the plain segment or the sealed one is there, whole. A torn last line is left out.
+
+    Raises:
+        OSError: a file cannot be written; the plain segment is as it was.
+    """
+    plain = folder / live_name(first)
+    if zstd.available():
+        builder = _IndexBuilder(first)
+        beside = folder / (sealed_name(first) + ".tmp")
+        try:
+            with beside.open("wb") as file:
+                for lines in frames_of(whole_lines(plain)):
+                    frame = zstd.compress(b"".join(lines))
+                    file.write(frame)
+                    builder.add(lines, len(frame))
+                file.flush()
+                os.fsync(file.fileno())
+            index = builder.index("zstd")
+            replace_file(folder / index_name(first), msgspec.json.encode(index), sync=True)
+            beside.replace(folder / sealed_name(first))
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        plain.unlink()
+    else:
+        index = plain_index(first, whole_lines(plain))
+        replace_file(folder / index_name(first), msgspec.json.encode(index), sync=True)
+    sync_folder(folder)
+
+
+def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write the file anew, so that whoever reads it finds the old or the new one, whole.
+
+    Args:
+        path: of the file.
+        data: its new content.
+        sync: wait until the disk has it.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep the folder's names, on systems that can be asked for that."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

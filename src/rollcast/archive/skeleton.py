@@ -1,0 +1,280 @@
+"""What the events of a record add up to: a row for each chain, a row for each training step, totals. No I/O.
+
+The writer feeds it as events are recorded, recovery feeds it again from the record, and both get the same rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rollcast.archive.format import ChainRow, Totals, prompt_hash
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.bounded import number, whole
+from rollcast.records.view import ChainView
+from rollcast.records.view_fields import object_of
+from rollcast.records.view_parts import Conversation, OpenCall
+
+__all__ = ["ANSWER_CHARS", "Skeleton"]
+
+T = StreamEventType
+ANSWER_CHARS = 4096
+
+# What a row tells nothing of, and what most of the time and memory of a view would go into.
+_HEAVY = {
+    T.CHAIN_START: "messages",
+    T.LLM_GENERATION_END: "content",
+    T.TOOL_CALL_START: "arguments",
+    T.TOOL_OBSERVATION: "observation",
+}
+_SAID_LATER = (
+    T.LLM_GENERATION_CHUNK,
+    T.TOOL_OBSERVATION,
+    T.REWARD,
+)  # an end that follows tells a row the same
+
+
+class _NoConversation(Conversation, eq=False):
+    """A conversation that is not kept."""
+
+    def take(self, message: Any) -> None:
+        """See `Conversation.take`."""
+
+    def add(self, message: dict[str, Any]) -> None:
+        """See `Conversation.add`."""
+
+    def list_call(self, call: OpenCall) -> None:
+        """See `Conversation.list_call`."""
+
+
+_NO_CONVERSATION = _NoConversation()
+
+
+class _OpenRun(msgspec.Struct):
+    train_step: int | None = None
+    split: str | None = None
+    parent: str | None = None
+    last_seq: int = -1
+    source: str = ""
+    ended: set[str] = set()  # its chains that have
+
+
+class _OpenChain(msgspec.Struct):
+    view: ChainView
+    first: int
+    last: int
+    prompt_hash: str | None = None
+    policy_first: int | None = None
+
+
+class Skeleton:
+    """Rows and totals of the events that were fed to it.
+
+    Attributes:
+        totals: so far.
+        rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations.
+        outcome: the status of the last run that was no other's rollout, None before its end.
+    """
+
+    def __init__(self, totals: Totals | None = None) -> None:
+        self.totals = totals or Totals()
+        self.rows: list[ChainRow] = []
+        self.train_rows: list[dict[str, Any]] = []
+        self.outcome: str | None = None
+        self.runs: dict[str, _OpenRun] = {}
+        self._chains: dict[tuple[str, str], _OpenChain] = {}
+        self._trajectories: dict[tuple[str, str], int] = {}
+
+    def take_rows(self) -> list[ChainRow]:
+        """The rows that came since this was called last."""
+        rows, self.rows = self.rows, []
+        return rows
+
+    def take_train_rows(self) -> list[dict[str, Any]]:
+        """As `take_rows`, of training steps."""
+        rows, self.train_rows = self.train_rows, []
+        return rows
+
+    def trajectory_at(self, run_id: str, chain_id: str, position: int) -> None:
+        """The chain's trajectory stands at this position; its end row will say so."""
+        self._trajectories[run_id, chain_id] = position
+
+    def open_rows(self) -> list[ChainRow]:
+        """The start rows of the chains that are open, once more: for a folder that lost them."""
+        return [self._start_row(chain) for chain in self._chains.values()]
+
+    def feed(self, event: StreamEvent, position: int) -> None:
+        """The event that stands at this position."""
+        kind, run_id = event.event_type, event.run_id
+        run = self.runs.get(run_id)
+        if run is None and run_id:
+            run = self.runs[run_id] = _OpenRun(source=event.source)
+            self.totals.runs += 1
+        if run is not None and event.seq > run.last_seq:
+            run.last_seq = event.seq
+        if event.chain_id:
+            chain = self._chains.get((run_id, event.chain_id))
+            if chain is not None and kind in _SAID_LATER:
+                chain.last = position
+            elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
+                self._of_a_chain(event, position)
+        elif kind is T.RUN_START and run is not None:
+            data = object_of(event.data)
+            run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
+            run.parent = _text(data.get("parent_run_id"))
+        elif kind is T.RUN_END:
+            self._run_end(event, run)
+        elif kind is T.TRAIN_STEP:
+            self._train_step(event)
+        elif kind is T.GAP:
+            for (of_run, _), chain in self._chains.items():
+                if of_run == run_id:
+                    chain.view.apply(event)
+
+    def _of_a_chain(self, event: StreamEvent, position: int) -> None:
+        key = (event.run_id, event.chain_id)
+        chain, light = self._chains.get(key), _without_heavy(event)
+        if chain is None or event.event_type is T.CHAIN_START:
+            if event.event_type in (T.TRAIN_STEP, T.GAP) or (
+                chain is None and event.event_type is T.ERROR and not event.run_id
+            ):
+                return
+            chain = self._chains[key] = _OpenChain(ChainView(), position, position)
+            chain.view.apply(light)
+            self._began(chain, event)
+        else:
+            chain.view.apply(light)
+        chain.view.conversation = _NO_CONVERSATION
+        chain.last = position
+        if event.event_type is T.CHAIN_END:
+            self._ended(chain)
+            del self._chains[key]
+            if event.run_id in self.runs:
+                self.runs[event.run_id].ended.add(event.chain_id)
+
+    def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
+        chain.policy_first = chain.view.policy_version
+        if event.event_type is T.CHAIN_START:
+            messages = object_of(event.data).get("messages")
+            chain.prompt_hash = chain.view.prompt_hash
+            if chain.prompt_hash is None and isinstance(messages, list) and messages:
+                chain.prompt_hash = prompt_hash(messages)
+        self.totals.chains += 1
+        self.totals.open_chains += 1
+        self.rows.append(self._start_row(chain))
+
+    def _row(self, kind: str, chain: _OpenChain, **fields: Any) -> ChainRow:
+        view = chain.view
+        run = self.runs.get(view.run_id, _OpenRun())
+        return ChainRow(
+            row=kind,
+            run_id=view.run_id,
+            chain_id=view.chain_id,
+            group_id=view.group_id,
+            source=view.source,
+            index=view.index,
+            train_step=run.train_step,
+            split=run.split,
+            prompt_hash=chain.prompt_hash,
+            policy_first=chain.policy_first,
+            started_at=view.started_at,
+            first=chain.first,
+            **fields,
+        )
+
+    def _start_row(self, chain: _OpenChain) -> ChainRow:
+        view = chain.view
+        return self._row(
+            "start",
+            chain,
+            state="running",
+            seed=view.seed,
+            attempt=view.attempt,
+            parent_chain_id=view.parent_chain_id,
+            reference=view.reference,
+        )
+
+    def _ended(self, chain: _OpenChain) -> None:
+        view, totals = chain.view, self.totals
+        calls, failed = (
+            sum(getattr(use, name) for use in view.tool_use.values()) for name in ("calls", "failed")
+        )
+        row = self._row(
+            "end",
+            chain,
+            state="ended",
+            policy_last=view.policy_version,
+            ended_at=view.ended_at,
+            duration_s=view.duration_s,
+            finish_reason=view.finish_reason,
+            reward=view.reward,
+            metrics=view.metrics,
+            steps=view.steps,
+            completion_tokens=view.completion_tokens,
+            times={state: round(time.seconds, 6) for state, time in view.times.items()},
+            calls=calls,
+            calls_failed=failed,
+            tool_use={
+                name: {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
+                for name, use in view.tool_use.items()
+            },
+            truncated=view.truncated,
+            answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
+            error=None if view.error is None else view.error["error"],
+            last=chain.last,
+            trajectory=self._trajectories.pop((view.run_id, view.chain_id), None),
+        )
+        self.rows.append(row)
+        totals.open_chains -= 1
+        totals.failed += view.finish_reason == "error"
+        totals.completion_tokens += view.completion_tokens
+        if view.reward is not None:
+            totals.reward_sum += view.reward
+            totals.rewarded += 1
+
+    def _train_step(self, event: StreamEvent) -> None:
+        data = object_of(event.data)
+        step = whole(data.get("train_step"))
+        self.totals.train_steps = self.totals.train_steps if step is None else step
+        kept = {name: value for name, value in data.items() if name != "chains"}
+        row = {"row": "train_step", "run_id": event.run_id, "timestamp": event.timestamp}
+        self.train_rows.append(row | kept)
+        for run_id, chains in object_of(data.get("chains")).items():
+            for chain_id, learned in object_of(chains).items():
+                part = object_of(learned)
+                self.rows.append(
+                    ChainRow(
+                        row="trained",
+                        run_id=run_id,
+                        chain_id=chain_id,
+                        train_step=step,
+                        advantage=number(part.get("advantage")),
+                        staleness=whole(part.get("staleness")),
+                    )
+                )
+
+    def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
+        for key in [key for key in self._chains if key[0] == event.run_id]:
+            del self._chains[key]
+            self.totals.open_chains -= 1
+        for key in [key for key in self._trajectories if key[0] == event.run_id]:
+            del self._trajectories[key]
+        self.runs.pop(event.run_id, None)
+        if run is not None and run.split == "eval":
+            about = {"row": "evaluation", "run_id": event.run_id, "timestamp": event.timestamp}
+            self.train_rows.append(about | {"train_step": run.train_step} | object_of(event.data))
+        if run is None or run.parent is None:
+            status = object_of(event.data).get("status")
+            self.outcome = status if status in ("completed", "cancelled", "failed") else None
+
+
+def _without_heavy(event: StreamEvent) -> StreamEvent:
+    heavy = _HEAVY.get(event.event_type)
+    if heavy is None or event.data.__class__ is not dict or heavy not in event.data:
+        return event
+    return msgspec.structs.replace(event, data={n: v for n, v in event.data.items() if n != heavy})
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,120 @@
+"""What a record tells of chains: one of them from its start to its end, or what hints need of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from rollcast.archive.reader import Archive, EventReader
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.view import ChainView
+from rollcast.records.view_fields import object_of
+
+__all__ = ["Sampled", "Story", "stories_of", "story_of", "views_of"]
+
+T = StreamEventType
+
+
+class Sampled(msgspec.Struct):
+    """The tokens of one generation, as far as the record has them."""
+
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+
+
+class Story(msgspec.Struct):
+    """One chain.
+
+    Attributes:
+        row: of it, as `Archive.chain` gives it.
+        view: what its events add up to.
+        sampled: by the step of each generation.
+        reader: which read them, for what is damaged.
+        level: what the record keeps.
+    """
+
+    row: dict[str, Any]
+    view: ChainView
+    sampled: dict[int, Sampled]
+    reader: EventReader
+    level: str
+
+
+def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]) -> Iterator[Story]:
+    """The chains that a filter names, in the order in which they ended; then those that have no end.
+
+    All events are read once, and the chains that are open at one time are in memory.
+    """
+    row_of = {(row["run_id"], row["chain_id"]): row for row in rows}
+    reader = archive.events(filter=filter)
+    level = archive.facts.level
+    open_now: dict[tuple[str, str], tuple[Story, set[int]]] = {}
+    for event in reader:
+        key = (event.run_id, event.chain_id)
+        if event.event_type is T.GAP:
+            for (run_id, _), (story, _) in open_now.items():
+                if run_id == event.run_id:
+                    story.view.apply(event)
+        elif key in row_of:
+            if key not in open_now:
+                open_now[key] = (Story(row_of[key], ChainView(), {}, reader, level), set())
+            story, whole = open_now[key]
+            story.view.apply(event)
+            _note_tokens(story, event, whole)
+            if event.event_type is T.CHAIN_END:
+                del open_now[key], row_of[key]  # what comes later of it is in its row
+                yield story
+    for story, _ in open_now.values():
+        yield story
+
+
+def story_of(archive: Archive, row: dict[str, Any]) -> Story:
+    """The chain of this row, from its events."""
+    reader = archive.events_of(row["chain_id"], row["run_id"])
+    story = Story(row, ChainView(), {}, reader, archive.facts.level)
+    whole: set[int] = set()  # steps whose end has their ids
+    for event in reader:
+        story.view.apply(event)
+        _note_tokens(story, event, whole)
+    return story
+
+
+def _note_tokens(story: Story, event: StreamEvent, whole: set[int]) -> None:
+    if event.event_type not in (T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END) or event.step is None:
+        return
+    if event.step in whole:
+        return
+    data = object_of(event.data)
+    ids, logprobs = _numbers(data.get("token_ids")), _numbers(data.get("logprobs"))
+    if event.event_type is T.LLM_GENERATION_END and ids:
+        whole.add(event.step)
+        story.sampled[event.step] = Sampled(ids, logprobs)
+    elif ids:
+        sampled = story.sampled.setdefault(event.step, Sampled())
+        sampled.token_ids += ids
+        sampled.logprobs += logprobs
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The list, if it holds nothing but numbers."""
+    if not isinstance(value, list) or not all(isinstance(each, int | float) for each in value):
+        return []
+    return list(value)
+
+
+def views_of(rows: list[dict[str, Any]]) -> list[ChainView]:
+    """What the rows tell of their chains: enough for hints about what is over, without reading an event."""
+    return [ChainView.from_dict(_as_view(row)) for row in rows]
+
+
+def _as_view(row: dict[str, Any]) -> dict[str, Any]:
+    state = row.get("state")
+    return row | {
+        "state": state if state in ("ended", "lost") else "unknown",
+        "final_response": row.get("answer"),
+        "as_of": -1,
+        "times": {},
+        "error": None,
+    }

@@ -1,0 +1,193 @@
+"""The one thread that writes a record. It takes what waits, at most 0.15 s after it came, and may block on the disk for ever."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from rollcast.aio import fulfil
+from rollcast.records import StreamEvent, Trajectory
+
+__all__ = ["Worker", "Writes"]
+
+logger = logging.getLogger("rollcast.archive")
+
+FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
+BEAT_S = 10.0
+_SOON = 512  # waiting events, from which on they are written at once
+_FULL_EVENTS, _FULL_BYTES = (
+    4096,
+    8 << 20,
+)  # that may wait here; the rest waits in the observer's queue, which is bounded
+_TRAJECTORY_BYTES = (
+    256 << 20
+)  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
+
+
+class Writes(Protocol):
+    """What the thread calls: the recorder."""
+
+    def open(self) -> None: ...
+
+    def record(self, events: list[StreamEvent], trajectories: list[Trajectory], lost: int) -> None: ...
+
+    def beat(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Worker:
+    """Hands what was put in to a recorder, on a thread of its own that lives from `start` until `stop`.
+
+    Args:
+        recorder: who writes; used on that thread alone.
+        name: of the thread.
+    """
+
+    def __init__(self, recorder: Writes, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
+        self._wake = threading.Condition()
+        self._events: list[StreamEvent] = []
+        self._bytes = 0
+        self._trajectories: list[Trajectory] = []
+        self._trajectory_bytes = 0
+        self._trajectories_lost = 0  # that came while too much waited
+        self._promises: list[Future[None]] = []  # kept when all that came before them is written
+        self._urgent = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._stopped: Future[None] = Future()
+
+    def start(self) -> None:
+        """Begin. Starting twice does nothing.
+
+        Raises:
+            RuntimeError: the system gives no thread, or the interpreter exits.
+        """
+        with self._wake:
+            if self._thread is None:
+                self._stopped = Future()
+                self._stopping = False
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def put(self, events: list[StreamEvent]) -> Future[None] | None:
+        """Have the events written. If too much waits, a promise that is kept when there is room again: wait for it."""
+        size = sum([_event_bytes(event) for event in events])
+        with self._wake:
+            self._events += events
+            self._bytes += size
+            if len(self._events) < _SOON and self._bytes < _FULL_BYTES:
+                return None
+            self._urgent = True
+            self._wake.notify()
+            full = len(self._events) >= _FULL_EVENTS or self._bytes >= _FULL_BYTES
+            return self._promise() if full else None
+
+    def put_trajectory(self, trajectory: Trajectory) -> None:
+        """Have the trajectory written, before events that are put in from now on. Never waits."""
+        size = _size_of(trajectory)
+        with self._wake:
+            if self._trajectory_bytes + size > _TRAJECTORY_BYTES and self._trajectories:
+                self._trajectories_lost += 1
+                return
+            self._trajectories.append(trajectory)
+            self._trajectory_bytes += size
+
+    def flush(self) -> Future[None]:
+        """A promise that is kept when all that was put in is written, or cannot be."""
+        with self._wake:
+            if self._thread is None:
+                done: Future[None] = Future()
+                fulfil(done)
+                return done
+            self._urgent = True
+            self._wake.notify()
+            return self._promise()
+
+    def stop(self) -> Future[None]:
+        """Write what waits and finish the record. The promise is kept when the thread has ended."""
+        with self._wake:
+            if self._thread is None:
+                done: Future[None] = Future()
+                fulfil(done)
+                return done
+            self._stopping = self._urgent = True
+            self._wake.notify()
+            return self._stopped
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread was started and has not ended."""
+        return self._thread is not None
+
+    def _promise(self) -> Future[None]:
+        promise: Future[None] = Future()
+        self._promises.append(promise)
+        return promise
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._attempt(self._recorder.open)
+            next_beat = time.monotonic() + BEAT_S
+            while self._write_what_waits():
+                if time.monotonic() >= next_beat:
+                    self._attempt(self._recorder.beat)
+                    next_beat = time.monotonic() + BEAT_S
+            self._attempt(self._recorder.finish)
+        finally:
+            with self._wake:
+                self._thread = None
+                promises, self._promises = self._promises, []
+            for promise in (*promises, self._stopped):
+                fulfil(promise)
+
+    def _write_what_waits(self) -> bool:
+        """One round. False if it was the last."""
+        with self._wake:
+            if not self._urgent:
+                self._wake.wait(FLUSH_S)
+            events, self._events, self._bytes = self._events, [], 0
+            trajectories, self._trajectories, self._trajectory_bytes = self._trajectories, [], 0
+            lost, self._trajectories_lost = self._trajectories_lost, 0
+            promises, self._promises = self._promises, []
+            self._urgent, stopping = False, self._stopping
+        if events or trajectories or lost:
+            self._attempt(lambda: self._recorder.record(events, trajectories, lost))
+        for promise in promises:
+            fulfil(promise)
+        with self._wake:
+            return not (stopping and not self._events and not self._promises)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """A fault of ours in a recorder must not end the thread: whoever waits for it would wait for ever."""
+        try:
+            write()
+        except Exception:
+            logger.exception("the record could not be written, by a fault in Rollcast")
+
+
+def _event_bytes(event: StreamEvent) -> int:
+    """About how many bytes of memory it keeps alive beside what its chain has anyway; much quicker than `event_size`."""
+    size = 800
+    if event.data.__class__ is dict:
+        for value in event.data.values():
+            if value.__class__ is str:
+                size += len(value)
+            elif value.__class__ is list:
+                size += 64 * len(value)
+    return size
+
+
+def _size_of(trajectory: Trajectory) -> int:
+    """About how many bytes of memory it keeps alive."""
+    return 2000 + sum(
+        500 + turn.chars + 80 * (len(turn.token_ids) + len(turn.prompt_ids)) for turn in trajectory.turns
+    )

@@ -1,0 +1,420 @@
+"""The recorder: writes one record. Everything here happens on one thread (worker.py), which may block.
+
+Each block of events is written in this order, so that a reader who finds something finds what stands before it:
+
+    trajectories/ → events/ → chains.jsonl, train.jsonl → run.json (each 10 s)
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rollcast.archive.format import (
+    CHAINS_FILE,
+    EVENTS,
+    LOCK_FILE,
+    OPEN_FILE,
+    RUN_FILE,
+    TRAIN_FILE,
+    TRAJECTORIES,
+    RunFile,
+    prompt_hash,
+)
+from rollcast.archive.line_log import AppendedFile, LineLog
+from rollcast.archive.losses import Losses
+from rollcast.archive.owner import FolderLock, this_process
+from rollcast.archive.secrets import Masker
+from rollcast.archive.segments import replace_file, sync_folder
+from rollcast.archive.skeleton import Skeleton
+from rollcast.errors import ArchiveError
+from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
+from rollcast.records.codec import encode_described, one_line_json
+from rollcast.records.jsonable import as_json
+from rollcast.records.view_fields import object_of
+from rollcast.stream.fanout import OpenPart
+from rollcast.stream.queue import merged_chunks
+from rollcast.stream.waiting import event_of
+from rollcast.version import __version__
+
+__all__ = ["Recorder", "prepare_folder"]
+
+logger = logging.getLogger("rollcast.archive")
+
+T = StreamEventType
+CHUNK = T.LLM_GENERATION_CHUNK
+_WAITING_ROWS = 65_536  # of chains, while they cannot be written
+
+_encoder = msgspec.json.Encoder(enc_hook=as_json)
+
+
+def prepare_folder(path: Path) -> None:
+    """Make the record's folder, and the record directory around it: for its owner alone, and of no interest to git.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    directory = path.parent
+    if not directory.exists():
+        directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        replace_file(directory / ".gitignore", b"*\n")
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+class Recorder:
+    """Writes one record. What cannot be written is counted, and a `gap` stands for it when it can be again.
+
+    Args:
+        path: of the record's folder.
+        about: what `run.json` says of the run.
+        trajectories: whether they are kept.
+        masker: of secrets; None masks nothing.
+        open_parts: gives what is open in the chains now.
+        on_failure: called with the first failure after a success.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        about: RunFile,
+        *,
+        trajectories: bool,
+        masker: Masker | None,
+        open_parts: Callable[[], Iterable[OpenPart]],
+        on_failure: Callable[[BaseException], object],
+    ) -> None:
+        self.path = path
+        self.about = about
+        self.failing: str | None = None
+        about.id = about.id or secrets.token_hex(6)
+        about.versions = {"rollcast": __version__, "python": platform.python_version()} | about.versions
+        self._keeps_trajectories = trajectories
+        self._masker = masker
+        self._open_parts = open_parts
+        self._on_failure = on_failure
+        self._opened = False
+        self._refused = False
+        self._lock = FolderLock(path / LOCK_FILE)
+        self._events = LineLog(path / EVENTS)
+        self._trajectories = LineLog(path / TRAJECTORIES)
+        self._chains = AppendedFile(path / CHAINS_FILE)
+        self._train = AppendedFile(path / TRAIN_FILE)
+        self._skeleton = Skeleton(about.totals)
+        self._rows = b""
+        self._train_rows = b""
+        self._losses = Losses()
+        self._past = Losses()  # what was written of the runs that are open
+        self._warned = False
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin the record, or go on with it after `finish`. A failure is told, and tried again with the next block."""
+        try:
+            self._ensure_open()
+        except (OSError, ArchiveError) as error:
+            self._failed(error)
+
+    def _ensure_open(self) -> None:
+        parts = (self._lock, self._events, self._chains, self._trajectories, self._train)
+        if self._opened and any(part.is_gone() for part in parts):
+            self._begin_anew()
+        if self._opened:
+            return
+        prepare_folder(self.path)
+        self._lock.take()
+        if self._events.position == 0 and (self.path / RUN_FILE).exists() and not self._is_ours():
+            self._refused = True
+            self._lock.release()
+            raise ArchiveError(f"{self.path} holds the record of another run; give another path")
+        self.about.status, self.about.ended_at = "running", None
+        self.about.started_at = self.about.started_at or time.time()
+        self._write_run_file(sync=True)
+        sync_folder(self.path)
+        self._opened = True
+
+    def _is_ours(self) -> bool:
+        try:
+            return bool(msgspec.json.decode((self.path / RUN_FILE).read_bytes())["id"] == self.about.id)
+        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+            return False
+
+    def _begin_anew(self) -> None:
+        """The folder was taken away: make it again, and say what it had."""
+        reason = "the record was moved or deleted while it was written"
+        logger.warning("%s was moved or deleted while it was written; it is begun anew", self.path)
+        for file in (self._chains, self._train):
+            file.close()
+        self._lock.release()
+        self._events.begin_anew()
+        self._trajectories.begin_anew()
+        self._losses.join(self._past, reason)
+        self._past.clear()
+        self._rows = _lines(self._skeleton.open_rows()) + self._rows
+        self._opened = False
+
+    def finish(self) -> None:
+        """Seal what is live, say how it ended, and let go of the folder."""
+        if self._losses:
+            self._write_events([])
+        try:
+            if self._opened:
+                self._append_rows()
+                self._events.close()
+                self._trajectories.close()
+                self.about.status, self.about.ended_at = self._skeleton.outcome or "completed", time.time()
+                (self.path / OPEN_FILE).unlink(missing_ok=True)
+                self._write_last_run_file()
+        except OSError as error:
+            self._failed(error)
+        for file in (self._chains, self._train):
+            file.close()
+        self._lock.release()
+        self._opened = False
+        if lost := self.about.totals.lost:
+            logger.warning("%s lacks %d events that could not be written", self.path, lost)
+
+    # -- what is recorded ----------------------------------------------------------------------------------------------
+
+    def record(self, events: list[StreamEvent], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
+        """Write the events, neighbouring chunks merged, after the trajectories of chains that end among them.
+
+        Args:
+            events: in order.
+            trajectories: of chains that have ended.
+            lost: how many trajectories could not wait to be written.
+        """
+        self.about.totals.trajectories_lost += lost
+        if trajectories and self._keeps_trajectories:
+            self._write_trajectories(trajectories)
+        if events:
+            self._write_events(events)
+
+    def _write_events(self, events: list[StreamEvent]) -> None:
+        events = _merged(events)
+        lines = _event_lines(events)
+        if self._masker is not None and self._may_hold_secrets(events, self._masker):
+            events = [self._masked(event, self._masker) for event in events]
+            lines = _event_lines(events)
+        gaps = self._losses.gaps() if not self._refused else []
+        try:
+            self._ensure_open()
+            first = self._events.position
+            self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
+        except (OSError, ArchiveError) as error:
+            self._lose(events, error)
+            first = self._events.position
+        else:
+            self._succeeded()
+            for position, gap in enumerate(gaps, first):
+                self._feed(gap, position)
+            first += len(gaps)
+            self._past.add(events)
+        for position, event in enumerate(events, first):
+            self._feed(event, position)
+            if event.event_type is T.RUN_END:
+                self._past.forget(event.run_id)
+        self.about.totals.events = self._events.position
+        self._append_rows()
+
+    def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
+        """A quick look at what came from outside; most of what is recorded was sampled."""
+        outside = [event for event in events if masker.concerns(event.event_type)]
+        return bool(outside) and masker.may_hold(_event_lines(outside))
+
+    def _feed(self, event: StreamEvent, position: int) -> None:
+        try:
+            self._skeleton.feed(event, position)
+        except Exception:  # an event that somebody made by hand costs its row, not those of the others
+            logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
+
+    def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
+        """The event without its secrets. The hash of its prompt stays that of what was asked."""
+        masked = masker.event(event)
+        if masked is event or event.event_type is not T.CHAIN_START or "prompt_hash" in event.data:
+            return masked
+        messages = event.data.get("messages")
+        if not isinstance(messages, list) or not messages:
+            return masked
+        asked = prompt_hash(messages)
+        return msgspec.structs.replace(masked, data=masked.data | {"prompt_hash": asked})
+
+    def _lose(self, events: list[StreamEvent], error: BaseException) -> None:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        before = self._losses.count
+        self._losses.add(events, f"the record could not be written: {why}")
+        self.about.totals.lost += self._losses.count - before
+        self._failed(error)
+
+    def _append_rows(self) -> None:
+        rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
+        if len(self._rows) < _WAITING_ROWS * 512:
+            self._rows += _lines(rows)
+            self._train_rows += _lines(train_rows)
+        if not self._opened or self.failing is not None:
+            return
+        try:
+            if self._rows:
+                self._chains.append(self._rows)
+                self._rows = b""
+            if self._train_rows:
+                self._train.append(self._train_rows)
+                self._train_rows = b""
+        except OSError as error:
+            self._failed(error)
+
+    def _write_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
+        lines, places = [], []
+        for trajectory in trajectories:
+            lines.append(_trajectory_line(trajectory, self._masker))
+            places.append((trajectory.run_id, trajectory.chain_id))
+        try:
+            self._ensure_open()
+            first = self._trajectories.position
+            self._trajectories.append(b"".join(lines), len(lines))
+        except (OSError, ArchiveError) as error:
+            self.about.totals.trajectories_lost += len(lines)
+            self._failed(error)
+            return
+        for position, place in enumerate(places, first):
+            self._skeleton.trajectory_at(*place, position)
+
+    # -- each 10 seconds -----------------------------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Say that the writer lives, and how far the open generations are."""
+        if not self._opened:
+            return
+        rows = [part._asdict() for part in self._open_parts()]
+        try:
+            if self._lock.is_gone():  # it was taken away, perhaps for good: only an event makes it again
+                return
+            replace_file(self.path / OPEN_FILE, _lines(rows))
+            self._write_run_file()
+            self._events.seal_what_is_left()
+            self._trajectories.seal_what_is_left()
+        except (OSError, ArchiveError) as error:
+            self._failed(error)
+
+    def _write_last_run_file(self) -> None:
+        """How it ended. On a disk that is full the old file has room for it, though none is left beside it."""
+        try:
+            self._write_run_file(sync=True)
+        except OSError:
+            with (self.path / RUN_FILE).open("r+b") as file:
+                file.write(self._run_file())
+                file.truncate()
+            raise
+
+    def _write_run_file(self, *, sync: bool = False) -> None:
+        replace_file(self.path / RUN_FILE, self._run_file(), sync=sync)
+
+    def _run_file(self) -> bytes:
+        self.about.writer = this_process()
+        if self._masker is not None:
+            self.about.totals.masked = dict(self._masker.counts)
+        return bytes(msgspec.json.format(_encoder.encode(self.about), indent=1)) + b"\n"
+
+    # -- failures ------------------------------------------------------------------------------------------------------
+
+    def _failed(self, error: BaseException) -> None:
+        """Say so once, until something is written again."""
+        first = self.failing is None
+        self.failing = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if first:
+            level = logging.DEBUG if self._warned else logging.WARNING
+            self._warned = True
+            logger.log(
+                level, "%s cannot be written: %s; the run goes on without its record", self.path, self.failing
+            )
+            self._on_failure(error)
+
+    def _succeeded(self) -> None:
+        self._losses.clear()
+        if self.failing is not None:
+            self.failing = None
+            logger.info("%s is written again", self.path)
+
+
+def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
+    """The events, in which neighbouring chunks of a generation are one.
+
+    A chunk that ends a line is the last of those that it joins, so that a replay shows each line when it was whole.
+    """
+    open_now: dict[
+        tuple[str, str], list[int]
+    ] = {}  # by chain, where its latest chunks stand if nothing came after them
+    groups: list[list[int]] = []
+    for i, event in enumerate(events):
+        key = (event.run_id, event.chain_id)
+        if event.event_type is not CHUNK:
+            if event.event_type is T.GAP:
+                open_now.clear()
+            else:
+                open_now.pop(key, None)
+        elif key in open_now and events[open_now[key][0]].step == event.step:
+            open_now[key].append(i)
+        else:  # the first, or the first of the next generation if a filter leaves out what is between
+            open_now[key] = [i]
+            groups.append(open_now[key])
+        if event.event_type is CHUNK and _ends_a_line(event):
+            del open_now[key]
+    if not groups:
+        return events
+    kept: list[StreamEvent | None] = list(events)
+    try:
+        for group in groups:
+            if len(group) > 1:
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
+                for i in group[:-1]:
+                    kept[i] = None
+    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
+        return events
+    return [event for event in kept if event is not None]
+
+
+def _ends_a_line(chunk: StreamEvent) -> bool:
+    text = object_of(chunk.data).get("content")
+    return isinstance(text, str) and "\n" in text
+
+
+def _event_lines(events: list[StreamEvent]) -> bytes:
+    try:
+        return encode_lines(events)
+    except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the other events are written)
+        return b"".join([encode_described(event) + b"\n" for event in events])
+
+
+def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
+    """`Trajectory.to_dict()` as a line, made by the quicker way where the two are the same."""
+    for turn in trajectory.turns:
+        _ = turn.text  # one piece
+    try:
+        data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
+    except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
+        data = _encoder.encode(trajectory.to_dict())
+    if masker is not None and masker.may_hold(_outside_of(trajectory, data)):
+        value = msgspec.json.decode(data)
+        masker.trajectory(value)
+        data = _encoder.encode(value)
+    return one_line_json(data) + b"\n"
+
+
+def _outside_of(trajectory: Trajectory, whole: bytes) -> bytes:
+    """What did not come from the model, and its messages; the whole if that cannot be told apart."""
+    calls = [turn.tools for turn in trajectory.turns]
+    try:
+        return _encoder.encode((trajectory.row, trajectory.messages, calls, trajectory.error))
+    except Exception:  # noqa: BLE001  (as above)
+        return whole
+
+
+def _lines(rows: Iterable[Any]) -> bytes:
+    return b"".join([one_line_json(_encoder.encode(row)) + b"\n" for row in rows])

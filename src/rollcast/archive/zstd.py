@@ -1,0 +1,82 @@
+"""zstd by whichever library is there: the standard library's from Python 3.14, or `zstandard` (the extra `archive`).
+
+Every frame has its content size and a checksum, so that one flipped bit is noticed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from rollcast.errors import ArchiveError, MissingExtraError
+
+__all__ = ["LEVEL", "MAGIC", "available", "compress", "decompress"]
+
+LEVEL = 3
+MAGIC = b"\x28\xb5\x2f\xfd"  # every frame begins with it
+
+_Transform = Callable[[bytes], bytes]
+
+
+@cache
+def _library() -> tuple[_Transform, _Transform] | None:
+    """How to compress and decompress one frame; None if no library is installed."""
+    if sys.version_info >= (3, 14):
+        return _of_the_standard_library(importlib.import_module("compression.zstd"))
+    try:
+        zstandard: Any = importlib.import_module("zstandard")
+    except ImportError:
+        return None
+
+    def pack(data: bytes) -> bytes:
+        # One for each frame: they may not be used by two threads at once, and two records may be written in one process.
+        return bytes(zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data))
+
+    def unpack(frame: bytes) -> bytes:
+        return bytes(zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False))
+
+    return pack, unpack
+
+
+def _of_the_standard_library(zstd: Any) -> tuple[_Transform, _Transform]:
+    options = {zstd.CompressionParameter.compression_level: LEVEL, zstd.CompressionParameter.checksum_flag: 1}
+    unpack: _Transform = zstd.decompress
+    return lambda data: zstd.compress(data, options=options), unpack
+
+
+def available() -> bool:
+    """Whether a zstd library is there."""
+    return _library() is not None
+
+
+def compress(data: bytes) -> bytes:
+    """The data as one frame.
+
+    Raises:
+        MissingExtraError: no zstd library is installed.
+    """
+    return _needed()[0](data)
+
+
+def decompress(frame: bytes) -> bytes:
+    """What one frame holds.
+
+    Raises:
+        ArchiveError: it is damaged.
+        MissingExtraError: no zstd library is installed.
+    """
+    unpack = _needed()[1]
+    try:
+        return unpack(frame)
+    except Exception as error:  # noqa: BLE001  (each library has exceptions of its own)
+        raise ArchiveError(f"a zstd frame is damaged: {error}") from None
+
+
+def _needed() -> tuple[_Transform, _Transform]:
+    library = _library()
+    if library is None:
+        raise MissingExtraError("reading a compressed record", "archive")
+    return library

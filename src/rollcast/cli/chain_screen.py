@@ -1,0 +1,201 @@
+"""One recorded chain as rows: its question, what it said and did, its reward, its end."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from rollcast.archive.story import Sampled, Story
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.terminal.event_rows import EventRows
+from rollcast.terminal.layout import Row
+
+__all__ = ["chain_rows", "duration_text", "number_text", "one_line_of"]
+
+_LINES = 12  # of one text
+_LINE_CHARS = 600
+_MESSAGES = 40  # of a conversation; from the middle they are left out
+_TOKENS = 96  # of one generation
+
+
+def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
+    """What happened in the chain.
+
+    Args:
+        story: of the chain.
+        rows: how texts from outside become safe rows.
+        tokens: whether to list the sampled tokens.
+    """
+    view = story.view
+    found: list[Row] = [_who(story, rows), _outcome(story, rows)]
+    if view.reference is not None:
+        found.append([("reference  ", "dim"), *rows.line(one_line_of(view.reference), _LINE_CHARS, "bold")])
+    found.append([])
+    messages = [(message, False) for message in view.messages]
+    if view.content is not None:
+        messages.append(({"role": "assistant", "content": view.content, "step": view.generation_step}, True))
+    spoken = [m for m, _ in messages[view.conversation.prompt_length or 0 :] if m.get("role") == "assistant"]
+    if view.steps and not spoken and not view.conversation.omitted:
+        text = f"the turns of this chain are not in the record (level {story.level})"
+        found.append(rows.line(text, 200, "gap"))
+    if view.conversation.omitted:
+        found.append(
+            [(f"{rows.glyphs.more} {view.conversation.omitted:,} messages are too old or too large", "gap")]
+        )
+    for i, (message, is_open) in enumerate(messages):
+        if len(messages) > _MESSAGES and i == _MESSAGES // 2:
+            found.append([(f"{rows.glyphs.more} {len(messages) - _MESSAGES:,} messages not shown", "gap")])
+        if i < _MESSAGES // 2 or i >= len(messages) - _MESSAGES // 2:
+            found += _message(message, rows, is_open=is_open)
+            if tokens and message.get("role") == "assistant":
+                found += _token_rows(story.sampled.get(message.get("step", -1)), rows)
+    for call in view.tool_calls.values():
+        found.append(
+            [(f"{rows.glyphs.result} ", "result"), *rows.line(call.tool_name, 80), (" has not ended", "gap")]
+        )
+    return found + _end(story, rows)
+
+
+def _who(story: Story, rows: EventRows) -> Row:
+    row, view = story.row, story.view
+    facts: Row = [*rows.line(view.chain_id or str(row["chain_id"]), 80, "bold")]
+    dot = (f" {rows.glyphs.dot} ", "dim")
+    if row.get("group_id") is not None:
+        facts += [(" of ", "dim"), *rows.line(str(row["group_id"]), 80)]
+    facts += [dot, ("run ", "dim"), *rows.line(str(row["run_id"])[-4:], 40, "dim")]
+    if row.get("split") == "eval":
+        facts += [dot, ("evaluation", "dim")]
+    for name, label in (("train_step", "training step"), ("policy_first", "policy")):
+        if row.get(name) is not None:
+            facts += [dot, (f"{label} {row[name]}", "dim")]
+    return facts
+
+
+def _outcome(story: Story, rows: EventRows) -> Row:
+    view, row = story.view, story.row
+    dot = (f" {rows.glyphs.dot} ", "dim")
+    facts: Row = [("reward ", "reward"), (number_text(view.reward), "reward")]
+    for name, value in list(view.metrics.items())[:4]:
+        facts += [dot, *rows.line(f"{name} {one_line_of(value)}", 60)]
+    if row.get("advantage") is not None:
+        facts += [dot, (f"advantage {row['advantage']:+.3g}", "")]
+    state = row.get("state")
+    how = view.finish_reason if state == "ended" else state
+    facts += [dot, *rows.line(str(how), 40, "fail" if how in ("error", "lost") else "done")]
+    steps = view.steps if view.steps is not None else view.generations
+    facts += [dot, (f"{steps} {'step' if steps == 1 else 'steps'}", ""), dot, (f"{view.tokens:,} tokens", "")]
+    if view.duration_s is not None:
+        facts += [dot, (duration_text(view.duration_s), "")]
+    return facts
+
+
+def _message(message: dict[str, Any], rows: EventRows, *, is_open: bool) -> list[Row]:
+    role, content = message.get("role"), message.get("content")
+    text = content if isinstance(content, str) else "" if content is None else one_line_of(content)
+    if role == "tool":
+        status = message.get("status") or "success"
+        name = str(message.get("name") or "a call")
+        return rows.tool_result(name, text, status, message.get("duration_s"), named=True)
+    found: list[Row] = []
+    if role != "assistant":
+        found += _text(f"{rows.glyphs.start} ", text, rows, "question")
+        return found
+    reasoning = message.get("reasoning")
+    if isinstance(reasoning, str) and reasoning:
+        found += _text("  ", reasoning, rows, "think")
+    if text:
+        found += _text("  ", text, rows, "")
+    for call in message.get("tool_calls") or []:
+        found.append(_call(call, rows))
+    if is_open:
+        found.append([(f"{rows.glyphs.more} this generation is open", "gap")])
+    elif message.get("finish_reason") == "length":
+        found.append([(f"{rows.glyphs.more} cut off: it ran out of tokens", "gap")])
+    return found
+
+
+def _text(head: str, text: str, rows: EventRows, style: str) -> list[Row]:
+    lines = text.replace("\r\n", "\n").strip("\n").split("\n")
+    kept = lines if len(lines) <= _LINES else [*lines[: _LINES // 2], "", *lines[-_LINES // 2 :]]
+    found: list[Row] = []
+    for i, line in enumerate(kept):
+        if len(lines) > _LINES and i == _LINES // 2:
+            found.append([(f"  {rows.glyphs.more} {len(lines) - _LINES:,} lines not shown", "gap")])
+            continue
+        found.append([(head if i == 0 else "  ", style), *rows.line(line, _LINE_CHARS, style)])
+    return found
+
+
+def _call(call: Any, rows: EventRows) -> Row:
+    function = call.get("function") if isinstance(call, dict) else None
+    function = function if isinstance(function, dict) else {}
+    arguments = one_line_of(function.get("arguments"))
+    head = [(f"{rows.glyphs.call} ", "call"), *rows.line(str(function.get("name") or "a call"), 80, "call")]
+    return [*head, ("(", "dim"), *rows.line(arguments, _LINE_CHARS), (")", "dim")]
+
+
+def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
+    if sampled is None:
+        return [[("  no token ids were recorded of this generation", "gap")]]
+    ids, logprobs = sampled.token_ids, sampled.logprobs
+    facts = f"  {len(ids):,} tokens"
+    known = [p for p in logprobs if math.isfinite(p)]
+    if known:
+        facts += (
+            f"; log-probability {sum(known) / len(known):.3f} at the mean, {min(known):.3f} at the lowest"
+        )
+    pairs = [
+        f"{token}({number_text(logprobs[i])})" if i < len(logprobs) else str(token)
+        for i, token in enumerate(ids[:_TOKENS])
+    ]
+    found: list[Row] = [[(facts, "dim")], rows.line("  " + " ".join(pairs), 40 * _TOKENS, "raw")]
+    if len(ids) > _TOKENS:
+        found.append([(f"  {rows.glyphs.more} {len(ids) - _TOKENS:,} tokens not shown", "gap")])
+    return found
+
+
+def _end(story: Story, rows: EventRows) -> list[Row]:
+    view = story.view
+    found: list[Row] = []
+    if view.error is not None:
+        event = StreamEvent(StreamEventType.ERROR, view.chain_id, 0.0, view.error)
+        found += rows.of(event)
+    if view.errors > 1:
+        found.append([(f"{view.errors:,} errors in all; this is the last", "dim")])
+    last: dict[str, Any] = next((m for m in reversed(view.messages) if m.get("role") == "assistant"), {})
+    if view.final_response and view.final_response != last.get("content"):
+        found += _text(f"{rows.glyphs.end} ", view.final_response, rows, "done")
+    if view.gaps:
+        found.append([(f"{rows.glyphs.gap} events of this chain are missing", "gap")])
+    if story.row.get("state") == "lost":
+        found.append([(f"{rows.glyphs.gap} the run ended before the chain did", "gap")])
+    return found
+
+
+def one_line_of(value: Any) -> str:
+    """Text as it is, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+
+
+def number_text(value: Any) -> str:
+    """A reward as people read it; a dash if there is none."""
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people read them."""
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

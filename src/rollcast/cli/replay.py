@@ -1,0 +1,184 @@
+"""`rollcast replay`: shows a recorded run as it was seen live, through the same observers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollcast.archive.index import find_record
+from rollcast.archive.lines import Damage
+from rollcast.archive.reader import Archive, EventReader
+from rollcast.archive.selection import check_names, runs_of_step
+from rollcast.cli.log import is_standard_output, log_at
+from rollcast.cli.output import warn
+from rollcast.errors import InputError
+from rollcast.observers import JSONStreamObserver
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream import StreamingManager
+from rollcast.terminal import ConsoleStreamObserver
+
+__all__ = ["ReplayOptions", "replay_command", "speed_of", "warn_of_damage"]
+
+INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
+LONGEST_PAUSE_S = 10.0  # of a replay: nobody waits for a night that a machine was off
+_NAMED_DAMAGE = 5
+_READING_S = 86_400.0  # a pager may show the last page for long
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """The options on the command line; see `rollcast replay --help`."""
+
+    record: str
+    speed: str
+    step: int | None
+    chains: list[str] | None
+    groups: list[str] | None
+    types: list[str] | None
+    follow: bool
+    json: str | None
+    color: bool | None
+    timestamps: bool
+
+
+def replay_command(directory: Path, options: ReplayOptions) -> int:
+    """Show what the record has; the exit code.
+
+    Raises:
+        ArchiveError: no record is meant or more than one, it cannot be read, or it has no such step, chain or group.
+        InputError: an option is wrong, or the output cannot be written.
+        BrokenPipeError: the output's reader has gone.
+    """
+    speed = speed_of(options.speed)
+    archive = Archive.open(find_record(directory, options.record))
+    wanted = _filter(archive, options)
+    logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
+    log = log_at(options.json)
+    read = wanted | _closings(wanted)
+    events = archive.follow(filter=read) if options.follow else archive.events(filter=read)
+    try:
+        _replay(events, wanted, _Pace(speed), log, options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    warn_of_damage(archive, events.damage)
+    if not options.follow and archive.refresh().state == "running":
+        warn(f"{archive.path.name} goes on; --follow waits for what comes")
+    return 0
+
+
+def speed_of(text: str) -> float:
+    """How many times as fast as it was; infinite for `max`.
+
+    Raises:
+        InputError: it is neither `max` nor a number above 0.
+    """
+    if text == "max":
+        return math.inf
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < math.inf:
+        raise InputError(f"--speed is {text!r:.40}; expected a number above 0, such as 4, or max")
+    return speed
+
+
+def warn_of_damage(archive: Archive, damage: list[Damage]) -> None:
+    """Say on the standard error what could not be read, and which command recovers it."""
+    for each in damage[:_NAMED_DAMAGE]:
+        warn(f"{archive.path.name} is damaged: {each}")
+    if len(damage) > _NAMED_DAMAGE:
+        warn(f"{len(damage) - _NAMED_DAMAGE:,} more places of it are damaged")
+    if archive.state == "crashed" and archive.facts.recovered_at is None:
+        warn(f"its writer died; `rollcast recover {archive.path.name}` makes the record whole")
+
+
+def _filter(archive: Archive, options: ReplayOptions) -> EventFilter:
+    wanted = EventFilter(chains=options.chains, groups=options.groups, types=options.types)
+    if options.step is None and not (options.chains or options.groups):
+        return wanted
+    rows = archive.chains().rows
+    if options.step is not None:
+        wanted &= EventFilter(runs=runs_of_step(archive, rows, options.step))
+    if not (options.follow and archive.state == "running"):  # else they may come
+        check_names(archive, rows, "chain_id", options.chains or [])
+        check_names(archive, rows, "group_id", options.groups or [])
+    return wanted
+
+
+def _closings(wanted: EventFilter) -> EventFilter:
+    """What opens and closes runs and chains: observers are told of it, also if their filter leaves these events out."""
+    of_runs = EventFilter(runs=wanted.runs, types=("run_start", "run_end"))
+    return of_runs | EventFilter(wanted.runs, wanted.chains, wanted.groups, ("chain_end",))
+
+
+def _replay(
+    events: EventReader,
+    wanted: EventFilter,
+    pace: _Pace,
+    log: JSONStreamObserver | None,
+    options: ReplayOptions,
+) -> None:
+    manager = StreamingManager()
+    console: ConsoleStreamObserver | None = None
+    if log is not None:
+        log.filter, log.mode = wanted, "lossless"
+        manager.add_observer(log)
+    if not is_standard_output(options.json):
+        console = ConsoleStreamObserver(
+            show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
+        )
+        console.mode = "lossless"  # the replay waits for a slow terminal, so that nothing is merged
+        manager.add_observer(console)
+    for delivery in manager.fanout.deliveries:
+        delivery.first_time("waiting")  # a replay waits for those who read it, which is no news
+    try:
+        if log is not None:
+            log.open()
+        for event in events:
+            pace.wait_for(event)
+            manager.relay(event)
+            manager.ready_sync()
+            _stop_if_unread(console, log)
+        manager.drain_sync(_READING_S)
+        _stop_if_unread(console, log)
+    finally:
+        manager.close()
+
+
+def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:
+    if console is not None and console.failure is not None:
+        why = console.failure.strerror or console.failure
+        raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
+    if (console is not None and console.unread) or (log is not None and log.unread):
+        raise BrokenPipeError
+
+
+class _Pace:
+    """Waits between two events as long as it was between them, divided by the speed.
+
+    Clocks jump: an event that is older than one before it comes at once, and no pause is longer than ten seconds.
+    """
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._latest: float | None = None  # timestamp
+        self._due = 0.0  # on the monotonic clock
+
+    def wait_for(self, event: StreamEvent) -> None:
+        """Return when the event is due."""
+        if self._speed == math.inf or event.event_type is StreamEventType.GAP:
+            return
+        now = time.monotonic()
+        if self._latest is None:
+            self._latest, self._due = event.timestamp, now
+        pause = min(max(event.timestamp - self._latest, 0.0) / self._speed, LONGEST_PAUSE_S)
+        self._latest = max(self._latest, event.timestamp)
+        self._due = max(self._due + pause, now - LONGEST_PAUSE_S)
+        if self._due > now:
+            sys.stdout.flush()
+            time.sleep(self._due - now)

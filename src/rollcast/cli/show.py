@@ -1,0 +1,265 @@
+"""`rollcast show`: one screen of what a recorded run, a training step, a group or a chain came to."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollcast.archive.index import find_record
+from rollcast.archive.reader import Archive
+from rollcast.archive.selection import check_names, runs_of_step, steps_of
+from rollcast.archive.story import story_of, views_of
+from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
+from rollcast.cli.output import Output
+from rollcast.cli.replay import warn_of_damage
+from rollcast.errors import ArchiveError, InputError
+from rollcast.records import StreamEventType
+from rollcast.records.hints import hints
+from rollcast.terminal.event_rows import EventRows
+from rollcast.terminal.layout import Row
+
+__all__ = ["ShowOptions", "show_command"]
+
+_GROUPS = 12  # that have a line
+_CHAINS = 24
+_REWARDS = 8  # of a group, on its line
+_HINTS = 6
+_HINTED = 20_000  # chains in which hints are looked for: of more it would take seconds
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """The options on the command line; see `rollcast show --help`."""
+
+    record: str
+    step: int | None
+    worst: bool
+    best: bool
+    failed: bool
+    group: str | None
+    chain: str | None
+    tokens: bool
+    color: bool | None
+
+
+def show_command(directory: Path, options: ShowOptions) -> int:
+    """Print the screen; the exit code.
+
+    Raises:
+        ArchiveError: no record is meant or more than one, it cannot be read, or it has no such step, group or chain.
+        InputError: two options mean different chains, or the output cannot be written.
+        BrokenPipeError: the output's reader has gone.
+    """
+    picks = [n for n in ("worst", "best", "failed") if getattr(options, n)] + ["chain"] * bool(options.chain)
+    if len(picks) > 1:
+        raise InputError(f"--{picks[0]} and --{picks[1]} mean different chains; give one of them")
+    if options.tokens and not picks:
+        raise InputError("--tokens shows one chain; also give --chain, --worst, --best or --failed")
+    archive = Archive.open(find_record(directory, options.record))
+    out = Output(sys.stdout, color=options.color)
+    if options.chain and options.step is None and options.group is None:
+        row = archive.chain(options.chain)
+        several = archive.facts.totals.runs > 1
+        out.say(_head(archive, out.printer.rows))
+        _show_chain(archive, row, out, options, last_of=options.chain if several else None)
+    else:
+        _show_selected(archive, out, options)
+    out.must_have_printed()
+    return 0
+
+
+def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
+    rows, step = _selected(archive, options)
+    texts = out.printer.rows
+    if options.chain:
+        check_names(archive, rows, "chain_id", [options.chain])
+        rows = [row for row in rows if row["chain_id"] == options.chain]
+        out.say(_head(archive, texts))
+        _show_chain(archive, rows[-1], out, options)
+        return
+    out.say(_head(archive, texts), *_totals(archive, rows, step, texts), *_hint_rows(rows, texts))
+    picked = _picked(archive, rows, options)
+    if picked is not None:
+        out.say([])
+        _show_chain(archive, picked, out, options)
+    elif options.failed:
+        out.say([("no chain failed", "done")])
+    elif options.group:
+        out.say([], *_group_rows(archive, rows, texts))
+    else:
+        out.say([], *_overview(archive, rows, texts))
+        out.say(
+            [
+                (
+                    f"more: rollcast show {archive.path.name} --worst, --best, --failed, --group or --chain",
+                    "dim",
+                )
+            ]
+        )
+    warn_of_damage(archive, [])
+
+
+def _selected(archive: Archive, options: ShowOptions) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows that are meant, and of which training step they are."""
+    rows = archive.chains().rows
+    steps = steps_of(rows)
+    step = options.step if options.step is not None or not steps else steps[-1]
+    if step is not None:
+        runs = set(runs_of_step(archive, rows, step))
+        rows = [row for row in rows if row.get("run_id") in runs]
+    if options.group is not None:
+        check_names(archive, rows, "group_id", [options.group])
+        rows = [row for row in rows if row.get("group_id") == options.group]
+    return rows, step
+
+
+def _picked(archive: Archive, rows: list[dict[str, Any]], options: ShowOptions) -> dict[str, Any] | None:
+    """The one chain that is asked for; None if there is none, or all are."""
+    if options.failed:
+        return next((r for r in rows if r.get("finish_reason") == "error" or r.get("state") == "lost"), None)
+    if not (options.worst or options.best):
+        return None
+    rewarded = [row for row in rows if isinstance(row.get("reward"), int | float)]
+    if not rewarded:
+        raise ArchiveError(f"no chain of {archive.path.name} that is meant has a reward")
+    return (min if options.worst else max)(rewarded, key=lambda row: row["reward"])
+
+
+def _show_chain(
+    archive: Archive, row: dict[str, Any], out: Output, options: ShowOptions, *, last_of: str | None = None
+) -> None:
+    story = story_of(archive, row)
+    if last_of is not None:
+        out.say(
+            [
+                (
+                    f"the record has several runs; this is the last one with a {last_of}, and --step names another",
+                    "dim",
+                )
+            ]
+        )
+    out.say(*chain_rows(story, out.printer.rows, tokens=options.tokens))
+    warn_of_damage(archive, story.reader.damage)
+
+
+# -- what many chains came to --------------------------------------------------------------------------------------------
+
+
+def _head(archive: Archive, rows: EventRows) -> Row:
+    facts = archive.facts
+    dot = (f" {rows.glyphs.dot} ", "dim")
+    head: Row = [*rows.line(archive.path.name, 80, "title")]
+    for text in (facts.name, archive.state, *facts.tags[:4]):
+        if text:
+            head += [dot, *rows.line(text, 40)]
+    if facts.started_at:
+        end = facts.ended_at or max(facts.writer.heartbeat, facts.started_at)
+        head += [dot, (duration_text(end - facts.started_at), "")]
+    return head
+
+
+def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, texts: EventRows) -> list[Row]:
+    dot = f" {texts.glyphs.dot} "
+    rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]
+    facts = [f"training step {step}"] if step is not None else []
+    groups = len({row.get("group_id") for row in rows} - {None})
+    facts.append(_count(len(rows), "chain") + (f" in {_count(groups, 'group')}" if groups else ""))
+    if rewards:
+        mean = sum(rewards) / len(rewards)
+        facts.append(f"mean reward {mean:.3g} ({min(rewards):.3g} to {max(rewards):.3g})")
+    ends = Counter(str(row.get("finish_reason") or row.get("state")) for row in rows)
+    facts.append(", ".join(f"{n:,} {why}" for why, n in ends.most_common(4)))
+    facts.append(f"{sum(row.get('completion_tokens') or 0 for row in rows):,} tokens")
+    found: list[Row] = [texts.line(dot.join(facts), 400)]
+    learned = [
+        r for r in archive.train_rows() if r.get("train_step") == step and r.get("row") == "train_step"
+    ]
+    metrics = learned[-1].get("metrics") if step is not None and learned else None
+    if isinstance(metrics, dict) and metrics:
+        parts = [f"{name} {number_text(value)}" for name, value in list(metrics.items())[:6]]
+        found.append([("learned: ", "train"), *texts.line(dot.join(parts), 400, "dim")])
+    return found
+
+
+def _hint_rows(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+    if len(rows) > _HINTED:
+        text = f"no hints: they are looked for in at most {_HINTED:,} chains; name a step or a group"
+        return [[(text, "dim")]]
+    found = hints(views_of(rows))
+    shown: list[Row] = [[("! ", "gap"), *texts.line(hint.sentence, 400)] for hint in found[:_HINTS]]
+    return shown + ([[(f"! {len(found) - _HINTS} more hints", "gap")]] if len(found) > _HINTS else [])
+
+
+def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+    groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["run_id"], row.get("group_id")), []).append(row)
+    if all(name is None for _, name in groups):
+        return _chain_lines(rows, texts)
+    found: list[Row] = []
+    for (_, name), chains in list(groups.items())[:_GROUPS]:
+        rewards = [row.get("reward") for row in chains]
+        known = [reward for reward in rewards if isinstance(reward, int | float)]
+        line: Row = [*texts.line("without a group" if name is None else str(name), 24, "bold"), ("  ", "")]
+        line += [(f"{sum(known) / len(known):.2f}" if known else "-", "reward"), ("  ", "")]
+        more = f" {texts.glyphs.more}" if len(rewards) > _REWARDS else ""
+        line += [(" ".join(map(number_text, rewards[:_REWARDS])) + more, "dim")]
+        found += [line, *_question(archive, chains[0], texts)]
+    if len(groups) > _GROUPS:
+        found.append([(f"{texts.glyphs.more} {len(groups) - _GROUPS:,} groups not shown", "gap")])
+    return found
+
+
+def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+    return [*(_question(archive, rows[0], texts) if rows else []), *_chain_lines(rows, texts)]
+
+
+def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[Row]:
+    """The last message of the prompt, and the reference."""
+    found: list[Row] = []
+    first = row.get("first")
+    reader = archive.events(first, until=first + 1) if isinstance(first, int) else ()
+    for event in reader:
+        messages = event.data.get("messages") if event.event_type is StreamEventType.CHAIN_START else None
+        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+            text = one_line_of(messages[-1].get("content"))
+            found.append([(f"  {texts.glyphs.start} ", "dim"), *texts.line(text, 160, "question")])
+    if row.get("reference") is not None:
+        found.append([("    reference ", "dim"), *texts.line(one_line_of(row["reference"]), 80)])
+    return found
+
+
+def _chain_lines(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+    found: list[Row] = []
+    for row in rows[:_CHAINS]:
+        how = row.get("finish_reason") if row.get("state") == "ended" else row.get("state")
+        line: Row = [
+            *texts.line(str(row["chain_id"]), 24, "bold"),
+            ("  ", ""),
+            (number_text(row.get("reward")), "reward"),
+        ]
+        line += [("  ", ""), *texts.line(str(how), 24, "fail" if how in ("error", "lost") else "dim")]
+        for text in (_said_of(row), one_line_of(row.get("answer") or row.get("error") or "")):
+            line += [("  ", ""), *texts.line(text, 80, "dim" if text == _said_of(row) else "")]
+        found.append(line)
+    if len(rows) > _CHAINS:
+        found.append([(f"{texts.glyphs.more} {len(rows) - _CHAINS:,} chains not shown", "gap")])
+    return found
+
+
+def _said_of(row: dict[str, Any]) -> str:
+    parts = []
+    if row.get("steps") is not None:
+        parts.append(_count(row["steps"], "step"))
+    if row.get("completion_tokens") is not None:
+        parts.append(_count(row["completion_tokens"], "token"))
+    if isinstance(row.get("advantage"), int | float):
+        parts.append(f"advantage {row['advantage']:+.3g}")
+    return ", ".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

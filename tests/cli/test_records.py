@@ -1,0 +1,112 @@
+"""`rollcast runs` and `rollcast recover`."""
+
+import json
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from rollcast import StreamingManager
+from rollcast.archive import Archive, ArchiveObserver
+from rollcast.archive import format as fmt
+from rollcast.cli.app import app
+from rollcast.errors import ArchiveError
+
+
+def called(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def recorded(path, **options):
+    """A record of one run of two chains, one of which has a reward."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(path, masker=False, **options))
+    with manager.run(chains=2) as run:
+        with run.chain() as chain:
+            chain.reward(0.5)
+        run.chain().start().end("error")
+    manager.close()
+
+
+@pytest.fixture
+def directory(tmp_path):
+    recorded(tmp_path / "20261127-0900-guess-aaaa", name="guess")
+    recorded(tmp_path / "20261128-0900-grid-bbbb", name="grid")
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        change(path, started_at=1000.0 + number, ended_at=1090.0)
+    return tmp_path
+
+
+def change(path, **facts):
+    found = json.loads((path / "run.json").read_bytes()) | facts
+    (path / "run.json").write_text(json.dumps(found))
+
+
+def test_records_are_listed_the_newest_first(directory):
+    """With their task, how they stand, and what came of them."""
+    out = called("runs", "--record-dir", directory)
+    assert out.exit_code == 0
+    assert [line.split() for line in out.stdout.splitlines()] == [
+        ["record", "task", "state", "chains", "failed", "reward", "step", "took"],
+        ["20261128-0900-grid-bbbb", "grid", "ended", "2", "1", "0.500", "1", "min", "29", "s"],
+        ["20261127-0900-guess-aaaa", "guess", "ended", "2", "1", "0.500", "1", "min", "30", "s"],
+    ]
+
+
+def test_the_list_is_for_programs_too(directory):
+    """A line of JSON for each record."""
+    out = called("runs", "--json", "--record-dir", directory)
+    first, second = map(json.loads, out.stdout.splitlines())
+    assert (first["name"], first["state"], first["task"]) == ("20261128-0900-grid-bbbb", "ended", "grid")
+    assert second["totals"]["mean_reward"] == 0.5
+
+
+def test_a_directory_without_records(tmp_path):
+    """Says so, also one that is not there; the environment names it as well."""
+    out = CliRunner().invoke(app, ["runs"], env={"ROLLCAST_RECORDS": str(tmp_path / "none")})
+    assert (out.exit_code, out.stdout) == (0, f"{tmp_path / 'none'} holds no records.\n")
+
+
+def test_how_a_record_stands_is_told(directory):
+    """Crashed if its process is gone, silent with how long if that is on another host, damaged if it cannot be read."""
+    newest, oldest = sorted(directory.iterdir(), reverse=True)
+    facts = msgspec.json.decode((newest / "run.json").read_bytes(), type=fmt.RunFile)
+    writer = msgspec.to_builtins(facts.writer)
+    change(newest, status="running", writer=writer | {"pid": 2**22 + 9})
+    change(oldest, status="running", writer=writer | {"host": "elsewhere", "heartbeat": 2000.0})
+    out = called("runs", "--record-dir", directory).stdout
+    assert "crashed" in out
+    assert "silent for" in out
+    (newest / "run.json").write_text("{")
+    assert "damaged" in called("runs", "--record-dir", directory).stdout
+
+
+def test_hostile_names_cannot_speak_to_the_terminal(directory):
+    """A name is shown with what a terminal would obey escaped."""
+    newest, _ = sorted(directory.iterdir(), reverse=True)
+    change(newest, name="\x1b[31mred\x07")
+    out = called("runs", "--record-dir", directory).stdout
+    assert "\x1b" not in out
+    assert "\\x1b[31mred\\x07" in out
+
+
+def test_a_crashed_record_is_recovered(directory):
+    """What was done is said; a second time there is nothing to do."""
+    newest, _ = sorted(directory.iterdir(), reverse=True)
+    writer = json.loads((newest / "run.json").read_bytes())["writer"]
+    change(newest, status="running", writer=writer | {"pid": 2**22 + 9})
+    with (newest / "chains.jsonl").open("ab") as file:
+        file.write(b'{"row":"en')
+    out = called("recover", "latest", "--record-dir", directory)
+    assert out.exit_code == 0
+    assert "is recovered: 7 events; 0 runs and 0 chains have no end" in out.stdout
+    assert "lost: chains.jsonl ended in a torn line" in out.stdout
+    assert Archive.open(newest).state == "crashed"
+    assert "needs no recovery" in called("recover", "grid", "--record-dir", directory).stdout
+
+
+def test_a_record_that_is_not_there_is_an_error(directory):
+    """With the nearest names; `rollcast` prints the sentence and exits with 2."""
+    out = called("recover", "gues", "--record-dir", directory)
+    assert isinstance(out.exception, ArchiveError)
+    assert "the nearest: 20261127-0900-guess-aaaa" in str(out.exception)

@@ -1,0 +1,194 @@
+"""`rollcast replay`: a recorded run as it was seen live."""
+
+import itertools
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from typer.testing import CliRunner
+
+from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
+from rollcast.archive import Archive, ArchiveObserver
+from rollcast.cli.app import app
+from rollcast.cli.replay import _Pace
+from rollcast.errors import ArchiveError, FilterError, InputError
+from rollcast.records import StreamEvent, decode
+
+TEXTS = (
+    "<think>let me\nsee: 1, 2\n\nand 3</think>so it\nis 4",
+    "no line ends here at all, only words and words and words",
+    "a\n\nb\nc\n" * 8,
+)
+
+
+def called(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def talk(run, numbers, train_step=None):
+    """Chains that speak at the same time, token by token, each with a tool call and a reward."""
+    chains = [
+        run.chain([{"role": "user", "content": f"q{n}"}], group_id=f"group_{n % 2}").start() for n in numbers
+    ]
+    generations = [chain.generation(prompt_ids=[1]).start() for chain in chains]
+    words = [iter([text[i : i + 3] for i in range(0, len(text), 3)]) for text in TEXTS]
+    for round_ in itertools.zip_longest(*words):
+        for generation, word in zip(generations, round_, strict=False):
+            if word is not None:
+                generation.chunk(word, [7], [-0.5])
+    for number, (chain, generation) in enumerate(zip(chains, generations, strict=True)):
+        generation.end("stop")
+        with chain.tool_call("look", {"at": number}) as call:
+            call.observation(f"saw {number}")
+        chain.reward(float(number), {"exact": 1.0})
+        chain.end("answered")
+
+
+def recorded(path, *, level="tokens", filter=None, runs=1):
+    """What the console printed to a file while runs of three chains were recorded."""
+    manager = StreamingManager()
+    with path.with_suffix(".txt").open("w+") as out:
+        manager.add_observer(ConsoleStreamObserver(file=out, chain_filter=filter))
+        manager.add_observer(ArchiveObserver(path, name="talk", masker=False, level=level))
+        for _ in range(runs):
+            with manager.run(chains=3, groups=2) as run:
+                talk(run, range(3))
+        manager.close()
+        out.seek(0)
+        return out.read()
+
+
+@pytest.mark.parametrize("level", ["tokens", "auto"])
+@pytest.mark.parametrize(
+    ("filter", "arguments"),
+    [
+        (None, []),
+        (EventFilter(chains=["chain_0", "chain_2"]), ["--chain", "chain_0", "--chain", "chain_2"]),
+        (EventFilter(groups="group_1"), ["--group", "group_1"]),
+        (EventFilter(types=["chain_end", "reward"]), ["--type", "chain_end", "--type", "reward"]),
+    ],
+)
+def test_a_replay_is_what_the_console_printed_live(tmp_path, level, filter, arguments):
+    """Byte for byte, for the same filter: lines of several chains stand in the same order, with the same times."""
+    live = recorded(tmp_path / "r", level=level, filter=filter, runs=2)
+    command = [sys.executable, "-m", "rollcast", "replay", "r", "--speed", "max", "--record-dir", tmp_path]
+    out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert len(live) > 100
+    assert (out.stdout, out.stderr) == (live, "")
+
+
+def test_a_replay_without_tokens_shows_whole_generations(tmp_path):
+    """At the level `turns` the text comes when its generation ended."""
+    recorded(tmp_path / "r", level="turns")
+    out = called("replay", "latest", "--speed", "max", "--record-dir", tmp_path).stdout
+    assert "no line ends here at all" in out
+    assert "★ reward 2" in out
+
+
+def test_a_replay_can_be_a_log(tmp_path):
+    """The same events come out that were recorded, as JSON lines."""
+    recorded(tmp_path / "r")
+    out = called("replay", "r", "--speed", "max", "--json", "-", "--record-dir", tmp_path)
+    assert [decode(line) for line in out.stdout.splitlines()] == list(Archive.open(tmp_path / "r").events())
+
+
+def test_one_step_of_a_training_is_replayed(tmp_path):
+    """Its rollout alone; a step that is not there is an error that names those that are."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(tmp_path / "r", masker=False))
+    ids = []
+    for step in (1, 2):
+        with manager.run(parent_run_id="training") as run:
+            ids.append(run.run_id)
+            with run.chain() as chain:
+                chain.reward(float(step))
+        about = {"train_step": step, "policy_version": step, "metrics": {}}
+        chains = {run.run_id: {"chain_0": {"advantage": 0.0, "staleness": 0}}}
+        manager.emit(StreamEvent("train_step", "", None, about | {"chains": chains}, run_id="training"))
+    manager.close()
+    out = called("replay", "r", "--step", "2", "--speed", "max", "--json", "-", "--record-dir", tmp_path)
+    assert {json.loads(line)["run_id"] for line in out.stdout.splitlines()} == {ids[1]}
+    wrong = called("replay", "r", "--step", "7", "--record-dir", tmp_path)
+    assert isinstance(wrong.exception, ArchiveError)
+    assert "no chains of training step 7; it has the steps 1 to 2" in str(wrong.exception)
+
+
+def test_a_run_that_goes_on_is_replayed(tmp_path):
+    """What is there is shown, and the standard error says how to wait for the rest."""
+    manager = StreamingManager()
+    observer = ArchiveObserver(tmp_path / "r", masker=False)
+    manager.add_observer(observer)
+    with manager.run(chains=2) as run:
+        with run.chain() as chain:
+            chain.reward(0.5)
+        manager.drain_sync()
+        observer._worker.flush().result()
+        out = called("replay", "r", "--speed", "max", "--record-dir", tmp_path)
+    manager.close()
+    assert (out.exit_code, "★ reward 0.5" in out.stdout) == (0, True)
+    assert "--follow waits for what comes" in out.stderr
+
+
+def test_damage_is_told_after_what_could_be_read(tmp_path):
+    """The rest is shown, and the standard error names the place and, if its writer died, the command that recovers it."""
+    recorded(tmp_path / "r")
+    (live,) = (tmp_path / "r" / "events").glob("0*.jsonl*")
+    if live.suffix == ".jsonl":
+        lines = live.read_bytes().splitlines(keepends=True)
+        lines[3] = b"{broken\n"
+        live.write_bytes(b"".join(lines))
+    else:
+        data = bytearray(live.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        live.write_bytes(data)
+    out = called("replay", "r", "--speed", "max", "--record-dir", tmp_path)
+    assert out.exit_code == 0
+    assert "r is damaged: " in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        (["--speed", "0"], InputError, "--speed is '0'; expected a number above 0, such as 4, or max"),
+        (["--speed", "nan"], InputError, "expected a number above 0"),
+        (["--speed", "fast"], InputError, "expected a number above 0"),
+        (["--chain", "chain_9"], ArchiveError, "has no chain 'chain_9'; the nearest: chain_"),
+        (["--group", "x"], ArchiveError, "has no group 'x'; the nearest: group_0"),
+        (["--step", "1"], ArchiveError, "it has no training steps"),
+        (["--type", "chunk"], FilterError, "chunk"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(tmp_path, arguments, error, sentence):
+    """In one sentence, before anything is shown."""
+    recorded(tmp_path / "r")
+    out = called("replay", "r", "--record-dir", tmp_path, *arguments)
+    assert isinstance(out.exception, error)
+    assert sentence in str(out.exception)
+    assert out.stdout == ""
+
+
+def test_the_pace_is_that_of_the_run(monkeypatch):
+    """Divided by the speed; clocks that jump back cost nothing, and a long pause is shortened."""
+    now, slept = [100.0], []
+
+    def sleep(seconds):
+        slept.append(round(seconds, 3))
+        now[0] += seconds
+
+    monkeypatch.setattr("rollcast.cli.replay.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rollcast.cli.replay.time.sleep", sleep)
+    pace = _Pace(2.0)
+    for timestamp in (1000.0, 1001.0, 900.0, 1001.0, 1002.0, 90_000.0):
+        pace.wait_for(StreamEvent("reward", "chain_0", timestamp, {}))
+    assert slept == [0.5, 0.5, 10.0]
+
+
+def test_a_replay_waits_for_its_readers_without_a_word(tmp_path, monkeypatch, caplog):
+    """However small their queues are, everything is shown, and nobody is told that a rollout waits."""
+    recorded(tmp_path / "r")
+    whole = called("replay", "r", "--speed", "max", "--record-dir", tmp_path).stdout
+    monkeypatch.setattr("rollcast.cli.replay.StreamingManager", partial(StreamingManager, queue_limit=1000))
+    assert called("replay", "r", "--speed", "max", "--record-dir", tmp_path).stdout == whole
+    assert not [record for record in caplog.records if "waits for" in record.message]

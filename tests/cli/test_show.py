@@ -1,0 +1,208 @@
+"""`rollcast show`: one screen of a recorded run, a training step, a group or a chain."""
+
+import pytest
+from typer.testing import CliRunner
+
+from rollcast import StreamingManager
+from rollcast.archive import ArchiveObserver
+from rollcast.cli.app import app
+from rollcast.errors import ArchiveError, InputError
+from rollcast.records import StreamEvent
+
+
+def shown(directory, *arguments):
+    out = CliRunner().invoke(app, ["show", *map(str, arguments), "--record-dir", str(directory)])
+    if out.exception is not None and not isinstance(out.exception, SystemExit):
+        raise out.exception
+    return out.stdout
+
+
+def rollout(manager, step, rewards, **about):
+    """One run of groups of two chains: each looks something up and answers."""
+    with manager.run(chains=len(rewards), **about) as run:
+        for n, reward in enumerate(rewards):
+            question = [{"role": "user", "content": f"question {n // 2} of step {step}"}]
+            with run.chain(question, group_id=f"group_{n // 2}", reference=n // 2) as chain:
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk(f"I look {n} up.", [40 + n, 50], [-0.25, -1.5])
+                with chain.tool_call("look", {"at": n}) as call:
+                    call.observation("" if reward is None else f"saw {n}")
+                if reward is None:
+                    raise_in(chain)
+                    continue
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk(f"It is {n}.", [60 + n], [-0.5])
+                chain.reward(reward, {"exact": reward})
+                chain.end("answered", f"It is {n}.")
+    return run.run_id
+
+
+def raise_in(chain):
+    chain.error(RuntimeError("the tool broke"), "agent")
+    chain.end("error")
+
+
+def recorded(path, **options):
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(path, name="sums", masker=False, **options))
+    return manager
+
+
+@pytest.fixture
+def run(tmp_path):
+    manager = recorded(tmp_path / "r")
+    rollout(manager, 1, [1.0, 0.25, 0.5, None])
+    manager.close()
+    return tmp_path
+
+
+@pytest.fixture
+def training(tmp_path):
+    manager = recorded(tmp_path / "t")
+    for step in (1, 2):
+        run_id = rollout(manager, step, [0.0, step / 2], parent_run_id="training", policy_version=step - 1)
+        about = {"train_step": step, "policy_version": step, "metrics": {"loss": 0.125 * step}}
+        learned = {run_id: {"chain_1": {"advantage": 0.5, "staleness": 0}, "chain_0": {"advantage": -0.5}}}
+        manager.emit(StreamEvent("train_step", "", None, about | {"chains": learned}, run_id="training"))
+    manager.close()
+    return tmp_path
+
+
+def test_a_run_is_its_groups(run):
+    """With totals, rewards, questions and references."""
+    out = shown(run, "r")
+    assert "r · sums · ended" in out
+    assert "4 chains in 2 groups · mean reward 0.583 (0.25 to 1) · 3 answered, 1 error" in out
+    assert "group_0  0.62  1 0.25\n  ▸ question 0 of step 1\n    reference 0\n" in out
+    assert "group_1  0.50  0.5 -\n" in out
+
+
+def test_the_worst_and_the_best_chain(run):
+    """Each from its question to its reward, with its reference."""
+    worst, best = shown(run, "sums", "--worst"), shown(run, "latest", "--best")
+    story = worst[worst.index("chain_1 of group_0") :]
+    assert "reward 0.25 · exact 0.25 · answered · 2 steps · 3 tokens" in story
+    assert "reference  0\n" in story
+    order = ["▸ question 0", "  I look 1 up.", '→ look({"at": 1})', "← look: saw 1", "  It is 1."]
+    assert [story.index(text) for text in order] == sorted(story.index(text) for text in order)
+    assert "chain_0 of group_0" in best
+
+
+def test_the_chain_that_failed(run):
+    """With its error; if none failed, that is said."""
+    out = shown(run, "r", "--failed")
+    assert "chain_3 of group_1" in out
+    assert "the tool broke" in out
+    assert "no chain failed" in shown(run, "r", "--failed", "--group", "group_0")
+
+
+def test_one_group(run):
+    """Its question, its reference, and a line for each of its chains."""
+    out = shown(run, "r", "--group", "group_0")
+    assert "  ▸ question 0 of step 1\n    reference 0\n" in out
+    assert "chain_0  1  answered  2 steps, 3 tokens  It is 0.\n" in out
+    assert "chain_2" not in out
+
+
+def test_tokens_are_listed(run):
+    """Ids with their log-probabilities, generation by generation, whether chunks were recorded or not."""
+    out = shown(run, "r", "--chain", "chain_2", "--tokens")
+    assert "2 tokens; log-probability -0.875 at the mean, -1.500 at the lowest\n" in out
+    assert "42(-0.25) 50(-1.5)\n" in out
+    assert "62(-0.5)\n" in out
+
+
+def test_of_a_training_the_last_step_is_shown(training):
+    """Unless another is named; what was learned stands there, and each chain's advantage."""
+    last, first = shown(training, "t"), shown(training, "t", "--step", "1", "--best")
+    assert "training step 2 · 2 chains in 1 group" in last
+    assert "learned: loss 0.25" in last
+    assert "question 0 of step 2" in last
+    assert "training step 1 · policy 0" in first
+    assert "reward 0.5 · exact 0.5 · advantage +0.5" in first
+
+
+def test_a_chain_of_a_training_is_that_of_the_last_run(training):
+    """And that is said."""
+    out = shown(training, "t", "--chain", "chain_1")
+    assert "this is the last one with a chain_1" in out
+    assert "question 0 of step 2" in out
+    assert "question 0 of step 1" in shown(training, "t", "--chain", "chain_1", "--step", "1")
+
+
+def test_hints_stand_above(tmp_path):
+    """Those that the chains' rows give: here a tool that always fails."""
+    manager = recorded(tmp_path / "r")
+    with manager.run(chains=8) as run:
+        for _ in range(8):
+            with run.chain() as chain:
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk("a", [1], [-1.0])
+                with chain.tool_call("look", {}) as call:
+                    call.observation("no", status="error")
+    manager.close()
+    assert "! The tool “look” failed in 8 of 8 calls" in shown(tmp_path, "r")
+
+
+def test_a_run_that_goes_on_is_shown(tmp_path):
+    """An open chain with what it says so far and the call that has not ended."""
+    manager = StreamingManager()
+    observer = ArchiveObserver(tmp_path / "r", masker=False, level="tokens")
+    manager.add_observer(observer)
+    with manager.run(chains=2) as run, run.chain([{"role": "user", "content": "q"}]) as chain:
+        with chain.generation(prompt_ids=[1]) as generation:
+            generation.chunk("I am spea", [1], [-0.5])
+            manager.drain_sync()
+            observer._worker.flush().result()
+            speaking = shown(tmp_path, "r", "--chain", "chain_0")
+        with chain.tool_call("look", {}):
+            manager.drain_sync()
+            observer._worker.flush().result()
+            waiting = shown(tmp_path, "r", "--chain", "chain_0")
+    manager.close()
+    assert "  I am spea\n… this generation is open\n" in speaking
+    assert " · running · " in speaking
+    assert "look has not ended" in waiting
+
+
+def test_without_texts_the_screen_says_so(tmp_path):
+    """At the level `summary` a chain has its figures alone."""
+    manager = recorded(tmp_path / "r", level="summary")
+    rollout(manager, 1, [1.0, 0.5])
+    manager.close()
+    out = shown(tmp_path, "r", "--best", "--tokens")
+    assert "reward 1 · exact 1.0 · answered · 2 steps" in out
+    assert "the turns of this chain are not in the record (level summary)" in out
+    assert "I look" not in out
+
+
+def test_hostile_texts_cannot_speak_to_the_terminal(tmp_path):
+    """Escapes are shown, and huge texts are cut."""
+    manager = recorded(tmp_path / "r")
+    question = [{"role": "user", "content": "\x1b[31mred"}]
+    with manager.run(chains=1) as run, run.chain(question, reference="\x07") as chain:
+        with chain.generation(prompt_ids=[1]) as generation:
+            generation.chunk("\x1b]0;title\x07" + "x\n" * 10_000 + "y" * 100_000, [1], [-1.0])
+        chain.end("answered", "\x9b2J")
+    manager.close()
+    for arguments in ((), ("--chain", "chain_0")):
+        out = shown(tmp_path, "r", *arguments)
+        assert not set(out) & {"\x1b", "\x07", "\x9b"}
+        assert len(out) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        (["--worst", "--best"], InputError, "--worst and --best mean different chains; give one of them"),
+        (["--tokens"], InputError, "--tokens shows one chain"),
+        (["--chain", "chain_9"], ArchiveError, "has no chain 'chain_9'"),
+        (["--group", "group_9"], ArchiveError, "has no group 'group_9'; the nearest: group_"),
+        (["--step", "4"], ArchiveError, "it has no training steps"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(run, arguments, error, sentence):
+    """In one sentence."""
+    with pytest.raises(error, match=None) as caught:
+        shown(run, "r", *arguments)
+    assert sentence in str(caught.value)
