@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import asyncio
+import logging
 import threading
 from pathlib import Path
 
@@ -54,6 +55,15 @@ settings.register_profile(
     "rollcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("rollcast")
+
+
+@pytest.fixture(autouse=True)
+def commands_silence_no_later_test():
+    """The commands silence a logger of their process; a test that calls one gives it back."""
+    logger = logging.getLogger("rollcast.observers.waiting_lines.count")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

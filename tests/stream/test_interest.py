@@ -12,8 +12,8 @@ END = StreamEventType.LLM_GENERATION_END
 class Collect(StreamObserver):
     def __init__(self, filter=None, tokens="wanted", queue_limit=0):
         self.filter = filter or EventFilter()
-        self.tokens = tokens
-        self.queue_limit = queue_limit
+        self.chunk_interest = tokens
+        self.queue_limit_bytes = queue_limit
         self.got = []
 
     async def on_event(self, event):
@@ -161,7 +161,8 @@ def test_filters_keep_ids_when_they_are_joined():
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value"), [("tokens", "some"), ("queue_limit", -1), ("queue_limit", "8 MiB")]
+    ("attribute", "value"),
+    [("chunk_interest", "some"), ("queue_limit_bytes", -1), ("queue_limit_bytes", "8 MiB")],
 )
 def test_what_an_observer_says_wrongly_is_refused_when_it_is_added(attribute, value):
     """The message names the attribute and what it may be."""

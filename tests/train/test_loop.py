@@ -319,7 +319,7 @@ async def test_the_best_evaluation_keeps_its_checkpoint(tmp_path, monkeypatch):
     async def evaluate(self):
         sampled, greedy = next(told)
         self.history[-1] = dataclasses.replace(self.history[-1], evaluation=Evaluation(sampled, greedy, 4))
-        self._rate(self.history[-1])
+        self._note_best(self.history[-1])
 
     monkeypatch.setattr(loop._Training, "_evaluate", evaluate)
     await train(tiny_agent(), TASK, settings(steps=5, eval_every=1, save_every=1), out=tmp_path)

@@ -23,14 +23,14 @@ from rollcast.archive.writer import Recorder
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
 from rollcast.stream.fanout import OpenPart
-from rollcast.stream.observer import StreamObserver, TokenInterest
+from rollcast.stream.observer import StreamObserver, ChunkInterest
 
 __all__ = ["ArchiveObserver"]
 
 QUEUE_LIMIT = 64 << 20
 EXIT_S = 2.0  # how long the exit of the interpreter waits for a disk that hangs
 
-_TOKENS: dict[str, TokenInterest] = {
+_TOKENS: dict[str, ChunkInterest] = {
     "auto": "shared",
     "turns": "never",
     "tokens": "wanted",
@@ -59,7 +59,7 @@ class ArchiveObserver(StreamObserver):
     """
 
     threaded = True
-    queue_limit = QUEUE_LIMIT
+    queue_limit_bytes = QUEUE_LIMIT
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ArchiveObserver(StreamObserver):
         self.path = Path(path).absolute()
         types = types_of(level)
         self.level = level
-        self.tokens = _TOKENS[level]
+        self.chunk_interest = _TOKENS[level]
         self.filter = EventFilter(types=types, ids=level != "summary")
         if (self.path / RUN_FILE).exists():
             raise InputError(

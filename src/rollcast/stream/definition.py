@@ -11,7 +11,7 @@ from rollcast.failures import by_signal
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
-from rollcast.stream.observer import DeliveryMode, StreamObserver, TokenInterest
+from rollcast.stream.observer import DeliveryMode, StreamObserver, ChunkInterest
 from rollcast.stream.own_filter import guarded
 
 __all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
@@ -23,7 +23,7 @@ class Definition(NamedTuple):
     Attributes:
         name: its name in warnings, errors and statistics.
         filter: which events it wants.
-        lossless, threaded, loop, tokens, queue_limit: see `StreamObserver`.
+        lossless, threaded, loop, chunk_interest, queue_limit_bytes: see `StreamObserver`.
     """
 
     name: str
@@ -31,8 +31,8 @@ class Definition(NamedTuple):
     lossless: bool
     threaded: bool
     loop: asyncio.AbstractEventLoop | None
-    tokens: TokenInterest
-    queue_limit: int
+    chunk_interest: ChunkInterest
+    queue_limit_bytes: int
 
 
 def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
@@ -80,7 +80,7 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     name = name_of(leaf)
     check_filter(name, wanted)
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
-    tokens, limit = _read(leaf, name, "tokens"), _read(leaf, name, "queue_limit")
+    tokens, limit = _read(leaf, name, "chunk_interest"), _read(leaf, name, "queue_limit_bytes")
     modes = get_args(DeliveryMode)
     mode = str.__str__(mode) if isinstance(mode, str) else mode
     if not isinstance(mode, str) or mode not in modes:
@@ -89,13 +89,13 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.threaded is {_shown(threaded)}; expected True or False")
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise InputError(f"{name}.loop is {type(loop).__name__}; expected an event loop, or None")
-    interests = get_args(TokenInterest)
+    interests = get_args(ChunkInterest)
     tokens = str.__str__(tokens) if isinstance(tokens, str) else tokens
     if not isinstance(tokens, str) or tokens not in interests:
-        raise InputError(f"{name}.tokens is {_shown(tokens)}; expected one of {', '.join(interests)}")
+        raise InputError(f"{name}.chunk_interest is {_shown(tokens)}; expected one of {', '.join(interests)}")
     if type(limit) is not int or limit < 0:
-        raise InputError(f"{name}.queue_limit is {_shown(limit)}; expected a number of bytes")
-    interest: TokenInterest = tokens  # type: ignore[assignment]  # it is one of them
+        raise InputError(f"{name}.queue_limit_bytes is {_shown(limit)}; expected a number of bytes")
+    interest: ChunkInterest = tokens  # type: ignore[assignment]  # it is one of them
     return Definition(name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit)
 
 

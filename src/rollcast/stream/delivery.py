@@ -63,7 +63,7 @@ class Delivery(EventQueue):
         on_wake: called, with the lock held, if something waits and nobody is reading.
         on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
-        tokens: which chunks the reader takes; see `StreamObserver.tokens`.
+        tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.

@@ -12,10 +12,10 @@ from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.fanout import Fanout
 
-__all__ = ["DeliveryMode", "PulledObserver", "StreamObserver", "TokenInterest"]
+__all__ = ["DeliveryMode", "PulledObserver", "StreamObserver", "ChunkInterest"]
 
 DeliveryMode = Literal["coalesce", "lossless"]
-TokenInterest = Literal["wanted", "shared", "never"]
+ChunkInterest = Literal["wanted", "shared", "never"]
 
 
 class StreamObserver(ABC):
@@ -29,9 +29,9 @@ class StreamObserver(ABC):
             `gap` stands for what was dropped. `lossless`: the rollout waits.
         threaded: True if the observer blocks (files, terminals): it is then called on a thread of its own, with an
             event loop of its own. False: it is called in the event loop of the run and must not block it.
-        tokens: `wanted`: it gets the chunks that its filter wants. `shared`: it gets only those that are made for another
+        chunk_interest: `wanted`: it gets the chunks that its filter wants. `shared`: it gets only those that are made for another
             observer anyway, so a token that nobody else watches costs nothing. `never`: it gets no chunks.
-        queue_limit: how many bytes of memory its waiting events may take, if that is more than its manager allows each observer.
+        queue_limit_bytes: how many bytes of memory its waiting events may take, if that is more than its manager allows each observer.
         loop: the event loop in which to call it while that loop runs; None: that of the run.
         manager: the manager that it is added to, or None.
     """
@@ -39,8 +39,8 @@ class StreamObserver(ABC):
     filter: EventFilter = EventFilter()
     mode: DeliveryMode = "coalesce"
     threaded: bool = False
-    tokens: TokenInterest = "wanted"
-    queue_limit: int = 0
+    chunk_interest: ChunkInterest = "wanted"
+    queue_limit_bytes: int = 0
     loop: asyncio.AbstractEventLoop | None = None
     manager: Any = None  # a StreamingManager, which imports this module
 

@@ -184,8 +184,8 @@ class Roster:
             lossless=definition.lossless,
             threaded=definition.threaded,
         )
-        delivery.tokens = definition.tokens
-        delivery.limit = max(delivery.limit, definition.queue_limit)
+        delivery.tokens = definition.chunk_interest
+        delivery.limit = max(delivery.limit, definition.queue_limit_bytes)
         pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
         pump.own_loop = definition.loop
         self._leaves[leaf] = pump
