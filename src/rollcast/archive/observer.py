@@ -23,7 +23,7 @@ from rollcast.archive.writer import Recorder
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
 from rollcast.stream.fanout import OpenPart
-from rollcast.stream.observer import StreamObserver, ChunkInterest
+from rollcast.stream.observer import ChunkInterest, StreamObserver
 
 __all__ = ["ArchiveObserver"]
 

@@ -11,7 +11,7 @@ from rollcast.failures import by_signal
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
-from rollcast.stream.observer import DeliveryMode, StreamObserver, ChunkInterest
+from rollcast.stream.observer import ChunkInterest, DeliveryMode, StreamObserver
 from rollcast.stream.own_filter import guarded
 
 __all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]

@@ -12,7 +12,7 @@ from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.fanout import Fanout
 
-__all__ = ["DeliveryMode", "PulledObserver", "StreamObserver", "ChunkInterest"]
+__all__ = ["ChunkInterest", "DeliveryMode", "PulledObserver", "StreamObserver"]
 
 DeliveryMode = Literal["coalesce", "lossless"]
 ChunkInterest = Literal["wanted", "shared", "never"]
