@@ -65,7 +65,7 @@ class JSONStreamObserver(StreamObserver):
         mode: DeliveryMode = "lossless",
         append: bool = True,
         flush_interval: float = 0.25,
-        flush_bytes: int = 64 * 1024,
+        flush_bytes: int = 256 * 1024,
     ) -> None:
         if mode not in ("lossless", "coalesce"):
             raise InputError(f"mode is {mode!r}; expected 'lossless' or 'coalesce'")
