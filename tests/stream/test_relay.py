@@ -139,6 +139,26 @@ async def test_a_subscription_is_pulled():
     await manager.aclose()
 
 
+async def test_a_subscription_ends_with_its_manager():
+    """What waits is read first; then the loop over it ends, also one that has been waiting."""
+    manager = StreamingManager()
+    events = manager.subscribe()
+    with manager.run() as run, run.chain():
+        pass
+    got = []
+
+    async def read():
+        got.extend([event.event_type.value async for event in events])
+
+    reading = asyncio.create_task(read())
+    while events.statistics().delivered < 4:
+        await asyncio.sleep(0)
+    await manager.aclose()
+    await reading
+    assert got == ["run_start", "chain_start", "chain_end", "run_end"]
+    assert manager.deliveries == []
+
+
 async def test_a_subscription_that_is_not_read_is_bounded():
     """A gap stands for what was dropped, and then snapshots."""
     manager = StreamingManager(queue_limit=20_000)

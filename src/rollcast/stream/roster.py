@@ -219,9 +219,11 @@ class Roster:
         ensure_not_in_own_hook(what, (p.delivery for p in [*self.pumps_locked(), *self._departures.pumps]))
 
     def remove_all(self) -> None:
-        """Remove every observer."""
+        """Remove every observer, and end every subscription."""
         for observer in self.observers:
             self._owner.remove_observer(observer)
+        for delivery in self._fanout.deliveries:
+            self._fanout.remove(delivery)
         with self._lock:
             self._fanout.wake_leaving_locked()
 

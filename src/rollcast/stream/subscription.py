@@ -21,7 +21,8 @@ class Subscription:
 
     Read it in one task, of any event loop. Its queue is bounded: for a slow reader neighbouring chunks merge, and beyond the
     manager's `queue_limit` a `gap` stands for what was dropped. It never slows the rollout, and the end of a run does not wait
-    for it. It ends when it is closed; one that is no longer referenced is closed.
+    for it. It ends when it or its manager is closed, and when it is no longer
+    referenced.
 
         async with manager.subscribe(EventFilter(chains="chain_0")) as events:
             async for event in events: ...
