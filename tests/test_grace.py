@@ -195,4 +195,6 @@ def test_a_thread_of_the_default_executor_is_not_waited_for():
         main.kept = asyncio.get_running_loop().run_in_executor(None, go_on.wait)
 
     run_to_the_end(main(), 0.01)
+    assert not go_on.is_set(), "it came back while the thread still waited"
+    assert main.kept.get_loop().is_closed()
     go_on.set()

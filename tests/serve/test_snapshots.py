@@ -541,6 +541,7 @@ async def test_a_plain_client_that_does_not_answer_is_let_go(stage, until):
     socket = await connect(server.url, proxy=None, ping_interval=None)
     socket.transport.pause_reading()
     await until(lambda: server.statistics().connections == 0)
+    assert server.statistics().closed_slow == 0, "it was silent, not slow"
     socket.transport.abort()
 
 

@@ -198,8 +198,10 @@ async def test_one_that_was_detached_and_hangs_while_it_closes_is_stopped(until)
     for n in range(5):
         manager.emit(step(n))
     await closing.wait()
+    assert not stopped.is_set()
     await manager.aclose()
-    await stopped.wait()
+    await until(stopped.is_set)
+    assert (manager.observers, manager.statistics()) == ([], [])
 
 
 # -- the program ends ----------------------------------------------------------------------------------------------------

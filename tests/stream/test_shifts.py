@@ -163,6 +163,7 @@ def test_what_is_emitted_while_the_loop_ends_is_handed_over(end):
     end(lambda: manager.emit(step(1)))
     wait_for(lambda: steps(capture) == [1])
     manager.close()
+    assert steps(capture) == [1], "once, and not again when the manager closes"
 
 
 def closed_without_a_word(main):

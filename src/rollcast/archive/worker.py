@@ -170,7 +170,7 @@ class Worker:
         """A fault of ours in a recorder must not end the thread: whoever waits for it would wait for ever."""
         try:
             write()
-        except Exception:
+        except Exception:  # of any kind: the run must not notice, and waiters must be released; it is logged with its traceback
             logger.exception("the record could not be written, by a fault in Rollcast")
 
 
