@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from rollcast.aio import follower
 from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, record_name, types_of
 from rollcast.archive.secrets import Masker
 from rollcast.archive.worker import Worker
-from rollcast.archive.writer import Recorder
+from rollcast.archive.writer import Recorder, Written
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
 from rollcast.stream.fanout import OpenPart
@@ -115,6 +115,21 @@ class ArchiveObserver(StreamObserver):
         while path.exists() or path == folder:  # another record of this minute may have drawn the same suffix
             path = folder / record_name(name, time.time(), secrets.token_hex(2))
         return cls(path, name=name, **options)
+
+    @property
+    def id(self) -> str:
+        """The record's id, with which cursors into it begin. It changes if the folder is taken away and begun anew."""
+        return self._recorder.about.id
+
+    @property
+    def parent(self) -> str | None:
+        """The record that this one goes on from, as `about` named it."""
+        return self._recorder.about.parent
+
+    @property
+    def on_written(self) -> list[Callable[[Written], object]]:
+        """What is called whenever events were written, on the thread that writes; it must not wait."""
+        return self._recorder.on_written
 
     @property
     def failing(self) -> str | None:

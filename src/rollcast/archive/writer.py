@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -44,7 +44,7 @@ from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
 from rollcast.version import __version__
 
-__all__ = ["Recorder", "prepare_folder"]
+__all__ = ["Recorder", "Written", "prepare_folder"]
 
 logger = logging.getLogger("rollcast.archive")
 
@@ -53,6 +53,20 @@ CHUNK = T.LLM_GENERATION_CHUNK
 _WAITING_ROWS = 65_536  # of chains, while they cannot be written
 
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
+
+
+class Written(NamedTuple):
+    """How far a record got.
+
+    Attributes:
+        position: after the events that were written last.
+        last: the latest of them; None: the record was begun anew, and positions of the earlier one mean nothing any more.
+        as_of: the highest `seq` of each run among them.
+    """
+
+    position: int
+    last: StreamEvent | None
+    as_of: dict[str, int]
 
 
 def prepare_folder(path: Path) -> None:
@@ -78,6 +92,9 @@ class Recorder:
         masker: of secrets; None masks nothing.
         open_parts: gives what is open in the chains now.
         on_failure: called with the first failure after a success.
+
+    Attributes:
+        on_written: called whenever events were written, on the recorder's thread.
     """
 
     def __init__(
@@ -93,6 +110,7 @@ class Recorder:
         self.path = path
         self.about = about
         self.failing: str | None = None
+        self.on_written: list[Callable[[Written], object]] = []
         about.id = about.id or secrets.token_hex(6)
         about.versions = {"rollcast": __version__, "python": platform.python_version()} | about.versions
         self._keeps_trajectories = trajectories
@@ -157,6 +175,8 @@ class Recorder:
         self._trajectories.begin_anew()
         self._losses.join(self._past, reason)
         self._past.clear()
+        self.about.id = secrets.token_hex(6)  # cursors into the earlier one are not cursors into this one
+        self._tell(Written(0, None, {}))
         self._rows = _lines(self._skeleton.open_rows()) + self._rows
         self._opened = False
 
@@ -217,12 +237,19 @@ class Recorder:
                 self._feed(gap, position)
             first += len(gaps)
             self._past.add(events)
+            if self.on_written and events:
+                as_of = {event.run_id: event.seq for event in events}  # within a run `seq` rises
+                self._tell(Written(self._events.position, events[-1], as_of))
         for position, event in enumerate(events, first):
             self._feed(event, position)
             if event.event_type is T.RUN_END:
                 self._past.forget(event.run_id)
         self.about.totals.events = self._events.position
         self._append_rows()
+
+    def _tell(self, written: Written) -> None:
+        for each in list(self.on_written):
+            each(written)
 
     def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
         """A quick look at what came from outside; most of what is recorded was sampled."""
