@@ -179,7 +179,7 @@ class Archive:
             limit: how many to give; None: all.
             equal: what fields have to be: `train_step=30, state="ended"`.
         """
-        wanted = [row for row in self._merged_rows() if _fits(row, equal) and (where is None or where(row))]
+        wanted = [row for row in self.chain_rows() if _fits(row, equal) and (where is None or where(row))]
         name, descending = sort.removeprefix("-"), sort.startswith("-")
         having = [row for row in wanted if row.get(name) is not None]
         having.sort(key=lambda row: _sortable(row[name]), reverse=descending)
@@ -210,7 +210,8 @@ class Archive:
         """What was open in the chains when the writer last said so, at most 10 s before its end."""
         return list(_rows_in(self.path / OPEN_FILE))
 
-    def _merged_rows(self) -> Iterator[dict[str, Any]]:
+    def chain_rows(self) -> Iterator[dict[str, Any]]:
+        """The merged rows of all chains, in the order in which they began."""
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
         for row in _rows_in(self.path / CHAINS_FILE):
             key = (row.get("run_id"), row.get("chain_id"))
@@ -327,6 +328,12 @@ class EventReader:
 
     def new_events(self) -> Iterator[StreamEvent]:
         """Those from `position` on that are there now; call it again for what came since."""
+        for found in self.new_lines():
+            if found is not None:
+                yield found[1]
+
+    def new_lines(self) -> Iterator[tuple[bytes, StreamEvent] | None]:
+        """As `new_events`, each event with its line. None follows what was read at once, whether or not it had events that pass."""
         wants = None if self._filter is None else self._wants_frame
         for block in self._lines.blocks(self.position, wants):
             if self._until is not None and block.first >= self._until:
@@ -338,8 +345,9 @@ class EventReader:
                 event = self._event(read, line, position)
                 self.position = position + 1
                 if event is not None and (self._filter is None or passes(self._filter, event)):
-                    yield event
+                    yield line, event
             self.position = block.first + len(block.lines)
+            yield None
 
     def _follow(self) -> Iterator[StreamEvent]:
         assert self._poll_s is not None
