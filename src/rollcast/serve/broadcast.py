@@ -233,6 +233,8 @@ class Broadcaster:
                     source = manager.fanout.source if manager is not None else ""
                     to_come = self.history.first_of_runs(subscription.position)
                     subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
+                    if subscription.join is not None:
+                        subscription.join.told = True
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
