@@ -132,6 +132,11 @@ class ArchiveObserver(StreamObserver):
         return self._recorder.on_written
 
     @property
+    def recording(self) -> bool:
+        """Whether something may still be written."""
+        return self._manager is not None or self._worker.running
+
+    @property
     def failing(self) -> str | None:
         """Why the record cannot be written at present; None if it can."""
         return self._recorder.failing

@@ -121,14 +121,16 @@ class Conversation:
                 self._greet(action)
             case OpenSubscription(id, wanted, since):
                 losses = None
+                answer: tuple[bool, str | None] | None
                 if since is None:
-                    recovered, cursor = broadcaster.update(client, id, wanted)
+                    answer = broadcaster.update(client, id, wanted)
                 else:
-                    recovered, cursor = broadcaster.subscribe(
+                    answer = broadcaster.subscribe(
                         client, id, wanted, since, max_message=client.max_message, parts=client.parts
                     )
                     losses = broadcaster.losses(client, id)
-                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
+                if answer is not None:  # otherwise it comes when the record has been found
+                    client.send(Subscribed(id, *answer, *(losses or ())))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):

@@ -33,7 +33,9 @@ __all__ = ["Part", "RecordFeed", "Source"]
 logger = logging.getLogger("rollcast.serve")
 
 LOOK_S = 0.1  # how often to look whether the record has more, or whether a client has room
-HELD_S = 0.5  # a client that takes nothing for so long ends its reading, which is begun again when it has room
+HELD_S = (
+    0.5  # a client that takes nothing for so long ends its reading, which is begun again when it has room
+)
 FILL_BYTES = 256 << 10  # a client with more unsent bytes is given nothing more for now
 DAMAGED = "the record is damaged"
 DIED = "the process that ran it died"
@@ -62,10 +64,6 @@ class Source(Protocol):
 
     def target(self) -> Checkpoint | None:
         """The latest place in the growing record that is also a place in the history."""
-        ...
-
-    def grows(self) -> bool:
-        """Whether more may be recorded, or come into the history."""
         ...
 
     def why_stuck(self) -> str | None:
@@ -101,7 +99,6 @@ class RecordFeed:
         self.subscription = subscription
         self.pace = pace
         self.answered = False
-        self.room = asyncio.Event()  # set when the client's connection may have room
         self.hurry = asyncio.Event()  # set when the pace has changed
         self._source = source
         self._since = since
@@ -111,9 +108,16 @@ class RecordFeed:
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
         self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
-        self._holed: set[str] | None = None  # the runs that were told that something could not be read; None: everything could
+        self._holed: set[str] | None = (
+            None  # the runs that were told that something could not be read; None: everything could
+        )
         self._why = ""
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def place(self) -> RecordPlace | None:
+        """Before what is given next; None: the beginning of the latest record."""
+        return RecordPlace(self._record_id, self._position) if self._record_id else self._since
 
     def start(self) -> None:
         """Begin."""
@@ -164,9 +168,6 @@ class RecordFeed:
                 return
             elif (why := source.why_stuck()) is not None:
                 source.leaves(self, self._last, why)
-                return
-            elif target is None and not source.grows():  # nobody writes it any more
-                await self._give(part, None)
                 return
             else:
                 await asyncio.sleep(LOOK_S)
@@ -238,15 +239,13 @@ class RecordFeed:
         cursor = f"{self._record_id}.{self._position}"
         self._source.sender.send([self.subscription], events, cursor)
         outlet, most = self.subscription.outlet, min(self._source.settings.client_buffer, FILL_BYTES)
-        held_s = 0.0
+        held_s, pause_s = 0.0, 0.005
         while outlet.unsent() > most:
             if held_s >= HELD_S:
                 self._let_go()
-            self.room.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self.room.wait()
-            held_s += LOOK_S
+            await asyncio.sleep(pause_s)
+            held_s += pause_s
+            pause_s = min(2 * pause_s, LOOK_S)
 
     async def _until_due(self, timestamp: float, pace: Pace) -> None:
         """Wait until the event is due, after what waits was sent. What is due within the time of a batch is sent together."""

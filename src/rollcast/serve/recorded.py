@@ -23,13 +23,13 @@ from rollcast.records import EventFilter, StreamEventType
 from rollcast.serve.history import WITHIN, History
 from rollcast.serve.ledger import RunLedger
 
-__all__ = ["Checkpoint", "Checkpoints", "RecordPlace", "keeps_all_of", "place_named", "with_place"]
+__all__ = ["RECORD_ID", "Checkpoint", "Checkpoints", "RecordPlace", "keeps_all_of", "place_named"]
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 MAX_PENDING = 256  # blocks that wait for the history
 MAX_KNOWN = 1024  # checkpoints; of twice as many, older ones are thinned out
-_RECORD_ID = r"[A-Za-z0-9_-]{1,64}"
-_IN_RECORD = re.compile(rf"(?:[0-9a-f]+\.\d{{1,18}}\.)?({_RECORD_ID})\.(\d{{1,18}})")
+RECORD_ID = r"[A-Za-z0-9_-]{1,64}"  # a cursor is part of a frame's JSON, and is split at dots
+_IN_RECORD = re.compile(rf"(?:[0-9a-f]+\.\d{{1,18}}\.)?({RECORD_ID})\.(\d{{1,18}})")
 
 
 class RecordPlace(NamedTuple):
@@ -43,11 +43,6 @@ def place_named(cursor: str) -> RecordPlace | None:
     """The place in a record that a cursor names; None if it names none, or belongs to a client without all its snapshots."""
     found = None if cursor.endswith(WITHIN) else _IN_RECORD.fullmatch(cursor)
     return None if found is None else RecordPlace(found[1], int(found[2]))
-
-
-def with_place(cursor: str, place: RecordPlace) -> str:
-    """The cursor, which then also names a place in a record, before or at the place that it names anyway."""
-    return f"{cursor}.{place.record_id}.{place.position}"
 
 
 def keeps_all_of(level: str, filter: EventFilter) -> bool:

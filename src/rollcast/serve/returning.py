@@ -19,7 +19,9 @@ __all__ = ["Repetitions"]
 T = StreamEventType
 Key = tuple[str, str]  # source, run_id
 NEVER = 1 << 62
-UNORDERED = "the server merged this text with later text before its connection was lost, and sent it out of order"
+UNORDERED = (
+    "the server merged this text with later text before its connection was lost, and sent it out of order"
+)
 
 
 class Repetitions:

@@ -196,6 +196,7 @@ class WebSocketStreamingServer:
         server.close(close_connections=False)
         await self._drain()
         self._broadcaster.detach()
+        await self._broadcaster.feeds.records.aclose()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
