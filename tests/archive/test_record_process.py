@@ -20,6 +20,7 @@ from rollcast.archive.line_log import LineLog
 from rollcast.archive.reader import Archive
 from rollcast.archive.readings import StepsWanted
 from rollcast.archive.record_process import MAX_READINGS, RecordProcess
+from rollcast.archive.readings import RunsWanted, StepsWanted
 from rollcast.errors import ArchiveError, RecordReaderError
 from rollcast.records import encode
 from rollcast.records.codec import decode
@@ -258,6 +259,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from rollcast.archive.record_process import RecordProcess
+from rollcast.archive.readings import RunsWanted, StepsWanted
 
 async def main():
     records = RecordProcess()
