@@ -15,10 +15,12 @@ import pytest
 
 from rollcast import EventFilter, InputError, StreamEvent, StreamEventType
 from rollcast.archive import format as fmt
-from rollcast.archive.chain_rows import ChainQuery, merged_page, next_of
+from rollcast.archive.chain_rows import ChainQuery, merged_page
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.reader import Archive
+from rollcast.archive.readings import StepsWanted
 from rollcast.archive.record_process import MAX_READINGS, RecordProcess
+from rollcast.archive.readings import RunsWanted, StepsWanted
 from rollcast.errors import ArchiveError, RecordReaderError
 from rollcast.records import encode
 from rollcast.records.codec import decode
@@ -95,9 +97,11 @@ async def test_rows_of_a_record(stage, records):
     for _ in range(2):
         await stage.run(5)
     archive = await stage.close()
-    runs = [
-        msgspec.json.decode(row) for rows in await all_of(records.runs(archive.path)) for row in rows.rows
-    ]
+    answer = await records.rows(RunsWanted(path=str(archive.path), limit=1))
+    assert (len(answer.rows), answer.total) == (1, 2)
+    rest = await records.rows(RunsWanted(path=str(archive.path), after=answer.next))
+    assert rest.next is None
+    runs = [msgspec.json.decode(row) for row in answer.rows + rest.rows]
     assert [(row["status"], row["chains"], row["open_chains"], row["mean_reward"]) for row in runs] == [
         ("completed", 5, 0, 2.0)
     ] * 2
@@ -105,18 +109,18 @@ async def test_rows_of_a_record(stage, records):
     query = ChainQuery(sort="-reward", limit=3)
     found, pages = [], 0
     while True:
-        page = await records.chains(archive.path, query)
+        page = merged_page([await records.chains(archive.path, query)], query)
         assert page.total == 10
-        found += [msgspec.json.decode(row.data) for row in page.rows]
+        found += [msgspec.json.decode(row) for row in page.rows]
         pages += 1
-        query.after = next_of(merged_page([page], query))
+        query.after = page.next
         if query.after is None:
             break
     assert pages == 4
     assert [row["reward"] for row in found] == [4, 4, 3, 3, 2, 2, 1, 1, 0, 0]
     rows = list(archive.chains().rows)
     assert sorted(map(repr, found)) == sorted(map(repr, rows))
-    assert await all_of(records.steps(archive.path)) != []
+    assert (await records.rows(StepsWanted(path=str(archive.path)))).rows == []
 
 
 async def test_the_story_of_a_chain(stage, records):
@@ -255,6 +259,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from rollcast.archive.record_process import RecordProcess
+from rollcast.archive.readings import RunsWanted, StepsWanted
 
 async def main():
     records = RecordProcess()

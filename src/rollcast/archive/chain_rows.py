@@ -13,25 +13,22 @@ from typing import Any
 
 import msgspec
 
+from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row
 from rollcast.errors import InputError
-from rollcast.records.codec import one_line_json
 from rollcast.text import printable_line
 
 __all__ = [
     "DEFAULT_SORT",
     "FIELDS",
-    "MAX_CURSOR",
     "ChainQuery",
     "Page",
     "PlacedRow",
     "RowOrder",
     "check_query",
-    "encoded_row",
     "fits",
+    "merge_row",
     "merged_page",
-    "next_of",
     "page_of",
-    "placed",
 ]
 
 # The fields by which rows can be chosen and sorted: numbers, short texts and truth values.
@@ -40,12 +37,11 @@ FIELDS = frozenset(
         "run_id", "chain_id", "group_id", "source", "index", "state", "activity", "train_step", "split", "prompt_hash",
         "seed", "attempt", "parent_chain_id", "policy_first", "policy_last", "started_at", "ended_at", "last_event_at",
         "duration_s", "finish_reason", "reward", "advantage", "staleness", "steps", "completion_tokens", "calls",
-        "calls_failed", "truncated", "first", "last",
+        "calls_failed", "truncated",
     )
 )  # fmt: skip
 DEFAULT_SORT = "started_at"
 MAX_KEY = 256  # characters of a text that count when rows are sorted
-MAX_CURSOR = 8192  # characters
 _SHOWN = 80
 
 Scalar = str | int | float | bool | None
@@ -60,6 +56,7 @@ class ChainQuery(msgspec.Struct, kw_only=True):
         sort: the field by which they are sorted; with `-` before it, the highest first. Rows without it come last.
         after: `Page.next` of the page before; None: from the first row on.
         limit: how many rows to give.
+        row_bytes: the most bytes of a row.
         without: chains, as (`run_id`, `chain_id`), that are left out.
     """
 
@@ -68,6 +65,7 @@ class ChainQuery(msgspec.Struct, kw_only=True):
     sort: str = DEFAULT_SORT
     after: str | None = None
     limit: int = 100
+    row_bytes: int = ROW_BYTES
     without: list[tuple[str, str]] = []
 
 
@@ -162,31 +160,39 @@ def page_of(rows: Iterable[dict[str, Any]], query: ChainQuery) -> Page:
     if query.after is not None:
         after = _order_named(query.after).key(descending=descending)
         rest = [each for each in wanted if each[0] > after]
-    page = heapq.nsmallest(query.limit, rest, key=lambda each: each[0])
-    return Page(
-        rows=[PlacedRow(order, encoded_row(row)) for _, order, row in page],
-        total=len(wanted),
-        more=len(rest) > len(page),
-    )
+    page: list[PlacedRow] = []
+    size = 0
+    for _, order, row in heapq.nsmallest(query.limit, rest, key=lambda each: each[0]):
+        data = encoded_row(row, query.row_bytes)
+        size += len(data)
+        if page and size > PAGE_BYTES:
+            break
+        page.append(PlacedRow(order, data))
+    return Page(rows=page, total=len(wanted), more=len(rest) > len(page))
 
 
-def merged_page(pages: Iterable[Page], query: ChainQuery) -> Page:
+def merged_page(pages: Iterable[Page], query: ChainQuery) -> Rows:
     """One page of pages that answer the same query about different chains."""
     descending = query.sort.startswith("-")
     pages = list(pages)
-    rows = sorted(
-        (row for page in pages for row in page.rows), key=lambda row: row.order.key(descending=descending)
+
+    def key(row: PlacedRow) -> tuple[Any, ...]:
+        return row.order.key(descending=descending)
+
+    # Behind the last row of a page that was cut, rows of it are missing.
+    end = min((key(page.rows[-1]) for page in pages if page.more and page.rows), default=None)
+    rows = sorted((row for page in pages for row in page.rows if end is None or key(row) <= end), key=key)
+    taken = rows[: query.limit]
+    more = len(rows) > len(taken) or end is not None
+    return Rows(
+        rows=[row.data for row in taken],
+        total=sum(page.total for page in pages),
+        next=_named(taken[-1].order) if more and taken else None,
     )
-    more = len(rows) > query.limit or any(page.more for page in pages)
-    return Page(rows=rows[: query.limit], total=sum(page.total for page in pages), more=more)
 
 
-def next_of(page: Page) -> str | None:
-    """What names the page after this one; None if no rows follow."""
-    if not page.more or not page.rows:
-        return None
-    data = msgspec.json.encode(page.rows[-1].order)
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+def _named(order: RowOrder) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(order)).decode().rstrip("=")
 
 
 def fits(row: dict[str, Any], query: ChainQuery) -> bool:
@@ -196,14 +202,12 @@ def fits(row: dict[str, Any], query: ChainQuery) -> bool:
     return all(_is_among(row.get(name), values) for name, values in query.where.items())
 
 
-def encoded_row(row: dict[str, Any]) -> bytes:
-    """The row as JSON on one line."""
-    return one_line_json(msgspec.json.encode(row))
-
-
-def placed(row: dict[str, Any], sort: str) -> PlacedRow:
-    """The row, and where it stands when rows are sorted by this field."""
-    return PlacedRow(_order_of(row, sort.removeprefix("-")), encoded_row(row))
+def merge_row(known: dict[str, Any], row: dict[str, Any]) -> None:
+    """Complete a chain's row by a later one. Which training step learned from a chain does not say whose rollout it is of."""
+    step = known.get("train_step")
+    known.update(row)
+    if row.get("row") == "trained" and step is not None:
+        known["train_step"] = step
 
 
 def _is_among(value: Any, values: list[Scalar]) -> bool:

@@ -181,6 +181,10 @@ class ArchiveObserver(StreamObserver):
 
     async def on_run_closed(self, run_id: str) -> None:
         """Wait until the run is recorded."""
+        await self.recorded()
+
+    async def recorded(self) -> None:
+        """Wait until everything that this observer was given is on the disk, or cannot be written."""
         if os.getpid() == self._pid:
             await _kept(self._worker.flush())
 

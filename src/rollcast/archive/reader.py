@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import msgspec
 
+from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import (
     CHAINS_FILE,
     EVENTS,
@@ -194,7 +195,7 @@ class Archive:
         """
         merged: dict[str, Any] = {}
         for row in self._rows_of(chain_id, run_id):
-            _merge(merged, row)
+            merge_row(merged, row)
         if not merged:
             of_run = f" of run {run_id}" if run_id else ""
             raise ArchiveError(
@@ -222,7 +223,7 @@ class Archive:
             if known is None:
                 merged[key] = row
             else:
-                _merge(known, row)
+                merge_row(known, row)
         lost = self.state in ("ended", "crashed")
         for row in merged.values():
             yield _with_state(row, lost=lost)
@@ -440,14 +441,6 @@ def _line_at(data: mmap.mmap, at: int) -> dict[str, Any]:
         return {}
     end = data.find(b"\n", at)
     return _object(data[data.rfind(b"\n", 0, at) + 1 : end]) if end >= 0 else {}
-
-
-def _merge(known: dict[str, Any], row: dict[str, Any]) -> None:
-    """Later rows complete earlier ones; which training step learned from a chain does not say whose rollout it is of."""
-    step = known.get("train_step")
-    known.update(row)
-    if row.get("row") == "trained" and step is not None:
-        known["train_step"] = step
 
 
 def _with_state(row: dict[str, Any], *, lost: bool) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from rollcast.archive.chain_rows import ChainQuery, Page, encoded_row, page_of
+from rollcast.archive.chain_rows import ChainQuery, Page, page_of
+from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
 from rollcast.errors import FilterError
@@ -24,7 +25,6 @@ __all__ = [
     "Given",
     "Reading",
     "RecordedEvent",
-    "Rows",
     "RunsWanted",
     "StepsWanted",
     "StoryWanted",
@@ -34,7 +34,6 @@ __all__ = [
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 256 << 10
-ROWS_AT_ONCE = 512
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
@@ -55,12 +54,18 @@ class EventsWanted(msgspec.Struct, tag="events", kw_only=True):
 
 
 class StoryWanted(msgspec.Struct, tag="story", kw_only=True):
-    """The events of one chain, of the last run that has one if `run_id` is None: `EventWindow`s, at least one."""
+    """The events of one chain, of the last run that has one if `run_id` is None: `EventWindow`s, at least one.
+
+    Attributes:
+        since: `EventWindow.cursor` of an earlier one; None: from the chain's first event on.
+        limit: the most events.
+    """
 
     path: str
     chain_id: str
     run_id: str | None = None
     since: str | None = None
+    limit: int | None = None
 
 
 class ChainsWanted(msgspec.Struct, tag="chains", kw_only=True):
@@ -71,16 +76,25 @@ class ChainsWanted(msgspec.Struct, tag="chains", kw_only=True):
 
 
 class RunsWanted(msgspec.Struct, tag="runs", kw_only=True):
-    """A row for each run of a record, in the order in which they began: `Rows`."""
+    """A row for each run of a record, the newest first: one page of `Rows`. See `pages.page_by_run`."""
 
     path: str
+    after: str | None = None
+    limit: int = 100
+    row_bytes: int = ROW_BYTES
 
 
 class StepsWanted(msgspec.Struct, tag="steps", kw_only=True):
-    """The rows of training steps and evaluations, of one run if `run_id` is not None, in order: `Rows`."""
+    """The rows of training steps and evaluations, of one run if `run_id` is not None, in order: one page of `Rows`.
+
+    See `pages.page_by_number`.
+    """
 
     path: str
     run_id: str | None = None
+    after: str | None = None
+    limit: int = 100
+    row_bytes: int = ROW_BYTES
 
 
 class RecordedEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -111,19 +125,15 @@ class EventWindow(msgspec.Struct, tag="window", kw_only=True):
         events: in order; there may be none.
         position: after the last of them, and after what the filter left out behind it.
         cursor: names that position.
+        complete: whether the reading was complete with it, and not ended by its limit.
         damage: what could not be read before it and was not told in an earlier window, a sentence each.
     """
 
     events: list[RecordedEvent]
     position: int
     cursor: str
+    complete: bool = False
     damage: list[str] = []
-
-
-class Rows(msgspec.Struct, tag="rows", kw_only=True):
-    """Some rows that follow each other, each as JSON on one line."""
-
-    rows: list[bytes]
 
 
 Reading = EventsWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
@@ -156,16 +166,14 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
             wanted = None if reading.filter is None else _filter_of(reading.filter)
             yield from _windows(archive, archive.events(reading.since, wanted, until=reading.until))
         case StoryWanted():
-            yield from _windows(archive, _events_of_chain(archive, reading))
+            yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():
             yield page_of(archive.chain_rows(), reading.query)
         case RunsWanted():
-            yield from _in_portions(_run_rows(archive))
+            yield from _runs(archive, reading)
         case StepsWanted():
-            rows = archive.train_rows()
-            yield from _in_portions(
-                encoded_row(row) for row in rows if reading.run_id in (None, row.get("run_id"))
-            )
+            rows = [row for row in archive.train_rows() if reading.run_id in (None, row.get("run_id"))]
+            yield page_by_number(rows, reading.after, reading.limit, reading.row_bytes)
 
 
 def _filter_of(alternatives: list[dict[str, list[str]]]) -> EventFilter:
@@ -184,12 +192,12 @@ def _events_of_chain(archive: Archive, reading: StoryWanted) -> EventReader:
     return events
 
 
-def _windows(archive: Archive, reader: EventReader) -> Iterator[EventWindow | None]:
-    told = 0
+def _windows(archive: Archive, reader: EventReader, limit: int | None = None) -> Iterator[EventWindow | None]:
+    told = given = 0
     events: list[RecordedEvent] = []
     size = 0
 
-    def window() -> EventWindow:
+    def window(*, complete: bool = False) -> EventWindow:
         nonlocal told
         damage = reader.damage[told:]
         told += len(damage)
@@ -197,6 +205,7 @@ def _windows(archive: Archive, reader: EventReader) -> Iterator[EventWindow | No
             events=events,
             position=reader.position,
             cursor=archive.cursor(reader.position),
+            complete=complete,
             damage=[str(each) for each in damage],
         )
 
@@ -207,9 +216,15 @@ def _windows(archive: Archive, reader: EventReader) -> Iterator[EventWindow | No
         line, event = found
         events.append(_recorded(reader.position - 1, line, event))
         size += len(line)
+        given += 1
+        if given == limit:
+            break
         if len(events) >= WINDOW_EVENTS or size >= WINDOW_BYTES:
             yield window()
             events, size = [], 0
+    else:
+        yield window(complete=True)
+        return
     yield window()
 
 
@@ -221,8 +236,7 @@ def _recorded(position: int, line: bytes, event: StreamEvent) -> RecordedEvent:
     )  # fmt: skip
 
 
-def _run_rows(archive: Archive) -> Iterator[bytes | None]:
-    """The rows of a record's runs as JSON, the newest first. None comes now and then before the first one."""
+def _runs(archive: Archive, reading: RunsWanted) -> Iterator[Rows | None]:
     tally = RunTally()
     for row in archive.chain_rows():
         tally.chain(row)
@@ -231,20 +245,5 @@ def _run_rows(archive: Archive) -> Iterator[bytes | None]:
             yield None
         else:
             tally.event(found[1])
-    over = archive.state in ("ended", "crashed")
-    yield from (encoded_row(row) for row in tally.rows(over=over))
-
-
-def _in_portions(rows: Iterator[bytes | None]) -> Iterator[Rows | None]:
-    portion: list[bytes] = []
-    size = 0
-    for row in rows:
-        if row is None:
-            yield None
-            continue
-        portion.append(row)
-        size += len(row)
-        if len(portion) >= ROWS_AT_ONCE or size >= WINDOW_BYTES:
-            yield Rows(rows=portion)
-            portion, size = [], 0
-    yield Rows(rows=portion)
+    rows = tally.rows(over=archive.state in ("ended", "crashed"))
+    yield page_by_run(rows, reading.after, reading.limit, reading.row_bytes)

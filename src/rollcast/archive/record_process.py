@@ -31,6 +31,7 @@ from typing import Any, Generic, Self, TypeVar
 import rollcast.version
 from rollcast.aio import call_in, resolve
 from rollcast.archive.chain_rows import ChainQuery, Page
+from rollcast.archive.pages import Rows
 from rollcast.archive.pipe import (
     End,
     Failure,
@@ -49,7 +50,6 @@ from rollcast.archive.readings import (
     EventsWanted,
     EventWindow,
     Reading,
-    Rows,
     RunsWanted,
     StepsWanted,
     StoryWanted,
@@ -68,7 +68,7 @@ MAX_READINGS = 64  # open at a time; each keeps a frame of events in the child
 AHEAD = 2  # items of a reading that the child may send before they are taken
 STOP_S = 2.0  # how long a child may take to end before it is killed
 
-I = TypeVar("I", EventWindow, Page, Rows)  # noqa: E741
+I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
 
 
 class RecordProcess:
@@ -110,26 +110,36 @@ class RecordProcess:
         return self._items(EventsWanted(path=str(path), since=since, filter=alternatives, until=until))
 
     def story(
-        self, path: Path, chain_id: str, run_id: str | None = None, *, since: str | None = None
+        self,
+        path: Path,
+        chain_id: str,
+        run_id: str | None = None,
+        *,
+        since: str | None = None,
+        limit: int | None = None,
     ) -> Items[EventWindow]:
-        """The events of one chain, of the last run that has one if `run_id` is None, in windows; at least one."""
-        return self._items(StoryWanted(path=str(path), chain_id=chain_id, run_id=run_id, since=since))
+        """The events of one chain, of the last run that has one if `run_id` is None, in windows; at least one.
 
-    def runs(self, path: Path) -> Items[Rows]:
-        """A row for each run of a record, the newest first."""
-        return self._items(RunsWanted(path=str(path)))
-
-    def steps(self, path: Path, run_id: str | None = None) -> Items[Rows]:
-        """The rows of training steps and evaluations, in order."""
-        return self._items(StepsWanted(path=str(path), run_id=run_id))
+        Args:
+            path: the record's folder.
+            chain_id: which chain.
+            run_id: of this run.
+            since: the cursor of an earlier window; None: from the chain's first event on.
+            limit: the most events.
+        """
+        return self._items(
+            StoryWanted(path=str(path), chain_id=chain_id, run_id=run_id, since=since, limit=limit)
+        )
 
     async def chains(self, path: Path, query: ChainQuery) -> Page:
         """A page of rows of chains. Raises what `Items` raises."""
-        pages: Items[Page] = self._items(ChainsWanted(path=str(path), query=query))
-        async with pages:
-            async for page in pages:
-                return page
-        raise RecordReaderError("the process that reads records gave no page; ask again")
+        items: Items[Page] = self._items(ChainsWanted(path=str(path), query=query))
+        return await _only(items)
+
+    async def rows(self, reading: RunsWanted | StepsWanted) -> Rows:
+        """A page of rows of runs, or of training steps. Raises what `Items` raises."""
+        items: Items[Rows] = self._items(reading)
+        return await _only(items)
 
     # -- the child -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +169,14 @@ class RecordProcess:
             child = holder.child = _Child(self._idle_s)
             child.open(items)
         return child
+
+
+async def _only(items: Items[I]) -> I:
+    """The one item of a reading."""
+    async with items:
+        async for item in items:
+            return item
+    raise RecordReaderError("the process that reads records gave no answer; ask again")
 
 
 class _Holder:
