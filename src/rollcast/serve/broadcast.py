@@ -129,8 +129,7 @@ class Broadcaster:
     def take(self, events: list[StreamEvent]) -> None:
         """Keep the events and make sure that they are sent."""
         first_chunk = False
-        if self.keeps:
-            self.feeds.find()
+        self.feeds.find()
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
             for event in events:
@@ -231,8 +230,7 @@ class Broadcaster:
             Whether everything since then is still there, and the cursor to come back to, or None if snapshots come first. None
             if what is asked for is only in a record: the client is answered when the record has been found.
         """
-        if self.keeps:
-            self.feeds.find()
+        self.feeds.find()
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             selector = self._selectors.of(filter, self.subscriptions.values())
@@ -306,7 +304,9 @@ class Broadcaster:
         """
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
-            behind = {r: seq for r, seq in as_of.items() if (run := self.ledger.run(r)) and run.last_seq > seq}
+            behind = {
+                r: seq for r, seq in as_of.items() if (run := self.ledger.run(r)) and run.last_seq > seq
+            }
             left = Opening(subscription.selector, None, position, self.history.total)
             left.renew((), behind)
             subscription.position = subscription.live_from = subscription.owed_until = self.history.head
@@ -321,13 +321,18 @@ class Broadcaster:
         self, subscription: Subscription, feed: Feed, filter: EventFilter
     ) -> tuple[bool, str | None]:
         """Change the filter of a subscription that is given a record; of a replay now, otherwise once it has caught up."""
-        if feed.pace is None:
+        if subscription.pace is None:
             subscription.next_filter = filter
         else:
             subscription.selector = self._selectors.of(filter, self.subscriptions.values())
-            self.feeds.restart(subscription, feed.place, feed.pace)
+            self.feeds.restart(subscription, feed.place)
         self._narrow()
         return True, None
+
+    def subscription(self, outlet: Outlet, id: str) -> Subscription | None:
+        """One of the outlet's subscriptions; None: it was closed meanwhile."""
+        with self.lock:
+            return self.subscriptions.get((outlet, id))
 
     def losses(self, outlet: Outlet, id: str) -> Losses | None:
         """What the client missed, if it asked for a place that is gone and this is known."""

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from rollcast.archive.pace import Pace
-from rollcast.archive.readings import EventWindow, RecordedEvent
+from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
 from rollcast.archive.record_process import Items, RecordProcess
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEvent, StreamEventType
@@ -37,6 +37,7 @@ HELD_S = (
     0.5  # a client that takes nothing for so long ends its reading, which is begun again when it has room
 )
 FILL_BYTES = 256 << 10  # a client with more unsent bytes is given nothing more for now
+MAX_LOST_RUNS = 256  # the latest ones; the others had ended
 DAMAGED = "the record is damaged"
 DIED = "the process that ran it died"
 
@@ -58,7 +59,7 @@ class Source(Protocol):
     sender: Sender
     readings: asyncio.Semaphore
 
-    async def parts(self, since: RecordPlace | None) -> list[Part] | None:
+    async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
         """The records to give, one after the other; the last is the one that grows. None: the place is in none of them."""
         ...
 
@@ -89,15 +90,17 @@ class RecordFeed:
     Args:
         subscription: which.
         source: of what.
-        since: where in the records; None: at the beginning of the latest.
-        pace: of a replay; None: as fast as the client takes it.
+        since: a place in the records, or a time in the latest; None: the beginning of the latest.
     """
 
     def __init__(
-        self, subscription: Subscription, source: Source, since: RecordPlace | None, pace: Pace | None = None
+        self,
+        subscription: Subscription,
+        source: Source,
+        since: RecordPlace | float | None,
+        pace: Pace | None = None,
     ) -> None:
         self.subscription = subscription
-        self.pace = pace
         self.answered = False
         self.hurry = asyncio.Event()  # set when the pace has changed
         self._source = source
@@ -115,8 +118,8 @@ class RecordFeed:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def place(self) -> RecordPlace | None:
-        """Before what is given next; None: the beginning of the latest record."""
+    def place(self) -> RecordPlace | float | None:
+        """Before what is given next; as `since` before that is known."""
         return RecordPlace(self._record_id, self._position) if self._record_id else self._since
 
     def start(self) -> None:
@@ -184,7 +187,7 @@ class RecordFeed:
             try:
                 async for window in windows:
                     given = True
-                    if self.pace is not None:
+                    if self.subscription.pace is not None:
                         self._let_go()
                     if window.damage:
                         self._holed, self._why = set(), f"{DAMAGED}: {'; '.join(window.damage)}"
@@ -210,8 +213,9 @@ class RecordFeed:
 
     async def _give_event(self, event: RecordedEvent) -> None:
         """Add the event to the batch when it is due, after a `gap` if something before it could not be read."""
-        if self.pace is not None and event.event_type != StreamEventType.GAP:
-            await self._until_due(event.timestamp, self.pace)
+        pace = self.subscription.pace
+        if pace is not None and event.event_type != StreamEventType.GAP:
+            await self._until_due(event.timestamp, pace)
         last = self._last.get(event.run_id, -1)
         if self._holed is not None and event.run_id not in self._holed:
             self._holed.add(event.run_id)
@@ -260,12 +264,12 @@ class RecordFeed:
 
     async def _end_lost_runs(self, part: Part) -> None:
         """Send a `gap` that ends each run that the record leaves open, since the process that wrote it died."""
-        async for rows in self._source.records.runs(part.path):
-            for row in map(msgspec.json.decode, rows.rows):
-                run_id = row["run_id"]
-                if row["status"] == "lost" and self.subscription.selector.filter.wants_gap(run_id):
-                    first = self._last.get(run_id, -1) + 1
-                    await self._add(encoded(_gap(run_id, "", first, first, DIED, "unknown")))
+        page = await self._source.records.rows(RunsWanted(path=str(part.path), limit=MAX_LOST_RUNS))
+        for row in map(msgspec.json.decode, page.rows):
+            run_id = row["run_id"]
+            if row["status"] == "lost" and self.subscription.selector.filter.wants_gap(run_id):
+                first = self._last.get(run_id, -1) + 1
+                await self._add(encoded(_gap(run_id, "", first, first, DIED, "unknown")))
         await self._send()
 
 

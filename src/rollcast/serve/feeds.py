@@ -7,9 +7,11 @@ subscribe {since} ──▶ RecordFeed ──checkpoint──▶ the live tail
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,13 +112,21 @@ class RecordFeeds:
 
     # -- the record ----------------------------------------------------------------------------------------------------
 
-    def find(self) -> None:
-        """Look whether the manager has a record, if its observers have changed. The lock is not held, since it is taken after the manager's."""
+    def find(self) -> bool:
+        """Look for a record of the manager, if its observers have changed; whether there is one.
+
+        The lock is not held, since it is taken after the manager's.
+        """
         manager = self._observer.manager
-        if manager is None or self._seen == (manager, manager.fanout.version):
-            return
-        self._seen = (manager, manager.fanout.version)
-        found = [each for each in manager.observers if isinstance(each, ArchiveObserver)]
+        if self.settings.history_bytes and manager is not None:
+            seen = (manager, manager.fanout.version)
+            if self._seen != seen:
+                self._seen = seen
+                self._look_among(manager.observers)
+        return self._link is not None
+
+    def _look_among(self, observers: Iterable[StreamObserver]) -> None:
+        found = [each for each in observers if isinstance(each, ArchiveObserver)]
         link = self._link
         if not found or (link is not None and link.observer in found):
             return
@@ -150,11 +160,6 @@ class RecordFeeds:
 
     # -- feeds ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def available(self) -> bool:
-        """Whether there is a record."""
-        return self._link is not None
-
     def begin(self, subscription: Subscription, since: str, pace: Pace | None = None) -> bool:
         """Give the subscription the record from this place on. False if no record has it.
 
@@ -170,17 +175,44 @@ class RecordFeeds:
             return False
         if pace is None and not keeps_all_of(link.observer.level, subscription.selector.filter):
             return False
-        self.restart(subscription, place, pace)
+        subscription.pace = pace
+        self.restart(subscription, place)
         return True
 
-    def restart(self, subscription: Subscription, place: RecordPlace | None, pace: Pace | None) -> None:
+    def restart(self, subscription: Subscription, place: RecordPlace | float | None) -> None:
         """Give the subscription the record from another place on."""
         if subscription.feed is not None:
             subscription.feed.stop()
-        subscription.feed = feed = RecordFeed(subscription, self, place, pace)
+        subscription.feed = feed = RecordFeed(subscription, self, place)
         feed.start()
 
-    async def parts(self, since: RecordPlace | None) -> list[Part] | None:
+    def seek(self, subscription: Subscription | None, cursor: str | None, at: float | None) -> str | None:
+        """Go on at a cursor or a time; why that cannot be done, in a sentence."""
+        link = self._link
+        if subscription is None:
+            return "the subscription is closed"
+        if link is None:
+            return "there is no record here, so there is no other place to go to"
+        place: RecordPlace | float | None = at
+        if cursor is not None:
+            place = place_named(cursor)
+            if place is None or place.record_id != link.record_id:
+                return "the cursor names no place in the record that is served here"
+        speed = math.inf if subscription.pace is None else subscription.pace.speed
+        subscription.pace, subscription.join = Pace(speed), None
+        self.restart(subscription, place)
+        return None
+
+    def change_speed(self, subscription: Subscription | None, speed: float) -> str | None:
+        """Go on at another speed; why that cannot be done, in a sentence."""
+        if subscription is None or subscription.pace is None:
+            return "this subscription is not a replay; subscribe with a speed, or seek"
+        subscription.pace.change(speed, time.monotonic())
+        if subscription.feed is not None:
+            subscription.feed.hurry.set()
+        return None
+
+    async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
         """See `feed.Source`."""
         link = self._link
         if link is None:
@@ -188,8 +220,14 @@ class RecordFeeds:
         last = Part(link.observer.path, link.record_id, 0)
         if since is None:
             return [last]
+        if isinstance(since, float):
+            return [last._replace(position=await self.records.place_at(last.path, since))]
         if since.record_id == last.record_id:
-            return [last._replace(position=since.position)]
+            latest = self.target()
+            most = (
+                since.position if latest is None else latest.recorded
+            )  # more is no place that a client was told
+            return [last._replace(position=min(since.position, most))]
         before = await asyncio.to_thread(_parents, last.path, link.observer.parent, since)
         return None if before is None else [*before, last]
 

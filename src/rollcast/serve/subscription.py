@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -39,16 +40,16 @@ class Feed(Protocol):
     """Gives a subscription the events of a record.
 
     Attributes:
-        pace: of a replay; None: it gives what the client missed.
         answered: whether the client has its answer to `subscribe`.
+        hurry: to be set when the pace was changed.
     """
 
-    pace: Pace | None
     answered: bool
+    hurry: asyncio.Event
 
     @property
-    def place(self) -> RecordPlace | None:
-        """Before what is given next; None: the beginning of the latest record."""
+    def place(self) -> RecordPlace | float | None:
+        """Before what is given next."""
 
     def stop(self) -> None:
         """End, without waiting."""
@@ -82,11 +83,12 @@ class Subscription:
         losses: what the client is told that it missed.
         feed: gives it a record; None: it is given the history.
         since: what it asked for.
+        pace: of its replay; None: it is no replay.
         framing: whether it is plain, and its id; clients with equal values get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
-        "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "parts", "position",
+        "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "pace", "parts", "position",
         "room", "selector", "since", "told",
     )  # fmt: skip
 
@@ -113,6 +115,7 @@ class Subscription:
         self.losses: Losses | None = None
         self.feed: Feed | None = None
         self.since = "live"
+        self.pace: Pace | None = None
         self.framing: Framing | None = None
 
     def make_framing(self) -> Framing:
