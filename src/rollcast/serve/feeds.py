@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,7 +125,7 @@ class RecordFeeds:
                 self._look_among(manager.observers)
         return self._link is not None
 
-    def _look_among(self, observers: Iterable[StreamObserver]) -> None:
+    def _look_among(self, observers: list[StreamObserver]) -> None:
         found = [each for each in observers if isinstance(each, ArchiveObserver)]
         link = self._link
         if not found or (link is not None and link.observer in found):
@@ -136,6 +136,8 @@ class RecordFeeds:
             if link is not None:
                 link.observer.on_written.remove(self._written)
             self._link = _Link(found[0], Checkpoints(self._history, self._ledger))
+            if self._history.head == 0 and observers.index(found[0]) < observers.index(self._observer):
+                self._link.checkpoints.begin()  # it was added first, so it is given all that the server is
             found[0].on_written.append(self._written)
 
     def came(self) -> None:

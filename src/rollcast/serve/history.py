@@ -216,8 +216,9 @@ class History:
 
     def named(self, cursor: str) -> int | None:
         """The position that a cursor names, kept or not; None if it belongs to another history."""
-        name, _, rest = cursor.removesuffix(WITHIN).partition(".")
-        number = rest.partition(".")[0]  # a place in a record may follow
+        name, number, *place = (cursor.removesuffix(WITHIN) + ".").split(".")
+        if len(place) not in (1, 3):  # the place in a record that may follow is a name and a number
+            return None
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
         position = int(number)

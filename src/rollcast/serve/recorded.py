@@ -79,6 +79,11 @@ class Checkpoints:
         self._known: list[Checkpoint] = []
         self._pending: deque[Written] = deque()
 
+    def begin(self) -> None:
+        """Note that both begin at the same place."""
+        self.latest = Checkpoint(0, 0)
+        self._known.append(self.latest)
+
     def written(self, block: Written) -> None:
         """Take what the record tells."""
         if block.last is None:

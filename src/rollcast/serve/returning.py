@@ -62,11 +62,21 @@ class Repetitions:
                 return event
             return self._rest_of(event, key, before)
         if kind is T.GAP:
-            until = event.data.get("to_seq")
-            return event if until is None or until > before else None
+            return self._gap_after(event, before)
         if event.seq > before:
             return event
         return None
+
+    @staticmethod
+    def _gap_after(gap: StreamEvent, before: int) -> StreamEvent | None:
+        """What of a gap the client did not get in another way. It may have more of a run than the record of a process that died."""
+        until = gap.data.get("to_seq")
+        if until is None or until > before:
+            return gap
+        if "run_status" not in gap.data:
+            return None
+        data = gap.data | {"from_seq": before + 1, "to_seq": before + 1}
+        return msgspec.structs.replace(gap, seq=before + 1, data=data)
 
     def _rest_of(self, chunk: StreamEvent, key: Key, before: int) -> StreamEvent | None:
         """What of a chunk the client does not have. It has some of it, or all, or it was given what came after it."""
