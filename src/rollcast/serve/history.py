@@ -15,7 +15,7 @@ import msgspec
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described, encode_lines
 
-__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
+__all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
