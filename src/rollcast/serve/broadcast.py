@@ -41,6 +41,7 @@ NOTHING = EventFilter(types=())
 MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
 TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
+FAILED = "the server could not encode what this client is to get next; the server's log says why"
 
 
 class ServerObserver(StreamObserver):
@@ -85,11 +86,11 @@ class Broadcaster:
         self._waiting = False  # a client has no room
         self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
-        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
+        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True), self._not_shortened)
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
             self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
-            close=self._too_slow, done=self._joined, wait=self._wait_for_room,
+            close=self._too_slow, failed=self._end, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
     # -- the event loop ----------------------------------------------------------------------------------------------
@@ -394,14 +395,32 @@ class Broadcaster:
         return False
 
     def _too_slow(self, subscription: Subscription, message: str = TOO_SLOW) -> None:
-        outlet = subscription.outlet
+        self.closed_slow += self._close(subscription.outlet, CloseCode.TOO_SLOW, message)
+
+    def _not_shortened(self, position: int, room: int) -> None:
+        """Called when the event at this position could not be shortened: those that wait for it cannot go on."""
+        with self.lock:
+            waiting = [
+                s
+                for s in self.subscriptions.values()
+                if s.join is None and (s.position, s.room) == (position, room)
+            ]
+            self._end(waiting)
+
+    def _end(self, subscriptions: list[Subscription]) -> None:
+        """Close the clients of subscriptions for which events could not be encoded."""
+        with self.lock:
+            for subscription in subscriptions:
+                self._close(subscription.outlet, CloseCode.FAILED, FAILED)
+
+    def _close(self, outlet: Outlet, code: CloseCode, message: str) -> bool:
+        """End all subscriptions of a client, and close it. False if that was done already, because of another subscription."""
         keys = [k for k in self.subscriptions if k[0] is outlet]
-        if not keys:
-            return  # another subscription of the same client was too slow first
         for key in keys:
             del self.subscriptions[key]
-        self.closed_slow += 1
-        outlet.close(CloseCode.TOO_SLOW, message)
+        if keys:
+            outlet.close(code, message)
+        return bool(keys)
 
     def _change_now(self, subscription: Subscription) -> None:
         """Change the filter of a subscription that has caught up, if it waits for that."""
