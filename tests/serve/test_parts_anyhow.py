@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rollcast.records import EventFilter
@@ -278,14 +278,14 @@ def missing(world):
             texts[event.chain_id] = len(event.data["content"])
         else:
             first = event.data.get("from_seq", event.seq)
-            covered = {(event.run_id, seq) for seq in range(first, event.seq + 1)}
+            covered = {(event.run_id, event.chain_id, seq) for seq in range(first, event.seq + 1)}
             assert not covered & seen, event
             seen |= covered
         if event.event_type == "llm_generation_chunk":
             assert event.data["offset"] == texts.get(event.chain_id, event.data["offset"]), event
             texts[event.chain_id] = event.data["offset"] + len(event.data["content"])
     for event in world.capture.events:
-        if (event.run_id, event.seq) in seen or anything or not world.owed(event):
+        if (event.run_id, event.chain_id, event.seq) in seen or anything or not world.owed(event):
             continue
         gaps = spans.get(event.run_id, ())
         if not any(first <= event.seq <= last for first, last in gaps):
@@ -306,7 +306,21 @@ async def play(steps, wanted, since, parts, keeps):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(STEPS, st.sampled_from(FILTERS), st.sampled_from(["live", "start"]), st.booleans(), st.just(True))
+@given(STEPS, st.sampled_from(FILTERS), st.sampled_from(["live", "start"]), st.booleans(), st.booleans())
+@example(
+    ["chain", "talk", "cut", "watcher", "chain", "chain", "turn", "work", "end", "cut"],
+    NO_TOKENS,
+    "live",
+    False,
+    True,
+)
+@example(
+    ["chain", "chain", "chain", "talk", "turn", "chain", "watcher", "chain", "turn", "cut"],
+    NO_TOKENS,
+    "live",
+    False,
+    False,
+)
 def test_whatever_happens_to_parts_nothing_is_missing_without_a_gap(steps, wanted, since, parts, keeps):
     """Every event that the filter wants comes once, or lies in a gap of its run; and texts go on where they were."""
     world = asyncio.run(asyncio.wait_for(play(steps, wanted, since, parts, keeps), 30))
