@@ -36,8 +36,8 @@ class Talk:
     def __init__(self, connection):
         self.connection = connection
 
-    async def say(self, type, **fields):
-        await self.connection.send(json.dumps({"type": type} | fields))
+    async def say(self, kind, **fields):
+        await self.connection.send(json.dumps({"type": kind} | fields))
 
     async def hear(self, *types):
         """The next frame of one of these types."""
@@ -75,14 +75,14 @@ async def test_a_replay_takes_as_long_as_the_run_divided_by_its_speed(recorded, 
     """Each event comes when it is due, also if the memory still has them all."""
     await speak(recorded, "r", words=8, pause_s=0.1)
     took = {}
-    for id, speed in (("a", 2), ("b", "max")):
+    for name, speed in (("a", 2), ("b", "max")):
         began = time.monotonic()
-        await talk.say("subscribe", id=id, since="start", speed=speed)
+        await talk.say("subscribe", id=name, since="start", speed=speed)
         assert (await talk.hear("subscribed", "error"))["recovered"]
         events, _ = await talk.events()
-        took[id] = time.monotonic() - began
+        took[name] = time.monotonic() - began
         assert words(events) == [f"{n}\n" for n in range(8)]
-        await talk.say("unsubscribe", id=id)
+        await talk.say("unsubscribe", id=name)
         await talk.hear("done")
     recorded_s = events[-1]["timestamp"] - events[0]["timestamp"]
     assert took["a"] >= 0.9 * recorded_s / 2
@@ -137,7 +137,11 @@ async def test_a_replay_that_has_come_to_the_end_goes_on_live(recorded, talk):
         ({"type": "seek", "id": "b", "time": 1}, 404, "there is no subscription 'b'"),
         ({"type": "speed", "id": "b", "speed": 1}, 404, "there is no subscription 'b'"),
         ({"type": "seek", "id": "a"}, 400, "seek needs either a cursor or a time"),
-        ({"type": "seek", "id": "a", "cursor": "x.1", "time": 1}, 400, "seek needs either a cursor or a time"),
+        (
+            {"type": "seek", "id": "a", "cursor": "x.1", "time": 1},
+            400,
+            "seek needs either a cursor or a time",
+        ),
         ({"type": "seek", "id": "a", "cursor": "x.1"}, 404, "the cursor names no place in the record"),
         ({"type": "speed", "id": "a", "speed": 2}, 404, "this subscription is not a replay"),
     ],

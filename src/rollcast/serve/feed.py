@@ -181,8 +181,9 @@ class RecordFeed:
         while True:
             begun, given = self._position, False
             await source.readings.acquire()
+            since = f"{part.record_id}.{begun}"  # at its path there may be another record by now
             self._windows = windows = source.records.events(
-                part.path, since=begun, filter=wanted, until=until
+                part.path, since=since, filter=wanted, until=until
             )
             try:
                 async for window in windows:

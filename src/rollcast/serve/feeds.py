@@ -272,9 +272,12 @@ class RecordFeeds:
     def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
         """See `feed.Source`."""
         if feed.subscription.feed is feed:
-            latest = self.target()
+            link, place, position = self._link, feed.place, 0
+            if link is not None and isinstance(place, RecordPlace) and place.record_id == link.record_id:
+                with self._lock:
+                    position = link.checkpoints.position_of(place.position)
             feed.subscription.feed = None
-            self._endings.anew(feed.subscription, as_of, 0 if latest is None else latest.position, reason)
+            self._endings.anew(feed.subscription, as_of, position, reason)
 
 
 def _parents(path: Path, parent: str | None, wanted: RecordPlace) -> list[Part] | None:

@@ -27,7 +27,7 @@ __all__ = ["RECORD_ID", "Checkpoint", "Checkpoints", "RecordPlace", "keeps_all_o
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 MAX_PENDING = 256  # blocks that wait for the history
-MAX_KNOWN = 1024  # checkpoints; of twice as many, older ones are thinned out
+MAX_KNOWN = 8192  # checkpoints: twenty minutes, and then longer ago with less precision
 RECORD_ID = r"[A-Za-z0-9_-]{1,64}"  # a cursor is part of a frame's JSON, and is split at dots
 _IN_RECORD = re.compile(rf"(?:[0-9a-f]+\.\d{{1,18}}\.)?({RECORD_ID})\.(\d{{1,18}})")
 
@@ -111,7 +111,10 @@ class Checkpoints:
             if position is not None:
                 self.latest = Checkpoint(position, block.position)
                 self._known.append(self.latest)
-        self._forget()
+                if len(self._known) > MAX_KNOWN:
+                    del self._known[
+                        1 : MAX_KNOWN // 2 : 2
+                    ]  # of what is long past, every second one is enough
 
     def _after(self, block: Written) -> int | None:
         """The position after the block's last event.
@@ -131,14 +134,12 @@ class Checkpoints:
                     return None
         return None
 
-    def _forget(self) -> None:
-        """Drop what is before the oldest event that the history keeps, but for the latest of these."""
-        if len(self._known) > MAX_KNOWN:
-            del self._known[: max(bisect_right(self._known, (self._history.tail, 1 << 62)) - 1, 0)]
-        if len(self._known) > 2 * MAX_KNOWN:
-            del self._known[1 : len(self._known) // 2 : 2]
-
     def before(self, position: int) -> Checkpoint | None:
         """The latest checkpoint that is not after this position in the history."""
         index = bisect_right(self._known, (position, 1 << 62))
         return self._known[index - 1] if index else None
+
+    def position_of(self, recorded: int) -> int:
+        """A position in the history before which a client with this place in the record has everything."""
+        index = bisect_right(self._known, recorded, key=lambda checkpoint: checkpoint.recorded)
+        return self._known[index - 1].position if index else 0

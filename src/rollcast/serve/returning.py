@@ -70,13 +70,14 @@ class Repetitions:
     @staticmethod
     def _gap_after(gap: StreamEvent, before: int) -> StreamEvent | None:
         """What of a gap the client did not get in another way. It may have more of a run than the record of a process that died."""
-        until = gap.data.get("to_seq")
-        if until is None or until > before:
+        since, until = gap.data["from_seq"], gap.data["to_seq"]
+        if since > before:
             return gap
-        if "run_status" not in gap.data:
+        if until is not None and until <= before and "run_status" not in gap.data:
             return None
-        data = gap.data | {"from_seq": before + 1, "to_seq": before + 1}
-        return msgspec.structs.replace(gap, seq=before + 1, data=data)
+        until = None if until is None else max(until, before + 1)
+        data = gap.data | {"from_seq": before + 1, "to_seq": until}
+        return msgspec.structs.replace(gap, seq=max(gap.seq, before + 1), data=data)
 
     def _rest_of(self, chunk: StreamEvent, key: Key, before: int) -> StreamEvent | None:
         """What of a chunk the client does not have. It has some of it, or all, or it was given what came after it."""
