@@ -132,9 +132,7 @@ def check(events, everything):
     checker = GrammarChecker(late=True)
     for event in events:
         checker.feed(event)
-    gaps = [
-        (e.run_id, e.data["from_seq"], e.data["to_seq"]) for e in events if e.event_type is T.GAP
-    ]
+    gaps = [(e.run_id, e.data["from_seq"], e.data["to_seq"]) for e in events if e.event_type is T.GAP]
     others = [(e.run_id, e.seq) for e in events if e.event_type not in (T.GAP, T.LLM_GENERATION_CHUNK)]
     assert others == [(e.run_id, e.seq) for e in everything if e.event_type is not T.LLM_GENERATION_CHUNK]
     texts = {}
@@ -158,9 +156,7 @@ def check(events, everything):
     overloaded=st.sampled_from([0.0, 0.0, 0.3]), cuts=st.integers(1, 3),
 )  # fmt: skip
 @settings(max_examples=300)
-def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
-    seed, length, limit, overloaded, cuts
-):
+def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(seed, length, limit, overloaded, cuts):
     """Whatever the size of the memory, and however far history and record are from each other."""
     dice = random.Random(seed)
     everything = emitted(dice, length)
