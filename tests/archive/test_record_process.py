@@ -18,9 +18,8 @@ from rollcast.archive import format as fmt
 from rollcast.archive.chain_rows import ChainQuery, merged_page
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.reader import Archive
-from rollcast.archive.readings import StepsWanted
-from rollcast.archive.record_process import MAX_READINGS, RecordProcess
 from rollcast.archive.readings import RunsWanted, StepsWanted
+from rollcast.archive.record_process import MAX_READINGS, RecordProcess
 from rollcast.errors import ArchiveError, RecordReaderError
 from rollcast.records import encode
 from rollcast.records.codec import decode

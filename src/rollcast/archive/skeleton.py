@@ -207,9 +207,16 @@ class Skeleton:
     def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
         """The row of an open chain as it stands, with what it does now (`activity`) and when it last did something."""
         chain = self._chains[run_id, chain_id]
-        now = {"activity": chain.view.state, "step": chain.view.step, "last_event_at": chain.view.last_event_at}
-        row = msgspec.to_builtins(self._start_row(chain)) | msgspec.to_builtins(self._sum_up(chain, "running"))
-        return row | {name: value for name, value in now.items() if value is not None}
+        now = {
+            "activity": chain.view.state,
+            "step": chain.view.step,
+            "last_event_at": chain.view.last_event_at,
+        }
+        row = msgspec.to_builtins(self._start_row(chain)) | msgspec.to_builtins(
+            self._sum_up(chain, "running")
+        )
+        row |= {name: value for name, value in now.items() if value is not None}
+        return row
 
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals

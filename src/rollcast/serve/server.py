@@ -47,11 +47,14 @@ from rollcast.serve.protocol import (
     Greet,
     OpenSubscription,
     Rate,
+    RunQuery,
     Send,
     Session,
+    StopQuery,
     Subscribed,
     Welcome,
 )
+from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets, shown_url
 from rollcast.serve.settings import ServerSettings
@@ -141,6 +144,7 @@ class WebSocketStreamingServer:
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
         self._broadcaster = Broadcaster(self.settings)
+        self._queries = Queries(self._broadcaster)
         self._turns = Turns()
         self._metrics = MetricsPage()
         self._server: Server | None = None
@@ -222,6 +226,7 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
+        await self._queries.aclose()
         self._broadcaster.detach()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
@@ -424,6 +429,7 @@ class WebSocketStreamingServer:
             pass  # the client has gone, with or without a close
         finally:
             self._broadcaster.unsubscribe(client)
+            self._queries.leave(client)
             self._clients.discard(client)
 
     async def _talk(self, client: Client, token: str | None) -> None:
@@ -450,7 +456,13 @@ class WebSocketStreamingServer:
             for action in actions:
                 if isinstance(action, OpenSubscription | CloseSubscription):
                     await self._until_served(session, client)
-                self._perform(client, action)
+                match action:
+                    case RunQuery():
+                        self._queries.run(client, session, action)
+                    case StopQuery(id):
+                        self._queries.stop(client, id)
+                    case _:
+                        self._perform(client, action)
 
     async def _until_served(self, session: Session, client: Client) -> None:
         """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
