@@ -212,10 +212,9 @@ class Skeleton:
             "step": chain.view.step,
             "last_event_at": chain.view.last_event_at,
         }
-        row = msgspec.to_builtins(self._start_row(chain)) | msgspec.to_builtins(
-            self._sum_up(chain, "running")
-        )
-        row |= {name: value for name, value in now.items() if value is not None}
+        row: dict[str, Any] = msgspec.to_builtins(self._start_row(chain))
+        row.update(msgspec.to_builtins(self._sum_up(chain, "running")))
+        row.update((name, value) for name, value in now.items() if value is not None)
         return row
 
     def _ended(self, chain: _OpenChain) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import ChainRow
+from rollcast.archive.pages import ROW_BYTES, encoded_row
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream import StreamObserver
@@ -54,6 +55,7 @@ class LiveRows(StreamObserver):
         self._begun: dict[Key, dict[str, Any]] = {}  # what the start of each open chain told
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
         self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
+        self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
         self._ended: OrderedDict[Key, dict[str, Any]] = OrderedDict()
         self._changed: OrderedDict[Key, int] = OrderedDict()  # the version of each row's latest change
         self._steps: list[dict[str, Any]] = []
@@ -121,11 +123,13 @@ class LiveRows(StreamObserver):
         while len(self._ended) > MAX_ENDED:
             oldest, _ = self._ended.popitem(last=False)
             self.forgotten = max(self.forgotten, self._changed.pop(oldest, 0))
+            self._encoded.pop(oldest, None)
             self.complete = False
 
     def _touch(self, key: Key) -> None:
         self.version += 1
         self._made.pop(key, None)
+        self._encoded.pop(key, None)
         self._changed[key] = self.version
         self._changed.move_to_end(key)
 
@@ -194,6 +198,16 @@ class LiveRows(StreamObserver):
         is_open = set(self.open_chains())
         rows = [self._open_row(key) if key in is_open else self._ended.get(key) for key in reversed(keys)]
         return [row for row in rows if row is not None]
+
+    def encoded(self, row: dict[str, Any], limit: int) -> bytes:
+        """A row of this table as JSON, made once for all who watch; see `pages.encoded_row`."""
+        if limit != ROW_BYTES:
+            return encoded_row(row, limit)
+        key = (row["run_id"], row["chain_id"])
+        data = self._encoded.get(key)
+        if data is None:
+            data = self._encoded[key] = encoded_row(row)
+        return data
 
     def _open_row(self, key: Key) -> dict[str, Any]:
         row = self._made.get(key)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from rollcast.archive.chain_rows import (
     merged_page,
     page_of,
 )
-from rollcast.archive.pages import ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run
+from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
 from rollcast.archive.readings import EventWindow, RunsWanted, StepsWanted
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
@@ -61,6 +62,7 @@ WATCH_S = 0.25  # rows that change are sent no more often
 LOOK_S = 0.02  # how often an answer looks whether its client has room again
 KEEP_S = 30.0  # how long the table of open chains is kept after the last query
 READINGS = 16  # of the record at a time, by all clients together
+REST = 9  # the event loop makes rows for a tenth of its time
 FRAME_ROWS = 256 << 10  # bytes of rows in one frame, unless one row is larger
 NO_RECORD = (
     "these runs leave no record: what is over is told as far as the memory of the server goes back; "
@@ -85,6 +87,8 @@ class Queries:
         self._table = _Table(broadcaster, self.records)
         self._tasks: dict[tuple[Client, str], asyncio.Task[None]] = {}
         self._readings = asyncio.Semaphore(READINGS)
+        self._turn = asyncio.Lock()
+        self._free_at = 0.0  # when the event loop may make rows again
 
     def run(self, client: Client, session: Session, action: RunQuery) -> None:
         """Begin to answer a query."""
@@ -113,7 +117,10 @@ class Queries:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self._readings = asyncio.Semaphore(READINGS)  # another event loop may come
+        self._readings, self._turn = (
+            asyncio.Semaphore(READINGS),
+            asyncio.Lock(),
+        )  # another event loop may come
         await self._table.aclose()
         await self.records.aclose()
 
@@ -157,6 +164,16 @@ class Queries:
     def reading(self) -> asyncio.Semaphore:
         """Held while an answer reads a record."""
         return self._readings
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Held while rows are made in the event loop. Afterwards nobody makes any for nine times as long, however many ask."""
+        async with self._turn:
+            await asyncio.sleep(self._free_at - time.perf_counter())
+            began = time.perf_counter()
+            yield
+            ended = time.perf_counter()
+            self._free_at = ended + (ended - began) * REST
 
 
 class _Table:
@@ -321,11 +338,12 @@ class _Answer:
             tally = RunTally()
             with broadcaster.lock:
                 events = broadcaster.runs.events()
-            for event in events:
-                tally.event(event)
-            for row in (*table.ended_rows(), *table.open_rows()):
-                tally.chain(row)
-            return page_by_run(tally.rows(over=False), query.after, self._limit, self._row_bytes)
+            async with self._queries.turn():
+                for event in events:
+                    tally.event(event)
+                for row in (*table.ended_rows(), *table.open_rows()):
+                    tally.chain(row)
+                return page_by_run(tally.rows(over=False), query.after, self._limit, self._row_bytes)
 
         await self._send_page(await self._of_record_or(of_record, of_memory))
 
@@ -391,13 +409,15 @@ class _Answer:
             version, open_rows = table.version, table.open_rows()
             wanted.without = [_key(row) for row in open_rows]
             told = {_key(row) for row in open_rows if fits(row, wanted)}
-            is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
+            async with self._queries.turn():
+                is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
 
             async def of_record(record: ArchiveObserver) -> Page:
                 return await self._queries.records.chains(record.path, wanted)
 
             async def of_memory() -> Page:
-                return page_of(table.ended_rows(), wanted)
+                async with self._queries.turn():
+                    return page_of(table.ended_rows(), wanted)
 
             over = await self._of_record_or(of_record, of_memory)
             await self._send_page(merged_page([is_open, over], wanted))
@@ -419,13 +439,14 @@ class _Answer:
                 continue
             if table.forgotten > version:
                 raise _BehindError(LET_GO)
-            rows, version = table.changed_since(version), table.version
-            changed = []
-            for row in rows:
-                key, fitting = _key(row), fits(row, wanted)
-                if fitting or key in told:
-                    changed.append(encoded_row(row, self._row_bytes))
-                (told.add if fitting and row.get("state") == "running" else told.discard)(key)
+            async with self._queries.turn():
+                rows, version = table.changed_since(version), table.version
+                changed = []
+                for row in rows:
+                    key, fitting = _key(row), fits(row, wanted)
+                    if fitting or key in told:
+                        changed.append(table.encoded(row, self._row_bytes))
+                    (told.add if fitting and row.get("state") == "running" else told.discard)(key)
             if changed:
                 await self._send_rows(changed, changed=True)
 
