@@ -6,9 +6,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.client import ClientProtocol
+from websockets.frames import Opcode
+from websockets.uri import parse_uri
 
 from rollcast.archive import ArchiveObserver
 from rollcast.archive.reader import Archive
@@ -16,7 +21,9 @@ from rollcast.errors import RefusedError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import decode
 from rollcast.records.view import ChainView
+from rollcast.serve import Limits, Token
 from rollcast.serve import queries as module
+from rollcast.serve.protocol import Hello, Query, Stop, encode_frame
 
 T = StreamEventType
 
@@ -66,10 +73,11 @@ async def kept(request, stage, tmp_path):
     return stage
 
 
-async def ask(stage, what, **about):
+async def ask(stage, what, token=None, **about):
     """The whole answer: its rows, and its last part."""
     rows = []
-    async with asyncio.timeout(20), contextlib.aclosing(stage.client().query(what, **about)) as answer:
+    client = stage.client(token=token)
+    async with asyncio.timeout(20), contextlib.aclosing(client.query(what, **about)) as answer:
         async for part in answer:
             rows += part.rows
             if part.total is not None:
@@ -435,3 +443,170 @@ async def test_a_server_that_stops_ends_its_queries_and_its_child(kept):
                 os.kill(pid, 0)
         await kept.server.start()
         assert len((await ask(kept, "chains"))[0]) == 1
+
+
+# -- clients that do not read, and limits ------------------------------------------------------------------------------
+
+
+class Deaf:
+    """A raw client that asks and does not read, with a small window."""
+
+    def __init__(self, server):
+        self.server = server
+        self.socket = socket.socket()
+        self.protocol = ClientProtocol(parse_uri(server.url), subprotocols=["rollcast.v1"], max_size=None)
+        self.rows, self.done = 0, set()
+
+    async def ask(self, *frames):
+        loop = asyncio.get_running_loop()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.setblocking(False)
+        await loop.sock_connect(self.socket, ("127.0.0.1", self.server.port))
+        self.protocol.send_request(self.protocol.connect())
+        await self._flush()
+        while self.protocol.state.name == "CONNECTING":
+            await self.read()
+        for frame in (Hello(features=["queries"], max_message=1 << 20), *frames):
+            self.protocol.send_text(encode_frame(frame))
+        await self._flush()
+        return self
+
+    async def _flush(self):
+        for data in self.protocol.data_to_send():
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    async def read(self):
+        self.protocol.receive_data(await asyncio.get_running_loop().sock_recv(self.socket, 1 << 16))
+        for event in self.protocol.events_received():
+            if getattr(event, "opcode", None) is Opcode.TEXT:
+                frame = json.loads(event.data)
+                self.rows += len(frame.get("rows", ()))
+                if frame["type"] in ("done", "error"):
+                    self.done.add(frame["id"])
+
+    def close(self):
+        self.socket.close()
+
+
+async def test_a_client_that_does_not_read_holds_nobody_up(stage, tmp_path, until):
+    """Its answers wait in the record, not in memory; the record is let go of; when it reads, it gets all."""
+    server = await stage.serve(client_buffer=64 << 10, limits=Limits(rows=100_000), heartbeat_s=60)
+    stage.manager.add_observer(ArchiveObserver(tmp_path / "r", masker=False))
+    async with stage.manager.run(chains=1) as run:
+        with run.chain([{"role": "user", "content": "q"}]) as chain:
+            with chain.generation() as generation:
+                generation.chunk("I look.", [1], [-0.1])
+            for number in range(1500):
+                with chain.tool_call("look", {"at": number}) as call:
+                    call.observation("x" * 4000)
+                if number % 100 == 0:
+                    await stage.manager.drain()
+    questions = [Query(id=str(n), what="chain", chain="chain_0", run=run.run_id) for n in range(8)]
+    deaf = [await Deaf(server).ask(*questions) for _ in range(5)]
+    records = server._queries.records
+    await until(lambda: server._queries.running == 40 and records._holder.child is not None)
+    await until(lambda: all(not client.keeps_up() for client in server._clients))
+    await until(lambda: not records._holder.child._readings)
+    assert sum(client.unsent() for client in server._clients) < 5 * (8 * (256 << 10) + (64 << 10))
+    events, _ = await story(stage, "chain_0", limit=10)
+    assert len(events) == 10
+    one = deaf.pop()
+    for each in deaf:
+        each.close()
+    await until(lambda: server._queries.running == 8)
+    async with asyncio.timeout(60):
+        while len(one.done) < 8:
+            await one.read()
+    one.close()
+    events, _ = await story(stage, "chain_0")
+    assert one.rows == 8 * len(events)
+    assert len(events) > 4500
+
+
+async def test_a_query_that_is_stopped_in_the_middle(stage, tmp_path):
+    """Nothing of it comes after `done`; the connection goes on."""
+    server = await stage.serve(limits=Limits(rows=100_000))
+    stage.manager.add_observer(ArchiveObserver(tmp_path / "r", masker=False))
+    async with stage.manager.run(chains=1) as run:
+        with run.chain([{"role": "user", "content": "q"}]) as chain:
+            with chain.generation() as generation:
+                generation.chunk("I look.", [1], [-0.1])
+            for number in range(500):
+                with chain.tool_call("look", {"at": number}) as call:
+                    call.observation("x" * 4000)
+    async with asyncio.timeout(20), connect(server.url, subprotocols=["rollcast.v1"], proxy=None) as socket_:
+        await socket_.send(encode_frame(Hello()), text=True)
+        assert json.loads(await socket_.recv())["type"] == "welcome"
+        await socket_.send(
+            encode_frame(Query(id="a", what="chain", chain="chain_0", run=run.run_id)), text=True
+        )
+        assert json.loads(await socket_.recv())["type"] == "rows"
+        await socket_.send(encode_frame(Stop("a")), text=True)
+        while (frame := json.loads(await socket_.recv()))["type"] == "rows":
+            pass
+        assert frame == {"type": "done", "id": "a"}
+        await socket_.send(encode_frame(Query(id="a", what="runs")), text=True)
+        answers = [json.loads(await socket_.recv()) for _ in range(2)]
+        assert [(frame["type"], frame["id"]) for frame in answers] == [("rows", "a"), ("done", "a")]
+        assert [row["run_id"] for row in answers[0]["rows"]] == [run.run_id]
+    assert not server._queries.running
+
+
+async def test_large_rows_and_events_fit_into_a_message(kept):
+    """A client that takes 16 KiB gets frames of that size; an event is shortened as in a batch."""
+    async with kept.manager.run(chains=2) as run:
+        for _ in range(2):
+            with run.chain([{"role": "user", "content": "q"}]) as chain:
+                with chain.generation() as generation:
+                    generation.chunk("y" * 100_000, [1], [-0.1])
+                chain.reward(1.0, {f"metric_{i}": 0.123 for i in range(1000)})
+        async with (
+            asyncio.timeout(20),
+            connect(kept.server.url, subprotocols=["rollcast.v1"], proxy=None, max_size=16 << 10) as socket_,
+        ):
+            await socket_.send(encode_frame(Hello(max_message=16 << 10)), text=True)
+            await socket_.recv()
+            for what in (
+                Query(id="a", what="chains"),
+                Query(id="b", what="chain", chain="chain_1"),
+                Query(id="c", what="runs"),
+            ):
+                await socket_.send(encode_frame(what), text=True)
+                rows = []
+                while (frame := json.loads(await socket_.recv()))["type"] == "rows":
+                    rows += frame["rows"]
+                assert frame["type"] == "done", frame
+                assert rows
+                if what.id == "b":
+                    assert any("truncated" in row["data"] for row in rows)
+
+
+async def test_wrong_queries_are_answered_in_a_sentence(kept):
+    """What was found, and what was expected."""
+    for about, says in (
+        ({"what": "chains", "sort": "beauty"}, "'beauty'; the fields are activity, advantage"),
+        ({"what": "chains", "filter": {"beauty": 1}}, "'beauty'; the fields are"),
+        ({"what": "chains", "after": "x"}, "'x' is not the `next` of a page"),
+        ({"what": "runs", "after": "x"}, "'x' is not the `next` of a page"),
+        ({"what": "steps", "after": "x"}, "'x' is not the `next` of a page"),
+        ({"what": "everything"}, "this server answers"),
+        ({"what": "chain"}, "give chain"),
+        ({"what": "runs", "limit": 0}, "expected a JSON object"),
+    ):
+        with pytest.raises(RefusedError, match=says.replace("(", ".")):
+            await ask(kept, about.pop("what"), **about)
+
+
+async def test_a_client_may_not_ask_without_the_scope(stage):
+    """As for everything that reads."""
+    await stage.serve(tokens=(Token("rule", ("control",)),))
+    with pytest.raises(RefusedError, match="query needs a token with the read scope"):
+        await ask(stage, "runs", token="rule")
+
+
+async def test_a_server_of_before_answers_no_queries(stage, monkeypatch):
+    """The client says so, and does not wait."""
+    await stage.serve()
+    monkeypatch.setattr("rollcast.serve.server.FEATURES", ("parts",))
+    with pytest.raises(RefusedError, match="earlier version"):
+        await ask(stage, "runs")

@@ -219,6 +219,8 @@ def _order_of(row: dict[str, Any], name: str) -> RowOrder:
     value = row.get(name)
     if isinstance(value, str):
         value = value[:MAX_KEY]
+    elif isinstance(value, bool):
+        value = int(value)
     elif not isinstance(value, int | float):
         value = None
     run_id, chain_id = row["run_id"], row["chain_id"]
