@@ -104,6 +104,12 @@ class _Descending(str):
     def __gt__(self, other: str) -> bool:
         return str.__lt__(self, other)
 
+    def __le__(self, other: str) -> bool:
+        return str.__ge__(self, other)
+
+    def __ge__(self, other: str) -> bool:
+        return str.__le__(self, other)
+
 
 class PlacedRow(msgspec.Struct, array_like=True, frozen=True):
     """A row as JSON on one line, and where it stands."""
