@@ -607,6 +607,6 @@ async def test_a_client_may_not_ask_without_the_scope(stage):
 async def test_a_server_of_before_answers_no_queries(stage, monkeypatch):
     """The client says so, and does not wait."""
     await stage.serve()
-    monkeypatch.setattr("rollcast.serve.server.FEATURES", ("parts",))
+    monkeypatch.setattr("rollcast.serve.conversation.FEATURES", ("parts",))
     with pytest.raises(RefusedError, match="earlier version"):
         await ask(stage, "runs")
