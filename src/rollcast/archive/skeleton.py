@@ -204,6 +204,16 @@ class Skeleton:
         """The chains that are open, as (`run_id`, `chain_id`)."""
         return list(self._chains)
 
+    def is_open(self, run_id: str, chain_id: str) -> bool:
+        """Whether this chain is open."""
+        return (run_id, chain_id) in self._chains
+
+    def forget_open(self, run_id: str) -> None:
+        """Forget the chains of a run that are open, since their ends will not come."""
+        for key in [key for key in self._chains if key[0] == run_id]:
+            del self._chains[key]
+            self.totals.open_chains -= 1
+
     def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
         """The row of an open chain as it stands, with what it does now (`activity`) and when it last did something."""
         chain = self._chains[run_id, chain_id]
@@ -282,9 +292,7 @@ class Skeleton:
                 )
 
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
-        for key in [key for key in self._chains if key[0] == event.run_id]:
-            del self._chains[key]
-            self.totals.open_chains -= 1
+        self.forget_open(event.run_id)
         for key in [key for key in self._trajectories if key[0] == event.run_id]:
             del self._trajectories[key]
         self.runs.pop(event.run_id, None)

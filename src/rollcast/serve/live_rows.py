@@ -80,16 +80,17 @@ class LiveRows(StreamObserver):
 
     def _take(self, event: StreamEvent) -> None:
         skeleton = self._skeleton
-        if event.event_type is T.RUN_END:
+        kind = event.event_type
+        if kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
             self._lose(event.run_id)
         try:
             skeleton.feed(event, -1)
         except Exception:  # an event that somebody made by hand costs its row, not those of the others
             logger.exception("a row could not be made of a %s event", event.event_type)
-        if event.chain_id:
-            self._touch((event.run_id, event.chain_id))
         for row in skeleton.take_rows():
             self._row(row)
+        if skeleton.is_open(event.run_id, event.chain_id):
+            self._touch((event.run_id, event.chain_id))
         self._steps += skeleton.take_train_rows()
         del self._steps[:-MAX_STEPS]
 
@@ -110,11 +111,12 @@ class LiveRows(StreamObserver):
             self._touch(key)
 
     def _lose(self, run_id: str) -> None:
-        """The run ends: its chains that are open have lost their ends."""
+        """The run ends, or its end was lost: its chains that are open have lost their ends."""
         for key in self._skeleton.open_chains():
             if key[0] == run_id:
                 self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
                 self._begun.pop(key, None)
+        self._skeleton.forget_open(run_id)
 
     def _end(self, key: Key, row: dict[str, Any]) -> None:
         self._ended[key] = _told(self._known.pop(key, {}) | row)
