@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
-from rollcast.cli.app import app
 from rollcast.archive.pace import Pace
+from rollcast.cli.app import app
 from rollcast.cli.replay import _wait_until_due
 from rollcast.errors import ArchiveError, FilterError, InputError
 from rollcast.records import StreamEvent, decode

@@ -104,6 +104,12 @@ class _Descending(str):
     def __gt__(self, other: str) -> bool:
         return str.__lt__(self, other)
 
+    def __le__(self, other: str) -> bool:
+        return str.__ge__(self, other)
+
+    def __ge__(self, other: str) -> bool:
+        return str.__le__(self, other)
+
 
 class PlacedRow(msgspec.Struct, array_like=True, frozen=True):
     """A row as JSON on one line, and where it stands."""
@@ -219,6 +225,8 @@ def _order_of(row: dict[str, Any], name: str) -> RowOrder:
     value = row.get(name)
     if isinstance(value, str):
         value = value[:MAX_KEY]
+    elif isinstance(value, bool):
+        value = int(value)
     elif not isinstance(value, int | float):
         value = None
     run_id, chain_id = row["run_id"], row["chain_id"]

@@ -173,7 +173,8 @@ class RecordProcess:
         child = holder.child
         if child is None or not child.open(items):
             child = holder.child = _Child(self._idle_s)
-            child.open(items)
+            child.open(items)  # before it starts, so that it fails if that fails
+            child.start()
         return child
 
 
@@ -304,6 +305,9 @@ class _Child:
         self._readings: dict[int, Items[Any]] = {}
         self._outbox: queue.SimpleQueue[FromParent | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="rollcast-record-process", daemon=True)
+
+    def start(self) -> None:
+        """Start the process, on a thread."""
         self._thread.start()
 
     def open(self, items: Items[Any]) -> bool:

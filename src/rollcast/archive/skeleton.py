@@ -204,6 +204,16 @@ class Skeleton:
         """The chains that are open, as (`run_id`, `chain_id`)."""
         return list(self._chains)
 
+    def is_open(self, run_id: str, chain_id: str) -> bool:
+        """Whether this chain is open."""
+        return (run_id, chain_id) in self._chains
+
+    def forget_open(self, run_id: str) -> None:
+        """Forget the chains of a run that are open, since their ends will not come."""
+        for key in [key for key in self._chains if key[0] == run_id]:
+            del self._chains[key]
+            self.totals.open_chains -= 1
+
     def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
         """The row of an open chain as it stands, with what it does now (`activity`) and when it last did something."""
         chain = self._chains[run_id, chain_id]
@@ -212,10 +222,10 @@ class Skeleton:
             "step": chain.view.step,
             "last_event_at": chain.view.last_event_at,
         }
-        row = msgspec.to_builtins(self._start_row(chain)) | msgspec.to_builtins(
-            self._sum_up(chain, "running")
-        )
-        return row | {name: value for name, value in now.items() if value is not None}
+        row: dict[str, Any] = msgspec.to_builtins(self._start_row(chain))
+        row.update(msgspec.to_builtins(self._sum_up(chain, "running")))
+        row.update((name, value) for name, value in now.items() if value is not None)
+        return row
 
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals
@@ -282,9 +292,7 @@ class Skeleton:
                 )
 
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
-        for key in [key for key in self._chains if key[0] == event.run_id]:
-            del self._chains[key]
-            self.totals.open_chains -= 1
+        self.forget_open(event.run_id)
         for key in [key for key in self._trajectories if key[0] == event.run_id]:
             del self._trajectories[key]
         self.runs.pop(event.run_id, None)

@@ -6,12 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rollcast.serve.asking import QueryRows
     from rollcast.serve.client import WebSocketStreamingClient
     from rollcast.serve.server import WebSocketStreamingServer
     from rollcast.serve.settings import Limits, ServerSettings, Token
 
 __all__ = [
     "Limits",
+    "QueryRows",
     "ServerSettings",
     "Token",
     "WebSocketStreamingClient",
@@ -20,6 +22,7 @@ __all__ = [
 
 _HOME = {
     "Limits": "settings",
+    "QueryRows": "asking",
     "ServerSettings": "settings",
     "Token": "settings",
     "WebSocketStreamingClient": "client",

@@ -49,7 +49,13 @@ FAILED = "the server could not encode what this client is to get next; the serve
 
 
 class ServerObserver(StreamObserver):
-    """The one observer of a server: `server.get_observer()`."""
+    """The one observer of a server: `server.get_observer()`.
+
+    Attributes:
+        companions: observers that are added to a manager together with this one. After a change call `manager.refresh`.
+    """
+
+    companions: tuple[StreamObserver, ...] = ()
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self.filter = broadcaster.wanted()
@@ -59,6 +65,10 @@ class ServerObserver(StreamObserver):
     def name(self) -> str:
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """This observer and its companions, each with its filter."""
+        return {self: self.filter} | {each: each.filter for each in self.companions}
 
     async def on_event(self, event: StreamEvent) -> None:
         self._broadcaster.take([event])

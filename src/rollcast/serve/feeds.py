@@ -24,6 +24,7 @@ from rollcast.errors import ArchiveError
 from rollcast.serve.feed import Part, RecordFeed
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
+from rollcast.serve.record import record_of
 from rollcast.serve.recorded import (
     RECORD_ID,
     Checkpoint,
@@ -122,23 +123,23 @@ class RecordFeeds:
             seen = (manager, manager.fanout.version)
             if self._seen != seen:
                 self._seen = seen
-                self._look_among(manager.observers)
+                self._link_to(record_of(manager), manager.observers)
         return self._link is not None
 
-    def _look_among(self, observers: list[StreamObserver]) -> None:
-        found = [each for each in observers if isinstance(each, ArchiveObserver)]
+    def _link_to(self, record: ArchiveObserver | None, observers: list[StreamObserver]) -> None:
         link = self._link
-        if not found or (link is not None and link.observer in found):
-            return
-        if re.fullmatch(RECORD_ID, found[0].id) is None:
+        if record is None or (link is not None and link.observer is record):
+            return  # one that has ended is still read
+        if re.fullmatch(RECORD_ID, record.id) is None:
             return  # its owner gave it an id that no cursor can have
         with self._lock:
             if link is not None:
                 link.observer.on_written.remove(self._written)
-            self._link = _Link(found[0], Checkpoints(self._history, self._ledger))
-            if self._history.head == 0 and observers.index(found[0]) < observers.index(self._observer):
+            self._link = _Link(record, Checkpoints(self._history, self._ledger))
+            added = [each for each in observers if each in (record, self._observer)]
+            if self._history.head == 0 and added and added[0] is record:
                 self._link.checkpoints.begin()  # it was added first, so it is given all that the server is
-            found[0].on_written.append(self._written)
+            record.on_written.append(self._written)
 
     def came(self) -> None:
         """Called when events came into the history. The lock is held."""
