@@ -284,3 +284,19 @@ async def anext_when_live(stage, client):
     await asyncio.sleep(0.1)
     await speak(stage, "live", words=3)
     await task
+
+
+async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorded):
+    """It knows nothing of what the other had, and is not given it again."""
+    emitted = Everything()
+    recorded.manager.add_observer(emitted)
+    running = asyncio.create_task(chatter(recorded, "run_0", words=60, pause_s=0.02))
+    events = []
+    session = await away(recorded, recorded.client(since="start"), events, 150)
+    await running
+    await settled(recorded)
+    assert recorded.server._broadcaster.history.position(session.cursor) is None
+    async with recorded.client(since=session.cursor) as other:
+        events += await read_until(other, "run_0")
+    assert other.recovered
+    everything_once(events, emitted.events)

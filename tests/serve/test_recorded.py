@@ -10,15 +10,16 @@ from rollcast import EventFilter
 from rollcast.archive.writer import Written, _merged
 from rollcast.records import GrammarChecker, StreamEvent
 from rollcast.records import StreamEventType as T
-from rollcast.records.codec import decode_unchecked
+from rollcast.records.codec import decode_unchecked, encode
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.recorded import Checkpoint, Checkpoints, RecordPlace, keeps_all_of, place_named
 from rollcast.serve.returning import Repetitions
+from rollcast.serve.seen import Seen
 from rollcast.stream.queue import compact
 
 
-def emitted(dice, length):
+def emitted(dice, length, most_runs=2):
     """Events of runs and chains that take turns, as a manager emits them."""
     runs, number = {}, 0
 
@@ -28,7 +29,7 @@ def emitted(dice, length):
 
     events = []
     while len(events) < length:
-        if not runs or (len(runs) < 2 and dice.random() < 0.05):
+        if not runs or (len(runs) < most_runs and dice.random() < 0.05):
             number += 1
             run = {"id": f"run_{number}", "seq": -1, "chains": {}, "next": 0}
             runs[run["id"]] = run
@@ -75,8 +76,8 @@ class Server:
         self.record = []
 
     def place_of(self, position):
-        found = self.checkpoints.before(position)
-        return "" if found is None else f".r.{found.recorded}"
+        place = self.checkpoints.place_of(position)
+        return f".r{place}" if place else ""
 
     def take(self, events, *, overloaded):
         if overloaded:
@@ -102,9 +103,17 @@ class Server:
         if place is None or target.position < self.history.tail:
             return None
         assert place.position <= target.recorded
-        return self.record[place.position : target.recorded] + self.entries(
-            target.position, self.history.head
-        )
+        recorded = self.record[place.position : target.recorded]
+        if place.seen is not None:
+            recorded = [rest for event in recorded if (rest := rest_of(place.seen, event)) is not None]
+        return recorded + self.entries(target.position, self.history.head)
+
+
+def rest_of(seen, event):
+    """As a feed gives it."""
+    first = event.data.get("from_seq", event.seq) if event.event_type is T.LLM_GENERATION_CHUNK else event.seq
+    data = seen.rest_of(encode(event), event.event_type.value, event.run_id, event.chain_id, event.seq, first)
+    return None if data is None else decode_unchecked(data)
 
 
 class Viewer:
@@ -153,13 +162,19 @@ def check(events, everything):
 
 @given(
     seed=st.integers(0, 10**9), length=st.integers(5, 120), limit=st.sampled_from([300, 1500, 6000, 10**6]),
-    overloaded=st.sampled_from([0.0, 0.0, 0.3]), cuts=st.integers(1, 3),
+    overloaded=st.sampled_from([0.0, 0.0, 0.3]), cuts=st.integers(1, 3), remembers=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=300)
-def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(seed, length, limit, overloaded, cuts):
-    """Whatever the size of the memory, and however far history and record are from each other."""
+def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
+    seed, length, limit, overloaded, cuts, remembers
+):
+    """Whatever the size of the memory, and however far history and record are from each other.
+
+    If the cursor says how far the client is, it need not know what it had.
+    """
     dice = random.Random(seed)
-    everything = emitted(dice, length)
+    everything = emitted(dice, length, most_runs=2 if remembers else 1)
+    length = len(everything)
     server, viewer = Server(limit), Viewer()
     taken = written = 0
     position = 0  # of the viewer
@@ -177,7 +192,9 @@ def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(seed, len
             events = server.since(cursor)
             if events is None:
                 return  # it is told so, and gets snapshots
-            viewer.come_back()
+            place = place_named(cursor)
+            if remembers or place is None or place.seen is None:
+                viewer.come_back()
             viewer.take(events)
             position, cursor = server.history.head, None
         elif cursor is None:
@@ -235,7 +252,11 @@ def test_a_record_that_was_begun_anew_has_no_old_places():
         ("", None),
         ("a.-1", None),
         ("a.1.b", None),
-        ("a.1.b.2.c", None),
+        ("a.1.b.2.0fe1-7-ab_9", RecordPlace("b", 2, Seen("0fe1", 7, {"ab": 9}))),
+        ("b.2.0fe1-7", RecordPlace("b", 2, Seen("0fe1", 7, {}))),
+        ("b.2.0fe1-7-ab", None),
+        ("a.1.b.2.x", None),
+        ("a.1.b.2.c.d", None),
         ("a.1.b c.2", None),
         ("a." + "9" * 30, None),
     ],

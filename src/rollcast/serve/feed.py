@@ -25,6 +25,7 @@ from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted
 from rollcast.serve.history import encoded
 from rollcast.serve.recorded import Checkpoint, RecordPlace
+from rollcast.serve.seen import Seen
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Sender, Subscription
 
@@ -43,12 +44,13 @@ DIED = "the process that ran it died"
 
 
 class Part(NamedTuple):
-    """A record, and the position in it from which it is given."""
+    """A record, the position in it from which it is given, and what of it the client has."""
 
     path: Path
     record_id: str
     position: int
     crashed: bool = False
+    seen: Seen | None = None
 
 
 class Source(Protocol):
@@ -110,6 +112,7 @@ class RecordFeed:
         self._windows: Items[EventWindow] | None = None  # the reading that is open
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
+        self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
         self._holed: set[str] | None = (
             None  # the runs that were told that something could not be read; None: everything could
@@ -120,7 +123,9 @@ class RecordFeed:
     @property
     def place(self) -> RecordPlace | float | None:
         """Before what is given next; as `since` before that is known."""
-        return RecordPlace(self._record_id, self._position) if self._record_id else self._since
+        if not self._record_id:
+            return self._since
+        return RecordPlace(self._record_id, self._position, self._seen)
 
     def start(self) -> None:
         """Begin."""
@@ -138,9 +143,9 @@ class RecordFeed:
             if not parts:
                 source.begun(self, None)
                 return
-            source.begun(self, RecordPlace(parts[0].record_id, parts[0].position))
+            source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
             for part in parts[:-1]:
-                self._record_id, self._position = part.record_id, part.position
+                self._begin(part)
                 await self._give(part, None)
                 if part.crashed:
                     await self._end_lost_runs(part)
@@ -162,7 +167,8 @@ class RecordFeed:
 
     async def _follow(self, part: Part) -> None:
         """Give the record that grows, until the client can have the live tail."""
-        source, self._record_id, self._position = self._source, part.record_id, part.position
+        source = self._source
+        self._begin(part)
         while True:
             target = source.target()
             if target is not None and self._position < target.recorded:
@@ -174,6 +180,9 @@ class RecordFeed:
                 return
             else:
                 await asyncio.sleep(LOOK_S)
+
+    def _begin(self, part: Part) -> None:
+        self._record_id, self._position, self._seen = part.record_id, part.position, part.seen
 
     async def _give(self, part: Part, until: int | None) -> None:
         """Give the events of a record from `_position` on, as far as they are there."""
@@ -218,12 +227,18 @@ class RecordFeed:
         if pace is not None and event.event_type != StreamEventType.GAP:
             await self._until_due(event.timestamp, pace)
         last = self._last.get(event.run_id, -1)
+        data: bytes | None = event.data
+        if self._seen is not None:
+            data = self._seen.rest_of(
+                event.data, event.event_type, event.run_id, event.chain_id, event.seq, event.from_seq
+            )
         if self._holed is not None and event.run_id not in self._holed:
             self._holed.add(event.run_id)
             if event.run_id and event.from_seq > last + 1:
                 gap = _gap(event.run_id, event.source, last + 1, event.from_seq - 1, self._why)
                 await self._add(encoded(gap))
-        await self._add(event.data)
+        if data is not None:
+            await self._add(data)
         self._position = event.position + 1
         self._last[event.run_id] = max(event.seq, last)
 
@@ -241,7 +256,7 @@ class RecordFeed:
     async def _send(self) -> None:
         """Send the batch, and wait until the client has room for another."""
         events, self._events, self._size = self._events, [], 0
-        cursor = f"{self._record_id}.{self._position}"
+        cursor = str(RecordPlace(self._record_id, self._position, self._seen))
         self._source.sender.send([self.subscription], events, cursor)
         outlet, most = self.subscription.outlet, min(self._source.settings.client_buffer, FILL_BYTES)
         held_s, pause_s = 0.0, 0.005

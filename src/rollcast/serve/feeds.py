@@ -141,6 +141,11 @@ class RecordFeeds:
                 self._link.checkpoints.begin()  # it was added first, so it is given all that the server is
             record.on_written.append(self._written)
 
+    @property
+    def record(self) -> ArchiveObserver | None:
+        """What records, or recorded, the runs that are served."""
+        return None if self._link is None else self._link.observer
+
     def came(self) -> None:
         """Called when events came into the history. The lock is held."""
         if self._link is not None:
@@ -158,8 +163,8 @@ class RecordFeeds:
         """The end of a cursor for a position in the history."""
         with self._lock:
             link = self._link
-            checkpoint = None if link is None else link.checkpoints.before(position)
-            return "" if link is None or checkpoint is None else f".{link.record_id}.{checkpoint.recorded}"
+            place = "" if link is None else link.checkpoints.place_of(position)
+            return "" if link is None or not place else f".{link.record_id}{place}"
 
     # -- feeds ---------------------------------------------------------------------------------------------------------
 
@@ -230,7 +235,7 @@ class RecordFeeds:
             most = (
                 since.position if latest is None else latest.recorded
             )  # more is no place that a client was told
-            return [last._replace(position=min(since.position, most))]
+            return [last._replace(position=min(since.position, most), seen=since.seen)]
         before = await asyncio.to_thread(_parents, last.path, link.observer.parent, since)
         return None if before is None else [*before, last]
 
@@ -262,7 +267,7 @@ class RecordFeeds:
             self._endings.without(subscription)
         else:
             feed.answered = True
-            self._endings.answer(subscription, f"{place.record_id}.{place.position}")
+            self._endings.answer(subscription, str(place))
 
     def goes_live(self, feed: RecordFeed, checkpoint: Checkpoint) -> bool:
         """See `feed.Source`."""
@@ -295,7 +300,7 @@ def _parents(path: Path, parent: str | None, wanted: RecordPlace) -> list[Part] 
         facts = read_run_file(path)
         part = Part(path, facts.id, 0, crashed=state_of(facts)[0] == "crashed")
         if facts.id == wanted.record_id:
-            return [part._replace(position=wanted.position), *parts]
+            return [part._replace(position=wanted.position, seen=wanted.seen), *parts]
         parts.insert(0, part)
         parent = facts.parent
     return None

@@ -220,7 +220,7 @@ class History:
     def named(self, cursor: str) -> int | None:
         """The position that a cursor names, kept or not; None if it belongs to another history."""
         name, number, *place = (cursor.removesuffix(WITHIN) + ".").split(".")
-        if len(place) not in (1, 3):  # the place in a record that may follow is a name and a number
+        if len(place) not in (1, 3, 4):  # a place in a record may follow (recorded.py)
             return None
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None

@@ -152,6 +152,8 @@ class Queries:
     async def record(self, missing: list[str]) -> ArchiveObserver | None:
         """The record of the runs, up to date, or None; what it lacks is added to `missing`."""
         manager = self.manager
+        if manager is None and (past := self._broadcaster.feeds.record) is not None:
+            return past  # the manager is closed, and nothing more is recorded
         record = None if manager is None else record_of(manager)
         if record is None:
             missing.append(NO_RECORD)

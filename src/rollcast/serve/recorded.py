@@ -22,6 +22,7 @@ from rollcast.archive.writer import Written
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.serve.history import WITHIN, History
 from rollcast.serve.ledger import RunLedger
+from rollcast.serve.seen import MOST_EVENTS, Seen
 
 __all__ = ["RECORD_ID", "Checkpoint", "Checkpoints", "RecordPlace", "keeps_all_of", "place_named"]
 
@@ -29,20 +30,29 @@ CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 MAX_PENDING = 256  # blocks that wait for the history
 MAX_KNOWN = 8192  # checkpoints: twenty minutes, and then longer ago with less precision
 RECORD_ID = r"[A-Za-z0-9_-]{1,64}"  # a cursor is part of a frame's JSON, and is split at dots
-_IN_RECORD = re.compile(rf"(?:[0-9a-f]+\.\d{{1,18}}\.)?({RECORD_ID})\.(\d{{1,18}})")
+_IN_RECORD = re.compile(
+    rf"(?:[0-9a-f]+\.\d{{1,18}}\.)?({RECORD_ID})\.(\d{{1,18}})(?:\.([0-9a-f_-]{{1,512}}))?"
+)
 
 
 class RecordPlace(NamedTuple):
-    """A position in a record."""
+    """A position in a record, and what of the events behind it the client has, if the cursor says so."""
 
     record_id: str
     position: int
+    seen: Seen | None = None
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in self if part is not None)
 
 
 def place_named(cursor: str) -> RecordPlace | None:
     """The place in a record that a cursor names; None if it names none, or belongs to a client without all its snapshots."""
     found = None if cursor.endswith(WITHIN) else _IN_RECORD.fullmatch(cursor)
-    return None if found is None else RecordPlace(found[1], int(found[2]))
+    if found is None:
+        return None
+    seen = None if found[3] is None else Seen.read(found[3])
+    return None if seen is None and found[3] is not None else RecordPlace(found[1], int(found[2]), seen)
 
 
 def keeps_all_of(level: str, filter: EventFilter) -> bool:
@@ -78,6 +88,7 @@ class Checkpoints:
         self._ledger = ledger
         self._known: list[Checkpoint] = []
         self._pending: deque[Written] = deque()
+        self._named: tuple[object, str] = (None, "")  # the latest place that was asked for
 
     def begin(self) -> None:
         """Note that both begin at the same place."""
@@ -138,6 +149,20 @@ class Checkpoints:
         """The latest checkpoint that is not after this position in the history."""
         index = bisect_right(self._known, (position, 1 << 62))
         return self._known[index - 1] if index else None
+
+    def place_of(self, position: int) -> str:
+        """What a cursor for a position in the history says of the record: a place, and what the client has behind it."""
+        checkpoint = self.before(position)
+        if checkpoint is None:
+            return ""
+        key = (position, checkpoint)
+        if key != self._named[0]:
+            seen: Seen | None = None
+            if checkpoint.position >= self._history.tail and position - checkpoint.position <= MOST_EVENTS:
+                between = self._history.window(checkpoint.position, position - checkpoint.position)
+                seen = Seen.of(between, self._history.window(position, MOST_EVENTS))
+            self._named = (key, f".{checkpoint.recorded}" + ("" if seen is None else f".{seen}"))
+        return self._named[1]
 
     def position_of(self, recorded: int) -> int:
         """A position in the history before which a client with this place in the record has everything."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.serve.seen import without_beginning
 
 __all__ = ["Repetitions"]
 
@@ -93,14 +94,7 @@ class Repetitions:
             )
         if step > known or offset >= end:
             return chunk
-        # How many tokens the known text has is not known, so the lists of tokens cannot be cut; the generation's end has them.
-        data = {
-            name: value
-            for name, value in chunk.data.items()
-            if name not in ("token_ids", "logprobs", "dt_ms", "reasoning")
-        }
-        data |= {"content": content[end - offset :], "offset": end, "from_seq": before + 1}
-        return msgspec.structs.replace(chunk, data=data)
+        return without_beginning(chunk, end, before + 1)
 
     def _note(self, event: StreamEvent) -> None:
         kind, data = event.event_type, event.data
