@@ -15,6 +15,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
+from rollcast import BaseAgent
 from rollcast.archive import ArchiveObserver
 from rollcast.archive.reader import Archive
 from rollcast.errors import RefusedError
@@ -24,6 +25,7 @@ from rollcast.records.view import ChainView
 from rollcast.serve import Limits, Token
 from rollcast.serve import queries as module
 from rollcast.serve.protocol import Hello, Query, Stop, encode_frame
+from rollcast.testing import ScriptedBackend
 
 T = StreamEventType
 
@@ -295,6 +297,30 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
         assert {k: v for k, v in seen.items() if k not in unlike} == {
             k: v for k, v in row.items() if k not in unlike
         }
+
+
+async def test_agents_that_run_meanwhile_change_no_answer_in_itself(kept):
+    """While 40 chains of an agent run, each answer has each chain once; afterwards all of them, with their rewards."""
+    agent = BaseAgent(
+        backend=ScriptedBackend("The answer is 4."),
+        reward=lambda final_response: float("4" in final_response),
+        streaming_manager=kept.manager,
+    )
+    rows = [{"messages": [{"role": "user", "content": f"What is 2 + 2? {n}"}]} for n in range(10)]
+    running = asyncio.create_task(agent.run_async(1, rows, num_chains=4, enable_streaming=True))
+    asked = 0
+    while not running.done() or not asked:
+        asked += 1
+        for what in ("chains", "runs", "steps"):
+            found, total, _ = await ask(kept, what)
+            assert total == len(found)
+            if what == "chains":
+                assert len(set(ids(found))) == total <= 40
+    await running
+    found, total, _ = await ask(kept, "chains", filter={"reward": 1})
+    assert len(set(ids(found))) == total == 40
+    (run,), _, _ = await ask(kept, "runs")
+    assert (run["chains"], run["mean_reward"], run["status"]) == (40, 1.0, "completed")
 
 
 async def test_what_a_trainer_learned_reaches_those_who_watch(kept):

@@ -133,12 +133,12 @@ class Queries:
 
     @property
     def manager(self) -> Any:
-        """That of the server's observer, or None."""
+        """The manager that the server's observer is added to, or None."""
         return self._broadcaster.observer.manager
 
     @property
     def broadcaster(self) -> Broadcaster:
-        """Of the server."""
+        """The server's broadcaster."""
         return self._broadcaster
 
     async def table(self) -> LiveRows:
