@@ -286,7 +286,7 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
         async for part in answer:
             told |= {(row["run_id"], row["chain_id"]): row for row in part.rows}
             playing = playing or asyncio.create_task(play())
-            if playing.done() and len(told) == 48 and all(row["state"] == "ended" for row in told.values()):
+            if len(told) == 48 and all(row["state"] == "ended" for row in told.values()):
                 break
         assert await playing
     rows, total, _ = await ask(kept, "chains", limit=100)
@@ -340,7 +340,6 @@ async def test_what_a_trainer_learned_reaches_those_who_watch(kept):
 
 async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, until):
     """Nobody asks: no rows are kept, and the manager has one observer fewer."""
-    monkeypatch.setattr(module, "KEEP_S", 0.05)
     observer = kept.server.get_observer()
     async with kept.manager.run(chains=1) as run:
         finish(run, 0)
@@ -348,6 +347,8 @@ async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, un
         assert observer.companions
         names = [s.name for s in kept.manager.statistics()]
         assert "WebSocketStreamingServer (rows)" in names
+        monkeypatch.setattr(module, "KEEP_S", 0.01)
+        await ask(kept, "chains")
         await until(lambda: not observer.companions)
         await until(lambda: len(kept.manager.statistics()) == len(names) - 1)
         rows, _, _ = await ask(kept, "chains")
@@ -364,6 +365,20 @@ async def test_an_observer_that_is_taken_off_and_added_again(kept):
         kept.manager.add_observer(kept.server.get_observer())
         begin(stack, run, 1)
         assert len((await ask(kept, "chains"))[0]) == 2
+
+
+async def test_a_record_that_begins_late_says_so(stage, tmp_path, monkeypatch):
+    """What was over before it began is not in it."""
+    monkeypatch.setattr(module, "LATE_RECORD_S", 0.0)
+    await stage.serve()
+    async with stage.manager.run(chains=2) as run:
+        finish(run, 0)
+        await asyncio.sleep(0.01)
+        stage.manager.add_observer(ArchiveObserver(tmp_path / "r", masker=False))
+        finish(run, 1)
+        rows, _, last = await ask(stage, "chains")
+        assert [row["chain_id"] for row in rows] == ["chain_1"]
+        assert any("begins after some of the runs did" in sentence for sentence in last.missing)
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
