@@ -15,6 +15,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
+from rollcast import BaseAgent
 from rollcast.archive import ArchiveObserver
 from rollcast.archive.reader import Archive
 from rollcast.errors import RefusedError
@@ -24,6 +25,7 @@ from rollcast.records.view import ChainView
 from rollcast.serve import Limits, Token
 from rollcast.serve import queries as module
 from rollcast.serve.protocol import Hello, Query, Stop, encode_frame
+from rollcast.testing import ScriptedBackend
 
 T = StreamEventType
 
@@ -284,7 +286,7 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
         async for part in answer:
             told |= {(row["run_id"], row["chain_id"]): row for row in part.rows}
             playing = playing or asyncio.create_task(play())
-            if playing.done() and len(told) == 48 and all(row["state"] == "ended" for row in told.values()):
+            if len(told) == 48 and all(row["state"] == "ended" for row in told.values()):
                 break
         assert await playing
     rows, total, _ = await ask(kept, "chains", limit=100)
@@ -295,6 +297,30 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
         assert {k: v for k, v in seen.items() if k not in unlike} == {
             k: v for k, v in row.items() if k not in unlike
         }
+
+
+async def test_agents_that_run_meanwhile_change_no_answer_in_itself(kept):
+    """While 40 chains of an agent run, each answer has each chain once; afterwards all of them, with their rewards."""
+    agent = BaseAgent(
+        backend=ScriptedBackend("The answer is 4."),
+        reward=lambda final_response: float("4" in final_response),
+        streaming_manager=kept.manager,
+    )
+    rows = [{"messages": [{"role": "user", "content": f"What is 2 + 2? {n}"}]} for n in range(10)]
+    running = asyncio.create_task(agent.run_async(1, rows, num_chains=4, enable_streaming=True))
+    asked = 0
+    while not running.done() or not asked:
+        asked += 1
+        for what in ("chains", "runs", "steps"):
+            found, total, _ = await ask(kept, what)
+            assert total == len(found)
+            if what == "chains":
+                assert len(set(ids(found))) == total <= 40
+    await running
+    found, total, _ = await ask(kept, "chains", filter={"reward": 1})
+    assert len(set(ids(found))) == total == 40
+    (run,), _, _ = await ask(kept, "runs")
+    assert (run["chains"], run["mean_reward"], run["status"]) == (40, 1.0, "completed")
 
 
 async def test_what_a_trainer_learned_reaches_those_who_watch(kept):
@@ -314,7 +340,6 @@ async def test_what_a_trainer_learned_reaches_those_who_watch(kept):
 
 async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, until):
     """Nobody asks: no rows are kept, and the manager has one observer fewer."""
-    monkeypatch.setattr(module, "KEEP_S", 0.05)
     observer = kept.server.get_observer()
     async with kept.manager.run(chains=1) as run:
         finish(run, 0)
@@ -322,6 +347,8 @@ async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, un
         assert observer.companions
         names = [s.name for s in kept.manager.statistics()]
         assert "WebSocketStreamingServer (rows)" in names
+        monkeypatch.setattr(module, "KEEP_S", 0.01)
+        await ask(kept, "chains")
         await until(lambda: not observer.companions)
         await until(lambda: len(kept.manager.statistics()) == len(names) - 1)
         rows, _, _ = await ask(kept, "chains")
@@ -338,6 +365,20 @@ async def test_an_observer_that_is_taken_off_and_added_again(kept):
         kept.manager.add_observer(kept.server.get_observer())
         begin(stack, run, 1)
         assert len((await ask(kept, "chains"))[0]) == 2
+
+
+async def test_a_record_that_begins_late_says_so(stage, tmp_path, monkeypatch):
+    """What was over before it began is not in it."""
+    monkeypatch.setattr(module, "LATE_RECORD_S", 0.0)
+    await stage.serve()
+    async with stage.manager.run(chains=2) as run:
+        finish(run, 0)
+        await asyncio.sleep(0.01)
+        stage.manager.add_observer(ArchiveObserver(tmp_path / "r", masker=False))
+        finish(run, 1)
+        rows, _, last = await ask(stage, "chains")
+        assert [row["chain_id"] for row in rows] == ["chain_1"]
+        assert any("begins after some of the runs did" in sentence for sentence in last.missing)
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

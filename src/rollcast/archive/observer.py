@@ -142,6 +142,11 @@ class ArchiveObserver(StreamObserver):
         return self._recorder.failing
 
     @property
+    def began_at(self) -> float:
+        """When the record began, in seconds since the epoch; 0 before that."""
+        return self._recorder.about.started_at
+
+    @property
     def manager(self) -> Any:
         """The manager to which it is added, or None. From it come the trajectories of chains that end."""
         return self._manager

@@ -151,7 +151,7 @@ class RecordProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the child; None if none runs."""
+        """The process id of the child; None if no child runs."""
         child = self._holder.child
         return None if child is None or child.over else child.pid
 

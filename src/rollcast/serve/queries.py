@@ -68,6 +68,8 @@ NO_RECORD = (
     "these runs leave no record: what is over is told as far as the memory of the server goes back; "
     "an ArchiveObserver keeps a record"
 )
+LATE_RECORD_S = 1.0  # a record that begins with its run may open its files a little later
+LATE_RECORD = "the record {} begins after some of the runs did: what was over by then is not told"
 LET_GO = "more rows have changed than were kept for this client; ask again for all"
 
 
@@ -133,12 +135,12 @@ class Queries:
 
     @property
     def manager(self) -> Any:
-        """That of the server's observer, or None."""
+        """The manager that the server's observer is added to, or None."""
         return self._broadcaster.observer.manager
 
     @property
     def broadcaster(self) -> Broadcaster:
-        """Of the server."""
+        """The server's broadcaster."""
         return self._broadcaster
 
     async def table(self) -> LiveRows:
@@ -161,6 +163,13 @@ class Queries:
         behind = await recorded(manager, record)
         if behind is not None:
             missing.append(behind)
+        with self._broadcaster.lock:
+            runs = self._broadcaster.runs.events()
+        if any(
+            run.event_type is StreamEventType.RUN_START and run.timestamp + LATE_RECORD_S < record.began_at
+            for run in runs
+        ):
+            missing.append(LATE_RECORD.format(record.path.name))
         return record
 
     def reading(self) -> asyncio.Semaphore:
@@ -173,9 +182,11 @@ class Queries:
         async with self._turn:
             await asyncio.sleep(self._free_at - time.perf_counter())
             began = time.perf_counter()
-            yield
-            ended = time.perf_counter()
-            self._free_at = ended + (ended - began) * REST
+            try:
+                yield
+            finally:
+                ended = time.perf_counter()
+                self._free_at = ended + (ended - began) * REST
 
 
 class _Table:
@@ -226,13 +237,15 @@ class _Table:
                 rows.began(event)
         observer.companions = (rows,)
         manager.refresh(observer)
-        with broadcaster.lock:
-            until = broadcaster.history.head
         await caught_up(manager, rows)
         record = record_of(manager)
         if record is None:
-            await caught_up(manager, observer)
-            past = await past_of(broadcaster.history, broadcaster.lock, max(until, broadcaster.history.tail))
+            await caught_up(
+                manager, observer
+            )  # what was on its way when the table began is in the history now
+            with broadcaster.lock:
+                until = broadcaster.history.head
+            past = await past_of(broadcaster.history, broadcaster.lock, until)
             rows.fill(past.rows, ended=True)
             rows.fill_steps(past.steps)
             return
