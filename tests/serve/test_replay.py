@@ -120,6 +120,19 @@ async def test_a_replay_seeks_to_a_cursor_and_to_a_time(recorded, talk):
     assert again == events
 
 
+async def test_a_replay_goes_on_with_another_filter(recorded, talk):
+    """From the next event on, with one answer."""
+    await speak(recorded, "r")
+    await talk.say("subscribe", id="a", since="start", speed=0, filter={"types": ["chain_start"]})
+    await talk.hear("subscribed")
+    await talk.say("update", id="a", filter={"types": ["run_end"]})
+    assert (await talk.hear("subscribed", "error"))["recovered"]
+    await talk.say("speed", id="a", speed="max")
+    assert (await talk.hear("done", "subscribed"))["type"] == "done"
+    events, _ = await talk.events()
+    assert [e["event_type"] for e in events] == ["run_end"]
+
+
 async def test_a_replay_that_has_come_to_the_end_goes_on_live(recorded, talk):
     """Whoever replays a run that goes on sees what comes then."""
     await speak(recorded, "r1")

@@ -131,6 +131,7 @@ class Broadcaster:
             self._joins.detach()
             self._timer.cancel()
             self._timer.loop = None
+            self.feeds.detach()
             self._worker.detach()
             self._shortener.clear()
         self._narrow()
@@ -335,15 +336,14 @@ class Broadcaster:
 
     def _change_feed(
         self, subscription: Subscription, feed: Feed, filter: EventFilter
-    ) -> tuple[bool, str | None]:
+    ) -> tuple[bool, str | None] | None:
         """Change the filter of a subscription that is given a record; of a replay now, otherwise once it has caught up."""
         if subscription.pace is None:
             subscription.next_filter = filter
-        else:
-            subscription.selector = self._selectors.of(filter, self.subscriptions.values())
-            self.feeds.restart(subscription, feed.place)
-        self._narrow()
-        return True, None
+            return True, None
+        subscription.selector = self._selectors.of(filter, self.subscriptions.values())
+        self.feeds.restart(subscription, feed.place)
+        return None
 
     def subscription(self, outlet: Outlet, id: str) -> Subscription | None:
         """One of the outlet's subscriptions; None: it was closed meanwhile."""
@@ -355,7 +355,7 @@ class Broadcaster:
         with self.lock:
             return self.subscriptions[outlet, id].losses
 
-    def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
+    def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None] | None:
         """Change a subscription's filter; chains that come into view start with snapshots. Returns the same as `subscribe`."""
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:

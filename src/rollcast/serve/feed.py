@@ -109,6 +109,7 @@ class RecordFeed:
         self._since = since
         self._record_id = ""
         self._position = 0  # in the record, after what was put into the batch
+        self._turn = source.readings
         self._windows: Items[EventWindow] | None = None  # the reading that is open
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
@@ -189,7 +190,8 @@ class RecordFeed:
         source, wanted = self._source, self.subscription.selector.filter
         while True:
             begun, given = self._position, False
-            await source.readings.acquire()
+            self._turn = source.readings
+            await self._turn.acquire()
             since = f"{part.record_id}.{begun}"  # at its path there may be another record by now
             self._windows = windows = source.records.events(
                 part.path, since=since, filter=wanted, until=until
@@ -219,7 +221,7 @@ class RecordFeed:
         if self._windows is not None:
             self._windows.close()
             self._windows = None
-            self._source.readings.release()
+            self._turn.release()
 
     async def _give_event(self, event: RecordedEvent) -> None:
         """Add the event to the batch when it is due, after a `gap` if something before it could not be read."""

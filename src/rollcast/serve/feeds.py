@@ -105,10 +105,8 @@ class RecordFeeds:
         self._lock = lock
         self._endings = endings
         self._link: _Link | None = None
-        self._seen: tuple[object, int] = (
-            None,
-            -1,
-        )  # the manager, and the version of its observers, that were looked at
+        # The manager, and the version of its observers, that were looked at.
+        self._seen: tuple[object, int] = (None, -1)
         history.recorded = self._place_of
 
     # -- the record ----------------------------------------------------------------------------------------------------
@@ -133,6 +131,8 @@ class RecordFeeds:
         if re.fullmatch(RECORD_ID, record.id) is None:
             return  # its owner gave it an id that no cursor can have
         with self._lock:
+            if self._link is not link:
+                return  # another thread found it first
             if link is not None:
                 link.observer.on_written.remove(self._written)
             self._link = _Link(record, Checkpoints(self._history, self._ledger))
@@ -193,6 +193,10 @@ class RecordFeeds:
             subscription.feed.stop()
         subscription.feed = feed = RecordFeed(subscription, self, place)
         feed.start()
+
+    def detach(self) -> None:
+        """Called when the server stops serving from an event loop."""
+        self.readings = asyncio.Semaphore(READINGS)  # the old one belongs to that loop
 
     def seek(self, subscription: Subscription | None, cursor: str | None, at: float | None) -> str | None:
         """Go on at a cursor or a time; why that cannot be done, in a sentence."""
