@@ -26,7 +26,6 @@ from rollcast.archive.format import (
     TRAIN_FILE,
     TRAJECTORIES,
     RunFile,
-    prompt_hash,
 )
 from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
@@ -38,6 +37,7 @@ from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
+from rollcast.records.message import prompt_hash
 from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
@@ -372,7 +372,7 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
