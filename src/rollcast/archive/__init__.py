@@ -1,11 +1,11 @@
 """A run's folder, which answers tomorrow what happened (docs/archive.md). `format.py` draws it."""
 
+from rollcast.archive.format import prompt_hash
 from rollcast.archive.index import RecordEntry, find_record, list_records
 from rollcast.archive.observer import ArchiveObserver
 from rollcast.archive.reader import Archive, ChainRows, EventReader
 from rollcast.archive.recovery import Recovery, recover
 from rollcast.archive.secrets import Masker
-from rollcast.records.message import prompt_hash
 
 __all__ = [
     "Archive",

@@ -150,6 +150,7 @@ def _slowest(rows: list[dict[str, Any]]) -> list[SlowChain]:
 
 
 def _steps(rows: list[dict[str, Any]]) -> list[StepFigures]:
+    rows = [row for row in rows if row.get("split") != "eval"]
     runs = {row["run_id"]: row["train_step"] for row in rows if isinstance(row.get("train_step"), int)}
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in rows:

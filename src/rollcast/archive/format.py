@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 
 from rollcast.errors import ArchiveError, InputError
-from rollcast.records import StreamEventType
+from rollcast.records import StreamEventType, prompt_hash
 
 __all__ = [
     "CHAINS_FILE",
@@ -65,6 +65,7 @@ __all__ = [
     "index_name",
     "is_full",
     "live_name",
+    "prompt_hash",
     "record_name",
     "sealed_name",
     "types_of",

@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 
-from rollcast.archive.format import ChainRow, Totals
+from rollcast.archive.format import ChainRow, Totals, prompt_hash
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
-from rollcast.records.message import prompt_hash
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
 from rollcast.records.view_parts import Conversation, OpenCall

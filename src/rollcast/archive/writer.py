@@ -26,6 +26,7 @@ from rollcast.archive.format import (
     TRAIN_FILE,
     TRAJECTORIES,
     RunFile,
+    prompt_hash,
 )
 from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
@@ -37,7 +38,6 @@ from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.records.message import prompt_hash
 from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
