@@ -90,6 +90,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
         }
         if content:
             self._handlers[T.TOOL_OBSERVATION] = self._observation
+            self._handlers[T.MESSAGE] = self._message
         self.filter = EventFilter(types=self._handlers)
 
     async def on_event(self, event: StreamEvent) -> None:
@@ -263,7 +264,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
         chain = self._known(event)
         if chain is None:
             return
-        scores = {"reward": event.data["reward"], **event.data["metrics"]}
+        name = "step_reward" if event.data.get("final") is False else "reward"
+        scores = {name: event.data["reward"], **event.data["metrics"]}
         for name, value in scores.items():
             if isinstance(value, int | float):
                 attributes = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": float(value)}
@@ -324,8 +326,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
         run = self._runs[event.run_id]
         self._spans.close_children(chain, "unseen", nanoseconds(event))
         if self._content:
-            chain.history += [tool_message(call_id, text) for call_id, text in chain.results.items()]
-            chain.results.clear()
+            _list_results(chain)
         model = attributes.get("gen_ai.request.model") or run.model
         chain.generation, _ = self._spans.open(
             f"chat {model}".rstrip(),
@@ -341,6 +342,13 @@ class OpenTelemetryStreamObserver(StreamObserver):
             },
             SpanKind.INTERNAL if run.backend in IN_PROCESS else SpanKind.CLIENT,
         )
+
+    def _message(self, event: StreamEvent) -> None:
+        """Add a message from outside to the conversation, after the results of the calls before it."""
+        chain = self._known(event)
+        if chain is not None:
+            _list_results(chain)
+            chain.history.append(said_by(event.data))
 
     def _generation_end(self, event: StreamEvent) -> None:
         chain, data = self._known(event), event.data
@@ -415,3 +423,9 @@ class OpenTelemetryStreamObserver(StreamObserver):
         if not self._content:
             return {}
         return {name: as_json([m if "parts" in m else said_by(m) for m in messages])}
+
+
+def _list_results(chain: OpenChain) -> None:
+    """Add the results of the ended calls to the conversation."""
+    chain.history += [tool_message(call_id, text) for call_id, text in chain.results.items()]
+    chain.results.clear()

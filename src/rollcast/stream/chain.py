@@ -156,6 +156,7 @@ class ChainWriter:
         live: whether the run emits events.
         generation_open: the generation that has begun and not ended, or None.
         tools_open: the tool calls that have begun and not ended, by call id.
+        spoken_to: whether a message from outside came after the latest turn, so that the next one comes before any tool call.
         depth: how many turns the chain has had since its last fresh prompt; None before the first.
         notes: what a snapshot needs besides the trajectory; kept if the run is live.
     """
@@ -177,6 +178,7 @@ class ChainWriter:
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}
+        self.spoken_to = False
         self.notes = ChainNotes()
         self._tools = tools
         self._reference = reference
@@ -324,6 +326,7 @@ class ChainWriter:
             if self.live:
                 self.notes.message_came(self.trajectory)
             self.trajectory.messages.append(message)
+            self.spoken_to = True
             if self.live:
                 self.emit(T.MESSAGE, dict(message))
 
@@ -521,6 +524,7 @@ class GenerationWriter:
             turn.fresh = turn.fresh and turn.step > 1
             chain.trajectory.turns.append(turn)
             chain.generation_open = self
+            chain.spoken_to = False
             chain.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
@@ -727,6 +731,11 @@ class ToolCallWriter:
             if not chain.trajectory.turns:
                 raise InputError(
                     f"{chain.trajectory.chain_id} calls {call.tool_name} before any generation; open one first"
+                )
+            if chain.spoken_to:
+                raise InputError(
+                    f"{chain.trajectory.chain_id} calls {call.tool_name} after a message from outside; open a generation first, "
+                    "or add the message after the turn's calls"
                 )
             if call.call_id in chain.tools_open:
                 raise InputError(
