@@ -56,13 +56,13 @@ _NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabl
 
 # Where text from outside stands in the data of each type. What is not named here was sampled, or says nothing.
 _FIELDS: dict[str, tuple[str, ...]] = {
-    T.RUN_START: ("settings", "tags", "name"),
+    T.RUN_START: ("settings", "tags", "name", "tools"),
     T.CHAIN_START: ("messages", "reference", "row"),
     T.TOOL_CALL_START: ("arguments",),
     T.TOOL_OBSERVATION: ("observation",),
     T.ERROR: ("error",),
     T.CHAIN_SNAPSHOT: ("messages", "tool_calls", "reference", "error"),
-    "message": ("content",),
+    T.MESSAGE: ("content",),
 }  # fmt: skip
 
 Pattern = str | re.Pattern[str]

@@ -113,9 +113,13 @@ def _step_rows(figures: Figures, texts: EventRows) -> list[Row]:
     kept = figures.steps
     if len(kept) > _STEPS:  # evenly, with the first and the last
         kept = [figures.steps[round(i * (len(kept) - 1) / (_STEPS - 1))] for i in range(_STEPS)]
-    rows = [["step", "chains", "reward", "tokens", "longest", "turns"]]
+    rows = [["step", "chains", "reward", "tokens", "longest", "turns", "failed calls"]]
     for step in kept:
         longest = "-" if step.longest_tokens is None else f"{step.longest_tokens:,}"
         means = (number_text(step.mean_reward), number_text(step.mean_tokens), number_text(step.mean_steps))
-        rows.append([str(step.train_step), f"{step.chains:,}", means[0], means[1], longest, means[2]])
+        calls, failed = (
+            sum(getattr(use, name) for use in step.tools.values()) for name in ("calls", "failed")
+        )
+        row = [str(step.train_step), f"{step.chains:,}", means[0], means[1], longest, means[2]]
+        rows.append([*row, f"{failed:,} of {calls:,}" if calls else "-"])
     return _table("training steps (means over chains)", rows, texts, 0)

@@ -28,6 +28,7 @@ __all__ = [
     "as_json",
     "bounded_fields",
     "bounded_json",
+    "bounded_row",
     "described",
     "nests_deeply",
     "object_or_text",
@@ -89,6 +90,19 @@ def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
 def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A dict of the fields, each bounded."""
     return {name: bounded_json(value) for name, value in fields.items()}
+
+
+def bounded_row(fields: Mapping[Any, Any], limit: int = VALUE_LIMIT) -> dict[str, Any]:
+    """A dict of the fields, which together take about `limit` characters of JSON: those for which no room is left are described."""
+    shown: dict[str, Any] = as_json({name: bounded_json(value, limit) for name, value in fields.items()})
+    left = limit
+    for name, value in shown.items():
+        size = len(name) + len(msgspec.json.encode(value))
+        if size <= left:
+            left -= size
+        else:
+            shown[name] = described(value)
+    return shown
 
 
 def object_or_text(value: Any) -> dict[str, Any] | str:
