@@ -12,6 +12,7 @@ Hints about single groups are left out of trainings: every rollout has other gro
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -194,7 +195,7 @@ class HintWatch:
         self.note(event)
         if event.event_type is CHUNK:
             return []
-        changes = self._last_looks() if self._ending else []
+        changes = self.end_runs() if self._ending else []
         at = moment(event.timestamp)
         if at is not None and self._is_due(at):
             changes += self._look(at)
@@ -206,7 +207,9 @@ class HintWatch:
         Args:
             now: seconds since the epoch on the clock of the events.
         """
-        changes = self._last_looks()
+        changes = self.end_runs()
+        if self._looked_at is None:
+            self._looked_at = -math.inf
         return changes + self._look(now) if self._is_due(now) else changes
 
     def end_run(self, run_id: str) -> list[HintChange]:
@@ -214,7 +217,19 @@ class HintWatch:
         if run_id not in self._runs.runs:
             return []
         self._ending[run_id] = None
-        return self._last_looks()
+        return self.end_runs()
+
+    def end_runs(self) -> list[HintChange]:
+        """Look at the runs that have ended for the last time, and forget them."""
+        changes: list[HintChange] = []
+        for run_id in list(self._ending):
+            del self._ending[run_id]
+            run = self._runs.runs.get(run_id)
+            if run is not None:
+                if run.chains:
+                    changes += self._last_look(run)
+                self._forget(run)
+        return changes
 
     # -- the views --------------------------------------------------------------------------------------------------------
 
@@ -251,18 +266,6 @@ class HintWatch:
         changes: list[HintChange] = []
         for name, of_scope in found.items():
             changes += self._scope(name).take(of_scope, at, ended=False)
-        return changes
-
-    def _last_looks(self) -> list[HintChange]:
-        """Look at the runs that have ended for the last time, and forget them."""
-        changes: list[HintChange] = []
-        for run_id in list(self._ending):
-            del self._ending[run_id]
-            run = self._runs.runs.get(run_id)
-            if run is not None:
-                if run.chains:
-                    changes += self._last_look(run)
-                self._forget(run)
         return changes
 
     def _last_look(self, run: RunView) -> list[HintChange]:

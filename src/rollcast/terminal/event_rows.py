@@ -128,7 +128,9 @@ class EventRows:
         row: Row = [("! ", "gap"), *([("no longer: ", "dim")] if gone else [])]
         row += self.line(hint.sentence, _HINT_CHARS, "dim" if gone else "")
         names = named_chains(hint)
-        return [*row, *self.line(f" ({names})", _HINT_CHARS, "dim")] if names and not gone else row
+        if names and not gone:
+            row += [(" ", ""), *self.line(f"({names})", _HINT_CHARS, "dim")]
+        return row
 
     def _run_start(self, event: StreamEvent) -> list[Row]:
         data, dot = event.data, f" {self.glyphs.dot} "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.hint_watch import HintChange, HintWatch
+from rollcast.records.hints import HintKind
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 from rollcast.terminal.printer import Printer
@@ -23,10 +24,10 @@ def hints_wanted(filter: EventFilter) -> bool:
     return all(part.types is None for part in filter.alternatives)
 
 
-def folded_row(kinds: Counter[str]) -> Row:
+def folded_row(kinds: Mapping[HintKind, int]) -> Row:
     """A row that counts the hints that have none of their own."""
     total = sum(kinds.values())
-    told = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
+    told = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda each: -each[1]))
     return [("! ", "gap"), (f"{total:,} more hint{'' if total == 1 else 's'}", "gap"), (f" ({told})", "dim")]
 
 
@@ -40,7 +41,7 @@ class HintRows:
         self._left = float(AT_ONCE)
         self._at: float | None = None
         self._told: dict[str, None] = {}
-        self._folded: Counter[str] = Counter()
+        self._folded: Counter[HintKind] = Counter()
 
     def of(
         self, changes: Iterable[HintChange], at: float, rows: EventRows, *, ended: bool = False
