@@ -11,6 +11,7 @@ from rollcast.tasks import task_names
 __all__ = [
     "AgentArg",
     "AgentOption",
+    "AlertOption",
     "BackendOption",
     "BackendOptionsOption",
     "BestOption",
@@ -131,6 +132,13 @@ PaceOption = Annotated[
 JsonOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Append every event as a JSON line; - is standard output."),
+]
+AlertOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|COMMAND",
+        help="POST to this address, or run this command, when something becomes worth a look (docs/hints.md) or a run fails.",
+    ),
 ]
 ChainOption = Annotated[
     list[str] | None, typer.Option(help="Show this chain only (chain_0 …); may be given several times.")

@@ -6,11 +6,12 @@ import asyncio
 import secrets
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.cli.alert import alert_to
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import is_standard_output, log_at, log_line
@@ -57,6 +58,7 @@ class RunOptions:
     pace: float | None
     json: str | None
     serving: Serving
+    alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -78,10 +80,13 @@ def run_command(options: RunOptions) -> int:
     log = log_at(options.json)
     rows = _rows(task, options)
     server = server_at(options.serving)
+    alert = alert_to(options.alert)
     agent = _agent(task, own, options)
     lines_to_stdout = is_standard_output(options.json)
     if log is not None:
         agent.streaming_manager.add_observer(log)
+    if alert is not None:
+        agent.streaming_manager.add_observer(alert)
     if not lines_to_stdout:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)

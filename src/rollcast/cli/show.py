@@ -17,8 +17,9 @@ from rollcast.cli.output import Output
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
-from rollcast.records.hints import hints
+from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
 from rollcast.terminal.event_rows import EventRows
+from rollcast.terminal.hint_lines import folded_row
 from rollcast.terminal.layout import Row
 
 __all__ = ["ShowOptions", "show_command"]
@@ -81,8 +82,9 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         out.say(_head(archive, texts))
         _show_chain(archive, rows[-1], out, options)
         return
+    found = _hints(archive, rows, step, whole=options.group is None)
     out.say(_head(archive, texts), *_settings_rows(archive, texts))
-    out.say(*_totals(archive, rows, step, texts), *_hint_rows(rows, texts))
+    out.say(*_totals(archive, rows, step, texts), *_hint_rows(found, len(rows), texts))
     picked = _picked(archive, rows, options)
     if picked is not None:
         out.say([])
@@ -143,6 +145,8 @@ def _show_chain(
                 )
             ]
         )
+    if options.chain:  # else those of all chains stand above
+        out.say(*_hint_rows(_hints_of_chain(archive, row), 1, out.printer.rows))
     out.say(*chain_rows(story, out.printer.rows, tokens=options.tokens))
     warn_of_damage(archive, story.reader.damage)
 
@@ -202,13 +206,48 @@ def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, text
     return found
 
 
-def _hint_rows(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+def _hints(archive: Archive, rows: list[dict[str, Any]], step: int | None, *, whole: bool) -> list[Hint]:
+    """What is worth a look in the chains that are shown; `whole`: they are all of a step, so its training is looked at too."""
     if len(rows) > _HINTED:
+        return []
+    return hints(views_of(rows)) + (trend_hints(_steps(archive, step)) if whole and step is not None else [])
+
+
+def _steps(archive: Archive, until: int) -> list[StepSummary]:
+    """The rollouts of each training step up to one, as far back as there are not too many chains."""
+    of_step: dict[int, list[dict[str, Any]]] = {}
+    for row in archive.chains().rows:
+        step = row.get("train_step")
+        if isinstance(step, int) and step <= until:
+            of_step.setdefault(step, []).append(row)
+    found: list[StepSummary] = []
+    left = _HINTED
+    for step in sorted(of_step, reverse=True):
+        left -= len(of_step[step])
+        if left < 0:
+            break
+        summed = summary(views_of(of_step[step]))
+        found += [] if summed is None else [summed]
+    return found[::-1]
+
+
+def _hints_of_chain(archive: Archive, row: dict[str, Any]) -> list[Hint]:
+    """The hints in the chain's run that the chain is among those to show. It is put first, since a hint names only some."""
+    chain_id = row["chain_id"]
+    rows = [each for each in archive.chains().rows if each.get("run_id") == row.get("run_id")]
+    if len(rows) > _HINTED:
+        return []
+    first = sorted(rows, key=lambda each: each["chain_id"] != chain_id)
+    return [hint for hint in hints(views_of(first)) if chain_id in hint.chains]
+
+
+def _hint_rows(found: list[Hint], chains: int, texts: EventRows) -> list[Row]:
+    if chains > _HINTED:
         text = f"no hints: they are looked for in at most {_HINTED:,} chains; name a step or a group"
         return [[(text, "dim")]]
-    found = hints(views_of(rows))
-    shown: list[Row] = [[("! ", "gap"), *texts.line(hint.sentence, 400)] for hint in found[:_HINTS]]
-    return shown + ([[(f"! {len(found) - _HINTS} more hints", "gap")]] if len(found) > _HINTS else [])
+    shown = [texts.hint(hint) for hint in found[:_HINTS]]
+    more = Counter(hint.kind for hint in found[_HINTS:])
+    return shown + ([folded_row(more)] if more else [])
 
 
 def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field
 
 from rollcast.cli.address import server_address
+from rollcast.cli.alert import alert_to
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
 from rollcast.stream import StreamingManager
@@ -25,6 +26,7 @@ class WatchOptions:
     since: str
     token: str | None = field(repr=False)
     tls_ca: str | None
+    alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -53,11 +55,14 @@ def watch_command(options: WatchOptions) -> int:
 async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
     from rollcast.serve import WebSocketStreamingClient  # noqa: PLC0415  (other commands need no network)
 
+    of_chains = None if options.show_chains is None else EventFilter(chains=options.show_chains)
+    # The network may be quiet while the chains are not, so only the times of events count.
+    alert = alert_to(options.alert, chain_filter=of_chains, by_clock=False)
     # Events may be from a later version, or made by hand: they are shown, not checked.
     client = WebSocketStreamingClient(
         server_address(options.url),
         token=options.token,
-        filter=wanted,
+        filter=wanted if alert is None else wanted | alert.filter,
         since=options.since,
         check=False,
         tls_ca=options.tls_ca,
@@ -66,8 +71,11 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
         show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
     )
     manager = StreamingManager()
+    console.hints_by_clock = False
     console.mode = "lossless"  # the network waits for a slow terminal, so that nothing is merged
     manager.add_observer(console)
+    if alert is not None:
+        manager.add_observer(alert)
     try:
         async with client:
             async for event in client:

@@ -295,6 +295,13 @@ class RunViews(msgspec.Struct, eq=False):
                 if named is not None:
                     named.apply(event)
 
+    def forget(self, run_id: str) -> None:
+        """Drop a run. If more of its events come, it begins anew."""
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            self.chains -= len(run.chains)
+            self.ended_ids = [name for name in self.ended_ids if name != run_id]
+
     def _new_run(self, run_id: str) -> RunView:
         run = self.runs[run_id] = RunView(run_id)
         self._bound(run_id)
