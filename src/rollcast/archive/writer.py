@@ -7,7 +7,9 @@ Each block of events is written in this order, so that a reader who finds someth
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import platform
 import secrets
 import time
@@ -61,11 +63,21 @@ def prepare_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    directory = path.parent
+    prepare_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the record directory, if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or is a file.
+    """
     if not directory.exists():
         directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         replace_file(directory / ".gitignore", b"*\n")
-    path.mkdir(mode=0o700, exist_ok=True)
+    elif not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
 
 
 class Recorder:
@@ -78,6 +90,10 @@ class Recorder:
         masker: of secrets; None masks nothing.
         open_parts: gives what is open in the chains now.
         on_failure: called with the first failure after a success.
+
+    Attributes:
+        redraw: gives another path if the folder is there already when the record begins, since another process drew the same
+            name. None: the path stays.
     """
 
     def __init__(
@@ -90,7 +106,6 @@ class Recorder:
         open_parts: Callable[[], Iterable[OpenPart]],
         on_failure: Callable[[BaseException], object],
     ) -> None:
-        self.path = path
         self.about = about
         self.failing: str | None = None
         about.id = about.id or secrets.token_hex(6)
@@ -99,19 +114,24 @@ class Recorder:
         self._masker = masker
         self._open_parts = open_parts
         self._on_failure = on_failure
+        self.redraw: Callable[[], Path] | None = None
         self._opened = False
         self._refused = False
-        self._lock = FolderLock(path / LOCK_FILE)
-        self._events = LineLog(path / EVENTS)
-        self._trajectories = LineLog(path / TRAJECTORIES)
-        self._chains = AppendedFile(path / CHAINS_FILE)
-        self._train = AppendedFile(path / TRAIN_FILE)
+        self._place_at(path)
         self._skeleton = Skeleton(about.totals)
         self._rows = b""
         self._train_rows = b""
         self._losses = Losses()
         self._past = Losses()  # what was written of the runs that are open
         self._warned = False
+
+    def _place_at(self, path: Path) -> None:
+        self.path = path
+        self._lock = FolderLock(path / LOCK_FILE)
+        self._events = LineLog(path / EVENTS)
+        self._trajectories = LineLog(path / TRAJECTORIES)
+        self._chains = AppendedFile(path / CHAINS_FILE)
+        self._train = AppendedFile(path / TRAIN_FILE)
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -128,6 +148,7 @@ class Recorder:
             self._begin_anew()
         if self._opened:
             return
+        self._claim_name()
         prepare_folder(self.path)
         self._lock.take()
         if self._events.position == 0 and (self.path / RUN_FILE).exists() and not self._is_ours():
@@ -139,6 +160,17 @@ class Recorder:
         self._write_run_file(sync=True)
         sync_folder(self.path)
         self._opened = True
+
+    def _claim_name(self) -> None:
+        """Make the folder, if its name was drawn: of all that drew the same name only one can."""
+        while self.redraw is not None:
+            prepare_directory(self.path.parent)
+            try:
+                self.path.mkdir(mode=0o700)
+            except FileExistsError:
+                self._place_at(self.redraw())
+            else:
+                self.redraw = None  # from now on the name stays
 
     def _is_ours(self) -> bool:
         try:
