@@ -28,6 +28,7 @@ __all__ = [
     "GroupOption",
     "HostNameOption",
     "JsonOption",
+    "KeepServingOption",
     "LrOption",
     "MaxConcurrentOption",
     "MaxStepsOption",
@@ -198,6 +199,13 @@ TlsCaOption = Annotated[
     typer.Option(
         metavar="FILE",
         help="For wss://: the authority that signed the server's certificate (PEM), if it is a private one.",
+    ),
+]
+KeepServingOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-serving",
+        help="With --serve: go on serving after the end, until Ctrl-C, so that who connects later still sees everything.",
     ),
 ]
 TrainTaskOption = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.replace import give_model
-from rollcast.cli.serving import Serving, server_at, watching
+from rollcast.cli.serving import Serving, keep_serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError
@@ -92,9 +93,13 @@ def run_command(options: RunOptions) -> int:
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
     if options.agent is None and options.model is None:
         print_about(task.about, out)
-    result, signals = run_to_the_end(_execute(agent, run, server, _Readers(out, log, server)))
-    print_summary(result, rows, out, log=None if log is None else log_line(log))
-    out.warn_if_broken()
+
+    def sum_up(result: RunResult) -> None:
+        print_summary(result, rows, out, log=None if log is None else log_line(log))
+        out.warn_if_broken()
+
+    readers = _Readers(out, log, server)
+    result, signals = run_to_the_end(_execute(agent, run, server, readers, sum_up, keep=options.serving.keep))
     if signals:
         return SIGNALLED + signals[0]
     if out.unread or (log is not None and log.unread):
@@ -187,18 +192,29 @@ class _Readers:
 
 
 async def _execute(
-    agent: BaseAgent, run: Run, server: WebSocketStreamingServer | None, readers: _Readers
+    agent: BaseAgent,
+    run: Run,
+    server: WebSocketStreamingServer | None,
+    readers: _Readers,
+    sum_up: Callable[[RunResult], None],
+    *,
+    keep: bool,
 ) -> tuple[RunResult, list[int]]:
-    async with AsyncExitStack() as stack:
+    """Run, print the summary, and serve on if that is asked for; the result, and the signals that ended the run."""
+    async with AsyncExitStack() as serving:
         if server is not None:
-            await stack.enter_async_context(server)
-            stack.enter_context(watching(server, agent.streaming_manager))
+            await serving.enter_async_context(server)
+            serving.enter_context(watching(server, agent.streaming_manager))
             readers.out.say([(f"watch it with: {this_command()} watch {server.url}", "")])
-        await stack.enter_async_context(agent)
-        looking = asyncio.create_task(_end_if_unread(run, readers))
-        stack.callback(looking.cancel)
-        with ending_on_signals(run.cancel) as signals:
-            result = await run.execute()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(agent)
+            looking = asyncio.create_task(_end_if_unread(run, readers))
+            stack.callback(looking.cancel)
+            with ending_on_signals(run.cancel) as signals:
+                result = await run.execute()
+        sum_up(result)
+        if server is not None and keep and not signals:
+            await keep_serving(server, readers.out.say)
         return result, signals
 
 

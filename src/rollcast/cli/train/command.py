@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
-from rollcast.cli.serving import server_at, watching
+from rollcast.cli.serving import keep_serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
@@ -81,8 +82,13 @@ def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketS
     settings, out = session.settings, session.out
     picture = can_draw()
     say_beginning(session.view, session.title, settings, out, picture=picture)
+
+    def sum_up(result: TrainResult) -> None:
+        say_end(session.view, session.title, settings, result, out, picture=picture)
+        session.say_what_is_missing()
+
     try:
-        result, signals = run_to_the_end(session.run(task, grpo, server))
+        _, signals = run_to_the_end(session.run(task, grpo, server, sum_up))
     except KeyboardInterrupt:
         if settings.trainer == "trl":
             # A thread is inside torch, which aborts if the interpreter exits meanwhile.
@@ -90,8 +96,6 @@ def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketS
             sys.stderr.flush()
             os._exit(SIGNALLED + signal.SIGINT)
         raise
-    say_end(session.view, session.title, settings, result, out, picture=picture)
-    session.say_what_is_missing()
     if signals:
         return SIGNALLED + signals[0]
     return UNREAD if session.unread else 0
@@ -172,20 +176,28 @@ class _Session:
         self.kept = False  # whether the settings are saved in the folder
 
     async def run(
-        self, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None
+        self,
+        task: Task,
+        grpo: GRPOConfig,
+        server: WebSocketStreamingServer | None,
+        sum_up: Callable[[TrainResult], None],
     ) -> tuple[TrainResult, list[int]]:
-        """Train; return the result, and the signals that ended it."""
-        async with AsyncExitStack() as stack:
+        """Train, print the summary, and serve on if that is asked for; the result, and the signals that ended the training."""
+        async with AsyncExitStack() as serving:
             if server is not None:
-                await stack.enter_async_context(server)
-                stack.enter_context(watching(server, self.agent.streaming_manager))
+                await serving.enter_async_context(server)
+                serving.enter_context(watching(server, self.agent.streaming_manager))
                 self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
-            await stack.enter_async_context(self.agent)
-            if self.scalars is not None:
-                stack.enter_context(self.scalars)
-            stack.enter_context(self.view)
-            signals = stack.enter_context(ending_on_signals(self._end))
-            result = await self._train(task, grpo)
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self.agent)
+                if self.scalars is not None:
+                    stack.enter_context(self.scalars)
+                stack.enter_context(self.view)
+                signals = stack.enter_context(ending_on_signals(self._end))
+                result = await self._train(task, grpo)
+            sum_up(result)
+            if server is not None and self.settings.keep_serving and not signals:
+                await keep_serving(server, self.view.say)
         return result, signals
 
     async def _train(self, task: Task, grpo: GRPOConfig) -> TrainResult:

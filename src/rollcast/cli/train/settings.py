@@ -49,6 +49,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: str | None = None
     origin: list[str] = []
     host_name: list[str] = []
+    keep_serving: bool = False
     json: str | None = None
     tensorboard: str | None = None
     no_color: bool = False
@@ -61,7 +62,13 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     def serving(self) -> Serving:
         """The settings about serving."""
         return Serving(
-            self.serve, self.token, self.tls_cert, self.tls_key, tuple(self.origin), tuple(self.host_name)
+            self.serve,
+            self.token,
+            self.tls_cert,
+            self.tls_key,
+            tuple(self.origin),
+            tuple(self.host_name),
+            keep=self.keep_serving,
         )
 
     @property
