@@ -18,7 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from rollcast.aio import follower
-from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, record_name, types_of
+from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, Totals, record_name, types_of
 from rollcast.archive.secrets import Masker
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder
@@ -52,7 +52,8 @@ class ArchiveObserver(StreamObserver):
         path: of the record's folder, which must not hold a record yet. The folder around it is made if it is not there.
         level: `auto`, `turns`, `tokens` or `summary`: what is kept.
         name, tags: what its owner calls it.
-        about: more of what `run.json` says: `command`, `settings`, `seed`, `versions`, `git_commit`, `parent`, `out`.
+        about: more of what `run.json` says: `command`, `settings`, `seed`, `parent`, `out`; `versions` of more than Rollcast and
+            the libraries that it knows; `git_commit`, if not that of the current folder.
         trajectories: keep the trajectories, with ids and log-probabilities. None: at every level but `summary`.
         lossless: the run waits if the record falls behind, so that it lacks nothing. Otherwise it never waits.
         masker: of secrets; None masks known shapes and the values of environment variables that look secret. Give
@@ -78,7 +79,7 @@ class ArchiveObserver(StreamObserver):
         lossless: bool = False,
         masker: Masker | bool | None = None,
     ) -> None:
-        folder = Path(path).absolute()
+        folder = _absolute(path)
         types = types_of(level)
         self.level = level
         self.chunk_interest = _TOKENS[level]
@@ -102,6 +103,7 @@ class ArchiveObserver(StreamObserver):
             masker=masker or None,
             open_parts=lambda: _open_parts(me()),
             on_failure=lambda error: _report(me(), error),
+            run_in=_absolute(""),
         )
         self._worker = Worker(self._recorder, f"rollcast-archive-{folder.name}")
         # What waits is written at exit, even if nobody removed the observer.
@@ -118,7 +120,7 @@ class ArchiveObserver(StreamObserver):
             name: of the task.
             options: as of the class.
         """
-        folder = Path(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY).absolute()
+        folder = _absolute(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
         began = time.time()
 
         def draw() -> Path:
@@ -133,6 +135,26 @@ class ArchiveObserver(StreamObserver):
     def path(self) -> Path:
         """Of the record's folder. A drawn name is settled when the record begins."""
         return self._recorder.path
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a record: it begins with the first run."""
+        return self._recorder.begun
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to be written: it has not begun, or is whole."""
+        return not self._worker.running
+
+    @property
+    def totals(self) -> Totals:
+        """What was recorded so far, counted on the thread that writes: settled when the record has ended."""
+        return self._recorder.about.totals
+
+    @property
+    def incomplete(self) -> str | None:
+        """What the record lacks, and why; None if it lacks nothing."""
+        return self._recorder.incomplete
 
     @property
     def failing(self) -> str | None:
@@ -157,7 +179,8 @@ class ArchiveObserver(StreamObserver):
                 manager.fanout.chain_closings.append(self._chain_closed)
 
     def _chain_closed(self, trajectory: Trajectory) -> None:
-        if os.getpid() == self._pid:
+        place = trajectory.chain_id, trajectory.group_id, trajectory.run_id
+        if os.getpid() == self._pid and self.filter.matches_chain(*place):
             self._worker.put_trajectory(trajectory)
 
     async def on_event(self, event: StreamEvent) -> None:
@@ -190,6 +213,13 @@ class ArchiveObserver(StreamObserver):
 
 async def _kept(promise: Future[None]) -> None:
     await asyncio.wrap_future(follower(promise))
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).absolute()
+    except OSError:  # the current folder was deleted
+        return Path(path)
 
 
 def _run_file(told: dict[str, Any], about: dict[str, Any], masker: Masker | None) -> RunFile:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,11 +18,12 @@ from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
+from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
 from rollcast.cli.replace import give_model
 from rollcast.cli.serving import Serving, keep_serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
-from rollcast.errors import InputError
+from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED, Sampling
 from rollcast.observers import JSONStreamObserver
@@ -57,6 +59,7 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
+    recording: Recording
     serving: Serving
     show_chains: list[str] | None
     show_types: list[str] | None
@@ -88,6 +91,7 @@ def run_command(options: RunOptions) -> int:
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
     run = _prepared(agent, task, rows, options)
+    record = _record(agent, options)
     if log is not None:
         log.open()
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
@@ -97,9 +101,18 @@ def run_command(options: RunOptions) -> int:
     def sum_up(result: RunResult) -> None:
         print_summary(result, rows, out, log=None if log is None else log_line(log))
         out.warn_if_broken()
+        if record is not None:
+            record.say()
 
     readers = _Readers(out, log, server)
-    result, signals = run_to_the_end(_execute(agent, run, server, readers, sum_up, keep=options.serving.keep))
+    try:
+        result, signals = run_to_the_end(
+            _execute(agent, run, server, readers, sum_up, keep=options.serving.keep)
+        )
+    except (RollcastError, KeyboardInterrupt) as error:
+        if record is not None:
+            record.say_after(error)
+        raise
     if signals:
         return SIGNALLED + signals[0]
     if out.unread or (log is not None and log.unread):
@@ -119,6 +132,24 @@ def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options:
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
+    )
+
+
+def _record(agent: BaseAgent, options: RunOptions) -> RunRecord | None:
+    """The record of the run, named after the agent, or after whose questions these are."""
+    if options.agent is not None:
+        name = name_of_agent(agent, options.agent)
+    elif options.rows:
+        name = Path(options.rows).stem
+    else:
+        name = "prompt" if options.prompts else agent.name
+    kept = (
+        "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace"
+    )  # fmt: skip
+    settings = {key: getattr(options, key) for key in kept}
+    settings["backend_options"] = options.backend_options or None
+    return record_for(
+        options.recording, agent.streaming_manager, name=name, settings=settings, seed=options.seed
     )
 
 
