@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -15,6 +18,16 @@ import rollcast
 # test would pass or fail by what ran before it.
 for name in rollcast.__all__:
     getattr(rollcast, name)
+
+# Records of the commands that tests run, in this process and in others, go where nobody keeps them.
+RECORDS = tempfile.mkdtemp(prefix="rollcast-records-of-tests-")
+os.environ["ROLLCAST_RECORDS"] = RECORDS
+
+
+def pytest_unconfigure():
+    """Take away what they left."""
+    shutil.rmtree(RECORDS, ignore_errors=True)
+
 
 # What `make quick` leaves out: these take most of the time of all tests, and are run by `make test`.
 SLOW = (
@@ -60,10 +73,11 @@ settings.load_profile("rollcast")
 @pytest.fixture(autouse=True)
 def commands_silence_no_later_test():
     """The commands silence a logger of their process; a test that calls one gives it back."""
-    logger = logging.getLogger("rollcast.observers.waiting_lines.count")
-    level = logger.level
+    names = ("rollcast.observers.waiting_lines.count", "rollcast.archive.count")
+    levels = {name: logging.getLogger(name).level for name in names}
     yield
-    logger.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import as_json
 from rollcast.text import well_formed
 
-__all__ = ["Masker", "secret_values"]
+__all__ = ["Masker", "masked_arguments", "secret_values"]
 
 T = StreamEventType
 
@@ -78,6 +78,27 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
         if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE and not _NO_SECRET.fullmatch(value)
     }
     return sorted(values, key=len, reverse=True)
+
+
+def masked_arguments(arguments: Iterable[str]) -> list[str]:
+    """A command's arguments, in which the value of an option or a setting whose name looks secret is `[masked:argument]`.
+
+    The value stands in the next argument (`--token VALUE`) or in the same one (`--token=VALUE`, `api_key=VALUE`).
+    """
+    masked: list[str] = []
+    secret_comes = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret_name = _SECRET_NAME.search(name.replace("-", "_")) is not None
+        if secret_comes:
+            masked.append("[masked:argument]")
+            secret_comes = False
+        elif equals and secret_name:
+            masked.append(f"{name}=[masked:argument]")
+        else:
+            masked.append(argument)
+            secret_comes = secret_name and argument.startswith("--")
+    return masked
 
 
 class Masker:

@@ -25,8 +25,10 @@ def main() -> None:
         lines = ("".join(piece for piece, _ in visible(line)) for line in str(error).split("\n"))
         with suppress(OSError):  # the standard error is full, or its reader has gone
             print("rollcast:", "\n".join(lines), file=sys.stderr)
+        _print_notes(error)
         sys.exit(2)
-    except KeyboardInterrupt:  # before a run began
+    except KeyboardInterrupt as interrupt:  # before a run began, or the second one
+        _print_notes(interrupt)
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
@@ -39,6 +41,13 @@ def main() -> None:
         with suppress(OSError):
             print("rollcast: the output cannot be written:", error.strerror or error, file=sys.stderr)
         sys.exit(2)
+
+
+def _print_notes(error: BaseException) -> None:
+    """What a command has to say after the error, such as where its record is."""
+    for note in getattr(error, "__notes__", ()):
+        with suppress(OSError):
+            print(note, file=sys.stderr)
 
 
 def _stdout_is_broken() -> bool:

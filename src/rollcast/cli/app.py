@@ -7,13 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from rollcast.cli import options
-from rollcast.cli.export import ExportOptions, export_command
-from rollcast.cli.records import record_directory, recover_command, runs_command
-from rollcast.cli.replay import ReplayOptions, replay_command
+from rollcast.cli.recording import Recording, record_directory
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
-from rollcast.cli.show import ShowOptions, show_command
-from rollcast.cli.stats import stats_command
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 from rollcast.version import __version__
@@ -62,6 +58,12 @@ def run(
     temperature: options.TemperatureOption = None,
     pace: options.PaceOption = None,
     json: options.JsonOption = None,
+    record: options.RecordOption = None,
+    no_record: options.NoRecordOption = False,
+    record_dir: options.RecordInOption = None,
+    record_lossless: options.RecordLosslessOption = False,
+    name: options.NameOption = None,
+    tag: options.TagOption = None,
     serve: options.ServeOption = None,
     token: options.TokenOption = None,
     tls_cert: options.TlsCertOption = None,
@@ -69,6 +71,7 @@ def run(
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
     alert: options.AlertOption = None,
+    keep_serving: options.KeepServingOption = False,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -95,8 +98,11 @@ def run(
         temperature=temperature,
         pace=pace,
         json=json,
-        serving=Serving(serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ())),
         alert=alert,
+        recording=Recording(record, no_record, record_dir, record_lossless, name, tuple(tag or ())),
+        serving=Serving(
+            serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
+        ),
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
@@ -130,7 +136,14 @@ def train(
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
     alert: options.AlertOption = None,
+    keep_serving: options.KeepServingOption = False,
     json: options.JsonOption = None,
+    record: options.RecordOption = None,
+    no_record: options.NoRecordOption = False,
+    record_dir: options.RecordInOption = None,
+    record_lossless: options.RecordLosslessOption = False,
+    name: options.NameOption = None,
+    tag: options.TagOption = None,
     tensorboard: options.TensorboardOption = None,
     config: options.ConfigOption = None,
     no_color: options.NoColorOption = False,
@@ -161,7 +174,14 @@ def train(
         "origin": origin or None,
         "host_name": host_name or None,
         "alert": alert,
+        "keep_serving": keep_serving or None,
         "json": json,
+        "record": record,
+        "no_record": no_record or None,
+        "record_dir": record_dir,
+        "record_lossless": record_lossless or None,
+        "name": name,
+        "tag": tag or None,
         "tensorboard": tensorboard,
         "no_color": no_color or None,
     }
@@ -208,6 +228,8 @@ def runs(
     json: options.RunsJsonOption = False,
 ) -> None:
     """List the records of runs, the newest first."""
+    from rollcast.cli.records import runs_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = runs_command(record_directory(record_dir), json=json)
     if code:
         raise typer.Exit(code)
@@ -230,6 +252,8 @@ def show(
 
     Of a training it shows the last step that has chains, unless another is named.
     """
+    from rollcast.cli.show import ShowOptions, show_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ShowOptions(
         record=record,
         step=step,
@@ -254,6 +278,8 @@ def stats(
     no_color: options.NoColorOption = False,
 ) -> None:
     """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
+    from rollcast.cli.stats import stats_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
     if code:
         raise typer.Exit(code)
@@ -274,6 +300,8 @@ def replay(
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
     """Show a recorded run as it was seen live."""
+    from rollcast.cli.replay import ReplayOptions, replay_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ReplayOptions(
         record=record,
         speed=speed,
@@ -301,6 +329,8 @@ def export(
     record_dir: options.RecordDirOption = None,
 ) -> None:
     """Write a record, or part of it, to the standard output in a format that others read."""
+    from rollcast.cli.export import ExportOptions, export_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
     code = export_command(record_directory(record_dir), chosen)
     if code:
@@ -317,6 +347,8 @@ def recover(
 
     Every whole line stays, and what is torn is named. It changes nothing more if it is done twice.
     """
+    from rollcast.cli.records import recover_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = recover_command(record_directory(record_dir), record, force=force)
     if code:
         raise typer.Exit(code)

@@ -29,12 +29,15 @@ __all__ = [
     "GroupOption",
     "HostNameOption",
     "JsonOption",
+    "KeepServingOption",
     "LrOption",
     "MaxConcurrentOption",
     "MaxStepsOption",
     "MinutesOption",
     "ModelOption",
+    "NameOption",
     "NoColorOption",
+    "NoRecordOption",
     "NoTimestampsOption",
     "OriginOption",
     "OutOption",
@@ -43,6 +46,9 @@ __all__ = [
     "QuestionsOption",
     "RecordArg",
     "RecordDirOption",
+    "RecordInOption",
+    "RecordLosslessOption",
+    "RecordOption",
     "ReplayGroupOption",
     "ReplaySpeedOption",
     "ReplayStepOption",
@@ -58,6 +64,7 @@ __all__ = [
     "SinceOption",
     "StatsJsonOption",
     "StepsOption",
+    "TagOption",
     "TaskOption",
     "TemperatureOption",
     "TensorboardOption",
@@ -208,6 +215,13 @@ TlsCaOption = Annotated[
         help="For wss://: the authority that signed the server's certificate (PEM), if it is a private one.",
     ),
 ]
+KeepServingOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-serving",
+        help="With --serve: go on serving after the end, until Ctrl-C, so that who connects later still sees everything.",
+    ),
+]
 TrainTaskOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help=f"What to learn: {', '.join(task_names())}. [default: arithmetic]"),
@@ -290,6 +304,37 @@ UrlArg = Annotated[
 ]
 SinceOption = Annotated[
     str, typer.Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+]
+
+RecordOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="What the record keeps: auto (all but tokens, and those that are shown anyway), turns, tokens or summary. "
+        "[default: auto]",
+    ),
+]
+NoRecordOption = Annotated[bool, typer.Option("--no-record", help="Leave no record.")]
+RecordInOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the record goes. [env var: ROLLCAST_RECORDS; default: rollcast-runs in the current folder]",
+    ),
+]
+RecordLosslessOption = Annotated[
+    bool,
+    typer.Option(
+        "--record-lossless", help="Wait for the disk if it is slow, so that the record lacks nothing."
+    ),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A name for the record. [default: the task's or the agent's]"),
+]
+TagOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TAG", help="A tag of the record, a word or KEY=VALUE; may be given several times."),
 ]
 
 RecordDirOption = Annotated[

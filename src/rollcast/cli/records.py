@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,21 +9,15 @@ from typing import Any
 
 import msgspec
 
-from rollcast.archive.format import DIRECTORY
 from rollcast.archive.index import RecordEntry, find_record, list_records, state_of
 from rollcast.archive.recovery import recover
 from rollcast.errors import ArchiveError
 from rollcast.text import printable_line
 
-__all__ = ["record_directory", "recover_command", "runs_command"]
+__all__ = ["recover_command", "runs_command"]
 
 _COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took")
 _RIGHT = frozenset({"chains", "failed", "reward", "step", "took"})
-
-
-def record_directory(given: str | None) -> Path:
-    """Where records are: as the option says, or `ROLLCAST_RECORDS`, or `rollcast-runs` in the current folder."""
-    return Path(given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
 
 
 def runs_command(directory: Path, *, json: bool) -> int:

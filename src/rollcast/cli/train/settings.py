@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from rollcast.cli.recording import Recording
 from rollcast.cli.serving import Serving
 from rollcast.errors import InputError
 
@@ -18,6 +19,7 @@ TRAINERS = ("embedded", "trl")
 
 _DEFAULT_MINUTES = 1.0
 _SECRET = ("token", "alert")  # an address for alerts often has a secret in it
+_HOW_RECORDED = ("record", "record_dir", "record_lossless")
 _KINDS = {
     "list": "a list of texts in quotes",
     "int": "a whole number",
@@ -51,7 +53,14 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     origin: list[str] = []
     host_name: list[str] = []
     alert: str | None = None
+    keep_serving: bool = False
     json: str | None = None
+    record: str | None = None
+    no_record: bool = False
+    record_dir: str | None = None
+    record_lossless: bool = False
+    name: str | None = None
+    tag: list[str] = []
     tensorboard: str | None = None
     no_color: bool = False
 
@@ -63,7 +72,20 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     def serving(self) -> Serving:
         """The settings about serving."""
         return Serving(
-            self.serve, self.token, self.tls_cert, self.tls_key, tuple(self.origin), tuple(self.host_name)
+            self.serve,
+            self.token,
+            self.tls_cert,
+            self.tls_key,
+            tuple(self.origin),
+            tuple(self.host_name),
+            keep=self.keep_serving,
+        )
+
+    @property
+    def recording(self) -> Recording:
+        """The settings about the record."""
+        return Recording(
+            self.record, self.no_record, self.record_dir, self.record_lossless, self.name, tuple(self.tag)
         )
 
     @property
@@ -93,9 +115,7 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     _refuse_both_ends(given, "--steps and --minutes")
     of_file = {} if config is None else _from_file(config)
     _refuse_both_ends(of_file, f"{config}: steps and minutes")
-    if "steps" in given or "minutes" in given:
-        of_file = {name: value for name, value in of_file.items() if name not in ("steps", "minutes")}
-    settings = TrainSettings(**(of_file | given))
+    settings = TrainSettings(**(_without_contradictions(of_file, given) | given))
     if settings.trainer not in TRAINERS:
         raise InputError(f"trainer is {settings.trainer!r}; expected {' or '.join(TRAINERS)}")
     if settings.show is not None and settings.show < 0:
@@ -103,6 +123,18 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     if settings.steps is None and settings.minutes is None:
         settings = msgspec.structs.replace(settings, minutes=_DEFAULT_MINUTES)
     return settings
+
+
+def _without_contradictions(of_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings without those that the command line has replaced by other ones."""
+    replaced: set[str] = set()
+    if "steps" in given or "minutes" in given:
+        replaced |= {"steps", "minutes"}
+    if given.get("no_record"):
+        replaced |= set(_HOW_RECORDED)
+    elif any(name in given for name in _HOW_RECORDED):
+        replaced.add("no_record")
+    return {name: value for name, value in of_file.items() if name not in replaced}
 
 
 def _refuse_both_ends(given: dict[str, Any], what: str) -> None:
