@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rollcast import InputError, StreamEvent, StreamEventType
 from rollcast.archive import Masker
-from rollcast.archive.secrets import secret_values
 from rollcast.records import Trajectory
+from rollcast.records.secrets import secret_values
 
 T = StreamEventType
 

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 from rollcast.aio import follower
 from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, record_name, types_of
-from rollcast.archive.secrets import Masker
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
+from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.observer import ChunkInterest, StreamObserver
 
@@ -55,7 +55,8 @@ class ArchiveObserver(StreamObserver):
             `False` to mask nothing.
 
     Raises:
-        InputError: there is no such level, `about` has a field that `run.json` has not, or the folder holds a record.
+        InputError: there is no such level, `about` has a field that `run.json` has not, `masker` is none, or the folder holds
+            a record.
     """
 
     threaded = True
@@ -84,14 +85,12 @@ class ArchiveObserver(StreamObserver):
         self._pid = os.getpid()
         self._manager: Any = None
         self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
-        if masker is None or masker is True:
-            masker = Masker()
         me = weakref.ref(self)  # the thread must not keep alive what ends it
         self._recorder = Recorder(
             self.path,
             _run_file(level, name, tags, about or {}),
             trajectories=self._keeps_trajectories,
-            masker=masker or None,
+            masker=masker_of(masker),
             open_parts=lambda: _open_parts(me()),
             on_failure=lambda error: _report(me(), error),
         )

@@ -31,13 +31,13 @@ from rollcast.archive.format import (
 from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
 from rollcast.archive.owner import FolderLock, this_process
-from rollcast.archive.secrets import Masker
 from rollcast.archive.segments import replace_file, sync_folder
 from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
+from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
@@ -94,6 +94,9 @@ class Recorder:
         self.about = about
         self.failing: str | None = None
         about.id = about.id or secrets.token_hex(6)
+        if masker is not None:
+            for name in ("name", "tags", "command", "settings", "versions", "out", "parent"):
+                setattr(about, name, masker.value(getattr(about, name)))
         about.versions = {"rollcast": __version__, "python": platform.python_version()} | about.versions
         self._keeps_trajectories = trajectories
         self._masker = masker
