@@ -78,10 +78,14 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     T.CHAIN_END: ("metrics",),
     T.TRAIN_STEP: ("metrics",),
     T.ERROR: ("error",),
-    T.CHAIN_SNAPSHOT: ("messages", "tool_calls", "reference", "row", "sampling", "model", "metrics", "error"),
+    T.CHAIN_SNAPSHOT: (
+        "messages", "unlisted_messages", "tool_calls", "reference", "row", "sampling", "model", "rewards", "metrics", "tools",
+        "error",
+    ),
     "message": ("content",),
 }  # fmt: skip
 
+_CONVERSATIONS = frozenset({"messages", "unlisted_messages"})
 _SAID = frozenset({"content", "reasoning", "reasoning_content"})  # of a message of an assistant
 
 Pattern = str | re.Pattern[str]
@@ -218,7 +222,7 @@ class Masker:
         changed = {}
         for name in names:
             if name in data:
-                mask = self._messages if name == "messages" else self.value
+                mask = self._messages if name in _CONVERSATIONS else self.value
                 masked = mask(data[name])
                 if masked is not data[name]:
                     changed[name] = masked
@@ -244,7 +248,13 @@ class Masker:
         return masked if any(a is not b for a, b in zip(masked, messages, strict=True)) else messages
 
     def _message(self, message: Any) -> Any:
-        if not isinstance(message, dict) or message.get("role") != "assistant":
+        """A message, or an object with one as `message`."""
+        if not isinstance(message, dict):
+            return self.value(message)
+        if isinstance(message.get("message"), dict):
+            inner = self._message(message["message"])
+            return message if inner is message["message"] else message | {"message": inner}
+        if message.get("role") != "assistant":
             return self.value(message)
         fields = {name: item if name in _SAID else self.value(item) for name, item in message.items()}
         return fields if any(fields[name] is not message[name] for name in message) else message
