@@ -85,12 +85,13 @@ class ArchiveObserver(StreamObserver):
         self._pid = os.getpid()
         self._manager: Any = None
         self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
+        masker = masker_of(masker)
         me = weakref.ref(self)  # the thread must not keep alive what ends it
         self._recorder = Recorder(
             self.path,
             _run_file(level, name, tags, about or {}),
             trajectories=self._keeps_trajectories,
-            masker=masker_of(masker),
+            masker=masker,
             open_parts=lambda: _open_parts(me()),
             on_failure=lambda error: _report(me(), error),
         )

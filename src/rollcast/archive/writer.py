@@ -94,9 +94,6 @@ class Recorder:
         self.about = about
         self.failing: str | None = None
         about.id = about.id or secrets.token_hex(6)
-        if masker is not None:
-            for name in ("name", "tags", "command", "settings", "versions", "out", "parent"):
-                setattr(about, name, masker.value(getattr(about, name)))
         about.versions = {"rollcast": __version__, "python": platform.python_version()} | about.versions
         self._keeps_trajectories = trajectories
         self._masker = masker
