@@ -19,6 +19,8 @@ READING = {
         "chain",
         "train_rows",
         "open_parts",
+        "notes",
+        "add_note",
         "trajectory",
         "state",
     },

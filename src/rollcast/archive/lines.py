@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +46,13 @@ class Block(NamedTuple):
         first: the position of the first one.
         lines: without their newlines.
         checked: a checksum says that they are as they were written.
+        sealed: their segment is sealed.
     """
 
     first: int
     lines: list[bytes]
     checked: bool = False
+    sealed: bool = False
 
 
 class _Hint(NamedTuple):
@@ -130,9 +133,13 @@ class SegmentedLines:
             for first, lines in frames_in(segment.path, segment.first, after, self.damage):
                 skip = max(since - first, 0)
                 if skip < len(lines):
-                    yield Block(first + skip, lines[skip:], checked=True)
+                    yield Block(first + skip, lines[skip:], checked=True, sealed=True)
             return
         with segment.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != index.size:  # it was replaced since its index was read
+                del self._indexes[segment.path]
+                yield from self._compressed(segment, after, since, wants)
+                return
             for frame in index.frames:
                 if frame.last < since:
                     continue
@@ -149,7 +156,7 @@ class SegmentedLines:
                     yield Block(frame.last + 1, [])
                     continue
                 skip = max(since - frame.first, 0)
-                yield Block(frame.first + skip, lines[skip:], checked=True)
+                yield Block(frame.first + skip, lines[skip:], checked=True, sealed=True)
 
     def _index(self, segment: Segment) -> SegmentIndex | None:
         known = self._indexes.get(segment.path)
@@ -166,8 +173,13 @@ class SegmentedLines:
 
     def _plain(self, segment: Segment, since: int, wants: WantsFrame | None) -> Iterator[Block]:
         index = self._index(segment) if segment.sealed else None
+        if (
+            index is not None and index.size != segment.path.stat().st_size
+        ):  # it was replaced since its index was read
+            del self._indexes[segment.path]
+            index = self._index(segment)
         position, offset = segment.first, 0
-        if self._hint.segment == segment.first and self._hint.position <= since:
+        if not segment.sealed and self._hint.segment == segment.first and self._hint.position <= since:
             position, offset = self._hint.position, self._hint.offset
         elif index is not None:
             for frame in index.frames:
@@ -186,7 +198,7 @@ class SegmentedLines:
                 offset += len(whole) + 1
                 self._hint = _Hint(segment.first, position, offset)
                 if skip < len(lines):
-                    yield Block(first, lines[skip:])
+                    yield Block(first, lines[skip:], sealed=segment.sealed)
             if rest and segment.sealed:
                 self.damage.append(Damage(segment.path, position, position, "its last line is torn"))
 

@@ -34,13 +34,13 @@ from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
 from rollcast.archive.origin import git_commit, library_versions
 from rollcast.archive.owner import FolderLock, this_process
-from rollcast.archive.secrets import Masker
 from rollcast.archive.segments import replace_file, sync_folder
 from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
+from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks

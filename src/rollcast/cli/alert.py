@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rollcast.archive.secrets import Masker
 from rollcast.observers import AlertObserver
 from rollcast.observers.alert_target import alert_target
 from rollcast.records import EventFilter
+from rollcast.records.secrets import Masker
 
 __all__ = ["alert_to"]
 

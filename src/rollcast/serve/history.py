@@ -16,6 +16,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.records.secrets import Masker
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
@@ -113,6 +114,7 @@ class History:
 
     Args:
         limit: how many bytes of memory the entries may take.
+        masker: of secrets in what comes from outside; None masks nothing.
 
     Attributes:
         head: the position of the next event.
@@ -120,8 +122,9 @@ class History:
         total: how many bytes came since the history began.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, masker: Masker | None = None) -> None:
         self.limit = limit
+        self.masker = masker
         self.head = self.tail = self.total = 0
         self._name = secrets.token_hex(6)
         self._entries: list[Entry] = []
@@ -140,7 +143,7 @@ class History:
     def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
-        total = self.total
+        total, masker = self.total, self.masker
         place: Place | None = None
         for event, data in zip(events, _all_encoded(events), strict=True):
             kind = event.event_type
@@ -153,6 +156,8 @@ class History:
             ):
                 place = Place(kind, event.chain_id, event.group_id, event.run_id)
                 place = self._places.setdefault(place, place)
+            if kind is not CHUNK and masker is not None:
+                data = masked(event, data, masker)  # noqa: PLW2901
             seq = event.seq
             merged = kind is CHUNK and "from_seq" in event.data
             entries.append(Entry(data, place, seq, event.data["from_seq"] if merged else seq, total))
@@ -242,6 +247,14 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
         else:
             data += map(encoded, some)
     return data
+
+
+def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
+    """The event's JSON without the secrets in what came from outside."""
+    if not masker.concerns(event.event_type) or not masker.may_hold(data):
+        return data
+    shown = masker.event(event)
+    return data if shown is event else encoded(shown)
 
 
 def encoded(event: StreamEvent) -> bytes:
