@@ -97,7 +97,7 @@ class ArchiveObserver(StreamObserver):
         me = weakref.ref(self)  # the thread must not keep alive what ends it
         self._recorder = Recorder(
             folder,
-            _run_file({"name": name, "tags": list(tags), "level": level}, about or {}, masker or None),
+            _run_file({"name": name, "tags": list(tags), "level": level}, about or {}, masker),
             trajectories=self._keeps_trajectories,
             masker=masker,
             open_parts=lambda: _open_parts(me()),

@@ -152,39 +152,8 @@ def train(
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
-    line: dict[str, Any] = {
-        "task": task,
-        "agent": agent,
-        "model": model,
-        "trainer": trainer,
-        "steps": steps,
-        "minutes": minutes,
-        "group": group,
-        "questions": questions,
-        "lr": lr,
-        "seed": seed,
-        "eval_every": eval_every,
-        "out": out,
-        "resume": resume or None,
-        "show": show,
-        "serve": serve,
-        "token": token,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "origin": origin or None,
-        "host_name": host_name or None,
-        "alert": alert,
-        "keep_serving": keep_serving or None,
-        "json": json,
-        "record": record,
-        "no_record": no_record or None,
-        "record_dir": record_dir,
-        "record_lossless": record_lossless or None,
-        "name": name,
-        "tag": tag or None,
-        "tensorboard": tensorboard,
-        "no_color": no_color or None,
-    }
+    line = {name: None if value is False or value == [] else value for name, value in locals().items()}
+    del line["config"]
     code = train_command(line, config)
     if code:
         raise typer.Exit(code)
