@@ -87,7 +87,9 @@ def failing(manager, numbers, stuck):
         step = 1 if chain_id else None
         group_id = f"group_{ord(chain_id[-1]) % 2}" if chain_id else None
         manager.emit(
-            StreamEvent(StreamEventType(kind), chain_id, at, data, step, step, run_id=run_id, group_id=group_id)
+            StreamEvent(
+                StreamEventType(kind), chain_id, at, data, step, step, run_id=run_id, group_id=group_id
+            )
         )
 
     def start(name):
@@ -101,12 +103,28 @@ def failing(manager, numbers, stuck):
         name, status = f"chain_{number}", "error" if number < 20 else "success"
         start(name)
         at += 0.5
-        emit("tool_observation", name, call_id="c", tool_name="look", observation="x", partial=False, status=status)
+        emit(
+            "tool_observation",
+            name,
+            call_id="c",
+            tool_name="look",
+            observation="x",
+            partial=False,
+            status=status,
+        )
         emit("tool_call_end", name, call_id="c", tool_name="look", status=status, duration_s=0.5)
         about = {"final_response": name, "steps": 1, "completion_tokens": 1, "duration_s": 0.5, "metrics": {}}
         emit("chain_end", name, finish_reason="answered", reward=float(number % 2), **about)
     emit("chain_end", "stuck", finish_reason="cancelled", reward=None, **about)
-    emit("run_end", status="completed", chains=1, failed=0, mean_reward=None, completion_tokens=1, duration_s=9.0)
+    emit(
+        "run_end",
+        status="completed",
+        chains=1,
+        failed=0,
+        mean_reward=None,
+        completion_tokens=1,
+        duration_s=9.0,
+    )
 
 
 @pytest.mark.parametrize(

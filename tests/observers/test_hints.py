@@ -28,9 +28,29 @@ def failing(numbers, at=1_000_000.0, run_id="run-0001", *, ends=False):
         at += 0.5
         yield event("tool_observation", name, **call, observation="x", partial=False, status="error")
         yield event("tool_call_end", name, **call, status="error", duration_s=0.5)
-        end = {"finish_reason": "answered", "final_response": name, "reward": float(number % 2), "metrics": {}}
+        end = {
+            "finish_reason": "answered",
+            "final_response": name,
+            "reward": float(number % 2),
+            "metrics": {},
+        }
         yield event("chain_end", name, **end, steps=1, completion_tokens=1, duration_s=0.5)
-    yield event("run_end", status="completed", chains=len(numbers), failed=0, mean_reward=0.5, completion_tokens=1, duration_s=1.0)
+    yield event(
+        "run_end",
+        status="completed",
+        chains=len(numbers),
+        failed=0,
+        mean_reward=0.5,
+        completion_tokens=1,
+        duration_s=1.0,
+    )
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 def told(changes):
@@ -66,12 +86,13 @@ async def test_a_function_is_told_of_hints_and_no_token_is_made_for_it():
 async def test_what_no_event_tells_the_clock_does():
     """If nothing comes at all; not for an observer that goes by the times of events alone."""
     for by_clock in (True, False):
-        changes, now = [], 0.0
+        changes = []
         observer = HintObserver(changes.append, by_clock=by_clock)
-        observer._clock = lambda: now  # noqa: B023
+        observer._clock = clock = Clock()
         await observer.on_batch([e for e in failing(range(14)) if e.event_type != "run_end"])
         assert (observer._timer is not None) is by_clock
-        for now in range(1, 40):
+        for _ in range(40):
+            clock.now += 1
             if observer._timer is not None:
                 observer._tick()
         assert ("+quiet" in told(changes)) is by_clock
@@ -90,11 +111,11 @@ async def test_a_function_that_raises_is_reported_and_loses_nothing():
     observer = HintObserver(take)
     with pytest.raises(ValueError, match="no"):
         await observer.on_batch(list(failing(range(12), ends=True)))
-    now = 0.0
-    observer._clock = lambda: now
+    observer._clock = clock = Clock()
     with pytest.raises(ValueError, match="no"):
         await observer.on_batch(list(failing(range(20), 2_000_000.0, "run-0002")))
-    for now in range(1, 40):
+    for _ in range(40):
+        clock.now += 1
         observer._tick()
     assert told(changes) == ["+tool_fails", "+tool_fails", "+quiet"]
     await observer.aclose()
@@ -128,7 +149,7 @@ async def test_the_gauge_counts_the_hints_of_open_runs(registry, monkeypatch):
 async def test_without_a_scrape_little_waits(registry):
     """Events are taken meanwhile, without a look, and the next scrape tells the same."""
     observer = PrometheusStreamObserver(registry)
-    events = [event for event in failing(range(1500), ends=True)][:-1]
+    events = list(failing(range(1500), ends=True))[:-1]
     most = 0
     for event in events:
         await observer.on_event(event)

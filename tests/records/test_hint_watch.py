@@ -18,7 +18,9 @@ class Run:
         self.watch, self.run_id, self.at = watch, run_id, at
         self.events, self._seq = [], itertools.count()
         about = {} if parent is None else {"parent_run_id": parent, "split": split}
-        self.said = self("run_start", chains=0, groups=0, agent="", model="", backend="", policy_version=0, **about)
+        self.said = self(
+            "run_start", chains=0, groups=0, agent="", model="", backend="", policy_version=0, **about
+        )
 
     def __call__(self, kind, chain_id="", *, group=None, **data):
         event = StreamEvent(
@@ -42,7 +44,13 @@ class Run:
         return changes
 
     def end(self, name, reward=1.0, group=None, reason="answered", answer=""):
-        data = {"finish_reason": reason, "final_response": answer, "steps": 1, "completion_tokens": 5, "duration_s": 1.0}
+        data = {
+            "finish_reason": reason,
+            "final_response": answer,
+            "steps": 1,
+            "completion_tokens": 5,
+            "duration_s": 1.0,
+        }
         return self("chain_end", name, group=group, reward=reward, metrics={}, **data)
 
     def passes(self, seconds):
@@ -54,13 +62,25 @@ class Run:
         return changes
 
     def over(self):
-        return self("run_end", status="completed", chains=0, failed=0, mean_reward=None, completion_tokens=0, duration_s=1.0)
+        return self(
+            "run_end",
+            status="completed",
+            chains=0,
+            failed=0,
+            mean_reward=None,
+            completion_tokens=0,
+            duration_s=1.0,
+        )
 
     def failing(self, n, status="error", tool="search", seconds=0.5):
         """A tool is called n times, each for half a second."""
         changes = []
         for i in range(n):
-            changes += [*self.start(f"f{i}"), *self.call(f"f{i}", tool, status, seconds), *self.end(f"f{i}", float(i % 2))]
+            changes += [
+                *self.start(f"f{i}"),
+                *self.call(f"f{i}", tool, status, seconds),
+                *self.end(f"f{i}", float(i % 2)),
+            ]
         return changes
 
 
@@ -142,11 +162,21 @@ def test_a_chain_that_is_quiet_is_found_from_the_events_of_others(watch):
     run = hung(watch)
     (change,) = run.passes(40)
     assert (change.hint.kind, change.hint.chains) == ("quiet", ["stuck"])
-    run("tool_observation", "stuck", call_id="x", tool_name="search", observation="", partial=True, status="success")
+    run(
+        "tool_observation",
+        "stuck",
+        call_id="x",
+        tool_name="search",
+        observation="",
+        partial=True,
+        status="success",
+    )
     changes = []
     for _ in range(12):
         run.at += 1.0
-        changes += run("tool_observation", "stuck", call_id="x", tool_name="search", observation="", partial=True)
+        changes += run(
+            "tool_observation", "stuck", call_id="x", tool_name="search", observation="", partial=True
+        )
     assert told(changes) == ["-quiet"]
 
 
@@ -166,7 +196,14 @@ def test_a_generation_whose_chunks_come_is_not_quiet(watch):
         run.start(f"g{i}")
         run("llm_generation_start", f"g{i}", prompt_tokens=1, model="", policy_version=0, sampling={})
         run.at += 0.1
-        run("llm_generation_end", f"g{i}", content="a", finish_reason="stop", completion_tokens=1, duration_s=0.1)
+        run(
+            "llm_generation_end",
+            f"g{i}",
+            content="a",
+            finish_reason="stop",
+            completion_tokens=1,
+            duration_s=0.1,
+        )
         run.end(f"g{i}", float(i % 2))
     run.start("long")
     run("llm_generation_start", "long", prompt_tokens=1, model="", policy_version=0, sampling={})
@@ -197,7 +234,10 @@ def test_in_a_training_a_hint_appears_after_three_rollouts(watch):
     """And goes after three without it; single ones are chance."""
     changes = [told(rollout(watch, step)) for step in range(5)]
     assert changes == [[], [], ["+tool_fails"], [], []]
-    changes = [told(rollout(watch, 5 + step, status)) for step, status in enumerate(["success", "error"] + ["success"] * 4)]
+    changes = [
+        told(rollout(watch, 5 + step, status))
+        for step, status in enumerate(["success", "error"] + ["success"] * 4)
+    ]
     assert changes == [[], [], [], [], ["-tool_fails"], []]
 
 
@@ -224,13 +264,23 @@ def test_a_training_has_no_hints_about_single_groups(watch):
         run = Run(watch, f"run{step}", 1000.0 + step, "training")
         for i in range(8):
             run.start(f"chain_{i}", group=f"group_{i // 4}")
-            run.end(f"chain_{i}", 0.0 if i < 4 else float(i % 2), f"group_{i // 4}", answer="same" if i < 4 else f"{i}")
+            run.end(
+                f"chain_{i}",
+                0.0 if i < 4 else float(i % 2),
+                f"group_{i // 4}",
+                answer="same" if i < 4 else f"{i}",
+            )
         changes += run.over()
     assert told(changes) == []
     alone = Run(watch, "alone")
     for i in range(8):
         alone.start(f"chain_{i}", group=f"group_{i // 4}")
-        alone.end(f"chain_{i}", 0.0 if i < 4 else float(i % 2), f"group_{i // 4}", answer="same" if i < 4 else f"{i}")
+        alone.end(
+            f"chain_{i}",
+            0.0 if i < 4 else float(i % 2),
+            f"group_{i // 4}",
+            answer="same" if i < 4 else f"{i}",
+        )
     assert told(alone.over()) == ["+alike_and_wrong"]
 
 
@@ -247,7 +297,9 @@ def test_a_trend_of_a_training_appears(watch):
             )  # fmt: skip
             data = {"finish_reason": "answered", "final_response": f"{i}", "steps": 1, "duration_s": 1.0}
             reward = float(i % 20 < step)
-            run("chain_end", f"chain_{i}", reward=reward, metrics={}, completion_tokens=50 + 20 * step, **data)
+            run(
+                "chain_end", f"chain_{i}", reward=reward, metrics={}, completion_tokens=50 + 20 * step, **data
+            )
         changes += run.over()
     assert told(changes) == ["+length_drift"]
     end = StreamEvent(StreamEventType.RUN_END, "", 2000.0, {"status": "completed"}, run_id="training")
@@ -347,7 +399,13 @@ def test_it_makes_no_difference_how_chunks_are_merged(merged):
             run.at += 0.5
             if i % length == length - 1:
                 text = "x" * length
-                run("llm_generation_chunk", "long", content=text, token_ids=[1] * length, offset=i + 1 - length)
+                run(
+                    "llm_generation_chunk",
+                    "long",
+                    content=text,
+                    token_ids=[1] * length,
+                    offset=i + 1 - length,
+                )
         changes += run.passes(30)
         changes += run.failing(30) + run.over()
         found.append([(change.hint.kind, change.appeared, change.at, change.id) for change in changes])

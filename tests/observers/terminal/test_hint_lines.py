@@ -20,7 +20,9 @@ class Run:
 
     def __init__(self, run_id="run-0001"):
         self.run_id, self.at, self._seq = run_id, 1_000_000.0, itertools.count()
-        self.events = [self("run_start", chains=99, groups=1, agent="a", model="m", backend="b", policy_version=0)]
+        self.events = [
+            self("run_start", chains=99, groups=1, agent="a", model="m", backend="b", policy_version=0)
+        ]
 
     def __call__(self, kind, chain_id="", **data):
         step = 1 if chain_id else None
@@ -35,7 +37,9 @@ class Run:
         if not ends:
             return
         self.at += 0.5
-        self.events.append(self("tool_observation", name, **call, observation="x", partial=False, status=status))
+        self.events.append(
+            self("tool_observation", name, **call, observation="x", partial=False, status=status)
+        )
         self.events.append(self("tool_call_end", name, **call, status=status, duration_s=0.5))
         self.events.append(
             self(
@@ -50,8 +54,23 @@ class Run:
 
     def over(self):
         self.events.append(
-            self("run_end", status="completed", chains=99, failed=0, mean_reward=0.5, completion_tokens=1, duration_s=2.0)
+            self(
+                "run_end",
+                status="completed",
+                chains=99,
+                failed=0,
+                mean_reward=0.5,
+                completion_tokens=1,
+                duration_s=2.0,
+            )
         )
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 async def printed(run, **options):
@@ -67,7 +86,9 @@ def about_hints(lines):
     return [line for line in lines if "│ ! " in line]
 
 
-FAILS = "run      │ ! The tool “search” failed in 13 of 13 calls (chain_0, chain_1, chain_2, chain_3 and 9 more)"
+FAILS = (
+    "run      │ ! The tool “search” failed in 13 of 13 calls (chain_0, chain_1, chain_2, chain_3 and 9 more)"
+)
 OVER = "run      │ ! no longer: The tool “search” failed in "
 
 
@@ -146,18 +167,19 @@ async def test_on_a_terminal_the_clock_tells_if_no_event_comes(make_terminal):
         terminal = make_terminal(120)
         observer = ConsoleStreamObserver(show_timestamps=False, file=terminal)
         observer.hints_by_clock = by_clock
-        now = 0.0
-        observer._clock = lambda: now  # noqa: B023
+        observer._clock = clock = Clock()
         await observer.on_batch(run.events)
-        for now in range(1, 40):
+        for _ in range(40):
+            clock.now += 1
             observer._on_timer()
         assert any("stuck is waiting for the tool “search”" in row for row in terminal.rows) is by_clock
         await observer.aclose()
     piped = io.StringIO()
     observer = ConsoleStreamObserver(show_timestamps=False, file=piped)
-    observer._clock = lambda: now
+    observer._clock = clock = Clock()
     await observer.on_batch(run.events)
-    for now in range(1, 40):
+    for _ in range(40):
+        clock.now += 1
         observer._on_timer()
     assert about_hints(piped.getvalue().splitlines()) == []
     await observer.aclose()
