@@ -397,7 +397,10 @@ def test_a_phrase_that_always_ends_an_answer_is_no_hint():
 def test_a_reward_that_rises_while_lengths_drift_is_shown():
     """Chains that become three times as long while the reward rises."""
     hint = only(trend_hints(training(lambda i, step: f"{i}", lambda step: 50 + 15 * step)))
-    assert (hint.kind, "while the chains became longer: from 80 to 230 tokens on average" in hint.sentence) == (
+    assert (
+        hint.kind,
+        "while the chains became longer: from 80 to 230 tokens on average" in hint.sentence,
+    ) == (
         "length_drift",
         True,
     )

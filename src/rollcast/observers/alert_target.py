@@ -183,8 +183,12 @@ class UrlTarget:
                 "Connection": "close",
             }
             connection.request("POST", address, body, headers)
-            response = connection.getresponse()  # its body may be endless, and is not read
-            status, moved_to = response.status, response.getheader("Location")
+            with contextlib.closing(
+                connection.getresponse()
+            ) as response:  # its body may be endless, and is not read
+                status, moved_to = response.status, response.getheader("Location")
+            if self._late or self._aborted:
+                raise TimeoutError  # what was cut off may look like a whole answer
         finally:
             with self._lock:
                 self._connection = None

@@ -155,9 +155,7 @@ class ConsoleStreamObserver(StreamObserver):
             return
         with attached.output as output:
             attached.printer.measure()
-            self._print_all_of_run(run_id, attached)
-            if self._hints is not None:
-                self._hints.end_run(run_id, attached.printer)
+            self._end_hints(run_id, attached)
             self._close_run(run_id, attached)
         self._after_writing(output)
 
@@ -173,7 +171,7 @@ class ConsoleStreamObserver(StreamObserver):
 
     async def aclose(self) -> None:
         """Print what was gathered, remove the status, and leave the output."""
-        self._detach()
+        self._detach(closing=True)
         self._cancel_timer()
 
     # -- the output ------------------------------------------------------------------------------------------------
@@ -212,7 +210,7 @@ class ConsoleStreamObserver(StreamObserver):
                 output.status = StatusArea(output.counted, printer)
             attached.recount()
 
-    def _detach(self) -> None:
+    def _detach(self, *, closing: bool = False) -> None:
         self._stream = None
         attached = self._attached
         if attached is None:
@@ -220,6 +218,8 @@ class ConsoleStreamObserver(StreamObserver):
         with attached.output as output:
             attached.printer.measure()
             for run_id in list(self.runs):
+                if closing:
+                    self._end_hints(run_id, attached)
                 self._close_run(run_id, attached)
             output.end_line()
             output.members.remove(self)
@@ -372,6 +372,12 @@ class ConsoleStreamObserver(StreamObserver):
         run = self.runs.get(run_id)
         for chain in run.chains.values() if run is not None else ():
             attached.gathering.print_all_of(chain)
+
+    def _end_hints(self, run_id: str, attached: _Attached) -> None:
+        """Print the hints that the run ends with, below its last text, if its `run_end` was not shown."""
+        if self._hints is not None:
+            self._print_all_of_run(run_id, attached)
+            self._hints.end_run(run_id, attached.printer)
 
     def _close_run(self, run_id: str, attached: _Attached) -> None:
         self._print_all_of_run(run_id, attached)
