@@ -249,3 +249,17 @@ def test_the_fields_of_a_row_share_their_room():
     assert bounded_row(row) == shown
     assert bounded_row(row, 130) == shown | {"list": "<list (40)>"}
     assert bounded_row({}) == {}
+
+
+def test_secrets_of_a_row_are_not_shown():
+    """Only what its name gives away, and nothing that merely sounds like it."""
+    row = {
+        "api_key": "abcdefgh1234",
+        "token": "word",
+        "tokens": "one two three",
+        "author": "somebody",
+        "secret": 1234567890,
+    }
+    shown = bounded_row(row)
+    assert shown == row | {"api_key": "[masked:name]"}
+    assert row["api_key"] == "abcdefgh1234"

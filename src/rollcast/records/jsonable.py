@@ -22,7 +22,7 @@ from uuid import UUID
 
 import msgspec
 
-from rollcast.text import well_formed
+from rollcast.text import looks_secret, well_formed
 
 __all__ = [
     "as_json",
@@ -80,11 +80,13 @@ def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def bounded_row(fields: Mapping[Any, Any], limit: int = VALUE_LIMIT) -> dict[str, Any]:
     """A dict of the fields, which together take about `limit` characters of JSON.
 
-    Those for which no room is left are described, except short ones.
+    Those for which no room is left are described, except short ones. Text that looks secret by its field's name is masked.
     """
     shown: dict[str, Any] = as_json({name: bounded_json(value, limit) for name, value in fields.items()})
     left = limit
     for name, value in shown.items():
+        if isinstance(value, str) and looks_secret(name, value):
+            value = shown[name] = "[masked:name]"  # noqa: PLW2901  (it is what is shown)
         size = len(name) + len(msgspec.json.encode(value))
         if size <= max(left, _SHORT):
             left -= size
