@@ -182,15 +182,19 @@ def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
         facts += (
             f"; log-probability {sum(known) / len(known):.3f} at the mean, {min(known):.3f} at the lowest"
         )
-    if sampled.dt_ms:
-        longest = max(range(len(sampled.dt_ms)), key=sampled.dt_ms.__getitem__)
-        facts += f"; {duration_text(sum(sampled.dt_ms) / 1000)} from the first to the last"
-        facts += f", of it {duration_text(sampled.dt_ms[longest] / 1000)} before token {longest + 2}"
     pairs = [
         f"{token}({number_text(logprobs[i])})" if i < len(logprobs) else str(token)
         for i, token in enumerate(ids[:_TOKENS])
     ]
-    found: list[Row] = [[(facts, "dim")], rows.line("  " + " ".join(pairs), 40 * _TOKENS, "raw")]
+    found: list[Row] = [[(facts, "dim")]]
+    if sampled.dt_ms:
+        longest = max(range(len(sampled.dt_ms)), key=sampled.dt_ms.__getitem__)
+        took, pause = duration_text(sum(sampled.dt_ms) / 1000), duration_text(sampled.dt_ms[longest] / 1000)
+        times = (
+            f"  {took} from the first to the last; the longest pause was {pause}, before token {longest + 2}"
+        )
+        found.append([(times, "dim")])
+    found.append(rows.line("  " + " ".join(pairs), 40 * _TOKENS, "raw"))
     if len(ids) > _TOKENS:
         found.append([(f"  {rows.glyphs.more} {len(ids) - _TOKENS:,} tokens not shown", "gap")])
     return found

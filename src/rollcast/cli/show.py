@@ -271,7 +271,11 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
 
 
 def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
-    return [*(_question(archive, rows[0], texts) if rows else []), *_chain_lines(rows, texts)]
+    found = _question(archive, rows[0], texts) if rows else []
+    hashes = dict.fromkeys(row["prompt_hash"] for row in rows if row.get("prompt_hash"))
+    if hashes:  # several, if the rows are of several steps or runs
+        found.append([("    prompt ", "dim"), *texts.line(", ".join(map(str, hashes)), 200)])
+    return [*found, *_chain_lines(rows, texts)]
 
 
 def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[Row]:
@@ -284,8 +288,6 @@ def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[R
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             text = one_line_of(messages[-1].get("content"))
             found.append([(f"  {texts.glyphs.start} ", "dim"), *texts.line(text, 160, "question")])
-            if row.get("prompt_hash"):
-                found[-1] += [("  ", ""), *texts.line(str(row["prompt_hash"]), 40, "dim")]
     if row.get("reference") is not None:
         found.append([("    reference ", "dim"), *texts.line(one_line_of(row["reference"]), 80)])
     return found

@@ -94,7 +94,7 @@ def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
             data[name] = [value for p in parts for value in p.get(name, ())]
     if "reasoning" in names:
         data["reasoning"] = "".join([p.get("reasoning", "") for p in parts])
-    times = _joined_times(events) if timed or "dt_ms" in names else None
+    times = _joined_times(events) if (timed and "token_ids" in data) or "dt_ms" in names else None
     if times or (times is not None and "dt_ms" in names):
         data["dt_ms"] = times
     for name in sorted(names - _MERGED, key=str):
