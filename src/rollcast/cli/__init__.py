@@ -51,8 +51,13 @@ def _print_notes(error: BaseException) -> None:
 
 
 def _stdout_is_broken() -> bool:
-    """Whether what was printed last cannot be written."""
+    """Whether nothing can be written to the standard output.
+
+    A newline is written too: a text that is longer than the buffer, or has none, failed while it was printed, and nothing of it
+    is left to be flushed.
+    """
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError:
         return True
