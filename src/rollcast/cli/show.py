@@ -16,6 +16,7 @@ from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, on
 from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.output import Output
 from rollcast.cli.recording import record_directory
+from rollcast.cli.records import state_word
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
@@ -149,11 +150,12 @@ def _last_chain(archive: Archive, chain_id: str) -> tuple[dict[str, Any], str | 
         )
     row = rollouts[-1]
     step = row.get("train_step")
-    of = "the last training step" if step is None else f"training step {step}, the last one"
-    return (
-        row,
-        f"the record has several runs; this is the {chain_id} of {of} with one, and --step names another",
+    of = (
+        "the last training step that has one"
+        if step is None
+        else f"training step {step}, the last that has one"
     )
+    return row, f"this is {chain_id} of {of}; --step names another"
 
 
 def _show_chain(
@@ -173,7 +175,7 @@ def _head(archive: Archive, rows: EventRows) -> Row:
     facts = archive.facts
     dot = (f" {rows.glyphs.dot} ", "dim")
     head: Row = [*rows.line(archive.path.name, 80, "title")]
-    for text in (facts.name, archive.state, *facts.tags[:4]):
+    for text in (facts.name, state_word(facts, archive.state), *facts.tags[:4]):
         if text:
             head += [dot, *rows.line(text, 40)]
     if facts.started_at:
