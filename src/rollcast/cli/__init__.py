@@ -27,8 +27,7 @@ def main() -> None:
             print("rollcast:", "\n".join(lines), file=sys.stderr)
         _print_notes(error)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:  # before a run began, or the second one
-        _print_notes(interrupt)
+    except KeyboardInterrupt:  # before a run began
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
