@@ -33,6 +33,7 @@ def pytest_unconfigure():
 SLOW = (
     "cli/test_files_and_pipes.py",
     "cli/test_printed_commands.py",
+    "cli/test_recording.py",
     "cli/test_run.py",
     "cli/test_train.py",
     "cli/test_train_with_trl.py",

@@ -126,7 +126,6 @@ class Recorder:
         self._on_failure = on_failure
         self.redraw: Callable[[], Path] | None = None
         self._opened = False
-        self._refused = False
         self._place_at(path)
         self._skeleton = Skeleton(about.totals)
         self._rows = b""
@@ -176,7 +175,6 @@ class Recorder:
         prepare_folder(self.path)
         self._lock.take()
         if self._events.position == 0 and (self.path / RUN_FILE).exists() and not self._is_ours():
-            self._refused = True
             self._lock.release()
             raise ArchiveError(f"{self.path} holds the record of another run; give another path")
         if not self.begun:
@@ -266,9 +264,9 @@ class Recorder:
         if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
             lines = _event_lines(events)
-        gaps = self._losses.gaps() if not self._refused else []
         try:
-            self._ensure_open()
+            self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
+            gaps = self._losses.gaps()
             first = self._events.position
             self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
         except (OSError, ArchiveError) as error:

@@ -27,8 +27,7 @@ def main() -> None:
             print("rollcast:", "\n".join(lines), file=sys.stderr)
         _print_notes(error)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:  # before a run began, or the second one
-        _print_notes(interrupt)
+    except KeyboardInterrupt:  # before a run began
         sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
@@ -51,8 +50,13 @@ def _print_notes(error: BaseException) -> None:
 
 
 def _stdout_is_broken() -> bool:
-    """Whether what was printed last cannot be written."""
+    """Whether nothing can be written to the standard output.
+
+    A newline is written too: a text that is longer than the buffer, or has none, failed while it was printed, and nothing of it
+    is left to be flushed.
+    """
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError:
         return True

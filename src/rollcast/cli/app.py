@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rollcast.cli import options
+from rollcast.cli.help import GroupedCommand
 from rollcast.cli.recording import Recording, record_directory
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
@@ -41,7 +42,7 @@ def root(
     """Run tool-using LLM agents as many parallel chains, and watch every token, tool call and reward live."""
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def run(
     agent: options.AgentArg = None,
     model: options.ModelOption = None,
@@ -113,7 +114,7 @@ def run(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def train(
     task: options.TrainTaskOption = None,
     agent: options.AgentOption = None,

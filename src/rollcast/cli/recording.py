@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollcast.cli.itself import quoted, this_command
-from rollcast.errors import InputError
+from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 
 if TYPE_CHECKING:
@@ -85,15 +85,17 @@ class RunRecord:
             with suppress(OSError, ValueError):
                 print(line, file=sys.stderr, flush=True)
 
-    def say_after(self, error: BaseException) -> None:
-        """Have the line printed after the error's sentence. What failed before its first chain leaves no record."""
+    def say_of_failure(self, error: RollcastError | KeyboardInterrupt) -> None:
+        """Have the line printed after the sentence about the error. What failed before its first chain leaves no record."""
         observer = self._observer
         if self._ours and observer.ended and not (observer.totals.chains or observer.totals.train_steps):
             if observer.begun:
                 shutil.rmtree(observer.path, ignore_errors=True)
             return
         line = self._line()
-        if line is not None:
+        if isinstance(error, KeyboardInterrupt):  # about which there is no sentence
+            self.say()
+        elif line is not None:
             error.add_note(line)
 
     def _line(self) -> str | None:

@@ -116,7 +116,7 @@ def run_command(options: RunOptions) -> int:
         )
     except (RollcastError, KeyboardInterrupt) as error:
         if record is not None:
-            record.say_after(error)
+            record.say_of_failure(error)
         raise
     if signals:
         return SIGNALLED + signals[0]

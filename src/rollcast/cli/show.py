@@ -13,7 +13,10 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
 from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
+from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.output import Output
+from rollcast.cli.recording import record_directory
+from rollcast.cli.records import state_word
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
@@ -63,10 +66,9 @@ def show_command(directory: Path, options: ShowOptions) -> int:
     archive = Archive.open(find_record(directory, options.record))
     out = Output(sys.stdout, color=options.color)
     if options.chain and options.step is None and options.group is None:
-        row = archive.chain(options.chain)
-        several = archive.facts.totals.runs > 1
+        row, note = _last_chain(archive, options.chain)
         out.say(_head(archive, out.printer.rows))
-        _show_chain(archive, row, out, options, last_of=options.chain if several else None)
+        _show_chain(archive, row, out, options, note=note)
     else:
         _show_selected(archive, out, options)
     out.must_have_printed()
@@ -95,10 +97,12 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         out.say([], *_group_rows(archive, rows, texts))
     else:
         out.say([], *_overview(archive, rows, texts))
+        in_its_place = archive.path.parent == record_directory(None)
+        named = quoted(archive.path.name if in_its_place else archive.path)
         out.say(
             [
                 (
-                    f"more: rollcast show {archive.path.name} --worst, --best, --failed, --group or --chain",
+                    f"more: {this_command()} show {named} --worst, --best, --failed, --group or --chain",
                     "dim",
                 )
             ]
@@ -132,19 +136,38 @@ def _picked(archive: Archive, rows: list[dict[str, Any]], options: ShowOptions) 
     return (min if options.worst else max)(rewarded, key=lambda row: row["reward"])
 
 
+def _last_chain(archive: Archive, chain_id: str) -> tuple[dict[str, Any], str | None]:
+    """The chain of that name in the last training step that has one, or else in the last run; and which one that is, if it is not
+    the only one.
+
+    Raises:
+        ArchiveError: no run has such a chain.
+    """
+    row = archive.chain(chain_id)
+    if archive.facts.totals.runs <= 1:
+        return row, None
+    rollouts = archive.chains(chain_id=chain_id, split="train").rows
+    if not rollouts:
+        return (
+            row,
+            f"the record has several runs; this is the last one with a {chain_id}, and --step names another",
+        )
+    row = rollouts[-1]
+    step = row.get("train_step")
+    of = (
+        "the last training step that has one"
+        if step is None
+        else f"training step {step}, the last that has one"
+    )
+    return row, f"this is {chain_id} of {of}; --step names another"
+
+
 def _show_chain(
-    archive: Archive, row: dict[str, Any], out: Output, options: ShowOptions, *, last_of: str | None = None
+    archive: Archive, row: dict[str, Any], out: Output, options: ShowOptions, *, note: str | None = None
 ) -> None:
     story = story_of(archive, row)
-    if last_of is not None:
-        out.say(
-            [
-                (
-                    f"the record has several runs; this is the last one with a {last_of}, and --step names another",
-                    "dim",
-                )
-            ]
-        )
+    if note is not None:
+        out.say([(note, "dim")])
     if options.chain:  # else those of all chains stand above
         out.say(*_hint_rows(_hints_of_chain(archive, row), 1, out.printer.rows))
     out.say(*chain_rows(story, out.printer.rows, tokens=options.tokens))
@@ -158,7 +181,7 @@ def _head(archive: Archive, rows: EventRows) -> Row:
     facts = archive.facts
     dot = (f" {rows.glyphs.dot} ", "dim")
     head: Row = [*rows.line(archive.path.name, 80, "title")]
-    for text in (facts.name, archive.state, *facts.tags[:4]):
+    for text in (facts.name, state_word(facts, archive.state), *facts.tags[:4]):
         if text:
             head += [dot, *rows.line(text, 40)]
     if facts.started_at:

@@ -136,7 +136,7 @@ def _trained(
             sys.stderr.flush()
             os._exit(SIGNALLED + signal.SIGINT)
         if record is not None:
-            record.say_after(error)
+            record.say_of_failure(error)
         raise
     if signals:
         return SIGNALLED + signals[0]
