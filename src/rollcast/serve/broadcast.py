@@ -18,7 +18,7 @@ from functools import partial
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.serve.history import History, Selector, Selectors
+from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
@@ -219,7 +219,10 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             selector = self._selectors.of(filter, self.subscriptions.values())
-            back = way_back(self.history, self.ledger, selector, since) if self.keeps else Return()
+            if self.keeps:
+                back = way_back(self.history, self.ledger, selector, since)
+            else:
+                back = Return(since=self.history.named(since) or 0)
             position = back.position
             here = self.history.head if position is None else position
             subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
@@ -228,12 +231,15 @@ class Broadcaster:
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._joins.begin(subscription, None, least=back.since)
+                within = since.endswith(WITHIN) and not parts  # it has used what it got of earlier snapshots
+                self._joins.begin(subscription, None, least=self.history.head if within else back.since)
                 if self.keeps and since != "live":
                     as_of = subscription.join.opening.as_of if subscription.join else {}
                     source = manager.fanout.source if manager is not None else ""
                     to_come = self.history.first_of_runs(subscription.position)
                     subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
+                    if subscription.join is not None:
+                        subscription.join.told = True
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)

@@ -17,7 +17,7 @@ from rollcast.records.codec import encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 
-__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
+__all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
