@@ -7,7 +7,7 @@ from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError, InputError
-from rollcast.records import StreamEvent
+from rollcast.records import StreamEvent, prompt_hash
 
 
 def shown(directory, *arguments):
@@ -100,6 +100,8 @@ def test_one_group(run):
     """Its question, its reference, and a line for each of its chains."""
     out = shown(run, "r", "--group", "group_0")
     assert "  ▸ question 0 of step 1\n    reference 0\n" in out
+    asked = prompt_hash([{"role": "user", "content": "question 0 of step 1"}])
+    assert f"    reference 0\n    prompt {asked}\n" in out
     assert "chain_0  1  answered  2 steps, 3 tokens  It is 0.\n" in out
     assert "chain_2" not in out
 
@@ -206,3 +208,58 @@ def test_what_cannot_be_shown_is_refused(run, arguments, error, sentence):
     with pytest.raises(error, match=None) as caught:
         shown(run, "r", *arguments)
     assert sentence in str(caught.value)
+
+
+def test_a_chain_tells_how_it_came_about(tmp_path):
+    """Its question's hash, seed, sampling and row; rewards of steps and messages in their places; when tokens came."""
+    manager = recorded(tmp_path / "r")
+    question = [{"role": "user", "content": "question"}]
+    with (
+        manager.run(seed=7, sampling={"temperature": 0.5}, settings={"max_steps": 3}) as run,
+        run.chain(
+            question, row={"level": "hard"}, seed=2**62 + 1, attempt=2, parent_chain_id="chain_9"
+        ) as chain,
+    ):
+        with chain.generation(sampling={"temperature": 0.5, "stop": []}) as generation:
+            generation.chunk("I ", [1], [-0.5])
+            generation.chunk("look.", [2], [-0.5])
+        chain.step_reward(0.25)
+        chain.message({"role": "user", "content": "Hurry!"}, from_outside=True)
+        with chain.generation() as generation:
+            generation.chunk("It is 1.", [3], [-0.5])
+        chain.step_reward(0.125)
+        chain.reward(1.0)
+    manager.close()
+    assert "seed 7 · temperature 0.5 · max_steps 3" in shown(tmp_path, "r").splitlines()[1]
+    lines = shown(tmp_path, "r", "--chain", "chain_0", "--tokens").splitlines()
+    told = f"prompt {prompt_hash(question)} · seed {2**62 + 1} · attempt 2 · begun by chain_9"
+    assert told in lines
+    assert 'row  {"level": "hard"}' in lines
+    order = ["I look.", "step reward 0.25", "Hurry!", "It is 1.", "step reward 0.125"]
+    places = [next(i for i, line in enumerate(lines) if text in line) for text in order]
+    assert places == sorted(places)
+    assert any("from the first to the last" in line for line in lines)
+
+
+def test_the_sampling_of_the_latest_generation_is_shown(tmp_path):
+    """What is empty is left out."""
+    manager = recorded(tmp_path / "r")
+    with (
+        manager.run() as run,
+        run.chain() as chain,
+        chain.generation(sampling={"temperature": 0.5, "stop": []}) as generation,
+    ):
+        generation.chunk("x", [1])
+    manager.close()
+    assert "temperature 0.5" in shown(tmp_path, "r", "--chain", "chain_0").splitlines()
+
+
+def test_an_evaluation_is_not_a_training_step(tmp_path):
+    """It names the step that it came after, and `show` goes on showing that step's own chains."""
+    manager = recorded(tmp_path / "r")
+    rollout(manager, 1, [1.0, 0.0], train_step=1, split="train")
+    rollout(manager, 9, [0.5, 0.5], train_step=1, split="eval")
+    manager.close()
+    text = shown(tmp_path, "r")
+    assert "training step 1 · 2 chains in 1 group" in text
+    assert "question 0 of step 9" not in text

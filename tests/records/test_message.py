@@ -1,11 +1,12 @@
 """Messages."""
 
+import hashlib
 import json
 
 import pytest
 
 from rollcast.errors import MessagesError
-from rollcast.records import validated_messages
+from rollcast.records import prompt_hash, validated_messages
 
 
 def nested(depth):
@@ -68,3 +69,12 @@ def test_keys_of_none_are_absent():
         },
     ]
     assert json.dumps(given) == written, "the row is only read"
+
+
+def test_a_prompts_hash_is_that_of_its_canonical_json():
+    """The order of keys does not matter; every message does."""
+    text = '[{"content":"What is 2 + 2? \u2713","role":"user"}]'
+    messages = [{"role": "user", "content": "What is 2 + 2? \u2713"}]
+    assert prompt_hash(messages) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert prompt_hash([dict(reversed(messages[0].items()))]) == prompt_hash(messages)
+    assert prompt_hash(messages * 2) != prompt_hash(messages)

@@ -21,7 +21,7 @@ from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.text import well_formed
+from rollcast.text import looks_secret, well_formed
 
 __all__ = ["Masker", "secret_values"]
 
@@ -47,22 +47,16 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
 _KINDS = [(kind, literals.split(), re.compile(shape)) for kind, literals, shape in _SHAPES]
 _LITERALS = [literal.encode() for _, literals, _ in _KINDS for literal in literals]
 
-_SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
-    re.IGNORECASE,
-)
-_MIN_VALUE = 8  # characters: shorter ones would mask ordinary words
-_NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
 
 # Where text from outside stands in the data of each type. What is not named here was sampled, or says nothing.
 _FIELDS: dict[str, tuple[str, ...]] = {
-    T.RUN_START: ("settings", "tags", "name"),
+    T.RUN_START: ("settings", "tags", "name", "tools"),
     T.CHAIN_START: ("messages", "reference", "row"),
     T.TOOL_CALL_START: ("arguments",),
     T.TOOL_OBSERVATION: ("observation",),
     T.ERROR: ("error",),
     T.CHAIN_SNAPSHOT: ("messages", "tool_calls", "reference", "error"),
-    "message": ("content",),
+    T.MESSAGE: ("content",),
 }  # fmt: skip
 
 Pattern = str | re.Pattern[str]
@@ -75,7 +69,7 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
             value
         )  # of bytes that are no UTF-8 the system makes lone surrogates, which no event holds
         for name, value in environ.items()
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE and not _NO_SECRET.fullmatch(value)
+        if looks_secret(name, value)
     }
     return sorted(values, key=len, reverse=True)
 

@@ -372,7 +372,7 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole

@@ -27,6 +27,7 @@ _GROUPS = 12  # that have a line
 _CHAINS = 24
 _REWARDS = 8  # of a group, on its line
 _HINTS = 6
+_SETTINGS = 12
 _HINTED = 20_000  # chains in which hints are looked for: of more it would take seconds
 
 
@@ -80,7 +81,8 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         out.say(_head(archive, texts))
         _show_chain(archive, rows[-1], out, options)
         return
-    out.say(_head(archive, texts), *_totals(archive, rows, step, texts), *_hint_rows(rows, texts))
+    out.say(_head(archive, texts), *_settings_rows(archive, texts))
+    out.say(*_totals(archive, rows, step, texts), *_hint_rows(rows, texts))
     picked = _picked(archive, rows, options)
     if picked is not None:
         out.say([])
@@ -161,6 +163,22 @@ def _head(archive: Archive, rows: EventRows) -> Row:
     return head
 
 
+def _settings_rows(archive: Archive, texts: EventRows) -> list[Row]:
+    """How the first run of the record goes: its seed, sampling and settings."""
+    first = next(iter(archive.events(0, until=1)), None)
+    if first is None or first.event_type is not StreamEventType.RUN_START:
+        return []
+    facts = [f"seed {first.data['seed']}"] if first.data.get("seed") is not None else []
+    for field in ("sampling", "settings"):
+        given = first.data.get(field)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if value is not None and value != []:
+                facts.append(f"{name} {one_line_of(value)}")
+    shown = f" {texts.glyphs.dot} ".join(facts[:_SETTINGS])
+    more = f" {texts.glyphs.more} {len(facts) - _SETTINGS} more" if len(facts) > _SETTINGS else ""
+    return [texts.line(shown + more, 400, "dim")] if facts else []
+
+
 def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, texts: EventRows) -> list[Row]:
     dot = f" {texts.glyphs.dot} "
     rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]
@@ -214,7 +232,11 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
 
 
 def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
-    return [*(_question(archive, rows[0], texts) if rows else []), *_chain_lines(rows, texts)]
+    found = _question(archive, rows[0], texts) if rows else []
+    hashes = dict.fromkeys(row["prompt_hash"] for row in rows if row.get("prompt_hash"))
+    if hashes:  # several, if the rows are of several steps or runs
+        found.append([("    prompt ", "dim"), *texts.line(", ".join(map(str, hashes)), 200)])
+    return [*found, *_chain_lines(rows, texts)]
 
 
 def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[Row]:

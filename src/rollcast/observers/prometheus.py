@@ -209,7 +209,7 @@ class PrometheusStreamObserver(StreamObserver):
         self._tool_s.labels(tool, _among(data["status"], _TOOL_STATUSES)).observe(data["duration_s"])
 
     def _reward(self, event: StreamEvent) -> None:
-        if math.isfinite(event.data["reward"]):
+        if event.data.get("final") is not False and math.isfinite(event.data["reward"]):
             self._rewards.observe(event.data["reward"])
 
     def _error(self, event: StreamEvent) -> None:

@@ -4,8 +4,8 @@ from rollcast.records.codec import decode, encode, encode_lines, json_schema
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
 from rollcast.records.filter import EventFilter
 from rollcast.records.grammar import GrammarChecker, check_events
-from rollcast.records.message import Message, ToolCall, validated_messages
-from rollcast.records.trajectory import Segment, ToolRecord, Trajectory, Turn
+from rollcast.records.message import Message, ToolCall, prompt_hash, validated_messages
+from rollcast.records.trajectory import Segment, StepReward, ToolRecord, Trajectory, Turn
 
 __all__ = [
     "PAYLOADS",
@@ -13,6 +13,7 @@ __all__ = [
     "GrammarChecker",
     "Message",
     "Segment",
+    "StepReward",
     "StreamEvent",
     "StreamEventType",
     "ToolCall",
@@ -24,5 +25,6 @@ __all__ = [
     "encode",
     "encode_lines",
     "json_schema",
+    "prompt_hash",
     "validated_messages",
 ]

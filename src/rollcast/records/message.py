@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
 from rollcast.errors import MessagesError
-from rollcast.records.jsonable import DEPTH_LIMIT, nests_deeply
+from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 
-__all__ = ["Message", "Role", "ToolCall", "given_keys", "validated_messages"]
+__all__ = ["Message", "Role", "ToolCall", "given_keys", "prompt_hash", "validated_messages"]
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
@@ -45,6 +46,14 @@ class ToolCall(msgspec.Struct, frozen=True):
     tool_name: str
     arguments: dict[str, Any] | str
     error: str | None = None
+
+
+def prompt_hash(messages: Sequence[Any]) -> str:
+    """12 hex digits that name a prompt: the same question at every step and in every run.
+
+    They are the first digits of SHA-256 over the messages as canonical JSON: keys sorted, no spaces, UTF-8.
+    """
+    return hashlib.sha256(msgspec.json.encode(as_json(list(messages)), order="sorted")).hexdigest()[:12]
 
 
 def given_keys(message: Mapping[str, Any]) -> dict[str, Any]:

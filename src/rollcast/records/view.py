@@ -42,6 +42,7 @@ from rollcast.records.view_parts import (
     generated,
     moment,
     seconds_of,
+    seed_of,
     seq_of,
     small,
     text_of,
@@ -210,7 +211,7 @@ class ChainView(ChainFields, eq=False):
         self.conversation = Conversation.of(data.get("messages"))
         self.conversation.prompt_length = len(self.messages)
         self.index, self.attempt = count_of(data.get("index")), count_of(data.get("attempt"))
-        self.tools, self.seed = words(data.get("tools")), whole(data.get("seed"))
+        self.tools, self.seed = words(data.get("tools")), seed_of(data.get("seed"))
         self.policy_version = whole(data.get("policy_version"))
         self.reference = small(data.get("reference"))
         self.prompt_hash = word(data.get("prompt_hash"))

@@ -25,6 +25,7 @@ from rollcast.records import ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
+from rollcast.rollout.given import GivenReward
 from rollcast.rollout.rows import derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.stream import ChainWriter
@@ -113,6 +114,7 @@ class ChainGeneration:
         try:
             try:
                 reason: ChainFinishReason = await self._turns()
+                self._take_given()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
                 if stream.ended or self._was_stopped(error):  # ended: it was left behind
@@ -124,6 +126,7 @@ class ChainGeneration:
             stream.end(reason)
         finally:
             stream.end("cancelled")  # if it has not ended yet
+            self.context.given.take(last=True)
         return self.trajectory
 
     @property
@@ -179,10 +182,31 @@ class ChainGeneration:
             if finish == "length":
                 return "max_tokens"
             if not calls:
-                return "answered"
+                if step == self.settings.max_steps or not await self._is_answered_back():
+                    return "answered"
+                continue
             if await self._call_tools(calls):
                 return "terminal_tool"
+            self._take_given()
         return "max_steps"
+
+    async def _is_answered_back(self) -> bool:
+        """Add what somebody says after a turn without calls. Returns whether there was anything."""
+        if not self.agent.converses:
+            return False
+        message = await self.agent.next_message(self.trajectory, self.context)
+        self._take_given()
+        if message is not None:
+            self.stream.message(message, from_outside=True)
+        return message is not None
+
+    def _take_given(self, *, last: bool = False) -> None:
+        """Take over the messages and the rewards of steps that tools, or the reward's function, gave."""
+        for item in self.context.given.take(last=last):
+            if isinstance(item, GivenReward):
+                self.stream.step_reward(item.reward, item.metrics)
+            else:
+                self.stream.message(item, from_outside=True)
 
     # 1. Render the new messages to token ids after the ids so far; if they do not continue those, render everything afresh.
 
@@ -372,9 +396,11 @@ class ChainGeneration:
         try:
             value, metrics = await reward.score(self.trajectory, self.context)
         except RewardError as error:
+            self._take_given(last=True)
             self.trajectory.error = error_data(error, "reward")["error"]
             self.stream.error(error, "reward")
             return
+        self._take_given(last=True)
         self.stream.reward(value, metrics)
 
 

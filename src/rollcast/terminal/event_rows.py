@@ -47,6 +47,7 @@ class EventRows:
             T.CHAIN_END: self._chain_end,
             T.TOOL_CALL_START: self._tool_call_start,
             T.REWARD: self._reward,
+            T.MESSAGE: self._message,
             T.ERROR: self._error,
             T.TRAIN_STEP: self._train_step,
             T.CHAIN_SNAPSHOT: self._snapshot,
@@ -160,14 +161,11 @@ class EventRows:
     def _chain_start(self, event: StreamEvent) -> list[Row]:
         messages = event.data["messages"]
         asked = [m for m in messages if m.get("role") == "user"] or messages
-        content = asked[-1].get("content") if asked else ""
-        if isinstance(content, list):
-            parts = [p.get("text") or f"[{_plain(p.get('type'))}]" for p in content]
-            content = " ".join(map(_plain, parts))
+        content = _content(asked[-1].get("content") if asked else "")
         return [
             [
                 (f"{self.glyphs.start} ", "question"),
-                *self.line(_plain(content), _QUESTION_CHARS, "question"),
+                *self.line(content, _QUESTION_CHARS, "question"),
             ]
         ]
 
@@ -195,11 +193,18 @@ class EventRows:
         return [[*row, ("(", "call"), *self.line(arguments, _ARGUMENT_CHARS), (")", "call")]]
 
     def _reward(self, event: StreamEvent) -> list[Row]:
+        what = "step reward" if event.data.get("final") is False else "reward"
         row: Row = [
             (f"{self.glyphs.reward} ", "reward"),
-            (f"reward {_number(event.data['reward'])}", "reward"),
+            (f"{what} {_number(event.data['reward'])}", "reward"),
         ]
         return [row + self._metrics(event.data.get("metrics") or {})]
+
+    def _message(self, event: StreamEvent) -> list[Row]:
+        row: Row = [(f"{self.glyphs.start} ", "question")]
+        if event.data["role"] != "user":
+            row += [*self.line(_plain(event.data["role"]), _NAME_CHARS, "dim"), (": ", "dim")]
+        return [[*row, *self.line(_content(event.data["content"]), _QUESTION_CHARS, "question")]]
 
     def _error(self, event: StreamEvent) -> list[Row]:
         data = event.data
@@ -260,6 +265,14 @@ class EventRows:
         if len(metrics) > len(shown):
             row.append((f" {self.glyphs.dot} {len(metrics) - len(shown)} more", "dim"))
         return row
+
+
+def _content(content: Any) -> str:
+    """A message's content as text; of parts without text, their types."""
+    if isinstance(content, list):
+        parts = [p.get("text") or f"[{_plain(p.get('type'))}]" for p in content]
+        content = " ".join(map(_plain, parts))
+    return _plain(content)
 
 
 def _plain(value: Any) -> str:
