@@ -65,8 +65,8 @@ def as_json(value: Any) -> Any:
 
 def nests_deeply(value: Any) -> bool:
     """Whether lists and dicts nest more deeply in it than `as_json` leaves them, so that some reader may not take its JSON."""
-    level = [value]
-    for _ in range(DEPTH_LIMIT):
+    level: list[Any] = [[value]]
+    for _ in range(DEPTH_LIMIT + 1):
         inner = {}
         for each in level:
             for item in each.values() if type(each) is dict else each:
