@@ -24,6 +24,7 @@ __all__ = [
     "escape_surrogates",
     "is_terminal_safe",
     "looks_secret",
+    "names_secret",
     "one_line",
     "plain_line",
     "printable_line",
@@ -176,8 +177,11 @@ _SHORTEST_SECRET = 8  # characters: shorter ones would be ordinary words
 _NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
 
 
+def names_secret(name: str) -> bool:
+    """Whether what has this name is mostly a secret: a token, a password, a key."""
+    return _SECRET_NAME.search(name.replace("-", "_")) is not None
+
+
 def looks_secret(name: str, value: str) -> bool:
     """Whether a variable or a field of this name holds a secret: 8 characters or more, and no path, number or common word."""
-    return bool(
-        _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET and not _NO_SECRET.fullmatch(value)
-    )
+    return names_secret(name) and len(value) >= _SHORTEST_SECRET and not _NO_SECRET.fullmatch(value)

@@ -142,6 +142,7 @@ def test_hints_stand_above(tmp_path):
                     generation.chunk("a", [1], [-1.0])
                 with chain.tool_call("look", {}) as call:
                     call.observation("no", status="error")
+                chain.reward(0.5)
     manager.close()
     out = shown(tmp_path, "r")
     assert "! The tool “look” failed in 8 of 8 calls (chain_0, chain_1, chain_2, chain_3 and 4 more)" in out

@@ -132,7 +132,7 @@ def _picked(archive: Archive, rows: list[dict[str, Any]], options: ShowOptions) 
         return None
     rewarded = [row for row in rows if isinstance(row.get("reward"), int | float)]
     if not rewarded:
-        raise ArchiveError(f"no chain of {archive.path.name} that is meant has a reward")
+        raise ArchiveError(f"none of these chains of {archive.path.name} has a reward")
     return (min if options.worst else max)(rewarded, key=lambda row: row["reward"])
 
 

@@ -22,7 +22,7 @@ from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.text import looks_secret, well_formed
+from rollcast.text import looks_secret, names_secret, well_formed
 
 __all__ = ["Masker", "masked_arguments", "masker_of", "secret_values"]
 
@@ -106,7 +106,7 @@ def masked_arguments(arguments: Iterable[str]) -> list[str]:
     secret_comes = False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        secret_name = _SECRET_NAME.search(name.replace("-", "_")) is not None
+        secret_name = names_secret(name)
         if secret_comes:
             masked.append("[masked:argument]")
             secret_comes = False
