@@ -141,6 +141,8 @@ MASKED = "[masked:openai-key]"
         (T.CHAIN_START, {"messages": [{"role": "system", "content": SECRET}]}, {"messages": [{"role": "system", "content": MASKED}]}),
         (T.CHAIN_START, {"messages": [{"role": "assistant", "content": SECRET}]}, None),
         (T.CHAIN_START, {"reference": SECRET, "row": {"a": [SECRET]}}, {"reference": MASKED, "row": {"a": [MASKED]}}),
+        (T.RUN_START, {"settings": {"key": SECRET}, "tools": [{"default": SECRET}]}, {"settings": {"key": MASKED}, "tools": [{"default": MASKED}]}),
+        (T.MESSAGE, {"role": "user", "content": f"use {SECRET}"}, {"role": "user", "content": f"use {MASKED}"}),
         (T.LLM_GENERATION_END, {"content": SECRET}, None),
         (T.LLM_GENERATION_CHUNK, {"content": SECRET}, None),
         (T.CHAIN_END, {"final_response": SECRET}, None),
