@@ -178,6 +178,73 @@ async def test_a_failure_of_whoever_answers_is_the_agents():
     assert (error.data["where"], error.data["error_type"]) == ("agent", "ValueError")
 
 
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        (asyncio.CancelledError(), "was cancelled from within"),
+        (SystemExit(3), "3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+async def test_whoever_answers_cannot_stop_the_program(fails, says):
+    """What ends more than a chain ends the chain alone, if its own code raises it."""
+
+    class Broken(BaseAgent):
+        async def next_message(self, trajectory, ctx):
+            raise fails
+
+    _, (t,) = await played(Broken(backend=ScriptedBackend("4")))
+    assert (t.finish_reason, says in t.error) == ("error", True)
+
+
+async def test_one_who_answers_is_an_async_function():
+    """The sentence says so."""
+
+    class Plain(BaseAgent):
+        def next_message(self, trajectory, ctx):
+            return {"role": "user", "content": "And?"}
+
+    _, (t,) = await played(Plain(backend=ScriptedBackend("4"), name="plain"))
+    assert "next_message of agent plain returned dict; define it with `async def`" in t.error
+
+
+async def test_a_wrong_message_is_the_agents_failure():
+    """It has no role that a model could read."""
+
+    class Wrong(BaseAgent):
+        async def next_message(self, trajectory, ctx):
+            return {"content": "And?"}
+
+    capture, (t,) = await played(Wrong(backend=ScriptedBackend("4")))
+    assert "a message for chain_0[0] has role None" in t.error
+    assert capture.of("error")[0].data["where"] == "agent"
+
+
+async def test_whoever_does_not_answer_does_not_hold_a_cancelled_run():
+    """It ignores its cancellation, and is left behind after the grace period."""
+    asked, over = asyncio.Event(), asyncio.Event()
+
+    class Deaf(BaseAgent):
+        cancel_grace_s = 0.05
+
+        async def next_message(self, trajectory, ctx):
+            asked.set()
+            while not over.is_set():
+                try:
+                    await over.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    run = Deaf(backend=ScriptedBackend("4")).prepare(4, HELLO)
+    running = asyncio.create_task(run.execute())
+    await asked.wait()
+    run.cancel()
+    async with asyncio.timeout(10):
+        (t,) = await running
+    assert t.finish_reason == "cancelled"
+    over.set()
+
+
 # -- about itself --------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,14 @@ from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
 from rollcast.records.filter import EventFilter
 from rollcast.records.grammar import GrammarChecker, check_events
 from rollcast.records.message import Message, ToolCall, prompt_hash, validated_messages
-from rollcast.records.trajectory import Segment, StepReward, ToolRecord, Trajectory, Turn
+from rollcast.records.trajectory import OutsideMessage, Segment, StepReward, ToolRecord, Trajectory, Turn
 
 __all__ = [
     "PAYLOADS",
     "EventFilter",
     "GrammarChecker",
     "Message",
+    "OutsideMessage",
     "Segment",
     "StepReward",
     "StreamEvent",

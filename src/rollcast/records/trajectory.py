@@ -21,7 +21,7 @@ from rollcast.records.event import (
 from rollcast.records.jsonable import as_json
 from rollcast.records.message import Message, ToolCall
 
-__all__ = ["Segment", "StepReward", "ToolRecord", "Trajectory", "Turn"]
+__all__ = ["OutsideMessage", "Segment", "StepReward", "ToolRecord", "Trajectory", "Turn"]
 
 
 class ToolRecord(msgspec.Struct):
@@ -45,6 +45,13 @@ class StepReward(msgspec.Struct, frozen=True):
     step: int
     reward: float
     metrics: dict[str, Any] = {}
+
+
+class OutsideMessage(msgspec.Struct, frozen=True):
+    """Where a message from outside stands: after which turn (0: before the first), and at which place among the messages."""
+
+    step: int
+    index: int
 
 
 class Turn(msgspec.Struct):
@@ -173,6 +180,7 @@ class Trajectory(msgspec.Struct):
         reward: the chain's own; None if there is none or it failed.
         metrics: numbers beside the reward.
         step_rewards: those that were given between turns, in order. They are not added to `reward`.
+        from_outside: which messages came from outside after the start, such as a user's next turn, in order.
         error: what ended the chain with `error`, or left it without a reward, in a sentence.
         duration_s: how long the chain ran, in seconds.
     """
@@ -192,6 +200,7 @@ class Trajectory(msgspec.Struct):
     error: str | None = None
     duration_s: float | None = None
     step_rewards: list[StepReward] = []
+    from_outside: list[OutsideMessage] = []
 
     @property
     def completion_tokens(self) -> int:

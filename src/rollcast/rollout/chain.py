@@ -21,7 +21,7 @@ from rollcast.models.conversation import Conversation, conversation_of
 from rollcast.models.parse.reading import Reading, split
 from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
 from rollcast.models.sampled import reasoning_of
-from rollcast.records import ToolCall, Trajectory, Turn
+from rollcast.records import Message, ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
@@ -32,6 +32,7 @@ from rollcast.stream import ChainWriter
 from rollcast.stream.chain import error_data
 from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
+from rollcast.tools.execution import CancelledItself, StoppedItself, in_task
 
 __all__ = ["ChainGeneration", "LatestChain", "Prompts"]
 
@@ -194,11 +195,24 @@ class ChainGeneration:
         """Add what somebody says after a turn without calls. Returns whether there was anything."""
         if not self.agent.converses:
             return False
-        message = await self.agent.next_message(self.trajectory, self.context)
+        message = await self._next_message()
         self._take_given()
         if message is not None:
             self.stream.message(message, from_outside=True)
         return message is not None
+
+    async def _next_message(self) -> Message | None:
+        """What the agent's `next_message` returns. One that ignores its cancellation is left behind, as a tool is."""
+        where = f"next_message of agent {self.agent.name}"
+        asked: Any = self.agent.next_message(self.trajectory, self.context)
+        if not asyncio.iscoroutine(asked):
+            raise InputError(f"{where} returned {type(asked).__name__}; define it with `async def`")
+        try:
+            return await in_task(asked, where, None)
+        except CancelledItself:
+            raise _Failed(InputError(f"{where} was cancelled from within"), "agent") from None
+        except StoppedItself as stopped:
+            raise _Failed(stopped.__cause__ or stopped, "agent") from stopped
 
     def _take_given(self, *, last: bool = False) -> None:
         """Take over the messages and the rewards of steps that tools, or the reward's function, gave."""

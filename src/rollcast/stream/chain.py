@@ -20,6 +20,7 @@ from rollcast.errors import InputError
 from rollcast.failures import FailureLog, text_and_place, text_of
 from rollcast.records import (
     Message,
+    OutsideMessage,
     StepReward,
     StreamEvent,
     StreamEventType,
@@ -325,7 +326,9 @@ class ChainWriter:
             self._must_be_between_turns("take a message")
             if self.live:
                 self.notes.message_came(self.trajectory)
+            place = OutsideMessage(len(self.trajectory.turns), len(self.trajectory.messages))
             self.trajectory.messages.append(message)
+            self.trajectory.from_outside.append(place)
             self.spoken_to = True
             if self.live:
                 self.emit(T.MESSAGE, dict(message))
