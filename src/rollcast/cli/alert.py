@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from rollcast.observers import AlertObserver
 from rollcast.observers.alert_target import alert_target
-from rollcast.records import EventFilter
+from rollcast.records import EventFilter, StreamEventType
+from rollcast.records.hint_watch import HINT_EVENTS
 from rollcast.records.secrets import Masker
 
-__all__ = ["alert_to"]
+__all__ = ["ALERT_EVENTS", "alert_to"]
+
+ALERT_EVENTS = (*HINT_EVENTS, StreamEventType.ERROR)
 
 
 def alert_to(

@@ -140,8 +140,8 @@ class AlertObserver(HintObserver):
         )  # fmt: skip
 
     def _send(self, what: str, id: str, text: str, *, run_id: str, **fields: Any) -> None:
-        told = {"run_id": plain_line(run_id, MAX_ID), **fields}
-        self._sender.put(Alert(what, id, self._safe(text, MAX_TEXT), told))
+        known = {"run_id": plain_line(run_id, MAX_ID), **fields}
+        self._sender.put(Alert(what, id, self._safe(text, MAX_TEXT), known))
 
     def _safe(self, text: str, limit: int) -> str:
         """One line without secrets."""

@@ -54,7 +54,7 @@ class Alert:
 
     def body(self) -> bytes:
         """The JSON, in ASCII, of less than 32 KiB: it fits into a pipe that nobody reads, and into an environment variable."""
-        told = {
+        fields = {
             "version": 1,
             "what": self.what,
             "id": self.id,
@@ -63,7 +63,7 @@ class Alert:
             "folded": dict(self.folded),
             "also": self.also,
         }
-        return json.dumps(told).encode("ascii")
+        return json.dumps(fields).encode("ascii")
 
 
 class AlertSender:

@@ -139,7 +139,7 @@ class UrlTarget:
         self.shown = f"{parts.scheme}://{parts.netloc}/…"
         self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
-        self._late = False
+        self._late = threading.Event()  # of the alert that is being sent
         self._aborted = False
 
     def send(self, body: bytes) -> None:
@@ -148,8 +148,8 @@ class UrlTarget:
         Raises:
             AlertError: it was not taken.
         """
-        self._late = False
-        limit = threading.Timer(URL_S, self._end_late)
+        self._late = late = threading.Event()
+        limit = threading.Timer(URL_S, self._end_late, [late])
         limit.daemon = True
         limit.name = "rollcast-alert-limit"
         limit.start()
@@ -162,7 +162,7 @@ class UrlTarget:
                 url = _followed(url, moved_to)
             raise AlertError(f"it redirected more than {REDIRECTS} times")
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if self._late or self._aborted or isinstance(error, TimeoutError):
+            if self._is_broken_off() or isinstance(error, TimeoutError):
                 raise AlertError(f"it did not answer within {URL_S:g} s", retry=True) from None
             raise AlertError(_reason(error), retry=not isinstance(error, ssl.SSLError)) from None
         finally:
@@ -175,7 +175,7 @@ class UrlTarget:
             self._connection = connection
         try:
             connection.connect()
-            if self._late or self._aborted:
+            if self._is_broken_off():
                 raise TimeoutError
             headers |= {
                 "Content-Type": "application/json",
@@ -183,11 +183,10 @@ class UrlTarget:
                 "Connection": "close",
             }
             connection.request("POST", address, body, headers)
-            with contextlib.closing(
-                connection.getresponse()
-            ) as response:  # its body may be endless, and is not read
+            # The body may be endless, and is not read.
+            with contextlib.closing(connection.getresponse()) as response:
                 status, moved_to = response.status, response.getheader("Location")
-            if self._late or self._aborted:
+            if self._is_broken_off():
                 raise TimeoutError  # what was cut off may look like a whole answer
         finally:
             with self._lock:
@@ -208,9 +207,13 @@ class UrlTarget:
         """Send again."""
         self._aborted = False
 
-    def _end_late(self) -> None:
-        self._late = True
-        self._break_off()
+    def _is_broken_off(self) -> bool:
+        return self._late.is_set() or self._aborted
+
+    def _end_late(self, late: threading.Event) -> None:
+        late.set()
+        if late is self._late:  # else that alert is over
+            self._break_off()
 
     def _break_off(self) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.hint_watch import HINT_EVENTS, HintChange, HintWatch
+from rollcast.records.view_parts import moment
 from rollcast.stream.observer import ChunkInterest, StreamObserver
 
 __all__ = ["HintObserver"]
@@ -54,20 +55,21 @@ class HintObserver(StreamObserver):
     async def on_batch(self, events: list[StreamEvent]) -> None:
         """Take the events, and call the function with what follows from them."""
         changes = [change for event in events for change in self._watch.take(event)]
-        if events:
-            self._latest = (events[-1].timestamp, self._clock())
+        at = moment(events[-1].timestamp) if events else None  # an event made by hand may have any time
+        if at is not None:
+            self._latest = (at, self._clock())
         self._set_timer()
-        self._tell(changes)
+        self._call_with(changes)
 
     async def on_run_closed(self, run_id: str) -> None:
         """Call the function with what the run ends with, if its `run_end` did not come."""
-        self._tell(self._watch.end_run(run_id))
+        self._call_with(self._watch.end_run(run_id))
 
     async def aclose(self) -> None:
         """Stop looking. The observer may be added again later."""
         self._stop_timer()
 
-    def _tell(self, changes: list[HintChange]) -> None:
+    def _call_with(self, changes: list[HintChange]) -> None:
         for change in changes:
             self._on_change(change)
 
@@ -88,7 +90,7 @@ class HintObserver(StreamObserver):
             return
         timestamp, came = self._latest
         try:
-            self._tell(self._watch.look(timestamp + max(self._clock() - came, 0.0)))
+            self._call_with(self._watch.look(timestamp + max(self._clock() - came, 0.0)))
         except Exception as error:  # noqa: BLE001  (the user's function; in `on_batch` the manager reports it)
             self.report(error)
         self._set_timer()

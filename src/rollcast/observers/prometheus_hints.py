@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rollcast.records import StreamEvent
 from rollcast.records.hint_watch import HintWatch
 from rollcast.records.hints import HINT_KINDS
+from rollcast.records.view_parts import moment
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -32,7 +33,9 @@ class CurrentHints:
     def note(self, event: StreamEvent) -> None:
         """Keep the event for the next scrape. If too many wait, they are taken now, without looking for hints."""
         self._waiting.append(event)
-        self._latest = (event.timestamp, time.monotonic())
+        at = moment(event.timestamp)  # an event made by hand may have any time
+        if at is not None:
+            self._latest = (at, time.monotonic())
         if len(self._waiting) >= MAX_WAITING and self._lock.acquire(blocking=False):
             try:
                 while self._waiting:

@@ -187,7 +187,7 @@ class HintWatch:
         view = run.chains.get(event.chain_id) if event.chain_id.__class__ is str else None
         if view is not None:
             view.forget_text()
-        if run.ended_at is not None:
+        if run.ended_at is not None or run.status not in ("unknown", "running"):
             self._ending[run_id] = None
 
     def take(self, event: StreamEvent) -> list[HintChange]:

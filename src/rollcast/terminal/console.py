@@ -134,7 +134,7 @@ class ConsoleStreamObserver(StreamObserver):
                 if hints is not None and event.event_type != T.RUN_END:
                     hints.take(event, attached.printer)
             if hints is not None and events:
-                hints.came(events[-1])
+                hints.note_arrival(events[-1])
             if self._gather_s == 0:
                 attached.gathering.print_everything()
         self._after_writing(output)
@@ -272,7 +272,7 @@ class ConsoleStreamObserver(StreamObserver):
             attached.printer.measure()
             attached.gathering.print_due()
             if self._hints is not None and self.hints_by_clock and self.status_wanted:
-                self._hints.time_passes(attached.printer)
+                self._hints.look_now(attached.printer)
         self._after_writing(output)
 
     def _cancel_timer(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.hint_watch import HintChange, HintWatch
 from rollcast.records.hints import HintKind
+from rollcast.records.view_parts import moment
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 from rollcast.terminal.printer import Printer
@@ -16,7 +17,7 @@ __all__ = ["ConsoleHints", "HintRows", "folded_row", "hints_wanted"]
 
 AT_ONCE = 6  # hints that get a line of their own at once
 REFILL_S = 10.0  # and one more each ten seconds, on the clock of the events
-MAX_TOLD = 4_096  # ids of hints whose going gets a line
+MAX_PRINTED = 4_096  # ids of hints whose end gets a line
 
 
 def hints_wanted(filter: EventFilter) -> bool:
@@ -27,20 +28,24 @@ def hints_wanted(filter: EventFilter) -> bool:
 def folded_row(kinds: Mapping[HintKind, int]) -> Row:
     """A row that counts the hints that have none of their own."""
     total = sum(kinds.values())
-    told = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda each: -each[1]))
-    return [("! ", "gap"), (f"{total:,} more hint{'' if total == 1 else 's'}", "gap"), (f" ({told})", "dim")]
+    counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda each: -each[1]))
+    return [
+        ("! ", "gap"),
+        (f"{total:,} more hint{'' if total == 1 else 's'}", "gap"),
+        (f" ({counts})", "dim"),
+    ]
 
 
 class HintRows:
     """Makes rows of changes. The first six hints get one each, and then one in ten seconds; the others are counted.
 
-    A hint's going gets a row if its appearance had one. The time is that of the events, so a replay gives the same rows.
+    The end of a hint gets a row if its appearance had one. The time is that of the events, so a replay gives the same rows.
     """
 
     def __init__(self) -> None:
         self._left = float(AT_ONCE)
         self._at: float | None = None
-        self._told: dict[str, None] = {}
+        self._printed: dict[str, None] = {}
         self._folded: Counter[HintKind] = Counter()
 
     def of(
@@ -61,14 +66,14 @@ class HintRows:
         for change in changes:
             run_id = change.hint.run_id
             if not change.appeared:
-                if change.id in self._told:
-                    del self._told[change.id]
+                if change.id in self._printed:
+                    del self._printed[change.id]
                     yield rows.hint(change.hint, gone=True), run_id, change.at
             elif self._left >= 1.0:
                 self._left -= 1.0
-                self._told[change.id] = None
-                if len(self._told) > MAX_TOLD:
-                    del self._told[next(iter(self._told))]
+                self._printed[change.id] = None
+                if len(self._printed) > MAX_PRINTED:
+                    del self._printed[next(iter(self._printed))]
                 yield rows.hint(change.hint), run_id, change.at
             else:
                 self._folded[change.hint.kind] += 1
@@ -94,18 +99,20 @@ class ConsoleHints:
     def take(self, event: StreamEvent, printer: Printer) -> None:
         """Take the next event, and print what follows from it."""
         changes = self._watch.take(event)
-        at = event.timestamp
         if event.event_type is StreamEventType.LLM_GENERATION_CHUNK:
             return
         ended = event.event_type == StreamEventType.RUN_END
         if changes or ended:
-            self._print(changes, at, printer, ended=ended)
+            at = moment(event.timestamp)  # an event made by hand may have any time
+            self._print(changes, 0.0 if at is None else at, printer, ended=ended)
 
-    def came(self, event: StreamEvent) -> None:
+    def note_arrival(self, event: StreamEvent) -> None:
         """Note that this is the latest event, and that it came now."""
-        self._latest = (event.timestamp, self._clock())
+        at = moment(event.timestamp)
+        if at is not None:
+            self._latest = (at, self._clock())
 
-    def time_passes(self, printer: Printer) -> None:
+    def look_now(self, printer: Printer) -> None:
         """Print what follows from the time that has passed since the latest event."""
         if self._latest is None:
             return

@@ -3,6 +3,7 @@
 import io
 import itertools
 
+import msgspec
 import pytest
 
 from rollcast import EventFilter
@@ -183,6 +184,22 @@ async def test_on_a_terminal_the_clock_tells_if_no_event_comes(make_terminal):
         observer._on_timer()
     assert about_hints(piped.getvalue().splitlines()) == []
     await observer.aclose()
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), 1e300, None, "now"])
+async def test_an_impossible_time_does_no_harm(at):
+    """Events made by hand may have any; the hints of the run come nevertheless."""
+    run = Run()
+    run.chains(0, 9, "error")
+    run.over()
+    run.events = [msgspec.structs.replace(event, timestamp=at) for event in run.events]
+    run.at = 1_000_000.0
+    out = io.StringIO()
+    observer = ConsoleStreamObserver(show_timestamps=False, file=out)
+    await observer.on_batch(run.events)
+    observer._hints.look_now(observer._attached.printer)
+    await observer.aclose()
+    assert len(about_hints(out.getvalue().splitlines())) == 1
 
 
 async def test_two_runs_are_told_apart():
