@@ -18,8 +18,10 @@ import re
 import unicodedata
 
 __all__ = [
+    "LINE_CHARS",
     "bounded",
     "escape_surrogates",
+    "grown_line",
     "is_terminal_safe",
     "one_line",
     "plain_line",
@@ -30,6 +32,8 @@ __all__ = [
     "visible",
     "well_formed",
 ]
+
+LINE_CHARS = 4000  # characters of a line of model text that are shown at once
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Printable by category but invisible: joiners, fillers, variation selectors other than text and emoji style.
@@ -163,3 +167,16 @@ def _escape(char: str) -> str:
 def _json_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
+def grown_line(chars: int, more: str) -> tuple[int, bool]:
+    """How many characters the last line has after more text, and whether that took it to a multiple of `LINE_CHARS`.
+
+    A line that never ends is shown in pieces, at these places. A recording keeps them, so that a replay shows the same pieces.
+    """
+    newline = more.rfind("\n")
+    if newline >= 0:
+        chars, now = 0, len(more) - newline - 1
+    else:
+        now = chars + len(more)
+    return now, now // LINE_CHARS > chars // LINE_CHARS

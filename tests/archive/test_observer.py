@@ -645,7 +645,7 @@ def test_merging_keeps_every_text_and_the_order(made):
         data = {"content": f"{seq} ", "offset": 0, "token_ids": [seq]} if kind == "chunk" else {}
         name = "llm_generation_chunk" if kind == "chunk" else kind
         events.append(StreamEvent(T(name), chain, 1.0, data, step, None, seq, "r"))
-    merged = _merged(events)
+    merged = _merged(events, {})
     assert [e.seq for e in merged] == sorted(e.seq for e in merged)
     for chain in "ab":
 

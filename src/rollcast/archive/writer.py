@@ -42,6 +42,7 @@ from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
+from rollcast.text import grown_line
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
@@ -110,6 +111,7 @@ class Recorder:
         self._rows = b""
         self._train_rows = b""
         self._losses = Losses()
+        self._lines: dict[tuple[str, str], int] = {}  # characters of the line that each open generation is at
         self._past = Losses()  # what was written of the runs that are open
         self._warned = False
 
@@ -198,7 +200,7 @@ class Recorder:
             self._write_events(events)
 
     def _write_events(self, events: list[StreamEvent]) -> None:
-        events = _merged(events)
+        events = _merged(events, self._lines)
         lines = _event_lines(events)
         if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
@@ -343,10 +345,15 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
+def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
     """The events, in which neighbouring chunks of a generation are one.
 
-    A chunk that ends a line is the last of those that it joins, so that a replay shows each line when it was whole.
+    A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
+    first of a generation stands alone, so that a replay shows the same pieces at the same time.
+
+    Args:
+        events: in order.
+        lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
     open_now: dict[
         tuple[str, str], list[int]
@@ -357,14 +364,17 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
         if event.event_type is not CHUNK:
             if event.event_type is T.GAP:
                 open_now.clear()
+                for of_run in [each for each in lines if each[0] == event.run_id]:
+                    del lines[of_run]
             else:
                 open_now.pop(key, None)
+                lines.pop(key, None)
         elif key in open_now and events[open_now[key][0]].step == event.step:
             open_now[key].append(i)
         else:  # the first, or the first of the next generation if a filter leaves out what is between
             open_now[key] = [i]
             groups.append(open_now[key])
-        if event.event_type is CHUNK and _ends_a_line(event):
+        if event.event_type is CHUNK and _ends_a_piece(event, key, lines):
             del open_now[key]
     if not groups:
         return events
@@ -380,9 +390,13 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
     return [event for event in kept if event is not None]
 
 
-def _ends_a_line(chunk: StreamEvent) -> bool:
-    text = object_of(chunk.data).get("content")
-    return isinstance(text, str) and "\n" in text
+def _ends_a_piece(chunk: StreamEvent, key: tuple[str, str], lines: dict[tuple[str, str], int]) -> bool:
+    data = object_of(chunk.data)
+    text = data.get("content")
+    if not isinstance(text, str):
+        return False
+    lines[key], full = grown_line(lines.get(key, 0), text)
+    return full or "\n" in text or data.get("offset") == 0
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:
