@@ -25,7 +25,7 @@ from rollcast.archive.format import (
     SegmentIndex,
 )
 from rollcast.archive.index import State, read_run_file, state_of
-from rollcast.archive.lines import Damage, SegmentedLines
+from rollcast.archive.lines import MISSING, Damage, SegmentedLines
 from rollcast.archive.notes import append_note, checked_note
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
@@ -406,6 +406,12 @@ class EventReader:
                 if event is not None and (self._filter is None or passes(self._filter, event)):
                     yield event
             self.position = block.first + len(block.lines)
+        facts = self._archive.facts
+        if self._until is None and facts.status != "running" and self.position < facts.totals.events:
+            self._bad_lines.append(
+                Damage(self._lines.folder, self.position, facts.totals.events - 1, MISSING)
+            )
+            self.position = facts.totals.events
 
     def _follow(self) -> Iterator[StreamEvent]:
         assert self._poll_s is not None
