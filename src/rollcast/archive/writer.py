@@ -336,7 +336,10 @@ class Recorder:
             logger.log(
                 level, "%s cannot be written: %s; the run goes on without its record", self.path, self.failing
             )
-            self._on_failure(error)
+            try:
+                self._on_failure(error)
+            except Exception:  # who is told must not keep what failed from being counted
+                logger.exception("%s: the failure could not be told to the run", self.path)
 
     def _succeeded(self) -> None:
         self._losses.clear()
