@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rollcast import InputError, StreamEvent, StreamEventType
 from rollcast.archive import Masker
 from rollcast.records import PAYLOADS, Trajectory
+from rollcast.records.codec import encode_described
 from rollcast.records.secrets import _FIELDS, secret_values
 
 T = StreamEventType
@@ -111,6 +112,20 @@ def test_objects_of_somebodys_are_masked_as_they_are_written():
     """What JSON lacks is written in some form, and in that form it has no secret."""
     masker = Masker(environ={})
     assert masker.value((SECRETS["jwt"], {1: {SECRETS["jwt"]}})) == ["[masked:jwt]", {"1": ["[masked:jwt]"]}]
+
+
+def test_what_nests_too_deeply_is_masked_as_it_is_written():
+    """A relayed event may nest without end."""
+    nested = SECRETS["jwt"]
+    for _ in range(50_000):
+        nested = [nested, SECRETS["jwt"]]
+    event = StreamEvent(
+        T.TOOL_CALL_START, "c", 1.0, {"call_id": "a", "tool_name": "t", "arguments": {"x": nested}}
+    )
+    masked = Masker(environ={}).event(event)
+    text = encode_described(masked).decode()
+    assert "[masked:jwt]" in text
+    assert SECRETS["jwt"] not in text
 
 
 def test_a_function_that_raises_hides_the_text():
