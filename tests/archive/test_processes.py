@@ -143,6 +143,34 @@ def test_a_disk_that_is_full_in_the_middle_and_has_room_again(small_disk):
     check_what_is_missing(small_disk / "r")
 
 
+VANISHES = """
+                if number in (20, 40):
+                    time.sleep(0.6)
+                    os.system(sys.argv[2]) if number == 20 else None
+"""
+
+
+def test_a_disk_that_vanishes_in_the_middle(tmp_path):
+    """The run goes on and exits with 0; the record is begun anew at its path, with a `gap` for what was on the disk."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a disk needs root; a folder that is deleted or moved is tested everywhere")
+    try:
+        code = RUN + "asyncio.run(main(60))"
+        out = python(code, tmp_path / "r", f"umount -l {tmp_path}", SLOWLY=VANISHES)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], capture_output=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert out.stderr.count("was moved or deleted while it was written; it is begun anew") == 1, out.stderr
+    archive = Archive.open(tmp_path / "r")
+    events = list(archive.events())
+    assert events[0].event_type == "gap"
+    assert "moved or deleted" in events[0].data["reason"]
+    assert events[-1].event_type == "run_end"
+    assert archive.chain("chain_59")["state"] == "ended"
+    assert archive.facts.status == "completed"
+
+
 LIMITED = """
                 import resource
                 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
