@@ -38,11 +38,10 @@ from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_li
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
 from rollcast.records.secrets import Masker
-from rollcast.records.view_fields import object_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
-from rollcast.text import grown_line
+from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
@@ -377,8 +376,17 @@ def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> lis
         else:  # the first, or the first of the next generation if a filter leaves out what is between
             open_now[key] = [i]
             groups.append(open_now[key])
-        if event.event_type is CHUNK and _ends_a_piece(event, key, lines):
-            del open_now[key]
+        if event.event_type is CHUNK:
+            data: Any = event.data
+            text = data.get("content") if data.__class__ is dict else None
+            if text.__class__ is not str:
+                continue
+            before = lines.get(key, 0)
+            lines[key] = after = before + len(text)
+            ends_a_piece = after // LINE_CHARS != before // LINE_CHARS or "\n" in text
+            if ends_a_piece or data.get("offset") == 0:
+                lines[key], _ = grown_line(before, text)
+                del open_now[key]
     if not groups:
         return events
     kept: list[StreamEvent | None] = list(events)
@@ -391,15 +399,6 @@ def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> lis
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
         return events
     return [event for event in kept if event is not None]
-
-
-def _ends_a_piece(chunk: StreamEvent, key: tuple[str, str], lines: dict[tuple[str, str], int]) -> bool:
-    data = object_of(chunk.data)
-    text = data.get("content")
-    if not isinstance(text, str):
-        return False
-    lines[key], full = grown_line(lines.get(key, 0), text)
-    return full or "\n" in text or data.get("offset") == 0
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:
