@@ -189,7 +189,7 @@ NOT_FROM_OUTSIDE = {
     "from_seq", "gaps", "generation_step", "generation_tokens", "generations", "group_id", "groups", "index", "joined_late",
     "last_event_at", "logprobs", "mean_reward", "messages_omitted", "offset", "parent_chain_id", "parent_run_id", "partial",
     "policy_version", "prompt_hash", "prompt_length", "prompt_tokens", "reason", "reasoning", "reasoning_omitted", "reward",
-    "run_id", "run_status", "seed", "since", "source", "split", "staleness", "started_at", "state", "status", "step", "steps",
+    "role", "run_id", "run_status", "seed", "since", "source", "split", "staleness", "started_at", "state", "status", "step", "steps",
     "times", "to_seq", "token_ids", "tool_name", "tool_use", "tools", "train_step", "truncated", "ttft_s", "where",
 }  # fmt: skip
 
