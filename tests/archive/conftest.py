@@ -27,6 +27,7 @@ READING = {
     "index.py": {"read_run_file", "list_records", "find_record", "state_of"},
     "segments.py": {"segments_in"},
     "recovery.py": {"recover"},
+    "budget.py": {"trim_records"},
 }
 
 

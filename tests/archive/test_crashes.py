@@ -1,4 +1,4 @@
-"""Real runs and trainings, killed at random moments. `python -m record_crashes --seeds 0:200` is the whole campaign."""
+"""Real runs and trainings, killed at random moments. `make crashes` is the whole campaign."""
 
 import pytest
 

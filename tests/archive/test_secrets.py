@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rollcast import InputError, StreamEvent, StreamEventType
 from rollcast.archive import Masker
 from rollcast.records import PAYLOADS, Trajectory
+from rollcast.records.codec import encode_described
 from rollcast.records.secrets import _FIELDS, secret_values
 
 T = StreamEventType
@@ -113,6 +114,20 @@ def test_objects_of_somebodys_are_masked_as_they_are_written():
     assert masker.value((SECRETS["jwt"], {1: {SECRETS["jwt"]}})) == ["[masked:jwt]", {"1": ["[masked:jwt]"]}]
 
 
+def test_what_nests_too_deeply_is_masked_as_it_is_written():
+    """A relayed event may nest without end."""
+    nested = SECRETS["jwt"]
+    for _ in range(50_000):
+        nested = [nested, SECRETS["jwt"]]
+    event = StreamEvent(
+        T.TOOL_CALL_START, "c", 1.0, {"call_id": "a", "tool_name": "t", "arguments": {"x": nested}}
+    )
+    masked = Masker(environ={}).event(event)
+    text = encode_described(masked).decode()
+    assert "[masked:jwt]" in text
+    assert SECRETS["jwt"] not in text
+
+
 def test_a_function_that_raises_hides_the_text():
     """What could not be looked at is not shown, and the record goes on."""
     masker = Masker(functions=[lambda text: 1 // 0], environ={})
@@ -175,8 +190,8 @@ NOT_FROM_OUTSIDE = {
     "errors", "error_type", "failed", "final", "final_response", "final_response_omitted", "finish_reason", "first_token_s",
     "from_seq", "gaps", "generation_step", "generation_tokens", "generations", "group_id", "groups", "index", "joined_late",
     "last_event_at", "logprobs", "mean_reward", "messages_omitted", "offset", "parent_chain_id", "parent_run_id", "partial",
-    "policy_version", "prompt_hash", "prompt_length", "prompt_tokens", "reason", "reasoning", "reasoning_omitted", "reward", "role",
-    "run_id", "run_status", "seed", "since", "source", "split", "staleness", "started_at", "state", "status", "step", "steps",
+    "policy_version", "prompt_hash", "prompt_length", "prompt_tokens", "reason", "reasoning", "reasoning_omitted", "reward",
+    "role", "run_id", "run_status", "seed", "since", "source", "split", "staleness", "started_at", "state", "status", "step", "steps",
     "times", "to_seq", "token_ids", "tool_name", "tool_use", "tools", "train_step", "truncated", "ttft_s", "where",
 }  # fmt: skip
 

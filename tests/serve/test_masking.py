@@ -157,3 +157,20 @@ def test_a_token_is_not_looked_at():
     end = StreamEvent(T.LLM_GENERATION_END, "c", 1.0, {"content": SECRET}, 1, 1, 1, "r")
     history.extend([chunk, end])
     assert [SECRET.encode() in entry.data for entry in history.window(0, 2)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        StreamEvent(T.ERROR, 7, "noon", {"error": SECRET, "more": object()}, None, None, 0, "r"),
+        StreamEvent(StreamEventType.of("later"), "c", 1.0, {"x": [SECRET]}, None, None, 0, "r"),
+        StreamEvent(T.TOOL_OBSERVATION, "c", 1.0, {"observation": (SECRET, {1: SECRET})}, None, None, 0, "r"),
+    ],
+)
+def test_events_that_somebody_made_by_hand_are_masked(event):
+    """Whatever they hold, also if no client could read them."""
+    history = History(1 << 20, Masker(environ={}))
+    history.extend([event])
+    (entry,) = history.window(0, 1)
+    assert SECRET.encode() not in entry.data
+    assert MASKED.encode() in entry.data

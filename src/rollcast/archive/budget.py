@@ -337,11 +337,11 @@ def _rewritten(segment: Segment, replace: Replace, begin: Callable[[], object]) 
             after[number] = gap
     if after == before:
         return 0
-    begin()
     size = segment.path.stat().st_size
     data, made = _sealed_again(segment, [line + b"\n" for line in after])
     if len(data) >= size:
         return 0
+    begin()
     beside = segment.path.with_name(segment.path.name + ".tmp")
     try:
         with beside.open("wb") as file:

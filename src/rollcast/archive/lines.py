@@ -12,9 +12,10 @@ from rollcast.archive.format import Frame, SegmentIndex
 from rollcast.archive.segments import Segment, indexed, read_index, segments_in
 from rollcast.errors import ArchiveError
 
-__all__ = ["Block", "Damage", "SegmentedLines", "frames_in", "rebuilt_index"]
+__all__ = ["MISSING", "Block", "Damage", "SegmentedLines", "frames_in", "rebuilt_index"]
 
 _BLOCK = 1 << 20  # bytes that are read at once of a plain segment
+MISSING = "what stood there is missing"
 _MAX_STRETCH = 4  # how many times a frame may hold the four bytes that begin one
 
 WantsFrame = Callable[[Frame, SegmentIndex], bool]
@@ -88,10 +89,15 @@ class SegmentedLines:
                 for what is damaged, an empty block comes whose `first` is the position after it.
         """
         segments = segments_in(self.folder)
+        if segments and segments[0].first > since:
+            self.damage.append(Damage(self.folder, since, segments[0].first - 1, MISSING))
+            since = segments[0].first
+            yield Block(since, [])
         for number, segment in enumerate(segments):
             after = segments[number + 1].first if number + 1 < len(segments) else None
             if after is not None and after <= since:
                 continue
+            told = len(self.damage)
             try:
                 for block in self._of_segment(segment, after, since, wants):
                     since = block.first + len(block.lines)
@@ -99,6 +105,8 @@ class SegmentedLines:
             except FileNotFoundError:
                 yield from self._under_its_new_name(segment, after, since, wants)
             if after is not None and since < after:
+                if len(self.damage) == told:
+                    self.damage.append(Damage(self.folder, since, after - 1, MISSING))
                 since = after
                 yield Block(since, [])
 

@@ -25,7 +25,7 @@ from rollcast.archive.format import (
     SegmentIndex,
 )
 from rollcast.archive.index import State, read_run_file, state_of
-from rollcast.archive.lines import Damage, SegmentedLines
+from rollcast.archive.lines import MISSING, Damage, SegmentedLines
 from rollcast.archive.notes import append_note, checked_note
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
@@ -304,17 +304,8 @@ class Archive:
             row = self.chain(chain_id, run_id)
             note.run_id, note.group_id = row["run_id"], row.get("group_id")
         elif group_id is not None or run_id is not None:
-            note.run_id = self._run_of(group_id, run_id)
+            note.run_id = _run_of(self, group_id, run_id)
         return append_note(self.path, note)
-
-    def _run_of(self, group_id: str | None, run_id: str | None) -> str:
-        """The last run that has the group, or the run itself."""
-        rows = self.chains().rows if group_id is not None else self.chains().rows + self.train_rows()
-        for row in reversed(rows):
-            if run_id in (None, row["run_id"]) and group_id in (None, row.get("group_id")):
-                return str(row["run_id"])
-        what = f"group {group_id!r}" if group_id is not None else f"run {run_id!r}"
-        raise ArchiveError(f"the record {self.path.name} has no {what}")
 
     # -- trajectories --------------------------------------------------------------------------------------------------
 
@@ -406,6 +397,12 @@ class EventReader:
                 if event is not None and (self._filter is None or passes(self._filter, event)):
                     yield event
             self.position = block.first + len(block.lines)
+        facts = self._archive.facts
+        if self._until is None and facts.status != "running" and self.position < facts.totals.events:
+            self._bad_lines.append(
+                Damage(self._lines.folder, self.position, facts.totals.events - 1, MISSING)
+            )
+            self.position = facts.totals.events
 
     def _follow(self) -> Iterator[StreamEvent]:
         assert self._poll_s is not None
@@ -461,6 +458,20 @@ def _places_of(filter: EventFilter, index: SegmentIndex) -> frozenset[int]:
             for a in alternatives
         )
     )
+
+
+def _run_of(archive: Archive, group_id: str | None, run_id: str | None) -> str:
+    """The last run that has the group, or the run itself.
+
+    Raises:
+        ArchiveError: there is none.
+    """
+    rows = archive.chains().rows + ([] if group_id is not None else archive.train_rows())
+    for row in reversed(rows):
+        if run_id in (None, row["run_id"]) and group_id in (None, row.get("group_id")):
+            return str(row["run_id"])
+    what = f"group {group_id!r}" if group_id is not None else f"run {run_id!r}"
+    raise ArchiveError(f"the record {archive.path.name} has no {what}")
 
 
 def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:

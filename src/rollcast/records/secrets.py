@@ -238,7 +238,10 @@ class Masker:
         for name in names:
             if name in data:
                 mask = self._messages if name in _CONVERSATIONS else self.value
-                masked = mask(data[name])
+                try:
+                    masked = mask(data[name])
+                except RecursionError:  # what nests too deeply is described, as where it is written
+                    masked = mask(as_json(data[name]))
                 if masked is not data[name]:
                     changed[name] = masked
         return msgspec.structs.replace(event, data=data | changed) if changed else event

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_described, encode_lines
+from rollcast.records.codec import decode_unchecked, encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 from rollcast.records.secrets import Masker
@@ -253,8 +254,14 @@ def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
     """The event's JSON without the secrets in what came from outside."""
     if not masker.concerns(event.event_type) or not masker.may_hold(data):
         return data
-    shown = masker.event(event)
-    return data if shown is event else encoded(shown)
+    try:
+        told = decode_unchecked(
+            data
+        )  # as a client has it: no object of somebody's, and not nested too deeply
+    except DecodeError:  # somebody made it by hand, and it is none that a client could read
+        told = event
+    shown = masker.event(told)
+    return data if shown is told else encoded(shown)
 
 
 def encoded(event: StreamEvent) -> bytes:

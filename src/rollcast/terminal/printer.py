@@ -16,11 +16,10 @@ from rollcast.terminal.layout import ASCII, UNICODE, Painter, Row, row_cells, wr
 from rollcast.terminal.output import SharedOutput
 from rollcast.terminal.shown import VisibleChain
 from rollcast.terminal.tags import style_tags
-from rollcast.text import shorten
+from rollcast.text import LINE_CHARS, shorten
 
-__all__ = ["LINE_CHARS", "Printer"]
+__all__ = ["Printer"]
 
-LINE_CHARS = 4000  # how many characters of a line of model text are printed at once
 _LABEL_CHARS = 24
 _LIVE_ROWS = 8
 _WIDE = 60  # from this many cells on, timestamps have room
