@@ -18,6 +18,7 @@ from rollcast.observers.alarm import Alarm
 from rollcast.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.observers.waiting_lines import WaitingLines
 from rollcast.records import EventFilter, StreamEvent
+from rollcast.stream.calls import TURN
 from rollcast.stream.observer import DeliveryMode, StreamObserver
 from rollcast.terminal.output import SharedOutput
 from rollcast.text import terminal_safe_json
@@ -114,11 +115,16 @@ class JSONStreamObserver(StreamObserver):
 
     async def on_batch(self, events: list[StreamEvent]) -> None:
         """Write the events, now or within `flush_interval`."""
-        self._lines.add(events)
-        if self._alarm.interval == 0 or self._lines.full:
-            self._look_at(await self._lines.flush())
-        else:
-            self._alarm.set()
+        lines = self._lines
+        lines.add(events)
+        # A batch of this size is followed by another one, whose lines are encoded while these are being written.
+        goes_on = len(events) >= TURN and not lines.overfull
+        if self._alarm.interval == 0 or (lines.full and not goes_on):
+            self._look_at(await lines.flush())
+            return
+        if lines.full:
+            self._look_at(lines.begin())
+        self._alarm.set()
 
     async def on_run_closed(self, run_id: str) -> None:
         """Write what waits."""
@@ -189,9 +195,8 @@ class _Printed:
         self._failure: OSError | None = None
         self._of: object = None  # the stream that failed
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
         """Print lines; see `LineFile.write`."""
-        lines = data.count(b"\n")
         stream = sys.stdout
         if stream is None or (self.unread and stream is self._of):  # no stream, as under pythonw
             return lines, None

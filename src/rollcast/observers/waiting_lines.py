@@ -45,8 +45,8 @@ class LineSink(Protocol):
 
     name: str
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines. Returns how many are there whole, and the error that kept the others out."""
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
+        """Append this many lines. Returns how many are there whole, and the error that kept the others out."""
         ...
 
     def what_became_of_it(self) -> str | None:
@@ -112,6 +112,11 @@ class WaitingLines:
         """Whether enough waits to be written."""
         return self._size >= self._flush_bytes
 
+    @property
+    def overfull(self) -> bool:
+        """Whether so much waits behind a write that it is time to wait for that."""
+        return self._writing is not None and self._size >= 2 * self._flush_bytes
+
     def add(self, events: list[StreamEvent]) -> None:
         """Have the events wait."""
         try:
@@ -130,6 +135,11 @@ class WaitingLines:
         """Call the function on the sink's thread, and wait for it however long it takes."""
         self._leave_parents_lines()
         return self._thread.submit(function).result()
+
+    def begin(self) -> OSError | None:
+        """Have what waits written, without waiting for it. Returns an earlier failure that nobody was told of."""
+        self._begin()
+        return self._take_news()
 
     async def flush(self) -> OSError | None:
         """Write what waits. Returns the failure if it is the first since a success."""
@@ -249,7 +259,7 @@ class WaitingLines:
             events, chunks = self._events, self._chunks
             self._in_flight = [*gaps, *events]
             self._clear()
-        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks))
+        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks), len(gaps) + len(events))
         with self._lock:
             self._in_flight = []
             self._account(events)

@@ -27,6 +27,7 @@ logger = logging.getLogger("rollcast.stream")
 FAILURES_TO_DETACH = 5
 TURN = 256  # how many events to hand over before the loop's other tasks get a turn; more if their last turn was long:
 TURN_S = 0.05  # handing over goes on for as long as that turn took, but for at most this many seconds
+ALONE_S = 0.005  # and for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
 BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer
 
 
@@ -56,7 +57,8 @@ class Calls:
         self._report = report
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         self._suspect = False  # the observer took long once
-        self._share_s = 0.0  # how long the loop's other tasks took in their last turn
+        self._least_s = ALONE_S if delivery.threaded else 0.0
+        self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
         self._turn_ends = 0.0
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
@@ -129,7 +131,7 @@ class Calls:
         began = time.perf_counter()
         await others_run()
         now = time.perf_counter()
-        self._share_s = min(now - began, TURN_S)
+        self._share_s = max(self._least_s, min(now - began, TURN_S))
         self._turn_ends = now + self._share_s
 
     async def attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
