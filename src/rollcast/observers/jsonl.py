@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from rollcast.lifetime import call_at_last
 from rollcast.observers.alarm import Alarm
 from rollcast.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.observers.waiting_lines import WaitingLines
-from rollcast.records import EventFilter, StreamEvent
+from rollcast.records import EventFilter
 from rollcast.stream.calls import TURN
-from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.stream.observer import DeliveryMode, EncodingObserver
+from rollcast.stream.waiting import Encodable
 from rollcast.terminal.output import SharedOutput
 from rollcast.text import terminal_safe_json
 
@@ -31,7 +32,7 @@ EXIT_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class JSONStreamObserver(StreamObserver):
+class JSONStreamObserver(EncodingObserver):
     """Writes each event as one line of JSON (docs/events.md).
 
     Lines are appended whole. If a file ends in a torn line, as a crashed writer leaves it, writing continues on a new
@@ -110,10 +111,7 @@ class JSONStreamObserver(StreamObserver):
         except (OSError, ValueError) as error:
             raise cannot_open(self.path, error) from None
 
-    async def on_event(self, event: StreamEvent) -> None:
-        await self.on_batch([event])
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
+    async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Write the events, now or within `flush_interval`."""
         lines = self._lines
         lines.add(events)

@@ -30,7 +30,7 @@ from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, obj
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
-from rollcast.stream.waiting import WaitingChunk, only_of
+from rollcast.stream.waiting import ChunkData, EncodableChunk, WaitingChunk, only_of, packed
 from rollcast.text import well_formed
 
 __all__ = [
@@ -497,6 +497,16 @@ class GenerationWriter:
                 run.seq = seq = run.seq + 1
                 place, depth, now = route.place, self.chain.depth, time.time()
                 size = chunk_size(text, token_ids)
+                if route.encoded:
+                    if fanout.crowded:
+                        token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
+                    chunk = EncodableChunk(
+                        CHUNK, place.chain_id, now, ChunkData(text, offset, token_ids, logprobs), turn.step, depth, seq,
+                        place.run_id, place.group_id, place.source,
+                    )  # fmt: skip
+                    fanout.chunks += 1
+                    EventQueue.put_in_each(targets, chunk, size)
+                    return
                 if fanout.crowded:
                     ids, logs = only_of(token_ids, int), only_of(logprobs, float)
                     waiting = WaitingChunk(
