@@ -16,6 +16,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.stream.waiting import Encodable, event_of
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
@@ -137,7 +138,7 @@ class History:
         """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
-    def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
+    def extend(self, events: Sequence[Encodable]) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
         total = self.total
@@ -154,8 +155,10 @@ class History:
                 place = Place(kind, event.chain_id, event.group_id, event.run_id)
                 place = self._places.setdefault(place, place)
             seq = event.seq
-            merged = kind is CHUNK and "from_seq" in event.data
-            entries.append(Entry(data, place, seq, event.data["from_seq"] if merged else seq, total))
+            first = (
+                event.data.get("from_seq", seq) if kind is CHUNK and isinstance(event, StreamEvent) else seq
+            )
+            entries.append(Entry(data, place, seq, first, total))
             total += len(data) + ENTRY_BYTES
         self._entries += entries
         self.head += len(entries)
@@ -224,7 +227,7 @@ class History:
         return position if position <= self.head else None
 
 
-def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
+def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
     """`encoded` of each event, many at once."""
     if len(events) == 1:
         return [encoded(events[0])]
@@ -236,7 +239,7 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
             lines = encode_lines(some).split(b"\n")[:-1]
         if len(lines) == len(some):
             data += [
-                line if len(line) < SHALLOW_BYTES else _shallow(event, line)
+                line if len(line) < SHALLOW_BYTES else _shallow(event_of(event), line)
                 for event, line in zip(some, lines, strict=True)
             ]
         else:
@@ -244,8 +247,9 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
     return data
 
 
-def encoded(event: StreamEvent) -> bytes:
+def encoded(item: Encodable) -> bytes:
     """The event's JSON; values that JSON cannot hold, or that nest too deeply for its readers, are described by type and size."""
+    event = event_of(item)
     return _shallow(event, encode_described(event))
 
 

@@ -57,7 +57,6 @@ class Calls:
         self._report = report
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
         delivery.encodes = isinstance(observer, EncodingObserver) and observer.takes_encodable()
-        self._on_batch = "on_encodable" if delivery.encodes else "on_batch"
         self._suspect = False  # the observer took long once
         self._least_s = ALONE_S if delivery.threaded else 0.0
         self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
@@ -106,7 +105,12 @@ class Calls:
                 events = [event for event in map(event_of, events) if delivery.passes(event)]
                 left_out = count - len(events)
             if events and not delivery.discarding:
-                await self.attempt(events[0], self._on_batch, events)
+                if isinstance(observer, EncodingObserver) and observer.takes_encodable():
+                    await self.attempt(events[0], "on_encodable", events)
+                else:  # or its `on_batch` was replaced meanwhile
+                    await self.attempt(
+                        events[0], "on_batch", [*map(event_of, events)] if delivery.encodes else events
+                    )
         else:
             for begun, event in enumerate(cast("Sequence[StreamEvent]", events), delivery.begun + 1):
                 delivery.begun = begun
