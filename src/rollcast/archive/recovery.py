@@ -57,6 +57,7 @@ from rollcast.records.codec import one_line_json
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import calls_of
 from rollcast.records.view_parts import MAX_TEXT
+from rollcast.records.view_progress import open_generation, rest
 
 __all__ = ["CRASHED", "Recovery", "recover"]
 
@@ -301,12 +302,12 @@ def _knows_more(part: dict[str, Any], view: ChainView) -> bool:
 
 def _complete(view: ChainView, part: dict[str, Any]) -> None:
     if view.generation_step != part["step"]:
-        view.open_generation(part["step"])
+        open_generation(view, part["step"])
     offset = part.get("offset", 0)
     view.generation = Tail.of(part["content"], MAX_TEXT, offset if isinstance(offset, int) else 0)
     view.step = part["step"]
     view.tool_calls = calls_of(part.get("tool_calls"))
-    view.rest(view.last_event_at)
+    rest(view, view.last_event_at)
 
 
 # -- write -----------------------------------------------------------------------------------------------------------------
