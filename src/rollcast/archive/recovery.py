@@ -54,6 +54,7 @@ from rollcast.errors import ArchiveError, DecodeError
 from rollcast.records import StreamEvent, StreamEventType, decode, encode_lines
 from rollcast.records.bounded import Tail
 from rollcast.records.codec import one_line_json
+from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import calls_of
 from rollcast.records.view_parts import MAX_TEXT
@@ -132,7 +133,7 @@ def _run_file(folder: Path) -> tuple[dict[str, Any], list[str]]:
         why = "was missing"
     except ArchiveError:
         raise
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (*JSON_ERRORS, AttributeError) as error:
         why = f"was damaged ({error})"
     else:
         return value, []
@@ -234,7 +235,7 @@ class _Reconstruction:
         lines = SegmentedLines(folder / TRAJECTORIES)
         for block in lines.blocks(0):
             for position, line in enumerate(block.lines, block.first):
-                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                with suppress(*JSON_ERRORS):
                     about = _about_decoder.decode(line)
                     if (about.run_id, about.chain_id) not in self._ended:
                         self.skeleton.trajectory_at(about.run_id, about.chain_id, position)
@@ -248,7 +249,7 @@ class _Reconstruction:
             self.last_at = max(about.timestamp, self.last_at)
             if about.event_type in _RUN_LEVEL or (about.chain_id and key not in self._ended):
                 self._feed(decode(line), key, position)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DecodeError) as error:
+        except (*JSON_ERRORS, DecodeError) as error:
             self.damage.append(Damage(folder, position, position, str(error)))
 
     def _feed(self, event: StreamEvent, key: tuple[str, str], position: int) -> None:
