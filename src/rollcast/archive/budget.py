@@ -44,6 +44,7 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.recovery import recover
 from rollcast.archive.segments import (
     Segment,
+    index_bytes,
     indexed,
     plain_index,
     read_index,
@@ -350,7 +351,7 @@ def _rewritten(segment: Segment, replace: Replace, begin: Callable[[], object]) 
             file.flush()
             os.fsync(file.fileno())
         # Its size does not fit the old segment, which is read without an index until the new one has its name.
-        replace_file(segment.path.with_name(index_name(segment.first)), msgspec.json.encode(made), sync=True)
+        replace_file(segment.path.with_name(index_name(segment.first)), index_bytes(made), sync=True)
         beside.replace(segment.path)
     except OSError:
         with suppress(OSError):

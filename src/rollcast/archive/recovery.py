@@ -42,6 +42,7 @@ from rollcast.archive.owner import FolderLock
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import (
     Segment,
+    index_bytes,
     read_index,
     replace_file,
     seal,
@@ -399,7 +400,7 @@ def _seal_all(folder: Path) -> list[str]:
                 notes.append(f"{sealed_name(segment.first)} is damaged; its frames are read without an index")
                 (folder / index_name(segment.first)).unlink(missing_ok=True)
             else:
-                replace_file(folder / index_name(segment.first), msgspec.json.encode(index), sync=True)
+                replace_file(folder / index_name(segment.first), index_bytes(index), sync=True)
     return notes
 
 
