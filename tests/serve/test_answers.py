@@ -115,7 +115,7 @@ def test_who_came_too_late_took_no_turn(clock):
 async def test_who_may_not_ask_takes_no_turn_of_those_who_may(stage, clock, renders):
     """Without the token nobody keeps the one who has it from the figures."""
     server = await stage.serve(token="secret")
-    server._turns = turns = Turns(clock)
+    server._handshake.turns = turns = Turns(clock)
     for _ in range(BURST):
         turns.wait_s("", "127.0.0.1")
     async with aiohttp.ClientSession() as session:
@@ -168,8 +168,8 @@ async def test_one_who_leaves_takes_nobodys_page_with_him(clock, renders):
 async def test_beyond_a_seconds_wait_it_is_429(stage, clock, renders, path):
     """With the time to come back after; the others have their answers, and watchers come in meanwhile."""
     server = await stage.serve()
-    server._turns = Turns(clock)  # whose time stands still: nobody's turn comes nearer
-    server._metrics = MetricsPage(clock)
+    server._handshake.turns = Turns(clock)  # whose time stands still: nobody's turn comes nearer
+    server._handshake.metrics = MetricsPage(clock)
     async with aiohttp.ClientSession() as session:
         asked = [asyncio.create_task(got(session, http(server) + path)) for _ in range(BURST + 13)]
         async with session.ws_connect(server.url):
@@ -188,7 +188,7 @@ async def test_beyond_a_seconds_wait_it_is_429(stage, clock, renders, path):
 async def test_refusals_have_turns_too_but_stay_what_they_are(stage, clock):
     """Asking for what is not there costs a run no more."""
     server = await stage.serve()
-    server._turns = turns = Turns(clock)
+    server._handshake.turns = turns = Turns(clock)
     for _ in range(BURST + 11):
         turns.wait_s("", "127.0.0.1")
     async with aiohttp.ClientSession() as session:

@@ -349,8 +349,8 @@ async def test_a_server_that_is_started_twice_at_once_listens_once():
     server = WebSocketStreamingServer("127.0.0.1", 0)
     before = len(asyncio.all_tasks())
     listening = []
-    serve_ = server._listen
-    server._listen = lambda loop: listening.append(loop) or serve_(loop)
+    listen = server._listen
+    server._listen = lambda: listening.append(1) or listen()
     await asyncio.gather(server.start(), server.start())
     assert len(listening) == 1
     await server.stop()

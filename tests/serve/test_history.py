@@ -35,6 +35,37 @@ def test_it_holds_the_latest_that_fit(sizes, limit):
             assert history.position(history.cursor(history.tail - 1)) is None
 
 
+def nested(depth):
+    """A list in a list in a list …, and a text."""
+    value = "x" * 500
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def deeper(frames, call):
+    """What the call returns with so many more frames on the stack."""
+    return call() if frames == 0 else deeper(frames - 1, call)
+
+
+@pytest.mark.parametrize("field", ["data", "beyond"])
+@pytest.mark.parametrize("depth", [10, 60, 62, 63, 64, 65, 100, 700, 900, 2000])
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_nests_too_deeply_for_readers_is_described(field, depth, together):
+    """A relayed event may nest as deeply as this process can decode; a reader with a fuller stack could not."""
+    deep = event(0, "reward", reward=1.0, metrics={"m": nested(depth)} if field == "data" else {})
+    if field == "beyond":
+        deep = StreamEvent.from_dict(deep.to_dict() | {"later": {"m": nested(depth)}})
+    history = History(1 << 20)
+    entries = history.extend([deep] * together)
+    assert len(entries) == together
+    for entry in entries:
+        read = deeper(300, lambda entry=entry: decode(entry.data))
+        assert (read.seq, read.data["reward"]) == (0, 1.0)
+        kept = read.data["metrics"] if field == "data" else read.beyond["later"]
+        assert (kept == {"m": nested(depth)}) is (depth < 63)
+
+
 @pytest.mark.parametrize(
     "cursor",
     ["", ".", "x.1", "{name}.2", "{name}.-1", "{name}.²", "{name}.1.1", "{name}." + "9" * 30, "{name}"],

@@ -208,6 +208,27 @@ def test_the_ids_of_an_event_can_be_too_long_too():
     assert len(fitted(encode(event), 16 << 10)) <= 16 << 10
 
 
+@pytest.mark.parametrize("kind", ["tool_observation", "of_a_later_version"])
+def test_fields_of_a_later_version_are_cut_too(kind):
+    """Their paths lead out of `data`."""
+    fields = observation("short").to_dict() | {"event_type": kind, "host": {"log": "x" * 100_000}}
+    shorter = fitted(encode(StreamEvent.from_dict(fields)), 16 << 10)
+    assert len(shorter) <= 16 << 10
+    told = decode(shorter)
+    assert (told.event_type, told.seq) == (kind, 3)
+    assert told.data["truncated"]["/../host/log"] == 100_000
+    assert told.beyond["host"]["log"].endswith("characters left out]")
+
+
+def test_fields_of_a_later_version_that_no_cut_could_make_fit_are_left_out_of_the_error():
+    """The error is an event of this version."""
+    fields = observation("short").to_dict() | {"k" * 100_000: 1}
+    shorter = fitted(encode(StreamEvent.from_dict(fields)), 16 << 10)
+    assert len(shorter) <= 16 << 10
+    told = decode(shorter)
+    assert (told.event_type, told.seq, type(told)) == (T.ERROR, 3, StreamEvent)
+
+
 def test_parts_hold_every_event_once_and_in_order():
     """As few as hold them."""
     sizes = (10, 9_000, 9_000, 100, 40_000, 10)

@@ -275,6 +275,50 @@ async def test_neither_the_run_nor_its_loop_waits_while_snapshots_are_encoded(ho
         gate.set()
 
 
+async def test_who_waits_for_an_event_that_cannot_be_shortened_is_closed(house, until, monkeypatch, caplog):
+    """With a code of its own, and the log has the traceback; the others go on."""
+
+    def failing(event, room):
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(worker, "fitted", failing)
+    house = house()
+    large, small = house.join(limit=None), house.join(limit=100_000)
+    async with house.manager.run() as run:
+        (generation,) = house.generations(run, 1, chars=300_000)
+        await until(lambda: small.closed)
+        generation.chunk("after it")
+        await until(lambda: CHUNK in large.types())
+    assert small.closed is CloseCode.FAILED
+    assert small.types() == ["run_start"]
+    assert large.closed is None
+    assert "no room for a copy" in caplog.text
+
+
+@pytest.mark.parametrize("chars", [300_000, 10])
+async def test_who_waits_for_snapshots_that_cannot_be_encoded_is_closed(
+    house, until, monkeypatch, caplog, chars
+):
+    """It has nothing of them, whether they are encoded on the worker or in the loop, and the others go on."""
+    house = house()
+    ready = house.join()
+    await until(lambda: not house.joining())
+    async with house.manager.run() as run:
+        (generation,) = house.generations(run, 1, chars)
+
+        def failing(self, index, room):
+            raise MemoryError("no room for a part")
+
+        monkeypatch.setattr(opening.Opening, "part", failing)
+        outlets = [house.join(), house.join(limit=100_000)]
+        await until(lambda: all(outlet.closed for outlet in outlets))
+        generation.chunk("meanwhile")
+        await until(lambda: CHUNK in ready.types())
+    assert [outlet.closed for outlet in outlets] == [CloseCode.FAILED] * 2
+    assert [outlet.messages for outlet in outlets] == [[], []]
+    assert "no room for a part" in caplog.text
+
+
 async def test_a_large_event_is_shortened_off_the_loop_and_keeps_its_place(house, until, monkeypatch):
     """Others go on meanwhile; who waits for it gets nothing that came after it before."""
     house, gate, begun = house(), threading.Event(), threading.Event()

@@ -184,7 +184,7 @@ class TemplateRenderer:
             if problem is not None:
                 raise MessagesError(f"the chat template of this model {problem.replace(guard, '')}")
             self._seen_tools.add(key)
-            if fields := self.fitted.undescribed_fields(tools):
+            if fields := self.fitted.tools.undescribed_fields(tools):
                 logger.warning(
                     "the chat template of this model does not tell it of %s%s; say in the tool's description what is expected",
                     ", ".join(fields[:3]).replace(guard, ""),
@@ -240,7 +240,7 @@ class TemplateRenderer:
         key = _bytes((tools, guard))
         known, guarded = self._guarded_tools
         if not key or key != known:
-            guarded = self.codec.guarded(self.fitted.prepared_tools(tools), guard) or None
+            guarded = self.codec.guarded(self.fitted.tools.prepared(tools), guard) or None
             self._guarded_tools = key, guarded
         return guarded
 

@@ -27,16 +27,7 @@ from rollcast.models.template_probe import (
     part,
     probe_template,
 )
-from rollcast.models.template_schema import (
-    shows_descriptions,
-    shows_numbers_of_enums,
-    shows_schemas_whole,
-    undescribed_fields,
-    with_described_fields,
-    with_described_values,
-    with_plain_fields,
-    without_defaults,
-)
+from rollcast.models.template_tools import FittedTools
 from rollcast.models.template_trace import Hidden, Outline, outline_of, worded
 from rollcast.records import Message
 
@@ -93,9 +84,10 @@ class FittedTemplate:
         return () if adapt is None else (adapt,)
 
     @cached_property
-    def _question(self) -> dict[str, Any]:
-        wants_parts = "user" in self.takes.wants_parts
-        return {"role": "user", "content": [part("hello")] if wants_parts else "hello"}
+    def tools(self) -> FittedTools:
+        """How the template reads tools."""
+        content: Any = [part("hello")] if "user" in self.takes.wants_parts else "hello"
+        return FittedTools(self._template.text, {"role": "user", "content": content}, self._renders)
 
     # -- what is given to it -------------------------------------------------------------------------------------------
 
@@ -109,31 +101,6 @@ class FittedTemplate:
         """
         return prepared(message, index, self.takes, tools, own=own)
 
-    def prepared_tools(self, tools: Sequence[Any]) -> list[Any]:
-        """The tools, as the template reads them."""
-        if not tools or self._shows_schemas_whole:
-            return list(tools)
-        plain = [with_plain_fields(tool) for tool in tools]
-        if not shows_numbers_of_enums(self._template.text, self._question):
-            plain = [with_described_values(tool) for tool in plain]
-        bare = [without_defaults(tool) for tool in plain]
-        if self._renders([self._question], bare) and not self._renders([self._question], plain):
-            plain = bare
-        if self._shows_descriptions and (hidden := self._undescribed(plain)):
-            plain = [with_described_fields(tool, hidden) for tool in plain]
-        return plain
-
-    def _undescribed(self, tools: Sequence[Any]) -> list[tuple[str, ...]]:
-        return undescribed_fields(self._template.text, self._question, tools)
-
-    @cached_property
-    def _shows_descriptions(self) -> bool:
-        return shows_descriptions(self._template.text, self._question)
-
-    @cached_property
-    def _shows_schemas_whole(self) -> bool:
-        return shows_schemas_whole(self._template.text, self._question)
-
     # -- what it writes ------------------------------------------------------------------------------------------------
 
     def text(self, messages: list[dict[str, Any]], tools: Any, moment: Moment | None = None) -> str:
@@ -146,7 +113,7 @@ class FittedTemplate:
             return self._text(messages, tools, moment, self._further)
         except MessagesError:
             for further in _FURTHER:
-                if further != self._further and self._changes(messages, further):
+                if further != self._further and _changes(messages, further):
                     try:
                         text = self._text(messages, tools, moment, further)
                     except MessagesError:
@@ -165,12 +132,6 @@ class FittedTemplate:
         for adapt in (*self._always, *further, *self._at_last):
             messages = adapt(messages)
         return self._template.text(messages, tools, moment)
-
-    def _changes(self, messages: list[dict[str, Any]], further: tuple[Adaptation, ...]) -> bool:
-        changed = messages
-        for adapt in further:
-            changed = adapt(changed)
-        return changed != messages
 
     def _keep(self, further: tuple[Adaptation, ...]) -> None:
         if merged_system in further and merged_system not in self._further:
@@ -256,7 +217,7 @@ class FittedTemplate:
             return hidden
         for further in ((joined_systems,), (merged_system,)):
             both = (*further, *(each for each in self._further if each is short_call_ids))
-            if both == self._further or not self._changes(messages, further):
+            if both == self._further or not _changes(messages, further):
                 continue
             try:
                 less = self._hidden_with(messages, tools, sampled, both)
@@ -311,13 +272,6 @@ class FittedTemplate:
             return f"does not take a tool's result ({error}); {_IN_PLAIN_MESSAGES}"
         return None if PROBE_RESULT in told else f"does not show tool results; {_IN_PLAIN_MESSAGES}"
 
-    def undescribed_fields(self, tools: Any) -> list[str]:
-        """The fields of the tools' parameters, such as `f.item.name`, that the template does not show."""
-        if self._shows_schemas_whole:
-            return []
-        hidden = self._undescribed(tools)
-        return [".".join(path) for path in hidden if len(path) == 2 or not self._shows_descriptions]
-
     @property
     def probe_messages(self) -> list[dict[str, Any]]:
         """A call and its result."""
@@ -332,6 +286,14 @@ class FittedTemplate:
             return self.text([{"role": "user", "content": "hello"}, *self.probe_messages], None)
         except MessagesError:
             return ""
+
+
+def _changes(messages: list[dict[str, Any]], further: tuple[Adaptation, ...]) -> bool:
+    """Whether these adaptations make other messages of them."""
+    changed = messages
+    for adapt in further:
+        changed = adapt(changed)
+    return changed != messages
 
 
 def _matters(hidden: Hidden) -> bool:

@@ -22,14 +22,13 @@ from rollcast.observers.otel_spans import (
     OpenChain,
     OpenRun,
     Spans,
-    as_json,
     clean,
+    messages_attribute,
     nanoseconds,
     said_by,
-    set_known,
     text_part,
-    tool_message,
 )
+from rollcast.observers.otel_turns import TurnSpans
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.observer import StreamObserver
 from rollcast.version import __version__
@@ -41,11 +40,8 @@ __all__ = ["OpenTelemetryStreamObserver"]
 
 T = StreamEventType
 SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
-IN_PROCESS = frozenset(
-    ("scripted", "tiny", "transformers", "vllm")
-)  # backends; the spans of other backends are CLIENT
+LATE = {"rollcast.joined_late": True}  # of a span whose beginning was not seen
 OPEN_RUNS = 1024  # a run of events made by hand may never end; with more open runs, the oldest is cut short
-NAME_LIMIT = 256  # characters in a tool's name, since models invent names
 
 
 class OpenTelemetryStreamObserver(StreamObserver):
@@ -74,33 +70,35 @@ class OpenTelemetryStreamObserver(StreamObserver):
         self._spans = Spans(provider.get_tracer("rollcast", __version__, schema_url=SCHEMA))
         self._content = content
         self._runs: dict[str, OpenRun] = {}
+        self._turns = TurnSpans(self._spans, content=content)
         self._handlers: dict[StreamEventType, Callable[[StreamEvent], None]] = {
             T.RUN_START: self._run_start,
             T.RUN_END: self._run_end,
             T.CHAIN_START: self._chain_start,
             T.CHAIN_END: self._chain_end,
             T.CHAIN_SNAPSHOT: self._snapshot,
-            T.LLM_GENERATION_START: self._generation_start,
-            T.LLM_GENERATION_END: self._generation_end,
-            T.TOOL_CALL_START: self._tool_call_start,
-            T.TOOL_CALL_END: self._tool_call_end,
             T.REWARD: self._reward,
             T.ERROR: self._error,
             T.GAP: self._gap,
         }
-        if content:
-            self._handlers[T.TOOL_OBSERVATION] = self._observation
-        self.filter = EventFilter(types=self._handlers)
+        self.filter = EventFilter(types=[*self._handlers, *self._turns.handlers])
 
     async def on_event(self, event: StreamEvent) -> None:
         """Open, change or end the spans that the event is about."""
-        handler = self._handlers.get(event.event_type)
-        if handler is None:
+        kind = event.event_type
+        about_turn, about_rest = self._turns.handlers.get(kind), self._handlers.get(kind)
+        if about_turn is None and about_rest is None:
             return
         chain = self._known(event)
         if chain is not None:
             chain.heard(event)
-        handler(event)
+        if about_rest is not None:
+            about_rest(event)
+        elif about_turn is not None:
+            if chain is None and kind in TurnSpans.opening:
+                chain = self._open_chain(event, LATE)
+            if chain is not None:
+                about_turn(self._runs[event.run_id], chain, event)
 
     async def on_chain_closed(self, run_id: str, chain_id: str) -> None:
         """End the chain's spans if the end was not seen."""
@@ -183,7 +181,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
             {
                 "rollcast.chain.index": data["index"],
                 "rollcast.policy_version": data["policy_version"],
-                **self._said("gen_ai.input.messages", data["messages"]),
+                **(messages_attribute("gen_ai.input.messages", data["messages"]) if self._content else {}),
             },
         )
         self._runs[event.run_id].tools.update(data["tools"])  # all of them; a view keeps only 128
@@ -192,23 +190,15 @@ class OpenTelemetryStreamObserver(StreamObserver):
 
     def _snapshot(self, event: StreamEvent) -> None:
         """Open the spans of a chain that is open when the observer joins, or that comes back after a gap."""
-        run = self._runs.get(event.run_id)
-        if run is not None and event.chain_id in run.chains:
+        if self._known(event) is not None:
             return
-        late = {"rollcast.joined_late": True}
-        chain = self._open_chain(event, late)
+        chain, run = self._open_chain(event, LATE), self._runs[event.run_id]
         if self._content:
             chain.history = [said_by(m) for m in event.data["messages"]]
         if event.data["content"] is not None:
-            self._open_generation(event, chain, late)
+            self._turns.open_generation(run, chain, event, LATE)
         for call in event.data["tool_calls"]:
-            self._open_tool(event, chain, call, late)
-
-    def _chain(self, event: StreamEvent) -> OpenChain:
-        """The event's chain, opened late if its beginning was not seen."""
-        run = self._runs.get(event.run_id)
-        chain = None if run is None else run.chains.get(event.chain_id)
-        return chain or self._open_chain(event, {"rollcast.joined_late": True})
+            self._turns.open_tool(run, chain, event, call, LATE)
 
     def _known(self, event: StreamEvent) -> OpenChain | None:
         run = self._runs.get(event.run_id)
@@ -253,7 +243,7 @@ class OpenTelemetryStreamObserver(StreamObserver):
             "rollcast.chain.finish_reason": data["finish_reason"],
             "rollcast.chain.steps": data["steps"],
             "rollcast.reward": data["reward"],
-            **self._said("gen_ai.output.messages", [answer]),
+            **(messages_attribute("gen_ai.output.messages", [answer]) if self._content else {}),
         }
         self._spans.end(
             chain.span, now, attributes, chain.error_type if data["finish_reason"] == "error" else None
@@ -298,120 +288,3 @@ class OpenTelemetryStreamObserver(StreamObserver):
         run.chains.clear()
         dropped = sum((event.data["dropped"] or {}).values())
         run.span.add_event("rollcast.gap", {"rollcast.gap.dropped": dropped}, nanoseconds(event))
-
-    # -- generations and tool calls ----------------------------------------------------------------------------------
-
-    def _generation_start(self, event: StreamEvent) -> None:
-        chain, data = self._chain(event), event.data
-        sampling = data["sampling"]
-        self._open_generation(
-            event,
-            chain,
-            {
-                "gen_ai.request.model": data["model"] or None,
-                "gen_ai.request.temperature": sampling.get("temperature"),
-                "gen_ai.request.top_p": sampling.get("top_p"),
-                "gen_ai.request.top_k": sampling.get("top_k") or None,  # 0 keeps all tokens
-                "gen_ai.request.max_tokens": sampling.get("max_tokens"),
-                "gen_ai.request.stop_sequences": list(sampling.get("stop") or ()) or None,
-                "rollcast.policy_version": data["policy_version"],
-            },
-        )
-
-    def _open_generation(self, event: StreamEvent, chain: OpenChain, attributes: dict[str, Any]) -> None:
-        from opentelemetry.trace import SpanKind  # noqa: PLC0415  (an extra)
-
-        run = self._runs[event.run_id]
-        self._spans.close_children(chain, "unseen", nanoseconds(event))
-        if self._content:
-            chain.history += [tool_message(call_id, text) for call_id, text in chain.results.items()]
-            chain.results.clear()
-        model = attributes.get("gen_ai.request.model") or run.model
-        chain.generation, _ = self._spans.open(
-            f"chat {model}".rstrip(),
-            chain.context,
-            event,
-            {
-                "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": run.provider,
-                "gen_ai.request.model": model or None,
-                "gen_ai.request.stream": True,
-                **attributes,
-                **({"gen_ai.input.messages": as_json(chain.history)} if self._content else {}),
-            },
-            SpanKind.INTERNAL if run.backend in IN_PROCESS else SpanKind.CLIENT,
-        )
-
-    def _generation_end(self, event: StreamEvent) -> None:
-        chain, data = self._known(event), event.data
-        if chain is None or chain.generation is None:
-            return
-        span, chain.generation = chain.generation, None
-        said = {"role": "assistant", "parts": [text_part(data["content"])]}
-        set_known(
-            span,
-            {
-                "gen_ai.response.finish_reasons": [data["finish_reason"]],
-                "gen_ai.response.time_to_first_chunk": data["ttft_s"],
-                "gen_ai.usage.input_tokens": data["prompt_tokens"],
-                "gen_ai.usage.output_tokens": data["completion_tokens"],
-                **self._said("gen_ai.output.messages", [{**said, "finish_reason": data["finish_reason"]}]),
-            },
-        )
-        if self._content:
-            chain.history.append(said)
-        if data["finish_reason"] == "error":
-            chain.failed = (span, nanoseconds(event))
-        else:
-            span.end(nanoseconds(event))
-
-    def _tool_call_start(self, event: StreamEvent) -> None:
-        self._open_tool(event, self._chain(event), event.data, {})
-
-    def _open_tool(
-        self, event: StreamEvent, chain: OpenChain, call: dict[str, Any], attributes: dict[str, Any]
-    ) -> None:
-        self._spans.settle(chain, OTHER)
-        name, call_id = call["tool_name"], call["call_id"]
-        # A span's name should have few values, so a tool that the model invented is named only in the attribute.
-        known = name in self._runs[event.run_id].tools
-        again = chain.tools.pop(call_id, None)
-        if again is not None:
-            again.end(nanoseconds(event))
-        chain.tools[call_id], _ = self._spans.open(
-            f"execute_tool {name}" if known else "execute_tool",
-            chain.context,
-            event,
-            {
-                "gen_ai.operation.name": "execute_tool",
-                "gen_ai.tool.name": clean(name[:NAME_LIMIT]),
-                "gen_ai.tool.call.id": clean(call_id),
-                "gen_ai.tool.type": "function",
-                **attributes,
-                **({"gen_ai.tool.call.arguments": as_json(call["arguments"])} if self._content else {}),
-            },
-        )
-        if self._content:
-            chain.results[call_id] = ""
-
-    def _observation(self, event: StreamEvent) -> None:
-        chain, data = self._known(event), event.data
-        if chain is None or data["partial"]:
-            return
-        chain.results[data["call_id"]] = data["observation"]
-        span = chain.tools.get(data["call_id"])
-        if span is not None:
-            span.set_attribute("gen_ai.tool.call.result", clean(data["observation"]))
-
-    def _tool_call_end(self, event: StreamEvent) -> None:
-        chain, data = self._known(event), event.data
-        span = None if chain is None else chain.tools.pop(data["call_id"], None)
-        if span is not None:
-            error_type = {"error": "tool_error", "timeout": "timeout"}.get(data["status"])
-            self._spans.end(span, nanoseconds(event), {"rollcast.tool.status": data["status"]}, error_type)
-
-    def _said(self, name: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """The attribute with these messages, if contents are wanted."""
-        if not self._content:
-            return {}
-        return {name: as_json([m if "parts" in m else said_by(m) for m in messages])}

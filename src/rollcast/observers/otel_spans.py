@@ -20,6 +20,7 @@ __all__ = [
     "Spans",
     "as_json",
     "clean",
+    "messages_attribute",
     "nanoseconds",
     "said_by",
     "set_known",
@@ -193,6 +194,11 @@ def said_by(message: dict[str, Any]) -> dict[str, Any]:
             }
         )
     return {"role": message["role"], "parts": parts}
+
+
+def messages_attribute(name: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The attribute with these messages, each of ours or already in the shape of the conventions."""
+    return {name: as_json([m if "parts" in m else said_by(m) for m in messages])}
 
 
 def as_json(value: Any) -> str:

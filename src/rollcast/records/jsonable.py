@@ -29,6 +29,7 @@ __all__ = [
     "bounded_fields",
     "bounded_json",
     "described",
+    "nests_deeply",
     "object_or_text",
     "plain_scalar",
     "plain_scalars",
@@ -58,6 +59,21 @@ def as_json(value: Any) -> Any:
         return _Conversion().of(value, DEPTH_LIMIT)
     except RecursionError:  # the caller is deep in its own recursion
         return described(value)
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether lists and dicts nest more deeply in it than `as_json` leaves them, so that some reader may not take its JSON."""
+    level = [value]
+    for _ in range(DEPTH_LIMIT):
+        inner = {}
+        for each in level:
+            for item in each.values() if type(each) is dict else each:
+                if type(item) is list or type(item) is dict:
+                    inner[id(item)] = item
+        if not inner:
+            return False
+        level = [*inner.values()]
+    return True
 
 
 def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:

@@ -18,7 +18,7 @@ from functools import partial
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.serve.history import History, Selector, Selectors
+from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
@@ -41,6 +41,7 @@ NOTHING = EventFilter(types=())
 MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
 TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
+FAILED = "the server could not encode what this client is to get next; the server's log says why"
 
 
 class ServerObserver(StreamObserver):
@@ -85,11 +86,11 @@ class Broadcaster:
         self._waiting = False  # a client has no room
         self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
-        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True))
+        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True), self._not_shortened)
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
             self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
-            close=self._too_slow, done=self._joined, wait=self._wait_for_room,
+            close=self._too_slow, failed=self._end, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
 
     # -- the event loop ----------------------------------------------------------------------------------------------
@@ -218,7 +219,10 @@ class Broadcaster:
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             selector = self._selectors.of(filter, self.subscriptions.values())
-            back = way_back(self.history, self.ledger, selector, since) if self.keeps else Return()
+            if self.keeps:
+                back = way_back(self.history, self.ledger, selector, since)
+            else:
+                back = Return(since=self.history.named(since) or 0)
             position = back.position
             here = self.history.head if position is None else position
             subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
@@ -227,12 +231,15 @@ class Broadcaster:
             self.subscriptions[outlet, id] = subscription
             self._narrow()
             if position is None:
-                self._joins.begin(subscription, None, least=back.since)
+                within = since.endswith(WITHIN) and not parts  # it has used what it got of earlier snapshots
+                self._joins.begin(subscription, None, least=self.history.head if within else back.since)
                 if self.keeps and since != "live":
                     as_of = subscription.join.opening.as_of if subscription.join else {}
                     source = manager.fanout.source if manager is not None else ""
                     to_come = self.history.first_of_runs(subscription.position)
                     subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
+                    if subscription.join is not None:
+                        subscription.join.told = True
             cursor = None if subscription.join else self.history.cursor(here)
         if position is not None:
             self._timer.set(at_once=True)
@@ -388,14 +395,32 @@ class Broadcaster:
         return False
 
     def _too_slow(self, subscription: Subscription, message: str = TOO_SLOW) -> None:
-        outlet = subscription.outlet
+        self.closed_slow += self._close(subscription.outlet, CloseCode.TOO_SLOW, message)
+
+    def _not_shortened(self, position: int, room: int) -> None:
+        """Called when the event at this position could not be shortened: those that wait for it cannot go on."""
+        with self.lock:
+            waiting = [
+                s
+                for s in self.subscriptions.values()
+                if s.join is None and (s.position, s.room) == (position, room)
+            ]
+            self._end(waiting)
+
+    def _end(self, subscriptions: list[Subscription]) -> None:
+        """Close the clients of subscriptions for which events could not be encoded."""
+        with self.lock:
+            for subscription in subscriptions:
+                self._close(subscription.outlet, CloseCode.FAILED, FAILED)
+
+    def _close(self, outlet: Outlet, code: CloseCode, message: str) -> bool:
+        """End all subscriptions of a client, and close it. False if that was done already, because of another subscription."""
         keys = [k for k in self.subscriptions if k[0] is outlet]
-        if not keys:
-            return  # another subscription of the same client was too slow first
         for key in keys:
             del self.subscriptions[key]
-        self.closed_slow += 1
-        outlet.close(CloseCode.TOO_SLOW, message)
+        if keys:
+            outlet.close(code, message)
+        return bool(keys)
 
     def _change_now(self, subscription: Subscription) -> None:
         """Change the filter of a subscription that has caught up, if it waits for that."""

@@ -148,7 +148,12 @@ class Continuity:
             self._holes.discard(key)
             self._unheard.discard(event.run_id)
             first = self.last.get(key, -1) + 1
-            last = event.seq if event.event_type is T.CHAIN_SNAPSHOT else event.seq - 1
+            if event.event_type is T.CHAIN_SNAPSHOT:
+                last = event.seq
+            elif event.event_type is T.GAP:  # which says the rest itself
+                last = event.data["from_seq"] - 1
+            else:
+                last = event.seq - 1
             if last >= first:
                 events.insert(0, self._gap(key, first, last, self._why))
         ended = event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data)

@@ -37,18 +37,20 @@ class Entrance:
     Args:
         settings: the server's settings.
         host: the host that the server was told to listen on.
+
+    Attributes:
         epoch: gives the seconds since the epoch, for tokens that expire.
     """
 
     def __init__(self, settings: ServerSettings, host: str, epoch: Callable[[], float]) -> None:
-        self._epoch = epoch
+        self.epoch = epoch
         self._settings = settings
         self._host = host
         self._any_name = bool(settings.tokens) and not settings.hosts and not is_loopback(host)
 
     def authorize(self, token: str | None) -> Grant | Literal["wrong", "expired"]:
         """What the token grants now."""
-        return authorize(self._settings.tokens, self._settings.anonymous_scopes, token, self._epoch())
+        return authorize(self._settings.tokens, self._settings.anonymous_scopes, token, self.epoch())
 
     def refuse_address(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a request with a wrong host name or with a token in its URL; None if it may continue."""

@@ -1,7 +1,8 @@
 """Shortens events that are larger than a client takes in one message. Pure.
 
 A shortened event still has its type. Two places say what was cut: the text itself, and `data.truncated`, which maps the path
-of each value that was cut to its full length.
+of each value that was cut to its full length. Paths begin in `data`; those of fields that this version does not know begin with
+`/..`, which leads out of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode
+from rollcast.records.event import ExtendedEvent
 
 __all__ = ["fitted"]
 
@@ -46,11 +48,14 @@ def _shortened(data: bytes, limit: int) -> bytes:
         "where": "observer:WebSocketStreamingServer",
     }
     return encode(
-        msgspec.structs.replace(
-            event,
+        StreamEvent(
             event_type=StreamEventType.ERROR,
-            data=told,
             chain_id=event.chain_id[:_NAME_CHARS],
+            timestamp=event.timestamp,
+            data=told,
+            step=event.step,
+            depth=event.depth,
+            seq=event.seq,
             run_id=event.run_id[:_NAME_CHARS],
             group_id=None if event.group_id is None else event.group_id[:_NAME_CHARS],
             source=event.source[:_NAME_CHARS],
@@ -67,9 +72,11 @@ def _least_cut(event: StreamEvent, size: int, limit: int) -> bytes | None:
         cut = _Cut(*_LEVELS[middle], limit)
         shorter = b""
         with suppress(_TooLargeError):
-            kept = cut.value(event.data, "")
-            kept["truncated"] = cut.told(size)
-            shorter = encode(msgspec.structs.replace(event, data=kept))
+            fields: dict[str, Any] = {"data": cut.value(event.data, "")}
+            if isinstance(event, ExtendedEvent):
+                fields["beyond"] = cut.value(event.beyond, "/..")
+            fields["data"]["truncated"] = cut.told(size)
+            shorter = encode(msgspec.structs.replace(event, **fields))
         if 0 < len(shorter) <= limit:
             fits, high = shorter, middle
         else:

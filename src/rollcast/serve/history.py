@@ -14,12 +14,15 @@ import msgspec
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described, encode_lines
+from rollcast.records.event import ExtendedEvent
+from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 
-__all__ = ["Entry", "History", "Place", "Selector", "Selectors"]
+__all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 ENTRY_BYTES = 160  # memory of an entry besides its JSON
+SHALLOW_BYTES = 400  # an event with less JSON cannot nest deeply; most tokens have less
 ENCODED_AT_ONCE = 64  # events; this many are in memory twice for a moment
 WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
@@ -231,10 +234,30 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
         lines: list[bytes] = []
         with suppress(Exception):  # user-made data may contain, and raise, anything
             lines = encode_lines(some).split(b"\n")[:-1]
-        data += lines if len(lines) == len(some) else map(encoded, some)
+        if len(lines) == len(some):
+            data += [
+                line if len(line) < SHALLOW_BYTES else _shallow(event, line)
+                for event, line in zip(some, lines, strict=True)
+            ]
+        else:
+            data += map(encoded, some)
     return data
 
 
 def encoded(event: StreamEvent) -> bytes:
-    """The event's JSON; values that JSON cannot hold are described by type and size."""
-    return encode_described(event)
+    """The event's JSON; values that JSON cannot hold, or that nest too deeply for its readers, are described by type and size."""
+    return _shallow(event, encode_described(event))
+
+
+def _shallow(event: StreamEvent, data: bytes) -> bytes:
+    """The event's JSON `data`, unless it nests so deeply that the server or a client might not be able to decode it.
+
+    Events of this process never do (`as_json`); a relayed one may.
+    """
+    if len(data) < SHALLOW_BYTES or data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
+        return data
+    beyond = event.beyond if isinstance(event, ExtendedEvent) else {}
+    if not nests_deeply(event.data) and not nests_deeply(beyond):
+        return data
+    fields = {"data": as_json(event.data)} | ({"beyond": as_json(beyond)} if beyond else {})
+    return encode_described(msgspec.structs.replace(event, **fields))

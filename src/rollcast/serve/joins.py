@@ -64,6 +64,7 @@ class Joins:
         worker: makes parts.
         observer: the server's observer.
         close: ends a client that is too slow, with a message.
+        failed: ends the clients of these subscriptions, whose snapshots could not be encoded.
         done: called with each subscription that has been given its snapshots.
         wait: called if a client has no room now.
     """
@@ -80,6 +81,7 @@ class Joins:
         observer: StreamObserver,
         *,
         close: Callable[[Subscription, str], object],
+        failed: Callable[[list[Subscription]], object],
         done: Callable[[Subscription], object],
         wait: Callable[[], object],
     ) -> None:
@@ -93,6 +95,7 @@ class Joins:
         self._worker = worker
         self._observer = observer
         self._close = close
+        self._failed = failed
         self._done = done
         self._wait = wait
         self._making: dict[Place, list[tuple[Subscription, Join]]] = {}  # what waits for the parts being made
@@ -228,11 +231,20 @@ class Joins:
         opening, first, room = place
         part = opening.kept((first, room))
         if part is None and opening.is_small(first, room):
-            return opening.part(first, room)
+            try:
+                return opening.part(first, room)
+            except Exception:
+                logger.exception("the server could not encode events for its clients")
+                self._fail(waiting)
+                return None
         if part is None:
             if place not in self._making:
                 self._making[place] = []
-                self._worker.do(partial(opening.part, first, room), partial(self._made, place))
+                self._worker.do(
+                    partial(opening.part, first, room),
+                    partial(self._made, place),
+                    partial(self._not_made, place),
+                )
             self._making[place] += waiting
         return part
 
@@ -242,6 +254,15 @@ class Joins:
         waiting = self._making.pop(place, [])
         if waiting:
             self._give(place, waiting, part)
+
+    def _not_made(self, place: Place) -> None:
+        """Called when the worker has failed to make a part."""
+        self._fail(self._making.pop(place, []))
+
+    def _fail(self, waiting: list[tuple[Subscription, Join]]) -> None:
+        """End those that wait for a part that could not be made, since they cannot go on."""
+        self._busy.difference_update(s.outlet for s, _ in waiting)
+        self._failed([s for s, join in waiting if s.join is join and self._is_current(s)])
 
     def _give(self, place: Place, waiting: list[tuple[Subscription, Join]], part: Part) -> None:
         """Send a part to the subscriptions that still want it."""

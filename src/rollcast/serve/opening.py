@@ -167,7 +167,7 @@ class Join:
     Attributes:
         index: the index of the next event.
         sent: how many parts it was given.
-        told: whether it was sent the gap between the opening that it left and this one.
+        told: whether the client was told what it misses before this opening, in a gap or in the answer to `subscribe`.
         making: whether its next part is being made.
     """
 
@@ -182,11 +182,11 @@ class Join:
 
     @property
     def begun(self) -> bool:
-        """Whether the client was given something, or must be sent a gap."""
+        """Whether the client knows of this opening, or must be sent a gap."""
         return bool(self.sent or self.told or self.left)
 
     def leave(self, reason: str) -> Left | None:
-        """What the next join must report to the client; None if the client was given nothing."""
+        """What the next join must report to the client; None if the client does not know of this opening."""
         if self.sent or self.told:
             return Left(self.opening, self.sent + 1, reason)
         return self.left

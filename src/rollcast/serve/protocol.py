@@ -81,6 +81,7 @@ class CloseCode(IntEnum):
     LIMIT = 4504
     FORBIDDEN_ORIGIN = 4507
     VERSION = 4510
+    FAILED = 4511
 
 
 class ErrorCode(IntEnum):

@@ -1,66 +1,40 @@
-"""The WebSocket server: adds sockets, HTTP and time to `protocol.py` and `broadcast.py`."""
+"""The WebSocket server: listens, and gives each client to a conversation or to the plain feed until it has gone."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
-from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from rollcast.aio import call_in
 from rollcast.errors import InputError
-from rollcast.serve.access import Door, Grant, filter_of_query, is_loopback, refusal
-from rollcast.serve.answers import MetricsPage, Turns, asker_at
+from rollcast.serve.access import is_loopback
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.connection import Gate, GuardedConnection
+from rollcast.serve.conversation import Conversation
 from rollcast.serve.entrance import Entrance, header_token
+from rollcast.serve.handshake import Handshake
+from rollcast.serve.listening import check_address, listen
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
-from rollcast.serve.protocol import (
-    FEATURES,
-    FRAME_BYTES,
-    SUBPROTOCOL,
-    VERSION,
-    Action,
-    CancelRun,
-    Close,
-    CloseCode,
-    CloseSubscription,
-    Done,
-    ErrorCode,
-    ErrorFrame,
-    Greet,
-    OpenSubscription,
-    Rate,
-    Send,
-    Session,
-    Subscribed,
-    Welcome,
-)
-from rollcast.serve.runs import fitting_runs
-from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets, shown_url
+from rollcast.serve.plain_feed import feed_plainly
+from rollcast.serve.protocol import SUBPROTOCOL, CloseCode
+from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
 from rollcast.stream import StreamObserver
 
 __all__ = ["ServerStatistics", "WebSocketStreamingServer"]
-
-HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
 connection_logger = logging.getLogger("rollcast.serve.connection")
@@ -123,7 +97,7 @@ class WebSocketStreamingServer:
         token: str | None = None,
         settings: ServerSettings | None = None,
     ) -> None:
-        _check_address(host, port)
+        check_address(host, port)
         self.host = host
         self.settings = (settings or ServerSettings()).checked(token)
         if not is_loopback(host) and not self.settings.tokens and not self.settings.insecure:
@@ -141,11 +115,10 @@ class WebSocketStreamingServer:
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
         self._broadcaster = Broadcaster(self.settings)
-        self._turns = Turns()
-        self._metrics = MetricsPage()
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
+        self._handshake = Handshake(self._entrance, self.settings, self._clients)
         self._closing: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
         self._leave_thread: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -199,7 +172,7 @@ class WebSocketStreamingServer:
         loop = asyncio.get_running_loop()
         async with self._starting:
             if self._server is None:
-                self._server = await self._listen(loop)
+                self._server = await self._listen()
                 self._port = next(iter(self._server.sockets)).getsockname()[1]
                 self._broadcaster.attach(loop, transmit)
                 logger.info("serving on %s", self.url)
@@ -305,27 +278,9 @@ class WebSocketStreamingServer:
 
     # -- listening ---------------------------------------------------------------------------------------------------
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> Server:
-        port = self._port or self._wanted_port  # after a restart, the port that clients know
-        try:
-            found = await loop.getaddrinfo(
-                self.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))
-            while True:
-                try:
-                    return await self._serve(hosts, port or _free_port(found[0][0], hosts[0]))
-                except OSError as error:
-                    if port or error.errno != errno.EADDRINUSE:
-                        raise
-        except OSError as error:
-            place = f"{self.host or 'every address'}, port {port}"
-            if error.errno == errno.EADDRINUSE:
-                raise InputError(
-                    f"{place}, is in use; stop what listens there, or choose another port"
-                ) from None
-            reason = error.strerror or str(error)
-            raise InputError(f"cannot listen on {place}: {reason}; choose another host or port") from None
+    async def _listen(self) -> Server:
+        """Listen at the wanted port; after a restart, at the one that clients know."""
+        return await listen(self.host, self._port or self._wanted_port, self._serve)
 
     async def _serve(self, hosts: list[str], port: int) -> Server:
         settings = self.settings
@@ -339,7 +294,7 @@ class WebSocketStreamingServer:
             compression=None,
             extensions=None if settings.compression is False else [DEFLATE],
             select_subprotocol=_subprotocol,
-            process_request=self._before_handshake,
+            process_request=self._handshake.process_request,
             server_header=None,
             create_connection=partial(  # type: ignore[arg-type]  # it makes one, but is not a type
                 GuardedConnection, gate
@@ -351,50 +306,6 @@ class WebSocketStreamingServer:
             logger=connection_logger,
         )
 
-    async def _before_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The answer of `_on_request`, when its turn comes."""
-        answer = self._on_request(connection, request)
-        if answer is None:
-            return None
-        refused = isinstance(answer, Response) and answer.status_code != HTTPStatus.OK
-        what = "" if refused else request.path.partition("?")[0]
-        address = connection.remote_address  # None: the client has gone
-        return await self._turns.paced(connection, what, answer, asker_at(str(address[0])) if address else "")
-
-    def _on_request(
-        self, connection: ServerConnection, request: Request
-    ) -> Response | Coroutine[Any, Any, Response] | None:
-        """Check a request before the handshake. Returns the response that ends it, or None if it may continue."""
-        headers, (path, _, query) = request.headers, request.path.partition("?")
-        entrance = self._entrance
-        refused = entrance.refuse_address(connection, request)
-        if refused is not None:
-            return refused
-        if path == "/healthz":
-            return connection.respond(HTTPStatus.OK, "ok\n")
-        if path == "/metrics":
-            return entrance.refuse_entry(connection, headers, Door.METRICS) or self._metrics.answer(
-                connection
-            )
-        if path != "/":
-            return connection.respond(HTTPStatus.NOT_FOUND, "There is /, /healthz and /metrics.\n")
-        plain = "Sec-WebSocket-Protocol" not in headers
-        if plain and "Upgrade" in headers:
-            refused = entrance.refuse_entry(connection, headers, Door.FEED)
-            refused = refused or entrance.refuse_filter(connection, query)
-            if refused is not None:
-                return refused
-        if len(self._clients) >= self.settings.connections:
-            return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{len(self._clients)} clients are connected; try again later.\n",
-            )
-        local = is_loopback(str(connection.remote_address[0]))
-        uncompressed = plain or (self.settings.compression is None and local)
-        if uncompressed and "Sec-WebSocket-Extensions" in headers:
-            del headers["Sec-WebSocket-Extensions"]
-        return None
-
     # -- one client --------------------------------------------------------------------------------------------------
 
     async def _handle(self, connection: ServerConnection) -> None:
@@ -403,9 +314,8 @@ class WebSocketStreamingServer:
         assert request is not None
         headers = request.headers
         assert isinstance(connection, GuardedConnection)
-        client = Client(
-            connection, self.settings, self.closing, plain="Sec-WebSocket-Protocol" not in headers
-        )
+        plain = "Sec-WebSocket-Protocol" not in headers
+        client = Client(connection, self.settings, self._keep_until_closed, plain=plain)
         connection.on_room = self._broadcaster.room
         self._clients.add(client)
         try:
@@ -416,9 +326,13 @@ class WebSocketStreamingServer:
             elif not client.plain and connection.subprotocol is None:
                 client.close(CloseCode.VERSION, f"this server speaks {SUBPROTOCOL}, or no subprotocol at all")
             elif client.plain:
-                await self._talk_plainly(client, headers, request.path.partition("?")[2])
+                await feed_plainly(
+                    client, self._broadcaster, self._entrance, self.settings, token=header_token(headers),
+                    query=request.path.partition("?")[2],
+                )  # fmt: skip
             else:
-                await self._talk(client, header_token(headers))
+                token = header_token(headers)
+                await Conversation(client, self._broadcaster, self._entrance, self.settings, token).run()
             await connection.wait_closed()
         except ConnectionClosed:
             pass  # the client has gone, with or without a close
@@ -426,148 +340,10 @@ class WebSocketStreamingServer:
             self._broadcaster.unsubscribe(client)
             self._clients.discard(client)
 
-    async def _talk(self, client: Client, token: str | None) -> None:
-        """Run a session of `rollcast.v1` until it closes."""
-        settings = self.settings
-        session = Session(
-            self._entrance.authorize,
-            settings.limits,
-            hello_s=settings.hello_s,
-            heartbeat_s=settings.heartbeat_s,
-            clock=time.monotonic,
-            epoch=_now,
-            token=token,
-            limits_of=settings.limits_of,
-        )
-        while not session.closed and not client.closed:
-            try:
-                async with asyncio.timeout(session.wait_s):
-                    message = await client.connection.recv()
-            except TimeoutError:
-                actions = _tick(session, client)
-            else:
-                actions = session.receive(message)
-            for action in actions:
-                if isinstance(action, OpenSubscription | CloseSubscription):
-                    await self._until_served(session, client)
-                self._perform(client, action)
-
-    async def _until_served(self, session: Session, client: Client) -> None:
-        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
-        give_up = time.monotonic() + HELD_S
-        while client.connection.state is State.OPEN and not client.closed:
-            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
-                return
-            await asyncio.sleep(0.005)
-            for action in _tick(session, client):
-                self._perform(client, action)
-
-    def _perform(self, client: Client, action: Action) -> None:
-        broadcaster = self._broadcaster
-        match action:
-            case Send(frame):
-                client.send(frame)
-            case Close(code, message):
-                client.close(code, message)
-            case Greet():
-                self._greet(client, action)
-            case OpenSubscription(id, wanted, since):
-                losses = None
-                if since is None:
-                    recovered, cursor = broadcaster.update(client, id, wanted)
-                else:
-                    recovered, cursor = broadcaster.subscribe(
-                        client, id, wanted, since, max_message=client.max_message, parts=client.parts
-                    )
-                    losses = broadcaster.losses(client, id)
-                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
-            case CloseSubscription(id):
-                broadcaster.unsubscribe(client, id)
-            case CancelRun(run_id, chain_id, id):
-                try:
-                    broadcaster.cancel(run_id, chain_id)
-                except InputError as error:
-                    client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
-                else:
-                    logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
-                    client.send(Done(id, run_id, chain_id))
-
-    def _greet(self, client: Client, greeting: Greet) -> None:
-        grant, settings = greeting.grant, self.settings
-        client.max_message = greeting.max_message or settings.plain_message_bytes
-        client.parts = "parts" in greeting.features
-        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.known_runs()
-        runs = fitting_runs(known, client.max_message - FRAME_BYTES)
-        limits = settings.limits_of(greeting.role, grant.scopes)
-        client.send(
-            Welcome(
-                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), list(FEATURES), len(known) - len(runs)
-            )
-        )  # fmt: skip
-
-    async def _talk_plainly(self, client: Client, headers: Headers, query: str) -> None:
-        """Send a plain client one event per message; its own messages are ignored but counted."""
-        granted = self._entrance.authorize(header_token(headers))
-        expires_at = granted.expires_at if isinstance(granted, Grant) else time.time()
-        self._broadcaster.subscribe(client, "", filter_of_query(query), max_message=client.max_message)
-        rate = Rate(self.settings.limits.messages_per_s, time.monotonic)
-        silence = _Silence(self.settings.heartbeat_s)
-        while not client.closed:
-            left = silence.left_s
-            if expires_at is not None:
-                left = min(left, max(0.0, expires_at - time.time()))
-            try:
-                async with asyncio.timeout(left):
-                    message = await client.connection.recv()
-            except TimeoutError:
-                if expires_at is not None and time.time() >= expires_at:
-                    client.close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
-                elif await silence.is_death(client):
-                    client.close(CloseCode.NO_PONG, "no byte was read within the heartbeat; reconnect")
-                continue
-            if len(message) > self.settings.limits.message_bytes or not rate.spend():
-                client.close(
-                    CloseCode.LIMIT, "this feed is read-only and received too many messages; send fewer"
-                )
-
-    def closing(self, task: asyncio.Task[None]) -> None:
-        """Keep a closing task until it is done."""
+    def _keep_until_closed(self, task: asyncio.Task[None]) -> None:
+        """Keep a task that closes a connection until it is done, for `stop` to wait for."""
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-class _Silence:
-    """Measures how long nothing has moved between the server and a plain client."""
-
-    def __init__(self, heartbeat_s: float) -> None:
-        self._heartbeat_s = heartbeat_s
-        self._since = time.monotonic()
-        self._asked = False
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until `is_death` must be called."""
-        return max(0.0, self._since + self._heartbeat_s - time.monotonic())
-
-    async def is_death(self, client: Client) -> bool:
-        """Whether the client has been silent for a heartbeat and does not answer a ping."""
-        if self.left_s > 0:
-            return False
-        moved, asked = client.moved(), self._asked
-        self._since, self._asked = time.monotonic(), not moved
-        if moved:
-            return False
-        if asked or client.unsent():
-            return True
-        await client.ping()
-        return False
-
-
-def _tick(session: Session, client: Client) -> list[Action]:
-    """The session's actions now. Before it takes the client for silent, this checks whether bytes are moving."""
-    if session.wait_s == 0 and client.moved():
-        session.moved()
-    return session.tick()
 
 
 def _now() -> float:
@@ -583,19 +359,3 @@ def _forbidden(origin: str) -> tuple[str, str]:
 
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return next((name for name in offered if name == SUBPROTOCOL), None)
-
-
-def _check_address(host: Any, port: Any) -> None:
-    if not isinstance(host, str) or set("/@?#") & set(host):
-        shown = shown_url(host) if isinstance(host, str) else host
-        raise InputError(f"host is {shown!r}; expected a name or an address; an empty one is every address")
-    if not isinstance(port, int) or not 0 <= port <= 65535:
-        raise InputError(f"port is {port!r}; expected a number from 0 to 65535")
-
-
-def _free_port(family: int, host: str) -> int:
-    """A port that is free now, so that several addresses can use the same one."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,16 @@ __all__ = ["Shortener", "Worker"]
 MAX_SHORTENED = 16  # how many shortened events are kept for clients that need them a moment later
 
 R = TypeVar("R")
+Failed = Callable[[], object]
+
+logger = logging.getLogger("rollcast.serve")
 
 
 class Worker:
-    """One thread, which starts when there is work. Use it only in the event loop that gets its results."""
+    """One thread, which starts when there is work. Use it only in the event loop that gets its results.
+
+    If work raises, the error is logged, and whoever waits for the result is told that there is none.
+    """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -36,18 +43,32 @@ class Worker:
         if thread is not None:
             thread.shutdown(wait=False, cancel_futures=True)
 
-    def do(self, work: Callable[[], R], then: Callable[[R], object]) -> None:
-        """Run the work on the thread, after earlier work; `then` gets the result in the loop."""
+    def do(self, work: Callable[[], R], then: Callable[[R], object], failed: Failed) -> None:
+        """Run the work on the thread, after earlier work; in the loop, `then` gets the result, or `failed` is called."""
         if self._loop is None:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollcast-server-encode")
         future = self._thread.submit(work)
-        future.add_done_callback(partial(self._done, self._loop, then))
+        future.add_done_callback(partial(self._done, self._loop, then, failed))
 
-    def _done(self, loop: asyncio.AbstractEventLoop, then: Callable[[R], object], future: Future[R]) -> None:
+    def _done(
+        self, loop: asyncio.AbstractEventLoop, then: Callable[[R], object], failed: Failed, future: Future[R]
+    ) -> None:
         if not future.cancelled():
-            call_in(loop, lambda: self._loop is loop and then(future.result()))
+            call_in(loop, self._tell, loop, then, failed, future)
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, then: Callable[[R], object], failed: Failed, future: Future[R]
+    ) -> None:
+        if self._loop is not loop:  # the server has stopped
+            return
+        error = future.exception()
+        if error is None:
+            then(future.result())
+        else:
+            logger.error("the server could not encode events for its clients", exc_info=error)
+            failed()
 
 
 class Shortener:
@@ -56,11 +77,15 @@ class Shortener:
     Args:
         worker: its thread does the work.
         ready: called in the worker's loop when an event is ready.
+        failed: called in the worker's loop, with the event's position and the room, if the event cannot be shortened.
     """
 
-    def __init__(self, worker: Worker, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, worker: Worker, ready: Callable[[], object], failed: Callable[[int, int], object]
+    ) -> None:
         self._worker = worker
         self._ready = ready
+        self._failed = failed
         self._made: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._making: set[tuple[int, int]] = set()
 
@@ -70,7 +95,9 @@ class Shortener:
         made = self._made.get(key)
         if made is None and key not in self._making:
             self._making.add(key)
-            self._worker.do(partial(fitted, event, room), partial(self._keep, key))
+            self._worker.do(
+                partial(fitted, event, room), partial(self._keep, key), partial(self._give_up, key)
+            )
         return made
 
     def clear(self) -> None:
@@ -83,3 +110,7 @@ class Shortener:
         if len(self._made) > MAX_SHORTENED:
             self._made.popitem(last=False)
         self._ready()
+
+    def _give_up(self, key: tuple[int, int]) -> None:
+        self._making.discard(key)
+        self._failed(*key)

@@ -41,6 +41,8 @@ __all__ = ["RunAbout", "RunWriter", "new_run_id"]
 
 logger = logging.getLogger("rollcast.stream")
 
+MAX_NAMED = 8  # of the names in a filter that a run did not have, in a warning
+
 T = StreamEventType
 _NO_LOCK: AbstractContextManager[Any] = nullcontext()
 
@@ -234,10 +236,11 @@ class RunWriter:
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
                 ) - self._places_seen
                 if missing:
+                    more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
                     logger.warning(
                         "the filter of %s names %s, which this run did not have; it had %d chains, the last of them %s",
                         delivery.reader,
-                        ", ".join(sorted(missing)),
+                        ", ".join(sorted(missing)[:MAX_NAMED]) + more,
                         self.chains,
                         self._last_chain,
                     )

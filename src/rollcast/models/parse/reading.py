@@ -17,25 +17,20 @@ These rules decide. They look only at the characters so far, never at how the te
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from rollcast.models.parse.base import IncrementalParser
+from rollcast.models.parse.output import Output, is_fenced
+from rollcast.models.parse.tags import BLANKS, TagUse, finder, tags_in_output
 from rollcast.models.reasoning import UNKNOWN, Family, Thinking
-from rollcast.models.text import StopStrings
 from rollcast.records.message import ToolCall
 
 __all__ = ["Reading", "split"]
 
-_QUOTES = {"`": "`", '"': '"', "'": "'", "*": "*", "“": "”", "‘": "’", "«": "»"}
-_BEFORE_QUOTES = frozenset(" \t\n\r([{<:,=-*_/|\"'`“‘«")
 _A_FEW_WORDS = re.compile(r" [\w ,./&+-]{0,30} |[,/]? ?")
-_LABEL = 32  # the most characters in a label that ends a turn
-_FENCE = re.compile(r" {0,3}```")
-_BLANKS = " \t"
 _ALL = " \t\n\r"
 
 
@@ -61,19 +56,20 @@ class Reading:
 
     def sampled(self, token_ids: Iterable[int]) -> None:
         """Note the ids that the next text was sampled as."""
-        self._now.sampled(token_ids)
+        self._now.use.sampled(token_ids)
         if self._now.other is not None:
-            self._now.other.sampled(token_ids)
+            self._now.other.use.sampled(token_ids)
 
     def take(self, text: str) -> bool:
         """Feed text, and return whether the generation may end here. Most tokens, which all pass here, have no part of a tag."""
         now = self._now
         if now.is_plain and not ("<" in text or "[" in text or "◁" in text):
             now.pieces.append(text)
-            if now.turn is None or now.inside is not None:
+            turn = now.plain_turn
+            if turn is None:
                 return False
-            now.turn.feed(text)
-            return now.may_be_over and now.turn.finished
+            turn.feed(text)
+            return now.may_be_over and turn.finished
         self.feed(text)
         return self.over
 
@@ -91,21 +87,21 @@ class Reading:
         if not now.superseded:
             return calls
         assert now.other is not None
-        now.other.was_over = now.other.was_over or now.was_over or now.is_over
+        now.other.was_over = now.other.was_over or now.was_over or now.output.is_over
         self._now = now.other
-        return self._now.calls
+        return self._now.output.calls
 
     # -- what was read -------------------------------------------------------------------------------------------------
 
     @property
     def reasoning(self) -> str:
         """The reasoning, without tags and the whitespace next to them; several blocks with an empty line between."""
-        return self._now.reasoning
+        return self._now.thought.text(self._now.held)
 
     @property
     def has_reasoning(self) -> bool:
         """Whether there is a block of reasoning, an empty one too."""
-        return self._now.has_reasoning
+        return self._now.thought.is_there
 
     @property
     def interleaved(self) -> bool:
@@ -125,47 +121,79 @@ class Reading:
     @property
     def output(self) -> str:
         """The turn without its reasoning."""
-        return self._now.output
+        return "".join(self._now.output.pieces) + self._now.pending
 
     @property
     def content(self) -> str:
         """The output without the calls."""
-        return self._now.content
+        return self._now.output.content(self._now.pending)
 
     @property
     def calls(self) -> list[ToolCall]:
         """The calls so far, if the parser keeps them."""
-        return self._now.calls
+        return self._now.output.calls
 
     @property
     def ended_at(self) -> int | None:
         """The place in the output at which the format ends the turn; None if it does not."""
-        return self._now.ended_at
+        return self._now.output.ended_at
 
     @property
     def finished(self) -> bool:
         """Whether the format says that the output is over. Stays true once true."""
-        return self._now.is_over or self._now.was_over
+        return self._now.output.is_over or self._now.was_over
 
     @property
     def over(self) -> bool:
         """Whether the generation may end: the output is over, and nothing that may still come makes it reasoning."""
-        return self._now.may_be_over and self._now.is_over
+        return self._now.may_be_over and self._now.output.is_over
 
     @property
     def complete(self) -> bool:
         """Whether the output is over, even if the generation went on."""
-        return self._now.is_over and self._now.inside is None
+        return self._now.output.is_over and self._now.thought.inside is None
 
     @property
     def overran(self) -> bool:
         """Whether the generation went on after the end of its output, since it could still have become reasoning."""
-        return self._now.overran
+        return self._now.output.overran(self._now.pending)
 
     @property
     def is_cut(self) -> bool:
         """Whether a stop string was found: what follows it is not output."""
-        return self._now.is_cut
+        return self._now.output.is_cut
+
+
+class _Thought:
+    """The reasoning of a turn: the blocks so far, and the one that is open.
+
+    Attributes:
+        inside: the family whose block is open; None: none is.
+        doubtful: the opening tag of a block that counts only if it is closed.
+        block: the text of the open block.
+        blocks: those that were closed.
+    """
+
+    def __init__(self, inside: Family | None) -> None:
+        self.inside = inside
+        self.doubtful = ""
+        self.block: list[str] = []
+        self.blocks: list[str] = []
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a block is open that counts."""
+        return self.inside is not None and not self.doubtful
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a block, an empty one too."""
+        return bool(self.blocks) or self.is_inside
+
+    def text(self, held: str) -> str:
+        """The reasoning, if the text ends here; `held` is what was not decided yet."""
+        blocks = self.blocks if not self.is_inside else [*self.blocks, "".join(self.block) + held]
+        return "\n\n".join(filter(None, map(str.strip, blocks)))
 
 
 class _Pass:
@@ -175,233 +203,162 @@ class _Pass:
         self, thinking: Thinking, parser: Callable[[], IncrementalParser] | None, stops: tuple[str, ...]
     ) -> None:
         self.thinking = thinking
-        self._closings = thinking.lone  # families whose closing tag makes all before it reasoning
-        self.inside = thinking.inside
-        self._may_repeat = self.inside is not None  # whether the model may repeat the prompt's opening tag
+        self.thought = _Thought(thinking.inside)
+        self.use = TagUse(thinking.token_ids)
         self.other: _Pass | None = None  # reads the turn as if a lone tag inside a call had closed reasoning
         self.superseded = False  # the other is right
         self.interleaved = False
         self.was_over = False  # the output was over before it was known to be reasoning
         self.tags: list[tuple[int, int]] = []
+        self.held = ""
+        self._closings = thinking.lone  # families whose closing tag makes all before it reasoning
+        self._may_repeat = (
+            thinking.inside is not None
+        )  # whether the model may repeat the prompt's opening tag
         self._make = parser
         self._stops = stops
         self._heads = tuple(head for family in thinking.families for head in family.heads)
-        self._by_ids = False  # tags are recognized by their tokens
-        self._tokens: dict[str, int] = dict.fromkeys(
-            thinking.token_ids.values(), 0
-        )  # sampled, and not found in the text yet
-        self._doubtful = ""  # the opening tag of a block that counts only if it is closed
-        self._block: list[str] = []
-        self._blocks: list[str] = []
         self._calls_before = 0  # calls before the one with a closing tag inside
-        self._thought = ""  # what a doubtful closing tag has closed
+        self._thought_before = ""  # what a doubtful closing tag has closed
         self._since: list[str] | None = None  # the text from that tag on
         self._doubted_at = 0
-        self._held = ""
-        self._last = ""  # the two characters before what is held
         self._raw = 0  # characters of the turn before what is held
         self._begin_output()
         self._ready()
 
     def _begin_output(self) -> None:
         """Start the output afresh: everything so far is reasoning."""
-        self.turn = None if self._make is None else self._make()
-        self._output: list[str] = []
+        self.output = Output(None if self._make is None else self._make(), self._stops)
         self._has_output = False  # there was anything but whitespace
         self._in_front = True  # there was only whitespace since the beginning, or since a block
-        self._skips = _ALL if self._blocks else ""  # the whitespace after a block that belongs to it
-        self._lines, self._lines_taken = _Lines(), 0
-        self._stop = StopStrings(self._stops) if self._stops else None
-        self._stopped = False
-        self._behind_stop: list[str] = []
+        self._skips = _ALL if self.thought.blocks else ""  # the whitespace after a block that belongs to it
         self.lead = self._raw
         self._look_for_tags()
 
     def _look_for_tags(self) -> None:
-        self._known = _tags(self.thinking.families, self._closings)
-        self._find = _finder(tuple(self._known))
-
-    # -- what was read -------------------------------------------------------------------------------------------------
+        self._known = tags_in_output(self.thinking.families, self._closings)
+        self._find = finder(tuple(self._known))
 
     @property
-    def reasoning(self) -> str:
-        blocks = self._blocks if not self._is_inside else [*self._blocks, "".join(self._block) + self._held]
-        return "\n\n".join(filter(None, map(str.strip, blocks)))
-
-    @property
-    def _is_inside(self) -> bool:
-        return self.inside is not None and not self._doubtful
-
-    @property
-    def has_reasoning(self) -> bool:
-        return bool(self._blocks) or self._is_inside
-
-    @property
-    def output(self) -> str:
-        return "".join(self._output) + self._pending
-
-    @property
-    def content(self) -> str:
-        if self.turn is None:
-            return self.output
-        return self.turn.content + ("" if self.in_call else self._pending)
-
-    @property
-    def _pending(self) -> str:
+    def pending(self) -> str:
         """The held text that is output if the text ends here."""
-        if self._stopped or self._is_inside:
+        if self.output.is_cut or self.thought.is_inside:
             return ""
-        return self._doubtful + "".join(self._block) + self._held
-
-    @property
-    def is_over(self) -> bool:
-        turn = self.turn
-        return self._stopped or (turn is not None and turn.finished)
-
-    @property
-    def is_cut(self) -> bool:
-        return self._stopped
-
-    @property
-    def in_call(self) -> bool:
-        return bool(getattr(self.turn, "in_call", False))
-
-    @property
-    def waits(self) -> bool:
-        """Whether the last characters may be the beginning of something."""
-        return bool(self._held or getattr(self.turn, "held", ""))
-
-    @property
-    def ended_calls(self) -> int:
-        return int(getattr(self.turn, "ended_calls", 0))
-
-    @property
-    def calls(self) -> list[ToolCall]:
-        return list(getattr(self.turn, "calls", ()))
-
-    @property
-    def ended_at(self) -> int | None:
-        place: int | None = getattr(self.turn, "ended_at", None)
-        return place
-
-    @property
-    def overran(self) -> bool:
-        place = self.ended_at
-        made_up = "" if place is None else self.output[place:].strip()
-        return len(made_up) > _LABEL or bool("".join(self._behind_stop).strip())
+        return self.thought.doubtful + "".join(self.thought.block) + self.held
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def sampled(self, token_ids: Iterable[int]) -> None:
-        self._by_ids = True
-        for index in token_ids:
-            tag = self.thinking.token_ids.get(index)
-            if tag is not None:
-                self._tokens[tag] += 1
-
     def _ready(self) -> None:
         """Prepare the fast path for text with no part of a tag: where it goes, and whether there is more to do."""
-        if self.inside is not None:
-            find = _finder((self.inside.closing, *self.inside.before))
-            self.pieces, waits = self._block, self._may_repeat
+        inside = self.thought.inside
+        if inside is not None:
+            find = finder((inside.closing, *inside.before))
+            self.pieces, self.plain_turn, waits = self.thought.block, None, self._may_repeat
         else:
-            self.pieces, find, waits = self._output, self._find, self._in_front or self._stop is not None
-        self.is_plain = find.is_usual and not (waits or self._held or self.other is not None)
+            self.pieces, self.plain_turn, find = self.output.pieces, self.output.turn, self._find
+            waits = self._in_front or self.output.looks_for_stops
+        self.is_plain = find.is_usual and not (waits or self.held or self.other is not None)
         self._counted = len(self.pieces)
-        self.may_be_over = not self._closings and self.inside is None and self.other is None
+        self.may_be_over = not self._closings and inside is None and self.other is None
 
     def _catch_up(self) -> None:
         """Add the text that took the fast path."""
-        for text in self.pieces[self._counted :]:
+        text = "".join(self.pieces[self._counted :])
+        if text:
             self._raw += len(text)
-            self._last = (self._last + text[-2:])[-2:]
+            self.use.passed(text)
             if self._since is not None:
                 self._since.append(text)
 
     def read(self, text: str, *, final: bool = False) -> list[ToolCall]:
+        """Read on; return the calls that were finished."""
         self._catch_up()
         given: list[ToolCall] = []
-        text, at = self._held + text, 0
-        self._held = ""
+        text, at = self.held + text, 0
+        self.held = ""
         while at < len(text) and not self.superseded:
-            state, since = self.inside, self._since
+            state, since = self.thought.inside, self._since
             end = self._read_block(text, at, final) if state else self._read_output(text, at, final, given)
-            if end == at and self.inside is state:
+            if end == at and self.thought.inside is state:
                 break
-            self._last = (self._last + text[max(at, end - 2) : end])[-2:]
+            self.use.passed(text[max(at, end - 2) : end])
             self._raw += end - at
             if since is not None:
                 since.append(text[at:end])
             at = end
-        self._held = text[at:]
+        self.held = text[at:]
         if self.superseded and self.other is not None:
-            self.other.read(self._held)
+            self.other.read(self.held)
         self._ready()
         return given
 
     def close(self) -> list[ToolCall]:
+        """End the text; return all calls in the output."""
         self.read("", final=True)
-        if self._doubtful:
-            self.inside = None
+        thought = self.thought
+        if thought.doubtful:
             self.tags.pop()
-            said, self._doubtful, self._block = self._doubtful + "".join(self._block), "", []
+            said = thought.doubtful + "".join(thought.block)
+            thought.inside, thought.doubtful, thought.block = None, "", []
             self._add_output(said)
             self._ready()
-        calls = [] if self.turn is None else self.turn.close()
+        calls = [] if self.output.turn is None else self.output.turn.close()
         if self.other is not None:
             others = self.other.close()
             is_whole = bool(calls) and calls[-1].error is None
             self.superseded = self.superseded or bool(others) or not is_whole
         return calls
 
+    # -- reasoning -----------------------------------------------------------------------------------------------------
+
     def _read_block(self, text: str, at: int, final: bool) -> int:
-        assert self.inside is not None
+        family = self.thought.inside
+        assert family is not None
         if self._may_repeat:
-            return self._read_front(text, at, final)
-        place, tag = _finder((self.inside.closing, *self.inside.before)).find(text, at)
+            return self._read_front(family, text, at, final)
+        place, tag = finder((family.closing, *family.before)).find(text, at)
         if final and not tag:
             place = len(text)
         if place > at:
-            self._block.append(text[at:place])
+            self.thought.block.append(text[at:place])
             return place
-        if tag in self.inside.before:
+        if tag in family.before:
             self._close_block("")
             return at
         if not tag:
             return at
         end = at + len(tag)
-        is_word = self._is_word(text, end, final)
-        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
-        if named is None:
+        is_word = self.use.is_word(text, end, final)
+        mentioned = None if is_word is None else self.use.is_mentioned(tag, text, end, final)
+        if mentioned is None:
             return at
-        if named:
-            self._block.append(tag)
+        if mentioned:
+            self.thought.block.append(tag)
         else:
             self._close_block(tag, is_word=bool(is_word))
         return end
 
-    def _read_front(self, text: str, at: int, final: bool) -> int:
+    def _read_front(self, family: Family, text: str, at: int, final: bool) -> int:
         """Before the reasoning, if the prompt has opened it: the model may repeat the opening tag."""
-        assert self.inside is not None
         if text[at].isspace():
             end = len(text) - len(text[at:].lstrip())
-            self._block.append(text[at:end])
+            self.thought.block.append(text[at:end])
             return end
-        openings = self.inside.openings
+        openings = family.openings
         if not final and any(opening.startswith(text[at:]) for opening in openings if opening != text[at:]):
             return at
         self._may_repeat = False
         tag = next(filter(lambda opening: text.startswith(opening, at), openings), "")
         end = at + len(tag)
-        if not tag or self._is_mentioned(tag, text, end, final):
+        if not tag or self.use.is_mentioned(tag, text, end, final):
             return self._read_block(text, at, final)
         self.tags.append((self._raw, self._raw + len(tag)))
         return end
 
     def _close_block(self, tag: str, *, is_word: bool = False) -> None:
-        block, self._block = "".join(self._block), []
-        doubtful, self._doubtful = self._doubtful, ""
-        family, self.inside = self.inside, None
+        thought = self.thought
+        block, doubtful, family = "".join(thought.block), thought.doubtful, thought.inside
+        thought.block, thought.doubtful, thought.inside = [], "", None
         assert family is not None
         if doubtful and _A_FEW_WORDS.fullmatch(block):
             self.tags.pop()
@@ -410,23 +367,25 @@ class _Pass:
         if tag:
             self.tags.append((self._raw, self._raw + len(tag)))
         self.interleaved = self.interleaved or self._has_output
-        self._blocks.append(block)
+        thought.blocks.append(block)
         self._closings, self._since = (), None
         if self._has_output:
-            last = self._output[-1][-1:]
-            self._in_front, self._skips = True, _ALL if last in "\n\r" else _BLANKS if last.isspace() else ""
+            last = self.output.pieces[-1][-1:]
+            self._in_front, self._skips = True, _ALL if last in "\n\r" else BLANKS if last.isspace() else ""
             self._look_for_tags()
         else:
-            self._begin_answer(tag, family, doubtful=is_word or _is_fenced(block))
+            self._begin_answer(tag, family, doubtful=is_word or is_fenced(block))
 
     def _begin_answer(self, tag: str, family: Family, *, doubtful: bool) -> None:
         """Begin the output after reasoning. If the tag may only have been mentioned, a later one may close all before it."""
         self._closings, self._since = (), None
         if doubtful and tag and family.lone:
-            self._closings, self._thought, self._since = (family,), self._blocks[-1] + tag, []
-            self._doubted_at = self._raw
+            self._closings, self._since, self._doubted_at = (family,), [], self._raw
+            self._thought_before = self.thought.blocks[-1] + tag
         self._begin_output()
         self.lead = self._raw + len(tag)
+
+    # -- output --------------------------------------------------------------------------------------------------------
 
     def _read_output(self, text: str, at: int, final: bool, given: list[ToolCall]) -> int:
         if self._in_front:
@@ -451,15 +410,15 @@ class _Pass:
             return at
         end = at + len(tag)
         family, opens = self._known[tag]
-        is_word = False if opens else self._is_word(text, end, final)
-        named = None if is_word is None else self._is_mentioned(tag, text, end, final)
-        if named is None:
+        is_word = False if opens else self.use.is_word(text, end, final)
+        mentioned = None if is_word is None else self.use.is_mentioned(tag, text, end, final)
+        if mentioned is None:
             return at
-        if not named and opens and not self.in_call and self.other is None:
+        if not mentioned and opens and not self.output.in_call and self.other is None:
             return self._open_block(family, tag, text, end, final, given)
         given += (
             self._add_output(tag)
-            if named or opens
+            if mentioned or opens
             else self._close_output(tag, family, is_word=bool(is_word))
         )
         return end
@@ -479,50 +438,47 @@ class _Pass:
     ) -> int:
         sure = self._in_front
         if not sure:
-            self._lines.take("".join(self._output[self._lines_taken :]))
-            self._lines_taken = len(self._output)
-            if self._lines.fenced:
+            lines = self.output.lines()
+            if lines.fenced:
                 given += self._add_output(tag)
                 return end
             if end == len(text) and not final:
                 return end - len(tag)
-            sure = self._lines.blank and text[end : end + 1] != " "
-            sure = sure or self._last.endswith((">", "]", "}"))  # after a call
-        elif not self._has_output and self._output:
+            sure = lines.blank and text[end : end + 1] != " "
+            sure = sure or self.use.last.endswith((">", "]", "}"))  # after a call
+        elif not self._has_output and self.output.pieces:
             self._begin_output()
-        self._doubtful = "" if sure else tag
         self.tags.append((self._raw, self._raw + len(tag)))
-        self.inside = family
+        self.thought.doubtful, self.thought.inside = "" if sure else tag, family
         return end
 
     def _close_output(self, tag: str, family: Family, *, is_word: bool) -> list[ToolCall]:
         """Take a lone closing tag, which makes the output so far reasoning; inside a call that is undecided at first."""
         if self.other is not None or (self._since is not None and is_word):
             return self._add_output(tag)
-        if not self.in_call or self._stopped:
+        if not self.output.in_call or self.output.is_cut:
             self._make_all_reasoning(self, tag, family, is_word=is_word)
             return []
         other = _Pass(self.thinking, self._make, self._stops)
-        other._by_ids, other._tokens = self._by_ids, dict(self._tokens)
         other._make_all_reasoning(self, tag, family, is_word=is_word)
-        other._raw, other._last = self._raw + len(tag), tag[-2:]
-        calls, self._calls_before = self._add_output(tag), self.ended_calls
+        other._raw, other.use = self._raw + len(tag), self.use.after(tag)
+        calls, self._calls_before = self._add_output(tag), self.output.ended_calls
         self.other = other
         return calls
 
     def _make_all_reasoning(self, that: _Pass, tag: str, family: Family, *, is_word: bool) -> None:
         """Make all output so far reasoning, which this tag has closed."""
         if that._since is None:
-            begin, thought = that.lead, "".join(that._output + that._behind_stop)
-            doubtful = is_word or _is_fenced(thought)
+            begin, thought = that.lead, "".join(that.output.pieces + that.output.behind_stop)
+            doubtful = is_word or is_fenced(thought)
         else:
-            begin, thought, doubtful = that._doubted_at, that._thought + "".join(that._since), False
+            begin, thought, doubtful = that._doubted_at, that._thought_before + "".join(that._since), False
         self.tags = [
             *(where for where in that.tags if where[1] <= begin),
             (that._raw, that._raw + len(tag)),
         ]
-        self._blocks = [thought]
-        self.was_over = that.is_over or that.was_over
+        self.thought.blocks = [thought]
+        self.was_over = that.output.is_over or that.was_over
         self._raw = that._raw
         self._begin_answer(tag, family, doubtful=doubtful)
 
@@ -530,134 +486,31 @@ class _Pass:
         """Add output. With two passes, it goes character by character: the call's end decides, not that of a piece."""
         calls: list[ToolCall] = []
         for place, character in enumerate(text):
-            if self.other is None or self.superseded:
-                return calls + self._add_rest(text[place:])
+            if self.superseded and self.other is not None:
+                return calls + self.other.read(text[place:])
+            if self.other is None:
+                return calls + self._append_output(text[place:])
             self.other.read(character)
             calls += self._append_output(character)
             self._decide()
         return calls
 
-    def _add_rest(self, text: str) -> list[ToolCall]:
-        if self.superseded and self.other is not None:
-            return self.other.read(text)
-        return self._append_output(text)
-
     def _append_output(self, text: str) -> list[ToolCall]:
-        if not text:
-            return []
         if self._in_front and not text.isspace():
             self._in_front, self._skips = False, ""
             self._has_output = True
-        if self._stopped:
-            self._behind_stop.append(text)
-            return []
-        if self._stop is not None:
-            cut = self._stop.cut(text)
-            if cut is not None:
-                self._stopped = True
-                self._behind_stop.append(text[len(cut) :])
-                text = cut
-        self._output.append(text)
-        if self.turn is None:
-            return []
-        calls = self.turn.feed(text)
-        self.was_over = self.was_over or self._stopped
+        calls = self.output.add(text)
+        self.was_over = self.was_over or self.output.is_cut
         return calls
 
     def _decide(self) -> None:
         """Decide, if the call with a closing tag inside is over: the tag is an argument's, unless a call begins after it."""
         assert self.other is not None
-        is_over = self.ended_calls > self._calls_before
-        if is_over and not (self.other.ended_calls or self.other.in_call):
-            self.other = self.other if self.other.waits else None
-        elif is_over or not self.in_call:
+        is_over, others = self.output.ended_calls > self._calls_before, self.other.output
+        if is_over and not (others.ended_calls or others.in_call):
+            self.other = self.other if self.other.held or others.held else None
+        elif is_over or not self.output.in_call:
             self.superseded = True
-
-    def _is_word(self, text: str, end: int, final: bool) -> bool | None:
-        """Whether a closing tag looks like a word in a sentence. None: the next characters have to be seen."""
-        if self._last[-1:] not in _BLANKS:
-            return False
-        behind = text[end : end + 2]
-        if not final and len(behind) < 2 and behind in {"", " "}:
-            return None
-        return behind[:1] == " " and behind[1:].islower()
-
-    def _is_mentioned(self, tag: str, text: str, end: int, final: bool) -> bool | None:
-        """Whether a tag is only mentioned: in quotes, or spelt in letters. None: the next character has to be seen."""
-        by_id = self._by_ids and tag in self._tokens
-        if by_id and not self._tokens[tag]:
-            return True
-        quote = _QUOTES.get(self._last[-1:])
-        named = False
-        if quote is not None and (len(self._last) < 2 or self._last[0] in _BEFORE_QUOTES):
-            if end == len(text) and not final:
-                return None
-            named = text.startswith(quote, end)
-        if by_id:
-            self._tokens[tag] -= 1
-        return named
-
-
-class _Lines:
-    """Tracks the current line of an output, and whether it is in a fenced block; it looks at each character once."""
-
-    def __init__(self) -> None:
-        self.fenced = False
-        self.blank = True  # there is only whitespace on this line
-        self._head = ""  # its first characters
-
-    def take(self, text: str) -> None:
-        first, *others = text.split("\n")
-        self._go_on(first)
-        for line in others:
-            self.fenced ^= _FENCE.match(self._head) is not None
-            self._head, self.blank = "", True
-            self._go_on(line)
-
-    def _go_on(self, text: str) -> None:
-        self._head = (self._head + text[:8])[:8]
-        self.blank = self.blank and not text.strip()
-
-
-def _is_fenced(text: str) -> bool:
-    """Whether a text ends inside a fenced block."""
-    lines = _Lines()
-    lines.take(text)
-    return lines.fenced
-
-
-class _Finder:
-    """Finds the first of some words in a text that is still arriving."""
-
-    def __init__(self, words: Iterable[str]) -> None:
-        ordered = sorted(words, key=len, reverse=True)
-        self.is_usual = {word[0] for word in ordered} <= set("<[◁")
-        self._first = re.compile(f"[{''.join(sorted({re.escape(word[0]) for word in ordered}))}]")
-        self._pattern = re.compile("|".join(map(re.escape, ordered)))
-        self._beginnings = frozenset(word[:size] for word in ordered for size in range(1, len(word)))
-        self._longest = len(ordered[0])
-
-    def find(self, text: str, at: int) -> tuple[int, str]:
-        """The place of the first word, and the word; or the place where one may have begun at the end, and ""."""
-        found = self._pattern.search(text, at)
-        if found:
-            return found.start(), found[0]
-        place = self._first.search(text, max(at, len(text) - self._longest + 1))
-        while place is not None and text[place.start() :] not in self._beginnings:
-            place = self._first.search(text, place.end())
-        return len(text) if place is None else place.start(), ""
-
-
-@functools.lru_cache(64)
-def _finder(words: tuple[str, ...]) -> _Finder:
-    return _Finder(words)
-
-
-@functools.lru_cache(64)
-def _tags(families: tuple[Family, ...], lone: tuple[Family, ...]) -> dict[str, tuple[Family, bool]]:
-    """The tags that count in output, each with its family and whether it opens reasoning."""
-    tags = {opening: (family, True) for family in families for opening in family.openings}
-    return tags | {family.closing: (family, False) for family in lone}
 
 
 def split(text: str, thinking: Thinking = UNKNOWN) -> Reading:

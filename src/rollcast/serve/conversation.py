@@ -1,0 +1,157 @@
+"""The conversation with one client in `rollcast.v1`: the session decides, and this carries it out, with a socket and a clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from websockets.protocol import State
+
+from rollcast.errors import InputError
+from rollcast.serve.access import Door, refusal
+from rollcast.serve.broadcast import Broadcaster
+from rollcast.serve.entrance import Entrance
+from rollcast.serve.outlet import Client
+from rollcast.serve.protocol import (
+    FEATURES,
+    FRAME_BYTES,
+    VERSION,
+    Action,
+    CancelRun,
+    Close,
+    CloseSubscription,
+    Done,
+    ErrorCode,
+    ErrorFrame,
+    Greet,
+    OpenSubscription,
+    Send,
+    Session,
+    Subscribed,
+    Welcome,
+)
+from rollcast.serve.runs import fitting_runs
+from rollcast.serve.settings import ServerSettings
+
+__all__ = ["Conversation"]
+
+HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
+
+logger = logging.getLogger("rollcast.serve")
+
+
+class Conversation:
+    """Reads a client's messages, and carries out what its session decides.
+
+    Args:
+        client: the client.
+        broadcaster: what it is asked for.
+        entrance: says what a token grants.
+        settings: the server's settings.
+        token: the token in the headers of the client's request; None: there is none, so it may come in `hello`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        broadcaster: Broadcaster,
+        entrance: Entrance,
+        settings: ServerSettings,
+        token: str | None,
+    ) -> None:
+        self._client = client
+        self._broadcaster = broadcaster
+        self._settings = settings
+        self._session = Session(
+            entrance.authorize,
+            settings.limits,
+            hello_s=settings.hello_s,
+            heartbeat_s=settings.heartbeat_s,
+            clock=time.monotonic,
+            epoch=entrance.epoch,
+            token=token,
+            limits_of=settings.limits_of,
+        )
+
+    async def run(self) -> None:
+        """Talk until the session or the client is closed.
+
+        Raises:
+            ConnectionClosed: the client has gone.
+        """
+        session, client = self._session, self._client
+        while not session.closed and not client.closed:
+            try:
+                async with asyncio.timeout(session.wait_s):
+                    message = await client.connection.recv()
+            except TimeoutError:
+                actions = self._tick()
+            else:
+                actions = session.receive(message)
+            for action in actions:
+                if isinstance(action, OpenSubscription | CloseSubscription):
+                    await self._until_served()
+                self._perform(action)
+
+    async def _until_served(self) -> None:
+        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
+        client, give_up = self._client, time.monotonic() + HELD_S
+        while client.connection.state is State.OPEN and not client.closed:
+            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
+                return
+            await asyncio.sleep(0.005)
+            for action in self._tick():
+                self._perform(action)
+
+    def _tick(self) -> list[Action]:
+        """The session's actions now. Before it takes the client for silent, this checks whether bytes are moving."""
+        if self._session.wait_s == 0 and self._client.moved():
+            self._session.moved()
+        return self._session.tick()
+
+    def _perform(self, action: Action) -> None:
+        client, broadcaster = self._client, self._broadcaster
+        match action:
+            case Send(frame):
+                client.send(frame)
+            case Close(code, message):
+                client.close(code, message)
+            case Greet():
+                self._greet(action)
+            case OpenSubscription(id, wanted, since):
+                losses = None
+                if since is None:
+                    recovered, cursor = broadcaster.update(client, id, wanted)
+                else:
+                    recovered, cursor = broadcaster.subscribe(
+                        client, id, wanted, since, max_message=client.max_message, parts=client.parts
+                    )
+                    losses = broadcaster.losses(client, id)
+                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
+            case CloseSubscription(id):
+                broadcaster.unsubscribe(client, id)
+            case CancelRun(run_id, chain_id, id):
+                self._cancel(run_id, chain_id, id)
+
+    def _greet(self, greeting: Greet) -> None:
+        client, grant, settings = self._client, greeting.grant, self._settings
+        client.max_message = greeting.max_message or settings.plain_message_bytes
+        client.parts = "parts" in greeting.features
+        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.known_runs()
+        runs = fitting_runs(known, client.max_message - FRAME_BYTES)
+        limits = settings.limits_of(greeting.role, grant.scopes)
+        client.send(
+            Welcome(
+                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), list(FEATURES), len(known) - len(runs)
+            )
+        )  # fmt: skip
+
+    def _cancel(self, run_id: str, chain_id: str | None, id: str | None) -> None:
+        try:
+            self._broadcaster.cancel(run_id, chain_id)
+        except InputError as error:
+            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
+        else:
+            logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
+            self._client.send(Done(id, run_id, chain_id))
