@@ -150,37 +150,10 @@ def train(
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
+    given = {name: value for name, value in locals().items() if name != "config"}
+    # A switch that is off, and a list without items, were not given: a file of options may have them.
     line: dict[str, Any] = {
-        "task": task,
-        "agent": agent,
-        "model": model,
-        "trainer": trainer,
-        "steps": steps,
-        "minutes": minutes,
-        "group": group,
-        "questions": questions,
-        "lr": lr,
-        "seed": seed,
-        "eval_every": eval_every,
-        "out": out,
-        "resume": resume or None,
-        "show": show,
-        "serve": serve,
-        "token": token,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "origin": origin or None,
-        "host_name": host_name or None,
-        "keep_serving": keep_serving or None,
-        "json": json,
-        "record": record,
-        "no_record": no_record or None,
-        "record_dir": record_dir,
-        "record_lossless": record_lossless or None,
-        "name": name,
-        "tag": tag or None,
-        "tensorboard": tensorboard,
-        "no_color": no_color or None,
+        name: None if value is False or value == [] else value for name, value in given.items()
     }
     code = train_command(line, config)
     if code:

@@ -104,11 +104,12 @@ class RunRecord:
         if not observer.begun:
             return None
         path = observer.path
-        if path.is_relative_to(Path.cwd()):
+        with suppress(OSError, ValueError):  # the current folder was deleted; or the record is not in it
             path = path.relative_to(Path.cwd())
         line = f"recorded: {this_command()} show {quoted(path)}"
-        if observer.incomplete is not None:
-            line += f" (not complete: {observer.incomplete})"
+        lacking = observer.incomplete or (None if observer.ended else "its end is not written yet")
+        if lacking is not None:
+            line += f" (not complete: {lacking})"
         return "".join(piece for piece, _ in visible(line))
 
 
