@@ -387,6 +387,23 @@ async def test_a_disk_that_stays_full_does_not_hide_how_the_run_ended(stage, dis
     assert archive.facts.totals.lost == 11
 
 
+async def test_a_failure_that_cannot_be_told_is_counted_all_the_same(stage, disk, talk, caplog, monkeypatch):
+    """The rows of the chains and the gap are there when there is room again."""
+    stage.observe()
+    monkeypatch.setattr(stage.observer, "report", lambda error: 1 // 0)
+    async with stage.manager.run(chains=2) as run:
+        talk(run, 0)
+        await stage.recorded()
+        disk.full = True
+        talk(run, 1)
+        await stage.recorded()
+        disk.full = False
+    archive = await stage.close()
+    assert [row["state"] for row in archive.chains().rows] == ["ended", "ended"]
+    assert archive.facts.totals.lost == 10
+    assert len([r for r in caplog.records if "could not be told" in r.getMessage()]) == 1
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 async def test_a_folder_that_is_taken_away_is_begun_anew(stage, talk, how, caplog):
     """A `gap` stands for what it had of the run, chains that are open have their start again, and positions go on."""
@@ -645,7 +662,7 @@ def test_merging_keeps_every_text_and_the_order(made):
         data = {"content": f"{seq} ", "offset": 0, "token_ids": [seq]} if kind == "chunk" else {}
         name = "llm_generation_chunk" if kind == "chunk" else kind
         events.append(StreamEvent(T(name), chain, 1.0, data, step, None, seq, "r"))
-    merged = _merged(events)
+    merged = _merged(events, {})
     assert [e.seq for e in merged] == sorted(e.seq for e in merged)
     for chain in "ab":
 

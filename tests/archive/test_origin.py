@@ -9,7 +9,7 @@ import pytest
 from rollcast import InputError, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive.origin import git_commit
-from rollcast.archive.secrets import masked_arguments
+from rollcast.records.secrets import masked_arguments
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 

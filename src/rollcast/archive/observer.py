@@ -19,12 +19,12 @@ import msgspec
 
 from rollcast.aio import follower
 from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, Totals, record_name, types_of
-from rollcast.archive.secrets import Masker
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
 from rollcast.records.jsonable import as_json
+from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.observer import ChunkInterest, StreamObserver
 
@@ -60,8 +60,8 @@ class ArchiveObserver(StreamObserver):
             `False` to mask nothing.
 
     Raises:
-        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, or the folder holds a
-            record.
+        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, `masker` is none, or the
+            folder holds a record.
     """
 
     threaded = True
@@ -93,14 +93,13 @@ class ArchiveObserver(StreamObserver):
         self._pid = os.getpid()
         self._manager: Any = None
         self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
-        if masker is None or masker is True:
-            masker = Masker()
+        masker = masker_of(masker)
         me = weakref.ref(self)  # the thread must not keep alive what ends it
         self._recorder = Recorder(
             folder,
-            _run_file({"name": name, "tags": list(tags), "level": level}, about or {}, masker or None),
+            _run_file({"name": name, "tags": list(tags), "level": level}, about or {}, masker),
             trajectories=self._keeps_trajectories,
-            masker=masker or None,
+            masker=masker,
             open_parts=lambda: _open_parts(me()),
             on_failure=lambda error: _report(me(), error),
             run_in=_absolute(""),

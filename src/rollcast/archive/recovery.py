@@ -224,7 +224,8 @@ class _Reconstruction:
         lines = SegmentedLines(archive.path / EVENTS)
         for block in lines.blocks(0):
             for position, line in enumerate(block.lines, block.first):
-                self._take(line, position, lines.folder)
+                if line or not block.sealed:  # an empty one was taken out to keep a budget
+                    self._take(line, position, lines.folder)
             self.position = block.first + len(block.lines)
         self.damage += lines.damage
 

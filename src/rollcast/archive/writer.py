@@ -34,17 +34,17 @@ from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
 from rollcast.archive.origin import git_commit, library_versions
 from rollcast.archive.owner import FolderLock, this_process
-from rollcast.archive.secrets import Masker
 from rollcast.archive.segments import replace_file, sync_folder
 from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.records.view_fields import object_of
+from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
+from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
@@ -131,6 +131,7 @@ class Recorder:
         self._rows = b""
         self._train_rows = b""
         self._losses = Losses()
+        self._lines: dict[tuple[str, str], int] = {}  # characters of the line that each open generation is at
         self._past = Losses()  # what was written of the runs that are open
         self._warned = False
 
@@ -259,7 +260,7 @@ class Recorder:
             self._write_events(events)
 
     def _write_events(self, events: list[StreamEvent]) -> None:
-        events = _merged(events)
+        events = _merged(events, self._lines)
         lines = _event_lines(events)
         if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
@@ -397,7 +398,10 @@ class Recorder:
             logger.log(
                 level, "%s cannot be written: %s; the run goes on without its record", self.path, self.failing
             )
-            self._on_failure(error)
+            try:
+                self._on_failure(error)
+            except Exception:  # who is told must not keep what failed from being counted
+                logger.exception("%s: the failure could not be told to the run", self.path)
 
     def _succeeded(self) -> None:
         self._losses.clear()
@@ -406,10 +410,15 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
+def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
     """The events, in which neighbouring chunks of a generation are one.
 
-    A chunk that ends a line is the last of those that it joins, so that a replay shows each line when it was whole.
+    A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
+    first of a generation stands alone, so that a replay shows the same pieces at the same time.
+
+    Args:
+        events: in order.
+        lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
     open_now: dict[
         tuple[str, str], list[int]
@@ -420,32 +429,39 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
         if event.event_type is not CHUNK:
             if event.event_type is T.GAP:
                 open_now.clear()
+                for of_run in [each for each in lines if each[0] == event.run_id]:
+                    del lines[of_run]
             else:
                 open_now.pop(key, None)
+                lines.pop(key, None)
         elif key in open_now and events[open_now[key][0]].step == event.step:
             open_now[key].append(i)
         else:  # the first, or the first of the next generation if a filter leaves out what is between
             open_now[key] = [i]
             groups.append(open_now[key])
-        if event.event_type is CHUNK and _ends_a_line(event):
-            del open_now[key]
+        if event.event_type is CHUNK:
+            data: Any = event.data
+            text = data.get("content") if data.__class__ is dict else None
+            if text.__class__ is not str:
+                continue
+            before = lines.get(key, 0)
+            lines[key] = after = before + len(text)
+            ends_a_piece = after // LINE_CHARS != before // LINE_CHARS or "\n" in text
+            if ends_a_piece or data.get("offset") == 0:
+                lines[key], _ = grown_line(before, text)
+                del open_now[key]
     if not groups:
         return events
     kept: list[StreamEvent | None] = list(events)
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
         return events
     return [event for event in kept if event is not None]
-
-
-def _ends_a_line(chunk: StreamEvent) -> bool:
-    text = object_of(chunk.data).get("content")
-    return isinstance(text, str) and "\n" in text
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:

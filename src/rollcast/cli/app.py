@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -71,6 +71,7 @@ def run(
     tls_key: options.TlsKeyOption = None,
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
+    alert: options.AlertOption = None,
     keep_serving: options.KeepServingOption = False,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
@@ -98,6 +99,7 @@ def run(
         temperature=temperature,
         pace=pace,
         json=json,
+        alert=alert,
         recording=Recording(record, no_record, record_dir, record_lossless, name, tuple(tag or ())),
         serving=Serving(
             serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
@@ -134,6 +136,7 @@ def train(
     tls_key: options.TlsKeyOption = None,
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
+    alert: options.AlertOption = None,
     keep_serving: options.KeepServingOption = False,
     json: options.JsonOption = None,
     record: options.RecordOption = None,
@@ -150,11 +153,9 @@ def train(
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
-    given = {name: value for name, value in locals().items() if name != "config"}
     # A switch that is off, and a list without items, were not given: a file of options may have them.
-    line: dict[str, Any] = {
-        name: None if value is False or value == [] else value for name, value in given.items()
-    }
+    line = {name: None if value is False or value == [] else value for name, value in locals().items()}
+    del line["config"]
     code = train_command(line, config)
     if code:
         raise typer.Exit(code)
@@ -166,6 +167,7 @@ def watch(
     since: options.SinceOption = "live",
     token: options.WatchTokenOption = None,
     tls_ca: options.TlsCaOption = None,
+    alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -180,6 +182,7 @@ def watch(
         since=since,
         token=token,
         tls_ca=tls_ca,
+        alert=alert,
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,

@@ -11,6 +11,7 @@ from rollcast.tasks import task_names
 __all__ = [
     "AgentArg",
     "AgentOption",
+    "AlertOption",
     "BackendOption",
     "BackendOptionsOption",
     "BestOption",
@@ -146,6 +147,13 @@ JsonOption = Annotated[
         metavar="FILE",
         help="Append every event as a JSON line; - is standard output.",
         rich_help_panel=_OUTPUT,
+    ),
+]
+AlertOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|COMMAND",
+        help="POST to this address, or run this command, when something becomes worth a look (docs/hints.md) or a run fails.",
     ),
 ]
 ChainOption = Annotated[

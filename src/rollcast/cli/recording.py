@@ -163,7 +163,7 @@ def record_for(
     if recording.off:
         return None
     from rollcast.archive import ArchiveObserver  # noqa: PLC0415  (not with --no-record)
-    from rollcast.archive.secrets import masked_arguments  # noqa: PLC0415
+    from rollcast.records.secrets import masked_arguments  # noqa: PLC0415
 
     own = next((each for each in manager.observers if isinstance(each, ArchiveObserver)), None)
     if own is not None and recording == Recording():

@@ -7,12 +7,13 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.cli.alert import alert_to
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import is_standard_output, log_at, log_line
@@ -61,6 +62,7 @@ class RunOptions:
     json: str | None
     recording: Recording
     serving: Serving
+    alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -82,10 +84,13 @@ def run_command(options: RunOptions) -> int:
     log = log_at(options.json)
     rows = _rows(task, options)
     server = server_at(options.serving)
+    alert = alert_to(options.alert)
     agent = _agent(task, own, options)
     lines_to_stdout = is_standard_output(options.json)
     if log is not None:
         agent.streaming_manager.add_observer(log)
+    if alert is not None:
+        agent.streaming_manager.add_observer(alert)
     if not lines_to_stdout:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from rollcast.aio import follower, fulfil
 from rollcast.observers.writer_thread import WriterThread
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
 from rollcast.records.codec import encode_described
+from rollcast.stream.waiting import Encodable, EncodableChunk, event_of
 from rollcast.text import escape_surrogates
 
 __all__ = ["LineSink", "WaitingLines"]
@@ -45,8 +46,8 @@ class LineSink(Protocol):
 
     name: str
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines. Returns how many are there whole, and the error that kept the others out."""
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
+        """Append this many lines. Returns how many are there whole, and the error that kept the others out."""
         ...
 
     def what_became_of_it(self) -> str | None:
@@ -91,7 +92,7 @@ class WaitingLines:
         self.incomplete: str | None = None  # why the sink lacks events
         self._sink = sink
         self._flush_bytes = flush_bytes
-        self._events: list[StreamEvent] = []
+        self._events: list[Encodable] = []
         self._chunks: list[bytes] = []
         self._size = 0
         self._lost: dict[Key, _Span] = {}
@@ -99,7 +100,7 @@ class WaitingLines:
         self._dropped = Counter[str]()
         self._failing = False
         self._told = 0  # how many lost events were logged
-        self._in_flight: list[StreamEvent] = []  # those being written now
+        self._in_flight: list[Encodable] = []  # those being written now
         self._news: OSError | None = None  # a failure that was not reported yet
         self._stuck = False  # a write takes so long that what comes is dropped
         self._writing: Future[None] | None = None
@@ -112,12 +113,17 @@ class WaitingLines:
         """Whether enough waits to be written."""
         return self._size >= self._flush_bytes
 
-    def add(self, events: list[StreamEvent]) -> None:
+    @property
+    def overfull(self) -> bool:
+        """Whether so much waits behind a write that it is time to wait for that."""
+        return self._writing is not None and self._size >= 2 * self._flush_bytes
+
+    def add(self, events: Sequence[Encodable]) -> None:
         """Have the events wait."""
         try:
             data = encode_lines(events)
         except Exception:  # noqa: BLE001  the encoding of user-made data may raise anything, and the other events must be written
-            data = b"".join([encode_described(event) + b"\n" for event in events])
+            data = b"".join([encode_described(event_of(event)) + b"\n" for event in events])
         self._leave_parents_lines()
         with self._lock:
             if not self._events:
@@ -130,6 +136,11 @@ class WaitingLines:
         """Call the function on the sink's thread, and wait for it however long it takes."""
         self._leave_parents_lines()
         return self._thread.submit(function).result()
+
+    def begin(self) -> OSError | None:
+        """Have what waits written, without waiting for it. Returns an earlier failure that nobody was told of."""
+        self._begin()
+        return self._take_news()
 
     async def flush(self) -> OSError | None:
         """Write what waits. Returns the failure if it is the first since a success."""
@@ -249,7 +260,7 @@ class WaitingLines:
             events, chunks = self._events, self._chunks
             self._in_flight = [*gaps, *events]
             self._clear()
-        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks))
+        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks), len(gaps) + len(events))
         with self._lock:
             self._in_flight = []
             self._account(events)
@@ -309,7 +320,7 @@ class WaitingLines:
             why = reason if lost is None else f"{reason}; {lost.reason}"
             self._lost[key] = _Span(past.from_seq, past.to_seq, Counter(past.types), why)
 
-    def _lose(self, events: list[StreamEvent], error: OSError) -> None:
+    def _lose(self, events: list[Encodable], error: OSError) -> None:
         why = error.strerror or str(error)
         for key, span in _spans(events):
             self._dropped.update(span.types)
@@ -336,7 +347,7 @@ class WaitingLines:
                 span.join(later)
             self._lost[key] = span
 
-    def _account(self, events: list[StreamEvent]) -> None:
+    def _account(self, events: list[Encodable]) -> None:
         """Add events that were written or lost to the past of their runs; forget the past of runs that have ended."""
         for key, span in _spans(events):
             past = self._past.get(key)
@@ -368,7 +379,7 @@ def _too_long(seconds: float) -> OSError:
     return OSError(errno.ETIMEDOUT, f"a write has not returned for {seconds:.0f} s")
 
 
-def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
+def _spans(events: list[Encodable]) -> Iterator[tuple[Key, _Span]]:
     """The events grouped by run."""
     if not events:
         return
@@ -376,14 +387,14 @@ def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
     if runs_of_events.count(runs_of_events[0]) == len(events):  # the common case; a set would hash each
         yield (events[0].source, events[0].run_id), _span(events)
         return
-    runs: dict[Key, list[StreamEvent]] = {}
+    runs: dict[Key, list[Encodable]] = {}
     for event in events:
         runs.setdefault((event.source, event.run_id), []).append(event)
     for key, of_run in runs.items():
         yield key, _span(of_run)
 
 
-def _span(events: list[StreamEvent]) -> _Span:
+def _span(events: list[Encodable]) -> _Span:
     """The span of one run's events."""
     first, last = events[0], events[-1]
     span = _Span(_seq(first, "from_seq"), last.seq, _types(events))
@@ -396,7 +407,7 @@ def _span(events: list[StreamEvent]) -> _Span:
     return span
 
 
-def _types(events: list[StreamEvent]) -> Counter[str]:
+def _types(events: list[Encodable]) -> Counter[str]:
     """How many events there are of each type. Most are chunks, and hashing an enum is slow."""
     kinds = [*map(_type_of, events)]
     chunks = kinds.count(CHUNK)
@@ -408,14 +419,16 @@ def _types(events: list[StreamEvent]) -> Counter[str]:
     return types
 
 
-def _seq(event: StreamEvent, name: str) -> int:
+def _seq(event: Encodable, name: str) -> int:
     """`from_seq` or `to_seq` if the event stands for others, as merged chunks and gaps do; otherwise its own `seq`."""
+    if isinstance(event, EncodableChunk):  # it is not merged
+        return event.seq
     found = event.data.get(name)
     return found if isinstance(found, int) else event.seq
 
 
-def _counts(event: StreamEvent) -> dict[str, int]:
-    dropped = event.data.get("dropped")
+def _counts(event: Encodable) -> dict[str, int]:
+    dropped = None if isinstance(event, EncodableChunk) else event.data.get("dropped")
     if not isinstance(dropped, dict):  # made by hand
         return {}
     return {str(kind): n for kind, n in dropped.items() if isinstance(n, int)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -61,8 +62,12 @@ def _as_written(event: StreamEvent) -> Any:
     return event.to_dict() if event.__class__ is ExtendedEvent else event
 
 
-def encode_lines(events: list[StreamEvent]) -> bytes:
-    """The events as JSON lines, each with a newline at its end. It raises what `encode` raises."""
+def encode_lines(events: Sequence[Any]) -> bytes:
+    """The events as JSON lines, each with a newline at its end. It raises what `encode` raises.
+
+    Args:
+        events: events, or structs with the fields of one.
+    """
     if ExtendedEvent in set(map(type, events)):
         return one_line_json(_encoder.encode_lines([*map(_as_written, events)]))
     return one_line_json(_encoder.encode_lines(events))

@@ -18,7 +18,7 @@ from rollcast.records.bounded import clean, number, whole, word
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import error_of, object_of
-from rollcast.records.view_parts import count_of, moment, seconds_of, seq_of, small, text_of, words
+from rollcast.records.view_parts import count_of, moment, seconds_of, seed_of, seq_of, small, text_of, words
 
 __all__ = ["RunView", "RunViews"]
 
@@ -222,7 +222,7 @@ class RunView(msgspec.Struct, eq=False):
         for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
             setattr(self, name, word(data.get(name)))
         self.tags = words(data.get("tags"))
-        self.policy_version, self.seed = whole(data.get("policy_version")), whole(data.get("seed"))
+        self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
         self.train_step = whole(data.get("train_step"))
 
     def _end(self, data: dict[str, Any], at: float | None) -> None:
@@ -294,6 +294,13 @@ class RunViews(msgspec.Struct, eq=False):
                 named = None if name == run_id else self.runs.get(name)
                 if named is not None:
                     named.apply(event)
+
+    def forget(self, run_id: str) -> None:
+        """Drop a run. If more of its events come, it begins anew."""
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            self.chains -= len(run.chains)
+            self.ended_ids = [name for name in self.ended_ids if name != run_id]
 
     def _new_run(self, run_id: str) -> RunView:
         run = self.runs[run_id] = RunView(run_id)

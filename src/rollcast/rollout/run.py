@@ -24,6 +24,7 @@ from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.watchdog import watchdog
+from rollcast.stream import ChainWriter, current_chain
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
 __all__ = ["Run", "RunSettings"]
@@ -58,6 +59,7 @@ class Run:
         self.rows = rows
         self.settings = settings
         backend = agent.backend
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.stream = agent.streaming_manager.run(
             live=settings.streaming,
             chains=len(rows) * settings.num_chains,
@@ -66,10 +68,13 @@ class Run:
             model=backend.model_name,
             backend=backend.name,
             policy_version=backend.policy_version,
+            seed=seed,
+            sampling=settings.sampling_data,
+            settings=settings.data | ({} if agent.reward is None else {"reward": agent.reward.name}),
+            tools=agent.tool_schemas,
             **settings.about,
         )
         self.run_id = self.stream.run_id
-        seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.result = RunResult(self.run_id, seed)
         self.recording: RunRecording | None = None
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
@@ -83,6 +88,7 @@ class Run:
         self._latest = LatestChain()
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
+        self._parent_chain_id: str | None = None
 
     @property
     def described(self) -> dict[str, Any]:
@@ -166,6 +172,7 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
+        self._name_parent()
         self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
         watchdog.watch()
@@ -208,6 +215,13 @@ class Run:
                     self.result.record = await self.recording.end(manager)
         return self.result
 
+    def _name_parent(self) -> None:
+        """If a watched chain started this run, as a tool that is an agent does, name that chain and its run as parents."""
+        chain = current_chain()
+        if isinstance(chain, ChainWriter) and chain.live and self.stream.parent_run_id is None:
+            self.stream.parent_run_id = chain.trajectory.run_id
+            self._parent_chain_id = chain.trajectory.chain_id
+
     async def _all_done(self) -> None:
         """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
         try:
@@ -226,6 +240,7 @@ class Run:
         place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
             known = {} if row.reference is None else {"reference": row.reference}
+            seed = derived_seed(self.result.seed, r, i)
             stream = self.stream.chain(
                 row.messages,
                 chain_id=place.chain_id,
@@ -233,10 +248,11 @@ class Run:
                 index=i,
                 tools=list(agent.tools),
                 row=row.fields,
+                seed=seed,
+                parent_chain_id=self._parent_chain_id,
                 **known,
             )
             self.result.trajectories[position] = stream.trajectory
-            seed = derived_seed(self.result.seed, r, i)
             grace.set(self.agent.cancel_grace_s)
             chain = ChainGeneration(
                 agent, stream, self.settings, seed, self._prompts, self._asked, self._latest

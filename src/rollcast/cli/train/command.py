@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.cli.alert import alert_to
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
@@ -39,6 +40,7 @@ from rollcast.cli.train.view import LABEL_CELLS, TrainView
 from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
+from rollcast.observers import HintObserver
 from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
 
@@ -70,11 +72,14 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     grpo = _grpo(settings)
     out = folder_for(settings)
     server = server_at(settings.serving)
+    alert = alert_to(settings.alert)
     log = log_at(settings.json)
     agent = _agent(task, settings, out)
     if log is not None:
         log.open()
         agent.streaming_manager.add_observer(log)
+    if alert is not None:
+        agent.streaming_manager.add_observer(alert)
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
     recording = settings.recording
     with claimed(settings, out) as folder:
@@ -95,7 +100,7 @@ def _recorded(settings: TrainSettings) -> dict[str, Any]:
     return {
         name: value
         for name, value in msgspec.structs.asdict(settings).items()
-        if name not in ("token", "name", "tag", "out")
+        if name not in ("token", "alert", "name", "tag", "out")
         and value is not None
         and value is not False
         and value != []
@@ -208,6 +213,7 @@ class _Session:
             how_many = _SHOWN_ON_A_TERMINAL if self.view.live else 0
         self.shown = ShownChains(agent.streaming_manager, how_many, stream, color=color)
         self.view.shown = self.shown.chains
+        agent.streaming_manager.add_observer(HintObserver(self.view.hint))
         self.ending = False
         self.warned = False
         self.kept = False  # whether the settings are saved in the folder

@@ -24,6 +24,7 @@ __all__ = ["SETTINGS_FILE", "claimed", "folder_for", "history_in", "keep_setting
 SETTINGS_FILE = "train.toml"
 _NOT_KEPT = {
     "out", "resume", "show", "json", "tensorboard", "no_color", "serve", "token", "tls_cert", "tls_key", "origin", "host_name",
+    "alert",
     "keep_serving",
 }  # fmt: skip  # they belong to one session
 

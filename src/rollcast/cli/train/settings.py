@@ -18,6 +18,7 @@ __all__ = ["TRAINERS", "TrainSettings", "merged"]
 TRAINERS = ("embedded", "trl")
 
 _DEFAULT_MINUTES = 1.0
+_SECRET = ("token", "alert")  # an address for alerts often has a secret in it
 _HOW_RECORDED = ("record", "record_dir", "record_lossless")
 _KINDS = {
     "list": "a list of texts in quotes",
@@ -51,6 +52,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: str | None = None
     origin: list[str] = []
     host_name: list[str] = []
+    alert: str | None = None
     keep_serving: bool = False
     json: str | None = None
     record: str | None = None
@@ -63,7 +65,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     no_color: bool = False
 
     def __repr__(self) -> str:
-        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name != "token"}
+        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name not in _SECRET}
         return f"TrainSettings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     @property
@@ -171,7 +173,7 @@ def _from_file(path: str) -> dict[str, Any]:
 
 def _shown(name: str, value: object) -> str:
     """The value for a message; a secret is not shown."""
-    return "wrong" if name == "token" else repr(value)
+    return "wrong" if name in _SECRET else repr(value)
 
 
 def _closest(name: str, known: list[str]) -> str:
