@@ -15,7 +15,7 @@ from rollcast.archive import Archive, list_records
 from rollcast.cli.recording import Recording
 from rollcast.cli.train.folder import keep_settings
 from rollcast.cli.train.settings import TrainSettings, merged
-from rollcast.errors import InputError
+from rollcast.errors import ArchiveError, InputError
 
 SRC = str(Path(rollcast_package.__file__).parents[1])
 ENV = {name: value for name, value in os.environ.items() if name != "ROLLCAST_RECORDS"}
@@ -153,6 +153,8 @@ def test_any_name_will_do(tmp_path, name):
         (["--record-dir", "file/x"], "--record-dir file/x cannot be written to: Not a directory"),
         (["--record-dir", "x" * 300], "cannot be written to: File name too long"),
         (["--record-dir", ""], "--record-dir is empty"),
+        (["--no-record", "--record-budget", "1GB"], "--no-record and --record-budget are both given"),
+        (["--record-budget", "much"], "--record-budget: 'much' is not a size; expected one such as 20GB"),
         (["--name", " "], "--name is empty"),
         (["--tag", ""], "--tag is empty"),
     ],
@@ -436,6 +438,29 @@ def test_how_a_training_is_recorded_is_kept_for_its_resumption(tmp_path, monkeyp
         _ = merged({}, "both.toml").recording
 
 
+def test_a_budget_makes_room_in_the_oldest_records(tmp_path):
+    """When the command ends; it says so before its last line, and the lists are as before."""
+    first = rollcast(*RUN, "--record-budget", "1GB", cwd=tmp_path)
+    assert len(first.stderr.splitlines()) == 1
+    path = tmp_path / named_last(first)[0]
+    shown = rollcast("show", path.name, cwd=tmp_path).stdout
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    second = rollcast(*RUN, "--record-budget", f"{2 * size - 500}B", cwd=tmp_path)
+    assert second.returncode == 0
+    said = second.stderr.splitlines()
+    assert re.match(
+        r"rollcast: the records had .* taken out of 1 record, the oldest first: now they have", said[0]
+    )
+    newest = Archive.open(tmp_path / named_last(second)[0])
+    assert newest.trajectory("chain_0").token_ids
+    with pytest.raises(ArchiveError, match="no trajectory of chain_0"):
+        Archive.open(path).trajectory("chain_0")
+    assert rollcast("show", path.name, cwd=tmp_path).stdout == shown
+    third = rollcast(*RUN, "--record-budget", "1", cwd=tmp_path)
+    assert "which is more than --record-budget" in third.stderr.splitlines()[-2]
+    named_last(third)
+
+
 def test_the_help_has_groups():
     """The options of records stand together."""
     done = subprocess.run(command("run", "--help"), env=ENV, capture_output=True, text=True, check=True)
@@ -443,5 +468,5 @@ def test_the_help_has_groups():
     assert titles == ["Arguments", "Options", "What is shown", "The record", "Watching over the network"]
     record = done.stdout.partition("The record:")[2].partition("Watching over")[0]
     assert re.findall(r"^  (--\S+)", record, re.MULTILINE) == [
-        "--record", "--no-record", "--record-dir", "--record-lossless", "--name", "--tag"
+        "--record", "--no-record", "--record-dir", "--record-lossless", "--record-budget", "--name", "--tag"
     ]  # fmt: skip

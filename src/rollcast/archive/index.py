@@ -129,7 +129,9 @@ def find_record(directory: Path, word: str) -> Path:
         return Path(word)
     entries = list_records(directory)
     if not entries:
-        raise ArchiveError(f"{directory} holds no records; an ArchiveObserver leaves one for each run")
+        raise ArchiveError(
+            f"{directory} holds no records; rollcast run and rollcast train leave one each, and --record-dir says where"
+        )
     if word == "latest":
         return entries[0].path
     exact = [entry for entry in entries if entry.name == word]

@@ -63,6 +63,7 @@ def run(
     no_record: options.NoRecordOption = False,
     record_dir: options.RecordInOption = None,
     record_lossless: options.RecordLosslessOption = False,
+    record_budget: options.RecordBudgetOption = None,
     name: options.NameOption = None,
     tag: options.TagOption = None,
     serve: options.ServeOption = None,
@@ -100,7 +101,9 @@ def run(
         pace=pace,
         json=json,
         alert=alert,
-        recording=Recording(record, no_record, record_dir, record_lossless, name, tuple(tag or ())),
+        recording=Recording(
+            record, no_record, record_dir, record_lossless, name, tuple(tag or ()), record_budget
+        ),
         serving=Serving(
             serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
         ),
@@ -143,6 +146,7 @@ def train(
     no_record: options.NoRecordOption = False,
     record_dir: options.RecordInOption = None,
     record_lossless: options.RecordLosslessOption = False,
+    record_budget: options.RecordBudgetOption = None,
     name: options.NameOption = None,
     tag: options.TagOption = None,
     tensorboard: options.TensorboardOption = None,
@@ -153,6 +157,7 @@ def train(
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
+    # A switch that is off, and a list without items, were not given: a file of options may have them.
     line = {name: None if value is False or value == [] else value for name, value in locals().items()}
     del line["config"]
     code = train_command(line, config)

@@ -45,6 +45,7 @@ __all__ = [
     "PromptOption",
     "QuestionsOption",
     "RecordArg",
+    "RecordBudgetOption",
     "RecordDirOption",
     "RecordInOption",
     "RecordLosslessOption",
@@ -361,6 +362,15 @@ RecordLosslessOption = Annotated[
     typer.Option(
         "--record-lossless",
         help="Wait for the disk if it is slow, so that the record lacks nothing.",
+        rich_help_panel=_RECORD,
+    ),
+]
+RecordBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="At the end, take the tokens out of the oldest records until all of them have at most so much: 20GB, 500MB. "
+        "[default: no limit]",
         rich_help_panel=_RECORD,
     ),
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollcast.cli.itself import quoted, this_command
+from rollcast.cli.output import warn
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 
@@ -38,6 +39,7 @@ class Recording:
         lossless: the run waits if the record falls behind.
         name: of the record; None: the task's or the agent's.
         tags: words, or `KEY=VALUE`.
+        budget: how large the records of the folder may be together, as `20GB`; None: as large as they become.
 
     Raises:
         InputError: two of them contradict each other, or one is empty.
@@ -49,12 +51,14 @@ class Recording:
     lossless: bool = False
     name: str | None = None
     tags: tuple[str, ...] = ()
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         given = {
             "--record": self.level is not None,
             "--record-dir": self.directory is not None,
             "--record-lossless": self.lossless,
+            "--record-budget": self.budget is not None,
         }
         for option, is_given in given.items():
             if self.off and is_given:
@@ -72,11 +76,19 @@ class RunRecord:
     Args:
         observer: that records; it is added to the manager of the run.
         ours: the command made it. Otherwise the user's own code did.
+        budget: how many bytes the records of its folder may have together; None: as many as they come to.
     """
 
-    def __init__(self, observer: ArchiveObserver, *, ours: bool) -> None:
+    def __init__(self, observer: ArchiveObserver, *, ours: bool, budget: int | None = None) -> None:
         self._observer = observer
         self._ours = ours
+        self._budget = budget
+
+    def finish(self) -> None:
+        """Make room if there is a budget, and print the last line."""
+        if self._budget is not None and self._observer.begun and self._observer.ended:
+            _keep_within(self._observer.path.parent, self._budget)
+        self.say()
 
     def say(self) -> None:
         """Print the last line on the standard error: the command that shows the record."""
@@ -104,11 +116,12 @@ class RunRecord:
         if not observer.begun:
             return None
         path = observer.path
-        if path.is_relative_to(Path.cwd()):
+        with suppress(OSError, ValueError):  # the current folder was deleted; or the record is not in it
             path = path.relative_to(Path.cwd())
         line = f"recorded: {this_command()} show {quoted(path)}"
-        if observer.incomplete is not None:
-            line += f" (not complete: {observer.incomplete})"
+        lacking = observer.incomplete or (None if observer.ended else "its end is not written yet")
+        if lacking is not None:
+            line += f" (not complete: {lacking})"
         return "".join(piece for piece, _ in visible(line))
 
 
@@ -167,6 +180,7 @@ def record_for(
     own = next((each for each in manager.observers if isinstance(each, ArchiveObserver)), None)
     if own is not None and recording == Recording():
         return RunRecord(own, ours=False)
+    budget = None if recording.budget is None else _budget_of(recording.budget)
     if recording.directory is not None:
         _ensure_writable(Path(recording.directory))
     observer = ArchiveObserver.within(
@@ -189,7 +203,7 @@ def record_for(
     )
     logging.getLogger("rollcast.archive.count").setLevel(logging.ERROR)  # the last line says it
     manager.add_observer(observer)
-    return RunRecord(observer, ours=True)
+    return RunRecord(observer, ours=True, budget=budget)
 
 
 def latest_record_of(out: Path, recording: Recording) -> str | None:
@@ -207,6 +221,41 @@ def latest_record_of(out: Path, recording: Recording) -> str | None:
     return next(
         (entry.name for entry in entries if entry.facts is not None and entry.facts.out == where), None
     )
+
+
+def _budget_of(text: str) -> int:
+    from rollcast.archive.budget import bytes_of  # noqa: PLC0415  (not with --no-record)
+
+    try:
+        return bytes_of(text)
+    except InputError as error:
+        raise InputError(f"--record-budget: {error}") from None
+
+
+def _keep_within(directory: Path, budget: int) -> None:
+    """Take the tokens, and then the events, out of the oldest records of a directory until they fit; say if something was done."""
+    from rollcast.archive.budget import trim_records  # noqa: PLC0415  (not with --no-record)
+
+    try:
+        done = trim_records(directory, budget)
+    except RollcastError as error:
+        warn(f"the records cannot be kept within --record-budget: {error}")
+        return
+    if done.records:
+        count = f"{len(done.records):,} record{'s' * (len(done.records) != 1)}"
+        warn(
+            f"the records had {_megabytes(done.before)}; what takes most room was taken out of {count}, the oldest first: "
+            f"now they have {_megabytes(done.after)}"
+        )
+    if done.over:
+        warn(
+            f"the records have {_megabytes(done.after)}, which is more than --record-budget: lists, noted chains, and records "
+            "that are open or of other hosts stay"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _ensure_writable(directory: Path) -> None:

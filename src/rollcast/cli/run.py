@@ -106,8 +106,6 @@ def run_command(options: RunOptions) -> int:
     def sum_up(result: RunResult) -> None:
         print_summary(result, rows, out, log=None if log is None else log_line(log))
         out.warn_if_broken()
-        if record is not None:
-            record.say()
 
     readers = _Readers(out, log, server)
     try:
@@ -118,6 +116,8 @@ def run_command(options: RunOptions) -> int:
         if record is not None:
             record.say_of_failure(error)
         raise
+    if record is not None:
+        record.finish()
     if signals:
         return SIGNALLED + signals[0]
     if out.unread or (log is not None and log.unread):

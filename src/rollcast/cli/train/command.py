@@ -122,8 +122,6 @@ def _trained(
     def sum_up(result: TrainResult) -> None:
         say_end(session.view, session.title, settings, result, out, picture=picture)
         session.say_what_is_missing()
-        if record is not None:
-            record.say()
 
     try:
         _, signals = run_to_the_end(session.run(task, grpo, server, sum_up))
@@ -138,6 +136,8 @@ def _trained(
         if record is not None:
             record.say_of_failure(error)
         raise
+    if record is not None:
+        record.finish()
     if signals:
         return SIGNALLED + signals[0]
     return UNREAD if session.unread else 0

@@ -19,7 +19,7 @@ TRAINERS = ("embedded", "trl")
 
 _DEFAULT_MINUTES = 1.0
 _SECRET = ("token", "alert")  # an address for alerts often has a secret in it
-_HOW_RECORDED = ("record", "record_dir", "record_lossless")
+_HOW_RECORDED = ("record", "record_dir", "record_lossless", "record_budget")
 _KINDS = {
     "list": "a list of texts in quotes",
     "int": "a whole number",
@@ -59,6 +59,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     no_record: bool = False
     record_dir: str | None = None
     record_lossless: bool = False
+    record_budget: str | None = None
     name: str | None = None
     tag: list[str] = []
     tensorboard: str | None = None
@@ -85,7 +86,13 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     def recording(self) -> Recording:
         """The settings about the record."""
         return Recording(
-            self.record, self.no_record, self.record_dir, self.record_lossless, self.name, tuple(self.tag)
+            self.record,
+            self.no_record,
+            self.record_dir,
+            self.record_lossless,
+            self.name,
+            tuple(self.tag),
+            self.record_budget,
         )
 
     @property
