@@ -56,7 +56,8 @@ class WaitingLines:
     that is gone. If a write has not returned after `BLOCKED_S`, what comes after it is dropped. Whether its own lines were
     written is known only if it ever returns; then a `gap` stands for what was dropped.
 
-    Its methods may be called from any thread.
+    Its methods may be called from any thread. There are more than twenty: an event loop, a thread, the interpreter's exit and
+    the garbage collector each wait for the same write in their own way, and one lock guards its state. `LineLosses` counts what is lost.
 
     Args:
         sink: where lines are written.
