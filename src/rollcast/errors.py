@@ -17,6 +17,7 @@ RollcastError
 ├── CheckpointError                a checkpoint cannot be written or read
 ├── ArchiveError                   a record of a run cannot be found, read or written
 │   └── RecordReaderError          the process that reads records for a server died, or cannot be started
+├── AlertError                     an alert could not be sent
 ├── RefusedError                   a server refused this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -26,6 +27,7 @@ A message says what was found, what was expected and what to do. The command lin
 from __future__ import annotations
 
 __all__ = [
+    "AlertError",
     "ArchiveError",
     "BackendClosedError",
     "BackendError",
@@ -114,6 +116,19 @@ class ArchiveError(RollcastError):
 
 class RecordReaderError(ArchiveError):
     """The process that reads records for a server died, or cannot be started."""
+
+
+class AlertError(RollcastError):
+    """An alert could not be sent.
+
+    Args:
+        reason: why.
+        retry: whether it may be taken if it is sent again.
+    """
+
+    def __init__(self, reason: str, *, retry: bool = False) -> None:
+        super().__init__(reason)
+        self.retry = retry
 
 
 class RefusedError(RollcastError):

@@ -233,6 +233,18 @@ async def test_a_child_that_cannot_start_says_why(many, monkeypatch):
     await records.aclose()
 
 
+async def test_the_child_finds_what_its_parent_finds(many, monkeypatch, tmp_path):
+    """Its modules come from where the parent's come from; one in the current folder hides none of them."""
+    folder, _ = many
+    for name in ("msgspec", "rollcast", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    records = RecordProcess()
+    assert await all_of(records.events(folder, since=19_999))
+    await records.aclose()
+
+
 async def test_a_folder_that_goes_away_is_an_error_of_its_reading(records, many):
     """Not of the child, which goes on."""
     folder, _ = many

@@ -80,7 +80,7 @@ async def test_who_comes_late_is_given_the_record_from_the_start(recorded, read)
 async def read_until(client, run_id):
     """The events up to the end of this run."""
     events = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         async for event in client:
             events.append(event)
             ended = event.event_type == "run_end" or "run_status" in event.data
@@ -105,6 +105,22 @@ async def chatter(stage, run_id, chains=4, words=60, pause_s=0.0):
     async with stage.manager.run(chains=chains, run_id=run_id) as run, asyncio.TaskGroup() as group:
         for number in range(chains):
             group.create_task(one_chain(run, number, words, pause_s))
+
+
+async def chatter_until(stage, run_id, stop, chains=4, pause_s=0.004):
+    """Several chains that speak until they are stopped."""
+    async with stage.manager.run(chains=chains, run_id=run_id) as run, asyncio.TaskGroup() as group:
+        for number in range(chains):
+            group.create_task(endless_chain(run, number, stop, pause_s))
+
+
+async def endless_chain(run, number, stop, pause_s):
+    with run.chain(chain_id=f"chain_{number}") as chain:
+        while not stop.is_set():
+            with chain.generation() as generation:
+                for word in range(60):
+                    generation.chunk(f"{word} " + ("\n" if word % 7 == 3 else ""))
+                    await asyncio.sleep(pause_s)
 
 
 async def one_chain(run, number, words, pause_s):
@@ -190,12 +206,14 @@ async def test_a_record_that_was_deleted_meanwhile_leaves_a_gap_and_what_is_open
     stage.manager.add_observer(stage.record)
     await stage.serve(history_bytes=64 << 10, behind_bytes=64 << 10)
     recorded.manager.add_observer(emitted)
-    running = asyncio.create_task(chatter(recorded, "run_0", words=400, pause_s=0.004))
+    stop = asyncio.Event()
+    running = asyncio.create_task(chatter_until(recorded, "run_0", stop))
     events = []
     session = await away(recorded, recorded.client(since="start"), events, 300)
     await asyncio.sleep(1)
     await asyncio.to_thread(shutil.rmtree, recorded.record.path)
     back = coming_back(recorded, session)
+    asyncio.get_running_loop().call_later(0.5, stop.set)
     async with back:
         events += await read_until(back, "run_0")
     await running
@@ -290,9 +308,12 @@ async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorde
     """It knows nothing of what the other had, and is not given it again."""
     emitted = Everything()
     recorded.manager.add_observer(emitted)
-    running = asyncio.create_task(chatter(recorded, "run_0", words=60, pause_s=0.02))
+    stop = asyncio.Event()
+    running = asyncio.create_task(chatter_until(recorded, "run_0", stop, pause_s=0.02))
     events = []
     session = await away(recorded, recorded.client(since="start"), events, 150)
+    await asyncio.sleep(0.5)
+    stop.set()
     await running
     await settled(recorded)
     assert recorded.server._broadcaster.history.position(session.cursor) is None

@@ -381,6 +381,39 @@ async def test_a_record_that_begins_late_says_so(stage, tmp_path, monkeypatch):
         assert any("begins after some of the runs did" in sentence for sentence in last.missing)
 
 
+async def test_secrets_are_masked_in_every_answer(kept):
+    """As in batches: in rows and stories, of chains that are open and chains that are over."""
+    secret = "sk-ant-" + "a1b2c3d4" * 4
+    async with kept.manager.run(chains=2) as run, contextlib.AsyncExitStack() as stack:
+        for number in range(2):
+            chain = stack.enter_context(
+                run.chain([{"role": "user", "content": f"use {secret}"}], reference=f"key {secret}")
+            )
+            with chain.generation() as generation:
+                generation.chunk("I look.", [1], [-0.1])
+            with chain.tool_call("look", {"at": secret}) as call:
+                call.observation(f"saw {secret}")
+            if number == 0:
+                chain.reward(1.0)
+                chain.end("answered")
+        for what in ("chains", "runs", "steps"):
+            rows, _, _ = await ask(kept, what)
+            if what != "chains":
+                assert secret not in json.dumps(rows)
+        mine, _, _ = await ask(kept, "chains", filter={"state": "running"})
+        assert len(mine) == 1
+        assert secret not in json.dumps(mine)
+        assert "key" in mine[0]["reference"]
+        over, _, _ = await ask(kept, "chains", filter={"state": "ended"})
+        if kept.record is None:  # the record of these tests masks nothing
+            assert secret not in json.dumps(over)
+        rows, _, _ = await ask(kept, "chain", chain="chain_1")
+        assert secret not in json.dumps(rows)
+        if kept.record is None:
+            rows, _, _ = await ask(kept, "chain", chain="chain_0")
+            assert secret not in json.dumps(rows)
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 

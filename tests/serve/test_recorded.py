@@ -74,6 +74,7 @@ class Server:
         self.checkpoints.begin()
         self.history.recorded = self.place_of
         self.record = []
+        self.lines = {}
 
     def place_of(self, position):
         place = self.checkpoints.place_of(position)
@@ -87,7 +88,7 @@ class Server:
         self.checkpoints.advance()
 
     def write(self, events):
-        self.record += _merged(list(events))
+        self.record += _merged(list(events), self.lines)
         as_of = {event.run_id: event.seq for event in events}
         self.checkpoints.written(Written(len(self.record), events[-1], as_of))
 

@@ -1,4 +1,4 @@
-"""The child process that reads records for a server: `python -m rollcast.archive.child`, started by record_process.py.
+"""The child process that reads records for a server, started by record_process.py.
 
 It has a low priority, so that reading takes only what the process that samples leaves. Readings take turns, item by item. It
 ends when its parent closes the pipe or is gone, in the middle of a reading too.
@@ -178,7 +178,3 @@ def _read(fd: int, count: int, parent: int) -> bytes:
             return data
         data += piece
     return data
-
-
-if __name__ == "__main__":
-    main()

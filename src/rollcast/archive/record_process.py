@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import os
 import queue
@@ -28,7 +29,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import rollcast.version
 from rollcast.aio import call_in, resolve
 from rollcast.archive.chain_rows import ChainQuery, Page
 from rollcast.archive.pages import Rows
@@ -67,6 +67,9 @@ logger = logging.getLogger("rollcast.archive")
 IDLE_S = 30.0
 MAX_READINGS = 64  # open at a time; each keeps a frame of events in the child
 AHEAD = 2  # items of a reading that the child may send before they are taken
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rollcast.archive.child import main; main()"
+)
 STOP_S = 2.0  # how long a child may take to end before it is killed
 
 I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
@@ -387,14 +390,12 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         if not sys.executable:
             raise FileNotFoundError(2, "this program does not know its Python interpreter")
-        home = str(Path(rollcast.version.__file__).parent.parent)
-        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "rollcast.archive.child"],
+        modules = [path or str(Path.cwd()) for path in sys.path]  # the child finds what this process finds
+        return subprocess.Popen(  # noqa: S603  (Rollcast itself)
+            [sys.executable, "-P", "-c", _START, json.dumps(modules)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # only what Python says if the child cannot start; then it is closed
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
 
     def _next(self) -> FromParent | None:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rollcast.records.secrets import Masker
     from rollcast.serve.asking import QueryRows
     from rollcast.serve.client import WebSocketStreamingClient
     from rollcast.serve.server import WebSocketStreamingServer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Limits",
+    "Masker",
     "QueryRows",
     "ServerSettings",
     "Token",
@@ -21,16 +23,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "Limits": "settings",
-    "QueryRows": "asking",
-    "ServerSettings": "settings",
-    "Token": "settings",
-    "WebSocketStreamingClient": "client",
-    "WebSocketStreamingServer": "server",
+    "Limits": "serve.settings",
+    "Masker": "records.secrets",
+    "QueryRows": "serve.asking",
+    "ServerSettings": "serve.settings",
+    "Token": "serve.settings",
+    "WebSocketStreamingClient": "serve.client",
+    "WebSocketStreamingServer": "serve.server",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'rollcast.serve' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"rollcast.serve.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"rollcast.{_HOME[name]}"), name)

@@ -18,6 +18,7 @@ from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.secrets import Masker
 from rollcast.stream import StreamObserver
 
 __all__ = ["Key", "LiveRows"]
@@ -30,11 +31,15 @@ Key = tuple[str, str]  # run_id, chain_id
 MAX_ENDED = 4096  # chains, those that ended last
 MAX_STEPS = 4096
 AT_ONCE = 64  # rows that are made before others get their turn
+_FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
 _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
 
 
 class LiveRows(StreamObserver):
     """The table. Use it in the event loop in which it is called.
+
+    Args:
+        masker: of secrets in what comes from outside; None masks nothing.
 
     Attributes:
         version: rises with each change of a row.
@@ -45,7 +50,8 @@ class LiveRows(StreamObserver):
     filter = EventFilter(types=[kind for kind in T if kind is not T.LLM_GENERATION_CHUNK])
     chunk_interest = "never"
 
-    def __init__(self) -> None:
+    def __init__(self, masker: Masker | None = None) -> None:
+        self._masker = masker
         self._reset()
 
     def _reset(self) -> None:
@@ -119,7 +125,7 @@ class LiveRows(StreamObserver):
         self._skeleton.forget_open(run_id)
 
     def _end(self, key: Key, row: dict[str, Any]) -> None:
-        self._ended[key] = _told(self._known.pop(key, {}) | row)
+        self._ended[key] = self._told(self._known.pop(key, {}) | row)
         self._made.pop(key, None)
         self._touch(key)
         while len(self._ended) > MAX_ENDED:
@@ -152,7 +158,7 @@ class LiveRows(StreamObserver):
                 self._known[key] = row
                 self._touch(key)
             elif ended and key not in self._ended and row.get("state") != "running":
-                before.append((key, _told(row)))
+                before.append((key, self._told(row)))
         before = before[-max(MAX_ENDED - len(self._ended), 0) :] if len(self._ended) < MAX_ENDED else []
         for key, row in reversed(before):
             self._ended[key] = row
@@ -214,12 +220,16 @@ class LiveRows(StreamObserver):
     def _open_row(self, key: Key) -> dict[str, Any]:
         row = self._made.get(key)
         if row is None:
-            row = self._made[key] = _told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
+            row = self._made[key] = self._told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
         return row
 
-
-def _told(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _OF_A_RECORD}
+    def _told(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row as clients may see it."""
+        told = {name: value for name, value in row.items() if name not in _OF_A_RECORD}
+        if self._masker is not None:
+            for name in _FROM_OUTSIDE & told.keys():
+                told[name] = self._masker.value(told[name])
+        return told
 
 
 def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:

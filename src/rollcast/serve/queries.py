@@ -206,7 +206,7 @@ class _Table:
         rows, manager = self._rows, self._broadcaster.observer.manager
         if rows is None or self._manager is not manager:
             self.drop()
-            rows, self._manager = LiveRows(), manager
+            rows, self._manager = LiveRows(self._broadcaster.masker), manager
             self._rows = rows
             self._filled = asyncio.get_running_loop().create_task(
                 self._begin(rows, manager), name="rollcast-server-rows"
@@ -350,12 +350,12 @@ class _Answer:
 
         async def of_memory() -> Rows:
             table, broadcaster = await self._queries.table(), self._queries.broadcaster
-            tally = RunTally()
+            tally, masker = RunTally(), broadcaster.masker
             with broadcaster.lock:
                 events = broadcaster.runs.events()
             async with self._queries.turn():
                 for event in events:
-                    tally.event(event)
+                    tally.event(event if masker is None else masker.event(event))
                 for row in (*table.ended_rows(), *table.open_rows()):
                     tally.chain(row)
                 return page_by_run(tally.rows(over=False), query.after, self._limit, self._row_bytes)

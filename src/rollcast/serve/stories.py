@@ -99,7 +99,7 @@ async def _opening(broadcaster: Broadcaster, manager: Any, selector: Selector) -
     """The chain's snapshot, joined with what came since if its `position` is not None. None if the chain is not open."""
     history = broadcaster.history
     with manager.lock, broadcaster.lock:
-        opening = Opening(selector, None, history.head, history.total)
+        opening = Opening(selector, None, history.head, history.total, history.masker)
         delivery = manager.delivery_of(broadcaster.observer)
         cut = manager.fanout.cut(selector.filter, reader=delivery)
     if not cut.snapshots:
