@@ -321,3 +321,16 @@ async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorde
         events += await read_until(other, "run_0")
     assert other.recovered
     everything_once(events, emitted.events)
+
+
+async def test_a_record_is_still_there_when_its_manager_is_closed(recorded):
+    """As after the end of a command that keeps serving: who comes late is given everything, and may ask."""
+    for number in range(3):
+        await speak(recorded, f"run_{number}")
+    await recorded.manager.aclose()
+    async with recorded.client(since="start") as client:
+        events = await read_until(client, "run_2")
+    assert [e.run_id for e in events if e.event_type == "run_start"] == ["run_0", "run_1", "run_2"]
+    assert gaps(events) == []
+    runs = [row["run_id"] async for rows in recorded.client().query("runs") for row in rows.rows]
+    assert runs == ["run_2", "run_1", "run_0"]
