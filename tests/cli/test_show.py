@@ -142,8 +142,47 @@ def test_hints_stand_above(tmp_path):
                     generation.chunk("a", [1], [-1.0])
                 with chain.tool_call("look", {}) as call:
                     call.observation("no", status="error")
+                chain.reward(0.5)
     manager.close()
-    assert "! The tool “look” failed in 8 of 8 calls" in shown(tmp_path, "r")
+    out = shown(tmp_path, "r")
+    assert "! The tool “look” failed in 8 of 8 calls (chain_0, chain_1, chain_2, chain_3 and 4 more)" in out
+    assert "! The tool “look”" in shown(tmp_path, "r", "--failed")
+
+
+def test_a_chain_has_the_hints_that_it_shows(tmp_path):
+    """However many chains show them too; one that does not show them has none."""
+    manager = recorded(tmp_path / "r")
+    with manager.run(chains=100) as run:
+        for n in range(100):
+            with run.chain() as chain:
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk("a", [1], [-1.0])
+                with chain.tool_call("look", {}) as call:
+                    call.observation("no", status="success" if n == 50 else "error")
+    manager.close()
+    assert "! The tool “look” failed in 99 of 100 calls (chain_99, chain_0, " in shown(
+        tmp_path, "r", "--chain", "chain_99"
+    )
+    assert "!" not in shown(tmp_path, "r", "--chain", "chain_50")
+
+
+def test_a_step_has_the_trends_of_its_training(tmp_path):
+    """Those that the steps up to this one show: chains that become longer while the reward rises."""
+    manager = recorded(tmp_path / "t")
+    for step in range(1, 17):
+        with manager.run(parent_run_id="training", chains=16) as run:
+            for n in range(16):
+                with run.chain(group_id=f"group_{n // 2}") as chain:
+                    with chain.generation(prompt_ids=[1]) as generation:
+                        generation.chunk(f"{n}", [1] * 4 * step, [-1.0] * 4 * step)
+                    chain.reward(float(n < step))
+                    chain.end("answered", f"{n}")
+        learned = {run.run_id: {f"chain_{n}": {"advantage": 0.0} for n in range(16)}}
+        about = {"train_step": step, "policy_version": step, "metrics": {}, "chains": learned}
+        manager.emit(StreamEvent("train_step", "", None, about, run_id="training"))
+    manager.close()
+    assert "while the chains became longer: from 12 to 56 tokens on average" in shown(tmp_path, "t")
+    assert "became longer" not in shown(tmp_path, "t", "--step", "11")
 
 
 def test_a_run_that_goes_on_is_shown(tmp_path):

@@ -9,6 +9,14 @@ from rollcast.errors import MessagesError
 from rollcast.records import prompt_hash, validated_messages
 
 
+def nested(depth):
+    """A list in a list in a list …"""
+    value = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
@@ -20,6 +28,8 @@ from rollcast.records import prompt_hash, validated_messages
         ([{"role": "user"}], "content None"),
         ([{"role": "user", "content": 3}], "content 3"),
         ({"role": "user", "content": "x"}, "dict"),
+        ([{"role": "user", "content": "x", "own": nested(70)}], r"\[0\] nests more than 64"),
+        ([{"role": "user", "content": "x", "own": nested(900)}], r"\[0\] nests more than 64"),
     ],
 )
 def test_a_bad_message_is_refused_by_its_place(messages, says):

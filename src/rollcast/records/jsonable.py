@@ -25,6 +25,7 @@ import msgspec
 from rollcast.text import looks_secret, well_formed
 
 __all__ = [
+    "JSON_ERRORS",
     "as_json",
     "bounded_fields",
     "bounded_json",
@@ -36,6 +37,11 @@ __all__ = [
     "plain_scalars",
 ]
 
+JSON_ERRORS = (
+    msgspec.DecodeError,
+    UnicodeError,
+    RecursionError,
+)  # what `msgspec.json.decode` raises for bytes or text
 DEPTH_LIMIT = 64  # less than JSON readers can take
 QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
 QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over
@@ -65,8 +71,8 @@ def as_json(value: Any) -> Any:
 
 def nests_deeply(value: Any) -> bool:
     """Whether lists and dicts nest more deeply in it than `as_json` leaves them, so that some reader may not take its JSON."""
-    level = [value]
-    for _ in range(DEPTH_LIMIT):
+    level: list[Any] = [[value]]
+    for _ in range(DEPTH_LIMIT + 1):
         inner = {}
         for each in level:
             for item in each.values() if type(each) is dict else each:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from rollcast.errors import MessagesError
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 
 __all__ = ["Message", "Role", "ToolCall", "given_keys", "prompt_hash", "validated_messages"]
 
@@ -124,6 +124,10 @@ def _validated(message: Any, where: str) -> Message:
         raise MessagesError(
             f"{where} cannot be written as JSON: {error}; expected text, numbers, lists and dicts"
         ) from None
+    if nests_deeply(message):
+        raise MessagesError(
+            f"{where} nests more than {DEPTH_LIMIT} lists and dicts in each other; expected a message that a prompt can show"
+        )
     return given_keys(message)  # type: ignore[return-value]  # checked above, field by field
 
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from rollcast.aio import call_in
 from rollcast.errors import InputError
@@ -18,6 +19,7 @@ from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.chain import ChainGeneration, LatestChain, Prompts
+from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
@@ -42,6 +44,7 @@ class Run:
     Attributes:
         run_id: the id in its events.
         result: filled while the run goes on; after a cancellation it has partial trajectories.
+        recording: records it; None: it is not recorded.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Run:
         )
         self.run_id = self.stream.run_id
         self.result = RunResult(self.run_id, seed)
+        self.recording: RunRecording | None = None
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, ChainGeneration] = {}
@@ -85,6 +89,21 @@ class Run:
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
         self._parent_chain_id: str | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """How it goes, as `run.json` of a record says."""
+        settings, backend = self.settings, self.agent.backend
+        about = {
+            "agent": self.agent.name,
+            "model": backend.model_name,
+            "backend": backend.name,
+            "max_steps": settings.max_steps,
+            "num_chains": settings.num_chains,
+            "max_concurrent_chains": settings.max_concurrent_chains,
+            "sampling": settings.sampling_data,
+        }
+        return {"settings": about, "seed": self.result.seed}
 
     def cancel(self, chain_id: str | None = None) -> None:
         """Cancel one chain, or the whole run: everything open is closed, and the result keeps what there is."""
@@ -143,6 +162,8 @@ class Run:
         manager = self.agent.streaming_manager
         if settings.streaming:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
+        if self.recording is not None:
+            self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)
@@ -190,6 +211,8 @@ class Run:
             finally:
                 if callback is not None:
                     manager.remove_observer(callback)
+                if self.recording is not None:
+                    self.result.record = await self.recording.end(manager)
         return self.result
 
     def _name_parent(self) -> None:

@@ -12,10 +12,13 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_described, encode_lines
+from rollcast.records.codec import decode_unchecked, encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.records.secrets import Masker
+from rollcast.stream.waiting import Encodable, event_of
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
@@ -113,6 +116,7 @@ class History:
 
     Args:
         limit: how many bytes of memory the entries may take.
+        masker: of secrets in what comes from outside; None masks nothing.
 
     Attributes:
         head: the position of the next event.
@@ -120,8 +124,9 @@ class History:
         total: how many bytes came since the history began.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, masker: Masker | None = None) -> None:
         self.limit = limit
+        self.masker = masker
         self.head = self.tail = self.total = 0
         self._name = secrets.token_hex(6)
         self._entries: list[Entry] = []
@@ -137,10 +142,10 @@ class History:
         """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
-    def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
+    def extend(self, events: Sequence[Encodable]) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
-        total = self.total
+        total, masker = self.total, self.masker
         place: Place | None = None
         for event, data in zip(events, _all_encoded(events), strict=True):
             kind = event.event_type
@@ -153,9 +158,13 @@ class History:
             ):
                 place = Place(kind, event.chain_id, event.group_id, event.run_id)
                 place = self._places.setdefault(place, place)
+            if kind is not CHUNK and masker is not None:
+                data = masked(event_of(event), data, masker)  # noqa: PLW2901
             seq = event.seq
-            merged = kind is CHUNK and "from_seq" in event.data
-            entries.append(Entry(data, place, seq, event.data["from_seq"] if merged else seq, total))
+            first = (
+                event.data.get("from_seq", seq) if kind is CHUNK and isinstance(event, StreamEvent) else seq
+            )
+            entries.append(Entry(data, place, seq, first, total))
             total += len(data) + ENTRY_BYTES
         self._entries += entries
         self.head += len(entries)
@@ -224,7 +233,7 @@ class History:
         return position if position <= self.head else None
 
 
-def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
+def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
     """`encoded` of each event, many at once."""
     if len(events) == 1:
         return [encoded(events[0])]
@@ -236,7 +245,7 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
             lines = encode_lines(some).split(b"\n")[:-1]
         if len(lines) == len(some):
             data += [
-                line if len(line) < SHALLOW_BYTES else _shallow(event, line)
+                line if len(line) < SHALLOW_BYTES else _shallow(event_of(event), line)
                 for event, line in zip(some, lines, strict=True)
             ]
         else:
@@ -244,8 +253,23 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
     return data
 
 
-def encoded(event: StreamEvent) -> bytes:
+def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
+    """The event's JSON without the secrets in what came from outside."""
+    if not masker.concerns(event.event_type) or not masker.may_hold(data):
+        return data
+    try:
+        told = decode_unchecked(
+            data
+        )  # as a client has it: no object of somebody's, and not nested too deeply
+    except DecodeError:  # somebody made it by hand, and it is none that a client could read
+        told = event
+    shown = masker.event(told)
+    return data if shown is told else encoded(shown)
+
+
+def encoded(item: Encodable) -> bytes:
     """The event's JSON; values that JSON cannot hold, or that nest too deeply for its readers, are described by type and size."""
+    event = event_of(item)
     return _shallow(event, encode_described(event))
 
 

@@ -36,7 +36,7 @@ from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, bou
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
-from rollcast.stream.waiting import WaitingChunk, only_of
+from rollcast.stream.waiting import ChunkData, EncodableChunk, WaitingChunk, only_of, packed
 from rollcast.text import well_formed
 
 __all__ = [
@@ -147,6 +147,13 @@ def _checked_text(text: object) -> str:
             f"a chunk's text is {type(text).__name__}; expected a string, empty if there is no text"
         )
     return well_formed(str.__str__(text))
+
+
+def _unequal(token_ids: list[int] | None, logprobs: list[float]) -> InputError:
+    ids = len(token_ids or ())
+    return InputError(
+        f"a chunk has {ids} token ids and {len(logprobs)} logprobs; expected one logprob for each id"
+    )
 
 
 class ChainWriter:
@@ -497,7 +504,7 @@ class ChainWriter:
 class GenerationWriter:
     """One generation: emits `llm_generation_start` on entering the block and `llm_generation_end` on leaving it."""
 
-    __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "lock", "route", "turn")
+    __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "depth", "lock", "route", "turn")
 
     def __init__(self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int) -> None:
         self.chain = chain
@@ -508,6 +515,9 @@ class GenerationWriter:
         self._sampling = sampling
         self._version = version
         self._began = time.perf_counter()
+        self.depth: int | None = (
+            None  # the chain's; a token of many chains finds it here without another object
+        )
 
     def start(self) -> Self:
         """Begin the generation.
@@ -528,7 +538,7 @@ class GenerationWriter:
             chain.trajectory.turns.append(turn)
             chain.generation_open = self
             chain.spoken_to = False
-            chain.depth = 1 if turn.fresh else (chain.depth or 0) + 1
+            chain.depth = self.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
                 chain.notes.generation_began(chain.trajectory, chain.run.model, self._version)
@@ -571,9 +581,7 @@ class GenerationWriter:
                 turn.append(text, token_ids, logprobs, policy_version)
             return
         if logprobs and len(logprobs) != len(token_ids or ()):
-            raise InputError(
-                f"a chunk has {len(token_ids or ())} token ids and {len(logprobs)} logprobs; expected one logprob for each id"
-            )
+            raise _unequal(token_ids, logprobs)
         run = self._run
         fanout = run.fanout
         lock = fanout.lock
@@ -588,21 +596,26 @@ class GenerationWriter:
                 targets = route.targets_locked(CHUNK)
             if targets:
                 run.seq = seq = run.seq + 1
-                place, depth, now = route.place, self.chain.depth, time.time()
+                place, depth, now = route.place, self.depth, time.time()
                 size = chunk_size(text, token_ids)
-                if fanout.crowded:
-                    ids, logs = only_of(token_ids, int), only_of(logprobs, float)
-                    waiting = WaitingChunk(
-                        place, text, offset, ids, logs, turn.step, depth, seq, now, len(targets) > 1
-                    )
+                data: Any
+                if route.encoded:
+                    kind: Any = EncodableChunk
+                    if fanout.crowded:
+                        token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
+                    data = ChunkData(text, offset, token_ids, logprobs)
+                elif fanout.crowded:
+                    ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
+                    waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
                     fanout.publish_waiting_locked(waiting, targets, size)
                     return
-                data: dict[str, Any] = {"content": text, "offset": offset}
-                if token_ids is not None:
-                    data["token_ids"] = token_ids
-                if logprobs is not None:
-                    data["logprobs"] = logprobs
-                event = StreamEvent(
+                else:
+                    kind, data = StreamEvent, {"content": text, "offset": offset}
+                    if token_ids is not None:
+                        data["token_ids"] = token_ids
+                    if logprobs is not None:
+                        data["logprobs"] = logprobs
+                event = kind(
                     CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
                 )  # fmt: skip
                 fanout.chunks += 1

@@ -64,6 +64,7 @@ class Delivery(EventQueue):
         on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
+        encodes: whether the reader takes an `EncodableChunk` as it is.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.
@@ -92,6 +93,7 @@ class Delivery(EventQueue):
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
+        self.encodes = False
         self.pulled = False
         self.ended = False
         self.discarding = False

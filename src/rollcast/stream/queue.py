@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeGuard, final
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.stream.waiting import Event, WaitingChunk, event_of, merged_waiting
+from rollcast.stream.waiting import EncodableChunk, Event, WaitingChunk, event_of, merged_waiting
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
@@ -49,6 +49,7 @@ def event_size(event: Event) -> int:
     if isinstance(event, WaitingChunk):
         ids = event.token_ids
         return chunk_size(event.content, (ids,) if isinstance(ids, int) else ids)
+    event = event_of(event)
     data = event.data
     if event.event_type is CHUNK:
         size = chunk_size(data.get("content", ""), data.get("token_ids"))
@@ -213,8 +214,11 @@ class _Loss:
         self.by_type: Counter[str] = Counter()
 
     def add(self, event: Event) -> None:
-        data = {} if isinstance(event, WaitingChunk) else event.data
-        from_seq = event.from_seq if isinstance(event, WaitingChunk) else data.get("from_seq")
+        if isinstance(event, WaitingChunk):
+            data, from_seq = {}, event.from_seq
+        else:
+            data = {} if isinstance(event, EncodableChunk) else event.data
+            from_seq = data.get("from_seq")
         self.from_seq = min(self.from_seq, event.seq if from_seq is None else from_seq)
         self.to_seq = max(self.to_seq, event.seq)
         if event.event_type is StreamEventType.GAP:

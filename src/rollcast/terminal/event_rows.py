@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.hints import Hint, named_chains
 from rollcast.terminal.layout import Glyphs, Row
 from rollcast.text import is_terminal_safe, shorten, visible
 
@@ -21,6 +22,7 @@ _NAME_CHARS = 60
 _QUESTION_CHARS = 240
 _ARGUMENT_CHARS = 400
 _ERROR_CHARS = 600
+_HINT_CHARS = 400
 _METRICS = 6
 _NBSP = "\u00a0"  # keeps a number and its unit on one row; printed as a space
 
@@ -121,6 +123,15 @@ class EventRows:
         """Output of a tool that is still running."""
         rows = self.observation(text, "dim", [])
         return [[(f"{self.glyphs.below} ", "result"), *rows[0]], *rows[1:]]
+
+    def hint(self, hint: Hint, *, gone: bool = False) -> Row:
+        """A hint and the first chains that show it; `gone`: it is no longer true."""
+        row: Row = [("! ", "gap"), *([("no longer: ", "dim")] if gone else [])]
+        row += self.line(hint.sentence, _HINT_CHARS, "dim" if gone else "")
+        names = named_chains(hint)
+        if names and not gone:
+            row += [(" ", ""), *self.line(f"({names})", _HINT_CHARS, "dim")]
+        return row
 
     def _run_start(self, event: StreamEvent) -> list[Row]:
         data, dot = event.data, f" {self.glyphs.dot} "
