@@ -272,6 +272,32 @@ def test_an_index_that_does_not_belong_is_not_believed(many):
         assert list(archive.events()) == events
 
 
+def test_an_index_with_a_flipped_bit_is_not_believed(many):
+    """Wherever it is: what is read by a filter is what was recorded."""
+    archive, events = many
+    one = segments_in(archive.path / "events")[0]
+    whole = one.index_path.read_bytes()
+    wanted = EventFilter(chains="chain_7", types="error")
+    for at in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        one.index_path.write_bytes(bytes(data))
+        assert [e.seq for e in archive.events(filter=wanted)] == [
+            e.seq for e in events if e.chain_id == "chain_7"
+        ]
+
+
+def test_an_index_without_a_checksum_is_believed(many):
+    """A version before it wrote none."""
+    archive, _ = many
+    one = segments_in(archive.path / "events")[0]
+    index = read_index(one)
+    one.index_path.write_bytes(msgspec.json.encode(index))
+    assert read_index(one) == index
+    one.index_path.write_bytes(msgspec.json.encode(msgspec.structs.replace(index, frames=index.frames[:1])))
+    assert read_index(one) is None
+
+
 def test_a_bad_line_costs_itself(tmp_path):
     """Those around it keep their positions."""
     archive = written(tmp_path / "r", [])

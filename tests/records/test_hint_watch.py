@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.hint_watch import CHAINS_PER_LOOK_S, HintWatch
-from rollcast.records.run_view import MAX_CHAINS
 
 
 class Run:
@@ -325,16 +324,33 @@ def test_looks_become_rarer_with_more_chains(watch, monkeypatch):
     assert len(looks) in (9, 10)
 
 
-def test_a_run_is_followed_within_bounds(watch):
-    """Of 10,000 chains, as many views are kept as a `RunView` keeps, and none of their text."""
+def test_a_run_is_followed_within_bounds(watch, monkeypatch):
+    """Of 3,000 chains, the latest 1,000 if no more are to be followed, and none of their text."""
+    monkeypatch.setattr("rollcast.records.hint_watch.MAX_CHAINS", 1_000)
     run = Run(watch)
-    for i in range(10_000):
+    for i in range(3_000):
         run.start(f"chain_{i}")
         run.end(f"chain_{i}", answer="x" * 10_000)
-    assert watch.chains == MAX_CHAINS
+    assert watch.chains == 1_000
+    assert next(iter(watch._runs.runs["r"].chains)) == "chain_2000"
     views = watch._runs.runs["r"].chains.values()
     assert max(len(view.final_response) for view in views) == 4096
     assert all(view.messages == [] for view in views)
+
+
+def test_while_too_many_chains_are_open_no_others_are_followed(watch, monkeypatch):
+    """None of those that are followed is dropped for another, until one ends."""
+    monkeypatch.setattr("rollcast.records.hint_watch.MAX_CHAINS", 100)
+    run = Run(watch)
+    for i in range(200):
+        run.start(f"chain_{i}")
+    assert list(watch._runs.runs["r"].chains) == [f"chain_{i}" for i in range(100)]
+    run.end("chain_7")
+    run.start("chain_150")
+    assert list(watch._runs.runs["r"].chains)[-1] == "chain_150"
+    assert (watch.chains, "chain_7" in watch._runs.runs["r"].chains) == (100, False)
+    run.over()
+    assert (watch.chains, watch._closed) == (0, {})
 
 
 def test_a_clock_that_was_set_back_is_followed(watch):

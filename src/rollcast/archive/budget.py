@@ -44,6 +44,7 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.recovery import recover
 from rollcast.archive.segments import (
     Segment,
+    index_bytes,
     indexed,
     plain_index,
     read_index,
@@ -54,6 +55,7 @@ from rollcast.archive.segments import (
 )
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import StreamEventType, decode, encode
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Trimmed", "bytes_of", "trim_records"]
 
@@ -254,7 +256,7 @@ def _kept(line: bytes, choice: _Choice) -> _Line | None:
     """What the line is about, if it stays whatever it is: what cannot be read stays too."""
     try:
         about = _line_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except JSON_ERRORS:
         return _Line()
     return about if choice.keeps(about.run_id, about.chain_id) else None
 
@@ -349,7 +351,7 @@ def _rewritten(segment: Segment, replace: Replace, begin: Callable[[], object]) 
             file.flush()
             os.fsync(file.fileno())
         # Its size does not fit the old segment, which is read without an index until the new one has its name.
-        replace_file(segment.path.with_name(index_name(segment.first)), msgspec.json.encode(made), sync=True)
+        replace_file(segment.path.with_name(index_name(segment.first)), index_bytes(made), sync=True)
         beside.replace(segment.path)
     except OSError:
         with suppress(OSError):

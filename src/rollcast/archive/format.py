@@ -323,7 +323,7 @@ class Place(NamedTuple):
 
 
 class SegmentIndex(msgspec.Struct, kw_only=True):
-    """`….idx.json`: what stands where in a sealed segment.
+    """`….idx.json`: what stands where in a sealed segment. Its last field, `crc32`, is a checksum of the text before it.
 
     Attributes:
         first: position of the segment's first line; `last` of its last one.

@@ -12,6 +12,7 @@ import msgspec
 from rollcast.archive.format import RUN_FILE, RunFile, check_format
 from rollcast.archive.owner import is_alive
 from rollcast.errors import ArchiveError
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["RecordEntry", "State", "find_record", "list_records", "read_run_file", "state_of"]
 
@@ -57,7 +58,7 @@ def read_run_file(path: Path) -> RunFile:
         number = msgspec.json.decode(data, type=_Format).format
         check_format(number, str(path))
         return msgspec.json.decode(data, type=RunFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except JSON_ERRORS as error:
         raise ArchiveError(f"{path / RUN_FILE} is damaged: {error}") from None
 
 

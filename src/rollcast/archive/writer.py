@@ -39,7 +39,7 @@ from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import JSON_ERRORS, as_json
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
@@ -205,7 +205,7 @@ class Recorder:
     def _is_ours(self) -> bool:
         try:
             return bool(msgspec.json.decode((self.path / RUN_FILE).read_bytes())["id"] == self.about.id)
-        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        except (OSError, *JSON_ERRORS, KeyError, TypeError):
             return False
 
     def _begin_anew(self) -> None:

@@ -50,7 +50,7 @@ class JSONStreamObserver(EncodingObserver):
         append: False empties the file when this observer opens it for the first time.
         flush_interval: how many seconds an event may wait to be written, whether a run is open or not; 0 writes every
             batch at once.
-        flush_bytes: how many bytes may wait before they are written.
+        flush_bytes: how many bytes may wait before they are written; while a write goes on, twice as many.
 
     Raises:
         FilterError: `chain_filter` is not one of these.

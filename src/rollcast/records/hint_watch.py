@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Iterable
 
 import msgspec
 
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
-from rollcast.records.run_view import RunView, RunViews
+from rollcast.records.run_view import CLOSED, RunView, RunViews
 from rollcast.records.view_parts import moment
 
 __all__ = ["HINT_EVENTS", "HintChange", "HintWatch"]
@@ -43,6 +44,7 @@ CHAINS_PER_LOOK_S = 1_000  # a look at 1,000 chains takes about 4 ms
 CLOCK_BACK_S = 60.0  # a clock that went back by more was set
 EVENTS_AFTER_CLOCK_BACK = 64  # so that clocks that disagree cannot ask for a look at each event
 
+MAX_CHAINS = 16_000  # that are followed at once, in all runs; less than the number at which `RunViews` drops whole runs
 MAX_STEPS = 300  # steps of a training that trends are found in, the latest
 MAX_SCOPES = 512
 MAX_ENDED = 4_096  # ids of runs that have ended
@@ -150,11 +152,13 @@ class _Scope(msgspec.Struct):
 class HintWatch:
     """Follows runs by their events, and tells which hints appear and go. It is not safe to call from two threads at once.
 
-    It keeps what hints need of the chains and none of their text: of at most 4,096 chains of a run, and of 16,384 in all.
+    It keeps what hints need of the chains and none of their text, of at most 16,000 chains. Those that ended first are dropped first; while
+    16,000 are open, no others are followed.
     """
 
     def __init__(self) -> None:
-        self._runs = RunViews()
+        self._runs = RunViews(most_chains=MAX_CHAINS)
+        self._closed: dict[str, deque[str]] = {}  # by run, the chains that ended, earliest first
         self._scopes: dict[tuple[str, str], _Scope] = {}
         self._ended: dict[str, None] = {}  # ids of runs that were looked at for the last time
         self._ending: dict[str, None] = {}  # ids of runs whose last look is next
@@ -180,6 +184,8 @@ class HintWatch:
         if event.event_type is CHUNK and self._goes_on(event):
             return
         self._events += 1
+        if not self._has_room(event):
+            return
         self._runs.apply(event)
         run = self._runs.runs.get(run_id)
         if run is None:
@@ -187,6 +193,8 @@ class HintWatch:
         view = run.chains.get(event.chain_id) if event.chain_id.__class__ is str else None
         if view is not None:
             view.forget_text()
+            if event.event_type is T.CHAIN_END:
+                self._closed.setdefault(run_id, deque()).append(event.chain_id)
         if run.ended_at is not None or run.status not in ("unknown", "running"):
             self._ending[run_id] = None
 
@@ -232,6 +240,24 @@ class HintWatch:
         return changes
 
     # -- the views --------------------------------------------------------------------------------------------------------
+
+    def _has_room(self, event: StreamEvent) -> bool:
+        """Whether the event's chain is followed, or can be since another one is dropped that has ended."""
+        if self._runs.chains < MAX_CHAINS or event.chain_id.__class__ is not str or not event.chain_id:
+            return True
+        run = self._runs.runs.get(event.run_id)
+        if run is not None and event.chain_id in run.chains:
+            return True
+        for run_id, closed in list(self._closed.items()):
+            while closed:
+                chain_id = closed.popleft()
+                ended = self._runs.runs.get(run_id)
+                view = None if ended is None else ended.chains.get(chain_id)
+                if view is not None and view.state in CLOSED:  # it has not begun again
+                    self._runs.let_go(run_id, chain_id)
+                    return True
+            del self._closed[run_id]
+        return False
 
     def _goes_on(self, chunk: StreamEvent) -> bool:
         """Note that a generation goes on that has begun to be heard; its text is not needed. On the path of every token."""
@@ -284,6 +310,7 @@ class HintWatch:
 
     def _forget(self, run: RunView) -> None:
         self._runs.forget(run.run_id)
+        self._closed.pop(run.run_id, None)
         for name in [name for name in self._scopes if name[0] == run.run_id]:  # it was a training
             del self._scopes[name]
         self._ended[run.run_id] = None

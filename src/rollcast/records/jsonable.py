@@ -25,6 +25,7 @@ import msgspec
 from rollcast.text import looks_secret, well_formed
 
 __all__ = [
+    "JSON_ERRORS",
     "as_json",
     "bounded_fields",
     "bounded_json",
@@ -36,6 +37,11 @@ __all__ = [
     "plain_scalars",
 ]
 
+JSON_ERRORS = (
+    msgspec.DecodeError,
+    UnicodeError,
+    RecursionError,
+)  # what `msgspec.json.decode` raises for bytes or text
 DEPTH_LIMIT = 64  # less than JSON readers can take
 QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
 QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over

@@ -14,20 +14,34 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from rollcast.records.bounded import word
+from rollcast.records.bounded import tail_of, word
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.view_events import AFTER_END, BESIDE, HANDLERS
-from rollcast.records.view_fields import object_of
-from rollcast.records.view_parts import ChainState, OpenCall, StateTime, ToolUse, moment, text_of
-from rollcast.records.view_progress import ChainProgress
+from rollcast.records.view_fields import ChainFields, object_of
+from rollcast.records.view_parts import (
+    ChainState,
+    Conversation,
+    OpenCall,
+    StateTime,
+    ToolUse,
+    moment,
+    text_of,
+)
+from rollcast.records.view_progress import place
 
 __all__ = ["ChainState", "ChainView", "OpenCall", "StateTime", "ToolUse"]
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 
+MAX_ANSWER = 4_096  # characters of an answer that stay when the conversation is dropped
 
-class ChainView(ChainProgress, eq=False):
+_handler_of = (
+    HANDLERS.get
+)  # called for every token: bound here, since `HANDLERS.get` would be bound anew each time
+
+
+class ChainView(ChainFields, eq=False):
     """What a watcher knows about a chain. Feed it events with `apply`; events of other chains do not change it.
 
     `ChainFields` describes the attributes; `view_events.py` has what each type of event changes.
@@ -64,8 +78,8 @@ class ChainView(ChainProgress, eq=False):
         if at is not None:
             self.last_event_at = at
         if event.step != self.step or event.depth != self.depth:
-            self.place(event)
-        handler = HANDLERS.get(kind)
+            place(self, event)
+        handler = _handler_of(kind)
         if handler is not None:
             handler(self, event, data, at)
 
@@ -81,6 +95,24 @@ class ChainView(ChainProgress, eq=False):
         self.chain_id, self.run_id = text_of(event.chain_id), text_of(event.run_id)
         self.group_id, self.source = word(event.group_id), text_of(event.source)
         return True
+
+    def forget_messages(self) -> None:
+        """Drop the conversation, and all but the end of the answer, so that only little is kept."""
+        self.conversation = Conversation(omitted=self.conversation.omitted + len(self.messages))
+        if self.final_response is not None:
+            self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
+            self.final_response_omitted += omitted
+
+    def forget_text(self) -> None:
+        """Drop all text, for a watcher that has already shown it; positions, counts and states stay."""
+        if self.messages or self.final_response:
+            self.forget_messages()
+        if self.generation is not None:
+            self.generation.restart(self.generation.end)
+        if self.reasoning is not None:
+            self.reasoning.restart(self.reasoning.end)
+        for call in self.tool_calls.values():
+            call.output.restart(call.output.end)
 
     @classmethod
     def from_snapshot(cls, event: StreamEvent) -> Self:

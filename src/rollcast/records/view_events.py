@@ -7,7 +7,7 @@ from typing import Any
 
 from rollcast.records.bounded import Tail, number, tail_of, whole, word
 from rollcast.records.event import StreamEvent, StreamEventType
-from rollcast.records.view_fields import STATES, calls_of, error_of, object_of, reward_of
+from rollcast.records.view_fields import STATES, ChainFields, calls_of, error_of, object_of, reward_of
 from rollcast.records.view_parts import (
     MAX_CALLS,
     MAX_OUTPUT,
@@ -26,16 +26,25 @@ from rollcast.records.view_parts import (
     text_of,
     words,
 )
-from rollcast.records.view_progress import ChainProgress
+from rollcast.records.view_progress import (
+    begin_again,
+    close_call,
+    close_calls,
+    close_generation,
+    open_generation,
+    place,
+    rest,
+    with_reasoning,
+)
 
 __all__ = ["AFTER_END", "BESIDE", "HANDLERS"]
 
 T = StreamEventType
 
 
-def _chain_start(view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
+def _chain_start(view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
     """Begin, or begin again: forget what was known about an earlier attempt."""
-    view.begin_again(word(event.group_id))
+    begin_again(view, word(event.group_id))
     view.joined_late = False
     view.started_at = view.last_event_at = at
     view.conversation = Conversation.of(data.get("messages"))
@@ -50,11 +59,11 @@ def _chain_start(view: ChainProgress, event: StreamEvent, data: dict[str, Any], 
 
 
 def _llm_generation_start(
-    view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None
+    view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None
 ) -> None:
     step = whole(event.step)
     if view.generation is None or step is None or step != view.generation_step:
-        view.open_generation(step)
+        open_generation(view, step)
     view.prompt_tokens = count_of(data.get("prompt_tokens"))
     view.model = word(data.get("model")) or view.model
     version = whole(data.get("policy_version"))
@@ -63,7 +72,7 @@ def _llm_generation_start(
 
 
 def _llm_generation_chunk(
-    view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None
+    view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None
 ) -> None:
     """Take new text. This is on the path of every token that is watched."""
     tail = view.generation
@@ -84,19 +93,19 @@ def _llm_generation_chunk(
         view.enter("generating", at)
 
 
-def _generation_of(view: ChainProgress, event: StreamEvent) -> Tail:
+def _generation_of(view: ChainFields, event: StreamEvent) -> Tail:
     """The generation that a chunk belongs to; if its step differs from the open one's, its start was not seen."""
     step = whole(event.step)
     if view.generation is None:
-        return view.open_generation(step)
+        return open_generation(view, step)
     if step is not None and view.generation_step is not None and step != view.generation_step:
-        return view.open_generation(step)
+        return open_generation(view, step)
     view.generation_step = view.generation_step if step is None else step
     return view.generation
 
 
 def _llm_generation_end(
-    view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None
+    view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None
 ) -> None:
     step, tail = whole(event.step), view.generation
     if tail is None and step is not None and step == view.generation_step:
@@ -104,7 +113,7 @@ def _llm_generation_end(
     why = word(data.get("finish_reason"))
     content = data.get("content")
     said: Tail | str = content if isinstance(content, str) else Tail(MAX_TEXT) if tail is None else tail
-    view.conversation.add(view.with_reasoning(generated(said, why, step)))
+    view.conversation.add(with_reasoning(view, generated(said, why, step)))
     view.generation = view.reasoning = None
     view.generation_step = step
     sampled = count_of(data.get("completion_tokens"))
@@ -118,21 +127,21 @@ def _llm_generation_end(
     if why in ("stop", "length") and not view.tool_calls:
         view.enter("scoring", at)
     else:
-        view.rest(at)
+        rest(view, at)
 
 
-def _tool_call_start(view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
+def _tool_call_start(view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
     call_id = word(data.get("call_id")) or ""
     if call_id in view.tool_calls:
         return
-    view.close_generation()
+    close_generation(view)
     view.calls_omitted += len(view.tool_calls) >= MAX_CALLS
     call = _call(view, event, data, at)
     view.conversation.list_call(call)
-    view.rest(at)
+    rest(view, at)
 
 
-def _call(view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None) -> OpenCall:
+def _call(view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None) -> OpenCall:
     """The event's tool call, which is opened if it was not known."""
     call_id = word(data.get("call_id")) or ""
     call = view.tool_calls.get(call_id)
@@ -147,9 +156,7 @@ def _call(view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: flo
     return call
 
 
-def _tool_observation(
-    view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None
-) -> None:
+def _tool_observation(view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
     call_id = word(data.get("call_id")) or ""
     if call_id not in view.tool_calls and view.conversation.answers(call_id):
         return  # its end was already seen
@@ -160,10 +167,10 @@ def _tool_observation(
     else:
         call.output = Tail.of(text, MAX_OUTPUT)
         call.status = word(data.get("status")) or "success"
-    view.rest(at)
+    rest(view, at)
 
 
-def _tool_call_end(view: ChainProgress, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
+def _tool_call_end(view: ChainFields, event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
     call_id = word(data.get("call_id")) or ""
     if call_id not in view.tool_calls and view.conversation.answers(call_id):
         return
@@ -171,17 +178,17 @@ def _tool_call_end(view: ChainProgress, event: StreamEvent, data: dict[str, Any]
     duration = seconds_of(data.get("duration_s"))
     if duration is None and call.started_at is not None and at is not None:
         duration = max(at - call.started_at, 0.0)
-    view.close_call(call, word(data.get("status")) or call.status, duration)
-    view.rest(at)
+    close_call(view, call, word(data.get("status")) or call.status, duration)
+    rest(view, at)
 
 
-def _message(view: ChainProgress, _event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
+def _message(view: ChainFields, _event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
     """Add a message that the chain did not generate; the chain continues."""
     view.conversation.take(data)
-    view.rest(at)
+    rest(view, at)
 
 
-def _reward(view: ChainProgress, event: StreamEvent, data: dict[str, Any], _at: float | None) -> None:
+def _reward(view: ChainFields, event: StreamEvent, data: dict[str, Any], _at: float | None) -> None:
     given = reward_of({**data, "step": event.step})
     value, final = given["reward"], given["final"] is True
     settled = any(reward["final"] for reward in view.rewards) or view.state == "ended"
@@ -191,14 +198,14 @@ def _reward(view: ChainProgress, event: StreamEvent, data: dict[str, Any], _at: 
         view.metrics = object_of(small(data.get("metrics")))
 
 
-def _error(view: ChainProgress, _event: StreamEvent, data: dict[str, Any], _at: float | None) -> None:
+def _error(view: ChainFields, _event: StreamEvent, data: dict[str, Any], _at: float | None) -> None:
     view.errors += 1
     view.error = error_of(data)
 
 
-def _chain_end(view: ChainProgress, _event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
-    view.close_generation()
-    view.close_calls()
+def _chain_end(view: ChainFields, _event: StreamEvent, data: dict[str, Any], at: float | None) -> None:
+    close_generation(view)
+    close_calls(view)
     view.finish_reason = word(data.get("finish_reason")) or "unknown"
     view.final_response, view.final_response_omitted = tail_of(text_of(data.get("final_response")), MAX_TEXT)
     view.steps, view.duration_s = count_of(data.get("steps")), seconds_of(data.get("duration_s"))
@@ -215,7 +222,7 @@ def _chain_end(view: ChainProgress, _event: StreamEvent, data: dict[str, Any], a
 # -- what is not counted by the chain's own seq ------------------------------------------------------------------------
 
 
-def _gap(view: ChainProgress, event: StreamEvent, data: dict[str, Any]) -> None:
+def _gap(view: ChainFields, event: StreamEvent, data: dict[str, Any]) -> None:
     """Note that events were lost, so that what is open is unknown until a later event shows it."""
     last = seq_of(data.get("to_seq"))  # -1 if it is not known
     if view.state == "ended" or 0 <= last <= view.as_of:
@@ -233,7 +240,7 @@ def _gap(view: ChainProgress, event: StreamEvent, data: dict[str, Any]) -> None:
         view.enter("lost", moment(event.timestamp))
 
 
-def _train_step(view: ChainProgress, _event: StreamEvent, data: dict[str, Any]) -> None:
+def _train_step(view: ChainFields, _event: StreamEvent, data: dict[str, Any]) -> None:
     """Note that a trainer learned from the chain. The event is another run's, so it may come at any time, and twice."""
     learned = object_of(object_of(object_of(data.get("chains")).get(view.run_id)).get(view.chain_id))
     if learned:
@@ -241,18 +248,18 @@ def _train_step(view: ChainProgress, _event: StreamEvent, data: dict[str, Any]) 
         view.advantage, view.staleness = number(learned.get("advantage")), whole(learned.get("staleness"))
 
 
-def _run_end(view: ChainProgress, event: StreamEvent, _data: dict[str, Any]) -> None:
+def _run_end(view: ChainFields, event: StreamEvent, _data: dict[str, Any]) -> None:
     if view.state not in ("ended", "lost"):
-        view.close_generation()
-        view.close_calls()
+        close_generation(view)
+        close_calls(view)
         view.enter("lost", moment(event.timestamp))
 
 
-def _run_start(view: ChainProgress, event: StreamEvent, data: dict[str, Any]) -> None:
+def _run_start(view: ChainFields, event: StreamEvent, data: dict[str, Any]) -> None:
     """Do nothing: this concerns only the run."""
 
 
-def _chain_snapshot(view: ChainProgress, event: StreamEvent, data: dict[str, Any]) -> None:
+def _chain_snapshot(view: ChainFields, event: StreamEvent, data: dict[str, Any]) -> None:
     """Take a snapshot: a view in its long form, or the short form that a chain itself sends."""
     as_of = seq_of(data.get("as_of"))
     if 0 <= as_of < view.as_of and event.source == view.source:
@@ -262,13 +269,13 @@ def _chain_snapshot(view: ChainProgress, event: StreamEvent, data: dict[str, Any
         view.restore(data)
         return
     if view.state == "ended":  # it has begun again, unseen
-        view.begin_again(view.group_id)
+        begin_again(view, view.group_id)
     at = moment(event.timestamp)
     view.as_of = as_of if as_of >= 0 else view.as_of
     going_on = view.generation is not None and view.generation_step == event.step
     same_step = view.step == event.step
     view.last_event_at = view.last_event_at if at is None else at
-    view.place(event)
+    place(view, event)
     before = view.conversation
     view.conversation = Conversation.of(data.get("messages"), before.prompt_length)
     content = data.get("content")
@@ -280,7 +287,7 @@ def _chain_snapshot(view: ChainProgress, event: StreamEvent, data: dict[str, Any
     view.tool_calls = calls_of(data.get("tool_calls"))
     state, since = view.state, view.since
     if not (state == "scoring" and same_step and view.generation is None and not view.tool_calls):
-        view.rest(at)
+        rest(view, at)
     if (view.state, same_step) != (state, True) or since is None:
         view.since = at
 
@@ -305,7 +312,7 @@ def _placed(tail: Tail, text: str, count: int, offset: Any) -> tuple[str, int, b
     return rest, (count * len(rest) // len(text) if text else 0), False
 
 
-HANDLERS: dict[str, Callable[[ChainProgress, StreamEvent, dict[str, Any], float | None], None]] = {
+HANDLERS: dict[str, Callable[[ChainFields, StreamEvent, dict[str, Any], float | None], None]] = {
     T.CHAIN_START: _chain_start,
     T.LLM_GENERATION_START: _llm_generation_start,
     T.LLM_GENERATION_CHUNK: _llm_generation_chunk,
@@ -318,7 +325,7 @@ HANDLERS: dict[str, Callable[[ChainProgress, StreamEvent, dict[str, Any], float 
     T.ERROR: _error,
     T.CHAIN_END: _chain_end,
 }
-BESIDE: dict[str, Callable[[ChainProgress, StreamEvent, dict[str, Any]], None]] = {
+BESIDE: dict[str, Callable[[ChainFields, StreamEvent, dict[str, Any]], None]] = {
     T.CHAIN_SNAPSHOT: _chain_snapshot,
     T.GAP: _gap,
     T.TRAIN_STEP: _train_step,

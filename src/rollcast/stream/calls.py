@@ -26,8 +26,11 @@ logger = logging.getLogger("rollcast.stream")
 
 FAILURES_TO_DETACH = 5
 TURN = 256  # how many events to hand over before the loop's other tasks get a turn; more if their last turn was long:
-TURN_S = 0.05  # handing over goes on for as long as that turn took, but for at most this many seconds
-ALONE_S = 0.005  # and for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
+TURN_S = (
+    0.05  # handing over goes on for as long as that turn took, but for at most this many seconds of CPU time,
+)
+LOADED = 4  # which on a busy machine may take up to so many times as long by the clock
+ALONE_S = 0.005  # it goes on for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
 BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer
 
 
@@ -60,7 +63,7 @@ class Calls:
         self._suspect = False  # the observer took long once
         self._least_s = ALONE_S if delivery.threaded else 0.0
         self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
-        self._turn_ends = 0.0
+        self._turn_ends = (0.0, 0.0)  # in CPU time of the thread, and by the clock
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
     async def deliver(self, items: list[Item]) -> None:
@@ -72,7 +75,7 @@ class Calls:
 
     async def _in_parts(self, items: list[Item]) -> None:
         """Hand over at most `TURN` events at a time, and call each hook in its place."""
-        self._turn_ends = time.perf_counter() + self._share_s
+        self._begin_turn()
         if not self.delivery.taken_mixed:
             for start in range(0, len(items), TURN):
                 await self._hand_over(cast("list[Encodable]", items[start : start + TURN]))
@@ -131,16 +134,18 @@ class Calls:
         ended = time.perf_counter()
         if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if count == TURN and ended >= self._turn_ends:
+        if count == TURN and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
         """Give the loop's other tasks one turn. If it takes long, since many chains run, this observer gets as long next."""
-        began = time.perf_counter()
+        began = time.thread_time()
         await others_run()
-        now = time.perf_counter()
-        self._share_s = max(self._least_s, min(now - began, TURN_S))
-        self._turn_ends = now + self._share_s
+        self._share_s = max(self._least_s, min(time.thread_time() - began, TURN_S))
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = (time.thread_time() + self._share_s, time.perf_counter() + LOADED * self._share_s)
 
     async def attempt(self, event: Encodable | None, method: str, *arguments: Any) -> None:
         """Call a method of the observer; if it raises, handle that as the observer's own failure."""

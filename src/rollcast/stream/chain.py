@@ -713,16 +713,13 @@ class _TimedGenerationWriter(GenerationWriter):
         policy_version: int | None = None,
     ) -> None:
         """See `GenerationWriter.chunk`."""
-        now = time.perf_counter()
-        super().chunk(text, token_ids, logprobs, policy_version)
-        arrivals = self._arrivals
-        new = len(self.turn.token_ids) - len(arrivals)
-        if new == 1:
-            arrivals.append(now)
-        elif new > 1:
-            arrivals += [now] * new
+        if token_ids:
+            self._arrivals += [time.perf_counter()] * len(token_ids)
+        GenerationWriter.chunk(self, text, token_ids, logprobs, policy_version)  # `super()` costs more
 
     def _times_between_tokens(self) -> list[float] | None:
+        if len(self._arrivals) != len(self.turn.token_ids):
+            return None  # a chunk was refused
         return [round((later - earlier) * 1000, 3) for earlier, later in pairwise(self._arrivals)]
 
 

@@ -109,6 +109,9 @@ class Cut(NamedTuple):
 class Fanout:
     """The deliveries of one manager.
 
+    Its methods are more than twenty, since everything that its one lock guards is changed here: who reads, what they get, and
+    which producers wait for them.
+
     Args:
         queue_limit: how many bytes of memory one reader's waiting events may take. None: 8 MiB, or 8 KiB for each chain that
             was open at once, if that is more.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from rollcast.records.jsonable import nests_deeply
+from rollcast.records.jsonable import JSON_ERRORS, nests_deeply
 from rollcast.records.message import ToolCall
 
 __all__ = ["NESTED", "REPEATED", "call_in", "json_call", "json_value", "malformed"]
@@ -41,7 +41,7 @@ def json_value(text: str) -> Any:
         json.loads(text, object_pairs_hook=_once, parse_int=str, parse_float=str)
     except _RepeatedError:
         raise ValueError(REPEATED) from None
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise ValueError("error: bad json") from error
     if nests_deeply(value):
         raise ValueError(NESTED)
