@@ -10,6 +10,8 @@ characters that a terminal would obey; `plain_line` drops them, for our own mess
 A model, a tool or a log can hold terminal escapes (they move the cursor, set the title, write the clipboard),
 bidirectional overrides (they reorder the text on screen, CVE-2021-42574) and zero-width characters (they hide text).
 `visible` shows each as an escape.
+
+`looks_secret` tells whether a value had better not be shown at all.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ __all__ = [
     "escape_surrogates",
     "grown_line",
     "is_terminal_safe",
+    "looks_secret",
+    "names_secret",
     "one_line",
     "plain_line",
     "printable_line",
@@ -167,6 +171,24 @@ def _escape(char: str) -> str:
 def _json_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
+_SECRET_NAME = re.compile(
+    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
+    re.IGNORECASE,
+)
+_SHORTEST_SECRET = 8  # characters: shorter ones would be ordinary words
+_NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
+
+
+def names_secret(name: str) -> bool:
+    """Whether what has this name is mostly a secret: a token, a password, a key."""
+    return _SECRET_NAME.search(name.replace("-", "_")) is not None
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable or a field of this name holds a secret: 8 characters or more, and no path, number or common word."""
+    return names_secret(name) and len(value) >= _SHORTEST_SECRET and not _NO_SECRET.fullmatch(value)
 
 
 def grown_line(chars: int, more: str) -> tuple[int, bool]:

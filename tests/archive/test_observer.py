@@ -28,7 +28,7 @@ from rollcast import (
 from rollcast.archive import ArchiveObserver, worker, zstd
 from rollcast.archive import format as fmt
 from rollcast.archive.index import read_run_file
-from rollcast.archive.line_log import AppendedFile
+from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
 from rollcast.archive.writer import _merged, _trajectory_line
@@ -677,3 +677,34 @@ def test_merging_keeps_every_text_and_the_order(made):
     assert sum(len(e.data.get("token_ids", ())) for e in merged) == sum(
         e.event_type is T.LLM_GENERATION_CHUNK for e in events
     )
+
+
+async def test_a_lossless_record_holds_the_run_up(tmp_path, monkeypatch, until, caplog):
+    """While the disk is slow: it waits for the record, says so once, and then nothing is missing."""
+    disk, append = threading.Event(), LineLog.append
+
+    def slow(log, data, lines):
+        disk.wait(30)
+        append(log, data, lines)
+
+    monkeypatch.setattr(LineLog, "append", slow)
+    monkeypatch.setattr("rollcast.archive.worker._FULL_EVENTS", 16)
+    observer = ArchiveObserver(tmp_path / "r", level="tokens", lossless=True)
+    observer.queue_limit_bytes = 0
+    manager = StreamingManager(queue_limit=20_000)
+    manager.add_observer(observer)
+    agent = BaseAgent(backend=ScriptedBackend("word " * 500), streaming_manager=manager)
+    with caplog.at_level(logging.WARNING):
+        run = asyncio.create_task(agent.run_async(1, [{"role": "user", "content": "x"}], 2, True))
+        try:
+            await until(lambda: manager.congested)
+            assert not run.done()
+        finally:
+            disk.set()
+        result = await run
+    await manager.aclose()
+    assert sum("is lossless and has fallen behind" in line for line in caplog.messages) == 1
+    events = list(Archive.open(tmp_path / "r").events())
+    assert [event.seq for event in events if event.event_type is T.GAP] == []
+    texts = "".join(e.data["content"] for e in events if e.event_type is T.LLM_GENERATION_CHUNK)
+    assert len(texts) == sum(len(trajectory.final_response) for trajectory in result)

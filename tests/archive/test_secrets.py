@@ -164,6 +164,8 @@ MASKED = "[masked:openai-key]"
         (T.CHAIN_SNAPSHOT, {"unlisted_messages": [{"at": 1, "message": {"role": "assistant", "content": SECRET}}]}, None),
         (T.RUN_START, {"settings": {"url": f"https://x?key={SECRET}"}}, {"settings": {"url": f"https://x?key={MASKED}"}}),
         (T.REWARD, {"reward": 1.0, "metrics": {"said": SECRET}}, {"reward": 1.0, "metrics": {"said": MASKED}}),
+        (T.RUN_START, {"settings": {"key": SECRET}, "tools": [{"default": SECRET}]}, {"settings": {"key": MASKED}, "tools": [{"default": MASKED}]}),
+        (T.MESSAGE, {"role": "user", "content": f"use {SECRET}"}, {"role": "user", "content": f"use {MASKED}"}),
         (T.LLM_GENERATION_END, {"content": SECRET}, None),
         (T.LLM_GENERATION_CHUNK, {"content": SECRET}, None),
         (T.CHAIN_END, {"final_response": SECRET}, None),

@@ -19,7 +19,7 @@ from rollcast.archive.writer import _merged
 from rollcast.cli.app import app
 from rollcast.cli.replay import _Pace
 from rollcast.errors import ArchiveError, FilterError, InputError
-from rollcast.records import StreamEvent, decode
+from rollcast.records import StreamEvent, StreamEventType, decode
 
 TEXTS = (
     "<think>let me\nsee: 1, 2\n\nand 3</think>so it\nis 4",
@@ -82,6 +82,80 @@ def test_a_replay_is_what_the_console_printed_live(tmp_path, level, filter, argu
     out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert len(live) > 100
     assert (out.stdout, out.stderr) == (live, "")
+
+
+def failing(manager, numbers, stuck):
+    """Chains that each call a tool for half a second of the events' own time, which fails at first; one call never ends."""
+    at, run_id = 1_700_000_000.0, "run-by-hand"
+
+    def emit(kind, chain_id="", **data):
+        step = 1 if chain_id else None
+        group_id = f"group_{ord(chain_id[-1]) % 2}" if chain_id else None
+        manager.emit(
+            StreamEvent(
+                StreamEventType(kind), chain_id, at, data, step, step, run_id=run_id, group_id=group_id
+            )
+        )
+
+    def start(name):
+        emit("chain_start", name, messages=[], tools=[], index=0, policy_version=0)
+        emit("tool_call_start", name, call_id="c", tool_name="look", arguments={})
+
+    emit("run_start", chains=len(numbers) + 1, groups=2, agent="", model="m", backend="", policy_version=0)
+    for number in numbers:
+        if number == stuck:
+            start("stuck")
+        name, status = f"chain_{number}", "error" if number < 20 else "success"
+        start(name)
+        at += 0.5
+        emit(
+            "tool_observation",
+            name,
+            call_id="c",
+            tool_name="look",
+            observation="x",
+            partial=False,
+            status=status,
+        )
+        emit("tool_call_end", name, call_id="c", tool_name="look", status=status, duration_s=0.5)
+        about = {"final_response": name, "steps": 1, "completion_tokens": 1, "duration_s": 0.5, "metrics": {}}
+        emit("chain_end", name, finish_reason="answered", reward=float(number % 2), **about)
+    emit("chain_end", "stuck", finish_reason="cancelled", reward=None, **about)
+    emit(
+        "run_end",
+        status="completed",
+        chains=1,
+        failed=0,
+        mean_reward=None,
+        completion_tokens=1,
+        duration_s=9.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("filter", "arguments", "hints"),
+    [
+        (None, [], 4),
+        (EventFilter(chains=[f"chain_{i}" for i in range(16)]), [f"--chain=chain_{i}" for i in range(16)], 1),
+        (EventFilter(groups="group_1"), ["--group", "group_1"], 4),
+        (EventFilter(types=["chain_end"]), ["--type", "chain_end"], 0),
+    ],
+)
+def test_a_replay_has_the_hints_of_the_live_run(tmp_path, filter, arguments, hints):
+    """At the same places: they appear and go by the times of the events."""
+    manager = StreamingManager()
+    with (tmp_path / "live").open("w+") as out:
+        manager.add_observer(ConsoleStreamObserver(file=out, chain_filter=filter))
+        manager.add_observer(ArchiveObserver(tmp_path / "r", name="talk", masker=False))
+        failing(manager, range(100), stuck=30)
+        manager.drain_sync()
+        manager.close()
+        out.seek(0)
+        live = out.read()
+    command = [sys.executable, "-m", "rollcast", "replay", "r", "--speed", "max", "--record-dir", tmp_path]
+    out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == (live, "")
+    assert live.count("│ ! ") == hints
 
 
 LONG = (

@@ -10,23 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from doubles import Reporting
 from rollcast import BaseAgent
 from rollcast.observers import JSONStreamObserver, jsonl, waiting_lines
 from rollcast.records import check_events, decode
+from rollcast.stream.calls import TURN
 from rollcast.testing import ScriptedBackend
 
 HELLO = [{"role": "user", "content": "go"}]
-
-
-class Reporting(JSONStreamObserver):
-    """Keeps what it reports."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.reported = []
-
-    def report(self, error):
-        self.reported.append(error)
 
 
 class Hold:
@@ -107,6 +98,26 @@ async def test_what_comes_behind_a_blocked_write_is_dropped_and_a_gap_stands_for
     assert (gap.data["from_seq"], gap.data["to_seq"]) == (lost[0].seq, lost[-1].seq)
     assert gap.data["dropped"] == {"llm_generation_chunk": 20}
     check_events(got, late=True)
+
+
+async def test_batches_that_follow_each_other_gather_behind_a_write_up_to_a_bound(
+    events, path, hold, eventually
+):
+    """The first two do not wait for it; the third does, and is the one that finds out that it is blocked."""
+    observer = Reporting(path, flush_interval=3600, flush_bytes=60_000)
+    hold.close()
+    for _ in range(2):
+        await observer.on_batch([events.chunk("chain_0", "x" * 100) for _ in range(TURN)])
+        await eventually(hold.waiting.is_set)
+        assert hold.begun == 1
+        assert observer.reported == []
+    await observer.on_batch([events.chunk("chain_0", "x" * 100) for _ in range(TURN)])
+    assert len(observer.reported) == 1
+    hold.open()
+    await observer.aclose()
+    *written, gap = read(path)
+    assert len(written) == TURN
+    assert gap.data["dropped"] == {"llm_generation_chunk": 2 * TURN}
 
 
 async def test_a_write_that_fails_after_it_was_blocked_is_part_of_the_gap(

@@ -55,6 +55,7 @@ from rollcast.archive.segments import (
 )
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import StreamEventType, decode, encode
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Trimmed", "bytes_of", "trim_records"]
 
@@ -255,7 +256,7 @@ def _kept(line: bytes, choice: _Choice) -> _Line | None:
     """What the line is about, if it stays whatever it is: what cannot be read stays too."""
     try:
         about = _line_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except JSON_ERRORS:
         return _Line()
     return about if choice.keeps(about.run_id, about.chain_id) else None
 

@@ -25,17 +25,15 @@ Growing: fields may be added, and readers ignore what they do not know. `FORMAT`
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
 from rollcast.errors import ArchiveError, InputError
-from rollcast.records import StreamEventType
-from rollcast.records.jsonable import as_json
+from rollcast.records import StreamEventType, prompt_hash
 
 __all__ = [
     "CHAINS_FILE",
@@ -139,14 +137,6 @@ def first_of(name: str) -> tuple[int, str] | None:
     """The first position of a segment's file, and its kind: `jsonl`, `jsonl.zst` or `idx.json`. None for any other file."""
     found = _SEGMENT.fullmatch(name)
     return (int(found[1]), found[2]) if found else None
-
-
-def prompt_hash(messages: Sequence[Any]) -> str:
-    """12 hex digits that name a prompt: the same question at every step and in every run.
-
-    They are the first of SHA-256 over the messages as canonical JSON: keys sorted, no spaces, UTF-8.
-    """
-    return hashlib.sha256(msgspec.json.encode(as_json(list(messages)), order="sorted")).hexdigest()[:12]
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
 from rollcast.records.codec import decode_unchecked
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Archive", "ChainRows", "EventReader"]
 
@@ -494,7 +495,7 @@ def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except JSON_ERRORS:
         return {}
     return value if isinstance(value, dict) else {}
 

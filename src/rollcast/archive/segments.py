@@ -24,6 +24,7 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
     "Segment",
@@ -119,7 +120,7 @@ class _IndexBuilder:
         for line in lines:
             try:
                 about = _line_decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except JSON_ERRORS:
                 continue  # a damaged line keeps its position, so that the others keep theirs
             if about.event_type:
                 frame.types[about.event_type] = frame.types.get(about.event_type, 0) + 1
@@ -177,7 +178,7 @@ def read_index(segment: Segment) -> SegmentIndex | None:
     try:
         index = msgspec.json.decode(data, type=SegmentIndex)
         check_format(index.format, str(segment.index_path))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except JSON_ERRORS:
         return None
     belongs = index.first == segment.first and index.size == size
     return index if belongs and _is_whole(index) else None

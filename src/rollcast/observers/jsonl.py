@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from rollcast.lifetime import call_at_last
 from rollcast.observers.alarm import Alarm
 from rollcast.observers.line_file import LineFile, cannot_open, check_writable
 from rollcast.observers.waiting_lines import WaitingLines
-from rollcast.records import EventFilter, StreamEvent
-from rollcast.stream.observer import DeliveryMode, StreamObserver
+from rollcast.records import EventFilter
+from rollcast.stream.calls import TURN
+from rollcast.stream.observer import DeliveryMode, EncodingObserver
+from rollcast.stream.waiting import Encodable
 from rollcast.terminal.output import SharedOutput
 from rollcast.text import terminal_safe_json
 
@@ -30,7 +32,7 @@ EXIT_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class JSONStreamObserver(StreamObserver):
+class JSONStreamObserver(EncodingObserver):
     """Writes each event as one line of JSON (docs/events.md).
 
     Lines are appended whole. If a file ends in a torn line, as a crashed writer leaves it, writing continues on a new
@@ -48,7 +50,7 @@ class JSONStreamObserver(StreamObserver):
         append: False empties the file when this observer opens it for the first time.
         flush_interval: how many seconds an event may wait to be written, whether a run is open or not; 0 writes every
             batch at once.
-        flush_bytes: how many bytes may wait before they are written.
+        flush_bytes: how many bytes may wait before they are written; while a write goes on, twice as many.
 
     Raises:
         FilterError: `chain_filter` is not one of these.
@@ -109,16 +111,18 @@ class JSONStreamObserver(StreamObserver):
         except (OSError, ValueError) as error:
             raise cannot_open(self.path, error) from None
 
-    async def on_event(self, event: StreamEvent) -> None:
-        await self.on_batch([event])
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
+    async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Write the events, now or within `flush_interval`."""
-        self._lines.add(events)
-        if self._alarm.interval == 0 or self._lines.full:
-            self._look_at(await self._lines.flush())
-        else:
-            self._alarm.set()
+        lines = self._lines
+        lines.add(events)
+        # A batch of this size is followed by another one, whose lines are encoded while these are being written.
+        goes_on = len(events) >= TURN and not lines.overfull
+        if self._alarm.interval == 0 or (lines.full and not goes_on):
+            self._look_at(await lines.flush())
+            return
+        if lines.full:
+            self._look_at(lines.begin())
+        self._alarm.set()
 
     async def on_run_closed(self, run_id: str) -> None:
         """Write what waits."""
@@ -189,9 +193,8 @@ class _Printed:
         self._failure: OSError | None = None
         self._of: object = None  # the stream that failed
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
         """Print lines; see `LineFile.write`."""
-        lines = data.count(b"\n")
         stream = sys.stdout
         if stream is None or (self.unread and stream is self._of):  # no stream, as under pythonw
             return lines, None

@@ -105,8 +105,8 @@ class LineFile:
         self._known: tuple[int, int] | None = None  # device and inode of the file that was written last
         self._size = 0  # the file's minimum size
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines, each of which ends with a newline.
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
+        """Append this many lines, each of which ends with a newline.
 
         Returns:
             How many whole lines are in the file, and the error that kept the others out, or None.
@@ -116,7 +116,7 @@ class LineFile:
         except OSError as error:
             return 0, error
         with self._lock.lock:
-            return self._append(fd, data)
+            return self._append(fd, data, lines)
 
     def open(self) -> None:
         """Make the folders and open the file now instead of at the first write.
@@ -192,7 +192,7 @@ class LineFile:
         self._fd, self._pid, self._truncate = fd, os.getpid(), False
         return fd
 
-    def _append(self, fd: int, data: bytes) -> tuple[int, OSError | None]:
+    def _append(self, fd: int, data: bytes, lines: int) -> tuple[int, OSError | None]:
         mend = b"\n" if self._torn else b""
         payload = memoryview(mend + data)
         written = 0
@@ -204,7 +204,7 @@ class LineFile:
             return self._take_back(fd, bytes(payload[:written]), len(mend)), error
         self._torn = False
         self._size += written
-        return data.count(b"\n"), None
+        return lines, None
 
     def _take_back(self, fd: int, written: bytes, mend: int) -> int:
         """Remove the torn line at the end of what was written. Returns how many lines are whole."""

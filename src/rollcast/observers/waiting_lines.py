@@ -1,4 +1,4 @@
-"""Lines that wait to be written, and counts of those that could not be, so that a `gap` line can stand for them."""
+"""Lines that wait to be written, on a thread of their own."""
 
 from __future__ import annotations
 
@@ -7,37 +7,28 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from rollcast.aio import follower, fulfil
+from rollcast.observers.line_losses import LineLosses
 from rollcast.observers.writer_thread import WriterThread
-from rollcast.records import StreamEvent, StreamEventType, encode_lines
+from rollcast.records import encode_lines
 from rollcast.records.codec import encode_described
-from rollcast.text import escape_surrogates
+from rollcast.stream.waiting import Encodable, event_of
 
 __all__ = ["LineSink", "WaitingLines"]
 
 R = TypeVar("R")
-T = StreamEventType
-CHUNK = T.LLM_GENERATION_CHUNK  # looking up T.… for every event is slow
 _log = logging.getLogger(__name__)
 _count_log = logging.getLogger(f"{__name__}.count")  # separate, so that it can be silenced
 BLOCKED_S = 30.0
 """If a write has not returned after this many seconds, what comes after it is dropped."""
 LAST_S = 0.2
 """How many seconds such a write may still take when the file is closed."""
-_RUNS = 1024  # how many open runs are accounted for, the latest ones
-
-_type_of, _run_of = attrgetter("event_type"), attrgetter("run_id")
-
-Key = tuple[str, str]  # source and run id
 
 
 class LineSink(Protocol):
@@ -45,8 +36,8 @@ class LineSink(Protocol):
 
     name: str
 
-    def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Append lines. Returns how many are there whole, and the error that kept the others out."""
+    def write(self, data: bytes, lines: int) -> tuple[int, OSError | None]:
+        """Append this many lines. Returns how many are there whole, and the error that kept the others out."""
         ...
 
     def what_became_of_it(self) -> str | None:
@@ -58,21 +49,6 @@ class LineSink(Protocol):
         ...
 
 
-@dataclass
-class _Span:
-    """Events of one run, from one `seq` to another, and how many there were of each type."""
-
-    from_seq: int
-    to_seq: int
-    types: Counter[str] = field(default_factory=Counter)
-    reason: str = ""
-
-    def join(self, other: _Span) -> None:
-        self.from_seq = min(self.from_seq, other.from_seq)
-        self.to_seq = max(self.to_seq, other.to_seq)
-        self.types.update(other.types)
-
-
 class WaitingLines:
     """What waits to be written, and what could not be. It does not refer to the observer, so that it can outlive it.
 
@@ -80,7 +56,8 @@ class WaitingLines:
     that is gone. If a write has not returned after `BLOCKED_S`, what comes after it is dropped. Whether its own lines were
     written is known only if it ever returns; then a `gap` stands for what was dropped.
 
-    Its methods may be called from any thread.
+    Its methods may be called from any thread. There are more than twenty: an event loop, a thread, the interpreter's exit and
+    the garbage collector each wait for the same write in their own way, and one lock guards its state. `LineLosses` counts what is lost.
 
     Args:
         sink: where lines are written.
@@ -88,18 +65,16 @@ class WaitingLines:
     """
 
     def __init__(self, sink: LineSink, flush_bytes: int) -> None:
-        self.incomplete: str | None = None  # why the sink lacks events
+        self._losses = LineLosses()
+        self._lost = self._losses.lost
         self._sink = sink
         self._flush_bytes = flush_bytes
-        self._events: list[StreamEvent] = []
+        self._events: list[Encodable] = []
         self._chunks: list[bytes] = []
         self._size = 0
-        self._lost: dict[Key, _Span] = {}
-        self._past: dict[Key, _Span] = {}  # by open run: what came before the waiting events
-        self._dropped = Counter[str]()
         self._failing = False
         self._told = 0  # how many lost events were logged
-        self._in_flight: list[StreamEvent] = []  # those being written now
+        self._in_flight: list[Encodable] = []  # those being written now
         self._news: OSError | None = None  # a failure that was not reported yet
         self._stuck = False  # a write takes so long that what comes is dropped
         self._writing: Future[None] | None = None
@@ -108,16 +83,26 @@ class WaitingLines:
         self._pid = os.getpid()
 
     @property
+    def incomplete(self) -> str | None:
+        """Why the sink lacks events; None if it has them all."""
+        return self._losses.incomplete
+
+    @property
     def full(self) -> bool:
         """Whether enough waits to be written."""
         return self._size >= self._flush_bytes
 
-    def add(self, events: list[StreamEvent]) -> None:
+    @property
+    def overfull(self) -> bool:
+        """Whether so much waits behind a write that it is time to wait for that."""
+        return self._writing is not None and self._size >= 2 * self._flush_bytes
+
+    def add(self, events: Sequence[Encodable]) -> None:
         """Have the events wait."""
         try:
             data = encode_lines(events)
         except Exception:  # noqa: BLE001  the encoding of user-made data may raise anything, and the other events must be written
-            data = b"".join([encode_described(event) + b"\n" for event in events])
+            data = b"".join([encode_described(event_of(event)) + b"\n" for event in events])
         self._leave_parents_lines()
         with self._lock:
             if not self._events:
@@ -130,6 +115,11 @@ class WaitingLines:
         """Call the function on the sink's thread, and wait for it however long it takes."""
         self._leave_parents_lines()
         return self._thread.submit(function).result()
+
+    def begin(self) -> OSError | None:
+        """Have what waits written, without waiting for it. Returns an earlier failure that nobody was told of."""
+        self._begin()
+        return self._take_news()
 
     async def flush(self) -> OSError | None:
         """Write what waits. Returns the failure if it is the first since a success."""
@@ -160,8 +150,7 @@ class WaitingLines:
     def run_closed(self, run_id: str) -> None:
         """Forget what was written of a run, since nothing more comes of it."""
         with self._lock:
-            for key in [key for key in self._past if key[1] == run_id]:
-                del self._past[key]
+            self._losses.run_closed(run_id)
 
     def let_go(self) -> Future[None] | None:
         """Have what waits written and the file closed, and wait for nobody: a collector may call this, in any thread.
@@ -243,19 +232,19 @@ class WaitingLines:
         became = self._sink.what_became_of_it()
         with self._lock:
             if became is not None:
-                self._look_after_the_past(became)
-            lost, self._lost = self._lost, {}
-            gaps = [_gap(key, span) for key, span in lost.items()]
+                _log.warning("%s was %s while it was written; it is begun anew", self._sink.name, became)
+                self._losses.past_is_gone(became)
+            lost, gaps = self._losses.take()
             events, chunks = self._events, self._chunks
             self._in_flight = [*gaps, *events]
             self._clear()
-        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks))
+        written, error = self._sink.write(encode_lines(gaps) + b"".join(chunks), len(gaps) + len(events))
         with self._lock:
             self._in_flight = []
-            self._account(events)
+            self._losses.account(events)
             if error is not None:
-                self._lose_again(list(lost.items())[written:])
-                self._lose(events[max(written - len(gaps), 0) :], error)
+                self._losses.lose_again(lost[written:])
+                self._losses.lose(events[max(written - len(gaps), 0) :], error)
             was_stuck, self._stuck = self._stuck, False
             self._failed(error)
             return was_stuck
@@ -276,7 +265,9 @@ class WaitingLines:
             self._lose_waiting()
             error = _too_long(self._thread.busy_s)
             self._failed(error)
-            self.incomplete = f"{self._unwritten().total():,} events could not be written: {error.strerror}"
+            self._losses.incomplete = (
+                f"{self._unwritten().total():,} events could not be written: {error.strerror}"
+            )
         fulfil(writing)
 
     def _tell(self, error: OSError | None) -> None:
@@ -294,60 +285,16 @@ class WaitingLines:
 
     def _unwritten(self) -> Counter[str]:
         """What the sink lacks now, by type; a gap counts as the events that it stands for."""
-        spans = [span for _, span in _spans(self._in_flight + self._events)]
-        return sum((span.types for span in [*self._lost.values(), *spans]), Counter[str]())
+        return self._losses.unwritten(self._in_flight + self._events)
 
     # -- the lock is held ----------------------------------------------------------------------------------------------
-
-    def _look_after_the_past(self, became: str) -> None:
-        """The file is gone: let a gap stand for what it had of the open runs."""
-        reason = f"the file was {became} while it was written; events from before may be missing from it"
-        _log.warning("%s was %s while it was written; it is begun anew", self._sink.name, became)
-        self.incomplete = f"it was {became} while it was written"
-        for key, past in self._past.items():
-            lost = self._lost.get(key)  # a part of that past
-            why = reason if lost is None else f"{reason}; {lost.reason}"
-            self._lost[key] = _Span(past.from_seq, past.to_seq, Counter(past.types), why)
-
-    def _lose(self, events: list[StreamEvent], error: OSError) -> None:
-        why = error.strerror or str(error)
-        for key, span in _spans(events):
-            self._dropped.update(span.types)
-            if key in self._lost:
-                self._lost[key].join(span)
-            else:
-                span.reason = f"the file could not be written: {why}"
-                self._lost[key] = span
-        if events:
-            self.incomplete = f"{self._dropped.total():,} events could not be written: {why}"
 
     def _lose_waiting(self) -> None:
         """Count what waits as lost."""
         events = self._events
         self._clear()
-        self._account(events)
-        self._lose(events, _too_long(self._thread.busy_s))
-
-    def _lose_again(self, spans: list[tuple[Key, _Span]]) -> None:
-        """Keep spans as lost whose gaps could not be written either."""
-        for key, span in spans:
-            later = self._lost.get(key)
-            if later is not None:
-                span.join(later)
-            self._lost[key] = span
-
-    def _account(self, events: list[StreamEvent]) -> None:
-        """Add events that were written or lost to the past of their runs; forget the past of runs that have ended."""
-        for key, span in _spans(events):
-            past = self._past.get(key)
-            if T.RUN_END in span.types:
-                self._past.pop(key, None)
-            elif past is None:
-                self._past[key] = span
-                if len(self._past) > _RUNS:
-                    del self._past[next(iter(self._past))]
-            else:
-                past.join(span)
+        self._losses.account(events)
+        self._losses.lose(events, _too_long(self._thread.busy_s))
 
     def _clear(self) -> None:
         self._events, self._chunks, self._size = [], [], 0
@@ -357,8 +304,7 @@ class WaitingLines:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._lock = threading.RLock()  # a thread that does not exist here may hold the parent's
-            self._lost.clear()
-            self._past.clear()
+            self._losses.clear()
             self._clear()
             self._in_flight, self._stuck, self._writing = [], False, None
             self._thread = WriterThread("rollcast-write")
@@ -366,67 +312,3 @@ class WaitingLines:
 
 def _too_long(seconds: float) -> OSError:
     return OSError(errno.ETIMEDOUT, f"a write has not returned for {seconds:.0f} s")
-
-
-def _spans(events: list[StreamEvent]) -> Iterator[tuple[Key, _Span]]:
-    """The events grouped by run."""
-    if not events:
-        return
-    runs_of_events = [*map(_run_of, events)]
-    if runs_of_events.count(runs_of_events[0]) == len(events):  # the common case; a set would hash each
-        yield (events[0].source, events[0].run_id), _span(events)
-        return
-    runs: dict[Key, list[StreamEvent]] = {}
-    for event in events:
-        runs.setdefault((event.source, event.run_id), []).append(event)
-    for key, of_run in runs.items():
-        yield key, _span(of_run)
-
-
-def _span(events: list[StreamEvent]) -> _Span:
-    """The span of one run's events."""
-    first, last = events[0], events[-1]
-    span = _Span(_seq(first, "from_seq"), last.seq, _types(events))
-    gaps = span.types.pop(T.GAP, 0)
-    for event in events if gaps else ():
-        if event.event_type == T.GAP:  # it stands for other events
-            span.types.update(_counts(event))
-            span.from_seq = min(span.from_seq, _seq(event, "from_seq"))
-            span.to_seq = max(span.to_seq, event.seq, _seq(event, "to_seq"))
-    return span
-
-
-def _types(events: list[StreamEvent]) -> Counter[str]:
-    """How many events there are of each type. Most are chunks, and hashing an enum is slow."""
-    kinds = [*map(_type_of, events)]
-    chunks = kinds.count(CHUNK)
-    types = (
-        Counter[str](kind for kind in kinds if kind is not CHUNK) if chunks < len(kinds) else Counter[str]()
-    )
-    if chunks:
-        types[CHUNK] = chunks
-    return types
-
-
-def _seq(event: StreamEvent, name: str) -> int:
-    """`from_seq` or `to_seq` if the event stands for others, as merged chunks and gaps do; otherwise its own `seq`."""
-    found = event.data.get(name)
-    return found if isinstance(found, int) else event.seq
-
-
-def _counts(event: StreamEvent) -> dict[str, int]:
-    dropped = event.data.get("dropped")
-    if not isinstance(dropped, dict):  # made by hand
-        return {}
-    return {str(kind): n for kind, n in dropped.items() if isinstance(n, int)}
-
-
-def _gap(key: Key, lost: _Span) -> StreamEvent:
-    source, run_id = map(escape_surrogates, key)
-    data = {
-        "from_seq": lost.from_seq,
-        "to_seq": lost.to_seq,
-        "dropped": {escape_surrogates(str(kind)): n for kind, n in lost.types.items()},
-        "reason": lost.reason,
-    }
-    return StreamEvent(T.GAP, "", time.time(), data, run_id=run_id, source=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from rollcast.records.event import (
     event_from_dict,
     foreign_event,
 )
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import JSON_ERRORS, as_json
 
 __all__ = [
     "checked_event",
@@ -61,8 +62,12 @@ def _as_written(event: StreamEvent) -> Any:
     return event.to_dict() if event.__class__ is ExtendedEvent else event
 
 
-def encode_lines(events: list[StreamEvent]) -> bytes:
-    """The events as JSON lines, each with a newline at its end. It raises what `encode` raises."""
+def encode_lines(events: Sequence[Any]) -> bytes:
+    """The events as JSON lines, each with a newline at its end. It raises what `encode` raises.
+
+    Args:
+        events: events, or structs with the fields of one.
+    """
     if ExtendedEvent in set(map(type, events)):
         return one_line_json(_encoder.encode_lines([*map(_as_written, events)]))
     return one_line_json(_encoder.encode_lines(events))
@@ -96,10 +101,10 @@ def decode_unchecked(line: bytes | str | memoryview) -> StreamEvent:
     except msgspec.ValidationError as error:
         try:
             value = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except JSON_ERRORS:
             raise _no_event(error) from None
         return foreign_event(value, error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise _no_event(error) from None
 
 

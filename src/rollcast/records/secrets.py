@@ -22,9 +22,9 @@ from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.text import well_formed
+from rollcast.text import looks_secret, names_secret, well_formed
 
-__all__ = ["Masker", "masker_of", "secret_values"]
+__all__ = ["Masker", "masked_arguments", "masker_of", "secret_values"]
 
 T = StreamEventType
 
@@ -60,12 +60,6 @@ _HINTS_IN_TEXT = [re.compile(hint).search for hint in _HINTS]
 _HINTS_IN_JSON = [re.compile(hint.encode()).search for hint in _HINTS]
 _BEARER, _BEARER_IN_JSON = "earer ", b"earer "
 
-_SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
-    re.IGNORECASE,
-)
-_MIN_VALUE = 8  # characters: shorter ones would mask ordinary words
-_NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
 
 # Where text from outside stands in the data of each type. What is not named here was sampled, or says nothing.
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -82,7 +76,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "messages", "unlisted_messages", "tool_calls", "reference", "row", "sampling", "model", "rewards", "metrics", "tools",
         "error",
     ),
-    "message": ("content",),
+    T.MESSAGE: ("content",),
 }  # fmt: skip
 
 _CONVERSATIONS = frozenset({"messages", "unlisted_messages"})
@@ -98,9 +92,30 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
             value
         )  # of bytes that are no UTF-8 the system makes lone surrogates, which no event holds
         for name, value in environ.items()
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE and not _NO_SECRET.fullmatch(value)
+        if looks_secret(name, value)
     }
     return sorted(values, key=len, reverse=True)
+
+
+def masked_arguments(arguments: Iterable[str]) -> list[str]:
+    """A command's arguments, in which the value of an option or a setting whose name looks secret is `[masked:argument]`.
+
+    The value stands in the next argument (`--token VALUE`) or in the same one (`--token=VALUE`, `api_key=VALUE`).
+    """
+    masked: list[str] = []
+    secret_comes = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret_name = names_secret(name)
+        if secret_comes:
+            masked.append("[masked:argument]")
+            secret_comes = False
+        elif equals and secret_name:
+            masked.append(f"{name}=[masked:argument]")
+        else:
+            masked.append(argument)
+            secret_comes = secret_name and argument.startswith("--")
+    return masked
 
 
 def masker_of(given: Any) -> Masker | None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.secrets import masker_of
 from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
@@ -29,7 +29,8 @@ from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Outlet, Sender, Subscription, Transmit
 from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.worker import Shortener, Worker
-from rollcast.stream import StreamObserver
+from rollcast.stream.observer import EncodingObserver
+from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 
@@ -45,7 +46,7 @@ TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
 FAILED = "the server could not encode what this client is to get next; the server's log says why"
 
 
-class ServerObserver(StreamObserver):
+class ServerObserver(EncodingObserver):
     """The one observer of a server: `server.get_observer()`."""
 
     def __init__(self, broadcaster: Broadcaster) -> None:
@@ -57,10 +58,7 @@ class ServerObserver(StreamObserver):
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
 
-    async def on_event(self, event: StreamEvent) -> None:
-        self._broadcaster.take([event])
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
+    async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)
 
 
@@ -120,16 +118,17 @@ class Broadcaster:
 
     # -- events come in ------------------------------------------------------------------------------------------------
 
-    def take(self, events: list[StreamEvent]) -> None:
+    def take(self, events: Sequence[Encodable]) -> None:
         """Keep the events and make sure that they are sent."""
         first_chunk = False
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
             for event in events:
                 kind = event.event_type
-                if kind is CHUNK:
-                    if event.data.get("offset") == 0:
-                        first_chunk = True
+                if isinstance(event, EncodableChunk):
+                    first_chunk = first_chunk or event.data.offset == 0
+                elif kind is CHUNK:
+                    first_chunk = first_chunk or event.data.get("offset") == 0
                 elif kind is RUN_START or kind is RUN_END:
                     self.runs.note(event)
                 elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier

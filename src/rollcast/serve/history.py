@@ -18,6 +18,7 @@ from rollcast.records.codec import decode_unchecked, encode_described, encode_li
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 from rollcast.records.secrets import Masker
+from rollcast.stream.waiting import Encodable, event_of
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
@@ -141,7 +142,7 @@ class History:
         """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
-    def extend(self, events: Sequence[StreamEvent]) -> list[Entry]:
+    def extend(self, events: Sequence[Encodable]) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
         total, masker = self.total, self.masker
@@ -158,10 +159,12 @@ class History:
                 place = Place(kind, event.chain_id, event.group_id, event.run_id)
                 place = self._places.setdefault(place, place)
             if kind is not CHUNK and masker is not None:
-                data = masked(event, data, masker)  # noqa: PLW2901
+                data = masked(event_of(event), data, masker)  # noqa: PLW2901
             seq = event.seq
-            merged = kind is CHUNK and "from_seq" in event.data
-            entries.append(Entry(data, place, seq, event.data["from_seq"] if merged else seq, total))
+            first = (
+                event.data.get("from_seq", seq) if kind is CHUNK and isinstance(event, StreamEvent) else seq
+            )
+            entries.append(Entry(data, place, seq, first, total))
             total += len(data) + ENTRY_BYTES
         self._entries += entries
         self.head += len(entries)
@@ -230,7 +233,7 @@ class History:
         return position if position <= self.head else None
 
 
-def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
+def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
     """`encoded` of each event, many at once."""
     if len(events) == 1:
         return [encoded(events[0])]
@@ -242,7 +245,7 @@ def _all_encoded(events: Sequence[StreamEvent]) -> list[bytes]:
             lines = encode_lines(some).split(b"\n")[:-1]
         if len(lines) == len(some):
             data += [
-                line if len(line) < SHALLOW_BYTES else _shallow(event, line)
+                line if len(line) < SHALLOW_BYTES else _shallow(event_of(event), line)
                 for event, line in zip(some, lines, strict=True)
             ]
         else:
@@ -264,8 +267,9 @@ def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
     return data if shown is told else encoded(shown)
 
 
-def encoded(event: StreamEvent) -> bytes:
+def encoded(item: Encodable) -> bytes:
     """The event's JSON; values that JSON cannot hold, or that nest too deeply for its readers, are described by type and size."""
+    event = event_of(item)
     return _shallow(event, encode_described(event))
 
 

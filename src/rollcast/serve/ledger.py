@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import StreamEventType
 from rollcast.serve.history import Entry, Place, Selector
+from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["PassedRun", "RunLedger"]
 
@@ -63,7 +64,7 @@ class RunLedger:
         self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
 
-    def note(self, events: Iterable[StreamEvent], entries: list[Entry], position: int) -> None:
+    def note(self, events: Iterable[Encodable], entries: list[Entry], position: int) -> None:
         """Note events that came and are kept as these entries from the position on."""
         place: Place | None = None
         run: PassedRun | None = None
@@ -82,10 +83,12 @@ class RunLedger:
             self._unbounded = 0
             self._bound()
 
-    def _run_of(self, event: StreamEvent, position: int) -> PassedRun:
+    def _run_of(self, event: Encodable, position: int) -> PassedRun:
         run = self._runs.get(event.run_id)
         if run is None:
             run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
+        if isinstance(event, EncodableChunk):
+            return run
         if event.event_type is RUN_END:
             run.status = str(event.data.get("status", "completed"))
         elif event.event_type is GAP and "run_status" in event.data:  # its end was lost earlier

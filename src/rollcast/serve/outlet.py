@@ -145,14 +145,17 @@ def transmit(clients: Iterable[Client], /, *messages: bytes) -> None:
     written together, straight to the transports. No code here sends a message in fragments, so this cannot split one.
     """
     made: dict[str, bytes] = {}
+    latest: str | None = None
+    frames, size = b"", 0
     for client in clients:
-        transport = client.transport
+        transport, encoding = client.transport, client.encoding
         if client.protocol.state is not OPEN or transport.is_closing():
             continue
-        frames = made.get(client.encoding)
-        if frames is None:
-            frames = made[client.encoding] = _framed(messages, client)
-        client.given += len(frames)
+        if encoding is not latest:  # most have that of the one before
+            if encoding not in made:
+                made[encoding] = _framed(messages, client)
+            frames, latest, size = made[encoding], encoding, len(made[encoding])
+        client.given += size
         transport.write(frames)
 
 

@@ -122,9 +122,13 @@ class Sender:
         if transmit is None or not members:
             return
         groups: dict[Framing, list[Outlet]] = {}
+        latest: Framing | None = None
+        outlets: list[Outlet] = []
         for subscription in members:
             framing = subscription.framing or subscription.make_framing()
-            groups.setdefault(framing, []).append(subscription.outlet)
+            if framing != latest:  # most have that of the one before
+                outlets, latest = groups.setdefault(framing, []), framing
+            outlets.append(subscription.outlet)
         joined = b"" if groups.keys() == {PLAIN} else b",".join(events)
         for (plain, name), outlets in groups.items():
             if plain:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from rollcast.aio import fulfil, others_run, running_loop
 from rollcast.failures import by_signal, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
-from rollcast.stream.observer import StreamObserver
+from rollcast.stream.observer import EncodingObserver, StreamObserver
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
-from rollcast.stream.waiting import event_of
+from rollcast.stream.waiting import Encodable, Event, encodable_of, event_of
 
 __all__ = ["FAILURES_TO_DETACH", "Calls"]
 
@@ -26,7 +26,11 @@ logger = logging.getLogger("rollcast.stream")
 
 FAILURES_TO_DETACH = 5
 TURN = 256  # how many events to hand over before the loop's other tasks get a turn; more if their last turn was long:
-TURN_S = 0.05  # handing over goes on for as long as that turn took, but for at most this many seconds
+TURN_S = (
+    0.05  # handing over goes on for as long as that turn took, but for at most this many seconds of CPU time,
+)
+LOADED = 4  # which on a busy machine may take up to so many times as long by the clock
+ALONE_S = 0.005  # it goes on for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
 BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer
 
 
@@ -55,9 +59,11 @@ class Calls:
         self.failures_in_a_row = 0
         self._report = report
         self._batched = type(observer).on_batch is not StreamObserver.on_batch
+        delivery.encodes = isinstance(observer, EncodingObserver) and observer.takes_encodable()
         self._suspect = False  # the observer took long once
-        self._share_s = 0.0  # how long the loop's other tasks took in their last turn
-        self._turn_ends = 0.0
+        self._least_s = ALONE_S if delivery.threaded else 0.0
+        self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
+        self._turn_ends = (0.0, 0.0)  # in CPU time of the thread, and by the clock
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
     async def deliver(self, items: list[Item]) -> None:
@@ -65,19 +71,20 @@ class Calls:
         if self.delivery.taken_mixed or len(items) >= TURN:
             await self._in_parts(items)
         else:  # the common case, which need not look at each item
-            await self._hand_over(cast("list[StreamEvent]", items))
+            await self._hand_over(cast("list[Encodable]", items))
 
     async def _in_parts(self, items: list[Item]) -> None:
         """Hand over at most `TURN` events at a time, and call each hook in its place."""
-        self._turn_ends = time.perf_counter() + self._share_s
+        self._begin_turn()
         if not self.delivery.taken_mixed:
             for start in range(0, len(items), TURN):
-                await self._hand_over(cast("list[StreamEvent]", items[start : start + TURN]))
+                await self._hand_over(cast("list[Encodable]", items[start : start + TURN]))
             return
-        events: list[StreamEvent] = []
+        events: list[Encodable] = []
+        taken: Callable[[Event], Encodable] = encodable_of if self.delivery.encodes else event_of
         for item in items:
             if type(item) is not Control:
-                events.append(event_of(item))
+                events.append(taken(item))
                 if len(events) < TURN:
                     continue
             batch, events = events, []
@@ -89,7 +96,8 @@ class Calls:
         if events:
             await self._hand_over(events)
 
-    async def _hand_over(self, events: list[StreamEvent]) -> None:
+    async def _hand_over(self, events: Sequence[Encodable]) -> None:
+        """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`."""
         delivery, observer, task = self.delivery, self.observer, self.task
         beat = _Heartbeat() if self._suspect else None
         count, left_out, own = len(events), 0, type(delivery.filter) is OwnFilter
@@ -97,12 +105,17 @@ class Calls:
         if self._batched:
             delivery.begun += count
             if own:
-                events = [event for event in events if delivery.passes(event)]
+                events = [event for event in map(event_of, events) if delivery.passes(event)]
                 left_out = count - len(events)
             if events and not delivery.discarding:
-                await self.attempt(events[0], "on_batch", events)
+                if isinstance(observer, EncodingObserver) and observer.takes_encodable():
+                    await self.attempt(events[0], "on_encodable", events)
+                else:  # or its `on_batch` was replaced meanwhile
+                    await self.attempt(
+                        events[0], "on_batch", [*map(event_of, events)] if delivery.encodes else events
+                    )
         else:
-            for begun, event in enumerate(events, delivery.begun + 1):
+            for begun, event in enumerate(cast("Sequence[StreamEvent]", events), delivery.begun + 1):
                 delivery.begun = begun
                 if delivery.discarding:
                     continue
@@ -121,18 +134,20 @@ class Calls:
         ended = time.perf_counter()
         if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
-        if count == TURN and ended >= self._turn_ends:
+        if count == TURN and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
         """Give the loop's other tasks one turn. If it takes long, since many chains run, this observer gets as long next."""
-        began = time.perf_counter()
+        began = time.thread_time()
         await others_run()
-        now = time.perf_counter()
-        self._share_s = min(now - began, TURN_S)
-        self._turn_ends = now + self._share_s
+        self._share_s = max(self._least_s, min(time.thread_time() - began, TURN_S))
+        self._begin_turn()
 
-    async def attempt(self, event: StreamEvent | None, method: str, *arguments: Any) -> None:
+    def _begin_turn(self) -> None:
+        self._turn_ends = (time.thread_time() + self._share_s, time.perf_counter() + LOADED * self._share_s)
+
+    async def attempt(self, event: Encodable | None, method: str, *arguments: Any) -> None:
         """Call a method of the observer; if it raises, handle that as the observer's own failure."""
         task = self.task
         try:
@@ -140,7 +155,7 @@ class Calls:
         except BaseException as error:  # isolation, as above
             if _is_not_its_own(error, task):
                 raise
-            self._failed(error, event)
+            self._failed(error, None if event is None else event_of(event))
         else:
             self.failures_in_a_row = 0
 

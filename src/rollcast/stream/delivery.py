@@ -64,6 +64,7 @@ class Delivery(EventQueue):
         on_bad_filter: called if the filter raises, whose code may be the user's; the event does not pass then.
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
+        encodes: whether the reader takes an `EncodableChunk` as it is.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.
@@ -92,6 +93,7 @@ class Delivery(EventQueue):
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
+        self.encodes = False
         self.pulled = False
         self.ended = False
         self.discarding = False
@@ -114,6 +116,11 @@ class Delivery(EventQueue):
     def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
         """Whether the filter asks for the ids of this chain's generations."""
         return self.filter.wants_ids(chain_id, group_id, run_id)
+
+    @property
+    def timed(self) -> bool:
+        """See `EventQueue.timed`: the filter asks for ids, and so for their times."""
+        return any(wanted.ids for wanted in self.filter.alternatives)
 
     def wake(self) -> None:
         """See `EventQueue.wake`."""

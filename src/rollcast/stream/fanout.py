@@ -109,6 +109,9 @@ class Cut(NamedTuple):
 class Fanout:
     """The deliveries of one manager.
 
+    Its methods are more than twenty, since everything that its one lock guards is changed here: who reads, what they get, and
+    which producers wait for them.
+
     Args:
         queue_limit: how many bytes of memory one reader's waiting events may take. None: 8 MiB, or 8 KiB for each chain that
             was open at once, if that is more.
@@ -428,15 +431,17 @@ class Route:
     Attributes:
         place: the fields that all its events have in common.
         chunk: the deliveries that want its tokens, as of `version`; None before the first lookup.
+        encoded: whether all of these take an `EncodableChunk`.
     """
 
-    __slots__ = ("_by_type", "_fanout", "chunk", "place", "version")
+    __slots__ = ("_by_type", "_fanout", "chunk", "encoded", "place", "version")
 
     def __init__(self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None) -> None:
         self._fanout = fanout
         self.place = Place(run_id, chain_id, group_id, fanout.source)
         self.version = -1
         self.chunk: Targets | None = None
+        self.encoded = False
         self._by_type: dict[StreamEventType, Targets] = {}
 
     def targets_locked(self, event_type: StreamEventType) -> Targets:
@@ -453,4 +458,5 @@ class Route:
             self._by_type[event_type] = targets
             if event_type is CHUNK:
                 self.chunk = targets
+                self.encoded = all(d.encodes and type(d.filter) is not OwnFilter for d in targets)
         return targets

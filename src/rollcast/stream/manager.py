@@ -61,6 +61,8 @@ class StreamingManager:
     Observers may be added and removed at any moment: before any event loop exists, while chains run, from other
     threads, across successive `asyncio.run` calls. Memory is bounded by the queues and the open chains.
 
+    It has more than twenty methods since it is the one object that users see; most pass the call on to the roster or the fanout.
+
     Args:
         queue_limit: how many bytes of memory one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
             that was open at once, if that is more.

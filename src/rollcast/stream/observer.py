@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.fanout import Fanout
+from rollcast.stream.waiting import Encodable
 
-__all__ = ["ChunkInterest", "DeliveryMode", "PulledObserver", "StreamObserver"]
+__all__ = ["ChunkInterest", "DeliveryMode", "EncodingObserver", "PulledObserver", "StreamObserver"]
 
 DeliveryMode = Literal["coalesce", "lossless"]
 ChunkInterest = Literal["wanted", "shared", "never"]
@@ -82,6 +84,29 @@ class StreamObserver(ABC):
 
     async def aclose(self) -> None:  # noqa: B027  (a hook)
         """Flush and release resources after removal. The observer may be added again later."""
+
+
+class EncodingObserver(StreamObserver):
+    """An observer that encodes what it gets and hardly looks at it, so that most chunks need no event.
+
+    Chunks may come as `EncodableChunk`, unless a subclass overrides `on_batch`, which gets events.
+    """
+
+    @abstractmethod
+    async def on_encodable(self, events: Sequence[Encodable]) -> None:
+        """Take the events that are waiting, oldest first."""
+
+    async def on_event(self, event: StreamEvent) -> None:
+        """See `StreamObserver.on_event`."""
+        await self.on_batch([event])
+
+    async def on_batch(self, events: list[StreamEvent]) -> None:
+        """See `StreamObserver.on_batch`."""
+        await self.on_encodable(events)
+
+    def takes_encodable(self) -> bool:
+        """Whether `on_batch` is not overridden."""
+        return getattr(self.on_batch, "__func__", None) is EncodingObserver.on_batch
 
 
 class PulledObserver(StreamObserver):

@@ -73,6 +73,9 @@ class PumpHost(Protocol):
 class Pump:
     """Hands one delivery's events to one observer.
 
+    A third of its methods are what a shift needs of its pump (`ShiftOwner`). The others are the changes of one state, `state`, and
+    stay together for that, although they are more than twenty.
+
     Args:
         observer: the observer to call.
         delivery: the queue of its events; if it is `threaded`, the observer is called on a thread of its own.
