@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak test-vllm check bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes test-vllm check bench bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ quick: $(VENV)/.dev
 SEEDS ?= 0:1000
 soak: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m fault_schedules --seeds $(SEEDS)
+
+# Runs and trainings that are killed at random moments, and what is left of their records.
+crashes: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m record_crashes --seeds $(SEEDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

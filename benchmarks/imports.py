@@ -19,6 +19,8 @@ __all__ = ["run"]
 CODES = {
     "import rollcast": "import rollcast",
     "the agent, its manager and observers": "from rollcast import BaseAgent, StreamingManager, JSONStreamObserver",
+    "the command": "import rollcast.cli.app",
+    "the command, with what records": "import rollcast.cli.app, rollcast.archive",
 }
 TIMED = """\
 import time

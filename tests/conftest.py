@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -16,10 +19,21 @@ import rollcast
 for name in rollcast.__all__:
     getattr(rollcast, name)
 
+# Records of the commands that tests run, in this process and in others, go where nobody keeps them.
+RECORDS = tempfile.mkdtemp(prefix="rollcast-records-of-tests-")
+os.environ["ROLLCAST_RECORDS"] = RECORDS
+
+
+def pytest_unconfigure():
+    """Take away what they left."""
+    shutil.rmtree(RECORDS, ignore_errors=True)
+
+
 # What `make quick` leaves out: these take most of the time of all tests, and are run by `make test`.
 SLOW = (
     "cli/test_files_and_pipes.py",
     "cli/test_printed_commands.py",
+    "cli/test_recording.py",
     "cli/test_run.py",
     "cli/test_train.py",
     "cli/test_train_with_trl.py",
@@ -60,10 +74,11 @@ settings.load_profile("rollcast")
 @pytest.fixture(autouse=True)
 def commands_silence_no_later_test():
     """The commands silence a logger of their process; a test that calls one gives it back."""
-    logger = logging.getLogger("rollcast.observers.waiting_lines.count")
-    level = logger.level
+    names = ("rollcast.observers.waiting_lines.count", "rollcast.archive.count")
+    levels = {name: logging.getLogger(name).level for name in names}
     yield
-    logger.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "observers": CORE | {"terminal"},  # lines and consoles take turns at one output
     "models": CORE,
     "tools": CORE,
-    "rollout": CORE | {"observers", "models", "tools"},
+    "rollout": CORE | {"observers", "models", "tools", "archive"},
     "tasks": CORE | {"models", "tools", "rollout"},
     "train": CORE | {"models", "tools", "rollout", "tasks"},
     "archive": CORE,

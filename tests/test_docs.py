@@ -80,6 +80,7 @@ def run_block(block, path, namespace, runner):
 def test_what_a_page_shows_runs(path, tmp_path, monkeypatch):
     """And prints what the page says."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROLLCAST_RECORDS")  # records go where the page says
     namespace = {"__name__": "page"}
     if page_id(path) == "docs/tiny-model.md":
         shutil.copytree(CHECKPOINT, tmp_path / "my/folder")
@@ -144,10 +145,10 @@ def test_commands_exist(words, monkeypatch):
 
         monkeypatch.setattr(cli, "run_command", lambda options: 0)
         monkeypatch.setattr(cli, "watch_command", lambda options: 0)
-        monkeypatch.setattr(cli, "recover_command", lambda directory, word, force: 0)
-        monkeypatch.setattr(cli, "stats_command", lambda directory, word, json, color: 0)
-        for command in ("show_command", "replay_command", "export_command"):
-            monkeypatch.setattr(cli, command, lambda directory, options: 0)
+        monkeypatch.setattr("rollcast.cli.records.recover_command", lambda directory, word, force: 0)
+        monkeypatch.setattr("rollcast.cli.stats.stats_command", lambda directory, word, json, color: 0)
+        for command in ("show", "replay", "export"):
+            monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda directory, options: 0)
         monkeypatch.setattr(cli, "train_command", lambda line, config: 0)
         done = CliRunner().invoke(cli.app, arguments)
         assert done.exit_code == 0, done.output

@@ -16,6 +16,7 @@ RollcastError
 ├── RolloutCancelledError          a watcher cancelled a rollout in the middle of a training
 ├── CheckpointError                a checkpoint cannot be written or read
 ├── ArchiveError                   a record of a run cannot be found, read or written
+├── AlertError                     an alert could not be sent
 ├── RefusedError                   a server refused this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -25,6 +26,7 @@ A message says what was found, what was expected and what to do. The command lin
 from __future__ import annotations
 
 __all__ = [
+    "AlertError",
     "ArchiveError",
     "BackendClosedError",
     "BackendError",
@@ -108,6 +110,19 @@ class CheckpointError(RollcastError):
 
 class ArchiveError(RollcastError):
     """A record of a run cannot be found, read or written."""
+
+
+class AlertError(RollcastError):
+    """An alert could not be sent.
+
+    Args:
+        reason: why.
+        retry: whether it may be taken if it is sent again.
+    """
+
+    def __init__(self, reason: str, *, retry: bool = False) -> None:
+        super().__init__(reason)
+        self.retry = retry
 
 
 class RefusedError(RollcastError):

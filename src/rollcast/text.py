@@ -10,6 +10,8 @@ characters that a terminal would obey; `plain_line` drops them, for our own mess
 A model, a tool or a log can hold terminal escapes (they move the cursor, set the title, write the clipboard),
 bidirectional overrides (they reorder the text on screen, CVE-2021-42574) and zero-width characters (they hide text).
 `visible` shows each as an escape.
+
+`looks_secret` tells whether a value had better not be shown at all.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ import re
 import unicodedata
 
 __all__ = [
+    "LINE_CHARS",
     "bounded",
     "escape_surrogates",
+    "grown_line",
     "is_terminal_safe",
+    "looks_secret",
+    "names_secret",
     "one_line",
     "plain_line",
     "printable_line",
@@ -30,6 +36,8 @@ __all__ = [
     "visible",
     "well_formed",
 ]
+
+LINE_CHARS = 4000  # characters of a line of model text that are shown at once
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Printable by category but invisible: joiners, fillers, variation selectors other than text and emoji style.
@@ -163,3 +171,34 @@ def _escape(char: str) -> str:
 def _json_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
+_SECRET_NAME = re.compile(
+    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
+    re.IGNORECASE,
+)
+_SHORTEST_SECRET = 8  # characters: shorter ones would be ordinary words
+_NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
+
+
+def names_secret(name: str) -> bool:
+    """Whether what has this name is mostly a secret: a token, a password, a key."""
+    return _SECRET_NAME.search(name.replace("-", "_")) is not None
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable or a field of this name holds a secret: 8 characters or more, and no path, number or common word."""
+    return names_secret(name) and len(value) >= _SHORTEST_SECRET and not _NO_SECRET.fullmatch(value)
+
+
+def grown_line(chars: int, more: str) -> tuple[int, bool]:
+    """How many characters the last line has after more text, and whether that took it to a multiple of `LINE_CHARS`.
+
+    A line that never ends is shown in pieces, at these places. A recording keeps them, so that a replay shows the same pieces.
+    """
+    newline = more.rfind("\n")
+    if newline >= 0:
+        chars, now = 0, len(more) - newline - 1
+    else:
+        now = chars + len(more)
+    return now, now // LINE_CHARS > chars // LINE_CHARS

@@ -19,12 +19,15 @@ READING = {
         "chain",
         "train_rows",
         "open_parts",
+        "notes",
+        "add_note",
         "trajectory",
         "state",
     },
     "index.py": {"read_run_file", "list_records", "find_record", "state_of"},
     "segments.py": {"segments_in"},
     "recovery.py": {"recover"},
+    "budget.py": {"trim_records"},
 }
 
 

@@ -28,7 +28,7 @@ from rollcast import (
 from rollcast.archive import ArchiveObserver, worker, zstd
 from rollcast.archive import format as fmt
 from rollcast.archive.index import read_run_file
-from rollcast.archive.line_log import AppendedFile
+from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
 from rollcast.archive.writer import _merged, _trajectory_line
@@ -387,6 +387,23 @@ async def test_a_disk_that_stays_full_does_not_hide_how_the_run_ended(stage, dis
     assert archive.facts.totals.lost == 11
 
 
+async def test_a_failure_that_cannot_be_told_is_counted_all_the_same(stage, disk, talk, caplog, monkeypatch):
+    """The rows of the chains and the gap are there when there is room again."""
+    stage.observe()
+    monkeypatch.setattr(stage.observer, "report", lambda error: 1 // 0)
+    async with stage.manager.run(chains=2) as run:
+        talk(run, 0)
+        await stage.recorded()
+        disk.full = True
+        talk(run, 1)
+        await stage.recorded()
+        disk.full = False
+    archive = await stage.close()
+    assert [row["state"] for row in archive.chains().rows] == ["ended", "ended"]
+    assert archive.facts.totals.lost == 10
+    assert len([r for r in caplog.records if "could not be told" in r.getMessage()]) == 1
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 async def test_a_folder_that_is_taken_away_is_begun_anew(stage, talk, how, caplog):
     """A `gap` stands for what it had of the run, chains that are open have their start again, and positions go on."""
@@ -645,7 +662,7 @@ def test_merging_keeps_every_text_and_the_order(made):
         data = {"content": f"{seq} ", "offset": 0, "token_ids": [seq]} if kind == "chunk" else {}
         name = "llm_generation_chunk" if kind == "chunk" else kind
         events.append(StreamEvent(T(name), chain, 1.0, data, step, None, seq, "r"))
-    merged = _merged(events)
+    merged = _merged(events, {})
     assert [e.seq for e in merged] == sorted(e.seq for e in merged)
     for chain in "ab":
 
@@ -660,3 +677,34 @@ def test_merging_keeps_every_text_and_the_order(made):
     assert sum(len(e.data.get("token_ids", ())) for e in merged) == sum(
         e.event_type is T.LLM_GENERATION_CHUNK for e in events
     )
+
+
+async def test_a_lossless_record_holds_the_run_up(tmp_path, monkeypatch, until, caplog):
+    """While the disk is slow: it waits for the record, says so once, and then nothing is missing."""
+    disk, append = threading.Event(), LineLog.append
+
+    def slow(log, data, lines):
+        disk.wait(30)
+        append(log, data, lines)
+
+    monkeypatch.setattr(LineLog, "append", slow)
+    monkeypatch.setattr("rollcast.archive.worker._FULL_EVENTS", 16)
+    observer = ArchiveObserver(tmp_path / "r", level="tokens", lossless=True)
+    observer.queue_limit_bytes = 0
+    manager = StreamingManager(queue_limit=20_000)
+    manager.add_observer(observer)
+    agent = BaseAgent(backend=ScriptedBackend("word " * 500), streaming_manager=manager)
+    with caplog.at_level(logging.WARNING):
+        run = asyncio.create_task(agent.run_async(1, [{"role": "user", "content": "x"}], 2, True))
+        try:
+            await until(lambda: manager.congested)
+            assert not run.done()
+        finally:
+            disk.set()
+        result = await run
+    await manager.aclose()
+    assert sum("is lossless and has fallen behind" in line for line in caplog.messages) == 1
+    events = list(Archive.open(tmp_path / "r").events())
+    assert [event.seq for event in events if event.event_type is T.GAP] == []
+    texts = "".join(e.data["content"] for e in events if e.event_type is T.LLM_GENERATION_CHUNK)
+    assert len(texts) == sum(len(trajectory.final_response) for trajectory in result)

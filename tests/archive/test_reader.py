@@ -1,11 +1,13 @@
 """Reading a record: from any place, by any filter, while it grows, and if it is damaged."""
 
 import asyncio
+import importlib
 import json
 import shutil
 import subprocess
 import threading
 import tracemalloc
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from rollcast import EventFilter, InputError, StreamEvent, StreamEventType
 from rollcast.archive import format as fmt
 from rollcast.archive import lines, zstd
+from rollcast.archive.budget import trim_records
 from rollcast.archive.index import find_record, list_records, state_of
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.reader import Archive
@@ -269,6 +272,32 @@ def test_an_index_that_does_not_belong_is_not_believed(many):
         assert list(archive.events()) == events
 
 
+def test_an_index_with_a_flipped_bit_is_not_believed(many):
+    """Wherever it is: what is read by a filter is what was recorded."""
+    archive, events = many
+    one = segments_in(archive.path / "events")[0]
+    whole = one.index_path.read_bytes()
+    wanted = EventFilter(chains="chain_7", types="error")
+    for at in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        one.index_path.write_bytes(bytes(data))
+        assert [e.seq for e in archive.events(filter=wanted)] == [
+            e.seq for e in events if e.chain_id == "chain_7"
+        ]
+
+
+def test_an_index_without_a_checksum_is_believed(many):
+    """A version before it wrote none."""
+    archive, _ = many
+    one = segments_in(archive.path / "events")[0]
+    index = read_index(one)
+    one.index_path.write_bytes(msgspec.json.encode(index))
+    assert read_index(one) == index
+    one.index_path.write_bytes(msgspec.json.encode(msgspec.structs.replace(index, frames=index.frames[:1])))
+    assert read_index(one) is None
+
+
 def test_a_bad_line_costs_itself(tmp_path):
     """Those around it keep their positions."""
     archive = written(tmp_path / "r", [])
@@ -464,15 +493,62 @@ async def test_pandas_reads_a_record(stage, sealed):
     assert len(table) > 1000
 
 
-async def test_duckdb_reads_a_record(stage):
-    """A sealed segment of several frames, and the rows of chains."""
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_duckdb_reads_a_record(stage, sealed):
+    """A sealed segment of several frames or a live one, and the rows of chains, by the queries of docs/archive.md."""
     duckdb = pytest.importorskip("duckdb")
     stage.observe()
     await stage.run(150)
-    await stage.close()
-    query = f"select count(*) from read_json('{stage.path}/events/*.jsonl.zst', format='newline_delimited')"
-    (count,) = duckdb.sql(query).fetchone()
-    assert count > 1000
+    if sealed:
+        await stage.close()
+    name = "*.jsonl.zst" if sealed else "*.jsonl"
+
+    def counts():
+        with duckdb.connect() as connection:
+            events = connection.execute(
+                f"select event_type, count(*) from '{stage.path}/events/{name}' group by all"
+            ).fetchall()
+            (rows,) = connection.execute(
+                f"select count(*), sum(reward) from '{stage.path}/chains.jsonl' where row = 'end'"
+            ).fetchall()
+            return dict(events), rows
+
+    types, rows = await asyncio.to_thread(counts)
+    assert (types["chain_start"], types["chain_end"], types["run_end"]) == (150, 150, 1)
+    assert rows == (150, sum(range(150)))
+
+
+@pytest.mark.parametrize("level", ["tokens", "turns"])
+async def test_others_read_a_record_that_was_trimmed(stage, level):
+    """The empty lines of what was taken out are none to jq, pandas and DuckDB."""
+    stage.observe(level=level)
+    await stage.run(60)
+    archive = await stage.close()
+    archive.add_note("x", author="ann", chain_id="chain_7")
+    assert (await asyncio.to_thread(trim_records, stage.path.parent, 0)).records == [stage.path]
+    (segment,) = segments_in(stage.path / "events")
+
+    def counts():
+        found = []
+        if shutil.which("jq") and shutil.which("zstd"):
+            shell = f"zstd -dc {segment.path} | jq -s 'map(select(.event_type == \"chain_end\")) | length'"
+            found.append(
+                int(subprocess.run(shell, shell=True, capture_output=True, text=True, check=True).stdout)
+            )
+        with suppress(ImportError):
+            pandas = importlib.import_module("pandas")
+            table = pandas.read_json(segment.path, lines=True)
+            found.append(int((table.event_type == "chain_end").sum()))
+        with suppress(ImportError):
+            duckdb = importlib.import_module("duckdb")
+            with duckdb.connect() as connection:
+                query = f"select count(*) from '{segment.path}' where event_type = 'chain_end'"
+                found.append(connection.execute(query).fetchall()[0][0])
+        return found
+
+    found = await asyncio.to_thread(counts)
+    assert found
+    assert set(found) == {1}
 
 
 def test_sealing_leaves_nothing_half_made(tmp_path, monkeypatch):

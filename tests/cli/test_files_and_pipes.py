@@ -11,8 +11,11 @@ import pytest
 from rollcast.records import check_events, decode
 
 ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), "HOME": os.environ.get("HOME", "/")}
-RUN = ("run", "--seed", "7")
-TRAIN = ("train", "--steps", "1", "--questions", "1", "--group", "2", "--eval-every", "0", "--out", "out")
+# What is said of records is tested in test_recording.py; here every line on the standard error is about something else.
+RUN = ("run", "--seed", "7", "--no-record")
+TRAIN = (
+    "train", "--steps", "1", "--questions", "1", "--group", "2", "--eval-every", "0", "--out", "out", "--no-record"
+)  # fmt: skip
 full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
 proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc on this system")
 
@@ -160,9 +163,9 @@ def test_every_line_that_a_chain_wrote_is_a_line_of_the_pipe(tmp_path):
 
 def redirected(*args, to, cwd, **options):
     """As a shell runs `rollcast … TO`."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENV} | options
     command = ["sh", "-c", f'exec "$0" -m rollcast "$@" {to}', sys.executable, *map(str, args)]
-    return subprocess.run(command, text=True, timeout=100, cwd=cwd, env=ENV, check=False, **options)
+    return subprocess.run(command, text=True, timeout=100, cwd=cwd, check=False, **options)
 
 
 @pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])
@@ -190,12 +193,13 @@ def test_lines_to_a_closed_standard_output_are_told_as_missing(tmp_path):
 
 
 @pytest.mark.parametrize("to", [">&-", pytest.param("> /dev/full", marks=full)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "command", [("--help",), ("run", "--help"), ("--version",), ("watch", "localhost:1")]
 )
-def test_what_cannot_be_printed_is_one_sentence(tmp_path, command, to):
-    """Help and version too, which the runs' output has no part in."""
-    done = redirected(*command, to=to, cwd=tmp_path)
+def test_what_cannot_be_printed_is_one_sentence(tmp_path, command, to, unbuffered):
+    """Help and version too, which the runs' output has no part in; however much of it the buffer takes."""
+    done = redirected(*command, to=to, cwd=tmp_path, env=ENV | {"PYTHONUNBUFFERED": unbuffered})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 

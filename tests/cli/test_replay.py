@@ -1,5 +1,7 @@
 """`rollcast replay`: a recorded run as it was seen live."""
 
+import asyncio
+import io
 import itertools
 import json
 import subprocess
@@ -7,14 +9,17 @@ import sys
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
+from rollcast.archive.writer import _merged
 from rollcast.cli.app import app
 from rollcast.cli.replay import _Pace
 from rollcast.errors import ArchiveError, FilterError, InputError
-from rollcast.records import StreamEvent, decode
+from rollcast.records import StreamEvent, StreamEventType, decode
 
 TEXTS = (
     "<think>let me\nsee: 1, 2\n\nand 3</think>so it\nis 4",
@@ -77,6 +82,178 @@ def test_a_replay_is_what_the_console_printed_live(tmp_path, level, filter, argu
     out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert len(live) > 100
     assert (out.stdout, out.stderr) == (live, "")
+
+
+def failing(manager, numbers, stuck):
+    """Chains that each call a tool for half a second of the events' own time, which fails at first; one call never ends."""
+    at, run_id = 1_700_000_000.0, "run-by-hand"
+
+    def emit(kind, chain_id="", **data):
+        step = 1 if chain_id else None
+        group_id = f"group_{ord(chain_id[-1]) % 2}" if chain_id else None
+        manager.emit(
+            StreamEvent(
+                StreamEventType(kind), chain_id, at, data, step, step, run_id=run_id, group_id=group_id
+            )
+        )
+
+    def start(name):
+        emit("chain_start", name, messages=[], tools=[], index=0, policy_version=0)
+        emit("tool_call_start", name, call_id="c", tool_name="look", arguments={})
+
+    emit("run_start", chains=len(numbers) + 1, groups=2, agent="", model="m", backend="", policy_version=0)
+    for number in numbers:
+        if number == stuck:
+            start("stuck")
+        name, status = f"chain_{number}", "error" if number < 20 else "success"
+        start(name)
+        at += 0.5
+        emit(
+            "tool_observation",
+            name,
+            call_id="c",
+            tool_name="look",
+            observation="x",
+            partial=False,
+            status=status,
+        )
+        emit("tool_call_end", name, call_id="c", tool_name="look", status=status, duration_s=0.5)
+        about = {"final_response": name, "steps": 1, "completion_tokens": 1, "duration_s": 0.5, "metrics": {}}
+        emit("chain_end", name, finish_reason="answered", reward=float(number % 2), **about)
+    emit("chain_end", "stuck", finish_reason="cancelled", reward=None, **about)
+    emit(
+        "run_end",
+        status="completed",
+        chains=1,
+        failed=0,
+        mean_reward=None,
+        completion_tokens=1,
+        duration_s=9.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("filter", "arguments", "hints"),
+    [
+        (None, [], 4),
+        (EventFilter(chains=[f"chain_{i}" for i in range(16)]), [f"--chain=chain_{i}" for i in range(16)], 1),
+        (EventFilter(groups="group_1"), ["--group", "group_1"], 4),
+        (EventFilter(types=["chain_end"]), ["--type", "chain_end"], 0),
+    ],
+)
+def test_a_replay_has_the_hints_of_the_live_run(tmp_path, filter, arguments, hints):
+    """At the same places: they appear and go by the times of the events."""
+    manager = StreamingManager()
+    with (tmp_path / "live").open("w+") as out:
+        manager.add_observer(ConsoleStreamObserver(file=out, chain_filter=filter))
+        manager.add_observer(ArchiveObserver(tmp_path / "r", name="talk", masker=False))
+        failing(manager, range(100), stuck=30)
+        manager.drain_sync()
+        manager.close()
+        out.seek(0)
+        live = out.read()
+    command = [sys.executable, "-m", "rollcast", "replay", "r", "--speed", "max", "--record-dir", tmp_path]
+    out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == (live, "")
+    assert live.count("│ ! ") == hints
+
+
+LONG = (
+    "word " * 3000,
+    "x" * 9001 + "\nshort\n" + "y" * 4000 + "\n" + "z" * 3999,
+    " " * 4100
+    + "after blanks "
+    + "<think>"
+    + "thought " * 1200
+    + "</think>"
+    + "b" * 7990
+    + "<tool_call>"
+    + "c" * 4100,
+    "宽" * 5000 + " " + "字 " * 3000 + "\r\n" + "a\tb " * 1500,
+)
+
+
+@pytest.mark.parametrize("filter", [None, EventFilter(types=["llm_generation_chunk"])])
+def test_a_replay_of_long_lines_is_what_the_console_printed_live(tmp_path, filter):
+    """Lines beyond 4,000 characters are shown in pieces, and in the same ones: with blanks, tags, wide characters and no space."""
+    manager = StreamingManager()
+    with (tmp_path / "live.txt").open("w+") as out:
+        manager.add_observer(ConsoleStreamObserver(file=out, chain_filter=filter))
+        observer = ArchiveObserver(tmp_path / "r", masker=False, level="tokens")
+        manager.add_observer(observer)
+        with manager.run(chains=len(LONG)) as run:
+            chains = [run.chain([{"role": "user", "content": "?"}]).start() for _ in LONG]
+            for turn in range(2):
+                generations = [chain.generation(prompt_ids=[1]).start() for chain in chains]
+                words = [iter([text[i : i + 7] for i in range(0, len(text), 7)]) for text in LONG]
+                for number, round_ in enumerate(itertools.zip_longest(*words)):
+                    for generation, word in zip(generations, round_, strict=True):
+                        if word is not None:
+                            generation.chunk(word, [7], [-0.5])
+                    if (
+                        number % 200 == 199
+                    ):  # in several blocks, and nothing falls behind, which would merge chunks
+                        manager.drain_sync()
+                        observer._worker.flush().result(20)
+                for generation in generations:
+                    generation.end("stop" if turn else "tool_call")
+            for chain in chains:
+                chain.end("answered")
+        manager.close()
+        out.seek(0)
+        live = out.read()
+    command = [sys.executable, "-m", "rollcast", "replay", "r", "--speed", "max", "--record-dir", tmp_path]
+    if filter is not None:
+        command += ["--type", "llm_generation_chunk"]
+    replayed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (
+        sum(1 for e in Archive.open(tmp_path / "r").events() if e.event_type == "llm_generation_chunk") < 1500
+    )
+    assert "not shown" not in live
+    assert live.count("word") >= 6000
+    assert live.count("b") >= 2 * 7990
+    assert (replayed.stdout, replayed.stderr) == (live, "")
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.text("ab <>/\r\n宽\t", max_size=8),
+        st.sampled_from(
+            ["<think>", "</think>", "<tool_call>", "word " * 700, "x" * 3990, " " * 3998, "宽" * 2100, "\n"]
+        ),
+    ),
+    max_size=24,
+)
+
+
+def printed(events):
+    out = io.StringIO()
+    console = ConsoleStreamObserver(file=out)
+    asyncio.run(console.on_batch(events))
+    asyncio.run(console.aclose())
+    return out.getvalue()
+
+
+@given(st.lists(PIECES, min_size=1, max_size=3), st.randoms(use_true_random=False))
+def test_however_chunks_were_merged_the_console_prints_the_same(texts, random):
+    """Chunks of several chains, written in blocks of any size."""
+    events, offsets, queues = [], {}, [list(pieces) for pieces in texts]
+    while any(queues):
+        number = random.choice([n for n, queue in enumerate(queues) if queue])
+        content = queues[number].pop(0)
+        data = {"content": content, "offset": offsets.get(number, 0), "token_ids": [1]}
+        offsets[number] = data["offset"] + len(content)
+        events.append(
+            StreamEvent(
+                "llm_generation_chunk", f"chain_{number}", float(len(events)), data, 1, 1, len(events), "r"
+            )
+        )
+    merged, lines, rest = [], {}, events
+    while rest:
+        size = random.randint(1, 12)
+        merged += _merged(rest[:size], lines)
+        rest = rest[size:]
+    assert printed(merged) == printed(events)
 
 
 def test_a_replay_without_tokens_shows_whole_generations(tmp_path):

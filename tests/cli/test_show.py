@@ -7,7 +7,7 @@ from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError, InputError
-from rollcast.records import StreamEvent
+from rollcast.records import StreamEvent, prompt_hash
 
 
 def shown(directory, *arguments):
@@ -100,6 +100,8 @@ def test_one_group(run):
     """Its question, its reference, and a line for each of its chains."""
     out = shown(run, "r", "--group", "group_0")
     assert "  ▸ question 0 of step 1\n    reference 0\n" in out
+    asked = prompt_hash([{"role": "user", "content": "question 0 of step 1"}])
+    assert f"    reference 0\n    prompt {asked}\n" in out
     assert "chain_0  1  answered  2 steps, 3 tokens  It is 0.\n" in out
     assert "chain_2" not in out
 
@@ -140,8 +142,47 @@ def test_hints_stand_above(tmp_path):
                     generation.chunk("a", [1], [-1.0])
                 with chain.tool_call("look", {}) as call:
                     call.observation("no", status="error")
+                chain.reward(0.5)
     manager.close()
-    assert "! The tool “look” failed in 8 of 8 calls" in shown(tmp_path, "r")
+    out = shown(tmp_path, "r")
+    assert "! The tool “look” failed in 8 of 8 calls (chain_0, chain_1, chain_2, chain_3 and 4 more)" in out
+    assert "! The tool “look”" in shown(tmp_path, "r", "--failed")
+
+
+def test_a_chain_has_the_hints_that_it_shows(tmp_path):
+    """However many chains show them too; one that does not show them has none."""
+    manager = recorded(tmp_path / "r")
+    with manager.run(chains=100) as run:
+        for n in range(100):
+            with run.chain() as chain:
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk("a", [1], [-1.0])
+                with chain.tool_call("look", {}) as call:
+                    call.observation("no", status="success" if n == 50 else "error")
+    manager.close()
+    assert "! The tool “look” failed in 99 of 100 calls (chain_99, chain_0, " in shown(
+        tmp_path, "r", "--chain", "chain_99"
+    )
+    assert "!" not in shown(tmp_path, "r", "--chain", "chain_50")
+
+
+def test_a_step_has_the_trends_of_its_training(tmp_path):
+    """Those that the steps up to this one show: chains that become longer while the reward rises."""
+    manager = recorded(tmp_path / "t")
+    for step in range(1, 17):
+        with manager.run(parent_run_id="training", chains=16) as run:
+            for n in range(16):
+                with run.chain(group_id=f"group_{n // 2}") as chain:
+                    with chain.generation(prompt_ids=[1]) as generation:
+                        generation.chunk(f"{n}", [1] * 4 * step, [-1.0] * 4 * step)
+                    chain.reward(float(n < step))
+                    chain.end("answered", f"{n}")
+        learned = {run.run_id: {f"chain_{n}": {"advantage": 0.0} for n in range(16)}}
+        about = {"train_step": step, "policy_version": step, "metrics": {}, "chains": learned}
+        manager.emit(StreamEvent("train_step", "", None, about, run_id="training"))
+    manager.close()
+    assert "while the chains became longer: from 12 to 56 tokens on average" in shown(tmp_path, "t")
+    assert "became longer" not in shown(tmp_path, "t", "--step", "11")
 
 
 def test_a_run_that_goes_on_is_shown(tmp_path):
@@ -206,3 +247,58 @@ def test_what_cannot_be_shown_is_refused(run, arguments, error, sentence):
     with pytest.raises(error, match=None) as caught:
         shown(run, "r", *arguments)
     assert sentence in str(caught.value)
+
+
+def test_a_chain_tells_how_it_came_about(tmp_path):
+    """Its question's hash, seed, sampling and row; rewards of steps and messages in their places; when tokens came."""
+    manager = recorded(tmp_path / "r")
+    question = [{"role": "user", "content": "question"}]
+    with (
+        manager.run(seed=7, sampling={"temperature": 0.5}, settings={"max_steps": 3}) as run,
+        run.chain(
+            question, row={"level": "hard"}, seed=2**62 + 1, attempt=2, parent_chain_id="chain_9"
+        ) as chain,
+    ):
+        with chain.generation(sampling={"temperature": 0.5, "stop": []}) as generation:
+            generation.chunk("I ", [1], [-0.5])
+            generation.chunk("look.", [2], [-0.5])
+        chain.step_reward(0.25)
+        chain.message({"role": "user", "content": "Hurry!"}, from_outside=True)
+        with chain.generation() as generation:
+            generation.chunk("It is 1.", [3], [-0.5])
+        chain.step_reward(0.125)
+        chain.reward(1.0)
+    manager.close()
+    assert "seed 7 · temperature 0.5 · max_steps 3" in shown(tmp_path, "r").splitlines()[1]
+    lines = shown(tmp_path, "r", "--chain", "chain_0", "--tokens").splitlines()
+    told = f"prompt {prompt_hash(question)} · seed {2**62 + 1} · attempt 2 · begun by chain_9"
+    assert told in lines
+    assert 'row  {"level": "hard"}' in lines
+    order = ["I look.", "step reward 0.25", "Hurry!", "It is 1.", "step reward 0.125"]
+    places = [next(i for i, line in enumerate(lines) if text in line) for text in order]
+    assert places == sorted(places)
+    assert any("from the first to the last" in line for line in lines)
+
+
+def test_the_sampling_of_the_latest_generation_is_shown(tmp_path):
+    """What is empty is left out."""
+    manager = recorded(tmp_path / "r")
+    with (
+        manager.run() as run,
+        run.chain() as chain,
+        chain.generation(sampling={"temperature": 0.5, "stop": []}) as generation,
+    ):
+        generation.chunk("x", [1])
+    manager.close()
+    assert "temperature 0.5" in shown(tmp_path, "r", "--chain", "chain_0").splitlines()
+
+
+def test_an_evaluation_is_not_a_training_step(tmp_path):
+    """It names the step that it came after, and `show` goes on showing that step's own chains."""
+    manager = recorded(tmp_path / "r")
+    rollout(manager, 1, [1.0, 0.0], train_step=1, split="train")
+    rollout(manager, 9, [0.5, 0.5], train_step=1, split="eval")
+    manager.close()
+    text = shown(tmp_path, "r")
+    assert "training step 1 · 2 chains in 1 group" in text
+    assert "question 0 of step 9" not in text

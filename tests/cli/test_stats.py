@@ -82,7 +82,11 @@ def test_lengths_by_training_step(tmp_path):
         learned = {run.run_id: {"chain_0": {"advantage": 1.0}}}
         manager.emit(StreamEvent("train_step", "", None, about | {"chains": learned}, run_id="training"))
     manager.close()
-    assert figures(tmp_path)["steps"] == [
+    found = figures(tmp_path)["steps"]
+    for step in found:
+        assert (step.pop("ends"), step.pop("metrics")) == ({"answered": 2}, {})
+        assert step.pop("tools")["look"].items() >= {"calls": 2, "failed": 0}.items()
+    assert found == [
         {
             "train_step": s,
             "chains": 2,
@@ -142,3 +146,21 @@ def test_hostile_rows_are_no_trouble(run):
     assert found["chains"] == 5
     assert "\x1b" not in stats(run, "r")
     assert CliRunner().invoke(app, ["show", "r", "--record-dir", str(run)]).exit_code == 0
+
+
+def test_a_training_step_tells_ends_tools_and_metrics(tmp_path):
+    """Of its own chains, without those of evaluations, which name the step too."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(tmp_path / "r", name="sums", masker=False))
+    for split in ("train", "eval"):
+        with manager.run(chains=2, train_step=1, split=split) as run:
+            chain_of(run, 0, status="timeout")
+            with run.chain([{"role": "user", "content": "q"}], group_id="group_0") as chain:
+                chain.reward(1.0, {"exact": 1, "note": "x"})
+    manager.close()
+    (step,) = figures(tmp_path)["steps"]
+    assert (step["train_step"], step["chains"], step["ends"]) == (1, 2, {"answered": 2})
+    assert (step["tools"]["look"]["calls"], step["tools"]["look"]["failed"]) == (1, 1)
+    assert step["metrics"] == {"exact": 1.0}
+    table = stats(tmp_path, "latest").split("failed calls by training step\n")[1].splitlines()
+    assert [line.split() for line in table] == [["step", "look"], ["1", "1", "of", "1"]]

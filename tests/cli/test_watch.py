@@ -116,6 +116,69 @@ def test_a_watcher_that_nobody_reads_ends():
         running.communicate()
 
 
+AGENT_THAT_FAILS = """
+from rollcast import BaseAgent
+from rollcast.testing import ScriptedBackend
+
+def fails(trajectory):
+    raise ValueError("no reward")
+
+agent = BaseAgent(backend=ScriptedBackend("Four."), reward=fails)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "end", "code"),
+    [
+        (["run", "--seed", "7", "--chains", "2"], signal.SIGINT, 0),
+        (["run", "fails.py:agent", "--prompt", "2 + 2", "--chains", "2"], signal.SIGTERM, 1),
+        pytest.param(
+            ["train", "--steps", "1", "--questions", "1", "--group", "2", "--eval-every", "0"],
+            signal.SIGINT,
+            0,
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["run", "run that fails", "train"],
+)
+def test_a_command_keeps_serving_and_who_comes_late_sees_everything(tmp_path, args, end, code):
+    """The summary is printed when the run is over; a signal ends the command with the exit code of the run."""
+    (tmp_path / "fails.py").write_text(AGENT_THAT_FAILS)
+    run = command(*args, "--serve", "127.0.0.1:0", "--keep-serving")
+    with subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=tmp_path
+    ) as running:
+        said = []
+        for line in running.stdout:
+            said.append(line)
+            if "still serving at ws://" in line:
+                break
+        url = re.search(r"still serving at (ws://\S+),", said[-1])[1]
+        assert any(("completed: " in line) or ("done: " in line) for line in said)
+        watch = command("watch", url, "--since", "start")
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=ENV) as watching:
+            assert any(line.startswith("── completed") for line in watching.stdout)
+            watching.send_signal(signal.SIGINT)
+            watching.communicate()
+        assert running.poll() is None
+        running.send_signal(end)
+        rest, errors = running.communicate()
+    assert (running.returncode, rest) == (code, "")
+    assert ("Traceback" in errors) is bool(code)  # that of the reward, which is logged
+
+
+def test_a_run_that_ctrl_c_ended_is_not_served_on():
+    """Whoever presses Ctrl-C wants the command to end."""
+    run = command("run", "--serve", "127.0.0.1:0", "--keep-serving", "--pace", "0.02", "--seed", "7")
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=ENV) as running:
+        assert any("watch it with" in line for line in running.stdout)
+        assert any("chain_0" in line for line in running.stdout)
+        running.send_signal(signal.SIGINT)
+        out, _ = running.communicate()
+    assert running.returncode == 130
+    assert "still serving" not in out
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -128,6 +191,8 @@ def test_a_watcher_that_nobody_reads_ends():
         (["run", "--origin", "https://lab.example"], "--origin is given without --serve"),
         (["run", "--host-name", "lab.example"], "--host-name is given without --serve"),
         (["run", "--tls-cert", "cert.pem"], "--tls-cert is given without --serve"),
+        (["run", "--keep-serving"], "--keep-serving is given without --serve"),
+        (["train", "--keep-serving"], "--keep-serving is given without --serve"),
         (["train", "--serve", "0", "--origin", "lab"], "is 'lab'; expected that of one page"),
         (["train", "--serve", "0", "--host-name", "a b"], "is 'a b'; expected a name alone"),
         (["watch", "ftp://localhost"], "is not a WebSocket address"),

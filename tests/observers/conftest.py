@@ -1,38 +1,13 @@
 import asyncio
 import errno
-import io
 import itertools
 import os
 import time
 
-import pyte
 import pytest
 
+from doubles import Terminal
 from rollcast.records import StreamEvent, StreamEventType
-
-
-class Terminal(io.StringIO):
-    """A terminal of 24 rows whose screen can be read; `columns` wide."""
-
-    encoding = "utf-8"
-
-    def __init__(self, columns=80):
-        super().__init__()
-        self.screen = pyte.HistoryScreen(columns, 24, history=5000, ratio=0.5)
-        self._stream = pyte.Stream(self.screen)
-
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        self._stream.feed(text.replace("\n", "\r\n"))
-        return super().write(text)
-
-    @property
-    def rows(self):
-        """The rows above and on the screen, without the empty ones at the end."""
-        top = ["".join(row[x].data for x in range(self.screen.columns)) for row in self.screen.history.top]
-        return [row.rstrip() for row in "\n".join([*top, *self.screen.display]).rstrip().split("\n")]
 
 
 class Events:

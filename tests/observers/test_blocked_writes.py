@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles import Reporting
 from rollcast import BaseAgent
 from rollcast.observers import JSONStreamObserver, jsonl, waiting_lines
 from rollcast.records import check_events, decode
@@ -17,17 +18,6 @@ from rollcast.stream.calls import TURN
 from rollcast.testing import ScriptedBackend
 
 HELLO = [{"role": "user", "content": "go"}]
-
-
-class Reporting(JSONStreamObserver):
-    """Keeps what it reports."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.reported = []
-
-    def report(self, error):
-        self.reported.append(error)
 
 
 class Hold:

@@ -9,20 +9,10 @@ import sys
 
 import pytest
 
+from doubles import Reporting
 from rollcast.errors import FilterError, InputError
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import StreamEvent, check_events, decode
-
-
-class Reporting(JSONStreamObserver):
-    """Keeps what it reports."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.reported = []
-
-    def report(self, error):
-        self.reported.append(error)
 
 
 def read(path):

@@ -488,3 +488,29 @@ async def test_a_late_observer_knows_the_tools_and_errors_of_a_chain(traces):
     await manager.drain()
     assert traces.one("execute_tool").name == "execute_tool search"
     assert traces.one("invoke_agent").attributes["error.type"] == "KeyError"
+
+
+async def test_messages_from_outside_and_rewards_of_steps(traces):
+    """The next generation's prompt has the message, after the result before it; a step's reward has a name of its own."""
+    manager = StreamingManager()
+    manager.add_observer(OpenTelemetryStreamObserver(traces.provider, content=True))
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain:
+            with chain.generation() as generation:
+                generation.chunk("I look.")
+            with chain.tool_call("look", {}) as call:
+                call.observation("nothing")
+            chain.step_reward(0.25)
+            chain.message({"role": "user", "content": "Hurry!"}, from_outside=True)
+            with chain.generation() as generation:
+                generation.chunk("4")
+            chain.reward(1)
+    _, second = traces.of("chat")
+    prompt = json.loads(second.attributes["gen_ai.input.messages"])
+    assert [m["role"] for m in prompt] == ["user", "assistant", "tool", "user"]
+    assert prompt[-1]["parts"][0]["content"] == "Hurry!"
+    scores = [
+        (e.attributes["gen_ai.evaluation.name"], e.attributes["gen_ai.evaluation.score.value"])
+        for e in traces.one("invoke_agent").events
+    ]
+    assert scores == [("step_reward", 0.25), ("reward", 1.0)]

@@ -449,3 +449,36 @@ async def test_names_follow_prometheus_conventions(observer, registry, events):
         if family.type == "counter":
             names = {sample.name for sample in family.samples if not sample.name.endswith("_created")}
             assert names <= {f"{family.name}_total"}
+
+
+async def test_the_figures_of_a_rollout_have_families(observer, value, events, registry):
+    """Ends, tools and a reward's own metrics each have one with a label; lengths have gauges."""
+    figures = {
+        "finish/answered": 0.75, "finish/error": 0.25, "tool/look/calls": 2.0, "tool/look/failed": 0.5, "metrics/exact": 0.5,
+        "length/tokens": 10.0, "length/tokens_max": 30.0, "length/turns": 2.0, "length/turns_max": 4.0, "length/cut_turns": 0.5,
+        "reward/steps": 1.5, "something": 1.0,
+    }  # fmt: skip
+    await observer.on_event(train_step(events, 1, **figures))
+    assert value("train_finish_ratio", finish_reason="answered") == 0.75
+    assert value("train_finish_ratio", finish_reason="error") == 0.25
+    assert value("train_tool_calls", tool="look") == 2
+    assert value("train_tool_failed_calls", tool="look") == 0.5
+    assert value("train_reward_metric", name="exact") == 0.5
+    assert (value("train_chain_tokens"), value("train_chain_tokens_max")) == (10, 30)
+    assert (value("train_chain_turns"), value("train_chain_turns_max")) == (2, 4)
+    assert (value("train_cut_turns"), value("train_step_rewards")) == (0.5, 1.5)
+    assert generate_latest(registry).decode().count("rollcast_train_metric{") == 1
+    await observer.on_event(train_step(events, 2, **{f"metrics/m{i}": 1.0 for i in range(500)}))
+    assert generate_latest(registry).decode().count("rollcast_train_reward_metric{") == 200
+
+
+async def test_rewards_of_steps_are_not_rewards_of_chains(observer, value):
+    """The histogram has one reward for each chain."""
+    manager = StreamingManager()
+    manager.add_observer(observer)
+    async with manager.run() as run:
+        with run.chain(HELLO) as chain:
+            chain.step_reward(0.25)
+            chain.step_reward(0.25)
+            chain.reward(1)
+    assert value("reward_count") == 1

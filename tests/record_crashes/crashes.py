@@ -1,34 +1,43 @@
-"""Kill a run at a random moment, recover its record, and check what it promises.
+"""Kill a run or a training at a random moment, recover its record, and check what it promises.
 
-What a watcher outside of the process saw is the measure: an event that it had and the record lacks is lost.
+What a watcher outside of the process saw is the measure: an event that it had and the record lacks is lost. The watcher is a
+client of the victim's server. Another reader follows the record throughout.
 """
 
 import argparse
+import asyncio
+import logging
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import rollcast
+from record_crashes.victim import KINDS, SEED_OF_MOMENTS, kind_of
 from rollcast.archive.reader import Archive
 from rollcast.archive.recovery import recover
-from rollcast.records import GrammarChecker, StreamEvent, decode
+from rollcast.errors import ArchiveError
+from rollcast.records import GrammarChecker, StreamEvent
+from rollcast.serve import WebSocketStreamingClient
 
 TESTS = Path(__file__).parent.parent
+LONGEST_S = {"handmade": 1.5, "agent": 1.5, "training": 4.0}  # from the first event to the kill
 
 
 class Outcome(NamedTuple):
     """What came of one kill.
 
     Attributes:
+        kind: what was killed.
         seen: events that the watcher had.
         recorded: events of the record before its gaps.
         lost: that the watcher had and the record lacks.
@@ -37,6 +46,7 @@ class Outcome(NamedTuple):
     """
 
     seed: int
+    kind: str
     level: str
     seen: int
     recorded: int
@@ -45,45 +55,93 @@ class Outcome(NamedTuple):
     broken: list[str]
 
 
-def killed(folder: Path, seed: int) -> list[StreamEvent]:
-    """Start a victim, kill it at a random moment after its first event, and give what the watcher had."""
-    rng = random.Random(seed * 7919)
+class Follower(threading.Thread):
+    """Follows the record from when it is there until its writer is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.events: list[StreamEvent] = []
+        self.damage: list[str] = []
+        self.failure: Exception | None = None
+        self.give_up = threading.Event()
+        self._folder = folder
+
+    def run(self) -> None:
+        """See the class."""
+        try:
+            while not (self._folder / "run.json").exists():
+                if self.give_up.wait(0.01):
+                    return
+            reader = Archive.open(self._folder).follow(poll_s=0.02)
+            self.events += reader
+            self.damage = [str(each) for each in reader.damage]
+        except Exception as error:
+            self.failure = error
+
+
+async def _watch(client: WebSocketStreamingClient, seen: list[StreamEvent], first: asyncio.Event) -> None:
+    async for event in client:
+        seen.append(event)
+        first.set()
+
+
+async def _killed(folder: Path, seed: int) -> list[StreamEvent]:
+    rng = random.Random(seed * SEED_OF_MOMENTS)
     environment = os.environ | {
         "PYTHONPATH": f"{TESTS}{os.pathsep}{Path(rollcast.__file__).parent.parent}",
         "PYTHONHASHSEED": "0",
     }
-    command = [sys.executable, "-m", "record_crashes.victim", str(folder), str(seed)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    fd, seen, deadline = process.stdout.fileno(), b"", None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "record_crashes.victim", str(folder), str(seed),
+        stdout=subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    seen: list[StreamEvent] = []
     try:
-        while deadline is None or time.monotonic() < deadline:
-            ready, _, _ = select.select([fd], [], [], 0.005)
-            data = os.read(fd, 1 << 20) if ready else b""
-            if ready and not data:
-                raise AssertionError(f"the victim ended by itself: {process.wait()}")
-            if data and deadline is None:
-                deadline = time.monotonic() + rng.random() * rng.choice([0.3, 1.5])
-            seen += data
+        assert process.stdout is not None
+        address = (await process.stdout.readline()).decode().strip()
+        assert address, f"the victim ended by itself: {await process.wait()}"
+        client = WebSocketStreamingClient(address, since="start")
+        first = asyncio.Event()
+        async with client:
+            watching = asyncio.create_task(_watch(client, seen, first))
+            async with asyncio.timeout(60):
+                await first.wait()
+            await asyncio.sleep(rng.random() * rng.choice([0.3, LONGEST_S[kind_of(seed)]]))
+            assert process.returncode is None, "the victim ended by itself"
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            while not client.reconnections:  # until then it reads what was on its way
+                await asyncio.sleep(0.005)
+                assert not watching.done(), watching.exception()
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        while data := os.read(fd, 1 << 20):
-            seen += data
-        process.wait()
-        process.stdout.close()
-    return [decode(line) for line in seen[: seen.rfind(b"\n") + 1].splitlines()]
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return [event for event in seen if event.event_type not in ("gap", "chain_snapshot")]
 
 
 def play(seed: int, folder: Path) -> Outcome:
     """One kill, and what is wrong with the record that it left."""
-    seen = killed(folder, seed)
+    follower = Follower(folder)
+    follower.start()
+    seen = asyncio.run(_killed(folder, seed))
+    follower.give_up.set()
+    follower.join(60)
+    kind = kind_of(seed)
     if not (folder / "run.json").exists():  # it was killed before the record began
-        return Outcome(seed, "", len(seen), 0, len(seen), _span(seen), [])
+        return Outcome(seed, kind, "", len(seen), 0, len(seen), _span(seen), [])
     broken: list[str] = []
     before = Archive.open(folder)
     if before.state != "crashed":
         broken.append(f"its state is {before.state} before recovery")
     unrecovered = list(before.events())
+    if follower.is_alive() or follower.failure or follower.damage:
+        broken.append(f"the follower: alive {follower.is_alive()}, {follower.failure!r}, {follower.damage}")
+    elif follower.events != unrecovered:
+        broken.append(f"the follower had {len(follower.events)} events, the record has {len(unrecovered)}")
     recover(folder)
     archive = Archive.open(folder)
     files = _files(folder)
@@ -95,6 +153,7 @@ def play(seed: int, folder: Path) -> Outcome:
     broken += _of_the_grammar(events)
     broken += _of_the_gaps(events)
     broken += _of_the_rows(archive, events)
+    broken += _of_the_train_rows(archive, events)
     broken += [f"left half-made: {name}" for name in files if name.endswith(".tmp") or name == "open.jsonl"]
     kept = {(e.run_id, e.seq) for e in events if e.event_type not in ("gap", "chain_snapshot")}
     merged = {
@@ -110,7 +169,8 @@ def play(seed: int, folder: Path) -> Outcome:
         if (e.run_id, e.seq) not in kept | merged and (chunks or e.event_type != "llm_generation_chunk")
     ]
     broken += _of_what_is_lost(seen, lost)
-    return Outcome(seed, archive.facts.level, len(seen), len(kept), len(lost), _span(lost, seen), broken)
+    level = archive.facts.level
+    return Outcome(seed, kind, level, len(seen), len(kept), len(lost), _span(lost, seen), broken)
 
 
 def _span(lost: list[StreamEvent], seen: list[StreamEvent] | None = None) -> float:
@@ -165,6 +225,20 @@ def _of_the_rows(archive: Archive, events: list[StreamEvent]) -> list[str]:
     return broken
 
 
+def _of_the_train_rows(archive: Archive, events: list[StreamEvent]) -> list[str]:
+    """A row for each training step and each evaluation that ended, and for nothing else."""
+    evaluations = {e.run_id for e in events if e.event_type == "run_start" and e.data.get("split") == "eval"}
+    expected = [("train_step", e.data["train_step"]) for e in events if e.event_type == "train_step"]
+    ended = [e.run_id for e in events if e.event_type == "run_end" and e.run_id in evaluations]
+    found = archive.train_rows()
+    broken = []
+    if [("train_step", row["train_step"]) for row in found if row["row"] == "train_step"] != expected:
+        broken.append(f"rows of training steps are not those of {expected}")
+    if [row["run_id"] for row in found if row["row"] == "evaluation"] != ended:
+        broken.append(f"rows of evaluations are not those of {ended}")
+    return broken
+
+
 def _of_what_is_lost(seen: list[StreamEvent], lost: list[StreamEvent]) -> list[str]:
     """Only what came last may be missing, of each run."""
     first: dict[str, int] = defaultdict(lambda: 1 << 60)
@@ -186,22 +260,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0:200", help="first and last + 1")
     arguments: Any = parser.parse_args()
+    logging.getLogger("rollcast.serve").setLevel(logging.ERROR)  # that the victim is gone is no news
     first, _, last = arguments.seeds.partition(":")
     outcomes = []
+    began = time.monotonic()
     for seed in range(int(first), int(last or int(first) + 1)):
         folder = Path(tempfile.mkdtemp(prefix="record-crashes-"))
         try:
             outcome = play(seed, folder / "r")
+        except (AssertionError, ArchiveError) as error:
+            outcome = Outcome(seed, kind_of(seed), "", 0, 0, 0, 0.0, [str(error)])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         outcomes.append(outcome)
         if outcome.broken:
-            print(f"seed {seed} ({outcome.level}): {'; '.join(outcome.broken)}", flush=True)
+            print(f"seed {seed} ({outcome.kind}, {outcome.level}): {'; '.join(outcome.broken)}", flush=True)
     bad = sum(bool(outcome.broken) for outcome in outcomes)
     worst = max(outcomes, key=lambda outcome: outcome.lost_s)
-    recorded = sum(outcome.recorded for outcome in outcomes)
+    counts = Counter(outcome.kind for outcome in outcomes)
+    late = sorted(outcome.lost_s for outcome in outcomes)
     print(
-        f"{len(outcomes)} kills, {bad} with a broken promise; {recorded:,} events recorded, "
-        f"{sum(o.lost for o in outcomes):,} lost; at most {worst.lost_s:.3f} s (seed {worst.seed})"
+        f"{len(outcomes)} kills ({', '.join(f'{counts[kind]} {kind}' for kind in KINDS)}) in "
+        f"{time.monotonic() - began:.0f} s, {bad} with a broken promise; "
+        f"{sum(o.recorded for o in outcomes):,} events recorded, {sum(o.lost for o in outcomes):,} lost: "
+        f"half of the kills at most {late[len(late) // 2]:.3f} s, 95 % at most {late[len(late) * 95 // 100]:.3f} s, "
+        f"the worst {worst.lost_s:.3f} s (seed {worst.seed})"
     )
     return 1 if bad else 0

@@ -1,17 +1,22 @@
-"""The process that is killed: runs, one after another, that are recorded; what a watcher sees goes into a pipe at once.
+"""The process that is killed: runs or a training that are recorded, and served to a watcher.
 
-`python -m record_crashes.victim FOLDER SEED` writes to its standard output: one line of JSON for each event.
+`python -m record_crashes.victim FOLDER SEED` writes the address of its server to its standard output.
 """
 
 import asyncio
-import os
 import random
 import sys
+from itertools import count
 
-from rollcast import StreamingManager, StreamObserver
+from rollcast import BaseAgent, StreamingManager
 from rollcast.archive import ArchiveObserver, line_log, worker
-from rollcast.records import encode
+from rollcast.serve import WebSocketStreamingServer
+from rollcast.tasks import get_task
+from rollcast.testing import ScriptedBackend
+from rollcast.train import GRPOConfig, train
 
+KINDS = ("handmade", "agent", "training")
+SEED_OF_MOMENTS = 7919
 WORDS = [
     "the",
     "number",
@@ -31,14 +36,9 @@ WORDS = [
 ]
 
 
-class Pipe(StreamObserver):
-    """A watcher outside of the process has each event as soon as it is delivered."""
-
-    async def on_batch(self, events):
-        os.write(1, b"".join(encode(event) + b"\n" for event in events))
-
-    async def on_event(self, event):
-        await self.on_batch([event])
+def kind_of(seed):
+    """What a seed kills: events made by hand, an agent's runs, or a training of the embedded model."""
+    return KINDS[seed % len(KINDS)]
 
 
 async def one_chain(run, number, rng):
@@ -60,26 +60,49 @@ async def one_chain(run, number, rng):
         chain.reward(rng.random())
 
 
-async def main():
-    folder, seed = sys.argv[1], int(sys.argv[2])
-    rng = random.Random(seed)
-    # Small segments, so that many of the kills come while one is sealed; beats, so that open generations are kept.
-    line_log.is_full = lambda lines, size: lines >= rng.choice([50, 400, 5000])
-    worker.BEAT_S = rng.choice([0.05, 0.3, 10.0])
-    manager = StreamingManager()
-    level = rng.choice(["auto", "turns", "tokens"])
-    manager.add_observer(ArchiveObserver(folder, level=level, name=level))
-    if rng.random() < 0.5:
-        manager.add_observer(Pipe())
-    else:
-        watcher = Pipe()
-        watcher.tokens = "never"
-        manager.add_observer(watcher)
+async def runs_by_hand(manager, rng):
     for _ in range(100_000):
         chains = rng.randint(1, 40)
         async with manager.run(chains=chains) as run:
             tasks = [one_chain(run, number, rng) for number in range(chains)]
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def runs_of_an_agent(manager, rng):
+    task = get_task("guess")
+    for number in count():
+        guess = f'<tool_call>{{"name": "guess", "arguments": {{"number": {rng.randint(1, 15)}}}}}</tool_call>'
+        backend = ScriptedBackend([guess, guess, " ".join(WORDS * 3)], delay=rng.choice([0, 0.001, 0.004]))
+        agent = BaseAgent(backend=backend, tools=task.tools, reward=task.reward, streaming_manager=manager)
+        rows = task.rows(rng.randint(1, 4), number)
+        await agent.run_async(3, rows, num_chains=rng.randint(1, 8), enable_streaming=True, seed=number)
+
+
+async def a_training(manager, rng):
+    task = get_task(rng.choice(["arithmetic", "guess"]))
+    agent = BaseAgent(tools=task.tools, reward=task.reward, streaming_manager=manager)
+    config = GRPOConfig(
+        steps=100_000, questions=4, group=4, eval_every=2, eval_questions=8, seed=rng.randint(0, 99)
+    )
+    await train(agent, task, config)
+
+
+async def main():
+    folder, seed = sys.argv[1], int(sys.argv[2])
+    rng = random.Random(seed)
+    # Small segments, so that many of the kills come while one is sealed; beats, so that open generations are kept.
+    lines_of_a_segment = rng.choice([50, 400, 5000])
+    line_log.is_full = lambda lines, size: lines >= lines_of_a_segment
+    worker.BEAT_S = rng.choice([0.05, 0.3, 10.0])
+    level = rng.choice(["auto", "turns", "tokens"])
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(folder, level=level, name=level))
+    async with WebSocketStreamingServer(port=0) as server:
+        manager.add_observer(server.get_observer())
+        print(server.url, flush=True)
+        await {"handmade": runs_by_hand, "agent": runs_of_an_agent, "training": a_training}[kind_of(seed)](
+            manager, rng
+        )
 
 
 if __name__ == "__main__":

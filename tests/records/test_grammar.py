@@ -178,3 +178,34 @@ def test_an_open_run_is_never_forgotten_by_who_saw_it_start(few):
             most = max(most, len(checker._runs))
     checker.close()
     assert most == 30
+
+
+STEP_REWARD = (T.REWARD, {"reward": 0.5, "metrics": {}, "final": False}, 1)
+FINAL_REWARD = (T.REWARD, {"reward": 1.0, "metrics": {}, "final": True}, 2)
+MESSAGE = (T.MESSAGE, {"role": "user", "content": "Go on"}, 1)
+
+
+@pytest.mark.parametrize("place", [2, 6, 14, 16])
+def test_rewards_of_steps_and_messages_stand_between_turns(place):
+    """As many as you like, in any order, up to the chain's own reward."""
+    check_events(
+        stream(*CHAIN[:place], STEP_REWARD, MESSAGE, STEP_REWARD, *CHAIN[place:16], FINAL_REWARD, *CHAIN[17:])
+    )
+    assert CHAIN[16][0] is T.REWARD
+
+
+@pytest.mark.parametrize("given", [STEP_REWARD, MESSAGE])
+@pytest.mark.parametrize("place", [3, 4, 7, 12, 17])
+def test_they_stand_nowhere_else(given, place):
+    """Not inside a generation or a tool call, and not after the chain's own reward."""
+    with pytest.raises(
+        GrammarError, match="a generation or a tool call is open, or the chain's own reward was given"
+    ):
+        check_events(stream(*CHAIN[:place], given, *CHAIN[place:]))
+
+
+def test_a_reward_that_does_not_say_is_the_chains_own():
+    """As in a log of 0.1, where it is the last."""
+    with pytest.raises(GrammarError, match="own reward was given"):
+        check_events(stream(*CHAIN[:17], FINAL_REWARD, *CHAIN[17:]))
+    check_events(stream(*CHAIN))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rollcast import EventFilter, ToolAgent
 from rollcast.records.bounded import Tail
-from rollcast.records.hints import StepSummary, hints, summary, trend_hints
+from rollcast.records.hints import StepSummary, hints, named_chains, summary, trend_hints
 from rollcast.records.run_view import RunViews
 from rollcast.records.view import ChainView, OpenCall, StateTime, ToolUse
 from rollcast.tasks import get_task, task_names
@@ -138,7 +138,7 @@ def test_a_hung_tool_is_named_with_its_chain():
     hint = only(hints(views, 1063.0))
     assert (hint.kind, hint.chains, hint.run_id, hint.subject) == ("quiet", ["chain_99"], "r", "search")
     assert hint.sentence == (
-        "chain_99 waits for the tool “search”, and nothing was heard for 63 s; that takes 500 ms at the median of this run"
+        "chain_99 is waiting for the tool “search” and has sent nothing for 63 s; the median call of this run took 500 ms"
     )
 
 
@@ -158,12 +158,12 @@ def test_without_a_clock_nothing_is_quiet():
 
 
 @pytest.mark.parametrize(
-    ("state", "words"), [("scoring", "waits for its reward"), ("generating", "is generating")]
+    ("state", "words"), [("scoring", "is waiting for its reward"), ("generating", "is generating")]
 )
 def test_each_state_has_its_median(state, words):
     """A reward that hangs, and a model that says nothing, are found by what is usual for them."""
     hint = only(hints([*(worked(i) for i in range(12)), hung(state=state)], 1100.0))
-    assert f"chain_99 {words}, and nothing was heard for 100 s" in hint.sentence
+    assert f"chain_99 {words} and has sent nothing for 100 s; the median " in hint.sentence
 
 
 def test_the_last_ones_to_generate_are_not_quiet():
@@ -178,6 +178,24 @@ def test_ids_and_names_stay_on_one_line():
     """What a run calls its chains and tools cannot break the sentence."""
     views = [*(worked(i) for i in range(12)), hung("9\n\x1b[31m")]
     assert only(hints(views, 1100.0)).sentence.isprintable()
+
+
+def test_several_quiet_chains_are_one_hint():
+    """With the least time that all of them have sent nothing."""
+    views = [*(worked(i) for i in range(12)), hung(90), hung(91, last=1010.0)]
+    hint = only(hints(views, 1063.0))
+    assert (hint.count, hint.chains) == (2, ["chain_90", "chain_91"])
+    assert hint.sentence == (
+        "2 chains are waiting for the tool “search” and have sent nothing for at least 53 s; "
+        "the median call of this run took 500 ms"
+    )
+
+
+def test_the_chains_of_a_hint_are_named_after_its_sentence():
+    """The first four and how many more; none if the sentence names the only one."""
+    views = [chain(i, i // 4, float(i % 2), finish_reason="max_tokens") for i in range(20)]
+    assert named_chains(only(hints(views))) == "chain_0, chain_1, chain_2, chain_3 and 16 more"
+    assert named_chains(only(hints([*(worked(i) for i in range(12)), hung()], 1063.0))) == ""
 
 
 def test_an_ended_chain_is_not_quiet():
@@ -229,7 +247,7 @@ def test_flat_groups_are_counted():
     hint = only(hints(groups([1.0] * 7 + [0.0] + [(0.0, 1.0, 1.0, 0.0)])))
     assert (hint.kind, hint.count) == ("flat_groups", 32)
     assert hint.sentence == (
-        "In 8 of 9 groups all chains have the same reward, so they teach nothing (7 at 1, 1 at 0)"
+        "In 8 of 9 groups all chains got the same reward (1 in 7, 0 in 1), so nothing can be learned from them"
     )
 
 
@@ -251,7 +269,7 @@ def test_a_group_that_is_alike_and_wrong_is_shown():
     assert (hint.kind, hint.group_id, hint.count) == ("alike_and_wrong", "group_9", 4)
     assert (
         hint.sentence
-        == "All 4 chains of “group_9” answer “606.”, with rewards of at most 0; the reference is “613”"
+        == "All 4 chains of the group “group_9” gave the same answer, “606.”, and got a reward of at most 0; the reference is “613”"
     )
 
 
@@ -287,7 +305,7 @@ def test_full_reward_for_another_answer_is_shown():
     hint = only(hints(views))
     assert (hint.kind, hint.chains, hint.group_id) == ("reward_without_reference", ["chain_99"], "group_5")
     assert hint.sentence == (
-        "1 of 21 chains with full reward has an answer that is not the reference, such as “return True” for “613”"
+        "1 of 21 chains with a reward of 1 or more gave an answer without the reference, such as “return True” instead of “613”"
     )
 
 
@@ -319,7 +337,7 @@ def test_truncation_is_counted():
         chain(i, i // 4, float(i % 2), finish_reason="max_tokens" if i < 5 else "answered") for i in range(20)
     ]
     hint = only(hints(views))
-    assert hint.sentence == "5 of 20 chains ended because they ran out of tokens (max_tokens)"
+    assert hint.sentence == "5 of 20 chains ended because they reached the limit of tokens (max_tokens)"
     assert hints(views[4:]) == []
     assert hints(views[:15]) == []
 
@@ -367,7 +385,7 @@ def test_a_reward_that_rises_while_answers_become_equal_is_shown():
     steps = training(lambda i, step: "As you asked." if step > 8 else f"{i}", lambda step: 50)
     hint = only(trend_hints(steps))
     assert hint.kind == "same_answers"
-    assert "100% of the questions are answered “as you asked” for a high reward" in hint.sentence
+    assert "for 100% of the questions the rewarded answer is now “as you asked”" in hint.sentence
     assert hint.sentence.startswith("The reward rose from 0.2")
 
 
@@ -379,7 +397,10 @@ def test_a_phrase_that_always_ends_an_answer_is_no_hint():
 def test_a_reward_that_rises_while_lengths_drift_is_shown():
     """Chains that become three times as long while the reward rises."""
     hint = only(trend_hints(training(lambda i, step: f"{i}", lambda step: 50 + 15 * step)))
-    assert (hint.kind, "chains became longer: from 80 to 230 tokens" in hint.sentence) == (
+    assert (
+        hint.kind,
+        "while the chains became longer: from 80 to 230 tokens on average" in hint.sentence,
+    ) == (
         "length_drift",
         True,
     )

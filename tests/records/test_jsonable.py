@@ -15,7 +15,14 @@ import numpy as np
 import pydantic
 import pytest
 
-from rollcast.records.jsonable import as_json, bounded_json, described, plain_scalar, plain_scalars
+from rollcast.records.jsonable import (
+    as_json,
+    bounded_json,
+    bounded_row,
+    described,
+    plain_scalar,
+    plain_scalars,
+)
 
 
 class Words(str):
@@ -232,3 +239,27 @@ def test_pictures_of_pil_and_tables_of_pandas():
     assert as_json(pandas.DataFrame({"a": [1, 2]})) == "<DataFrame (2, 1)>"
     assert as_json(pandas.Timestamp("2024-05-06")) == "2024-05-06T00:00:00"
     assert as_json(pandas.NA) == "<NAType>"
+
+
+def test_the_fields_of_a_row_share_their_room():
+    """Those that come first are kept; a long one that has no room left is described, and no name is lost."""
+    row = {"small": 1, "large": "x" * 90, "list": list(range(40)), 7: b"123", "last": True}
+    shown = row | {"7": "<bytes (3)>"}
+    del shown[7]
+    assert bounded_row(row) == shown
+    assert bounded_row(row, 130) == shown | {"list": "<list (40)>"}
+    assert bounded_row({}) == {}
+
+
+def test_secrets_of_a_row_are_not_shown():
+    """Only what its name gives away, and nothing that merely sounds like it."""
+    row = {
+        "api_key": "abcdefgh1234",
+        "token": "word",
+        "tokens": "one two three",
+        "author": "somebody",
+        "secret": 1234567890,
+    }
+    shown = bounded_row(row)
+    assert shown == row | {"api_key": "[masked:name]"}
+    assert row["api_key"] == "abcdefgh1234"

@@ -1,11 +1,20 @@
 """Messages."""
 
+import hashlib
 import json
 
 import pytest
 
 from rollcast.errors import MessagesError
-from rollcast.records import validated_messages
+from rollcast.records import prompt_hash, validated_messages
+
+
+def nested(depth):
+    """A list in a list in a list …"""
+    value = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,8 @@ from rollcast.records import validated_messages
         ([{"role": "user"}], "content None"),
         ([{"role": "user", "content": 3}], "content 3"),
         ({"role": "user", "content": "x"}, "dict"),
+        ([{"role": "user", "content": "x", "own": nested(70)}], r"\[0\] nests more than 64"),
+        ([{"role": "user", "content": "x", "own": nested(900)}], r"\[0\] nests more than 64"),
     ],
 )
 def test_a_bad_message_is_refused_by_its_place(messages, says):
@@ -58,3 +69,12 @@ def test_keys_of_none_are_absent():
         },
     ]
     assert json.dumps(given) == written, "the row is only read"
+
+
+def test_a_prompts_hash_is_that_of_its_canonical_json():
+    """The order of keys does not matter; every message does."""
+    text = '[{"content":"What is 2 + 2? \u2713","role":"user"}]'
+    messages = [{"role": "user", "content": "What is 2 + 2? \u2713"}]
+    assert prompt_hash(messages) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert prompt_hash([dict(reversed(messages[0].items()))]) == prompt_hash(messages)
+    assert prompt_hash(messages * 2) != prompt_hash(messages)

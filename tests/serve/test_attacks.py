@@ -126,8 +126,8 @@ async def test_cancel_does_not_wait_for_ever(monkeypatch):
                 await WebSocketStreamingClient(url).cancel("r")
 
 
-async def test_a_client_can_leave_while_it_connects():
-    """To a port that takes connections and says nothing, for which there are ten seconds otherwise."""
+async def silent_server():
+    """A server that takes connections and says nothing, and the event that somebody has come."""
     arrived = asyncio.Event()
 
     async def handler(reader, writer):
@@ -135,7 +135,12 @@ async def test_a_client_can_leave_while_it_connects():
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    return await asyncio.start_server(handler, "127.0.0.1", 0), arrived
+
+
+async def test_a_client_can_leave_while_it_connects():
+    """To a port that takes connections and says nothing, for which there are ten seconds otherwise."""
+    server, arrived = await silent_server()
     client = WebSocketStreamingClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     reading = asyncio.create_task(everything(client))
     await arrived.wait()
@@ -149,14 +154,7 @@ async def test_a_client_can_leave_while_it_connects():
 
 async def test_a_client_can_be_cancelled_while_it_connects():
     """The cancellation is the caller's and is passed on."""
-    arrived = asyncio.Event()
-
-    async def handler(reader, writer):
-        arrived.set()
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    server, arrived = await silent_server()
     client = WebSocketStreamingClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     reading = asyncio.create_task(everything(client))
     await arrived.wait()

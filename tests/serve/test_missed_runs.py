@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from rollcast.records import EventFilter, StreamEvent, check_events
 from rollcast.records.run_view import RunViews
-from rollcast.serve import ServerSettings, WebSocketStreamingServer
+from rollcast.serve import ServerSettings
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.client import ClientSession
 from rollcast.serve.protocol import Subscribed, Welcome, decode_server_frame
@@ -231,19 +231,20 @@ async def test_more_runs_than_are_listed_are_counted(stage, say, proxy, until):
     assert "events of 6 further runs" in more.data["reason"]
 
 
+async def take_away(stage):
+    """Stop the server; nobody watches the manager then."""
+    stage.manager.remove_observer(stage.server.get_observer())
+    await stage.server.stop()
+
+
 async def test_another_server_in_the_same_place_does_not_know_what_was_before(stage, say, proxy, until):
     """A gap of no run says so, though the client knew of no open run."""
     async with audience(stage, proxy, until) as one:
         await one.caught_up()
         await one.leave()
-        old = stage.server
-        stage.manager.remove_observer(old.get_observer())
-        await old.stop()
+        await take_away(stage)
         await pass_by(stage, say)
-        new = WebSocketStreamingServer("127.0.0.1", 0, settings=ServerSettings(close_s=0.5))
-        await new.start()
-        stage.server = new
-        stage.manager.add_observer(new.get_observer())
+        new = await stage.serve()
         await one.come_back(new.port)
         await until(one.gaps)
         await one.caught_up()
@@ -256,13 +257,8 @@ async def test_another_server_tells_what_it_has_lost_itself(stage, say, proxy, u
     async with audience(stage, proxy, until) as one:
         await one.caught_up()
         await one.leave()
-        old = stage.server
-        stage.manager.remove_observer(old.get_observer())
-        await old.stop()
-        new = WebSocketStreamingServer("127.0.0.1", 0, settings=ServerSettings(close_s=0.5))
-        await new.start()
-        stage.server = new
-        stage.manager.add_observer(new.get_observer())
+        await take_away(stage)
+        new = await stage.serve()
         passed = await pass_by(stage, say, runs=2)
         await stage.manager.drain()
         await one.come_back(new.port)

@@ -52,7 +52,7 @@ class WorkerInSteps(Worker):
         super().__init__()
         self._tasks = []
 
-    def do(self, work, then):
+    def do(self, work, then, failed):
         self._tasks.append((work, then))
 
     def detach(self):

@@ -184,6 +184,9 @@ class Words(str):
         (StreamEvent(T.REWARD, uuid.UUID(int=7), np.float64(1), {"reward": np.float32(0.5)}), {"reward": 0.5}),
         (StreamEvent(T.REWARD, 7, dt.datetime.now(dt.UTC), {"reward": 1, "metrics": None}, np.int64(1)), {"metrics": {}}),
         (StreamEvent(T.CHAIN_START, "c", None, None, group_id=3), {"messages": []}),
+        (StreamEvent(T.CHAIN_START, "c", 0.0, {"seed": np.int64(2**62), "row": {"a": b"1"}}), {"seed": 2**62, "row": {"a": "<bytes (1)>"}}),
+        (StreamEvent(T.MESSAGE, "c", 0.0, {"role": "user", "content": "And?"}), {"role": "user", "content": "And?"}),
+        (StreamEvent(T.REWARD, "c", 0.0, {"reward": 1, "final": False}), {"final": False}),
         (
             StreamEvent(T.RUN_END, "", 0.0, {"status": "completed", "chains": 1, "failed": 0, "mean_reward": None, "completion_tokens": 0, "duration_s": 1}),
             {"mean_reward": None},
@@ -295,6 +298,10 @@ def other(**fields):
         (StreamEvent(T.TOOL_CALL_END, "c", 0.0, {}), "data.tool_name is missing"),
         (StreamEvent(T.CHAIN_END, "c", 0.0, {"finish_reason": "done"}), "data.finish_reason is wrong"),
         (StreamEvent(T.RUN_END, "", 0.0, None), "data.status is missing"),
+        (StreamEvent(T.MESSAGE, "", 0.0, {"role": "user", "content": "x"}), "chain_id is empty; expected"),
+        (StreamEvent(T.MESSAGE, "c", 0.0, {"content": "x"}), "data.role is missing"),
+        (StreamEvent(T.MESSAGE, "c", 0.0, {"role": "user", "content": 5}), "data.content is wrong"),
+        (StreamEvent(T.CHAIN_START, "c", 0.0, {"seed": "many"}), "data.seed is wrong"),
         (StreamEvent(T.GAP, "", 0.0, RING), "data.from_seq is missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -370,3 +377,13 @@ async def test_an_events_own_data_is_not_changed():
     (got,) = await emitted(StreamEvent(T.LLM_GENERATION_CHUNK, "c", 0.0, data))
     assert data == {"content": "x"}
     assert json.loads(encode(got))["data"]["offset"] == 0
+
+
+async def test_the_end_of_a_chain_has_its_own_reward():
+    """Not that of a step, also if that came last."""
+    got = await emitted(
+        StreamEvent(T.REWARD, "c", 0.0, {"reward": 1.0, "metrics": {"exact": 1}}),
+        StreamEvent(T.REWARD, "c", 0.0, {"reward": 0.25, "final": False}),
+        StreamEvent(T.CHAIN_END, "c", 0.0, {}),
+    )
+    assert (got[-1].data["reward"], got[-1].data["metrics"]) == (1.0, {"exact": 1})

@@ -119,7 +119,11 @@ async def test_ids_come_with_the_end_for_whoever_asks():
     await one_run(manager)
     for light, whole in zip(plain.of(END), ids.of(END), strict=True):
         assert "token_ids" not in light.data
-        assert whole.data == light.data | {"token_ids": [0, 1], "logprobs": [-0.5, -0.5]}
+        assert "dt_ms" not in light.data
+        (between,) = whole.data["dt_ms"]
+        assert between >= 0
+        ids_alone = {"token_ids": [0, 1], "logprobs": [-0.5, -0.5], "dt_ms": [between]}
+        assert whole.data == light.data | ids_alone
         assert (whole.seq, whole.step, whole.depth) == (light.seq, light.step, light.depth)
     assert [e.seq for e in plain.got] == [e.seq for e in ids.got] == list(range(len(plain.got)))
     assert manager.totals().emitted["llm_generation_end"] == 2

@@ -51,7 +51,7 @@ def known(view):
 
 steps = st.lists(
     st.sampled_from(
-        ["generate", "chunk", "chunk", "chunk", "end", "length", "call", "call", "part", "observe", "call_end", "error", "user"]
+        ["generate", "chunk", "chunk", "chunk", "end", "length", "call", "call", "part", "observe", "call_end", "error", "user", "outside", "reward"]
     ),
     max_size=40,
 )  # fmt: skip
@@ -79,7 +79,7 @@ class Producer:
             self.snap()
             if self.listing != "nothing":
                 chain.message({"role": "assistant", "content": generation.turn.text})
-        elif word == "call" and self.generation is None and chain.trajectory.turns:
+        elif word == "call" and self.generation is None and chain.trajectory.turns and not chain.spoken_to:
             self.made += 1
             name = f"tool{self.made % 2}"
             self.calls.append(chain.tool_call(name, {"n": self.made}, f"c{self.made}").start())
@@ -95,6 +95,11 @@ class Producer:
             chain.error(f"odd {i}", "agent")
         elif word == "user" and self.generation is None and not self.calls and self.listing == "all":
             self._list_answers()
+        elif word == "outside" and self.generation is None and not self.calls:
+            self._list_answers()
+            chain.message({"role": "user", "content": f"Und dänn? {i}"}, from_outside=True)
+        elif word == "reward" and self.generation is None and not self.calls:
+            chain.step_reward(i / 4, {"part": i})
         self.snap()
 
     def _list_answers(self):
@@ -116,7 +121,10 @@ def played(words, listing):
     with patch("time.time", clock):
         manager.add_observer(capture)
         run = manager.run(model="m", policy_version=3).open()
-        chain = run.chain(HELLO, group_id="group_0", tools=["tool0"], reference=4).start()
+        chain = run.chain(
+            HELLO, group_id="group_0", tools=["tool0"], reference=4, row={"answer": 4, "level": "hard"}, seed=2**62 + 1, attempt=2,
+            parent_chain_id="chain_7",
+        ).start()  # fmt: skip
         producer = Producer(chain, clock, listing)
         producer.snap()
         for i, word in enumerate(words):

@@ -171,6 +171,19 @@ def test_ids_go_if_a_chunk_has_text_without_them():
     assert "token_ids" not in merged(chunk(1, "a"), chunk(2, "b", 1, token_ids=[7]))
 
 
+def test_who_asks_for_ids_gets_the_times_of_merged_tokens():
+    """Of chunks with one token each, which have no times of their own; ids that are not known have none."""
+    ones = [at(10.0 + i / 4, chunk(i, "a", i, token_ids=[i])) for i in range(3)]
+    ((told,), *_) = compact(list(ones), timed=True)
+    ((bare,), *_) = compact(list(ones))
+    assert (told.data["dt_ms"], told.data["token_ids"]) == ([250.0, 250.0], [0, 1, 2])
+    assert "dt_ms" not in bare.data
+    ((unknown,), *_) = compact([ones[0], at(11.0, chunk(1, "b", 1))], timed=True)
+    assert not {"dt_ms", "token_ids"} & unknown.data.keys()
+    ((several,), *_) = compact([ones[0], at(11.0, chunk(1, "bc", 1, token_ids=[5, 6]))], timed=True)
+    assert "dt_ms" not in several.data
+
+
 def test_between_merged_chunks_stands_the_time_that_passed():
     """A chunk's timestamp is that of its last token, so the first of the next came `sum(dt_ms)` before its own."""
     first = at(10.0, chunk(1, "ab", token_ids=[1, 2], dt_ms=[5.0]))

@@ -309,3 +309,20 @@ async def test_a_kept_trajectory_exports_the_same():
     assert (to_atif(kept), to_verl(kept), to_trl([kept])) == (to_atif(t), to_verl(t), to_trl([t]))
     other = Trajectory.from_dict(t.to_dict() | {"reward": 0.0, "chain_id": "chain_1"})
     assert make_batch([kept, other]).input_ids_BT.tolist() == make_batch([t, other]).input_ids_BT.tolist()
+
+
+async def test_messages_from_outside_and_rewards_of_steps_are_in_the_document():
+    """A message is a step after the turn that it followed; rewards stand with their turn."""
+
+    class Doubted(BaseAgent):
+        async def next_message(self, trajectory, ctx):
+            ctx.step_reward(0.25)
+            return {"role": "user", "content": "Sure?"} if len(trajectory.turns) == 1 else None
+
+    agent = Doubted(backend=ScriptedBackend(["It is 5.", "It is 4."]))
+    (t,) = await agent.run_async(3, [{"role": "user", "content": "What is 2 + 2?"}])
+    steps = atif(Trajectory.from_dict(t.to_dict()))["steps"]
+    assert [(s["source"], s["message"]) for s in steps] == [
+        ("user", "What is 2 + 2?"), ("agent", "It is 5."), ("user", "Sure?"), ("agent", "It is 4."),
+    ]  # fmt: skip
+    assert [s.get("extra", {}).get("step_rewards") for s in steps] == [None, [0.25], None, [0.25]]

@@ -250,10 +250,27 @@ async def test_events_name_the_training_run():
     assert {start["parent_run_id"] for start in starts} == {result.run_id}
     splits = [(start["split"], start["policy_version"]) for start in starts]
     assert splits == [("eval", 0), ("eval", 0), ("train", 0), ("train", 1), ("eval", 2), ("eval", 2)]
+    assert [start["train_step"] for start in starts] == [0, 0, 1, 2, 2, 2]
+    assert training.data["seed"] == settings().seed
+    assert training.data["settings"].items() >= {"task": TASK.name, "group": 4, "steps": 2}.items()
+    names = ["finish/answered", "length/tokens_max", "tool/calculator/failed", "reward_std"]
+    assert all(name in step.data["metrics"] for step in steps for name in names)
+
+
+async def test_a_step_whose_groups_are_all_flat_names_its_chains():
+    """So that a watcher knows to which step a rollout belongs: nothing was learned from them."""
+    agent = tiny_agent(always_the_same)
+    with capture_events(agent.streaming_manager) as capture:
+        await train(agent, TASK, settings(steps=1, questions=1, group=2, eval_questions=1))
+    (step,) = capture.of("train_step")
+    (rollout,) = [e for e in capture.of("run_start") if e.data.get("split") == "train"]
+    assert rollout.data["train_step"] == step.data["train_step"] == 1
+    flat = {"advantage": 0.0, "staleness": 0}
+    assert step.data["chains"] == {rollout.run_id: {"chain_0": flat, "chain_1": flat}}
 
 
 async def test_a_steps_event_tells_the_advantage_of_each_chain():
-    """Those that are learned from, under the run that played them; nobody else, and nothing where nobody watches."""
+    """Under the run that played them; 0 for those of a group whose rewards are equal."""
     agent = tiny_agent()
     with capture_events(agent.streaming_manager) as capture:
         await train(agent, TASK, settings(steps=1))
@@ -265,8 +282,7 @@ async def test_a_steps_event_tells_the_advantage_of_each_chain():
             rewards.setdefault(event.group_id, {})[event.chain_id] = event.data["reward"]
     expected = {}
     for group in rewards.values():
-        if len(set(group.values())) > 1:
-            expected |= dict(zip(group, group_advantages(list(group.values())), strict=True))
+        expected |= dict(zip(group, group_advantages(list(group.values())), strict=True))
     assert expected
     assert told.keys() == expected.keys()
     assert all(chain["staleness"] == 0 for chain in told.values())

@@ -34,6 +34,7 @@ from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.tasks import get_task
 from rollcast.testing import capture_events
 from rollcast.tools import calculator
+from rollcast.train.figures import rollout_figures
 from rollcast.train.trl import ROW_KEY, make_rollout_func, train
 
 pytestmark = pytest.mark.torch
@@ -196,6 +197,22 @@ def test_rewards_are_those_that_trl_logs(trained):
     assert all(entry["rollcast/turns"] >= 1 for entry in logs)
 
 
+def test_logs_have_the_figures_that_the_embedded_trainer_has(trained):
+    """Under the same names, in TRL's logs and in the events: ends, lengths, tools, and the numbers beside the reward."""
+    train_rollouts = [r for r in trained.returned if len(r["rollcast_reward"]) == 8]
+    chains = [t for *_, t, _ in trained.scored]
+    logs = [entry for entry in trained.trainer.state.log_history if "loss" in entry]
+    steps = [e.data["metrics"] for e in trained.events if e.event_type == StreamEventType.TRAIN_STEP]
+    of_training = [metrics for metrics in steps if "loss" in metrics]
+    assert len(logs) == len(of_training) == len(train_rollouts) == 4
+    played = {t.run_id for t in chains if t.chain_id == "chain_7"}
+    runs = [run_id for run_id in dict.fromkeys(t.run_id for t in chains) if run_id in played]
+    for run_id, entry, metrics in zip(runs, logs, of_training, strict=True):
+        expected = rollout_figures([t for t in chains if t.run_id == run_id], ["calculator"])
+        assert {name: entry[name] for name in expected} == pytest.approx(expected)
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
 def test_rollouts_sample_from_the_weights_of_the_step(trained):
     """Their version is the step, and it moves with it."""
     versions = [
@@ -227,6 +244,9 @@ def test_steps_are_events_and_rollouts_name_their_training(trained):
     assert {start["parent_run_id"] for start in starts} == {run_id}
     assert Counter(start["split"] for start in starts) == {"train": 4, "eval": 2}
     assert {(s["groups"], s["chains"]) for s in starts if s["split"] == "train"} == {(2, 8)}
+    assert [s["train_step"] for s in starts] == [1, 2, 2, 3, 4, 4]
+    assert first.data["settings"].items() >= {"num_generations": 4, "temperature": 0.7}.items()
+    assert "hub_token" not in first.data["settings"]
     trained.capture.check()
 
 

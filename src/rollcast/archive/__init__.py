@@ -5,7 +5,7 @@ from rollcast.archive.index import RecordEntry, find_record, list_records
 from rollcast.archive.observer import ArchiveObserver
 from rollcast.archive.reader import Archive, ChainRows, EventReader
 from rollcast.archive.recovery import Recovery, recover
-from rollcast.archive.secrets import Masker
+from rollcast.records.secrets import Masker
 
 __all__ = [
     "Archive",

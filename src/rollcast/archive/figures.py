@@ -15,6 +15,7 @@ from rollcast.records.view_parts import ToolUse
 __all__ = ["Figures", "SlowChain", "StepFigures", "figures_of"]
 
 SLOWEST = 5
+MAX_METRICS = 64  # of a step that are told
 MAX_FAILURES = 1000  # kinds that are told apart
 OTHER = "other"
 
@@ -29,7 +30,10 @@ class SlowChain(msgspec.Struct):
 
 
 class StepFigures(msgspec.Struct):
-    """The rollout of one training step. Means are over its chains that ended; None if there is none."""
+    """The rollout of one training step. Means are over its chains that ended; None if there is none.
+
+    `ends`: how many chains ended in which way; `tools`: calls by tool; `metrics`: means of the numbers beside the reward.
+    """
 
     train_step: int
     chains: int
@@ -37,6 +41,9 @@ class StepFigures(msgspec.Struct):
     longest_tokens: int | None
     mean_steps: float | None
     mean_reward: float | None
+    ends: dict[str, int] = {}
+    tools: dict[str, ToolUse] = {}
+    metrics: dict[str, float] = {}
 
 
 class Figures(msgspec.Struct):
@@ -150,6 +157,7 @@ def _slowest(rows: list[dict[str, Any]]) -> list[SlowChain]:
 
 
 def _steps(rows: list[dict[str, Any]]) -> list[StepFigures]:
+    rows = [row for row in rows if row.get("split") != "eval"]
     runs = {row["run_id"]: row["train_step"] for row in rows if isinstance(row.get("train_step"), int)}
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
@@ -167,4 +175,17 @@ def _step_figures(step: int, rows: list[dict[str, Any]]) -> StepFigures:
         int(max(tokens)) if tokens else None,
         _mean(_numbers(rows, "steps")),
         _mean(_numbers(rows, "reward")),
+        dict(Counter(_end_of(row) for row in rows).most_common()),
+        _tools(rows),
+        _metrics(rows),
     )
+
+
+def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The means of the numbers that rewards gave beside themselves."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in object_of(row.get("metrics")).items():
+            if isinstance(value, int | float) and (name in values or len(values) < MAX_METRICS):
+                values.setdefault(name, []).append(float(value))
+    return {name: sum(found) / len(found) for name, found in values.items()}

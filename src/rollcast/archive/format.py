@@ -25,17 +25,15 @@ Growing: fields may be added, and readers ignore what they do not know. `FORMAT`
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
 from rollcast.errors import ArchiveError, InputError
-from rollcast.records import StreamEventType
-from rollcast.records.jsonable import as_json
+from rollcast.records import StreamEventType, prompt_hash
 
 __all__ = [
     "CHAINS_FILE",
@@ -55,6 +53,7 @@ __all__ = [
     "ChainRow",
     "Frame",
     "Level",
+    "NoteRow",
     "Place",
     "RunFile",
     "SegmentIndex",
@@ -138,14 +137,6 @@ def first_of(name: str) -> tuple[int, str] | None:
     """The first position of a segment's file, and its kind: `jsonl`, `jsonl.zst` or `idx.json`. None for any other file."""
     found = _SEGMENT.fullmatch(name)
     return (int(found[1]), found[2]) if found else None
-
-
-def prompt_hash(messages: Sequence[Any]) -> str:
-    """12 hex digits that name a prompt: the same question at every step and in every run.
-
-    They are the first of SHA-256 over the messages as canonical JSON: keys sorted, no spaces, UTF-8.
-    """
-    return hashlib.sha256(msgspec.json.encode(as_json(list(messages)), order="sorted")).hexdigest()[:12]
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------------------
@@ -275,6 +266,8 @@ class RunFile(msgspec.Struct, kw_only=True):
         started_at, ended_at: seconds since the epoch.
         recovered_at: when a crashed record was recovered.
         damage: what recovery could not save, a sentence each.
+        trimmed_at: when something was first taken out to keep a budget (budget.py); None if it is whole.
+        trimmed: of what everything was taken out that may be: `tokens`, `events`.
         writer, totals: see there.
     """
 
@@ -295,6 +288,8 @@ class RunFile(msgspec.Struct, kw_only=True):
     ended_at: float | None = None
     recovered_at: float | None = None
     damage: list[str] = []
+    trimmed_at: float | None = None
+    trimmed: list[str] = []
     writer: WriterFacts = msgspec.field(default_factory=WriterFacts)
     totals: Totals = msgspec.field(default_factory=Totals)
 
@@ -328,7 +323,7 @@ class Place(NamedTuple):
 
 
 class SegmentIndex(msgspec.Struct, kw_only=True):
-    """`….idx.json`: what stands where in a sealed segment.
+    """`….idx.json`: what stands where in a sealed segment. Its last field, `crc32`, is a checksum of the text before it.
 
     Attributes:
         first: position of the segment's first line; `last` of its last one.
@@ -405,3 +400,29 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     first: int | None = None
     last: int | None = None
     trajectory: int | None = None
+
+
+class NoteRow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A row of `notes.jsonl`: what somebody says of the record, or of a part of it.
+
+    Attributes:
+        id: 12 hex digits; a later note may name it.
+        at: seconds since the epoch.
+        author: who.
+        text: what is said.
+        flag: a word by which notes are found, such as `odd`.
+        run_id, group_id, chain_id: what it is about; None of them: the whole record.
+        step: the turn of the chain.
+        tokens: of the turn's sampled tokens the first, and the one after the last, from 0.
+    """
+
+    id: str
+    at: float
+    author: str
+    text: str = ""
+    flag: str | None = None
+    run_id: str | None = None
+    group_id: str | None = None
+    chain_id: str | None = None
+    step: int | None = None
+    tokens: tuple[int, int] | None = None

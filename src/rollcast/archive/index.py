@@ -12,6 +12,7 @@ import msgspec
 from rollcast.archive.format import RUN_FILE, RunFile, check_format
 from rollcast.archive.owner import is_alive
 from rollcast.errors import ArchiveError
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["RecordEntry", "State", "find_record", "list_records", "read_run_file", "state_of"]
 
@@ -57,7 +58,7 @@ def read_run_file(path: Path) -> RunFile:
         number = msgspec.json.decode(data, type=_Format).format
         check_format(number, str(path))
         return msgspec.json.decode(data, type=RunFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except JSON_ERRORS as error:
         raise ArchiveError(f"{path / RUN_FILE} is damaged: {error}") from None
 
 
@@ -128,7 +129,9 @@ def find_record(directory: Path, word: str) -> Path:
         return Path(word)
     entries = list_records(directory)
     if not entries:
-        raise ArchiveError(f"{directory} holds no records; an ArchiveObserver leaves one for each run")
+        raise ArchiveError(
+            f"{directory} holds no records; rollcast run and rollcast train leave one each, and --record-dir says where"
+        )
     if word == "latest":
         return entries[0].path
     exact = [entry for entry in entries if entry.name == word]

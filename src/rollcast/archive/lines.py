@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +12,10 @@ from rollcast.archive.format import Frame, SegmentIndex
 from rollcast.archive.segments import Segment, indexed, read_index, segments_in
 from rollcast.errors import ArchiveError
 
-__all__ = ["Block", "Damage", "SegmentedLines", "frames_in", "rebuilt_index"]
+__all__ = ["MISSING", "Block", "Damage", "SegmentedLines", "frames_in", "rebuilt_index"]
 
 _BLOCK = 1 << 20  # bytes that are read at once of a plain segment
+MISSING = "what stood there is missing"
 _MAX_STRETCH = 4  # how many times a frame may hold the four bytes that begin one
 
 WantsFrame = Callable[[Frame, SegmentIndex], bool]
@@ -45,11 +47,13 @@ class Block(NamedTuple):
         first: the position of the first one.
         lines: without their newlines.
         checked: a checksum says that they are as they were written.
+        sealed: their segment is sealed.
     """
 
     first: int
     lines: list[bytes]
     checked: bool = False
+    sealed: bool = False
 
 
 class _Hint(NamedTuple):
@@ -85,10 +89,15 @@ class SegmentedLines:
                 for what is damaged, an empty block comes whose `first` is the position after it.
         """
         segments = segments_in(self.folder)
+        if segments and segments[0].first > since:
+            self.damage.append(Damage(self.folder, since, segments[0].first - 1, MISSING))
+            since = segments[0].first
+            yield Block(since, [])
         for number, segment in enumerate(segments):
             after = segments[number + 1].first if number + 1 < len(segments) else None
             if after is not None and after <= since:
                 continue
+            told = len(self.damage)
             try:
                 for block in self._of_segment(segment, after, since, wants):
                     since = block.first + len(block.lines)
@@ -96,6 +105,8 @@ class SegmentedLines:
             except FileNotFoundError:
                 yield from self._under_its_new_name(segment, after, since, wants)
             if after is not None and since < after:
+                if len(self.damage) == told:
+                    self.damage.append(Damage(self.folder, since, after - 1, MISSING))
                 since = after
                 yield Block(since, [])
 
@@ -130,9 +141,13 @@ class SegmentedLines:
             for first, lines in frames_in(segment.path, segment.first, after, self.damage):
                 skip = max(since - first, 0)
                 if skip < len(lines):
-                    yield Block(first + skip, lines[skip:], checked=True)
+                    yield Block(first + skip, lines[skip:], checked=True, sealed=True)
             return
         with segment.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != index.size:  # it was replaced since its index was read
+                del self._indexes[segment.path]
+                yield from self._compressed(segment, after, since, wants)
+                return
             for frame in index.frames:
                 if frame.last < since:
                     continue
@@ -149,7 +164,7 @@ class SegmentedLines:
                     yield Block(frame.last + 1, [])
                     continue
                 skip = max(since - frame.first, 0)
-                yield Block(frame.first + skip, lines[skip:], checked=True)
+                yield Block(frame.first + skip, lines[skip:], checked=True, sealed=True)
 
     def _index(self, segment: Segment) -> SegmentIndex | None:
         known = self._indexes.get(segment.path)
@@ -166,8 +181,13 @@ class SegmentedLines:
 
     def _plain(self, segment: Segment, since: int, wants: WantsFrame | None) -> Iterator[Block]:
         index = self._index(segment) if segment.sealed else None
+        if (
+            index is not None and index.size != segment.path.stat().st_size
+        ):  # it was replaced since its index was read
+            del self._indexes[segment.path]
+            index = self._index(segment)
         position, offset = segment.first, 0
-        if self._hint.segment == segment.first and self._hint.position <= since:
+        if not segment.sealed and self._hint.segment == segment.first and self._hint.position <= since:
             position, offset = self._hint.position, self._hint.offset
         elif index is not None:
             for frame in index.frames:
@@ -186,7 +206,7 @@ class SegmentedLines:
                 offset += len(whole) + 1
                 self._hint = _Hint(segment.first, position, offset)
                 if skip < len(lines):
-                    yield Block(first, lines[skip:])
+                    yield Block(first, lines[skip:], sealed=segment.sealed)
             if rest and segment.sealed:
                 self.damage.append(Damage(segment.path, position, position, "its last line is torn"))
 

@@ -15,13 +15,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from rollcast.aio import follower
-from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, record_name, types_of
-from rollcast.archive.secrets import Masker
+from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, Totals, record_name, types_of
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
+from rollcast.records.jsonable import as_json
+from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.observer import ChunkInterest, StreamObserver
 
@@ -49,13 +52,16 @@ class ArchiveObserver(StreamObserver):
         path: of the record's folder, which must not hold a record yet. The folder around it is made if it is not there.
         level: `auto`, `turns`, `tokens` or `summary`: what is kept.
         name, tags: what its owner calls it.
-        about: more of what `run.json` says: `command`, `settings`, `seed`, `versions`, `git_commit`, `parent`, `out`.
+        about: more of what `run.json` says: `command`, `settings`, `seed`, `parent`, `out`; `versions` of more than Rollcast and
+            the libraries that it knows; `git_commit`, if not that of the current folder.
         trajectories: keep the trajectories, with ids and log-probabilities. None: at every level but `summary`.
+        lossless: the run waits if the record falls behind, so that it lacks nothing. Otherwise it never waits.
         masker: of secrets; None masks known shapes and the values of environment variables that look secret. Give
             `False` to mask nothing.
 
     Raises:
-        InputError: there is no such level, `about` has a field that `run.json` has not, or the folder holds a record.
+        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, `masker` is none, or the
+            folder holds a record.
     """
 
     threaded = True
@@ -70,32 +76,35 @@ class ArchiveObserver(StreamObserver):
         tags: Iterable[str] = (),
         about: dict[str, Any] | None = None,
         trajectories: bool | None = None,
+        lossless: bool = False,
         masker: Masker | bool | None = None,
     ) -> None:
-        self.path = Path(path).absolute()
+        folder = _absolute(path)
         types = types_of(level)
         self.level = level
         self.chunk_interest = _TOKENS[level]
         self.filter = EventFilter(types=types, ids=level != "summary")
-        if (self.path / RUN_FILE).exists():
+        if lossless:
+            self.mode = "lossless"
+        if os.path.exists(folder / RUN_FILE):  # noqa: PTH110  (unlike Path.exists it never raises)
             raise InputError(
-                f"{str(self.path)!r} holds a record already; each recording has a folder of its own: give another path"
+                f"{str(folder)!r} holds a record already; each recording has a folder of its own: give another path"
             )
         self._pid = os.getpid()
         self._manager: Any = None
         self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
-        if masker is None or masker is True:
-            masker = Masker()
+        masker = masker_of(masker)
         me = weakref.ref(self)  # the thread must not keep alive what ends it
         self._recorder = Recorder(
-            self.path,
-            _run_file(level, name, tags, about or {}),
+            folder,
+            _run_file({"name": name, "tags": list(tags), "level": level}, about or {}, masker),
             trajectories=self._keeps_trajectories,
-            masker=masker or None,
+            masker=masker,
             open_parts=lambda: _open_parts(me()),
             on_failure=lambda error: _report(me(), error),
+            run_in=_absolute(""),
         )
-        self._worker = Worker(self._recorder, f"rollcast-archive-{self.path.name}")
+        self._worker = Worker(self._recorder, f"rollcast-archive-{folder.name}")
         # What waits is written at exit, even if nobody removed the observer.
         weakref.finalize(self, _close, self._worker, self._pid)
 
@@ -110,11 +119,41 @@ class ArchiveObserver(StreamObserver):
             name: of the task.
             options: as of the class.
         """
-        folder = Path(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
-        path = folder
-        while path.exists() or path == folder:  # another record of this minute may have drawn the same suffix
-            path = folder / record_name(name, time.time(), secrets.token_hex(2))
-        return cls(path, name=name, **options)
+        folder = _absolute(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+        began = time.time()
+
+        def draw() -> Path:
+            path = folder / record_name(name, began, secrets.token_hex(2))
+            return draw() if os.path.lexists(path) else path
+
+        observer = cls(draw(), name=name, **options)
+        observer._recorder.redraw = draw  # another process may draw the same before either makes its folder
+        return observer
+
+    @property
+    def path(self) -> Path:
+        """Of the record's folder. A drawn name is settled when the record begins."""
+        return self._recorder.path
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a record: it begins with the first run."""
+        return self._recorder.begun
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to be written: it has not begun, or is whole."""
+        return not self._worker.running
+
+    @property
+    def totals(self) -> Totals:
+        """What was recorded so far, counted on the thread that writes: settled when the record has ended."""
+        return self._recorder.about.totals
+
+    @property
+    def incomplete(self) -> str | None:
+        """What the record lacks, and why; None if it lacks nothing."""
+        return self._recorder.incomplete
 
     @property
     def failing(self) -> str | None:
@@ -139,7 +178,8 @@ class ArchiveObserver(StreamObserver):
                 manager.fanout.chain_closings.append(self._chain_closed)
 
     def _chain_closed(self, trajectory: Trajectory) -> None:
-        if os.getpid() == self._pid:
+        place = trajectory.chain_id, trajectory.group_id, trajectory.run_id
+        if os.getpid() == self._pid and self.filter.matches_chain(*place):
             self._worker.put_trajectory(trajectory)
 
     async def on_event(self, event: StreamEvent) -> None:
@@ -174,12 +214,23 @@ async def _kept(promise: Future[None]) -> None:
     await asyncio.wrap_future(follower(promise))
 
 
-def _run_file(level: str, name: str, tags: Iterable[str], about: dict[str, Any]) -> RunFile:
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).absolute()
+    except OSError:  # the current folder was deleted
+        return Path(path)
+
+
+def _run_file(told: dict[str, Any], about: dict[str, Any], masker: Masker | None) -> RunFile:
     known = {"command", "settings", "seed", "versions", "git_commit", "parent", "out", "id"}
     unknown = sorted(set(about) - known)
     if unknown:
         raise InputError(f"about has a field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
-    return RunFile(name=name, tags=list(tags), level=level, **about)
+    told = as_json(told | about)
+    try:
+        return msgspec.convert(told if masker is None else masker.value(told), RunFile)
+    except msgspec.ValidationError as error:
+        raise InputError(f"what run.json is to say is wrong: {error}") from None
 
 
 def _open_parts(observer: ArchiveObserver | None) -> Iterable[OpenPart]:

@@ -16,6 +16,7 @@ import msgspec
 from rollcast.archive.format import (
     CHAINS_FILE,
     EVENTS,
+    NOTES_FILE,
     OPEN_FILE,
     TRAIN_FILE,
     TRAJECTORIES,
@@ -24,11 +25,13 @@ from rollcast.archive.format import (
     SegmentIndex,
 )
 from rollcast.archive.index import State, read_run_file, state_of
-from rollcast.archive.lines import Damage, SegmentedLines
+from rollcast.archive.lines import MISSING, Damage, SegmentedLines
+from rollcast.archive.notes import append_note, checked_note
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
 from rollcast.records.codec import decode_unchecked
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Archive", "ChainRows", "EventReader"]
 
@@ -256,6 +259,55 @@ class Archive:
             return []
         return rows[::-1] + [row for row in learned[::-1] if row.get("run_id") == run_id]
 
+    # -- notes ---------------------------------------------------------------------------------------------------------
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What people said of it, in the order in which they did; each as `format.NoteRow` describes it."""
+        return list(_rows_in(self.path / NOTES_FILE))
+
+    def add_note(
+        self,
+        text: str = "",
+        *,
+        author: str,
+        flag: str | None = None,
+        run_id: str | None = None,
+        group_id: str | None = None,
+        chain_id: str | None = None,
+        step: int | None = None,
+        tokens: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """Add a note; what it is about is kept by a budget. A record that is being written can have notes, too.
+
+        Args:
+            text: what is said.
+            author: who says it.
+            flag: a word by which it is found.
+            run_id: the run that it is about, or that of the group or chain; None: the last one that has such a group or chain, or
+                the whole record.
+            group_id: the group that it is about.
+            chain_id: the chain that it is about.
+            step: the turn of the chain, from 1.
+            tokens: of the turn's sampled tokens the first, and the one after the last, from 0.
+
+        Returns:
+            The note, as `notes` gives it.
+
+        Raises:
+            InputError: it says nothing, has no author, or what it is about is not named as a whole.
+            ArchiveError: there is no such run, group or chain.
+            OSError: it cannot be written.
+        """
+        note = checked_note(
+            text, author=author, flag=flag, run_id=run_id, group_id=group_id, chain_id=chain_id, step=step, tokens=tokens
+        )  # fmt: skip
+        if chain_id is not None:
+            row = self.chain(chain_id, run_id)
+            note.run_id, note.group_id = row["run_id"], row.get("group_id")
+        elif group_id is not None or run_id is not None:
+            note.run_id = _run_of(self, group_id, run_id)
+        return append_note(self.path, note)
+
     # -- trajectories --------------------------------------------------------------------------------------------------
 
     def trajectory(self, chain_id: str, run_id: str | None = None) -> Trajectory:
@@ -276,7 +328,12 @@ class Archive:
                     return Trajectory.from_dict(value)
             if position is not None and block.lines:
                 break
-        why = "it was not kept" if row.get("state") == "ended" else f"the chain is {row.get('state')}"
+        kept = (
+            "it was not kept"
+            if self.facts.trimmed_at is None
+            else "it was not kept, or taken out to keep a budget"
+        )
+        why = kept if row.get("state") == "ended" else f"the chain is {row.get('state')}"
         if lines.damage:
             why = str(lines.damage[0])
         raise ArchiveError(f"the record {self.path.name} has no trajectory of {chain_id}: {why}")
@@ -335,11 +392,18 @@ class EventReader:
             for position, line in enumerate(block.lines, block.first):
                 if self._until is not None and position >= self._until:
                     return
-                event = self._event(read, line, position)
+                # An empty line of a sealed segment is one that was taken out to keep a budget.
+                event = self._event(read, line, position) if line or not block.sealed else None
                 self.position = position + 1
                 if event is not None and (self._filter is None or passes(self._filter, event)):
                     yield event
             self.position = block.first + len(block.lines)
+        facts = self._archive.facts
+        if self._until is None and facts.status != "running" and self.position < facts.totals.events:
+            self._bad_lines.append(
+                Damage(self._lines.folder, self.position, facts.totals.events - 1, MISSING)
+            )
+            self.position = facts.totals.events
 
     def _follow(self) -> Iterator[StreamEvent]:
         assert self._poll_s is not None
@@ -397,6 +461,20 @@ def _places_of(filter: EventFilter, index: SegmentIndex) -> frozenset[int]:
     )
 
 
+def _run_of(archive: Archive, group_id: str | None, run_id: str | None) -> str:
+    """The last run that has the group, or the run itself.
+
+    Raises:
+        ArchiveError: there is none.
+    """
+    rows = archive.chains().rows + ([] if group_id is not None else archive.train_rows())
+    for row in reversed(rows):
+        if run_id in (None, row["run_id"]) and group_id in (None, row.get("group_id")):
+            return str(row["run_id"])
+    what = f"group {group_id!r}" if group_id is not None else f"run {run_id!r}"
+    raise ArchiveError(f"the record {archive.path.name} has no {what}")
+
+
 def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:
     return any(list(index.places[number]) == place for number in frame.places)
 
@@ -417,7 +495,7 @@ def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except JSON_ERRORS:
         return {}
     return value if isinstance(value, dict) else {}
 

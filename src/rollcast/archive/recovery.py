@@ -42,6 +42,7 @@ from rollcast.archive.owner import FolderLock
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import (
     Segment,
+    index_bytes,
     read_index,
     replace_file,
     seal,
@@ -54,9 +55,11 @@ from rollcast.errors import ArchiveError, DecodeError
 from rollcast.records import StreamEvent, StreamEventType, decode, encode_lines
 from rollcast.records.bounded import Tail
 from rollcast.records.codec import one_line_json
+from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import calls_of
 from rollcast.records.view_parts import MAX_TEXT
+from rollcast.records.view_progress import open_generation, rest
 
 __all__ = ["CRASHED", "Recovery", "recover"]
 
@@ -131,7 +134,7 @@ def _run_file(folder: Path) -> tuple[dict[str, Any], list[str]]:
         why = "was missing"
     except ArchiveError:
         raise
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (*JSON_ERRORS, AttributeError) as error:
         why = f"was damaged ({error})"
     else:
         return value, []
@@ -224,7 +227,8 @@ class _Reconstruction:
         lines = SegmentedLines(archive.path / EVENTS)
         for block in lines.blocks(0):
             for position, line in enumerate(block.lines, block.first):
-                self._take(line, position, lines.folder)
+                if line or not block.sealed:  # an empty one was taken out to keep a budget
+                    self._take(line, position, lines.folder)
             self.position = block.first + len(block.lines)
         self.damage += lines.damage
 
@@ -232,7 +236,7 @@ class _Reconstruction:
         lines = SegmentedLines(folder / TRAJECTORIES)
         for block in lines.blocks(0):
             for position, line in enumerate(block.lines, block.first):
-                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                with suppress(*JSON_ERRORS):
                     about = _about_decoder.decode(line)
                     if (about.run_id, about.chain_id) not in self._ended:
                         self.skeleton.trajectory_at(about.run_id, about.chain_id, position)
@@ -246,7 +250,7 @@ class _Reconstruction:
             self.last_at = max(about.timestamp, self.last_at)
             if about.event_type in _RUN_LEVEL or (about.chain_id and key not in self._ended):
                 self._feed(decode(line), key, position)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DecodeError) as error:
+        except (*JSON_ERRORS, DecodeError) as error:
             self.damage.append(Damage(folder, position, position, str(error)))
 
     def _feed(self, event: StreamEvent, key: tuple[str, str], position: int) -> None:
@@ -300,12 +304,12 @@ def _knows_more(part: dict[str, Any], view: ChainView) -> bool:
 
 def _complete(view: ChainView, part: dict[str, Any]) -> None:
     if view.generation_step != part["step"]:
-        view.open_generation(part["step"])
+        open_generation(view, part["step"])
     offset = part.get("offset", 0)
     view.generation = Tail.of(part["content"], MAX_TEXT, offset if isinstance(offset, int) else 0)
     view.step = part["step"]
     view.tool_calls = calls_of(part.get("tool_calls"))
-    view.rest(view.last_event_at)
+    rest(view, view.last_event_at)
 
 
 # -- write -----------------------------------------------------------------------------------------------------------------
@@ -396,7 +400,7 @@ def _seal_all(folder: Path) -> list[str]:
                 notes.append(f"{sealed_name(segment.first)} is damaged; its frames are read without an index")
                 (folder / index_name(segment.first)).unlink(missing_ok=True)
             else:
-                replace_file(folder / index_name(segment.first), msgspec.json.encode(index), sync=True)
+                replace_file(folder / index_name(segment.first), index_bytes(index), sync=True)
     return notes
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +24,11 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
+from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
     "Segment",
+    "index_bytes",
     "indexed",
     "plain_index",
     "read_index",
@@ -34,6 +38,10 @@ __all__ = [
     "sync_folder",
     "whole_lines",
 ]
+
+
+_CHECKSUM = b',"crc32":"%08x"}'
+_ENDS_IN_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\s*\Z')
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -112,7 +120,7 @@ class _IndexBuilder:
         for line in lines:
             try:
                 about = _line_decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except JSON_ERRORS:
                 continue  # a damaged line keeps its position, so that the others keep theirs
             if about.event_type:
                 frame.types[about.event_type] = frame.types.get(about.event_type, 0) + 1
@@ -165,12 +173,37 @@ def read_index(segment: Segment) -> SegmentIndex | None:
         size = segment.path.stat().st_size
     except OSError:
         return None
+    if not _is_as_written(data):
+        return None
     try:
         index = msgspec.json.decode(data, type=SegmentIndex)
         check_format(index.format, str(segment.index_path))
-    except msgspec.DecodeError:
+    except JSON_ERRORS:
         return None
-    return index if index.first == segment.first and index.size == size else None
+    belongs = index.first == segment.first and index.size == size
+    return index if belongs and _is_whole(index) else None
+
+
+def index_bytes(index: SegmentIndex) -> bytes:
+    """What stands in an index's file: JSON whose last field is a checksum of what comes before it."""
+    data = msgspec.json.encode(index)[:-1]
+    return data + _CHECKSUM % zlib.crc32(data)
+
+
+def _is_as_written(data: bytes) -> bool:
+    """Whether the checksum is right, if there is one: a version before it wrote none."""
+    found = _ENDS_IN_CHECKSUM.search(data)
+    return found is None or zlib.crc32(data[: found.start()]) == int(found[1], 16)
+
+
+def _is_whole(index: SegmentIndex) -> bool:
+    """Whether the frames stand one behind the other, from the first position to the last."""
+    position, offset = index.first, 0
+    for frame in index.frames:
+        if frame.first != position or frame.offset != offset or frame.last < frame.first:
+            return False
+        position, offset = frame.last + 1, offset + frame.size
+    return position == index.last + 1 and offset == index.size
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
@@ -202,7 +235,7 @@ def seal(folder: Path, first: int) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             index = builder.index("zstd")
-            replace_file(folder / index_name(first), msgspec.json.encode(index), sync=True)
+            replace_file(folder / index_name(first), index_bytes(index), sync=True)
             beside.replace(folder / sealed_name(first))
         except OSError:
             with suppress(OSError):
@@ -211,7 +244,7 @@ def seal(folder: Path, first: int) -> None:
         plain.unlink()
     else:
         index = plain_index(first, whole_lines(plain))
-        replace_file(folder / index_name(first), msgspec.json.encode(index), sync=True)
+        replace_file(folder / index_name(first), index_bytes(index), sync=True)
     sync_folder(folder)
 
 

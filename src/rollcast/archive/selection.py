@@ -15,8 +15,12 @@ _NAMED = 3  # that a sentence names
 
 
 def steps_of(rows: list[dict[str, Any]]) -> list[int]:
-    """The training steps that have chains, in order."""
-    return sorted({row["train_step"] for row in rows if isinstance(row.get("train_step"), int)})
+    """The training steps that have chains, in order. Evaluations are not among them, although each comes after a step."""
+    return sorted({row["train_step"] for row in rows if _is_of_a_step(row)})
+
+
+def _is_of_a_step(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("train_step"), int) and row.get("split") != "eval"
 
 
 def runs_of_step(archive: Archive, rows: list[dict[str, Any]], step: int) -> list[str]:
@@ -25,7 +29,9 @@ def runs_of_step(archive: Archive, rows: list[dict[str, Any]], step: int) -> lis
     Raises:
         ArchiveError: the record has no chains of that step.
     """
-    found = list(dict.fromkeys(row["run_id"] for row in rows if row.get("train_step") == step))
+    found = list(
+        dict.fromkeys(row["run_id"] for row in rows if _is_of_a_step(row) and row["train_step"] == step)
+    )
     if found:
         return found
     steps = steps_of(rows)

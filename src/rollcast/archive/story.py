@@ -18,10 +18,11 @@ T = StreamEventType
 
 
 class Sampled(msgspec.Struct):
-    """The tokens of one generation, as far as the record has them."""
+    """The tokens of one generation, as far as the record has them; `dt_ms` is from each to the next, if their times are known."""
 
     token_ids: list[int] = []
     logprobs: list[float] = []
+    dt_ms: list[float] = []
 
 
 class Story(msgspec.Struct):
@@ -33,6 +34,8 @@ class Story(msgspec.Struct):
         sampled: by the step of each generation.
         reader: which read them, for what is damaged.
         level: what the record keeps.
+        sampling: how its latest generation was sampled.
+        fields: the fields of its row, besides messages and reference.
     """
 
     row: dict[str, Any]
@@ -40,6 +43,8 @@ class Story(msgspec.Struct):
     sampled: dict[int, Sampled]
     reader: EventReader
     level: str
+    sampling: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
 
 
 def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]) -> Iterator[Story]:
@@ -61,8 +66,7 @@ def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]
             if key not in open_now:
                 open_now[key] = (Story(row_of[key], ChainView(), {}, reader, level), set())
             story, whole = open_now[key]
-            story.view.apply(event)
-            _note_tokens(story, event, whole)
+            _take(story, event, whole)
             if event.event_type is T.CHAIN_END:
                 del open_now[key], row_of[key]  # what comes later of it is in its row
                 yield story
@@ -76,9 +80,17 @@ def story_of(archive: Archive, row: dict[str, Any]) -> Story:
     story = Story(row, ChainView(), {}, reader, archive.facts.level)
     whole: set[int] = set()  # steps whose end has their ids
     for event in reader:
-        story.view.apply(event)
-        _note_tokens(story, event, whole)
+        _take(story, event, whole)
     return story
+
+
+def _take(story: Story, event: StreamEvent, whole: set[int]) -> None:
+    story.view.apply(event)
+    _note_tokens(story, event, whole)
+    if event.event_type is T.CHAIN_START:
+        story.fields = object_of(object_of(event.data).get("row"))
+    elif event.event_type is T.LLM_GENERATION_START:
+        story.sampling = object_of(object_of(event.data).get("sampling"))
 
 
 def _note_tokens(story: Story, event: StreamEvent, whole: set[int]) -> None:
@@ -90,7 +102,8 @@ def _note_tokens(story: Story, event: StreamEvent, whole: set[int]) -> None:
     ids, logprobs = _numbers(data.get("token_ids")), _numbers(data.get("logprobs"))
     if event.event_type is T.LLM_GENERATION_END and ids:
         whole.add(event.step)
-        story.sampled[event.step] = Sampled(ids, logprobs)
+        times = _numbers(data.get("dt_ms"))
+        story.sampled[event.step] = Sampled(ids, logprobs, times if len(times) == len(ids) - 1 else [])
     elif ids:
         sampled = story.sampled.setdefault(event.step, Sampled())
         sampled.token_ids += ids

@@ -7,7 +7,9 @@ Each block of events is written in this order, so that a reader who finds someth
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import platform
 import secrets
 import time
@@ -30,23 +32,27 @@ from rollcast.archive.format import (
 )
 from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.losses import Losses
+from rollcast.archive.origin import git_commit, library_versions
 from rollcast.archive.owner import FolderLock, this_process
-from rollcast.archive.secrets import Masker
 from rollcast.archive.segments import replace_file, sync_folder
 from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
-from rollcast.records.jsonable import as_json
-from rollcast.records.view_fields import object_of
+from rollcast.records.jsonable import JSON_ERRORS, as_json
+from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import event_of
+from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
 __all__ = ["Recorder", "prepare_folder"]
 
 logger = logging.getLogger("rollcast.archive")
+count_logger = logging.getLogger(
+    "rollcast.archive.count"
+)  # what is missing at the end; a command says that itself
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
@@ -61,11 +67,21 @@ def prepare_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    directory = path.parent
+    prepare_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the record directory, if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or is a file.
+    """
     if not directory.exists():
         directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         replace_file(directory / ".gitignore", b"*\n")
-    path.mkdir(mode=0o700, exist_ok=True)
+    elif not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
 
 
 class Recorder:
@@ -78,6 +94,13 @@ class Recorder:
         masker: of secrets; None masks nothing.
         open_parts: gives what is open in the chains now.
         on_failure: called with the first failure after a success.
+        run_in: the folder in which the run was started.
+
+    Attributes:
+        begun: whether the folder has, or had, a record of this recorder.
+        failing: why it cannot be written at present; None if it can.
+        redraw: gives another path if the folder is there already when the record begins, since another process drew the same
+            name. None: the path stays.
     """
 
     def __init__(
@@ -89,29 +112,50 @@ class Recorder:
         masker: Masker | None,
         open_parts: Callable[[], Iterable[OpenPart]],
         on_failure: Callable[[BaseException], object],
+        run_in: Path,
     ) -> None:
-        self.path = path
         self.about = about
+        self.begun = False
         self.failing: str | None = None
+        self._latest_failure = ""
         about.id = about.id or secrets.token_hex(6)
-        about.versions = {"rollcast": __version__, "python": platform.python_version()} | about.versions
+        self._run_in = run_in
         self._keeps_trajectories = trajectories
         self._masker = masker
         self._open_parts = open_parts
         self._on_failure = on_failure
+        self.redraw: Callable[[], Path] | None = None
         self._opened = False
-        self._refused = False
+        self._place_at(path)
+        self._skeleton = Skeleton(about.totals)
+        self._rows = b""
+        self._train_rows = b""
+        self._losses = Losses()
+        self._lines: dict[tuple[str, str], int] = {}  # characters of the line that each open generation is at
+        self._past = Losses()  # what was written of the runs that are open
+        self._warned = False
+
+    def _place_at(self, path: Path) -> None:
+        self.path = path
         self._lock = FolderLock(path / LOCK_FILE)
         self._events = LineLog(path / EVENTS)
         self._trajectories = LineLog(path / TRAJECTORIES)
         self._chains = AppendedFile(path / CHAINS_FILE)
         self._train = AppendedFile(path / TRAIN_FILE)
-        self._skeleton = Skeleton(about.totals)
-        self._rows = b""
-        self._train_rows = b""
-        self._losses = Losses()
-        self._past = Losses()  # what was written of the runs that are open
-        self._warned = False
+
+    @property
+    def incomplete(self) -> str | None:
+        """What the record lacks, and why; None if it lacks nothing."""
+        totals = self.about.totals
+        lacking = [
+            f"{count:,} {noun}"
+            for count, noun in ((totals.lost, "events"), (totals.trajectories_lost, "trajectories"))
+            if count
+        ]
+        if not lacking:
+            return self.failing
+        why = f": {self._latest_failure}" if self._latest_failure else ""
+        return f"{' and '.join(lacking)} could not be written{why}"
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -128,22 +172,40 @@ class Recorder:
             self._begin_anew()
         if self._opened:
             return
+        self._claim_name()
         prepare_folder(self.path)
         self._lock.take()
         if self._events.position == 0 and (self.path / RUN_FILE).exists() and not self._is_ours():
-            self._refused = True
             self._lock.release()
             raise ArchiveError(f"{self.path} holds the record of another run; give another path")
+        if not self.begun:
+            self._note_origin()
         self.about.status, self.about.ended_at = "running", None
         self.about.started_at = self.about.started_at or time.time()
         self._write_run_file(sync=True)
         sync_folder(self.path)
-        self._opened = True
+        self._opened = self.begun = True
+
+    def _note_origin(self) -> None:
+        ours = {"rollcast": __version__, "python": platform.python_version()}
+        self.about.versions = ours | library_versions() | self.about.versions
+        self.about.git_commit = self.about.git_commit or git_commit(self._run_in)
+
+    def _claim_name(self) -> None:
+        """Make the folder, if its name was drawn: of all that drew the same name only one can."""
+        while self.redraw is not None:
+            prepare_directory(self.path.parent)
+            try:
+                self.path.mkdir(mode=0o700)
+            except FileExistsError:
+                self._place_at(self.redraw())
+            else:
+                self.redraw = None  # from now on the name stays
 
     def _is_ours(self) -> bool:
         try:
             return bool(msgspec.json.decode((self.path / RUN_FILE).read_bytes())["id"] == self.about.id)
-        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        except (OSError, *JSON_ERRORS, KeyError, TypeError):
             return False
 
     def _begin_anew(self) -> None:
@@ -179,7 +241,7 @@ class Recorder:
         self._lock.release()
         self._opened = False
         if lost := self.about.totals.lost:
-            logger.warning("%s lacks %d events that could not be written", self.path, lost)
+            count_logger.warning("%s lacks %d events that could not be written", self.path, lost)
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
@@ -198,14 +260,14 @@ class Recorder:
             self._write_events(events)
 
     def _write_events(self, events: list[StreamEvent]) -> None:
-        events = _merged(events)
+        events = _merged(events, self._lines)
         lines = _event_lines(events)
         if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
             lines = _event_lines(events)
-        gaps = self._losses.gaps() if not self._refused else []
         try:
-            self._ensure_open()
+            self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
+            gaps = self._losses.gaps()
             first = self._events.position
             self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
         except (OSError, ArchiveError) as error:
@@ -327,14 +389,19 @@ class Recorder:
     def _failed(self, error: BaseException) -> None:
         """Say so once, until something is written again."""
         first = self.failing is None
-        self.failing = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        self.failing = self._latest_failure = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        )
         if first:
             level = logging.DEBUG if self._warned else logging.WARNING
             self._warned = True
             logger.log(
                 level, "%s cannot be written: %s; the run goes on without its record", self.path, self.failing
             )
-            self._on_failure(error)
+            try:
+                self._on_failure(error)
+            except Exception:  # who is told must not keep what failed from being counted
+                logger.exception("%s: the failure could not be told to the run", self.path)
 
     def _succeeded(self) -> None:
         self._losses.clear()
@@ -343,10 +410,15 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
+def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
     """The events, in which neighbouring chunks of a generation are one.
 
-    A chunk that ends a line is the last of those that it joins, so that a replay shows each line when it was whole.
+    A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
+    first of a generation stands alone, so that a replay shows the same pieces at the same time.
+
+    Args:
+        events: in order.
+        lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
     open_now: dict[
         tuple[str, str], list[int]
@@ -357,32 +429,39 @@ def _merged(events: list[StreamEvent]) -> list[StreamEvent]:
         if event.event_type is not CHUNK:
             if event.event_type is T.GAP:
                 open_now.clear()
+                for of_run in [each for each in lines if each[0] == event.run_id]:
+                    del lines[of_run]
             else:
                 open_now.pop(key, None)
+                lines.pop(key, None)
         elif key in open_now and events[open_now[key][0]].step == event.step:
             open_now[key].append(i)
         else:  # the first, or the first of the next generation if a filter leaves out what is between
             open_now[key] = [i]
             groups.append(open_now[key])
-        if event.event_type is CHUNK and _ends_a_line(event):
-            del open_now[key]
+        if event.event_type is CHUNK:
+            data: Any = event.data
+            text = data.get("content") if data.__class__ is dict else None
+            if text.__class__ is not str:
+                continue
+            before = lines.get(key, 0)
+            lines[key] = after = before + len(text)
+            ends_a_piece = after // LINE_CHARS != before // LINE_CHARS or "\n" in text
+            if ends_a_piece or data.get("offset") == 0:
+                lines[key], _ = grown_line(before, text)
+                del open_now[key]
     if not groups:
         return events
     kept: list[StreamEvent | None] = list(events)
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group]))
+                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
         return events
     return [event for event in kept if event is not None]
-
-
-def _ends_a_line(chunk: StreamEvent) -> bool:
-    text = object_of(chunk.data).get("content")
-    return isinstance(text, str) and "\n" in text
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:

@@ -25,6 +25,7 @@ def main() -> None:
         lines = ("".join(piece for piece, _ in visible(line)) for line in str(error).split("\n"))
         with suppress(OSError):  # the standard error is full, or its reader has gone
             print("rollcast:", "\n".join(lines), file=sys.stderr)
+        _print_notes(error)
         sys.exit(2)
     except KeyboardInterrupt:  # before a run began
         sys.exit(130)
@@ -41,9 +42,21 @@ def main() -> None:
         sys.exit(2)
 
 
+def _print_notes(error: BaseException) -> None:
+    """What a command has to say after the error, such as where its record is."""
+    for note in getattr(error, "__notes__", ()):
+        with suppress(OSError):
+            print(note, file=sys.stderr)
+
+
 def _stdout_is_broken() -> bool:
-    """Whether what was printed last cannot be written."""
+    """Whether nothing can be written to the standard output.
+
+    A newline is written too: a text that is longer than the buffer, or has none, failed while it was printed, and nothing of it
+    is left to be flushed.
+    """
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError:
         return True

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rollcast.cli import options
-from rollcast.cli.export import ExportOptions, export_command
-from rollcast.cli.records import record_directory, recover_command, runs_command
-from rollcast.cli.replay import ReplayOptions, replay_command
+from rollcast.cli.help import GroupedCommand
+from rollcast.cli.recording import Recording, record_directory
 from rollcast.cli.run import RunOptions, run_command
 from rollcast.cli.serving import Serving
-from rollcast.cli.show import ShowOptions, show_command
-from rollcast.cli.stats import stats_command
 from rollcast.cli.train.command import train_command
 from rollcast.cli.watch import WatchOptions, watch_command
 from rollcast.version import __version__
@@ -45,7 +42,7 @@ def root(
     """Run tool-using LLM agents as many parallel chains, and watch every token, tool call and reward live."""
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def run(
     agent: options.AgentArg = None,
     model: options.ModelOption = None,
@@ -62,12 +59,21 @@ def run(
     temperature: options.TemperatureOption = None,
     pace: options.PaceOption = None,
     json: options.JsonOption = None,
+    record: options.RecordOption = None,
+    no_record: options.NoRecordOption = False,
+    record_dir: options.RecordInOption = None,
+    record_lossless: options.RecordLosslessOption = False,
+    record_budget: options.RecordBudgetOption = None,
+    name: options.NameOption = None,
+    tag: options.TagOption = None,
     serve: options.ServeOption = None,
     token: options.TokenOption = None,
     tls_cert: options.TlsCertOption = None,
     tls_key: options.TlsKeyOption = None,
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
+    alert: options.AlertOption = None,
+    keep_serving: options.KeepServingOption = False,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -94,7 +100,13 @@ def run(
         temperature=temperature,
         pace=pace,
         json=json,
-        serving=Serving(serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ())),
+        alert=alert,
+        recording=Recording(
+            record, no_record, record_dir, record_lossless, name, tuple(tag or ()), record_budget
+        ),
+        serving=Serving(
+            serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
+        ),
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
@@ -105,7 +117,7 @@ def run(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def train(
     task: options.TrainTaskOption = None,
     agent: options.AgentOption = None,
@@ -127,7 +139,16 @@ def train(
     tls_key: options.TlsKeyOption = None,
     origin: options.OriginOption = None,
     host_name: options.HostNameOption = None,
+    alert: options.AlertOption = None,
+    keep_serving: options.KeepServingOption = False,
     json: options.JsonOption = None,
+    record: options.RecordOption = None,
+    no_record: options.NoRecordOption = False,
+    record_dir: options.RecordInOption = None,
+    record_lossless: options.RecordLosslessOption = False,
+    record_budget: options.RecordBudgetOption = None,
+    name: options.NameOption = None,
+    tag: options.TagOption = None,
     tensorboard: options.TensorboardOption = None,
     config: options.ConfigOption = None,
     no_color: options.NoColorOption = False,
@@ -136,31 +157,9 @@ def train(
 
     Without options, the embedded model learns arithmetic for a minute, on two cores and without torch.
     """
-    line: dict[str, Any] = {
-        "task": task,
-        "agent": agent,
-        "model": model,
-        "trainer": trainer,
-        "steps": steps,
-        "minutes": minutes,
-        "group": group,
-        "questions": questions,
-        "lr": lr,
-        "seed": seed,
-        "eval_every": eval_every,
-        "out": out,
-        "resume": resume or None,
-        "show": show,
-        "serve": serve,
-        "token": token,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "origin": origin or None,
-        "host_name": host_name or None,
-        "json": json,
-        "tensorboard": tensorboard,
-        "no_color": no_color or None,
-    }
+    # A switch that is off, and a list without items, were not given: a file of options may have them.
+    line = {name: None if value is False or value == [] else value for name, value in locals().items()}
+    del line["config"]
     code = train_command(line, config)
     if code:
         raise typer.Exit(code)
@@ -172,6 +171,7 @@ def watch(
     since: options.SinceOption = "live",
     token: options.WatchTokenOption = None,
     tls_ca: options.TlsCaOption = None,
+    alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
     no_color: options.NoColorOption = False,
@@ -186,6 +186,7 @@ def watch(
         since=since,
         token=token,
         tls_ca=tls_ca,
+        alert=alert,
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
@@ -202,6 +203,8 @@ def runs(
     json: options.RunsJsonOption = False,
 ) -> None:
     """List the records of runs, the newest first."""
+    from rollcast.cli.records import runs_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = runs_command(record_directory(record_dir), json=json)
     if code:
         raise typer.Exit(code)
@@ -224,6 +227,8 @@ def show(
 
     Of a training it shows the last step that has chains, unless another is named.
     """
+    from rollcast.cli.show import ShowOptions, show_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ShowOptions(
         record=record,
         step=step,
@@ -248,6 +253,8 @@ def stats(
     no_color: options.NoColorOption = False,
 ) -> None:
     """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
+    from rollcast.cli.stats import stats_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
     if code:
         raise typer.Exit(code)
@@ -268,6 +275,8 @@ def replay(
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
     """Show a recorded run as it was seen live."""
+    from rollcast.cli.replay import ReplayOptions, replay_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ReplayOptions(
         record=record,
         speed=speed,
@@ -295,6 +304,8 @@ def export(
     record_dir: options.RecordDirOption = None,
 ) -> None:
     """Write a record, or part of it, to the standard output in a format that others read."""
+    from rollcast.cli.export import ExportOptions, export_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
     code = export_command(record_directory(record_dir), chosen)
     if code:
@@ -311,6 +322,8 @@ def recover(
 
     Every whole line stays, and what is torn is named. It changes nothing more if it is done twice.
     """
+    from rollcast.cli.records import recover_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
     code = recover_command(record_directory(record_dir), record, force=force)
     if code:
         raise typer.Exit(code)

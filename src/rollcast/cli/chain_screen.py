@@ -28,9 +28,11 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
         tokens: whether to list the sampled tokens.
     """
     view = story.view
-    found: list[Row] = [_who(story, rows), _outcome(story, rows)]
+    found: list[Row] = [_who(story, rows), _outcome(story, rows), *_how(story, rows)]
     if view.reference is not None:
         found.append([("reference  ", "dim"), *rows.line(one_line_of(view.reference), _LINE_CHARS, "bold")])
+    if story.fields:
+        found.append([("row  ", "dim"), *rows.line(one_line_of(story.fields), _LINE_CHARS)])
     found.append([])
     messages = [(message, False) for message in view.messages]
     if view.content is not None:
@@ -43,6 +45,7 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
         found.append(
             [(f"{rows.glyphs.more} {view.conversation.omitted:,} messages are too old or too large", "gap")]
         )
+    rewards = [reward for reward in view.rewards if reward["final"] is False]
     for i, (message, is_open) in enumerate(messages):
         if len(messages) > _MESSAGES and i == _MESSAGES // 2:
             found.append([(f"{rows.glyphs.more} {len(messages) - _MESSAGES:,} messages not shown", "gap")])
@@ -50,6 +53,11 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
             found += _message(message, rows, is_open=is_open)
             if tokens and message.get("role") == "assistant":
                 found += _token_rows(story.sampled.get(message.get("step", -1)), rows)
+        step, after = message.get("step"), messages[i + 1][0].get("step") if i + 1 < len(messages) else None
+        if isinstance(step, int) and step != after:
+            given, rewards = _until(step, rewards)
+            found += _reward_rows(given, rows)
+    found += _reward_rows(rewards, rows)
     for call in view.tool_calls.values():
         found.append(
             [(f"{rows.glyphs.result} ", "result"), *rows.line(call.tool_name, 80), (" has not ended", "gap")]
@@ -88,6 +96,35 @@ def _outcome(story: Story, rows: EventRows) -> Row:
     if view.duration_s is not None:
         facts += [dot, (duration_text(view.duration_s), "")]
     return facts
+
+
+def _how(story: Story, rows: EventRows) -> list[Row]:
+    """What the chain was asked and how it was sampled, so that it can be found or played again."""
+    view = story.view
+    facts = [f"prompt {hash_}" for hash_ in (story.row.get("prompt_hash"),) if hash_]
+    facts += [f"seed {view.seed}"] if view.seed is not None else []
+    facts += [f"attempt {view.attempt}"] if view.attempt is not None else []
+    facts += [f"begun by {view.parent_chain_id}"] if view.parent_chain_id is not None else []
+    facts += [
+        f"{name} {one_line_of(value)}" for name, value in story.sampling.items() if value not in ([], None)
+    ]
+    if not facts:
+        return []
+    return [rows.line(f" {rows.glyphs.dot} ".join(facts), _LINE_CHARS, "dim")]
+
+
+def _until(step: int, rewards: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rewards that were given up to the end of this step, and the later ones."""
+    known = [(reward["step"] or 0) <= step for reward in rewards]
+    count = known.index(False) if False in known else len(known)
+    return rewards[:count], rewards[count:]
+
+
+def _reward_rows(rewards: list[dict[str, Any]], rows: EventRows) -> list[Row]:
+    return [
+        [(f"{rows.glyphs.reward} step reward {number_text(reward['reward'])}", "reward")]
+        for reward in rewards
+    ]
 
 
 def _message(message: dict[str, Any], rows: EventRows, *, is_open: bool) -> list[Row]:
@@ -149,7 +186,15 @@ def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
         f"{token}({number_text(logprobs[i])})" if i < len(logprobs) else str(token)
         for i, token in enumerate(ids[:_TOKENS])
     ]
-    found: list[Row] = [[(facts, "dim")], rows.line("  " + " ".join(pairs), 40 * _TOKENS, "raw")]
+    found: list[Row] = [[(facts, "dim")]]
+    if sampled.dt_ms:
+        longest = max(range(len(sampled.dt_ms)), key=sampled.dt_ms.__getitem__)
+        took, pause = duration_text(sum(sampled.dt_ms) / 1000), duration_text(sampled.dt_ms[longest] / 1000)
+        times = (
+            f"  {took} from the first to the last; the longest pause was {pause}, before token {longest + 2}"
+        )
+        found.append([(times, "dim")])
+    found.append(rows.line("  " + " ".join(pairs), 40 * _TOKENS, "raw"))
     if len(ids) > _TOKENS:
         found.append([(f"  {rows.glyphs.more} {len(ids) - _TOKENS:,} tokens not shown", "gap")])
     return found

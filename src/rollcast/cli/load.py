@@ -18,6 +18,7 @@ import msgspec
 from rollcast.errors import InputError, RollcastError
 from rollcast.failures import place_of, text_and_place
 from rollcast.records import validated_messages
+from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import row_with_messages
 from rollcast.tasks import Task
@@ -180,7 +181,7 @@ def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
     if text.lstrip()[:1] in (b"[", b"{"):
         try:
             whole = _decoded(text)
-        except _NOT_JSON as error:
+        except JSON_ERRORS as error:
             if text.lstrip()[:1] == b"[":
                 raise InputError(f"{path} is not JSON: {error}; {_EXPECTED}, or an array of them") from None
         else:  # one value, since it is not lines
@@ -190,7 +191,7 @@ def _values(text: bytes, path: str) -> Iterator[tuple[Any, str]]:
         if line.strip():
             try:
                 yield _decoded(line), f"{path}:{i}"
-            except _NOT_JSON as error:
+            except JSON_ERRORS as error:
                 raise InputError(f"{path}:{i} is not JSON: {error}; {_EXPECTED}") from None
 
 
@@ -201,9 +202,6 @@ def _parts(whole: Any, path: str) -> Iterator[tuple[Any, str]]:
         yield {"messages": whole}, path
     else:
         yield from ((item, f"{path}[{i}]") for i, item in enumerate(whole))
-
-
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _decoded(text: bytes) -> Any:

@@ -11,6 +11,7 @@ from rollcast.tasks import task_names
 __all__ = [
     "AgentArg",
     "AgentOption",
+    "AlertOption",
     "BackendOption",
     "BackendOptionsOption",
     "BestOption",
@@ -28,12 +29,15 @@ __all__ = [
     "GroupOption",
     "HostNameOption",
     "JsonOption",
+    "KeepServingOption",
     "LrOption",
     "MaxConcurrentOption",
     "MaxStepsOption",
     "MinutesOption",
     "ModelOption",
+    "NameOption",
     "NoColorOption",
+    "NoRecordOption",
     "NoTimestampsOption",
     "OriginOption",
     "OutOption",
@@ -41,7 +45,11 @@ __all__ = [
     "PromptOption",
     "QuestionsOption",
     "RecordArg",
+    "RecordBudgetOption",
     "RecordDirOption",
+    "RecordInOption",
+    "RecordLosslessOption",
+    "RecordOption",
     "ReplayGroupOption",
     "ReplaySpeedOption",
     "ReplayStepOption",
@@ -57,6 +65,7 @@ __all__ = [
     "SinceOption",
     "StatsJsonOption",
     "StepsOption",
+    "TagOption",
     "TaskOption",
     "TemperatureOption",
     "TensorboardOption",
@@ -76,6 +85,11 @@ __all__ = [
     "WatchTokenOption",
     "WorstOption",
 ]
+
+# Titles of groups in the help of `run` and `train`.
+_OUTPUT = "What is shown"
+_RECORD = "The record"
+_SERVING = "Watching over the network"
 
 AgentArg = Annotated[
     str | None,
@@ -130,24 +144,43 @@ PaceOption = Annotated[
 ]
 JsonOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Append every event as a JSON line; - is standard output."),
+    typer.Option(
+        metavar="FILE",
+        help="Append every event as a JSON line; - is standard output.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+AlertOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|COMMAND",
+        help="POST to this address, or run this command, when something becomes worth a look (docs/hints.md) or a run fails.",
+    ),
 ]
 ChainOption = Annotated[
-    list[str] | None, typer.Option(help="Show this chain only (chain_0 …); may be given several times.")
+    list[str] | None,
+    typer.Option(
+        help="Show this chain only (chain_0 …); may be given several times.", rich_help_panel=_OUTPUT
+    ),
 ]
 TypeOption = Annotated[
     list[str] | None,
-    typer.Option(help="Show this type of event only (tool_call_start …); may be given several times."),
+    typer.Option(
+        help="Show this type of event only (tool_call_start …); may be given several times.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
-NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_OUTPUT)]
 NoTimestampsOption = Annotated[
-    bool, typer.Option("--no-timestamps", help="Leave out the times before the lines.")
+    bool,
+    typer.Option("--no-timestamps", help="Leave out the times before the lines.", rich_help_panel=_OUTPUT),
 ]
 ServeOption = Annotated[
     str | None,
     typer.Option(
         metavar="[HOST:]PORT",
         help="Let `rollcast watch` and any WebSocket client watch the run here; other hosts than localhost need --token.",
+        rich_help_panel=_SERVING,
     ),
 ]
 TokenOption = Annotated[
@@ -156,6 +189,7 @@ TokenOption = Annotated[
         envvar="ROLLCAST_TOKEN",
         show_envvar=True,
         help="The secret that clients must give; better set in the environment, which other users cannot see.",
+        rich_help_panel=_SERVING,
     ),
 ]
 WatchTokenOption = Annotated[
@@ -171,12 +205,15 @@ TlsCertOption = Annotated[
     typer.Option(
         metavar="FILE",
         help="With --serve: the server's certificate and its chain up to the authority (PEM); clients connect with wss://.",
+        rich_help_panel=_SERVING,
     ),
 ]
 TlsKeyOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="The certificate's private key (PEM), if the certificate's file lacks it."
+        metavar="FILE",
+        help="The certificate's private key (PEM), if the certificate's file lacks it.",
+        rich_help_panel=_SERVING,
     ),
 ]
 OriginOption = Annotated[
@@ -184,6 +221,7 @@ OriginOption = Annotated[
     typer.Option(
         metavar="URL",
         help="With --serve: let pages from this origin connect, such as https://lab.example; may be given several times.",
+        rich_help_panel=_SERVING,
     ),
 ]
 HostNameOption = Annotated[
@@ -191,6 +229,7 @@ HostNameOption = Annotated[
     typer.Option(
         metavar="NAME",
         help="With --serve: a host name of this server, such as lab.example; may be given several times.",
+        rich_help_panel=_SERVING,
     ),
 ]
 TlsCaOption = Annotated[
@@ -198,6 +237,14 @@ TlsCaOption = Annotated[
     typer.Option(
         metavar="FILE",
         help="For wss://: the authority that signed the server's certificate (PEM), if it is a private one.",
+    ),
+]
+KeepServingOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-serving",
+        help="With --serve: go on serving after the end, until Ctrl-C, so that who connects later still sees everything.",
+        rich_help_panel=_SERVING,
     ),
 ]
 TrainTaskOption = Annotated[
@@ -255,6 +302,7 @@ ShowOption = Annotated[
     typer.Option(
         metavar="N",
         help="How many chains to show token by token; the others cost nothing. [default: 3 on a terminal, else 0]",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 TrainServeOption = Annotated[
@@ -262,11 +310,16 @@ TrainServeOption = Annotated[
     typer.Option(
         metavar="[HOST:]PORT",
         help="Let `rollcast watch` and any WebSocket client watch the training here; other hosts than localhost need --token.",
+        rich_help_panel=_SERVING,
     ),
 ]
 TensorboardOption = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Write scalars for TensorBoard; needs the extra tensorboard."),
+    typer.Option(
+        metavar="DIR",
+        help="Write scalars for TensorBoard; needs the extra tensorboard.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 ConfigOption = Annotated[
     str | None,
@@ -282,6 +335,60 @@ UrlArg = Annotated[
 ]
 SinceOption = Annotated[
     str, typer.Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+]
+
+RecordOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="What the record keeps: auto (all but tokens, and those that are shown anyway), turns, tokens or summary. "
+        "[default: auto]",
+        rich_help_panel=_RECORD,
+    ),
+]
+NoRecordOption = Annotated[
+    bool, typer.Option("--no-record", help="Leave no record.", rich_help_panel=_RECORD)
+]
+RecordInOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the record goes. [env var: ROLLCAST_RECORDS; default: rollcast-runs in the current folder]",
+        rich_help_panel=_RECORD,
+    ),
+]
+RecordLosslessOption = Annotated[
+    bool,
+    typer.Option(
+        "--record-lossless",
+        help="Wait for the disk if it is slow, so that the record lacks nothing.",
+        rich_help_panel=_RECORD,
+    ),
+]
+RecordBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="At the end, take the tokens out of the oldest records until all of them have at most so much: 20GB, 500MB. "
+        "[default: no limit]",
+        rich_help_panel=_RECORD,
+    ),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A name for the record. [default: the task's or the agent's]",
+        rich_help_panel=_RECORD,
+    ),
+]
+TagOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TAG",
+        help="A tag of the record, a word or KEY=VALUE; may be given several times.",
+        rich_help_panel=_RECORD,
+    ),
 ]
 
 RecordDirOption = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,21 +9,16 @@ from typing import Any
 
 import msgspec
 
-from rollcast.archive.format import DIRECTORY
-from rollcast.archive.index import RecordEntry, find_record, list_records, state_of
+from rollcast.archive.format import RunFile
+from rollcast.archive.index import RecordEntry, State, find_record, list_records, state_of
 from rollcast.archive.recovery import recover
 from rollcast.errors import ArchiveError
 from rollcast.text import printable_line
 
-__all__ = ["record_directory", "recover_command", "runs_command"]
+__all__ = ["recover_command", "runs_command", "state_word"]
 
 _COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took")
 _RIGHT = frozenset({"chains", "failed", "reward", "step", "took"})
-
-
-def record_directory(given: str | None) -> Path:
-    """Where records are: as the option says, or `ROLLCAST_RECORDS`, or `rollcast-runs` in the current folder."""
-    return Path(given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
 
 
 def runs_command(directory: Path, *, json: bool) -> int:
@@ -75,6 +69,13 @@ def recover_command(directory: Path, word: str, *, force: bool) -> int:
     return 0
 
 
+def state_word(facts: RunFile, state: State) -> str:
+    """How a record stands, in a word or two: of one that has ended, also if it was cancelled or failed."""
+    if state == "silent":
+        return f"silent for {_span(state_of(facts)[1])}"
+    return facts.status if state == "ended" and facts.status in ("cancelled", "failed") else state
+
+
 def _described(entry: RecordEntry) -> dict[str, Any]:
     facts = entry.facts
     about: dict[str, Any] = {"name": entry.name, "path": str(entry.path), "state": entry.state}
@@ -97,9 +98,7 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
     name = printable_line(entry.name, 80)
     if facts is None:
         return (name, "", "damaged", "", "", "", "", "")
-    totals, state = facts.totals, str(entry.state)
-    if state == "silent":
-        state = f"silent for {_span(state_of(facts)[1])}"
+    totals, state = facts.totals, state_word(facts, entry.state)
     end = facts.ended_at or (time.time() if entry.state == "running" else facts.writer.heartbeat)
     return (
         name,

@@ -132,6 +132,7 @@ def _replay(
         console = ConsoleStreamObserver(
             show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
         )
+        console.hints_by_clock = False  # its events' times say how long a chain was quiet
         console.mode = "lossless"  # the replay waits for a slow terminal, so that nothing is merged
         manager.add_observer(console)
     for delivery in manager.fanout.deliveries:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rollcast.cli.alert import alert_to
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
+from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
 from rollcast.cli.replace import give_model
-from rollcast.cli.serving import Serving, server_at, watching
+from rollcast.cli.serving import Serving, keep_serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
-from rollcast.errors import InputError
+from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED, Sampling
 from rollcast.observers import JSONStreamObserver
@@ -56,7 +60,9 @@ class RunOptions:
     temperature: float | None
     pace: float | None
     json: str | None
+    recording: Recording
     serving: Serving
+    alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -78,23 +84,40 @@ def run_command(options: RunOptions) -> int:
     log = log_at(options.json)
     rows = _rows(task, options)
     server = server_at(options.serving)
+    alert = alert_to(options.alert)
     agent = _agent(task, own, options)
     lines_to_stdout = is_standard_output(options.json)
     if log is not None:
         agent.streaming_manager.add_observer(log)
+    if alert is not None:
+        agent.streaming_manager.add_observer(alert)
     if not lines_to_stdout:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
     run = _prepared(agent, task, rows, options)
+    record = _record(agent, options)
     if log is not None:
         log.open()
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
     if options.agent is None and options.model is None:
         print_about(task.about, out)
-    result, signals = run_to_the_end(_execute(agent, run, server, _Readers(out, log, server)))
-    print_summary(result, rows, out, log=None if log is None else log_line(log))
-    out.warn_if_broken()
+
+    def sum_up(result: RunResult) -> None:
+        print_summary(result, rows, out, log=None if log is None else log_line(log))
+        out.warn_if_broken()
+
+    readers = _Readers(out, log, server)
+    try:
+        result, signals = run_to_the_end(
+            _execute(agent, run, server, readers, sum_up, keep=options.serving.keep)
+        )
+    except (RollcastError, KeyboardInterrupt) as error:
+        if record is not None:
+            record.say_of_failure(error)
+        raise
+    if record is not None:
+        record.finish()
     if signals:
         return SIGNALLED + signals[0]
     if out.unread or (log is not None and log.unread):
@@ -114,6 +137,24 @@ def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options:
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
+    )
+
+
+def _record(agent: BaseAgent, options: RunOptions) -> RunRecord | None:
+    """The record of the run, named after the agent, or after whose questions these are."""
+    if options.agent is not None:
+        name = name_of_agent(agent, options.agent)
+    elif options.rows:
+        name = Path(options.rows).stem
+    else:
+        name = "prompt" if options.prompts else agent.name
+    kept = (
+        "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace"
+    )  # fmt: skip
+    settings = {key: getattr(options, key) for key in kept}
+    settings["backend_options"] = options.backend_options or None
+    return record_for(
+        options.recording, agent.streaming_manager, name=name, settings=settings, seed=options.seed
     )
 
 
@@ -187,18 +228,29 @@ class _Readers:
 
 
 async def _execute(
-    agent: BaseAgent, run: Run, server: WebSocketStreamingServer | None, readers: _Readers
+    agent: BaseAgent,
+    run: Run,
+    server: WebSocketStreamingServer | None,
+    readers: _Readers,
+    sum_up: Callable[[RunResult], None],
+    *,
+    keep: bool,
 ) -> tuple[RunResult, list[int]]:
-    async with AsyncExitStack() as stack:
+    """Run, print the summary, and serve on if that is asked for; the result, and the signals that ended the run."""
+    async with AsyncExitStack() as serving:
         if server is not None:
-            await stack.enter_async_context(server)
-            stack.enter_context(watching(server, agent.streaming_manager))
+            await serving.enter_async_context(server)
+            serving.enter_context(watching(server, agent.streaming_manager))
             readers.out.say([(f"watch it with: {this_command()} watch {server.url}", "")])
-        await stack.enter_async_context(agent)
-        looking = asyncio.create_task(_end_if_unread(run, readers))
-        stack.callback(looking.cancel)
-        with ending_on_signals(run.cancel) as signals:
-            result = await run.execute()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(agent)
+            looking = asyncio.create_task(_end_if_unread(run, readers))
+            stack.callback(looking.cancel)
+            with ending_on_signals(run.cancel) as signals:
+                result = await run.execute()
+        sum_up(result)
+        if server is not None and keep and not signals:
+            await keep_serving(server, readers.out.say)
         return result, signals
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rollcast.cli.signals import ending_on_signals
 from rollcast.errors import InputError, MissingExtraError
 from rollcast.serve.secrecy import shown_url
+from rollcast.terminal.layout import Row
 
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
     from rollcast.stream import StreamingManager
 
-__all__ = ["Serving", "server_at", "watching"]
+__all__ = ["Serving", "keep_serving", "server_at", "watching"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Serving:
         tls_cert, tls_key: PEM files; with them clients connect with `wss://`.
         origins: origins whose pages may connect beside the server's own.
         host_names: host names of the server.
+        keep: serve on after the end, until a signal comes.
     """
 
     where: str | None = None
@@ -35,6 +39,7 @@ class Serving:
     tls_key: str | None = None
     origins: tuple[str, ...] = ()
     host_names: tuple[str, ...] = ()
+    keep: bool = False
 
 
 def server_at(serving: Serving) -> WebSocketStreamingServer | None:
@@ -50,6 +55,7 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
             "--tls-key": serving.tls_key,
             "--origin": serving.origins,
             "--host-name": serving.host_names,
+            "--keep-serving": serving.keep,
         }
         for name, value in given.items():
             if value:
@@ -94,3 +100,11 @@ def watching(server: WebSocketStreamingServer, manager: StreamingManager) -> Ite
         yield
     finally:
         metrics.unregister()
+
+
+async def keep_serving(server: WebSocketStreamingServer, say: Callable[[Row], object]) -> None:
+    """Serve what has ended until Ctrl-C or SIGTERM comes, and say so in one line."""
+    ended = asyncio.Event()
+    with ending_on_signals(ended.set):
+        say([(f"still serving at {server.url}, as --keep-serving asks; Ctrl-C ends it", "")])
+        await ended.wait()

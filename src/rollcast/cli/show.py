@@ -13,12 +13,16 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
 from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
+from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.output import Output
+from rollcast.cli.recording import record_directory
+from rollcast.cli.records import state_word
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
-from rollcast.records.hints import hints
+from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
 from rollcast.terminal.event_rows import EventRows
+from rollcast.terminal.hint_lines import folded_row
 from rollcast.terminal.layout import Row
 
 __all__ = ["ShowOptions", "show_command"]
@@ -27,6 +31,7 @@ _GROUPS = 12  # that have a line
 _CHAINS = 24
 _REWARDS = 8  # of a group, on its line
 _HINTS = 6
+_SETTINGS = 12
 _HINTED = 20_000  # chains in which hints are looked for: of more it would take seconds
 
 
@@ -61,10 +66,9 @@ def show_command(directory: Path, options: ShowOptions) -> int:
     archive = Archive.open(find_record(directory, options.record))
     out = Output(sys.stdout, color=options.color)
     if options.chain and options.step is None and options.group is None:
-        row = archive.chain(options.chain)
-        several = archive.facts.totals.runs > 1
+        row, note = _last_chain(archive, options.chain)
         out.say(_head(archive, out.printer.rows))
-        _show_chain(archive, row, out, options, last_of=options.chain if several else None)
+        _show_chain(archive, row, out, options, note=note)
     else:
         _show_selected(archive, out, options)
     out.must_have_printed()
@@ -80,7 +84,9 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         out.say(_head(archive, texts))
         _show_chain(archive, rows[-1], out, options)
         return
-    out.say(_head(archive, texts), *_totals(archive, rows, step, texts), *_hint_rows(rows, texts))
+    found = _hints(archive, rows, step, whole=options.group is None)
+    out.say(_head(archive, texts), *_settings_rows(archive, texts))
+    out.say(*_totals(archive, rows, step, texts), *_hint_rows(found, len(rows), texts))
     picked = _picked(archive, rows, options)
     if picked is not None:
         out.say([])
@@ -91,10 +97,12 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         out.say([], *_group_rows(archive, rows, texts))
     else:
         out.say([], *_overview(archive, rows, texts))
+        in_its_place = archive.path.parent == record_directory(None)
+        named = quoted(archive.path.name if in_its_place else archive.path)
         out.say(
             [
                 (
-                    f"more: rollcast show {archive.path.name} --worst, --best, --failed, --group or --chain",
+                    f"more: {this_command()} show {named} --worst, --best, --failed, --group or --chain",
                     "dim",
                 )
             ]
@@ -124,23 +132,44 @@ def _picked(archive: Archive, rows: list[dict[str, Any]], options: ShowOptions) 
         return None
     rewarded = [row for row in rows if isinstance(row.get("reward"), int | float)]
     if not rewarded:
-        raise ArchiveError(f"no chain of {archive.path.name} that is meant has a reward")
+        raise ArchiveError(f"none of these chains of {archive.path.name} has a reward")
     return (min if options.worst else max)(rewarded, key=lambda row: row["reward"])
 
 
+def _last_chain(archive: Archive, chain_id: str) -> tuple[dict[str, Any], str | None]:
+    """The chain of that name in the last training step that has one, or else in the last run; and which one that is, if it is not
+    the only one.
+
+    Raises:
+        ArchiveError: no run has such a chain.
+    """
+    row = archive.chain(chain_id)
+    if archive.facts.totals.runs <= 1:
+        return row, None
+    rollouts = archive.chains(chain_id=chain_id, split="train").rows
+    if not rollouts:
+        return (
+            row,
+            f"the record has several runs; this is the last one with a {chain_id}, and --step names another",
+        )
+    row = rollouts[-1]
+    step = row.get("train_step")
+    of = (
+        "the last training step that has one"
+        if step is None
+        else f"training step {step}, the last that has one"
+    )
+    return row, f"this is {chain_id} of {of}; --step names another"
+
+
 def _show_chain(
-    archive: Archive, row: dict[str, Any], out: Output, options: ShowOptions, *, last_of: str | None = None
+    archive: Archive, row: dict[str, Any], out: Output, options: ShowOptions, *, note: str | None = None
 ) -> None:
     story = story_of(archive, row)
-    if last_of is not None:
-        out.say(
-            [
-                (
-                    f"the record has several runs; this is the last one with a {last_of}, and --step names another",
-                    "dim",
-                )
-            ]
-        )
+    if note is not None:
+        out.say([(note, "dim")])
+    if options.chain:  # else those of all chains stand above
+        out.say(*_hint_rows(_hints_of_chain(archive, row), 1, out.printer.rows))
     out.say(*chain_rows(story, out.printer.rows, tokens=options.tokens))
     warn_of_damage(archive, story.reader.damage)
 
@@ -152,13 +181,29 @@ def _head(archive: Archive, rows: EventRows) -> Row:
     facts = archive.facts
     dot = (f" {rows.glyphs.dot} ", "dim")
     head: Row = [*rows.line(archive.path.name, 80, "title")]
-    for text in (facts.name, archive.state, *facts.tags[:4]):
+    for text in (facts.name, state_word(facts, archive.state), *facts.tags[:4]):
         if text:
             head += [dot, *rows.line(text, 40)]
     if facts.started_at:
         end = facts.ended_at or max(facts.writer.heartbeat, facts.started_at)
         head += [dot, (duration_text(end - facts.started_at), "")]
     return head
+
+
+def _settings_rows(archive: Archive, texts: EventRows) -> list[Row]:
+    """How the first run of the record goes: its seed, sampling and settings."""
+    first = next(iter(archive.events(0, until=1)), None)
+    if first is None or first.event_type is not StreamEventType.RUN_START:
+        return []
+    facts = [f"seed {first.data['seed']}"] if first.data.get("seed") is not None else []
+    for field in ("sampling", "settings"):
+        given = first.data.get(field)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if value is not None and value != []:
+                facts.append(f"{name} {one_line_of(value)}")
+    shown = f" {texts.glyphs.dot} ".join(facts[:_SETTINGS])
+    more = f" {texts.glyphs.more} {len(facts) - _SETTINGS} more" if len(facts) > _SETTINGS else ""
+    return [texts.line(shown + more, 400, "dim")] if facts else []
 
 
 def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, texts: EventRows) -> list[Row]:
@@ -184,13 +229,48 @@ def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, text
     return found
 
 
-def _hint_rows(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+def _hints(archive: Archive, rows: list[dict[str, Any]], step: int | None, *, whole: bool) -> list[Hint]:
+    """What is worth a look in the chains that are shown; `whole`: they are all of a step, so its training is looked at too."""
     if len(rows) > _HINTED:
+        return []
+    return hints(views_of(rows)) + (trend_hints(_steps(archive, step)) if whole and step is not None else [])
+
+
+def _steps(archive: Archive, until: int) -> list[StepSummary]:
+    """The rollouts of each training step up to one, as far back as there are not too many chains."""
+    of_step: dict[int, list[dict[str, Any]]] = {}
+    for row in archive.chains().rows:
+        step = row.get("train_step")
+        if isinstance(step, int) and step <= until:
+            of_step.setdefault(step, []).append(row)
+    found: list[StepSummary] = []
+    left = _HINTED
+    for step in sorted(of_step, reverse=True):
+        left -= len(of_step[step])
+        if left < 0:
+            break
+        summed = summary(views_of(of_step[step]))
+        found += [] if summed is None else [summed]
+    return found[::-1]
+
+
+def _hints_of_chain(archive: Archive, row: dict[str, Any]) -> list[Hint]:
+    """The hints in the chain's run that the chain is among those to show. It is put first, since a hint names only some."""
+    chain_id = row["chain_id"]
+    rows = [each for each in archive.chains().rows if each.get("run_id") == row.get("run_id")]
+    if len(rows) > _HINTED:
+        return []
+    first = sorted(rows, key=lambda each: each["chain_id"] != chain_id)
+    return [hint for hint in hints(views_of(first)) if chain_id in hint.chains]
+
+
+def _hint_rows(found: list[Hint], chains: int, texts: EventRows) -> list[Row]:
+    if chains > _HINTED:
         text = f"no hints: they are looked for in at most {_HINTED:,} chains; name a step or a group"
         return [[(text, "dim")]]
-    found = hints(views_of(rows))
-    shown: list[Row] = [[("! ", "gap"), *texts.line(hint.sentence, 400)] for hint in found[:_HINTS]]
-    return shown + ([[(f"! {len(found) - _HINTS} more hints", "gap")]] if len(found) > _HINTS else [])
+    shown = [texts.hint(hint) for hint in found[:_HINTS]]
+    more = Counter(hint.kind for hint in found[_HINTS:])
+    return shown + ([folded_row(more)] if more else [])
 
 
 def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
@@ -214,7 +294,11 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
 
 
 def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
-    return [*(_question(archive, rows[0], texts) if rows else []), *_chain_lines(rows, texts)]
+    found = _question(archive, rows[0], texts) if rows else []
+    hashes = dict.fromkeys(row["prompt_hash"] for row in rows if row.get("prompt_hash"))
+    if hashes:  # several, if the rows are of several steps or runs
+        found.append([("    prompt ", "dim"), *texts.line(", ".join(map(str, hashes)), 200)])
+    return [*found, *_chain_lines(rows, texts)]
 
 
 def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[Row]:

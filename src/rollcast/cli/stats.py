@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 
-from rollcast.archive.figures import Figures, figures_of
+from rollcast.archive.figures import Figures, StepFigures, figures_of
 from rollcast.archive.index import find_record
 from rollcast.archive.reader import Archive
 from rollcast.cli.chain_screen import duration_text, number_text
@@ -15,11 +16,14 @@ from rollcast.cli.output import Output, warn
 from rollcast.cli.replay import warn_of_damage
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
+from rollcast.text import printable_line
 
 __all__ = ["stats_command"]
 
 _KINDS = 12  # of tools and of failures that have a line
 _STEPS = 12
+_TOOLS_BY_STEP = 4
+_TOOL_CHARS = 16
 
 
 def stats_command(directory: Path, word: str, *, json: bool, color: bool | None) -> int:
@@ -118,4 +122,21 @@ def _step_rows(figures: Figures, texts: EventRows) -> list[Row]:
         longest = "-" if step.longest_tokens is None else f"{step.longest_tokens:,}"
         means = (number_text(step.mean_reward), number_text(step.mean_tokens), number_text(step.mean_steps))
         rows.append([str(step.train_step), f"{step.chains:,}", means[0], means[1], longest, means[2]])
-    return _table("training steps (means over chains)", rows, texts, 0)
+    table = _table("training steps (means over chains)", rows, texts, 0)
+    return table + _tools_by_step(kept, texts)
+
+
+def _tools_by_step(steps: list[StepFigures], texts: EventRows) -> list[Row]:
+    """How many calls of each tool failed in each step, if any did."""
+    failed = Counter[str]()
+    for step in steps:
+        failed.update({name: use.failed for name, use in step.tools.items() if use.failed})
+    shown = [name for name, _ in failed.most_common(_TOOLS_BY_STEP)]
+    if not shown:
+        return []
+    rows = [["step", *(printable_line(name, _TOOL_CHARS) for name in shown)]]
+    for step in steps:
+        uses = [step.tools.get(name) for name in shown]
+        cells = ["-" if use is None else f"{use.failed:,} of {use.calls:,}" for use in uses]
+        rows.append([str(step.train_step), *cells])
+    return _table("failed calls by training step", rows, texts, len(failed) - len(shown))

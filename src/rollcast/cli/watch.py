@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rollcast.cli.address import server_address
+from rollcast.cli.alert import ALERT_EVENTS, alert_to
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
-from rollcast.stream import StreamingManager
+from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.terminal import ConsoleStreamObserver
+
+if TYPE_CHECKING:
+    from rollcast.observers import AlertObserver
+    from rollcast.serve import WebSocketStreamingClient
 
 __all__ = ["WatchOptions", "watch_command"]
 
@@ -25,6 +32,7 @@ class WatchOptions:
     since: str
     token: str | None = field(repr=False)
     tls_ca: str | None
+    alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
     color: bool | None
@@ -51,10 +59,31 @@ def watch_command(options: WatchOptions) -> int:
 
 
 async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
+    # The network may be quiet while the chains are not, so only the times of events count.
+    alert = alert_to(options.alert, chain_filter=EventFilter(chains=options.show_chains), by_clock=False)
+    if alert is None or wanted == EventFilter():
+        await _show(options, wanted, alert)
+        return
+    # Alerts need what the terminal does not show, but no tokens, so they have a connection of their own.
+    tasks = [
+        asyncio.create_task(_show(options, wanted, None)),
+        asyncio.create_task(_follow(_client(options, EventFilter(types=ALERT_EVENTS)), alert)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _client(options: WatchOptions, wanted: EventFilter) -> WebSocketStreamingClient:
     from rollcast.serve import WebSocketStreamingClient  # noqa: PLC0415  (other commands need no network)
 
     # Events may be from a later version, or made by hand: they are shown, not checked.
-    client = WebSocketStreamingClient(
+    return WebSocketStreamingClient(
         server_address(options.url),
         token=options.token,
         filter=wanted,
@@ -62,21 +91,38 @@ async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
         check=False,
         tls_ca=options.tls_ca,
     )
+
+
+async def _show(options: WatchOptions, wanted: EventFilter, alert: AlertObserver | None) -> None:
+    """Show what comes; an alert is sent of the same events."""
     console = ConsoleStreamObserver(
         show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
     )
-    manager = StreamingManager()
+    console.hints_by_clock = False
     console.mode = "lossless"  # the network waits for a slow terminal, so that nothing is merged
-    manager.add_observer(console)
+
+    def check() -> None:
+        if console.failure is not None:
+            why = console.failure.strerror or console.failure
+            raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
+        if console.unread:
+            raise BrokenPipeError
+
+    await _follow(_client(options, wanted), *[console, *([] if alert is None else [alert])], check=check)
+
+
+async def _follow(
+    client: WebSocketStreamingClient, *observers: StreamObserver, check: Callable[[], None] = lambda: None
+) -> None:
+    """Give the observers what comes; `check` is called after each event, and may raise."""
+    manager = StreamingManager()
+    for observer in observers:
+        manager.add_observer(observer)
     try:
         async with client:
             async for event in client:
                 manager.relay(event)
                 await manager.ready()
-                if console.failure is not None:
-                    why = console.failure.strerror or console.failure
-                    raise InputError(f"the output cannot be written: {why}; make room, or print elsewhere")
-                if console.unread:
-                    raise BrokenPipeError
+                check()
     finally:
         await manager.aclose()

@@ -1,4 +1,4 @@
-"""Observers that write, call back, combine others and measure. Those that need an extra are loaded on first use."""
+"""Observers that write, call back, combine others, measure and raise alarms. Those that load much are loaded on first use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from rollcast.observers.generator import AsyncGeneratorStreamObserver
 from rollcast.observers.jsonl import JSONStreamObserver
 
 if TYPE_CHECKING:
+    from rollcast.observers.alert import AlertObserver
+    from rollcast.observers.hints import HintObserver
     from rollcast.observers.otel import OpenTelemetryStreamObserver
     from rollcast.observers.prometheus import PrometheusStreamObserver
 
 __all__ = [
+    "AlertObserver",
     "AsyncGeneratorStreamObserver",
     "CallbackStreamObserver",
     "ChainSpecificStreamObserver",
+    "HintObserver",
     "JSONStreamObserver",
     "MultiChainStreamObserver",
     "OpenTelemetryStreamObserver",
@@ -25,7 +29,12 @@ __all__ = [
 ]
 
 
-_LAZY = {"OpenTelemetryStreamObserver": "otel", "PrometheusStreamObserver": "prometheus"}
+_LAZY = {
+    "AlertObserver": "alert",
+    "HintObserver": "hints",
+    "OpenTelemetryStreamObserver": "otel",
+    "PrometheusStreamObserver": "prometheus",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -253,7 +253,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
         chain = self._known(event)
         if chain is None:
             return
-        scores = {"reward": event.data["reward"], **event.data["metrics"]}
+        name = "step_reward" if event.data.get("final") is False else "reward"
+        scores = {name: event.data["reward"], **event.data["metrics"]}
         for name, value in scores.items():
             if isinstance(value, int | float):
                 attributes = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": float(value)}

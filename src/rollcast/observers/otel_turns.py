@@ -14,6 +14,7 @@ from rollcast.observers.otel_spans import (
     clean,
     messages_attribute,
     nanoseconds,
+    said_by,
     set_known,
     text_part,
     tool_message,
@@ -54,6 +55,7 @@ class TurnSpans:
         }
         if content:
             self.handlers[T.TOOL_OBSERVATION] = self._observation
+            self.handlers[T.MESSAGE] = self._message
 
     def _generation_start(self, run: OpenRun, chain: OpenChain, event: StreamEvent) -> None:
         data, sampling = event.data, event.data["sampling"]
@@ -80,8 +82,7 @@ class TurnSpans:
 
         self._spans.close_children(chain, "unseen", nanoseconds(event))
         if self._content:
-            chain.history += [tool_message(call_id, text) for call_id, text in chain.results.items()]
-            chain.results.clear()
+            _list_results(chain)
         model = attributes.get("gen_ai.request.model") or run.model
         chain.generation, _ = self._spans.open(
             f"chat {model}".rstrip(),
@@ -97,6 +98,11 @@ class TurnSpans:
             },
             SpanKind.INTERNAL if run.backend in IN_PROCESS else SpanKind.CLIENT,
         )
+
+    def _message(self, _: OpenRun, chain: OpenChain, event: StreamEvent) -> None:
+        """Add a message from outside to the conversation, after the results of the calls before it."""
+        _list_results(chain)
+        chain.history.append(said_by(event.data))
 
     def _generation_end(self, _: OpenRun, chain: OpenChain, event: StreamEvent) -> None:
         span, data = chain.generation, event.data
@@ -172,3 +178,9 @@ class TurnSpans:
         if span is not None:
             error_type = {"error": "tool_error", "timeout": "timeout"}.get(data["status"])
             self._spans.end(span, nanoseconds(event), {"rollcast.tool.status": data["status"]}, error_type)
+
+
+def _list_results(chain: OpenChain) -> None:
+    """Add the results of the ended calls to the conversation."""
+    chain.history += [tool_message(call_id, text) for call_id, text in chain.results.items()]
+    chain.results.clear()

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from rollcast.errors import InputError, MissingExtraError
+from rollcast.observers.prometheus_hints import CurrentHints
 from rollcast.observers.prometheus_train import NAME_CHARS, TrainingFigures
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, RunStatus, ToolStatus
+from rollcast.records.hint_watch import HINT_EVENTS
 from rollcast.stream.observer import StreamObserver
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class PrometheusStreamObserver(StreamObserver):
             T.REWARD,
             T.ERROR,
             T.TRAIN_STEP,
+            *(kind for kind in HINT_EVENTS if kind is not T.TOOL_OBSERVATION),  # they are large
         )
     )
 
@@ -84,6 +87,7 @@ class PrometheusStreamObserver(StreamObserver):
         self._make_metrics(reward_buckets)
         self._readings = _Readings()
         self._training = TrainingFigures()
+        self._hints = CurrentHints()
         self._trained_at: tuple[float, int] | None = None  # time and tokens of the last step
         self._tools: set[str] = set()
         self._splits: dict[str, str] = {}  # those of the open runs
@@ -152,6 +156,7 @@ class PrometheusStreamObserver(StreamObserver):
     # -- events ------------------------------------------------------------------------------------------------------
 
     async def on_event(self, event: StreamEvent) -> None:
+        self._hints.note(event)
         handler = self._handlers.get(event.event_type)
         if handler is not None:
             handler(event)
@@ -209,7 +214,7 @@ class PrometheusStreamObserver(StreamObserver):
         self._tool_s.labels(tool, _among(data["status"], _TOOL_STATUSES)).observe(data["duration_s"])
 
     def _reward(self, event: StreamEvent) -> None:
-        if math.isfinite(event.data["reward"]):
+        if event.data.get("final") is not False and math.isfinite(event.data["reward"]):
             self._rewards.observe(event.data["reward"])
 
     def _error(self, event: StreamEvent) -> None:
@@ -235,6 +240,7 @@ class PrometheusStreamObserver(StreamObserver):
         for metric in self._counted:
             yield from metric.describe()
         yield from self._training.describe()
+        yield from self._hints.describe()
         yield from _families({})
 
     def collect(self) -> Iterator[Metric]:
@@ -242,6 +248,7 @@ class PrometheusStreamObserver(StreamObserver):
         for metric in self._counted:
             yield from metric.collect()
         yield from self._training.collect()
+        yield from self._hints.collect()
         yield from _families(self._readings.take(self.manager))
 
     def unregister(self) -> None:
@@ -257,6 +264,7 @@ class PrometheusStreamObserver(StreamObserver):
         manager = None if source is None else source()
         if manager is not None:
             self._readings.take(manager)
+        self._hints.forget()
         self._ours.clear()
         self._splits.clear()
         self._trained_at = None

@@ -38,11 +38,30 @@ _GAUGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("rollcast_train_flat_groups", ("flat_groups",), "Groups whose rewards do not differ"),
     ("rollcast_train_kept_groups", ("kept_groups",), "Groups that were learned from"),
     ("rollcast_train_unrewarded_chains", ("failed",), "Chains without a reward"),
+    (
+        "rollcast_train_chain_tokens",
+        ("length/tokens",),
+        "Tokens that the last step's chains sampled, at the mean",
+    ),
+    ("rollcast_train_chain_tokens_max", ("length/tokens_max",), "Those of the longest chain"),
+    ("rollcast_train_chain_turns", ("length/turns",), "Turns of the last step's chains, at the mean"),
+    ("rollcast_train_chain_turns_max", ("length/turns_max",), "Those of the chain with most"),
+    ("rollcast_train_cut_turns", ("length/cut_turns",), "Turns that ran out of tokens, a chain at the mean"),
+    ("rollcast_train_step_rewards", ("reward/steps",), "Sum of a chain's rewards of steps, at the mean"),
     ("rollcast_train_rollout_seconds", ("rollout_s",), "Of the last step's rollout"),
     ("rollcast_train_update_seconds", ("update_s",), "Of the last step's update"),
     ("rollcast_train_step", (), "Number of the last step"),
     ("rollcast_policy_version", (), "Of the weights that sample now"),
 )
+# Each family with one label, and how the figures of a rollout are called that belong to it: what the label stands for is `*`.
+_FAMILIES: tuple[tuple[str, str, str, str], ...] = (
+    ("rollcast_train_finish_ratio", "finish_reason", "finish/*", "Share of the last step's chains that ended so"),
+    ("rollcast_train_tool_calls", "tool", "tool/*/calls", "Calls of the tool, a chain at the mean"),
+    ("rollcast_train_tool_failed_calls", "tool", "tool/*/failed", "Failed calls of the tool, a chain at the mean"),
+    ("rollcast_train_reward_metric", "name", "metrics/*", "Numbers that the reward gives beside itself, at the mean"),
+)  # fmt: skip
+MOST_OF_A_FAMILY = 200  # how many values of its label are shown
+
 _KNOWN = {name for _, names, _ in _GAUGES for name in names} | {"tokens"}
 
 
@@ -52,6 +71,7 @@ class TrainingFigures:
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
         self._others: dict[str, float] = {}
+        self._families_of_figures: dict[str, dict[str, float]] = {name: {} for name, *_ in _FAMILIES}
         self._steps = 0
         self._tokens = 0.0
 
@@ -87,7 +107,12 @@ class TrainingFigures:
         if tokens > 0 and math.isfinite(tokens):
             self._tokens += tokens
         for name, number in numbers.items():
-            if name not in _KNOWN and (name in self._others or len(self._others) < MOST_OTHERS):
+            if (place := _place_of(name)) is not None:
+                family, label = place
+                values = self._families_of_figures[family]
+                if label in values or len(values) < MOST_OF_A_FAMILY:
+                    values[label] = number
+            elif name not in _KNOWN and (name in self._others or len(self._others) < MOST_OTHERS):
                 self._others[name] = number
 
     def sampling_with(self, version: Any) -> None:
@@ -98,13 +123,16 @@ class TrainingFigures:
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without values."""
-        return self._families({}, {})
+        return self._families({}, {}, {})
 
     def collect(self) -> Iterator[Metric]:
         """The metrics; one that no event gave has no value."""
-        return self._families(dict(self._values), dict(self._others))
+        labelled = {name: dict(values) for name, values in self._families_of_figures.items()}
+        return self._families(dict(self._values), dict(self._others), labelled)
 
-    def _families(self, values: dict[str, float], others: dict[str, float]) -> Iterator[Metric]:
+    def _families(
+        self, values: dict[str, float], others: dict[str, float], labelled: dict[str, dict[str, float]]
+    ) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415  (an extra)
 
         yield CounterMetricFamily("rollcast_train_steps", "Steps of trainings", value=self._steps)
@@ -113,10 +141,24 @@ class TrainingFigures:
         )
         for gauge, _, text in _GAUGES:
             yield GaugeMetricFamily(gauge, text, value=values.get(gauge))
+        for name, label, _, text in _FAMILIES:
+            family = GaugeMetricFamily(name, text, labels=(label,))
+            for of, value in labelled.get(name, {}).items():
+                family.add_metric((of,), value)
+            yield family
         family = GaugeMetricFamily(_OTHERS, "Other figures of the last step", labels=("name",))
         for name, value in others.items():
             family.add_metric((name,), value)
         yield family
+
+
+def _place_of(name: str) -> tuple[str, str] | None:
+    """The family of a rollout's figure, and what its label is; None if it has none."""
+    for family, _, shape, _ in _FAMILIES:
+        before, after = shape.split("*")
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+            return family, name[len(before) : len(name) - len(after)]
+    return None
 
 
 def _number(value: Any) -> float | None:

@@ -4,15 +4,17 @@ from rollcast.records.codec import decode, encode, encode_lines, json_schema
 from rollcast.records.event import PAYLOADS, StreamEvent, StreamEventType
 from rollcast.records.filter import EventFilter
 from rollcast.records.grammar import GrammarChecker, check_events
-from rollcast.records.message import Message, ToolCall, validated_messages
-from rollcast.records.trajectory import Segment, ToolRecord, Trajectory, Turn
+from rollcast.records.message import Message, ToolCall, prompt_hash, validated_messages
+from rollcast.records.trajectory import OutsideMessage, Segment, StepReward, ToolRecord, Trajectory, Turn
 
 __all__ = [
     "PAYLOADS",
     "EventFilter",
     "GrammarChecker",
     "Message",
+    "OutsideMessage",
     "Segment",
+    "StepReward",
     "StreamEvent",
     "StreamEventType",
     "ToolCall",
@@ -24,5 +26,6 @@ __all__ = [
     "encode",
     "encode_lines",
     "json_schema",
+    "prompt_hash",
     "validated_messages",
 ]

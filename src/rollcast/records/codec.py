@@ -18,7 +18,7 @@ from rollcast.records.event import (
     event_from_dict,
     foreign_event,
 )
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import JSON_ERRORS, as_json
 
 __all__ = [
     "checked_event",
@@ -101,10 +101,10 @@ def decode_unchecked(line: bytes | str | memoryview) -> StreamEvent:
     except msgspec.ValidationError as error:
         try:
             value = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except JSON_ERRORS:
             raise _no_event(error) from None
         return foreign_event(value, error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise _no_event(error) from None
 
 

@@ -47,6 +47,7 @@ class StreamEventType(StrEnum):
     RUN_START = "run_start"
     RUN_END = "run_end"
     TRAIN_STEP = "train_step"
+    MESSAGE = "message"
     CHAIN_SNAPSHOT = "chain_snapshot"
     GAP = "gap"
 
@@ -160,13 +161,23 @@ ChainStatus = Literal["running", "completed", "cancelled", "failed"]
 
 
 class ChainStart(TypedDict):
-    """A chain begins. `index` is its number within its group, from 0."""
+    """A chain begins. `index` is its number within its group, from 0.
+
+    `seed` is the chain's own, a whole number of up to 63 bits; `reference` the row's answer, and `row` its other fields;
+    `prompt_hash` names the messages (see `prompt_hash` in `records/message.py`); `attempt` counts from 1; `parent_chain_id` is
+    the chain that a sub-agent's chain was begun by, of the run that `run_start` names as its parent.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[str]
     index: int
     policy_version: int
     reference: NotRequired[Any]
+    seed: NotRequired[int]
+    prompt_hash: NotRequired[str]
+    row: NotRequired[dict[str, Any]]
+    attempt: NotRequired[int]
+    parent_chain_id: NotRequired[str]
 
 
 class LlmGenerationStart(TypedDict):
@@ -197,7 +208,8 @@ class LlmGenerationChunk(TypedDict):
 class LlmGenerationEnd(TypedDict):
     """A generation ended. `content` is its whole text; times are in seconds.
 
-    `token_ids` and `logprobs` are those that it sampled, for an observer whose filter asks for them (`ids=True`).
+    `token_ids` and `logprobs` are those that it sampled, for an observer whose filter asks for them (`ids=True`); it then also
+    has `dt_ms`, as in a chunk, if the observer asked since the generation began.
     """
 
     content: str
@@ -208,6 +220,7 @@ class LlmGenerationEnd(TypedDict):
     duration_s: float
     token_ids: NotRequired[list[int]]
     logprobs: NotRequired[list[float]]
+    dt_ms: NotRequired[list[float]]
 
 
 class ToolCallStart(TypedDict):
@@ -238,10 +251,18 @@ class ToolCallEnd(TypedDict):
 
 
 class Reward(TypedDict):
-    """A chain's reward, before its `chain_end`."""
+    """A reward. With `final` false it is a step's; otherwise it is the chain's own, and the last before its `chain_end`."""
 
     reward: float
     metrics: dict[str, Any]
+    final: NotRequired[bool]
+
+
+class MessageFromOutside(TypedDict):
+    """A message that enters a chain from outside after its start, such as a user's next turn."""
+
+    role: str
+    content: str | list[Any] | None
 
 
 class ChainEnd(TypedDict):
@@ -265,7 +286,11 @@ class Error(TypedDict):
 
 
 class RunStart(TypedDict):
-    """A run begins with this many chains in this many groups."""
+    """A run begins with this many chains in this many groups.
+
+    `seed` is what to pass to get the same run again; `sampling` that of its generations; `settings` how it goes otherwise; `tools`
+    the schemas of the agent's tools. `train_step`: the training step that its chains are for, or after which they evaluate.
+    """
 
     chains: int
     groups: int
@@ -275,6 +300,13 @@ class RunStart(TypedDict):
     policy_version: int
     parent_run_id: NotRequired[str]
     split: NotRequired[Literal["train", "eval"]]
+    seed: NotRequired[int]
+    sampling: NotRequired[dict[str, Any]]
+    settings: NotRequired[dict[str, Any]]
+    name: NotRequired[str]
+    tags: NotRequired[list[str]]
+    tools: NotRequired[list[dict[str, Any]]]
+    train_step: NotRequired[int]
 
 
 class RunEnd(TypedDict):
@@ -289,7 +321,7 @@ class RunEnd(TypedDict):
 
 
 class LearnedFrom(TypedDict):
-    """A chain's part in a training step: its advantage over its group, and its staleness.
+    """A chain's part in a training step: its advantage over its group (0 in a group of equal rewards), and its staleness.
 
     `staleness` is the age in policy versions of the weights that sampled its oldest token; it is absent if the backend does not
     report versions.
@@ -451,6 +483,7 @@ PAYLOADS: dict[StreamEventType, type] = {
     StreamEventType.TOOL_OBSERVATION: ToolObservation,
     StreamEventType.TOOL_CALL_END: ToolCallEnd,
     StreamEventType.REWARD: Reward,
+    StreamEventType.MESSAGE: MessageFromOutside,
     StreamEventType.CHAIN_END: ChainEnd,
     StreamEventType.ERROR: Error,
     StreamEventType.RUN_START: RunStart,

@@ -1,6 +1,6 @@
 """The grammar of events, as a small pure state machine.
 
-Per chain:  chain_start (generation tool*)* [reward] chain_end
+Per chain:  chain_start ((generation tool*) | message | reward of a step)* [final reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
 Per run:    run_start … run_end; `seq` rises. `error` may come anywhere inside. After a `gap`, or for an observer that
@@ -250,8 +250,15 @@ def _tool_end(chain: _Chain, event: StreamEvent) -> None:
 
 def _reward(chain: _Chain, event: StreamEvent) -> None:
     if chain.chars is not None or chain.open_calls or chain.rewarded:
-        raise _error(event, "a generation or a tool call is open, or a reward was given")
-    chain.rewarded = True
+        raise _error(event, "a generation or a tool call is open, or the chain's own reward was given")
+    chain.rewarded = (
+        event.data.get("final") is not False
+    )  # one that does not say is the chain's own, as in a log of 0.1
+
+
+def _message(chain: _Chain, event: StreamEvent) -> None:
+    if chain.chars is not None or chain.open_calls or chain.rewarded:
+        raise _error(event, "a generation or a tool call is open, or the chain's own reward was given")
 
 
 def _chain_end(chain: _Chain, event: StreamEvent) -> None:
@@ -273,6 +280,7 @@ _RULES = {
     T.TOOL_OBSERVATION: _tool_observation,
     T.TOOL_CALL_END: _tool_end,
     T.REWARD: _reward,
+    T.MESSAGE: _message,
     T.CHAIN_END: _chain_end,
     T.ERROR: _anywhere,
     T.TRAIN_STEP: _anywhere,

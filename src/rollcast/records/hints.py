@@ -1,8 +1,8 @@
 """Finds what in a run is worth a look, from the views of its chains: evidence in a sentence, never a verdict.
 
-It is pure: the same views and the same `now` give the same hints. Every rule is silent if there are only a few chains, since
-a few differ by chance; its numbers and their reasons are beside it. A hint comes and goes with what it describes; code that
-raises an alarm decides how long it must hold.
+It is pure: the same views and the same `now` give the same hints. No rule says anything about only a few chains, since a few
+differ by chance; the numbers of a rule and the reasons for them stand above it. A hint is there as long as what it says is true:
+`hint_watch.py` decides how long that must be before anyone is told.
 """
 
 from __future__ import annotations
@@ -12,58 +12,60 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from rollcast.records.view import ChainView
 from rollcast.text import plain_line
 
-__all__ = ["Hint", "HintKind", "StepSummary", "hints", "summary", "trend_hints"]
+__all__ = ["HINT_KINDS", "Hint", "HintKind", "StepSummary", "hints", "named_chains", "summary", "trend_hints"]
 
 HintKind = Literal[
     "quiet", "tool_fails", "flat_groups", "alike_and_wrong", "reward_without_reference", "truncated", "same_answers", "length_drift"
 ]  # fmt: skip
+HINT_KINDS: tuple[HintKind, ...] = get_args(HintKind)
 
 MAX_NAMED = 64  # chain ids in one hint; `count` counts all of them
 MAX_SHOWN = 60  # characters of an answer or a name in a sentence
 
-# A chain is called quiet if nothing came for ten seconds (a pause that a reader of a terminal notices), for eight times what
-# its state lasts at the median, and for twice the longest that any chain of the run was in it: long answers are long. While a
-# chain generates and no text was seen, chunks may not be watched, and the last to end are the longest: then the quiet chains have
-# to be few beside those that ended.
+# A chain is quiet if nothing came from it for all of these: ten seconds (a pause that a reader of a terminal notices), eight times
+# the median time that chains of the run spend in its state, and twice the longest time that any of them did, since some answers are
+# long. If a chain is generating and none of its text was seen, its chunks may not be watched, and the longest generations end last:
+# then there must be eight generations that ended for each quiet chain.
 QUIET_S = 10.0
 QUIET_MEDIANS = 8.0
 QUIET_LONGEST = 2.0
-MIN_STAYS = 8  # how many must be over before a median means anything
+MIN_STAYS = 8  # how many stays in a state must have ended before their median means anything
 
-# A tool fails if half of its calls do: models probe and mistype, so single failures are part of every run. A chain weighs at most
-# three calls, so that one in a loop does not speak for all.
+# A tool fails if half of its calls do: models probe and mistype, so single failures are part of every run. A chain counts for at
+# most three calls, so that one chain in a loop does not decide for all.
 MIN_CALLS = 8
 FAILING = 0.5
 CALLS_OF_A_CHAIN = 3
 
-# By chance, a group of 4 whose chains are right half of the time is flat in 1 of 8 cases; three in four groups are not.
+# A group is flat if all its rewards are equal. A group of 4 whose chains are right half of the time is flat by chance in 1 of 8
+# cases, so three quarters of the groups are not flat by chance.
 MIN_GROUP = 4
 MIN_GROUPS = 8
 FLAT = 0.75
 
-# Rewards that differ by less are equal. A reward is low below the middle between the run's lowest and highest, and answers are judged
-# by the upper half: scales differ from reward to reward.
+# Rewards that differ by less than EQUAL are equal. Scales differ from reward to reward, so a reward is low if it is below the middle
+# between the lowest and the highest of the run.
 EQUAL = 1e-9
 MAX_REWARD = 1e100
 
-# Answers that differ from the reference although they were rewarded in full. If more than half do, the reward evidently judges
-# something else than the reference, and nothing is said.
+# Answers without the reference that got a reward of 1 or more. If more than half of such answers are without it, the reward evidently
+# does not judge by the reference, and there is no hint.
 MIN_REWARDED = 8
 OTHERWISE_JUDGED = 0.5
 
-# Some chains always run into the limit of tokens; one in four is a limit that is too low, or a model that rambles.
+# Some chains always reach the limit of tokens; if one in four does, the limit is too low, or the model rambles.
 MIN_ENDED = 16
 TRUNCATED = 0.25
 
-# Trends compare the first third of the steps with the last third; 12 steps give four in each. The reward has to rise by a
-# tenth of its range over these steps' chains, and by twice the standard error of the difference.
+# Trends compare the first third of the steps with the last third; 12 steps give four in each. The mean reward must have risen by a
+# tenth of the range of these steps' rewards, and by twice the standard error of the difference.
 MIN_STEPS = 12
 RISING = 0.1
 SAME_ANSWER = 0.8  # of the answers to different questions
@@ -77,12 +79,12 @@ class Hint(msgspec.Struct, frozen=True):
     Attributes:
         kind: the rule that found it.
         sentence: what it is, in plain English, on one line.
-        run_id: the run that shows it; the last one if it is seen over several.
+        run_id: the run that shows it; for a trend the last one.
         chains: ids of the chains that show it, at most 64; for a trend those of the last run.
         count: how many chains show it.
         group_id: the group, if it is about one.
-        subject: the tool or the state that it is about, else empty. `kind`, `run_id`, `group_id` and `subject` together name the same
-            hint while its sentence and chains change.
+        subject: the tool or the state that it is about; empty if it is about neither. `kind`, `run_id`, `group_id` and `subject`
+            together identify a hint while its sentence and chains change.
     """
 
     kind: HintKind
@@ -124,7 +126,7 @@ def _hint(
 
 
 def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
-    """Open chains that sent nothing for much longer than their state usually lasts in this run."""
+    """Open chains that have sent nothing for much longer than their state usually lasts in this run."""
     quiet: defaultdict[tuple[str, tuple[str, ...]], list[tuple[float, ChainView]]] = defaultdict(list)
     for view in views:
         silence = 0.0 if view.last_event_at is None else now - view.last_event_at
@@ -139,28 +141,42 @@ def _quiet(views: list[ChainView], now: float) -> Iterator[Hint]:
         )
         if not told or usual.stays < (MIN_STAYS * len(told) if unseen else 1):
             continue
-        one = len(told) == 1
-        who = plain_line(told[0][1].chain_id, MAX_SHOWN) if one else f"{len(told)} chains"
-        doing = _DOING[state][0 if one else 1] + (f" {' and '.join(map(_shown, tools))}" if tools else "")
+        least = _seconds(min(silence for silence, _ in told))
+        one, several, usually = _DOING[state]
+        if len(told) == 1:
+            who, what, nothing = (
+                plain_line(told[0][1].chain_id, MAX_SHOWN),
+                one,
+                f"has sent nothing for {least}",
+            )
+        else:
+            who, what, nothing = f"{len(told)} chains", several, f"have sent nothing for at least {least}"
+        if state == "tool":
+            what += f" the tool {' and '.join(map(_shown, tools))}" if tools else " a tool"
         yield _hint(
             "quiet",
-            f"{who} {doing}, and nothing was heard for {_seconds(min(s for s, _ in told))}{'' if one else ' or longer'}; "
-            f"that takes {_seconds(usual.median)} at the median of this run",
+            f"{who} {what} and {nothing}; the median {usually} of this run took {_seconds(usual.median)}",
             [view for _, view in told],
             subject=" and ".join(tools) or state,
         )
 
 
-_DOING = {  # for one chain, and for several
-    "waiting": ("waits between two turns", "wait between two turns"),
-    "generating": ("is generating", "are generating"),
-    "tool": ("waits for the tool", "wait for the tool"),
-    "scoring": ("waits for its reward", "wait for their rewards"),
+_DOING = {  # for one chain, for several, and what the median is of
+    "waiting": ("is between two turns", "are between two turns", "pause between turns"),
+    "generating": ("is generating", "are generating", "generation"),
+    "tool": ("is waiting for", "are waiting for", "call"),
+    "scoring": ("is waiting for its reward", "are waiting for their rewards", "wait for a reward"),
 }
 
 
 class _Usual(msgspec.Struct, frozen=True):
-    """How long something lasts: the median over chains, how often it was seen, and the least silence that is unusual."""
+    """How long something usually lasts, in seconds.
+
+    Attributes:
+        median: the median over chains.
+        stays: how often it was seen to end.
+        least: a silence is unusual if it is at least this long.
+    """
 
     median: float = 0.0
     stays: int = 0
@@ -168,7 +184,7 @@ class _Usual(msgspec.Struct, frozen=True):
 
 
 def _usual(views: list[ChainView], state: str, tool: str) -> _Usual:
-    """How long a call of the tool lasts, or the state, if there is no tool or too few of its calls ended."""
+    """How long a call of the tool usually lasts; how long the state does, if there is no tool or fewer than eight calls ended."""
     uses = [view.tool_use[tool] for view in views if tool in view.tool_use] if tool else []
     calls = sum(use.calls for use in uses)
     if calls >= MIN_STAYS:
@@ -202,8 +218,8 @@ def _tool_fails(views: list[ChainView]) -> Iterator[Hint]:
         weighed_failed = sum(min(use.calls, CALLS_OF_A_CHAIN) * use.failed / use.calls for _, use in uses)
         if weighed >= MIN_CALLS and weighed_failed >= FAILING * weighed:
             showing = [view for view, use in uses if use.failed]
-            what = f"The tool {_shown(name)}" if name else "A tool call without a name"
-            yield _hint("tool_fails", f"{what} failed in {failed} of {calls} calls", showing, subject=name)
+            what = f"The tool {_shown(name)} failed in" if name else "Tool calls without a name failed in"
+            yield _hint("tool_fails", f"{what} {failed} of {calls} calls", showing, subject=name)
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------------------
@@ -231,16 +247,16 @@ def _flat(views: Iterable[ChainView]) -> bool:
 
 
 def _flat_groups(views: list[ChainView]) -> Iterator[Hint]:
-    """Most groups have the same reward for all chains, so there is nothing to compare and learn."""
+    """In most groups all chains have the same reward, so a trainer learns nothing from comparing them."""
     groups = _groups(views)
     flat = [found for found in groups.values() if _flat(found)]
     if len(groups) < MIN_GROUPS or len(flat) < FLAT * len(groups):
         return
     counts = Counter(round(_rewards(found)[0], 6) for found in flat)
-    which = ", ".join(f"{n} at {reward:g}" for reward, n in counts.most_common(3))
+    which = ", ".join(f"{reward:g} in {n}" for reward, n in counts.most_common(3))
     yield _hint(
         "flat_groups",
-        f"In {len(flat)} of {len(groups)} groups all chains have the same reward, so they teach nothing ({which})",
+        f"In {len(flat)} of {len(groups)} groups all chains got the same reward ({which}), so nothing can be learned from them",
         [view for found in flat for view in found],
     )
 
@@ -266,8 +282,8 @@ def _alike_and_wrong(views: list[ChainView]) -> Iterator[Hint]:
         told = "" if reference is None else f"; the reference is {_shown(str(reference))}"
         yield _hint(
             "alike_and_wrong",
-            f"All {len(found)} chains of {_shown(name)} answer {_shown(found[0].final_response or '')}, with rewards of at most "
-            f"{max(_rewards(found)):g}{told}",
+            f"All {len(found)} chains of the group {_shown(name)} gave the same answer, {_shown(found[0].final_response or '')}, "
+            f"and got a reward of at most {max(_rewards(found)):g}{told}",
             found,
             name,
         )
@@ -290,8 +306,8 @@ def _reward_without_reference(views: list[ChainView]) -> Iterator[Hint]:
     first = otherwise[0]
     yield _hint(
         "reward_without_reference",
-        f"{len(otherwise)} of {len(known)} chains with full reward {'has' if len(otherwise) == 1 else 'have'} an answer that is not "
-        f"the reference, such as {_shown(first.final_response or '')} for {_shown(str(first.reference))}",
+        f"{len(otherwise)} of {len(known)} chains with a reward of 1 or more gave an answer without the reference, "
+        f"such as {_shown(first.final_response or '')} instead of {_shown(str(first.reference))}",
         otherwise,
         first.group_id if len({view.group_id for view in otherwise}) == 1 else None,
     )
@@ -304,7 +320,7 @@ _FORMULA = re.compile(r"[\\/^√%{}]")  # an answer that may say the same number
 
 
 def _matches(answer: str, reference: Any) -> bool | None:
-    """Whether the answer contains the reference; None if that cannot be told, as for a formula or other objects.
+    """Whether the answer contains the reference; None if that cannot be decided, as for a formula or an object.
 
     It is lenient, since it does not know what a reward accepts: case, spaces and surrounding text make no difference.
     """
@@ -320,9 +336,8 @@ def _matches(answer: str, reference: Any) -> bool | None:
         return True
     numbers = [_number(each) for each in _NUMBER.findall(wanted)]
     if not numbers:
-        return (
-            False if len(wanted) <= MAX_SHOWN else None
-        )  # a longer reference is an essay, which is not repeated word by word
+        # A longer reference is an essay, which no answer repeats word by word.
+        return False if len(wanted) <= MAX_SHOWN else None
     if len(wanted) > MAX_SHOWN:
         numbers = numbers[-1:]
     return any(
@@ -346,13 +361,13 @@ def _answer(view: ChainView) -> str:
 
 
 def _truncated(views: list[ChainView]) -> Iterator[Hint]:
-    """Many chains end because they ran out of tokens."""
+    """Many chains ended because they reached the limit of tokens."""
     ended = [view for view in views if view.state == "ended"]
     cut = [view for view in ended if view.finish_reason == "max_tokens"]
     if len(ended) >= MIN_ENDED and len(cut) >= TRUNCATED * len(ended):
         yield _hint(
             "truncated",
-            f"{len(cut)} of {len(ended)} chains ended because they ran out of tokens (max_tokens)",
+            f"{len(cut)} of {len(ended)} chains ended because they reached the limit of tokens (max_tokens)",
             cut,
         )
 
@@ -370,7 +385,7 @@ _RULES: tuple[Callable[[list[ChainView]], Iterator[Hint]], ...] = (
 
 
 class StepSummary(msgspec.Struct, frozen=True):
-    """What trends need from the rollouts of one step, so that the views need not be kept.
+    """What `trend_hints` needs of the rollouts of one step, so that the views need not be kept.
 
     Attributes:
         run_id: the rollouts' run.
@@ -420,7 +435,7 @@ def summary(chains: Iterable[ChainView]) -> StepSummary | None:
 
 
 def trend_hints(steps: Sequence[StepSummary]) -> list[Hint]:
-    """Find what is worth a look in the steps of a training, in order: a reward that rises for a doubtful reason."""
+    """Find what is worth a look in the steps of a training, given in order: a reward that may rise for the wrong reason."""
     third = len(steps) // 3
     if len(steps) < MIN_STEPS or not _rises(steps[:third], steps[-third:]):
         return []
@@ -430,12 +445,12 @@ def trend_hints(steps: Sequence[StepSummary]) -> list[Hint]:
     before = [step.same_answer for step in first if step.questions >= MIN_GROUP]
     if same and before and min(same) >= SAME_ANSWER and statistics.fmean(before) <= SAME_ANSWER_BEFORE:
         share, answer = last[-1].same_answer, _shown(last[-1].answer or "")
-        sentence = f"{rise} while answers became alike: {share:.0%} of the questions are answered {answer} for a high reward"
+        sentence = f"{rise} while the answers became the same: for {share:.0%} of the questions the rewarded answer is now {answer}"
         found.append(_trend("same_answers", sentence, last[-1]))
     short, long = _mean(first, "mean_tokens"), _mean(last, "mean_tokens")
     if min(short, long) > 0 and max(short / long, long / short) >= DRIFT:
         way = "longer" if long > short else "shorter"
-        sentence = f"{rise} while chains became {way}: from {short:.0f} to {long:.0f} tokens at the mean"
+        sentence = f"{rise} while the chains became {way}: from {short:.0f} to {long:.0f} tokens on average"
         found.append(_trend("length_drift", sentence, last[-1]))
     return found
 
@@ -460,6 +475,18 @@ def _rises(first: Sequence[StepSummary], last: Sequence[StepSummary]) -> bool:
 
 
 # -- words ----------------------------------------------------------------------------------------------------------------------------
+
+
+def named_chains(hint: Hint, most: int = 4) -> str:
+    """The first chains that show the hint, for the end of its sentence: `chain_1, chain_5 and 6 more`.
+
+    It is empty if the sentence is about one chain, which it names.
+    """
+    if hint.kind == "quiet" and hint.count == 1:
+        return ""
+    names = [plain_line(name, MAX_SHOWN) for name in hint.chains[:most]]
+    more = hint.count - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _shown(text: str) -> str:

@@ -22,12 +22,14 @@ from uuid import UUID
 
 import msgspec
 
-from rollcast.text import well_formed
+from rollcast.text import looks_secret, well_formed
 
 __all__ = [
+    "JSON_ERRORS",
     "as_json",
     "bounded_fields",
     "bounded_json",
+    "bounded_row",
     "described",
     "nests_deeply",
     "object_or_text",
@@ -35,11 +37,17 @@ __all__ = [
     "plain_scalars",
 ]
 
+JSON_ERRORS = (
+    msgspec.DecodeError,
+    UnicodeError,
+    RecursionError,
+)  # what `msgspec.json.decode` raises for bytes or text
 DEPTH_LIMIT = 64  # less than JSON readers can take
 QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
 QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over
 CONTAINERS_LIMIT = 100_000  # in one value: lists that contain each other many times over grow without end
 VALUE_LIMIT = 64 << 10  # characters of JSON that one field of a row may take in an event
+_SHORT = 64  # characters of a row's field that is always shown
 _INT_LIMIT = 1 << 4096  # Python writes at most 4,300 digits
 _AS_TEXT = (timedelta, UUID, Decimal, Fraction, PurePath, complex)
 _UNSEEN: Any = object()
@@ -63,8 +71,8 @@ def as_json(value: Any) -> Any:
 
 def nests_deeply(value: Any) -> bool:
     """Whether lists and dicts nest more deeply in it than `as_json` leaves them, so that some reader may not take its JSON."""
-    level = [value]
-    for _ in range(DEPTH_LIMIT):
+    level: list[Any] = [[value]]
+    for _ in range(DEPTH_LIMIT + 1):
         inner = {}
         for each in level:
             for item in each.values() if type(each) is dict else each:
@@ -89,6 +97,24 @@ def bounded_json(value: Any, limit: int = VALUE_LIMIT) -> Any:
 def bounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A dict of the fields, each bounded."""
     return {name: bounded_json(value) for name, value in fields.items()}
+
+
+def bounded_row(fields: Mapping[Any, Any], limit: int = VALUE_LIMIT) -> dict[str, Any]:
+    """A dict of the fields, which together take about `limit` characters of JSON.
+
+    Those for which no room is left are described, except short ones. Text that looks secret by its field's name is masked.
+    """
+    shown: dict[str, Any] = as_json({name: bounded_json(value, limit) for name, value in fields.items()})
+    left = limit
+    for name, value in shown.items():
+        if isinstance(value, str) and looks_secret(name, value):
+            value = shown[name] = "[masked:name]"  # noqa: PLW2901  (it is what is shown)
+        size = len(name) + len(msgspec.json.encode(value))
+        if size <= max(left, _SHORT):
+            left -= size
+        else:
+            shown[name] = described(value)
+    return shown
 
 
 def object_or_text(value: Any) -> dict[str, Any] | str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
 from rollcast.errors import MessagesError
+from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 
-__all__ = ["Message", "Role", "ToolCall", "given_keys", "validated_messages"]
+__all__ = ["Message", "Role", "ToolCall", "given_keys", "prompt_hash", "validated_messages"]
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "developer")
@@ -44,6 +46,14 @@ class ToolCall(msgspec.Struct, frozen=True):
     tool_name: str
     arguments: dict[str, Any] | str
     error: str | None = None
+
+
+def prompt_hash(messages: Sequence[Any]) -> str:
+    """12 hex digits that name a prompt: the same question at every step and in every run.
+
+    They are the first digits of SHA-256 over the messages as canonical JSON: keys sorted, no spaces, UTF-8.
+    """
+    return hashlib.sha256(msgspec.json.encode(as_json(list(messages)), order="sorted")).hexdigest()[:12]
 
 
 def given_keys(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +124,10 @@ def _validated(message: Any, where: str) -> Message:
         raise MessagesError(
             f"{where} cannot be written as JSON: {error}; expected text, numbers, lists and dicts"
         ) from None
+    if nests_deeply(message):
+        raise MessagesError(
+            f"{where} nests more than {DEPTH_LIMIT} lists and dicts in each other; expected a message that a prompt can show"
+        )
     return given_keys(message)  # type: ignore[return-value]  # checked above, field by field
 
 

@@ -18,7 +18,7 @@ from rollcast.records.bounded import clean, number, whole, word
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import error_of, object_of
-from rollcast.records.view_parts import count_of, moment, seconds_of, seq_of, small, text_of, words
+from rollcast.records.view_parts import count_of, moment, seconds_of, seed_of, seq_of, small, text_of, words
 
 __all__ = ["RunView", "RunViews"]
 
@@ -50,6 +50,7 @@ class RunView(msgspec.Struct, eq=False):
         errors, error: how many errors concerned the whole run, and the latest.
         train_steps: the run's latest 1,024 steps: `train_step`, `policy_version`, `metrics`, `timestamp`.
         duration_s, mean_reward_said, completion_tokens_said: as in `run_end`.
+        most_chains: how many chains are kept.
     """
 
     run_id: str = ""
@@ -84,6 +85,7 @@ class RunView(msgspec.Struct, eq=False):
     duration_s: float | None = None
     mean_reward_said: float | None = None
     completion_tokens_said: int | None = None
+    most_chains: int = MAX_CHAINS
 
     # -- what it tells ---------------------------------------------------------------------------------------------------
 
@@ -151,9 +153,9 @@ class RunView(msgspec.Struct, eq=False):
         self._apply_to_run(event, text_of(kind), object_of(event.data))
 
     def _new_chain(self, chain_id: str) -> ChainView:
-        if len(self.chains) >= MAX_CHAINS:
+        if len(self.chains) >= self.most_chains:
             found = (name for name, view in self.chains.items() if view.state in CLOSED)
-            self._let_go(next(found, next(iter(self.chains))))
+            self.let_go(next(found, next(iter(self.chains))))
         view = self.chains[chain_id] = ChainView()
         return view
 
@@ -174,7 +176,8 @@ class RunView(msgspec.Struct, eq=False):
                 view.forget_messages()
         self.ended_weights, self.ended_weight = {}, 0
 
-    def _let_go(self, chain_id: str) -> None:
+    def let_go(self, chain_id: str) -> None:
+        """Drop a chain that is kept; it stays in the totals."""
         view = self.chains.pop(chain_id)
         self.ended_weight -= self.ended_weights.pop(chain_id, 0)
         self.omitted += 1
@@ -222,7 +225,7 @@ class RunView(msgspec.Struct, eq=False):
         for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
             setattr(self, name, word(data.get(name)))
         self.tags = words(data.get("tags"))
-        self.policy_version, self.seed = whole(data.get("policy_version")), whole(data.get("seed"))
+        self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
         self.train_step = whole(data.get("train_step"))
 
     def _end(self, data: dict[str, Any], at: float | None) -> None:
@@ -268,12 +271,14 @@ class RunViews(msgspec.Struct, eq=False):
     Attributes:
         runs: by id, in the order in which they were first seen.
         omitted: runs that were let go.
+        most_chains: how many chains of a run are kept.
     """
 
     runs: dict[str, RunView] = {}
     omitted: int = 0
     chains: int = 0  # of all runs
     ended_ids: list[str] = []  # of runs that have ended and keep conversations, the earliest first
+    most_chains: int = MAX_CHAINS
 
     def apply(self, event: StreamEvent) -> None:
         """Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing."""
@@ -295,8 +300,22 @@ class RunViews(msgspec.Struct, eq=False):
                 if named is not None:
                     named.apply(event)
 
+    def forget(self, run_id: str) -> None:
+        """Drop a run. If more of its events come, it begins anew."""
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            self.chains -= len(run.chains)
+            self.ended_ids = [name for name in self.ended_ids if name != run_id]
+
+    def let_go(self, run_id: str, chain_id: str) -> None:
+        """Drop a chain of a run, if it is kept."""
+        run = self.runs.get(run_id)
+        if run is not None and chain_id in run.chains:
+            run.let_go(chain_id)
+            self.chains -= 1
+
     def _new_run(self, run_id: str) -> RunView:
-        run = self.runs[run_id] = RunView(run_id)
+        run = self.runs[run_id] = RunView(run_id, most_chains=self.most_chains)
         self._bound(run_id)
         return run
 

@@ -21,7 +21,7 @@ from rollcast.records.event import (
 from rollcast.records.jsonable import as_json
 from rollcast.records.message import Message, ToolCall
 
-__all__ = ["Segment", "ToolRecord", "Trajectory", "Turn"]
+__all__ = ["OutsideMessage", "Segment", "StepReward", "ToolRecord", "Trajectory", "Turn"]
 
 
 class ToolRecord(msgspec.Struct):
@@ -31,6 +31,27 @@ class ToolRecord(msgspec.Struct):
     observation: str = ""
     status: ToolStatus | None = None
     duration_s: float | None = None
+
+
+class StepReward(msgspec.Struct, frozen=True):
+    """A reward that a tool, or the chain's own code, gave between turns.
+
+    Attributes:
+        step: the turn after which it was given; 0 before the first.
+        reward: the number.
+        metrics: numbers beside it.
+    """
+
+    step: int
+    reward: float
+    metrics: dict[str, Any] = {}
+
+
+class OutsideMessage(msgspec.Struct, frozen=True):
+    """Where a message from outside stands: after which turn (0: before the first), and at which place among the messages."""
+
+    step: int
+    index: int
 
 
 class Turn(msgspec.Struct):
@@ -156,8 +177,10 @@ class Trajectory(msgspec.Struct):
         turns: one per generation.
         finish_reason: None while the chain runs.
         final_response: the text of the last generation, if that did not call a tool.
-        reward: None if there is none or it failed.
+        reward: the chain's own; None if there is none or it failed.
         metrics: numbers beside the reward.
+        step_rewards: those that were given between turns, in order. They are not added to `reward`.
+        from_outside: which messages came from outside after the start, such as a user's next turn, in order.
         error: what ended the chain with `error`, or left it without a reward, in a sentence.
         duration_s: how long the chain ran, in seconds.
     """
@@ -176,6 +199,8 @@ class Trajectory(msgspec.Struct):
     metrics: dict[str, Any] = {}
     error: str | None = None
     duration_s: float | None = None
+    step_rewards: list[StepReward] = []
+    from_outside: list[OutsideMessage] = []
 
     @property
     def completion_tokens(self) -> int:
@@ -280,7 +305,8 @@ class Trajectory(msgspec.Struct):
             self.finish_reason,
             self.final_response,
         )
-        encoded = msgspec.json.encode((whole, self.reward, self.metrics), enc_hook=as_json)
+        rewards = (self.reward, self.metrics, *([self.step_rewards] if self.step_rewards else []))
+        encoded = msgspec.json.encode((whole, *rewards), enc_hook=as_json)
         return hashlib.sha256(encoded).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rollcast.records.view_parts import (
     count_of,
     moment,
     seconds_of,
+    seed_of,
     seq_of,
     small,
     text_of,
@@ -307,7 +308,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "tools": words,
     "reference": small,
     "prompt_hash": word,
-    "seed": whole,
+    "seed": seed_of,
     "attempt": count_of,
     "parent_chain_id": word,
 }

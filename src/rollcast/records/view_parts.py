@@ -30,6 +30,7 @@ __all__ = [
     "generated",
     "moment",
     "seconds_of",
+    "seed_of",
     "seq_of",
     "small",
     "text_of",
@@ -83,6 +84,13 @@ def seq_of(value: Any) -> int:
     """The value if it can be a `seq`, otherwise -1."""
     found = whole(value)
     return -1 if found is None else max(found, -1)
+
+
+def seed_of(value: Any) -> int | None:
+    """The value if it can be a seed, which is the one number that may be larger than a double holds exactly; else None."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        return whole(value)
+    return int(value)
 
 
 def moment(value: Any) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -16,12 +16,18 @@ from rollcast.records import EventFilter
 from rollcast.records.filter import Names
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.choice import chosen_tools, with_other_instructions
+from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, as_rows, count
 from rollcast.rollout.run import Run
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.tools import Tool
+
+if TYPE_CHECKING:
+    import os
+
+    from rollcast.archive import ArchiveObserver
 
 __all__ = ["BaseAgent"]
 
@@ -59,6 +65,7 @@ class BaseAgent(AgentValue):
         sampling: Sampling | Mapping[str, Any] | None = None,
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
+        record: str | os.PathLike[str] | ArchiveObserver | None = None,
     ) -> RunResult:
         """Run `num_chains` chains of each row and return their trajectories.
 
@@ -74,6 +81,9 @@ class BaseAgent(AgentValue):
             sampling: temperature, top_p, top_k, max_tokens (of one generation), stop.
             max_concurrent_chains: how many chains run at once; None: all.
             seed: with the embedded and scripted backends the same seed gives the same trajectories, streaming or not.
+            record: leave a record of the run, with streaming. A level (`auto`, `turns`, `tokens` or `summary`): a new record in
+                `rollcast-runs`, or where `ROLLCAST_RECORDS` says; a `Path`: a record in that folder; or an `ArchiveObserver`, to
+                which several runs may be given. None: there is no record.
 
         Raises:
             InputError: an argument is wrong; no chain has started.
@@ -81,7 +91,7 @@ class BaseAgent(AgentValue):
         """
         run = self.prepare(
             max_steps, start_messages, num_chains, enable_streaming, streaming_callback,
-            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record,
         )  # fmt: skip
         return await run.execute()
 
@@ -96,6 +106,7 @@ class BaseAgent(AgentValue):
         sampling: Sampling | Mapping[str, Any] | None = None,
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
+        record: str | os.PathLike[str] | ArchiveObserver | None = None,
     ) -> StreamingRun:
         """Do the same as `run_async` with streaming, and return the events as an async iterator.
 
@@ -112,7 +123,7 @@ class BaseAgent(AgentValue):
         """
         run = self.prepare(
             max_steps, start_messages, num_chains, True, streaming_callback,
-            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record,
         )  # fmt: skip
         return StreamingRun(run, chain_filter)
 
@@ -153,6 +164,7 @@ class BaseAgent(AgentValue):
         sampling: Sampling | Mapping[str, Any] | None = None,
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
+        record: str | os.PathLike[str] | ArchiveObserver | None = None,
         about: dict[str, Any] | None = None,
     ) -> Run:
         """Make the run that `run_async` would execute, with its arguments checked. The arguments are the same.
@@ -182,11 +194,14 @@ class BaseAgent(AgentValue):
             sampling=_sampling(sampling),
             max_concurrent_chains=max_concurrent_chains,
             seed=seed,
-            streaming=enable_streaming,
+            streaming=enable_streaming or record is not None,
             callback=streaming_callback,
             about=about or {},
         )
-        return Run(self, rows, settings, agents)
+        run = Run(self, rows, settings, agents)
+        if record is not None:
+            run.recording = RunRecording(record, name=self.name, about=run.described)
+        return run
 
     def _of_rows(self, rows: list[PromptRow]) -> list[Self]:
         """This agent for each row, with only the tools that the row names if it names some.

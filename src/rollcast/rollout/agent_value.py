@@ -19,7 +19,7 @@ from rollcast.models import (
 from rollcast.models.parse.reader import TurnParser
 from rollcast.models.parse.reading import Reading
 from rollcast.models.reasoning import Thinking
-from rollcast.records import Message, ToolCall
+from rollcast.records import Message, ToolCall, Trajectory
 from rollcast.rollout.context import ChainContext
 from rollcast.rollout.reward import Reward, as_reward
 from rollcast.stream import StreamingManager
@@ -128,7 +128,19 @@ class AgentValue:
         """The answer in the output of a turn without calls."""
         return text
 
+    async def next_message(self, trajectory: Trajectory, ctx: ChainContext) -> Message | None:
+        """What is said to the model after a turn that calls no tool, such as a simulated user's reply.
+
+        None, as here, ends the chain. After the last turn that `max_steps` allows this is not asked.
+        """
+        return None
+
     # -- what the chain asks -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def converses(self) -> bool:
+        """Whether somebody may answer a turn that calls no tool: a subclass has its own `next_message`."""
+        return type(self).next_message is not AgentValue.next_message
 
     @property
     def grace_s(self) -> float:

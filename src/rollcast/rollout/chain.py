@@ -21,16 +21,18 @@ from rollcast.models.conversation import Conversation, conversation_of
 from rollcast.models.parse.reading import Reading, split
 from rollcast.models.reasoning import FIELDS, UNKNOWN, TellsThinking, Thinking
 from rollcast.models.sampled import reasoning_of
-from rollcast.records import ToolCall, Trajectory, Turn
+from rollcast.records import Message, ToolCall, Trajectory, Turn
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.context import ChainContext
+from rollcast.rollout.given import GivenReward
 from rollcast.rollout.rows import derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.stream import ChainWriter
 from rollcast.stream.chain import error_data
 from rollcast.text import well_formed
 from rollcast.tools import ToolResult, unknown_tool
+from rollcast.tools.execution import CancelledItself, StoppedItself, in_task
 
 __all__ = ["ChainGeneration", "LatestChain", "Prompts"]
 
@@ -113,6 +115,7 @@ class ChainGeneration:
         try:
             try:
                 reason: ChainFinishReason = await self._turns()
+                self._take_given()
                 await self._score()
             except BaseException as error:  # of this chain alone: the agent's own code can raise anything
                 if stream.ended or self._was_stopped(error):  # ended: it was left behind
@@ -124,6 +127,7 @@ class ChainGeneration:
             stream.end(reason)
         finally:
             stream.end("cancelled")  # if it has not ended yet
+            self.context.given.take(last=True)
         return self.trajectory
 
     @property
@@ -179,10 +183,44 @@ class ChainGeneration:
             if finish == "length":
                 return "max_tokens"
             if not calls:
-                return "answered"
+                if step == self.settings.max_steps or not await self._is_answered_back():
+                    return "answered"
+                continue
             if await self._call_tools(calls):
                 return "terminal_tool"
+            self._take_given()
         return "max_steps"
+
+    async def _is_answered_back(self) -> bool:
+        """Add what somebody says after a turn without calls. Returns whether there was anything."""
+        if not self.agent.converses:
+            return False
+        message = await self._next_message()
+        self._take_given()
+        if message is not None:
+            self.stream.message(message, from_outside=True)
+        return message is not None
+
+    async def _next_message(self) -> Message | None:
+        """What the agent's `next_message` returns. One that ignores its cancellation is left behind, as a tool is."""
+        where = f"next_message of agent {self.agent.name}"
+        asked: Any = self.agent.next_message(self.trajectory, self.context)
+        if not asyncio.iscoroutine(asked):
+            raise InputError(f"{where} returned {type(asked).__name__}; define it with `async def`")
+        try:
+            return await in_task(asked, where, None)
+        except CancelledItself:
+            raise _Failed(InputError(f"{where} was cancelled from within"), "agent") from None
+        except StoppedItself as stopped:
+            raise _Failed(stopped.__cause__ or stopped, "agent") from stopped
+
+    def _take_given(self, *, last: bool = False) -> None:
+        """Take over the messages and the rewards of steps that tools, or the reward's function, gave."""
+        for item in self.context.given.take(last=last):
+            if isinstance(item, GivenReward):
+                self.stream.step_reward(item.reward, item.metrics)
+            else:
+                self.stream.message(item, from_outside=True)
 
     # 1. Render the new messages to token ids after the ids so far; if they do not continue those, render everything afresh.
 
@@ -372,9 +410,11 @@ class ChainGeneration:
         try:
             value, metrics = await reward.score(self.trajectory, self.context)
         except RewardError as error:
+            self._take_given(last=True)
             self.trajectory.error = error_data(error, "reward")["error"]
             self.stream.error(error, "reward")
             return
+        self._take_given(last=True)
         self.stream.reward(value, metrics)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollcast.rollout.given import Given
 from rollcast.tools.context import Injected
 
 __all__ = ["ChainContext"]
@@ -21,6 +22,7 @@ class ChainContext(Injected):
         state: scratch space of this chain: what one tool call leaves there, the next ones and the reward find.
         chain_id, group_id, run_id: where the chain belongs.
         seed: of `rng`; made from the run's seed and the chain, so that a tool that draws from it can be repeated.
+        given: what `step_reward` and `add_message` gave, until the chain takes it.
     """
 
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class ChainContext(Injected):
     run_id: str = ""
     seed: int = 0
     _rng: random.Random | None = field(default=None, repr=False)
+    given: Given = field(default_factory=Given, repr=False)
 
     @property
     def rng(self) -> random.Random:
@@ -37,3 +40,26 @@ class ChainContext(Injected):
         if self._rng is None:
             self._rng = random.Random(self.seed)
         return self._rng
+
+    def step_reward(self, reward: float, metrics: Mapping[str, Any] | None = None) -> None:
+        """Give the chain a reward for what it has done so far; as often as you like.
+
+        It comes after the calls of this turn, as a `reward` event with `final` false, and stands in `trajectory.step_rewards`. It
+        is not added to the chain's own reward, whose function can do that. Call this from any thread.
+
+        Raises:
+            InputError: it is not a finite number, or the chain has ended.
+        """
+        self.given.reward(reward, metrics)
+
+    def add_message(self, message: Mapping[str, Any]) -> None:
+        """Add a message to the conversation, such as what a user says meanwhile: `{"role": "user", "content": "…"}`.
+
+        It comes after the calls of this turn, as a `message` event, and the model reads it in its next turn. Call this from any
+        thread.
+
+        Raises:
+            MessagesError: it has the wrong shape.
+            InputError: the chain has ended.
+        """
+        self.given.message(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -21,6 +22,7 @@ class RunResult(msgspec.Struct):
         seed: what to pass to get the same trajectories again.
         trajectories: one per chain.
         duration_s: how long the run took, in seconds.
+        record: the folder of its record, if it was run with `record=`.
     """
 
     run_id: str
@@ -28,6 +30,7 @@ class RunResult(msgspec.Struct):
     status: RunStatus = "completed"
     trajectories: list[Trajectory] = []
     duration_s: float = 0.0
+    record: Path | None = None
 
     def __repr__(self) -> str:
         mean = "" if self.mean_reward is None else f", mean reward {self.mean_reward:.3g}"

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from rollcast.aio import call_in
 from rollcast.errors import InputError
@@ -18,10 +19,12 @@ from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.chain import ChainGeneration, LatestChain, Prompts
+from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.watchdog import watchdog
+from rollcast.stream import ChainWriter, current_chain
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
 __all__ = ["Run", "RunSettings"]
@@ -41,6 +44,7 @@ class Run:
     Attributes:
         run_id: the id in its events.
         result: filled while the run goes on; after a cancellation it has partial trajectories.
+        recording: records it; None: it is not recorded.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Run:
         self.rows = rows
         self.settings = settings
         backend = agent.backend
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.stream = agent.streaming_manager.run(
             live=settings.streaming,
             chains=len(rows) * settings.num_chains,
@@ -63,11 +68,15 @@ class Run:
             model=backend.model_name,
             backend=backend.name,
             policy_version=backend.policy_version,
+            seed=seed,
+            sampling=settings.sampling_data,
+            settings=settings.data | ({} if agent.reward is None else {"reward": agent.reward.name}),
+            tools=agent.tool_schemas,
             **settings.about,
         )
         self.run_id = self.stream.run_id
-        seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.result = RunResult(self.run_id, seed)
+        self.recording: RunRecording | None = None
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, ChainGeneration] = {}
@@ -79,6 +88,22 @@ class Run:
         self._latest = LatestChain()
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
+        self._parent_chain_id: str | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """How it goes, as `run.json` of a record says."""
+        settings, backend = self.settings, self.agent.backend
+        about = {
+            "agent": self.agent.name,
+            "model": backend.model_name,
+            "backend": backend.name,
+            "max_steps": settings.max_steps,
+            "num_chains": settings.num_chains,
+            "max_concurrent_chains": settings.max_concurrent_chains,
+            "sampling": settings.sampling_data,
+        }
+        return {"settings": about, "seed": self.result.seed}
 
     def cancel(self, chain_id: str | None = None) -> None:
         """Cancel one chain, or the whole run: everything open is closed, and the result keeps what there is."""
@@ -137,6 +162,8 @@ class Run:
         manager = self.agent.streaming_manager
         if settings.streaming:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
+        if self.recording is not None:
+            self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()
         if callback is not None:
             manager.add_observer(callback)
@@ -145,6 +172,7 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
+        self._name_parent()
         self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
         watchdog.watch()
@@ -183,7 +211,16 @@ class Run:
             finally:
                 if callback is not None:
                     manager.remove_observer(callback)
+                if self.recording is not None:
+                    self.result.record = await self.recording.end(manager)
         return self.result
+
+    def _name_parent(self) -> None:
+        """If a watched chain started this run, as a tool that is an agent does, name that chain and its run as parents."""
+        chain = current_chain()
+        if isinstance(chain, ChainWriter) and chain.live and self.stream.parent_run_id is None:
+            self.stream.parent_run_id = chain.trajectory.run_id
+            self._parent_chain_id = chain.trajectory.chain_id
 
     async def _all_done(self) -> None:
         """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
@@ -203,6 +240,7 @@ class Run:
         place, agent = self.result.trajectories[position], self._agents[r]
         async with self._slots:
             known = {} if row.reference is None else {"reference": row.reference}
+            seed = derived_seed(self.result.seed, r, i)
             stream = self.stream.chain(
                 row.messages,
                 chain_id=place.chain_id,
@@ -210,10 +248,11 @@ class Run:
                 index=i,
                 tools=list(agent.tools),
                 row=row.fields,
+                seed=seed,
+                parent_chain_id=self._parent_chain_id,
                 **known,
             )
             self.result.trajectories[position] = stream.trajectory
-            seed = derived_seed(self.result.seed, r, i)
             grace.set(self.agent.cancel_grace_s)
             chain = ChainGeneration(
                 agent, stream, self.settings, seed, self._prompts, self._asked, self._latest

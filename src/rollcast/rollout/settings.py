@@ -39,3 +39,13 @@ class RunSettings(msgspec.Struct, frozen=True):
         """The sampling as `llm_generation_start` shows it."""
         shown = msgspec.structs.asdict(self.sampling) | {"stop": list(self.sampling.stop)}
         return {name: value for name, value in shown.items() if name != "seed"}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How the run goes, as `run_start` shows it."""
+        shown = {
+            "max_steps": self.max_steps,
+            "num_chains": self.num_chains,
+            "max_concurrent_chains": self.max_concurrent_chains,
+        }
+        return {name: value for name, value in shown.items() if value is not None}

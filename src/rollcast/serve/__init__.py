@@ -6,12 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rollcast.records.secrets import Masker
     from rollcast.serve.client import WebSocketStreamingClient
     from rollcast.serve.server import WebSocketStreamingServer
     from rollcast.serve.settings import Limits, ServerSettings, Token
 
 __all__ = [
     "Limits",
+    "Masker",
     "ServerSettings",
     "Token",
     "WebSocketStreamingClient",
@@ -19,15 +21,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Limits": "settings",
-    "ServerSettings": "settings",
-    "Token": "settings",
-    "WebSocketStreamingClient": "client",
-    "WebSocketStreamingServer": "server",
+    "Limits": "serve.settings",
+    "Masker": "records.secrets",
+    "ServerSettings": "serve.settings",
+    "Token": "serve.settings",
+    "WebSocketStreamingClient": "serve.client",
+    "WebSocketStreamingServer": "serve.server",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'rollcast.serve' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"rollcast.serve.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"rollcast.{_HOME[name]}"), name)

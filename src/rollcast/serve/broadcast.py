@@ -18,6 +18,7 @@ from functools import partial
 from rollcast.aio import call_in, running_loop
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEventType
+from rollcast.records.secrets import masker_of
 from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
@@ -70,7 +71,8 @@ class Broadcaster:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
-        self.history = History(max(settings.history_bytes, settings.behind_bytes))
+        self.masker = masker_of(settings.masker)
+        self.history = History(max(settings.history_bytes, settings.behind_bytes), self.masker)
         self.ledger = RunLedger()
         self.lock = threading.RLock()
         self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}

@@ -12,10 +12,12 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import encode_described, encode_lines
+from rollcast.records.codec import decode_unchecked, encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.records.secrets import Masker
 from rollcast.stream.waiting import Encodable, event_of
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
@@ -114,6 +116,7 @@ class History:
 
     Args:
         limit: how many bytes of memory the entries may take.
+        masker: of secrets in what comes from outside; None masks nothing.
 
     Attributes:
         head: the position of the next event.
@@ -121,8 +124,9 @@ class History:
         total: how many bytes came since the history began.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, masker: Masker | None = None) -> None:
         self.limit = limit
+        self.masker = masker
         self.head = self.tail = self.total = 0
         self._name = secrets.token_hex(6)
         self._entries: list[Entry] = []
@@ -141,7 +145,7 @@ class History:
     def extend(self, events: Sequence[Encodable]) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit."""
         entries = []
-        total = self.total
+        total, masker = self.total, self.masker
         place: Place | None = None
         for event, data in zip(events, _all_encoded(events), strict=True):
             kind = event.event_type
@@ -154,6 +158,8 @@ class History:
             ):
                 place = Place(kind, event.chain_id, event.group_id, event.run_id)
                 place = self._places.setdefault(place, place)
+            if kind is not CHUNK and masker is not None:
+                data = masked(event_of(event), data, masker)  # noqa: PLW2901
             seq = event.seq
             first = (
                 event.data.get("from_seq", seq) if kind is CHUNK and isinstance(event, StreamEvent) else seq
@@ -245,6 +251,20 @@ def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
         else:
             data += map(encoded, some)
     return data
+
+
+def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
+    """The event's JSON without the secrets in what came from outside."""
+    if not masker.concerns(event.event_type) or not masker.may_hold(data):
+        return data
+    try:
+        told = decode_unchecked(
+            data
+        )  # as a client has it: no object of somebody's, and not nested too deeply
+    except DecodeError:  # somebody made it by hand, and it is none that a client could read
+        told = event
+    shown = masker.event(told)
+    return data if shown is told else encoded(shown)
 
 
 def encoded(item: Encodable) -> bytes:

@@ -131,7 +131,9 @@ class Joins:
         opening = self._shared(subscription.selector, least) if before is None else None
         if opening is None:
             history = self._history
-            opening = Opening(subscription.selector, before, subscription.position, history.total)
+            opening = Opening(
+                subscription.selector, before, subscription.position, history.total, history.masker
+            )
             subscription.join = Join(opening, restarts, left)
             self._cut(opening)
             return

@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.records import StreamEvent
+from rollcast.records.secrets import Masker
 from rollcast.serve.fitting import fitted
-from rollcast.serve.history import Entry, Selector, encoded
+from rollcast.serve.history import Entry, Selector, encoded, masked
 from rollcast.stream.queue import event_size
 
 __all__ = ["PART_BYTES", "Join", "Left", "Opening", "Part"]
@@ -37,6 +38,7 @@ class Opening:
         before: the client's earlier selector; chains that it wants are left out, since the client has them. None: none.
         start: the position in the history when the snapshots were made.
         total: how many bytes had come into the history by then.
+        masker: of secrets in the snapshots; None masks nothing.
 
     Attributes:
         as_of: the `seq` of each open run's last event when the snapshots were made.
@@ -44,7 +46,15 @@ class Opening:
         position: where the live tail begins; None while events from before the snapshots are still on their way.
     """
 
-    def __init__(self, selector: Selector, before: Selector | None, start: int, total: int) -> None:
+    def __init__(
+        self,
+        selector: Selector,
+        before: Selector | None,
+        start: int,
+        total: int,
+        masker: Masker | None = None,
+    ) -> None:
+        self._masker = masker
         self.selector = selector
         self.before = before
         self.start = start
@@ -127,7 +137,11 @@ class Opening:
             return self._tail[index - len(self._snapshots)]
         spare = self._spare
         if spare is None or spare[0] != index:
-            spare = self._spare = (index, encoded(self._snapshots[index]))
+            snapshot = self._snapshots[index]
+            data = encoded(snapshot)
+            if self._masker is not None:
+                data = masked(snapshot, data, self._masker)
+            spare = self._spare = (index, data)
         return spare[1]
 
     def kept(self, key: tuple[int, int | None]) -> Part | None:

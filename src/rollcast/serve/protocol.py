@@ -19,6 +19,7 @@ import msgspec
 from rollcast.errors import DecodeError, FilterError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.records.codec import decode_unchecked, one_line_json
+from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.serve.access import Door, Grant, refusal
 from rollcast.serve.settings import SMALLEST_MESSAGE, Limits, Scope
 from rollcast.text import printable_line
@@ -340,7 +341,7 @@ def _foreign_batch(message: str | bytes) -> Batch:
 def _decoded(decoder: msgspec.json.Decoder[Any], message: str | bytes) -> Any:
     try:
         return decoder.decode(message)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise DecodeError(
             f"this is not a frame: {printable_line(str(error))}; expected a JSON object as in docs/server.md"
         ) from None
@@ -649,7 +650,7 @@ def _of_unknown_type(message: str | bytes, known: frozenset[str]) -> _Tagged | N
     """The frame, as far as it can be read, if a later version may have it."""
     try:
         frame = _tagged_decoder.decode(message)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except JSON_ERRORS:
         return None
     return None if frame.type in known else frame
 
@@ -686,7 +687,7 @@ def _answer_to_unknown_filter(message: str) -> Send | None:
         known = {name: value for name, value in asked.filter.items() if name in _FILTER_FIELDS}
         frame = msgspec.json.decode(message, type=dict[str, Any]) | {"filter": known}
         msgspec.convert(frame, Subscribe | Update)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except JSON_ERRORS:
         return None
     if not unknown:
         return None

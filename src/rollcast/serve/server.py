@@ -57,6 +57,7 @@ class ServerStatistics(msgspec.Struct, frozen=True):
         sent: how many batches were sent, each counted once however many clients shared it.
         closed_slow: how many clients were closed because they read too slowly.
         history_events, history_bytes: how much is kept now.
+        masked: how many secrets were masked, by kind.
     """
 
     connections: int
@@ -65,6 +66,7 @@ class ServerStatistics(msgspec.Struct, frozen=True):
     closed_slow: int
     history_events: int
     history_bytes: int
+    masked: dict[str, int] = {}
 
 
 class WebSocketStreamingServer:
@@ -153,6 +155,7 @@ class WebSocketStreamingServer:
                 closed_slow=broadcaster.closed_slow,
                 history_events=broadcaster.history.head - broadcaster.history.tail,
                 history_bytes=broadcaster.history.bytes,
+                masked={} if broadcaster.masker is None else dict(broadcaster.masker.counts),
             )
 
     async def start(self) -> Self:

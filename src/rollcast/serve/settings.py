@@ -6,12 +6,13 @@ import ipaddress
 import os
 import re
 from collections.abc import Container
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.records.secrets import masker_of
 from rollcast.serve.secrecy import shown_url
 
 __all__ = ["SMALLEST_MESSAGE", "Limits", "Role", "Scope", "ServerSettings", "Token"]
@@ -88,6 +89,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         plain_message_bytes: the largest message of the plain feed, and of `rollcast.v1` for a client whose `hello` has no
             `max_message`. Ordinary clients close the connection at a message over 1 MiB. A larger event is shortened, and
             says so.
+        masker: a `Masker` of secrets in what clients are sent; None masks known shapes and the values of environment variables
+            that look secret, `False` masks nothing. What a model sampled is not masked.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -112,6 +115,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     compression: bool | None = None
     close_s: Seconds = 5.0
     plain_message_bytes: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] = 1 << 20
+    masker: Any = None  # msgspec cannot check a Masker among other types; `checked` does
 
     def limits_of(self, role: str, scopes: Container[str]) -> Limits:
         """The limits of a client with this role. An unknown role has a viewer's limits."""
@@ -140,6 +144,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
                     f"{name} of the server is one string; expected several, such as ({name[:-1]},)"
                 )
         tokens = self.tokens if token is None else (*self.tokens, Token(token, ("read", "control")))
+        masker_of(self.masker)
         files = {
             name: os.fspath(path)
             for name in ("tls_cert", "tls_key")
@@ -147,7 +152,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         }
         try:
             built = msgspec.to_builtins(
-                msgspec.structs.replace(self, tokens=tokens, **files), builtin_types=(bytes,)
+                msgspec.structs.replace(self, tokens=tokens, masker=None, **files), builtin_types=(bytes,)
             )
             settings = msgspec.convert(built, ServerSettings)
         except (msgspec.ValidationError, TypeError) as error:
@@ -166,6 +171,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         return msgspec.structs.replace(
             settings,
+            masker=self.masker,
             origins=tuple(map(_origin, settings.origins)),
             hosts=tuple(map(_host_name, settings.hosts)),
         )

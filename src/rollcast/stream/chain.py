@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Protocol, Self, get_args
 
@@ -18,15 +20,19 @@ from rollcast.errors import InputError
 from rollcast.failures import FailureLog, text_and_place, text_of
 from rollcast.records import (
     Message,
+    OutsideMessage,
+    StepReward,
     StreamEvent,
     StreamEventType,
     ToolCall,
     ToolRecord,
     Trajectory,
     Turn,
+    prompt_hash,
+    validated_messages,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, object_or_text
+from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, bounded_row, object_or_text
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
@@ -119,6 +125,21 @@ def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
     return {"error": well_formed(text), "error_type": type(error).__name__, "where": where}
 
 
+def _finite(reward: object, whose: str) -> float:
+    """A reward as a plain number, since JSON does not take NumPy's and torch's numbers.
+
+    Raises:
+        InputError: it is not a finite number.
+    """
+    try:
+        number = float(reward)  # type: ignore[arg-type]  # what cannot be converted is refused below
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{whose} is {type(reward).__name__}; expected a number") from error
+    if not math.isfinite(number):
+        raise InputError(f"{whose} is {number}; expected a finite number")
+    return number
+
+
 def _checked_text(text: object) -> str:
     """Check that this is text; replace lone surrogates, as in the JSON of a split emoji, which cannot be encoded."""
     if not isinstance(text, str):
@@ -143,11 +164,19 @@ class ChainWriter:
         live: whether the run emits events.
         generation_open: the generation that has begun and not ended, or None.
         tools_open: the tool calls that have begun and not ended, by call id.
+        spoken_to: whether a message from outside came after the latest turn, so that the next one comes before any tool call.
         depth: how many turns the chain has had since its last fresh prompt; None before the first.
         notes: what a snapshot needs besides the trajectory; kept if the run is live.
     """
 
-    def __init__(self, run: RunOfChain, trajectory: Trajectory, tools: list[str], reference: Any) -> None:
+    def __init__(
+        self,
+        run: RunOfChain,
+        trajectory: Trajectory,
+        tools: list[str],
+        reference: Any,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run = run
         self.trajectory = trajectory
         self.live = run.live
@@ -157,9 +186,11 @@ class ChainWriter:
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}
+        self.spoken_to = False
         self.notes = ChainNotes()
         self._tools = tools
         self._reference = reference
+        self._about = {} if about is None else about  # further fields of `chain_start`
         self._began = time.perf_counter()
         self.around: ChainWriter | None = None  # the chain in which this one was begun
         self._calls = 0  # how many call ids were made here
@@ -188,7 +219,14 @@ class ChainWriter:
                 }
                 if self._reference is not UNSET:
                     data["reference"] = bounded_json(self._reference)
+                if trajectory.messages:
+                    data["prompt_hash"] = prompt_hash(trajectory.messages)
+                data.update(self._about)
                 self.notes.began(data)
+                if fields := {
+                    n: v for n, v in trajectory.row.items() if n != "answer" or "reference" not in data
+                }:
+                    data["row"] = bounded_row(fields)
                 self.emit(T.CHAIN_START, data)
         logger.debug("%s begins", trajectory.chain_id)
         return self
@@ -273,10 +311,34 @@ class ChainWriter:
                 f"{self.trajectory.chain_id} cannot {doing} while its {open_now} is open; end that first"
             )
 
-    def message(self, message: Message) -> None:
-        """Add a message to the conversation. This emits nothing; the turn or tool call behind the message has its own events."""
+    def message(self, message: Message, *, from_outside: bool = False) -> None:
+        """Add a message to the conversation.
+
+        Args:
+            message: the message.
+            from_outside: whether no turn or tool call is behind it, as with a user's next turn. It is then checked, and shown
+                in a `message` event. Otherwise this emits nothing, since the turn or tool call has its own events.
+
+        Raises:
+            InputError: for a message from outside: the chain is not open, already has its reward, or has an open generation
+                or tool call.
+            MessagesError: for a message from outside: it has the wrong shape.
+        """
+        if not from_outside:
+            with self.lock:
+                self.trajectory.messages.append(message)
+            return
+        (message,) = validated_messages([message], f"a message for {self.trajectory.chain_id}")
         with self.lock:
+            self._must_be_between_turns("take a message")
+            if self.live:
+                self.notes.message_came(self.trajectory)
+            place = OutsideMessage(len(self.trajectory.turns), len(self.trajectory.messages))
             self.trajectory.messages.append(message)
+            self.trajectory.from_outside.append(place)
+            self.spoken_to = True
+            if self.live:
+                self.emit(T.MESSAGE, dict(message))
 
     def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
         """Record a failure.
@@ -302,26 +364,46 @@ class ChainWriter:
         Raises:
             InputError: this is not the moment for it, the chain already has a reward, or it is not a finite number.
         """
-        name = self.trajectory.chain_id
         with self.lock:
-            self.must_be_open("be rewarded")
-            self.must_be_idle("be rewarded", tools=True)
-            if self.trajectory.reward is not None:
-                raise InputError(
-                    f"{name} has a reward already ({self.trajectory.reward}); a chain has one: "
-                    "add up the rewards of its steps, and give the parts as metrics"
-                )
-            try:
-                number = float(reward)  # since JSON does not take NumPy's and torch's numbers
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{name}'s reward is {type(reward).__name__}; expected a number") from error
-            if not math.isfinite(number):
-                raise InputError(f"{name}'s reward is {number}; expected a finite number")
+            self._must_be_between_turns("be rewarded")
+            number = _finite(reward, f"{self.trajectory.chain_id}'s reward")
             self.trajectory.reward = number
             self.trajectory.metrics = as_json(dict(metrics or {}))
-            if self.live:
-                self.notes.heard()
-                self.emit(T.REWARD, {"reward": number, "metrics": bounded_fields(self.trajectory.metrics)})
+            self._emit_reward(number, self.trajectory.metrics, final=True)
+
+    def step_reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
+        """Give a reward for what the chain has done so far, between two turns or after the last; as often as you like.
+
+        It is kept in `trajectory.step_rewards`, and not added to the chain's own reward, which `reward` sets.
+
+        Raises:
+            InputError: this is not the moment for it, the chain already has its own reward, or it is not a finite number.
+        """
+        with self.lock:
+            self._must_be_between_turns("be given the reward of a step")
+            number = _finite(reward, f"the reward of a step of {self.trajectory.chain_id}")
+            given = StepReward(len(self.trajectory.turns), number, as_json(dict(metrics or {})))
+            self.trajectory.step_rewards.append(given)
+            self._emit_reward(number, given.metrics, final=False)
+
+    def _must_be_between_turns(self, doing: str) -> None:
+        """Refuse an action inside a generation or a tool call, or after the chain's own reward.
+
+        Raises:
+            InputError: this is not the moment for it.
+        """
+        self.must_be_open(doing)
+        self.must_be_idle(doing, tools=True)
+        if self.trajectory.reward is not None:
+            raise InputError(
+                f"{self.trajectory.chain_id} has a reward already ({self.trajectory.reward}), which comes last, so it cannot {doing}: "
+                "before it, give rewards of steps with step_reward; give its parts as metrics"
+            )
+
+    def _emit_reward(self, reward: float, metrics: dict[str, Any], *, final: bool) -> None:
+        if self.live:
+            self.notes.heard()
+            self.emit(T.REWARD, {"reward": reward, "metrics": bounded_fields(metrics), "final": final})
 
     # -- what it opens -----------------------------------------------------------------------------------------------
 
@@ -352,7 +434,17 @@ class ChainWriter:
             fresh=fresh,
         )
         version = self.run.policy_version if policy_version is None else policy_version
-        return GenerationWriter(self, turn, sampling or {}, version)
+        kind = _TimedGenerationWriter if self._ids_are_wanted() else GenerationWriter
+        return kind(self, turn, sampling or {}, version)
+
+    def _ids_are_wanted(self) -> bool:
+        """Whether an observer wants the ids of this chain's generations, and so when each of their tokens arrived."""
+        if self.route is None:
+            return False
+        at = self.route.place
+        with self.lock:
+            targets = self.route.targets_locked(T.LLM_GENERATION_END)
+            return any(target.wants_ids(at.chain_id, at.group_id, at.run_id) for target in targets)
 
     def tool_call(
         self, tool_name: str, arguments: dict[str, Any] | str, call_id: str | None = None
@@ -445,6 +537,7 @@ class GenerationWriter:
             turn.fresh = turn.fresh and turn.step > 1
             chain.trajectory.turns.append(turn)
             chain.generation_open = self
+            chain.spoken_to = False
             chain.depth = self.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
@@ -583,7 +676,13 @@ class GenerationWriter:
         run.publish(others, T.LLM_GENERATION_END, route, data, turn.step, depth)
         whole = data | {"token_ids": turn.token_ids, "logprobs": turn.logprobs}
         size = chunk_size(turn.text, turn.token_ids)
+        if (times := self._times_between_tokens()) is not None:
+            whole["dt_ms"], size = times, size + 32 * len(times)
         run.publish_again(with_ids, T.LLM_GENERATION_END, route, whole, turn.step, depth, size)
+
+    def _times_between_tokens(self) -> list[float] | None:
+        """Milliseconds from each token to the next one; None if they were not noted."""
+        return None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -595,6 +694,33 @@ class GenerationWriter:
             self.end("stop")
         else:
             self.end("cancelled" if why_left(error) == "cancelled" else "error")
+
+
+class _TimedGenerationWriter(GenerationWriter):
+    """A generation that notes when each token arrives, since an observer wants its ids. No other generation pays for it."""
+
+    __slots__ = ("_arrivals",)
+
+    def __init__(self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int) -> None:
+        super().__init__(chain, turn, sampling, version)
+        self._arrivals: list[float] = []  # one for each id of the turn, in seconds
+
+    def chunk(
+        self,
+        text: str,
+        token_ids: list[int] | None = None,
+        logprobs: list[float] | None = None,
+        policy_version: int | None = None,
+    ) -> None:
+        """See `GenerationWriter.chunk`."""
+        if token_ids:
+            self._arrivals += [time.perf_counter()] * len(token_ids)
+        GenerationWriter.chunk(self, text, token_ids, logprobs, policy_version)  # `super()` costs more
+
+    def _times_between_tokens(self) -> list[float] | None:
+        if len(self._arrivals) != len(self.turn.token_ids):
+            return None  # a chunk was refused
+        return [round((later - earlier) * 1000, 3) for earlier, later in pairwise(self._arrivals)]
 
 
 class ToolCallWriter:
@@ -618,6 +744,11 @@ class ToolCallWriter:
             if not chain.trajectory.turns:
                 raise InputError(
                     f"{chain.trajectory.chain_id} calls {call.tool_name} before any generation; open one first"
+                )
+            if chain.spoken_to:
+                raise InputError(
+                    f"{chain.trajectory.chain_id} calls {call.tool_name} after a message from outside; open a generation first, "
+                    "or add the message after the turn's calls"
                 )
             if call.call_id in chain.tools_open:
                 raise InputError(

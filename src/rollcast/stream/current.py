@@ -66,13 +66,16 @@ class NoChain:
         """Return a context manager that does nothing."""
         return _NOTHING
 
-    def message(self, message: Message) -> None:
+    def message(self, message: Message, *, from_outside: bool = False) -> None:
         pass
 
     def error(self, error: BaseException | str, where: str) -> None:
         pass
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
+        pass
+
+    def step_reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
         pass
 
     def wants(self, event_type: StreamEventType | str) -> bool:

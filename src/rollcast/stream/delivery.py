@@ -117,6 +117,11 @@ class Delivery(EventQueue):
         """Whether the filter asks for the ids of this chain's generations."""
         return self.filter.wants_ids(chain_id, group_id, run_id)
 
+    @property
+    def timed(self) -> bool:
+        """See `EventQueue.timed`: the filter asks for ids, and so for their times."""
+        return any(wanted.ids for wanted in self.filter.alternatives)
+
     def wake(self) -> None:
         """See `EventQueue.wake`."""
         self.awake = True

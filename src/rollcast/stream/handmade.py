@@ -227,7 +227,7 @@ class HandMade:
                 chain.calls[data["call_id"]] = (name, began, data["status"])
             case T.TOOL_CALL_END:
                 chain.calls.pop(data["call_id"], None)
-            case T.REWARD:
+            case T.REWARD if data.get("final") is not False:
                 chain.reward, chain.metrics = data["reward"], data["metrics"]
 
 

@@ -15,10 +15,11 @@ import msgspec
 from rollcast.records import Message, ToolRecord, Trajectory, Turn
 from rollcast.records.jsonable import as_json, bounded_fields, object_or_text
 from rollcast.records.view_fields import error_of, reward_of
-from rollcast.records.view_parts import MAX_CALLS, StateClock, ToolUse, count_use
+from rollcast.records.view_parts import MAX_CALLS, MAX_REWARDS, StateClock, ToolUse, count_use
 
 __all__ = ["ChainNotes"]
 
+_ABOUT = ("seed", "prompt_hash", "attempt", "parent_chain_id")
 _KNOWN_IF_EMPTY = frozenset({"prompt_length", "index", "tools", "policy_version", "prompt_tokens", "reward"})
 
 
@@ -28,6 +29,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
     Attributes:
         started_at, last_event_at: when it began, and when something last began, ended or failed; seconds since the epoch.
         tools, reference: as in `chain_start`; `UNSET` if there is no reference.
+        about: other fields of `chain_start` that it may lack.
         policy_version, model: those of the latest generation, or of the chain's start.
         messages_before, calls_before: how many messages and ended calls there were when the latest turn began.
         unlisted: what earlier turns and calls produced that was not among the messages when the next turn began; each with
@@ -43,9 +45,11 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
     last_event_at: float | None = None
     tools: list[str] = []
     reference: Any = msgspec.UNSET
+    about: dict[str, Any] = {}
     policy_version: int = 0
     model: str | None = None
     messages_before: int = 0
+    listed_step: int = 0  # the latest turn that was looked at, because a message from outside came after it
     calls_before: int = 0
     unlisted: list[tuple[int, Turn | ToolRecord, int]] = []  # with the step
     ended_calls: list[ToolRecord] = []
@@ -68,6 +72,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         self.enter("waiting", self.started_at)
         self.tools, self.policy_version = as_json(start["tools"]), start["policy_version"]
         self.reference = start.get("reference", msgspec.UNSET)
+        self.about = {name: as_json(start[name]) for name in _ABOUT if name in start}
 
     def generation_began(self, trajectory: Trajectory, model: str, policy_version: int) -> None:
         """Note that the chain's latest turn began."""
@@ -76,6 +81,14 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         self.messages_before, self.calls_before = len(trajectory.messages), len(self.ended_calls)
         self.model, self.policy_version = model or self.model, policy_version
         self.enter("generating", self.heard())
+
+    def message_came(self, trajectory: Trajectory) -> None:
+        """Note that a message from outside is about to be added. What the turn before it left unlisted comes before it."""
+        if trajectory.turns:
+            self.unlisted += self._unlisted_of(trajectory.turns[-1], trajectory.messages)
+            self.listed_step = trajectory.turns[-1].step
+        self.messages_before, self.calls_before = len(trajectory.messages) + 1, len(self.ended_calls)
+        self.enter("waiting", self.heard())
 
     def generation_ended(self, finish_reason: str) -> None:
         """Note that the generation ended. If it calls no tool, it is taken for the chain's last."""
@@ -137,16 +150,23 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             "joined_late": False,
             **{name: value for name, value in known.items() if value or name in _KNOWN_IF_EMPTY},
             **({} if self.reference is msgspec.UNSET else {"reference": self.reference}),
+            **self.about,
         }
 
     def _rewarded(self, t: Trajectory) -> dict[str, Any]:
-        if t.reward is None:
+        given = [
+            {"reward": each.reward, "final": False, "step": each.step or None} for each in t.step_rewards
+        ]
+        metrics = t.step_rewards[-1].metrics if t.step_rewards else {}
+        if t.reward is not None:
+            given.append({"reward": t.reward, "final": True, "step": len(t.turns) or None})
+            metrics = t.metrics
+        if not given:
             return {}
-        step = len(t.turns) or None
         return {
-            "reward": t.reward,
-            "rewards": [reward_of({"reward": t.reward, "step": step})],
-            "metrics": bounded_fields(t.metrics),
+            "reward": given[-1]["reward"],
+            "rewards": [reward_of(reward) for reward in given[-MAX_REWARDS:]],
+            "metrics": bounded_fields(metrics),
         }
 
     def _as_json(self, messages: list[Message]) -> list[Any]:
@@ -199,6 +219,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
                 own = True
         if listed and own:
             return []
+        listed = listed or step == self.listed_step
         unlisted: list[tuple[int, Turn | ToolRecord, int]] = [] if listed else [(before, turn, step)]
         unlisted += [
             (len(messages), record, step)

@@ -77,10 +77,13 @@ def _weight(value: Any, depth: int) -> int:
     return size
 
 
-def merged_chunks(chunks: list[Event]) -> Event:
-    """Merge neighbouring chunks of one generation into one, at the place of the last. Unknown fields keep their latest value."""
+def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
+    """Merge neighbouring chunks of one generation into one, at the place of the last. Unknown fields keep their latest value.
+
+    With `timed` it has `dt_ms` also if no chunk has it, provided that each has at most one token.
+    """
     waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
-    if len(waiting) == len(chunks):
+    if len(waiting) == len(chunks) and not timed:
         return merged_waiting(waiting)
     events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
@@ -92,7 +95,8 @@ def merged_chunks(chunks: list[Event]) -> Event:
             data[name] = [value for p in parts for value in p.get(name, ())]
     if "reasoning" in names:
         data["reasoning"] = "".join([p.get("reasoning", "") for p in parts])
-    if "dt_ms" in names and (times := _joined_times(events)) is not None:
+    times = _joined_times(events) if (timed and "token_ids" in data) or "dt_ms" in names else None
+    if times or (times is not None and "dt_ms" in names):
         data["dt_ms"] = times
     for name in sorted(names - _MERGED, key=str):
         data[name] = next(p[name] for p in reversed(parts) if name in p)
@@ -128,8 +132,10 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
     return joined
 
 
-def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
+def compact(queue: list[Item], *, timed: bool = False) -> tuple[list[Item], int, int]:
     """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
+
+    `timed` is that of `merged_chunks`.
 
     Chunks are neighbours if no other event of their chain, no gap and no barrier is between them; the merged chunk takes
     the place of the last one, so `seq` still rises.
@@ -164,7 +170,7 @@ def compact(queue: list[Item]) -> tuple[list[Item], int, int]:
     for i in before:
         if i not in gone:
             chunks = _chunks_up_to(i, before, queue)
-            merged[i] = whole = merged_chunks(chunks)
+            merged[i] = whole = merged_chunks(chunks, timed=timed)
             freed += sum(map(event_size, chunks)) - event_size(whole)
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
@@ -287,6 +293,11 @@ class EventQueue:
         self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
         self._superseded_taken: _LossByRun = {}  # the same, for the ends that were taken last
 
+    @property
+    def timed(self) -> bool:
+        """Whether merged chunks tell when each of their tokens came."""
+        return False
+
     def wake(self) -> None:
         """Called when something waits and the reader is not awake."""
         self.awake = True
@@ -370,7 +381,7 @@ class EventQueue:
                 self.full = True
                 self.became_full()
             return
-        self.items, saved, freed = compact(self.items)
+        self.items, saved, freed = compact(self.items, timed=self.timed)
         self.merged += saved
         self.bytes -= freed
         if self.bytes > 0.75 * self.limit:

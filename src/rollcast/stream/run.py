@@ -70,6 +70,13 @@ class RunAbout(TypedDict, total=False):
     split: Literal["train", "eval"] | None
     run_id: str | None
     on_cancel: Callable[[str | None], object] | None
+    train_step: int | None
+    seed: int | None
+    sampling: dict[str, Any] | None
+    settings: dict[str, Any] | None
+    name: str | None
+    tags: Sequence[str]
+    tools: Sequence[dict[str, Any]]
 
 
 class RunWriter:
@@ -80,10 +87,15 @@ class RunWriter:
         live: whether events are emitted.
         chains, groups: how many there will be.
         agent, model, backend, policy_version: fields of `run_start`.
-        parent_run_id: the training run that this is a rollout of.
+        parent_run_id: the training run that this is a rollout of, or the run whose chain began this one.
         split: `train` or `eval`.
         run_id: the run's id; None: one is made.
         on_cancel: called by `manager.cancel` with a chain id, or None for the whole run, from any thread.
+        train_step: the training step that its chains are for; in an evaluation, the step that it comes after.
+        seed, sampling, settings: what to pass to get the same run again, how its generations are sampled, and how else it goes.
+            They are shown to every observer, so leave secrets out.
+        name, tags: what its owner calls it.
+        tools: the schemas of the agent's tools.
     """
 
     def __init__(
@@ -101,6 +113,13 @@ class RunWriter:
         split: Literal["train", "eval"] | None = None,
         run_id: str | None = None,
         on_cancel: Callable[[str | None], object] | None = None,
+        train_step: int | None = None,
+        seed: int | None = None,
+        sampling: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        tools: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
@@ -128,7 +147,7 @@ class RunWriter:
         self.lock: AbstractContextManager[Any] = fanout.lock if live else _NO_LOCK
         self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
-        self._start = {
+        self._start: dict[str, Any] = {
             "chains": chains,
             "groups": groups,
             "agent": agent,
@@ -137,10 +156,17 @@ class RunWriter:
             "policy_version": policy_version,
         }
         self.parent_run_id = parent_run_id
-        if parent_run_id is not None:
-            self._start["parent_run_id"] = parent_run_id
-        if split is not None:
-            self._start["split"] = split
+        known = {
+            "split": split,
+            "train_step": train_step,
+            "seed": seed,
+            "sampling": sampling,
+            "settings": settings,
+            "name": name,
+            "tags": list(tags) or None,
+            "tools": list(tools) or None,
+        }
+        self._start.update({field: value for field, value in known.items() if value is not None})
 
     def open(self) -> Self:
         """Begin the run.
@@ -157,7 +183,8 @@ class RunWriter:
             with self.lock:
                 self.fanout.runs[self.run_id] = self
                 self.fanout.broadcast_locked(Control("run_opened", self.run_id))
-                self._emit(T.RUN_START, dict(self._start))
+                parent = {} if self.parent_run_id is None else {"parent_run_id": self.parent_run_id}
+                self._emit(T.RUN_START, self._start | parent)
         elif readers := self.fanout.deliveries:
             names = ", ".join(delivery.reader for delivery in readers)
             logger.warning("%s will see nothing of this run: it runs with enable_streaming=False", names)
@@ -255,6 +282,9 @@ class RunWriter:
         tools: Sequence[str] = (),
         row: dict[str, Any] | None = None,
         reference: Any = UNSET,
+        seed: int | None = None,
+        attempt: int | None = None,
+        parent_chain_id: str | None = None,
     ) -> ChainWriter:
         """Make a chain of this run, which has not begun; use it as a context manager.
 
@@ -264,8 +294,11 @@ class RunWriter:
             group_id: the group; chains in one group are repeats of one row.
             index: the repeat within the group, from 0; None: it is counted.
             tools: the names of the tools that it may call.
-            row: the row's fields besides the messages, for the trajectory.
+            row: the row's fields besides the messages, for the trajectory; `chain_start` has them as JSON.
             reference: the row's answer, for `chain_start`.
+            seed: the chain's own, for `chain_start`.
+            attempt: which attempt at its row it is, from 1, if there may be several.
+            parent_chain_id: the chain that began this one, if it is a sub-agent's.
 
         Raises:
             InputError: the run already has a chain with that id.
@@ -291,7 +324,9 @@ class RunWriter:
                 messages=messages,
                 prompt_length=len(messages),
             )
-        return ChainWriter(self, trajectory, list(tools), reference)
+        about = {"seed": seed, "attempt": attempt, "parent_chain_id": parent_chain_id}
+        known = {field: value for field, value in about.items() if value is not None}
+        return ChainWriter(self, trajectory, list(tools), reference, known)
 
     def _free_id(self) -> str:
         number = self.chains

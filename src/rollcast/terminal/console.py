@@ -12,6 +12,7 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.observer import StreamObserver
 from rollcast.terminal.gathering import Gathering
+from rollcast.terminal.hint_lines import ConsoleHints, hints_wanted
 from rollcast.terminal.output import SharedOutput
 from rollcast.terminal.printer import Printer
 from rollcast.terminal.shown import Board, VisibleChain, VisibleRun
@@ -41,6 +42,9 @@ class ConsoleStreamObserver(StreamObserver):
     that two of them want is printed by both. A terminal has a status line at the bottom while a run is open.
     Control characters in the text of a model or a tool are shown as escapes, never obeyed.
 
+    A line says when something is worth a look (docs/hints.md), such as a tool that fails in half of its calls, and when that is over.
+    Hints are about the chains that this console shows, and there are none if `chain_filter` names types of events.
+
     It honours `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb`. After a closed pipe it prints nothing more; another failure to write
     is reported once, and then nothing more is printed.
 
@@ -54,6 +58,11 @@ class ConsoleStreamObserver(StreamObserver):
         gather_s: how many seconds text waits for its line to end. None: 0.1 on a terminal, for ever elsewhere.
         max_lines: how many lines of an observation or an error are shown.
         max_chars: how many characters of each of these lines are shown.
+        hints: whether to print hints.
+
+    Attributes:
+        hints_by_clock: whether, on a terminal with a status, a chain is also called quiet while no event comes at all. False: only
+            by the times of events, as always in a pipe or a file, so that a replay prints the same.
 
     Raises:
         FilterError: `chain_filter` is not one of these.
@@ -74,6 +83,7 @@ class ConsoleStreamObserver(StreamObserver):
         gather_s: float | None = None,
         max_lines: int = 8,
         max_chars: int = 600,
+        hints: bool = True,
     ) -> None:
         rules = (
             ("width", width, width is None or width >= 20, "at least 20 columns, or None for the terminal's"),
@@ -87,6 +97,7 @@ class ConsoleStreamObserver(StreamObserver):
         self.filter = EventFilter.coerce(chain_filter)
         self.runs: dict[str, VisibleRun] = {}
         self.status_wanted = False
+        self.hints_by_clock = True
         self._show_timestamps = show_timestamps
         self._file = file
         self._color = color
@@ -95,6 +106,7 @@ class ConsoleStreamObserver(StreamObserver):
         self._gather_s = gather_s
         self._limits = (max_lines, max_chars)
         self._clock: Callable[[], float] = time.monotonic
+        self._hints = ConsoleHints(lambda: self._clock()) if hints else None  # noqa: PLW0108  (as below)
         self._stream: TextIO | None = None
         self._attached: _Attached | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -113,8 +125,16 @@ class ConsoleStreamObserver(StreamObserver):
             return
         with attached.output as output:
             attached.printer.measure()
+            hints = self._hints if hints_wanted(self.filter) else None
             for event in events:
+                if hints is not None and event.event_type == T.RUN_END:
+                    self._print_all_of_run(event.run_id, attached)
+                    hints.take(event, attached.printer)
                 self._take(event, attached)
+                if hints is not None and event.event_type != T.RUN_END:
+                    hints.take(event, attached.printer)
+            if hints is not None and events:
+                hints.note_arrival(events[-1])
             if self._gather_s == 0:
                 attached.gathering.print_everything()
         self._after_writing(output)
@@ -135,6 +155,7 @@ class ConsoleStreamObserver(StreamObserver):
             return
         with attached.output as output:
             attached.printer.measure()
+            self._end_hints(run_id, attached)
             self._close_run(run_id, attached)
         self._after_writing(output)
 
@@ -150,7 +171,7 @@ class ConsoleStreamObserver(StreamObserver):
 
     async def aclose(self) -> None:
         """Print what was gathered, remove the status, and leave the output."""
-        self._detach()
+        self._detach(closing=True)
         self._cancel_timer()
 
     # -- the output ------------------------------------------------------------------------------------------------
@@ -189,7 +210,7 @@ class ConsoleStreamObserver(StreamObserver):
                 output.status = StatusArea(output.counted, printer)
             attached.recount()
 
-    def _detach(self) -> None:
+    def _detach(self, *, closing: bool = False) -> None:
         self._stream = None
         attached = self._attached
         if attached is None:
@@ -197,6 +218,8 @@ class ConsoleStreamObserver(StreamObserver):
         with attached.output as output:
             attached.printer.measure()
             for run_id in list(self.runs):
+                if closing:
+                    self._end_hints(run_id, attached)
                 self._close_run(run_id, attached)
             output.end_line()
             output.members.remove(self)
@@ -248,6 +271,8 @@ class ConsoleStreamObserver(StreamObserver):
         with attached.output as output:
             attached.printer.measure()
             attached.gathering.print_due()
+            if self._hints is not None and self.hints_by_clock and self.status_wanted:
+                self._hints.look_now(attached.printer)
         self._after_writing(output)
 
     def _cancel_timer(self) -> None:
@@ -347,6 +372,12 @@ class ConsoleStreamObserver(StreamObserver):
         run = self.runs.get(run_id)
         for chain in run.chains.values() if run is not None else ():
             attached.gathering.print_all_of(chain)
+
+    def _end_hints(self, run_id: str, attached: _Attached) -> None:
+        """Print the hints that the run ends with, below its last text, if its `run_end` was not shown."""
+        if self._hints is not None:
+            self._print_all_of_run(run_id, attached)
+            self._hints.end_run(run_id, attached.printer)
 
     def _close_run(self, run_id: str, attached: _Attached) -> None:
         self._print_all_of_run(run_id, attached)

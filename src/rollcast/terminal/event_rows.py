@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.hints import Hint, named_chains
 from rollcast.terminal.layout import Glyphs, Row
 from rollcast.text import is_terminal_safe, shorten, visible
 
@@ -21,6 +22,7 @@ _NAME_CHARS = 60
 _QUESTION_CHARS = 240
 _ARGUMENT_CHARS = 400
 _ERROR_CHARS = 600
+_HINT_CHARS = 400
 _METRICS = 6
 _NBSP = "\u00a0"  # keeps a number and its unit on one row; printed as a space
 
@@ -47,6 +49,7 @@ class EventRows:
             T.CHAIN_END: self._chain_end,
             T.TOOL_CALL_START: self._tool_call_start,
             T.REWARD: self._reward,
+            T.MESSAGE: self._message,
             T.ERROR: self._error,
             T.TRAIN_STEP: self._train_step,
             T.CHAIN_SNAPSHOT: self._snapshot,
@@ -121,6 +124,15 @@ class EventRows:
         rows = self.observation(text, "dim", [])
         return [[(f"{self.glyphs.below} ", "result"), *rows[0]], *rows[1:]]
 
+    def hint(self, hint: Hint, *, gone: bool = False) -> Row:
+        """A hint and the first chains that show it; `gone`: it is no longer true."""
+        row: Row = [("! ", "gap"), *([("no longer: ", "dim")] if gone else [])]
+        row += self.line(hint.sentence, _HINT_CHARS, "dim" if gone else "")
+        names = named_chains(hint)
+        if names and not gone:
+            row += [(" ", ""), *self.line(f"({names})", _HINT_CHARS, "dim")]
+        return row
+
     def _run_start(self, event: StreamEvent) -> list[Row]:
         data, dot = event.data, f" {self.glyphs.dot} "
         chains, groups = int(data["chains"]), int(data["groups"])
@@ -160,14 +172,11 @@ class EventRows:
     def _chain_start(self, event: StreamEvent) -> list[Row]:
         messages = event.data["messages"]
         asked = [m for m in messages if m.get("role") == "user"] or messages
-        content = asked[-1].get("content") if asked else ""
-        if isinstance(content, list):
-            parts = [p.get("text") or f"[{_plain(p.get('type'))}]" for p in content]
-            content = " ".join(map(_plain, parts))
+        content = _content(asked[-1].get("content") if asked else "")
         return [
             [
                 (f"{self.glyphs.start} ", "question"),
-                *self.line(_plain(content), _QUESTION_CHARS, "question"),
+                *self.line(content, _QUESTION_CHARS, "question"),
             ]
         ]
 
@@ -195,11 +204,18 @@ class EventRows:
         return [[*row, ("(", "call"), *self.line(arguments, _ARGUMENT_CHARS), (")", "call")]]
 
     def _reward(self, event: StreamEvent) -> list[Row]:
+        what = "step reward" if event.data.get("final") is False else "reward"
         row: Row = [
             (f"{self.glyphs.reward} ", "reward"),
-            (f"reward {_number(event.data['reward'])}", "reward"),
+            (f"{what} {_number(event.data['reward'])}", "reward"),
         ]
         return [row + self._metrics(event.data.get("metrics") or {})]
+
+    def _message(self, event: StreamEvent) -> list[Row]:
+        row: Row = [(f"{self.glyphs.start} ", "question")]
+        if event.data["role"] != "user":
+            row += [*self.line(_plain(event.data["role"]), _NAME_CHARS, "dim"), (": ", "dim")]
+        return [[*row, *self.line(_content(event.data["content"]), _QUESTION_CHARS, "question")]]
 
     def _error(self, event: StreamEvent) -> list[Row]:
         data = event.data
@@ -260,6 +276,14 @@ class EventRows:
         if len(metrics) > len(shown):
             row.append((f" {self.glyphs.dot} {len(metrics) - len(shown)} more", "dim"))
         return row
+
+
+def _content(content: Any) -> str:
+    """A message's content as text; of parts without text, their types."""
+    if isinstance(content, list):
+        parts = [p.get("text") or f"[{_plain(p.get('type'))}]" for p in content]
+        content = " ".join(map(_plain, parts))
+    return _plain(content)
 
 
 def _plain(value: Any) -> str:

@@ -10,11 +10,13 @@ from rollcast.terminal.layout import wrap
 from rollcast.terminal.printer import Printer
 from rollcast.terminal.shown import VisibleChain
 from rollcast.terminal.tags import style_tags
+from rollcast.text import grown_line
 
 __all__ = ["Gathering"]
 
 _GATHER_S = 0.1  # how long text waits on a terminal, and a result waits for the end of its call
 _LINES_AT_ONCE = 200
+_MOST_PIECES = 8  # of a line that grew; one that came at once may have more
 
 
 class Gathering:
@@ -61,10 +63,13 @@ class Gathering:
         chain.stamp = stamp
         chain.pending.append(content)
         chain.size += len(content)
+        chain.line_chars, full = grown_line(chain.line_chars, content)
+        if self._out.width is not None:
+            full = chain.size > self._out.room
         if self._out.output.alone:
             self._print_pending(chain, all_of_it=True)
-        elif "\n" in content or chain.size > self._out.room:
-            self._print_pending(chain, all_of_it=False)
+        elif "\n" in content or full:
+            self._print_pending(chain, all_of_it=False, full=full)
 
     def end_text(self, chain: VisibleChain) -> None:
         """Print the chain's text, even if its line has not ended; what comes next begins a new line."""
@@ -72,6 +77,7 @@ class Gathering:
         if chain.pending:
             self._print_pending(chain, all_of_it=True, ends=True)
         chain.partial_line = False
+        chain.line_chars = 0
         if output.line_owner is chain:
             output.end_line()
         if not chain.held:
@@ -155,8 +161,12 @@ class Gathering:
 
     # -- lines -------------------------------------------------------------------------------------------------------
 
-    def _print_pending(self, chain: VisibleChain, *, all_of_it: bool, ends: bool = False) -> None:
-        """Print the whole lines of the pending text; with `all_of_it` the rest too, with `ends` as a whole line."""
+    def _print_pending(
+        self, chain: VisibleChain, *, all_of_it: bool, ends: bool = False, full: bool = False
+    ) -> None:
+        """Print the whole lines of the pending text; with `all_of_it` the rest too, with `ends` as a whole line, with `full` what
+        fits of it.
+        """
         text = "".join(chain.pending)
         stamp = chain.stamp
         chain.pending.clear()
@@ -165,21 +175,56 @@ class Gathering:
             return
         *lines, rest = text.split("\n")
         for line in lines[:_LINES_AT_ONCE]:
-            self._print_line(chain, line, stamp, ends=True)
+            self._print_whole(chain, line, stamp)
         if len(lines) > _LINES_AT_ONCE:
             note = f"{self._out.glyphs.more} {len(lines) - _LINES_AT_ONCE:,} lines not shown"
             self._out.print_rows([[(note, "gap")]], chain, stamp)
-        if ends or all_of_it:
-            self._print_line(chain, rest, stamp, ends=ends)
-        elif len(rest) > self._out.room:
-            fitting, kept = _break(rest, self._out.room - 2)
-            self._print_line(chain, fitting, stamp, ends=False)
+        if ends:
+            self._print_whole(chain, rest, stamp)
+        elif all_of_it:
+            self._print_line(chain, rest, stamp, ends=False)
+        elif full and len(rest) > self._out.room - 2:
+            kept = self._print_but_last(chain, self._pieces(rest), stamp)
             chain.pending.append(kept)
-            chain.size += len(kept)
+            chain.size = len(kept)
         elif rest:
             chain.pending.append(rest)
             chain.size = len(rest)
         self.settle(chain)
+
+    def _print_whole(self, chain: VisibleChain, line: str, stamp: float) -> None:
+        """Print the last of a line, in pieces if no row holds it."""
+        fits = (
+            self._out.width is not None or len(line) <= self._out.room
+        )  # a terminal's lines are wrapped later
+        pieces = [line] if fits else self._pieces(line)
+        rest = self._print_but_last(chain, pieces, stamp)
+        self._print_line(chain, rest, stamp, ends=True)
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text in pieces that end between words and fit in one row; of one that came all at once and is very long, which is
+        shortened, and on a terminal: all but the last row, and that row, which may still grow.
+        """
+        most = self._out.room - 2
+        if self._out.width is None:
+            rows = _broken(text, most)
+            if len(rows) <= _MOST_PIECES:
+                return rows
+        else:
+            rows = ["".join(t for t, _ in row) for row in wrap([(text, "")], most, most)]
+        return [text[: len(text) - len(rows[-1])].rstrip(" "), rows[-1]]
+
+    def _print_but_last(self, chain: VisibleChain, pieces: list[str], stamp: float) -> str:
+        """Print the pieces of a line but for the last one, and give that, after what could not be printed yet."""
+        held_back = ""
+        for piece in pieces[:-1]:
+            self._print_line(chain, held_back + piece, stamp, ends=False)
+            held_back = "".join(chain.pending)
+            if not held_back.strip():
+                held_back = ""  # a piece of blanks is left out, as an empty line is
+            chain.pending.clear()
+            chain.size = 0
+        return held_back + pieces[-1]
 
     def _print_line(self, chain: VisibleChain, text: str, stamp: float, *, ends: bool) -> None:
         """Print a piece of a line, or with `ends` the last of it. Empty lines are left out."""
@@ -206,10 +251,11 @@ class Gathering:
         chain.partial_line = not ends and (chain.partial_line or not blank)
 
 
-def _break(text: str, cells: int) -> tuple[str, str]:
-    """The text up to the last row of `cells`, and that row, which may still grow."""
-    rows = wrap([(text, "")], cells, cells)
-    if len(rows) == 1:
-        return "", text
-    kept = "".join(t for t, _ in rows[-1])
-    return text[: len(text) - len(kept)].rstrip(" "), kept
+def _broken(text: str, most: int) -> list[str]:
+    """The text in pieces of at most so many characters, broken at the last space that is not far from a piece's end."""
+    pieces = []
+    while len(text) > most:
+        cut = text.rfind(" ", most * 2 // 3, most + 1)
+        pieces.append(text[: cut if cut > 0 else most])
+        text = text[len(pieces[-1]) :].lstrip(" ")
+    return [*pieces, text]

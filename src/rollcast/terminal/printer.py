@@ -16,11 +16,10 @@ from rollcast.terminal.layout import ASCII, UNICODE, Painter, Row, row_cells, wr
 from rollcast.terminal.output import SharedOutput
 from rollcast.terminal.shown import VisibleChain
 from rollcast.terminal.tags import style_tags
-from rollcast.text import shorten
+from rollcast.text import LINE_CHARS, shorten
 
-__all__ = ["LINE_CHARS", "Printer"]
+__all__ = ["Printer"]
 
-LINE_CHARS = 4000  # how many characters of a line of model text are printed at once
 _LABEL_CHARS = 24
 _LIVE_ROWS = 8
 _WIDE = 60  # from this many cells on, timestamps have room
@@ -146,11 +145,25 @@ class Printer:
             self._column = row_cells(head)
 
     def print_rows(
-        self, rows: list[Row], chain: VisibleChain | None, stamp: float, *, goes_on: bool = False
+        self,
+        rows: list[Row],
+        chain: VisibleChain | None,
+        stamp: float,
+        *,
+        goes_on: bool = False,
+        run_id: str = "",
     ) -> None:
-        """Print whole rows, each wrapped and with the prefix. `goes_on`: whether the first continues a line."""
+        """Print whole rows, each wrapped and with the prefix.
+
+        Args:
+            rows: the rows.
+            chain: the chain that they are about, if it is one.
+            stamp: their time.
+            goes_on: whether the first continues a line.
+            run_id: the run, if they are about no single chain.
+        """
         output = self.output
-        prefix = self.painter.paint(self.prefix(chain, stamp))
+        prefix = self.painter.paint(self.prefix(chain, stamp, run_id))
         more = (f"{self.glyphs.more} ", "dim")
         for row in map(self.rows.safe, rows):
             first = [more, *_stripped(row)] if goes_on else row
@@ -175,14 +188,14 @@ class Printer:
 
     # -- the prefix ------------------------------------------------------------------------------------------------
 
-    def prefix(self, chain: VisibleChain | None, stamp: float) -> Row:
+    def prefix(self, chain: VisibleChain | None, stamp: float, run_id: str = "") -> Row:
         """The time, the run if there are several, the chain's id, and a bar."""
         output = self.output
         row: Row = []
         if self._timestamps and (self.width is None or self.width >= _WIDE):
             row.append((self._time(stamp) + " ", "dim"))
         if output.several_runs and (self.width is None or self.width >= _NARROW):
-            run = _short_run(chain.run_id) if chain is not None else ""
+            run = _short_run(run_id if chain is None else chain.run_id)
             row += [*self.rows.line(f"{run:<4}", 4, "dim"), (" " * (5 - len(run)), "")]
         label = self._label(chain.chain_id if chain is not None else "run")
         style = "dim" if chain is None else chain.style

@@ -33,6 +33,7 @@ class VisibleChain:
         style: its colour.
         view: what is known about the chain, without its text.
         pending: text that was not printed yet; `size` has its length.
+        line_chars: how many characters the line of the pending text has, printed or not.
         stamp: the timestamp of the last pending text.
         due: the latest time at which the pending text is printed, on the console's clock.
         word_waited: whether the last word of the pending text has waited once to be completed.
@@ -50,6 +51,7 @@ class VisibleChain:
     view: ChainView = field(default_factory=ChainView)
     pending: list[str] = field(default_factory=list)
     size: int = 0
+    line_chars: int = 0
     stamp: float = 0.0
     due: float = 0.0
     word_waited: bool = False

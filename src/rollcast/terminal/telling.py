@@ -70,6 +70,8 @@ class Telling:
 
     def _jump(self, chain: VisibleChain, offset: int, stamp: float) -> None:
         """Continue at another offset, since chunks were left out or another generation began."""
+        if offset < chain.offset:  # of another generation, whose start a filter leaves out
+            self._gathering.end_text(chain)
         if offset > chain.offset:
             missing = offset - chain.offset
             self._gathering.end_text(chain)

@@ -12,6 +12,7 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rollcast.errors import InputError
+from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.text import one_line, well_formed
 from rollcast.tools.context import Injected
 
@@ -173,7 +174,7 @@ def _decoded(text: str) -> Any:
         return {}
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+    except JSON_ERRORS:
         raise ArgumentsError("error: bad json") from None
 
 
@@ -183,7 +184,7 @@ def _json_value(text: str) -> Any:
         return _PYTHON_WORDS[text.strip()]
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+    except JSON_ERRORS:
         return text
 
 

@@ -134,6 +134,27 @@ class TrainBatch:
                 chain["staleness"] = max(version - oldest, chain.get("staleness", 0))
         return told
 
+    def learned_of(self, trajectories: Iterable[Trajectory], version: int) -> dict[str, LearnedFrom]:
+        """The part of each chain with a reward in a training step, by its id, also of those that teach nothing.
+
+        Chains of groups whose rewards are equal, and those whose sequences were too long, have the advantage 0.
+
+        Args:
+            trajectories: the chains that the batch was made of, of one run.
+            version: as in `learned_from`.
+        """
+        learned = self.learned_from(version)
+        told: dict[str, LearnedFrom] = {}
+        for t in trajectories:
+            if t.chain_id in learned:
+                told[t.chain_id] = learned[t.chain_id]
+            elif t.reward is not None:
+                told[t.chain_id] = {"advantage": 0.0}
+                versions = [v for turn in t.turns for v in turn.policy_versions if v >= 0]
+                if versions and min(versions) <= version:
+                    told[t.chain_id]["staleness"] = version - min(versions)
+        return told
+
     def rows(self, indices: ArrayLike) -> TrainBatch:
         """Return these rows, in this order, cut to the longest of them: for minibatches and micro-batches.
 

@@ -139,13 +139,14 @@ def to_atif(
     """Return the chain as an ATIF document (Agent Trajectory Interchange Format of the Harbor framework, v1.7), JSON-ready.
 
     The format is https://github.com/harbor-framework/harbor/blob/main/rfcs/0001-trajectory-format.md (v1.7, April 2026). A
-    system or user message is a step; so is a turn, with its calls and observations. A turn's metrics hold `prompt_token_ids`
+    system or user message is a step; so is a turn, with its calls and observations. Messages from outside stand after the turn that
+    they followed. A turn's metrics hold `prompt_token_ids`
     (its whole prompt), `completion_token_ids` and `logprobs`, so that it can be trained on without encoding anything again.
     This works for forked chains too: each turn has the prompt that it was sampled from; `extra.fresh` marks where one began
     anew.
 
     What ATIF has no field for is in `extra`: for the document the group, reward, metrics and how the chain ended; for a turn
-    its policy versions, times and finish reason; for a call its status, and the raw text of malformed arguments. Messages
+    its policy versions, times, finish reason and rewards of steps; for a call its status, and the raw text of malformed arguments. Messages
     from the assistant or a tool that are not part of a turn, such as demonstrations in the prompt, become steps without
     metrics.
 
@@ -220,10 +221,24 @@ def _content(content: Any) -> str:
 
 def _turn_steps(trajectory: Trajectory, with_ids: bool) -> Iterable[dict[str, Any]]:
     ids: list[int] = []
+    yield from _said_after(0, trajectory)
     for turn in trajectory.turns:
         ids = [*([] if turn.fresh else ids), *turn.prompt_ids]
-        yield _turn_step(turn, ids if with_ids else [], with_ids)
+        step = _turn_step(turn, ids if with_ids else [], with_ids)
+        rewards = [each.reward for each in trajectory.step_rewards if each.step == turn.step]
+        if rewards:
+            step.setdefault("extra", {})["step_rewards"] = rewards
+        yield step
+        yield from _said_after(turn.step, trajectory)
         ids += turn.token_ids
+
+
+def _said_after(step: int, trajectory: Trajectory) -> Iterable[dict[str, Any]]:
+    """The steps for the messages from outside that came after this turn."""
+    messages = trajectory.messages
+    for place in trajectory.from_outside:
+        if place.step == step and place.index < len(messages):
+            yield _message_step(messages[place.index])
 
 
 def _turn_step(turn: Turn, prompt_ids: list[int], with_ids: bool) -> dict[str, Any]:

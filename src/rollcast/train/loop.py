@@ -28,6 +28,7 @@ from rollcast.train.batch import TrainBatch, make_batch
 from rollcast.train.checkpoint import Checkpoints, sole_writer
 from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
+from rollcast.train.figures import rollout_figures
 from rollcast.train.questions import Questions
 from rollcast.train.scored import check_scored, success
 
@@ -68,9 +69,9 @@ class Progress:
         policy_version: the version of the weights that sample now: 1 more with every update.
         seconds: time spent on training so far, without evaluations and checkpoints.
         metrics: this step's; empty at step 0. `mean_reward`, `success` (share of chains with a reward of 1 or more),
-            `kept_groups`, `flat_groups`, `failed`, `staleness`, `tokens` (trained on), `tokens_per_s` (sampled, over the
-            whole step), `rollout_s`, `update_s`, `cpu_s` (both, for the whole process); and if there was an update those of
-            `EmbeddedTrainer.step`.
+            `kept_groups`, `flat_groups`, `failed`, `staleness`, `tokens` (trained on), `reward_std`, `tokens_per_s` (sampled,
+            over the whole step), `rollout_s`, `update_s`, `cpu_s` (both, for the whole process); if there was an update those
+            of `EmbeddedTrainer.step`; and the figures of the rollout (train/figures.py).
         evaluation: the evaluation after this step, if there was one.
     """
 
@@ -198,6 +199,8 @@ class _Training:
         return self.agent.streaming_manager.run(
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,
             policy_version=self.backend.policy_version, run_id=self.run_id, on_cancel=self._cancel,
+            seed=self.config.seed, tools=self.agent.tool_schemas,
+            settings={"task": self.task.name, **msgspec.to_builtins(self.config)},
         )  # fmt: skip
 
     def _cancel(self, _: str | None) -> None:
@@ -300,7 +303,7 @@ class _Training:
         step, version = before.step + 1, before.policy_version
         result = await self._play(
             self.questions.of_step(step, config.questions), config.group, config.temperature,
-            derived_seed("rollouts", config.seed, step), "train",
+            derived_seed("rollouts", config.seed, step), "train", step,
         )  # fmt: skip
         played = time.perf_counter()
         check_scored(result.trajectories, f"step {step}")
@@ -322,11 +325,12 @@ class _Training:
             "update_s": now - played,
             "cpu_s": time.process_time() - cpu,
         }
+        metrics |= rollout_figures(result.trajectories, self.agent.tools)
         self.history.append(Progress(step, version, before.seconds + now - began, metrics))
         self._keep_whole_step()
         data = {"train_step": step, "policy_version": version, "metrics": metrics}
-        if len(batch) and self.agent.streaming_manager.observers:
-            data["chains"] = {result.run_id: batch.learned_from(before.policy_version)}
+        if self.agent.streaming_manager.observers:
+            data["chains"] = {result.run_id: batch.learned_of(result, before.policy_version)}
         self.agent.streaming_manager.emit(
             StreamEvent(StreamEventType.TRAIN_STEP, "", time.time(), data, run_id=self.run_id)
         )
@@ -341,7 +345,7 @@ class _Training:
             )  # fmt: skip
 
     async def _play(
-        self, rows: list[dict[str, Any]], chains: int, temperature: float, seed: int, split: str
+        self, rows: list[dict[str, Any]], chains: int, temperature: float, seed: int, split: str, step: int
     ) -> RunResult:
         # The trainer computes the probabilities of the whole distribution, so none of it is cut off.
         sampling = msgspec.structs.replace(self.task.sampling, temperature=temperature, top_p=1.0, top_k=0)
@@ -352,7 +356,7 @@ class _Training:
             enable_streaming=bool(self.agent.streaming_manager.observers),
             sampling=sampling,
             seed=seed,
-            about={"parent_run_id": self.run_id, "split": split},
+            about={"parent_run_id": self.run_id, "split": split, "train_step": step},
         )
         result = await run.execute()
         if result.status == "cancelled":
@@ -362,10 +366,11 @@ class _Training:
     async def _evaluate(self) -> None:
         """Evaluate, and add the result to the last step."""
         rows = self.questions.evaluated
-        sampled = await self._play(rows, 1, self.config.temperature, 0, "eval")
-        greedy = await self._play(rows, 1, 0.0, 0, "eval")
+        step = self.history[-1].step
+        sampled = await self._play(rows, 1, self.config.temperature, 0, "eval", step)
+        greedy = await self._play(rows, 1, 0.0, 0, "eval", step)
         for result in (sampled, greedy):
-            check_scored(result.trajectories, f"the evaluation after step {self.history[-1].step}")
+            check_scored(result.trajectories, f"the evaluation after step {step}")
         evaluation = Evaluation(
             success(sampled.trajectories), success(greedy.trajectories), len(rows), self.questions.held_out
         )
@@ -430,6 +435,7 @@ def _metrics(result: RunResult, batch: TrainBatch) -> dict[str, float]:
         "failed": told.failed,
         "staleness": told.staleness_mean,
         "tokens": told.tokens,
+        "reward_std": told.reward_std,
     }
 
 

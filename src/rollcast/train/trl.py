@@ -24,10 +24,12 @@ from rollcast.models import Sampling
 from rollcast.models.checksums import write_checksums
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
+from rollcast.records.jsonable import plain_scalar
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
 from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.train.export import Forked, to_trl
+from rollcast.train.figures import chain_figures, maxima, means
 from rollcast.train.resumable import check_resumable, numbered
 from rollcast.train.scored import check_scored
 
@@ -209,7 +211,8 @@ class Rollouts:
         manager = self.agent.streaming_manager
         run = self.agent.prepare(
             self._max_steps, [self._rows[number] for number, _ in groups], repeats, bool(manager.observers),
-            sampling=self._sampling(trainer), seed=seed, about={"parent_run_id": self.run_id, "split": split},
+            sampling=self._sampling(trainer), seed=seed,
+            about={"parent_run_id": self.run_id, "split": split, "train_step": version + (split == "train")},
         )  # fmt: skip
         try:
             result = await run.execute()
@@ -249,8 +252,8 @@ class Rollouts:
                 one[name][0] = one[name][0][:limit]
             for name, values in one.items():
                 rollout.setdefault(name, []).extend(values)
-        metrics = [_metrics(t) for t in trajectories]
-        metrics[0]["rollcast/cut"] = cut / len(trajectories)
+        metrics = [_metrics(t) | chain_figures(t, self.agent.tools) for t in trajectories]
+        metrics[0] |= {"rollcast/cut": cut / len(trajectories), **maxima(trajectories)}
         return rollout | {"rollcast_reward": [t.reward for t in trajectories], "rollcast_metrics": metrics}
 
 
@@ -303,6 +306,7 @@ class _Events(transformers.TrainerCallback):
             chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
             policy_version=int(state.global_step), run_id=self.run_id,
             on_cancel=self._cancel if args.world_size == 1 else None,  # other processes would not hear of it
+            seed=int(args.seed), settings=_settings(args), tools=self._agent.tool_schemas,
         ).open()  # fmt: skip
 
     def on_log(
@@ -587,6 +591,20 @@ def _advantages(trainer: Any, count: int) -> list[float]:
     return [float(advantage) for advantage in newest[index * count : (index + 1) * count]]
 
 
+_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_generations", "num_iterations", "steps_per_generation", "max_completion_length",
+    "temperature", "top_p", "top_k", "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards", "max_grad_norm", "weight_decay",
+    "warmup_steps", "bf16", "fp16",
+)  # fmt: skip
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    """The settings that tell how a training goes; the configuration also has paths, and tokens of hubs."""
+    found = {name: plain_scalar(getattr(args, name, None)) for name in _SETTINGS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -599,9 +617,8 @@ def _reward_function(name: str) -> Callable[..., list[float | None]]:
         **_: Any,
     ) -> list[float | None]:
         """The agent's reward for each chain; None if it has none."""
-        for metric in sorted({metric for chain in rollcast_metrics for metric in chain}):
-            values = [chain[metric] for chain in rollcast_metrics if metric in chain]
-            log_metric(metric, sum(values) / len(values))
+        for metric, value in sorted(means(rollcast_metrics).items()):
+            log_metric(metric, value)
         return rollcast_reward
 
     reward.__name__ = name

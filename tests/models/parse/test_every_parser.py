@@ -197,6 +197,20 @@ ENDLESS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["hermes", "llama3", "python", "react"])
+@pytest.mark.parametrize("depth", [60, 70, 300, 900])
+def test_arguments_that_nest_more_deeply_than_a_prompt_can_show_make_a_call_malformed(name, depth):
+    """The next prompt would fail, and events would show something else."""
+    (parser,) = (parser for parser in PARSERS if parser.name == name)
+    value = "[" * depth + "1" + "]" * depth
+    (call,) = parser.parse(CALL[name].replace("1", value))
+    if depth == 60:
+        assert (call.tool_name, call.error) == ("add", None)
+    else:
+        assert call.tool_name == "add"
+        assert call.error in ("error: nested too deeply", "error: bad json", "error: bad python")
+
+
 @every
 def test_the_cost_is_linear(parser):
     """Endless text of any kind, in single characters or at once, costs processor time in proportion to its length."""

@@ -485,3 +485,30 @@ async def test_a_run_without_a_model_is_called_by_its_agent(events, printed):
     ]
     assert lines[0].startswith(f"run · 1 chain · {began.data['model']} · policy")
     assert [line.partition(" · policy")[0] for line in lines[1:]] == ["run · 1 chain · mine", "run · 1 chain"]
+
+
+async def test_rewards_of_steps_and_messages_from_outside_are_lines(printed):
+    """A step's reward says so; a message shows who said it, unless it was the user."""
+
+    def made(kind, **data):
+        return StreamEvent(StreamEventType(kind), "chain_0", 0.0, data, 1)
+
+    lines = await printed(
+        [
+            made("reward", reward=0.25, metrics={"seen": 1}, final=False),
+            made("message", role="user", content="Hurry!\nNow."),
+            made("message", role="system", content=[{"type": "text", "text": "Stop."}, {"type": "image"}]),
+            made("message", role="user", content="\x1b[2Jx"),
+            made("message", role="user", content=7),
+            made("reward", reward=1.0, metrics={}, final=True),
+        ],
+        color=False,
+    )
+    assert [line.split(" │ ")[1] for line in lines] == [
+        "★ step reward 0.25 · seen 1",
+        "▸ Hurry! Now.",
+        "▸ system: Stop. [image]",
+        r"▸ \x1b[2Jx",
+        "▸ 7",
+        "★ reward 1.0",
+    ]

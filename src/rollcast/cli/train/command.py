@@ -7,15 +7,20 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from rollcast.cli.alert import alert_to
 from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
-from rollcast.cli.serving import server_at, watching
+from rollcast.cli.recording import RunRecord, latest_record_of, name_of_agent, record_for
+from rollcast.cli.serving import keep_serving, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
@@ -32,9 +37,10 @@ from rollcast.cli.train.shown import ShownChains
 from rollcast.cli.train.summary import say_beginning, say_end
 from rollcast.cli.train.tensorboard import Scalars
 from rollcast.cli.train.view import LABEL_CELLS, TrainView
-from rollcast.errors import InputError
+from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end
 from rollcast.models import EMBEDDED
+from rollcast.observers import HintObserver
 from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
 
@@ -66,32 +72,72 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     grpo = _grpo(settings)
     out = folder_for(settings)
     server = server_at(settings.serving)
+    alert = alert_to(settings.alert)
     log = log_at(settings.json)
     agent = _agent(task, settings, out)
     if log is not None:
         log.open()
         agent.streaming_manager.add_observer(log)
+    if alert is not None:
+        agent.streaming_manager.add_observer(alert)
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
+    recording = settings.recording
     with claimed(settings, out) as folder:
-        return _trained(_Session(agent, settings, folder, scalars, log), task, grpo, server)
+        record = record_for(
+            recording,
+            agent.streaming_manager,
+            name=task.name if settings.agent is None else name_of_agent(agent, settings.agent),
+            settings=_recorded(settings),
+            seed=grpo.seed,
+            out=folder,
+            parent=latest_record_of(folder, recording) if settings.resume else None,
+        )
+        return _trained(_Session(agent, settings, folder, scalars, log), task, grpo, server, record)
 
 
-def _trained(session: _Session, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None) -> int:
+def _recorded(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that say what was trained: those that were given, and no secret."""
+    return {
+        name: value
+        for name, value in msgspec.structs.asdict(settings).items()
+        if name not in ("token", "alert", "name", "tag", "out")
+        and value is not None
+        and value is not False
+        and value != []
+    }
+
+
+def _trained(
+    session: _Session,
+    task: Task,
+    grpo: GRPOConfig,
+    server: WebSocketStreamingServer | None,
+    record: RunRecord | None,
+) -> int:
     """Train, and return the exit code."""
     settings, out = session.settings, session.out
     picture = can_draw()
     say_beginning(session.view, session.title, settings, out, picture=picture)
+
+    def sum_up(result: TrainResult) -> None:
+        say_end(session.view, session.title, settings, result, out, picture=picture)
+        session.say_what_is_missing()
+
     try:
-        result, signals = run_to_the_end(session.run(task, grpo, server))
-    except KeyboardInterrupt:
-        if settings.trainer == "trl":
+        _, signals = run_to_the_end(session.run(task, grpo, server, sum_up))
+    except (RollcastError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and settings.trainer == "trl":
             # A thread is inside torch, which aborts if the interpreter exits meanwhile.
+            if record is not None:
+                record.say()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(SIGNALLED + signal.SIGINT)
+        if record is not None:
+            record.say_of_failure(error)
         raise
-    say_end(session.view, session.title, settings, result, out, picture=picture)
-    session.say_what_is_missing()
+    if record is not None:
+        record.finish()
     if signals:
         return SIGNALLED + signals[0]
     return UNREAD if session.unread else 0
@@ -167,25 +213,34 @@ class _Session:
             how_many = _SHOWN_ON_A_TERMINAL if self.view.live else 0
         self.shown = ShownChains(agent.streaming_manager, how_many, stream, color=color)
         self.view.shown = self.shown.chains
+        agent.streaming_manager.add_observer(HintObserver(self.view.hint))
         self.ending = False
         self.warned = False
         self.kept = False  # whether the settings are saved in the folder
 
     async def run(
-        self, task: Task, grpo: GRPOConfig, server: WebSocketStreamingServer | None
+        self,
+        task: Task,
+        grpo: GRPOConfig,
+        server: WebSocketStreamingServer | None,
+        sum_up: Callable[[TrainResult], None],
     ) -> tuple[TrainResult, list[int]]:
-        """Train; return the result, and the signals that ended it."""
-        async with AsyncExitStack() as stack:
+        """Train, print the summary, and serve on if that is asked for; the result, and the signals that ended the training."""
+        async with AsyncExitStack() as serving:
             if server is not None:
-                await stack.enter_async_context(server)
-                stack.enter_context(watching(server, self.agent.streaming_manager))
+                await serving.enter_async_context(server)
+                serving.enter_context(watching(server, self.agent.streaming_manager))
                 self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
-            await stack.enter_async_context(self.agent)
-            if self.scalars is not None:
-                stack.enter_context(self.scalars)
-            stack.enter_context(self.view)
-            signals = stack.enter_context(ending_on_signals(self._end))
-            result = await self._train(task, grpo)
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self.agent)
+                if self.scalars is not None:
+                    stack.enter_context(self.scalars)
+                stack.enter_context(self.view)
+                signals = stack.enter_context(ending_on_signals(self._end))
+                result = await self._train(task, grpo)
+            sum_up(result)
+            if server is not None and self.settings.keep_serving and not signals:
+                await keep_serving(server, self.view.say)
         return result, signals
 
     async def _train(self, task: Task, grpo: GRPOConfig) -> TrainResult:

@@ -23,7 +23,9 @@ __all__ = ["SETTINGS_FILE", "claimed", "folder_for", "history_in", "keep_setting
 
 SETTINGS_FILE = "train.toml"
 _NOT_KEPT = {
-    "out", "resume", "show", "json", "tensorboard", "no_color", "serve", "token", "tls_cert", "tls_key", "origin", "host_name"
+    "out", "resume", "show", "json", "tensorboard", "no_color", "serve", "token", "tls_cert", "tls_key", "origin", "host_name",
+    "alert",
+    "keep_serving",
 }  # fmt: skip  # they belong to one session
 
 _CHECKPOINTS = {"embedded": re.compile(r"step-\d+$"), "trl": re.compile(r"checkpoint-\d+$")}
@@ -122,10 +124,12 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
     given = {
         name.replace("_", "-"): value
         for name, value in msgspec.structs.asdict(settings).items()
-        if name not in _NOT_KEPT and value is not None
+        if name not in _NOT_KEPT and value is not None and value is not False and value != []
     }
     if settings.model is not None and Path(settings.model).is_dir():
         given["model"] = str(Path(settings.model).absolute())  # it may be resumed from another directory
+    if settings.record_dir is not None:
+        given["record-dir"] = str(Path(settings.record_dir).absolute())
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from rollcast.cli.recording import Recording
 from rollcast.cli.serving import Serving
 from rollcast.errors import InputError
 
@@ -17,6 +18,8 @@ __all__ = ["TRAINERS", "TrainSettings", "merged"]
 TRAINERS = ("embedded", "trl")
 
 _DEFAULT_MINUTES = 1.0
+_SECRET = ("token", "alert")  # an address for alerts often has a secret in it
+_HOW_RECORDED = ("record", "record_dir", "record_lossless", "record_budget")
 _KINDS = {
     "list": "a list of texts in quotes",
     "int": "a whole number",
@@ -49,19 +52,47 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: str | None = None
     origin: list[str] = []
     host_name: list[str] = []
+    alert: str | None = None
+    keep_serving: bool = False
     json: str | None = None
+    record: str | None = None
+    no_record: bool = False
+    record_dir: str | None = None
+    record_lossless: bool = False
+    record_budget: str | None = None
+    name: str | None = None
+    tag: list[str] = []
     tensorboard: str | None = None
     no_color: bool = False
 
     def __repr__(self) -> str:
-        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name != "token"}
+        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name not in _SECRET}
         return f"TrainSettings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     @property
     def serving(self) -> Serving:
         """The settings about serving."""
         return Serving(
-            self.serve, self.token, self.tls_cert, self.tls_key, tuple(self.origin), tuple(self.host_name)
+            self.serve,
+            self.token,
+            self.tls_cert,
+            self.tls_key,
+            tuple(self.origin),
+            tuple(self.host_name),
+            keep=self.keep_serving,
+        )
+
+    @property
+    def recording(self) -> Recording:
+        """The settings about the record."""
+        return Recording(
+            self.record,
+            self.no_record,
+            self.record_dir,
+            self.record_lossless,
+            self.name,
+            tuple(self.tag),
+            self.record_budget,
         )
 
     @property
@@ -91,9 +122,7 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     _refuse_both_ends(given, "--steps and --minutes")
     of_file = {} if config is None else _from_file(config)
     _refuse_both_ends(of_file, f"{config}: steps and minutes")
-    if "steps" in given or "minutes" in given:
-        of_file = {name: value for name, value in of_file.items() if name not in ("steps", "minutes")}
-    settings = TrainSettings(**(of_file | given))
+    settings = TrainSettings(**(_without_contradictions(of_file, given) | given))
     if settings.trainer not in TRAINERS:
         raise InputError(f"trainer is {settings.trainer!r}; expected {' or '.join(TRAINERS)}")
     if settings.show is not None and settings.show < 0:
@@ -101,6 +130,18 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     if settings.steps is None and settings.minutes is None:
         settings = msgspec.structs.replace(settings, minutes=_DEFAULT_MINUTES)
     return settings
+
+
+def _without_contradictions(of_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings without those that the command line has replaced by other ones."""
+    replaced: set[str] = set()
+    if "steps" in given or "minutes" in given:
+        replaced |= {"steps", "minutes"}
+    if given.get("no_record"):
+        replaced |= set(_HOW_RECORDED)
+    elif any(name in given for name in _HOW_RECORDED):
+        replaced.add("no_record")
+    return {name: value for name, value in of_file.items() if name not in replaced}
 
 
 def _refuse_both_ends(given: dict[str, Any], what: str) -> None:
@@ -139,7 +180,7 @@ def _from_file(path: str) -> dict[str, Any]:
 
 def _shown(name: str, value: object) -> str:
     """The value for a message; a secret is not shown."""
-    return "wrong" if name == "token" else repr(value)
+    return "wrong" if name in _SECRET else repr(value)
 
 
 def _closest(name: str, known: list[str]) -> str:

@@ -14,6 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from rollcast.cli.train.record import Record, clock_text, sparkline
+from rollcast.records.hint_watch import HintChange
+from rollcast.terminal.hint_lines import HintRows
 from rollcast.terminal.layout import UNICODE, Row, row_cells, wrap
 from rollcast.terminal.printer import Printer
 from rollcast.terminal.shown import VisibleChain
@@ -69,6 +71,7 @@ class TrainView:
         self._thread = threading.Thread(target=self._work, name="rollcast-train-view", daemon=True)
         self._painted: tuple[float, list[str]] = (float("-inf"), [])
         self._note: str | None = None
+        self._hints = HintRows()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -111,6 +114,10 @@ class TrainView:
         """Show a note, in the panel from now on, or as a line. It never waits for the terminal."""
         self._inbox.put(partial(self.show_note, text))
 
+    def hint(self, change: HintChange) -> None:
+        """Report a hint that appeared or went. It never waits for the terminal."""
+        self._inbox.put(partial(self.show_hint, change))
+
     def show(self, progress: Progress, now: float) -> None:
         """Show a step at once, in this thread, for `progress`."""
         with self.output as output:
@@ -130,6 +137,11 @@ class TrainView:
                 self.say([(text, "")])
             self._painted = (float("-inf"), [])
             output.redraw()
+
+    def show_hint(self, change: HintChange) -> None:
+        """Show a change of a hint at once, in this thread, for `hint`."""
+        for row, _, _ in self._hints.of([change], change.at, self.printer.rows):
+            self.say(row)
 
     def say(self, row: Row, *, whole: bool = False) -> None:
         """Print a row among the lines, wrapped at the terminal's width; `whole`: as one line that can be copied."""

@@ -289,7 +289,7 @@ class _Watch(TrainerCallback):
                 bool(self.agent.streaming_manager.observers),
                 sampling=msgspec.structs.replace(self.task.sampling, temperature=temperature),
                 seed=0,
-                about={"parent_run_id": self.run_id, "split": "eval"},
+                about={"parent_run_id": self.run_id, "split": "eval", "train_step": step},
             )
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)

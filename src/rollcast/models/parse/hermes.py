@@ -23,7 +23,7 @@ class HermesParser(TurnParser):
 
     The errors are short, since a model has to learn to read them: `error: bad json`, `error: no tool name`,
     `error: bad arguments`, `error: repeated argument`, `error: arguments given twice`,
-    `error: argument outside of arguments`, `error: call too long`, `error: unclosed call`.
+    `error: argument outside of arguments`, `error: nested too deeply`, `error: call too long`, `error: unclosed call`.
     """
 
     name = "hermes"

@@ -9,9 +9,13 @@ from typing import Any
 
 import msgspec
 
+from rollcast.records.jsonable import JSON_ERRORS, nests_deeply
 from rollcast.records.message import ToolCall
 
-__all__ = ["call_in", "json_call", "json_value", "malformed"]
+__all__ = ["NESTED", "REPEATED", "call_in", "json_call", "json_value", "malformed"]
+
+NESTED = "error: nested too deeply"
+REPEATED = "error: repeated argument"
 
 _NAME = re.compile(r'"name"\s{0,8}:\s{0,8}"([^"\\]{1,64})"')
 _MAIN = ("arguments", "parameters")
@@ -29,15 +33,18 @@ def json_value(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is not JSON, or an object in it has a key twice; then `args[0]` is "repeated".
+        ValueError: it is not JSON, an object in it has a key twice, or it nests so deeply that a prompt or an event could not
+            show it. `args[0]` is what a malformed call has as its error.
     """
     try:
         value = msgspec.json.decode(text)
         json.loads(text, object_pairs_hook=_once, parse_int=str, parse_float=str)
     except _RepeatedError:
-        raise ValueError("repeated") from None
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise ValueError("no json") from error
+        raise ValueError(REPEATED) from None
+    except JSON_ERRORS as error:
+        raise ValueError("error: bad json") from error
+    if nests_deeply(value):
+        raise ValueError(NESTED)
     return value
 
 
@@ -51,8 +58,7 @@ def json_call(call_id: str, body: str) -> ToolCall:
     try:
         value = json_value(body.strip())
     except ValueError as error:
-        repeated = error.args[0] == "repeated"
-        return malformed(call_id, body, "error: repeated argument" if repeated else "error: bad json")
+        return malformed(call_id, body, error.args[0])
     if not isinstance(value, dict):
         return malformed(call_id, body, "error: bad json")
     name, arguments = call_in(value)

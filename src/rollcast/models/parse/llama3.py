@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rollcast.models.parse.json_calls import call_in, json_call, json_value, malformed
+from rollcast.models.parse.json_calls import REPEATED, call_in, json_call, json_value, malformed
 from rollcast.models.parse.reader import TurnParser, TurnReader, Words
 
 __all__ = ["Llama3Parser"]
@@ -165,7 +165,7 @@ def _is_call(body: str, error: str | None) -> bool:
     try:
         value = json_value(body)
     except ValueError as problem:
-        return problem.args[0] == "repeated" or _NAMED.match(body) is not None
+        return problem.args[0] == REPEATED or _NAMED.match(body) is not None
     if not (isinstance(value, dict) and call_in(value)[0]):
         return False
     inner = value.get("function")

@@ -17,7 +17,9 @@ import re
 import warnings
 from typing import Any
 
+from rollcast.models.parse.json_calls import NESTED
 from rollcast.models.parse.reader import Body, TurnParser, TurnReader, Words
+from rollcast.records.jsonable import nests_deeply
 from rollcast.records.message import ToolCall
 from rollcast.text import well_formed
 
@@ -43,7 +45,7 @@ class PythonParser(TurnParser):
     A turn that begins in any other way, `[1, 2, 3]` too, is text.
 
     Errors: `error: bad python`, `error: a call is name(argument=value)`, `error: give arguments by name`,
-    `error: repeated argument`, `error: arguments must be literals`, `error: call too long`, `error: unclosed call`.
+    `error: repeated argument`, `error: arguments must be literals`, `error: nested too deeply`, `error: call too long`, `error: unclosed call`.
     """
 
     name = "python"
@@ -197,6 +199,8 @@ def _call(call_id: str, call: ast.expr, body: str) -> ToolCall:
         return ToolCall(call_id, name, written, "error: repeated argument")
     except (_NoLiteral, RecursionError):
         return ToolCall(call_id, name, written, "error: arguments must be literals")
+    if nests_deeply(given):
+        return ToolCall(call_id, name, written, NESTED)
     if call.args or any(word.arg is None for word in call.keywords):
         return ToolCall(call_id, name, written, "error: give arguments by name")
     if len(given) < len(call.keywords):

@@ -39,7 +39,7 @@ class ReactParser(TurnParser):
 
     Errors: `error: bad json` (it begins with `{`), `error: repeated argument`, `error: no tool name`, `error: bad tool name`,
     `error: no action input` (other text follows the action), `error: action given twice`, `error: action input given twice`
-    (the label comes again at once), `error: call too long`.
+    (the label comes again at once), `error: nested too deeply`, `error: call too long`.
     """
 
     name = "react"
@@ -154,8 +154,7 @@ def _call(call_id: str, name: str, body: str, error: str | None, name_error: str
     try:
         value = json_value(text)
     except ValueError as problem:
-        repeated = problem.args[0] == "repeated"
-        return ToolCall(call_id, name, text, "error: repeated argument" if repeated else "error: bad json")
+        return ToolCall(call_id, name, text, problem.args[0])
     return ToolCall(call_id, name, value)
 
 

@@ -1,7 +1,7 @@
-"""Masking of secrets in what is recorded: in prompts, rows, arguments, observations and errors.
+"""Masking of secrets in what is recorded and what a server sends: in prompts, rows, settings, arguments, observations, errors.
 
 What a model sampled is not masked: it is what is trained on. Neither are token ids, so the ids of a prompt or an observation in
-`trajectories/` still spell what its text had; leave trajectories out if that matters.
+a record's `trajectories/` still spell what its text had; leave trajectories out if that matters.
 
 A secret that a tool writes in pieces, half in one partial observation and half in the next, is not recognised in them; in the
 whole observation it is.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,49 +22,65 @@ from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import as_json
-from rollcast.text import well_formed
+from rollcast.text import looks_secret, names_secret, well_formed
 
-__all__ = ["Masker", "secret_values"]
+__all__ = ["Masker", "masked_arguments", "masker_of", "secret_values"]
 
 T = StreamEventType
 
-# Kind, literals of which every such secret has one (looked for first, since that is quick), and its shape.
-_SHAPES: tuple[tuple[str, str, str], ...] = (
-    ("private-key", "-----BEGIN", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
-    ("anthropic-key", "sk-ant-", r"\bsk-ant-[A-Za-z0-9_\-]{16,}"),
-    ("openai-key", "sk-", r"\bsk-(?!ant-)[A-Za-z0-9_\-]{20,}"),
-    ("github-token", "ghp_ gho_ ghu_ ghs_ ghr_", r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
-    ("github-token", "github_pat_", r"\bgithub_pat_[A-Za-z0-9_]{20,}"),
-    ("gitlab-token", "glpat-", r"\bglpat-[A-Za-z0-9_\-]{16,}"),
-    ("huggingface-token", "hf_", r"\bhf_[A-Za-z0-9]{20,}"),
-    ("aws-key", "AKIA ASIA", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    ("google-key", "AIza", r"\bAIza[A-Za-z0-9_\-]{35}"),
-    ("slack-token", "xox", r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,}"),
-    ("npm-token", "npm_", r"\bnpm_[A-Za-z0-9]{36}"),
-    ("jwt", "eyJ", r"\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}"),
-    ("bearer-token", "earer", r"(?<=[Bb]earer )[A-Za-z0-9_\-.~+/]{16,}=*"),
-    ("password-in-url", "://", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
-)  # fmt: skip
-_KINDS = [(kind, literals.split(), re.compile(shape)) for kind, literals, shape in _SHAPES]
-_LITERALS = [literal.encode() for _, literals, _ in _KINDS for literal in literals]
-
-_SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|AUTH)(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
-    re.IGNORECASE,
+# Kind and shape.
+_SHAPES: tuple[tuple[str, str], ...] = (
+    ("private-key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    ("anthropic-key", r"\bsk-ant-[A-Za-z0-9_\-]{16,}"),
+    ("openai-key", r"\bsk-(?!ant-)[A-Za-z0-9_\-]{20,}"),
+    ("github-token", r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
+    ("github-token", r"\bgithub_pat_[A-Za-z0-9_]{20,}"),
+    ("gitlab-token", r"\bglpat-[A-Za-z0-9_\-]{16,}"),
+    ("huggingface-token", r"\bhf_[A-Za-z0-9]{20,}"),
+    ("aws-key", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    ("google-key", r"\bAIza[A-Za-z0-9_\-]{35}"),
+    ("slack-token", r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,}"),
+    ("npm-token", r"\bnpm_[A-Za-z0-9]{36}"),
+    ("jwt", r"\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}"),
+    ("bearer-token", r"(?<=[Bb]earer )[A-Za-z0-9_\-.~+/]{16,}=*"),
+    ("password-in-url", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
 )
-_MIN_VALUE = 8  # characters: shorter ones would mask ordinary words
-_NO_SECRET = re.compile(r"[./~].*|\d+|true|false|none|null|yes|no|disabled|enabled|default", re.IGNORECASE)
+_KINDS = [(kind, re.compile(shape)) for kind, shape in _SHAPES]
+
+# What one of them needs, in text or in its JSON. Each begins with one character that is rare in text, for which `re` looks
+# with `memchr`: all of them together take as long as looking for one literal of several characters.
+_HINTS = (
+    r"-(?:(?<=sk-)|----BEGIN |(?<=glpat-)|(?<=xox[abeoprs]-))",
+    r"_(?:(?<=gh[pousr]_)|(?<=github_pat_)|(?<=hf_)|(?<=npm_))",
+    r"A(?:KIA|SIA|Iza)",
+    r"J(?<=eyJ)",
+    r"/(?<=:/)/",
+)
+_HINTS_IN_TEXT = [re.compile(hint).search for hint in _HINTS]
+_HINTS_IN_JSON = [re.compile(hint.encode()).search for hint in _HINTS]
+_BEARER, _BEARER_IN_JSON = "earer ", b"earer "
+
 
 # Where text from outside stands in the data of each type. What is not named here was sampled, or says nothing.
 _FIELDS: dict[str, tuple[str, ...]] = {
-    T.RUN_START: ("settings", "tags", "name"),
+    T.RUN_START: ("settings", "sampling", "tags", "name", "tools", "agent", "model", "backend"),
     T.CHAIN_START: ("messages", "reference", "row"),
+    T.LLM_GENERATION_START: ("sampling", "model"),
     T.TOOL_CALL_START: ("arguments",),
     T.TOOL_OBSERVATION: ("observation",),
+    T.REWARD: ("metrics",),
+    T.CHAIN_END: ("metrics",),
+    T.TRAIN_STEP: ("metrics",),
     T.ERROR: ("error",),
-    T.CHAIN_SNAPSHOT: ("messages", "tool_calls", "reference", "error"),
-    "message": ("content",),
+    T.CHAIN_SNAPSHOT: (
+        "messages", "unlisted_messages", "tool_calls", "reference", "row", "sampling", "model", "rewards", "metrics", "tools",
+        "error",
+    ),
+    T.MESSAGE: ("content",),
 }  # fmt: skip
+
+_CONVERSATIONS = frozenset({"messages", "unlisted_messages"})
+_SAID = frozenset({"content", "reasoning", "reasoning_content"})  # of a message of an assistant
 
 Pattern = str | re.Pattern[str]
 
@@ -75,13 +92,51 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
             value
         )  # of bytes that are no UTF-8 the system makes lone surrogates, which no event holds
         for name, value in environ.items()
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE and not _NO_SECRET.fullmatch(value)
+        if looks_secret(name, value)
     }
     return sorted(values, key=len, reverse=True)
 
 
+def masked_arguments(arguments: Iterable[str]) -> list[str]:
+    """A command's arguments, in which the value of an option or a setting whose name looks secret is `[masked:argument]`.
+
+    The value stands in the next argument (`--token VALUE`) or in the same one (`--token=VALUE`, `api_key=VALUE`).
+    """
+    masked: list[str] = []
+    secret_comes = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret_name = names_secret(name)
+        if secret_comes:
+            masked.append("[masked:argument]")
+            secret_comes = False
+        elif equals and secret_name:
+            masked.append(f"{name}=[masked:argument]")
+        else:
+            masked.append(argument)
+            secret_comes = secret_name and argument.startswith("--")
+    return masked
+
+
+def masker_of(given: Any) -> Masker | None:
+    """The masker that a setting means: None and True one of the known shapes and the environment, False none.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if given is None or given is True:
+        return Masker()
+    if given is False:
+        return None
+    if isinstance(given, Masker):
+        return given
+    raise InputError(
+        f"masker is {given!r:.80}; expected a Masker, None for the usual one, or False to mask nothing"
+    )
+
+
 class Masker:
-    """Masks secrets, each as `[masked:KIND]`, and counts them.
+    """Masks secrets, each as `[masked:KIND]`, and counts them. Several threads may use one.
 
     Args:
         patterns: of one's own: regular expressions.
@@ -104,12 +159,10 @@ class Masker:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._values = secret_values(os.environ if environ is None else environ)
         self._functions = list(functions)
-        self._quick = [
-            *_LITERALS,
-            *(one_line_json(msgspec.json.encode(value)[1:-1]) for value in self._values),
-        ]
+        self._values_in_json = [one_line_json(msgspec.json.encode(value)[1:-1]) for value in self._values]
         try:
             self._patterns = [re.compile(pattern) for pattern in patterns]
         except re.error as error:
@@ -123,19 +176,20 @@ class Masker:
         """Whether JSON may hold a secret: a quick look, which says no for most of what is recorded."""
         if self._patterns or self._functions:
             return True
-        return any(map(data.__contains__, self._quick))
+        for search in _HINTS_IN_JSON:
+            if search(data) is not None:
+                return True
+        return _BEARER_IN_JSON in data or any(map(data.__contains__, self._values_in_json))
 
     def text(self, text: str) -> str:
         """The text without its secrets; the same object if there are none."""
         for value in self._values:
             if value in text:
-                self.counts["environment"] += text.count(value)
+                self._count("environment", text.count(value))
                 text = text.replace(value, "[masked:environment]")
-        for kind, literals, shape in _KINDS:
-            for literal in literals:
-                if literal in text:
-                    text = self._without(shape, kind, text)
-                    break
+        if _BEARER in text or any(search(text) is not None for search in _HINTS_IN_TEXT):
+            for kind, shape in _KINDS:
+                text = self._without(shape, kind, text)
         for pattern in self._patterns:
             text = self._without(pattern, "pattern", text)
         for function in self._functions:
@@ -144,15 +198,19 @@ class Masker:
             except Exception as error:  # noqa: BLE001  (its own code: what it could not look at is not shown)
                 masked = f"[masked: a function of secrets raised {type(error).__name__}]"
             if masked != text:
-                self.counts["function"] += 1
+                self._count("function", 1)
                 text = masked
         return text
 
     def _without(self, shape: re.Pattern[str], kind: str, text: str) -> str:
         masked, count = shape.subn(f"[masked:{kind}]", text)
         if count:
-            self.counts[kind] += count
+            self._count(kind, count)
         return masked
+
+    def _count(self, kind: str, count: int) -> None:
+        with self._counting:
+            self.counts[kind] += count
 
     def value(self, value: Any) -> Any:
         """The value as JSON, without the secrets in its texts and names; the same object if there are none."""
@@ -179,8 +237,11 @@ class Masker:
         changed = {}
         for name in names:
             if name in data:
-                mask = self._messages if name == "messages" else self.value
-                masked = mask(data[name])
+                mask = self._messages if name in _CONVERSATIONS else self.value
+                try:
+                    masked = mask(data[name])
+                except RecursionError:  # what nests too deeply is described, as where it is written
+                    masked = mask(as_json(data[name]))
                 if masked is not data[name]:
                     changed[name] = masked
         return msgspec.structs.replace(event, data=data | changed) if changed else event
@@ -201,10 +262,17 @@ class Masker:
         """The messages, masked, but for what an assistant said."""
         if not isinstance(messages, list):
             return self.value(messages)
-        masked = [
-            message
-            if isinstance(message, dict) and message.get("role") == "assistant"
-            else self.value(message)
-            for message in messages
-        ]
+        masked = [self._message(message) for message in messages]
         return masked if any(a is not b for a, b in zip(masked, messages, strict=True)) else messages
+
+    def _message(self, message: Any) -> Any:
+        """A message, or an object with one as `message`."""
+        if not isinstance(message, dict):
+            return self.value(message)
+        if isinstance(message.get("message"), dict):
+            inner = self._message(message["message"])
+            return message if inner is message["message"] else message | {"message": inner}
+        if message.get("role") != "assistant":
+            return self.value(message)
+        fields = {name: item if name in _SAID else self.value(item) for name, item in message.items()}
+        return fields if any(fields[name] is not message[name] for name in message) else message

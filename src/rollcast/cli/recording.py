@@ -1,0 +1,277 @@
+"""The record that `run` and `train` leave: from its options to the line that names it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rollcast.cli.itself import quoted, this_command
+from rollcast.cli.output import warn
+from rollcast.errors import InputError, RollcastError
+from rollcast.text import visible
+
+if TYPE_CHECKING:
+    from rollcast.archive import ArchiveObserver
+    from rollcast.rollout import BaseAgent
+    from rollcast.stream import StreamingManager
+
+__all__ = ["Recording", "RunRecord", "latest_record_of", "name_of_agent", "record_directory", "record_for"]
+
+_TRIAL = b"x" * 4096  # what a disk that is full does not take
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The command line's options about the record.
+
+    Attributes:
+        level: what is kept: `auto`, `turns`, `tokens` or `summary`; None: `auto`.
+        off: nothing is recorded.
+        directory: where the record goes; None: what `ROLLCAST_RECORDS` names, or `rollcast-runs` in the current folder.
+        lossless: the run waits if the record falls behind.
+        name: of the record; None: the task's or the agent's.
+        tags: words, or `KEY=VALUE`.
+        budget: how large the records of the folder may be together, as `20GB`; None: as large as they become.
+
+    Raises:
+        InputError: two of them contradict each other, or one is empty.
+    """
+
+    level: str | None = None
+    off: bool = False
+    directory: str | None = None
+    lossless: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    budget: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "--record": self.level is not None,
+            "--record-dir": self.directory is not None,
+            "--record-lossless": self.lossless,
+            "--record-budget": self.budget is not None,
+        }
+        for option, is_given in given.items():
+            if self.off and is_given:
+                raise InputError(f"--no-record and {option} are both given; give one of them")
+        for option, value in (("--record-dir", self.directory), ("--name", self.name)):
+            if value is not None and not value.strip():
+                raise InputError(f"{option} is empty; expected a name")
+        if not all(tag.strip() for tag in self.tags):
+            raise InputError("--tag is empty; expected a word, or KEY=VALUE")
+
+
+class RunRecord:
+    """The record of one command.
+
+    Args:
+        observer: that records; it is added to the manager of the run.
+        ours: the command made it. Otherwise the user's own code did.
+        budget: how many bytes the records of its folder may have together; None: as many as they come to.
+    """
+
+    def __init__(self, observer: ArchiveObserver, *, ours: bool, budget: int | None = None) -> None:
+        self._observer = observer
+        self._ours = ours
+        self._budget = budget
+
+    def finish(self) -> None:
+        """Make room if there is a budget, and print the last line."""
+        if self._budget is not None and self._observer.begun and self._observer.ended:
+            _keep_within(self._observer.path.parent, self._budget)
+        self.say()
+
+    def say(self) -> None:
+        """Print the last line on the standard error: the command that shows the record."""
+        line = self._line()
+        if line is not None and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                print(line, file=sys.stderr, flush=True)
+
+    def say_of_failure(self, error: RollcastError | KeyboardInterrupt) -> None:
+        """Have the line printed after the sentence about the error. What failed before its first chain leaves no record."""
+        observer = self._observer
+        if self._ours and observer.ended and not (observer.totals.chains or observer.totals.train_steps):
+            if observer.begun:
+                shutil.rmtree(observer.path, ignore_errors=True)
+            return
+        line = self._line()
+        if isinstance(error, KeyboardInterrupt):  # about which there is no sentence
+            self.say()
+        elif line is not None:
+            error.add_note(line)
+
+    def _line(self) -> str | None:
+        """None if there is no record: then a warning has said why."""
+        observer = self._observer
+        if not observer.begun:
+            return None
+        path = observer.path
+        with suppress(OSError, ValueError):  # the current folder was deleted; or the record is not in it
+            path = path.relative_to(Path.cwd())
+        line = f"recorded: {this_command()} show {quoted(path)}"
+        lacking = observer.incomplete or (None if observer.ended else "its end is not written yet")
+        if lacking is not None:
+            line += f" (not complete: {lacking})"
+        return "".join(piece for piece, _ in visible(line))
+
+
+def record_directory(given: str | None) -> Path:
+    """Where records are: as the option says, or `ROLLCAST_RECORDS`, or `rollcast-runs` in the current folder."""
+    from rollcast.archive.format import DIRECTORY  # noqa: PLC0415  (not with --no-record)
+
+    return Path(given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+
+
+def name_of_agent(agent: BaseAgent, target: str) -> str:
+    """The agent's own name, or that of the file or the module that it is in.
+
+    Args:
+        agent: the agent.
+        target: what was typed for it, `module:name` or `path/to/file.py:name`.
+    """
+    if agent.name != type(agent).__name__:
+        return agent.name
+    where = target.rpartition(":")[0]
+    return Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+
+
+def record_for(
+    recording: Recording,
+    manager: StreamingManager,
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    seed: int | None,
+    out: Path | None = None,
+    parent: str | None = None,
+) -> RunRecord | None:
+    """Have the manager's runs recorded, unless that is switched off. The record begins with the first run.
+
+    If the user's own code records already, that record is the only one, unless an option asks for another.
+
+    Args:
+        recording: the options.
+        manager: of the agent.
+        name: of the record, if none is given.
+        settings: of the run or the training, for `run.json`. Those that are None are left out, and in those that are lists of
+            `NAME=VALUE` the values of secrets.
+        seed: of the run or the training.
+        out: a training's folder.
+        parent: the record that a resumed training goes on from.
+
+    Raises:
+        InputError: there is no such level, or `--record-dir` names what cannot be written to.
+    """
+    if recording.off:
+        return None
+    from rollcast.archive import ArchiveObserver  # noqa: PLC0415  (not with --no-record)
+    from rollcast.records.secrets import masked_arguments  # noqa: PLC0415
+
+    own = next((each for each in manager.observers if isinstance(each, ArchiveObserver)), None)
+    if own is not None and recording == Recording():
+        return RunRecord(own, ours=False)
+    budget = None if recording.budget is None else _budget_of(recording.budget)
+    if recording.directory is not None:
+        _ensure_writable(Path(recording.directory))
+    observer = ArchiveObserver.within(
+        recording.directory,
+        name=recording.name or name,
+        tags=recording.tags,
+        level=recording.level or "auto",
+        lossless=recording.lossless,
+        about={
+            "command": ["rollcast", *masked_arguments(sys.argv[1:])],
+            "settings": {
+                key: masked_arguments(value) if isinstance(value, list) else value
+                for key, value in settings.items()
+                if value is not None
+            },
+            "seed": seed,
+            "out": None if out is None else str(out.absolute()),
+            "parent": parent,
+        },
+    )
+    logging.getLogger("rollcast.archive.count").setLevel(logging.ERROR)  # the last line says it
+    manager.add_observer(observer)
+    return RunRecord(observer, ours=True, budget=budget)
+
+
+def latest_record_of(out: Path, recording: Recording) -> str | None:
+    """The name of the latest record of the training in this folder; None if there is none where records go."""
+    if recording.off:
+        return None
+    from rollcast.archive.index import list_records  # noqa: PLC0415  (not with --no-record)
+    from rollcast.errors import ArchiveError  # noqa: PLC0415
+
+    try:
+        entries = list_records(record_directory(recording.directory))
+    except ArchiveError:  # recording there fails too, and says so
+        return None
+    where = str(out.absolute())
+    return next(
+        (entry.name for entry in entries if entry.facts is not None and entry.facts.out == where), None
+    )
+
+
+def _budget_of(text: str) -> int:
+    from rollcast.archive.budget import bytes_of  # noqa: PLC0415  (not with --no-record)
+
+    try:
+        return bytes_of(text)
+    except InputError as error:
+        raise InputError(f"--record-budget: {error}") from None
+
+
+def _keep_within(directory: Path, budget: int) -> None:
+    """Take the tokens, and then the events, out of the oldest records of a directory until they fit; say if something was done."""
+    from rollcast.archive.budget import trim_records  # noqa: PLC0415  (not with --no-record)
+
+    try:
+        done = trim_records(directory, budget)
+    except RollcastError as error:
+        warn(f"the records cannot be kept within --record-budget: {error}")
+        return
+    if done.records:
+        count = f"{len(done.records):,} record{'s' * (len(done.records) != 1)}"
+        warn(
+            f"the records had {_megabytes(done.before)}; what takes most room was taken out of {count}, the oldest first: "
+            f"now they have {_megabytes(done.after)}"
+        )
+    if done.over:
+        warn(
+            f"the records have {_megabytes(done.after)}, which is more than --record-budget: lists, noted chains, and records "
+            "that are open or of other hosts stay"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _ensure_writable(directory: Path) -> None:
+    """Make the directory that the user named, and try it.
+
+    Raises:
+        InputError: it cannot be made, or nothing can be written there.
+    """
+    from rollcast.archive.writer import prepare_directory  # noqa: PLC0415  (not with --no-record)
+
+    try:
+        prepare_directory(directory)
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(_TRIAL)
+    except OSError as error:
+        raise InputError(
+            f"--record-dir {directory} cannot be written to: {error.strerror or error}; name another folder, or give "
+            "--no-record"
+        ) from None
