@@ -161,6 +161,11 @@ class ArchiveObserver(StreamObserver):
         return self._recorder.failing
 
     @property
+    def began_at(self) -> float:
+        """When the record began, in seconds since the epoch; 0 before that."""
+        return self._recorder.about.started_at
+
+    @property
     def manager(self) -> Any:
         """The manager to which it is added, or None. From it come the trajectories of chains that end."""
         return self._manager
@@ -201,6 +206,10 @@ class ArchiveObserver(StreamObserver):
 
     async def on_run_closed(self, run_id: str) -> None:
         """Wait until the run is recorded."""
+        await self.recorded()
+
+    async def recorded(self) -> None:
+        """Wait until everything that this observer was given is on the disk, or cannot be written."""
         if os.getpid() == self._pid:
             await _kept(self._worker.flush())
 

@@ -29,7 +29,7 @@ from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Outlet, Sender, Subscription, Transmit
 from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.worker import Shortener, Worker
-from rollcast.stream.observer import EncodingObserver
+from rollcast.stream.observer import EncodingObserver, StreamObserver
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
@@ -47,7 +47,13 @@ FAILED = "the server could not encode what this client is to get next; the serve
 
 
 class ServerObserver(EncodingObserver):
-    """The one observer of a server: `server.get_observer()`."""
+    """The one observer of a server: `server.get_observer()`.
+
+    Attributes:
+        companions: observers that are added to a manager together with this one. After a change call `manager.refresh`.
+    """
+
+    companions: tuple[StreamObserver, ...] = ()
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self.filter = broadcaster.wanted()
@@ -57,6 +63,10 @@ class ServerObserver(EncodingObserver):
     def name(self) -> str:
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """This observer and its companions, each with its filter."""
+        return {self: self.filter} | {each: each.filter for each in self.companions}
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)

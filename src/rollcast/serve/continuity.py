@@ -151,7 +151,8 @@ class Continuity:
             if event.event_type is T.CHAIN_SNAPSHOT:
                 last = event.seq
             elif event.event_type is T.GAP:  # which says the rest itself
-                last = event.data["from_seq"] - 1
+                said = event.data.get("from_seq")  # an unchecked client may be sent anything
+                last = said - 1 if isinstance(said, int) else event.seq - 1
             else:
                 last = event.seq - 1
             if last >= first:

@@ -26,11 +26,14 @@ from rollcast.serve.protocol import (
     ErrorFrame,
     Greet,
     OpenSubscription,
+    RunQuery,
     Send,
     Session,
+    StopQuery,
     Subscribed,
     Welcome,
 )
+from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
 
@@ -47,6 +50,7 @@ class Conversation:
     Args:
         client: the client.
         broadcaster: what it is asked for.
+        queries: answers what it asks for besides.
         entrance: says what a token grants.
         settings: the server's settings.
         token: the token in the headers of the client's request; None: there is none, so it may come in `hello`.
@@ -56,12 +60,14 @@ class Conversation:
         self,
         client: Client,
         broadcaster: Broadcaster,
+        queries: Queries,
         entrance: Entrance,
         settings: ServerSettings,
         token: str | None,
     ) -> None:
         self._client = client
         self._broadcaster = broadcaster
+        self._queries = queries
         self._settings = settings
         self._session = Session(
             entrance.authorize,
@@ -133,6 +139,10 @@ class Conversation:
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):
                 self._cancel(run_id, chain_id, id)
+            case RunQuery():
+                self._queries.run(client, self._session, action)
+            case StopQuery(id):
+                self._queries.stop(client, id)
 
     def _greet(self, greeting: Greet) -> None:
         client, grant, settings = self._client, greeting.grant, self._settings
