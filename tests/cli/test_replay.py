@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
+from rollcast.archive.pace import Pace
 from rollcast.archive.writer import _merged
 from rollcast.cli.app import app
-from rollcast.cli.replay import _Pace
+from rollcast.cli.replay import _wait_until_due
 from rollcast.errors import ArchiveError, FilterError, InputError
 from rollcast.records import StreamEvent, StreamEventType, decode
 
@@ -365,9 +366,9 @@ def test_the_pace_is_that_of_the_run(monkeypatch):
 
     monkeypatch.setattr("rollcast.cli.replay.time.monotonic", lambda: now[0])
     monkeypatch.setattr("rollcast.cli.replay.time.sleep", sleep)
-    pace = _Pace(2.0)
+    pace = Pace(2.0)
     for timestamp in (1000.0, 1001.0, 900.0, 1001.0, 1002.0, 90_000.0):
-        pace.wait_for(StreamEvent("reward", "chain_0", timestamp, {}))
+        _wait_until_due(StreamEvent("reward", "chain_0", timestamp, {}), pace)
     assert slept == [0.5, 0.5, 10.0]
 
 

@@ -16,6 +16,7 @@ from rollcast.serve.asking import Asking
 from rollcast.serve.client import ClientSession
 from rollcast.serve.protocol import (
     Cancel,
+    ChangeSpeed,
     Close,
     CloseCode,
     Hello,
@@ -23,7 +24,10 @@ from rollcast.serve.protocol import (
     Pong,
     Query,
     RunQuery,
+    Seek,
+    SeekReplay,
     Session,
+    Speed,
     Stop,
     StopQuery,
     Subscribe,
@@ -45,6 +49,12 @@ FRAMES = [
         Subscribe("c", since="0123456789ab.17"),
         Update("a"),
         Unsubscribe("a"),
+        Subscribe("e", since="start", speed=2.5),
+        Subscribe("f", since="0123456789ab.17", speed="max"),
+        Seek("a", cursor="0123456789ab.17.fedcba987654.4"),
+        Seek("e", time=1.7e9),
+        Speed("a", 0),
+        Speed("e", "max"),
         Cancel("r", "c", "x"),
         Query(id="q", what="runs"),
         Query(id="r", what="chains", filter={"state": ["running"]}, sort="-reward", limit=5, watch=True),
@@ -153,6 +163,12 @@ def play(seed, frames):
                     assert 1 <= action.limit <= 50
                     if rng.random() < 0.5:
                         session.finished(action.query.id)
+                if isinstance(action, SeekReplay | ChangeSpeed):
+                    assert action.id in session.subscriptions
+                if isinstance(action, SeekReplay):
+                    assert (action.cursor is None) != (action.time is None)
+                if isinstance(action, ChangeSpeed):
+                    assert action.speed >= 0
                 if isinstance(action, StopQuery):
                     assert action.id not in session.queries
                 if isinstance(action, Close):

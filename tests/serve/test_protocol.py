@@ -16,6 +16,7 @@ from rollcast.serve.protocol import (
     Batch,
     Cancel,
     CancelRun,
+    ChangeSpeed,
     Close,
     CloseCode,
     CloseSubscription,
@@ -30,8 +31,11 @@ from rollcast.serve.protocol import (
     Rows,
     RunInfo,
     RunQuery,
+    Seek,
+    SeekReplay,
     Send,
     Session,
+    Speed,
     Stop,
     StopQuery,
     Subscribe,
@@ -341,6 +345,31 @@ def test_a_frame_of_an_unknown_type_before_hello_is_answered_too():
     assert code(play.wait(5)) is CloseCode.NO_HELLO
 
 
+@pytest.mark.parametrize(("said", "meant"), [(2, 2.0), (0, 0.0), ("max", float("inf"))])
+def test_a_replay_is_asked_for_by_its_speed(said, meant):
+    """From the start or a cursor; what is live has no speed. It may be changed, and another place may be sought."""
+    play = Play().greeted()
+    (opened,) = play.say(json.dumps({"type": "subscribe", "id": "a", "since": "start", "speed": said}))
+    assert opened == OpenSubscription("a", EventFilter(), "start", meant)
+    assert play.say(json.dumps({"type": "speed", "id": "a", "speed": said})) == [ChangeSpeed("a", meant)]
+    assert play.say(Seek("a", time=5.0)) == [SeekReplay("a", None, 5.0)]
+    assert play.say(Seek("a", cursor="x.1")) == [SeekReplay("a", "x.1", None)]
+
+
+@pytest.mark.parametrize("speed", [-1, "fast", 1e7, [1], True])
+def test_a_speed_that_is_none_is_no_frame(speed):
+    """Only a number from 0 upward, or max."""
+    play = Play().greeted()
+    assert code(play.say(json.dumps({"type": "subscribe", "id": "a", "speed": speed}))) is CloseCode.BAD_FRAME
+
+
+def test_replays_need_the_scope_that_reads():
+    """As every subscription does."""
+    play = Play(scopes=("control",)).greeted()
+    for frame in (Seek("a", time=1.0), Speed("a", 1.0)):
+        assert error(play.say(frame))[:2] == (403, "a")
+
+
 def query(what="runs", id="q", **about):
     return encode_frame(Query(id=id, what=what, **about)).decode()
 
@@ -427,11 +456,15 @@ def test_rows_that_are_json_already_make_the_frame_that_the_schema_has():
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
+SPEEDS = st.just("max") | st.floats(0, 1e6)
 FRAMES = st.one_of(
     st.builds(Hello, st.sampled_from([None, "watch", "rule", "old", "x"])),
     st.builds(Subscribe, NAMES, since=st.sampled_from(["live", "start", "x.3"])),
     st.builds(Update, NAMES),
     st.builds(Unsubscribe, NAMES),
+    st.builds(Subscribe, NAMES, since=st.sampled_from(["start", "x.3"]), speed=SPEEDS),
+    st.builds(Seek, NAMES, st.none() | st.just("x.3"), st.none() | st.floats(0, 2e9)),
+    st.builds(Speed, NAMES, SPEEDS),
     st.builds(Cancel, NAMES, st.none() | NAMES, st.none() | NAMES),
     st.builds(
         Query,
@@ -491,6 +524,12 @@ def test_whatever_comes_the_rules_hold(messages, locked):
                     assert len(opened) <= LIMITS.subscriptions
                 case CloseSubscription(id):
                     opened.remove(id)
+                case SeekReplay(id, cursor, at):
+                    assert id in opened
+                    assert (cursor is None) != (at is None)
+                case ChangeSpeed(id, speed):
+                    assert id in opened
+                    assert speed >= 0
                 case CancelRun():
                     assert "control" in play.session.grant.scopes
                 case RunQuery(query, limit):
@@ -565,6 +604,12 @@ CLIENT_FRAMES = [
     Subscribe("a"),
     Update("a"),
     Unsubscribe("a"),
+    Subscribe("a", since="start", speed="max"),
+    Subscribe("a", since="x.1", speed=0.5),
+    Seek("a", cursor="x.1"),
+    Seek("a", time=1.7e9),
+    Speed("a", 0.0),
+    Speed("a", "max"),
     Cancel("r"),
     Ping(),
     Pong(),

@@ -118,6 +118,27 @@ class Archive:
             raise InputError(f"{cursor!r:.80} is no cursor of the record {self.path.name}")
         return int(number)
 
+    def position_at(self, timestamp: float) -> int:
+        """The position of the first event that is not earlier than this; after the last one if all are.
+
+        Args:
+            timestamp: in seconds since the epoch.
+        """
+        since = 0
+        for segment in segments_in(self.path / EVENTS):
+            index = read_index(segment) if segment.sealed else None
+            if index is None:
+                break
+            frames = (f.first for f in index.frames if f.t1 is not None and f.t1 >= timestamp)
+            since = next(frames, index.last + 1)
+            if since <= index.last:
+                break
+        events = self.events(since)
+        for event in events:
+            if event.timestamp >= timestamp:
+                return events.position - 1
+        return events.position
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def events(

@@ -23,6 +23,7 @@ __all__ = [
     "EventWindow",
     "EventsWanted",
     "Given",
+    "PlaceWanted",
     "Reading",
     "RecordedEvent",
     "RunsWanted",
@@ -51,6 +52,13 @@ class EventsWanted(msgspec.Struct, tag="events", kw_only=True):
     since: str | int | None = None
     filter: list[dict[str, list[str]]] | None = None
     until: int | None = None
+
+
+class PlaceWanted(msgspec.Struct, tag="place", kw_only=True):
+    """The position of the first event that is not earlier than `timestamp`: one `EventWindow` without events."""
+
+    path: str
+    timestamp: float
 
 
 class StoryWanted(msgspec.Struct, tag="story", kw_only=True):
@@ -136,7 +144,7 @@ class EventWindow(msgspec.Struct, tag="window", kw_only=True):
     damage: list[str] = []
 
 
-Reading = EventsWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
+Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
 Given = EventWindow | Page | Rows
 
 
@@ -165,6 +173,9 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         case EventsWanted():
             wanted = None if reading.filter is None else _filter_of(reading.filter)
             yield from _windows(archive, archive.events(reading.since, wanted, until=reading.until))
+        case PlaceWanted():
+            position = archive.position_at(reading.timestamp)
+            yield EventWindow(events=[], position=position, cursor=archive.cursor(position))
         case StoryWanted():
             yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():

@@ -49,6 +49,7 @@ from rollcast.archive.readings import (
     ChainsWanted,
     EventsWanted,
     EventWindow,
+    PlaceWanted,
     Reading,
     RunsWanted,
     StepsWanted,
@@ -133,6 +134,11 @@ class RecordProcess:
         return self._items(
             StoryWanted(path=str(path), chain_id=chain_id, run_id=run_id, since=since, limit=limit)
         )
+
+    async def place_at(self, path: Path, timestamp: float) -> int:
+        """The position of the first event of a record that is not earlier than this. Raises what `Items` raises."""
+        items: Items[EventWindow] = self._items(PlaceWanted(path=str(path), timestamp=timestamp))
+        return (await _only(items)).position
 
     async def chains(self, path: Path, query: ChainQuery) -> Page:
         """A page of rows of chains. Raises what `Items` raises."""

@@ -58,6 +58,7 @@ from rollcast.serve.protocol import (
     encode_frame,
     is_of_later_server,
 )
+from rollcast.serve.returning import Repetitions
 from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
 from rollcast.serve.tls import client_context
 from rollcast.text import printable_line
@@ -116,6 +117,7 @@ class ClientSession:
         self._parts: list[StreamEvent] = []  # the events of a batch that is not complete yet
         self._parts_came = 0
         self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
+        self._repetitions = Repetitions()
         self._last = self._continuity.last  # the same dict: seq of the last event of each open run
 
     def receive_message(self, message: str | bytes) -> tuple[list[ClientFrame], list[StreamEvent]]:
@@ -149,6 +151,8 @@ class ClientSession:
                 return [], []  # nobody asked for it
             case Subscribed():
                 self.recovered = frame.recovered
+                if frame.recovered and self.cursor is not None:
+                    self._repetitions.returned(self._last, self._continuity.has_ended)
                 if frame.cursor is not None:
                     self.cursor = frame.cursor
                 return [], self._in_order(self._continuity.subscribed(frame))
@@ -158,7 +162,7 @@ class ClientSession:
                     return [], []
                 for event in whole if self._check else ():
                     checked_event(event)
-                events = self._in_order(self._continuity.arrived(whole))
+                events = self._in_order(self._continuity.arrived(self._repetitions.new(whole)))
                 # Not earlier, since the caller gets nothing of a batch with a wrong event.
                 self.cursor = frame.cursor
                 return [], events

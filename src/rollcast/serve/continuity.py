@@ -129,6 +129,10 @@ class Continuity:
     def _listed_ended(self) -> list[str]:
         return [run_id for run_id, status in self._listed.items() if status != "running"]
 
+    def has_ended(self, run_id: str) -> bool:
+        """Whether the end of this run was seen, or a gap told of it."""
+        return self._ended.get(run_id, False)
+
     # -- what comes --------------------------------------------------------------------------------------------------------
 
     def arrived(self, events: list[StreamEvent]) -> list[StreamEvent]:

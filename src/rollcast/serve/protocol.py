@@ -8,6 +8,7 @@ One WebSocket text message is one frame, a JSON object tagged by `type`. `schema
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "Batch",
     "Cancel",
     "CancelRun",
+    "ChangeSpeed",
     "ClientFrame",
     "Close",
     "CloseCode",
@@ -52,9 +54,12 @@ __all__ = [
     "Rows",
     "RunInfo",
     "RunQuery",
+    "Seek",
+    "SeekReplay",
     "Send",
     "ServerFrame",
     "Session",
+    "Speed",
     "Stop",
     "StopQuery",
     "Subscribe",
@@ -72,7 +77,7 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts", "queries")  # what a side may support beyond 0.1
+FEATURES = ("parts", "queries", "replay")  # what a side may support beyond 0.1
 
 
 class CloseCode(IntEnum):
@@ -153,12 +158,20 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
         )
 
 
-class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor."""
+TimesAsFast = Annotated[float, msgspec.Meta(ge=0, le=1e6)] | Literal["max"]
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True):
+    """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor.
+
+    With a `speed`, the record is replayed from there, so many times as fast as it was; 0 waits for `speed` to change. It means
+    nothing for `live`.
+    """
 
     id: Id
     filter: FilterFrame = FilterFrame()
     since: str = "live"
+    speed: TimesAsFast | None = None
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
@@ -172,6 +185,24 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
     """Stop watching."""
 
     id: Id
+
+
+class Seek(msgspec.Struct, frozen=True, tag="seek", omit_defaults=True):
+    """Go on with a subscription at another place of the record: at a cursor, or at a time in seconds since the epoch.
+
+    The answer is `subscribed`. Chains that are open at that place begin in the middle.
+    """
+
+    id: Id
+    cursor: str | None = None
+    time: float | None = None
+
+
+class Speed(msgspec.Struct, frozen=True, tag="speed"):
+    """Go on with a replay at another speed; 0 pauses it. The answer is `done`."""
+
+    id: Id
+    speed: TimesAsFast
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
@@ -351,7 +382,7 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
     id: str | None = None
 
 
-ClientFrame = Hello | Subscribe | Update | Unsubscribe | Cancel | Query | Stop | Ping | Pong
+ClientFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
 ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong
 
 _encoder = msgspec.json.Encoder()
@@ -464,11 +495,19 @@ class Greet:
 
 @dataclass(frozen=True)
 class OpenSubscription:
-    """Answer `subscribed`, and send what the filter wants from there on. `since` None: change the open subscription."""
+    """Answer `subscribed`, and send what the filter wants from there on.
+
+    Attributes:
+        id: of the subscription.
+        filter: which events.
+        since: from where; None: change the open subscription.
+        speed: of a replay of the record, from 0 upward, perhaps infinite; None: no replay.
+    """
 
     id: str
     filter: EventFilter
     since: str | None
+    speed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -476,6 +515,23 @@ class CloseSubscription:
     """End the subscription."""
 
     id: str
+
+
+@dataclass(frozen=True)
+class SeekReplay:
+    """Go on with the subscription at this cursor, or at this time, and answer `subscribed` or `error`."""
+
+    id: str
+    cursor: str | None
+    time: float | None
+
+
+@dataclass(frozen=True)
+class ChangeSpeed:
+    """Go on with the replay at this speed, from 0 upward, perhaps infinite; answer `done` or `error`."""
+
+    id: str
+    speed: float
 
 
 @dataclass(frozen=True)
@@ -507,7 +563,18 @@ class StopQuery:
     id: str
 
 
-Action = Send | Close | Greet | OpenSubscription | CloseSubscription | CancelRun | RunQuery | StopQuery
+Action = (
+    Send
+    | Close
+    | Greet
+    | OpenSubscription
+    | CloseSubscription
+    | SeekReplay
+    | ChangeSpeed
+    | CancelRun
+    | RunQuery
+    | StopQuery
+)
 Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
 
 
@@ -693,6 +760,14 @@ class Session:
                     return [_unknown(frame.id)]
                 self.subscriptions.discard(frame.id)
                 return [CloseSubscription(frame.id), Send(Done(frame.id))]
+            case Seek() | Speed():
+                if refused := refusal(grant, Door.SUBSCRIBE):
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
+                if frame.id not in self.subscriptions:
+                    return [_unknown(frame.id)]
+                return [
+                    _seek(frame) if isinstance(frame, Seek) else ChangeSpeed(frame.id, _factor(frame.speed))
+                ]
             case Cancel():
                 if refused := refusal(grant, Door.CANCEL):
                     return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
@@ -740,7 +815,12 @@ class Session:
         if isinstance(wanted, Send):
             return [wanted]
         self.subscriptions.add(frame.id)
-        return [OpenSubscription(frame.id, wanted, frame.since)]
+        speed = None if frame.speed is None or frame.since == "live" else _factor(frame.speed)
+        return [OpenSubscription(frame.id, wanted, frame.since, speed)]
+
+    def refused(self, id: str) -> None:
+        """Note that a subscription could not be opened."""
+        self.subscriptions.discard(id)
 
     def _update(self, frame: Update) -> list[Action]:
         if frame.id not in self.subscriptions:
@@ -773,6 +853,16 @@ def _wrong_in_query(query: Query) -> str | None:
     if what != "chains" and (query.filter or query.sort is not None or query.watch):
         return f"a query for `{what}` takes no filter, sort or watch; only `chains` does"
     return None
+
+
+def _factor(speed: float | Literal["max"]) -> float:
+    return math.inf if speed == "max" else speed
+
+
+def _seek(frame: Seek) -> Action:
+    if (frame.cursor is None) == (frame.time is None):
+        return Send(ErrorFrame(ErrorCode.BAD_REQUEST, "seek needs either a cursor or a time", frame.id))
+    return SeekReplay(frame.id, frame.cursor, frame.time)
 
 
 def _unknown(id: str) -> Send:

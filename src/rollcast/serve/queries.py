@@ -84,7 +84,7 @@ class Queries:
     """
 
     def __init__(self, broadcaster: Broadcaster) -> None:
-        self.records = RecordProcess()
+        self.records = broadcaster.feeds.records
         self._broadcaster = broadcaster
         self._table = _Table(broadcaster, self.records)
         self._tasks: dict[tuple[Client, str], asyncio.Task[None]] = {}
@@ -154,6 +154,8 @@ class Queries:
     async def record(self, missing: list[str]) -> ArchiveObserver | None:
         """The record of the runs, up to date, or None; what it lacks is added to `missing`."""
         manager = self.manager
+        if manager is None and (past := self._broadcaster.feeds.record) is not None:
+            return past  # the manager is closed, and nothing more is recorded
         record = None if manager is None else record_of(manager)
         if record is None:
             missing.append(NO_RECORD)

@@ -200,8 +200,8 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
+        self._broadcaster.detach()  # before the process that reads records ends, which some clients are given one by
         await self._queries.aclose()
-        self._broadcaster.detach()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
