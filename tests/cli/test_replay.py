@@ -1,11 +1,11 @@
 """`rollcast replay`: a recorded run as it was seen live."""
 
 import asyncio
-import io
 import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from functools import partial
 
 import pytest
@@ -227,16 +227,25 @@ PIECES = st.lists(
 )
 
 
-def printed(events):
-    out = io.StringIO()
+@pytest.fixture(scope="module")
+def file():
+    """It is printed to by lines, as a pipe is."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as out:
+        yield out
+
+
+def printed(out, events):
+    out.seek(0)
+    out.truncate()
     console = ConsoleStreamObserver(file=out)
     asyncio.run(console.on_batch(events))
     asyncio.run(console.aclose())
-    return out.getvalue()
+    out.seek(0)
+    return out.read()
 
 
 @given(st.lists(PIECES, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_however_chunks_were_merged_the_console_prints_the_same(texts, random):
+def test_however_chunks_were_merged_the_console_prints_the_same(file, texts, random):
     """Chunks of several chains, written in blocks of any size."""
     events, offsets, queues = [], {}, [list(pieces) for pieces in texts]
     while any(queues):
@@ -254,7 +263,7 @@ def test_however_chunks_were_merged_the_console_prints_the_same(texts, random):
         size = random.randint(1, 12)
         merged += _merged(rest[:size], lines)
         rest = rest[size:]
-    assert printed(merged) == printed(events)
+    assert printed(file, merged) == printed(file, events)
 
 
 def test_a_replay_without_tokens_shows_whole_generations(tmp_path):
