@@ -125,6 +125,17 @@ def test_the_options_say_what_is_kept_and_what_it_is_called(tmp_path):
     assert f"show 'a b/{entry.name}'" in done.stderr
 
 
+def test_what_an_alert_goes_to_is_not_in_the_record(tmp_path):
+    """The path of a webhook's address is its key. A `~` that the shell left in the directory is the home folder."""
+    options = ["--alert", "true /services/T0/hunter2", "--record-dir=~/records"]
+    done = rollcast(*RUN, *options, cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (entry,) = list_records(tmp_path / "records")
+    assert "hunter2" not in (entry.path / "run.json").read_text()
+    shown = rollcast("show", "latest", "--record-dir=~/records", cwd=tmp_path, HOME=str(tmp_path))
+    assert entry.name in shown.stdout
+
+
 @pytest.mark.parametrize("name", ["\udcff", "a\n\x1b[31mb", "日本", "latest", "x" * 300, '"', "../x"])
 def test_any_name_will_do(tmp_path, name):
     """The folder has a plain one, and `run.json` has it as it is, as far as JSON can hold it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -143,10 +142,10 @@ class RunRecord:
 
 
 def record_directory(given: str | None) -> Path:
-    """Where records are: as the option says, or `ROLLCAST_RECORDS`, or `rollcast-runs` in the current folder."""
-    from rollcast.archive.format import DIRECTORY  # noqa: PLC0415  (not with --no-record)
+    """Where records are, see `rollcast.archive.index.record_directory`."""
+    from rollcast.archive import index  # noqa: PLC0415  (not with --no-record)
 
-    return Path(given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+    return index.record_directory(given)
 
 
 def name_of_agent(agent: BaseAgent, target: str) -> str:
@@ -199,7 +198,7 @@ def record_for(
         return RunRecord(own, ours=False)
     budget = None if recording.budget is None else _budget_of(recording.budget)
     if recording.directory is not None:
-        _ensure_writable(Path(recording.directory))
+        _ensure_writable(recording.directory)
     observer = ArchiveObserver.within(
         recording.directory,
         name=recording.name or name,
@@ -275,7 +274,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _ensure_writable(directory: Path) -> None:
+def _ensure_writable(given: str) -> None:
     """Make the directory that the user named, and try it.
 
     Raises:
@@ -283,6 +282,7 @@ def _ensure_writable(directory: Path) -> None:
     """
     from rollcast.archive.writer import prepare_directory  # noqa: PLC0415  (not with --no-record)
 
+    directory = record_directory(given)
     try:
         prepare_directory(directory)
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:

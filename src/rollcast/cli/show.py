@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollcast.archive.index import find_record
+from rollcast.archive.index import find_record, record_directory
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
 from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
 from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.output import Output
-from rollcast.cli.recording import record_directory
 from rollcast.cli.records import state_word
 from rollcast.cli.replay import warn_of_damage
 from rollcast.errors import ArchiveError, InputError
