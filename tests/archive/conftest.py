@@ -96,7 +96,9 @@ class Stage:
 
 @pytest.fixture
 async def stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "FIRST_BEAT_S", worker.BEAT_S)  # tests beat themselves, and copy the folder meanwhile
+    monkeypatch.setattr(
+        worker, "FIRST_BEAT_S", worker.BEAT_S
+    )  # tests beat themselves, and copy the folder meanwhile
     stage = Stage(tmp_path / "runs" / "r")
     yield stage
     await stage.manager.aclose()

@@ -123,7 +123,9 @@ class ArchiveObserver(StreamObserver):
         folder = _absolute(record_directory(directory))
         began = time.time()
         masker = masker_of(options.get("masker"))
-        shown = name if masker is None else masker.text(name)  # `run.json` does not tell what is masked in it either
+        shown = (
+            name if masker is None else masker.text(name)
+        )  # `run.json` does not tell what is masked in it either
 
         def draw() -> Path:
             path = folder / record_name(shown, began, secrets.token_hex(2))

@@ -23,23 +23,20 @@ class Outcome(NamedTuple):
         chain_id: of the chain.
         reward: None if it has none.
         end: its `finish_reason`, or how it stands if it has no end: `running`, `lost`.
-        error: what went wrong in the chain or in its reward.
+        error: the text of its latest error.
+        unscored: its reward failed.
     """
 
     chain_id: str
     reward: float | None
     end: str
     error: str | None
+    unscored: bool
 
     @property
     def failed(self) -> bool:
         """Whether the chain itself failed, or has no end because its run died."""
         return self.end in ("error", "lost")
-
-    @property
-    def unscored(self) -> bool:
-        """Whether the chain is whole and its reward failed."""
-        return self.reward is None and self.error is not None and not self.failed
 
     def word(self) -> tuple[str, str]:
         """Its reward, or how it ended, and the style of that."""
@@ -68,7 +65,9 @@ def outcome_row(outcomes: Iterable[Outcome], glyphs: Glyphs) -> Row:
 
 def cause_rows(outcomes: Iterable[Outcome], glyphs: Glyphs) -> list[Row]:
     """Why chains failed or have no reward: the most frequent causes, each once and how often it occurred."""
-    causes = Counter(each.cause() for each in outcomes if each.error and (each.failed or each.unscored))
+    causes = Counter(
+        each.cause() for each in outcomes if each.error and (each.end == "error" or each.unscored)
+    )
     return [
         [(f"{count} {glyphs.times} ", "bold"), *_shown(cause, glyphs)]
         for cause, count in causes.most_common(_SHOWN_CAUSES)

@@ -80,7 +80,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _CONVERSATIONS = frozenset({"messages", "unlisted_messages"})
-_SECRET_OPTIONS = frozenset({"--alert"})  # their names do not say it: the path of a webhook's address is its key
+_SECRET_OPTIONS = frozenset(
+    {"--alert"}
+)  # their names do not say it: the path of a webhook's address is its key
 _SAID = frozenset({"content", "reasoning", "reasoning_content"})  # of a message of an assistant
 
 Pattern = str | re.Pattern[str]
