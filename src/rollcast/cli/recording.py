@@ -243,9 +243,14 @@ def _budget_of(text: str) -> int:
     from rollcast.archive.budget import bytes_of  # noqa: PLC0415  (not with --no-record)
 
     try:
-        return bytes_of(text)
+        size = bytes_of(text)
     except InputError as error:
         raise InputError(f"--record-budget: {error}") from None
+    if text.strip()[-1].isdecimal():  # who forgets the GB would lose the events of all records
+        raise InputError(
+            f"--record-budget is {text.strip()!r:.40}, without a unit; give one: 20GB, 500MB, or 100B for bytes"
+        )
+    return size
 
 
 def _keep_within(directory: Path, budget: int) -> None:
@@ -260,18 +265,21 @@ def _keep_within(directory: Path, budget: int) -> None:
     if done.records:
         count = f"{len(done.records):,} record{'s' * (len(done.records) != 1)}"
         warn(
-            f"the records had {_megabytes(done.before)}; what takes most room was taken out of {count}, the oldest first: "
-            f"now they have {_megabytes(done.after)}"
+            f"to keep within --record-budget, tokens or events were removed from {count}, the oldest first: the records took "
+            f"{_size_text(done.before)} and now take {_size_text(done.after)}"
         )
     if done.over:
         warn(
-            f"the records have {_megabytes(done.after)}, which is more than --record-budget: lists, noted chains, and records "
-            "that are open or of other hosts stay"
+            f"the records take {_size_text(done.after)}, which is more than --record-budget: lists, chains with notes, and records "
+            "that are being written or are from other hosts are kept"
         )
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size_text(size: int) -> str:
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:,.1f} {unit}"
+    return f"{size} B"
 
 
 def _ensure_writable(given: str) -> None:

@@ -138,6 +138,9 @@ def _replay(
         _stop_if_unread(console, log)
     finally:
         manager.close()
+    if log is not None and log.incomplete is not None:
+        where = log.path or "the standard output"
+        raise InputError(f"{where} lacks events: {log.incomplete}; make room, or write elsewhere")
 
 
 def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:
