@@ -6,7 +6,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from rollcast import StreamingManager
-from rollcast.archive import ArchiveObserver
+from rollcast.archive import ArchiveObserver, worker
 from rollcast.archive.reader import Archive
 
 READING = {
@@ -95,7 +95,10 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(tmp_path):
+async def stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        worker, "FIRST_BEAT_S", worker.BEAT_S
+    )  # tests beat themselves, and copy the folder meanwhile
     stage = Stage(tmp_path / "runs" / "r")
     yield stage
     await stage.manager.aclose()

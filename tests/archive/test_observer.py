@@ -27,7 +27,7 @@ from rollcast import (
 )
 from rollcast.archive import ArchiveObserver, worker, zstd
 from rollcast.archive import format as fmt
-from rollcast.archive.index import read_run_file
+from rollcast.archive.index import read_run_file, record_directory
 from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
@@ -269,6 +269,23 @@ async def test_records_in_a_directory_are_named_by_time_and_task(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert ArchiveObserver.within().path.parent == tmp_path / "rollcast-runs"
     assert not (tmp_path / "rollcast-runs").exists()
+
+
+async def test_a_directory_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
+    """A `~` reaches Rollcast as it was typed in `--record-dir=~/runs` and in files of variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ArchiveObserver.within("~/here").path.parent == tmp_path / "here"
+    monkeypatch.setenv("ROLLCAST_RECORDS", "~/there")
+    assert ArchiveObserver.within().path.parent == tmp_path / "there"
+    assert record_directory("~nobody-of-that-name/runs") == Path("~nobody-of-that-name/runs")
+
+
+async def test_a_secret_in_the_name_is_not_in_the_name_of_the_folder(tmp_path, monkeypatch):
+    """As little as in `run.json`."""
+    monkeypatch.setenv("SOME_API_KEY", "hunter2hunter2")
+    assert "hunter2" not in ArchiveObserver.within(tmp_path, name="try hunter2hunter2").path.name
+    open_name = ArchiveObserver.within(tmp_path, name="try hunter2hunter2", masker=False).path.name
+    assert "-try-hunter2hunter2-" in open_name
 
 
 async def test_an_agents_run_is_recorded_with_its_trajectories(tmp_path):
@@ -605,6 +622,18 @@ async def test_the_heartbeat_names_the_process(stage):
     before = writer.heartbeat
     await asyncio.to_thread(_beat, stage.observer)
     assert read_run_file(stage.path).writer.heartbeat > before
+
+
+async def test_a_run_that_has_just_begun_is_counted(stage, monkeypatch):
+    """`run.json` is written soon, and then less and less often: who dies in the first ten seconds has figures too."""
+    monkeypatch.setattr(worker, "FIRST_BEAT_S", 0.01)
+    stage.observe()
+    async with stage.manager.run(chains=2) as run:
+        run.chain([{"role": "user", "content": "q"}]).start().end("answered")
+        await stage.recorded()
+        while await asyncio.to_thread(lambda: read_run_file(stage.path).totals.chains) == 0:
+            await asyncio.sleep(0.01)
+        assert (await asyncio.to_thread(read_run_file, stage.path)).status == "running"
 
 
 async def test_a_forked_child_leaves_the_record_alone(stage):

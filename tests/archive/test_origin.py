@@ -109,6 +109,8 @@ def test_what_run_json_cannot_say_is_refused(tmp_path, about):
         (["--backend-option", "api_key=x=y"], ["--backend-option", "api_key=[masked:argument]"]),
         (["--tokens", "token", "--max-tokens", "5"], ["--tokens", "token", "--max-tokens", "5"]),
         (["--token"], ["--token"]),
+        (["--alert", "https://hooks.example.com/T0/B0/x"], ["--alert", "[masked:argument]"]),
+        (["--alert=python tell.py --to x"], ["--alert=[masked:argument]"]),
         (["auth.py:agent", "author=me"], ["auth.py:agent", "author=me"]),
     ],
 )

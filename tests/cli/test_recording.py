@@ -125,6 +125,17 @@ def test_the_options_say_what_is_kept_and_what_it_is_called(tmp_path):
     assert f"show 'a b/{entry.name}'" in done.stderr
 
 
+def test_what_an_alert_goes_to_is_not_in_the_record(tmp_path):
+    """The path of a webhook's address is its key. A `~` that the shell left in the directory is the home folder."""
+    options = ["--alert", "true /services/T0/hunter2", "--record-dir=~/records"]
+    done = rollcast(*RUN, *options, cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (entry,) = list_records(tmp_path / "records")
+    assert "hunter2" not in (entry.path / "run.json").read_text()
+    shown = rollcast("show", "latest", "--record-dir=~/records", cwd=tmp_path, HOME=str(tmp_path))
+    assert entry.name in shown.stdout
+
+
 @pytest.mark.parametrize("name", ["\udcff", "a\n\x1b[31mb", "日本", "latest", "x" * 300, '"', "../x"])
 def test_any_name_will_do(tmp_path, name):
     """The folder has a plain one, and `run.json` has it as it is, as far as JSON can hold it."""
@@ -154,6 +165,7 @@ def test_any_name_will_do(tmp_path, name):
         (["--record-dir", "x" * 300], "cannot be written to: File name too long"),
         (["--record-dir", ""], "--record-dir is empty"),
         (["--no-record", "--record-budget", "1GB"], "--no-record and --record-budget are both given"),
+        (["--record-budget", "20"], "--record-budget is '20', without a unit; give one: 20GB"),
         (["--record-budget", "much"], "--record-budget: 'much' is not a size; expected one such as 20GB"),
         (["--name", " "], "--name is empty"),
         (["--tag", ""], "--tag is empty"),
@@ -449,14 +461,15 @@ def test_a_budget_makes_room_in_the_oldest_records(tmp_path):
     assert second.returncode == 0
     said = second.stderr.splitlines()
     assert re.match(
-        r"rollcast: the records had .* taken out of 1 record, the oldest first: now they have", said[0]
+        r"rollcast: .* were removed from 1 record, the oldest first: the records took \d.* and now take \d",
+        said[0],
     )
     newest = Archive.open(tmp_path / named_last(second)[0])
     assert newest.trajectory("chain_0").token_ids
     with pytest.raises(ArchiveError, match="no trajectory of chain_0"):
         Archive.open(path).trajectory("chain_0")
     assert rollcast("show", path.name, cwd=tmp_path).stdout == shown
-    third = rollcast(*RUN, "--record-budget", "1", cwd=tmp_path)
+    third = rollcast(*RUN, "--record-budget", "1B", cwd=tmp_path)
     assert "which is more than --record-budget" in third.stderr.splitlines()[-2]
     named_last(third)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -316,6 +317,15 @@ def test_a_run_that_goes_on_is_replayed(tmp_path):
     manager.close()
     assert (out.exit_code, "★ reward 0.5" in out.stdout) == (0, True)
     assert "--follow waits for what comes" in out.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_lines_that_cannot_be_written_are_an_error(tmp_path):
+    """Unlike a run, a replay is for nothing else."""
+    recorded(tmp_path / "r")
+    out = called("replay", "r", "--speed", "max", "--json", "/dev/full", "--record-dir", tmp_path)
+    assert isinstance(out.exception, InputError)
+    assert str(out.exception).startswith("/dev/full lacks events: ")
 
 
 def test_damage_is_told_after_what_could_be_read(tmp_path):

@@ -1,5 +1,8 @@
 """`rollcast show`: one screen of a recorded run, a training step, a group or a chain."""
 
+import json
+import time
+
 import pytest
 from typer.testing import CliRunner
 
@@ -74,7 +77,7 @@ def test_a_run_is_its_groups(run):
     assert "r · sums · ended" in out
     assert "4 chains in 2 groups · mean reward 0.583 (0.25 to 1) · 3 answered, 1 error" in out
     assert "group_0  0.62  1 0.25\n  ▸ question 0 of step 1\n    reference 0\n" in out
-    assert "group_1  0.50  0.5 -\n" in out
+    assert "group_1  0.50  0.5 error\n" in out
 
 
 def test_the_worst_and_the_best_chain(run):
@@ -109,7 +112,7 @@ def test_one_group(run):
 def test_tokens_are_listed(run):
     """Ids with their log-probabilities, generation by generation, whether chunks were recorded or not."""
     out = shown(run, "r", "--chain", "chain_2", "--tokens")
-    assert "2 tokens; log-probability -0.875 at the mean, -1.500 at the lowest\n" in out
+    assert "2 tokens; log-probability -0.875 on average, -1.500 at the lowest\n" in out
     assert "42(-0.25) 50(-1.5)\n" in out
     assert "62(-0.5)\n" in out
 
@@ -302,3 +305,80 @@ def test_an_evaluation_is_not_a_training_step(tmp_path):
     text = shown(tmp_path, "r")
     assert "training step 1 · 2 chains in 1 group" in text
     assert "question 0 of step 9" not in text
+
+
+def test_why_chains_failed_stands_above(run):
+    """Each cause once, and how often; and each chain of a group has its reward or how it ended."""
+    out = shown(run, "r")
+    assert "1 × the tool broke\n" in out
+    assert "the tool broke" not in shown(run, "r", "--group", "group_0")
+
+
+def failing_reward(path, count):
+    """A record of a run whose reward failed in all chains but the first."""
+    manager = recorded(path)
+    with manager.run(chains=count) as run:
+        for n in range(count):
+            with run.chain([{"role": "user", "content": "q"}], group_id="group_0") as chain:
+                with chain.generation(prompt_ids=[1]) as generation:
+                    generation.chunk("x", [1], [-0.5])
+                if n == 0:
+                    chain.reward(1.0)
+                else:
+                    chain.error(ZeroDivisionError(f"reward 'f' of chain_{n} raised"), "reward")
+                chain.end("answered", "x")
+    manager.close()
+
+
+def test_a_reward_that_failed_is_told(tmp_path):
+    """In the totals, in its group, with its cause, and as what failed: the chain itself did answer."""
+    failing_reward(tmp_path / "r", 3)
+    out = shown(tmp_path, "r")
+    assert "3 answered; 2 of the rewards failed · 3 tokens" in out
+    assert "2 × reward 'f' raised\n" in out
+    assert "group_0  1.00  1 reward failed reward failed\n" in out
+    assert "chain_1 of group_0" in shown(tmp_path, "r", "--failed")
+    lines = shown(tmp_path, "r", "--group", "group_0").splitlines()
+    assert "chain_1  -  answered, reward failed  1 step, 1 token  reward 'f' raised" in lines
+
+
+def test_an_error_of_a_tool_is_no_failed_reward(tmp_path):
+    """The chain went on after it."""
+    manager = recorded(tmp_path / "r")
+    with manager.run(chains=1) as run, run.chain([{"role": "user", "content": "q"}]) as chain:
+        chain.error(ValueError("no such place"), "tool:look")
+        chain.end("answered", "x")
+    manager.close()
+    out = shown(tmp_path, "r")
+    assert ("failed" in out.replace("--failed", ""), "no such place" in out) == (False, False)
+    assert "no chain failed" in shown(tmp_path, "r", "--failed")
+
+
+def test_what_the_record_lacks_is_told(run):
+    """Also by `stats`. Of a record without any chain that is all there is to show."""
+    path = run / "r" / "run.json"
+    facts = json.loads(path.read_text())
+    facts["totals"] |= {"lost": 775, "trajectories_lost": 1}
+    path.write_text(json.dumps(facts))
+    sentence = "≋ not complete: 775 events and 1 trajectory could not be recorded\n"
+    assert sentence in shown(run, "r")
+    assert sentence in CliRunner().invoke(app, ["stats", "r", "--record-dir", str(run)]).stdout
+    for file in (run / "r" / "chains.jsonl", *(run / "r" / "events").iterdir()):
+        file.unlink()
+    lines = shown(run, "r").splitlines()
+    assert lines[1:3] == ["0 chains · 0 tokens", sentence.strip()]
+
+
+def test_a_run_that_goes_on_has_taken_until_now(run):
+    """One that crashed took until its writer was last heard, and the command that recovers it can be typed."""
+    path = run / "r" / "run.json"
+    facts = json.loads(path.read_text())
+    facts |= {"status": "running", "ended_at": None, "started_at": time.time() - 3600.0}
+    path.write_text(json.dumps(facts))
+    assert " · running · 1 h 00 min" in shown(run, "r").splitlines()[0]
+    facts["writer"] |= {"started": facts["writer"]["started"] + 1, "heartbeat": facts["started_at"] + 90.0}
+    path.write_text(json.dumps(facts))
+    out = CliRunner().invoke(app, ["show", str(run / "r"), "--failed"])
+    assert " · crashed · 1 min 30 s" in out.stdout.splitlines()[0]
+    assert out.stderr.count("its writer died; `") == 1
+    assert f"recover {run / 'r'}` makes the record whole" in out.stderr

@@ -64,7 +64,7 @@ def test_the_figures_as_tables(run):
     """The same, for people."""
     out = stats(run, "sums")
     assert "chains  4 in 2 groups: 3 answered, 1 error" in out
-    assert "tokens  10 sampled, 2.5 a chain at the mean" in out
+    assert "tokens  10 sampled, 2.5 a chain on average" in out
     assert "  tool:look ValueError  1\n" in out
     tools = out[out.index("tools") :].splitlines()[2].split()
     assert tools[:3] == ["look", "4", "1"]

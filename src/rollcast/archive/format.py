@@ -359,7 +359,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
         tool_use: the same by tool: `calls`, `failed` and `seconds`.
         truncated: generations that ended at their limit of tokens.
         answer: the final response, at most 4,096 characters of it.
-        error: the text of its latest error.
+        error, error_where: the text of its latest error, and where it happened: `backend`, `tool:NAME`, `parser`, `reward`.
         first, last: positions of its events.
         trajectory: position of its line among the trajectories.
     """
@@ -397,6 +397,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     truncated: int | None = None
     answer: str | None = None
     error: str | None = None
+    error_where: str | None = None
     first: int | None = None
     last: int | None = None
     trajectory: int | None = None

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from rollcast.archive.format import RUN_FILE, RunFile, check_format
+from rollcast.archive.format import DIRECTORY, RUN_FILE, RunFile, check_format
 from rollcast.archive.owner import is_alive
 from rollcast.errors import ArchiveError
 from rollcast.records.jsonable import JSON_ERRORS
 
-__all__ = ["RecordEntry", "State", "find_record", "list_records", "read_run_file", "state_of"]
+__all__ = [
+    "RecordEntry",
+    "State",
+    "find_record",
+    "list_records",
+    "read_run_file",
+    "record_directory",
+    "state_of",
+]
 
 State = Literal["running", "ended", "crashed", "silent"]
 
@@ -81,6 +90,16 @@ def state_of(facts: RunFile, now: float | None = None) -> tuple[State, float]:
     if alive is None:
         return ("silent" if silence > SILENT_S else "running"), silence
     return ("running" if alive else "crashed"), silence
+
+
+def record_directory(given: str | os.PathLike[str] | None = None) -> Path:
+    """Where records are: in the given directory, or where `ROLLCAST_RECORDS` says, or in `rollcast-runs` in the current folder.
+
+    A `~` at its beginning is the home folder: shells do not replace it in `--record-dir=~/runs`, nor does anything in a file of
+    options or of variables.
+    """
+    named = given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY
+    return Path(os.path.expanduser(named))  # noqa: PTH111  (unlike Path.expanduser it never raises)
 
 
 def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]:

@@ -18,7 +18,8 @@ from typing import Any, Self
 import msgspec
 
 from rollcast.aio import follower
-from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, Totals, record_name, types_of
+from rollcast.archive.format import RUN_FILE, Level, RunFile, Totals, record_name, types_of
+from rollcast.archive.index import record_directory
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder, Written
 from rollcast.errors import InputError
@@ -119,11 +120,15 @@ class ArchiveObserver(StreamObserver):
             name: of the task.
             options: as of the class.
         """
-        folder = _absolute(directory or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+        folder = _absolute(record_directory(directory))
         began = time.time()
+        masker = masker_of(options.get("masker"))
+        shown = (
+            name if masker is None else masker.text(name)
+        )  # `run.json` does not tell what is masked in it either
 
         def draw() -> Path:
-            path = folder / record_name(name, began, secrets.token_hex(2))
+            path = folder / record_name(shown, began, secrets.token_hex(2))
             return draw() if os.path.lexists(path) else path
 
         observer = cls(draw(), name=name, **options)

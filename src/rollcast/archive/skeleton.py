@@ -267,6 +267,7 @@ class Skeleton:
             truncated=view.truncated,
             answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
             error=None if view.error is None else view.error["error"],
+            error_where=None if view.error is None else view.error["where"] or None,
             last=chain.last,
         )
 

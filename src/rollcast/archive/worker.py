@@ -18,6 +18,7 @@ logger = logging.getLogger("rollcast.archive")
 
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
 BEAT_S = 10.0
+FIRST_BEAT_S = 0.5  # then twice as long each time, so that a list shows something of a run that has just begun or died early
 _SOON = 512  # waiting events, from which on they are written at once
 _FULL_EVENTS, _FULL_BYTES = (
     4096,
@@ -136,11 +137,13 @@ class Worker:
     def _run(self) -> None:
         try:
             self._attempt(self._recorder.open)
-            next_beat = time.monotonic() + BEAT_S
+            pause = min(FIRST_BEAT_S, BEAT_S)
+            next_beat = time.monotonic() + pause
             while self._write_what_waits():
                 if time.monotonic() >= next_beat:
                     self._attempt(self._recorder.beat)
-                    next_beat = time.monotonic() + BEAT_S
+                    pause = min(2 * pause, BEAT_S)
+                    next_beat = time.monotonic() + pause
             self._attempt(self._recorder.finish)
         finally:
             with self._wake:

@@ -11,7 +11,7 @@ from rollcast.records import StreamEvent, StreamEventType
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 
-__all__ = ["chain_rows", "duration_text", "number_text", "one_line_of"]
+__all__ = ["chain_rows", "counted", "duration_text", "number_text", "one_line_of"]
 
 _LINES = 12  # of one text
 _LINE_CHARS = 600
@@ -92,7 +92,7 @@ def _outcome(story: Story, rows: EventRows) -> Row:
     how = view.finish_reason if state == "ended" else state
     facts += [dot, *rows.line(str(how), 40, "fail" if how in ("error", "lost") else "done")]
     steps = view.steps if view.steps is not None else view.generations
-    facts += [dot, (f"{steps} {'step' if steps == 1 else 'steps'}", ""), dot, (f"{view.tokens:,} tokens", "")]
+    facts += [dot, (counted(steps, "step"), ""), dot, (counted(view.tokens, "token"), "")]
     if view.duration_s is not None:
         facts += [dot, (duration_text(view.duration_s), "")]
     return facts
@@ -179,9 +179,7 @@ def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
     facts = f"  {len(ids):,} tokens"
     known = [p for p in logprobs if math.isfinite(p)]
     if known:
-        facts += (
-            f"; log-probability {sum(known) / len(known):.3f} at the mean, {min(known):.3f} at the lowest"
-        )
+        facts += f"; log-probability {sum(known) / len(known):.3f} on average, {min(known):.3f} at the lowest"
     pairs = [
         f"{token}({number_text(logprobs[i])})" if i < len(logprobs) else str(token)
         for i, token in enumerate(ids[:_TOKENS])
@@ -214,7 +212,9 @@ def _end(story: Story, rows: EventRows) -> list[Row]:
     if view.gaps:
         found.append([(f"{rows.glyphs.gap} events of this chain are missing", "gap")])
     if story.row.get("state") == "lost":
-        found.append([(f"{rows.glyphs.gap} the run ended before the chain did", "gap")])
+        found.append(
+            [(f"{rows.glyphs.gap} this chain never ended: its run ended first, or its process died", "gap")]
+        )
     return found
 
 
@@ -231,6 +231,12 @@ def one_line_of(value: Any) -> str:
 def number_text(value: Any) -> str:
     """A reward as people read it; a dash if there is none."""
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 chain`, `2 chains`, `2 trajectories`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else plural}"
 
 
 def duration_text(seconds: float) -> str:

@@ -19,7 +19,7 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.archive.story import Story, stories_of
 from rollcast.cli.output import discard_stdout, warn
-from rollcast.cli.replay import warn_of_damage
+from rollcast.cli.records import warn_of_damage
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, encode
 from rollcast.text import terminal_safe_json, visible, well_formed

@@ -449,7 +449,10 @@ BestOption = Annotated[bool, typer.Option("--best", help="The chain with the hig
 
 FailedOption = Annotated[
     bool,
-    typer.Option("--failed", help="The first chain that failed, or that has no end because its run died."),
+    typer.Option(
+        "--failed",
+        help="The first chain that failed or has no end because its run died, or else the first whose reward failed.",
+    ),
 ]
 
 ShowGroupOption = Annotated[str | None, typer.Option("--group", help="The chains of this group (group_0 …).")]

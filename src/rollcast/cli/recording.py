@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -143,10 +142,10 @@ class RunRecord:
 
 
 def record_directory(given: str | None) -> Path:
-    """Where records are: as the option says, or `ROLLCAST_RECORDS`, or `rollcast-runs` in the current folder."""
-    from rollcast.archive.format import DIRECTORY  # noqa: PLC0415  (not with --no-record)
+    """Where records are, see `rollcast.archive.index.record_directory`."""
+    from rollcast.archive import index  # noqa: PLC0415  (not with --no-record)
 
-    return Path(given or os.environ.get("ROLLCAST_RECORDS") or DIRECTORY)
+    return index.record_directory(given)
 
 
 def name_of_agent(agent: BaseAgent, target: str) -> str:
@@ -199,7 +198,7 @@ def record_for(
         return RunRecord(own, ours=False)
     budget = None if recording.budget is None else _budget_of(recording.budget)
     if recording.directory is not None:
-        _ensure_writable(Path(recording.directory))
+        _ensure_writable(recording.directory)
     observer = ArchiveObserver.within(
         recording.directory,
         name=recording.name or name,
@@ -244,9 +243,14 @@ def _budget_of(text: str) -> int:
     from rollcast.archive.budget import bytes_of  # noqa: PLC0415  (not with --no-record)
 
     try:
-        return bytes_of(text)
+        size = bytes_of(text)
     except InputError as error:
         raise InputError(f"--record-budget: {error}") from None
+    if text.strip()[-1].isdecimal():  # who forgets the GB would lose the events of all records
+        raise InputError(
+            f"--record-budget is {text.strip()!r:.40}, without a unit; give one: 20GB, 500MB, or 100B for bytes"
+        )
+    return size
 
 
 def _keep_within(directory: Path, budget: int) -> None:
@@ -261,21 +265,24 @@ def _keep_within(directory: Path, budget: int) -> None:
     if done.records:
         count = f"{len(done.records):,} record{'s' * (len(done.records) != 1)}"
         warn(
-            f"the records had {_megabytes(done.before)}; what takes most room was taken out of {count}, the oldest first: "
-            f"now they have {_megabytes(done.after)}"
+            f"to keep within --record-budget, tokens or events were removed from {count}, the oldest first: the records took "
+            f"{_size_text(done.before)} and now take {_size_text(done.after)}"
         )
     if done.over:
         warn(
-            f"the records have {_megabytes(done.after)}, which is more than --record-budget: lists, noted chains, and records "
-            "that are open or of other hosts stay"
+            f"the records take {_size_text(done.after)}, which is more than --record-budget: lists, chains with notes, and records "
+            "that are being written or are from other hosts are kept"
         )
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size_text(size: int) -> str:
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:,.1f} {unit}"
+    return f"{size} B"
 
 
-def _ensure_writable(directory: Path) -> None:
+def _ensure_writable(given: str) -> None:
     """Make the directory that the user named, and try it.
 
     Raises:
@@ -283,6 +290,7 @@ def _ensure_writable(directory: Path) -> None:
     """
     from rollcast.archive.writer import prepare_directory  # noqa: PLC0415  (not with --no-record)
 
+    directory = record_directory(given)
     try:
         prepare_directory(directory)
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:

@@ -10,14 +10,35 @@ from typing import Any
 import msgspec
 
 from rollcast.archive.format import RunFile
-from rollcast.archive.index import RecordEntry, State, find_record, list_records, state_of
+from rollcast.archive.index import (
+    RecordEntry,
+    State,
+    find_record,
+    list_records,
+    record_directory,
+    state_of,
+)
+from rollcast.archive.lines import Damage
+from rollcast.archive.reader import Archive
 from rollcast.archive.recovery import recover
+from rollcast.cli.chain_screen import counted
+from rollcast.cli.itself import quoted, this_command
+from rollcast.cli.output import warn
 from rollcast.errors import ArchiveError
 from rollcast.text import printable_line
 
-__all__ = ["recover_command", "runs_command", "state_word"]
+__all__ = [
+    "ended_at",
+    "lacking",
+    "recover_command",
+    "runs_command",
+    "state_word",
+    "warn_of_damage",
+    "word_for",
+]
 
 _COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took")
+_NAMED_DAMAGE = 5
 _RIGHT = frozenset({"chains", "failed", "reward", "step", "took"})
 
 
@@ -61,8 +82,8 @@ def recover_command(directory: Path, word: str, *, force: bool) -> int:
         sys.stdout.write(f"{path} needs no recovery.\n")
         return 0
     sys.stdout.write(
-        f"{path} is recovered: {result.events:,} events; {result.gaps:,} runs and {result.lost_chains:,} chains have no "
-        f"end; {result.rows:,} rows were added.\n"
+        f"{path} is recovered: {counted(result.events, 'event')}; {counted(result.gaps, 'run')} and "
+        f"{counted(result.lost_chains, 'chain')} have no end; {counted(result.rows, 'row')} added.\n"
     )
     for damage in result.damage:
         sys.stdout.write(f"  lost: {printable_line(damage)}\n")
@@ -74,6 +95,35 @@ def state_word(facts: RunFile, state: State) -> str:
     if state == "silent":
         return f"silent for {_span(state_of(facts)[1])}"
     return facts.status if state == "ended" and facts.status in ("cancelled", "failed") else state
+
+
+def ended_at(facts: RunFile, state: State) -> float:
+    """When the record ended, in seconds since the epoch: now if it goes on, and if its writer is gone, when that was last heard."""
+    return facts.ended_at or (time.time() if state == "running" else facts.writer.heartbeat)
+
+
+def lacking(facts: RunFile) -> str | None:
+    """What the record lacks, as a sentence; None if it has everything."""
+    totals = facts.totals
+    counts = ((totals.lost, "event"), (totals.trajectories_lost, "trajectory"))
+    parts = [counted(count, noun) for count, noun in counts if count]
+    return f"not complete: {' and '.join(parts)} could not be recorded" if parts else None
+
+
+def word_for(path: Path) -> str:
+    """What means this record on the command line: its name if it is where records are by default, else its path; quoted."""
+    return quoted(path.name if path.parent == record_directory() else path)
+
+
+def warn_of_damage(archive: Archive, damage: list[Damage]) -> None:
+    """Say on the standard error what could not be read, and which command recovers it."""
+    for each in damage[:_NAMED_DAMAGE]:
+        warn(f"{archive.path.name} is damaged: {each}")
+    if len(damage) > _NAMED_DAMAGE:
+        warn(f"{len(damage) - _NAMED_DAMAGE:,} more places of it are damaged")
+    if archive.state == "crashed" and archive.facts.recovered_at is None:
+        command = f"{this_command()} recover {word_for(archive.path)}"
+        warn(f"its writer died; `{command}` makes the record whole")
 
 
 def _described(entry: RecordEntry) -> dict[str, Any]:
@@ -99,7 +149,6 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
     if facts is None:
         return (name, "", "damaged", "", "", "", "", "")
     totals, state = facts.totals, state_word(facts, entry.state)
-    end = facts.ended_at or (time.time() if entry.state == "running" else facts.writer.heartbeat)
     return (
         name,
         printable_line(facts.name, 30),
@@ -108,7 +157,7 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
         f"{totals.failed:,}",
         "" if totals.mean_reward is None else f"{totals.mean_reward:.3f}",
         f"{totals.train_steps:,}" if totals.train_steps else "",
-        _span(max(end - facts.started_at, 0.0)) if facts.started_at else "",
+        _span(max(ended_at(facts, entry.state) - facts.started_at, 0.0)) if facts.started_at else "",
     )
 
 

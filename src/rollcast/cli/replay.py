@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollcast.archive.index import find_record
-from rollcast.archive.lines import Damage
 from rollcast.archive.pace import Pace
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.cli.log import is_standard_output, log_at
 from rollcast.cli.output import warn
+from rollcast.cli.records import warn_of_damage
 from rollcast.errors import InputError
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream import StreamingManager
 from rollcast.terminal import ConsoleStreamObserver
 
-__all__ = ["ReplayOptions", "replay_command", "speed_of", "warn_of_damage"]
+__all__ = ["ReplayOptions", "replay_command", "speed_of"]
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
-_NAMED_DAMAGE = 5
 _READING_S = 86_400.0  # a pager may show the last page for long
 
 
@@ -87,16 +86,6 @@ def speed_of(text: str) -> float:
     return speed
 
 
-def warn_of_damage(archive: Archive, damage: list[Damage]) -> None:
-    """Say on the standard error what could not be read, and which command recovers it."""
-    for each in damage[:_NAMED_DAMAGE]:
-        warn(f"{archive.path.name} is damaged: {each}")
-    if len(damage) > _NAMED_DAMAGE:
-        warn(f"{len(damage) - _NAMED_DAMAGE:,} more places of it are damaged")
-    if archive.state == "crashed" and archive.facts.recovered_at is None:
-        warn(f"its writer died; `rollcast recover {archive.path.name}` makes the record whole")
-
-
 def _filter(archive: Archive, options: ReplayOptions) -> EventFilter:
     wanted = EventFilter(chains=options.chains, groups=options.groups, types=options.types)
     if options.step is None and not (options.chains or options.groups):
@@ -149,6 +138,9 @@ def _replay(
         _stop_if_unread(console, log)
     finally:
         manager.close()
+    if log is not None and log.incomplete is not None:
+        where = log.path or "the standard output"
+        raise InputError(f"{where} lacks events: {log.incomplete}; make room, or write elsewhere")
 
 
 def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:

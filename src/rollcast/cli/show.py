@@ -12,12 +12,11 @@ from rollcast.archive.index import find_record
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
-from rollcast.cli.chain_screen import chain_rows, duration_text, number_text, one_line_of
-from rollcast.cli.itself import quoted, this_command
+from rollcast.cli.chain_screen import chain_rows, counted, duration_text, number_text, one_line_of
+from rollcast.cli.itself import this_command
+from rollcast.cli.outcomes import Outcome, cause_rows, outcome_row
 from rollcast.cli.output import Output
-from rollcast.cli.recording import record_directory
-from rollcast.cli.records import state_word
-from rollcast.cli.replay import warn_of_damage
+from rollcast.cli.records import ended_at, lacking, state_word, warn_of_damage, word_for
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
 from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
@@ -29,7 +28,6 @@ __all__ = ["ShowOptions", "show_command"]
 
 _GROUPS = 12  # that have a line
 _CHAINS = 24
-_REWARDS = 8  # of a group, on its line
 _HINTS = 6
 _SETTINGS = 12
 _HINTED = 20_000  # chains in which hints are looked for: of more it would take seconds
@@ -86,27 +84,21 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
         return
     found = _hints(archive, rows, step, whole=options.group is None)
     out.say(_head(archive, texts), *_settings_rows(archive, texts))
-    out.say(*_totals(archive, rows, step, texts), *_hint_rows(found, len(rows), texts))
+    out.say(*_totals(archive, rows, step, texts))
+    out.say(*cause_rows(map(_outcome, rows), texts.glyphs), *_hint_rows(found, len(rows), texts))
     picked = _picked(archive, rows, options)
     if picked is not None:
         out.say([])
         _show_chain(archive, picked, out, options)
-    elif options.failed:
+        return
+    if options.failed:
         out.say([("no chain failed", "done")])
     elif options.group:
         out.say([], *_group_rows(archive, rows, texts))
     else:
         out.say([], *_overview(archive, rows, texts))
-        in_its_place = archive.path.parent == record_directory(None)
-        named = quoted(archive.path.name if in_its_place else archive.path)
-        out.say(
-            [
-                (
-                    f"more: {this_command()} show {named} --worst, --best, --failed, --group or --chain",
-                    "dim",
-                )
-            ]
-        )
+        more = f"more: {this_command()} show {word_for(archive.path)} --worst, --best, --failed, --group or --chain"
+        out.say([(more, "dim")])
     warn_of_damage(archive, [])
 
 
@@ -127,12 +119,15 @@ def _selected(archive: Archive, options: ShowOptions) -> tuple[list[dict[str, An
 def _picked(archive: Archive, rows: list[dict[str, Any]], options: ShowOptions) -> dict[str, Any] | None:
     """The one chain that is asked for; None if there is none, or all are."""
     if options.failed:
-        return next((r for r in rows if r.get("finish_reason") == "error" or r.get("state") == "lost"), None)
+        failed = [row for row in rows if _outcome(row).failed]
+        return next(iter(failed or [row for row in rows if _outcome(row).unscored]), None)
     if not (options.worst or options.best):
         return None
     rewarded = [row for row in rows if isinstance(row.get("reward"), int | float)]
     if not rewarded:
-        raise ArchiveError(f"none of these chains of {archive.path.name} has a reward")
+        raise ArchiveError(
+            f"none of these chains of {archive.path.name} has a reward; --failed shows one that failed, and --chain any"
+        )
     return (min if options.worst else max)(rewarded, key=lambda row: row["reward"])
 
 
@@ -185,8 +180,7 @@ def _head(archive: Archive, rows: EventRows) -> Row:
         if text:
             head += [dot, *rows.line(text, 40)]
     if facts.started_at:
-        end = facts.ended_at or max(facts.writer.heartbeat, facts.started_at)
-        head += [dot, (duration_text(end - facts.started_at), "")]
+        head += [dot, (duration_text(max(ended_at(facts, archive.state) - facts.started_at, 0.0)), "")]
     return head
 
 
@@ -211,14 +205,19 @@ def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, text
     rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]
     facts = [f"training step {step}"] if step is not None else []
     groups = len({row.get("group_id") for row in rows} - {None})
-    facts.append(_count(len(rows), "chain") + (f" in {_count(groups, 'group')}" if groups else ""))
+    facts.append(counted(len(rows), "chain") + (f" in {counted(groups, 'group')}" if groups else ""))
     if rewards:
         mean = sum(rewards) / len(rewards)
         facts.append(f"mean reward {mean:.3g} ({min(rewards):.3g} to {max(rewards):.3g})")
-    ends = Counter(str(row.get("finish_reason") or row.get("state")) for row in rows)
-    facts.append(", ".join(f"{n:,} {why}" for why, n in ends.most_common(4)))
-    facts.append(f"{sum(row.get('completion_tokens') or 0 for row in rows):,} tokens")
+    outcomes = [_outcome(row) for row in rows]
+    if rows:
+        ends = ", ".join(f"{n:,} {why}" for why, n in Counter(each.end for each in outcomes).most_common(4))
+        unscored = sum(each.unscored for each in outcomes)
+        facts.append(ends + (f"; {unscored:,} of the rewards failed" if unscored else ""))
+    facts.append(counted(sum(row.get("completion_tokens") or 0 for row in rows), "token"))
     found: list[Row] = [texts.line(dot.join(facts), 400)]
+    if (missing := lacking(archive.facts)) is not None:
+        found.append([(f"{texts.glyphs.gap} {missing}", "gap")])
     learned = [
         r for r in archive.train_rows() if r.get("train_step") == step and r.get("row") == "train_step"
     ]
@@ -285,8 +284,7 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
         known = [reward for reward in rewards if isinstance(reward, int | float)]
         line: Row = [*texts.line("without a group" if name is None else str(name), 24, "bold"), ("  ", "")]
         line += [(f"{sum(known) / len(known):.2f}" if known else "-", "reward"), ("  ", "")]
-        more = f" {texts.glyphs.more}" if len(rewards) > _REWARDS else ""
-        line += [(" ".join(map(number_text, rewards[:_REWARDS])) + more, "dim")]
+        line += outcome_row(map(_outcome, chains), texts.glyphs)
         found += [line, *_question(archive, chains[0], texts)]
     if len(groups) > _GROUPS:
         found.append([(f"{texts.glyphs.more} {len(groups) - _GROUPS:,} groups not shown", "gap")])
@@ -299,6 +297,19 @@ def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) 
     if hashes:  # several, if the rows are of several steps or runs
         found.append([("    prompt ", "dim"), *texts.line(", ".join(map(str, hashes)), 200)])
     return [*found, *_chain_lines(rows, texts)]
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    reward, error = row.get("reward"), row.get("error")
+    ended = row.get("state") == "ended"
+    unscored = ended and reward is None and row.get("error_where") == "reward"
+    return Outcome(
+        str(row["chain_id"]),
+        reward if isinstance(reward, int | float) else None,
+        str((row.get("finish_reason") if ended else row.get("state")) or "?"),
+        error if isinstance(error, str) else None,
+        unscored,
+    )
 
 
 def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[Row]:
@@ -319,14 +330,16 @@ def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[R
 def _chain_lines(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
     found: list[Row] = []
     for row in rows[:_CHAINS]:
-        how = row.get("finish_reason") if row.get("state") == "ended" else row.get("state")
+        outcome = _outcome(row)
+        how = f"{outcome.end}, reward failed" if outcome.unscored else outcome.end
         line: Row = [
             *texts.line(str(row["chain_id"]), 24, "bold"),
             ("  ", ""),
             (number_text(row.get("reward")), "reward"),
         ]
-        line += [("  ", ""), *texts.line(str(how), 24, "fail" if how in ("error", "lost") else "dim")]
-        for text in (_said_of(row), one_line_of(row.get("answer") or row.get("error") or "")):
+        line += [("  ", ""), *texts.line(how, 40, "fail" if outcome.failed or outcome.unscored else "dim")]
+        said = outcome.cause() if outcome.unscored else row.get("answer") or row.get("error") or ""
+        for text in (_said_of(row), one_line_of(said)):
             line += [("  ", ""), *texts.line(text, 80, "dim" if text == _said_of(row) else "")]
         found.append(line)
     if len(rows) > _CHAINS:
@@ -337,13 +350,9 @@ def _chain_lines(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
 def _said_of(row: dict[str, Any]) -> str:
     parts = []
     if row.get("steps") is not None:
-        parts.append(_count(row["steps"], "step"))
+        parts.append(counted(row["steps"], "step"))
     if row.get("completion_tokens") is not None:
-        parts.append(_count(row["completion_tokens"], "token"))
+        parts.append(counted(row["completion_tokens"], "token"))
     if isinstance(row.get("advantage"), int | float):
         parts.append(f"advantage {row['advantage']:+.3g}")
     return ", ".join(parts)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

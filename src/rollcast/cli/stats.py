@@ -11,9 +11,9 @@ import msgspec
 from rollcast.archive.figures import Figures, StepFigures, figures_of
 from rollcast.archive.index import find_record
 from rollcast.archive.reader import Archive
-from rollcast.cli.chain_screen import duration_text, number_text
+from rollcast.cli.chain_screen import counted, duration_text, number_text
 from rollcast.cli.output import Output, warn
-from rollcast.cli.replay import warn_of_damage
+from rollcast.cli.records import lacking, warn_of_damage
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 from rollcast.text import printable_line
@@ -24,6 +24,7 @@ _KINDS = 12  # of tools and of failures that have a line
 _STEPS = 12
 _TOOLS_BY_STEP = 4
 _TOOL_CHARS = 16
+_OPEN = frozenset(("running", "lost"))  # what chains that have no end are called
 
 
 def stats_command(directory: Path, word: str, *, json: bool, color: bool | None) -> int:
@@ -53,18 +54,26 @@ def stats_command(directory: Path, word: str, *, json: bool, color: bool | None)
 
 def _totals(archive: Archive, figures: Figures, texts: EventRows) -> list[Row]:
     ends = ", ".join(f"{n:,} {how}" for how, n in figures.ends.items())
+    reward = "none" if figures.mean_reward is None else f"{number_text(figures.mean_reward)} on average"
+    tokens = f"{figures.completion_tokens:,} sampled"
+    if figures.mean_tokens is not None:
+        tokens += f", {number_text(figures.mean_tokens)} a chain on average"
+    if not figures.ends.keys().isdisjoint(_OPEN):
+        tokens += ", in chains that ended"
     lines = [
-        ("chains", f"{figures.chains:,} in {figures.groups:,} groups: {ends}"),
-        ("reward", f"{number_text(figures.mean_reward)} at the mean"),
         (
-            "tokens",
-            f"{figures.completion_tokens:,} sampled, {number_text(figures.mean_tokens)} a chain at the mean",
+            "chains",
+            f"{figures.chains:,} in {counted(figures.groups, 'group')}" + (f": {ends}" if ends else ""),
         ),
-        ("cut off", f"{figures.truncated:,} generations ran out of tokens"),
+        ("reward", reward),
+        ("tokens", tokens),
+        ("cut off", f"{counted(figures.truncated, 'generation')} ran out of tokens"),
         ("time", ", ".join(f"{name} {duration_text(s)}" for name, s in figures.seconds.items())),
     ]
     head: Row = [*texts.line(archive.path.name, 80, "title"), ("  ", ""), (archive.state, "dim")]
-    return [head, *([(f"{name:<8}", "dim"), *texts.line(text, 400)] for name, text in lines if text)]
+    missing = lacking(archive.facts)
+    gap: list[Row] = [] if missing is None else [[(f"{texts.glyphs.gap} {missing}", "gap")]]
+    return [head, *gap, *([(f"{name:<8}", "dim"), *texts.line(text, 400)] for name, text in lines if text)]
 
 
 def _table(title: str, rows: list[list[str]], texts: EventRows, left_out: int) -> list[Row]:

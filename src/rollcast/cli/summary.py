@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from rollcast.cli.outcomes import Outcome, cause_rows, outcome_row
 from rollcast.cli.output import Output
 from rollcast.records import Trajectory
 from rollcast.rollout import RunResult
@@ -16,8 +17,6 @@ __all__ = ["print_about", "print_summary", "summary_rows", "totals_rows"]
 _SHOWN_CHARS = 500  # how much of a question or an answer is shown
 _TABLE_WIDTH = 60  # with at least this many columns, groups are a table
 _CELLS = {"group": 16, "rewards": 24, "answer": 20}  # the most columns that these may have on a terminal
-_AT_A_GLANCE = 8  # chains
-_SHOWN_CAUSES = 3
 
 
 def print_about(about: str, out: Output) -> None:
@@ -29,7 +28,7 @@ def print_summary(result: RunResult, rows: list[dict[str, Any]], out: Output, *,
     """Print the rewards by group, the totals, and the place of the events."""
     width = out.width
     out.say([], *summary_rows(result, rows, width, out.printer.glyphs), *totals_rows(result, width))
-    out.say(*causes_rows(result, out.printer.glyphs))
+    out.say(*cause_rows(_outcomes(result.trajectories), out.printer.glyphs))
     if log is not None:
         out.say([(f"events: {log}", "")])
 
@@ -60,7 +59,7 @@ class _Group:
         rewards = [t.reward for t in chains if t.reward is not None]
         self.name = _shown(group_id, glyphs)
         self.mean: Row = [(f"{sum(rewards) / len(rewards):.2f}" if rewards else "-", "bold")]
-        self.rewards = _outcomes(chains, glyphs)
+        self.rewards = outcome_row(_outcomes(chains), glyphs)
         self.answer = _shown(row.get("answer", ""), glyphs)
         self.question = _shown(row["messages"][-1]["content"], glyphs)
 
@@ -122,38 +121,17 @@ def _cut(row: Row, cells: int, glyphs: Glyphs) -> Row:
     return kept
 
 
-def _outcomes(chains: list[Trajectory], glyphs: Glyphs) -> Row:
-    """One word for each chain; if there are many chains, each word once and how often it occurred."""
-    words = [_outcome(t) for t in chains]
-    if len(words) > _AT_A_GLANCE:
-        counted = Counter(words).most_common()
-        words = [(f"{n}{glyphs.times}{word}", style) for (word, style), n in counted]
-    row: Row = []
-    for word in words:
-        row += [word, (" ", "")]
-    return row[:-1]
-
-
-def _outcome(t: Trajectory) -> tuple[str, str]:
-    if t.reward is not None:
-        return f"{t.reward:g}", "done" if t.reward > 0 else "fail"
-    if t.error is not None and t.finish_reason != "error":
-        return "reward failed", "fail"
-    return t.finish_reason or "?", "fail" if t.finish_reason == "error" else "stopped"
-
-
-def causes_rows(result: RunResult, glyphs: Glyphs = UNICODE) -> list[Row]:
-    """Why chains failed or have no reward: the most frequent causes, each once and how often it occurred."""
-    causes = Counter(_cause(t) for t in (*result.failed, *result.unscored))
+def _outcomes(chains: list[Trajectory]) -> list[Outcome]:
     return [
-        [(f"{count} {glyphs.times} ", "bold"), *_shown(error, glyphs, "fail")]
-        for error, count in causes.most_common(_SHOWN_CAUSES)
+        Outcome(
+            t.chain_id,
+            t.reward,
+            t.finish_reason or "?",
+            t.error,
+            unscored=t.reward is None and t.error is not None and t.finish_reason != "error",
+        )
+        for t in chains
     ]
-
-
-def _cause(t: Trajectory) -> str:
-    """Why it failed, without its own name, so that chains that failed alike share a line."""
-    return (t.error or "").replace(f" of {t.chain_id} ", " ")
 
 
 def totals_rows(result: RunResult, width: int | None) -> list[Row]:

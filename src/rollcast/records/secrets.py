@@ -80,6 +80,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _CONVERSATIONS = frozenset({"messages", "unlisted_messages"})
+_SECRET_OPTIONS = frozenset(
+    {"--alert"}
+)  # their names do not say it: the path of a webhook's address is its key
 _SAID = frozenset({"content", "reasoning", "reasoning_content"})  # of a message of an assistant
 
 Pattern = str | re.Pattern[str]
@@ -100,13 +103,13 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
 def masked_arguments(arguments: Iterable[str]) -> list[str]:
     """A command's arguments, in which the value of an option or a setting whose name looks secret is `[masked:argument]`.
 
-    The value stands in the next argument (`--token VALUE`) or in the same one (`--token=VALUE`, `api_key=VALUE`).
+    The value of `--alert` is masked too, since whoever has a webhook's address can post to it. The value stands in the next argument (`--token VALUE`) or in the same one (`--token=VALUE`, `api_key=VALUE`).
     """
     masked: list[str] = []
     secret_comes = False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        secret_name = names_secret(name)
+        secret_name = name in _SECRET_OPTIONS or names_secret(name)
         if secret_comes:
             masked.append("[masked:argument]")
             secret_comes = False
