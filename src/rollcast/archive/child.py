@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rollcast.archive.pipe import (
+    ALIVE_S,
+    Alive,
     End,
     Failure,
     FromChild,
@@ -52,6 +55,7 @@ class _Turns:
         self._items: dict[int, Iterator[Given | None]] = {}
         self._credit: dict[int, int] = {}
         self._turns: deque[int] = deque()  # ids of readings with credit
+        self._sent_at = time.monotonic()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
@@ -107,10 +111,16 @@ class _Turns:
         self._forget(id)
         self._send(answer)
 
+    def tell_alive(self) -> None:
+        """Tell the parent that this process is not stuck, unless it has been sent something lately."""
+        if time.monotonic() - self._sent_at >= ALIVE_S:
+            self._send(Alive())
+
     def _send(self, answer: FromChild) -> None:
         data = memoryview(framed(answer))
         while data:
             data = data[os.write(self._output, data) :]
+        self._sent_at = time.monotonic()
 
 
 def _sentence(error: Exception) -> str:
@@ -137,11 +147,13 @@ def main() -> None:
     try:
         while True:
             if not turns:
-                turns.take(inbox.get())
+                with suppress(queue.Empty):
+                    turns.take(inbox.get(timeout=ALIVE_S))
             while not inbox.empty():
                 turns.take(inbox.get())
             if turns:
                 turns.step()
+            turns.tell_alive()
     except BrokenPipeError:
         os._exit(0)
 

@@ -7,7 +7,8 @@
     await records.aclose()
 
 Nothing here reads or decompresses a record, and nothing blocks the event loop: a thread starts the child and writes to it,
-another reads what it answers. The child starts with the first reading and ends after a while without one.
+another reads what it answers, and a third kills it if it is stuck. The child starts with the first reading and ends after a
+while without one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rollcast.aio import call_in, resolve
 from rollcast.archive.chain_rows import ChainQuery, Page
 from rollcast.archive.pages import Rows
 from rollcast.archive.pipe import (
+    Alive,
     End,
     Failure,
     FromChild,
@@ -71,6 +73,8 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rollcast.archive.child import main; main()"
 )
 STOP_S = 2.0  # how long a child may take to end before it is killed
+STUCK_S = 60.0  # a child that says nothing for so long, not even that it is alive, is killed
+TICK_S = 0.5  # how often to look whether it is stuck
 
 I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
 
@@ -78,8 +82,8 @@ I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
 class RecordProcess:
     """Reads records in a child process at low priority. It belongs to one server.
 
-    Readings may be open at once: they take turns. Each belongs to the event loop in which it was made. If the child dies, the
-    open readings raise, and the next one starts another child.
+    Readings may be open at once: they take turns. Each belongs to the event loop in which it was made. If the child dies, or is
+    stuck (stopped by a signal, or its disk hangs) for a minute, the open readings raise, and the next one starts another child.
 
     Args:
         idle_s: after so many seconds without an open reading the child ends.
@@ -307,6 +311,9 @@ class _Child:
         self._lock = threading.Lock()
         self._readings: dict[int, Items[Any]] = {}
         self._outbox: queue.SimpleQueue[FromParent | None] = queue.SimpleQueue()
+        self._heard = 0  # messages that came from it
+        self._ended = threading.Event()  # set when it has ended, or was given up
+        self._why = ""  # it was killed, in words
         self._thread = threading.Thread(target=self._run, name="rollcast-record-process", daemon=True)
 
     def start(self) -> None:
@@ -365,6 +372,9 @@ class _Child:
             target=self._listen, args=(process,), name="rollcast-record-answers", daemon=True
         )
         listener.start()
+        threading.Thread(
+            target=self._watch, args=(process,), name="rollcast-record-watch", daemon=True
+        ).start()
         try:
             while (message := self._next()) is not None:
                 process.stdin.write(framed(message))
@@ -376,15 +386,13 @@ class _Child:
             self.over = True
         with suppress(OSError):
             process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        listener.join()
-        process.stdout.close()
-        if process.stderr is not None:
-            process.stderr.close()
+        ended = _ends(process)
+        self._ended.set()
+        if ended:
+            listener.join()
+            process.stdout.close()
+            if process.stderr is not None:
+                process.stderr.close()
         self._fail("the process that reads records was stopped; ask again")
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -409,6 +417,23 @@ class _Child:
                         self.over = True
                         return None
 
+    # -- the thread that kills it if it is stuck -----------------------------------------------------------------------
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill the child if it is silent for too long, or does not end: the other threads may be waiting for it in its pipes.
+
+        Time is counted in ticks of this thread, so that a pause of the whole process (Ctrl-Z) does not count.
+        """
+        heard, silent_s, stopping_s = self._heard, 0.0, 0.0
+        while not self._ended.wait(TICK_S):
+            silent_s = silent_s + TICK_S if self._heard == heard else 0.0
+            stopping_s = stopping_s + TICK_S if self.over else 0.0
+            heard = self._heard
+            if silent_s >= STUCK_S:
+                self._why = f"has said nothing for {STUCK_S:.0f} s and was killed"
+            if silent_s >= STUCK_S or stopping_s > STOP_S:
+                process.kill()
+
     # -- the thread that reads what it answers -------------------------------------------------------------------------
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
@@ -418,13 +443,18 @@ class _Child:
                 self._take(from_child(data))
         except (OSError, ValueError):
             logger.exception("the process that reads records answers what cannot be read")
+            process.kill()
         with self._lock:
             ended, self.over = not self.over, True
         if ended:
-            self._fail(f"the process that reads records died ({_how(process)}); ask again")
+            how = _how(process)
+            self._fail(f"the process that reads records {self._why or f'died ({how})'}; ask again")
         self._outbox.put(None)
 
     def _take(self, answer: FromChild) -> None:
+        self._heard += 1
+        if isinstance(answer, Alive):
+            return
         with self._lock:
             last = not isinstance(answer, Item)
             items = self._readings.pop(answer.id, None) if last else self._readings.get(answer.id)
@@ -439,6 +469,18 @@ class _Child:
         for items in readings:
             if items.loop is not None:
                 call_in(items.loop, items.take, RecordReaderError(message))
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it has ended, and kill it if that takes too long. False if even that does not help, since its disk hangs."""
+    for _ in range(2):
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        else:
+            return True
+    return False
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:
