@@ -1,12 +1,14 @@
 """The child process that reads records: what it gives, that readings take turns, and how it ends."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -236,6 +238,57 @@ async def test_a_stopped_child_with_a_full_pipe_is_killed_when_it_is_closed(many
         with pytest.raises(RecordReaderError, match="was stopped"):
             await waiting
     assert not is_running(pid)
+
+
+async def test_what_cannot_be_sent_is_an_error_of_its_reading(records, many):
+    """And of no other: neither of one that is open, nor of the next."""
+    folder, _ = many
+    reading = records.events(folder)
+    await anext(reading)
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be asked for this"):
+            await records.chains(folder, ChainQuery(where={"index": [2**70]}))
+    assert [window async for window in reading][-1].complete
+    fresh = RecordProcess()
+    with pytest.raises(InputError, match="cannot be asked for this"):
+        await fresh.chains(folder, ChainQuery(where={"index": [2**70]}))
+    await all_of(fresh.events(folder, since=19_990))
+    await fresh.aclose()
+
+
+async def test_numbers_of_any_size_are_sorted(records, tmp_path):
+    """A seed may have more than 64 bits."""
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(fmt.RunFile(id="abc", status="completed")))
+    seeds = [1, 2**80, -(2**70), 2**64, 10**400]
+    rows = [{"row": "start", "run_id": "r", "chain_id": f"chain_{i}", "seed": s} for i, s in enumerate(seeds)]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    query = ChainQuery(sort="seed", limit=2)
+    while not found or query.after is not None:
+        page = merged_page([await records.chains(tmp_path, query)], query)
+        found += [json.loads(row)["seed"] for row in page.rows]
+        query.after = page.next
+    assert found == sorted(seeds)
+
+
+async def test_a_thread_that_cannot_be_started(many, monkeypatch):
+    """The reading fails in a sentence, and the next one has another try."""
+    folder, _ = many
+    records, start = RecordProcess(), threading.Thread.start
+    for refused in ("rollcast-record-process", "rollcast-record-watch", "rollcast-record-answers"):
+
+        def refuse(thread, refused=refused):
+            if thread.name == refused:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        async with asyncio.timeout(20):
+            with pytest.raises(RecordReaderError, match="cannot be started: can't start new thread"):
+                await all_of(records.events(folder))
+        monkeypatch.undo()
+    assert await all_of(records.events(folder, since=19_990))
+    await records.aclose()
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ class _Turns:
         self._turns.rotate(-1)
         try:
             given = next(self._items[turn])
+            data = None if given is None else framed(Item(turn, given))
         except StopIteration:
             self._finish(turn, End(turn))
         except (RollcastError, OSError) as error:
@@ -101,8 +102,8 @@ class _Turns:
         except Exception:  # noqa: BLE001  (a fault of ours ends this reading and no other; the parent logs it)
             self._finish(turn, Failure(turn, "fault", traceback.format_exc()))
         else:
-            if given is not None:
-                self._send(Item(turn, given))
+            if data is not None:
+                self._write(data)
                 self._credit[turn] -= 1
                 if self._credit[turn] <= 0:
                     self._turns.remove(turn)
@@ -117,7 +118,10 @@ class _Turns:
             self._send(Alive())
 
     def _send(self, answer: FromChild) -> None:
-        data = memoryview(framed(answer))
+        self._write(framed(answer))
+
+    def _write(self, message: bytes) -> None:
+        data = memoryview(message)
         while data:
             data = data[os.write(self._output, data) :]
         self._sent_at = time.monotonic()

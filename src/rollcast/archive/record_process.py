@@ -174,15 +174,33 @@ class RecordProcess:
 
     def _begin(self, items: Items[Any]) -> _Child:
         """Give the reading to the child, which is started if none runs."""
-        holder = self._holder
+        holder, request = self._holder, _request(items)
         if os.getpid() != holder.pid:  # a forked process has a child of its own
             holder.child, holder.pid = None, os.getpid()
         child = holder.child
-        if child is None or not child.open(items):
+        if child is None or not child.open(items, request):
             child = holder.child = _Child(self._idle_s)
-            child.open(items)  # before it starts, so that it fails if that fails
-            child.start()
+            child.open(items, request)  # before it starts, so that it fails if that fails
+            try:
+                child.start()
+            except RuntimeError as error:  # the system gives no thread, or the interpreter exits
+                holder.child = None
+                raise RecordReaderError(
+                    f"the process that reads records cannot be started: {error}"
+                ) from None
         return child
+
+
+def _request(items: Items[Any]) -> bytes:
+    """What asks the child for a reading.
+
+    Raises:
+        InputError: it has something that cannot be sent, such as a number of more than 64 bits.
+    """
+    try:
+        return framed(Open(items.id, items.reading, AHEAD))
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InputError(f"the record cannot be asked for this: {error}") from None
 
 
 async def _only(items: Items[I]) -> I:
@@ -310,7 +328,7 @@ class _Child:
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._readings: dict[int, Items[Any]] = {}
-        self._outbox: queue.SimpleQueue[FromParent | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._heard = 0  # messages that came from it
         self._ended = threading.Event()  # set when it has ended, or was given up
         self._why = ""  # it was killed, in words
@@ -320,8 +338,8 @@ class _Child:
         """Start the process, on a thread."""
         self._thread.start()
 
-    def open(self, items: Items[Any]) -> bool:
-        """Begin a reading. False if the child takes none any more.
+    def open(self, items: Items[Any], request: bytes) -> bool:
+        """Begin a reading, which the request asks for. False if the child takes none any more.
 
         Raises:
             RecordReaderError: too many readings are open.
@@ -334,18 +352,18 @@ class _Child:
                     f"{MAX_READINGS} readings of records are open at once; ask again later"
                 )
             self._readings[items.id] = items
-            self._outbox.put(Open(items.id, items.reading, AHEAD))
+            self._outbox.put(request)
         return True
 
     def put(self, message: FromParent) -> None:
         """Send the child a message."""
-        self._outbox.put(message)
+        self._outbox.put(framed(message))
 
     def close(self, items: Items[Any]) -> None:
         """End a reading."""
         with self._lock:
             if self._readings.pop(items.id, None) is not None:
-                self._outbox.put(Stop(items.id))
+                self._outbox.put(framed(Stop(items.id)))
 
     def stop(self) -> None:
         """Have the child end."""
@@ -371,13 +389,21 @@ class _Child:
         listener = threading.Thread(
             target=self._listen, args=(process,), name="rollcast-record-answers", daemon=True
         )
-        listener.start()
-        threading.Thread(
+        watcher = threading.Thread(
             target=self._watch, args=(process,), name="rollcast-record-watch", daemon=True
-        ).start()
+        )
+        try:
+            watcher.start()
+            listener.start()
+        except RuntimeError as error:
+            self._ended.set()
+            process.kill()
+            process.communicate()
+            self._fail(f"the process that reads records cannot be started: {error}")
+            return
         try:
             while (message := self._next()) is not None:
-                process.stdin.write(framed(message))
+                process.stdin.write(message)
                 if self._outbox.empty():
                     process.stdin.flush()
         except OSError:
@@ -406,7 +432,7 @@ class _Child:
             stderr=subprocess.PIPE,  # only what Python says if the child cannot start; then it is closed
         )
 
-    def _next(self) -> FromParent | None:
+    def _next(self) -> bytes | None:
         """The next message; None when the child is to end."""
         while True:
             try:
