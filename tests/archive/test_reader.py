@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib
+import io
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -11,13 +13,16 @@ from contextlib import suppress
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollcast import EventFilter, InputError, StreamEvent, StreamEventType
 from rollcast.archive import format as fmt
-from rollcast.archive import lines, zstd
+from rollcast.archive import lines, reader, zstd
 from rollcast.archive.budget import trim_records
 from rollcast.archive.index import find_record, list_records, state_of
 from rollcast.archive.line_log import LineLog
+from rollcast.archive.owner import this_process
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import Segment, read_index, seal, segments_in
 from rollcast.errors import ArchiveError, MissingExtraError
@@ -112,6 +117,32 @@ def test_events_of_a_later_version_are_carried(tmp_path):
     assert encode(found) == encode(next(Archive.open(folder).events(1)))
 
 
+@given(st.text("ab\n", max_size=40), st.sampled_from(["a", "ab", "bb"]), st.integers(1, 9))
+def test_lines_are_found_from_the_end(text, needle, size):
+    """Each whole line once, whatever is read at once."""
+    lines = [line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n") and needle in line]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "_BACKWARDS", size)
+        found = reader._lines_backwards(io.BytesIO(text.encode()), needle.encode())
+        assert list(found) == [line.encode() for line in reversed(lines)]
+
+
+def test_rows_that_are_cut_off_while_they_are_searched(tmp_path, monkeypatch):
+    """By a recovery in another process: what is gone is not found, and the process that reads goes on."""
+    archive = written(tmp_path / "r", [])
+    rows = archive.path / "chains.jsonl"
+    ended = {"row": "end", "run_id": "r", "chain_id": "chain_0", "state": "ended", "answer": "x" * 3000}
+    rows.write_bytes((json.dumps(ended, separators=(",", ":")) + "\n").encode() * 1000)
+    known = reader._object
+
+    def cut(line):
+        os.truncate(rows, 5000)
+        return known(line)
+
+    monkeypatch.setattr(reader, "_object", cut)
+    assert archive.chain("chain_0")["state"] == "ended"
+
+
 # -- while it grows ------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +168,29 @@ async def test_a_reader_follows_to_the_end(stage, talk):
     await asyncio.to_thread(thread.join, 10)
     assert got == list(archive.events())
     assert len(segments_in(stage.path / "events")) > 3
+
+
+def test_a_follower_is_told_that_its_path_holds_another_record(tmp_path):
+    """Not the end of the other one. What the same writer begins anew at the path goes on with the positions, and is followed."""
+    path = tmp_path / "r"
+    written(path, [event(i) for i in range(10)], run=running("abc"))
+    following = Archive.open(path).follow(poll_s=0.001)
+    assert [next(following).seq for _ in range(10)] == list(range(10))
+    path.rename(tmp_path / "old")
+    anew = written(path, [], run=running("def"))
+    log = LineLog(anew.path / "events", 10)
+    log.append(b"".join(encode(event(i)) + b"\n" for i in range(10, 15)), 5)
+    log.close()
+    assert [next(following).seq for _ in range(5)] == list(range(10, 15))
+    assert following.cursor == "def.15"
+    path.rename(tmp_path / "older")
+    written(path, [event(i) for i in range(40)], run=running("ghi"))
+    with pytest.raises(ArchiveError, match="holds another record now"):
+        next(following)
+
+
+def running(id):
+    return fmt.RunFile(id=id, status="running", writer=this_process())
 
 
 async def test_new_events_are_read_bit_by_bit(stage, talk):

@@ -1,13 +1,16 @@
 """The child process that reads records: what it gives, that readings take turns, and how it ends."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -15,10 +18,11 @@ import pytest
 
 from rollcast import EventFilter, InputError, StreamEvent, StreamEventType
 from rollcast.archive import format as fmt
+from rollcast.archive import record_process
 from rollcast.archive.chain_rows import ChainQuery, merged_page
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.reader import Archive
-from rollcast.archive.readings import RunsWanted, StepsWanted
+from rollcast.archive.readings import ChainsWanted, RunsWanted, StepsWanted, given_by
 from rollcast.archive.record_process import MAX_READINGS, RecordProcess
 from rollcast.errors import ArchiveError, RecordReaderError
 from rollcast.records import encode
@@ -219,6 +223,126 @@ async def test_closing_it_fails_what_is_open(many):
             pass
 
 
+async def test_a_stopped_child_with_a_full_pipe_is_killed_when_it_is_closed(many):
+    """Closing takes seconds then, whatever waits in the pipe."""
+    folder, _ = many
+    records = RecordProcess()
+    await all_of(records.events(folder, since=19_990))
+    pid = records.pid
+    os.kill(pid, signal.SIGSTOP)
+    wide = EventFilter(chains=[f"chain_{number:0200d}" for number in range(1000)])  # 200 kB
+    waiting = asyncio.create_task(all_of(records.events(folder, filter=wide)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        await records.aclose()
+        with pytest.raises(RecordReaderError, match="was stopped"):
+            await waiting
+    assert not is_running(pid)
+
+
+async def test_what_cannot_be_sent_is_an_error_of_its_reading(records, many):
+    """And of no other: neither of one that is open, nor of the next."""
+    folder, _ = many
+    reading = records.events(folder)
+    await anext(reading)
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be asked for this"):
+            await records.chains(folder, ChainQuery(where={"index": [2**70]}))
+    assert [window async for window in reading][-1].complete
+    fresh = RecordProcess()
+    with pytest.raises(InputError, match="cannot be asked for this"):
+        await fresh.chains(folder, ChainQuery(where={"index": [2**70]}))
+    await all_of(fresh.events(folder, since=19_990))
+    await fresh.aclose()
+
+
+async def test_numbers_of_any_size_are_sorted(records, tmp_path):
+    """A seed may have more than 64 bits."""
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(fmt.RunFile(id="abc", status="completed")))
+    seeds = [1, 2**80, -(2**70), 2**64, 10**400]
+    rows = [{"row": "start", "run_id": "r", "chain_id": f"chain_{i}", "seed": s} for i, s in enumerate(seeds)]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    query = ChainQuery(sort="seed", limit=2)
+    while not found or query.after is not None:
+        page = merged_page([await records.chains(tmp_path, query)], query)
+        found += [json.loads(row)["seed"] for row in page.rows]
+        query.after = page.next
+    assert found == sorted(seeds)
+
+
+async def test_a_thread_that_cannot_be_started(many, monkeypatch):
+    """The reading fails in a sentence, and the next one has another try."""
+    folder, _ = many
+    records, start = RecordProcess(), threading.Thread.start
+    for refused in ("rollcast-record-process", "rollcast-record-watch", "rollcast-record-answers"):
+
+        def refuse(thread, refused=refused):
+            if thread.name == refused:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        async with asyncio.timeout(20):
+            with pytest.raises(RecordReaderError, match="cannot be started: can't start new thread"):
+                await all_of(records.events(folder))
+        monkeypatch.undo()
+    assert await all_of(records.events(folder, since=19_990))
+    await records.aclose()
+
+
+@pytest.mark.slow
+async def test_a_child_that_is_stuck_is_killed(many, monkeypatch):
+    """What it was asked fails in a sentence, and the next reading has another child."""
+    folder, events = many
+    monkeypatch.setattr(record_process, "STUCK_S", 0.6)
+    monkeypatch.setattr(record_process, "TICK_S", 0.2)
+    records = RecordProcess()
+    child = None
+    while child is None or child.over:  # on a slow machine, its start may take longer than that
+        with suppress(RecordReaderError):
+            await all_of(records.events(folder, since=19_990))
+        child = records._holder.child
+    reading = records.events(folder)
+    await anext(reading)
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(RecordReaderError, match="has said nothing for 1 s and was killed"):
+        async for _ in reading:
+            pass
+    monkeypatch.undo()
+    windows = await all_of(records.events(folder))
+    assert sum(len(window.events) for window in windows) == len(events)
+    await records.aclose()
+
+
+@pytest.mark.slow
+async def test_a_child_without_work_says_that_it_is_alive(many, until):
+    """As long as a reading is open, whose windows nobody takes."""
+    folder, _ = many
+    records = RecordProcess()
+    reading = records.events(folder)
+    await anext(reading)
+    child = records._holder.child
+    await until(
+        lambda: child._heard == 4
+    )  # windows: the one that was taken and two more; then the first sign
+    await until(lambda: child._heard == 5)
+    assert len(reading._came) == 2
+    reading.close()
+    await records.aclose()
+
+
+async def test_rows_of_a_long_record_are_read_in_pieces(tmp_path):
+    """So that other readings have their turn, and the parent is told that the child is alive."""
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(fmt.RunFile(id="abc", status="completed")))
+    rows = [{"row": "start", "run_id": "r", "chain_id": f"chain_{i}", "started_at": i} for i in range(5000)]
+    (tmp_path / "chains.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    for wanted in (ChainsWanted(path=str(tmp_path), query=ChainQuery()), RunsWanted(path=str(tmp_path))):
+        given = list(given_by(wanted))
+        assert given.count(None) >= 5
+        assert given[-1] is not None
+
+
 async def test_a_child_that_cannot_start_says_why(many, monkeypatch):
     """The last line of what Python said, or what the system said."""
     folder, _ = many
@@ -270,7 +394,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from rollcast.archive.record_process import RecordProcess
-from rollcast.archive.readings import RunsWanted, StepsWanted
+from rollcast.archive.readings import ChainsWanted, RunsWanted, StepsWanted, given_by
 
 async def main():
     records = RecordProcess()

@@ -1,7 +1,9 @@
 """Clients whose place is no longer in memory are given what they missed from the record."""
 
 import asyncio
+import os
 import shutil
+import signal
 import threading
 
 import pytest
@@ -221,6 +223,29 @@ async def test_a_record_that_was_deleted_meanwhile_leaves_a_gap_and_what_is_open
     await running
     told = each_once_or_in_a_gap(events, emitted.events)
     assert {run_id for run_id, _, _ in told} == {"run_0"}
+
+
+async def test_a_killed_reader_of_the_record_costs_nothing(recorded):
+    """Whoever is given the record is given all of it, from the next process."""
+    for number in range(4):
+        await speak(recorded, f"run_{number}", words=600)
+    await settled(recorded)
+    records, killed = recorded.server._queries.records, set()
+    events = []
+    async with asyncio.timeout(60), recorded.client(since="start") as client:
+        async for event in client:
+            events.append(event)
+            if len(events) in (1, 700, 1400) and (pid := records.pid) is not None:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            if event.event_type == "run_end" and event.run_id == "run_3":
+                break
+    assert killed
+    assert client.recovered
+    assert not [event.data for event in events if event.event_type == "gap"]
+    assert texts(events) == {
+        (f"run_{n}", "chain_0", 1): "".join(f"{i} " for i in range(600)) for n in range(4)
+    }
 
 
 @pytest.mark.parametrize("cut", ["torn", "gone"])

@@ -660,6 +660,7 @@ async def test_wrong_queries_are_answered_in_a_sentence(kept):
     for about, says in (
         ({"what": "chains", "sort": "beauty"}, "'beauty'; the fields are activity, advantage"),
         ({"what": "chains", "filter": {"beauty": 1}}, "'beauty'; the fields are"),
+        ({"what": "chains", "filter": {"index": 2**70}}, "index cannot be chosen by a number of 71 bits"),
         ({"what": "chains", "after": "x"}, "'x' is not the `next` of a page"),
         ({"what": "runs", "after": "x"}, "'x' is not the `next` of a page"),
         ({"what": "steps", "after": "x"}, "'x' is not the `next` of a page"),

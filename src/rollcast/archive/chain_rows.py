@@ -43,6 +43,8 @@ FIELDS = frozenset(
 DEFAULT_SORT = "started_at"
 MAX_KEY = 256  # characters of a text that count when rows are sorted
 _SHOWN = 80
+_LARGEST = (1 << 63) - 1  # an integer beyond it cannot be sent by the process that reads records
+_HUGE = 10**300  # all integers beyond it are equal when rows are sorted
 
 Scalar = str | int | float | bool | None
 
@@ -144,6 +146,12 @@ def check_query(query: ChainQuery) -> None:
             raise InputError(
                 f"rows of chains cannot be chosen or sorted by {printable_line(name, _SHOWN)!r}; the fields are {known}"
             )
+    for name, values in query.where.items():
+        for value in values:
+            if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+                raise InputError(
+                    f"{name} cannot be chosen by a number of {value.bit_length()} bits; expected at most 63"
+                )
     if query.after is not None:
         _order_named(query.after)
 
@@ -227,6 +235,8 @@ def _order_of(row: dict[str, Any], name: str) -> RowOrder:
         value = value[:MAX_KEY]
     elif isinstance(value, bool):
         value = int(value)
+    elif isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        value = float(min(max(value, -_HUGE), _HUGE))
     elif not isinstance(value, int | float):
         value = None
     run_id, chain_id = row["run_id"], row["chain_id"]

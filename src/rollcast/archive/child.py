@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rollcast.archive.pipe import (
+    ALIVE_S,
+    Alive,
     End,
     Failure,
     FromChild,
@@ -52,6 +55,7 @@ class _Turns:
         self._items: dict[int, Iterator[Given | None]] = {}
         self._credit: dict[int, int] = {}
         self._turns: deque[int] = deque()  # ids of readings with credit
+        self._sent_at = time.monotonic()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
@@ -85,6 +89,7 @@ class _Turns:
         self._turns.rotate(-1)
         try:
             given = next(self._items[turn])
+            data = None if given is None else framed(Item(turn, given))
         except StopIteration:
             self._finish(turn, End(turn))
         except (RollcastError, OSError) as error:
@@ -97,8 +102,8 @@ class _Turns:
         except Exception:  # noqa: BLE001  (a fault of ours ends this reading and no other; the parent logs it)
             self._finish(turn, Failure(turn, "fault", traceback.format_exc()))
         else:
-            if given is not None:
-                self._send(Item(turn, given))
+            if data is not None:
+                self._write(data)
                 self._credit[turn] -= 1
                 if self._credit[turn] <= 0:
                     self._turns.remove(turn)
@@ -107,10 +112,19 @@ class _Turns:
         self._forget(id)
         self._send(answer)
 
+    def tell_alive(self) -> None:
+        """Tell the parent that this process is not stuck, unless it has been sent something lately."""
+        if time.monotonic() - self._sent_at >= ALIVE_S:
+            self._send(Alive())
+
     def _send(self, answer: FromChild) -> None:
-        data = memoryview(framed(answer))
+        self._write(framed(answer))
+
+    def _write(self, message: bytes) -> None:
+        data = memoryview(message)
         while data:
             data = data[os.write(self._output, data) :]
+        self._sent_at = time.monotonic()
 
 
 def _sentence(error: Exception) -> str:
@@ -137,11 +151,13 @@ def main() -> None:
     try:
         while True:
             if not turns:
-                turns.take(inbox.get())
+                with suppress(queue.Empty):
+                    turns.take(inbox.get(timeout=ALIVE_S))
             while not inbox.empty():
                 turns.take(inbox.get())
             if turns:
                 turns.step()
+            turns.tell_alive()
     except BrokenPipeError:
         os._exit(0)
 

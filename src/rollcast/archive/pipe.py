@@ -1,7 +1,7 @@
 """How a process and the child that reads records for it speak over two pipes: MessagePack, each message after its length.
 
     parent ──Open, More, Stop──▶ child
-    parent ◀──Item, End, Failure── child
+    parent ◀──Item, End, Failure, Alive── child
 
 The parent opens a reading and says how many items it takes. The child sends no more than that, so what waits in the parent is
 bounded by what it asked for, and a reading that nobody takes from costs the others nothing.
@@ -17,6 +17,8 @@ import msgspec
 from rollcast.archive.readings import Given, Reading
 
 __all__ = [
+    "ALIVE_S",
+    "Alive",
     "End",
     "Failure",
     "FromChild",
@@ -31,6 +33,7 @@ __all__ = [
     "read_message",
 ]
 
+ALIVE_S = 5.0  # a child that has sent nothing else for so long says that it is alive
 _LENGTH_BYTES = 4
 LARGEST = 1 << 30  # bytes of one message; a longer one means that the pipe carries something else
 
@@ -83,8 +86,12 @@ class Failure(msgspec.Struct, tag="failure", array_like=True):
     message: str
 
 
+class Alive(msgspec.Struct, tag="alive", array_like=True):
+    """The child is not stuck: it is reading, or has nothing to do."""
+
+
 FromParent = Open | More | Stop
-FromChild = Item | End | Failure
+FromChild = Item | End | Failure | Alive
 
 _encoder = msgspec.msgpack.Encoder()
 from_parent: Callable[[bytes], FromParent] = msgspec.msgpack.Decoder(FromParent).decode

@@ -5,11 +5,11 @@ One frame of events is in memory at a time, whatever the record's length. What i
 
 from __future__ import annotations
 
-import mmap
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import msgspec
 
@@ -40,6 +40,8 @@ T = StreamEventType
 EVERYTHING = EventFilter()
 POLL_S = 0.1
 _MAX_DAMAGE = 1000
+_BACKWARDS = 1 << 20  # bytes that are read at once of a file that is searched from its end
+_PIECE = 1000  # rows that are read before others have their turn
 
 
 class ChainRows(msgspec.Struct, frozen=True):
@@ -165,6 +167,10 @@ class Archive:
             since: as of `events`.
             filter: as of `events`.
             poll_s: how often it looks, in seconds.
+
+        Raises:
+            InputError: `since` is a cursor of another record.
+            ArchiveError: while it is iterated: the folder was taken away, or holds another record now.
         """
         return EventReader(self, self._position(since), filter or EVERYTHING, poll_s=poll_s)
 
@@ -237,8 +243,14 @@ class Archive:
 
     def chain_rows(self) -> Iterator[dict[str, Any]]:
         """The merged rows of all chains, in the order in which they began."""
+        return (row for row in self.chain_rows_in_pieces() if row is not None)
+
+    def chain_rows_in_pieces(self) -> Iterator[dict[str, Any] | None]:
+        """As `chain_rows`, with None now and then while the file is still being read, so that others may have their turn."""
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
-        for row in _rows_in(self.path / CHAINS_FILE):
+        for number, row in enumerate(_rows_in(self.path / CHAINS_FILE), 1):
+            if number % _PIECE == 0:
+                yield None
             key = (row.get("run_id"), row.get("chain_id"))
             places = (*key, "" if row.get("group_id") is None else row["group_id"])
             if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
@@ -265,21 +277,21 @@ class Archive:
             dict[str, Any]
         ] = []  # of a run that is not known yet: it may be older than the chain's last one
         try:
-            with (self.path / CHAINS_FILE).open("rb") as file, _mapped(file.fileno()) as data:
-                at = len(data)
-                while (at := data.rfind(needle, 0, at)) >= 0:
-                    row = _line_at(data, at)
-                    if row.get("chain_id") != chain_id or run_id not in (None, row.get("run_id")):
-                        continue
-                    if run_id is None and row.get("row") == "trained":
-                        learned.append(row)
-                        continue
-                    run_id = row.get("run_id")
-                    rows.append(row)
-                    if row.get("row") == "start":
-                        break
-        except (FileNotFoundError, ValueError):  # there is none, or it is empty
+            file = (self.path / CHAINS_FILE).open("rb")
+        except FileNotFoundError:
             return []
+        with file:
+            for line in _lines_backwards(file, needle):
+                row = _object(line)
+                if row.get("chain_id") != chain_id or run_id not in (None, row.get("run_id")):
+                    continue
+                if run_id is None and row.get("row") == "trained":
+                    learned.append(row)
+                    continue
+                run_id = row.get("run_id")
+                rows.append(row)
+                if row.get("row") == "start":
+                    break
         return rows[::-1] + [row for row in learned[::-1] if row.get("run_id") == run_id]
 
     # -- notes ---------------------------------------------------------------------------------------------------------
@@ -437,17 +449,28 @@ class EventReader:
 
     def _follow(self) -> Iterator[StreamEvent]:
         assert self._poll_s is not None
-        ended = False
+        archive, opened = self._archive, self._archive.facts.id
         while True:
+            ended = archive.refresh().state in (
+                "ended",
+                "crashed",
+            )  # before reading, so that nothing comes after
+            if archive.facts.id != opened:
+                self._make_sure_that_positions_go_on()
+                opened = archive.facts.id
             yield from self.new_events()
             if ended:
                 return
-            ended = self._archive.refresh().state in (
-                "ended",
-                "crashed",
-            )  # then once more: what came before its end
-            if not ended:
-                time.sleep(self._poll_s)
+            time.sleep(self._poll_s)
+
+    def _make_sure_that_positions_go_on(self) -> None:
+        """The folder was taken away: its writer goes on with the positions when it begins the record anew, another one does not."""
+        path = self._archive.path
+        segments = segments_in(path / EVENTS)
+        if self.position > (segments[0].first if segments else 0):
+            raise ArchiveError(
+                f"{path} was moved or deleted, and holds another record now; open it again to follow that one"
+            )
 
     def _event(self, read: Callable[[bytes], StreamEvent], line: bytes, position: int) -> StreamEvent | None:
         try:
@@ -530,16 +553,30 @@ def _object(line: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _mapped(fd: int) -> mmap.mmap:
-    return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+def _lines_backwards(file: BinaryIO, needle: bytes) -> Iterator[bytes]:
+    """The whole lines of a file that have these bytes, the last one first; a block of the file is in memory at a time.
 
-
-def _line_at(data: mmap.mmap, at: int) -> dict[str, Any]:
-    """The object of the line that has this byte."""
-    if at < 0:
-        return {}
-    end = data.find(b"\n", at)
-    return _object(data[data.rfind(b"\n", 0, at) + 1 : end]) if end >= 0 else {}
+    The file is read and not mapped: another process may cut it meanwhile, and a mapped page that is gone kills whoever reads it.
+    """
+    end, size = file.seek(0, os.SEEK_END), _BACKWARDS
+    tail = b""  # of a line that begins in a block before
+    while end > 0:
+        begin = max(end - size, 0)
+        file.seek(begin)
+        data = file.read(end - begin) + tail
+        end = begin
+        newline = data.find(b"\n")
+        if begin > 0 and newline < 0:
+            tail, size = data, 2 * size
+            continue
+        first = newline + 1 if begin > 0 else 0
+        at = len(data)
+        while (at := data.rfind(needle, first, at)) >= 0:
+            stop = data.find(b"\n", at)
+            at = max(data.rfind(b"\n", first, at) + 1, first)
+            if stop >= 0:
+                yield data[at:stop]
+        tail, size = data[:first], _BACKWARDS
 
 
 def _with_state(row: dict[str, Any], *, lost: bool) -> dict[str, Any]:

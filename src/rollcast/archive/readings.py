@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from rollcast.archive.chain_rows import ChainQuery, Page, page_of
+from rollcast.archive.chain_rows import ChainQuery, Page, check_query, fits, page_of
 from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
@@ -179,7 +179,7 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         case StoryWanted():
             yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():
-            yield page_of(archive.chain_rows(), reading.query)
+            yield from _chains(archive, reading.query)
         case RunsWanted():
             yield from _runs(archive, reading)
         case StepsWanted():
@@ -247,10 +247,24 @@ def _recorded(position: int, line: bytes, event: StreamEvent) -> RecordedEvent:
     )  # fmt: skip
 
 
+def _chains(archive: Archive, query: ChainQuery) -> Iterator[Page | None]:
+    check_query(query)
+    wanted = []
+    for number, row in enumerate(archive.chain_rows_in_pieces()):
+        if row is None or number % 1000 == 0:
+            yield None
+        if row is not None and fits(row, query):
+            wanted.append(row)
+    yield page_of(wanted, query)
+
+
 def _runs(archive: Archive, reading: RunsWanted) -> Iterator[Rows | None]:
     tally = RunTally()
-    for row in archive.chain_rows():
-        tally.chain(row)
+    for row in archive.chain_rows_in_pieces():
+        if row is None:
+            yield None
+        else:
+            tally.chain(row)
     for found in archive.events(filter=RUN_EVENTS).new_lines():
         if found is None:
             yield None

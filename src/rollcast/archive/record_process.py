@@ -7,7 +7,8 @@
     await records.aclose()
 
 Nothing here reads or decompresses a record, and nothing blocks the event loop: a thread starts the child and writes to it,
-another reads what it answers. The child starts with the first reading and ends after a while without one.
+another reads what it answers, and a third kills it if it is stuck. The child starts with the first reading and ends after a
+while without one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rollcast.aio import call_in, resolve
 from rollcast.archive.chain_rows import ChainQuery, Page
 from rollcast.archive.pages import Rows
 from rollcast.archive.pipe import (
+    Alive,
     End,
     Failure,
     FromChild,
@@ -71,6 +73,8 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rollcast.archive.child import main; main()"
 )
 STOP_S = 2.0  # how long a child may take to end before it is killed
+STUCK_S = 60.0  # a child that says nothing for so long, not even that it is alive, is killed
+TICK_S = 0.5  # how often to look whether it is stuck
 
 I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
 
@@ -78,8 +82,8 @@ I = TypeVar("I", bound=EventWindow | Page | Rows)  # noqa: E741
 class RecordProcess:
     """Reads records in a child process at low priority. It belongs to one server.
 
-    Readings may be open at once: they take turns. Each belongs to the event loop in which it was made. If the child dies, the
-    open readings raise, and the next one starts another child.
+    Readings may be open at once: they take turns. Each belongs to the event loop in which it was made. If the child dies, or is
+    stuck (stopped by a signal, or its disk hangs) for a minute, the open readings raise, and the next one starts another child.
 
     Args:
         idle_s: after so many seconds without an open reading the child ends.
@@ -170,15 +174,33 @@ class RecordProcess:
 
     def _begin(self, items: Items[Any]) -> _Child:
         """Give the reading to the child, which is started if none runs."""
-        holder = self._holder
+        holder, request = self._holder, _request(items)
         if os.getpid() != holder.pid:  # a forked process has a child of its own
             holder.child, holder.pid = None, os.getpid()
         child = holder.child
-        if child is None or not child.open(items):
+        if child is None or not child.open(items, request):
             child = holder.child = _Child(self._idle_s)
-            child.open(items)  # before it starts, so that it fails if that fails
-            child.start()
+            child.open(items, request)  # before it starts, so that it fails if that fails
+            try:
+                child.start()
+            except RuntimeError as error:  # the system gives no thread, or the interpreter exits
+                holder.child = None
+                raise RecordReaderError(
+                    f"the process that reads records cannot be started: {error}"
+                ) from None
         return child
+
+
+def _request(items: Items[Any]) -> bytes:
+    """What asks the child for a reading.
+
+    Raises:
+        InputError: it has something that cannot be sent, such as a number of more than 64 bits.
+    """
+    try:
+        return framed(Open(items.id, items.reading, AHEAD))
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InputError(f"the record cannot be asked for this: {error}") from None
 
 
 async def _only(items: Items[I]) -> I:
@@ -306,15 +328,18 @@ class _Child:
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._readings: dict[int, Items[Any]] = {}
-        self._outbox: queue.SimpleQueue[FromParent | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._heard = 0  # messages that came from it
+        self._ended = threading.Event()  # set when it has ended, or was given up
+        self._why = ""  # it was killed, in words
         self._thread = threading.Thread(target=self._run, name="rollcast-record-process", daemon=True)
 
     def start(self) -> None:
         """Start the process, on a thread."""
         self._thread.start()
 
-    def open(self, items: Items[Any]) -> bool:
-        """Begin a reading. False if the child takes none any more.
+    def open(self, items: Items[Any], request: bytes) -> bool:
+        """Begin a reading, which the request asks for. False if the child takes none any more.
 
         Raises:
             RecordReaderError: too many readings are open.
@@ -327,18 +352,18 @@ class _Child:
                     f"{MAX_READINGS} readings of records are open at once; ask again later"
                 )
             self._readings[items.id] = items
-            self._outbox.put(Open(items.id, items.reading, AHEAD))
+            self._outbox.put(request)
         return True
 
     def put(self, message: FromParent) -> None:
         """Send the child a message."""
-        self._outbox.put(message)
+        self._outbox.put(framed(message))
 
     def close(self, items: Items[Any]) -> None:
         """End a reading."""
         with self._lock:
             if self._readings.pop(items.id, None) is not None:
-                self._outbox.put(Stop(items.id))
+                self._outbox.put(framed(Stop(items.id)))
 
     def stop(self) -> None:
         """Have the child end."""
@@ -364,10 +389,21 @@ class _Child:
         listener = threading.Thread(
             target=self._listen, args=(process,), name="rollcast-record-answers", daemon=True
         )
-        listener.start()
+        watcher = threading.Thread(
+            target=self._watch, args=(process,), name="rollcast-record-watch", daemon=True
+        )
+        try:
+            watcher.start()
+            listener.start()
+        except RuntimeError as error:
+            self._ended.set()
+            process.kill()
+            process.communicate()
+            self._fail(f"the process that reads records cannot be started: {error}")
+            return
         try:
             while (message := self._next()) is not None:
-                process.stdin.write(framed(message))
+                process.stdin.write(message)
                 if self._outbox.empty():
                     process.stdin.flush()
         except OSError:
@@ -376,15 +412,13 @@ class _Child:
             self.over = True
         with suppress(OSError):
             process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        listener.join()
-        process.stdout.close()
-        if process.stderr is not None:
-            process.stderr.close()
+        ended = _ends(process)
+        self._ended.set()
+        if ended:
+            listener.join()
+            process.stdout.close()
+            if process.stderr is not None:
+                process.stderr.close()
         self._fail("the process that reads records was stopped; ask again")
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -398,7 +432,7 @@ class _Child:
             stderr=subprocess.PIPE,  # only what Python says if the child cannot start; then it is closed
         )
 
-    def _next(self) -> FromParent | None:
+    def _next(self) -> bytes | None:
         """The next message; None when the child is to end."""
         while True:
             try:
@@ -409,6 +443,23 @@ class _Child:
                         self.over = True
                         return None
 
+    # -- the thread that kills it if it is stuck -----------------------------------------------------------------------
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill the child if it is silent for too long, or does not end: the other threads may be waiting for it in its pipes.
+
+        Time is counted in ticks of this thread, so that a pause of the whole process (Ctrl-Z) does not count.
+        """
+        heard, silent_s, stopping_s = self._heard, 0.0, 0.0
+        while not self._ended.wait(TICK_S):
+            silent_s = silent_s + TICK_S if self._heard == heard else 0.0
+            stopping_s = stopping_s + TICK_S if self.over else 0.0
+            heard = self._heard
+            if silent_s >= STUCK_S:
+                self._why = f"has said nothing for {STUCK_S:.0f} s and was killed"
+            if silent_s >= STUCK_S or stopping_s > STOP_S:
+                process.kill()
+
     # -- the thread that reads what it answers -------------------------------------------------------------------------
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
@@ -418,13 +469,18 @@ class _Child:
                 self._take(from_child(data))
         except (OSError, ValueError):
             logger.exception("the process that reads records answers what cannot be read")
+            process.kill()
         with self._lock:
             ended, self.over = not self.over, True
         if ended:
-            self._fail(f"the process that reads records died ({_how(process)}); ask again")
+            how = _how(process)
+            self._fail(f"the process that reads records {self._why or f'died ({how})'}; ask again")
         self._outbox.put(None)
 
     def _take(self, answer: FromChild) -> None:
+        self._heard += 1
+        if isinstance(answer, Alive):
+            return
         with self._lock:
             last = not isinstance(answer, Item)
             items = self._readings.pop(answer.id, None) if last else self._readings.get(answer.id)
@@ -439,6 +495,18 @@ class _Child:
         for items in readings:
             if items.loop is not None:
                 call_in(items.loop, items.take, RecordReaderError(message))
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it has ended, and kill it if that takes too long. False if even that does not help, since its disk hangs."""
+    for _ in range(2):
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        else:
+            return True
+    return False
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from rollcast.archive.pace import Pace
 from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
 from rollcast.archive.record_process import Items, RecordProcess
-from rollcast.errors import ArchiveError, InputError
+from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted
 from rollcast.serve.history import encoded
@@ -38,6 +38,8 @@ HELD_S = (
     0.5  # a client that takes nothing for so long ends its reading, which is begun again when it has room
 )
 FILL_BYTES = 256 << 10  # a client with more unsent bytes is given nothing more for now
+MAX_FAILURES = 5  # of the process that reads, in a row, after which the record counts as unreadable
+AGAIN_S = 0.2  # how long to wait after the first of them, before the reading is begun again
 MAX_LOST_RUNS = 256  # the latest ones; the others had ended
 DAMAGED = "the record is damaged"
 DIED = "the process that ran it died"
@@ -188,6 +190,7 @@ class RecordFeed:
     async def _give(self, part: Part, until: int | None) -> None:
         """Give the events of a record from `_position` on, as far as they are there."""
         source, wanted = self._source, self.subscription.selector.filter
+        failures = 0
         while True:
             begun, given = self._position, False
             self._turn = source.readings
@@ -208,6 +211,14 @@ class RecordFeed:
                     self._position = window.position
                     if self._events or window.position > begun:
                         await self._send()
+                    failures = 0
+            except RecordReaderError:  # what was given is known, so another process can go on there
+                failures += 1
+                if failures > MAX_FAILURES:
+                    raise
+                self._let_go()
+                await asyncio.sleep(AGAIN_S * failures)
+                continue
             finally:
                 whole = self._windows is not None
                 self._let_go()
