@@ -78,6 +78,8 @@ def detached(value: Any) -> Any:
     """
     kind = type(value)
     if kind is dict:
+        if _CONTAINERS.isdisjoint(map(type, value.values())):  # as in most events
+            return value.copy()
         return {name: detached(item) if type(item) in _CONTAINERS else item for name, item in value.items()}
     if kind is not list:
         return value
