@@ -22,6 +22,7 @@ from typing import Any
 __all__ = [
     "FailureLog",
     "by_signal",
+    "class_name_of",
     "place_in_thread",
     "place_of",
     "place_of_wait",
@@ -45,6 +46,16 @@ _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _ROLLCAST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")  # noqa: PTH100, PTH118, PTH120  (code objects name files by strings)
 
 
+# Read past a class that has these names too, whose code may raise.
+_NAME = type.__dict__["__name__"]
+_TRACEBACK = BaseException.__dict__["__traceback__"]
+
+
+def class_name_of(value: object) -> str:
+    """The name of the value's class, even if its metaclass raises when it is asked for that."""
+    return str(_NAME.__get__(type(value)))
+
+
 def place_of(error: BaseException) -> str | None:
     """The file and line of the user's own code in which the exception was raised, as in `agent.py:12`.
 
@@ -58,11 +69,17 @@ def place_of(error: BaseException) -> str | None:
 
 
 def _origin(error: BaseException) -> tuple[BaseException, str | None]:
-    """The exception that own code raised, and its place; the given exception and None if own code raised none."""
-    for each in _chain(error, set()):
-        place = _syntax_error(each) or _innermost(_frames(each))
-        if place is not None:
-            return each, place
+    """The exception that own code raised, and its place; the given exception and None if own code raised none, or if the
+    exception cannot be looked at.
+    """
+    try:
+        for each in _chain(error, set()):
+            place = _syntax_error(each) or _innermost(_frames(each))
+            if place is not None:
+                return each, place
+    except BaseException as raised:  # attributes of an exception's class may raise anything
+        if by_signal(raised):
+            raise
     return error, None
 
 
@@ -109,7 +126,7 @@ def text_of(error: BaseException) -> str:
 
 def text_and_place(error: BaseException) -> str:
     """The exception's text, or its class if it has no text, and its place: `no such city (agent.py:12)`."""
-    text, place = text_of(error).strip() or type(error).__name__, place_of(error)
+    text, place = text_of(error).strip() or class_name_of(error), place_of(error)
     return text if place is None else f"{text} ({place})"
 
 
@@ -136,12 +153,12 @@ class FailureLog:
             logger.debug("%s failed: %s", who, text_of(error))
             return
         with self._lock:
-            known = (type(origin).__name__, place)
+            known = (class_name_of(origin), place)
             if known in self._logged or len(self._logged) >= LOGGED_LIMIT:
                 return
             self._logged.add(known)
         logger.warning(
-            "%s failed at %s: %s: %s", who, place, type(error).__name__, text_of(error), exc_info=origin
+            "%s failed at %s: %s: %s", who, place, class_name_of(error), text_of(error), exc_info=origin
         )
 
 
@@ -226,7 +243,8 @@ def by_signal(error: BaseException) -> bool:
     if threading.current_thread() is not threading.main_thread():
         return False  # only the main thread handles signals
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    trace, last = error.__traceback__, None
+    trace: TracebackType | None = _TRACEBACK.__get__(error)
+    last = None
     while trace is not None:
         if trace.tb_frame.f_code in handlers:
             return True

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
 from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream.observer import EncodingObserver
 from rollcast.testing import EventCapture
 
 
@@ -313,6 +315,140 @@ async def test_an_error_without_a_text_is_reported(caplog):
     (error,) = capture.of("error")
     assert (error.data["error_type"], error.data["where"]) == ("Mute", "observer:Odd")
     await manager.aclose()
+
+
+def lying_error(attribute):
+    """An exception of which not even this attribute can be read."""
+    return type("Lying", (Exception,), {attribute: raising(OSError("no"))})
+
+
+class _Nameless(type):
+    @property
+    def __name__(cls):
+        raise OSError("no")
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *map(lying_error, ("__class__", "__traceback__", "__cause__", "__context__", "args")),
+        _Nameless("Lying", (Exception,), {}),
+        type("Lying", (SyntaxError,), {"filename": raising(OSError("no"))}),
+        type("Lying", (ExceptionGroup,), {"exceptions": raising(OSError("no"))}),
+    ],
+    ids=["class", "traceback", "cause", "context", "args", "name", "filename", "exceptions"],
+)
+async def test_an_error_that_cannot_be_looked_at_is_a_failure_like_any_other(error, threaded, until):
+    """It is reported, five of them detach the observer, and nobody waits for what it did not take."""
+    manager = StreamingManager(drain_timeout=60)
+    capture = EventCapture()
+    several = issubclass(error, BaseExceptionGroup)
+
+    async def on_event(self, event):
+        raise error("several", [ValueError()]) if several else error()
+
+    odd = watcher(on_event=on_event, threaded=threaded)
+    manager.add_observer(odd)
+    manager.add_observer(capture)
+    await one_run(manager)
+    await until(lambda: len(manager.statistics()) == 1)
+    await manager.aclose()
+    assert [e.data["error_type"] for e in capture.of("error")] == ["Lying"]
+    assert len(capture.of("run_end")) == 1
+
+
+async def test_a_log_handler_that_raises_is_nobody_elses_failure(until):
+    """The failure that it should tell is counted and reported as ever."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise OSError("no room for a log")
+
+    handler, log = Broken(), logging.getLogger("rollcast.stream")
+    manager = StreamingManager(drain_timeout=60)
+    capture = EventCapture()
+
+    async def on_event(self, event):
+        raise ValueError("x")
+
+    manager.add_observer(watcher(on_event=on_event))
+    manager.add_observer(capture)
+    log.addHandler(handler)
+    try:
+        await one_run(manager)
+        await until(lambda: len(manager.statistics()) == 1)
+        await manager.aclose()
+    finally:
+        log.removeHandler(handler)
+    assert [e.data["error_type"] for e in capture.of("error")] == ["ValueError"]
+    assert len(capture.of("run_end")) == 1
+
+
+class Encoding(EncodingObserver):
+    """One whose answer to `takes_encodable` raises after so many times."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def takes_encodable(self):
+        self.times -= 1
+        if self.times < 0:
+            raise OSError("no")
+        return True
+
+    async def on_encodable(self, events):
+        pass
+
+
+async def test_one_that_cannot_say_how_it_takes_events_is_refused():
+    """One sentence, and the others can be added."""
+    manager = StreamingManager()
+    with pytest.raises(InputError, match=r"takes_encodable\(\) of Encoding raised OSError"):
+        manager.add_observer(Encoding(0))
+    assert manager.observers == []
+    capture = EventCapture()
+    manager.add_observer(capture)
+    await one_run(manager)
+    capture.check()
+    await manager.aclose()
+
+
+async def test_one_that_cannot_say_later_how_it_takes_events_fails():
+    """Nobody waits for it."""
+    manager = StreamingManager(drain_timeout=60)
+    capture = EventCapture()
+    manager.add_observer(Encoding(1))
+    manager.add_observer(capture)
+    await one_run(manager)
+    assert [(each.queued, each.failed > 0) for each in manager.statistics()] == [(0, True), (0, False)]
+    await manager.aclose()
+    assert [e.data["error_type"] for e in capture.of("error")] == ["OSError"]
+    assert len(capture.of("run_end")) == 1
+
+
+class _Hiding(type(StreamObserver)):
+    def __getattribute__(cls, name):
+        if name == "on_batch":
+            raise OSError("no")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", ["class", "metaclass"])
+async def test_one_whose_class_cannot_be_asked_for_is_told_apart_without(kind):
+    """It gets its events, and observers that come after it are added."""
+    manager = StreamingManager()
+    capture = EventCapture()
+    unreadable = watcher(__class__=raising(OSError("no")))
+    odd = unreadable if kind == "class" else _Hiding("Odd", (Watcher,), {})()
+    manager.add_observer(odd)
+    manager.add_observer(capture)
+    await one_run(manager)
+    manager.refresh()
+    manager.remove_observer(odd)
+    await manager.aclose()
+    assert "run_end" in odd.got
+    capture.check()
 
 
 async def test_one_that_fails_while_it_leaves_is_not_detached_when_it_was_added_again(until):

@@ -31,6 +31,7 @@ __all__ = [
     "bounded_json",
     "bounded_row",
     "described",
+    "detached",
     "nests_deeply",
     "object_or_text",
     "plain_scalar",
@@ -51,6 +52,7 @@ _SHORT = 64  # characters of a row's field that is always shown
 _INT_LIMIT = 1 << 4096  # Python writes at most 4,300 digits
 _AS_TEXT = (timedelta, UUID, Decimal, Fraction, PurePath, complex)
 _UNSEEN: Any = object()
+_CONTAINERS = frozenset((dict, list))
 
 
 def as_json(value: Any) -> Any:
@@ -67,6 +69,23 @@ def as_json(value: Any) -> Any:
         return _Conversion().of(value, DEPTH_LIMIT)
     except RecursionError:  # the caller is deep in its own recursion
         return described(value)
+
+
+def detached(value: Any) -> Any:
+    """The same JSON with dicts and lists of its own, so that changing them changes nothing else. Text is not copied.
+
+    `value` is what `as_json` returned.
+    """
+    kind = type(value)
+    if kind is dict:
+        if _CONTAINERS.isdisjoint(map(type, value.values())):  # as in most events
+            return value.copy()
+        return {name: detached(item) if type(item) in _CONTAINERS else item for name, item in value.items()}
+    if kind is not list:
+        return value
+    if _CONTAINERS.isdisjoint(map(type, value)):  # such as token ids
+        return value[:]
+    return [detached(item) for item in value]
 
 
 def nests_deeply(value: Any) -> bool:

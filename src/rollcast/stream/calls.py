@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from rollcast.aio import fulfil, others_run, running_loop
-from rollcast.failures import by_signal, place_of, text_and_place
+from rollcast.failures import by_signal, class_name_of, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
-from rollcast.stream.observer import EncodingObserver, StreamObserver
+from rollcast.stream.observer import EncodingObserver, StreamObserver, overrides_on_batch
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
 from rollcast.stream.waiting import Encodable, Event, encodable_of, event_of
@@ -58,8 +58,7 @@ class Calls:
         self.task: asyncio.Task[None] | None = None
         self.failures_in_a_row = 0
         self._report = report
-        self._batched = type(observer).on_batch is not StreamObserver.on_batch
-        delivery.encodes = isinstance(observer, EncodingObserver) and observer.takes_encodable()
+        self._batched = overrides_on_batch(observer)
         self._suspect = False  # the observer took long once
         self._least_s = ALONE_S if delivery.threaded else 0.0
         self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
@@ -108,12 +107,7 @@ class Calls:
                 events = [event for event in map(event_of, events) if delivery.passes(event)]
                 left_out = count - len(events)
             if events and not delivery.discarding:
-                if isinstance(observer, EncodingObserver) and observer.takes_encodable():
-                    await self.attempt(events[0], "on_encodable", events)
-                else:  # or its `on_batch` was replaced meanwhile
-                    await self.attempt(
-                        events[0], "on_batch", [*map(event_of, events)] if delivery.encodes else events
-                    )
+                await self._attempt(events[0], self._call_with_batch, events)
         else:
             for begun, event in enumerate(cast("Sequence[StreamEvent]", events), delivery.begun + 1):
                 delivery.begun = begun
@@ -147,11 +141,29 @@ class Calls:
     def _begin_turn(self) -> None:
         self._turn_ends = (time.thread_time() + self._share_s, time.perf_counter() + LOADED * self._share_s)
 
-    async def attempt(self, event: Encodable | None, method: str, *arguments: Any) -> None:
-        """Call a method of the observer; if it raises, handle that as the observer's own failure."""
+    async def _call_with_batch(self, events: Sequence[Any]) -> None:
+        if not self.delivery.encodes:
+            await self.observer.on_batch(cast("list[StreamEvent]", events))
+            return
+        observer = cast("EncodingObserver", self.observer)
+        if observer.takes_encodable():
+            await observer.on_encodable(events)
+        else:  # its `on_batch` was replaced meanwhile
+            await observer.on_batch([*map(event_of, events)])
+
+    async def call_hook(self, method: str, *arguments: Any) -> None:
+        """Call a hook of the observer; if it raises, handle that as the observer's own failure."""
+        await self._attempt(None, self._call, method, *arguments)
+
+    async def _call(self, method: str, *arguments: Any) -> None:
+        await getattr(self.observer, method)(*arguments)
+
+    async def _attempt(
+        self, event: Encodable | None, call: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+    ) -> None:
         task = self.task
         try:
-            await getattr(self.observer, method)(*arguments)
+            await call(*arguments)
         except BaseException as error:  # isolation, as above
             if _is_not_its_own(error, task):
                 raise
@@ -165,11 +177,11 @@ class Calls:
                 if control.done is not None:
                     fulfil(control.done)
             case "chain_closed":
-                await self.attempt(None, "on_chain_closed", control.run_id, control.chain_id)
+                await self.call_hook("on_chain_closed", control.run_id, control.chain_id)
             case "run_opened":
-                await self.attempt(None, "on_run_opened", control.run_id)
+                await self.call_hook("on_run_opened", control.run_id)
             case "run_closed":
-                await self.attempt(None, "on_run_closed", control.run_id)
+                await self.call_hook("on_run_closed", control.run_id)
 
     def _failed(self, error: BaseException, event: StreamEvent | None) -> None:
         delivery = self.delivery
@@ -177,7 +189,12 @@ class Calls:
         self.failures_in_a_row += 1
         self._log(error, event.event_type if event else "a hook")
         if self.failures_in_a_row == FAILURES_TO_DETACH and not delivery.ended:
-            logger.error("%s failed %d times in a row and is detached", delivery.reader, FAILURES_TO_DETACH)
+            self._say(
+                logging.ERROR,
+                "%s failed %d times in a row and is detached",
+                delivery.reader,
+                FAILURES_TO_DETACH,
+            )
             delivery.discarding = True
         self._report(error, event)
 
@@ -188,14 +205,29 @@ class Calls:
 
     def _log(self, error: BaseException, what: str) -> None:
         """Log the traceback once for each cause, however often it fails."""
-        cause = (type(error).__name__, place_of(error))
+        cause = (class_name_of(error), place_of(error))
         if cause in self._causes:
-            logger.debug("%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error))
+            self._say(
+                logging.DEBUG, "%s failed on %s again: %s", self.delivery.reader, what, text_and_place(error)
+            )
         else:
             self._causes.add(cause)
-            logger.error(
-                "%s failed on %s: %s", self.delivery.reader, what, text_and_place(error), exc_info=error
+            self._say(
+                logging.ERROR,
+                "%s failed on %s: %s",
+                self.delivery.reader,
+                what,
+                text_and_place(error),
+                exc_info=error,
             )
+
+    def _say(self, level: int, text: str, *arguments: object, exc_info: BaseException | None = None) -> None:
+        """Log this. If that raises, as a program's own log handler may, nobody else is to notice."""
+        try:
+            logger.log(level, text, *arguments, exc_info=exc_info)
+        except BaseException as raised:
+            if by_signal(raised):
+                raise
 
     def _was_slow(self, beat: _Heartbeat | None) -> None:
         """Note that a call took long. Whether it blocked the loop is measured from the next call on, and warned of once."""
@@ -215,11 +247,12 @@ def _is_not_its_own(error: BaseException, task: asyncio.Task[None] | None) -> bo
     What the observer itself raises is a failure, even `sys.exit()` and `raise KeyboardInterrupt`: a watcher cannot end the
     program. An exception that a signal raises inside its code, such as a real Ctrl-C, can.
     """
-    if isinstance(error, asyncio.CancelledError):
+    kind = type(error)  # not `isinstance`: the exception may say that it is of another class, or raise
+    if issubclass(kind, asyncio.CancelledError):
         return task is not None and task.cancelling() > 0
-    if isinstance(error, GeneratorExit):  # it came from outside if this task is not the running one
+    if issubclass(kind, GeneratorExit):  # it came from outside if this task is not the running one
         return running_loop() is None or asyncio.current_task() is not task
-    return isinstance(error, (KeyboardInterrupt, SystemExit)) and by_signal(error)
+    return issubclass(kind, (KeyboardInterrupt, SystemExit)) and by_signal(error)
 
 
 class _Heartbeat:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, get_args
 
 from rollcast.aio import why_left
 from rollcast.errors import InputError
-from rollcast.failures import FailureLog, text_and_place, text_of
+from rollcast.failures import FailureLog, class_name_of, text_and_place, text_of
 from rollcast.records import (
     Message,
     OutsideMessage,
@@ -32,7 +32,13 @@ from rollcast.records import (
     validated_messages,
 )
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason, ToolStatus
-from rollcast.records.jsonable import as_json, bounded_fields, bounded_json, bounded_row, object_or_text
+from rollcast.records.jsonable import (
+    as_json,
+    bounded_fields,
+    bounded_json,
+    bounded_row,
+    object_or_text,
+)
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
@@ -121,8 +127,8 @@ def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
     """
     if isinstance(error, str):
         return {"error": error, "error_type": "", "where": where}
-    text = text_of(error) or type(error).__name__ if where == "backend" else text_and_place(error)
-    return {"error": well_formed(text), "error_type": type(error).__name__, "where": where}
+    text = text_of(error) or class_name_of(error) if where == "backend" else text_and_place(error)
+    return {"error": well_formed(text), "error_type": class_name_of(error), "where": where}
 
 
 def _finite(reward: object, whose: str) -> float:
@@ -612,9 +618,9 @@ class GenerationWriter:
                 else:
                     kind, data = StreamEvent, {"content": text, "offset": offset}
                     if token_ids is not None:
-                        data["token_ids"] = token_ids
+                        data["token_ids"] = [*token_ids]
                     if logprobs is not None:
-                        data["logprobs"] = logprobs
+                        data["logprobs"] = [*logprobs]
                 event = kind(
                     CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
                 )  # fmt: skip

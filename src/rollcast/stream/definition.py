@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from rollcast.errors import InputError
-from rollcast.failures import by_signal
+from rollcast.failures import by_signal, class_name_of
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
-from rollcast.stream.observer import ChunkInterest, DeliveryMode, StreamObserver
+from rollcast.stream.observer import ChunkInterest, DeliveryMode, EncodingObserver, StreamObserver, inherits
 from rollcast.stream.own_filter import guarded
 
 __all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
@@ -24,6 +24,7 @@ class Definition(NamedTuple):
         name: its name in warnings, errors and statistics.
         filter: which events it wants.
         lossless, threaded, loop, chunk_interest, queue_limit_bytes: see `StreamObserver`.
+        encodes: whether it takes an `EncodableChunk` as it is.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Definition(NamedTuple):
     loop: asyncio.AbstractEventLoop | None
     chunk_interest: ChunkInterest
     queue_limit_bytes: int
+    encodes: bool
 
 
 def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
@@ -71,12 +73,12 @@ def check_filter(name: str, wanted: Any) -> None:
 def _unreadable(name: str, what: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "unhashable" in str(error):  # a dataclass with eq=True
         return f"{name} cannot be hashed: {error}; if it is a dataclass, make it @dataclass(eq=False)"
-    return f"{what} of {name} raised {type(error).__name__}; make it return without an error"
+    return f"{what} of {name} raised {class_name_of(error)}; make it return without an error"
 
 
 def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
-    if not isinstance(leaf, StreamObserver):
-        raise InputError(f"{outer}.leaves() gave {type(leaf).__name__} as a leaf; expected a StreamObserver")
+    if not inherits(leaf, StreamObserver):
+        raise InputError(f"{outer}.leaves() gave {class_name_of(leaf)} as a leaf; expected a StreamObserver")
     name = name_of(leaf)
     check_filter(name, wanted)
     mode, threaded, loop = (_read(leaf, name, attribute) for attribute in ("mode", "threaded", "loop"))
@@ -96,7 +98,17 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     if type(limit) is not int or limit < 0:
         raise InputError(f"{name}.queue_limit_bytes is {_shown(limit)}; expected a number of bytes")
     interest: ChunkInterest = tokens  # type: ignore[assignment]  # it is one of them
-    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit)
+    encodes = inherits(leaf, EncodingObserver) and _takes_encodable(leaf, name)
+    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit, encodes)
+
+
+def _takes_encodable(leaf: EncodingObserver, name: str) -> bool:
+    try:
+        return bool(leaf.takes_encodable())
+    except BaseException as error:
+        if by_signal(error):
+            raise
+        raise InputError(_unreadable(name, "takes_encodable()", error)) from error
 
 
 def _shown(value: Any) -> str:
@@ -122,7 +134,7 @@ def name_of(observer: StreamObserver) -> str:
         if by_signal(error):
             raise
         name = ""
-    return name if isinstance(name, str) and name else type(observer).__name__
+    return name if isinstance(name, str) and name else class_name_of(observer)
 
 
 def manager_of(observer: StreamObserver) -> Any:
@@ -146,6 +158,6 @@ def set_manager(observer: StreamObserver, manager: Any) -> None:
         if by_signal(error):
             raise
         raise InputError(
-            f"the manager of {name_of(observer)} cannot be set: setting `manager` raised {type(error).__name__}; "
+            f"the manager of {name_of(observer)} cannot be set: setting `manager` raised {class_name_of(error)}; "
             "if it is a frozen dataclass, make it one that is not frozen"
         ) from error

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from rollcast.failures import class_name_of
 from rollcast.records import PAYLOADS, StreamEvent, StreamEventType
 from rollcast.records.jsonable import as_json, described, plain_scalar
 
@@ -92,7 +93,7 @@ class HandMade:
         except NotAnEvent as error:
             self._refuse(event, error)
         except Exception as error:  # noqa: BLE001  (the user's own classes may raise anything when they are read)
-            self._refuse(event, NotAnEvent("it", f"raised {type(error).__name__} when it was read"))
+            self._refuse(event, NotAnEvent("it", f"raised {class_name_of(error)} when it was read"))
         return None
 
     def tell_refused(self) -> None:

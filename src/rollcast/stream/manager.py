@@ -10,8 +10,9 @@ import msgspec
 
 from rollcast import lifetime
 from rollcast.errors import InputError
-from rollcast.failures import text_and_place
+from rollcast.failures import class_name_of, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.jsonable import detached
 from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
@@ -143,7 +144,7 @@ class StreamingManager:
                 time.time(),
                 {
                     "error": text_and_place(error),
-                    "error_type": type(error).__name__,
+                    "error_type": class_name_of(error),
                     "where": f"observer:{name_of(observer)}",
                 },
                 run_id=run_id,
@@ -212,7 +213,8 @@ class StreamingManager:
                 self._foreign_seq[event.run_id] = seq
                 if len(self._foreign_seq) > 1024:
                     del self._foreign_seq[next(iter(self._foreign_seq))]
-            stamped = msgspec.structs.replace(event, seq=seq, source=event.source or self.fanout.source)
+            source = event.source or self.fanout.source
+            stamped = msgspec.structs.replace(event, data=detached(event.data), seq=seq, source=source)
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
     def relay(self, event: StreamEvent) -> None:

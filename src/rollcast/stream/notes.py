@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from rollcast.records import Message, ToolRecord, Trajectory, Turn
-from rollcast.records.jsonable import as_json, bounded_fields, object_or_text
+from rollcast.records.jsonable import as_json, bounded_fields, detached, object_or_text
 from rollcast.records.view_fields import error_of, reward_of
 from rollcast.records.view_parts import MAX_CALLS, MAX_REWARDS, StateClock, ToolUse, count_use
 
@@ -141,8 +141,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             **self._rewarded(t),
         }
         # Fields that are empty or 0 are left out, except those that a view would then take for unknown.
-        return {
-            "messages": self._as_json(t.messages),
+        rest = {
             "content": None if turn is None else turn.text,
             "tool_calls": as_json(t.open_tool_calls),
             "as_of": as_of,
@@ -152,6 +151,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             **({} if self.reference is msgspec.UNSET else {"reference": self.reference}),
             **self.about,
         }
+        return {"messages": self._as_json(t.messages), **detached(rest)}
 
     def _rewarded(self, t: Trajectory) -> dict[str, Any]:
         given = [
@@ -170,15 +170,15 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         }
 
     def _as_json(self, messages: list[Message]) -> list[Any]:
-        """The messages as JSON; only those that are new since the last time are converted."""
+        """The messages as JSON, not the trajectory's own; only those that are new since the last time are converted."""
         known = self.converted
         for i, message in enumerate(messages):
             if i == len(known):
-                known.append((message, as_json(message)))
+                known.append(_converted(message))
             elif known[i][0] is not message:
-                known[i] = (message, as_json(message))
+                known[i] = _converted(message)
         del known[len(messages) :]
-        return [converted for _, converted in known]
+        return [detached(message) if converted is message else converted for message, converted in known]
 
     def _tool_use(self) -> dict[str, Any]:
         by_tool: dict[str, ToolUse] = {}
@@ -227,6 +227,12 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             if record.call.call_id not in answered
         ]
         return unlisted
+
+
+def _converted(message: Message) -> tuple[Message, Any]:
+    """The message and its JSON: the same object, or one that shares no part with it."""
+    converted = as_json(message)
+    return message, message if converted is message else detached(converted)
 
 
 def _generated(turns: list[Turn]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
@@ -14,10 +15,22 @@ from rollcast.stream.delivery import ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.waiting import Encodable
 
-__all__ = ["ChunkInterest", "DeliveryMode", "EncodingObserver", "PulledObserver", "StreamObserver"]
+__all__ = [
+    "ChunkInterest",
+    "DeliveryMode",
+    "EncodingObserver",
+    "PulledObserver",
+    "StreamObserver",
+    "inherits",
+    "is_pulled",
+    "overrides_on_batch",
+]
 
 DeliveryMode = Literal["coalesce", "lossless"]
 ChunkInterest = Literal["wanted", "shared", "never"]
+
+
+_BASES = type.__dict__["__mro__"]
 
 
 class StreamObserver(ABC):
@@ -142,3 +155,18 @@ class PulledObserver(StreamObserver):
     @abstractmethod
     def statistics_locked(self) -> ObserverStatistics:
         """The statistics of all its queues together."""
+
+
+def inherits(observer: object, kind: type) -> bool:
+    """Whether the observer's class is derived from this one. Unlike `isinstance`, this runs no code of the observer's."""
+    return kind in _BASES.__get__(type(observer))
+
+
+def is_pulled(observer: StreamObserver) -> TypeGuard[PulledObserver]:
+    """Whether the observer takes its events itself."""
+    return inherits(observer, PulledObserver)
+
+
+def overrides_on_batch(observer: StreamObserver) -> bool:
+    """Whether the observer's class has an `on_batch` of its own. This runs no code of the observer's."""
+    return inspect.getattr_static(type(observer), "on_batch") is not StreamObserver.on_batch

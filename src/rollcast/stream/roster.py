@@ -10,13 +10,14 @@ from functools import partial
 from typing import Protocol
 
 from rollcast.errors import InputError
+from rollcast.failures import class_name_of
 from rollcast.records import StreamEvent
 from rollcast.stream.definition import Definition, defined, manager_of, name_of, set_manager
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.homes import Departures, Homes
 from rollcast.stream.identity import ByIdentity
-from rollcast.stream.observer import PulledObserver, StreamObserver
+from rollcast.stream.observer import StreamObserver, inherits, is_pulled
 from rollcast.stream.pump import FAILURES_TO_DETACH, Pump
 from rollcast.stream.shift import shared_running_loop
 
@@ -73,9 +74,9 @@ class Roster:
 
     def add(self, observer: StreamObserver) -> None:
         """See `StreamingManager.add_observer`."""
-        if not isinstance(observer, StreamObserver):
+        if not inherits(observer, StreamObserver):
             raise InputError(
-                f"add_observer got {type(observer).__name__}; expected a StreamObserver "
+                f"add_observer got {class_name_of(observer)}; expected a StreamObserver "
                 "(wrap a function in CallbackStreamObserver)"
             )
         definitions = defined(observer)  # without the lock, since this runs the observer's own code
@@ -166,14 +167,14 @@ class Roster:
                 pump.own_loop = definition.loop
                 if pump.delivery.filter != definition.filter:
                     self._fanout.set_filter(pump.delivery, definition.filter)
-            elif isinstance(leaf, PulledObserver):
+            elif is_pulled(leaf):
                 leaf.set_filter_locked(definition.filter)
         if shared_running_loop() is not None:  # pumps that were interrupted in an earlier loop continue
             for pump in self.pumps_locked():
                 pump.ensure_running_locked()
 
     def _add_locked(self, leaf: StreamObserver, definition: Definition) -> None:
-        if isinstance(leaf, PulledObserver):
+        if is_pulled(leaf):
             self._leaves[leaf] = None
             leaf.attach_locked(self._fanout, definition.name, definition.filter)
             return
@@ -185,6 +186,7 @@ class Roster:
             threaded=definition.threaded,
         )
         delivery.tokens = definition.chunk_interest
+        delivery.encodes = definition.encodes
         delivery.limit = max(delivery.limit, definition.queue_limit_bytes)
         pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))
         pump.own_loop = definition.loop
@@ -194,7 +196,7 @@ class Roster:
     def _remove_locked(self, leaf: StreamObserver) -> None:
         pump = self._leaves.pop(leaf)
         _let_go_of(leaf)
-        if isinstance(leaf, PulledObserver):
+        if is_pulled(leaf):
             leaf.detach_locked()
         if pump is None:
             return
@@ -260,7 +262,7 @@ class Roster:
             for leaf, pump in self._leaves.items():
                 if pump is not None:
                     found.append(pump.delivery.statistics())
-                elif isinstance(leaf, PulledObserver):
+                elif is_pulled(leaf):
                     found.append(leaf.statistics_locked())
             return found
 

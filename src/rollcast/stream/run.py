@@ -31,7 +31,7 @@ from rollcast.records import (
     validated_messages,
 )
 from rollcast.records.event import RunStatus
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import as_json, detached
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
@@ -361,7 +361,7 @@ class RunWriter:
             event_type,
             place.chain_id,
             time.time(),
-            data,
+            detached(data),  # a watcher that changes it does not change the run
             step,
             depth,
             seq,
@@ -378,7 +378,7 @@ class RunWriter:
         """See `RunOfChain.publish_again`."""
         place = route.place
         event = StreamEvent(
-            event_type, place.chain_id, time.time(), data, step, depth, self.seq, place.run_id, place.group_id,
+            event_type, place.chain_id, time.time(), detached(data), step, depth, self.seq, place.run_id, place.group_id,
             place.source,
         )  # fmt: skip
         EventQueue.put_in_each(targets, event, size)

@@ -267,7 +267,7 @@ class Shift:
                         await others_run()
             if found != "closing":
                 return
-            await owner.calls.attempt(None, "aclose")
+            await owner.calls.call_hook("aclose")
         except BaseException as error:
             if owner.shift is not self:
                 raise
@@ -277,7 +277,7 @@ class Shift:
                     raise
                 owner.finished_locked("closing")
             uncancel()
-            await owner.calls.attempt(None, "aclose")
+            await owner.calls.call_hook("aclose")
         with delivery.lock:
             if owner.shift is self:
                 owner.finished_locked("closed")

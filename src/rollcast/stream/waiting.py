@@ -150,7 +150,7 @@ class EncodableChunk(msgspec.Struct, gc=False):
         for name in ("token_ids", "logprobs"):
             values = getattr(self.data, name)
             if values is not None:
-                data[name] = [values.value] if values.__class__ is PackedValue else values
+                data[name] = [values.value] if values.__class__ is PackedValue else [*values]
         return StreamEvent(
             CHUNK, self.chain_id, self.timestamp, data, self.step, self.depth, self.seq, self.run_id, self.group_id,
             self.source,
@@ -175,10 +175,8 @@ def only_of(values: Any, kind: type) -> Any:
 
 
 def as_list(values: Any) -> Any:
-    """The list that `only_of` or merging was given."""
-    if values.__class__ is int or values.__class__ is float:
-        return [values]
-    return list(values) if values.__class__ is tuple else values
+    """A list like the one that `only_of` or merging was given."""
+    return [values] if values.__class__ is int or values.__class__ is float else [*values]
 
 
 def merged_waiting(chunks: list[WaitingChunk]) -> WaitingChunk:
