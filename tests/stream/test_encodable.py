@@ -59,6 +59,30 @@ def test_neighbours_merge_into_an_event():
     assert merged_chunks(chunks) == merged_chunks([event_of(c) for c in chunks])
 
 
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("a", [1], [-0.5]), ("b", PackedValue(2), PackedValue(-1.0)), ("c", [3], [-2.0])],
+        [("a", [1], [-0.5]), ("", [], []), ("c", [3], [-2.0])],
+        [("a", [1, 2], [-0.5, -0.25]), ("b", [3], [-1.0])],
+        [("a", [1], None), ("b", [2], None)],
+        [("a", None, None), ("b", None, None)],
+        [("a", [1], [-0.5]), ("b", None, None)],
+        [("a", [1], [-0.5]), ("", None, None), ("c", [2], [-0.5])],
+        [("a", [1], [-0.5]), ("b", [2], None)],
+    ],
+)
+def test_neighbours_merge_as_their_events_do(parts, timed):
+    """Whether or not all of them have ids and log-probabilities, and with the times between tokens if they are asked for."""
+    chunks = [
+        msgspec.structs.replace(encodable(text, i, ids, logprobs, i), timestamp=100 + i * i / 1000)
+        for i, (text, ids, logprobs) in enumerate(parts)
+    ]
+    events = [event_of(chunk) for chunk in chunks]
+    assert merged_chunks(chunks, timed=timed) == merged_chunks(events, timed=timed)
+
+
 def test_what_is_dropped_is_counted():
     """By type, from the first to the last."""
     queue = EventQueue("somebody", limit=10)

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,12 @@ from rollcast.archive.index import record_directory
 from rollcast.archive.worker import Worker
 from rollcast.archive.writer import Recorder, Written
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, Trajectory
+from rollcast.records import EventFilter, Trajectory
 from rollcast.records.jsonable import as_json
 from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
-from rollcast.stream.observer import ChunkInterest, StreamObserver
+from rollcast.stream.observer import ChunkInterest, EncodingObserver
+from rollcast.stream.waiting import Encodable
 
 __all__ = ["ArchiveObserver"]
 
@@ -42,7 +43,7 @@ _TOKENS: dict[str, ChunkInterest] = {
 }
 
 
-class ArchiveObserver(StreamObserver):
+class ArchiveObserver(EncodingObserver):
     """Records what happens, as a folder that can be read while it grows and for ever after (docs/archive.md).
 
     One record may hold many runs: those of a training. It ends when the observer is removed or its manager closes, and goes on
@@ -212,10 +213,7 @@ class ArchiveObserver(StreamObserver):
         if os.getpid() == self._pid and self.filter.matches_chain(*place):
             self._worker.put_trajectory(trajectory)
 
-    async def on_event(self, event: StreamEvent) -> None:
-        await self.on_batch([event])
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
+    async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Have the events written. It waits while too much waits to be written, and the observer's queue grows meanwhile."""
         if os.getpid() != self._pid:
             return  # a forked child: the record is its parent's

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 from rollcast.aio import fulfil
-from rollcast.records import StreamEvent, Trajectory
+from rollcast.records import Trajectory
+from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Worker", "Writes"]
 
@@ -34,7 +35,7 @@ class Writes(Protocol):
 
     def open(self) -> None: ...
 
-    def record(self, events: list[StreamEvent], trajectories: list[Trajectory], lost: int) -> None: ...
+    def record(self, events: list[Encodable], trajectories: list[Trajectory], lost: int) -> None: ...
 
     def beat(self) -> None: ...
 
@@ -53,7 +54,7 @@ class Worker:
         self._recorder = recorder
         self._name = name
         self._wake = threading.Condition()
-        self._events: list[StreamEvent] = []
+        self._events: list[Encodable] = []
         self._bytes = 0
         self._trajectories: list[Trajectory] = []
         self._trajectory_bytes = 0
@@ -77,7 +78,7 @@ class Worker:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
 
-    def put(self, events: list[StreamEvent]) -> Future[None] | None:
+    def put(self, events: Sequence[Encodable]) -> Future[None] | None:
         """Have the events written. If too much waits, a promise that is kept when there is room again: wait for it."""
         size = sum([_event_bytes(event) for event in events])
         with self._wake:
@@ -177,8 +178,11 @@ class Worker:
             logger.exception("the record could not be written, by a fault in Rollcast")
 
 
-def _event_bytes(event: StreamEvent) -> int:
+def _event_bytes(event: Encodable) -> int:
     """About how many bytes of memory it keeps alive beside what its chain has anyway; much quicker than `event_size`."""
+    if event.__class__ is EncodableChunk:
+        ids = event.data.token_ids
+        return 400 + len(event.data.content) + (128 * len(ids) if ids.__class__ is list else 0)
     size = 800
     if event.data.__class__ is dict:
         for value in event.data.values():

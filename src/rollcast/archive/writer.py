@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -43,7 +43,7 @@ from rollcast.records.jsonable import JSON_ERRORS, as_json
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
-from rollcast.stream.waiting import event_of
+from rollcast.stream.waiting import ChunkData, Encodable, event_of
 from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
@@ -263,7 +263,7 @@ class Recorder:
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
-    def record(self, events: list[StreamEvent], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
+    def record(self, events: list[Encodable], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
         """Write the events, neighbouring chunks merged, after the trajectories of chains that end among them.
 
         Args:
@@ -277,8 +277,8 @@ class Recorder:
         if events:
             self._write_events(events)
 
-    def _write_events(self, events: list[StreamEvent]) -> None:
-        events = _merged(events, self._lines)
+    def _write_events(self, given: list[Encodable]) -> None:
+        events = _merged(given, self._lines)
         lines = _event_lines(events)
         if self._masker is not None and self._may_hold_secrets(events, self._masker):
             events = [self._masked(event, self._masker) for event in events]
@@ -435,7 +435,7 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
+def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
     """The events, in which neighbouring chunks of a generation are one.
 
     A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
@@ -445,9 +445,8 @@ def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> lis
         events: in order.
         lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
-    open_now: dict[
-        tuple[str, str], list[int]
-    ] = {}  # by chain, where its latest chunks stand if nothing came after them
+    # By chain, where its latest chunks stand if nothing came after them.
+    open_now: dict[tuple[str, str], list[int]] = {}
     groups: list[list[int]] = []
     for i, event in enumerate(events):
         key = (event.run_id, event.chain_id)
@@ -459,25 +458,24 @@ def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> lis
             else:
                 open_now.pop(key, None)
                 lines.pop(key, None)
-        elif key in open_now and events[open_now[key][0]].step == event.step:
-            open_now[key].append(i)
-        else:  # the first, or the first of the next generation if a filter leaves out what is between
-            open_now[key] = [i]
-            groups.append(open_now[key])
-        if event.event_type is CHUNK:
-            data: Any = event.data
-            text = data.get("content") if data.__class__ is dict else None
-            if text.__class__ is not str:
-                continue
-            before = lines.get(key, 0)
-            lines[key] = after = before + len(text)
-            ends_a_piece = after // LINE_CHARS != before // LINE_CHARS or "\n" in text
-            if ends_a_piece or data.get("offset") == 0:
-                lines[key], _ = grown_line(before, text)
-                del open_now[key]
+            continue
+        group = open_now.get(key)
+        if group is None or events[group[0]].step != event.step:
+            # The first, or the first of the next generation if a filter leaves out what is between.
+            group = open_now[key] = []
+            groups.append(group)
+        group.append(i)
+        text, offset = _text_of(event.data)
+        if text.__class__ is not str:
+            continue
+        before = lines.get(key, 0)
+        lines[key] = after = before + len(text)
+        if "\n" in text or after // LINE_CHARS != before // LINE_CHARS or offset == 0:
+            lines[key], _ = grown_line(before, text)
+            del open_now[key]
     if not groups:
-        return events
-    kept: list[StreamEvent | None] = list(events)
+        return cast("list[StreamEvent]", events)  # whatever is no chunk is an event
+    kept: list[Encodable | None] = list(events)
     try:
         for group in groups:
             if len(group) > 1:
@@ -485,8 +483,15 @@ def _merged(events: list[StreamEvent], lines: dict[tuple[str, str], int]) -> lis
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
-        return events
-    return [event for event in kept if event is not None]
+        return [event_of(event) for event in events]
+    return [event_of(event) for event in kept if event is not None]
+
+
+def _text_of(data: Any) -> tuple[Any, Any]:
+    """The text of a chunk and its offset; None for what it lacks."""
+    if data.__class__ is ChunkData:
+        return data.content, data.offset
+    return (data.get("content"), data.get("offset")) if data.__class__ is dict else (None, None)
 
 
 def _event_lines(events: list[StreamEvent]) -> bytes:

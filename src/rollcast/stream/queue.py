@@ -12,12 +12,20 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from itertools import pairwise
 from typing import Any, Literal, TypeGuard, final
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.stream.waiting import EncodableChunk, Event, WaitingChunk, event_of, merged_waiting
+from rollcast.stream.waiting import (
+    EncodableChunk,
+    Event,
+    PackedValue,
+    WaitingChunk,
+    event_of,
+    merged_waiting,
+)
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
@@ -85,6 +93,9 @@ def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
     waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
     if len(waiting) == len(chunks) and not timed:
         return merged_waiting(waiting)
+    encodable = [chunk for chunk in chunks if type(chunk) is EncodableChunk]
+    if len(encodable) == len(chunks) and (joined := _joined_data(encodable, timed=timed)) is not None:
+        return msgspec.structs.replace(encodable[-1].event(), data=joined)
     events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
     parts = [e.data for e in events]
@@ -102,6 +113,35 @@ def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
         data[name] = next(p[name] for p in reversed(parts) if name in p)
     data["from_seq"] = parts[0].get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
+
+
+def _joined_data(chunks: list[EncodableChunk], *, timed: bool) -> dict[str, Any] | None:
+    """The `data` that `merged_chunks` gives for chunks that all have ids, or all have none; None for any others.
+
+    No event and no dict is made of the single chunks, so a token costs a third of what it costs there.
+    """
+    parts = [chunk.data for chunk in chunks]
+    data: dict[str, Any] = {"content": "".join([p.content for p in parts]), "offset": parts[0].offset}
+    lists: dict[str, list[Any]] = {
+        "token_ids": [p.token_ids for p in parts],
+        "logprobs": [p.logprobs for p in parts],
+    }
+    counts: list[int] = []  # of the tokens of each chunk
+    for name, of_each in lists.items():
+        if None in of_each:
+            if of_each.count(None) < len(of_each):
+                return None
+            continue
+        values: list[Any] = [(v.value,) if v.__class__ is PackedValue else v for v in of_each]
+        data[name] = [value for of_one in values for value in of_one]
+        if name == "token_ids":
+            counts = [*map(len, values)]
+    if timed and counts and max(counts) <= 1:
+        arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
+        if times := [round(max(later - earlier, 0.0), 3) for earlier, later in pairwise(arrivals)]:
+            data["dt_ms"] = times
+    data["from_seq"] = chunks[0].seq
+    return data
 
 
 _MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})

@@ -20,6 +20,7 @@ __all__ = [
     "Encodable",
     "EncodableChunk",
     "Event",
+    "PackedValue",
     "Place",
     "WaitingChunk",
     "encodable_of",
