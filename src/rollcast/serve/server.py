@@ -27,6 +27,7 @@ from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.handshake import Handshake
 from rollcast.serve.listening import check_address, listen
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
+from rollcast.serve.page_files import read_page_files
 from rollcast.serve.plain_feed import feed_plainly
 from rollcast.serve.protocol import SUBPROTOCOL, CloseCode
 from rollcast.serve.queries import Queries
@@ -145,6 +146,11 @@ class WebSocketStreamingServer:
         if host in ("", "0.0.0.0", "::"):  # noqa: S104  (shown, not listened on)
             host = next(iter(self.settings.hosts), "localhost")
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+
+    @property
+    def page_url(self) -> str:
+        """The address of the live page, for a browser."""
+        return f"http{self.url.removeprefix('ws')}/"
 
     def statistics(self) -> ServerStatistics:
         """How the server is doing now."""
@@ -290,6 +296,7 @@ class WebSocketStreamingServer:
 
     async def _serve(self, hosts: list[str], port: int) -> Server:
         settings = self.settings
+        self._handshake.page = await asyncio.to_thread(read_page_files)
         self._gate = gate = Gate(
             settings.connections, settings.limits.messages_per_s, self._tls, settings.hello_s
         )
