@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 
 from rollcast.serve.page_files import (
     CONTENT_SECURITY_POLICY,
@@ -277,10 +276,7 @@ async def test_every_door_asks_for_its_token_under_a_prefix(stage):
     assert (await raw(server.port, b"/lab/", *upgrade))[0] == 401
     async with connect(f"{server.url}/lab/", subprotocols=["rollcast.v1"], proxy=None) as socket:
         await socket.send('{"type":"hello"}')
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await socket.recv()
-        assert closed.value.rcvd.code == 4500
+        assert '"code":4500' in await socket.recv()
 
 
 def test_the_page_is_in_the_wheel(tmp_path):

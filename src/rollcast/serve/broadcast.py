@@ -181,16 +181,16 @@ class Broadcaster:
         manager = self.observer.manager
         return set() if manager is None else self.runs.gone(manager.fanout.runs)
 
-    def cancel(self, run_id: str, chain_id: str | None) -> None:
-        """Ask the run's producer to cancel it.
+    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> list[str]:
+        """Ask the run's producer to cancel it, a chain of it or a group; returns the chains that are told to end.
 
         Raises:
-            InputError: there is no such run or chain, or it cannot be cancelled.
+            InputError: there is no such run, chain or group, or it cannot be cancelled.
         """
         manager = self.observer.manager
         if manager is None:
             raise InputError(f"no run {run_id!r} is open")
-        manager.cancel(run_id, chain_id)
+        return manager.cancel(run_id, chain_id, group_id)
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
