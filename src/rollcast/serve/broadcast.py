@@ -190,7 +190,8 @@ class Broadcaster:
         manager = self.observer.manager
         if manager is None:
             raise InputError(f"no run {run_id!r} is open")
-        return manager.cancel(run_id, chain_id, group_id)
+        ending: list[str] = manager.cancel(run_id, chain_id, group_id)
+        return ending
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 

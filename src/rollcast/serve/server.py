@@ -104,7 +104,7 @@ class WebSocketStreamingServer:
         check_address(host, port)
         self.host = host
         self.settings = (settings or ServerSettings()).checked(token)
-        if not is_loopback(host) and not self.settings.tokens and not self.settings.insecure:
+        if not is_loopback(host) and self.settings.lets_anyone_in and not self.settings.insecure:
             raise InputError(
                 f"host {host!r} can be reached from the network, and no token is asked for; give token=…, listen on "
                 "localhost, or set ServerSettings(insecure=True)"
