@@ -8,6 +8,7 @@ import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rollcast.archive.format import RUN_FILE
 from rollcast.archive.index import find_record, read_run_file, state_of
 from rollcast.cli.kept_token import MadeToken, made_token
 from rollcast.cli.output import Output
@@ -36,7 +37,8 @@ def open_command(directory: Path, options: OpenOptions) -> int:
         ArchiveError: no record is meant or more than one, or it cannot be read.
         InputError: an option is wrong, or the port is in use.
     """
-    path = find_record(directory, options.record)
+    directory, word = _directory_and_word(directory, options.record)
+    path = find_record(directory, word)
     facts = read_run_file(path)
     # A record that lies elsewhere may be somebody else's: nothing is written beside it.
     beside = directory if path.absolute().parent == directory.absolute() else None
@@ -47,6 +49,14 @@ def open_command(directory: Path, options: OpenOptions) -> int:
     out.say([(f"{printable_line(path.name, 80)}: {state}{going_on}", "")])
     asyncio.run(_serve(path, options, made, out))
     return 0
+
+
+def _directory_and_word(directory: Path, given: str) -> tuple[Path, str]:
+    """The record directory, and what is meant there: of a folder that is no record itself, the latest one in it."""
+    folder = Path(given)
+    if given and folder.is_dir() and not (folder / RUN_FILE).exists():
+        return folder, "latest"
+    return directory, given
 
 
 async def _serve(path: Path, options: OpenOptions, made: MadeToken | None, out: Output) -> None:

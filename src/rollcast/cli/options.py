@@ -399,7 +399,7 @@ OpenArg = Annotated[
     str,
     typer.Argument(
         metavar="RUN|DIR",
-        help="The record: its folder, its name or the beginning of it, the name of its run, or latest.",
+        help="The record: its name or the beginning of it, the name of its run, its folder, or a folder of records for the latest.",
     ),
 ]
 PortOption = Annotated[
