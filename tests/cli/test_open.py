@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 import rollcast as rollcast_package
 from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
+from rollcast.cli import main
 
 SRC = str(Path(rollcast_package.__file__).parents[1])
 LEFT_OUT = ("ROLLCAST_RECORDS", "ROLLCAST_TOKEN", "SSH_CONNECTION", "WAYLAND_DISPLAY", "COLUMNS")
@@ -32,10 +33,20 @@ def command(*args):
     return [sys.executable, "-m", "rollcast", *map(str, args)]
 
 
-def rollcast(*args, cwd, **env):
-    return subprocess.run(
-        command(*args), cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=100, check=False
-    )
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Calls the command in a folder, in this process; gives its exit code and what it said."""
+
+    def call(*args, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["rollcast", *map(str, args)])
+        for name in LEFT_OUT:
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return call
 
 
 @contextlib.contextmanager
@@ -194,28 +205,28 @@ def test_a_browser_is_opened_at_the_link_if_there_is_a_display(place):
         (["--token", "a b"], "a token of the server is empty or has spaces"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(place, args, says):
+def test_bad_input_is_one_sentence_and_exit_code_2(place, refused, args, says):
     """No traceback, and nothing is served."""
     (place / "empty").mkdir()
     for name, content in (("damaged", "{"), ("newer", '{"format":99}')):
         (place / name).mkdir()
         (place / name / "run.json").write_text(content)
-    done = rollcast("open", "--no-browser", *args, cwd=place)
-    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
-    assert says in done.stderr
+    code, errors = refused("open", "--no-browser", *args, cwd=place)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert says in errors
 
 
-def test_a_port_that_is_taken_or_none_is_exit_code_2(place):
+def test_a_port_that_is_taken_or_none_is_exit_code_2(place, refused):
     """No traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = rollcast("open", "--no-browser", "--port", taken.getsockname()[1], cwd=place)
-    assert done.returncode == 2
-    assert "is in use; stop what listens there, or choose another port" in done.stderr
+        code, errors = refused("open", "--no-browser", "--port", taken.getsockname()[1], cwd=place)
+    assert code == 2
+    assert "is in use; stop what listens there, or choose another port" in errors
     for port in ("99999", "-1", "x"):
-        done = rollcast("open", "--port", port, cwd=place)
-        assert done.returncode == 2
-        assert "--port" in done.stderr
-        assert "Traceback" not in done.stderr
+        code, errors = refused("open", "--port", port, cwd=place)
+        assert code == 2
+        assert "--port" in errors
+        assert "Traceback" not in errors
 
 
 def test_a_run_that_serves_prints_two_links_and_can_be_opened_while_it_goes_on(tmp_path):
