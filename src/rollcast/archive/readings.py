@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from rollcast.archive.chain_rows import ChainQuery, Page, check_query, fits, page_of
-from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
+from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
 from rollcast.errors import FilterError
@@ -20,6 +20,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 
 __all__ = [
     "ChainsWanted",
+    "ChangesWanted",
     "EventWindow",
     "EventsWanted",
     "Given",
@@ -83,6 +84,23 @@ class ChainsWanted(msgspec.Struct, tag="chains", kw_only=True):
     query: ChainQuery
 
 
+class ChangesWanted(msgspec.Struct, tag="changes", kw_only=True):
+    """The merged rows of the chains of which rows were written since a place in `chains.jsonl`: one page of `Rows`.
+
+    Its `next` is the place to go on from, and `total` is how many chains have changed; if they are more than a page, it has only
+    the first of them.
+
+    Attributes:
+        since: `next` of an earlier answer; None: nothing is given but the place where the rows end now.
+        run_id: only of this run.
+    """
+
+    path: str
+    since: str | None = None
+    run_id: str | None = None
+    row_bytes: int = ROW_BYTES
+
+
 class RunsWanted(msgspec.Struct, tag="runs", kw_only=True):
     """A row for each run of a record, the newest first: one page of `Rows`. See `pages.page_by_run`."""
 
@@ -144,7 +162,7 @@ class EventWindow(msgspec.Struct, tag="window", kw_only=True):
     damage: list[str] = []
 
 
-Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
+Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | ChangesWanted | RunsWanted | StepsWanted
 Given = EventWindow | Page | Rows
 
 
@@ -180,6 +198,8 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
             yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():
             yield from _chains(archive, reading.query)
+        case ChangesWanted():
+            yield from _changes(archive, reading)
         case RunsWanted():
             yield from _runs(archive, reading)
         case StepsWanted():
@@ -256,6 +276,26 @@ def _chains(archive: Archive, query: ChainQuery) -> Iterator[Page | None]:
         if row is not None and fits(row, query):
             wanted.append(row)
     yield page_of(wanted, query)
+
+
+def _changes(archive: Archive, reading: ChangesWanted) -> Iterator[Rows | None]:
+    since = None if reading.since is None else int(reading.since)
+    changed, place = archive.changed_chains(since)
+    rows: list[bytes] = []
+    size = total = 0
+    for number, row in enumerate(archive.chain_rows_in_pieces() if changed else ()):
+        if row is None or number % 1000 == 0:
+            yield None
+        if (
+            row is not None
+            and (row["run_id"], row["chain_id"]) in changed
+            and reading.run_id in (None, row["run_id"])
+        ):
+            total += 1
+            if size < PAGE_BYTES:
+                rows.append(encoded_row(row, reading.row_bytes))
+                size += len(rows[-1])
+    yield Rows(rows=rows, total=total, next=str(place))
 
 
 def _runs(archive: Archive, reading: RunsWanted) -> Iterator[Rows | None]:

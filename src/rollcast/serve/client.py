@@ -327,15 +327,21 @@ class WebSocketStreamingClient:
         if self._connection is not None:
             await self._connection.close()
 
-    async def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """Cancel a run, or one chain of it. This needs a token with the `control` scope.
+    async def cancel(
+        self, run_id: str, chain_id: str | None = None, *, group_id: str | None = None
+    ) -> list[str]:
+        """Cancel a run, one chain of it, or a group's open chains. This needs a token with the `control` scope.
+
+        Returns:
+            The open chains that are told to end, as many as fit in the answer; a server of 0.2 or before does not name those of
+            a run.
 
         Raises:
-            RefusedError: the token lacks the scope, there is no such run or chain, or the server cannot be reached.
+            RefusedError: the token lacks the scope, there is no such run, chain or group, or the server cannot be reached.
         """
         try:
             async with asyncio.timeout(ANSWER_S), await self._open() as connection:
-                await connection.send(encode_frame(Cancel(run_id, chain_id)), text=True)
+                await connection.send(encode_frame(Cancel(run_id, chain_id, group_id=group_id)), text=True)
                 while True:
                     message = await connection.recv()
                     if is_of_later_server(message):
@@ -344,7 +350,7 @@ class WebSocketStreamingClient:
                     if isinstance(frame, ErrorFrame):
                         raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
-                        return
+                        return frame.chains or ([] if chain_id is None else [chain_id])
         except _UNREACHABLE as error:
             raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
 

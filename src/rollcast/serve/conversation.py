@@ -42,6 +42,7 @@ from rollcast.serve.settings import ServerSettings
 
 __all__ = ["Conversation"]
 
+TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
@@ -137,8 +138,8 @@ class Conversation:
                 self._answer(id, refused, Done(id))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
-            case CancelRun(run_id, chain_id, id):
-                self._cancel(run_id, chain_id, id)
+            case CancelRun():
+                self._cancel(action)
             case RunQuery():
                 self._queries.run(client, self._session, action)
             case StopQuery(id):
@@ -183,11 +184,26 @@ class Conversation:
             )
         )  # fmt: skip
 
-    def _cancel(self, run_id: str, chain_id: str | None, id: str | None) -> None:
+    def _cancel(self, asked: CancelRun) -> None:
         try:
-            self._broadcaster.cancel(run_id, chain_id)
+            ending = self._broadcaster.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
-            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
-        else:
-            logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
-            self._client.send(Done(id, run_id, chain_id))
+            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), asked.id))
+            return
+        what = asked.chain_id or asked.group_id or "all"
+        logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
+        chains = [] if asked.chain_id is not None else _fitting(ending)
+        self._client.send(
+            Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id, chains=chains)
+        )
+
+
+def _fitting(names: list[str]) -> list[str]:
+    """The first of the names, as many as fit in any client's message."""
+    kept, size = [], 0
+    for name in names[:TOLD_CHAINS]:
+        size += len(name.encode()) + 3
+        if size > TOLD_BYTES:
+            break
+        kept.append(name)
+    return kept

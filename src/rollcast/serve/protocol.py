@@ -206,11 +206,12 @@ class Speed(msgspec.Struct, frozen=True, tag="speed"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
-    """Cancel a run, or one chain of it; this needs the `control` scope. The answer has the same `id`."""
+    """Cancel a run, one chain of it, or a group's open chains; this needs the `control` scope. The answer has the same `id`."""
 
     run_id: str
     chain_id: str | None = None
     id: Id | None = None
+    group_id: str | None = None
 
 
 Scalar = str | int | float | bool | None
@@ -362,7 +363,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
 
     Attributes:
         id: of the request.
-        run_id, chain_id: what was cancelled.
+        run_id, chain_id, group_id: what was cancelled.
+        chains: after `cancel` of a run or a group: its open chains, which are told to end; as many as fit in 8 KiB.
         cursor: after `chain`: the place in the live stream, or in the record, behind the events that came.
         missing: after a query: what its answer lacks, a sentence each.
     """
@@ -372,6 +374,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     chain_id: str | None = None
     cursor: str | None = None
     missing: list[str] = []
+    group_id: str | None = None
+    chains: list[str] = []
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
@@ -541,6 +545,7 @@ class CancelRun:
     run_id: str
     chain_id: str | None
     id: str | None
+    group_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -771,7 +776,10 @@ class Session:
             case Cancel():
                 if refused := refusal(grant, Door.CANCEL):
                     return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
-                return [CancelRun(frame.run_id, frame.chain_id, frame.id)]
+                if frame.chain_id is not None and frame.group_id is not None:
+                    message = "cancel names a chain and a group; name one of them"
+                    return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message, frame.id))]
+                return [CancelRun(frame.run_id, frame.chain_id, frame.id, frame.group_id)]
             case Query():
                 if refused := refusal(grant, Door.QUERY):
                     return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
