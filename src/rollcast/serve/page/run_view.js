@@ -329,6 +329,19 @@ export class RunViews {
   }
 
   /**
+   * Forget a chain, as if nothing of it had been seen.
+   * @param {string} runId
+   * @param {string} chainId
+   */
+  forget(runId, chainId) {
+    const run = this.runs.get(runId);
+    if (!run?.chains.delete(chainId)) return;
+    this.chains -= 1;
+    run.endedWeight -= run.endedWeights.get(chainId) ?? 0;
+    run.endedWeights.delete(chainId);
+  }
+
+  /**
    * @param {string} newest
    */
   bound(newest) {
