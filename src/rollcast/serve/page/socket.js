@@ -149,8 +149,14 @@ export class Socket {
     this.send(this.session.stop(id));
   }
 
-  /** See `Session.cancel`. @param {string} runId @param {{chain?: string, group?: string}} [part] @returns {string} */
+  /**
+   * See `Session.cancel`.
+   * @param {string} runId
+   * @param {{chain?: string, group?: string}} [part]
+   * @returns {string | null} the id of the answer; null if there is no connection
+   */
   cancel(runId, part) {
+    if (this.session.phase !== "open") return null;
     const id = this.id("cancel");
     this.send(this.session.cancel(id, runId, part));
     return id;

@@ -54,7 +54,7 @@ export class Store {
     this.runRows = new Map();
     /** @type {Map<string, Record<string, any>[]>} by run, as `steps` gives them */
     this.stepRows = new Map();
-    /** @type {StreamEvent[]} the latest events of subscriptions */
+    /** @type {StreamEvent[]} the latest events, up to twice as many */
     this.events = [];
     this.marks = noMarks();
     this.dirty = false;
@@ -83,25 +83,23 @@ export class Store {
   // -- events --------------------------------------------------------------------------------------------------------------
 
   /**
-   * Take events of a subscription.
+   * Take events, those of a chain in order.
    * @param {StreamEvent[]} events
    */
   apply(events) {
-    if (!events.length) return;
     for (const event of events) this.applyOne(event);
+    if (events.length) this.touched();
+  }
+
+  /**
+   * Take events for the list of events alone.
+   * @param {StreamEvent[]} events
+   */
+  list(events) {
     this.events.push(...events);
     if (this.events.length > 2 * MAX_EVENTS) this.events.splice(0, this.events.length - MAX_EVENTS);
     this.marks.events = true;
     this.touched();
-  }
-
-  /**
-   * Take the events of a chain's story, which a query gave; they are not among the latest events.
-   * @param {StreamEvent[]} events
-   */
-  applyStory(events) {
-    for (const event of events) this.applyOne(event);
-    if (events.length) this.touched();
   }
 
   /** @param {StreamEvent} event */
