@@ -8,6 +8,7 @@ import time
 
 from websockets.protocol import State
 
+from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, refusal
 from rollcast.serve.broadcast import Broadcaster
@@ -19,6 +20,7 @@ from rollcast.serve.protocol import (
     VERSION,
     Action,
     CancelRun,
+    ChangeSpeed,
     Close,
     CloseSubscription,
     Done,
@@ -26,11 +28,15 @@ from rollcast.serve.protocol import (
     ErrorFrame,
     Greet,
     OpenSubscription,
+    RunQuery,
+    SeekReplay,
     Send,
     Session,
+    StopQuery,
     Subscribed,
     Welcome,
 )
+from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
 
@@ -47,6 +53,7 @@ class Conversation:
     Args:
         client: the client.
         broadcaster: what it is asked for.
+        queries: answers what it asks for besides.
         entrance: says what a token grants.
         settings: the server's settings.
         token: the token in the headers of the client's request; None: there is none, so it may come in `hello`.
@@ -56,12 +63,14 @@ class Conversation:
         self,
         client: Client,
         broadcaster: Broadcaster,
+        queries: Queries,
         entrance: Entrance,
         settings: ServerSettings,
         token: str | None,
     ) -> None:
         self._client = client
         self._broadcaster = broadcaster
+        self._queries = queries
         self._settings = settings
         self._session = Session(
             entrance.authorize,
@@ -90,7 +99,7 @@ class Conversation:
             else:
                 actions = session.receive(message)
             for action in actions:
-                if isinstance(action, OpenSubscription | CloseSubscription):
+                if isinstance(action, OpenSubscription | CloseSubscription | SeekReplay):
                     await self._until_served()
                 self._perform(action)
 
@@ -119,20 +128,47 @@ class Conversation:
                 client.close(code, message)
             case Greet():
                 self._greet(action)
-            case OpenSubscription(id, wanted, since):
-                losses = None
-                if since is None:
-                    recovered, cursor = broadcaster.update(client, id, wanted)
-                else:
-                    recovered, cursor = broadcaster.subscribe(
-                        client, id, wanted, since, max_message=client.max_message, parts=client.parts
-                    )
-                    losses = broadcaster.losses(client, id)
-                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
+            case OpenSubscription():
+                self._open(action)
+            case SeekReplay(id, cursor, time):
+                self._answer(id, broadcaster.feeds.seek(broadcaster.subscription(client, id), cursor, time))
+            case ChangeSpeed(id, speed):
+                refused = broadcaster.feeds.change_speed(broadcaster.subscription(client, id), speed)
+                self._answer(id, refused, Done(id))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
             case CancelRun(run_id, chain_id, id):
                 self._cancel(run_id, chain_id, id)
+            case RunQuery():
+                self._queries.run(client, self._session, action)
+            case StopQuery(id):
+                self._queries.stop(client, id)
+
+    def _open(self, action: OpenSubscription) -> None:
+        client, broadcaster = self._client, self._broadcaster
+        losses = None
+        answer: tuple[bool, str | None] | None
+        if action.since is None:
+            answer = broadcaster.update(client, action.id, action.filter)
+        elif action.speed is not None and not broadcaster.feeds.find():
+            self._session.refused(action.id)
+            self._answer(action.id, "there is no record to replay here; subscribe without a speed")
+            return
+        else:
+            pace = None if action.speed is None else Pace(action.speed)
+            answer = broadcaster.subscribe(
+                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, pace=pace
+            )  # fmt: skip
+            losses = broadcaster.losses(client, action.id)
+        if answer is not None:  # otherwise it comes when the record has been found
+            client.send(Subscribed(action.id, *answer, *(losses or ())))
+
+    def _answer(self, id: str, refused: str | None, done: Done | None = None) -> None:
+        """Answer `error` if it was refused; otherwise `done`, if that is not answered in another way."""
+        if refused is not None:
+            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, refused, id))
+        elif done is not None:
+            self._client.send(done)
 
     def _greet(self, greeting: Greet) -> None:
         client, grant, settings = self._client, greeting.grant, self._settings

@@ -29,6 +29,7 @@ from rollcast.serve.listening import check_address, listen
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.plain_feed import feed_plainly
 from rollcast.serve.protocol import SUBPROTOCOL, CloseCode
+from rollcast.serve.queries import Queries
 from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
@@ -117,6 +118,7 @@ class WebSocketStreamingServer:
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
         self._broadcaster = Broadcaster(self.settings)
+        self._queries = Queries(self._broadcaster)
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
@@ -198,7 +200,8 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
-        self._broadcaster.detach()
+        self._broadcaster.detach()  # before the process that reads records ends, which some clients are given one by
+        await self._queries.aclose()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
@@ -335,12 +338,15 @@ class WebSocketStreamingServer:
                 )  # fmt: skip
             else:
                 token = header_token(headers)
-                await Conversation(client, self._broadcaster, self._entrance, self.settings, token).run()
+                await Conversation(
+                    client, self._broadcaster, self._queries, self._entrance, self.settings, token
+                ).run()
             await connection.wait_closed()
         except ConnectionClosed:
             pass  # the client has gone, with or without a close
         finally:
             self._broadcaster.unsubscribe(client)
+            self._queries.leave(client)
             self._clients.discard(client)
 
     def _keep_until_closed(self, task: asyncio.Task[None]) -> None:
