@@ -10,7 +10,7 @@ import { chainKey } from "./store.js";
 /** @typedef {import("./session.js").Filter} Filter */
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
 
-const RUN_TYPES = ["run_start", "run_end", "train_step", "error", "gap"];
+const RUN_TYPES = ["run_start", "run_end", "train_step"];
 const MAX_PAGES = 256; // of one answer
 const RUNS_S = 1; // the runs are asked for no more often
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
@@ -35,9 +35,11 @@ export class Feed {
   /**
    * @param {Line} line
    * @param {Store} store
+   * @param {(action: () => void, ms: number) => unknown} [later]
    */
-  constructor(line, store) {
+  constructor(line, store, later = setTimeout) {
     this.line = line;
+    this.later = (/** @type {() => void} */ action, /** @type {number} */ ms) => later(action, ms);
     this.store = store;
     /** @type {Map<string, Question>} by the id of each page */
     this.asked = new Map();
@@ -51,6 +53,7 @@ export class Feed {
     this.watching = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
+    this.runsDue = false;
     /** @type {Map<string, number>} by key: since when the chains on screen are shown */
     this.shownSince = new Map();
     /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
@@ -103,8 +106,7 @@ export class Feed {
     if (id === "events") {
       this.store.list(events); // the views get their events from the other subscriptions, in order
     } else if (id === "runs") {
-      // What is missing here is missing among the events of runs, not among those of chains.
-      this.store.apply(events.filter((event) => event.event_type !== "gap" || Object.hasOwn(event.data, "run_status")));
+      this.store.applyToRuns(events);
       if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askRuns();
     } else {
       this.store.apply(events);
@@ -119,12 +121,18 @@ export class Feed {
     this.askRuns();
   }
 
-  /** Ask for the rows of all runs, unless that was done a moment ago. */
+  /** Ask for the rows of all runs; if that was done a moment ago, in a moment. */
   askRuns() {
-    const now = this.line.session.now();
-    if (now - this.runsAt < RUNS_S) return;
-    this.runsAt = now;
-    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    if (this.runsDue) return;
+    const pause = Math.max(this.runsAt + RUNS_S - this.line.session.now(), 0);
+    this.runsDue = true;
+    const ask = () => {
+      this.runsDue = false;
+      this.runsAt = this.line.session.now();
+      this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    };
+    if (pause === 0) ask();
+    else this.later(ask, pause * 1000);
   }
 
   /** Ask for the rows of training steps and evaluations. @param {string} [run] */
@@ -183,6 +191,7 @@ export class Feed {
     this.shownSince = new Map(
       chainIds.map((chainId) => [chainKey(runId, chainId), this.shownSince.get(chainKey(runId, chainId)) ?? now]),
     );
+    this.told = new Set([...this.told].filter((key) => this.shownSince.has(key)));
     if (!chainIds.length) {
       this.line.unsubscribe("chains");
       return;
