@@ -539,12 +539,14 @@ class _Answer:
         since, left, sent = self._query.after, self._limit, False
         while True:
             last: EventWindow | None = None
+            held: EventWindow | None = None  # it came when there was no room for it
             try:
                 async with aclosing(self._windows(record, since, left)) as windows:
                     async for window in windows:
                         last, since = window, window.cursor
                         left -= len(window.events)
                         if not self._client.keeps_up():
+                            held = window
                             break  # lets go of the record until there is room
                         await self._send_window(window, left)
                         sent = True
@@ -555,8 +557,8 @@ class _Answer:
                     raise
                 self._missing.append(f"the record does not tell of it: {error}")
                 return False
-            if last is not None and not self._client.keeps_up():
-                await self._send_window(last, left)
+            if held is not None:
+                await self._send_window(held, left)
             if last is None or last.complete or left <= 0:
                 self._cursor = since
                 return True
