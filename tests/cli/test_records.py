@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive import format as fmt
+from rollcast.archive.index import find_record
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError
 from rollcast.terminal.layout import row_cells
@@ -60,6 +61,27 @@ def test_records_are_listed_the_newest_first(directory):
         ["20261128-0900-grid-bbbb", "grid", "ended", "2", "1", "0.500", "1", "min", "29", "s"],
         ["20261127-0900-guess-aaaa", "guess", "ended", "2", "1", "0.500", "1", "min", "30", "s"],
     ]
+
+
+@pytest.mark.parametrize("word", ["x" * 300, "x" * 100_000, "a\0b", "a\nb/c"])
+def test_a_word_that_can_be_no_record_is_one_short_sentence(directory, word):
+    """However long it is, and whatever is in it."""
+    with pytest.raises(ArchiveError) as caught:
+        find_record(directory, word)
+    assert "holds no record 'x" in str(caught.value) or "holds no record 'a" in str(caught.value)
+    assert len(str(caught.value)) < 200 + len(str(directory))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_records_of_others_do_not_hide_ones_own(directory):
+    """A record is for its owner alone; in a directory that several share, each sees their own."""
+    theirs = directory / "20261128-0900-grid-bbbb"
+    theirs.chmod(0)
+    try:
+        out = called("runs", "--record-dir", directory)
+    finally:
+        theirs.chmod(0o700)
+    assert [line.split()[0] for line in out.stdout.splitlines()] == ["record", "20261127-0900-guess-aaaa"]
 
 
 def test_wide_letters_keep_the_columns(directory):
