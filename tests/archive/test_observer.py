@@ -655,6 +655,26 @@ async def test_a_forked_child_leaves_the_record_alone(stage):
     assert (stage.path / "events" / "000000000000.jsonl").read_bytes() == before
 
 
+async def test_a_run_in_a_forked_child_does_not_claim_to_be_recorded(stage, caplog):
+    """`result.record` is None there, and one warning says why."""
+    stage.observe()
+    await stage.run(1)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for run_id in ("x", "y"):
+                with suppress(StopIteration):
+                    stage.observer.on_run_opened(run_id).send(None)
+            told = sum("is the record of process" in record.getMessage() for record in caplog.records)
+            code = 0 if (told, stage.observer.begun) == (1, False) else 2
+        finally:
+            os._exit(code)
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert stage.observer.begun
+
+
 def odd():
     return Trajectory(
         "r", "c", None,

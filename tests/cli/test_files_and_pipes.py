@@ -76,6 +76,9 @@ def test_a_log_that_cannot_be_opened_is_refused_before_anything_runs(tmp_path, c
         ("train", "--resume", "--out", "x" * 300),
         ("train", "--steps", "1", "--config", "x" * 300),
         ("train", "--steps", "1", "--model", "x" * 300),
+        ("show", "x" * 300),
+        ("replay", "x" * 300),
+        ("export", "x" * 300, "--to", "jsonl"),
     ],
 )
 def test_a_name_of_300_characters_is_one_sentence_wherever_a_name_is_asked_for(tmp_path, args):

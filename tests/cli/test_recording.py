@@ -136,6 +136,22 @@ def test_what_an_alert_goes_to_is_not_in_the_record(tmp_path):
     assert entry.name in shown.stdout
 
 
+@pytest.mark.parametrize("options", [(), ("--record-dir", "records")])
+def test_an_agent_that_goes_to_another_folder_takes_no_record_there(tmp_path, options):
+    """The record is in the folder in which the command was typed, and the line can be typed there."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom rollcast import BaseAgent\nfrom rollcast.testing import ScriptedBackend\n"
+        "os.chdir('elsewhere')\nagent = BaseAgent(backend=ScriptedBackend('Four.'))\n"
+    )
+    done = rollcast("run", "mine.py:agent", "--prompt", "2 + 2?", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path, _ = named_last(done)
+    assert path.startswith(options[-1] if options else "rollcast-runs")
+    assert Archive.open(tmp_path / path).state == "ended"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["\udcff", "a\n\x1b[31mb", "日本", "latest", "x" * 300, '"', "../x"])
 def test_any_name_will_do(tmp_path, name):
     """The folder has a plain one, and `run.json` has it as it is, as far as JSON can hold it."""

@@ -1,6 +1,14 @@
 """`rollcast runs` and `rollcast recover`."""
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -9,8 +17,10 @@ from typer.testing import CliRunner
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive import format as fmt
+from rollcast.archive.index import find_record
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError
+from rollcast.terminal.layout import row_cells
 
 
 def called(*arguments):
@@ -51,6 +61,54 @@ def test_records_are_listed_the_newest_first(directory):
         ["20261128-0900-grid-bbbb", "grid", "ended", "2", "1", "0.500", "1", "min", "29", "s"],
         ["20261127-0900-guess-aaaa", "guess", "ended", "2", "1", "0.500", "1", "min", "30", "s"],
     ]
+
+
+@pytest.mark.parametrize("word", ["x" * 300, "x" * 100_000, "a\0b", "a\nb/c"])
+def test_a_word_that_can_be_no_record_is_one_short_sentence(directory, word):
+    """However long it is, and whatever is in it."""
+    with pytest.raises(ArchiveError) as caught:
+        find_record(directory, word)
+    assert "holds no record 'x" in str(caught.value) or "holds no record 'a" in str(caught.value)
+    assert len(str(caught.value)) < 200 + len(str(directory))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_records_of_others_do_not_hide_ones_own(directory):
+    """A record is for its owner alone; in a directory that several share, each sees their own."""
+    theirs = directory / "20261128-0900-grid-bbbb"
+    theirs.chmod(0)
+    try:
+        out = called("runs", "--record-dir", directory)
+    finally:
+        theirs.chmod(0o700)
+    assert [line.split()[0] for line in out.stdout.splitlines()] == ["record", "20261127-0900-guess-aaaa"]
+
+
+def test_wide_letters_keep_the_columns(directory):
+    """They take two columns each."""
+    change(directory / "20261128-0900-grid-bbbb", name="日本語")
+    lines = called("runs", "--record-dir", directory).stdout.splitlines()
+    assert {row_cells([(line[: line.index("ended")], "")]) for line in lines[1:]} == {lines[0].index("state")}
+
+
+def test_on_a_narrow_terminal_each_record_is_a_paragraph(directory):
+    """No line is wider than the terminal."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    command = [sys.executable, "-m", "rollcast", "runs", "--record-dir", str(directory)]
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        subprocess.run(command, stdout=end, check=True, env=os.environ | {"TERM": "xterm", "COLUMNS": ""})
+        os.close(end)
+        text = b""
+        with suppress(OSError):  # the end of a terminal
+            while more := shown.read(4096):
+                text += more
+    lines = text.decode().splitlines()
+    assert lines[0] == "20261128-0900-grid-bbbb"
+    assert " ".join(line.strip() for line in lines[1:3]) == (
+        "grid, ended, 2 chains, 1 failed, reward 0.500, 1 min 29 s"
+    )
+    assert max(map(len, lines)) < 40
 
 
 def test_the_list_is_for_programs_too(directory):

@@ -103,19 +103,24 @@ def record_directory(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]:
-    """The records of a directory, the newest first. Folders that are no records are left out.
+    """The records of a directory, the newest first. Folders that are no records are left out, and those of other users that only
+    these may read.
 
     Raises:
         ArchiveError: the directory cannot be read.
     """
     try:
-        folders = [path for path in directory.iterdir() if (path / RUN_FILE).exists()]
+        folders = [path for path in directory.iterdir() if _is_record(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ArchiveError(f"{directory} cannot be read: {error.strerror or error}") from None
     entries = [_entry(path, now) for path in folders]
     return sorted(entries, key=lambda entry: (_began(entry), entry.name), reverse=True)
+
+
+def _is_record(path: Path) -> bool:
+    return os.path.exists(path / RUN_FILE)  # noqa: PTH110  (unlike Path.exists it never raises)
 
 
 def _began(entry: RecordEntry) -> float:
@@ -144,7 +149,7 @@ def find_record(directory: Path, word: str) -> Path:
     Raises:
         ArchiveError: no record is meant, or more than one.
     """
-    if (Path(word) / RUN_FILE).exists() and word not in ("", "."):
+    if word not in ("", ".") and _is_record(Path(word)):
         return Path(word)
     entries = list_records(directory)
     if not entries:
@@ -162,9 +167,9 @@ def find_record(directory: Path, word: str) -> Path:
         names = ", ".join(entry.name for entry in begins[:5])
         more = f" and {len(begins) - 5} more" if len(begins) > 5 else ""
         raise ArchiveError(
-            f"{word!r} begins the names of {len(begins)} records: {names}{more}; give more of the name"
+            f"{word!r:.80} begins the names of {len(begins)} records: {names}{more}; give more of the name"
         )
-    raise ArchiveError(f"{directory} holds no record {word!r}{_nearest(word, entries)}")
+    raise ArchiveError(f"{directory} holds no record {word!r:.80}{_nearest(word, entries)}")
 
 
 def _nearest(word: str, entries: list[RecordEntry]) -> str:

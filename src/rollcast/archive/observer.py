@@ -6,6 +6,7 @@ manager ──▶ the observer's queue (64 MiB) ──▶ Worker (at most 8 MiB)
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -34,6 +35,8 @@ __all__ = ["ArchiveObserver"]
 
 QUEUE_LIMIT = 64 << 20
 EXIT_S = 2.0  # how long the exit of the interpreter waits for a disk that hangs
+
+logger = logging.getLogger("rollcast.archive")
 
 _TOKENS: dict[str, ChunkInterest] = {
     "auto": "shared",
@@ -93,6 +96,7 @@ class ArchiveObserver(EncodingObserver):
                 f"{str(folder)!r} holds a record already; each recording has a folder of its own: give another path"
             )
         self._pid = os.getpid()
+        self._told_of_fork = False
         self._manager: Any = None
         self._keeps_trajectories = level != "summary" if trajectories is None else trajectories
         masker = masker_of(masker)
@@ -143,8 +147,8 @@ class ArchiveObserver(EncodingObserver):
 
     @property
     def begun(self) -> bool:
-        """Whether there is a record: it begins with the first run."""
-        return self._recorder.begun
+        """Whether there is a record: it begins with the first run. A forked child has none: the record is its parent's."""
+        return self._recorder.begun and os.getpid() == self._pid
 
     @property
     def ended(self) -> bool:
@@ -226,6 +230,14 @@ class ArchiveObserver(EncodingObserver):
         """Begin the record, if it has not begun."""
         if os.getpid() == self._pid:
             self._worker.start()
+        elif not self._told_of_fork:
+            self._told_of_fork = True
+            logger.warning(
+                "%s is the record of process %d, from which this one was forked; what runs here is not recorded: make an "
+                "ArchiveObserver in each process",
+                self.path,
+                self._pid,
+            )
 
     async def on_run_closed(self, run_id: str) -> None:
         """Wait until the run is recorded."""

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +27,14 @@ __all__ = ["Recording", "RunRecord", "latest_record_of", "name_of_agent", "recor
 _TRIAL = b"x" * 4096  # what a disk that is full does not take
 
 
+def _here() -> Path:
+    """The current folder; an empty path if it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
+
+
 @dataclass(frozen=True)
 class Recording:
     """The command line's options about the record.
@@ -39,6 +47,7 @@ class Recording:
         name: of the record; None: the task's or the agent's.
         tags: words, or `KEY=VALUE`.
         budget: how large the records of the folder may be together, as `20GB`; None: as large as they become.
+        begun_in: the folder in which the command was typed. The user's own code, which is loaded later, may go to another.
 
     Raises:
         InputError: two of them contradict each other, or one is empty.
@@ -51,6 +60,7 @@ class Recording:
     name: str | None = None
     tags: tuple[str, ...] = ()
     budget: str | None = None
+    begun_in: Path = field(default_factory=_here, compare=False)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -92,11 +102,15 @@ class RunRecord:
     Args:
         observer: that records; it is added to the manager of the run.
         ours: the command made it. Otherwise the user's own code did.
+        begun_in: the folder in which the command was typed: from there the last line names the record.
         budget: how many bytes the records of its folder may have together; None: as many as they come to.
     """
 
-    def __init__(self, observer: ArchiveObserver, *, ours: bool, budget: int | None = None) -> None:
+    def __init__(
+        self, observer: ArchiveObserver, *, ours: bool, begun_in: Path, budget: int | None = None
+    ) -> None:
         self._observer = observer
+        self._begun_in = begun_in
         self._ours = ours
         self._budget = budget
 
@@ -132,8 +146,8 @@ class RunRecord:
         if not observer.begun:
             return None
         path = observer.path
-        with suppress(OSError, ValueError):  # the current folder was deleted; or the record is not in it
-            path = path.relative_to(Path.cwd())
+        with suppress(ValueError):  # the record is elsewhere
+            path = path.relative_to(self._begun_in)
         line = f"recorded: {this_command()} show {quoted(path)}"
         lacking = observer.incomplete or (None if observer.ended else "its end is not written yet")
         if lacking is not None:
@@ -195,12 +209,13 @@ def record_for(
 
     own = next((each for each in manager.observers if isinstance(each, ArchiveObserver)), None)
     if own is not None and recording == Recording():
-        return RunRecord(own, ours=False)
+        return RunRecord(own, ours=False, begun_in=recording.begun_in)
     budget = None if recording.budget is None else _budget_of(recording.budget)
+    directory = recording.begun_in / record_directory(recording.directory)
     if recording.directory is not None:
-        _ensure_writable(recording.directory)
+        _ensure_writable(recording.directory, directory)
     observer = ArchiveObserver.within(
-        recording.directory,
+        directory,
         name=recording.name or name,
         tags=recording.tags,
         level=recording.level or "auto",
@@ -219,7 +234,7 @@ def record_for(
     )
     logging.getLogger("rollcast.archive.count").setLevel(logging.ERROR)  # the last line says it
     manager.add_observer(observer)
-    return RunRecord(observer, ours=True, budget=budget)
+    return RunRecord(observer, ours=True, begun_in=recording.begun_in, budget=budget)
 
 
 def latest_record_of(out: Path, recording: Recording) -> str | None:
@@ -230,7 +245,7 @@ def latest_record_of(out: Path, recording: Recording) -> str | None:
     from rollcast.errors import ArchiveError  # noqa: PLC0415
 
     try:
-        entries = list_records(record_directory(recording.directory))
+        entries = list_records(recording.begun_in / record_directory(recording.directory))
     except ArchiveError:  # recording there fails too, and says so
         return None
     where = str(out.absolute())
@@ -282,21 +297,24 @@ def _size_text(size: int) -> str:
     return f"{size} B"
 
 
-def _ensure_writable(given: str) -> None:
+def _ensure_writable(given: str, directory: Path) -> None:
     """Make the directory that the user named, and try it.
+
+    Args:
+        given: as it was typed.
+        directory: what that means.
 
     Raises:
         InputError: it cannot be made, or nothing can be written there.
     """
     from rollcast.archive.writer import prepare_directory  # noqa: PLC0415  (not with --no-record)
 
-    directory = record_directory(given)
     try:
         prepare_directory(directory)
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             file.write(_TRIAL)
     except OSError as error:
         raise InputError(
-            f"--record-dir {directory} cannot be written to: {error.strerror or error}; name another folder, or give "
+            f"--record-dir {given} cannot be written to: {error.strerror or error}; name another folder, or give "
             "--no-record"
         ) from None

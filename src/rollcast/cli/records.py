@@ -23,8 +23,9 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.recovery import recover
 from rollcast.cli.chain_screen import counted
 from rollcast.cli.itself import quoted, this_command
-from rollcast.cli.output import warn
+from rollcast.cli.output import Output, warn
 from rollcast.errors import ArchiveError
+from rollcast.terminal.layout import Row, row_cells
 from rollcast.text import printable_line
 
 __all__ = [
@@ -56,14 +57,13 @@ def runs_command(directory: Path, *, json: bool) -> int:
     if not entries:
         sys.stdout.write(f"{directory} holds no records.\n")
         return 0
-    rows = [_COLUMNS, *(_cells(entry) for entry in entries)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
-        ]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    rows = [_cells(entry) for entry in entries]
+    out = Output(sys.stdout, color=False)
+    table = _table([_COLUMNS, *rows])
+    if out.width is not None and max(row_cells([(line, "")]) for line in table) >= out.width:
+        out.say(*(line for row in rows for line in _paragraph(row)))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in table))
     return 0
 
 
@@ -159,6 +159,29 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
         f"{totals.train_steps:,}" if totals.train_steps else "",
         _span(max(ended_at(facts, entry.state) - facts.started_at, 0.0)) if facts.started_at else "",
     )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    cells = [[row_cells([(cell, "")]) for cell in row] for row in rows]
+    widths = [max(column) for column in zip(*cells, strict=True)]
+    lines = []
+    for row, taken in zip(rows, cells, strict=True):
+        padded = []
+        for name, cell, width, had in zip(_COLUMNS, row, widths, taken, strict=True):
+            pad = " " * (width - had)
+            padded.append(pad + cell if name in _RIGHT else cell + pad)
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _paragraph(row: tuple[str, ...]) -> list[Row]:
+    """A record on a terminal that is too narrow for the table."""
+    of = dict(zip(_COLUMNS, row, strict=True))
+    facts = [of["task"], of["state"]]
+    if of["chains"]:
+        facts += [f"{of['chains']} chains", f"{of['failed']} failed"]
+    facts += [f"{name} {of[name]}" for name in ("reward", "step") if of[name]] + [of["took"]]
+    return [[(of["record"], "")], [("  " + ", ".join(filter(None, facts)), "")]]
 
 
 def _span(seconds: float) -> str:

@@ -214,7 +214,8 @@ def _totals(archive: Archive, rows: list[dict[str, Any]], step: int | None, text
         ends = ", ".join(f"{n:,} {why}" for why, n in Counter(each.end for each in outcomes).most_common(4))
         unscored = sum(each.unscored for each in outcomes)
         facts.append(ends + (f"; {unscored:,} of the rewards failed" if unscored else ""))
-    facts.append(counted(sum(row.get("completion_tokens") or 0 for row in rows), "token"))
+    tokens = counted(sum(row.get("completion_tokens") or 0 for row in rows), "token")
+    facts.append(tokens + (" in chains that ended" if any(r.get("state") != "ended" for r in rows) else ""))
     found: list[Row] = [texts.line(dot.join(facts), 400)]
     if (missing := lacking(archive.facts)) is not None:
         found.append([(f"{texts.glyphs.gap} {missing}", "gap")])
