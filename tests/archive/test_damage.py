@@ -1,5 +1,6 @@
 """Whatever becomes of a record's files, what is left of them is read, and nothing but an ArchiveError is raised."""
 
+import json
 import random
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from rollcast import StreamEvent, StreamEventType, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver, list_records, recover
 from rollcast.archive.figures import figures_of
 from rollcast.archive.story import story_of
-from rollcast.errors import ArchiveError
+from rollcast.errors import ArchiveError, InputError
 
 T = StreamEventType
 
@@ -84,8 +85,26 @@ def harm(path, draw_random, how):
         lines = bytes(data).splitlines(keepends=True)
         draw_random.shuffle(lines)
         path.write_bytes(b"".join(lines))
+    elif how == "retype":
+        with suppress(ValueError):  # a compressed file has no fields
+            path.write_bytes(retyped(bytes(data), draw_random))
     else:
         path.write_bytes(data + bytes(draw_random.randrange(256) for _ in range(100)))
+
+
+def retyped(data, draw_random):
+    """Give a field another value than its writer did, of any type."""
+    lines = [data] if data.startswith(b"{\n") else data.splitlines()
+    at = draw_random.randrange(len(lines))
+    value = node = json.loads(lines[at])
+    while isinstance(node, dict | list) and node:
+        key = draw_random.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if not isinstance(node[key], dict | list) or not node[key] or draw_random.random() < 0.3:
+            node[key] = draw_random.choice([None, True, -1, 2**70, 0.5, "", "x", [], [1], {}, {"a": 1}])
+            break
+        node = node[key]
+    lines[at] = json.dumps(value).encode()
+    return b"\n".join(lines) + b"\n"
 
 
 def read_everything(path):
@@ -97,6 +116,8 @@ def read_everything(path):
     for row in archive.chains(sort="-reward").rows:
         with suppress(ArchiveError):
             archive.trajectory(row["chain_id"], row["run_id"])
+        with suppress(ArchiveError, InputError):  # a row may name another record's place
+            list(archive.events_of(row["chain_id"], row["run_id"]))
         with suppress(ArchiveError):
             story_of(archive, row)
     archive.train_rows(), archive.notes(), archive.open_parts(), figures_of(archive)
@@ -143,6 +164,37 @@ def test_whatever_becomes_of_its_files_the_rest_is_read(whole, hows, seed):
             recovered, _ = read_everything(path)
             assert not recover(path).needed
             assert [e for e in recovered if e.event_type is not T.GAP] == found or "run.json" in harmed
+
+
+@settings(max_examples=120)
+@given(
+    st.sampled_from(["run.json", "chains.jsonl", "open.jsonl", "train.jsonl", "notes.jsonl", "trajectories"]),
+    st.integers(0, 2**32),
+)
+def test_a_field_may_have_any_value(whole, name, seed):
+    """The events are read as they are, and recovery can be done twice."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r"
+        shutil.copytree(whole.path, path)
+        files = [each for each in files_of(path) if each.startswith(name)]
+        harm(path / rng.choice(files), rng, "retype")
+        list_records(path.parent)
+        with suppress(ArchiveError):
+            crash(path)
+            assert read_everything(path)[0][: len(whole.events)] == whole.events
+            recover(path)
+            assert [e for e in read_everything(path)[0] if e in whole.events] == whole.events
+            assert not recover(path).needed
+
+
+def crash(path):
+    """Have its writer say nothing of its end, and be gone."""
+    facts = json.loads((path / "run.json").read_bytes())
+    facts["status"] = "running"
+    if isinstance(facts.get("writer"), dict):
+        facts["writer"]["pid"] = 2**22 + 1  # more than Linux gives
+    (path / "run.json").write_text(json.dumps(facts))
 
 
 @pytest.mark.parametrize("name", ["chains.jsonl", "train.jsonl", "notes.jsonl"])

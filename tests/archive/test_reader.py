@@ -143,6 +143,40 @@ def test_rows_that_are_cut_off_while_they_are_searched(tmp_path, monkeypatch):
     assert archive.chain("chain_0")["state"] == "ended"
 
 
+def test_a_file_that_cannot_be_read_is_named(many):
+    """A segment costs itself, and is told once however often it is tried; without the rows there is an ArchiveError."""
+    archive, events = many
+    (archive.path / "chains.jsonl").mkdir()
+    segment = segments_in(archive.path / "events")[1]
+    segment.path.unlink()
+    segment.path.mkdir()
+    found = archive.events()
+    assert list(found) == events[:2000] + events[4000:]
+    [damage] = found.damage
+    assert (damage.path, damage.first, damage.last) == (segment.path, 2000, 3999)
+    assert damage.why.startswith("it cannot be read: ")
+    for read in (archive.chains, lambda: archive.chain("chain_0")):
+        with pytest.raises(ArchiveError, match=r"chains\.jsonl cannot be read: "):
+            read()
+
+
+def test_a_field_of_another_type_costs_itself(tmp_path):
+    """The row is there without it, and with the fields that this version does not know."""
+    archive = written(tmp_path / "r", [])
+    row = {
+        "row": "end",
+        "run_id": "r",
+        "chain_id": "chain_0",
+        "state": "ended",
+        "reward": "1",
+        "later": ["x"],
+    }
+    (archive.path / "chains.jsonl").write_text(json.dumps(row, separators=(",", ":")) + "\n")
+    told = {"run_id": "r", "chain_id": "chain_0", "state": "ended", "later": ["x"]}
+    assert archive.chains().rows == [told]
+    assert archive.chain("chain_0") == told
+
+
 # -- while it grows ------------------------------------------------------------------------------------------------------
 
 

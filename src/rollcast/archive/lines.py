@@ -104,6 +104,9 @@ class SegmentedLines:
                     yield block
             except FileNotFoundError:
                 yield from self._under_its_new_name(segment, after, since, wants)
+            except OSError as error:
+                last = -1 if after is None else after - 1
+                self._lost(Damage(segment.path, since, last, f"it cannot be read: {error.strerror or error}"))
             if after is not None and since < after:
                 if len(self.damage) == told:
                     self.damage.append(Damage(self.folder, since, after - 1, MISSING))
@@ -121,7 +124,12 @@ class SegmentedLines:
                 return
         except FileNotFoundError:
             pass
-        self.damage.append(Damage(segment.path, since, -1, "it was taken away while it was read"))
+        self._lost(Damage(segment.path, since, -1, "it was taken away while it was read"))
+
+    def _lost(self, damage: Damage) -> None:
+        """Tell of it once, however often it is read."""
+        if damage not in self.damage:
+            self.damage.append(damage)
 
     def _of_segment(
         self, segment: Segment, after: int | None, since: int, wants: WantsFrame | None

@@ -21,6 +21,7 @@ from rollcast.archive.format import (
     OPEN_FILE,
     TRAIN_FILE,
     TRAJECTORIES,
+    ChainRow,
     Frame,
     RunFile,
     SegmentIndex,
@@ -247,14 +248,11 @@ class Archive:
 
     def chain_rows_in_pieces(self) -> Iterator[dict[str, Any] | None]:
         """As `chain_rows`, with None now and then while the file is still being read, so that others may have their turn."""
-        merged: dict[tuple[Any, Any], dict[str, Any]] = {}
-        for number, row in enumerate(_rows_in(self.path / CHAINS_FILE), 1):
+        merged: dict[tuple[str, str], dict[str, Any]] = {}
+        for number, row in enumerate(_rows_in(self.path / CHAINS_FILE, _chain_row), 1):
             if number % _PIECE == 0:
                 yield None
-            key = (row.get("run_id"), row.get("chain_id"))
-            places = (*key, "" if row.get("group_id") is None else row["group_id"])
-            if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
-                continue
+            key = (row["run_id"], row["chain_id"])
             known = merged.get(key)
             if known is None:
                 merged[key] = row
@@ -300,13 +298,12 @@ class Archive:
         learned: list[
             dict[str, Any]
         ] = []  # of a run that is not known yet: it may be older than the chain's last one
-        try:
-            file = (self.path / CHAINS_FILE).open("rb")
-        except FileNotFoundError:
+        file = _opened(self.path / CHAINS_FILE)
+        if file is None:
             return []
         with file:
             for line in _lines_backwards(file, needle):
-                row = _object(line)
+                row = _chain_row(line)
                 if row.get("chain_id") != chain_id or run_id not in (None, row.get("run_id")):
                     continue
                 if run_id is None and row.get("row") == "trained":
@@ -384,7 +381,12 @@ class Archive:
             for line in block.lines[: None if position is None else 1]:
                 value = _object(line)
                 if [value.get("run_id"), value.get("chain_id")] == place:
-                    return Trajectory.from_dict(value)
+                    try:
+                        return Trajectory.from_dict(value)
+                    except JSON_ERRORS as error:
+                        raise ArchiveError(
+                            f"the trajectory of {chain_id} in the record {self.path.name} is damaged: {error}"
+                        ) from None
             if position is not None and block.lines:
                 break
         kept = (
@@ -556,17 +558,31 @@ def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:
     return any(list(index.places[number]) == place for number in frame.places)
 
 
-def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a file; none if it is not there."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+def _rows_in(path: Path, read: Callable[[bytes], dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
+    """The whole rows of a file; none if it is not there. What `read` gives as an empty row is left out."""
+    read = read or _object
+    file = _opened(path)
+    if file is None:
         return
     with file:
         for line in file:
-            row = _object(line) if line.endswith(b"\n") else {}
+            row = read(line) if line.endswith(b"\n") else {}
             if row:
                 yield row
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """The file; None if it is not there.
+
+    Raises:
+        ArchiveError: it may not be read.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -575,6 +591,35 @@ def _object(line: bytes) -> dict[str, Any]:
     except JSON_ERRORS:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+_chain_row_decoder = msgspec.json.Decoder(ChainRow)
+_FIELD_TYPES = {field.name: field.type for field in msgspec.structs.fields(ChainRow)}
+
+
+def _chain_row(line: bytes) -> dict[str, Any]:
+    """The row with all its fields. A field that has another type than its writer gives it is left out.
+
+    The row is empty if it cannot be read, or does not say of which chain it is.
+    """
+    row = _object(line)
+    try:
+        _chain_row_decoder.decode(line)
+    except JSON_ERRORS:
+        group_id = row.get("group_id")
+        places = (row.get("run_id"), row.get("chain_id"), "" if group_id is None else group_id)
+        if not all(isinstance(place, str) for place in places):
+            return {}
+        return {name: value for name, value in row.items() if _is_of(_FIELD_TYPES.get(name, Any), value)}
+    return row
+
+
+def _is_of(type: Any, value: Any) -> bool:
+    try:
+        msgspec.convert(value, type)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _lines_backwards(file: BinaryIO, needle: bytes) -> Iterator[bytes]:

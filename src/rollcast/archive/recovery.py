@@ -53,7 +53,7 @@ from rollcast.archive.segments import (
 from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError, DecodeError
 from rollcast.records import StreamEvent, StreamEventType, decode, encode_lines
-from rollcast.records.bounded import Tail
+from rollcast.records.bounded import Tail, whole
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.records.view import ChainView
@@ -271,10 +271,31 @@ class _Reconstruction:
         return [run_id for run_id in self.skeleton.runs if run_id not in self.closed]
 
 
+class _OpenText(msgspec.Struct):
+    """The text of an open generation, in a row of `open.jsonl`."""
+
+    run_id: str
+    chain_id: str
+    step: int
+    content: str
+    offset: int = 0
+    tool_calls: Any = None
+
+
+def _open_texts(rows: list[dict[str, Any]]) -> dict[tuple[str, str], _OpenText]:
+    """The texts that are whole, by run and chain; rows of chains without an open generation, and damaged ones, have none."""
+    texts = {}
+    for row in rows:
+        with suppress(msgspec.ValidationError):
+            text = msgspec.convert(row, _OpenText)
+            texts[text.run_id, text.chain_id] = text
+    return texts
+
+
 def _closing_events(found: _Reconstruction, open_parts: list[dict[str, Any]]) -> list[StreamEvent]:
     """A `gap` for each open run, then how its chains stood, as far as more is known than their events tell."""
     events = []
-    parts = {(part.get("run_id"), part.get("chain_id")): part for part in open_parts}
+    parts = _open_texts(open_parts)
     for run_id in found.open_runs():
         first = found.last_seq.get(run_id, -1) + 1
         data = {"from_seq": first, "to_seq": first, "dropped": {}, "reason": CRASHED}
@@ -290,25 +311,24 @@ def _closing_events(found: _Reconstruction, open_parts: list[dict[str, Any]]) ->
     return events
 
 
-def _knows_more(part: dict[str, Any], view: ChainView) -> bool:
-    content, step = part.get("content"), part.get("step")
-    if not isinstance(content, str) or not isinstance(step, int) or view.state == "ended":
+def _knows_more(part: _OpenText, view: ChainView) -> bool:
+    if view.state == "ended":
         return False
-    known = 0 if view.generation is None or view.generation_step != step else view.generation.end
+    same_step = view.generation_step == part.step
+    known = 0 if view.generation is None or not same_step else view.generation.end
     return (
-        step >= (view.generation_step or 0)
-        and (view.generation_step != step or view.generation is not None)
-        and (part.get("offset", 0) + len(content) > known)
+        part.step >= (view.generation_step or 0)
+        and (not same_step or view.generation is not None)
+        and part.offset + len(part.content) > known
     )
 
 
-def _complete(view: ChainView, part: dict[str, Any]) -> None:
-    if view.generation_step != part["step"]:
-        open_generation(view, part["step"])
-    offset = part.get("offset", 0)
-    view.generation = Tail.of(part["content"], MAX_TEXT, offset if isinstance(offset, int) else 0)
-    view.step = part["step"]
-    view.tool_calls = calls_of(part.get("tool_calls"))
+def _complete(view: ChainView, part: _OpenText) -> None:
+    if view.generation_step != part.step:
+        open_generation(view, part.step)
+    view.generation = Tail.of(part.content, MAX_TEXT, part.offset)
+    view.step = part.step
+    view.tool_calls = calls_of(part.tool_calls)
     rest(view, view.last_event_at)
 
 
@@ -418,7 +438,7 @@ def _totals(archive: Archive, skeleton: Skeleton, events: int, before: Totals) -
         rewarded=len(rewards),
         completion_tokens=sum(row.get("completion_tokens") or 0 for row in ended),
         train_steps=max(
-            [row.get("train_step") or 0 for row in archive.train_rows()], default=before.train_steps
+            [whole(row.get("train_step")) or 0 for row in archive.train_rows()], default=before.train_steps
         ),
         lost=before.lost,
         trajectories_lost=before.trajectories_lost,

@@ -634,6 +634,8 @@ def _why(error: BaseException) -> str:
         return printable_line(error.strerror)
     if isinstance(error, ConnectionResetError):
         return "the connection was cut at once; if it is a server without TLS, say ws://"
+    if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
+        return "it closed the connection before it answered; if it is a server with TLS, say wss://"
     if isinstance(error, InvalidMessage):
         return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
     return printable_line(without_secrets(str(error))) or type(error).__name__
