@@ -411,6 +411,6 @@ def test_many_filters_are_one_wide_filter_to_the_manager():
     broadcaster = Broadcaster(ServerSettings(history_bytes=0))
     for i in range(1000):
         broadcaster.subscribe(object(), "1", EventFilter(chains=f"chain_{i}", types="reward"))
-    assert broadcaster.wanted() == EventFilter(types="reward")
+    assert broadcaster.upstream.wanted() == EventFilter(types="reward")
     broadcaster.subscribe(object(), "1", EventFilter(chains="chain_0"))
-    assert broadcaster.wanted() == EventFilter()
+    assert broadcaster.upstream.wanted() == EventFilter()

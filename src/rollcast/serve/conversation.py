@@ -107,7 +107,9 @@ class Conversation:
         """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
         client, give_up = self._client, time.monotonic() + HELD_S
         while client.connection.state is State.OPEN and not client.closed:
-            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
+            if not self._broadcaster.clients.owes(client) or (
+                client.keeps_up() and time.monotonic() >= give_up
+            ):
                 return
             await asyncio.sleep(0.005)
             for action in self._tick():
@@ -131,9 +133,11 @@ class Conversation:
             case OpenSubscription():
                 self._open(action)
             case SeekReplay(id, cursor, time):
-                self._answer(id, broadcaster.feeds.seek(broadcaster.subscription(client, id), cursor, time))
+                self._answer(
+                    id, broadcaster.feeds.seek(broadcaster.clients.subscription(client, id), cursor, time)
+                )
             case ChangeSpeed(id, speed):
-                refused = broadcaster.feeds.change_speed(broadcaster.subscription(client, id), speed)
+                refused = broadcaster.feeds.change_speed(broadcaster.clients.subscription(client, id), speed)
                 self._answer(id, refused, Done(id))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
@@ -174,7 +178,7 @@ class Conversation:
         client, grant, settings = self._client, greeting.grant, self._settings
         client.max_message = greeting.max_message or settings.plain_message_bytes
         client.parts = "parts" in greeting.features
-        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.known_runs()
+        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
         client.send(
@@ -185,7 +189,7 @@ class Conversation:
 
     def _cancel(self, run_id: str, chain_id: str | None, id: str | None) -> None:
         try:
-            self._broadcaster.cancel(run_id, chain_id)
+            self._broadcaster.upstream.cancel(run_id, chain_id)
         except InputError as error:
             self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
         else:
