@@ -293,11 +293,14 @@ class Broadcaster:
 
     def losses(self, outlet: Outlet, id: str) -> Losses | None:
         """What the client missed, if it asked for a place that is gone and this is known."""
-        with self.lock:
-            return self.subscriptions[outlet, id].losses
+        subscription = self.clients.subscription(outlet, id)
+        return None if subscription is None else subscription.losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None] | None:
-        """Change a subscription's filter; chains that come into view start with snapshots. Returns the same as `subscribe`."""
+        """Change the filter of a subscription, which there must be; chains that come into view start with snapshots.
+
+        Returns the same as `subscribe`.
+        """
         with self.upstream.locks():
             subscription = self.subscriptions[outlet, id]
             if subscription.feed is not None:

@@ -101,6 +101,8 @@ class Conversation:
             for action in actions:
                 if isinstance(action, OpenSubscription | CloseSubscription | SeekReplay):
                     await self._until_served()
+                    if client.closed:  # meanwhile, so that it has no subscriptions any more
+                        return
                 self._perform(action)
 
     async def _until_served(self) -> None:
