@@ -99,23 +99,27 @@ class Conversation:
             else:
                 actions = session.receive(message)
             for action in actions:
-                if isinstance(action, OpenSubscription | CloseSubscription | SeekReplay):
-                    await self._until_served()
-                    if client.closed:  # meanwhile, so that it has no subscriptions any more
-                        return
+                asks = isinstance(action, OpenSubscription | CloseSubscription | SeekReplay)
+                if asks and not await self._until_served():
+                    return
                 self._perform(action)
 
-    async def _until_served(self) -> None:
-        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
+    async def _until_served(self) -> bool:
+        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not.
+
+        Returns:
+            False if it was closed meanwhile, so that it has no subscriptions any more.
+        """
         client, give_up = self._client, time.monotonic() + HELD_S
         while client.connection.state is State.OPEN and not client.closed:
             if not self._broadcaster.clients.owes(client) or (
                 client.keeps_up() and time.monotonic() >= give_up
             ):
-                return
+                return True
             await asyncio.sleep(0.005)
             for action in self._tick():
                 self._perform(action)
+        return not client.closed
 
     def _tick(self) -> list[Action]:
         """The session's actions now. Before it takes the client for silent, this checks whether bytes are moving."""
