@@ -15,10 +15,12 @@ from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.client import ClientSession
 from rollcast.serve.protocol import (
     Batch,
+    FilterFrame,
     Hello,
     RunInfo,
     Subscribe,
     Subscribed,
+    Update,
     Welcome,
     decode_client_frame,
     encode_frame,
@@ -383,6 +385,32 @@ async def test_a_client_is_not_heard_again_before_it_has_taken_what_it_asked_for
                 await reading
 
 
+async def test_one_that_is_closed_while_it_is_not_heard_is_not_heard_any_more(
+    stage, monkeypatch, until, caplog
+):
+    """What it said last concerns a subscription that it has no more."""
+    server = await stage.serve()
+    clients, held = server._broadcaster.clients, []
+
+    def owes(outlet):
+        held.extend(clients.keys_of(outlet))
+        return bool(held)
+
+    monkeypatch.setattr(clients, "owes", owes)
+    monkeypatch.setattr("rollcast.serve.conversation.HELD_S", 60)
+    async with raw(server, headers=b"Sec-WebSocket-Protocol: rollcast.v1\r\n") as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        for frame in (Hello(), Subscribe("1"), Update("1", FilterFrame(types=["reward"]))):
+            writer.write(masked(encode_frame(frame)))
+        await until(lambda: held)
+        with server._broadcaster.lock:
+            clients.too_slow(clients.subscriptions[held[0]])
+        await until(lambda: server.statistics().connections == 0)
+        assert b"reads too slowly" in await rest(reader)
+    assert clients.closed_slow == 1
+    assert "connection handler failed" not in caplog.text
+
+
 def masked(payload):
     """A text frame of a client, its mask zero."""
     assert len(payload) < 126
@@ -411,6 +439,6 @@ def test_many_filters_are_one_wide_filter_to_the_manager():
     broadcaster = Broadcaster(ServerSettings(history_bytes=0))
     for i in range(1000):
         broadcaster.subscribe(object(), "1", EventFilter(chains=f"chain_{i}", types="reward"))
-    assert broadcaster.wanted() == EventFilter(types="reward")
+    assert broadcaster.upstream.wanted() == EventFilter(types="reward")
     broadcaster.subscribe(object(), "1", EventFilter(chains="chain_0"))
-    assert broadcaster.wanted() == EventFilter()
+    assert broadcaster.upstream.wanted() == EventFilter()

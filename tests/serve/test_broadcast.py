@@ -425,7 +425,7 @@ async def test_one_that_never_reads_is_closed(stage):
             talk(run, ["x" * 100] * 10)
             await stage.settled()
         assert slow.closed is CloseCode.TOO_SLOW
-        assert stage.broadcaster.closed_slow == 1
+        assert stage.broadcaster.clients.closed_slow == 1
         back = stage.join(since=slow.cursor)
         assert back.recovered
     await stage.settled()
@@ -527,7 +527,7 @@ async def test_closing_one_that_is_too_slow_ends_all_of_its_subscriptions(stage)
     await stage.settled()
     assert slow.closed is CloseCode.TOO_SLOW
     assert [s.outlet for s in stage.broadcaster.subscriptions.values()] == [fast]
-    assert stage.broadcaster.closed_slow == 1
+    assert stage.broadcaster.clients.closed_slow == 1
 
 
 async def test_a_silent_filter_is_not_told_its_cursor_all_the_time(stage):
@@ -593,7 +593,7 @@ async def test_what_is_remembered_of_clients_and_runs_is_bounded(stage):
         async with stage.manager.run(parent_run_id=f"training {i}"):
             pass
     await stage.settled()
-    known = stage.broadcaster.known_runs()
+    known = stage.broadcaster.upstream.known_runs()
     assert [r.parent_run_id for r in known] == [f"training {i}" for i in range(36, 100)]
     stage.join()
     stage.broadcaster.detach()
@@ -669,11 +669,11 @@ async def test_the_runs_are_known(stage):
     stage = stage()
     async with stage.manager.run(chains=1, parent_run_id="training") as run:
         talk(run, "abc")
-        assert [(r.status, r.parent_run_id) for r in stage.broadcaster.known_runs()] == [
+        assert [(r.status, r.parent_run_id) for r in stage.broadcaster.upstream.known_runs()] == [
             ("running", "training")
         ]
     await stage.settled()
-    assert [(r.run_id, r.status, r.chains) for r in stage.broadcaster.known_runs()] == [
+    assert [(r.run_id, r.status, r.chains) for r in stage.broadcaster.upstream.known_runs()] == [
         (run.run_id, "completed", 1)
     ]
 

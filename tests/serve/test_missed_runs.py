@@ -355,7 +355,7 @@ async def test_a_server_of_what_is_relayed_knows_that_a_run_with_such_a_gap_is_o
     for event in one.got:
         relaying.relay(event)
     await relaying.drain()
-    assert not [run for run in broadcaster.known_runs() if run.status == "running"]
+    assert not [run for run in broadcaster.upstream.known_runs() if run.status == "running"]
     assert broadcaster.ledger.run(known.run_id).status == "completed"
     broadcaster.detach()
     await relaying.aclose()
@@ -408,7 +408,9 @@ class Client:
         self.here = True
         if self.session.cursor is None and self.session._since == "live":
             self.as_of = {run.run_id: run.seq for run in runs}
-        (ask,), _ = self.session.receive(Welcome(1, broadcaster.known_runs(), 20.0, Limits(), ["read"]))
+        (ask,), _ = self.session.receive(
+            Welcome(1, broadcaster.upstream.known_runs(), 20.0, Limits(), ["read"])
+        )
         recovered, cursor = broadcaster.subscribe(self, "1", self.wanted, ask.since)
         answer = Subscribed("1", recovered, cursor, *(broadcaster.losses(self, "1") or ()))
         self.got += self.session.receive(answer)[1]

@@ -95,7 +95,9 @@ class Client:
 
     def come(self, broadcaster, runs):
         self.here = True
-        (ask,), _ = self.session.receive(Welcome(1, broadcaster.known_runs(), 20.0, Limits(), ["read"]))
+        (ask,), _ = self.session.receive(
+            Welcome(1, broadcaster.upstream.known_runs(), 20.0, Limits(), ["read"])
+        )
         if ask.since == "live":
             self.as_of = {run.run_id: run.seq for run in runs}
         recovered, cursor = broadcaster.subscribe(

@@ -504,7 +504,7 @@ async def test_one_that_is_too_slow_again_and_again_is_closed(house, until):
             outlet.waits = 0
             await until(lambda: len(outlet.messages) > seen or outlet.closed)  # noqa: B023  (it is awaited here)
     assert outlet.closed is CloseCode.TOO_SLOW
-    assert house.broadcaster.closed_slow == 1
+    assert house.broadcaster.clients.closed_slow == 1
 
 
 async def test_a_filter_that_changes_in_the_middle_of_snapshots_changes_at_once(house, until):

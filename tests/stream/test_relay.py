@@ -120,6 +120,43 @@ async def test_only_events_can_be_relayed():
         StreamingManager().relay({})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("event_type", 7, "event_type is int; expected str"),
+        ("chain_id", None, "chain_id is NoneType; expected str"),
+        ("run_id", 7, "run_id is int; expected str"),
+        ("data", [], "data is list; expected dict"),
+        ("seq", "1", "seq is str; expected int"),
+    ],
+)
+def test_fields_of_a_relayed_event_have_their_types(field, value, said):
+    """Otherwise nothing is relayed, and no run opens."""
+    manager = StreamingManager()
+    fields = {
+        "event_type": T.RUN_START,
+        "chain_id": "",
+        "timestamp": 0.0,
+        "data": {},
+        "run_id": "r",
+        "seq": 0,
+    }
+    with pytest.raises(InputError, match=f"relay got an event whose {said}"):
+        manager.relay(StreamEvent(**fields | {field: value}))
+    assert manager.totals().open_runs == 0
+
+
+async def test_a_relayed_type_may_be_its_name():
+    """Also one that a later version added."""
+    manager, capture = StreamingManager(), EventCapture()
+    manager.add_observer(capture)
+    for seq, name in enumerate(("run_start", "of_tomorrow", "run_end")):
+        manager.relay(StreamEvent(name, "", 0.0, {}, seq=seq, run_id="r"))
+    await manager.aclose()
+    assert [e.event_type.value for e in capture.events] == ["run_start", "of_tomorrow", "run_end"]
+    assert capture.events[0].event_type is T.RUN_START
+
+
 async def test_a_subscription_is_pulled():
     """From when it is made until it is closed, with snapshots of what was open, and no waiting for it at a run's end."""
     manager = StreamingManager(drain_timeout=60)

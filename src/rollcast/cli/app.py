@@ -33,6 +33,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _exit_with(code: int) -> None:
+    """Exit with a command's code if it is not 0."""
+    if code:
+        raise typer.Exit(code)
+
+
 @app.callback()
 def root(
     version: Annotated[
@@ -110,9 +116,7 @@ def run(
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
-    code = run_command(chosen)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(run_command(chosen))
 
 
 @app.command(cls=GroupedCommand)
@@ -158,9 +162,7 @@ def train(
     # A switch that is off, and a list without items, were not given: a file of options may have them.
     line = {name: None if value is False or value == [] else value for name, value in locals().items()}
     del line["config"]
-    code = train_command(line, config)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(train_command(line, config))
 
 
 @app.command()
@@ -190,9 +192,7 @@ def watch(
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
-    code = watch_command(chosen)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(watch_command(chosen))
 
 
 @app.command()
@@ -203,9 +203,7 @@ def runs(
     """List the records of runs, the newest first."""
     from rollcast.cli.records import runs_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
 
-    code = runs_command(record_directory(record_dir), json=json)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(runs_command(record_directory(record_dir), json=json))
 
 
 @app.command("open")
@@ -259,9 +257,7 @@ def show(
         tokens=tokens,
         color=False if no_color else None,
     )
-    code = show_command(record_directory(record_dir), chosen)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(show_command(record_directory(record_dir), chosen))
 
 
 @app.command()
@@ -274,9 +270,9 @@ def stats(
     """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
     from rollcast.cli.stats import stats_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
 
-    code = stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(
+        stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
+    )
 
 
 @app.command()
@@ -308,9 +304,7 @@ def replay(
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
-    code = replay_command(record_directory(record_dir), chosen)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(replay_command(record_directory(record_dir), chosen))
 
 
 @app.command()
@@ -326,9 +320,7 @@ def export(
     from rollcast.cli.export import ExportOptions, export_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
 
     chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
-    code = export_command(record_directory(record_dir), chosen)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(export_command(record_directory(record_dir), chosen))
 
 
 @app.command()
@@ -343,6 +335,4 @@ def recover(
     """
     from rollcast.cli.records import recover_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
 
-    code = recover_command(record_directory(record_dir), record, force=force)
-    if code:
-        raise typer.Exit(code)
+    _exit_with(recover_command(record_directory(record_dir), record, force=force))

@@ -12,15 +12,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
 from rollcast.archive.pace import Pace
-from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.secrets import masker_of
 from rollcast.serve.anew import gaps_between
+from rollcast.serve.clients import Clients
 from rollcast.serve.feeds import Endings, RecordFeeds
 from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
@@ -28,11 +27,11 @@ from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
 from rollcast.serve.on_disk import RecordOnDisk
 from rollcast.serve.opening import Left, Opening
-from rollcast.serve.protocol import CloseCode, RunInfo, Subscribed, encode_frame
-from rollcast.serve.runs import KnownRuns
+from rollcast.serve.protocol import Subscribed, encode_frame
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Feed, Outlet, Sender, Subscription, Transmit
 from rollcast.serve.tail import PORTION, LiveTail
+from rollcast.serve.upstream import Upstream
 from rollcast.serve.worker import Shortener, Worker
 from rollcast.stream.observer import EncodingObserver, StreamObserver
 from rollcast.stream.waiting import Encodable, EncodableChunk
@@ -44,11 +43,7 @@ logger = logging.getLogger("rollcast.serve")
 T = StreamEventType
 CHUNK, GAP = T.LLM_GENERATION_CHUNK, T.GAP  # looked up for every token
 RUN_START, RUN_END = T.RUN_START, T.RUN_END
-NOTHING = EventFilter(types=())
-MAX_FILTERS = 64  # that the manager is told one by one
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
-TOO_SLOW = "this client reads too slowly; reconnect with its cursor"
-FAILED = "the server could not encode what this client is to get next; the server's log says why"
 
 
 class ServerObserver(EncodingObserver):
@@ -61,7 +56,7 @@ class ServerObserver(EncodingObserver):
     companions: tuple[StreamObserver, ...] = ()
 
     def __init__(self, broadcaster: Broadcaster) -> None:
-        self.filter = broadcaster.wanted()
+        self.filter = broadcaster.upstream.wanted()
         self._broadcaster = broadcaster
 
     @property
@@ -90,22 +85,24 @@ class Broadcaster:
         self.history = History(max(settings.history_bytes, settings.behind_bytes), self.masker)
         self.ledger = RunLedger()
         self.lock = threading.RLock()
-        self.subscriptions: dict[tuple[Outlet, str], Subscription] = {}
-        self.observer = ServerObserver(self)
-        self.runs = KnownRuns()
+        self.clients = Clients(self.history, self.lock, settings)
+        self.subscriptions = self.clients.subscriptions
+        self.upstream = Upstream(self.lock, self.subscriptions, keeps=self.keeps)
+        self.observer = self.upstream.observer = ServerObserver(self)
         self.sender = Sender()
-        self.closed_slow = 0
         self._selectors = Selectors()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer = _Timer(self.flush, settings.batch_s)
         self._waiting = False  # a client has no room
         self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
-        self._shortener = Shortener(self._worker, partial(self._timer.set, at_once=True), self._not_shortened)
+        self._shortener = Shortener(
+            self._worker, partial(self._timer.set, at_once=True), self.clients.not_shortened
+        )
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
-            self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
-            close=self._too_slow, failed=self._end, done=self._joined, wait=self._wait_for_room,
+            self.history, self.ledger, self.upstream.gone_locked, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
+            close=self.clients.too_slow, failed=self.clients.failed, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
         self.feeds = RecordFeeds(
             self.observer, self.history, self.ledger, self.lock, settings, self.sender,
@@ -128,14 +125,14 @@ class Broadcaster:
         with self.lock:
             self._loop = self.observer.loop = self.sender.transmit = None
             for key in list(self.subscriptions):
-                self._forget(key)
+                self.clients.forget(key)
             self._joins.detach()
             self._timer.cancel()
             self._timer.loop = None
             self.feeds.detach()
             self._worker.detach()
             self._shortener.clear()
-        self._narrow()
+        self.upstream.narrow()
 
     # -- events come in ------------------------------------------------------------------------------------------------
 
@@ -152,9 +149,9 @@ class Broadcaster:
                 elif kind is CHUNK:
                     first_chunk = first_chunk or event.data.get("offset") == 0
                 elif kind is RUN_START or kind is RUN_END:
-                    self.runs.note(event)
+                    self.upstream.runs.note(event)
                 elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
-                    self.runs.forget(event.run_id)
+                    self.upstream.runs.forget(event.run_id)
             self.ledger.note(events, entries, position)
             self.feeds.came()
             loop = self._loop
@@ -171,57 +168,7 @@ class Broadcaster:
         if not call_in(loop, partial(self._timer.set, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
 
-    def known_runs(self) -> list[RunInfo]:
-        """The open runs and the latest ended ones."""
-        manager = self.observer.manager
-        with manager.lock if manager is not None else nullcontext(), self.lock:
-            return self.runs.listed({} if manager is None else manager.fanout.runs)
-
-    def _gone(self) -> set[str]:
-        """Both locks are held."""
-        manager = self.observer.manager
-        return set() if manager is None else self.runs.gone(manager.fanout.runs)
-
-    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> list[str]:
-        """Ask the run's producer to cancel it, a chain of it or a group; returns the chains that are told to end.
-
-        Raises:
-            InputError: there is no such run, chain or group, or it cannot be cancelled.
-        """
-        manager = self.observer.manager
-        if manager is None:
-            raise InputError(f"no run {run_id!r} is open")
-        ending: list[str] = manager.cancel(run_id, chain_id, group_id)
-        return ending
-
     # -- subscriptions -------------------------------------------------------------------------------------------------
-
-    def wanted(self) -> EventFilter:
-        """What the server asks the manager for: everything if it keeps a history, otherwise what its clients want."""
-        if self.keeps:
-            return EventFilter()
-        subscriptions = self.subscriptions.values()
-        filters = {s.selector.filter for s in subscriptions}
-        filters |= {s.next_filter for s in subscriptions if s.next_filter is not None}
-        if len(filters) > MAX_FILTERS:  # too many to check each event against: types narrow enough
-            types = [f.types for f in filters]
-            return EventFilter(types=None if None in types else frozenset().union(*(t for t in types if t)))
-        union = NOTHING
-        for each in filters:
-            union = each if union is NOTHING else union | each
-        return union
-
-    def _narrow(self) -> None:
-        """Tell the manager if what the clients want has changed."""
-        if self.keeps:
-            return
-        wanted, manager = self.wanted(), self.observer.manager
-        if wanted != self.observer.filter:
-            self.observer.filter = wanted
-            if manager is not None:
-                with manager.lock, self.lock:
-                    self.runs.listen(manager.fanout.runs, lambda r: wanted.wants(RUN_END, "", None, r))
-                manager.refresh(self.observer)
 
     def subscribe(
         self,
@@ -246,13 +193,12 @@ class Broadcaster:
             if what is asked for is only in a record: the client is answered when the record has been found.
         """
         self.feeds.find()
-        manager = self.observer.manager
-        with manager.lock if manager is not None else nullcontext(), self.lock:
+        with self.upstream.locks():
             selector = self._selectors.of(filter, self.subscriptions.values())
             subscription = Subscription(outlet, id, selector, self.history.head, max_message, parts=parts)
             subscription.since = since
             self.subscriptions[outlet, id] = subscription
-            self._narrow()
+            self.upstream.narrow()
             if self.keeps:
                 back = way_back(self.history, self.ledger, selector, since)
             else:
@@ -294,8 +240,7 @@ class Broadcaster:
 
     def _begin_without_record(self, subscription: Subscription) -> None:
         """Answer a client whose place is in no record."""
-        manager = self.observer.manager
-        with manager.lock if manager is not None else nullcontext(), self.lock:
+        with self.upstream.locks():
             back = way_back(self.history, self.ledger, subscription.selector, subscription.since)
             recovered, cursor = self._begin(subscription, back)
         self._answer(subscription, cursor, recovered=recovered)
@@ -323,8 +268,7 @@ class Broadcaster:
             position: in the history, before what it was not given.
             reason: why it is not given more.
         """
-        manager = self.observer.manager
-        with manager.lock if manager is not None else nullcontext(), self.lock:
+        with self.upstream.locks():
             behind = {
                 r: seq for r, seq in as_of.items() if (run := self.ledger.run(r)) and run.last_seq > seq
             }
@@ -352,20 +296,17 @@ class Broadcaster:
         self.feeds.restart(subscription, feed.place)
         return None
 
-    def subscription(self, outlet: Outlet, id: str) -> Subscription | None:
-        """One of the outlet's subscriptions; None: it was closed meanwhile."""
-        with self.lock:
-            return self.subscriptions.get((outlet, id))
-
     def losses(self, outlet: Outlet, id: str) -> Losses | None:
         """What the client missed, if it asked for a place that is gone and this is known."""
-        with self.lock:
-            return self.subscriptions[outlet, id].losses
+        subscription = self.clients.subscription(outlet, id)
+        return None if subscription is None else subscription.losses
 
     def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None] | None:
-        """Change a subscription's filter; chains that come into view start with snapshots. Returns the same as `subscribe`."""
-        manager = self.observer.manager
-        with manager.lock if manager is not None else nullcontext(), self.lock:
+        """Change the filter of a subscription, which there must be; chains that come into view start with snapshots.
+
+        Returns the same as `subscribe`.
+        """
+        with self.upstream.locks():
             subscription = self.subscriptions[outlet, id]
             if subscription.feed is not None:
                 return self._change_feed(subscription, subscription.feed, filter)
@@ -376,7 +317,7 @@ class Broadcaster:
                 late = join.opening.before is not None
             if late:
                 subscription.next_filter = filter  # once it has caught up
-                self._narrow()
+                self.upstream.narrow()
             else:
                 self._change(subscription, filter)
             return True, None if subscription.join else self.history.cursor(subscription.position)
@@ -387,7 +328,7 @@ class Broadcaster:
         before: Selector | None = subscription.selector
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
         subscription.next_filter = None
-        self._narrow()
+        self.upstream.narrow()
         if join is not None and join.begun:
             self._joins.begin_anew(subscription, CHANGED_GAP)
             return
@@ -399,16 +340,10 @@ class Broadcaster:
     def unsubscribe(self, outlet: Outlet, id: str | None = None) -> None:
         """End one of the outlet's subscriptions, or all if None."""
         with self.lock:
-            keys = [(outlet, id)] if id is not None else [k for k in self.subscriptions if k[0] is outlet]
+            keys = [(outlet, id)] if id is not None else self.clients.keys_of(outlet)
             for key in keys:
-                self._forget(key)
-        self._narrow()
-
-    def _forget(self, key: tuple[Outlet, str]) -> None:
-        subscription = self.subscriptions.pop(key, None)
-        if subscription is not None and subscription.feed is not None:
-            subscription.feed.stop()
-            subscription.feed = None
+                self.clients.forget(key)
+        self.upstream.narrow()
 
     # -- events go out -------------------------------------------------------------------------------------------------
 
@@ -455,7 +390,7 @@ class Broadcaster:
                 if subscription.position == head or subscription.feed is not None:
                     continue
                 fits = subscription.position >= history.tail and subscription.outlet.unsent() <= limit
-                if not (fits and not subscription.behind) and not self._can_take(subscription):
+                if not (fits and not subscription.behind) and not self.clients.can_take(subscription):
                     waiting = True
                     continue
                 if subscription.next_filter is not None:
@@ -487,68 +422,10 @@ class Broadcaster:
         if more or self._waiting:
             self._timer.set(at_once=more)
 
-    def pending(self, head: int) -> bool:
-        """Whether a client still lacks events before this position, or snapshots."""
-        with self.lock:
-            subscriptions = [s for s in self.subscriptions.values() if s.feed is None]
-            return any(s.join is not None or s.position < head for s in subscriptions)
-
-    def owes(self, outlet: Outlet) -> bool:
-        """Whether the outlet must still be given snapshots, or must still take what it was given."""
-        if outlet.unsent() > self.settings.client_buffer:
-            return True
-        with self.lock:
-            own = [s for key, s in self.subscriptions.items() if key[0] is outlet]
-            return any(s.join is not None or (s.feed is not None and not s.feed.answered) for s in own)
-
-    def _can_take(self, subscription: Subscription) -> bool:
-        """Whether the subscription's client has room. A client that is too far behind is closed. The lock is held."""
-        history, limit = self.history, self.settings.client_buffer
-        if subscription.position < history.tail:
-            self._too_slow(subscription)
-            return False
-        unsent = subscription.outlet.unsent()
-        if unsent <= (limit // 2 if subscription.behind else limit):
-            return True
-        subscription.behind = True
-        live = max(subscription.position, subscription.owed_until)
-        if history.total - history.before(live) > self.settings.behind_bytes:
-            self._too_slow(subscription)
-        return False
-
-    def _too_slow(self, subscription: Subscription, message: str = TOO_SLOW) -> None:
-        self.closed_slow += self._close(subscription.outlet, CloseCode.TOO_SLOW, message)
-
-    def _not_shortened(self, position: int, room: int) -> None:
-        """Called when the event at this position could not be shortened: those that wait for it cannot go on."""
-        with self.lock:
-            waiting = [
-                s
-                for s in self.subscriptions.values()
-                if s.join is None and (s.position, s.room) == (position, room)
-            ]
-            self._end(waiting)
-
-    def _end(self, subscriptions: list[Subscription]) -> None:
-        """Close the clients of subscriptions for which events could not be encoded."""
-        with self.lock:
-            for subscription in subscriptions:
-                self._close(subscription.outlet, CloseCode.FAILED, FAILED)
-
-    def _close(self, outlet: Outlet, code: CloseCode, message: str) -> bool:
-        """End all subscriptions of a client, and close it. False if that was done already, because of another subscription."""
-        keys = [k for k in self.subscriptions if k[0] is outlet]
-        for key in keys:
-            self._forget(key)
-        if keys:
-            outlet.close(code, message)
-        return bool(keys)
-
     def _change_now(self, subscription: Subscription) -> None:
         """Change the filter of a subscription that has caught up, if it waits for that."""
         if subscription.next_filter is not None:
-            manager = self.observer.manager
-            with manager.lock if manager is not None else nullcontext(), self.lock:
+            with self.upstream.locks():
                 self._change(subscription, subscription.next_filter)
 
 

@@ -100,19 +100,27 @@ class Conversation:
             else:
                 actions = session.receive(message)
             for action in actions:
-                if isinstance(action, OpenSubscription | CloseSubscription | SeekReplay):
-                    await self._until_served()
+                asks = isinstance(action, OpenSubscription | CloseSubscription | SeekReplay)
+                if asks and not await self._until_served():
+                    return
                 self._perform(action)
 
-    async def _until_served(self) -> None:
-        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not."""
+    async def _until_served(self) -> bool:
+        """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not.
+
+        Returns:
+            False if it was closed meanwhile, so that it has no subscriptions any more.
+        """
         client, give_up = self._client, time.monotonic() + HELD_S
         while client.connection.state is State.OPEN and not client.closed:
-            if not self._broadcaster.owes(client) or (client.keeps_up() and time.monotonic() >= give_up):
-                return
+            if not self._broadcaster.clients.owes(client) or (
+                client.keeps_up() and time.monotonic() >= give_up
+            ):
+                return True
             await asyncio.sleep(0.005)
             for action in self._tick():
                 self._perform(action)
+        return not client.closed
 
     def _tick(self) -> list[Action]:
         """The session's actions now. Before it takes the client for silent, this checks whether bytes are moving."""
@@ -132,9 +140,11 @@ class Conversation:
             case OpenSubscription():
                 self._open(action)
             case SeekReplay(id, cursor, time):
-                self._answer(id, broadcaster.feeds.seek(broadcaster.subscription(client, id), cursor, time))
+                self._answer(
+                    id, broadcaster.feeds.seek(broadcaster.clients.subscription(client, id), cursor, time)
+                )
             case ChangeSpeed(id, speed):
-                refused = broadcaster.feeds.change_speed(broadcaster.subscription(client, id), speed)
+                refused = broadcaster.feeds.change_speed(broadcaster.clients.subscription(client, id), speed)
                 self._answer(id, refused, Done(id))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
@@ -175,7 +185,7 @@ class Conversation:
         client, grant, settings = self._client, greeting.grant, self._settings
         client.max_message = greeting.max_message or settings.plain_message_bytes
         client.parts = "parts" in greeting.features
-        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.known_runs()
+        known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
         client.send(
@@ -186,7 +196,7 @@ class Conversation:
 
     def _cancel(self, asked: CancelRun) -> None:
         try:
-            ending = self._broadcaster.cancel(asked.run_id, asked.chain_id, asked.group_id)
+            ending = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
             self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), asked.id))
             return

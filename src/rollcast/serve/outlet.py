@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.protocol import Protocol, Side, State
 
+from rollcast.serve.clients import TOO_SLOW
 from rollcast.serve.connection import GuardedConnection
 from rollcast.serve.protocol import CloseCode, ErrorFrame, ServerFrame, encode_frame
 from rollcast.serve.settings import ServerSettings
@@ -90,7 +91,7 @@ class Client:
         if self.unsent() <= most:
             self._answers = 0
         elif self._answers > most:
-            self.close(CloseCode.TOO_SLOW, "this client reads too slowly; reconnect with its cursor")
+            self.close(CloseCode.TOO_SLOW, TOO_SLOW)
             return
         self._answers += len(data)  # one may be larger than the buffer, such as a long list of runs
         transmit([self], data)

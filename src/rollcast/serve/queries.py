@@ -164,7 +164,7 @@ class Queries:
         if behind is not None:
             missing.append(behind)
         with self._broadcaster.lock:
-            runs = self._broadcaster.runs.events()
+            runs = self._broadcaster.upstream.runs.events()
         if any(
             run.event_type is StreamEventType.RUN_START and run.timestamp + LATE_RECORD_S < record.began_at
             for run in runs
@@ -231,7 +231,9 @@ class _Table:
         observer = broadcaster.observer
         rows.loop = asyncio.get_running_loop()
         with manager.lock, broadcaster.lock:
-            started = [event for event in broadcaster.runs.events() if event.run_id in manager.fanout.runs]
+            started = [
+                event for event in broadcaster.upstream.runs.events() if event.run_id in manager.fanout.runs
+            ]
         for event in started:
             if event.event_type is StreamEventType.RUN_START:
                 rows.began(event)
@@ -352,7 +354,7 @@ class _Answer:
             table, broadcaster = await self._queries.table(), self._queries.broadcaster
             tally, masker = RunTally(), broadcaster.masker
             with broadcaster.lock:
-                events = broadcaster.runs.events()
+                events = broadcaster.upstream.runs.events()
             async with self._queries.turn():
                 for event in events:
                     tally.event(event if masker is None else masker.event(event))

@@ -174,7 +174,7 @@ class WebSocketStreamingServer:
                 connections=len(self._clients),
                 subscriptions=len(broadcaster.subscriptions),
                 sent=broadcaster.sender.batches,
-                closed_slow=broadcaster.closed_slow,
+                closed_slow=broadcaster.clients.closed_slow,
                 history_events=broadcaster.history.head - broadcaster.history.tail,
                 history_bytes=broadcaster.history.bytes,
                 masked={} if broadcaster.masker is None else dict(broadcaster.masker.counts),
@@ -237,7 +237,7 @@ class WebSocketStreamingServer:
         loop = asyncio.get_running_loop()
         head, give_up = self._broadcaster.history.head, loop.time() + self.settings.close_s
         self._broadcaster.flush()
-        while self._broadcaster.pending(head) and loop.time() < give_up:
+        while self._broadcaster.clients.pending(head) and loop.time() < give_up:
             await asyncio.sleep(max(self.settings.batch_s, 0.001))
             self._broadcaster.flush()
 

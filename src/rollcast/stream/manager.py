@@ -20,7 +20,7 @@ from rollcast.stream.handmade import HandMade
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
-from rollcast.stream.relay import Relay
+from rollcast.stream.relay import Relay, relayable
 from rollcast.stream.roster import Roster
 from rollcast.stream.run import RunAbout, RunWriter
 from rollcast.stream.subscription import Subscription
@@ -224,12 +224,9 @@ class StreamingManager:
         run opens with its first relayed event. This never waits. Call it from any thread.
 
         Raises:
-            InputError: it is not a StreamEvent.
+            InputError: it is not a StreamEvent, or a field of it has the wrong type.
         """
-        if not isinstance(event, StreamEvent):
-            raise InputError(
-                f"relay got {type(event).__name__}; expected a StreamEvent, as rollcast.records.decode gives"
-            )
+        event = relayable(event)
         with self.lock:
             self._relay.pass_on_locked(event)
 

@@ -5,16 +5,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 
+import msgspec
+
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import OpenToolCall
 from rollcast.records.view import ChainView
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.queue import Control, event_size
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "relayable"]
 
 T = StreamEventType
+_KINDS = (("event_type", str), ("chain_id", str), ("run_id", str), ("data", dict), ("seq", int))
 RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
+
+
+def relayable(event: StreamEvent) -> StreamEvent:
+    """The event; if its type is given by its name, with the type itself.
+
+    Raises:
+        InputError: it is not a StreamEvent, or a field that `Relay` reads has the wrong type.
+    """
+    if not isinstance(event, StreamEvent):
+        raise InputError(
+            f"relay got {type(event).__name__}; expected a StreamEvent, as rollcast.records.decode gives"
+        )
+    for name, kind in _KINDS:
+        if not isinstance(value := getattr(event, name), kind):
+            raise InputError(
+                f"relay got an event whose {name} is {type(value).__name__}; expected {kind.__name__}, "
+                "as in what rollcast.records.decode gives"
+            )
+    if type(event.event_type) is StreamEventType:
+        return event
+    return msgspec.structs.replace(event, event_type=StreamEventType.of(str.__str__(event.event_type)))
 
 
 class Relay:

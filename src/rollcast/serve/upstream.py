@@ -1,0 +1,109 @@
+"""The manager that a server's observer is added to: what the server asks it for, and which runs it has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from rollcast.errors import InputError
+from rollcast.records import EventFilter, StreamEventType
+from rollcast.serve.protocol import RunInfo
+from rollcast.serve.runs import KnownRuns
+from rollcast.serve.subscription import Outlet, Subscription
+from rollcast.stream import StreamingManager
+from rollcast.stream.observer import StreamObserver
+
+__all__ = ["Upstream"]
+
+NOTHING = EventFilter(types=())
+MAX_FILTERS = 64  # that the manager is told one by one
+
+
+class Upstream:
+    """What concerns the manager. The server may have none at times, since its observer can be removed and added again.
+
+    Args:
+        lock: the broadcaster's.
+        subscriptions: the server's; the dict itself.
+        keeps: whether the server keeps a history, and so wants everything.
+
+    Attributes:
+        observer: the server's observer.
+        runs: the runs that events told of.
+    """
+
+    observer: StreamObserver
+
+    def __init__(
+        self, lock: threading.RLock, subscriptions: dict[tuple[Outlet, str], Subscription], *, keeps: bool
+    ) -> None:
+        self.keeps = keeps
+        self.runs = KnownRuns()
+        self._lock = lock
+        self._subscriptions = subscriptions
+
+    @property
+    def manager(self) -> StreamingManager | None:
+        """The manager that the observer is added to."""
+        manager: StreamingManager | None = self.observer.manager
+        return manager
+
+    @contextmanager
+    def locks(self) -> Iterator[StreamingManager | None]:
+        """Hold the manager's lock, if there is a manager, and then the broadcaster's. Gives the manager."""
+        manager = self.manager
+        with manager.lock if manager is not None else nullcontext(), self._lock:
+            yield manager
+
+    def known_runs(self) -> list[RunInfo]:
+        """The open runs and the latest ended ones."""
+        with self.locks() as manager:
+            return self.runs.listed({} if manager is None else manager.fanout.runs)
+
+    def gone_locked(self) -> set[str]:
+        """The runs that have ended unheard. Both locks are held."""
+        manager = self.manager
+        return set() if manager is None else self.runs.gone(manager.fanout.runs)
+
+    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> list[str]:
+        """Ask the run's producer to cancel it, a chain of it or a group; returns the chains that are told to end.
+
+        Raises:
+            InputError: there is no such run, chain or group, or it cannot be cancelled.
+        """
+        manager = self.manager
+        if manager is None:
+            raise InputError(f"no run {run_id!r} is open")
+        ending: list[str] = manager.cancel(run_id, chain_id, group_id)
+        return ending
+
+    def wanted(self) -> EventFilter:
+        """What the server asks the manager for: everything if it keeps a history, otherwise what its clients want."""
+        if self.keeps:
+            return EventFilter()
+        subscriptions = self._subscriptions.values()
+        filters = {s.selector.filter for s in subscriptions}
+        filters |= {s.next_filter for s in subscriptions if s.next_filter is not None}
+        if len(filters) > MAX_FILTERS:  # too many to check each event against: types narrow enough
+            types = [f.types for f in filters]
+            return EventFilter(types=None if None in types else frozenset().union(*(t for t in types if t)))
+        union = NOTHING
+        for each in filters:
+            union = each if union is NOTHING else union | each
+        return union
+
+    def narrow(self) -> None:
+        """Tell the manager if what the clients want has changed."""
+        if self.keeps:
+            return
+        wanted = self.wanted()
+        if wanted != self.observer.filter:
+            self.observer.filter = wanted
+            with self.locks() as manager:
+                if manager is None:
+                    return
+                self.runs.listen(
+                    manager.fanout.runs, lambda r: wanted.wants(StreamEventType.RUN_END, "", None, r)
+                )
+            manager.refresh(self.observer)
