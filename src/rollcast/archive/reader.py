@@ -31,7 +31,7 @@ from rollcast.archive.notes import append_note, checked_note
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
-from rollcast.records.codec import decode_unchecked
+from rollcast.records.codec import decode_unchecked, one_line_json
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Archive", "ChainRows", "EventReader"]
@@ -204,7 +204,9 @@ class Archive:
             limit: how many to give; None: all.
             equal: what fields have to be: `train_step=30, state="ended"`.
         """
-        wanted = [row for row in self.chain_rows() if _fits(row, equal) and (where is None or where(row))]
+        run_id = equal.get("run_id")
+        rows = self.chain_rows(run_id if isinstance(run_id, str) else None)
+        wanted = [row for row in rows if _fits(row, equal) and (where is None or where(row))]
         name, descending = sort.removeprefix("-"), sort.startswith("-")
         having = [row for row in wanted if row.get(name) is not None]
         having.sort(key=lambda row: _sortable(row[name]), reverse=descending)
@@ -235,10 +237,24 @@ class Archive:
         """What was open in the chains when the writer last said so, at most 10 s before its end."""
         return list(_rows_in(self.path / OPEN_FILE))
 
-    def chain_rows(self) -> Iterator[dict[str, Any]]:
-        """The merged rows of all chains, in the order in which they began."""
+    def has_more_chains(self, most: int, run_id: str) -> bool:
+        """Whether more than so many chains of this run began; a chain that began again counts twice. No row is decoded."""
+        begins = b'{"row":"start",' + _named("run_id", run_id) + b","
+        count = 0
+        try:
+            with (self.path / CHAINS_FILE).open("rb") as file:
+                for line in file:
+                    count += line.startswith(begins)
+                    if count > most:
+                        return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def chain_rows(self, run_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """The merged rows of all chains, or of those of one run, in the order in which they began."""
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
-        for row in _rows_in(self.path / CHAINS_FILE):
+        for row in _rows_in(self.path / CHAINS_FILE, b"" if run_id is None else _named("run_id", run_id)):
             key = (row.get("run_id"), row.get("chain_id"))
             places = (*key, "" if row.get("group_id") is None else row["group_id"])
             if not all(isinstance(place, str) for place in places):  # no row that a writer wrote
@@ -257,9 +273,9 @@ class Archive:
 
     def _rows_of(self, chain_id: str, run_id: str | None) -> list[dict[str, Any]]:
         """The rows of one chain in order, found by the bytes that they have: from the end back to the one of its start."""
-        needle = b'"chain_id":' + msgspec.json.encode(chain_id)
+        needle = _named("chain_id", chain_id)
         if run_id is not None:
-            needle = b'"run_id":' + msgspec.json.encode(run_id) + b"," + needle
+            needle = _named("run_id", run_id) + b"," + needle
         rows: list[dict[str, Any]] = []
         learned: list[
             dict[str, Any]
@@ -509,15 +525,20 @@ def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:
     return any(list(index.places[number]) == place for number in frame.places)
 
 
-def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a file; none if it is not there."""
+def _named(name: str, value: str) -> bytes:
+    """How a field stands in a row that a writer wrote."""
+    return one_line_json(msgspec.json.encode(name) + b":" + msgspec.json.encode(value))
+
+
+def _rows_in(path: Path, holding: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The whole rows of a file that hold these bytes; none if it is not there."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         for line in file:
-            row = _object(line) if line.endswith(b"\n") else {}
+            row = _object(line) if holding in line and line.endswith(b"\n") else {}
             if row:
                 yield row
 
