@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.tokens import tokens
@@ -23,8 +24,9 @@ from rollcast import (
     ToolAgent,
 )
 from rollcast.archive import Archive, ArchiveObserver, list_records
-from rollcast.archive.format import ChainRow, RunFile
+from rollcast.archive.format import ChainRow, RunFile, index_name
 from rollcast.archive.line_log import LineLog
+from rollcast.archive.segments import index_bytes, read_index, segments_in
 from rollcast.archive.skeleton import Skeleton
 from rollcast.models.tiny import TinyBackend
 from rollcast.records import encode_lines
@@ -49,6 +51,7 @@ def run(quick: bool) -> list[Figure]:
             *_written(root, 2 if quick else 9, 4 if quick else CHAINS),
             *_of_a_real_run(root, 1 if quick else 9),
             *_read(root / "large", 200 if quick else 100_000),
+            *_read_long(root / "large", root / "long", 5_000 if quick else 10_000_000),
             *_listed(root / "many", 10 if quick else 1000),
         ]
 
@@ -82,6 +85,7 @@ def _written(root: Path, rounds: int, chains: int) -> Iterator[Figure]:
     events, trajectories = (_bytes(path / part) / count for part in ("events", "trajectories"))
     yield figure("archive: sealed at turns, random ids: events, a token", events, "B", "<= 12")
     yield figure("archive: trajectories beside them, a token", trajectories, "B")
+    yield figure("archive: both, a token", events + trajectories, "B")
 
 
 def _trial(make: Make, root: Path, numbers: Iterator[int], chains: int) -> Callable[[], float]:
@@ -175,6 +179,28 @@ def _read(path: Path, chains: int) -> Iterator[Figure]:
     count = sum(1 for _ in archive.events())
     rate = count / (time.process_time() - began)
     yield figure("archive: all events flat out, a CPU second", rate, "events/s", ">= 200000")
+
+
+def _read_long(large: Path, path: Path, events: int) -> Iterator[Figure]:
+    """A record of at least so many events: the segments of the large one, again and again."""
+    (path / "events").mkdir(parents=True)
+    (path / "run.json").write_bytes((large / "run.json").read_bytes())
+    first = 0
+    for segment in itertools.cycle(segments_in(large / "events")):
+        index = read_index(segment)
+        if first >= events or index is None:
+            break
+        by = first - index.first
+        frames = [replace(frame, first=frame.first + by, last=frame.last + by) for frame in index.frames]
+        moved = replace(index, first=first, last=index.last + by, frames=frames)
+        (path / "events" / segment.path.name.replace(f"{index.first:012}", f"{first:012}")).hardlink_to(
+            segment.path
+        )
+        (path / "events" / index_name(first)).write_bytes(index_bytes(moved))
+        first = moved.last + 1
+    rng = random.Random(0)
+    found = _milliseconds(lambda: next(Archive.open(path).events(rng.randrange(first))), 41)
+    yield figure(f"archive: the first of {first:,} events from any cursor", found, "ms", "<= 50")
 
 
 def _large(path: Path, chains: int) -> None:

@@ -27,6 +27,7 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.segments import Segment, read_index, seal, segments_in
 from rollcast.errors import ArchiveError, MissingExtraError
 from rollcast.records import encode
+from rollcast.records.codec import one_line_json
 
 T = StreamEventType
 
@@ -306,6 +307,29 @@ def flipped(path, at):
     data = bytearray(path.read_bytes())
     data[at] ^= 0x10
     path.write_bytes(bytes(data))
+
+
+def test_chains_of_one_run_are_those_of_all_runs_that_it_has(tmp_path):
+    """Rows of other runs are not decoded, and how many chains a run has is known without decoding any."""
+    folder = tmp_path / "record"
+    written(folder, [])
+    rows = [
+        fmt.ChainRow(row=kind, run_id=run, chain_id=f"chain_{n}", reward=None if kind == "start" else n)
+        for run in ("r", 'r"\u2028é', "r2")
+        for n in range(3)
+        for kind in ("start", "end")
+    ]
+    (folder / "chains.jsonl").write_bytes(
+        b"".join(one_line_json(msgspec.json.encode(row)) + b"\n" for row in rows)
+    )
+    archive = Archive.open(folder)
+    for run in ("r", 'r"\u2028é', "r2"):
+        found = archive.chains(run_id=run).rows
+        assert found == [row for row in archive.chains().rows if row["run_id"] == run]
+        assert [row["reward"] for row in found] == [0, 1, 2]
+        assert archive.has_more_chains(2, run)
+        assert not archive.has_more_chains(3, run)
+    assert archive.chains(run_id="r3").rows == []
 
 
 def test_a_flipped_bit_costs_its_frame(many):

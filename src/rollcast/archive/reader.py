@@ -32,7 +32,7 @@ from rollcast.archive.notes import append_note, checked_note
 from rollcast.archive.segments import read_index, segments_in
 from rollcast.errors import ArchiveError, DecodeError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory, decode
-from rollcast.records.codec import decode_unchecked
+from rollcast.records.codec import decode_unchecked, one_line_json
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["Archive", "ChainRows", "EventReader"]
@@ -211,7 +211,9 @@ class Archive:
             limit: how many to give; None: all.
             equal: what fields have to be: `train_step=30, state="ended"`.
         """
-        wanted = [row for row in self.chain_rows() if _fits(row, equal) and (where is None or where(row))]
+        run_id = equal.get("run_id")
+        rows = self.chain_rows(run_id if isinstance(run_id, str) else None)
+        wanted = [row for row in rows if _fits(row, equal) and (where is None or where(row))]
         name, descending = sort.removeprefix("-"), sort.startswith("-")
         having = [row for row in wanted if row.get(name) is not None]
         having.sort(key=lambda row: _sortable(row[name]), reverse=descending)
@@ -242,14 +244,29 @@ class Archive:
         """What was open in the chains when the writer last said so, at most 10 s before its end."""
         return list(_rows_in(self.path / OPEN_FILE))
 
-    def chain_rows(self) -> Iterator[dict[str, Any]]:
-        """The merged rows of all chains, in the order in which they began."""
-        return (row for row in self.chain_rows_in_pieces() if row is not None)
+    def has_more_chains(self, most: int, run_id: str) -> bool:
+        """Whether more than so many chains of this run began; a chain that began again counts twice. No row is decoded."""
+        begins = b'{"row":"start",' + _named("run_id", run_id) + b","
+        count = 0
+        file = _opened(self.path / CHAINS_FILE)
+        if file is None:
+            return False
+        with file:
+            for line in file:
+                count += line.startswith(begins)
+                if count > most:
+                    return True
+        return False
 
-    def chain_rows_in_pieces(self) -> Iterator[dict[str, Any] | None]:
+    def chain_rows(self, run_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """The merged rows of all chains, or of those of one run, in the order in which they began."""
+        return (row for row in self.chain_rows_in_pieces(run_id) if row is not None)
+
+    def chain_rows_in_pieces(self, run_id: str | None = None) -> Iterator[dict[str, Any] | None]:
         """As `chain_rows`, with None now and then while the file is still being read, so that others may have their turn."""
         merged: dict[tuple[str, str], dict[str, Any]] = {}
-        for number, row in enumerate(_rows_in(self.path / CHAINS_FILE, _chain_row), 1):
+        holding = b"" if run_id is None else _named("run_id", run_id)
+        for number, row in enumerate(_rows_in(self.path / CHAINS_FILE, _chain_row, holding), 1):
             if number % _PIECE == 0:
                 yield None
             key = (row["run_id"], row["chain_id"])
@@ -291,9 +308,9 @@ class Archive:
 
     def _rows_of(self, chain_id: str, run_id: str | None) -> list[dict[str, Any]]:
         """The rows of one chain in order, found by the bytes that they have: from the end back to the one of its start."""
-        needle = b'"chain_id":' + msgspec.json.encode(chain_id)
+        needle = _named("chain_id", chain_id)
         if run_id is not None:
-            needle = b'"run_id":' + msgspec.json.encode(run_id) + b"," + needle
+            needle = _named("run_id", run_id) + b"," + needle
         rows: list[dict[str, Any]] = []
         learned: list[
             dict[str, Any]
@@ -558,15 +575,22 @@ def _has_place(frame: Frame, index: SegmentIndex, place: list[str]) -> bool:
     return any(list(index.places[number]) == place for number in frame.places)
 
 
-def _rows_in(path: Path, read: Callable[[bytes], dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
-    """The whole rows of a file; none if it is not there. What `read` gives as an empty row is left out."""
+def _named(name: str, value: str) -> bytes:
+    """How a field stands in a row that a writer wrote."""
+    return one_line_json(msgspec.json.encode(name) + b":" + msgspec.json.encode(value))
+
+
+def _rows_in(
+    path: Path, read: Callable[[bytes], dict[str, Any]] | None = None, holding: bytes = b""
+) -> Iterator[dict[str, Any]]:
+    """The whole rows of a file that hold these bytes; none if it is not there. What `read` gives as an empty row is left out."""
     read = read or _object
     file = _opened(path)
     if file is None:
         return
     with file:
         for line in file:
-            row = read(line) if line.endswith(b"\n") else {}
+            row = read(line) if holding in line and line.endswith(b"\n") else {}
             if row:
                 yield row
 

@@ -256,10 +256,10 @@ def _steps(archive: Archive, until: int) -> list[StepSummary]:
 
 def _hints_of_chain(archive: Archive, row: dict[str, Any]) -> list[Hint]:
     """The hints in the chain's run that the chain is among those to show. It is put first, since a hint names only some."""
-    chain_id = row["chain_id"]
-    rows = [each for each in archive.chains().rows if each.get("run_id") == row.get("run_id")]
-    if len(rows) > _HINTED:
+    chain_id, run_id = row["chain_id"], row["run_id"]
+    if archive.has_more_chains(_HINTED, run_id):
         return []
+    rows = archive.chains(run_id=run_id).rows
     first = sorted(rows, key=lambda each: each["chain_id"] != chain_id)
     return [hint for hint in hints(views_of(first)) if chain_id in hint.chains]
 

@@ -23,6 +23,8 @@ PIECES = 1024  # pieces of a growing text, until they are joined
 
 def whole(value: Any) -> int | None:
     """The value if it is a whole number that a double holds exactly, else None."""
+    if value.__class__ is int:  # nearly always; a view asks this several times for each event
+        return value if -MAX_WHOLE <= value <= MAX_WHOLE else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and -MAX_WHOLE <= value <= MAX_WHOLE:
@@ -48,6 +50,8 @@ def clean(text: str) -> str:
 
 def word(value: Any) -> str | None:
     """The value if it is text, at most 1,024 characters of it, else None."""
+    if value.__class__ is str and len(value) <= MAX_WORD and value.isascii():  # nearly always
+        return value
     return clean(value[:MAX_WORD]) if isinstance(value, str) else None
 
 
