@@ -16,6 +16,7 @@ RollcastError
 ├── RolloutCancelledError          a watcher cancelled a rollout in the middle of a training
 ├── CheckpointError                a checkpoint cannot be written or read
 ├── ArchiveError                   a record of a run cannot be found, read or written
+│   └── RecordReaderError          the process that reads records for a server died, or cannot be started
 ├── AlertError                     an alert could not be sent
 ├── RefusedError                   a server refused this client, or cannot be reached
 └── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -38,6 +39,7 @@ __all__ = [
     "MessagesError",
     "MissingExtraError",
     "PromptTooLongError",
+    "RecordReaderError",
     "RefusedError",
     "RewardDefinitionError",
     "RewardError",
@@ -110,6 +112,10 @@ class CheckpointError(RollcastError):
 
 class ArchiveError(RollcastError):
     """A record of a run cannot be found, read or written."""
+
+
+class RecordReaderError(ArchiveError):
+    """The process that reads records for a server died, or cannot be started."""
 
 
 class AlertError(RollcastError):

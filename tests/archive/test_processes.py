@@ -287,17 +287,15 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     wait = "\n                if number == 1: print('begun', flush=True); sys.stdin.read()"
     environment = os.environ | {"PYTHONPATH": str(Path(rollcast.__file__).parent.parent)}
     code = RUN.replace("DRAIN", "5.0").replace("SLOWLY", wait) + "\nasyncio.run(main())"
-    # Both decide to write there before there is anything.
+    # It decides to write there before there is anything.
     second = (
         RUN.replace("DRAIN", "5.0").replace("SLOWLY", "pass")
         + "\nprint('ready', flush=True); sys.stdin.read(); asyncio.run(main(9))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    one, other = (
-        subprocess.Popen([sys.executable, "-c", each, tmp_path / "r"], env=environment, **pipes)
-        for each in (code, second)
-    )
+    other = subprocess.Popen([sys.executable, "-c", second, tmp_path / "r"], env=environment, **pipes)
     assert other.stdout.readline() == "ready\n"
+    one = subprocess.Popen([sys.executable, "-c", code, tmp_path / "r"], env=environment, **pipes)
     assert one.stdout.readline() == "begun\n"
     deadline = time.monotonic() + 20
     while not (tmp_path / "r" / "run.json").exists() and time.monotonic() < deadline:

@@ -1,11 +1,11 @@
 """`rollcast replay`: a recorded run as it was seen live."""
 
 import asyncio
-import io
 import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from functools import partial
 
 import pytest
@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
+from rollcast.archive.pace import Pace
 from rollcast.archive.writer import _merged
 from rollcast.cli.app import app
-from rollcast.cli.replay import _Pace
+from rollcast.cli.replay import _wait_until_due
 from rollcast.errors import ArchiveError, FilterError, InputError
 from rollcast.records import StreamEvent, StreamEventType, decode
 
@@ -226,16 +227,25 @@ PIECES = st.lists(
 )
 
 
-def printed(events):
-    out = io.StringIO()
+@pytest.fixture(scope="module")
+def file():
+    """It is printed to by lines, as a pipe is."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as out:
+        yield out
+
+
+def printed(out, events):
+    out.seek(0)
+    out.truncate()
     console = ConsoleStreamObserver(file=out)
     asyncio.run(console.on_batch(events))
     asyncio.run(console.aclose())
-    return out.getvalue()
+    out.seek(0)
+    return out.read()
 
 
 @given(st.lists(PIECES, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_however_chunks_were_merged_the_console_prints_the_same(texts, random):
+def test_however_chunks_were_merged_the_console_prints_the_same(file, texts, random):
     """Chunks of several chains, written in blocks of any size."""
     events, offsets, queues = [], {}, [list(pieces) for pieces in texts]
     while any(queues):
@@ -253,7 +263,7 @@ def test_however_chunks_were_merged_the_console_prints_the_same(texts, random):
         size = random.randint(1, 12)
         merged += _merged(rest[:size], lines)
         rest = rest[size:]
-    assert printed(merged) == printed(events)
+    assert printed(file, merged) == printed(file, events)
 
 
 def test_a_replay_without_tokens_shows_whole_generations(tmp_path):
@@ -356,9 +366,9 @@ def test_the_pace_is_that_of_the_run(monkeypatch):
 
     monkeypatch.setattr("rollcast.cli.replay.time.monotonic", lambda: now[0])
     monkeypatch.setattr("rollcast.cli.replay.time.sleep", sleep)
-    pace = _Pace(2.0)
+    pace = Pace(2.0)
     for timestamp in (1000.0, 1001.0, 900.0, 1001.0, 1002.0, 90_000.0):
-        pace.wait_for(StreamEvent("reward", "chain_0", timestamp, {}))
+        _wait_until_due(StreamEvent("reward", "chain_0", timestamp, {}), pace)
     assert slept == [0.5, 0.5, 10.0]
 
 

@@ -351,3 +351,14 @@ def test_a_wrong_backend_is_one_sentence(project, options, sentence):
     done = rollcast("run", *options, cwd=project)
     assert done.returncode == 2
     assert sentence in " ".join(done.stderr.split())
+
+
+def test_a_run_tells_its_name_tags_and_seed(tmp_path):
+    """In its first event, so that a live watcher and a log know them too, recorded or not."""
+    log = tmp_path / "events.jsonl"
+    named = ["--name", "night", "--tag", "a", "--tag", "k=v"]
+    done = rollcast("run", "--seed", 7, "--chains", 1, "--no-record", "--json", log, *named)
+    assert done.returncode == 0, done.stderr
+    start = events_in(log)[0].data
+    assert (start["name"], start["tags"], start["seed"]) == ("night", ["a", "k=v"], 7)
+    assert start["tools"][0]["function"]["name"] == "calculator"

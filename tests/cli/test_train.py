@@ -92,6 +92,7 @@ def test_scalars_for_tensorboard(tmp_path):
     (file,) = (tmp_path / "tb").iterdir()
     tags = {value.tag for event in EventFileLoader(str(file)).Load() for value in event.summary.value}
     assert {"train/mean_reward", "eval/sampled", "eval/greedy"} <= tags
+    assert {"train/finish/answered", "train/length/tokens_max", "train/tool/calculator/failed"} <= tags
 
 
 @pytest.mark.torch

@@ -13,12 +13,13 @@ from rollcast.errors import RefusedError
 from rollcast.records import decode
 from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
 from rollcast.serve.access import Door, Grant, refusal
-from rollcast.serve.protocol import Cancel, Hello, Subscribe, Update, encode_frame
+from rollcast.serve.protocol import Cancel, Hello, Query, Subscribe, Update, encode_frame
 
 V1 = {"subprotocols": ["rollcast.v1"], "proxy": None, "ping_interval": None}
 OPENED_BY = {
     Door.RUNS: "read",
     Door.SUBSCRIBE: "read",
+    Door.QUERY: "read",
     Door.FEED: "read",
     Door.METRICS: "read",
     Door.CANCEL: "control",
@@ -62,9 +63,14 @@ async def opened(server, token, run_id):
         welcome = await ask(socket, Hello(token))
         if welcome["runs"]:
             doors.add(Door.RUNS)
-        for frame, door in ((Subscribe("1"), Door.SUBSCRIBE), (Cancel(run_id, id="2"), Door.CANCEL)):
+        knocks = (
+            (Subscribe("1"), Door.SUBSCRIBE),
+            (Query(id="3", what="chains"), Door.QUERY),
+            (Cancel(run_id, id="2"), Door.CANCEL),
+        )
+        for frame, door in knocks:
             answer = await ask(socket, frame)
-            while answer["type"] == "batch":
+            while answer["type"] in ("batch", "rows") or answer.get("id", frame.id) != frame.id:
                 answer = json.loads(await socket.recv())
             if answer["type"] != "error":
                 doors.add(door)

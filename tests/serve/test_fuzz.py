@@ -12,15 +12,24 @@ import struct
 from rollcast.errors import DecodeError, GrammarError, InputError, RefusedError
 from rollcast.records import EventFilter, check_events
 from rollcast.serve.access import authorize, bearer_token, filter_of_query, host_allowed, origin_allowed
+from rollcast.serve.asking import Asking
 from rollcast.serve.client import ClientSession
 from rollcast.serve.protocol import (
     Cancel,
+    ChangeSpeed,
     Close,
     CloseCode,
     Hello,
     Ping,
     Pong,
+    Query,
+    RunQuery,
+    Seek,
+    SeekReplay,
     Session,
+    Speed,
+    Stop,
+    StopQuery,
     Subscribe,
     Unsubscribe,
     Update,
@@ -40,7 +49,17 @@ FRAMES = [
         Subscribe("c", since="0123456789ab.17"),
         Update("a"),
         Unsubscribe("a"),
+        Subscribe("e", since="start", speed=2.5),
+        Subscribe("f", since="0123456789ab.17", speed="max"),
+        Seek("a", cursor="0123456789ab.17.fedcba987654.4"),
+        Seek("e", time=1.7e9),
+        Speed("a", 0),
+        Speed("e", "max"),
         Cancel("r", "c", "x"),
+        Query(id="q", what="runs"),
+        Query(id="r", what="chains", filter={"state": ["running"]}, sort="-reward", limit=5, watch=True),
+        Query(id="s", what="chain", chain="chain_0", run="r", after="x.7"),
+        Stop("q"),
         Ping(),
         Pong(),
     )
@@ -69,6 +88,8 @@ ANSWERS = [
         b'"seq":12,"run_id":"r"}]}'
     ),
     b'{"type":"done","id":"x"}',
+    b'{"type":"rows","id":"1","rows":[{"run_id":"r","chain_id":"c"}],"total":7,"next":"abc"}',
+    b'{"type":"done","id":"1","cursor":"h.1","missing":["what is gone"]}',
     b'{"type":"error","code":4008,"message":"slow"}',
     b'{"type":"error","code":404,"message":"there is no subscription"}',
     b'{"type":"ping"}',
@@ -105,7 +126,7 @@ class Play:
         tokens = (Token("watch"), Token("rule", ("read", "control")), Token("old", expires_at=1300.0))
         self.session = Session(
             lambda given: authorize(tokens, ("read",), given, self.now),
-            Limits(message_bytes=4000, messages_per_s=40, subscriptions=3),
+            Limits(message_bytes=4000, messages_per_s=40, subscriptions=3, queries=2, rows=50),
             hello_s=5,
             heartbeat_s=20,
             clock=lambda: self.now,
@@ -134,8 +155,22 @@ def play(seed, frames):
             assert isinstance(actions, list)
             assert session.closed == any(isinstance(action, Close) for action in actions)
             assert len(session.subscriptions) <= 3
+            assert len(session.queries) <= 2
+            assert not session.queries & session.subscriptions
             assert session.closed or session.wait_s >= 0
             for action in actions:
+                if isinstance(action, RunQuery):
+                    assert 1 <= action.limit <= 50
+                    if rng.random() < 0.5:
+                        session.finished(action.query.id)
+                if isinstance(action, SeekReplay | ChangeSpeed):
+                    assert action.id in session.subscriptions
+                if isinstance(action, SeekReplay):
+                    assert (action.cursor is None) != (action.time is None)
+                if isinstance(action, ChangeSpeed):
+                    assert action.speed >= 0
+                if isinstance(action, StopQuery):
+                    assert action.id not in session.queries
                 if isinstance(action, Close):
                     assert action.code in CloseCode
                     assert len(action.message) < 4000 + 500  # it may show what came
@@ -166,6 +201,27 @@ def test_a_client_takes_whatever_a_server_sends():
                 assert isinstance(events, list)
                 outcomes["taken"] += 1
             except (DecodeError, GrammarError, RefusedError) as error:
+                outcomes[type(error).__name__] += 1
+            except Exception as error:
+                raise AssertionError(f"seed {seed}, frame {n}: {message[:200]!r} raises {error!r}") from error
+    assert min(outcomes.values()) > 100, outcomes
+
+
+def test_a_query_takes_whatever_a_server_sends():
+    """Thirty thousand frames: rows, or one of the errors that it names."""
+    outcomes = dict.fromkeys(["taken", "rows", "DecodeError", "RefusedError"], 0)
+    welcome = ANSWERS[0].replace(b'"scopes"', b'"features":["queries"],"scopes"')
+    for seed in range(300):
+        rng = random.Random(seed)
+        asking = Asking(Query(id="1", what="chains"))
+        for n in range(100):
+            data = mutated(rng, [welcome, *ANSWERS])
+            message = data if rng.random() < 0.05 else data.decode("utf-8", "surrogateescape")
+            try:
+                answers, rows = asking.receive_message(message)
+                assert isinstance(answers, list)
+                outcomes["taken" if rows is None else "rows"] += 1
+            except (DecodeError, RefusedError) as error:
                 outcomes[type(error).__name__] += 1
             except Exception as error:
                 raise AssertionError(f"seed {seed}, frame {n}: {message[:200]!r} raises {error!r}") from error
@@ -297,7 +353,7 @@ async def test_thousands_of_bad_frames_at_a_real_socket_hurt_nobody(stage, say, 
     assert sum(frames for frames, _ in told) > 3000
     answers = {answer for _, answer in told}
     assert {b"HTTP/1.1 101", b"HTTP/1.1 400"} <= answers
-    assert answers <= {b"", *(b"HTTP/1.1 %d" % status for status in (101, 200, 400, 403, 404, 426))}
+    assert answers <= {b"", *(b"HTTP/1.1 %d" % status for status in (101, 200, 400, 403, 404, 405, 426))}
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 

@@ -16,6 +16,7 @@ from rollcast.serve.protocol import (
     Batch,
     Cancel,
     CancelRun,
+    ChangeSpeed,
     Close,
     CloseCode,
     CloseSubscription,
@@ -26,9 +27,17 @@ from rollcast.serve.protocol import (
     OpenSubscription,
     Ping,
     Pong,
+    Query,
+    Rows,
     RunInfo,
+    RunQuery,
+    Seek,
+    SeekReplay,
     Send,
     Session,
+    Speed,
+    Stop,
+    StopQuery,
     Subscribe,
     Subscribed,
     Unsubscribe,
@@ -37,11 +46,12 @@ from rollcast.serve.protocol import (
     decode_client_frame,
     decode_server_frame,
     encode_frame,
+    rows_frame,
 )
 from rollcast.serve.schema import frames_schema
 from rollcast.serve.settings import Limits, ServerSettings, Token
 
-LIMITS = Limits(message_bytes=2000, messages_per_s=10, subscriptions=2)
+LIMITS = Limits(message_bytes=2000, messages_per_s=10, subscriptions=2, queries=3, rows=500)
 
 
 class Clock:
@@ -335,13 +345,137 @@ def test_a_frame_of_an_unknown_type_before_hello_is_answered_too():
     assert code(play.wait(5)) is CloseCode.NO_HELLO
 
 
+@pytest.mark.parametrize(("said", "meant"), [(2, 2.0), (0, 0.0), ("max", float("inf"))])
+def test_a_replay_is_asked_for_by_its_speed(said, meant):
+    """From the start or a cursor; what is live has no speed. It may be changed, and another place may be sought."""
+    play = Play().greeted()
+    (opened,) = play.say(json.dumps({"type": "subscribe", "id": "a", "since": "start", "speed": said}))
+    assert opened == OpenSubscription("a", EventFilter(), "start", meant)
+    assert play.say(json.dumps({"type": "speed", "id": "a", "speed": said})) == [ChangeSpeed("a", meant)]
+    assert play.say(Seek("a", time=5.0)) == [SeekReplay("a", None, 5.0)]
+    assert play.say(Seek("a", cursor="x.1")) == [SeekReplay("a", "x.1", None)]
+
+
+@pytest.mark.parametrize("speed", [-1, "fast", 1e7, [1], True])
+def test_a_speed_that_is_none_is_no_frame(speed):
+    """Only a number from 0 upward, or max."""
+    play = Play().greeted()
+    assert code(play.say(json.dumps({"type": "subscribe", "id": "a", "speed": speed}))) is CloseCode.BAD_FRAME
+
+
+def test_replays_need_the_scope_that_reads():
+    """As every subscription does."""
+    play = Play(scopes=("control",)).greeted()
+    for frame in (Seek("a", time=1.0), Speed("a", 1.0)):
+        assert error(play.say(frame))[:2] == (403, "a")
+
+
+def query(what="runs", id="q", **about):
+    return encode_frame(Query(id=id, what=what, **about)).decode()
+
+
+def error(actions):
+    """The code, the id and the message of the one answer, which is an error."""
+    (answer,) = actions
+    return answer.frame.code, answer.frame.id, answer.frame.message
+
+
+def test_a_query_is_run_once_and_finished():
+    """Its id is taken until then; `limit` is at most what the role may have."""
+    play = Play().greeted()
+    (action,) = play.say(query(limit=7))
+    assert (action.query.what, action.limit) == ("runs", 7)
+    assert error(play.say(query()))[:2] == (409, "q")
+    assert error(play.say(encode_frame(Subscribe("q")).decode()))[:2] == (409, "q")
+    play.session.finished("q")
+    (action,) = play.say(query(limit=10**6))
+    assert action.limit == LIMITS.rows
+
+
+def test_a_query_may_be_stopped():
+    """`done` is the answer; one that is complete is no longer there."""
+    play = Play().greeted()
+    play.say(query("chains", watch=True))
+    stop, done = play.say(encode_frame(Stop("q")).decode())
+    assert (stop, done.frame) == (StopQuery("q"), Done("q"))
+    assert error(play.say(encode_frame(Stop("q")).decode()))[:2] == (404, "q")
+    assert play.session.queries == set()
+
+
+def test_more_queries_than_may_run_are_refused_and_close_nothing():
+    """Each answer has the id of its query."""
+    play = Play().greeted()
+    for number in range(LIMITS.queries):
+        play.say(query(id=str(number)))
+    assert error(play.say(query(id="more")))[:2] == (429, "more")
+    play.session.finished("0")
+    (action,) = play.say(query(id="more"))
+    assert isinstance(action, RunQuery)
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        ({"what": "everything"}, "answers runs, chains, chain, steps"),
+        ({"what": "chain"}, "give chain"),
+        ({"what": "runs", "chain": "c"}, "takes no chain"),
+        ({"what": "runs", "watch": True}, "only `chains` does"),
+        ({"what": "steps", "sort": "x"}, "only `chains` does"),
+        ({"what": 7}, "this is not a frame"),
+        ({}, "this is not a frame"),
+        ({"what": "runs", "limit": 0}, "this is not a frame"),
+        ({"what": "runs", "limit": "x"}, "this is not a frame"),
+        ({"what": "chains", "filter": {"reward": {"min": 1}}}, "this is not a frame"),
+        ({"what": "chains", "filter": []}, "this is not a frame"),
+        ({"what": "runs", "after": "x" * 9000}, "this is not a frame"),
+    ],
+)
+def test_a_wrong_query_is_answered_and_closes_nothing(frame, says):
+    """By its id, with what was found and what was expected."""
+    play = Play(limits=Limits(message_bytes=20_000)).greeted()
+    number, of, message = error(play.say(json.dumps({"type": "query", "id": "q"} | frame)))
+    assert (number, of) == (400, "q")
+    assert says in message
+    assert not play.session.closed
+    assert not play.session.queries
+
+
+def test_a_query_without_an_id_is_no_frame():
+    """Nothing could be answered."""
+    play = Play().greeted()
+    assert code(play.say('{"type":"query","what":"runs"}')) is CloseCode.BAD_FRAME
+
+
+def test_rows_that_are_json_already_make_the_frame_that_the_schema_has():
+    """What `rows_frame` writes is read as `Rows`."""
+    rows = b'{"chain_id":"c","x":[1,{"rows":[]}]},{"y":2}'
+    for total, following, changed in ((None, None, False), (7, 'a"b', False), (None, None, True)):
+        frame = decode_server_frame(rows_frame('i"d\u2028', rows, total, following, changed=changed))
+        assert frame == Rows('i"d\u2028', json.loads(b"[" + rows + b"]"), total, following, changed)
+    assert decode_server_frame(rows_frame("x", b"")) == Rows("x", [])
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
+SPEEDS = st.just("max") | st.floats(0, 1e6)
 FRAMES = st.one_of(
     st.builds(Hello, st.sampled_from([None, "watch", "rule", "old", "x"])),
     st.builds(Subscribe, NAMES, since=st.sampled_from(["live", "start", "x.3"])),
     st.builds(Update, NAMES),
     st.builds(Unsubscribe, NAMES),
+    st.builds(Subscribe, NAMES, since=st.sampled_from(["start", "x.3"]), speed=SPEEDS),
+    st.builds(Seek, NAMES, st.none() | st.just("x.3"), st.none() | st.floats(0, 2e9)),
+    st.builds(Speed, NAMES, SPEEDS),
     st.builds(Cancel, NAMES, st.none() | NAMES, st.none() | NAMES),
+    st.builds(
+        Query,
+        id=NAMES,
+        what=st.sampled_from(["runs", "chains", "chain", "steps", "x"]),
+        chain=st.none() | NAMES,
+        limit=st.none() | st.integers(-1, 5000),
+        filter=st.dictionaries(NAMES, st.integers() | NAMES, max_size=2),
+        watch=st.booleans(),
+    ),
+    st.builds(Stop, NAMES),
     st.builds(Ping),
     st.builds(Pong),
 ).map(lambda frame: encode_frame(frame).decode())
@@ -375,7 +509,7 @@ def test_whatever_comes_the_rules_hold(messages, locked):
     """Nothing raises; nothing is done before hello or after the close; scopes, ids and the clock are kept."""
     play = Play(TOKENS if locked else ())
     greeted = closed = False
-    opened = set()
+    opened, asked = set(), set()
     for message, pause in messages:
         for action in [*play.wait(pause), *play.say(message)]:
             assert not closed
@@ -390,8 +524,22 @@ def test_whatever_comes_the_rules_hold(messages, locked):
                     assert len(opened) <= LIMITS.subscriptions
                 case CloseSubscription(id):
                     opened.remove(id)
+                case SeekReplay(id, cursor, at):
+                    assert id in opened
+                    assert (cursor is None) != (at is None)
+                case ChangeSpeed(id, speed):
+                    assert id in opened
+                    assert speed >= 0
                 case CancelRun():
                     assert "control" in play.session.grant.scopes
+                case RunQuery(query, limit):
+                    assert "read" in play.session.grant.scopes
+                    assert query.id not in asked
+                    assert 1 <= limit <= LIMITS.rows
+                    asked.add(query.id)
+                    assert len(asked) <= LIMITS.queries
+                case StopQuery(id):
+                    asked.remove(id)
                 case Close(close_code, message_out):
                     assert 4000 <= close_code <= 4999
                     assert message_out
@@ -400,6 +548,7 @@ def test_whatever_comes_the_rules_hold(messages, locked):
                     unknown = isinstance(frame, ErrorFrame) and frame.code == 400
                     assert greeted or isinstance(frame, Pong) or unknown  # a frame of an unknown type
         assert opened == play.session.subscriptions
+        assert asked == play.session.queries
         assert play.session.closed == closed
         assert play.session.wait_s >= 0
 
@@ -455,6 +604,12 @@ CLIENT_FRAMES = [
     Subscribe("a"),
     Update("a"),
     Unsubscribe("a"),
+    Subscribe("a", since="start", speed="max"),
+    Subscribe("a", since="x.1", speed=0.5),
+    Seek("a", cursor="x.1"),
+    Seek("a", time=1.7e9),
+    Speed("a", 0.0),
+    Speed("a", "max"),
     Cancel("r"),
     Ping(),
     Pong(),

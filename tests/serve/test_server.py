@@ -293,6 +293,50 @@ async def test_cancel_reaches_the_run(stage, until):
     assert asked == ["chain_0", None]
 
 
+async def test_cancel_of_a_group_ends_its_open_chains_alone(stage):
+    """`done` names them, and so it does for a run; a group that is not there, and two names at once, are answered."""
+    server = await stage.serve(token="rule")
+    asked = []
+    async with stage.manager.run(on_cancel=asked.append) as run:
+        with (
+            run.chain(chain_id="a", group_id="g"),
+            run.chain(chain_id="b", group_id="g"),
+            run.chain(chain_id="c", group_id="h"),
+            run.chain(chain_id="d"),
+        ):
+            with run.chain(chain_id="over", group_id="g"):
+                pass
+            async with connect(server.url, **V1) as socket:
+                await send(socket, Hello("rule"), Cancel(run.run_id, group_id="g", id="x"))
+                done = await answer(socket, "done")
+                assert done == {
+                    "type": "done", "id": "x", "run_id": run.run_id, "group_id": "g", "chains": ["a", "b"]
+                }  # fmt: skip
+                await send(socket, Cancel(run.run_id, group_id="nowhere", id="y"))
+                refused = await answer(socket, "error")
+                assert (refused["code"], refused["id"]) == (404, "y")
+                assert "no open chain in a group 'nowhere'" in refused["message"]
+                await send(socket, Cancel(run.run_id, "a", "z", group_id="g"))
+                assert (await answer(socket, "error"))["code"] == 400
+            client = stage.client(token="rule")
+            assert await client.cancel(run.run_id, group_id="h") == ["c"]
+            assert await client.cancel(run.run_id, "d") == ["d"]
+            assert await client.cancel(run.run_id) == ["a", "b", "c", "d"]
+    assert asked == ["a", "b", "c", "d", None]
+
+
+async def test_a_group_that_cannot_be_cancelled_is_one_sentence(stage):
+    """Nobody can tell the producer, no chain of the group is open, or two things are named."""
+    async with stage.manager.run(run_id="r") as run:
+        with run.chain(chain_id="a", group_id="g"):
+            with pytest.raises(InputError, match="gave no on_cancel"):
+                stage.manager.cancel("r", group_id="g")
+            with pytest.raises(InputError, match="no open chain in a group 'h'"):
+                stage.manager.cancel("r", group_id="h")
+            with pytest.raises(InputError, match="name one of them"):
+                stage.manager.cancel("r", "a", "g")
+
+
 async def test_a_disconnect_cancels_nothing(stage, until):
     """Clients come and go."""
     server = await stage.serve(token="rule")

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ import msgspec
 from rollcast.aio import follower
 from rollcast.archive.format import DIRECTORY, RUN_FILE, Level, RunFile, Totals, record_name, types_of
 from rollcast.archive.worker import Worker
-from rollcast.archive.writer import Recorder
+from rollcast.archive.writer import Recorder, Written
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, Trajectory
 from rollcast.records.jsonable import as_json
@@ -156,9 +156,34 @@ class ArchiveObserver(StreamObserver):
         return self._recorder.incomplete
 
     @property
+    def id(self) -> str:
+        """The record's id, with which cursors into it begin. It changes if the folder is taken away and begun anew."""
+        return self._recorder.about.id
+
+    @property
+    def parent(self) -> str | None:
+        """The record that this one goes on from, as `about` named it."""
+        return self._recorder.about.parent
+
+    @property
+    def on_written(self) -> list[Callable[[Written], object]]:
+        """What is called whenever events were written, on the thread that writes; it must not wait."""
+        return self._recorder.on_written
+
+    @property
+    def recording(self) -> bool:
+        """Whether something may still be written."""
+        return self._manager is not None or self._worker.running
+
+    @property
     def failing(self) -> str | None:
         """Why the record cannot be written at present; None if it can."""
         return self._recorder.failing
+
+    @property
+    def began_at(self) -> float:
+        """When the record began, in seconds since the epoch; 0 before that."""
+        return self._recorder.about.started_at
 
     @property
     def manager(self) -> Any:
@@ -201,6 +226,10 @@ class ArchiveObserver(StreamObserver):
 
     async def on_run_closed(self, run_id: str) -> None:
         """Wait until the run is recorded."""
+        await self.recorded()
+
+    async def recorded(self) -> None:
+        """Wait until everything that this observer was given is on the disk, or cannot be written."""
         if os.getpid() == self._pid:
             await _kept(self._worker.flush())
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import msgspec
 
+from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import (
     CHAINS_FILE,
     EVENTS,
@@ -117,6 +118,27 @@ class Archive:
             raise InputError(f"{cursor!r:.80} is no cursor of the record {self.path.name}")
         return int(number)
 
+    def position_at(self, timestamp: float) -> int:
+        """The position of the first event that is not earlier than this; after the last one if all are.
+
+        Args:
+            timestamp: in seconds since the epoch.
+        """
+        since = 0
+        for segment in segments_in(self.path / EVENTS):
+            index = read_index(segment) if segment.sealed else None
+            if index is None:
+                break
+            frames = (f.first for f in index.frames if f.t1 is not None and f.t1 >= timestamp)
+            since = next(frames, index.last + 1)
+            if since <= index.last:
+                break
+        events = self.events(since)
+        for event in events:
+            if event.timestamp >= timestamp:
+                return events.position - 1
+        return events.position
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def events(
@@ -182,7 +204,7 @@ class Archive:
             limit: how many to give; None: all.
             equal: what fields have to be: `train_step=30, state="ended"`.
         """
-        wanted = [row for row in self._merged_rows() if _fits(row, equal) and (where is None or where(row))]
+        wanted = [row for row in self.chain_rows() if _fits(row, equal) and (where is None or where(row))]
         name, descending = sort.removeprefix("-"), sort.startswith("-")
         having = [row for row in wanted if row.get(name) is not None]
         having.sort(key=lambda row: _sortable(row[name]), reverse=descending)
@@ -197,7 +219,7 @@ class Archive:
         """
         merged: dict[str, Any] = {}
         for row in self._rows_of(chain_id, run_id):
-            _merge(merged, row)
+            merge_row(merged, row)
         if not merged:
             of_run = f" of run {run_id}" if run_id else ""
             raise ArchiveError(
@@ -213,7 +235,8 @@ class Archive:
         """What was open in the chains when the writer last said so, at most 10 s before its end."""
         return list(_rows_in(self.path / OPEN_FILE))
 
-    def _merged_rows(self) -> Iterator[dict[str, Any]]:
+    def chain_rows(self) -> Iterator[dict[str, Any]]:
+        """The merged rows of all chains, in the order in which they began."""
         merged: dict[tuple[Any, Any], dict[str, Any]] = {}
         for row in _rows_in(self.path / CHAINS_FILE):
             key = (row.get("run_id"), row.get("chain_id"))
@@ -224,7 +247,7 @@ class Archive:
             if known is None:
                 merged[key] = row
             else:
-                _merge(known, row)
+                merge_row(known, row)
         lost = self.state in ("ended", "crashed")
         for row in merged.values():
             yield _with_state(row, lost=lost)
@@ -384,6 +407,12 @@ class EventReader:
 
     def new_events(self) -> Iterator[StreamEvent]:
         """Those from `position` on that are there now; call it again for what came since."""
+        for found in self.new_lines():
+            if found is not None:
+                yield found[1]
+
+    def new_lines(self) -> Iterator[tuple[bytes, StreamEvent] | None]:
+        """As `new_events`, each event with its line. None follows what was read at once, whether or not it had events that pass."""
         wants = None if self._filter is None else self._wants_frame
         for block in self._lines.blocks(self.position, wants):
             if self._until is not None and block.first >= self._until:
@@ -396,8 +425,9 @@ class EventReader:
                 event = self._event(read, line, position) if line or not block.sealed else None
                 self.position = position + 1
                 if event is not None and (self._filter is None or passes(self._filter, event)):
-                    yield event
+                    yield line, event
             self.position = block.first + len(block.lines)
+            yield None
         facts = self._archive.facts
         if self._until is None and facts.status != "running" and self.position < facts.totals.events:
             self._bad_lines.append(
@@ -510,14 +540,6 @@ def _line_at(data: mmap.mmap, at: int) -> dict[str, Any]:
         return {}
     end = data.find(b"\n", at)
     return _object(data[data.rfind(b"\n", 0, at) + 1 : end]) if end >= 0 else {}
-
-
-def _merge(known: dict[str, Any], row: dict[str, Any]) -> None:
-    """Later rows complete earlier ones; which training step learned from a chain does not say whose rollout it is of."""
-    step = known.get("train_step")
-    known.update(row)
-    if row.get("row") == "trained" and step is not None:
-        known["train_step"] = step
 
 
 def _with_state(row: dict[str, Any], *, lost: bool) -> dict[str, Any]:

@@ -71,14 +71,19 @@ class _OpenChain(msgspec.Struct):
 class Skeleton:
     """Rows and totals of the events that were fed to it.
 
+    Args:
+        totals: to go on from.
+        live: whether `row_so_far` is asked for, so that what a chain's end will tell counts at once.
+
     Attributes:
         totals: so far.
         rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations.
         outcome: the status of the last run that was no other's rollout, None before its end.
     """
 
-    def __init__(self, totals: Totals | None = None) -> None:
+    def __init__(self, totals: Totals | None = None, *, live: bool = False) -> None:
         self.totals = totals or Totals()
+        self._live = live
         self.rows: list[ChainRow] = []
         self.train_rows: list[dict[str, Any]] = []
         self.outcome: str | None = None
@@ -115,7 +120,7 @@ class Skeleton:
             run.last_seq = event.seq
         if event.chain_id:
             chain = self._chains.get((run_id, event.chain_id))
-            if chain is not None and kind in _SAID_LATER:
+            if chain is not None and kind in _SAID_LATER and not self._live:
                 chain.last = position
             elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
                 self._of_a_chain(event, position)
@@ -195,15 +200,55 @@ class Skeleton:
             reference=view.reference,
         )
 
+    def open_chains(self) -> list[tuple[str, str]]:
+        """The chains that are open, as (`run_id`, `chain_id`)."""
+        return list(self._chains)
+
+    def is_open(self, run_id: str, chain_id: str) -> bool:
+        """Whether this chain is open."""
+        return (run_id, chain_id) in self._chains
+
+    def forget_open(self, run_id: str) -> None:
+        """Forget the chains of a run that are open, since their ends will not come."""
+        for key in [key for key in self._chains if key[0] == run_id]:
+            del self._chains[key]
+            self.totals.open_chains -= 1
+
+    def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
+        """The row of an open chain as it stands, with what it does now (`activity`) and when it last did something."""
+        chain = self._chains[run_id, chain_id]
+        now = {
+            "activity": chain.view.state,
+            "step": chain.view.step,
+            "last_event_at": chain.view.last_event_at,
+        }
+        row: dict[str, Any] = msgspec.to_builtins(self._start_row(chain))
+        row.update(msgspec.to_builtins(self._sum_up(chain, "running")))
+        row.update((name, value) for name, value in now.items() if value is not None)
+        return row
+
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals
+        row = self._sum_up(chain, "ended")
+        row.trajectory = self._trajectories.pop((view.run_id, view.chain_id), None)
+        self.rows.append(row)
+        totals.open_chains -= 1
+        totals.failed += view.finish_reason == "error"
+        totals.completion_tokens += view.completion_tokens
+        if view.reward is not None:
+            totals.reward_sum += view.reward
+            totals.rewarded += 1
+
+    def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
+        """What the chain's events add up to."""
+        view = chain.view
         calls, failed = (
             sum(getattr(use, name) for use in view.tool_use.values()) for name in ("calls", "failed")
         )
-        row = self._row(
+        return self._row(
             "end",
             chain,
-            state="ended",
+            state=state,
             policy_last=view.policy_version,
             ended_at=view.ended_at,
             duration_s=view.duration_s,
@@ -223,15 +268,7 @@ class Skeleton:
             answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
             error=None if view.error is None else view.error["error"],
             last=chain.last,
-            trajectory=self._trajectories.pop((view.run_id, view.chain_id), None),
         )
-        self.rows.append(row)
-        totals.open_chains -= 1
-        totals.failed += view.finish_reason == "error"
-        totals.completion_tokens += view.completion_tokens
-        if view.reward is not None:
-            totals.reward_sum += view.reward
-            totals.rewarded += 1
 
     def _train_step(self, event: StreamEvent) -> None:
         data = object_of(event.data)
@@ -255,9 +292,7 @@ class Skeleton:
                 )
 
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
-        for key in [key for key in self._chains if key[0] == event.run_id]:
-            del self._chains[key]
-            self.totals.open_chains -= 1
+        self.forget_open(event.run_id)
         for key in [key for key in self._trajectories if key[0] == event.run_id]:
             del self._trajectories[key]
         self.runs.pop(event.run_id, None)

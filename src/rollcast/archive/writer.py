@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -47,7 +47,7 @@ from rollcast.stream.waiting import event_of
 from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
-__all__ = ["Recorder", "prepare_folder"]
+__all__ = ["Recorder", "Written", "prepare_folder"]
 
 logger = logging.getLogger("rollcast.archive")
 count_logger = logging.getLogger(
@@ -59,6 +59,20 @@ CHUNK = T.LLM_GENERATION_CHUNK
 _WAITING_ROWS = 65_536  # of chains, while they cannot be written
 
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
+
+
+class Written(NamedTuple):
+    """How far a record got.
+
+    Attributes:
+        position: after the events that were written last.
+        last: the latest of them; None: the record was begun anew, and positions of the earlier one mean nothing any more.
+        as_of: the highest `seq` of each run among them.
+    """
+
+    position: int
+    last: StreamEvent | None
+    as_of: dict[str, int]
 
 
 def prepare_folder(path: Path) -> None:
@@ -99,6 +113,7 @@ class Recorder:
     Attributes:
         begun: whether the folder has, or had, a record of this recorder.
         failing: why it cannot be written at present; None if it can.
+        on_written: called whenever events were written, on the recorder's thread.
         redraw: gives another path if the folder is there already when the record begins, since another process drew the same
             name. None: the path stays.
     """
@@ -117,6 +132,7 @@ class Recorder:
         self.about = about
         self.begun = False
         self.failing: str | None = None
+        self.on_written: list[Callable[[Written], object]] = []
         self._latest_failure = ""
         about.id = about.id or secrets.token_hex(6)
         self._run_in = run_in
@@ -219,6 +235,8 @@ class Recorder:
         self._trajectories.begin_anew()
         self._losses.join(self._past, reason)
         self._past.clear()
+        self.about.id = secrets.token_hex(6)  # cursors into the earlier one are not cursors into this one
+        self._tell(Written(0, None, {}))
         self._rows = _lines(self._skeleton.open_rows()) + self._rows
         self._opened = False
 
@@ -279,12 +297,19 @@ class Recorder:
                 self._feed(gap, position)
             first += len(gaps)
             self._past.add(events)
+            if self.on_written and events:
+                as_of = {event.run_id: event.seq for event in events}  # within a run `seq` rises
+                self._tell(Written(self._events.position, events[-1], as_of))
         for position, event in enumerate(events, first):
             self._feed(event, position)
             if event.event_type is T.RUN_END:
                 self._past.forget(event.run_id)
         self.about.totals.events = self._events.position
         self._append_rows()
+
+    def _tell(self, written: Written) -> None:
+        for each in list(self.on_written):
+            each(written)
 
     def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
         """A quick look at what came from outside; most of what is recorded was sampled."""

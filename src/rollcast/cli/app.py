@@ -84,6 +84,7 @@ def run(
     Without an agent or a model of yours, the model is the embedded one (rollcast/tiny, 0.46 million parameters, no download, no
     GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
+    recording = Recording.of(locals())
     chosen = RunOptions(
         agent=agent,
         model=model,
@@ -101,9 +102,7 @@ def run(
         pace=pace,
         json=json,
         alert=alert,
-        recording=Recording(
-            record, no_record, record_dir, record_lossless, name, tuple(tag or ()), record_budget
-        ),
+        recording=recording,
         serving=Serving(
             serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
         ),

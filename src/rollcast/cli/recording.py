@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.output import warn
@@ -52,6 +52,23 @@ class Recording:
     name: str | None = None
     tags: tuple[str, ...] = ()
     budget: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Those among a command's options, by their names on the command line with `_` for `-`.
+
+        Raises:
+            InputError: as of the class.
+        """
+        return cls(
+            level=options["record"],
+            off=options["no_record"],
+            directory=options["record_dir"],
+            lossless=options["record_lossless"],
+            name=options["name"],
+            tags=tuple(options["tag"] or ()),
+            budget=options["record_budget"],
+        )
 
     def __post_init__(self) -> None:
         given = {

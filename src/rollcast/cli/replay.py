@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rollcast.archive.index import find_record
 from rollcast.archive.lines import Damage
+from rollcast.archive.pace import Pace
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.cli.log import is_standard_output, log_at
@@ -24,7 +25,6 @@ from rollcast.terminal import ConsoleStreamObserver
 __all__ = ["ReplayOptions", "replay_command", "speed_of", "warn_of_damage"]
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
-LONGEST_PAUSE_S = 10.0  # of a replay: nobody waits for a night that a machine was off
 _NAMED_DAMAGE = 5
 _READING_S = 86_400.0  # a pager may show the last page for long
 
@@ -61,7 +61,7 @@ def replay_command(directory: Path, options: ReplayOptions) -> int:
     read = wanted | _closings(wanted)
     events = archive.follow(filter=read) if options.follow else archive.events(filter=read)
     try:
-        _replay(events, wanted, _Pace(speed), log, options)
+        _replay(events, wanted, Pace(speed), log, options)
     except KeyboardInterrupt:
         return INTERRUPTED
     warn_of_damage(archive, events.damage)
@@ -119,7 +119,7 @@ def _closings(wanted: EventFilter) -> EventFilter:
 def _replay(
     events: EventReader,
     wanted: EventFilter,
-    pace: _Pace,
+    pace: Pace,
     log: JSONStreamObserver | None,
     options: ReplayOptions,
 ) -> None:
@@ -141,7 +141,7 @@ def _replay(
         if log is not None:
             log.open()
         for event in events:
-            pace.wait_for(event)
+            _wait_until_due(event, pace)
             manager.relay(event)
             manager.ready_sync()
             _stop_if_unread(console, log)
@@ -159,27 +159,12 @@ def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserv
         raise BrokenPipeError
 
 
-class _Pace:
-    """Waits between two events as long as it was between them, divided by the speed.
-
-    Clocks jump: an event that is older than one before it comes at once, and no pause is longer than ten seconds.
-    """
-
-    def __init__(self, speed: float) -> None:
-        self._speed = speed
-        self._latest: float | None = None  # timestamp
-        self._due = 0.0  # on the monotonic clock
-
-    def wait_for(self, event: StreamEvent) -> None:
-        """Return when the event is due."""
-        if self._speed == math.inf or event.event_type is StreamEventType.GAP:
-            return
-        now = time.monotonic()
-        if self._latest is None:
-            self._latest, self._due = event.timestamp, now
-        pause = min(max(event.timestamp - self._latest, 0.0) / self._speed, LONGEST_PAUSE_S)
-        self._latest = max(self._latest, event.timestamp)
-        self._due = max(self._due + pause, now - LONGEST_PAUSE_S)
-        if self._due > now:
-            sys.stdout.flush()
-            time.sleep(self._due - now)
+def _wait_until_due(event: StreamEvent, pace: Pace) -> None:
+    """Return when the event is due."""
+    if event.event_type is StreamEventType.GAP:
+        return
+    pace.take(event.timestamp, time.monotonic())
+    left_s = pace.left_s(time.monotonic())
+    if left_s > 0:
+        sys.stdout.flush()
+        time.sleep(left_s)

@@ -137,6 +137,7 @@ def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options:
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
+        about={"name": options.recording.name, "tags": options.recording.tags},
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rollcast.records.secrets import Masker
+    from rollcast.serve.asking import QueryRows
     from rollcast.serve.client import WebSocketStreamingClient
     from rollcast.serve.server import WebSocketStreamingServer
     from rollcast.serve.settings import Limits, ServerSettings, Token
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Limits",
     "Masker",
+    "QueryRows",
     "ServerSettings",
     "Token",
     "WebSocketStreamingClient",
@@ -23,6 +25,7 @@ __all__ = [
 _HOME = {
     "Limits": "serve.settings",
     "Masker": "records.secrets",
+    "QueryRows": "serve.asking",
     "ServerSettings": "serve.settings",
     "Token": "serve.settings",
     "WebSocketStreamingClient": "serve.client",

@@ -37,6 +37,7 @@ class Door(StrEnum):
 
     RUNS = "the list of runs"  # in `welcome`
     SUBSCRIBE = "subscribe"
+    QUERY = "query"
     FEED = "the plain feed"
     METRICS = "/metrics"
     CANCEL = "cancel"
@@ -45,6 +46,7 @@ class Door(StrEnum):
 _NEEDED: dict[Door, Scope] = {
     Door.RUNS: "read",
     Door.SUBSCRIBE: "read",
+    Door.QUERY: "read",
     Door.FEED: "read",
     Door.METRICS: "read",
     Door.CANCEL: "control",

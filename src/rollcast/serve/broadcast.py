@@ -11,25 +11,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
+from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.secrets import masker_of
+from rollcast.serve.anew import gaps_between
+from rollcast.serve.feeds import Endings, RecordFeeds
 from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
-from rollcast.serve.protocol import CloseCode, RunInfo
+from rollcast.serve.opening import Left, Opening
+from rollcast.serve.protocol import CloseCode, RunInfo, Subscribed, encode_frame
 from rollcast.serve.runs import KnownRuns
 from rollcast.serve.settings import ServerSettings
-from rollcast.serve.subscription import Outlet, Sender, Subscription, Transmit
+from rollcast.serve.subscription import Feed, Outlet, Sender, Subscription, Transmit
 from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.worker import Shortener, Worker
-from rollcast.stream.observer import EncodingObserver
+from rollcast.stream.observer import EncodingObserver, StreamObserver
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
@@ -47,7 +51,13 @@ FAILED = "the server could not encode what this client is to get next; the serve
 
 
 class ServerObserver(EncodingObserver):
-    """The one observer of a server: `server.get_observer()`."""
+    """The one observer of a server: `server.get_observer()`.
+
+    Attributes:
+        companions: observers that are added to a manager together with this one. After a change call `manager.refresh`.
+    """
+
+    companions: tuple[StreamObserver, ...] = ()
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self.filter = broadcaster.wanted()
@@ -57,6 +67,10 @@ class ServerObserver(EncodingObserver):
     def name(self) -> str:
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
+
+    def leaves(self) -> dict[StreamObserver, EventFilter]:
+        """This observer and its companions, each with its filter."""
+        return {self: self.filter} | {each: each.filter for each in self.companions}
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)
@@ -92,6 +106,10 @@ class Broadcaster:
             self.history, self.ledger, self._gone, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
             close=self._too_slow, failed=self._end, done=self._joined, wait=self._wait_for_room,
         )  # fmt: skip
+        self.feeds = RecordFeeds(
+            self.observer, self.history, self.ledger, self.lock, settings, self.sender,
+            Endings(self._answer, self._begin_without_record, self._go_live, self._begin_after_record),
+        )  # fmt: skip
 
     # -- the event loop ----------------------------------------------------------------------------------------------
 
@@ -108,10 +126,12 @@ class Broadcaster:
         """Stop serving; events are still kept."""
         with self.lock:
             self._loop = self.observer.loop = self.sender.transmit = None
-            self.subscriptions.clear()
+            for key in list(self.subscriptions):
+                self._forget(key)
             self._joins.detach()
             self._timer.cancel()
             self._timer.loop = None
+            self.feeds.detach()
             self._worker.detach()
             self._shortener.clear()
         self._narrow()
@@ -121,6 +141,7 @@ class Broadcaster:
     def take(self, events: Sequence[Encodable]) -> None:
         """Keep the events and make sure that they are sent."""
         first_chunk = False
+        self.feeds.find()
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
             for event in events:
@@ -134,6 +155,7 @@ class Broadcaster:
                 elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
                     self.runs.forget(event.run_id)
             self.ledger.note(events, entries, position)
+            self.feeds.came()
             loop = self._loop
             head, total = self._flushed
             full = (
@@ -159,16 +181,16 @@ class Broadcaster:
         manager = self.observer.manager
         return set() if manager is None else self.runs.gone(manager.fanout.runs)
 
-    def cancel(self, run_id: str, chain_id: str | None) -> None:
-        """Ask the run's producer to cancel it.
+    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> list[str]:
+        """Ask the run's producer to cancel it, a chain of it or a group; returns the chains that are told to end.
 
         Raises:
-            InputError: there is no such run or chain, or it cannot be cancelled.
+            InputError: there is no such run, chain or group, or it cannot be cancelled.
         """
         manager = self.observer.manager
         if manager is None:
             raise InputError(f"no run {run_id!r} is open")
-        manager.cancel(run_id, chain_id)
+        return manager.cancel(run_id, chain_id, group_id)
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
@@ -208,54 +230,139 @@ class Broadcaster:
         *,
         max_message: int | None = None,
         parts: bool = False,
-    ) -> tuple[bool, str | None]:
+        pace: Pace | None = None,
+    ) -> tuple[bool, str | None] | None:
         """Send the outlet what the filter wants, starting at `live`, at `start` or at a cursor.
+
+        With a `pace` it is a replay of the record, which there must be.
 
         No message has more than `max_message` bytes. If the client understands `parts`, its first snapshots are one batch in
         several parts; otherwise they are several batches.
 
         Returns:
-            Whether everything since then is still there, and the cursor to come back to, or None if snapshots come first.
+            Whether everything since then is still there, and the cursor to come back to, or None if snapshots come first. None
+            if what is asked for is only in a record: the client is answered when the record has been found.
         """
+        self.feeds.find()
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             selector = self._selectors.of(filter, self.subscriptions.values())
+            subscription = Subscription(outlet, id, selector, self.history.head, max_message, parts=parts)
+            subscription.since = since
+            self.subscriptions[outlet, id] = subscription
+            self._narrow()
             if self.keeps:
                 back = way_back(self.history, self.ledger, selector, since)
             else:
                 back = Return(since=self.history.named(since) or 0)
-            position = back.position
-            here = self.history.head if position is None else position
-            subscription = Subscription(outlet, id, selector, here, max_message, parts=parts)
-            subscription.live_from = subscription.owed_until = self.history.head
-            subscription.told = self.history.before(here)
-            self.subscriptions[outlet, id] = subscription
-            self._narrow()
-            if position is None:
-                within = since.endswith(WITHIN) and not parts  # it has used what it got of earlier snapshots
-                self._joins.begin(subscription, None, least=self.history.head if within else back.since)
-                if self.keeps and since != "live":
-                    as_of = subscription.join.opening.as_of if subscription.join else {}
-                    source = manager.fanout.source if manager is not None else ""
-                    to_come = self.history.first_of_runs(subscription.position)
-                    subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
-                    if subscription.join is not None:
-                        subscription.join.told = True
-            cursor = None if subscription.join else self.history.cursor(here)
-        if position is not None:
+            wants_record = pace is not None or (back.position is None and since != "live")
+            if wants_record and self.feeds.begin(subscription, since, pace):
+                return None
+            return self._begin(subscription, back)
+
+    def _begin(self, subscription: Subscription, back: Return) -> tuple[bool, str | None]:
+        """Begin with the history or with snapshots; the same as `subscribe` returns. Both locks are held."""
+        manager, position, selector = self.observer.manager, back.position, subscription.selector
+        here = subscription.position = self.history.head if position is None else position
+        subscription.live_from = subscription.owed_until = self.history.head
+        subscription.told = self.history.before(here)
+        if position is None:
+            # Without parts, it has used what it got of earlier snapshots.
+            within = subscription.since.endswith(WITHIN) and not subscription.parts
+            self._joins.begin(subscription, None, least=self.history.head if within else back.since)
+            if self.keeps and subscription.since != "live":
+                as_of = subscription.join.opening.as_of if subscription.join else {}
+                source = manager.fanout.source if manager is not None else ""
+                to_come = self.history.first_of_runs(subscription.position)
+                subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
+                if subscription.join is not None:
+                    subscription.join.told = True
+        else:
             self._timer.set(at_once=True)
-        return position is not None or since == "live", cursor
+        cursor = None if subscription.join else self.history.cursor(here)
+        return position is not None or subscription.since == "live", cursor
+
+    # -- subscriptions that are given a record -------------------------------------------------------------------------
+
+    def _answer(self, subscription: Subscription, cursor: str | None, *, recovered: bool = True) -> None:
+        if self.sender.transmit is not None:
+            answer = Subscribed(subscription.id, recovered, cursor, *(subscription.losses or ()))
+            self.sender.transmit([subscription.outlet], encode_frame(answer))
+
+    def _begin_without_record(self, subscription: Subscription) -> None:
+        """Answer a client whose place is in no record."""
+        manager = self.observer.manager
+        with manager.lock if manager is not None else nullcontext(), self.lock:
+            back = way_back(self.history, self.ledger, subscription.selector, subscription.since)
+            recovered, cursor = self._begin(subscription, back)
+        self._answer(subscription, cursor, recovered=recovered)
+
+    def _go_live(self, subscription: Subscription, position: int) -> bool:
+        """Give the history from the position on to a client that has been given the record up to there."""
+        with self.lock:
+            if position < self.history.tail:
+                return False
+            subscription.feed = None
+            subscription.position = position
+            subscription.live_from = subscription.owed_until = self.history.head
+            subscription.told = self.history.before(position)
+        self._joined(subscription)
+        return True
+
+    def _begin_after_record(
+        self, subscription: Subscription, as_of: Mapping[str, int], position: int, reason: str
+    ) -> None:
+        """Begin with snapshots, after a `gap` for each run of which the record did not give what came meanwhile.
+
+        Args:
+            subscription: that begins.
+            as_of: how far the runs were that it was given.
+            position: in the history, before what it was not given.
+            reason: why it is not given more.
+        """
+        manager = self.observer.manager
+        with manager.lock if manager is not None else nullcontext(), self.lock:
+            behind = {
+                r: seq for r, seq in as_of.items() if (run := self.ledger.run(r)) and run.last_seq > seq
+            }
+            left = Opening(subscription.selector, None, position, self.history.total)
+            left.renew((), behind)
+            subscription.position = subscription.live_from = subscription.owed_until = self.history.head
+            subscription.told = self.history.total
+            self._joins.begin(subscription, None, left=Left(left, 1, reason), least=self.history.head)
+            if subscription.join is None:  # the manager is closed, so nothing is open
+                now = Opening(subscription.selector, None, self.history.head, self.history.total)
+                gaps = gaps_between(self.ledger, subscription.selector, left, now, reason, "")
+                self.sender.send([subscription], gaps, self.history.cursor(self.history.head))
+
+    def _change_feed(
+        self, subscription: Subscription, feed: Feed, filter: EventFilter
+    ) -> tuple[bool, str | None] | None:
+        """Change the filter of a subscription that is given a record; of a replay now, otherwise once it has caught up."""
+        if subscription.pace is None:
+            subscription.next_filter = filter
+            return True, None
+        subscription.selector = self._selectors.of(filter, self.subscriptions.values())
+        self.feeds.restart(subscription, feed.place)
+        return None
+
+    def subscription(self, outlet: Outlet, id: str) -> Subscription | None:
+        """One of the outlet's subscriptions; None: it was closed meanwhile."""
+        with self.lock:
+            return self.subscriptions.get((outlet, id))
 
     def losses(self, outlet: Outlet, id: str) -> Losses | None:
         """What the client missed, if it asked for a place that is gone and this is known."""
         with self.lock:
             return self.subscriptions[outlet, id].losses
 
-    def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None]:
+    def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None] | None:
         """Change a subscription's filter; chains that come into view start with snapshots. Returns the same as `subscribe`."""
         manager = self.observer.manager
         with manager.lock if manager is not None else nullcontext(), self.lock:
             subscription = self.subscriptions[outlet, id]
+            if subscription.feed is not None:
+                return self._change_feed(subscription, subscription.feed, filter)
             join = subscription.join
             if join is None or not join.begun:
                 late = join is None and self.history.head - subscription.position > PORTION
@@ -288,8 +395,14 @@ class Broadcaster:
         with self.lock:
             keys = [(outlet, id)] if id is not None else [k for k in self.subscriptions if k[0] is outlet]
             for key in keys:
-                self.subscriptions.pop(key, None)
+                self._forget(key)
         self._narrow()
+
+    def _forget(self, key: tuple[Outlet, str]) -> None:
+        subscription = self.subscriptions.pop(key, None)
+        if subscription is not None and subscription.feed is not None:
+            subscription.feed.stop()
+            subscription.feed = None
 
     # -- events go out -------------------------------------------------------------------------------------------------
 
@@ -333,7 +446,7 @@ class Broadcaster:
                 if subscription.join is not None:
                     joining.append(subscription)
                     continue
-                if subscription.position == head:
+                if subscription.position == head or subscription.feed is not None:
                     continue
                 fits = subscription.position >= history.tail and subscription.outlet.unsent() <= limit
                 if not (fits and not subscription.behind) and not self._can_take(subscription):
@@ -371,14 +484,16 @@ class Broadcaster:
     def pending(self, head: int) -> bool:
         """Whether a client still lacks events before this position, or snapshots."""
         with self.lock:
-            return any(s.join is not None or s.position < head for s in self.subscriptions.values())
+            subscriptions = [s for s in self.subscriptions.values() if s.feed is None]
+            return any(s.join is not None or s.position < head for s in subscriptions)
 
     def owes(self, outlet: Outlet) -> bool:
         """Whether the outlet must still be given snapshots, or must still take what it was given."""
         if outlet.unsent() > self.settings.client_buffer:
             return True
         with self.lock:
-            return any(s.join is not None and key[0] is outlet for key, s in self.subscriptions.items())
+            own = [s for key, s in self.subscriptions.items() if key[0] is outlet]
+            return any(s.join is not None or (s.feed is not None and not s.feed.answered) for s in own)
 
     def _can_take(self, subscription: Subscription) -> bool:
         """Whether the subscription's client has room. A client that is too far behind is closed. The lock is held."""
@@ -418,7 +533,7 @@ class Broadcaster:
         """End all subscriptions of a client, and close it. False if that was done already, because of another subscription."""
         keys = [k for k in self.subscriptions if k[0] is outlet]
         for key in keys:
-            del self.subscriptions[key]
+            self._forget(key)
         if keys:
             outlet.close(code, message)
         return bool(keys)

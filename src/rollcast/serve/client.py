@@ -12,10 +12,10 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 from urllib.parse import urljoin, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -33,6 +33,7 @@ from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent
 from rollcast.records.codec import checked_event
 from rollcast.serve.access import is_loopback
+from rollcast.serve.asking import Asking, QueryRows
 from rollcast.serve.continuity import Continuity
 from rollcast.serve.protocol import (
     FEATURES,
@@ -47,6 +48,7 @@ from rollcast.serve.protocol import (
     Hello,
     Ping,
     Pong,
+    Query,
     RunInfo,
     ServerFrame,
     Subscribe,
@@ -56,6 +58,7 @@ from rollcast.serve.protocol import (
     encode_frame,
     is_of_later_server,
 )
+from rollcast.serve.returning import Repetitions
 from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
 from rollcast.serve.tls import client_context
 from rollcast.text import printable_line
@@ -114,6 +117,7 @@ class ClientSession:
         self._parts: list[StreamEvent] = []  # the events of a batch that is not complete yet
         self._parts_came = 0
         self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
+        self._repetitions = Repetitions()
         self._last = self._continuity.last  # the same dict: seq of the last event of each open run
 
     def receive_message(self, message: str | bytes) -> tuple[list[ClientFrame], list[StreamEvent]]:
@@ -147,6 +151,8 @@ class ClientSession:
                 return [], []  # nobody asked for it
             case Subscribed():
                 self.recovered = frame.recovered
+                if frame.recovered and self.cursor is not None:
+                    self._repetitions.returned(self._last, self._continuity.has_ended)
                 if frame.cursor is not None:
                     self.cursor = frame.cursor
                 return [], self._in_order(self._continuity.subscribed(frame))
@@ -156,7 +162,7 @@ class ClientSession:
                     return [], []
                 for event in whole if self._check else ():
                     checked_event(event)
-                events = self._in_order(self._continuity.arrived(whole))
+                events = self._in_order(self._continuity.arrived(self._repetitions.new(whole)))
                 # Not earlier, since the caller gets nothing of a batch with a wrong event.
                 self.cursor = frame.cursor
                 return [], events
@@ -321,15 +327,21 @@ class WebSocketStreamingClient:
         if self._connection is not None:
             await self._connection.close()
 
-    async def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """Cancel a run, or one chain of it. This needs a token with the `control` scope.
+    async def cancel(
+        self, run_id: str, chain_id: str | None = None, *, group_id: str | None = None
+    ) -> list[str]:
+        """Cancel a run, one chain of it, or a group's open chains. This needs a token with the `control` scope.
+
+        Returns:
+            The open chains that are told to end, as many as fit in the answer; a server of 0.2 or before does not name those of
+            a run.
 
         Raises:
-            RefusedError: the token lacks the scope, there is no such run or chain, or the server cannot be reached.
+            RefusedError: the token lacks the scope, there is no such run, chain or group, or the server cannot be reached.
         """
         try:
             async with asyncio.timeout(ANSWER_S), await self._open() as connection:
-                await connection.send(encode_frame(Cancel(run_id, chain_id)), text=True)
+                await connection.send(encode_frame(Cancel(run_id, chain_id, group_id=group_id)), text=True)
                 while True:
                     message = await connection.recv()
                     if is_of_later_server(message):
@@ -338,7 +350,53 @@ class WebSocketStreamingClient:
                     if isinstance(frame, ErrorFrame):
                         raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
-                        return
+                        return frame.chains or ([] if chain_id is None else [chain_id])
+        except _UNREACHABLE as error:
+            raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+
+    async def query(
+        self,
+        what: Literal["runs", "chains", "chain", "steps"],
+        *,
+        run: str | None = None,
+        chain: str | None = None,
+        filter: dict[str, Any] | None = None,
+        sort: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        watch: bool = False,
+    ) -> AsyncGenerator[QueryRows, None]:
+        """Ask for rows, on a connection of its own: `async for rows in client.query("chains", sort="-reward")`.
+
+        Args:
+            what: `runs`, `chains`, `chain` (the events of one chain) or `steps` (of a training).
+            run: only of this run; `chain` without it: of the last run that has such a chain.
+            chain: which one, for `chain`.
+            filter: for `chains`: by field of a row, the value that it has to have, or a list of them.
+            sort: for `chains`: the field by which rows are sorted; with `-` before it, the highest first.
+            after: `next` of an earlier answer, to go on behind it.
+            limit: how many rows, or events of the chain, at most.
+            watch: for `chains`: rows that change come as well, until the generator is closed.
+
+        Raises:
+            RefusedError: the server does not answer the query, or cannot be reached.
+            DecodeError: what it answers cannot be read.
+        """
+        asked = Query(
+            id=SUBSCRIPTION, what=what, run=run, chain=chain, filter=filter or {}, sort=sort, after=after, limit=limit, watch=watch
+        )  # fmt: skip
+        asking = Asking(asked)
+        try:
+            async with await self._open() as connection:
+                while not asking.done:
+                    message = await _message(connection, SILENCE * asking.heartbeat_s)
+                    answers, rows = asking.receive_message(message)
+                    for frame in answers:
+                        await connection.send(encode_frame(frame), text=True)
+                    if rows is not None:
+                        yield rows
+        except ConnectionClosed as error:
+            raise RefusedError(f"{self.url} closed the connection: {_why(error)}") from error
         except _UNREACHABLE as error:
             raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
 

@@ -129,6 +129,10 @@ class Continuity:
     def _listed_ended(self) -> list[str]:
         return [run_id for run_id, status in self._listed.items() if status != "running"]
 
+    def has_ended(self, run_id: str) -> bool:
+        """Whether the end of this run was seen, or a gap told of it."""
+        return self._ended.get(run_id, False)
+
     # -- what comes --------------------------------------------------------------------------------------------------------
 
     def arrived(self, events: list[StreamEvent]) -> list[StreamEvent]:
@@ -151,7 +155,8 @@ class Continuity:
             if event.event_type is T.CHAIN_SNAPSHOT:
                 last = event.seq
             elif event.event_type is T.GAP:  # which says the rest itself
-                last = event.data["from_seq"] - 1
+                said = event.data.get("from_seq")  # an unchecked client may be sent anything
+                last = said - 1 if isinstance(said, int) else event.seq - 1
             else:
                 last = event.seq - 1
             if last >= first:

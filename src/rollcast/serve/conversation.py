@@ -8,6 +8,7 @@ import time
 
 from websockets.protocol import State
 
+from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, refusal
 from rollcast.serve.broadcast import Broadcaster
@@ -19,6 +20,7 @@ from rollcast.serve.protocol import (
     VERSION,
     Action,
     CancelRun,
+    ChangeSpeed,
     Close,
     CloseSubscription,
     Done,
@@ -26,16 +28,21 @@ from rollcast.serve.protocol import (
     ErrorFrame,
     Greet,
     OpenSubscription,
+    RunQuery,
+    SeekReplay,
     Send,
     Session,
+    StopQuery,
     Subscribed,
     Welcome,
 )
+from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
 
 __all__ = ["Conversation"]
 
+TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
@@ -47,6 +54,7 @@ class Conversation:
     Args:
         client: the client.
         broadcaster: what it is asked for.
+        queries: answers what it asks for besides.
         entrance: says what a token grants.
         settings: the server's settings.
         token: the token in the headers of the client's request; None: there is none, so it may come in `hello`.
@@ -56,12 +64,14 @@ class Conversation:
         self,
         client: Client,
         broadcaster: Broadcaster,
+        queries: Queries,
         entrance: Entrance,
         settings: ServerSettings,
         token: str | None,
     ) -> None:
         self._client = client
         self._broadcaster = broadcaster
+        self._queries = queries
         self._settings = settings
         self._session = Session(
             entrance.authorize,
@@ -90,7 +100,7 @@ class Conversation:
             else:
                 actions = session.receive(message)
             for action in actions:
-                if isinstance(action, OpenSubscription | CloseSubscription):
+                if isinstance(action, OpenSubscription | CloseSubscription | SeekReplay):
                     await self._until_served()
                 self._perform(action)
 
@@ -119,20 +129,47 @@ class Conversation:
                 client.close(code, message)
             case Greet():
                 self._greet(action)
-            case OpenSubscription(id, wanted, since):
-                losses = None
-                if since is None:
-                    recovered, cursor = broadcaster.update(client, id, wanted)
-                else:
-                    recovered, cursor = broadcaster.subscribe(
-                        client, id, wanted, since, max_message=client.max_message, parts=client.parts
-                    )
-                    losses = broadcaster.losses(client, id)
-                client.send(Subscribed(id, recovered, cursor, *(losses or ())))
+            case OpenSubscription():
+                self._open(action)
+            case SeekReplay(id, cursor, time):
+                self._answer(id, broadcaster.feeds.seek(broadcaster.subscription(client, id), cursor, time))
+            case ChangeSpeed(id, speed):
+                refused = broadcaster.feeds.change_speed(broadcaster.subscription(client, id), speed)
+                self._answer(id, refused, Done(id))
             case CloseSubscription(id):
                 broadcaster.unsubscribe(client, id)
-            case CancelRun(run_id, chain_id, id):
-                self._cancel(run_id, chain_id, id)
+            case CancelRun():
+                self._cancel(action)
+            case RunQuery():
+                self._queries.run(client, self._session, action)
+            case StopQuery(id):
+                self._queries.stop(client, id)
+
+    def _open(self, action: OpenSubscription) -> None:
+        client, broadcaster = self._client, self._broadcaster
+        losses = None
+        answer: tuple[bool, str | None] | None
+        if action.since is None:
+            answer = broadcaster.update(client, action.id, action.filter)
+        elif action.speed is not None and not broadcaster.feeds.find():
+            self._session.refused(action.id)
+            self._answer(action.id, "there is no record to replay here; subscribe without a speed")
+            return
+        else:
+            pace = None if action.speed is None else Pace(action.speed)
+            answer = broadcaster.subscribe(
+                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, pace=pace
+            )  # fmt: skip
+            losses = broadcaster.losses(client, action.id)
+        if answer is not None:  # otherwise it comes when the record has been found
+            client.send(Subscribed(action.id, *answer, *(losses or ())))
+
+    def _answer(self, id: str, refused: str | None, done: Done | None = None) -> None:
+        """Answer `error` if it was refused; otherwise `done`, if that is not answered in another way."""
+        if refused is not None:
+            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, refused, id))
+        elif done is not None:
+            self._client.send(done)
 
     def _greet(self, greeting: Greet) -> None:
         client, grant, settings = self._client, greeting.grant, self._settings
@@ -147,11 +184,26 @@ class Conversation:
             )
         )  # fmt: skip
 
-    def _cancel(self, run_id: str, chain_id: str | None, id: str | None) -> None:
+    def _cancel(self, asked: CancelRun) -> None:
         try:
-            self._broadcaster.cancel(run_id, chain_id)
+            ending = self._broadcaster.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
-            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), id))
-        else:
-            logger.info("a client cancels %s of run %s", chain_id or "all", run_id)
-            self._client.send(Done(id, run_id, chain_id))
+            self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), asked.id))
+            return
+        what = asked.chain_id or asked.group_id or "all"
+        logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
+        chains = [] if asked.chain_id is not None else _fitting(ending)
+        self._client.send(
+            Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id, chains=chains)
+        )
+
+
+def _fitting(names: list[str]) -> list[str]:
+    """The first of the names, as many as fit in any client's message."""
+    kept, size = [], 0
+    for name in names[:TOLD_CHAINS]:
+        size += len(name.encode()) + 3
+        if size > TOLD_BYTES:
+            break
+        kept.append(name)
+    return kept

@@ -6,7 +6,7 @@ A position counts every event since the history began, kept or not, so a cursor 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -122,10 +122,12 @@ class History:
         head: the position of the next event.
         tail: the position of the oldest event that is kept.
         total: how many bytes came since the history began.
+        recorded: gives what a cursor for a position says of a record, if there is one.
     """
 
     def __init__(self, limit: int, masker: Masker | None = None) -> None:
         self.limit = limit
+        self.recorded: Callable[[int], str] = lambda _: ""
         self.masker = masker
         self.head = self.tail = self.total = 0
         self._name = secrets.token_hex(6)
@@ -213,7 +215,7 @@ class History:
 
     def cursor(self, position: int) -> str:
         """The name of a position; opaque to clients."""
-        return f"{self._name}.{position}"
+        return f"{self._name}.{position}{self.recorded(position)}"
 
     def cursor_within(self, position: int) -> str:
         """A cursor for a client that has only some of the snapshots for this position; it cannot be continued from."""
@@ -226,7 +228,9 @@ class History:
 
     def named(self, cursor: str) -> int | None:
         """The position that a cursor names, kept or not; None if it belongs to another history."""
-        name, _, number = cursor.removesuffix(WITHIN).partition(".")
+        name, number, *place = (cursor.removesuffix(WITHIN) + ".").split(".")
+        if len(place) not in (1, 3, 4):  # a place in a record may follow (recorded.py)
+            return None
         if name != self._name or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
         position = int(number)

@@ -8,6 +8,7 @@ One WebSocket text message is one frame, a JSON object tagged by `type`. `schema
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "Batch",
     "Cancel",
     "CancelRun",
+    "ChangeSpeed",
     "ClientFrame",
     "Close",
     "CloseCode",
@@ -47,11 +49,19 @@ __all__ = [
     "OpenSubscription",
     "Ping",
     "Pong",
+    "Query",
     "Rate",
+    "Rows",
     "RunInfo",
+    "RunQuery",
+    "Seek",
+    "SeekReplay",
     "Send",
     "ServerFrame",
     "Session",
+    "Speed",
+    "Stop",
+    "StopQuery",
     "Subscribe",
     "Subscribed",
     "Unsubscribe",
@@ -62,11 +72,12 @@ __all__ = [
     "decode_server_frame",
     "encode_frame",
     "is_of_later_server",
+    "rows_frame",
 ]
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts",)  # what a side may support beyond 0.1
+FEATURES = ("parts", "queries", "replay")  # what a side may support beyond 0.1
 
 
 class CloseCode(IntEnum):
@@ -92,6 +103,8 @@ class ErrorCode(IntEnum):
     FORBIDDEN = 403
     NOT_FOUND = 404
     CONFLICT = 409
+    TOO_MANY = 429
+    UNAVAILABLE = 503
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -100,6 +113,8 @@ class ErrorCode(IntEnum):
 # A client's words are repeated in every batch or stay in the server's memory, so they are bounded.
 LONGEST_ID = 128
 LONGEST_SHOWN = 100  # characters of a client's message in an answer
+LONGEST_AFTER = 8192  # characters of the place from which a query goes on
+QUERIES = ("runs", "chains", "chain", "steps")
 Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=1024)]
@@ -143,12 +158,20 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
         )
 
 
-class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor."""
+TimesAsFast = Annotated[float, msgspec.Meta(ge=0, le=1e6)] | Literal["max"]
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True):
+    """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor.
+
+    With a `speed`, the record is replayed from there, so many times as fast as it was; 0 waits for `speed` to change. It means
+    nothing for `live`.
+    """
 
     id: Id
     filter: FilterFrame = FilterFrame()
     since: str = "live"
+    speed: TimesAsFast | None = None
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
@@ -164,12 +187,68 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
     id: Id
 
 
+class Seek(msgspec.Struct, frozen=True, tag="seek", omit_defaults=True):
+    """Go on with a subscription at another place of the record: at a cursor, or at a time in seconds since the epoch.
+
+    The answer is `subscribed`. Chains that are open at that place begin in the middle.
+    """
+
+    id: Id
+    cursor: str | None = None
+    time: float | None = None
+
+
+class Speed(msgspec.Struct, frozen=True, tag="speed"):
+    """Go on with a replay at another speed; 0 pauses it. The answer is `done`."""
+
+    id: Id
+    speed: TimesAsFast
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
-    """Cancel a run, or one chain of it; this needs the `control` scope. The answer has the same `id`."""
+    """Cancel a run, one chain of it, or a group's open chains; this needs the `control` scope. The answer has the same `id`."""
 
     run_id: str
     chain_id: str | None = None
     id: Id | None = None
+    group_id: str | None = None
+
+
+Scalar = str | int | float | bool | None
+Values = Scalar | Annotated[list[Scalar], msgspec.Meta(max_length=1024)]
+LongName = Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_only=True):
+    """Ask for rows. The client chooses `id`, under which `rows` and then `done` come, or `error`.
+
+    Attributes:
+        what: `runs`: the runs, the newest first. `chains`: chains, those that are open included. `chain`: the events of one
+            chain. `steps`: training steps and evaluations.
+        run: only of this run; `chain` without it: of the last run that has such a chain.
+        chain: which one, for `chain`.
+        filter: for `chains`: by field of a row, the value that it has to have there, or several of which one is enough.
+        sort: for `chains`: the field by which rows are sorted; with `-` before it, the highest first.
+        after: `next` of an earlier answer, to go on from there.
+        limit: how many rows, or events of the chain, at most; the server's limits apply too.
+        watch: for `chains`: the rows that change afterwards come as well, until `stop`.
+    """
+
+    id: Id
+    what: Name
+    run: LongName | None = None
+    chain: LongName | None = None
+    filter: Annotated[dict[Name, Values], msgspec.Meta(max_length=32)] = {}
+    sort: Name | None = None
+    after: Annotated[str, msgspec.Meta(max_length=LONGEST_AFTER)] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    watch: bool = False
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Abandon a query. The answer is `done`, after which nothing more of it comes."""
+
+    id: Id
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -262,12 +341,41 @@ class _RawBatch(Batch, frozen=True, tag="batch"):
     events: list[msgspec.Raw]  # type: ignore[assignment]  # read one by one
 
 
+class Rows(msgspec.Struct, frozen=True, tag="rows", omit_defaults=True):
+    """Some rows of a query's answer, in order; for `chain` they are events. More may come, until `done`.
+
+    Attributes:
+        rows: each of them a JSON object.
+        total: how many rows there are in all, on every page; None: that is not counted.
+        next: the `after` of a query that goes on behind these rows; None: more rows come, or there are no more.
+        changed: whether these rows have changed since they came, or are new: `watch` asked for that.
+    """
+
+    id: str
+    rows: list[dict[str, Any]]
+    total: int | None = None
+    next: str | None = None
+    changed: bool = False
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
-    """The request was done."""
+    """The request was done.
+
+    Attributes:
+        id: of the request.
+        run_id, chain_id, group_id: what was cancelled.
+        chains: after `cancel` of a run or a group: its open chains, which are told to end; as many as fit in 8 KiB.
+        cursor: after `chain`: the place in the live stream, or in the record, behind the events that came.
+        missing: after a query: what its answer lacks, a sentence each.
+    """
 
     id: str | None = None
     run_id: str | None = None
     chain_id: str | None = None
+    cursor: str | None = None
+    missing: list[str] = []
+    group_id: str | None = None
+    chains: list[str] = []
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
@@ -278,8 +386,8 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
     id: str | None = None
 
 
-ClientFrame = Hello | Subscribe | Update | Unsubscribe | Cancel | Ping | Pong
-ServerFrame = Welcome | Subscribed | Batch | Done | ErrorFrame | Ping | Pong
+ClientFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
+ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong
 
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
@@ -306,6 +414,15 @@ def batch_frame(id: str, cursor: str, events: bytes, part: int = 1, parts: int =
         events,
         numbers,
     )
+
+
+def rows_frame(
+    id: str, rows: bytes, total: int | None = None, next: str | None = None, *, changed: bool = False
+) -> bytes:
+    """A `rows` frame around rows that are already JSON, separated by commas."""
+    rest = _encoder.encode(Rows(id, [], total, next, changed))  # {"type":"rows","id":…,"rows":[]…
+    head, tail = rest.split(b'"rows":[]', 1)
+    return one_line_json(head) + b'"rows":[' + rows + b"]" + tail
 
 
 def decode_client_frame(message: str | bytes) -> ClientFrame:
@@ -382,11 +499,19 @@ class Greet:
 
 @dataclass(frozen=True)
 class OpenSubscription:
-    """Answer `subscribed`, and send what the filter wants from there on. `since` None: change the open subscription."""
+    """Answer `subscribed`, and send what the filter wants from there on.
+
+    Attributes:
+        id: of the subscription.
+        filter: which events.
+        since: from where; None: change the open subscription.
+        speed: of a replay of the record, from 0 upward, perhaps infinite; None: no replay.
+    """
 
     id: str
     filter: EventFilter
     since: str | None
+    speed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -397,15 +522,64 @@ class CloseSubscription:
 
 
 @dataclass(frozen=True)
+class SeekReplay:
+    """Go on with the subscription at this cursor, or at this time, and answer `subscribed` or `error`."""
+
+    id: str
+    cursor: str | None
+    time: float | None
+
+
+@dataclass(frozen=True)
+class ChangeSpeed:
+    """Go on with the replay at this speed, from 0 upward, perhaps infinite; answer `done` or `error`."""
+
+    id: str
+    speed: float
+
+
+@dataclass(frozen=True)
 class CancelRun:
     """Cancel, and answer `done` or `error`."""
 
     run_id: str
     chain_id: str | None
     id: str | None
+    group_id: str | None = None
 
 
-Action = Send | Close | Greet | OpenSubscription | CloseSubscription | CancelRun
+@dataclass(frozen=True)
+class RunQuery:
+    """Answer the query, and call `Session.finished` when `done` or `error` is sent.
+
+    Attributes:
+        query: what is asked.
+        limit: how many rows at most.
+    """
+
+    query: Query
+    limit: int
+
+
+@dataclass(frozen=True)
+class StopQuery:
+    """Send nothing more of this query, and answer `done`."""
+
+    id: str
+
+
+Action = (
+    Send
+    | Close
+    | Greet
+    | OpenSubscription
+    | CloseSubscription
+    | SeekReplay
+    | ChangeSpeed
+    | CancelRun
+    | RunQuery
+    | StopQuery
+)
 Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
 
 
@@ -450,6 +624,7 @@ class Session:
         grant: what the client may do; None before its `hello`.
         closed: whether the session is over.
         subscriptions: the ids of the open subscriptions.
+        queries: the ids of the queries that are being answered.
     """
 
     def __init__(
@@ -467,6 +642,7 @@ class Session:
         self.grant: Grant | None = None
         self.closed = False
         self.subscriptions: set[str] = set()
+        self.queries: set[str] = set()
         self._authorize = authorize
         self._limits = limits
         self._limits_of = limits_of
@@ -544,7 +720,7 @@ class Session:
         except DecodeError as error:
             answer = _answer_to_unknown_type(message)
             if answer is None and self.grant is not None:
-                answer = _answer_to_unknown_filter(message)
+                answer = _answer_to_unknown_filter(message) or _answer_to_bad_query(message, error)
             return [answer] if answer is not None else self._close(CloseCode.BAD_FRAME, str(error))
         if self.grant is None:
             return self._hello(frame)
@@ -589,12 +765,53 @@ class Session:
                     return [_unknown(frame.id)]
                 self.subscriptions.discard(frame.id)
                 return [CloseSubscription(frame.id), Send(Done(frame.id))]
+            case Seek() | Speed():
+                if refused := refusal(grant, Door.SUBSCRIBE):
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
+                if frame.id not in self.subscriptions:
+                    return [_unknown(frame.id)]
+                return [
+                    _seek(frame) if isinstance(frame, Seek) else ChangeSpeed(frame.id, _factor(frame.speed))
+                ]
             case Cancel():
                 if refused := refusal(grant, Door.CANCEL):
                     return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
-                return [CancelRun(frame.run_id, frame.chain_id, frame.id)]
+                if frame.chain_id is not None and frame.group_id is not None:
+                    message = "cancel names a chain and a group; name one of them"
+                    return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message, frame.id))]
+                return [CancelRun(frame.run_id, frame.chain_id, frame.id, frame.group_id)]
+            case Query():
+                if refused := refusal(grant, Door.QUERY):
+                    return [Send(ErrorFrame(ErrorCode.FORBIDDEN, refused, frame.id))]
+                return [self._query(frame)]
+            case Stop():
+                if frame.id not in self.queries:
+                    message = f"there is no query {frame.id!r}; it may be complete"
+                    return [Send(ErrorFrame(ErrorCode.NOT_FOUND, message, frame.id))]
+                self.queries.discard(frame.id)
+                return [StopQuery(frame.id), Send(Done(frame.id))]
+
+    def finished(self, id: str) -> None:
+        """Note that a query is answered."""
+        self.queries.discard(id)
+
+    def _query(self, frame: Query) -> Action:
+        code, wrong = ErrorCode.BAD_REQUEST, _wrong_in_query(frame)
+        if wrong is None and (frame.id in self.queries or frame.id in self.subscriptions):
+            code, wrong = ErrorCode.CONFLICT, f"the id {frame.id!r} is in use; choose another id"
+        if wrong is None and len(self.queries) >= self._limits.queries:
+            code = ErrorCode.TOO_MANY
+            wrong = f"{len(self.queries)} queries are running; there may be no more: wait for one, or stop it"
+        if wrong is not None:
+            return Send(ErrorFrame(code, wrong, frame.id))
+        self.queries.add(frame.id)
+        most = self._limits.rows
+        return RunQuery(frame, most if frame.limit is None else min(frame.limit, most))
 
     def _subscribe(self, frame: Subscribe) -> list[Action]:
+        if frame.id in self.queries:
+            message = f"the id {frame.id!r} is that of a query; choose another id"
+            return [Send(ErrorFrame(ErrorCode.CONFLICT, message, frame.id))]
         if frame.id in self.subscriptions:
             message = f"subscription {frame.id!r} is open already; update it, or choose another id"
             return [Send(ErrorFrame(ErrorCode.CONFLICT, message, frame.id))]
@@ -606,7 +823,12 @@ class Session:
         if isinstance(wanted, Send):
             return [wanted]
         self.subscriptions.add(frame.id)
-        return [OpenSubscription(frame.id, wanted, frame.since)]
+        speed = None if frame.speed is None or frame.since == "live" else _factor(frame.speed)
+        return [OpenSubscription(frame.id, wanted, frame.since, speed)]
+
+    def refused(self, id: str) -> None:
+        """Note that a subscription could not be opened."""
+        self.subscriptions.discard(id)
 
     def _update(self, frame: Update) -> list[Action]:
         if frame.id not in self.subscriptions:
@@ -624,6 +846,31 @@ def _filter(frame: Subscribe | Update) -> EventFilter | Send:
         return frame.filter.filter()
     except FilterError as error:
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), frame.id))
+
+
+def _wrong_in_query(query: Query) -> str | None:
+    """What is wrong with a query, in a sentence; None if nothing is, as far as can be told here."""
+    what = query.what
+    if what not in QUERIES:
+        shown = printable_line(what, LONGEST_SHOWN)
+        return f"a query cannot ask for {shown!r}; this server answers {', '.join(QUERIES)}"
+    if what == "chain" and not query.chain:
+        return "a query for `chain` needs the id of one; give chain"
+    if what != "chain" and query.chain is not None:
+        return f"a query for `{what}` takes no chain; ask for `chain`, or use the filter of `chains`"
+    if what != "chains" and (query.filter or query.sort is not None or query.watch):
+        return f"a query for `{what}` takes no filter, sort or watch; only `chains` does"
+    return None
+
+
+def _factor(speed: float | Literal["max"]) -> float:
+    return math.inf if speed == "max" else speed
+
+
+def _seek(frame: Seek) -> Action:
+    if (frame.cursor is None) == (frame.time is None):
+        return Send(ErrorFrame(ErrorCode.BAD_REQUEST, "seek needs either a cursor or a time", frame.id))
+    return SeekReplay(frame.id, frame.cursor, frame.time)
 
 
 def _unknown(id: str) -> Send:
@@ -694,3 +941,20 @@ def _answer_to_unknown_filter(message: str) -> Send | None:
     shown = printable_line(unknown[0], LONGEST_SHOWN)
     text = f"a filter has no field '{shown}' here; this server knows {', '.join(sorted(_FILTER_FIELDS))}"
     return Send(ErrorFrame(ErrorCode.BAD_REQUEST, text, asked.id))
+
+
+class _AskedRows(msgspec.Struct):
+    type: Literal["query"]
+    id: Id
+
+
+_asked_rows_decoder = msgspec.json.Decoder(_AskedRows)
+
+
+def _answer_to_bad_query(message: str, error: DecodeError) -> Send | None:
+    """What is said about a query with a field of the wrong type; None: it is no query with an id."""
+    try:
+        asked = _asked_rows_decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), asked.id))

@@ -31,6 +31,7 @@ class KnownRuns:
     def __init__(self) -> None:
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
         self._unheard: set[str] = set()  # whose end is not asked for
+        self._events: dict[str, list[StreamEvent]] = {}  # the start and the end of each
 
     def note(self, event: StreamEvent) -> None:
         """Note that a run has started or ended."""
@@ -42,12 +43,19 @@ class KnownRuns:
             parent = known.parent_run_id if known else None
             info = RunInfo(event.run_id, parent, data.get("status", "completed"), data.get("chains", 0))
         self._runs[event.run_id] = info
+        events = self._events.setdefault(event.run_id, [])
+        events[:] = [*(each for each in events if each.event_type is not event.event_type), event]
         while len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
+            del self._events[self._runs.popitem(last=False)[0]]
+
+    def events(self) -> list[StreamEvent]:
+        """The starts and the ends of the runs that are remembered."""
+        return [event for run_id in self._runs for event in self._events[run_id]]
 
     def forget(self, run_id: str) -> None:
         """Forget a run whose end was lost."""
         self._runs.pop(run_id, None)
+        self._events.pop(run_id, None)
 
     def listen(self, open_runs: Iterable[str], hears: Callable[[str], bool]) -> None:
         """The ends of open runs are asked for, or no longer; of those that have ended, they are on their way or will never come."""

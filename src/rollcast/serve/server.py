@@ -27,8 +27,10 @@ from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.handshake import Handshake
 from rollcast.serve.listening import check_address, listen
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
+from rollcast.serve.page_files import read_page_files
 from rollcast.serve.plain_feed import feed_plainly
 from rollcast.serve.protocol import SUBPROTOCOL, CloseCode
+from rollcast.serve.queries import Queries
 from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.tls import server_context
@@ -117,6 +119,7 @@ class WebSocketStreamingServer:
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
         self._broadcaster = Broadcaster(self.settings)
+        self._queries = Queries(self._broadcaster)
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
@@ -143,6 +146,11 @@ class WebSocketStreamingServer:
         if host in ("", "0.0.0.0", "::"):  # noqa: S104  (shown, not listened on)
             host = next(iter(self.settings.hosts), "localhost")
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+
+    @property
+    def page_url(self) -> str:
+        """The address of the live page, for a browser."""
+        return f"http{self.url.removeprefix('ws')}/"
 
     def statistics(self) -> ServerStatistics:
         """How the server is doing now."""
@@ -198,7 +206,8 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
-        self._broadcaster.detach()
+        self._broadcaster.detach()  # before the process that reads records ends, which some clients are given one by
+        await self._queries.aclose()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
@@ -287,6 +296,7 @@ class WebSocketStreamingServer:
 
     async def _serve(self, hosts: list[str], port: int) -> Server:
         settings = self.settings
+        self._handshake.page = await asyncio.to_thread(read_page_files)
         self._gate = gate = Gate(
             settings.connections, settings.limits.messages_per_s, self._tls, settings.hello_s
         )
@@ -335,12 +345,15 @@ class WebSocketStreamingServer:
                 )  # fmt: skip
             else:
                 token = header_token(headers)
-                await Conversation(client, self._broadcaster, self._entrance, self.settings, token).run()
+                await Conversation(
+                    client, self._broadcaster, self._queries, self._entrance, self.settings, token
+                ).run()
             await connection.wait_closed()
         except ConnectionClosed:
             pass  # the client has gone, with or without a close
         finally:
             self._broadcaster.unsubscribe(client)
+            self._queries.leave(client)
             self._clients.discard(client)
 
     def _keep_until_closed(self, task: asyncio.Task[None]) -> None:

@@ -46,17 +46,21 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one client may do. Beyond them its connection is closed with 4504.
+    """What one client may do. Beyond the first three its connection is closed with 4504.
 
     Attributes:
         message_bytes: the size of one message from the client.
         messages_per_s: how many messages the client may send per second, and twice as many in a burst.
         subscriptions: how many it may have open at a time.
+        queries: how many may run at a time; a further one is answered by an `error`.
+        rows: how many rows, or events of a chain, one query gives; `next` names those after them.
     """
 
     message_bytes: Count = 64 << 10
     messages_per_s: Count = 50
     subscriptions: Count = 16
+    queries: Count = 8
+    rows: Count = 1000
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from rollcast.archive.pace import Pace
 from rollcast.records import EventFilter
 from rollcast.serve.history import Selector
 from rollcast.serve.losses import Losses
 from rollcast.serve.opening import Join
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, batch_frame
+from rollcast.serve.recorded import RecordPlace
 
-__all__ = ["Outlet", "Sender", "Subscription", "Transmit"]
+__all__ = ["Feed", "Outlet", "Sender", "Subscription", "Transmit"]
 
 Framing = tuple[bool, str]
 PLAIN = (True, "")
@@ -31,6 +34,25 @@ class Outlet(Protocol):
 
     def close(self, code: CloseCode, message: str) -> None:
         """Close the connection, without waiting."""
+
+
+class Feed(Protocol):
+    """Gives a subscription the events of a record.
+
+    Attributes:
+        answered: whether the client has its answer to `subscribe`.
+        hurry: to be set when the pace was changed.
+    """
+
+    answered: bool
+    hurry: asyncio.Event
+
+    @property
+    def place(self) -> RecordPlace | float | None:
+        """Before what is given next."""
+
+    def stop(self) -> None:
+        """End, without waiting."""
 
 
 class Transmit(Protocol):
@@ -59,12 +81,15 @@ class Subscription:
         join: the snapshots that it is being given; None: it has them all.
         next_filter: the filter that applies once it has caught up.
         losses: what the client is told that it missed.
+        feed: gives it a record; None: it is given the history.
+        since: what it asked for.
+        pace: of its replay; None: it is no replay.
         framing: whether it is plain, and its id; clients with equal values get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
-        "behind", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "parts", "position",
-        "room", "selector", "told",
+        "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "pace", "parts", "position",
+        "room", "selector", "since", "told",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +113,9 @@ class Subscription:
         self.join: Join | None = None
         self.next_filter: EventFilter | None = None
         self.losses: Losses | None = None
+        self.feed: Feed | None = None
+        self.since = "live"
+        self.pace: Pace | None = None
         self.framing: Framing | None = None
 
     def make_framing(self) -> Framing:

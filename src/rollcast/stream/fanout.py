@@ -75,8 +75,8 @@ class OpenRun(Protocol):
         """The step and the characters so far of this chain's open generation; None if the chain is not open."""
         ...
 
-    def chain_ids(self) -> list[str]:
-        """The chains that are open."""
+    def chain_ids(self, group_id: str | None = None) -> list[str]:
+        """The chains that are open; only those of this group, unless it is None."""
         ...
 
     def open_part(self, chain_id: str) -> OpenPart | None:

@@ -237,22 +237,34 @@ class StreamingManager:
         """Whether any observer wants events of this type from this chain or run."""
         return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
 
-    def cancel(self, run_id: str, chain_id: str | None = None) -> None:
-        """Cancel a run, or one of its open chains, for a watcher. Call it from any thread.
+    def cancel(self, run_id: str, chain_id: str | None = None, group_id: str | None = None) -> list[str]:
+        """Cancel a run, one of its open chains, or the open chains of a group, for a watcher. Call it from any thread.
+
+        Chains of the group that have not begun yet go on to begin; to keep them from it, cancel the run.
+
+        Returns:
+            The open chains that are told to end.
 
         Raises:
-            InputError: no such run or chain is open, or its producer cannot be told to stop.
+            InputError: no such run, chain or group is open, or its producer cannot be told to stop.
         """
+        if chain_id is not None and group_id is not None:
+            raise InputError("a chain and a group are both given; name one of them")
         with self.lock:
             run = self.fanout.runs.get(run_id)
             if run is None:
                 raise InputError(f"no run {run_id!r} is open")
             if chain_id is not None and not run.has_chain(chain_id):
                 raise InputError(f"run {run_id} has no open chain {chain_id!r}")
+            ending = [chain_id] if chain_id is not None else run.chain_ids(group_id)
+            if group_id is not None and not ending:
+                raise InputError(f"run {run_id} has no open chain in a group {group_id!r}")
             on_cancel = run.on_cancel
         if on_cancel is None:
             raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
-        on_cancel(chain_id)
+        for each in [chain_id] if group_id is None else ending:
+            on_cancel(each)
+        return ending
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 

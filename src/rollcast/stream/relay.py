@@ -127,9 +127,9 @@ class _RelayedRun:
             return None
         return view.step or 0, 0 if view.generation is None else view.generation.end
 
-    def chain_ids(self) -> list[str]:
+    def chain_ids(self, group_id: str | None = None) -> list[str]:
         """See `OpenRun.chain_ids`."""
-        return list(self.chains)
+        return [name for name, view in self.chains.items() if group_id in (None, view.group_id)]
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""

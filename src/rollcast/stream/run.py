@@ -395,9 +395,10 @@ class RunWriter:
         turn = chain.trajectory.open_turn
         return len(chain.trajectory.turns), 0 if turn is None else turn.chars
 
-    def chain_ids(self) -> list[str]:
+    def chain_ids(self, group_id: str | None = None) -> list[str]:
         """See `OpenRun.chain_ids`."""
-        return list(self.open_chains)
+        chains = self.open_chains.items()
+        return [name for name, chain in chains if group_id in (None, chain.trajectory.group_id)]
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""

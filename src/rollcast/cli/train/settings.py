@@ -85,15 +85,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def recording(self) -> Recording:
         """The settings about the record."""
-        return Recording(
-            self.record,
-            self.no_record,
-            self.record_dir,
-            self.record_lossless,
-            self.name,
-            tuple(self.tag),
-            self.record_budget,
-        )
+        return Recording.of(msgspec.structs.asdict(self))
 
     @property
     def trainer_options(self) -> dict[str, Any]:

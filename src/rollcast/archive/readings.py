@@ -1,0 +1,260 @@
+"""What may be asked of a record, and reading it piece by piece. Used by the child process that reads for a server (child.py).
+
+A reading is a generator: it gives items, and None now and then when it has found nothing yet, so that other readings get
+their turn. One frame of events is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from rollcast.archive.chain_rows import ChainQuery, Page, page_of
+from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
+from rollcast.archive.reader import Archive, EventReader
+from rollcast.archive.run_rows import RUN_EVENTS, RunTally
+from rollcast.errors import FilterError
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+
+__all__ = [
+    "ChainsWanted",
+    "EventWindow",
+    "EventsWanted",
+    "Given",
+    "PlaceWanted",
+    "Reading",
+    "RecordedEvent",
+    "RunsWanted",
+    "StepsWanted",
+    "StoryWanted",
+    "alternatives_of",
+    "given_by",
+]
+
+WINDOW_EVENTS = 512
+WINDOW_BYTES = 256 << 10
+CHUNK = StreamEventType.LLM_GENERATION_CHUNK
+
+
+class EventsWanted(msgspec.Struct, tag="events", kw_only=True):
+    """The events of a record that are there now: `EventWindow`s, at least one.
+
+    Attributes:
+        path: the record's folder.
+        since: a cursor of the record, or a position; None: from the first event on.
+        filter: the alternatives of an `EventFilter` (`alternatives_of`); None: all events.
+        until: the position before which to stop; None: at the end.
+    """
+
+    path: str
+    since: str | int | None = None
+    filter: list[dict[str, list[str]]] | None = None
+    until: int | None = None
+
+
+class PlaceWanted(msgspec.Struct, tag="place", kw_only=True):
+    """The position of the first event that is not earlier than `timestamp`: one `EventWindow` without events."""
+
+    path: str
+    timestamp: float
+
+
+class StoryWanted(msgspec.Struct, tag="story", kw_only=True):
+    """The events of one chain, of the last run that has one if `run_id` is None: `EventWindow`s, at least one.
+
+    Attributes:
+        since: `EventWindow.cursor` of an earlier one; None: from the chain's first event on.
+        limit: the most events.
+    """
+
+    path: str
+    chain_id: str
+    run_id: str | None = None
+    since: str | None = None
+    limit: int | None = None
+
+
+class ChainsWanted(msgspec.Struct, tag="chains", kw_only=True):
+    """Rows of chains: one `Page`."""
+
+    path: str
+    query: ChainQuery
+
+
+class RunsWanted(msgspec.Struct, tag="runs", kw_only=True):
+    """A row for each run of a record, the newest first: one page of `Rows`. See `pages.page_by_run`."""
+
+    path: str
+    after: str | None = None
+    limit: int = 100
+    row_bytes: int = ROW_BYTES
+
+
+class StepsWanted(msgspec.Struct, tag="steps", kw_only=True):
+    """The rows of training steps and evaluations, of one run if `run_id` is not None, in order: one page of `Rows`.
+
+    See `pages.page_by_number`.
+    """
+
+    path: str
+    run_id: str | None = None
+    after: str | None = None
+    limit: int = 100
+    row_bytes: int = ROW_BYTES
+
+
+class RecordedEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One event of a record, encoded, with what filters and clocks look at.
+
+    Attributes:
+        position: in the record.
+        data: its JSON on one line.
+        seq, from_seq: its own `seq`, and that of the first event that was merged into it.
+    """
+
+    position: int
+    data: bytes
+    event_type: str
+    chain_id: str
+    group_id: str | None
+    run_id: str
+    source: str
+    seq: int
+    from_seq: int
+    timestamp: float
+
+
+class EventWindow(msgspec.Struct, tag="window", kw_only=True):
+    """Some events that follow each other.
+
+    Attributes:
+        events: in order; there may be none.
+        position: after the last of them, and after what the filter left out behind it.
+        cursor: names that position.
+        complete: whether the reading was complete with it, and not ended by its limit.
+        damage: what could not be read before it and was not told in an earlier window, a sentence each.
+    """
+
+    events: list[RecordedEvent]
+    position: int
+    cursor: str
+    complete: bool = False
+    damage: list[str] = []
+
+
+Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
+Given = EventWindow | Page | Rows
+
+
+def alternatives_of(filter: EventFilter) -> list[dict[str, list[str]]]:
+    """The filter in plain lists, unions included. Token ids (`ids`) are not asked of a record: it has what it has."""
+    return [
+        {
+            name: sorted(names)
+            for name in ("runs", "chains", "groups", "types")
+            if (names := getattr(part, name)) is not None
+        }
+        for part in filter.alternatives
+    ]
+
+
+def given_by(reading: Reading) -> Iterator[Given | None]:
+    """The items of a reading; None when it found nothing for a while.
+
+    Raises:
+        ArchiveError: the record cannot be read.
+        InputError: a cursor is of another record, or a filter is wrong.
+        OSError: a file cannot be read.
+    """
+    archive = Archive.open(Path(reading.path))
+    match reading:
+        case EventsWanted():
+            wanted = None if reading.filter is None else _filter_of(reading.filter)
+            yield from _windows(archive, archive.events(reading.since, wanted, until=reading.until))
+        case PlaceWanted():
+            position = archive.position_at(reading.timestamp)
+            yield EventWindow(events=[], position=position, cursor=archive.cursor(position))
+        case StoryWanted():
+            yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
+        case ChainsWanted():
+            yield page_of(archive.chain_rows(), reading.query)
+        case RunsWanted():
+            yield from _runs(archive, reading)
+        case StepsWanted():
+            rows = [row for row in archive.train_rows() if reading.run_id in (None, row.get("run_id"))]
+            yield page_by_number(rows, reading.after, reading.limit, reading.row_bytes)
+
+
+def _filter_of(alternatives: list[dict[str, list[str]]]) -> EventFilter:
+    if not alternatives:
+        raise FilterError("a filter has no alternatives; expected at least one")
+    first, *others = map(EventFilter.from_dict, alternatives)
+    for other in others:
+        first |= other
+    return first
+
+
+def _events_of_chain(archive: Archive, reading: StoryWanted) -> EventReader:
+    events = archive.events_of(reading.chain_id, reading.run_id)
+    if reading.since is not None:
+        events.position = max(events.position, archive.position(reading.since))
+    return events
+
+
+def _windows(archive: Archive, reader: EventReader, limit: int | None = None) -> Iterator[EventWindow | None]:
+    told = given = 0
+    events: list[RecordedEvent] = []
+    size = 0
+
+    def window(*, complete: bool = False) -> EventWindow:
+        nonlocal told
+        damage = reader.damage[told:]
+        told += len(damage)
+        return EventWindow(
+            events=events,
+            position=reader.position,
+            cursor=archive.cursor(reader.position),
+            complete=complete,
+            damage=[str(each) for each in damage],
+        )
+
+    for found in reader.new_lines():
+        if found is None:
+            yield None
+            continue
+        line, event = found
+        events.append(_recorded(reader.position - 1, line, event))
+        size += len(line)
+        given += 1
+        if given == limit:
+            break
+        if len(events) >= WINDOW_EVENTS or size >= WINDOW_BYTES:
+            yield window()
+            events, size = [], 0
+    else:
+        yield window(complete=True)
+        return
+    yield window()
+
+
+def _recorded(position: int, line: bytes, event: StreamEvent) -> RecordedEvent:
+    first = event.data.get("from_seq") if event.event_type is CHUNK else None
+    return RecordedEvent(
+        position, line, event.event_type.value, event.chain_id, event.group_id, event.run_id, event.source, event.seq,
+        first if isinstance(first, int) else event.seq, event.timestamp,
+    )  # fmt: skip
+
+
+def _runs(archive: Archive, reading: RunsWanted) -> Iterator[Rows | None]:
+    tally = RunTally()
+    for row in archive.chain_rows():
+        tally.chain(row)
+    for found in archive.events(filter=RUN_EVENTS).new_lines():
+        if found is None:
+            yield None
+        else:
+            tally.event(found[1])
+    rows = tally.rows(over=archive.state in ("ended", "crashed"))
+    yield page_by_run(rows, reading.after, reading.limit, reading.row_bytes)

@@ -1,0 +1,300 @@
+"""Gives one subscription the events of a record: what a client missed until it can have the live tail, or a replay.
+
+    record ──a window at a time, read by another process──▶ RecordFeed ──batches, as the client takes them──▶ client
+
+A feed is a task. It holds a few windows, whatever the length of the record, and a client that takes nothing holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from rollcast.archive.pace import Pace
+from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
+from rollcast.archive.record_process import Items, RecordProcess
+from rollcast.errors import ArchiveError, InputError
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.serve.fitting import fitted
+from rollcast.serve.history import encoded
+from rollcast.serve.recorded import Checkpoint, RecordPlace
+from rollcast.serve.seen import Seen
+from rollcast.serve.settings import ServerSettings
+from rollcast.serve.subscription import Sender, Subscription
+
+__all__ = ["Part", "RecordFeed", "Source"]
+
+logger = logging.getLogger("rollcast.serve")
+
+LOOK_S = 0.1  # how often to look whether the record has more, or whether a client has room
+HELD_S = (
+    0.5  # a client that takes nothing for so long ends its reading, which is begun again when it has room
+)
+FILL_BYTES = 256 << 10  # a client with more unsent bytes is given nothing more for now
+MAX_LOST_RUNS = 256  # the latest ones; the others had ended
+DAMAGED = "the record is damaged"
+DIED = "the process that ran it died"
+
+
+class Part(NamedTuple):
+    """A record, the position in it from which it is given, and what of it the client has."""
+
+    path: Path
+    record_id: str
+    position: int
+    crashed: bool = False
+    seen: Seen | None = None
+
+
+class Source(Protocol):
+    """What a feed is given from, and what becomes of its subscription afterwards. Used in the server's event loop."""
+
+    records: RecordProcess
+    settings: ServerSettings
+    sender: Sender
+    readings: asyncio.Semaphore
+
+    async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
+        """The records to give, one after the other; the last is the one that grows. None: the place is in none of them."""
+        ...
+
+    def target(self) -> Checkpoint | None:
+        """The latest place in the growing record that is also a place in the history."""
+        ...
+
+    def why_stuck(self) -> str | None:
+        """Why the record will not lead to what the history has; None if it will."""
+        ...
+
+    def begun(self, feed: RecordFeed, place: RecordPlace | None) -> None:
+        """Answer the client, who begins at this place; None: its place is in no record."""
+        ...
+
+    def goes_live(self, feed: RecordFeed, checkpoint: Checkpoint) -> bool:
+        """Give the subscription the live tail from the checkpoint on. False if the history does not have it any more."""
+        ...
+
+    def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
+        """Have the subscription begin anew with snapshots, after a `gap` for what is missing."""
+        ...
+
+
+class RecordFeed:
+    """One subscription that is given a record.
+
+    Args:
+        subscription: which.
+        source: of what.
+        since: a place in the records, or a time in the latest; None: the beginning of the latest.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        source: Source,
+        since: RecordPlace | float | None,
+        pace: Pace | None = None,
+    ) -> None:
+        self.subscription = subscription
+        self.answered = False
+        self.hurry = asyncio.Event()  # set when the pace has changed
+        self._source = source
+        self._since = since
+        self._record_id = ""
+        self._position = 0  # in the record, after what was put into the batch
+        self._turn = source.readings
+        self._windows: Items[EventWindow] | None = None  # the reading that is open
+        self._events: list[bytes] = []  # of the next batch
+        self._size = 0
+        self._seen: Seen | None = None  # what the client has of what follows its place
+        self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
+        self._holed: set[str] | None = (
+            None  # the runs that were told that something could not be read; None: everything could
+        )
+        self._why = ""
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def place(self) -> RecordPlace | float | None:
+        """Before what is given next; as `since` before that is known."""
+        if not self._record_id:
+            return self._since
+        return RecordPlace(self._record_id, self._position, self._seen)
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="rollcast-server-record")
+
+    def stop(self) -> None:
+        """End, without waiting."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        source = self._source
+        try:
+            parts = await source.parts(self._since)
+            if not parts:
+                source.begun(self, None)
+                return
+            source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
+            for part in parts[:-1]:
+                self._begin(part)
+                await self._give(part, None)
+                if part.crashed:
+                    await self._end_lost_runs(part)
+            await self._follow(parts[-1])
+        except (ArchiveError, InputError, OSError) as error:
+            logger.warning("a client is not given what it missed: %s", error)
+            self._end(f"the record cannot be read: {error}")
+        except Exception:  # a fault of ours must not leave the client without an answer
+            logger.exception("a client is not given what it missed, by a fault in Rollcast")
+            self._end("the server has a fault")
+
+    def _end(self, reason: str) -> None:
+        if self.answered:
+            self._source.leaves(self, self._last, reason)
+        else:
+            self._source.begun(self, None)
+
+    # -- what is given -------------------------------------------------------------------------------------------------
+
+    async def _follow(self, part: Part) -> None:
+        """Give the record that grows, until the client can have the live tail."""
+        source = self._source
+        self._begin(part)
+        while True:
+            target = source.target()
+            if target is not None and self._position < target.recorded:
+                await self._give(part, target.recorded)
+            elif target is not None and self._position == target.recorded and source.goes_live(self, target):
+                return
+            elif (why := source.why_stuck()) is not None:
+                source.leaves(self, self._last, why)
+                return
+            else:
+                await asyncio.sleep(LOOK_S)
+
+    def _begin(self, part: Part) -> None:
+        self._record_id, self._position, self._seen = part.record_id, part.position, part.seen
+
+    async def _give(self, part: Part, until: int | None) -> None:
+        """Give the events of a record from `_position` on, as far as they are there."""
+        source, wanted = self._source, self.subscription.selector.filter
+        while True:
+            begun, given = self._position, False
+            self._turn = source.readings
+            await self._turn.acquire()
+            since = f"{part.record_id}.{begun}"  # at its path there may be another record by now
+            self._windows = windows = source.records.events(
+                part.path, since=since, filter=wanted, until=until
+            )
+            try:
+                async for window in windows:
+                    given = True
+                    if self.subscription.pace is not None:
+                        self._let_go()
+                    if window.damage:
+                        self._holed, self._why = set(), f"{DAMAGED}: {'; '.join(window.damage)}"
+                    for event in window.events:
+                        await self._give_event(event)
+                    self._position = window.position
+                    if self._events or window.position > begun:
+                        await self._send()
+            finally:
+                whole = self._windows is not None
+                self._let_go()
+            if whole or (given and self._position == begun):
+                if until is not None:
+                    self._position = max(self._position, until)
+                return
+
+    def _let_go(self) -> None:
+        """End the reading, so that others may read."""
+        if self._windows is not None:
+            self._windows.close()
+            self._windows = None
+            self._turn.release()
+
+    async def _give_event(self, event: RecordedEvent) -> None:
+        """Add the event to the batch when it is due, after a `gap` if something before it could not be read."""
+        pace = self.subscription.pace
+        if pace is not None and event.event_type != StreamEventType.GAP:
+            await self._until_due(event.timestamp, pace)
+        last = self._last.get(event.run_id, -1)
+        data: bytes | None = event.data
+        if self._seen is not None:
+            data = self._seen.rest_of(
+                event.data, event.event_type, event.run_id, event.chain_id, event.seq, event.from_seq
+            )
+        if self._holed is not None and event.run_id not in self._holed:
+            self._holed.add(event.run_id)
+            if event.run_id and event.from_seq > last + 1:
+                gap = _gap(event.run_id, event.source, last + 1, event.from_seq - 1, self._why)
+                await self._add(encoded(gap))
+        if data is not None:
+            await self._add(data)
+        self._position = event.position + 1
+        self._last[event.run_id] = max(event.seq, last)
+
+    async def _add(self, data: bytes) -> None:
+        room, settings = self.subscription.room, self._source.settings
+        if room is not None and len(data) > room:
+            data = await asyncio.to_thread(fitted, data, room)
+        most = settings.batch_bytes if room is None else min(settings.batch_bytes, room)
+        full = self._size + len(self._events) + len(data) > most
+        if self._events and (full or len(self._events) >= settings.batch_events):
+            await self._send()
+        self._events.append(data)
+        self._size += len(data)
+
+    async def _send(self) -> None:
+        """Send the batch, and wait until the client has room for another."""
+        events, self._events, self._size = self._events, [], 0
+        cursor = str(RecordPlace(self._record_id, self._position, self._seen))
+        self._source.sender.send([self.subscription], events, cursor)
+        outlet, most = self.subscription.outlet, min(self._source.settings.client_buffer, FILL_BYTES)
+        held_s, pause_s = 0.0, 0.005
+        while outlet.unsent() > most:
+            if held_s >= HELD_S:
+                self._let_go()
+            await asyncio.sleep(pause_s)
+            held_s += pause_s
+            pause_s = min(2 * pause_s, LOOK_S)
+
+    async def _until_due(self, timestamp: float, pace: Pace) -> None:
+        """Wait until the event is due, after what waits was sent. What is due within the time of a batch is sent together."""
+        pace.take(timestamp, time.monotonic())
+        while (left_s := pace.left_s(time.monotonic())) > 0:
+            if self._events:
+                await self._send()
+            self.hurry.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(min(left_s, 3600.0), self._source.settings.batch_s)):
+                    await self.hurry.wait()
+
+    async def _end_lost_runs(self, part: Part) -> None:
+        """Send a `gap` that ends each run that the record leaves open, since the process that wrote it died."""
+        page = await self._source.records.rows(RunsWanted(path=str(part.path), limit=MAX_LOST_RUNS))
+        for row in map(msgspec.json.decode, page.rows):
+            run_id = row["run_id"]
+            if row["status"] == "lost" and self.subscription.selector.filter.wants_gap(run_id):
+                first = self._last.get(run_id, -1) + 1
+                await self._add(encoded(_gap(run_id, "", first, first, DIED, "unknown")))
+        await self._send()
+
+
+def _gap(
+    run_id: str, source: str, first: int, last: int, reason: str, run_status: str | None = None
+) -> StreamEvent:
+    data = {"from_seq": first, "to_seq": last, "dropped": {}, "reason": reason}
+    if run_status is not None:
+        data["run_status"] = run_status
+    return StreamEvent(StreamEventType.GAP, "", time.time(), data, seq=last, run_id=run_id, source=source)

@@ -1,0 +1,84 @@
+"""What the server's history still has of chains and runs that are over, for runs that leave no record.
+
+Events are read some at a time, so that the event loop is never held for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from rollcast.archive.chain_rows import merge_row
+from rollcast.archive.skeleton import Skeleton
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.codec import decode_unchecked
+from rollcast.serve.history import Entry, History
+
+__all__ = ["Past", "entries", "past_of"]
+
+T = StreamEventType
+LOOKED_AT = 1024  # entries that are looked at before others get their turn
+READ = 64  # and those of them that are read
+
+
+class Past(NamedTuple):
+    """What events of the history add up to.
+
+    Attributes:
+        rows: merged rows of chains.
+        steps: rows of training steps and evaluations.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+
+
+async def entries(
+    history: History, lock: threading.RLock, position: int, until: int
+) -> AsyncIterator[tuple[int, list[Entry]]]:
+    """The entries from a position on, in portions, each with the position of its first; a portion that is gone is left out."""
+    while position < until:
+        with lock:
+            position = max(position, history.tail)
+            window = history.window(position, min(LOOKED_AT, max(until - position, 0)))
+        if not window:
+            return
+        yield position, window
+        position += len(window)
+        await asyncio.sleep(0)
+
+
+async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
+    """The rows of everything that the history has before a position."""
+    skeleton = Skeleton()
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    steps: list[dict[str, Any]] = []
+    read = 0
+    async for _, window in entries(history, lock, 0, until):
+        for entry in window:
+            if entry.place.event_type is T.LLM_GENERATION_CHUNK:
+                continue
+            skeleton.feed(_event_of(entry), -1)
+            read += 1
+            if read % READ == 0:
+                await asyncio.sleep(0)
+        for row in skeleton.take_rows():
+            known = merged.setdefault((row.run_id, row.chain_id), {})
+            merge_row(known, msgspec.to_builtins(row))
+        steps += skeleton.take_train_rows()
+    is_open = set(skeleton.open_chains())
+    told = []
+    for key, known in merged.items():
+        if known.get("state") == "running" and key not in is_open:  # its run ended without its end
+            known["state"] = "lost"
+        if "state" in known:
+            told.append(known)
+    return Past(told, steps)
+
+
+def _event_of(entry: Entry) -> StreamEvent:
+    return decode_unchecked(entry.data)

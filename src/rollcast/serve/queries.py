@@ -1,0 +1,582 @@
+"""Answers the queries of `rollcast.v1`: what is open from memory, what is over from the record, by a child process that reads it.
+
+    Session ─▶ RunQuery ─▶ Queries ─▶ a task for each: rows … done
+                              ├─ LiveRows        open chains, while somebody asks
+                              ├─ RecordProcess   the record, if the runs leave one
+                              └─ memory          otherwise: what the history still has
+
+A client that does not read holds its own answer up, and nothing else: an answer waits until the client has room, and lets go
+of the record meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from rollcast.archive import ArchiveObserver
+from rollcast.archive.chain_rows import (
+    DEFAULT_SORT,
+    ChainQuery,
+    Page,
+    check_query,
+    fits,
+    merged_page,
+    page_of,
+)
+from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
+from rollcast.archive.readings import EventWindow, RunsWanted, StepsWanted
+from rollcast.archive.record_process import RecordProcess
+from rollcast.archive.run_rows import RunTally
+from rollcast.errors import ArchiveError, InputError, RecordReaderError
+from rollcast.records import StreamEventType
+from rollcast.serve.broadcast import Broadcaster
+from rollcast.serve.fitting import fitted
+from rollcast.serve.live_rows import Key, LiveRows
+from rollcast.serve.memory import past_of
+from rollcast.serve.outlet import Client, transmit
+from rollcast.serve.protocol import (
+    FRAME_BYTES,
+    LONGEST_AFTER,
+    Done,
+    ErrorCode,
+    ErrorFrame,
+    RunQuery,
+    Session,
+    rows_frame,
+)
+from rollcast.serve.record import caught_up, record_of, recorded
+from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
+
+__all__ = ["Queries"]
+
+logger = logging.getLogger("rollcast.serve")
+
+WATCH_S = 0.25  # rows that change are sent no more often
+LOOK_S = 0.02  # how often an answer looks whether its client has room again
+KEEP_S = 30.0  # how long the table of open chains is kept after the last query
+READINGS = 16  # of the record at a time, by all clients together
+REST = 9  # the event loop makes rows for a tenth of its time
+FRAME_ROWS = 256 << 10  # bytes of rows in one frame, unless one row is larger
+NO_RECORD = (
+    "these runs leave no record: what is over is told as far as the memory of the server goes back; "
+    "an ArchiveObserver keeps a record"
+)
+LATE_RECORD_S = 1.0  # a record that begins with its run may open its files a little later
+LATE_RECORD = "the record {} begins after some of the runs did: what was over by then is not told"
+LET_GO = "more rows have changed than were kept for this client; ask again for all"
+
+
+class Queries:
+    """The queries of all clients of one server. Use it in the server's event loop.
+
+    Args:
+        broadcaster: of the server.
+
+    Attributes:
+        records: reads records; anything else of this server that needs one uses it too.
+    """
+
+    def __init__(self, broadcaster: Broadcaster) -> None:
+        self.records = broadcaster.feeds.records
+        self._broadcaster = broadcaster
+        self._table = _Table(broadcaster, self.records)
+        self._tasks: dict[tuple[Client, str], asyncio.Task[None]] = {}
+        self._readings = asyncio.Semaphore(READINGS)
+        self._turn = asyncio.Lock()
+        self._free_at = 0.0  # when the event loop may make rows again
+
+    def run(self, client: Client, session: Session, action: RunQuery) -> None:
+        """Begin to answer a query."""
+        answer = _Answer(client, action, self)
+        key = (client, action.query.id)
+        task = asyncio.get_running_loop().create_task(answer.give(session), name="rollcast-server-query")
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._tasks.pop(key) if self._tasks.get(key) is done else None)
+
+    def stop(self, client: Client, id: str) -> None:
+        """Send nothing more of a query."""
+        task = self._tasks.pop((client, id), None)
+        if task is not None:
+            task.cancel()
+
+    def leave(self, client: Client) -> None:
+        """The client has gone."""
+        for key in [key for key in self._tasks if key[0] is client]:
+            self.stop(*key)
+
+    async def aclose(self) -> None:
+        """End every answer, and the process that reads records."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._readings, self._turn = (
+            asyncio.Semaphore(READINGS),
+            asyncio.Lock(),
+        )  # another event loop may come
+        await self._table.aclose()
+        await self.records.aclose()
+
+    @property
+    def running(self) -> int:
+        """How many queries are being answered."""
+        return len(self._tasks)
+
+    # -- what an answer is made of -------------------------------------------------------------------------------------
+
+    @property
+    def manager(self) -> Any:
+        """The manager that the server's observer is added to, or None."""
+        return self._broadcaster.observer.manager
+
+    @property
+    def broadcaster(self) -> Broadcaster:
+        """The server's broadcaster."""
+        return self._broadcaster
+
+    async def table(self) -> LiveRows:
+        """The rows of open chains, up to date."""
+        return await self._table.up_to_date()
+
+    def watched(self, change: int) -> None:
+        """Count those that watch the table, so that it is kept for them."""
+        self._table.watched(change)
+
+    async def record(self, missing: list[str]) -> ArchiveObserver | None:
+        """The record of the runs, up to date, or None; what it lacks is added to `missing`."""
+        manager = self.manager
+        if manager is None and (past := self._broadcaster.feeds.record) is not None:
+            return past  # the manager is closed, and nothing more is recorded
+        record = None if manager is None else record_of(manager)
+        if record is None:
+            missing.append(NO_RECORD)
+            return None
+        behind = await recorded(manager, record)
+        if behind is not None:
+            missing.append(behind)
+        with self._broadcaster.lock:
+            runs = self._broadcaster.runs.events()
+        if any(
+            run.event_type is StreamEventType.RUN_START and run.timestamp + LATE_RECORD_S < record.began_at
+            for run in runs
+        ):
+            missing.append(LATE_RECORD.format(record.path.name))
+        return record
+
+    def reading(self) -> asyncio.Semaphore:
+        """Held while an answer reads a record."""
+        return self._readings
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Held while rows are made in the event loop. Afterwards nobody makes any for nine times as long, however many ask."""
+        async with self._turn:
+            await asyncio.sleep(self._free_at - time.perf_counter())
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                ended = time.perf_counter()
+                self._free_at = ended + (ended - began) * REST
+
+
+class _Table:
+    """The one table of open chains of a server: it begins with the first query, and ends a while after the last one."""
+
+    def __init__(self, broadcaster: Broadcaster, records: RecordProcess) -> None:
+        self._broadcaster = broadcaster
+        self._records = records
+        self._rows: LiveRows | None = None
+        self._manager: Any = None  # whose chains it has
+        self._filled: asyncio.Task[None] | None = None
+        self._watchers = 0
+        self._leave: asyncio.TimerHandle | None = None
+
+    async def up_to_date(self) -> LiveRows:
+        """The table, with everything that has been emitted."""
+        rows, manager = self._rows, self._broadcaster.observer.manager
+        if rows is None or self._manager is not manager:
+            self.drop()
+            rows, self._manager = LiveRows(self._broadcaster.masker), manager
+            self._rows = rows
+            self._filled = asyncio.get_running_loop().create_task(
+                self._begin(rows, manager), name="rollcast-server-rows"
+            )
+        assert self._filled is not None
+        try:
+            await asyncio.shield(self._filled)
+        except Exception:
+            self.drop()
+            raise
+        if manager is not None:
+            await caught_up(manager, rows)
+        await rows.make()
+        self._leave_later()
+        return rows
+
+    async def _begin(self, rows: LiveRows, manager: Any) -> None:
+        """Have the manager fill the table, and add what only the record or the history tells of what is open."""
+        if manager is None:
+            return
+        broadcaster = self._broadcaster
+        observer = broadcaster.observer
+        rows.loop = asyncio.get_running_loop()
+        with manager.lock, broadcaster.lock:
+            started = [event for event in broadcaster.runs.events() if event.run_id in manager.fanout.runs]
+        for event in started:
+            if event.event_type is StreamEventType.RUN_START:
+                rows.began(event)
+        observer.companions = (rows,)
+        manager.refresh(observer)
+        await caught_up(manager, rows)
+        record = record_of(manager)
+        if record is None:
+            await caught_up(
+                manager, observer
+            )  # what was on its way when the table began is in the history now
+            with broadcaster.lock:
+                until = broadcaster.history.head
+            past = await past_of(broadcaster.history, broadcaster.lock, until)
+            rows.fill(past.rows, ended=True)
+            rows.fill_steps(past.steps)
+            return
+        query = ChainQuery(where={"state": ["running"]}, limit=10_000)
+        try:
+            await recorded(manager, record)
+            while True:
+                answer = merged_page([await self._records.chains(record.path, query)], query)
+                rows.fill(map(msgspec.json.decode, answer.rows), ended=False)
+                query.after = answer.next
+                if query.after is None:
+                    return
+        except ArchiveError as error:
+            logger.info("rows of open chains lack what only the record tells: %s", error)
+
+    def watched(self, change: int) -> None:
+        self._watchers += change
+        self._leave_later()
+
+    def _leave_later(self) -> None:
+        if self._leave is not None:
+            self._leave.cancel()
+        self._leave = None
+        if not self._watchers:
+            self._leave = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
+
+    async def aclose(self) -> None:
+        """End the table, in the middle of its beginning too."""
+        filled = self._filled
+        self.drop()
+        if filled is not None:
+            filled.cancel()
+            await asyncio.wait([filled])
+
+    def drop(self) -> None:
+        """End the table."""
+        rows, self._rows = self._rows, None
+        if self._leave is not None:
+            self._leave.cancel()
+            self._leave = None
+        self._filled = None
+        observer = self._broadcaster.observer
+        if rows is not None and observer.companions:
+            observer.companions = ()
+            if observer.manager is not None:
+                observer.manager.refresh(observer)
+
+
+class _BehindError(Exception):
+    """A client that watches took too little."""
+
+
+class _Answer:
+    """The answer to one query."""
+
+    def __init__(self, client: Client, action: RunQuery, queries: Queries) -> None:
+        self._client = client
+        self._query = action.query
+        self._limit = action.limit
+        self._queries = queries
+        self._room = client.max_message - FRAME_BYTES - LONGEST_AFTER
+        self._missing: list[str] = []
+        self._cursor: str | None = None
+
+    async def give(self, session: Session) -> None:
+        """Send the rows, and then `done`; or `error`."""
+        query = self._query
+        try:
+            await _GIVE[query.what](self)
+        except asyncio.CancelledError:
+            raise
+        except NotThereError as error:
+            frame = ErrorFrame(ErrorCode.NOT_FOUND, str(error), query.id)
+        except InputError as error:
+            frame = ErrorFrame(ErrorCode.BAD_REQUEST, str(error), query.id)
+        except (ArchiveError, _BehindError) as error:
+            frame = ErrorFrame(ErrorCode.UNAVAILABLE, str(error), query.id)
+        except Exception:  # a fault of ours ends this answer, and no connection
+            logger.exception("a query for %s could not be answered, by a fault in Rollcast", query.what)
+            frame = ErrorFrame(
+                ErrorCode.UNAVAILABLE, "the query could not be answered, by a fault in Rollcast", query.id
+            )
+        else:
+            missing = list(dict.fromkeys(self._missing))[:16]
+            session.finished(query.id)
+            self._client.send(Done(query.id, cursor=self._cursor, missing=missing))
+            return
+        session.finished(query.id)
+        self._client.send(frame)
+
+    # -- runs and steps ------------------------------------------------------------------------------------------------
+
+    async def runs(self) -> None:
+        """The runs, the newest first."""
+        query = self._query
+
+        async def of_record(record: ArchiveObserver) -> Rows:
+            wanted = RunsWanted(
+                path=str(record.path), after=query.after, limit=self._limit, row_bytes=self._row_bytes
+            )
+            return await self._queries.records.rows(wanted)
+
+        async def of_memory() -> Rows:
+            table, broadcaster = await self._queries.table(), self._queries.broadcaster
+            tally, masker = RunTally(), broadcaster.masker
+            with broadcaster.lock:
+                events = broadcaster.runs.events()
+            async with self._queries.turn():
+                for event in events:
+                    tally.event(event if masker is None else masker.event(event))
+                for row in (*table.ended_rows(), *table.open_rows()):
+                    tally.chain(row)
+                return page_by_run(tally.rows(over=False), query.after, self._limit, self._row_bytes)
+
+        await self._send_page(await self._of_record_or(of_record, of_memory))
+
+    async def steps(self) -> None:
+        """The rows of training steps and evaluations."""
+        query = self._query
+
+        async def of_record(record: ArchiveObserver) -> Rows:
+            wanted = StepsWanted(
+                path=str(record.path),
+                run_id=query.run,
+                after=query.after,
+                limit=self._limit,
+                row_bytes=self._row_bytes,
+            )
+            return await self._queries.records.rows(wanted)
+
+        async def of_memory() -> Rows:
+            rows = (await self._queries.table()).step_rows()
+            rows = [row for row in rows if query.run in (None, row.get("run_id"))]
+            return page_by_number(rows, query.after, self._limit, self._row_bytes)
+
+        await self._send_page(await self._of_record_or(of_record, of_memory))
+
+    async def _of_record_or(
+        self,
+        of_record: Callable[[ArchiveObserver], Any],
+        of_memory: Callable[[], Any],
+    ) -> Any:
+        """What the record tells, or what the memory does if there is none or it cannot be read, which is then told."""
+        record = await self._queries.record(self._missing)
+        if record is not None:
+            try:
+                async with self._queries.reading():
+                    return await of_record(record)
+            except RecordReaderError:
+                raise
+            except ArchiveError as error:
+                self._missing.append(f"the record cannot be read, so this is what the memory has: {error}")
+        return await of_memory()
+
+    # -- chains --------------------------------------------------------------------------------------------------------
+
+    async def chains(self) -> None:
+        """The chains, those that are open included; with `watch`, then those that change."""
+        query = self._query
+        wanted = ChainQuery(
+            run=query.run,
+            where={
+                name: value if isinstance(value, list) else [value] for name, value in query.filter.items()
+            },
+            sort=query.sort or DEFAULT_SORT,
+            after=query.after,
+            limit=self._limit,
+            row_bytes=self._row_bytes,
+        )
+        check_query(wanted)
+        table = await self._queries.table()
+        with ExitStack() as stack:
+            if query.watch:
+                self._queries.watched(1)
+                stack.callback(self._queries.watched, -1)
+            version, open_rows = table.version, table.open_rows()
+            wanted.without = [_key(row) for row in open_rows]
+            told = {_key(row) for row in open_rows if fits(row, wanted)}
+            async with self._queries.turn():
+                is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
+
+            async def of_record(record: ArchiveObserver) -> Page:
+                return await self._queries.records.chains(record.path, wanted)
+
+            async def of_memory() -> Page:
+                async with self._queries.turn():
+                    return page_of(table.ended_rows(), wanted)
+
+            over = await self._of_record_or(of_record, of_memory)
+            await self._send_page(merged_page([is_open, over], wanted))
+            if query.watch:
+                await self._watch(table, wanted, version, told)
+
+    async def _watch(self, table: LiveRows, wanted: ChainQuery, version: int, told: set[Key]) -> None:
+        """Send the rows that change, until the query is stopped.
+
+        A row is sent if it fits, and once more when it no longer does.
+        """
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self._until_room()
+            if table.manager is None and self._queries.manager is not None:  # the observer was added anew
+                table = await self._queries.table()
+                version = 0
+            if table.version == version:
+                continue
+            if table.forgotten > version:
+                raise _BehindError(LET_GO)
+            async with self._queries.turn():
+                rows, version = table.changed_since(version), table.version
+                changed = []
+                for row in rows:
+                    key, fitting = _key(row), fits(row, wanted)
+                    if fitting or key in told:
+                        changed.append(table.encoded(row, self._row_bytes))
+                    (told.add if fitting and row.get("state") == "running" else told.discard)(key)
+            if changed:
+                await self._send_rows(changed, changed=True)
+
+    # -- the story of one chain ----------------------------------------------------------------------------------------
+
+    async def chain(self) -> None:
+        """The events of one chain: a snapshot if it is open, otherwise those of the record or of the history."""
+        query, queries = self._query, self._queries
+        assert query.chain is not None
+        if query.after is None:
+            story = await live_story(queries.broadcaster, query.chain, query.run, self._room)
+            if story is not None:
+                self._cursor = story.cursor
+                for part in story.parts:
+                    await self._send_rows(part)
+                return
+        record = await queries.record(self._missing)
+        if record is not None and await self._recorded_story(record):
+            return
+        told = Told()
+        async for window in remembered_story(
+            queries.broadcaster, query.chain, query.run, query.after, self._limit, told
+        ):
+            await self._send_rows([await self._fitted(event) for event in window])
+        self._missing += told.missing
+        self._cursor = told.cursor
+        if told.next is not None:
+            await self._send_rows([], next=told.next)
+
+    async def _recorded_story(self, record: ArchiveObserver) -> bool:
+        """Send what the record has of the chain. False if it does not tell of it, and nothing was sent."""
+        since, left, sent = self._query.after, self._limit, False
+        while True:
+            last: EventWindow | None = None
+            try:
+                async with aclosing(self._windows(record, since, left)) as windows:
+                    async for window in windows:
+                        last, since = window, window.cursor
+                        left -= len(window.events)
+                        if not self._client.keeps_up():
+                            break  # lets go of the record until there is room
+                        await self._send_window(window, left)
+                        sent = True
+            except RecordReaderError:
+                raise
+            except ArchiveError as error:
+                if sent:
+                    raise
+                self._missing.append(f"the record does not tell of it: {error}")
+                return False
+            if last is not None and not self._client.keeps_up():
+                await self._send_window(last, left)
+            if last is None or last.complete or left <= 0:
+                self._cursor = since
+                return True
+
+    async def _send_window(self, window: EventWindow, left: int) -> None:
+        self._missing += window.damage
+        more = not window.complete and left <= 0
+        events = [await self._fitted(event.data) for event in window.events]
+        await self._send_rows(events, next=window.cursor if more else None)
+
+    async def _windows(
+        self, record: ArchiveObserver, since: str | None, limit: int
+    ) -> AsyncGenerator[EventWindow, None]:
+        assert self._query.chain is not None
+        async with (
+            self._queries.reading(),
+            self._queries.records.story(
+                record.path, self._query.chain, self._query.run, since=since, limit=limit
+            ) as windows,
+        ):
+            async for window in windows:
+                yield window
+
+    async def _fitted(self, event: bytes) -> bytes:
+        if len(event) <= self._room:
+            return event
+        return await asyncio.to_thread(fitted, event, self._room)
+
+    # -- to the client -------------------------------------------------------------------------------------------------
+
+    @property
+    def _row_bytes(self) -> int:
+        return min(ROW_BYTES, self._room)
+
+    async def _send_page(self, page: Rows) -> None:
+        await self._send_rows(page.rows, page.total, page.next)
+
+    async def _send_rows(
+        self, rows: list[bytes], total: int | None = None, next: str | None = None, *, changed: bool = False
+    ) -> None:
+        """Send the rows when the client has room, in as many frames as they need. They are about a page at most."""
+        await self._until_room()
+        most = min(self._room, FRAME_ROWS)
+        frames: list[list[bytes]] = [[]]
+        size = 0
+        for row in rows:
+            if frames[-1] and size + len(row) + 1 > most:
+                frames.append([])
+                size = 0
+            frames[-1].append(row)
+            size += len(row) + 1
+        for number, portion in enumerate(frames, 1):
+            behind = next if number == len(frames) else None
+            data = rows_frame(self._query.id, b",".join(portion), total, behind, changed=changed)
+            transmit([self._client], data)
+
+    async def _until_room(self) -> None:
+        while not self._client.keeps_up():  # noqa: ASYNC110  (the transport tells no event)
+            await asyncio.sleep(LOOK_S)
+
+
+_GIVE = {"runs": _Answer.runs, "chains": _Answer.chains, "chain": _Answer.chain, "steps": _Answer.steps}
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return row["run_id"], row["chain_id"]

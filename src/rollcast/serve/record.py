@@ -1,0 +1,56 @@
+"""The record that a server's runs leave: whether there is one, and waiting until it has what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rollcast.aio import follower
+from rollcast.archive import ArchiveObserver
+from rollcast.records import EventFilter
+from rollcast.stream import StreamObserver
+
+__all__ = ["LATE_S", "caught_up", "record_of", "recorded"]
+
+LATE_S = 2.0  # how long an answer waits for an observer that lags
+NOTHING = EventFilter(types=())
+
+
+def record_of(manager: Any) -> ArchiveObserver | None:
+    """The observer that records what this manager's runs do; of several the one that was added last."""
+    found = None
+    for observer in manager.observers:
+        for leaf in (observer, *observer.leaves()):
+            if isinstance(leaf, ArchiveObserver):
+                found = leaf
+    return found
+
+
+async def caught_up(manager: Any, observer: StreamObserver, timeout: float = LATE_S) -> bool:
+    """Wait until an observer was given everything that has been emitted. False if that takes too long."""
+    with manager.lock:
+        delivery = manager.delivery_of(observer)
+        arrived = None if delivery is None else manager.fanout.cut(NOTHING, reader=delivery).arrived
+    if arrived is None:
+        return True
+    try:
+        async with asyncio.timeout(timeout):
+            await asyncio.wrap_future(follower(arrived))
+    except TimeoutError:
+        return False
+    return True
+
+
+async def recorded(manager: Any, record: ArchiveObserver, timeout: float = LATE_S) -> str | None:
+    """Wait until the record has everything that has been emitted. A sentence if it does not, or not in time."""
+    behind = f"the record {record.path.name} is behind, since its disk is slow: what came last may be missing"
+    if not await caught_up(manager, record, timeout):
+        return behind
+    try:
+        async with asyncio.timeout(timeout):
+            await record.recorded()
+    except TimeoutError:
+        return behind
+    if record.failing is not None:
+        return f"the record {record.path.name} cannot be written at present: {record.failing}"
+    return None
