@@ -1,0 +1,258 @@
+// What the views need, asked of the server and put into the store: one list of chains, the chains on screen, stories of ended chains.
+
+import { chainKey } from "./store.js";
+
+/** @typedef {import("./store.js").Store} Store */
+/** @typedef {import("./socket.js").Socket} Socket */
+/** @typedef {import("./session.js").Notice} Notice */
+/** @typedef {import("./session.js").Query} Query */
+/** @typedef {import("./session.js").Filter} Filter */
+/** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
+
+const RUN_TYPES = ["run_start", "run_end", "train_step", "error", "gap"];
+const MAX_PAGES = 256; // of one answer
+const RUNS_S = 1; // the runs are asked for no more often
+
+/**
+ * A question with all its pages. `about`: under which `missing` has what the answer lacks; `open`: pages that are not answered.
+ * @typedef {object} Question
+ * @property {Query} query
+ * @property {string} about
+ * @property {number} pages
+ * @property {number} open
+ * @property {(rows: Record<string, any>[], anew: boolean) => void} onRows
+ * @property {() => void} onEnd
+ */
+
+/**
+ * What the feed needs of a `Socket`.
+ * @typedef {Pick<Socket, "subscribe" | "update" | "unsubscribe" | "ask" | "stop" | "session">} Line
+ */
+
+export class Feed {
+  /**
+   * @param {Line} line
+   * @param {Store} store
+   */
+  constructor(line, store) {
+    this.line = line;
+    this.store = store;
+    /** @type {Map<string, Question>} by the id of each page */
+    this.asked = new Map();
+    /** @type {Set<string>} keys of chains whose story is being told */
+    this.loading = new Set();
+    /** @type {Map<string, string[]>} what answers lack, by key of a chain, or `runs`, `steps`, `chains` */
+    this.missing = new Map();
+    /** @type {string | null} the query that watches rows */
+    this.watching = null;
+    this.total = /** @type {number | null} */ (null); // rows of that query, on the server
+    this.runsAt = -Infinity;
+    /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
+    this.onAnswer = () => {};
+  }
+
+  /** Take what the socket tells. @param {Notice[]} notices */
+  take(notices) {
+    for (const notice of notices) this.takeOne(notice);
+    this.store.sessionChanged();
+  }
+
+  /** @param {Notice} notice */
+  takeOne(notice) {
+    switch (notice.kind) {
+      case "events":
+        this.events(notice.id, notice.events);
+        break;
+      case "rows": {
+        const question = this.asked.get(notice.id);
+        if (question === undefined) break;
+        if (notice.id === this.watching && notice.total !== null) this.total = notice.total;
+        question.onRows(notice.rows, notice.anew);
+        if (notice.next !== null && question.query.limit === undefined) this.goOn(question, notice.next);
+        break;
+      }
+      case "done":
+      case "refused": {
+        const question = notice.id === null ? undefined : this.asked.get(notice.id);
+        if (question === undefined) {
+          this.onAnswer(notice);
+          break;
+        }
+        this.asked.delete(/** @type {string} */ (notice.id));
+        this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
+        question.open -= 1;
+        if (question.open === 0) question.onEnd();
+        break;
+      }
+      case "welcome":
+        break;
+    }
+  }
+
+  /**
+   * @param {string} id
+   * @param {StreamEvent[]} events
+   */
+  events(id, events) {
+    if (id === "events") {
+      this.store.list(events); // the views get their events from the other subscriptions, in order
+    } else if (id === "runs") {
+      // What is missing here is missing among the events of runs, not among those of chains.
+      this.store.apply(events.filter((event) => event.event_type !== "gap" || Object.hasOwn(event.data, "run_status")));
+      if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askRuns();
+    } else {
+      this.store.apply(events);
+    }
+  }
+
+  // -- runs and steps ---------------------------------------------------------------------------------------------------
+
+  /** Follow which runs there are, and the steps of trainings. Call it once. */
+  followRuns() {
+    this.line.subscribe("runs", { types: RUN_TYPES });
+    this.askRuns();
+  }
+
+  /** Ask for the rows of all runs, unless that was done a moment ago. */
+  askRuns() {
+    const now = this.line.session.now();
+    if (now - this.runsAt < RUNS_S) return;
+    this.runsAt = now;
+    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+  }
+
+  /** Ask for the rows of training steps and evaluations. @param {string} [run] */
+  askSteps(run) {
+    this.ask({ what: "steps", ...(run === undefined ? {} : { run }) }, (rows) => this.store.takeStepRows(rows), "steps");
+  }
+
+  // -- rows of chains ------------------------------------------------------------------------------------------------------
+
+  /**
+   * Follow the rows of chains: what is asked for replaces what was followed before.
+   * @param {{run?: string, filter?: Record<string, any>, sort?: string, limit?: number}} wanted
+   */
+  watchChains(wanted) {
+    this.unwatchChains();
+    this.total = null;
+    /** @type {Set<string>} */
+    const runs = new Set();
+    this.watching = this.ask(
+      { what: "chains", watch: true, ...wanted },
+      (rows, anew) => {
+        if (anew) for (const run of runs) this.store.forgetChainRows(run);
+        for (const row of rows) runs.add(row.run_id);
+        this.store.takeChainRows(/** @type {import("./store.js").Row[]} */ (rows));
+      },
+      "chains",
+    );
+  }
+
+  unwatchChains() {
+    if (this.watching === null) return;
+    this.asked.delete(this.watching);
+    this.line.stop(this.watching);
+    this.watching = null;
+  }
+
+  // -- chains on screen -----------------------------------------------------------------------------------------------------
+
+  /**
+   * Show these chains token by token, and no others. Open ones begin with a snapshot; of others their story is asked for.
+   * @param {string} runId
+   * @param {readonly string[]} chainIds
+   */
+  showChains(runId, chainIds) {
+    if (!chainIds.length) {
+      this.line.unsubscribe("chains");
+      return;
+    }
+    const filter = { runs: [runId], chains: [...chainIds].sort() };
+    if (this.line.session.subscriptions.has("chains")) this.line.update("chains", filter);
+    else this.line.subscribe("chains", filter);
+    for (const chainId of chainIds) {
+      const state = this.store.row(runId, chainId)?.state;
+      const view = this.store.chain(runId, chainId);
+      if (state !== undefined && state !== "running" && !(view?.state === "ended" && view.complete && view.messages.length)) {
+        this.askStory(runId, chainId);
+      }
+    }
+  }
+
+  /**
+   * Ask for the whole story of a chain; it replaces what events told of it.
+   * @param {string} runId
+   * @param {string} chainId
+   */
+  askStory(runId, chainId) {
+    const key = chainKey(runId, chainId);
+    if (this.loading.has(key)) return;
+    this.loading.add(key);
+    let begun = false;
+    this.ask(
+      { what: "chain", run: runId, chain: chainId },
+      (rows, anew) => {
+        if (!begun || anew) this.store.forgetChain(runId, chainId);
+        begun = true;
+        this.store.apply(/** @type {StreamEvent[]} */ (rows));
+      },
+      key,
+      () => this.loading.delete(key),
+    );
+  }
+
+  // -- the list of events ---------------------------------------------------------------------------------------------------
+
+  /** Follow events for the list of events. @param {Filter} filter @param {{since?: string, speed?: number | "max" | null}} [options] */
+  followEvents(filter, options) {
+    this.line.unsubscribe("events");
+    this.store.events = [];
+    this.line.subscribe("events", filter, options);
+  }
+
+  unfollowEvents() {
+    this.line.unsubscribe("events");
+  }
+
+  // -- questions ------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Ask, and go on to the last page unless the query has a limit.
+   * @param {Query} query
+   * @param {Question["onRows"]} onRows
+   * @param {string} about
+   * @param {() => void} [onEnd]
+   * @returns {string} the id of the first page
+   */
+  ask(query, onRows, about, onEnd = () => {}) {
+    this.missing.delete(about);
+    const id = this.line.ask(query);
+    this.asked.set(id, { query, about, pages: 1, open: 1, onRows, onEnd });
+    return id;
+  }
+
+  /**
+   * Ask for the next page of an answer.
+   * @param {Question} question
+   * @param {string} after
+   */
+  goOn(question, after) {
+    if (question.pages >= MAX_PAGES) {
+      this.lacks(question.about, [`there is more; the page asks for ${MAX_PAGES} windows of it at most`]);
+      return;
+    }
+    question.pages += 1;
+    question.open += 1;
+    this.asked.set(this.line.ask({ ...question.query, after, watch: false }), question);
+  }
+
+  /**
+   * @param {string} about
+   * @param {string[]} sentences
+   */
+  lacks(about, sentences) {
+    if (!sentences.length) return;
+    this.missing.set(about, [...new Set([...(this.missing.get(about) ?? []), ...sentences])]);
+    this.store.sessionChanged();
+  }
+}

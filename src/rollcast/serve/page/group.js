@@ -1,0 +1,319 @@
+// The chains of one question beside each other: aligned by turn, and where they part.
+
+import { leastLogprob } from "./tokens.js";
+import { callLine, oneLine, splitCalls } from "./text.js";
+import { turnsOf } from "./turns.js";
+
+/** @typedef {import("./chain_view.js").ChainView} ChainView */
+/** @typedef {import("./tokens.js").Tokens} Tokens */
+/** @typedef {import("./tokens.js").Span} Span */
+/** @typedef {import("./turns.js").Turn} Turn */
+
+/**
+ * A chain of a group: its view, its tokens if they came, and its row if there is one.
+ * @typedef {{view: ChainView, tokens?: Tokens | undefined}} Member
+ */
+
+/**
+ * The chains by reward, the highest first; those without a reward last, by id.
+ * @template {Member} M
+ * @param {readonly M[]} members
+ * @returns {M[]}
+ */
+export function byReward(members) {
+  return [...members].sort((one, other) => {
+    const [first, second] = [one.view.fields.reward, other.view.fields.reward];
+    if (first !== second) return (second ?? -Infinity) - (first ?? -Infinity);
+    return compareIds(one.view.chainId, other.view.chainId);
+  });
+}
+
+/**
+ * Ids in the order in which a person counts: chain_2 before chain_10.
+ * @param {string} one
+ * @param {string} other
+ */
+export function compareIds(one, other) {
+  return one.localeCompare(other, "en", { numeric: true });
+}
+
+// -- side by side ---------------------------------------------------------------------------------------------------------
+
+/**
+ * A line of the table: the same turn of every chain. `alike`: every chain has done the same there, and none is still at it.
+ * @typedef {{step: number, cells: (Turn | null)[], alike: boolean}} Line
+ */
+
+/**
+ * The turns of the chains, aligned: a line for each turn that any of them has, a cell for each chain.
+ * @param {readonly Member[]} members
+ * @returns {Line[]}
+ */
+export function alignTurns(members) {
+  const columns = members.map(({ view }) => {
+    /** @type {Map<number, Turn>} */
+    const byStep = new Map();
+    for (const [i, turn] of turnsOf(view).entries()) byStep.set(turn.step ?? i + 1, turn);
+    return byStep;
+  });
+  const steps = [...new Set(columns.flatMap((column) => [...column.keys()]))].sort((one, other) => one - other);
+  return steps.map((step) => {
+    const cells = columns.map((column) => column.get(step) ?? null);
+    return { step, cells, alike: areAlike(cells) };
+  });
+}
+
+/** @param {(Turn | null)[]} cells */
+function areAlike(cells) {
+  const first = cells[0];
+  if (cells.length < 2 || !first || first.open) return false;
+  const wanted = signature(first);
+  return cells.every((cell) => cell !== null && !cell.open && signature(cell) === wanted);
+}
+
+/**
+ * What a turn says and does, to compare it with others. Ids of calls differ by chance.
+ * @param {Turn} turn
+ */
+function signature(turn) {
+  const calls = turn.calls.map((call) => [call.name, call.arguments, call.output, call.status]);
+  return JSON.stringify([turn.text, turn.reasoning, calls]);
+}
+
+/**
+ * A turn in a few words, such as `guess(number=8) → lower`: its calls and what they gave, else what it said.
+ * @param {Turn} turn
+ * @param {number} [limit] characters
+ */
+export function turnLabel(turn, limit = 60) {
+  if (turn.calls.length) {
+    const calls = turn.calls.map((call) => {
+      const outcome = call.output === null ? "" : ` → ${oneLine(call.output, 24)}`;
+      return `${callLine(call.name, call.arguments, 40)}${outcome}`;
+    });
+    return oneLine(calls.join("  "), limit);
+  }
+  const said = splitCalls(turn.text).filter((part) => part.kind === "text");
+  return oneLine(said.map((part) => part.text).join(" ") || turn.text, limit);
+}
+
+/**
+ * The span in a turn at which the model was least sure, and how sure it was of it; null if no log-probability is known.
+ * @param {readonly Span[]} spans of the turn
+ * @returns {{span: Span, p: number} | null}
+ */
+export function decisionOf(spans) {
+  let found = null;
+  let least = 0;
+  for (const span of spans) {
+    const logprob = leastLogprob(span);
+    if (logprob !== null && (found === null || logprob < least)) [found, least] = [span, logprob];
+  }
+  return found === null ? null : { span: found, p: Math.exp(least) };
+}
+
+// -- where they part ---------------------------------------------------------------------------------------------------------
+
+/**
+ * A place in the tree: a turn that some chains share with everything before it. The root is the prompt.
+ * @typedef {object} Branch
+ * @property {string} id the path to it, stable while chains go on
+ * @property {number | null} step null for the prompt
+ * @property {Turn | null} turn as the first of its chains has it
+ * @property {string} label
+ * @property {string} decision the first text in which it differs from its siblings; "" if it has none
+ * @property {string[]} chains ids of the chains that came through here
+ * @property {boolean} open whether this turn is being generated or waits for a tool
+ * @property {number | null} reward the mean over its chains that have one
+ * @property {string[]} ended ids of the chains that ended here
+ * @property {Branch[]} children those that most chains took first
+ */
+
+/**
+ * The tree of decisions. Chains are together as long as they generated the same: the same token ids if those of both are known, otherwise
+ * the same text; and as long as the tools gave the same.
+ * @param {readonly Member[]} members
+ * @returns {Branch}
+ */
+export function whereTheyPart(members) {
+  const walkers = members.map((member) => ({ ...member, turns: turnsOf(member.view) }));
+  return branch("", walkers, 0, null);
+}
+
+/** @typedef {Member & {turns: Turn[]}} Walker */
+
+/**
+ * @param {string} id
+ * @param {Walker[]} walkers
+ * @param {number} depth how many turns came before
+ * @param {Turn | null} turn
+ * @returns {Branch}
+ */
+function branch(id, walkers, depth, turn) {
+  /** @type {Walker[][]} */
+  const parties = [];
+  for (const walker of walkers) {
+    if (walker.turns[depth] === undefined) continue;
+    const party = parties.find((each) => areTogether(/** @type {Walker} */ (each[0]), walker, depth));
+    if (party) party.push(walker);
+    else parties.push([walker]);
+  }
+  parties.sort((one, other) => other.length - one.length);
+  const texts = parties.map((party) => party[0]?.turns[depth]?.text ?? "");
+  const children = parties.map((party, i) => {
+    const next = /** @type {Turn} */ (party[0]?.turns[depth]);
+    const names = party.map((walker) => walker.view.chainId).sort(compareIds);
+    const child = branch(`${id}/${names[0]}`, party, depth + 1, next);
+    child.decision = firstDifference(texts, i);
+    return child;
+  });
+  const rewards = walkers.map((walker) => walker.view.fields.reward).filter((reward) => reward !== null);
+  return {
+    id,
+    step: turn === null ? null : (turn.step ?? depth),
+    turn,
+    label: turn === null ? "prompt" : turnLabel(turn),
+    decision: "",
+    chains: walkers.map((walker) => walker.view.chainId),
+    open: turn?.open ?? false,
+    reward: rewards.length ? rewards.reduce((sum, each) => sum + each, 0) / rewards.length : null,
+    ended: walkers.filter((walker) => walker.turns.length === depth && walker.view.state === "ended").map((walker) => walker.view.chainId),
+    children,
+  };
+}
+
+/**
+ * Whether two chains, which came the same way so far, did the same in this turn. An open turn is alone: it may still differ.
+ * @param {Walker} one
+ * @param {Walker} other
+ * @param {number} depth
+ */
+function areTogether(one, other, depth) {
+  const [first, second] = [one.turns[depth], other.turns[depth]];
+  if (!first || !second || first.open || second.open) return false;
+  const [ids, otherIds] = [one.tokens?.ids(first.step) ?? null, other.tokens?.ids(second.step) ?? null];
+  if (ids !== null && otherIds !== null) {
+    if (ids.length !== otherIds.length || ids.some((id, i) => id !== otherIds[i])) return false;
+  } else if (first.text !== second.text) {
+    return false;
+  }
+  return outcomes(first) === outcomes(second);
+}
+
+/** @param {Turn} turn */
+function outcomes(turn) {
+  return JSON.stringify(turn.calls.map((call) => [call.name, call.output, call.status]));
+}
+
+/**
+ * The word of text `i` that holds the first character in which it differs from any of the others.
+ * @param {string[]} texts
+ * @param {number} i
+ */
+function firstDifference(texts, i) {
+  const own = texts[i] ?? "";
+  let at = Infinity;
+  for (const [j, other] of texts.entries()) if (j !== i && other !== own) at = Math.min(at, commonLength(own, other));
+  if (at === Infinity || at >= own.length) return "";
+  const start = own.slice(0, at).search(/[\p{L}\p{N}]+$/u);
+  const found = own.slice(start < 0 ? at : start).match(/^\s*([\p{L}\p{N}]+|\S)/u);
+  return found?.[1] ?? "";
+}
+
+/**
+ * @param {string} one
+ * @param {string} other
+ */
+function commonLength(one, other) {
+  let at = 0;
+  while (at < one.length && at < other.length && one[at] === other[at]) at += 1;
+  return at;
+}
+
+/**
+ * A branch with its place: `column` counts turns from the prompt; `row` is in lines from the top, a leaf each, its branch in the middle of them.
+ * A chain that goes on alone is one leaf: `alone` has the turns that follow.
+ * @typedef {{branch: Branch, parent: number | null, column: number, row: number, alone: Branch[]}} Placed
+ */
+
+/**
+ * The tree as a list to draw, parents before their children, and how many rows and columns it takes.
+ * @param {Branch} root
+ * @returns {{places: Placed[], rows: number, columns: number}}
+ */
+export function placeTree(root) {
+  /** @type {Placed[]} */
+  const places = [];
+  let rows = 0;
+  let columns = 0;
+  /** @type {(found: Branch, parent: number | null, column: number) => number} */
+  const put = (found, parent, column) => {
+    const place = { branch: found, parent, column, row: 0, alone: /** @type {Branch[]} */ ([]) };
+    const own = places.push(place) - 1;
+    columns = Math.max(columns, column + 1);
+    let next = found;
+    while (found.step !== null && found.chains.length === 1 && next.children[0]) place.alone.push((next = next.children[0]));
+    const placed = next === found ? found.children.map((child) => put(child, own, column + 1)) : [];
+    place.row = placed.length ? ((placed[0] ?? 0) + (placed.at(-1) ?? 0)) / 2 : rows++;
+    return place.row;
+  };
+  put(root, null, 0);
+  return { places, rows, columns };
+}
+
+// -- clusters -------------------------------------------------------------------------------------------------------------------
+
+/** @typedef {{label: string, chains: string[], reward: number | null}} Cluster */
+
+/**
+ * The chains by what they answered, the largest cluster first. Chains that have not ended are left out.
+ * @param {readonly Member[]} members
+ * @returns {Cluster[]}
+ */
+export function byAnswer(members) {
+  const ended = members.filter(({ view }) => view.state === "ended");
+  return clusters(ended, ({ view }) => oneLine(view.fields.final_response ?? "", 80));
+}
+
+/**
+ * The chains by the tools that they called, in order, the largest cluster first.
+ * @param {readonly Member[]} members
+ * @returns {Cluster[]}
+ */
+export function byToolPath(members) {
+  return clusters(members, ({ view }) => toolPath(view));
+}
+
+/** @param {ChainView} view */
+function toolPath(view) {
+  const names = turnsOf(view).flatMap((turn) => turn.calls.map((call) => call.name));
+  /** @type {string[]} */
+  const path = [];
+  for (let i = 0; i < names.length; ) {
+    let times = 1;
+    while (names[i + times] === names[i]) times += 1;
+    path.push(times > 1 ? `${names[i]} ×${times}` : `${names[i]}`);
+    i += times;
+  }
+  return path.join(" → ");
+}
+
+/**
+ * @param {readonly Member[]} members
+ * @param {(member: Member) => string} labelOf
+ * @returns {Cluster[]}
+ */
+function clusters(members, labelOf) {
+  /** @type {Map<string, Member[]>} */
+  const found = new Map();
+  for (const member of members) {
+    const label = labelOf(member);
+    found.set(label, [...(found.get(label) ?? []), member]);
+  }
+  const made = [...found].map(([label, all]) => {
+    const rewards = all.map(({ view }) => view.fields.reward).filter((reward) => reward !== null);
+    const reward = rewards.length ? rewards.reduce((sum, each) => sum + each, 0) / rewards.length : null;
+    return { label, chains: all.map(({ view }) => view.chainId).sort(compareIds), reward };
+  });
+  return made.sort((one, other) => other.chains.length - one.chains.length || one.label.localeCompare(other.label));
+}

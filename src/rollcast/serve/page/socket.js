@@ -1,0 +1,195 @@
+// The session on a WebSocket: it connects, comes back, and gives the page what the session tells.
+
+import { Session } from "./session.js";
+
+/** @typedef {import("./session.js").Notice} Notice */
+/** @typedef {import("./session.js").Frame} Frame */
+/** @typedef {import("./session.js").Query} Query */
+/** @typedef {import("./session.js").Filter} Filter */
+
+const TICK_MS = 100;
+const HIDDEN_MS = 5_000; // a page that is hidden for so long lets go of the server
+
+export class Socket {
+  /**
+   * @param {string} url `ws://…` or `wss://…`
+   * @param {(notices: Notice[]) => void} onNotices what came; also called without notices when the state may have changed
+   * @param {{token?: string | null, WebSocket?: typeof WebSocket}} [options]
+   */
+  constructor(url, onNotices, { token = null, WebSocket: Implementation = WebSocket } = {}) {
+    this.url = url;
+    this.onNotices = onNotices;
+    this.Implementation = Implementation;
+    this.session = new Session({
+      token,
+      now: () => performance.now() / 1000,
+      epoch: () => Date.now() / 1000,
+      random: Math.random,
+    });
+    /** @type {WebSocket | null} */
+    this.socket = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.retry = undefined;
+    this.timer = setInterval(() => this.tick(), TICK_MS);
+    this.asleep = false;
+    this.ended = false;
+    this.numbers = 0;
+  }
+
+  /** Connect, unless it is connected. */
+  connect() {
+    clearTimeout(this.retry);
+    if (this.socket !== null || this.ended || this.asleep) return;
+    const socket = new this.Implementation(this.url, "rollcast.v1");
+    this.socket = socket;
+    socket.onopen = () => {
+      this.send(this.session.opened());
+      this.onNotices([]);
+    };
+    socket.onmessage = ({ data }) => {
+      if (this.socket === socket && typeof data === "string") this.take(this.session.receive(data));
+    };
+    socket.onclose = ({ code, reason }) => this.gone(socket, code, reason);
+  }
+
+  /**
+   * @param {WebSocket} socket
+   * @param {number} code
+   * @param {string} reason
+   */
+  gone(socket, code, reason) {
+    if (this.socket !== socket) return; // it was let go of before
+    this.socket = null;
+    const pause = this.session.closed(code, reason);
+    if (pause !== null && !this.ended && !this.asleep) this.retry = setTimeout(() => this.connect(), pause * 1000);
+    this.onNotices([]);
+  }
+
+  tick() {
+    const before = this.session.state.word;
+    this.send(this.session.tick());
+    if (this.session.isSilent && this.socket !== null) this.drop("the server says nothing");
+    if (this.session.state.word !== before) this.onNotices([]);
+  }
+
+  /** Let go of the connection, without waiting for the server to agree. @param {string} why */
+  drop(why) {
+    const socket = this.socket;
+    if (socket === null) return;
+    socket.close();
+    this.gone(socket, 1006, why);
+  }
+
+  /** End it for good. */
+  close() {
+    this.ended = true;
+    clearInterval(this.timer);
+    clearTimeout(this.retry);
+    this.drop("the page was left");
+  }
+
+  /** Let go of the server while nobody looks; `wake` resumes where it was. */
+  sleep() {
+    this.asleep = true;
+    clearTimeout(this.retry);
+    this.drop("the page was hidden");
+  }
+
+  wake() {
+    if (!this.asleep) return;
+    this.asleep = false;
+    this.connect();
+  }
+
+  /**
+   * Sleep while a document is hidden.
+   * @param {Document} document
+   */
+  follow(document) {
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    document.addEventListener("visibilitychange", () => {
+      clearTimeout(timer);
+      if (document.hidden) timer = setTimeout(() => this.sleep(), HIDDEN_MS);
+      else this.wake();
+    });
+  }
+
+  // -- what the page asks for -------------------------------------------------------------------------------------------
+
+  /** An id that no request has yet. @param {string} word */
+  id(word) {
+    this.numbers += 1;
+    return `${word}-${this.numbers}`;
+  }
+
+  /** See `Session.subscribe`. @param {string} id @param {Filter} filter @param {{since?: string, speed?: number | "max" | null}} [options] */
+  subscribe(id, filter, options) {
+    this.send(this.session.subscribe(id, filter, options));
+  }
+
+  /** @param {string} id @param {Filter} filter */
+  update(id, filter) {
+    this.send(this.session.update(id, filter));
+  }
+
+  /** @param {string} id */
+  unsubscribe(id) {
+    this.send(this.session.unsubscribe(id));
+  }
+
+  /** See `Session.ask`. @param {Query} query @param {string} [id] @returns {string} the id under which answers come */
+  ask(query, id = this.id(query.what)) {
+    this.send(this.session.ask(id, query));
+    return id;
+  }
+
+  /** @param {string} id */
+  stop(id) {
+    this.send(this.session.stop(id));
+  }
+
+  /**
+   * See `Session.cancel`.
+   * @param {string} runId
+   * @param {{chain?: string, group?: string}} [part]
+   * @returns {string | null} the id of the answer; null if there is no connection
+   */
+  cancel(runId, part) {
+    if (this.session.phase !== "open") return null;
+    const id = this.id("cancel");
+    this.send(this.session.cancel(id, runId, part));
+    return id;
+  }
+
+  /** @param {string} id @param {{cursor: string} | {time: number}} place */
+  seek(id, place) {
+    this.send(this.session.seek(id, place));
+  }
+
+  /** @param {string} id @param {number | "max"} speed */
+  speed(id, speed) {
+    this.send(this.session.speed(id, speed));
+  }
+
+  pause() {
+    this.session.pause();
+    this.onNotices([]);
+  }
+
+  resume() {
+    this.take(this.session.resume());
+  }
+
+  /** @param {{frames: Frame[], notices: Notice[]}} output */
+  take({ frames, notices }) {
+    this.send(frames);
+    this.onNotices(notices);
+  }
+
+  /** @param {Frame[]} frames */
+  send(frames) {
+    if (this.socket === null || this.socket.readyState !== 1) return;
+    for (const frame of frames) this.socket.send(JSON.stringify(frame));
+  }
+}

@@ -1,0 +1,231 @@
+// What the page knows: views of the chains whose events it gets, and rows of runs, chains and steps that queries gave. Without a DOM.
+//
+// Every change marks what it concerns. The first mark after `take` calls `onDirty` once, so that the page asks for one animation frame, in
+// which it takes the marks and draws what they name.
+
+import { RunViews } from "./run_view.js";
+import { Tokens } from "./tokens.js";
+
+/** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
+/** @typedef {import("./chain_view.js").ChainView} ChainView */
+/** @typedef {import("./run_view.js").RunView} RunView */
+/** @typedef {import("./session.js").Notice} Notice */
+
+/**
+ * A row of a chain, as `chains` gives it; docs/archive.md has the fields. An open chain has `state: "running"` and `activity`.
+ * @typedef {Record<string, any> & {run_id: string, chain_id: string}} Row
+ */
+
+/**
+ * What has changed since the marks were taken: keys of chains, ids of runs.
+ * @typedef {{chains: Set<string>, rows: Set<string>, runs: Set<string>, steps: Set<string>, events: boolean, session: boolean}} Marks
+ */
+
+const MAX_ROWS = 16_384; // of chains, in all runs
+const MAX_STEPS = 16_384; // of one run
+const MAX_EVENTS = 2_000; // the latest ones, for the list of events
+const MAX_TRACKS = 256; // chains whose tokens are kept
+
+/**
+ * The key of a chain among those of all runs.
+ * @param {string} runId
+ * @param {string} chainId
+ */
+export function chainKey(runId, chainId) {
+  return `${runId}\n${chainId}`;
+}
+
+/** @returns {Marks} */
+function noMarks() {
+  return { chains: new Set(), rows: new Set(), runs: new Set(), steps: new Set(), events: false, session: false };
+}
+
+export class Store {
+  /** @param {() => void} [onDirty] called once when something is marked and nothing was */
+  constructor(onDirty = () => {}) {
+    this.onDirty = onDirty;
+    this.views = new RunViews();
+    /** @type {Map<string, Tokens>} by key, those that changed latest last */
+    this.tracks = new Map();
+    /** @type {Map<string, Map<string, Row>>} by run and chain */
+    this.chainRows = new Map();
+    this.rowCount = 0;
+    /** @type {Map<string, Record<string, any>>} by run, as `runs` gives them */
+    this.runRows = new Map();
+    /** @type {Map<string, Record<string, any>[]>} by run, as `steps` gives them */
+    this.stepRows = new Map();
+    /** @type {StreamEvent[]} the latest events, up to twice as many */
+    this.events = [];
+    this.marks = noMarks();
+    this.dirty = false;
+  }
+
+  /** What has changed since this was last called. @returns {Marks} */
+  take() {
+    const marks = this.marks;
+    this.marks = noMarks();
+    this.dirty = false;
+    return marks;
+  }
+
+  /** The session's state or its figures have changed. */
+  sessionChanged() {
+    this.marks.session = true;
+    this.touched();
+  }
+
+  touched() {
+    if (this.dirty) return;
+    this.dirty = true;
+    this.onDirty();
+  }
+
+  // -- events --------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Take events, those of a chain in order.
+   * @param {StreamEvent[]} events
+   */
+  apply(events) {
+    for (const event of events) this.applyOne(event);
+    if (events.length) this.touched();
+  }
+
+  /**
+   * Take events for the list of events alone.
+   * @param {StreamEvent[]} events
+   */
+  list(events) {
+    this.events.push(...events);
+    if (this.events.length > 2 * MAX_EVENTS) this.events.splice(0, this.events.length - MAX_EVENTS);
+    this.marks.events = true;
+    this.touched();
+  }
+
+  /** @param {StreamEvent} event */
+  applyOne(event) {
+    this.views.apply(event);
+    const runId = event.run_id ?? "";
+    if (event.chain_id) {
+      const key = chainKey(runId, event.chain_id);
+      this.marks.chains.add(key);
+      if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") this.track(key).apply(event);
+      return;
+    }
+    this.marks.runs.add(runId);
+    if (event.event_type === "gap" || event.event_type === "run_end") {
+      for (const name of this.views.runs.get(runId)?.chains.keys() ?? []) this.marks.chains.add(chainKey(runId, name));
+    }
+    if (event.event_type === "train_step") this.marks.steps.add(runId);
+  }
+
+  /** @param {string} key */
+  track(key) {
+    const track = this.tracks.get(key) ?? new Tokens();
+    this.tracks.delete(key);
+    this.tracks.set(key, track);
+    if (this.tracks.size > MAX_TRACKS) this.tracks.delete(/** @type {string} */ (this.tracks.keys().next().value));
+    return track;
+  }
+
+  /** What the events of a chain tell. @param {string} runId @param {string} chainId @returns {ChainView | undefined} */
+  chain(runId, chainId) {
+    return this.views.runs.get(runId)?.chains.get(chainId);
+  }
+
+  /** The tokens of a chain, as far as they came. @param {string} runId @param {string} chainId @returns {Tokens | undefined} */
+  tokens(runId, chainId) {
+    return this.tracks.get(chainKey(runId, chainId));
+  }
+
+  /**
+   * Forget what events told of a chain: before its story is asked for, or when it has left the screen.
+   * @param {string} runId
+   * @param {string} chainId
+   */
+  forgetChain(runId, chainId) {
+    this.views.forget(runId, chainId);
+    this.tracks.delete(chainKey(runId, chainId));
+    this.marks.chains.add(chainKey(runId, chainId));
+    this.touched();
+  }
+
+  // -- rows ------------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Take rows of chains. A row replaces the earlier one of its chain.
+   * @param {Row[]} rows
+   */
+  takeChainRows(rows) {
+    for (const row of rows) {
+      let ofRun = this.chainRows.get(row.run_id);
+      if (ofRun === undefined) this.chainRows.set(row.run_id, (ofRun = new Map()));
+      this.rowCount += ofRun.has(row.chain_id) ? 0 : 1;
+      ofRun.set(row.chain_id, row);
+      this.marks.rows.add(row.run_id);
+    }
+    const latest = rows.at(-1)?.run_id;
+    if (latest !== undefined) this.boundRows(latest);
+    if (rows.length) this.touched();
+  }
+
+  /** Forget the rows of the chains of a run, since they are asked for anew. @param {string} runId */
+  forgetChainRows(runId) {
+    this.rowCount -= this.chainRows.get(runId)?.size ?? 0;
+    this.chainRows.delete(runId);
+    this.marks.rows.add(runId);
+    this.touched();
+  }
+
+  /** @param {string} latest the run whose rows came last; those of others go first */
+  boundRows(latest) {
+    for (const runId of [...this.chainRows.keys()]) {
+      if (this.rowCount <= MAX_ROWS) return;
+      if (runId !== latest) this.forgetChainRows(runId);
+    }
+    const ofRun = this.chainRows.get(latest) ?? new Map();
+    for (const [name, row] of ofRun) {
+      if (this.rowCount <= MAX_ROWS) return;
+      if (row.state === "running") continue;
+      ofRun.delete(name);
+      this.rowCount -= 1;
+    }
+  }
+
+  /** The rows of a run's chains, in the order in which they first came. @param {string} runId @returns {Row[]} */
+  rows(runId) {
+    return [...(this.chainRows.get(runId)?.values() ?? [])];
+  }
+
+  /** @param {string} runId @param {string} chainId @returns {Row | undefined} */
+  row(runId, chainId) {
+    return this.chainRows.get(runId)?.get(chainId);
+  }
+
+  /**
+   * Take rows of runs.
+   * @param {Record<string, any>[]} rows
+   */
+  takeRunRows(rows) {
+    for (const row of rows) {
+      this.runRows.set(row.run_id, row);
+      this.marks.runs.add(row.run_id);
+    }
+    if (rows.length) this.touched();
+  }
+
+  /**
+   * Take rows of training steps and evaluations, in order.
+   * @param {Record<string, any>[]} rows
+   */
+  takeStepRows(rows) {
+    for (const row of rows) {
+      const known = this.stepRows.get(row.run_id) ?? [];
+      if (!known.some((each) => each.row === row.row && each.train_step === row.train_step && each.timestamp === row.timestamp)) {
+        this.stepRows.set(row.run_id, [...known, row].slice(-MAX_STEPS));
+      }
+      this.marks.steps.add(row.run_id);
+    }
+    if (rows.length) this.touched();
+  }
+}

@@ -1,0 +1,152 @@
+// The tokens of one chain, as far as events tell: which text each of them gave, its id and its log-probability.
+//
+// Events come with one token each or with several merged ones, whose text cannot be divided among them: a `Span` is what came together.
+
+import { length } from "./bounded.js";
+import { objectOf, textOf } from "./view_parts.js";
+
+/** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
+
+/**
+ * Neighbouring tokens of a generation and their text, mostly a single one.
+ * @typedef {object} Span
+ * @property {number} at the first character in the generation
+ * @property {number} end behind the last one
+ * @property {string} text
+ * @property {number[]} ids
+ * @property {number[]} logprobs of the sampled tokens, natural logarithms; empty if the server does not tell
+ */
+
+const MAX_TOKENS = 131_072; // of one chain; the earliest generations go first
+
+export class Tokens {
+  constructor() {
+    /** @type {Map<number, Span[]>} by step */
+    this.steps = new Map();
+    this.count = 0;
+  }
+
+  /**
+   * Take the chain's next event.
+   * @param {StreamEvent} event
+   */
+  apply(event) {
+    const kind = event.event_type;
+    if (kind === "chain_start") {
+      this.steps.clear();
+      this.count = 0;
+    } else if (kind === "llm_generation_chunk") {
+      const data = objectOf(event.data);
+      const spans = this.steps.get(event.step ?? 0) ?? [];
+      const before = spans.at(-1)?.end ?? 0;
+      this.add(event, data, typeof data.offset === "number" ? data.offset : before);
+    } else if (kind === "llm_generation_end" && !this.steps.has(event.step ?? 0)) {
+      this.add(event, objectOf(event.data), 0); // its chunks were not seen: a record keeps the ids with the end
+    }
+  }
+
+  /**
+   * @param {StreamEvent} event
+   * @param {Record<string, any>} data
+   * @param {number} at
+   */
+  add(event, data, at) {
+    const ids = numbers(data.token_ids);
+    if (!ids.length) return;
+    const step = event.step ?? 0;
+    let spans = this.steps.get(step);
+    if (spans === undefined) this.steps.set(step, (spans = []));
+    if (at < (spans.at(-1)?.end ?? 0)) return; // it is known, or merged with what is known, so that its ids have no place
+    const text = textOf(data.content);
+    const logprobs = numbers(data.logprobs);
+    spans.push({ at, end: at + length(text), text, ids, logprobs: logprobs.length === ids.length ? logprobs : [] });
+    this.count += ids.length;
+    while (this.count > MAX_TOKENS && this.steps.size > 1) {
+      const [earliest, gone] = /** @type {[number, Span[]]} */ (this.steps.entries().next().value);
+      this.steps.delete(earliest);
+      for (const span of gone) this.count -= span.ids.length;
+    }
+  }
+
+  /** The tokens of the generation of a step, in order. @param {number | null} step @returns {readonly Span[]} */
+  of(step) {
+    return this.steps.get(step ?? 0) ?? [];
+  }
+
+  /**
+   * The ids of a generation, if they are known without a hole; else null.
+   * @param {number | null} step
+   * @returns {number[] | null}
+   */
+  ids(step) {
+    const spans = this.of(step);
+    let end = 0;
+    for (const span of spans) {
+      if (span.at !== end) return null;
+      end = span.end;
+    }
+    return spans.length ? spans.flatMap((span) => span.ids) : null;
+  }
+}
+
+/** @param {unknown} value @returns {number[]} */
+function numbers(value) {
+  return Array.isArray(value) && value.every((each) => typeof each === "number") ? value : [];
+}
+
+// -- surprise ---------------------------------------------------------------------------------------------------------
+
+export const BUCKETS = 8; // of surprise: 0 for what the model was sure of, 7 for what surprised it most
+const SURE = -Math.log(0.9);
+const LEAST_TOP = -Math.log(0.05); // so that a model that is nearly always sure has no decisions that are none
+const TOP_SHARE = 0.98; // a few outliers do not flatten the scale of all others
+
+/** @typedef {{top: number}} Scale where the last bucket begins, in nats */
+
+/**
+ * The scale of surprise for these tokens. Only sampled tokens have log-probabilities; others do not count.
+ * @param {Iterable<Span>} spans
+ * @returns {Scale}
+ */
+export function surpriseScale(spans) {
+  const found = [];
+  for (const span of spans) for (const logprob of span.logprobs) if (Number.isFinite(logprob) && -logprob > SURE) found.push(-logprob);
+  found.sort((one, other) => one - other);
+  const top = found[Math.min(Math.floor(found.length * TOP_SHARE), found.length - 1)] ?? 0;
+  return { top: Math.max(top, LEAST_TOP) };
+}
+
+/**
+ * The bucket of a log-probability, from 0 to 7; null if there is none.
+ * @param {number | null | undefined} logprob
+ * @param {Scale} scale
+ * @returns {number | null}
+ */
+export function bucketOf(logprob, scale) {
+  if (logprob === null || logprob === undefined || Number.isNaN(logprob)) return null;
+  const surprise = -logprob;
+  if (surprise <= SURE) return 0;
+  const share = (surprise - SURE) / (scale.top - SURE);
+  return Math.min(1 + Math.floor(share * (BUCKETS - 2)), BUCKETS - 1);
+}
+
+/**
+ * The log-probability of the least probable token of a span, which decides how it is shaded; null if none is known.
+ * @param {Span} span
+ */
+export function leastLogprob(span) {
+  return span.logprobs.length ? Math.min(...span.logprobs) : null;
+}
+
+/**
+ * How probable all of the spans together were, from 0 to 1; null if a log-probability is missing.
+ * @param {readonly Span[]} spans
+ */
+export function probability(spans) {
+  let sum = 0;
+  for (const span of spans) {
+    if (!span.logprobs.length) return null;
+    for (const logprob of span.logprobs) sum += logprob;
+  }
+  return spans.length ? Math.exp(sum) : null;
+}

@@ -1,0 +1,193 @@
+// The conversation of a chain as turns: one generation, and the tool calls that it asked for.
+
+import { callLine } from "./text.js";
+import { textOf } from "./view_parts.js";
+
+/** @typedef {import("./chain_view.js").ChainView} ChainView */
+/** @typedef {import("./view_parts.js").Message} Message */
+/** @typedef {import("./bounded.js").Tail} Tail */
+
+/**
+ * A tool call of a turn.
+ * @typedef {object} Call
+ * @property {string} id
+ * @property {string} name
+ * @property {unknown} arguments an object, or the raw text if it is no valid JSON
+ * @property {string} line the call on one line, such as `guess(number=8)`
+ * @property {string | null} output null if there is none yet
+ * @property {number} omitted characters of the output before what is kept
+ * @property {string | null} status `success`, `error`, `timeout`, `cancelled`; null if that was not seen
+ * @property {number | null} durationS
+ * @property {number | null} startedAt seconds since the epoch; of open calls only
+ * @property {boolean} open whether its end was not seen and may come
+ */
+
+/**
+ * A turn of the model.
+ * @typedef {object} Turn
+ * @property {"turn"} kind
+ * @property {number | null} step
+ * @property {string} text all that it wrote, calls included as it wrote them
+ * @property {number} omitted characters before what is kept of it
+ * @property {string | null} reasoning what the server sent apart
+ * @property {string | null} finishReason
+ * @property {Call[]} calls
+ * @property {boolean} open whether it is being generated, or a call of it runs
+ * @property {Tail | null} tail of the open generation; read it with `after`
+ */
+
+/**
+ * A message that no turn of the model is: the prompt, and what came from outside later.
+ * @typedef {{kind: "message", role: string, text: string, prompt: boolean}} Told
+ */
+
+/** @typedef {Turn | Told} Item */
+
+/**
+ * The conversation, in order.
+ * @param {ChainView} view
+ * @returns {Item[]}
+ */
+export function itemsOf(view) {
+  /** @type {Item[]} */
+  const items = [];
+  const promptLength = view.conversation.promptLength ?? 0;
+  for (const [i, message] of view.messages.entries()) {
+    const role = textOf(message.role);
+    const turn = lastTurn(items);
+    if (i < promptLength || (role !== "assistant" && role !== "tool")) {
+      items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength });
+    } else if (role === "assistant") {
+      items.push(turnOf(message));
+    } else if (turn !== null) {
+      answer(turn, message);
+    } else {
+      items.push({ kind: "message", role, text: contentOf(message), prompt: false });
+    }
+  }
+  addOpen(items, view);
+  return items;
+}
+
+/**
+ * Only the turns.
+ * @param {ChainView} view
+ * @returns {Turn[]}
+ */
+export function turnsOf(view) {
+  return itemsOf(view).filter((item) => item.kind === "turn");
+}
+
+/**
+ * What is still open: the generation, or the calls of the last turn.
+ * @param {Item[]} items
+ * @param {ChainView} view
+ */
+function addOpen(items, view) {
+  if (view.generation !== null) {
+    items.push({
+      kind: "turn",
+      step: view.fields.generation_step,
+      text: view.generation.text,
+      omitted: view.generation.omitted,
+      reasoning: view.reasoning === null ? null : view.reasoning.text,
+      finishReason: null,
+      calls: [],
+      open: true,
+      tail: view.generation,
+    });
+  }
+  if (!view.toolCalls.size) return;
+  let turn = lastTurn(items);
+  if (turn === null) items.push((turn = emptyTurn(view.fields.step)));
+  turn.open = true;
+  for (const call of view.toolCalls.values()) {
+    const found = {
+      id: call.callId,
+      name: call.toolName,
+      arguments: call.arguments,
+      line: callLine(call.toolName, call.arguments),
+      output: call.output.end || call.status !== null ? call.output.text : null,
+      omitted: call.output.omitted,
+      status: call.status,
+      durationS: null,
+      startedAt: call.startedAt,
+      open: true,
+    };
+    const listed = turn.calls.findIndex((each) => each.id === call.callId && each.output === null);
+    if (listed >= 0) turn.calls[listed] = found;
+    else turn.calls.push(found);
+  }
+}
+
+/** @param {number | null} step @returns {Turn} */
+function emptyTurn(step) {
+  return { kind: "turn", step, text: "", omitted: 0, reasoning: null, finishReason: null, calls: [], open: false, tail: null };
+}
+
+/** @param {Item[]} items @returns {Turn | null} the last item, if it is a turn */
+function lastTurn(items) {
+  const last = items.at(-1);
+  return last?.kind === "turn" ? last : null;
+}
+
+/** @param {Message} message @returns {Turn} */
+function turnOf(message) {
+  const calls = Array.isArray(message.tool_calls) ? message.tool_calls : [];
+  return {
+    ...emptyTurn(typeof message.step === "number" ? message.step : null),
+    text: contentOf(message),
+    omitted: typeof message.omitted === "number" ? message.omitted : 0,
+    reasoning: typeof message.reasoning === "string" ? message.reasoning : null,
+    finishReason: typeof message.finish_reason === "string" ? message.finish_reason : null,
+    calls: calls.filter((each) => typeof each === "object" && each !== null).map(listedCall),
+  };
+}
+
+/** @param {Record<string, any>} listed @returns {Call} */
+function listedCall(listed) {
+  const name = textOf(listed.function?.name);
+  const given = listed.function?.arguments ?? "";
+  return {
+    id: textOf(listed.id),
+    name,
+    arguments: given,
+    line: callLine(name, given),
+    output: null,
+    omitted: 0,
+    status: null,
+    durationS: null,
+    startedAt: null,
+    open: false,
+  };
+}
+
+/**
+ * A tool's message answers a call of its turn.
+ * @param {Turn} turn
+ * @param {Message} message
+ */
+function answer(turn, message) {
+  const id = textOf(message.tool_call_id);
+  let call = turn.calls.find((each) => each.id === id && each.output === null && each.status === null);
+  if (call === undefined) {
+    call = listedCall({ id, function: { name: textOf(message.name) } });
+    turn.calls.push(call);
+  }
+  call.output = message.content === null || message.content === undefined ? null : contentOf(message);
+  call.omitted = typeof message.omitted === "number" ? message.omitted : 0;
+  call.status = typeof message.status === "string" ? message.status : null;
+  call.durationS = typeof message.duration_s === "number" ? message.duration_s : null;
+}
+
+/**
+ * The text of a message. Parts that are not text are written as JSON.
+ * @param {Message} message
+ */
+export function contentOf(message) {
+  const { content } = message;
+  if (typeof content === "string") return content;
+  if (content === null || content === undefined) return "";
+  if (!Array.isArray(content)) return JSON.stringify(content);
+  return content.map((part) => (typeof part?.text === "string" ? part.text : JSON.stringify(part))).join("\n");
+}
