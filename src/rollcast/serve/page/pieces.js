@@ -77,3 +77,17 @@ export class Pieces {
 export function probability(piece) {
   return piece.logprobs.length ? Math.exp(piece.logprobs.reduce((sum, each) => sum + each, 0)) : null;
 }
+
+/** @type {Map<string, Pieces>} */
+const byModel = new Map();
+const MAX_MODELS = 16;
+
+/** The texts of a model's tokens, as far as this page has learned them. @param {string} model */
+export function piecesOf(model) {
+  let found = byModel.get(model);
+  if (!found) {
+    if (byModel.size >= MAX_MODELS) byModel.delete(/** @type {string} */ (byModel.keys().next().value));
+    byModel.set(model, (found = new Pieces()));
+  }
+  return found;
+}

@@ -2,7 +2,6 @@
 
 import { html, useLayoutEffect, usePage, useRef, useState } from "../ui.js";
 import { fixed } from "../format.js";
-import { hashOf } from "../routes.js";
 
 const HEIGHT = 230;
 const LEFT = 36;
@@ -41,7 +40,7 @@ export function ticks(low, high, most) {
 
 /** @param {{lines: Line[], last: number, chosen: number | null}} props `last`: the last step of the axis */
 export function Curve({ lines, last, chosen }) {
-  const { go, run } = usePage();
+  const { go } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const [width, setWidth] = useState(700);
   const [reading, read] = useState(/** @type {number | null} */ (null));
@@ -78,7 +77,7 @@ export function Curve({ lines, last, chosen }) {
       onMouseLeave=${() => read(null)}
       onClick=${(/** @type {MouseEvent} */ event) => {
         const step = stepAt(event);
-        if (step !== null) go({ view: "overview", run, params: { step: String(step) } });
+        if (step !== null) go({ view: "overview", query: { step: [String(step)] } });
       }}
     >
       ${ticks(low, high, 4).map((value) => html`<line class="grid" x1=${LEFT} x2=${width - right} y1=${y(value)} y2=${y(value)} /><text x=${LEFT - 8} y=${y(value) + 4} text-anchor="end">${value}</text>`)}

@@ -1,11 +1,17 @@
-// The text of a generation while it is written: one Text node, to which what is new is appended once a frame. What a token's probability
-// was is shown by the CSS Custom Highlight API, so that no element is made for a token.
+// The text of a generation while it is written: one Text node, to which what is new is appended once a frame. What the probability of a
+// token was is shown by the CSS Custom Highlight API, so that no element is made for a token.
 
 import { html, useEffect, useLayoutEffect, usePage, useRef } from "../ui.js";
+import { piecesOf } from "../pieces.js";
+import { segmentsOf } from "../segments.js";
 import { visible } from "../text.js";
 import { bucketOf } from "../tokens.js";
+import { chainTopic } from "../topics.js";
 
-const SCALE = { top: -Math.log(0.05) }; // the same on every page, so that colours can be compared
+/** @typedef {import("../segments.js").Segment} Segment */
+/** @typedef {import("../turns.js").Turn} Turn */
+
+const SCALE = { top: -Math.log(0.05) }; // the same for every text, so that colours can be compared
 const HIGHEST = 6;
 const MAX_SHOWN = 120_000; // UTF-16 units of one text
 
@@ -15,99 +21,118 @@ const canHighlight = typeof Highlight === "function" && typeof CSS !== "undefine
 function highlight(name) {
   if (!canHighlight) return null;
   let found = CSS.highlights.get(name);
-  if (!found) CSS.highlights.set(name, (found = new Highlight()));
+  if (!found) {
+    CSS.highlights.set(name, (found = new Highlight()));
+    if (name === "token") found.priority = 1;
+  }
   return found;
 }
 
-/**
- * How surprising a probability is, from 0 to 6; null if it is not known.
- * @param {number | null} p
- */
+/** How surprising a probability is, from 0 to 6; null if it is not known. @param {number | null} p */
 export function surprise(p) {
   if (p === null) return null;
   return Math.min(bucketOf(Math.log(Math.max(p, 1e-300)), SCALE) ?? 0, HIGHEST);
 }
 
-/** Draws the tokens of one turn into an element. */
+/** The text of one turn in an element. */
 class Drawn {
-  /** @param {HTMLElement} element */
-  constructor(element) {
+  /** @param {HTMLElement} element @param {import("../pieces.js").Pieces} pieces */
+  constructor(element, pieces) {
     this.element = element;
+    this.pieces = pieces;
     this.node = document.createTextNode("");
     element.append(this.node);
-    /** @type {number[]} where each token begins in what is shown */
+    /** @type {Segment[]} */
+    this.segments = [];
+    /** @type {number[]} where each segment begins in what is shown */
     this.starts = [];
-    /** @type {import("../transcript.js").Token[] | null} */
-    this.tokens = null;
-    this.edition = -1;
-    /** @type {[Highlight, AbstractRange][]} */
+    /** @type {import("../bounded.js").Tail | null} of the open generation that is shown */
+    this.tail = null;
+    this.end = 0; // characters of the generation that are shown
+    this.spans = 0; // how many spans they had
+    this.closed = "";
+    /** @type {[Highlight, StaticRange][]} */
     this.ranges = [];
-    this.known = false;
     /** @type {StaticRange | null} */
     this.marked = null;
   }
 
-  /** @param {import("../transcript.js").Turn} turn */
-  draw(turn) {
-    const tokens = turn.tokens;
-    if (this.edition !== turn.edition || (this.tokens !== null && this.tokens !== tokens)) this.clear();
-    this.edition = turn.edition;
-    this.tokens = tokens;
-    let text = "";
-    let length = this.node.length;
-    for (let i = this.starts.length; i < tokens.length; i += 1) {
-      const token = /** @type {import("../transcript.js").Token} */ (tokens[i]);
-      if (length > MAX_SHOWN) break;
-      let shown = visible(token.text);
-      if (length + shown.length > MAX_SHOWN) shown = `${shown.slice(0, MAX_SHOWN - length)}…`;
-      this.starts.push(length);
-      text += shown;
-      length += shown.length;
-      if (token.p !== null) this.known = true;
+  /** The generation goes on. @param {import("../bounded.js").Tail} tail @param {readonly import("../tokens.js").Span[]} spans */
+  grow(tail, spans) {
+    const more = tail === this.tail ? tail.after(this.end) : null;
+    if (more === null) {
+      this.clear();
+      this.tail = tail;
+      this.add(segmentsOf(tail.text, tail.omitted, spans, 0, this.pieces));
+    } else if (more || spans.length > this.spans) {
+      this.add(segmentsOf(more, this.end, spans, this.spans, this.pieces));
     }
-    if (text) {
-      const from = this.node.length;
-      this.node.appendData(text);
-      for (let i = 0; i < this.starts.length; i += 1) {
-        const start = /** @type {number} */ (this.starts[i]);
-        if (start < from) continue;
-        this.shade(/** @type {import("../transcript.js").Token} */ (tokens[i]), start, this.starts[i + 1] ?? length);
-      }
-    }
-    this.element.classList.toggle("unknown", !this.known && this.starts.length > 0);
+    this.end = tail.end;
+    this.spans = spans.length;
   }
 
-  /** @param {import("../transcript.js").Token} token @param {number} from @param {number} to */
-  shade(token, from, to) {
-    const level = surprise(token.p);
-    if (!level || from === to) return;
-    const group = highlight(`t${level}`);
-    if (!group) return;
-    const range = new StaticRange({ startContainer: this.node, startOffset: from, endContainer: this.node, endOffset: to });
+  /** The generation is over. @param {Turn} turn @param {readonly import("../tokens.js").Span[]} spans */
+  close(turn, spans) {
+    const closed = `${turn.text.length} ${spans.length} ${this.segments.some((each) => each.ids.length !== 1) ? this.pieces.version : ""}`;
+    if (this.closed === closed) return;
+    this.clear();
+    this.add(segmentsOf(turn.text, turn.omitted, spans, 0, this.pieces));
+    this.closed = `${turn.text.length} ${spans.length} ${this.segments.some((each) => each.ids.length !== 1) ? this.pieces.version : ""}`;
+  }
+
+  /** @param {Segment[]} segments */
+  add(segments) {
+    let text = "";
+    const from = this.node.length;
+    for (const segment of segments) {
+      const start = from + text.length;
+      let shown = visible(segment.text);
+      if (start + shown.length > MAX_SHOWN) shown = start >= MAX_SHOWN ? "" : `${shown.slice(0, MAX_SHOWN - start)}…`;
+      this.segments.push(segment);
+      this.starts.push(start);
+      text += shown;
+    }
+    if (text) this.node.appendData(text);
+    for (let i = this.starts.length - segments.length; i < this.starts.length; i += 1) this.shade(i);
+    this.element.classList.toggle("unknown", this.segments.length > 0 && this.segments.every((segment) => segment.p === null));
+  }
+
+  /** @param {number} i @returns {StaticRange | null} */
+  rangeOf(i) {
+    const startOffset = this.starts[i];
+    const endOffset = this.starts[i + 1] ?? this.node.length;
+    if (startOffset === undefined || startOffset === endOffset) return null;
+    return new StaticRange({ startContainer: this.node, startOffset, endContainer: this.node, endOffset });
+  }
+
+  /** @param {number} i */
+  shade(i) {
+    const level = surprise(/** @type {Segment} */ (this.segments[i]).p);
+    const group = level ? highlight(`t${level}`) : null;
+    const range = group && this.rangeOf(i);
+    if (!range) return;
     group.add(range);
     this.ranges.push([group, range]);
   }
 
   clear() {
     for (const [group, range] of this.ranges) group.delete(range);
+    this.mark(-1);
     this.ranges = [];
     this.starts = [];
+    this.segments = [];
     this.node.data = "";
-    this.known = false;
-    this.mark(-1);
+    this.tail = null;
+    this.end = this.spans = 0;
+    this.closed = "";
   }
 
-  /** Mark the token that facts are shown of. @param {number} index */
+  /** Mark the token that facts are shown of. @param {number} index -1 for none */
   mark(index) {
     const group = highlight("token");
     if (this.marked) group?.delete(this.marked);
-    this.marked = null;
-    const from = this.starts[index];
-    if (from === undefined || !group) return;
-    const to = this.starts[index + 1] ?? this.node.length;
-    this.marked = new StaticRange({ startContainer: this.node, startOffset: from, endContainer: this.node, endOffset: to });
-    group.priority = 9;
-    group.add(this.marked);
+    this.marked = index < 0 ? null : this.rangeOf(index);
+    if (this.marked) group?.add(this.marked);
   }
 
   /** The token at a place on screen; -1 if there is none. @param {number} x @param {number} y */
@@ -126,40 +151,59 @@ class Drawn {
 }
 
 /**
- * The tokens of a turn. Arrow keys, or a pointer, choose one; `onToken` is told which.
- * @param {{story: import("../data.js").Story, turn: import("../transcript.js").Turn, label: string,
- *   onToken?: (token: import("../transcript.js").Token | null, turn: import("../transcript.js").Turn) => void}} props
+ * The open generation of a chain, if it is that of the step.
+ * @param {import("../chain_view.js").ChainView | undefined} view
+ * @param {number | null} step
  */
-export function TokenText({ story, turn, label, onToken }) {
-  const { data } = usePage();
+function openTail(view, step) {
+  return view && view.generation !== null && view.fields.generation_step === step ? view.generation : null;
+}
+
+/**
+ * The tokens of a turn. Arrow keys or a pointer choose one; `onToken` is told which.
+ * @param {{runId: string, chainId: string, turn: Turn, label: string, onToken?: (segment: Segment | null, turn: Turn) => void}} props
+ */
+export function TokenText({ runId, chainId, turn, label, onToken }) {
+  const { store, topics } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const drawn = useRef(/** @type {Drawn | null} */ (null));
   const chosen = useRef(-1);
-  const { run, chain } = story.transcript;
+  const latest = useRef(turn);
+  latest.current = turn;
+
+  const draw = () => {
+    const view = store.chain(runId, chainId);
+    const spans = store.tokens(runId, chainId)?.of(latest.current.step) ?? [];
+    const tail = openTail(view, latest.current.step);
+    if (tail) drawn.current?.grow(tail, spans);
+    else drawn.current?.close(latest.current, spans);
+  };
   useLayoutEffect(() => {
-    const it = new Drawn(/** @type {HTMLElement} */ (place.current));
+    const it = new Drawn(/** @type {HTMLElement} */ (place.current), piecesOf(store.chain(runId, chainId)?.fields.model ?? ""));
     drawn.current = it;
-    const draw = () => it.draw(turn);
     draw();
-    const end = data.listen(`story:${run}/${chain}`, draw);
+    const end = topics.listen(chainTopic(runId, chainId), () => {
+      if (openTail(store.chain(runId, chainId), latest.current.step)) draw();
+    });
     return () => {
       end();
       it.clear();
       it.node.remove();
+      drawn.current = null;
     };
-  }, [data, turn, run, chain]);
+  }, [store, topics, runId, chainId, turn.step]);
+  useLayoutEffect(draw);
 
   const choose = (/** @type {number} */ index) => {
-    const it = /** @type {Drawn} */ (drawn.current);
     chosen.current = index;
-    it.mark(index);
-    onToken?.(it.tokens?.[index] ?? null, turn);
+    drawn.current?.mark(index);
+    onToken?.(drawn.current?.segments[index] ?? null, latest.current);
   };
   const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
     const last = (drawn.current?.starts.length ?? 0) - 1;
-    const next = {
-      ArrowRight: chosen.current + 1, ArrowLeft: chosen.current - 1, Home: 0, End: last,
-    }[event.key]; // prettier-ignore
+    /** @type {Record<string, number>} */
+    const moves = { ArrowRight: chosen.current + 1, ArrowLeft: chosen.current - 1, Home: 0, End: last };
+    const next = moves[event.key];
     if (next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     choose(Math.min(Math.max(next, 0), last));
@@ -168,42 +212,36 @@ export function TokenText({ story, turn, label, onToken }) {
     const index = drawn.current?.at(event.clientX, event.clientY) ?? -1;
     if (index >= 0 && index !== chosen.current) choose(index);
   };
-  const interactive = Boolean(onToken);
-  return html`<div
-    class="tokens"
-    ref=${place}
-    role=${interactive ? "group" : undefined}
-    tabindex=${interactive ? 0 : undefined}
-    aria-label=${interactive ? label : undefined}
-    onKeyDown=${interactive ? onKeyDown : undefined}
-    onPointerMove=${interactive ? onPointer : undefined}
-    onPointerDown=${interactive ? onPointer : undefined}
-    onFocus=${interactive ? () => choose(Math.max(chosen.current, 0)) : undefined}
-    onBlur=${interactive ? () => drawn.current?.mark(-1) : undefined}
-  ></div>`;
+  if (!onToken) return html`<div class="tokens" ref=${place}></div>`;
+  return html`<div class="tokens" ref=${place} role="group" tabindex="0" aria-label=${label} data-turn
+    onKeyDown=${onKeyDown} onPointerMove=${onPointer} onPointerDown=${onPointer}
+    onFocus=${() => choose(Math.max(chosen.current, 0))} onBlur=${() => drawn.current?.mark(-1)}></div>`;
 }
 
 /**
- * The end of a turn's text while it is written, on a line.
- * @param {{story: import("../data.js").Story, turn: import("../transcript.js").Turn, length?: number}} props
+ * The end of the open generation, on a line.
+ * @param {{runId: string, chainId: string, step: number | null, characters?: number}} props
  */
-export function TokenTail({ story, turn, length = 28 }) {
-  const { data } = usePage();
+export function TokenTail({ runId, chainId, step, characters = 28 }) {
+  const { store, topics } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
-  const { run, chain } = story.transcript;
   useEffect(() => {
     const node = document.createTextNode("");
     /** @type {HTMLElement} */ (place.current).append(node);
+    let end = -1;
     const draw = () => {
-      const text = visible(turn.text.slice(-4 * length)).replace(/\s+/g, " ");
-      node.data = text.slice(-length);
+      const tail = openTail(store.chain(runId, chainId), step);
+      if (!tail || tail.end === end) return;
+      end = tail.end;
+      node.data = visible(tail.text.slice(-4 * characters).replace(/\s+/g, " ")).slice(-characters);
     };
     draw();
-    const end = data.listen(`story:${run}/${chain}`, draw);
+    const stop = topics.listen(chainTopic(runId, chainId), draw);
     return () => {
-      end();
+      stop();
       node.remove();
     };
-  }, [data, turn, run, chain, length]);
+  }, [store, topics, runId, chainId, step, characters]);
   return html`<span class="say"><span ref=${place}></span><i class="caret" aria-hidden="true"></i></span>`;
 }
+

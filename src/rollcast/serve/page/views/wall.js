@@ -1,116 +1,63 @@
-// The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is done.
+// The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is over:
+// how far it is filled says it without colour.
 
 import { html, usePage } from "../ui.js";
-import { fixed, mean, spread } from "../format.js";
-import { hashOf } from "../routes.js";
-import { oneLine } from "../text.js";
+import { fixed } from "../format.js";
 
-/** @typedef {import("../data.js").Row} Row */
-/** @typedef {{name: string, rows: Row[], done: number, mean: number | null, spread: number}} Question */
+/** @typedef {import("../wall.js").WallRow} WallRow */
 
-/**
- * The groups of a run, those whose chains differ most first. Chains without a group stand each for themselves.
- * @param {Iterable<Row>} rows
- * @returns {Question[]}
- */
-export function questionsOf(rows) {
-  /** @type {Map<string, Row[]>} */
-  const groups = new Map();
-  for (const row of rows) {
-    const name = row.group_id ?? "";
-    const found = groups.get(name);
-    if (found) found.push(row);
-    else groups.set(name, [row]);
-  }
-  const questions = [...groups].map(([name, found]) => {
-    found.sort((a, b) => (a.index ?? 0) - (b.index ?? 0) || byName(a.chain_id, b.chain_id));
-    const rewards = found.map((row) => row.reward).filter((reward) => typeof reward === "number");
-    return { name, rows: found, done: found.filter((row) => row.state !== "running").length, mean: mean(rewards), spread: spread(rewards) ?? 0 };
-  });
-  return questions.sort((a, b) => byName(a.name, b.name));
-}
-
-/** `chain_2` before `chain_10`. @param {string} a @param {string} b */
-export function byName(a, b) {
-  return a.length - b.length || (a < b ? -1 : a > b ? 1 : 0);
-}
-
-/** From 0 to 1, so that a run with other rewards has the same colours. @param {Iterable<Row>} rows */
-export function rewardScale(rows) {
-  let low = 0;
-  let high = 0;
-  for (const { reward } of rows) {
-    if (typeof reward !== "number") continue;
-    low = Math.min(low, reward);
-    high = Math.max(high, reward);
-  }
-  if (high === low) high = low + 1;
-  if (low === 0 && high <= 1) high = 1;
-  return (/** @type {number} */ reward) => (reward - low) / (high - low);
-}
-
-const ACTIVITIES = /** @type {Record<string, [string, string]>} */ ({
-  waiting: ["waiting", "waiting"],
+/** @type {Record<string, [string, string]>} */
+const STATES = {
+  waiting: ["waiting", "between two turns"],
   generating: ["generating", "generating"],
   tool: ["in-tool", "in a tool"],
   scoring: ["scoring", "waiting for its reward"],
-});
+  failed: ["failed", "failed"],
+  lost: ["failed", "its end was not seen"],
+};
 
-/**
- * The class of a cell, and the same in words.
- * @param {Row} row
- * @param {boolean} [quiet] whether it has sent nothing for long
- * @returns {[string, string]}
- */
-export function cellState(row, quiet = false) {
-  if (row.state === "running") {
-    const [name, words] = ACTIVITIES[row.activity] ?? /** @type {[string, string]} */ (["waiting", "waiting"]);
-    return quiet ? ["quiet", `${words}, quiet for long`] : [name, words];
+/** The class of a cell, and what it means. @param {import("../wall.js").Cell} cell @param {boolean} quiet @returns {[string, string]} */
+export function cellState(cell, quiet) {
+  const [name, words] = STATES[cell.state] ?? (cell.level === null ? ["unscored", "over, without a reward"] : ["", `reward ${fixed(cell.reward)}`]);
+  return quiet && !["failed", "ended", "lost"].includes(cell.state) ? ["quiet", `${words}, quiet for long`] : [name, words];
+}
+
+/** @param {{cell: import("../wall.js").Cell, quiet: boolean}} props */
+function Cell({ cell, quiet }) {
+  const [name, words] = cellState(cell, quiet);
+  const style = name === "" ? { "--r": `${Math.round((cell.level ?? 0) * 100)}%` } : undefined;
+  return html`<i class=${`cell ${name}`} style=${style} title=${`${cell.chainId}: ${words}`}></i>`;
+}
+
+/** @param {{rows: WallRow[], quiet: Set<string>, query: Record<string, string[]>}} props `query` of the links */
+export function Wall({ rows, quiet, query }) {
+  const { to } = usePage();
+  if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
+    return html`<div class="cells">${rows.flatMap((row) => row.cells).map((cell) => html`<a key=${cell.chainId} data-row
+      href=${to({ view: "chain", chain: cell.chainId, query })} aria-label=${`${cell.chainId}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
+      ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} /></a>`)}</div>`;
   }
-  if (row.state === "lost") return ["failed", "its end was lost"];
-  if (row.finish_reason === "error" || row.finish_reason === "cancelled") return ["failed", row.finish_reason === "error" ? "failed" : "cancelled"];
-  if (typeof row.reward !== "number") return ["unscored", "done, without a reward"];
-  return ["", `reward ${fixed(row.reward)}`];
+  return html`<div class="wall">${rows.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} query=${query} />`)}</div>`;
 }
 
-/** @param {{row: Row, scale: (reward: number) => number, quiet?: boolean}} props */
-export function Cell({ row, scale, quiet = false }) {
-  const [name, words] = cellState(row, quiet);
-  const style = name === "" ? { "--r": `${Math.round(scale(row.reward) * 100)}%` } : undefined;
-  return html`<i class=${`cell ${name}`} style=${style} title=${`${row.chain_id}: ${words}`}></i>`;
-}
-
-/** @param {{questions: Question[], run: string, params: Record<string, string>, quiet: Set<string>}} props `run` as in the address */
-export function Wall({ questions, run, params, quiet }) {
-  const all = questions.flatMap((question) => question.rows);
-  const scale = rewardScale(all);
-  const single = questions.every((question) => question.rows.length === 1);
-  if (single) {
-    return html`<div class="cells">${all.map((row) => html`<a key=${row.chain_id} href=${hashOf({ view: "chain", run, chain: row.chain_id, params })}
-      aria-label=${`${row.chain_id}: ${cellState(row, quiet.has(row.chain_id))[1]}`}><${Cell} row=${row} scale=${scale} quiet=${quiet.has(row.chain_id)} /></a>`)}</div>`;
-  }
-  return html`<div class="wall">${questions.map((question) => html`<${Line} key=${question.name} question=${question} scale=${scale} run=${run} params=${params} quiet=${quiet} />`)}</div>`;
-}
-
-/** @param {{question: Question, scale: (reward: number) => number, run: string, params: Record<string, string>, quiet: Set<string>}} props */
-function Line({ question, scale, run, params, quiet }) {
-  const { name, rows, done } = question;
-  const reference = rows[0]?.reference;
-  const what = reference === null || reference === undefined ? name : `answer ${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 60)}`;
-  const to = name === "" ? hashOf({ view: "chain", run, chain: rows[0]?.chain_id ?? "", params }) : hashOf({ view: "group", run, group: name, params });
-  const told = `${name || "chains without a group"}, ${what}: ${done} of ${rows.length} done${question.mean === null ? "" : `, mean reward ${fixed(question.mean)}`}`;
-  return html`<a class="question" href=${to} aria-label=${told} data-row>
-    <span class="cells" aria-hidden="true">${rows.map((row) => html`<${Cell} key=${row.chain_id} row=${row} scale=${scale} quiet=${quiet.has(row.chain_id)} />`)}</span>
+/** @param {{row: WallRow, quiet: Set<string>, query: Record<string, string[]>}} props */
+function Question({ row, quiet, query }) {
+  const { to } = usePage();
+  const what = row.label === row.groupId ? row.groupId : `answer ${row.label}`;
+  const href = row.groupId ? to({ view: "group", group: row.groupId, query }) : to({ view: "chain", chain: row.cells[0]?.chainId ?? "", query });
+  const told = `${row.groupId || "chains without a group"}, ${what}: ${row.done} of ${row.cells.length} over${row.mean === null ? "" : `, mean reward ${fixed(row.mean)}`}`;
+  return html`<a class="question" data-row href=${href} aria-label=${told} title=${told}>
+    <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} />`)}</span>
     <span class="what">${what}</span>
-    <span class="mean">${question.mean === null ? "…" : fixed(question.mean)}</span>
+    <span class="mean">${row.mean === null ? "…" : fixed(row.mean)}</span>
   </a>`;
 }
 
 /** What the cells mean. */
 export function Legend() {
   return html`<div class="legend">
-    <span><i class="cell waiting"></i>waiting</span><span><i class="cell generating"></i>generating</span><span><i class="cell in-tool"></i>in a tool</span>
-    <span><i class="cell scoring"></i>waiting for its reward</span><span><i class="cell quiet"></i>quiet for long</span><span><i class="cell failed"></i>failed or cancelled</span>
+    <span><i class="cell waiting"></i>between two turns</span><span><i class="cell generating"></i>generating</span><span><i class="cell in-tool"></i>in a tool</span>
+    <span><i class="cell scoring"></i>waiting for its reward</span><span><i class="cell quiet"></i>quiet for long</span><span><i class="cell failed"></i>failed or lost</span>
     <span><i class="cell"></i>reward 0</span><span><i class="cell" style=${{ "--r": "50%" }}></i>half</span><span><i class="cell" style=${{ "--r": "100%" }}></i>full</span>
   </div>`;
 }
