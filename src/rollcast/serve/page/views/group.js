@@ -123,8 +123,8 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
     <div class="column-head">
       <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${row.chain_id}</a><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
-      <span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>
-      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${advantage === null ? "" : ` · advantage ${signed(advantage)}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
+      <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
+      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
     </div>
     ${lines.map((line, i) => {
       const turn = index < 0 ? null : line.cells[index];

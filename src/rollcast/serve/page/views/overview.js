@@ -150,7 +150,7 @@ function Figures({ row, rows, steps }) {
         ? { value: fixed(last.success), label: `success of step ${steps.at(-1)?.train_step}`, spark: values("success") }
         : { value: spoken ? `${fixed(first.mean_reward)} → ${fixed(latest.mean_reward)}` : fixed(first?.mean_reward), label: "held-out reward" },
       { value: fixed(last.entropy, 3), label: "entropy, nats a token", spark: values("entropy") },
-      { value: whole(steps.at(-1)?.policy_version), label: `policy version · ${whole(last.flat_groups)} of ${whole((last.flat_groups ?? 0) + (last.kept_groups ?? 0))} groups flat` },
+      { value: whole(steps.at(-1)?.policy_version), label: `policy · ${whole(last.flat_groups)} of ${whole((last.flat_groups ?? 0) + (last.kept_groups ?? 0))} groups flat` },
     );
   } else {
     figures.push(
