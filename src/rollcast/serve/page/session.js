@@ -23,13 +23,14 @@ import { Losses } from "./losses.js";
  *
  * - `events`: of a subscription, in order.
  * - `rows`: of a query; `changed` as with `watch`. `anew`: what came of this query before no longer counts, since it was asked again.
- * - `done`: a request is done; for `chain` with the `cursor` behind its events; `missing`: sentences about what an answer lacks.
+ * - `done`: a request is done; for `chain` with the `cursor` behind its events; `missing`: sentences about what an answer lacks; for
+ *   `cancel`, `chains`: the ids of those that were told to end.
  * - `refused`: a request was not done; `code` is 400–503.
  * - `welcome`: a connection is made.
  *
  * @typedef {{kind: "events", id: string, events: StreamEvent[]}
  *   | {kind: "rows", id: string, rows: Record<string, any>[], total: number | null, next: string | null, changed: boolean, anew: boolean}
- *   | {kind: "done", id: string, cursor: string | null, missing: string[], runId: string | null, chainId: string | null}
+ *   | {kind: "done", id: string, cursor: string | null, missing: string[], chains: string[]}
  *   | {kind: "refused", id: string | null, code: number, message: string}
  *   | {kind: "welcome", runs: RunInfo[], scopes: string[], features: string[]}} Notice
  */
@@ -425,8 +426,8 @@ export class Session {
     const found = this.queries.get(frame.id);
     if (found?.asked === false || this.subscriptions.has(frame.id)) return { frames: [], notices: [] }; // of something older with this id
     this.queries.delete(frame.id);
-    const { cursor = null, missing = [], run_id: runId = null, chain_id: chainId = null } = frame;
-    return { frames: this.due(), notices: [{ kind: "done", id: frame.id, cursor, missing, runId, chainId }] };
+    const { cursor = null, missing = [], chains = [] } = frame;
+    return { frames: this.due(), notices: [{ kind: "done", id: frame.id, cursor, missing, chains }] };
   }
 
   /** @param {Frame} frame @returns {Output} */

@@ -92,6 +92,19 @@ export class Store {
   }
 
   /**
+   * Take events that tell of runs and not of chains. They may come before earlier events of chains, so the end of a run ends no chain.
+   * @param {StreamEvent[]} events
+   */
+  applyToRuns(events) {
+    for (const event of events) {
+      this.views.apply(event, false);
+      this.marks.runs.add(event.run_id ?? "");
+      if (event.event_type === "train_step") this.marks.steps.add(event.run_id ?? "");
+    }
+    if (events.length) this.touched();
+  }
+
+  /**
    * Take events for the list of events alone.
    * @param {StreamEvent[]} events
    */
