@@ -40,7 +40,7 @@ export function App({ store, feed, socket, topics, onScreen }) {
   const wantsRows = route.view !== "runs" && rollout !== null;
   useEffect(() => {
     if (!wantsRows) return undefined;
-    feed.watchChains({ run: /** @type {string} */ (rollout), limit: 1000 });
+    feed.watchChains({ run: /** @type {string} */ (rollout) });
     return () => feed.unwatchChains();
   }, [feed, rollout, wantsRows]);
 
@@ -76,7 +76,9 @@ export function App({ store, feed, socket, topics, onScreen }) {
     const place = route.chain ?? route.group ?? "";
     document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
   });
-  const view = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview }[route.view];
+  /** @type {Record<Route["view"], () => any>} */
+  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview };
+  const view = views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />

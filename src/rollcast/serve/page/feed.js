@@ -226,6 +226,7 @@ export class Feed {
     if (this.loading.has(key)) return;
     this.loading.add(key);
     let begun = false;
+    const over = this.store.row(runId, chainId)?.state !== "running"; // otherwise there is more to tell when it is
     this.ask(
       { what: "chain", run: runId, chain: chainId },
       (rows, anew) => {
@@ -236,7 +237,7 @@ export class Feed {
       key,
       () => {
         this.loading.delete(key);
-        this.told.add(key);
+        if (over) this.told.add(key);
       },
     );
   }

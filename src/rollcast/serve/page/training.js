@@ -11,6 +11,7 @@ export function runRow(store, id) {
   const row = store.runRows.get(id);
   const fields = store.views.runs.get(id)?.fields;
   if (!fields) return row ? { ...row, run_id: id } : null;
+  /** @type {RunRow} */
   const merged = { ...row, run_id: id };
   for (const name of TOLD) merged[name] = fields[name] ?? row?.[name] ?? null;
   merged.status = fields.status === "unknown" ? (row?.status ?? "running") : fields.status;

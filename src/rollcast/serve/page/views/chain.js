@@ -9,6 +9,7 @@ import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
+import { trainSteps } from "../training.js";
 import { itemsOf } from "../turns.js";
 import { chainTopic } from "../topics.js";
 import { CancelButton } from "./cancel.js";
@@ -136,7 +137,9 @@ function TurnBlock({ runId, chainId, turn, number, onToken }) {
       ${turn.tail && html`<span class="accent">generating</span>`}${ended && html`<span class="bad">${ended === "length" ? "ended at its limit of tokens" : ended}</span>`}
       ${turn.omitted > 0 && html`<span class="warn">${whole(turn.omitted)} characters before this were not seen</span>`}</div>
     ${turn.reasoning && html`<details class="call"><summary><span class="muted">reasoning, ${counted(turn.reasoning.length, "character")}</span></summary><div class="body"><${TextBlock} text=${turn.reasoning} /></div></details>`}
-    <${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${`Tokens of turn ${turn.step ?? number}; arrow keys go from token to token`} onToken=${onToken} />
+    ${!turn.tail && !turn.text && turn.calls.length > 0
+      ? html`<span class="small muted">how it wrote this call was not seen by this page</span>`
+      : html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${`Tokens of turn ${turn.step ?? number}; arrow keys go from token to token`} onToken=${onToken} />`}
     ${turn.calls.map((call) => html`<${CallBlock} key=${call.id} call=${call} />`)}
   </div>`;
 }
@@ -160,7 +163,9 @@ function CallBlock({ call }) {
 
 /** @param {{view: import("../chain_view.js").ChainView, row: import("../store.js").Row | undefined, open: boolean}} props */
 function Facts({ view, row, open }) {
+  const { store, run } = usePage();
   useTicks(1000, open);
+  const trained = (trainSteps(store, run).at(-1)?.train_step ?? 0) >= (row?.train_step ?? 0);
   const { fields } = view;
   const reward = fields.reward ?? row?.reward ?? null;
   const advantage = fields.advantage ?? row?.advantage ?? null;
@@ -173,7 +178,7 @@ function Facts({ view, row, open }) {
       <dt>state</dt><dd>${open ? html`<span class="accent">${row?.activity ?? view.state}</span>` : (fields.finish_reason ?? row?.finish_reason ?? view.state).replace("_", " ")}</dd>
       <dt>reward</dt><dd>${reward === null ? (open ? "not yet" : "none") : fixed(reward)}</dd>
       ${metrics.map(([name, value]) => html`<dt>${visible(name)}</dt><dd>${typeof value === "number" ? fixed(value) : oneLine(String(value), 40)}</dd>`)}
-      <dt>advantage</dt><dd>${advantage === null ? (open ? "not yet" : "not trained on") : signed(advantage)}</dd>
+      ${(advantage !== null || row?.split === "train") && html`<dt>advantage</dt><dd>${advantage === null ? (trained ? "not trained on" : "not yet") : signed(advantage)}</dd>`}
       ${reference !== null && html`<dt>reference</dt><dd>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</dd>`}
       <dt>tokens</dt><dd>${whole(view.tokens || row?.completion_tokens)}</dd>
       <dt>duration</dt><dd>${duration(seconds)}</dd>
