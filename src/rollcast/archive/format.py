@@ -355,6 +355,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
         policy_first, policy_last: versions of the weights at its start and in its last generation.
         steps, completion_tokens: as `chain_end` says.
         times: seconds in each state: waiting, generating, tool, scoring.
+        stays: how often it was in each of them (`count`), and the `longest` stay in seconds; of stays that are over.
         calls, calls_failed: tool calls that ended, and those of them with `error` or `timeout`.
         tool_use: the same by tool: `calls`, `failed` and `seconds`.
         truncated: generations that ended at their limit of tokens.
@@ -391,6 +392,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     steps: int | None = None
     completion_tokens: int | None = None
     times: dict[str, float] = {}
+    stays: dict[str, dict[str, float]] = {}
     calls: int | None = None
     calls_failed: int | None = None
     tool_use: dict[str, dict[str, float]] = {}

@@ -215,12 +215,17 @@ class Skeleton:
             self.totals.open_chains -= 1
 
     def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
-        """The row of an open chain as it stands, with what it does now (`activity`) and when it last did something."""
+        """The row of an open chain as it stands.
+
+        It also has what the chain does now (`activity`), for which tools it waits (`open_tools`), and when it last did something.
+        """
         chain = self._chains[run_id, chain_id]
+        waits_for = {call.tool_name for call in chain.view.tool_calls.values() if call.status is None}
         now = {
             "activity": chain.view.state,
             "step": chain.view.step,
             "last_event_at": chain.view.last_event_at,
+            "open_tools": sorted(waits_for) or None,
         }
         row: dict[str, Any] = msgspec.to_builtins(self._start_row(chain))
         row.update(msgspec.to_builtins(self._sum_up(chain, "running")))
@@ -258,6 +263,10 @@ class Skeleton:
             steps=view.steps,
             completion_tokens=view.completion_tokens,
             times={state: round(time.seconds, 6) for state, time in view.times.items()},
+            stays={
+                state: {"count": time.stays, "longest": round(time.longest, 6)}
+                for state, time in view.times.items()
+            },
             calls=calls,
             calls_failed=failed,
             tool_use={

@@ -13,6 +13,7 @@ import { chainKey } from "./store.js";
 const RUN_TYPES = ["run_start", "run_end", "train_step"];
 const MAX_PAGES = 256; // of one answer
 const RUNS_S = 1; // the runs are asked for no more often
+const NEWEST_RUNS = 64; // those that may have begun or ended
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -107,7 +108,7 @@ export class Feed {
       this.store.list(events); // the views get their events from the other subscriptions, in order
     } else if (id === "runs") {
       this.store.applyToRuns(events);
-      if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askRuns();
+      if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askNewestRuns();
     } else {
       this.store.apply(events);
     }
@@ -121,15 +122,21 @@ export class Feed {
     this.askRuns();
   }
 
-  /** Ask for the rows of all runs; if that was done a moment ago, in a moment. */
+  /** Ask for the rows of all runs. */
   askRuns() {
+    this.runsAt = this.line.session.now();
+    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+  }
+
+  /** Ask for the rows of the newest runs; if runs were asked for a moment ago, in a moment. */
+  askNewestRuns() {
     if (this.runsDue) return;
     const pause = Math.max(this.runsAt + RUNS_S - this.line.session.now(), 0);
     this.runsDue = true;
     const ask = () => {
       this.runsDue = false;
       this.runsAt = this.line.session.now();
-      this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+      this.ask({ what: "runs", limit: NEWEST_RUNS }, (rows) => this.store.takeRunRows(rows), "runs");
     };
     if (pause === 0) ask();
     else this.later(ask, pause * 1000);

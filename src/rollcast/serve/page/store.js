@@ -22,7 +22,8 @@ import { Tokens } from "./tokens.js";
  */
 
 const MAX_ROWS = 16_384; // of chains, in all runs
-const MAX_STEPS = 16_384; // of one run
+const MAX_STEPS = 16_384; // of all trainings
+const MAX_RUNS = 4_096; // the earliest that came go first
 const MAX_EVENTS = 2_000; // the latest ones, for the list of events
 const MAX_TRACKS = 256; // chains whose tokens are kept
 
@@ -54,6 +55,8 @@ export class Store {
     this.runRows = new Map();
     /** @type {Map<string, Record<string, any>[]>} by run, as `steps` gives them */
     this.stepRows = new Map();
+    /** @type {Set<string>} what tells the steps apart */
+    this.knownSteps = new Set();
     /** @type {StreamEvent[]} the latest events, up to twice as many */
     this.events = [];
     this.marks = noMarks();
@@ -223,8 +226,18 @@ export class Store {
     for (const row of rows) {
       this.runRows.set(row.run_id, row);
       this.marks.runs.add(row.run_id);
+      if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
     }
     if (rows.length) this.touched();
+  }
+
+  /** Forget the steps of other trainings, and then the earliest ones. */
+  boundSteps() {
+    const latest = [...this.stepRows].at(-1);
+    this.stepRows = new Map(latest ? [[latest[0], latest[1].slice(-MAX_STEPS / 2)]] : []);
+    this.knownSteps = new Set(
+      (latest?.[1] ?? []).slice(-MAX_STEPS / 2).map((row) => JSON.stringify([row.run_id, row.row, row.train_step, row.timestamp])),
+    );
   }
 
   /**
@@ -233,12 +246,15 @@ export class Store {
    */
   takeStepRows(rows) {
     for (const row of rows) {
-      const known = this.stepRows.get(row.run_id) ?? [];
-      if (!known.some((each) => each.row === row.row && each.train_step === row.train_step && each.timestamp === row.timestamp)) {
-        this.stepRows.set(row.run_id, [...known, row].slice(-MAX_STEPS));
-      }
+      const key = JSON.stringify([row.run_id, row.row, row.train_step, row.timestamp]);
       this.marks.steps.add(row.run_id);
+      if (this.knownSteps.has(key)) continue;
+      this.knownSteps.add(key);
+      const known = this.stepRows.get(row.run_id);
+      if (known) known.push(row);
+      else this.stepRows.set(row.run_id, [row]);
     }
+    if (this.knownSteps.size > MAX_STEPS) this.boundSteps();
     if (rows.length) this.touched();
   }
 }

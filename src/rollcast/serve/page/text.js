@@ -57,6 +57,16 @@ export function oneLine(text, limit) {
   return `${characters.slice(0, limit - 1).join("")}…`;
 }
 
+/**
+ * The text on one line without characters that cannot be seen, at most `limit` characters of it: for sentences that quote something.
+ * @param {string} text
+ * @param {number} limit
+ */
+export function plainLine(text, limit) {
+  const flat = [...text.replace(UNSEEN, " ").replace(/\s+/g, " ").trim()];
+  return flat.length <= limit ? flat.join("") : `${flat.slice(0, limit - 1).join("")}…`;
+}
+
 // -- calls --------------------------------------------------------------------------------------------------------------
 
 /** @typedef {{kind: "text" | "call" | "thought", text: string, at: number, complete: boolean}} Part `at`: in code units */

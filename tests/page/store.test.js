@@ -1,0 +1,239 @@
+// The store and the feed: what is asked of the server, and what the page knows then.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Feed } from "../../src/rollcast/serve/page/feed.js";
+import { Session } from "../../src/rollcast/serve/page/session.js";
+import { chainKey, Store } from "../../src/rollcast/serve/page/store.js";
+
+const event = (event_type, chain_id, seq, data = {}, more = {}) => ({
+  event_type, chain_id, timestamp: 1000 + seq, data, step: null, depth: null, seq, run_id: "r", group_id: null, source: "", ...more,
+});
+const row = (n, more = {}) => ({ run_id: "r", chain_id: `chain_${n}`, state: "ended", ...more });
+const chunk = (chain, seq, text, offset) => event("llm_generation_chunk", chain, seq, { content: text, offset, token_ids: [seq], logprobs: [-1] }, { step: 1 });
+
+/** A feed on a session that is connected to nobody; `sent` are the frames, `say` is the server, `due` are its timers. */
+function made() {
+  const clock = { now: 100 };
+  const session = new Session({ now: () => clock.now, epoch: () => 2000, random: () => 0 });
+  const [sent, due] = [[], []];
+  let numbers = 0;
+  const send = (frames) => sent.push(...frames);
+  const line = {
+    session,
+    subscribe: (id, filter, options) => send(session.subscribe(id, filter, options)),
+    update: (id, filter) => send(session.update(id, filter)),
+    unsubscribe: (id) => send(session.unsubscribe(id)),
+    ask: (query) => {
+      const id = `${query.what}-${(numbers += 1)}`;
+      send(session.ask(id, query));
+      return id;
+    },
+    stop: (id) => send(session.stop(id)),
+  };
+  const store = new Store();
+  const feed = new Feed(line, store, (action, ms) => due.push({ action, ms }));
+  const say = (frame) => {
+    const { frames, notices } = session.receive(JSON.stringify(frame));
+    send(frames);
+    feed.take(notices);
+  };
+  session.opened();
+  say({ type: "welcome", runs: [], heartbeat_s: 20, limits: { queries: 8 }, scopes: ["read"], features: [] });
+  return { clock, session, store, feed, sent, say, due };
+}
+
+test("the first change asks for one frame, and the next one only after the marks were taken", () => {
+  let asked = 0;
+  const store = new Store(() => (asked += 1));
+  store.apply([event("chain_start", "chain_0", 0, { messages: [] })]);
+  store.takeChainRows([row(0)]);
+  assert.equal(asked, 1);
+  const marks = store.take();
+  assert.deepEqual([[...marks.chains], [...marks.rows], marks.events], [[chainKey("r", "chain_0")], ["r"], false]);
+  assert.deepEqual([...store.take().chains], []);
+  store.list([event("message", "chain_0", 1)]);
+  assert.equal(asked, 2);
+  assert.equal(store.take().events, true);
+});
+
+test("events make views, with their tokens", () => {
+  const store = new Store();
+  store.apply([event("chain_start", "chain_0", 0, { messages: [] }), chunk("chain_0", 1, "Hel", 0), chunk("chain_0", 2, "lo", 3)]);
+  assert.equal(store.chain("r", "chain_0").generation.text, "Hello");
+  assert.deepEqual(store.tokens("r", "chain_0").ids(1), [1, 2]);
+  store.forgetChain("r", "chain_0");
+  assert.equal(store.chain("r", "chain_0"), undefined);
+  assert.equal(store.tokens("r", "chain_0"), undefined);
+  assert.equal(store.views.chains, 0);
+});
+
+test("the end of a run that comes before what its chains still send ends no chain", () => {
+  const store = new Store();
+  store.apply([event("chain_start", "chain_0", 0, { messages: [] }), chunk("chain_0", 1, "Hel", 0)]);
+  store.applyToRuns([event("run_end", "", 9, { status: "completed" })]);
+  store.apply([chunk("chain_0", 2, "lo", 3)]);
+  assert.equal(store.chain("r", "chain_0").generation.text, "Hello");
+  assert.equal(store.views.runs.get("r").fields.status, "completed");
+});
+
+test("memory stays bounded, however much comes", () => {
+  const store = new Store();
+  for (let run = 0; run < 40; run += 1) {
+    store.takeChainRows(Array.from({ length: 1_000 }, (_, n) => ({ run_id: `r${run}`, chain_id: `chain_${n}`, state: "ended" })));
+    store.apply(Array.from({ length: 400 }, (_, n) => ({ ...chunk(`chain_${n}`, n, "word ", 0), run_id: `r${run}` })));
+    store.list(Array.from({ length: 1_000 }, (_, n) => event("message", "c", n)));
+  }
+  const rows = [...store.chainRows.values()].reduce((sum, each) => sum + each.size, 0);
+  assert.equal(rows, store.rowCount);
+  assert.ok(rows <= 16_384 && rows >= 16_000, `${rows} rows`);
+  assert.equal(store.rows("r39").length, 1_000);
+  assert.ok(store.events.length <= 4_000);
+  assert.ok(store.tracks.size <= 256);
+  assert.ok(store.views.chains <= 16_384);
+});
+
+test("rows of one run alone are bounded too, and those that run stay", () => {
+  const store = new Store();
+  store.takeChainRows([row(0, { state: "running" })]);
+  for (let i = 1; i <= 20_000; i += 1) store.takeChainRows([row(i)]);
+  assert.ok(store.rowCount <= 16_384);
+  assert.equal(store.row("r", "chain_0").state, "running");
+  assert.ok(store.row("r", "chain_20000"));
+});
+
+test("runs are followed: a new run is asked for at once, others in a moment", () => {
+  const { clock, store, feed, sent, say, due } = made();
+  feed.followRuns();
+  assert.deepEqual(sent.map((frame) => [frame.type, frame.id]), [["subscribe", "runs"], ["query", "runs-1"]]);
+  say({ type: "rows", id: "runs-1", rows: [{ run_id: "r", status: "running" }] });
+  say({ type: "done", id: "runs-1", missing: ["there is no record"] });
+  assert.equal(store.runRows.get("r").status, "running");
+  assert.deepEqual(feed.missing.get("runs"), ["there is no record"]);
+  say({ type: "batch", id: "runs", cursor: "c", events: [event("run_start", "", 0, { chains: 4 }), event("run_start", "", 0, {}, { run_id: "s" })] });
+  assert.equal(due.length, 1);
+  assert.equal(sent.length, 2);
+  clock.now += 1;
+  due[0].action();
+  assert.deepEqual(sent.at(-1), { type: "query", id: "runs-2", what: "runs", limit: 64 });
+  assert.equal(store.views.runs.get("r").fields.expected_chains, 4);
+});
+
+test("every page of an answer is asked for, and only one if there is a limit", () => {
+  const { store, feed, sent, say } = made();
+  feed.watchChains({ run: "r" });
+  say({ type: "rows", id: "chains-1", rows: [row(0)], total: 2, next: "behind 0" });
+  assert.deepEqual(sent.at(-1), { type: "query", id: "chains-2", what: "chains", watch: false, run: "r", after: "behind 0" });
+  say({ type: "rows", id: "chains-2", rows: [row(1)], total: 2 });
+  say({ type: "done", id: "chains-2" });
+  say({ type: "rows", id: "chains-1", rows: [row(0, { reward: 1 })], changed: true });
+  assert.deepEqual(store.rows("r").map((each) => each.reward ?? null), [1, null]);
+  assert.equal(feed.total, 2);
+  feed.watchChains({ run: "r", limit: 1 });
+  assert.deepEqual(sent.slice(-2).map((frame) => [frame.type, frame.id]), [["stop", "chains-1"], ["query", "chains-3"]]);
+  const before = sent.length;
+  say({ type: "rows", id: "chains-3", rows: [row(0)], total: 2, next: "behind 0" });
+  assert.equal(sent.length, before);
+});
+
+test("rows that are asked for again after a lost connection replace those from before", () => {
+  const { session, store, feed, say } = made();
+  feed.watchChains({});
+  say({ type: "rows", id: "chains-1", rows: [row(0), row(1)] });
+  session.closed(1006);
+  session.opened();
+  say({ type: "welcome", runs: [] });
+  say({ type: "rows", id: "chains-1", rows: [row(1)] });
+  assert.deepEqual(store.rows("r").map((each) => each.chain_id), ["chain_1"]);
+});
+
+test("chains on screen are one subscription, whose filter follows what is on screen", () => {
+  const { clock, feed, sent } = made();
+  feed.showChains("r", ["chain_1", "chain_0"]);
+  assert.deepEqual(sent.at(-1), { type: "subscribe", id: "chains", filter: { runs: ["r"], chains: ["chain_0", "chain_1"] }, since: "live" });
+  feed.showChains("r", ["chain_0", "chain_1"]);
+  assert.equal(sent.length, 1);
+  clock.now += 1;
+  feed.showChains("r", ["chain_2"]);
+  assert.deepEqual(sent.at(-1), { type: "update", id: "chains", filter: { runs: ["r"], chains: ["chain_2"] } });
+  feed.showChains("r", []);
+  assert.deepEqual(sent.at(-1), { type: "unsubscribe", id: "chains" });
+});
+
+test("a chain that is over is told by its story, once, in all its windows", () => {
+  const { store, feed, sent, say } = made();
+  store.takeChainRows([row(0)]);
+  const stories = () => sent.filter((frame) => frame.what === "chain");
+  feed.showChains("r", ["chain_0"]);
+  feed.showChains("r", ["chain_0"]);
+  assert.deepEqual(stories().map((frame) => [frame.id, frame.run, frame.chain]), [["chain-1", "r", "chain_0"]]);
+  const key = chainKey("r", "chain_0");
+  assert.ok(feed.loading.has(key));
+  say({ type: "rows", id: "chain-1", rows: [event("chain_start", "chain_0", 0, { messages: [{ role: "user", content: "?" }] })], next: "more" });
+  say({ type: "done", id: "chain-1" });
+  assert.ok(feed.loading.has(key));
+  say({ type: "rows", id: "chain-2", rows: [event("chain_end", "chain_0", 5, { finish_reason: "answered", final_response: "yes" })] });
+  say({ type: "done", id: "chain-2", missing: ["the record is behind"] });
+  assert.ok(!feed.loading.has(key));
+  assert.deepEqual(feed.missing.get(key), ["the record is behind"]);
+  assert.equal(store.chain("r", "chain_0").fields.final_response, "yes");
+  feed.showChains("r", ["chain_0"]);
+  assert.equal(stories().length, 2);
+});
+
+test("a story that cannot be told is not asked for again and again, and says why", () => {
+  const { store, feed, sent, say } = made();
+  store.takeChainRows([row(0)]);
+  feed.showChains("r", ["chain_0"]);
+  say({ type: "error", id: "chain-1", code: 404, message: "there is no such chain" });
+  for (let i = 0; i < 5; i += 1) feed.showChains("r", ["chain_0"]);
+  assert.equal(sent.filter((frame) => frame.what === "chain").length, 1);
+  assert.deepEqual(feed.missing.get(chainKey("r", "chain_0")), ["there is no such chain"]);
+});
+
+test("a running chain of which no snapshot comes is told by its story too", () => {
+  const { clock, store, feed, sent } = made();
+  store.takeChainRows([row(0, { state: "running" })]);
+  feed.showChains("r", ["chain_0"]);
+  assert.equal(sent.filter((frame) => frame.what === "chain").length, 0);
+  clock.now += 2;
+  feed.showChains("r", ["chain_0"]);
+  assert.equal(sent.filter((frame) => frame.what === "chain").length, 1);
+});
+
+test("events of the list do not reach the views, which get theirs in order", () => {
+  const { store, feed, say } = made();
+  feed.followEvents({ types: ["chain_start"] });
+  say({ type: "batch", id: "events", cursor: "c", events: [event("chain_start", "chain_0", 7)] });
+  assert.equal(store.events.length, 1);
+  assert.equal(store.views.runs.size, 0);
+});
+
+test("answers to what the feed did not ask, such as cancel, go to who did", () => {
+  const { feed, say } = made();
+  const answers = [];
+  feed.onAnswer = (notice) => answers.push(notice);
+  say({ type: "done", id: "cancel-1", run_id: "r", chains: ["chain_0"] });
+  say({ type: "error", id: "cancel-2", code: 403, message: "the token lacks the scope" });
+  assert.deepEqual(answers.map((notice) => [notice.kind, notice.id]), [["done", "cancel-1"], ["refused", "cancel-2"]]);
+  assert.deepEqual(answers[0].chains, ["chain_0"]);
+});
+
+test("a step that comes again is not listed twice, and steps are bounded", () => {
+  const store = new Store();
+  const step = (run, n) => ({ run_id: run, row: "train_step", train_step: n, timestamp: n, metrics: {} });
+  store.takeStepRows([step("t", 1), step("t", 2)]);
+  store.takeStepRows([step("t", 2), step("t", 3)]);
+  assert.deepEqual(store.stepRows.get("t").map((row) => row.train_step), [1, 2, 3]);
+  for (let n = 0; n < 40_000; n += 1) store.takeStepRows([step("u", n)]);
+  const rows = [...store.stepRows.values()].flat();
+  assert.ok(rows.length <= 16_384 && rows.at(-1).train_step === 39_999);
+});
+
+test("runs are bounded, and the latest stay", () => {
+  const store = new Store();
+  store.takeRunRows(Array.from({ length: 5_000 }, (_, n) => ({ run_id: `r${n}` })));
+  assert.equal(store.runRows.size, 4_096);
+  assert.ok(store.runRows.has("r4999"));
+});
