@@ -4,6 +4,7 @@ import { formatRoute, parseRoute } from "./route.js";
 import { runName } from "./format.js";
 import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
+import { oneLine } from "./text.js";
 import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
 import { EventsPage } from "./views/events.js";
@@ -73,7 +74,7 @@ export function App({ store, feed, socket, topics, onScreen }) {
 
   const row = runRow(store, run);
   useEffect(() => {
-    const place = route.chain ?? route.group ?? "";
+    const place = oneLine(route.chain ?? route.group ?? "", 60);
     document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
   });
   /** @type {Record<Route["view"], () => any>} */
@@ -113,7 +114,7 @@ function Header({ row }) {
         ${views.map(([name, view, href]) => html`<a key=${view} href=${href} aria-current=${route.view === view ? "page" : undefined}>${name}</a>`)}
       </nav>
       <span class="crumb wide-only">
-        ${row && route.view !== "runs" && html`<a href=${to({ view: "overview" })}>${runName(row)}${row.model ? ` · ${row.model}` : ""}</a>`}
+        ${row && route.view !== "runs" && html`<a href=${to({ view: "overview" })}>${runName(row)}${row.model ? ` · ${oneLine(String(row.model), 60)}` : ""}</a>`}
         ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
       </span>
       <span class="grow"></span>

@@ -220,7 +220,19 @@ export class Feed {
     const view = this.store.chain(runId, chainId);
     if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
     if (state === "running") return view === undefined && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
-    return !(view?.state === "ended" && view.complete && view.messages.length);
+    return !(view?.state === "ended" && view.complete && view.messages.length && this.hasTokens(runId, chainId));
+  }
+
+  /**
+   * Whether the tokens of every turn came. Those before a snapshot did not.
+   * @param {string} runId
+   * @param {string} chainId
+   */
+  hasTokens(runId, chainId) {
+    const view = this.store.chain(runId, chainId);
+    const tokens = this.store.tokens(runId, chainId);
+    const steps = (view?.messages ?? []).filter((message) => message.role === "assistant").map((message) => message.step ?? null);
+    return steps.every((step) => tokens !== undefined && tokens.ids(step) !== null);
   }
 
   /**

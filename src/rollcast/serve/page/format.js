@@ -1,5 +1,7 @@
 // Numbers, times and names as the page writes them. Pure.
 
+import { oneLine } from "./text.js";
+
 /** @param {number | null | undefined} value @param {number} [digits] */
 export function fixed(value, digits = 2) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
@@ -66,5 +68,5 @@ export function counted(count, noun) {
 
 /** What a run is called. @param {Record<string, any> | undefined} row */
 export function runName(row) {
-  return String(row?.name || row?.agent || row?.run_id?.slice(0, 8) || "run");
+  return oneLine(String(row?.name || row?.agent || row?.run_id?.slice(0, 8) || "run"), 60);
 }

@@ -79,13 +79,13 @@ export function ChainPage() {
   }, [route.turn, view !== undefined]);
 
   const missing = rollout === null ? [] : (feed.missing.get(chainKey(rollout, chain)) ?? []);
-  const heading = html`<div class="title"><div><h1>${chain}</h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: step })}>${group}</a>`}
+  const heading = html`<div class="title"><div><h1>${oneLine(chain, 80)}</h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: step })}>${oneLine(group, 80)}</a>`}
     ${row?.index !== null && row?.index !== undefined && siblings.length > 1 ? ` · ${row.index + 1} of ${siblings.length}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
   if (rollout === null || !view || view.state === "unknown") {
     const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
     const known = rollout !== null && store.rows(rollout).length > 0 && !row;
-    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${chain} in this run.` : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
+    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
   }
   const items = itemsOf(view);
   let turns = 0;

@@ -54,7 +54,7 @@ export function GroupPage() {
   const members = /** @type {Member[]} */ (ids.map((id) => ({ view: store.chain(/** @type {string} */ (rollout), id), tokens: store.tokens(/** @type {string} */ (rollout), id) })).filter((member) => member.view));
   if (!rows.length) {
     const some = rollout !== null && store.rows(rollout).length > 0;
-    return html`<div class="title"><h1>${group}</h1></div><section class="panel"><p class="empty">${rollout === null ? "This step is not known here." : some ? `There is no group ${group} in this run.` : "Asking for its chains …"}</p></section>`;
+    return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${rollout === null ? "This step is not known here." : some ? `There is no group ${oneLine(group, 80)} in this run.` : "Asking for its chains …"}</p></section>`;
   }
   const rewards = rows.map((row) => row.reward).filter((reward) => typeof reward === "number");
   const done = rows.filter((row) => row.state !== "running").length;
@@ -67,7 +67,7 @@ export function GroupPage() {
   const pill = (/** @type {string} */ name, /** @type {unknown} */ value) => html`<span class="pill">${name} <b>${value}</b></span>`;
   return html`<div class="title">
       <div>
-        <h1>${group} <span class="muted">· ${counted(rows.length, "chain")} of one question</span></h1>
+        <h1>${oneLine(group, 80)} <span class="muted">· ${counted(rows.length, "chain")} of one question</span></h1>
         ${prompt && html`<p>${oneLine(contentOf(prompt), 400)}</p>`}
         <div class="pills">
           ${reference !== null && pill("reference", oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 60))}
@@ -121,7 +121,7 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
   const turns = lines.filter((line) => line.cells[index]).length;
   return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
     <div class="column-head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${row.chain_id}</a><span class="grow"></span>
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
       <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>

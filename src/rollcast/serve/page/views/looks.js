@@ -1,20 +1,12 @@
 // What needs a look: hints with the chains that show them, never verdicts.
 
+import { namedChains } from "../hints.js";
 import { html, usePage } from "../ui.js";
 
-/** @typedef {{kind: string, sentence: string, runId: string, chains: string[], count: number, groupId: string | null, subject: string}} Look */
+/** @typedef {import("../hints.js").Hint} Look */
 
 /** @type {Record<string, [string, string]>} a sign and the class of its colour */
-const SIGNS = { quiet: ["◔", "warn"], tool_fails: ["✕", "bad"], flat_groups: ["=", "muted"], alike_and_wrong: ["≠", "bad"], reward_without_reference: ["!", "warn"], truncated: ["…", "warn"], failed: ["✕", "bad"] };
-
-/**
- * @param {import("../store.js").Row[]} _rows
- * @param {import("../store.js").Store} _store
- * @returns {Look[]}
- */
-export function looksOf(_rows, _store) {
-  return [];
-}
+const SIGNS = { quiet: ["◔", "warn"], tool_fails: ["✕", "bad"], flat_groups: ["=", "muted"], alike_and_wrong: ["≠", "bad"], reward_without_reference: ["!", "warn"], truncated: ["…", "warn"] };
 
 /** @param {import("../ui.js").PageContext} page @param {Look} look @param {Record<string, string[]>} query */
 export function lookHref({ to, store, rollout }, look, query) {
@@ -32,7 +24,7 @@ export function Looks({ looks, query }) {
   return html`<ul class="looks">${looks.map((look) => {
     const [sign, colour] = SIGNS[look.kind] ?? ["•", "muted"];
     return html`<li key=${`${look.kind} ${look.groupId} ${look.subject}`}><a class="look" href=${lookHref(page, look, query)}>
-      <span class=${`sign ${colour}`} aria-hidden="true">${sign}</span><span>${look.sentence}<br /><span class="why">${look.chains.slice(0, 6).join(", ")}${look.count > 6 ? ` and ${look.count - 6} more` : ""}</span></span>
+      <span class=${`sign ${colour}`} aria-hidden="true">${sign}</span><span>${look.sentence}<br /><span class="why">${namedChains(look)}</span></span>
     </a></li>`;
   })}</ul>`;
 }

@@ -4,8 +4,10 @@ import { html, usePage, useKeys, useRef, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
 import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
 import { wallOf } from "../wall.js";
+import { needsALook } from "../hints.js";
+import { oneLine } from "../text.js";
 import { Curve, Spark } from "./curve.js";
-import { lookHref, looksOf, Looks } from "./looks.js";
+import { lookHref, Looks } from "./looks.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
@@ -18,8 +20,9 @@ export function Overview() {
   const rolloutRow = runRow(store, rollout);
   const rows = rollout === null ? [] : store.rows(rollout);
   const steps = trainSteps(store, run);
+  const open = rolloutRow?.status === "running";
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = looksOf(rows, store);
+  const looks = needsALook(rows, open ? Date.now() / 1000 : null);
   const quiet = new Set(looks.filter((each) => each.kind === "quiet").flatMap((each) => each.chains));
   const wall = wallOf(rows);
   if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
@@ -173,7 +176,7 @@ function About({ row, rows }) {
   for (const each of rows) if (each.finish_reason) ends.set(each.finish_reason, (ends.get(each.finish_reason) ?? 0) + 1);
   const ended = [...ends].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} × ${name.replace("_", " ")}`).join(", ");
   return html`<dl>
-    <dt>agent</dt><dd>${row.agent ?? "–"}</dd><dt>model</dt><dd>${row.model ?? "–"}</dd><dt>status</dt><dd>${row.status}</dd>
+    <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
     <dt>started</dt><dd>${when(row.started_at)}</dd><dt>ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
   </dl>`;
 }

@@ -4,7 +4,7 @@ import { html, usePage, useTopics } from "../ui.js";
 import { duration, fixed, runName, when, whole } from "../format.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
-import { visible } from "../text.js";
+import { oneLine } from "../text.js";
 
 export function RunsPage() {
   const { runs, store, feed } = usePage();
@@ -24,7 +24,7 @@ export function RunsPage() {
               const reward = steps.length ? steps.at(-1)?.metrics?.mean_reward : row.mean_reward;
               const seconds = row.duration_s ?? (row.started_at && (row.ended_at ?? Date.now() / 1000) - row.started_at);
               return html`<tr key=${row.run_id}>
-                <td><a href=${formatRoute({ view: "overview", run: row.run_id })}><b>${visible(runName(row))}</b> <span class="muted small">${row.model ?? ""} · ${row.run_id.slice(-6)}</span></a></td>
+                <td><a href=${formatRoute({ view: "overview", run: row.run_id })}><b>${runName(row)}</b> <span class="muted small">${oneLine(String(row.model ?? ""), 60)} · ${row.run_id.slice(-6)}</span></a></td>
                 <td>${row.status === "running" ? html`<span class="accent">● running</span>` : row.status === "failed" ? html`<span class="bad">✕ failed</span>` : row.status}</td>
                 <td class="mono">${when(row.started_at)}</td><td class="mono">${duration(seconds)}</td><td class="mono">${steps.length || "–"}</td>
                 <td class="mono">${whole(chains)}</td><td class="mono">${failed ? html`<span class="bad">${whole(failed)}</span>` : "0"}</td><td class="mono">${fixed(reward)}</td></tr>`;

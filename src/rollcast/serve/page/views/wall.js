@@ -3,6 +3,7 @@
 
 import { html, usePage } from "../ui.js";
 import { fixed } from "../format.js";
+import { oneLine } from "../text.js";
 
 /** @typedef {import("../wall.js").WallRow} WallRow */
 
@@ -26,7 +27,7 @@ export function cellState(cell, quiet) {
 function Cell({ cell, quiet }) {
   const [name, words] = cellState(cell, quiet);
   const style = name === "" ? { "--r": `${Math.round((cell.level ?? 0) * 100)}%` } : undefined;
-  return html`<i class=${`cell ${name}`} style=${style} title=${`${cell.chainId}: ${words}`}></i>`;
+  return html`<i class=${`cell ${name}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
 }
 
 /** @param {{rows: WallRow[], quiet: Set<string>, query: Record<string, string[]>}} props `query` of the links */
@@ -34,7 +35,7 @@ export function Wall({ rows, quiet, query }) {
   const { to } = usePage();
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
     return html`<div class="cells">${rows.flatMap((row) => row.cells).map((cell) => html`<a key=${cell.chainId} data-row
-      href=${to({ view: "chain", chain: cell.chainId, query })} aria-label=${`${cell.chainId}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
+      href=${to({ view: "chain", chain: cell.chainId, query })} aria-label=${`${oneLine(cell.chainId, 60)}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
       ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} /></a>`)}</div>`;
   }
   return html`<div class="wall">${rows.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} query=${query} />`)}</div>`;
@@ -43,9 +44,9 @@ export function Wall({ rows, quiet, query }) {
 /** @param {{row: WallRow, quiet: Set<string>, query: Record<string, string[]>}} props */
 function Question({ row, quiet, query }) {
   const { to } = usePage();
-  const what = row.label === row.groupId ? row.groupId : `answer ${row.label}`;
+  const what = row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
   const href = row.groupId ? to({ view: "group", group: row.groupId, query }) : to({ view: "chain", chain: row.cells[0]?.chainId ?? "", query });
-  const told = `${row.groupId || "chains without a group"}, ${what}: ${row.done} of ${row.cells.length} over${row.mean === null ? "" : `, mean reward ${fixed(row.mean)}`}`;
+  const told = `${oneLine(row.groupId, 60) || "chains without a group"}, ${what}: ${row.done} of ${row.cells.length} over${row.mean === null ? "" : `, mean reward ${fixed(row.mean)}`}`;
   return html`<a class="question" data-row href=${href} aria-label=${told} title=${told}>
     <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} />`)}</span>
     <span class="what">${what}</span>
