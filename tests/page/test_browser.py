@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def see(page, selector, text=None):
     return place.first
 
 
+def until(page, condition):
+    """Wait until it holds. (Playwright's own `wait_for_function` needs `eval`, which the page's policy forbids.)"""
+    end = time.monotonic() + WAIT_MS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 # -- views -------------------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +115,7 @@ def test_the_overview_shows_states_and_then_rewards(stage, tab):
     see(page, ".figure", "4 of 4 running")
     stage.finish()
     see(page, ".figure", "0 of 4 running")
-    assert page.locator(".question").get_attribute("aria-label") == "group_0, answer 12: 4 of 4 over, mean reward 0.63"
+    assert page.get_by_role("link", name="answer 12 , group_0, 4 of 4 over, mean reward 0.63").count() == 1
 
 
 def test_a_group_is_aligned_by_turn_and_shows_where_chains_differ(stage, tab):
@@ -160,7 +169,7 @@ def test_tokens_come_into_one_text_node(stage, tab):
     see(page, "[data-row]").click()
     see(page, ".tokens", "word2999")
     assert page.locator(".tokens").evaluate("e => [e.childNodes.length, e.childElementCount]") == [1, 0]
-    page.wait_for_function("innerHeight + scrollY >= document.documentElement.scrollHeight - 40")
+    until(page, "innerHeight + scrollY >= document.documentElement.scrollHeight - 40")
     stage.finish()
 
 
@@ -317,7 +326,7 @@ def test_a_line_of_a_million_characters_is_folded(stage, tab):
     before = len(page.locator(".call[open]").inner_text())
     assert before < 10_000
     more.click()
-    page.wait_for_function(f"document.querySelector('.call[open]').innerText.length > {before + 10_000}")
+    until(page, f"document.querySelector('.call[open]').innerText.length > {before + 10_000}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 

@@ -3,7 +3,6 @@
 import { html, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, odds, signed, whole } from "../format.js";
 import { compareIds } from "../group.js";
-import { inNextFrame } from "../frame.js";
 import { isFollowing, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
@@ -11,7 +10,6 @@ import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
 import { trainSteps } from "../training.js";
 import { itemsOf } from "../turns.js";
-import { chainTopic } from "../topics.js";
 import { CancelButton } from "./cancel.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
@@ -21,7 +19,7 @@ import { TokenText } from "./token_text.js";
 /** @typedef {import("../segments.js").Segment} Segment */
 
 export function ChainPage() {
-  const { store, feed, topics, route, rollout, go, to } = usePage();
+  const { store, feed, route, rollout, go, to } = usePage();
   const chain = /** @type {string} */ (route.chain);
   useFollowed(rollout, chain, true);
   useTopics(`rows\n${rollout}`);
@@ -36,17 +34,23 @@ export function ChainPage() {
   // Following: the end stays in sight while it is written, until somebody scrolls up.
   const wanted = useRef(following && open);
   wanted.current = following && open;
+  const transcript = useRef(/** @type {HTMLElement | null} */ (null));
+  const shown = view !== undefined && view.state !== "unknown";
   useEffect(() => {
-    if (rollout === null) return undefined;
-    const toEnd = () => {
+    if (!transcript.current) return undefined;
+    const observer = new ResizeObserver(() => {
       if (wanted.current) scrollTo({ top: document.documentElement.scrollHeight });
-    };
-    return topics.listen(chainTopic(rollout, chain), () => inNextFrame(toEnd));
-  }, [topics, rollout, chain]);
+    });
+    observer.observe(transcript.current);
+    return () => observer.disconnect();
+  }, [chain, rollout, shown]);
   useEffect(() => {
+    let before = scrollY;
     const scrolled = () => {
       const { scrollHeight, clientHeight } = document.documentElement;
-      follow(isFollowing({ top: scrollY, height: clientHeight, total: scrollHeight }));
+      if (isFollowing({ top: scrollY, height: clientHeight, total: scrollHeight })) follow(true);
+      else if (scrollY < before) follow(false);
+      before = scrollY;
     };
     addEventListener("scroll", scrolled, { passive: true });
     return () => removeEventListener("scroll", scrolled);
@@ -82,7 +86,7 @@ export function ChainPage() {
   const heading = html`<div class="title"><div><h1>${oneLine(chain, 80)}</h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: step })}>${oneLine(group, 80)}</a>`}
     ${row?.index !== null && row?.index !== undefined && siblings.length > 1 ? ` · ${row.index + 1} of ${siblings.length}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
-  if (rollout === null || !view || view.state === "unknown") {
+  if (rollout === null || !view || !shown) {
     const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
     const known = rollout !== null && store.rows(rollout).length > 0 && !row;
     return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
@@ -93,7 +97,7 @@ export function ChainPage() {
   return html`${heading}
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
     <div class="chain-page">
-      <section class="panel transcript" aria-label="Transcript">
+      <section class="panel transcript" aria-label="Transcript" ref=${transcript}>
         ${view.fields.tools && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
         ${items.map((item, i) => {
           const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;

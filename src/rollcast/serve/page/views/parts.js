@@ -3,6 +3,7 @@
 import { html, usePage } from "../ui.js";
 import { counted, fixed } from "../format.js";
 import { placeTree, whereTheyPart } from "../group.js";
+import { oneLine } from "../text.js";
 import { rewardLevel, rewardScale } from "../wall.js";
 
 const ROW = 38; // pixels
@@ -51,14 +52,14 @@ export function Parts({ members, rows }) {
         const level = rewardLevel(branch.reward, scale);
         const words = branch.step === null ? "prompt" : shorten(labelOf(place), 70);
         const box = html`<g class=${branch.step === null ? "root" : ""}>
-          <title>${branch.step === null ? "the prompt" : labelOf(place)}</title>
+          <title>${branch.step === null ? "the prompt" : `${one ? `${oneLine(one, 60)}: ` : ""}${labelOf(place)}`}</title>
           <rect x=${left} y=${top} width=${width(place)} height=${BOX} rx="7" />
           <text x=${left + 10} y=${top + 18}>${words}</text>
           ${branch.chains.length > 1 && branch.step !== null && html`<text class="count" x=${left + width(place) - 8} y=${top + 18} text-anchor="end">${branch.chains.length} ×</text>`}
           ${leaf && html`<text class=${`result ${level === null ? "open" : level > 0.6 ? "good" : level < 0.4 ? "bad" : ""}`} x=${left + width(place) + 8} y=${top + 18}>${branch.reward === null ? "…" : fixed(branch.reward)}</text>`}
         </g>`;
         return one
-          ? html`<a key=${branch.id} href=${to({ view: "chain", chain: one, query: route.query })} data-column aria-label=${`${one}: ${labelOf(place)}${branch.reward === null ? "" : `, reward ${fixed(branch.reward)}`}`}>${box}</a>`
+          ? html`<a key=${branch.id} href=${to({ view: "chain", chain: one, query: route.query })} data-column>${box}</a>`
           : html`<g key=${branch.id}>${box}</g>`;
       })}
     </svg>

@@ -46,10 +46,10 @@ function Question({ row, quiet, query }) {
   const { to } = usePage();
   const what = row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
   const href = row.groupId ? to({ view: "group", group: row.groupId, query }) : to({ view: "chain", chain: row.cells[0]?.chainId ?? "", query });
-  const told = `${oneLine(row.groupId, 60) || "chains without a group"}, ${what}: ${row.done} of ${row.cells.length} over${row.mean === null ? "" : `, mean reward ${fixed(row.mean)}`}`;
-  return html`<a class="question" data-row href=${href} aria-label=${told} title=${told}>
+  return html`<a class="question" data-row href=${href}>
     <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} />`)}</span>
     <span class="what">${what}</span>
+    <span class="hidden-name">, ${oneLine(row.groupId, 60) || "chains without a group"}, ${row.done} of ${row.cells.length} over, mean reward </span>
     <span class="mean">${row.mean === null ? "…" : fixed(row.mean)}</span>
   </a>`;
 }
