@@ -27,7 +27,9 @@ export function Overview() {
   const wall = wallOf(rows);
   if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
   const chosen = route.query.step?.[0];
-  const query = chosen === undefined && isTraining && rolloutRow?.split === "train" ? { step: [String(rolloutRow.train_step)] } : chosen === undefined ? {} : { step: [chosen] };
+  // Where links lead: a step of the training, or the run itself, such as an evaluation.
+  /** @type {import("./looks.js").Base} */
+  const base = !isTraining || rolloutRow === null ? {} : rolloutRow.split === "eval" || rolloutRow.train_step === null ? { run: rollout } : { query: { step: [String(rolloutRow.train_step)] } };
 
   const at = useRef(-1);
   const move = (/** @type {number} */ delta) => {
@@ -42,11 +44,11 @@ export function Overview() {
     k: () => move(-1),
     g: () => {
       const first = wall.find((each) => each.groupId);
-      if (first) go({ view: "group", group: first.groupId, query });
+      if (first) go({ ...base, view: "group", group: first.groupId });
     },
     ".": () => {
       const first = looks[0];
-      if (first) location.hash = lookHref(page, first, query);
+      if (first) location.hash = lookHref(page, first, base);
     },
   });
 
@@ -62,7 +64,7 @@ export function Overview() {
         ${isTraining
           ? html`<section class="panel"><div class="panel-head"><h2>How it learns</h2><span class="small muted">a click on a step shows its chains</span></div><${Learning} steps=${steps} chosen=${chosen} /></section>`
           : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
-        <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} query=${query} /></section>
+        <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} base=${base} /></section>
       </div>
       <section class="panel">
         <div class="panel-head">
@@ -72,7 +74,7 @@ export function Overview() {
           ${isTraining && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
         </div>
         ${rows.length
-          ? html`<${Wall} rows=${wall} quiet=${quiet} query=${query} />`
+          ? html`<${Wall} rows=${wall} quiet=${quiet} base=${base} />`
           : html`<p class="empty">${rollout === null ? `No chains of step ${chosen} are known here.` : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
         <${Legend} />
       </section>

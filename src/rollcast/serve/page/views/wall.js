@@ -30,22 +30,22 @@ function Cell({ cell, quiet }) {
   return html`<i class=${`cell ${name}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
 }
 
-/** @param {{rows: WallRow[], quiet: Set<string>, query: Record<string, string[]>}} props `query` of the links */
-export function Wall({ rows, quiet, query }) {
+/** @param {{rows: WallRow[], quiet: Set<string>, base: import("./looks.js").Base}} props */
+export function Wall({ rows, quiet, base }) {
   const { to } = usePage();
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
     return html`<div class="cells">${rows.flatMap((row) => row.cells).map((cell) => html`<a key=${cell.chainId} data-row
-      href=${to({ view: "chain", chain: cell.chainId, query })} aria-label=${`${oneLine(cell.chainId, 60)}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
+      href=${to({ ...base, view: "chain", chain: cell.chainId })} aria-label=${`${oneLine(cell.chainId, 60)}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
       ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} /></a>`)}</div>`;
   }
-  return html`<div class="wall">${rows.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} query=${query} />`)}</div>`;
+  return html`<div class="wall">${rows.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} base=${base} />`)}</div>`;
 }
 
-/** @param {{row: WallRow, quiet: Set<string>, query: Record<string, string[]>}} props */
-function Question({ row, quiet, query }) {
+/** @param {{row: WallRow, quiet: Set<string>, base: import("./looks.js").Base}} props */
+function Question({ row, quiet, base }) {
   const { to } = usePage();
   const what = row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
-  const href = row.groupId ? to({ view: "group", group: row.groupId, query }) : to({ view: "chain", chain: row.cells[0]?.chainId ?? "", query });
+  const href = row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chain", chain: row.cells[0]?.chainId ?? "" });
   return html`<a class="question" data-row href=${href}>
     <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} />`)}</span>
     <span class="what">${what}</span>
