@@ -25,7 +25,17 @@ class Run:
         self.events = []
 
     def chain(
-        self, number, *, group=None, reward=None, answer=None, reference=None, calls=(), finish="answered", open_at=None, open_call=None
+        self,
+        number,
+        *,
+        group=None,
+        reward=None,
+        answer=None,
+        reference=None,
+        calls=(),
+        finish="answered",
+        open_at=None,
+        open_call=None,
     ):
         """A chain that ended, or, with `open_at`, one that was last heard of then, perhaps in a call."""
         name, at = f"chain_{number}", 1000.0
@@ -53,7 +63,9 @@ class Run:
         if reward is not None:
             self._add("reward", name, group, at + 1, {"reward": reward, "metrics": {}, "final": True})
         end = {"finish_reason": finish, "final_response": answer or "", "steps": 1, "completion_tokens": 3}
-        self._add("chain_end", name, group, at + 1, end | {"reward": reward, "metrics": {}, "duration_s": 1.0})
+        self._add(
+            "chain_end", name, group, at + 1, end | {"reward": reward, "metrics": {}, "duration_s": 1.0}
+        )
 
     def _generate(self, name, group, at, step, why="tool_call"):
         self._add("llm_generation_start", name, group, at, {"prompt_tokens": 1}, step)
@@ -62,7 +74,9 @@ class Run:
 
     def _add(self, kind, name, group, at, data, step=None):
         group_id = None if group is None else f"group_{group}"
-        self.events.append(StreamEvent(StreamEventType(kind), name, at, data, step, step, len(self.events), "run", group_id))
+        self.events.append(
+            StreamEvent(StreamEventType(kind), name, at, data, step, step, len(self.events), "run", group_id)
+        )
 
 
 def rows_of(events):
@@ -79,7 +93,20 @@ def rows_of(events):
 
 def cases():
     """(name, events, now) of each case."""
-    answers = ["12", "The answer is 12.", "1,200", "-3.50", "Berlin", "yes", "", "1e3", "x^2", "\u2212 4", "Straße", "3/4"]
+    answers = [
+        "12",
+        "The answer is 12.",
+        "1,200",
+        "-3.50",
+        "Berlin",
+        "yes",
+        "",
+        "1e3",
+        "x^2",
+        "\u2212 4",
+        "Straße",
+        "3/4",
+    ]
     references = [12, "12", 1200, -3.5, "berlin", ["no", "yes"], "b", 1000, "x^2", -4, "STRASSE", 0.75]
     run = Run()
     for i in range(12):
@@ -96,7 +123,13 @@ def cases():
     run = Run()
     for i in range(24):
         group = i // 4
-        run.chain(i, group=group, reward=0 if group == 2 else i % 2, answer=" 606. " if group == 2 else f"{i}", reference="6\u202e13")
+        run.chain(
+            i,
+            group=group,
+            reward=0 if group == 2 else i % 2,
+            answer=" 606. " if group == 2 else f"{i}",
+            reference="6\u202e13",
+        )
     yield "alike and wrong", run.events, None
     run = Run()
     for i in range(24):
@@ -104,7 +137,11 @@ def cases():
     yield "failing chains that all give up", run.events, None
     run = Run()
     for i in range(20):
-        run.chain(i, finish="max_tokens" if i % 4 == 0 else "answered", calls=[("search", "error" if i % 2 else "timeout", 0.5)] * 4)
+        run.chain(
+            i,
+            finish="max_tokens" if i % 4 == 0 else "answered",
+            calls=[("search", "error" if i % 2 else "timeout", 0.5)] * 4,
+        )
     yield "a tool that fails, and truncation", run.events, None
     run = Run()
     for i in range(10):
@@ -134,7 +171,9 @@ def made():
         for event in events:
             views.apply(event)
         expected = hints((view for run in views.runs.values() for view in run.chains.values()), now)
-        found.append({"name": name, "now": now, "rows": rows_of(events), "hints": msgspec.to_builtins(expected)})
+        found.append(
+            {"name": name, "now": now, "rows": rows_of(events), "hints": msgspec.to_builtins(expected)}
+        )
     return found
 
 

@@ -67,3 +67,18 @@ for (const name of CASES) {
     }
   });
 }
+
+test("events without a seq that come again after their end change nothing", () => {
+  const view = new ChainView();
+  const call = { call_id: "1", tool_name: "look" };
+  const ended = [
+    { event_type: "tool_call_start", data: { ...call, arguments: {} } },
+    { event_type: "tool_observation", data: { ...call, observation: "found", status: "success", partial: false } },
+    { event_type: "tool_call_end", data: { ...call, status: "success", duration_s: 1 } },
+  ].map((each) => ({ ...each, chain_id: "chain_0", timestamp: 1, step: 1 }));
+  for (const event of ended) view.apply(event);
+  const before = asJson(view.toDict());
+  view.apply(ended[1]);
+  view.apply(ended[2]);
+  assert.deepEqual(asJson(view.toDict()), before);
+});

@@ -2,12 +2,14 @@
 
 import asyncio
 import shutil
+import threading
 
 import pytest
 
 from rollcast import EventFilter
 from rollcast.archive import ArchiveObserver
 from rollcast.records import GrammarChecker
+from rollcast.serve.recorded import place_named
 from rollcast.stream import StreamObserver
 
 pytestmark = pytest.mark.timeout(60)
@@ -304,20 +306,56 @@ async def anext_when_live(stage, client):
     await task
 
 
-async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorded):
-    """It knows nothing of what the other had, and is not given it again."""
+async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorded, monkeypatch):
+    """It knows nothing of what the other had, and is not given it again, although the record was behind."""
     emitted = Everything()
     recorded.manager.add_observer(emitted)
-    stop = asyncio.Event()
-    running = asyncio.create_task(chatter_until(recorded, "run_0", stop, pause_s=0.02))
+    recorder, may_write = recorded.record._recorder, threading.Event()
+    write = recorder.record
+    monkeypatch.setattr(recorder, "record", lambda *what: may_write.wait(30) and write(*what))
+    may_write.set()
     events = []
-    session = await away(recorded, recorded.client(since="start"), events, 150)
-    await asyncio.sleep(0.5)
-    stop.set()
-    await running
+    async with recorded.manager.run(chains=2, run_id="run_0") as run:
+        with (
+            run.chain(chain_id="a") as a,
+            run.chain(chain_id="b") as b,
+            a.generation() as first,
+            b.generation() as second,
+        ):
+            first.chunk("before ")
+            await settled(recorded)
+            may_write.clear()
+            async with recorded.client(since="start") as client, asyncio.timeout(20):
+                for number in range(4):
+                    first.chunk(f"{number} ")
+                    second.chunk(f"{number} ")
+                    async for event in client:
+                        events.append(event)
+                        if event.data.get("content") == f"{number} " and event.chain_id == "b":
+                            break
+            seen = place_named(client.cursor).seen
+            assert seen is not None
+            assert sorted(seen.ends.values()) == [8, 15]
+            first.chunk("after ")
+            second.chunk("after ")
+            may_write.set()
+    await speak(recorded, "run_1")
     await settled(recorded)
-    assert recorded.server._broadcaster.history.position(session.cursor) is None
-    async with recorded.client(since=session.cursor) as other:
-        events += await read_until(other, "run_0")
+    assert recorded.server._broadcaster.history.position(client.cursor) is None
+    async with recorded.client(since=client.cursor) as other:
+        events += await read_until(other, "run_1")
     assert other.recovered
     everything_once(events, emitted.events)
+
+
+async def test_a_record_is_still_there_when_its_manager_is_closed(recorded):
+    """As after the end of a command that keeps serving: who comes late is given everything, and may ask."""
+    for number in range(3):
+        await speak(recorded, f"run_{number}")
+    await recorded.manager.aclose()
+    async with recorded.client(since="start") as client:
+        events = await read_until(client, "run_2")
+    assert [e.run_id for e in events if e.event_type == "run_start"] == ["run_0", "run_1", "run_2"]
+    assert gaps(events) == []
+    runs = [row["run_id"] async for rows in recorded.client().query("runs") for row in rows.rows]
+    assert runs == ["run_2", "run_1", "run_0"]

@@ -73,7 +73,9 @@ async def _chain(run, number, turns, pause_s):
         for turn in range(turns):
             with chain.generation() as generation:
                 for word in range(20):
-                    generation.chunk(f"{number}.{turn}.{word} 🤔 ", token_ids=[word], logprobs=[-0.25 * number])
+                    generation.chunk(
+                        f"{number}.{turn}.{word} 🤔 ", token_ids=[word], logprobs=[-0.25 * number]
+                    )
                     await asyncio.sleep(pause_s)
             if turn < turns - 1:
                 with chain.tool_call("look", {"n": turn}) as call:
@@ -84,7 +86,16 @@ async def _chain(run, number, turns, pause_s):
 
 def facts(view):
     """Without what a watcher that came late cannot know."""
-    names = ("group_id", "state", "reward", "finish_reason", "final_response", "completion_tokens", "tool_calls", "content")
+    names = (
+        "group_id",
+        "state",
+        "reward",
+        "finish_reason",
+        "final_response",
+        "completion_tokens",
+        "tool_calls",
+        "content",
+    )
     messages = [[m["role"], m["content"]] for m in view["messages"]]
     return {name: view[name] for name in names} | {"messages": messages}
 
@@ -101,7 +112,11 @@ async def test_the_page_knows_in_the_end_what_python_knows(stage):
         expected = await play(stage.manager, pause_s=0.01)
         found = await told(process)
     assert agreed(found) == expected
-    assert {row["chain_id"]: row["reward"] for row in found["rows"]} == {"chain_0": 0, "chain_1": 0.5, "chain_2": 1}
+    assert {row["chain_id"]: row["reward"] for row in found["rows"]} == {
+        "chain_0": 0,
+        "chain_1": 0.5,
+        "chain_2": 1,
+    }
     assert [row["status"] for row in found["runs"]] == ["completed"]
     ids = [view["token_ids"]["3"] for view in found["chains"].values()]
     assert ids == [list(range(20))] * 3
