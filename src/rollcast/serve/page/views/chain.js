@@ -186,7 +186,7 @@ function Facts({ view, row, open }) {
       ${reference !== null && html`<dt>reference</dt><dd>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</dd>`}
       <dt>tokens</dt><dd>${whole(view.tokens || row?.completion_tokens)}</dd>
       <dt>duration</dt><dd>${duration(seconds)}</dd>
-      ${fields.seed !== null && html`<dt>seed</dt><dd>${String(fields.seed)}</dd>`}
+      ${Number.isSafeInteger(fields.seed) && html`<dt>seed</dt><dd>${String(fields.seed)}</dd>`}
     </dl>
     <${TimeLine} runId=${view.runId} chainId=${view.chainId} view=${view} />
     ${open && html`<${CancelButton} runId=${view.runId} chainId=${view.chainId} />`}
@@ -197,13 +197,13 @@ function Facts({ view, row, open }) {
 function TokenFacts({ focus, view }) {
   const { segment, turn } = focus;
   const several = segment.ids.length > 1;
-  return html`<section class="panel" aria-live="polite"><h2>${several ? `${segment.ids.length} tokens` : "Token"} in turn ${turn.step ?? ""}</h2>
+  return html`<section class="panel token-facts" aria-live="polite"><h2>${several ? `${segment.ids.length} tokens` : "Token"} in turn ${turn.step ?? ""}</h2>
     <dl>
       <dt>text</dt><dd>${oneLine(JSON.stringify(segment.text), 60)}</dd>
       <dt>id</dt><dd>${segment.ids.length ? oneLine(segment.ids.join(" "), 60) : "not seen"}</dd>
       <dt>probability</dt><dd>${odds(segment.p)}</dd>
       <dt>log-probability</dt><dd>${segment.logprobs.length ? fixed(segment.logprobs.reduce((sum, each) => sum + each, 0), 3) : "–"}</dd>
-      <dt>trained on</dt><dd>${segment.ids.length ? "sampled, so yes" : "–"}</dd>
+      <dt>mask</dt><dd>${segment.ids.length ? "1, sampled" : "–"}</dd>
       <dt>policy version</dt><dd>${view.fields.policy_version ?? "–"}</dd>
     </dl>
     ${several && html`<p class="small muted">These tokens came together; which text belongs to which is not known.</p>`}

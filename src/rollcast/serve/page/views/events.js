@@ -4,9 +4,10 @@ import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, u
 import { clock, counted, fixed } from "../format.js";
 import { isFollowing, windowOf } from "../lists.js";
 import { callLine, oneLine } from "../text.js";
-import { childrenOf } from "../training.js";
+import { childrenOf, runRow } from "../training.js";
 
 const ROW = 26; // pixels
+const MAX_NAMED = 1_000; // runs in a filter
 const ALL = ["run_start", "run_end", "train_step", "chain_start", "chain_end", "llm_generation_end", "tool_call_start", "tool_observation", "tool_call_end", "reward", "message", "error", "gap"];
 const CHIPS = /** @type {[string, string[]][]} */ ([
   ["runs and steps", ["run_start", "run_end", "train_step"]],
@@ -23,11 +24,16 @@ export function EventsPage() {
   const shown = route.query.types ?? [];
   const types = shown.length ? CHIPS.filter(([name]) => shown.includes(name)).flatMap((chip) => chip[1]) : ALL;
   const training = childrenOf(runs, run).length > 0;
+  const row = runRow(store, run);
+  const over = row !== null && row.status !== "running";
   useEffect(() => {
     if (run === null) return undefined;
-    feed.followEvents({ types, ...(training ? {} : { runs: [run] }) });
+    // A training's next rollouts are not known yet; of one that is over, all are.
+    const own = [run, ...childrenOf(runs, run).map((row) => row.run_id)];
+    const filter = training && (!over || own.length > MAX_NAMED) ? { types } : { types, runs: own };
+    feed.followEvents(filter, { since: over ? "start" : "live" });
     return () => feed.unfollowEvents();
-  }, [feed, run, training, types.join()]);
+  }, [feed, run, training, over, types.join()]);
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const [top, setTop] = useState(0);
   const [following, follow] = useState(true);
@@ -50,7 +56,7 @@ export function EventsPage() {
     go({ view: "events", query: next.length ? { types: next } : {} });
   };
   const { first, last } = windowOf({ count: events.length, rowHeight: ROW, top, height });
-  return html`<div class="title"><div><h1>Events</h1><p class="muted">${counted(events.length, "event")} since this view was opened, without tokens${following ? "" : " · not following"}</p></div>
+  return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since this view was opened`}, without tokens${following ? "" : " · not following"}</p></div>
       <button class="small-button" aria-pressed=${following ? "true" : "false"} onClick=${() => follow(!following)}>${following ? "Following the end" : "Follow the end"} <kbd>f</kbd></button></div>
     <div class="chips" role="group" aria-label="Kinds of events">${CHIPS.map(([name]) => html`<button key=${name} class="chip" aria-pressed=${shown.includes(name) ? "true" : "false"} onClick=${() => press(name)}>${name}</button>`)}</div>
     <section class="panel event-list" ref=${place} onScroll=${scrolled} tabindex="0" aria-label="Events">
