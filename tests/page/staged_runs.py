@@ -29,7 +29,9 @@ class StagedRuns:
 
     async def _open(self, token):
         self.manager = StreamingManager()
-        self.server = WebSocketStreamingServer("127.0.0.1", 0, token=token, settings=ServerSettings(close_s=0.5))
+        self.server = WebSocketStreamingServer(
+            "127.0.0.1", 0, token=token, settings=ServerSettings(close_s=0.5)
+        )
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())
         self.goes_on = asyncio.Event()
@@ -86,9 +88,16 @@ class StagedRuns:
     async def _guess(self, run, number, tail):
         messages = [{"role": "user", "content": QUESTION}]
         with run.chain(messages, group_id="group_0", index=number, reference=12) as chain:
-            for guess, result, logprob in ((8, "higher", -0.05), (12 if number % 2 else 13 + number % 3, "lower", -1.5)):
+            for guess, result, logprob in (
+                (8, "higher", -0.05),
+                (12 if number % 2 else 13 + number % 3, "lower", -1.5),
+            ):
                 with chain.generation() as generation:
-                    for text, id_, lp in (("guess ", 5, -0.01), (str(guess), 100 + guess, logprob), (".", 22, -0.001)):
+                    for text, id_, lp in (
+                        ("guess ", 5, -0.01),
+                        (str(guess), 100 + guess, logprob),
+                        (".", 22, -0.001),
+                    ):
                         generation.chunk(text, token_ids=[id_], logprobs=[lp])
                         await asyncio.sleep(0)
                 with chain.tool_call("guess", {"number": guess}) as call:
@@ -103,7 +112,9 @@ class StagedRuns:
     async def hostile(self):
         """A chain whose model, tool and prompt write what would harm a page that believes it, and a line of a million characters."""
         async with self.manager.run(chains=1, groups=1, agent=HOSTILE, model="staged") as run:
-            with run.chain([{"role": "user", "content": HOSTILE}], group_id="group_0", reference=HOSTILE) as chain:
+            with run.chain(
+                [{"role": "user", "content": HOSTILE}], group_id="group_0", reference=HOSTILE
+            ) as chain:
                 with chain.generation() as generation:
                     for at in range(0, len(HOSTILE), 7):
                         generation.chunk(HOSTILE[at : at + 7], token_ids=[at], logprobs=[-0.5])
