@@ -147,6 +147,7 @@ def test_commands_exist(words, monkeypatch):
         monkeypatch.setattr(cli, "watch_command", lambda options: 0)
         monkeypatch.setattr("rollcast.cli.records.recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr("rollcast.cli.stats.stats_command", lambda directory, word, json, color: 0)
+        monkeypatch.setattr("rollcast.cli.open_record.open_command", lambda directory, options: 0)
         for command in ("show", "replay", "export"):
             monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda directory, options: 0)
         monkeypatch.setattr(cli, "train_command", lambda line, config: 0)

@@ -252,6 +252,25 @@ class Archive:
         for row in merged.values():
             yield _with_state(row, lost=lost)
 
+    def changed_chains(self, since: int | None) -> tuple[set[tuple[str, str]], int]:
+        """The chains, as (`run_id`, `chain_id`), of which rows were written since a place, and the place where the rows end now.
+
+        Args:
+            since: the place that an earlier call gave; None: only the place is asked for.
+
+        A file that is shorter than that was written anew: then all chains have changed.
+        """
+        try:
+            with (self.path / CHAINS_FILE).open("rb") as file, _mapped(file.fileno()) as data:
+                end = data.rfind(b"\n") + 1  # what stands behind it is being written
+                begin = end if since is None else since if since <= end else 0
+                whole = data[begin:end]
+        except (FileNotFoundError, ValueError):  # it is not there, or empty
+            return set(), 0
+        rows = [_object(line) for line in whole.splitlines()]
+        keys = {(row.get("run_id"), row.get("chain_id")) for row in rows}
+        return {key for key in keys if all(isinstance(each, str) for each in key)}, end  # type: ignore[misc]
+
     def _with_state(self, row: dict[str, Any]) -> dict[str, Any]:
         return _with_state(row, lost=self.state in ("ended", "crashed"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from rollcast.archive.chain_rows import ChainQuery, Page, page_of
-from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
+from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
 from rollcast.errors import FilterError
@@ -20,6 +20,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 
 __all__ = [
     "ChainsWanted",
+    "ChangesWanted",
     "EventWindow",
     "EventsWanted",
     "Given",
@@ -83,6 +84,23 @@ class ChainsWanted(msgspec.Struct, tag="chains", kw_only=True):
     query: ChainQuery
 
 
+class ChangesWanted(msgspec.Struct, tag="changes", kw_only=True):
+    """The merged rows of the chains of which rows were written since a place in `chains.jsonl`: one page of `Rows`.
+
+    Its `next` is the place to go on from, and `total` is how many chains have changed; if they are more than a page, it has only
+    the first of them.
+
+    Attributes:
+        since: `next` of an earlier answer; None: nothing is given but the place where the rows end now.
+        run_id: only of this run.
+    """
+
+    path: str
+    since: str | None = None
+    run_id: str | None = None
+    row_bytes: int = ROW_BYTES
+
+
 class RunsWanted(msgspec.Struct, tag="runs", kw_only=True):
     """A row for each run of a record, the newest first: one page of `Rows`. See `pages.page_by_run`."""
 
@@ -144,7 +162,7 @@ class EventWindow(msgspec.Struct, tag="window", kw_only=True):
     damage: list[str] = []
 
 
-Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | RunsWanted | StepsWanted
+Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | ChangesWanted | RunsWanted | StepsWanted
 Given = EventWindow | Page | Rows
 
 
@@ -180,6 +198,8 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
             yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():
             yield page_of(archive.chain_rows(), reading.query)
+        case ChangesWanted():
+            yield _changes(archive, reading)
         case RunsWanted():
             yield from _runs(archive, reading)
         case StepsWanted():
@@ -245,6 +265,20 @@ def _recorded(position: int, line: bytes, event: StreamEvent) -> RecordedEvent:
         position, line, event.event_type.value, event.chain_id, event.group_id, event.run_id, event.source, event.seq,
         first if isinstance(first, int) else event.seq, event.timestamp,
     )  # fmt: skip
+
+
+def _changes(archive: Archive, reading: ChangesWanted) -> Rows:
+    since = None if reading.since is None else int(reading.since)
+    changed, place = archive.changed_chains(since)
+    rows: list[bytes] = []
+    size = total = 0
+    for row in archive.chain_rows() if changed else ():
+        if (row["run_id"], row["chain_id"]) in changed and reading.run_id in (None, row["run_id"]):
+            total += 1
+            if size < PAGE_BYTES:
+                rows.append(encoded_row(row, reading.row_bytes))
+                size += len(rows[-1])
+    return Rows(rows=rows, total=total, next=str(place))
 
 
 def _runs(archive: Archive, reading: RunsWanted) -> Iterator[Rows | None]:

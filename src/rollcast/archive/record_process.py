@@ -47,6 +47,7 @@ from rollcast.archive.pipe import (
 )
 from rollcast.archive.readings import (
     ChainsWanted,
+    ChangesWanted,
     EventsWanted,
     EventWindow,
     PlaceWanted,
@@ -145,8 +146,8 @@ class RecordProcess:
         items: Items[Page] = self._items(ChainsWanted(path=str(path), query=query))
         return await _only(items)
 
-    async def rows(self, reading: RunsWanted | StepsWanted) -> Rows:
-        """A page of rows of runs, or of training steps. Raises what `Items` raises."""
+    async def rows(self, reading: RunsWanted | StepsWanted | ChangesWanted) -> Rows:
+        """A page of rows of runs, of training steps, or of chains that changed. Raises what `Items` raises."""
         items: Items[Rows] = self._items(reading)
         return await _only(items)
 

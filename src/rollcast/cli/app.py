@@ -208,6 +208,27 @@ def runs(
         raise typer.Exit(code)
 
 
+@app.command("open")
+def open_(
+    record: options.OpenArg = "latest",
+    port: options.PortOption = 0,
+    token: options.OpenTokenOption = None,
+    no_browser: options.NoBrowserOption = False,
+    record_dir: options.RecordDirOption = None,
+) -> None:
+    """Show a recorded run in a page in the browser; one that goes on is followed.
+
+    It runs until Ctrl-C.
+    """
+    from rollcast.cli.open_record import OpenOptions, open_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+
+    code = open_command(
+        record_directory(record_dir), OpenOptions(record, port, token, browser=not no_browser)
+    )
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command()
 def show(
     record: options.RecordArg,

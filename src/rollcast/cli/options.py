@@ -36,12 +36,16 @@ __all__ = [
     "MinutesOption",
     "ModelOption",
     "NameOption",
+    "NoBrowserOption",
     "NoColorOption",
     "NoRecordOption",
     "NoTimestampsOption",
+    "OpenArg",
+    "OpenTokenOption",
     "OriginOption",
     "OutOption",
     "PaceOption",
+    "PortOption",
     "PromptOption",
     "QuestionsOption",
     "RecordArg",
@@ -390,6 +394,26 @@ TagOption = Annotated[
         rich_help_panel=_RECORD,
     ),
 ]
+
+OpenArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|DIR",
+        help="The record: its name or the beginning of it, the name of its run, its folder, or a folder of records for the latest.",
+    ),
+]
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65535, help="Where the page is served on this machine; 0: any free port.")
+]
+OpenTokenOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ROLLCAST_TOKEN",
+        show_envvar=True,
+        help="The secret that the page must give; without it, one is made and kept beside the records.",
+    ),
+]
+NoBrowserOption = Annotated[bool, typer.Option("--no-browser", help="Print the link, and open no browser.")]
 
 RecordDirOption = Annotated[
     str | None,

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
-from rollcast.cli.itself import this_command
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
 from rollcast.cli.replace import give_model
-from rollcast.cli.serving import Serving, keep_serving, server_at, watching
+from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError, RollcastError
@@ -83,6 +82,7 @@ def run_command(options: RunOptions) -> int:
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
     log = log_at(options.json)
     rows = _rows(task, options)
+    options = replace(options, serving=options.serving.with_made_token(options.recording))
     server = server_at(options.serving)
     alert = alert_to(options.alert)
     agent = _agent(task, own, options)
@@ -109,9 +109,7 @@ def run_command(options: RunOptions) -> int:
 
     readers = _Readers(out, log, server)
     try:
-        result, signals = run_to_the_end(
-            _execute(agent, run, server, readers, sum_up, keep=options.serving.keep)
-        )
+        result, signals = run_to_the_end(_execute(agent, run, server, readers, sum_up, options.serving))
     except (RollcastError, KeyboardInterrupt) as error:
         if record is not None:
             record.say_of_failure(error)
@@ -234,15 +232,14 @@ async def _execute(
     server: WebSocketStreamingServer | None,
     readers: _Readers,
     sum_up: Callable[[RunResult], None],
-    *,
-    keep: bool,
+    options: Serving,
 ) -> tuple[RunResult, list[int]]:
     """Run, print the summary, and serve on if that is asked for; the result, and the signals that ended the run."""
     async with AsyncExitStack() as serving:
         if server is not None:
             await serving.enter_async_context(server)
             serving.enter_context(watching(server, agent.streaming_manager))
-            readers.out.say([(f"watch it with: {this_command()} watch {server.url}", "")])
+            say_links(server, options, readers.out.say)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(agent)
             looking = asyncio.create_task(_end_if_unread(run, readers))
@@ -250,7 +247,7 @@ async def _execute(
             with ending_on_signals(run.cancel) as signals:
                 result = await run.execute()
         sum_up(result)
-        if server is not None and keep and not signals:
+        if server is not None and options.keep and not signals:
             await keep_serving(server, readers.out.say)
         return result, signals
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rollcast.cli.itself import this_command
+from rollcast.cli.kept_token import MadeToken, made_token
+from rollcast.cli.page_links import link_lines
+from rollcast.cli.recording import Recording, record_directory
 from rollcast.cli.signals import ending_on_signals
 from rollcast.errors import InputError, MissingExtraError
 from rollcast.serve.secrecy import shown_url
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
     from rollcast.stream import StreamingManager
 
-__all__ = ["Serving", "keep_serving", "server_at", "watching"]
+__all__ = ["Serving", "keep_serving", "say_links", "server_at", "watching"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Serving:
     Attributes:
         where: `[HOST:]PORT`; None: nothing is served.
         token: the secret that clients must give.
+        made: a secret that the command made since none was given: it adds control, and reading needs none.
         tls_cert, tls_key: PEM files; with them clients connect with `wss://`.
         origins: origins whose pages may connect beside the server's own.
         host_names: host names of the server.
@@ -40,6 +45,14 @@ class Serving:
     origins: tuple[str, ...] = ()
     host_names: tuple[str, ...] = ()
     keep: bool = False
+    made: MadeToken | None = None
+
+    def with_made_token(self, recording: Recording) -> Serving:
+        """These options with a token of the command's own, if it serves and was given none."""
+        if self.where is None or self.token is not None:
+            return self
+        directory = None if recording.off else record_directory(recording.directory)
+        return replace(self, made=made_token(directory))
 
 
 def server_at(serving: Serving) -> WebSocketStreamingServer | None:
@@ -66,7 +79,7 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
     host, _, port = serving.where.rpartition(":")
     if not port.isascii() or not port.isdecimal() or set("/@?#") & set(host):
         raise InputError(f"--serve is {shown_url(serving.where)!r}; expected PORT or HOST:PORT, such as 8765")
-    from rollcast.serve import ServerSettings, WebSocketStreamingServer  # noqa: PLC0415  (most runs do not serve)
+    from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer  # noqa: PLC0415  (most runs do not serve)
     from rollcast.serve.access import is_loopback  # noqa: PLC0415
 
     host = host.strip("[]") or "localhost"
@@ -75,7 +88,10 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
             f"--serve {serving.where}: the network can reach that address, and there is no token; set ROLLCAST_TOKEN, "
             "give --token, or listen on localhost"
         )
+    made = serving.made
     settings = ServerSettings(
+        tokens=() if made is None else (Token(made.value, ("read", "control")),),
+        tokens_required=made is None,
         tls_cert=serving.tls_cert,
         tls_key=serving.tls_key,
         origins=serving.origins,
@@ -100,6 +116,15 @@ def watching(server: WebSocketStreamingServer, manager: StreamingManager) -> Ite
         yield
     finally:
         metrics.unregister()
+
+
+def say_links(server: WebSocketStreamingServer, serving: Serving, say: Callable[[Row], object]) -> None:
+    """Print how to watch, and keep the token that the links have."""
+    if serving.made is not None:
+        serving.made.keep()
+    say([(f"watch it with: {this_command()} watch {server.url}", "")])
+    for line in link_lines(server, None if serving.made is None else serving.made.value):
+        say([(line, "")])
 
 
 async def keep_serving(server: WebSocketStreamingServer, say: Callable[[Row], object]) -> None:

@@ -62,15 +62,21 @@ class Grant:
 
 
 def authorize(
-    tokens: Sequence[Token], anonymous: tuple[Scope, ...], given: str | None, now: float
+    tokens: Sequence[Token],
+    anonymous: tuple[Scope, ...],
+    given: str | None,
+    now: float,
+    *,
+    required: bool = True,
 ) -> Grant | Literal["wrong", "expired"]:
     """What the given token grants. Every token is compared, each in constant time.
 
     Args:
         tokens: the server's tokens; if there are none, clients need none.
-        anonymous: the scopes of every client if there are no tokens.
+        anonymous: the scopes of every client if there are no tokens, and of one without a good token if none is required.
         given: the token that the client sent.
         now: seconds since the epoch.
+        required: whether a client must send one of the tokens, if there are any.
     """
     if not tokens:
         return Grant(anonymous)
@@ -80,10 +86,11 @@ def authorize(
         if hmac.compare_digest(token.value.encode(), offered):
             found = token
     if found is None:
-        return "wrong"
+        return "wrong" if required else Grant(anonymous)
     if found.expires_at is not None and found.expires_at <= now:
-        return "expired"
-    return Grant(found.scopes, found.expires_at)
+        return "expired" if required else Grant(anonymous)
+    scopes = found.scopes if required else tuple(dict.fromkeys((*anonymous, *found.scopes)))
+    return Grant(scopes, found.expires_at)
 
 
 def refusal(grant: Grant, door: Door) -> str | None:

@@ -26,6 +26,7 @@ from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
+from rollcast.serve.on_disk import RecordOnDisk
 from rollcast.serve.opening import Left, Opening
 from rollcast.serve.protocol import CloseCode, RunInfo, Subscribed, encode_frame
 from rollcast.serve.runs import KnownRuns
@@ -82,7 +83,7 @@ class Broadcaster:
     `take` may be called from any thread, everything else only in the event loop that `attach` names.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, on_disk: RecordOnDisk | None = None) -> None:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
         self.masker = masker_of(settings.masker)
@@ -108,7 +109,7 @@ class Broadcaster:
         )  # fmt: skip
         self.feeds = RecordFeeds(
             self.observer, self.history, self.ledger, self.lock, settings, self.sender,
-            Endings(self._answer, self._begin_without_record, self._go_live, self._begin_after_record),
+            Endings(self._answer, self._begin_without_record, self._go_live, self._begin_after_record), on_disk,
         )  # fmt: skip
 
     # -- the event loop ----------------------------------------------------------------------------------------------
@@ -190,7 +191,8 @@ class Broadcaster:
         manager = self.observer.manager
         if manager is None:
             raise InputError(f"no run {run_id!r} is open")
-        return manager.cancel(run_id, chain_id, group_id)
+        ending: list[str] = manager.cancel(run_id, chain_id, group_id)
+        return ending
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
@@ -256,6 +258,7 @@ class Broadcaster:
             else:
                 back = Return(since=self.history.named(since) or 0)
             wants_record = pace is not None or (back.position is None and since != "live")
+            wants_record = wants_record or self.feeds.on_disk is not None
             if wants_record and self.feeds.begin(subscription, since, pace):
                 return None
             return self._begin(subscription, back)
@@ -338,8 +341,11 @@ class Broadcaster:
     def _change_feed(
         self, subscription: Subscription, feed: Feed, filter: EventFilter
     ) -> tuple[bool, str | None] | None:
-        """Change the filter of a subscription that is given a record; of a replay now, otherwise once it has caught up."""
-        if subscription.pace is None:
+        """Change the filter of a subscription that is given a record, once it has caught up.
+
+        A replay, and a record on the disk, which does not lead to the live tail, go on with the new filter at once.
+        """
+        if subscription.pace is None and self.feeds.on_disk is None:
             subscription.next_filter = filter
             return True, None
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())

@@ -50,7 +50,10 @@ class Entrance:
 
     def authorize(self, token: str | None) -> Grant | Literal["wrong", "expired"]:
         """What the token grants now."""
-        return authorize(self._settings.tokens, self._settings.anonymous_scopes, token, self.epoch())
+        settings = self._settings
+        return authorize(
+            settings.tokens, settings.anonymous_scopes, token, self.epoch(), required=settings.tokens_required
+        )
 
     def refuse_address(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a request with a wrong host name or with a token in its URL; None if it may continue."""

@@ -24,6 +24,7 @@ from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted
 from rollcast.serve.history import encoded
+from rollcast.serve.on_disk import FOLLOW_S, RecordOnDisk
 from rollcast.serve.recorded import Checkpoint, RecordPlace
 from rollcast.serve.seen import Seen
 from rollcast.serve.settings import ServerSettings
@@ -60,6 +61,7 @@ class Source(Protocol):
     settings: ServerSettings
     sender: Sender
     readings: asyncio.Semaphore
+    on_disk: RecordOnDisk | None  # the record that is served, if another process writes it
 
     async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
         """The records to give, one after the other; the last is the one that grows. None: the place is in none of them."""
@@ -81,6 +83,10 @@ class Source(Protocol):
         """Give the subscription the live tail from the checkpoint on. False if the history does not have it any more."""
         ...
 
+    def ends(self, feed: RecordFeed) -> None:
+        """The record on the disk is complete, and the subscription has been given all of it."""
+        ...
+
     def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
         """Have the subscription begin anew with snapshots, after a `gap` for what is missing."""
         ...
@@ -93,6 +99,7 @@ class RecordFeed:
         subscription: which.
         source: of what.
         since: a place in the records, or a time in the latest; None: the beginning of the latest.
+        recovered: whether that is what the client asked for.
     """
 
     def __init__(
@@ -100,9 +107,11 @@ class RecordFeed:
         subscription: Subscription,
         source: Source,
         since: RecordPlace | float | None,
-        pace: Pace | None = None,
+        *,
+        recovered: bool = True,
     ) -> None:
         self.subscription = subscription
+        self.recovered = recovered
         self.answered = False
         self.hurry = asyncio.Event()  # set when the pace has changed
         self._source = source
@@ -150,7 +159,10 @@ class RecordFeed:
                 await self._give(part, None)
                 if part.crashed:
                     await self._end_lost_runs(part)
-            await self._follow(parts[-1])
+            if source.on_disk is None:
+                await self._follow(parts[-1])
+            else:
+                await self._follow_on_disk(parts[-1], source.on_disk)
         except (ArchiveError, InputError, OSError) as error:
             logger.warning("a client is not given what it missed: %s", error)
             self._end(f"the record cannot be read: {error}")
@@ -181,6 +193,22 @@ class RecordFeed:
                 return
             else:
                 await asyncio.sleep(LOOK_S)
+
+    async def _follow_on_disk(self, part: Part, record: RecordOnDisk) -> None:
+        """Give a record that another process writes, until it is complete."""
+        self._begin(part)
+        seen: object = None
+        while True:
+            look = await record.look()
+            if look.mark != seen:
+                await self._give(part, None)
+                seen = look.mark
+            if look.over:
+                if look.crashed:
+                    await self._end_lost_runs(part)
+                self._source.ends(self)
+                return
+            await asyncio.sleep(FOLLOW_S)
 
     def _begin(self, part: Part) -> None:
         self._record_id, self._position, self._seen = part.record_id, part.position, part.seen

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rollcast.archive.index import list_records, read_run_file, state_of
 from rollcast.archive.observer import ArchiveObserver
@@ -24,6 +24,7 @@ from rollcast.errors import ArchiveError
 from rollcast.serve.feed import Part, RecordFeed
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
+from rollcast.serve.on_disk import Recorded, RecordOnDisk
 from rollcast.serve.record import record_of
 from rollcast.serve.recorded import (
     RECORD_ID,
@@ -40,7 +41,14 @@ from rollcast.stream import StreamObserver
 __all__ = ["Endings", "RecordFeeds"]
 
 READINGS = 16  # at once, of all feeds together
+NOW = 1e12  # seconds since the epoch: later than any event, so a feed begins at the end of what is recorded
 MAX_PARENTS = 64  # how many records back a cursor may be
+
+
+class Answer(Protocol):
+    """Answers `subscribe` with a place in the record; `recovered`: it is the place that was asked for."""
+
+    def __call__(self, subscription: Subscription, cursor: str, *, recovered: bool) -> None: ...
 
 
 class Endings(NamedTuple):
@@ -53,16 +61,16 @@ class Endings(NamedTuple):
         anew: begins anew with snapshots, after the gaps from what it was given (by run) until then.
     """
 
-    answer: Callable[[Subscription, str], object]
+    answer: Answer
     without: Callable[[Subscription], object]
     live: Callable[[Subscription, int], bool]
     anew: Callable[[Subscription, Mapping[str, int], int, str], object]
 
 
 class _Link:
-    """The record that is written of the server's manager."""
+    """The record of what is served: of the server's manager, or one on the disk, which has no checkpoints."""
 
-    def __init__(self, observer: ArchiveObserver, checkpoints: Checkpoints) -> None:
+    def __init__(self, observer: Recorded, checkpoints: Checkpoints) -> None:
         self.observer = observer
         self.checkpoints = checkpoints
         self.record_id = observer.id
@@ -79,6 +87,7 @@ class RecordFeeds:
         settings: the server's.
         sender: sends batches.
         endings: what becomes of subscriptions.
+        on_disk: the record that is served in place of a manager's runs; None: there is none.
 
     Attributes:
         records: reads records in another process.
@@ -94,7 +103,9 @@ class RecordFeeds:
         settings: ServerSettings,
         sender: Sender,
         endings: Endings,
+        on_disk: RecordOnDisk | None = None,
     ) -> None:
+        self.on_disk = on_disk
         self.records = RecordProcess()
         self.readings = asyncio.Semaphore(READINGS)
         self.settings = settings
@@ -107,7 +118,10 @@ class RecordFeeds:
         self._link: _Link | None = None
         # The manager, and the version of its observers, that were looked at.
         self._seen: tuple[object, int] = (None, -1)
-        history.recorded = self._place_of
+        if on_disk is None:
+            history.recorded = self._place_of
+        else:
+            self._link = _Link(on_disk, Checkpoints(history, ledger))
 
     # -- the record ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +147,7 @@ class RecordFeeds:
         with self._lock:
             if self._link is not link:
                 return  # another thread found it first
-            if link is not None:
+            if link is not None and isinstance(link.observer, ArchiveObserver):
                 link.observer.on_written.remove(self._written)
             self._link = _Link(record, Checkpoints(self._history, self._ledger))
             added = [each for each in observers if each in (record, self._observer)]
@@ -142,8 +156,8 @@ class RecordFeeds:
             record.on_written.append(self._written)
 
     @property
-    def record(self) -> ArchiveObserver | None:
-        """What records, or recorded, the runs that are served."""
+    def record(self) -> Recorded | None:
+        """What records, or recorded, the runs that are served; or the record that is served in their place."""
         return None if self._link is None else self._link.observer
 
     def came(self) -> None:
@@ -177,6 +191,11 @@ class RecordFeeds:
             pace: of a replay.
         """
         link, place = self._link, place_named(since)
+        if self.on_disk is not None:
+            known = since in ("start", "live") or place is not None
+            subscription.pace = pace
+            self.restart(subscription, place if known and since != "live" else NOW, recovered=known)
+            return True
         if link is None or (place is None and since != "start"):
             return False
         if place is not None and place.record_id != link.record_id and link.observer.parent is None:
@@ -187,11 +206,19 @@ class RecordFeeds:
         self.restart(subscription, place)
         return True
 
-    def restart(self, subscription: Subscription, place: RecordPlace | float | None) -> None:
-        """Give the subscription the record from another place on."""
+    def restart(
+        self, subscription: Subscription, place: RecordPlace | float | None, *, recovered: bool = True
+    ) -> None:
+        """Give the subscription the record from another place on.
+
+        Args:
+            subscription: which.
+            place: a place in the record, or a time; None: its beginning.
+            recovered: whether that is what the client asked for.
+        """
         if subscription.feed is not None:
             subscription.feed.stop()
-        subscription.feed = feed = RecordFeed(subscription, self, place)
+        subscription.feed = feed = RecordFeed(subscription, self, place, recovered=recovered)
         feed.start()
 
     def detach(self) -> None:
@@ -266,18 +293,25 @@ class RecordFeeds:
         subscription = feed.subscription
         if subscription.feed is not feed:
             return
-        if place is None:
+        if place is not None:
+            feed.answered = True
+            self._endings.answer(subscription, str(place), recovered=feed.recovered)
+        elif self.on_disk is not None and feed.recovered:  # its place is in no record
+            self.restart(subscription, NOW, recovered=False)
+        else:
             subscription.feed = None
             self._endings.without(subscription)
-        else:
-            feed.answered = True
-            self._endings.answer(subscription, str(place))
 
     def goes_live(self, feed: RecordFeed, checkpoint: Checkpoint) -> bool:
         """See `feed.Source`."""
         return feed.subscription.feed is not feed or self._endings.live(
             feed.subscription, checkpoint.position
         )
+
+    def ends(self, feed: RecordFeed) -> None:
+        """See `feed.Source`."""
+        if feed.subscription.feed is feed:
+            self._endings.live(feed.subscription, 0)
 
     def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
         """See `feed.Source`."""

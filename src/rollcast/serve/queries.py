@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from rollcast.archive import ArchiveObserver
 from rollcast.archive.chain_rows import (
     DEFAULT_SORT,
     ChainQuery,
@@ -31,7 +30,7 @@ from rollcast.archive.chain_rows import (
     page_of,
 )
 from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
-from rollcast.archive.readings import EventWindow, RunsWanted, StepsWanted
+from rollcast.archive.readings import ChangesWanted, EventWindow, RunsWanted, StepsWanted
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
@@ -40,6 +39,7 @@ from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
 from rollcast.serve.live_rows import Key, LiveRows
 from rollcast.serve.memory import past_of
+from rollcast.serve.on_disk import FOLLOW_S, Recorded, RecordOnDisk
 from rollcast.serve.outlet import Client, transmit
 from rollcast.serve.protocol import (
     FRAME_BYTES,
@@ -151,7 +151,7 @@ class Queries:
         """Count those that watch the table, so that it is kept for them."""
         self._table.watched(change)
 
-    async def record(self, missing: list[str]) -> ArchiveObserver | None:
+    async def record(self, missing: list[str]) -> Recorded | None:
         """The record of the runs, up to date, or None; what it lacks is added to `missing`."""
         manager = self.manager
         if manager is None and (past := self._broadcaster.feeds.record) is not None:
@@ -342,7 +342,7 @@ class _Answer:
         """The runs, the newest first."""
         query = self._query
 
-        async def of_record(record: ArchiveObserver) -> Rows:
+        async def of_record(record: Recorded) -> Rows:
             wanted = RunsWanted(
                 path=str(record.path), after=query.after, limit=self._limit, row_bytes=self._row_bytes
             )
@@ -366,7 +366,7 @@ class _Answer:
         """The rows of training steps and evaluations."""
         query = self._query
 
-        async def of_record(record: ArchiveObserver) -> Rows:
+        async def of_record(record: Recorded) -> Rows:
             wanted = StepsWanted(
                 path=str(record.path),
                 run_id=query.run,
@@ -385,7 +385,7 @@ class _Answer:
 
     async def _of_record_or(
         self,
-        of_record: Callable[[ArchiveObserver], Any],
+        of_record: Callable[[Recorded], Any],
         of_memory: Callable[[], Any],
     ) -> Any:
         """What the record tells, or what the memory does if there is none or it cannot be read, which is then told."""
@@ -416,6 +416,9 @@ class _Answer:
             row_bytes=self._row_bytes,
         )
         check_query(wanted)
+        if (on_disk := self._queries.broadcaster.feeds.on_disk) is not None:
+            await self._chains_on_disk(on_disk, wanted)
+            return
         table = await self._queries.table()
         with ExitStack() as stack:
             if query.watch:
@@ -427,7 +430,7 @@ class _Answer:
             async with self._queries.turn():
                 is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
 
-            async def of_record(record: ArchiveObserver) -> Page:
+            async def of_record(record: Recorded) -> Page:
                 return await self._queries.records.chains(record.path, wanted)
 
             async def of_memory() -> Page:
@@ -438,6 +441,46 @@ class _Answer:
             await self._send_page(merged_page([is_open, over], wanted))
             if query.watch:
                 await self._watch(table, wanted, version, told)
+
+    async def _chains_on_disk(self, record: RecordOnDisk, wanted: ChainQuery) -> None:
+        """The chains of a record that another process writes; with `watch`, then those of which it writes rows."""
+        records, look = self._queries.records, await record.look()
+        changes = ChangesWanted(path=str(record.path), run_id=wanted.run, row_bytes=self._row_bytes)
+        async with self._queries.reading():
+            changes.since = (await records.rows(changes)).next
+            page = await records.chains(record.path, wanted)
+        told = {_key(row) for row in map(msgspec.json.decode, (row.data for row in page.rows))}
+        await self._send_page(merged_page([page], wanted))
+        if not self._query.watch:
+            return
+        while True:  # until the query is stopped
+            await asyncio.sleep(FOLLOW_S)
+            await self._until_room()
+            seen, look = look, await record.look()
+            if look == seen:
+                continue
+            async with self._queries.reading():
+                rows = await records.rows(changes)
+                given = [*rows.rows]
+                if look.over and not seen.over:  # what is open then has lost its end
+                    lost = msgspec.structs.replace(wanted, where={"state": ["lost"]}, after=None)
+                    given += [row.data for row in (await records.chains(record.path, lost)).rows]
+            if rows.total != len(rows.rows):
+                raise _BehindError(LET_GO)
+            changes.since = rows.next
+            changed = []
+            async with self._queries.turn():
+                for data in given:
+                    row = msgspec.json.decode(data)
+                    if fits(row, wanted):
+                        told.add(_key(row))
+                    elif _key(row) not in told:
+                        continue
+                    else:
+                        told.discard(_key(row))
+                    changed.append(data)
+            if changed:
+                await self._send_rows(changed, changed=True)
 
     async def _watch(self, table: LiveRows, wanted: ChainQuery, version: int, told: set[Key]) -> None:
         """Send the rows that change, until the query is stopped.
@@ -491,17 +534,19 @@ class _Answer:
         if told.next is not None:
             await self._send_rows([], next=told.next)
 
-    async def _recorded_story(self, record: ArchiveObserver) -> bool:
+    async def _recorded_story(self, record: Recorded) -> bool:
         """Send what the record has of the chain. False if it does not tell of it, and nothing was sent."""
         since, left, sent = self._query.after, self._limit, False
         while True:
             last: EventWindow | None = None
+            held: EventWindow | None = None  # it came when there was no room for it
             try:
                 async with aclosing(self._windows(record, since, left)) as windows:
                     async for window in windows:
                         last, since = window, window.cursor
                         left -= len(window.events)
                         if not self._client.keeps_up():
+                            held = window
                             break  # lets go of the record until there is room
                         await self._send_window(window, left)
                         sent = True
@@ -512,8 +557,8 @@ class _Answer:
                     raise
                 self._missing.append(f"the record does not tell of it: {error}")
                 return False
-            if last is not None and not self._client.keeps_up():
-                await self._send_window(last, left)
+            if held is not None:
+                await self._send_window(held, left)
             if last is None or last.complete or left <= 0:
                 self._cursor = since
                 return True
@@ -525,7 +570,7 @@ class _Answer:
         await self._send_rows(events, next=window.cursor if more else None)
 
     async def _windows(
-        self, record: ArchiveObserver, since: str | None, limit: int
+        self, record: Recorded, since: str | None, limit: int
     ) -> AsyncGenerator[EventWindow, None]:
         assert self._query.chain is not None
         async with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from rollcast.serve.conversation import Conversation
 from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.handshake import Handshake
 from rollcast.serve.listening import check_address, listen
+from rollcast.serve.on_disk import RecordOnDisk
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.page_files import read_page_files
 from rollcast.serve.plain_feed import feed_plainly
@@ -87,10 +89,13 @@ class WebSocketStreamingServer:
         port: the port to listen on; 0: any free one; the attribute `port` has it.
         token: a token that clients must have, with the scopes `read` and `control`. `settings.tokens` can have other scopes.
         settings: all other settings.
+        record: the folder of a record to serve in place of a manager's runs: one that is complete, or one that another process
+            writes, which is followed.
 
     Raises:
         InputError: a setting is wrong, the certificate or its key cannot be used, or the server would be open to the network
             without a token.
+        ArchiveError: `record` is no record, or cannot be read.
     """
 
     def __init__(
@@ -100,11 +105,12 @@ class WebSocketStreamingServer:
         *,
         token: str | None = None,
         settings: ServerSettings | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         check_address(host, port)
         self.host = host
         self.settings = (settings or ServerSettings()).checked(token)
-        if not is_loopback(host) and not self.settings.tokens and not self.settings.insecure:
+        if not is_loopback(host) and self.settings.lets_anyone_in and not self.settings.insecure:
             raise InputError(
                 f"host {host!r} can be reached from the network, and no token is asked for; give token=…, listen on "
                 "localhost, or set ServerSettings(insecure=True)"
@@ -118,7 +124,7 @@ class WebSocketStreamingServer:
         )
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
-        self._broadcaster = Broadcaster(self.settings)
+        self._broadcaster = Broadcaster(self.settings, None if record is None else RecordOnDisk(record))
         self._queries = Queries(self._broadcaster)
         self._server: Server | None = None
         self._starting = asyncio.Lock()
@@ -131,7 +137,15 @@ class WebSocketStreamingServer:
     # -- what users call ---------------------------------------------------------------------------------------------
 
     def get_observer(self) -> StreamObserver:
-        """The server's observer, always the same one. Add it to one manager; agents that share the server share the manager."""
+        """The server's observer, always the same one. Add it to one manager; agents that share the server share the manager.
+
+        Raises:
+            InputError: the server serves a record.
+        """
+        if self._broadcaster.feeds.on_disk is not None:
+            raise InputError(
+                "this server serves a record, and no runs beside it; serve those by another server"
+            )
         return self._broadcaster.observer
 
     @property

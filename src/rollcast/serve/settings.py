@@ -69,6 +69,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tokens: tokens for clients, besides the `token` argument. If there are none at all, clients need no token.
         anonymous_scopes: what every client may do if there are no tokens.
+        tokens_required: whether a client must give one of the tokens. If not, one without a token, or with a wrong one, has
+            `anonymous_scopes`, and a token adds its own: so reading is open, and cancelling is not.
         insecure: whether the server may listen on addresses other than loopback without a token.
         tls_cert: a PEM file with the server's certificate and those that lead to its authority; clients then connect with
             `wss://`. None: no TLS.
@@ -99,6 +101,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     tokens: tuple[Token, ...] = ()
     anonymous_scopes: tuple[Scope, ...] = ("read",)
+    tokens_required: bool = True
     insecure: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -128,6 +131,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         if role == "page" and self.page_limits is not None:
             return self.page_limits
         return self.limits
+
+    @property
+    def lets_anyone_in(self) -> bool:
+        """Whether clients need no token."""
+        return not (self.tokens and self.tokens_required)
 
     @property
     def largest_message(self) -> int:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
-from rollcast.cli.itself import this_command
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
 from rollcast.cli.recording import RunRecord, latest_record_of, name_of_agent, record_for
-from rollcast.cli.serving import keep_serving, server_at, watching
+from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
@@ -71,7 +70,8 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
-    server = server_at(settings.serving)
+    serving = settings.serving.with_made_token(settings.recording)
+    server = server_at(serving)
     alert = alert_to(settings.alert)
     log = log_at(settings.json)
     agent = _agent(task, settings, out)
@@ -92,7 +92,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
             out=folder,
             parent=latest_record_of(folder, recording) if settings.resume else None,
         )
-        return _trained(_Session(agent, settings, folder, scalars, log), task, grpo, server, record)
+        return _trained(_Session(agent, settings, serving, folder, scalars, log), task, grpo, server, record)
 
 
 def _recorded(settings: TrainSettings) -> dict[str, Any]:
@@ -191,6 +191,7 @@ class _Session:
         self,
         agent: BaseAgent,
         settings: TrainSettings,
+        serving: Serving,
         out: Path,
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
@@ -199,6 +200,7 @@ class _Session:
         color = False if settings.no_color else None
         self.agent = agent
         self.settings = settings
+        self.serving = serving
         self.out = out
         self.scalars = scalars
         self.log = log
@@ -230,7 +232,7 @@ class _Session:
             if server is not None:
                 await serving.enter_async_context(server)
                 serving.enter_context(watching(server, self.agent.streaming_manager))
-                self.view.say([(f"watch it with: {this_command()} watch {server.url}", "")])
+                say_links(server, self.serving, self.view.say)
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self.agent)
                 if self.scalars is not None:

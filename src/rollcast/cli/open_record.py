@@ -1,0 +1,81 @@
+"""`rollcast open`: shows a recorded run in the live page."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import webbrowser
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rollcast.archive.format import RUN_FILE
+from rollcast.archive.index import find_record, read_run_file, state_of
+from rollcast.cli.kept_token import MadeToken, made_token
+from rollcast.cli.output import Output
+from rollcast.cli.page_links import forward_lines, has_display, page_link
+from rollcast.cli.records import state_word
+from rollcast.cli.signals import ending_on_signals
+from rollcast.text import printable_line
+
+__all__ = ["OpenOptions", "open_command"]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """The options on the command line; see `rollcast open --help`."""
+
+    record: str
+    port: int
+    token: str | None = field(repr=False)
+    browser: bool
+
+
+def open_command(directory: Path, options: OpenOptions) -> int:
+    """Serve the record until Ctrl-C or SIGTERM; the exit code.
+
+    Raises:
+        ArchiveError: no record is meant or more than one, or it cannot be read.
+        InputError: an option is wrong, or the port is in use.
+    """
+    directory, word = _directory_and_word(directory, options.record)
+    path = find_record(directory, word)
+    facts = read_run_file(path)
+    # A record that lies elsewhere may be somebody else's: nothing is written beside it.
+    beside = directory if path.absolute().parent == directory.absolute() else None
+    made = made_token(beside) if options.token is None else None
+    out = Output(sys.stdout, color=None)
+    state = state_word(facts, state_of(facts)[0])
+    going_on = ", and what comes is shown" if state == "running" else ""
+    out.say([(f"{printable_line(path.name, 80)}: {state}{going_on}", "")])
+    asyncio.run(_serve(path, options, made, out))
+    return 0
+
+
+def _directory_and_word(directory: Path, given: str) -> tuple[Path, str]:
+    """The record directory, and what is meant there: of a folder that is no record itself, the latest one in it."""
+    folder = Path(given)
+    if given and folder.is_dir() and not (folder / RUN_FILE).exists():
+        return folder, "latest"
+    return directory, given
+
+
+async def _serve(path: Path, options: OpenOptions, made: MadeToken | None, out: Output) -> None:
+    from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer  # noqa: PLC0415  (other commands need no network)
+
+    value = options.token if made is None else made.value
+    assert value is not None
+    settings = ServerSettings(tokens=(Token(value),))  # there is nothing to cancel
+    server = WebSocketStreamingServer("localhost", options.port, settings=settings, record=path)
+    ended = asyncio.Event()
+    async with server:
+        with ending_on_signals(ended.set):
+            if made is not None:
+                made.keep()
+            link = page_link(server, value)
+            shown = link if made is not None else f"{server.page_url}#token=…, with the token for the dots"
+            out.say([(f"in a browser: {shown}", "")], *([(line, "")] for line in forward_lines(server)))
+            out.say([("Ctrl-C ends it", "dim")])
+            out.must_have_printed()
+            if options.browser and has_display():
+                await asyncio.to_thread(webbrowser.open, link)
+            await ended.wait()
