@@ -55,8 +55,8 @@ check: $(VENV)/.dev
 # none of it, and no build.
 PAGE := tests/page
 $(PAGE)/node_modules/.done: $(PAGE)/package.json $(PAGE)/package-lock.json
-	command -v node >/dev/null && command -v npm >/dev/null || { echo 'make check-page needs Node 20 or newer and npm: apt-get install nodejs npm' >&2; exit 1; }
-	node -e 'process.exit(process.versions.node.split(".")[0] >= 20 ? 0 : 1)' || { echo "make check-page needs Node 20 or newer; found $$(node --version)" >&2; exit 1; }
+	command -v node >/dev/null && command -v npm >/dev/null || { echo 'make check-page needs Node 20.19 or newer and npm: apt-get install nodejs npm' >&2; exit 1; }
+	node -e 'const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 20 || (major === 20 && minor >= 19) ? 0 : 1)' || { echo "make check-page needs Node 20.19 or newer; found $$(node --version)" >&2; exit 1; }
 	npm --prefix $(PAGE) ci
 	touch $@
 

@@ -2,27 +2,14 @@
 
 import importlib.util
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from nodejs import NODE, needs_node
+
 HERE = Path(__file__).parent
-NODE = shutil.which("node")
-
-
-def node_version():
-    """Of the Node on this machine, 0 if there is none."""
-    if NODE is None:
-        return 0
-    done = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True)
-    return int(done.stdout.removeprefix("v").split(".")[0])
-
-
-needs_node = pytest.mark.skipif(
-    node_version() < 20, reason="needs Node 20 or newer (Debian's package nodejs)"
-)
 
 
 @needs_node

@@ -3,19 +3,18 @@
 import copy
 import json
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from nodejs import NODE, needs_node
 from rollcast.records import StreamEvent
 from rollcast.records.run_view import RunViews
 
 HERE = Path(__file__).parent
 CASES = sorted((HERE.parent / "records" / "view_cases").glob("*.json"))
-NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node 20 or newer (Debian's package nodejs)")
+pytestmark = needs_node
 
 ODD = [
     None,

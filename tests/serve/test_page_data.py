@@ -3,30 +3,19 @@
 import asyncio
 import contextlib
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from nodejs import NODE, needs_node
 from rollcast.records.run_view import RunViews
 from rollcast.testing import capture_events
 
-NODE = shutil.which("node")
 FOLLOW = Path(__file__).parent.parent / "page" / "follow.js"
 WAIT_S = 30
 
 
-def _node_version():
-    if NODE is None:
-        return 0
-    done = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True)
-    return int(done.stdout.removeprefix("v").split(".")[0])
-
-
-pytestmark = pytest.mark.skipif(
-    _node_version() < 20, reason="needs Node 20 or newer (Debian's package nodejs)"
-)
+pytestmark = needs_node
 
 
 @contextlib.asynccontextmanager

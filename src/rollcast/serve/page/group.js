@@ -34,8 +34,10 @@ export function byReward(members) {
  * @param {string} other
  */
 export function compareIds(one, other) {
-  return one.localeCompare(other, "en", { numeric: true });
+  return COUNTING.compare(one, other);
 }
+
+const COUNTING = new Intl.Collator("en", { numeric: true });
 
 // -- side by side ---------------------------------------------------------------------------------------------------------
 
@@ -76,9 +78,18 @@ function areAlike(cells) {
  * @param {Turn} turn
  */
 function signature(turn) {
-  const calls = turn.calls.map((call) => [call.name, call.arguments, call.output, call.status]);
-  return JSON.stringify([turn.text, turn.reasoning, calls]);
+  let made = SIGNATURES.get(turn);
+  if (made === undefined) {
+    const calls = turn.calls.map((call) => [call.name, call.arguments, call.output, call.status]);
+    SIGNATURES.set(turn, (made = JSON.stringify([turn.text, turn.reasoning, calls])));
+  }
+  return made;
 }
+
+/** Of turns that are over, which do not change. @type {WeakMap<Turn, string>} */
+const SIGNATURES = new WeakMap();
+/** @type {WeakMap<Turn, string>} */
+const OUTCOMES = new WeakMap();
 
 /**
  * A turn in a few words, such as `guess(number=8) → lower`: its calls and what they gave, else what it said.
@@ -136,11 +147,11 @@ export function decisionOf(spans) {
  * @returns {Branch}
  */
 export function whereTheyPart(members) {
-  const walkers = members.map((member) => ({ ...member, turns: turnsOf(member.view) }));
+  const walkers = members.map((member) => ({ ...member, turns: turnsOf(member.view), ids: new Map() }));
   return branch("", walkers, 0, null);
 }
 
-/** @typedef {Member & {turns: Turn[]}} Walker */
+/** @typedef {Member & {turns: Turn[], ids: Map<number, number[] | null>}} Walker `ids`: of the turns that were compared */
 
 /**
  * @param {string} id
@@ -162,8 +173,8 @@ function branch(id, walkers, depth, turn) {
   const texts = parties.map((party) => party[0]?.turns[depth]?.text ?? "");
   const children = parties.map((party, i) => {
     const next = /** @type {Turn} */ (party[0]?.turns[depth]);
-    const names = party.map((walker) => walker.view.chainId).sort(compareIds);
-    const child = branch(`${id}/${names[0]}`, party, depth + 1, next);
+    const first = party.map((walker) => walker.view.chainId).reduce((one, other) => (compareIds(one, other) <= 0 ? one : other));
+    const child = branch(`${id}/${first}`, party, depth + 1, next);
     child.decision = firstDifference(texts, i);
     return child;
   });
@@ -191,7 +202,7 @@ function branch(id, walkers, depth, turn) {
 function areTogether(one, other, depth) {
   const [first, second] = [one.turns[depth], other.turns[depth]];
   if (!first || !second || first.open || second.open) return false;
-  const [ids, otherIds] = [one.tokens?.ids(first.step) ?? null, other.tokens?.ids(second.step) ?? null];
+  const [ids, otherIds] = [idsAt(one, depth), idsAt(other, depth)];
   if (ids !== null && otherIds !== null) {
     if (ids.length !== otherIds.length || ids.some((id, i) => id !== otherIds[i])) return false;
   } else if (first.text !== second.text) {
@@ -200,9 +211,25 @@ function areTogether(one, other, depth) {
   return outcomes(first) === outcomes(second);
 }
 
+/**
+ * The token ids of a turn, if they are known.
+ * @param {Walker} walker
+ * @param {number} depth
+ * @returns {number[] | null}
+ */
+function idsAt(walker, depth) {
+  let ids = walker.ids.get(depth);
+  if (ids === undefined) walker.ids.set(depth, (ids = walker.tokens?.ids(walker.turns[depth]?.step ?? null) ?? null));
+  return ids;
+}
+
 /** @param {Turn} turn */
 function outcomes(turn) {
-  return JSON.stringify(turn.calls.map((call) => [call.name, call.output, call.status]));
+  let made = OUTCOMES.get(turn);
+  if (made === undefined) {
+    OUTCOMES.set(turn, (made = JSON.stringify(turn.calls.map((call) => [call.name, call.output, call.status]))));
+  }
+  return made;
 }
 
 /**

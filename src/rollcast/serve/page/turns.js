@@ -51,19 +51,18 @@ import { textOf } from "./view_parts.js";
 export function itemsOf(view) {
   /** @type {Item[]} */
   const items = [];
+  const messages = view.messages;
   const promptLength = view.conversation.promptLength ?? 0;
-  for (const [i, message] of view.messages.entries()) {
+  for (let i = 0; i < messages.length; i += 1) {
+    const message = /** @type {Message} */ (messages[i]);
     const role = textOf(message.role);
-    const turn = lastTurn(items);
-    if (i < promptLength || (role !== "assistant" && role !== "tool")) {
+    if (i < promptLength || role !== "assistant") {
       items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength });
-    } else if (role === "assistant") {
-      items.push(turnOf(message));
-    } else if (turn !== null) {
-      answer(turn, message);
-    } else {
-      items.push({ kind: "message", role, text: contentOf(message), prompt: false });
+      continue;
     }
+    const answers = [];
+    while (messages[i + 1]?.role === "tool") answers.push(/** @type {Message} */ (messages[(i += 1)]));
+    items.push(closedTurn(message, answers));
   }
   addOpen(items, view);
   return items;
@@ -76,6 +75,26 @@ export function itemsOf(view) {
  */
 export function turnsOf(view) {
   return itemsOf(view).filter((item) => item.kind === "turn");
+}
+
+/**
+ * Turns that were made before, by their assistant's message. A message is replaced and never changed, so they stay true.
+ * @type {WeakMap<Message, {answers: Message[], turn: Turn}>}
+ */
+const MADE = new WeakMap();
+
+/**
+ * @param {Message} message an assistant's
+ * @param {Message[]} answers of its tools
+ * @returns {Turn} do not change it
+ */
+function closedTurn(message, answers) {
+  const made = MADE.get(message);
+  if (made && made.answers.length === answers.length && made.answers.every((each, i) => each === answers[i])) return made.turn;
+  const turn = turnOf(message);
+  for (const each of answers) answer(turn, each);
+  MADE.set(message, { answers, turn });
+  return turn;
 }
 
 /**
@@ -98,8 +117,10 @@ function addOpen(items, view) {
     });
   }
   if (!view.toolCalls.size) return;
-  let turn = lastTurn(items);
-  if (turn === null) items.push((turn = emptyTurn(view.fields.step)));
+  const last = lastTurn(items);
+  const turn = last === null ? emptyTurn(view.fields.step) : { ...last, calls: [...last.calls] };
+  if (last !== null) items.pop();
+  items.push(turn);
   turn.open = true;
   for (const call of view.toolCalls.values()) {
     const found = {
