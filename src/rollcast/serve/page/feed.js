@@ -220,7 +220,19 @@ export class Feed {
     const view = this.store.chain(runId, chainId);
     if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
     if (state === "running") return view === undefined && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
-    return !(view?.state === "ended" && view.complete && view.messages.length);
+    return !(view?.state === "ended" && view.complete && view.messages.length && this.hasTokens(runId, chainId));
+  }
+
+  /**
+   * Whether the tokens of every turn came. Those before a snapshot did not.
+   * @param {string} runId
+   * @param {string} chainId
+   */
+  hasTokens(runId, chainId) {
+    const view = this.store.chain(runId, chainId);
+    const tokens = this.store.tokens(runId, chainId);
+    const steps = (view?.messages ?? []).filter((message) => message.role === "assistant").map((message) => message.step ?? null);
+    return steps.every((step) => tokens !== undefined && tokens.ids(step) !== null);
   }
 
   /**
@@ -233,6 +245,7 @@ export class Feed {
     if (this.loading.has(key)) return;
     this.loading.add(key);
     let begun = false;
+    const over = this.store.row(runId, chainId)?.state !== "running"; // otherwise there is more to tell when it is
     this.ask(
       { what: "chain", run: runId, chain: chainId },
       (rows, anew) => {
@@ -243,7 +256,7 @@ export class Feed {
       key,
       () => {
         this.loading.delete(key);
-        this.told.add(key);
+        if (over) this.told.add(key);
       },
     );
   }

@@ -4,6 +4,7 @@
 // which it takes the marks and draws what they name.
 
 import { RunViews } from "./run_view.js";
+import { TimeLine } from "./time_line.js";
 import { Tokens } from "./tokens.js";
 
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
@@ -48,6 +49,8 @@ export class Store {
     this.views = new RunViews();
     /** @type {Map<string, Tokens>} by key, those that changed latest last */
     this.tracks = new Map();
+    /** @type {Map<string, TimeLine>} by key, those that changed latest last */
+    this.timeLines = new Map();
     /** @type {Map<string, Map<string, Row>>} by run and chain */
     this.chainRows = new Map();
     this.rowCount = 0;
@@ -126,6 +129,7 @@ export class Store {
       const key = chainKey(runId, event.chain_id);
       this.marks.chains.add(key);
       if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") this.track(key).apply(event);
+      if (event.event_type !== "llm_generation_chunk") this.timeLine(key).apply(event);
       return;
     }
     this.marks.runs.add(runId);
@@ -142,6 +146,15 @@ export class Store {
     this.tracks.set(key, track);
     if (this.tracks.size > MAX_TRACKS) this.tracks.delete(/** @type {string} */ (this.tracks.keys().next().value));
     return track;
+  }
+
+  /** @param {string} key */
+  timeLine(key) {
+    const line = this.timeLines.get(key) ?? new TimeLine();
+    this.timeLines.delete(key);
+    this.timeLines.set(key, line);
+    if (this.timeLines.size > MAX_TRACKS) this.timeLines.delete(/** @type {string} */ (this.timeLines.keys().next().value));
+    return line;
   }
 
   /** What the events of a chain tell. @param {string} runId @param {string} chainId @returns {ChainView | undefined} */
@@ -162,6 +175,7 @@ export class Store {
   forgetChain(runId, chainId) {
     this.views.forget(runId, chainId);
     this.tracks.delete(chainKey(runId, chainId));
+    this.timeLines.delete(chainKey(runId, chainId));
     this.marks.chains.add(chainKey(runId, chainId));
     this.touched();
   }

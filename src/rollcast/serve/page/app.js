@@ -1,0 +1,190 @@
+// The frame around the views: header, footer, keys, and which view is shown.
+
+import { formatRoute, parseRoute } from "./route.js";
+import { runName } from "./format.js";
+import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
+import { nextTheme } from "./theme.js";
+import { oneLine } from "./text.js";
+import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
+import { ChainPage } from "./views/chain.js";
+import { EventsPage } from "./views/events.js";
+import { GroupPage } from "./views/group.js";
+import { Help } from "./views/help.js";
+import { Overview } from "./views/overview.js";
+import { RunsPage } from "./views/runs.js";
+
+/** @typedef {import("./route.js").Route} Route */
+
+/**
+ * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
+ *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen}} props
+ */
+export function App({ store, feed, socket, topics, onScreen }) {
+  const [route, setRoute] = useState(() => parseRoute(location.hash));
+  const [helping, help] = useState(false);
+  const again = useAgain();
+  const keys = useMemo(() => new Map(), []);
+  const main = useRef(/** @type {HTMLElement | null} */ (null));
+  useEffect(() => {
+    const moved = () => {
+      setRoute(parseRoute(location.hash));
+      scrollTo(0, 0);
+    };
+    addEventListener("hashchange", moved);
+    return () => removeEventListener("hashchange", moved);
+  }, []);
+  useLayoutEffect(() => topics.listen("runs", again), [topics]);
+
+  const runs = allRuns(store);
+  const run = route.run ?? latestRun(runs);
+  const rollout = rolloutOf(runs, run, route.query.step?.[0]);
+  const wantsRows = route.view !== "runs" && rollout !== null;
+  useEffect(() => {
+    if (!wantsRows) return undefined;
+    feed.watchChains({ run: /** @type {string} */ (rollout) });
+    return () => feed.unwatchChains();
+  }, [feed, rollout, wantsRows]);
+
+  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place });
+  const go = (/** @type {Partial<Route>} */ place) => {
+    location.hash = to(place);
+  };
+  const context = { store, feed, socket, topics, onScreen, route, run, rollout, runs, go, to, keys };
+
+  useEffect(() => {
+    const pressed = (/** @type {KeyboardEvent} */ event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+      const target = /** @type {HTMLElement} */ (event.target);
+      if (target.closest("input, textarea, select, dialog")) return;
+      const act = keys.get(event.key) ?? common[event.key];
+      if (!act) return;
+      event.preventDefault();
+      act(event);
+    };
+    /** @type {Record<string, (event: KeyboardEvent) => void>} */
+    const common = {
+      "?": () => help(true),
+      o: () => (location.hash = formatRoute({ view: "overview", run: parseRoute(location.hash).run })),
+      r: () => (location.hash = formatRoute({ view: "runs" })),
+      p: () => togglePause(socket),
+    };
+    addEventListener("keydown", pressed);
+    return () => removeEventListener("keydown", pressed);
+  }, [keys, socket]);
+
+  const row = runRow(store, run);
+  useEffect(() => {
+    const place = oneLine(route.chain ?? route.group ?? "", 60);
+    document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
+  });
+  /** @type {Record<Route["view"], () => any>} */
+  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview };
+  const view = views[route.view];
+  return html`<${Page.Provider} value=${context}>
+    <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
+    <${Header} row=${row} />
+    <${Trouble} />
+    <main ref=${main} id="main" tabindex="-1"><${view} key=${`${route.view} ${run} ${route.group ?? ""}`} /></main>
+    <${Footer} help=${() => help(true)} />
+    ${helping && html`<${Help} close=${() => help(false)} />`}
+  <//>`;
+}
+
+/** @param {import("./socket.js").Socket} socket */
+function togglePause(socket) {
+  if (socket.session.paused) socket.resume();
+  else socket.pause();
+}
+
+/** @param {{row: import("./training.js").RunRow | null}} props */
+function Header({ row }) {
+  return html`<${Page.Consumer}>${(/** @type {import("./ui.js").PageContext} */ page) => {
+    const { route, run, to } = page;
+    const step = route.query.step;
+    const kept = step ? { step } : {};
+    /** @type {[string, Route["view"], string][]} */
+    const views = [
+      ["Overview", "overview", to({ view: "overview" })],
+      ["Events", "events", to({ view: "events" })],
+      ["Runs", "runs", to({ view: "runs" })],
+    ];
+    return html`<header class="head">
+      <a class="mark" href=${formatRoute({ view: "overview" })}>rollcast</a>
+      <nav class="nav" aria-label="Views">
+        ${views.map(([name, view, href]) => html`<a key=${view} href=${href} aria-current=${route.view === view ? "page" : undefined}>${name}</a>`)}
+      </nav>
+      <span class="crumb wide-only">
+        ${row && route.view !== "runs" && html`<a href=${to({ view: "overview" })}>${runName(row)}${row.model ? ` · ${oneLine(String(row.model), 60)}` : ""}</a>`}
+        ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
+      </span>
+      <span class="grow"></span>
+      <${Status} />
+      <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
+    </header>`;
+  }}<//>`;
+}
+
+/** The word that tells how the page stands; pressing it pauses and goes on. */
+function Status() {
+  const again = useAgain();
+  const page = usePage();
+  useEffect(() => page.topics.listen("session", again), [page.topics]);
+  const { word, waiting, why } = page.socket.session.state;
+  const paused = word === "paused";
+  const label = { connecting: "Connecting", connected: "Live", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
+  return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
+    onClick=${() => togglePause(page.socket)}><i></i><span>${label}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
+}
+
+/** Why there is no connection, and what answers lack. */
+function Trouble() {
+  const { socket, feed, topics } = usePage();
+  const again = useAgain();
+  useEffect(() => topics.listen("session", again), [topics]);
+  const { word, why } = socket.session.state;
+  if (word === "refused") {
+    return html`<div class="notice" role="alert">The server does not accept this page: ${why || "the connection was closed"}. Open the link that the command printed.</div>`;
+  }
+  const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
+  if (word === "reconnecting") return html`<div class="notice" role="status">Not connected${why ? `: ${why}` : ""}. What is below is how it was; the page tries again by itself.</div>`;
+  if (!lacks.length) return null;
+  return html`<div class="notice" role="status">${lacks.slice(0, 2).join(" ")}</div>`;
+}
+
+/** What this page costs. @param {{help: () => void}} props */
+function Footer({ help }) {
+  const { socket, onScreen, topics } = usePage();
+  const again = useAgain();
+  const before = useRef({ at: 0, events: 0, characters: 0 });
+  const rates = useRef({ events: 0, characters: 0 });
+  useEffect(() => {
+    const measure = () => {
+      if (document.hidden) return;
+      const { events, characters } = socket.session.counts;
+      const at = performance.now() / 1000;
+      const past = Math.max(at - before.current.at, 0.1);
+      rates.current = { events: (events - before.current.events) / past, characters: (characters - before.current.characters) / past };
+      before.current = { at, events, characters };
+      again();
+    };
+    const { events, characters } = socket.session.counts;
+    before.current = { at: performance.now() / 1000, events, characters };
+    const timer = setInterval(measure, 1000);
+    const end = topics.listen("session", () => onScreen.count !== shown.current && again());
+    return () => {
+      clearInterval(timer);
+      end();
+    };
+  }, [socket, topics]);
+  const shown = useRef(0);
+  shown.current = onScreen.count;
+  const count = onScreen.count;
+  return html`<footer class="foot" aria-label="What this page costs">
+    <span>This page asks for <b>${count === 0 ? "rows of chains, no tokens" : `${count} chain${count === 1 ? "" : "s"}, token by token`}</b></span>
+    <span>events sent to it <b>${Math.round(rates.current.events).toLocaleString("en")}/s</b></span>
+    <span><b>${(rates.current.characters / 1000).toFixed(1)} kB/s</b></span>
+    <span>gaps <b>${socket.session.counts.gaps}</b></span>
+    <span class="grow"></span>
+    <button onClick=${help}><kbd>?</kbd> keys</button>
+  </footer>`;
+}

@@ -1,0 +1,42 @@
+// Joins the parts of the page: the connection, the store, and what draws.
+
+import { h, render } from "./vendor/preact.js";
+import { App } from "./app.js";
+import { Feed } from "./feed.js";
+import { inNextFrame } from "./frame.js";
+import { OnScreen } from "./on_screen.js";
+import { Socket } from "./socket.js";
+import { Store } from "./store.js";
+import { forgetToken, takeToken } from "./token.js";
+import { showTheme, storedTheme } from "./theme.js";
+import { Topics, topicsOf } from "./topics.js";
+
+const token = takeToken();
+showTheme(storedTheme());
+
+const topics = new Topics();
+const store = new Store(() => inNextFrame(draw));
+const url = new URL("./", document.baseURI);
+url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+url.hash = "";
+
+const socket = new Socket(url.href, (notices) => feed.take(notices), { token });
+const feed = new Feed(socket, store);
+const onScreen = new OnScreen(feed, store, topics);
+
+function draw() {
+  topics.tell(topicsOf(store.take()));
+}
+
+// A token that the server refuses is forgotten, so that a reload asks for a new one.
+topics.listen("session", () => {
+  if (socket.session.state.word === "refused" && socket.session.token !== null) forgetToken();
+});
+
+feed.followRuns();
+feed.askSteps();
+socket.follow(document);
+socket.connect();
+
+const place = /** @type {HTMLElement} */ (document.getElementById("app"));
+render(h(App, { store, feed, socket, topics, onScreen }), place);

@@ -1,0 +1,72 @@
+// Runs, trainings and their steps, from the rows that queries gave and the events that came since. Pure.
+
+/** @typedef {import("./store.js").Store} Store */
+/** @typedef {Record<string, any> & {run_id: string}} RunRow */
+
+const TOLD = ["parent_run_id", "name", "agent", "model", "split", "train_step", "policy_version", "started_at", "ended_at", "duration_s", "expected_chains", "expected_groups"];
+
+/** What is known of a run. @param {Store} store @param {string | null} id @returns {RunRow | null} */
+export function runRow(store, id) {
+  if (id === null) return null;
+  const row = store.runRows.get(id);
+  const fields = store.views.runs.get(id)?.fields;
+  if (!fields) return row ? { ...row, run_id: id } : null;
+  /** @type {RunRow} */
+  const merged = { ...row, run_id: id };
+  for (const name of TOLD) merged[name] = fields[name] ?? row?.[name] ?? null;
+  merged.status = fields.status === "unknown" ? (row?.status ?? "running") : fields.status;
+  if (fields.ended_at !== null) merged.mean_reward = store.views.runs.get(id)?.meanReward ?? row?.mean_reward ?? null;
+  return merged;
+}
+
+/** All runs, the newest first. @param {Store} store @returns {RunRow[]} */
+export function allRuns(store) {
+  const ids = new Set([...store.runRows.keys(), ...store.views.runs.keys()]);
+  ids.delete("");
+  const rows = [...ids].map((id) => /** @type {RunRow} */ (runRow(store, id)));
+  return rows.sort((a, b) => (b.started_at ?? 0) - (a.started_at ?? 0) || (a.run_id < b.run_id ? 1 : -1));
+}
+
+/** The runs that are no part of another one, the newest first. @param {RunRow[]} runs */
+export function rootsOf(runs) {
+  const known = new Set(runs.map((row) => row.run_id));
+  return runs.filter((row) => !row.parent_run_id || !known.has(row.parent_run_id));
+}
+
+/** The run that a page without a run in its address shows: the newest that goes on, else the newest. @param {RunRow[]} runs */
+export function latestRun(runs) {
+  const roots = rootsOf(runs);
+  return (roots.find((row) => row.status === "running") ?? roots[0])?.run_id ?? null;
+}
+
+/** The runs of a training, in order. @param {RunRow[]} runs @param {string | null} id @returns {RunRow[]} */
+export function childrenOf(runs, id) {
+  return runs.filter((row) => row.parent_run_id === id && id !== null).reverse();
+}
+
+/**
+ * The run whose chains are meant: of a training its rollouts of that step, or the latest ones; else the run itself.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} step
+ */
+export function rolloutOf(runs, id, step) {
+  const children = childrenOf(runs, id);
+  const training = children.filter((row) => row.split !== "eval");
+  const wanted = step === undefined ? training.at(-1) : training.filter((row) => String(row.train_step) === step).at(-1);
+  return (wanted ?? (step === undefined ? children.at(-1) : undefined))?.run_id ?? (children.length ? null : id);
+}
+
+/** The steps of a training, in order. @param {Store} store @param {string | null} id @returns {Record<string, any>[]} */
+export function trainSteps(store, id) {
+  /** @type {Map<number, Record<string, any>>} */
+  const found = new Map();
+  for (const row of store.stepRows.get(id ?? "") ?? []) if (row.row === "train_step") found.set(row.train_step, row);
+  for (const row of store.views.runs.get(id ?? "")?.fields.train_steps ?? []) found.set(/** @type {number} */ (row.train_step), row);
+  return [...found.values()].sort((a, b) => a.train_step - b.train_step);
+}
+
+/** The evaluations of a training that are over, in order. @param {RunRow[]} runs @param {string | null} id */
+export function evaluationsOf(runs, id) {
+  return childrenOf(runs, id).filter((row) => row.split === "eval" && row.status === "completed" && typeof row.mean_reward === "number");
+}

@@ -1,0 +1,122 @@
+// What every view needs to draw: Preact with htm, the page's context, and hooks that draw again when something has changed.
+
+import { createContext, h } from "./vendor/preact.js";
+import { useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
+import htm from "./vendor/htm.js";
+import { chainKey } from "./store.js";
+import { chainTopic } from "./topics.js";
+
+export const html = htm.bind(h);
+export { useEffect, useLayoutEffect, useMemo, useRef, useState };
+
+/**
+ * @typedef {object} PageContext
+ * @property {import("./store.js").Store} store
+ * @property {import("./feed.js").Feed} feed
+ * @property {import("./socket.js").Socket} socket
+ * @property {import("./topics.js").Topics} topics
+ * @property {import("./on_screen.js").OnScreen} onScreen
+ * @property {import("./route.js").Route} route
+ * @property {string | null} run the run of the address, or the latest one
+ * @property {string | null} rollout the run whose chains are meant
+ * @property {import("./training.js").RunRow[]} runs
+ * @property {(route: Partial<import("./route.js").Route>) => void} go
+ * @property {(route: Partial<import("./route.js").Route>) => string} to the address of a place in this run
+ * @property {Map<string, (event: KeyboardEvent) => void>} keys what keys do now
+ */
+export const Page = createContext(/** @type {any} */ (null));
+
+/** @returns {PageContext} */
+export function usePage() {
+  return useContext(Page);
+}
+
+/** @returns {() => void} draws again */
+export function useAgain() {
+  const [, again] = useReducer((/** @type {number} */ n) => n + 1, 0);
+  return /** @type {() => void} */ (again);
+}
+
+/** Draw again when one of the topics has changed. @param {string[]} topics */
+export function useTopics(...topics) {
+  const { topics: all } = usePage();
+  const again = useAgain();
+  useLayoutEffect(() => {
+    const ends = topics.map((topic) => all.listen(topic, again));
+    return () => ends.forEach((end) => end());
+  }, [all, ...topics]);
+}
+
+/** Draw again every so often, while the page can be seen. @param {number} ms @param {boolean} [wanted] */
+export function useTicks(ms, wanted = true) {
+  const again = useAgain();
+  useEffect(() => {
+    if (!wanted) return undefined;
+    const timer = setInterval(() => document.hidden || again(), ms);
+    return () => clearInterval(timer);
+  }, [ms, wanted]);
+}
+
+/** What keys do as long as the view is there. @param {Record<string, (event: KeyboardEvent) => void>} bound */
+export function useKeys(bound) {
+  const { keys } = usePage();
+  const latest = useRef(bound);
+  latest.current = bound;
+  useEffect(() => {
+    const names = Object.keys(latest.current);
+    const mine = names.map((name) => /** @type {const} */ ([name, (/** @type {KeyboardEvent} */ event) => latest.current[name]?.(event)]));
+    for (const [name, act] of mine) keys.set(name, act);
+    return () => mine.forEach(([name, act]) => keys.get(name) === act && keys.delete(name));
+  }, [keys]);
+}
+
+/** What is drawn of a chain beside the text of its open generation. @param {import("./chain_view.js").ChainView | undefined} view */
+function shapeOf(view) {
+  if (!view) return "";
+  const { fields } = view;
+  const calls = [...view.toolCalls.values()].map((call) => `${call.callId} ${call.status} ${call.output.end}`);
+  return [
+    view.state, view.messages.length, view.conversation.omitted, view.generation === null ? "" : fields.generation_step, calls.join(),
+    fields.reward, fields.advantage, fields.errors, fields.gaps, fields.finish_reason, fields.rewards.length, fields.joined_late,
+  ].join("|"); // prettier-ignore
+}
+
+/** Draw again when chains have changed otherwise than by more text. @param {string | null} runId @param {readonly string[]} chainIds */
+export function useChains(runId, chainIds) {
+  const { topics, store, feed } = usePage();
+  const again = useAgain();
+  const ids = chainIds.join("\n");
+  useLayoutEffect(() => {
+    if (runId === null) return undefined;
+    const ends = chainIds.map((chainId) => {
+      const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(chainKey(runId, chainId))}`;
+      let before = shape();
+      return topics.listen(chainTopic(runId, chainId), () => {
+        const now = shape();
+        if (now === before) return;
+        before = now;
+        again();
+      });
+    });
+    again();
+    return () => ends.forEach((end) => end());
+  }, [topics, store, runId, ids]);
+}
+
+/** Whether the element is on screen, or nearly. @param {{current: Element | null}} ref @param {Element | null} [root] */
+export function useOnScreen(ref, root = null) {
+  const [seen, see] = useState(false);
+  useEffect(() => {
+    if (!ref.current) return undefined;
+    const observer = new IntersectionObserver((entries) => see(entries.at(-1)?.isIntersecting ?? false), { root, rootMargin: "120px" });
+    observer.observe(ref.current);
+    return () => observer.disconnect();
+  }, [root]);
+  return seen;
+}
+
+/** Follow a chain token by token while it is wanted. @param {string | null} runId @param {string | null} chainId @param {boolean} wanted */
+export function useFollowed(runId, chainId, wanted) {
+  const { onScreen } = usePage();
+  useEffect(() => (runId !== null && chainId !== null && wanted ? onScreen.add(runId, chainId) : undefined), [onScreen, runId, chainId, wanted]);
+}

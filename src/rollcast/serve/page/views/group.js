@@ -1,0 +1,164 @@
+// Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
+
+import { html, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
+import { counted, fixed, mean, odds, signed, spread, whole } from "../format.js";
+import { alignTurns, byAnswer, compareIds } from "../group.js";
+import { neighbour } from "../lists.js";
+import { piecesOf } from "../pieces.js";
+import { callProbability, segmentsOf } from "../segments.js";
+import { oneLine, visible } from "../text.js";
+import { contentOf } from "../turns.js";
+import { stateOf } from "../wall.js";
+import { Parts } from "./parts.js";
+import { surprise, TokenTail, TokenText } from "./token_text.js";
+
+/** @typedef {import("../store.js").Row} Row */
+/** @typedef {import("../group.js").Member} Member */
+/** @typedef {import("../turns.js").Turn} Turn */
+
+const MAX_TEXT = 240; // characters of a turn in a column
+
+export function GroupPage() {
+  const { store, route, rollout, go, to } = usePage();
+  const group = /** @type {string} */ (route.group);
+  useTopics(`rows\n${rollout}`);
+  const rows = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
+  const over = rows.length > 0 && rows.every((row) => row.state !== "running");
+  // While chains run they keep their places; when all are over the best comes first.
+  if (over) rows.sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || compareIds(a.chain_id, b.chain_id));
+  const ids = rows.map((row) => row.chain_id);
+  useChains(rollout, ids);
+  const mode = route.mode === "tokens" || route.mode === "parts" ? route.mode : null;
+  const query = route.query;
+  const groups = [...new Set((rollout === null ? [] : store.rows(rollout)).map((row) => row.group_id).filter((name) => typeof name === "string"))].sort(compareIds);
+  const moveColumn = (/** @type {number} */ delta) => {
+    const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-column]")]);
+    const focused = links.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+    const next = links[focused < 0 ? 0 : Math.min(Math.max(focused + delta, 0), links.length - 1)];
+    next?.focus();
+    next?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  };
+  const moveGroup = (/** @type {number} */ delta) => {
+    const next = neighbour(groups, (name) => name === group, delta);
+    if (next !== undefined && next !== group) go({ view: "group", group: next, mode, query });
+  };
+  useKeys({
+    j: () => moveColumn(1),
+    k: () => moveColumn(-1),
+    l: () => moveGroup(1),
+    h: () => moveGroup(-1),
+    t: () => go({ view: "group", group, mode: mode === "tokens" ? null : "tokens", query }),
+    w: () => go({ view: "group", group, mode: mode === "parts" ? null : "parts", query }),
+    g: () => moveColumn(0),
+  });
+  const members = /** @type {Member[]} */ (ids.map((id) => ({ view: store.chain(/** @type {string} */ (rollout), id), tokens: store.tokens(/** @type {string} */ (rollout), id) })).filter((member) => member.view));
+  if (!rows.length) {
+    const some = rollout !== null && store.rows(rollout).length > 0;
+    return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${rollout === null ? "This step is not known here." : some ? `There is no group ${oneLine(group, 80)} in this run.` : "Asking for its chains …"}</p></section>`;
+  }
+  const rewards = rows.map((row) => row.reward).filter((reward) => typeof reward === "number");
+  const done = rows.filter((row) => row.state !== "running").length;
+  const first = members.find((member) => member.view.messages.length)?.view;
+  const prompt = first?.messages.slice(0, first.conversation.promptLength ?? 1).filter((message) => message.role === "user").at(-1);
+  const reference = rows[0]?.reference ?? first?.fields.reference ?? null;
+  const policy = rows[0]?.policy_first;
+  const flat = over && rewards.length > 1 && Math.max(...rewards) - Math.min(...rewards) < 1e-9;
+  const answers = byAnswer(members).slice(0, 4);
+  const pill = (/** @type {string} */ name, /** @type {unknown} */ value) => html`<span class="pill">${name} <b>${value}</b></span>`;
+  return html`<div class="title">
+      <div>
+        <h1>${oneLine(group, 80)} <span class="muted">· ${counted(rows.length, "chain")} of one question</span></h1>
+        ${prompt && html`<p>${oneLine(contentOf(prompt), 400)}</p>`}
+        <div class="pills">
+          ${reference !== null && pill("reference", oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 60))}
+          ${pill("over", `${done} of ${rows.length}`)} ${rewards.length > 0 && pill("mean reward", fixed(mean(rewards)))} ${rewards.length > 1 && pill("spread", fixed(spread(rewards)))}
+          ${policy !== undefined && policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
+        </div>
+        ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.chains.length} × <b>${answer.label || "no answer"}</b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+      </div>
+      <nav class="choice" aria-label="How to show the group">
+        ${/** @type {[string | null, string][]} */ ([[null, "Side by side"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name, query })} aria-current=${mode === name ? "true" : undefined}>${words}</a>`)}
+      </nav>
+    </div>
+    ${mode === "parts" ? html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />` : html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${mode === "tokens"} over=${over} />`}`;
+}
+
+/** The tree needs all chains of the group. @param {{runId: string, ids: string[], members: Member[], rows: Row[]}} props */
+function PartsOfAll({ runId, ids, members, rows }) {
+  const { onScreen } = usePage();
+  useEffect(() => {
+    const ends = ids.map((id) => onScreen.add(runId, id));
+    return () => ends.forEach((end) => end());
+  }, [onScreen, runId, ids.join("\n")]);
+  return html`<${Parts} members=${members} rows=${rows} />`;
+}
+
+/** @param {{runId: string, rows: Row[], members: Member[], tokens: boolean, over: boolean}} props */
+function Columns({ runId, rows, members, tokens, over }) {
+  const lines = alignTurns(members);
+  const at = new Map(members.map((member, i) => [member.view.chainId, i]));
+  const count = Math.max(lines.length, 1);
+  const best = over ? Math.max(...rows.map((row) => row.reward ?? -Infinity)) : Infinity;
+  const worst = Math.min(...rows.map((row) => row.reward ?? Infinity));
+  const largest = Math.max(...rows.map((row) => Math.abs(row.advantage ?? 0)), 1e-9);
+  return html`<section class=${`columns ${tokens ? "wide" : ""}`} style=${{ gridTemplateRows: `auto repeat(${count}, auto)` }} tabindex="0" aria-label="Chains side by side">
+    <div class="column numbers" aria-hidden="true"><div class="column-head"></div>${lines.map((line) => html`<div class="turn-number" key=${line.step}>${line.step}</div>`)}</div>
+    ${rows.map((row) => html`<${Column} key=${row.chain_id} runId=${runId} row=${row} lines=${lines} index=${at.get(row.chain_id) ?? -1} member=${members[at.get(row.chain_id) ?? -1]}
+      tokens=${tokens} largest=${largest} best=${best > worst && row.reward === best} />`)}
+  </section>`;
+}
+
+/** @param {{runId: string, row: Row, lines: import("../group.js").Line[], index: number, member: Member | undefined, tokens: boolean, largest: number, best: boolean}} props */
+function Column({ runId, row, lines, index, member, tokens, largest, best }) {
+  const { to, route } = usePage();
+  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  useFollowed(runId, row.chain_id, useOnScreen(place));
+  const view = member?.view;
+  const advantage = view?.fields.advantage ?? row.advantage ?? null;
+  const reward = view?.fields.reward ?? row.reward ?? null;
+  const running = row.state === "running" && view?.state !== "ended";
+  const words = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward", failed: "failed", lost: "its end was not seen", ended: (row.finish_reason ?? "over").replace("_", " ") }[stateOf(row)];
+  const turns = lines.filter((line) => line.cells[index]).length;
+  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
+    <div class="column-head">
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><span class="grow"></span>
+        <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
+      <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
+      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
+    </div>
+    ${lines.map((line, i) => {
+      const turn = index < 0 ? null : line.cells[index];
+      return html`<div class=${`turn-cell ${line.alike ? "shared" : ""}`} key=${line.step}>${turn
+        ? html`<${Cell} runId=${runId} chainId=${row.chain_id} turn=${turn} tokens=${tokens} view=${view} member=${member} />`
+        : i === turns && !running && index >= 0 ? html`<span class="small muted">ended</span>` : ""}</div>`;
+    })}
+    ${lines.length === 0 && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
+  </article>`;
+}
+
+/** One turn of one chain. @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, view: any, member: Member | undefined}} props */
+function Cell({ runId, chainId, turn, tokens, view, member }) {
+  const label = `Tokens of turn ${turn.step} of ${chainId}`;
+  if (tokens) {
+    return html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${label} />
+      ${turn.calls.map((call) => html`<div class="call-line" key=${call.id}><span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 120)}</span></div>`)}`;
+  }
+  if (turn.tail) return html`<${TokenTail} runId=${runId} chainId=${chainId} step=${turn.step} />`;
+  if (!turn.calls.length) return html`<div class="say">${oneLine(turn.text, MAX_TEXT)}</div>`;
+  const segments = segmentsOf(turn.text, turn.omitted, member?.tokens?.of(turn.step) ?? [], 0, piecesOf(view?.fields.model ?? ""));
+  return turn.calls.map((call) => html`<${CallLine} key=${call.id} call=${call} p=${callProbability(call.name, call.arguments, segments)} />`);
+}
+
+/** A call on a line: what decided it stands out. @param {{call: import("../turns.js").Call, p: number | null}} props */
+function CallLine({ call, p }) {
+  const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
+  const given = call.arguments;
+  const named = typeof given === "object" && given !== null ? Object.entries(given) : [["", given]];
+  const level = surprise(p) ?? 0;
+  return html`<div class=${`call-line ${failed ? "failed" : ""}`}>
+    <span>${visible(call.name)}(${named.map(([name, value], i) => html`${i > 0 ? ", " : ""}${named.length > 1 ? `${oneLine(String(name), 24)}=` : ""}<span class=${`value u${level}`}>${oneLine(typeof value === "string" ? value : (JSON.stringify(value) ?? ""), 60)}</span>`)})</span>
+    ${p !== null && html`<span class="p" title="probability of what it passes">p ${odds(p)}</span>`}
+    <span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 60)}${failed ? ` (${call.status})` : ""}</span>
+  </div>`;
+}
+
