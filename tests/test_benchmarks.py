@@ -21,6 +21,7 @@ def benchmarks(monkeypatch):
     return __main__
 
 
+@pytest.mark.timeout(600)  # they are real work, which takes as long as the machine needs
 @pytest.mark.parametrize("name", NAMES)
 def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
     """Each benchmark works at tiny sizes, prints a row a figure, and can be kept."""
