@@ -461,6 +461,9 @@ def test_how_a_training_is_recorded_is_kept_for_its_resumption(tmp_path, monkeyp
     keep_settings(TrainSettings(record="tokens", record_dir="r"), tmp_path)
     assert merged({}, "train.toml").recording == Recording("tokens", directory=str(tmp_path / "r"))
     assert merged({"no_record": True}, "train.toml").recording == Recording(off=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_settings(TrainSettings(record_dir="~/r"), tmp_path)
+    assert merged({}, "train.toml").recording == Recording(directory=str(tmp_path / "r"))
     (tmp_path / "both.toml").write_text('no-record = true\nrecord = "turns"\n')
     with pytest.raises(InputError, match="--no-record and --record are both given"):
         _ = merged({}, "both.toml").recording

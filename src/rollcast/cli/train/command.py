@@ -67,6 +67,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
         RollcastError: an option is wrong, or the training failed.
     """
     settings = _settings(line, config)
+    recording = settings.recording  # now: the agent's own file may go to another folder
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
@@ -81,7 +82,6 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     if alert is not None:
         agent.streaming_manager.add_observer(alert)
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
-    recording = settings.recording
     with claimed(settings, out) as folder:
         record = record_for(
             recording,

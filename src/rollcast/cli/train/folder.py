@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rollcast.cli.recording import record_directory
 from rollcast.cli.train.settings import TrainSettings
 from rollcast.errors import InputError
 
@@ -129,7 +130,7 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
     if settings.model is not None and Path(settings.model).is_dir():
         given["model"] = str(Path(settings.model).absolute())  # it may be resumed from another directory
     if settings.record_dir is not None:
-        given["record-dir"] = str(Path(settings.record_dir).absolute())
+        given["record-dir"] = str(record_directory(settings.record_dir).absolute())
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
