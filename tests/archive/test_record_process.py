@@ -185,6 +185,29 @@ async def test_a_child_that_dies_fails_what_it_was_doing_and_nothing_else(record
     await until(lambda: not is_running(pid))
 
 
+async def test_a_child_has_died_whichever_thread_hears_of_it_first(records, many, monkeypatch):
+    """Here it is the one that writes to it."""
+    folder, _ = many
+    read = record_process.read_message
+
+    def read_late(pipe):
+        data = read(pipe)
+        give_up = time.monotonic() + 10
+        while data is None and not child.over and time.monotonic() < give_up:
+            child.put(record_process.More(reading.id))
+            time.sleep(0.01)
+        return data
+
+    monkeypatch.setattr(record_process, "read_message", read_late)
+    reading = records.events(folder)
+    await anext(reading)
+    child = records._holder.child
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RecordReaderError, match=r"died \(signal 9"):
+        async for _ in reading:
+            pass
+
+
 async def test_it_ends_when_it_is_idle_and_when_it_is_closed(many, until):
     """And comes again with the next reading."""
     folder, _ = many

@@ -333,6 +333,7 @@ class _Child:
         self._heard = 0  # messages that came from it
         self._ended = threading.Event()  # set when it has ended, or was given up
         self._why = ""  # it was killed, in words
+        self._told_to_end = False  # so its end is no failure
         self._thread = threading.Thread(target=self._run, name="rollcast-record-process", daemon=True)
 
     def start(self) -> None:
@@ -369,7 +370,7 @@ class _Child:
     def stop(self) -> None:
         """Have the child end."""
         with self._lock:
-            self.over = True
+            self.over = self._told_to_end = True
         self._outbox.put(None)
 
     def join(self) -> None:
@@ -441,7 +442,7 @@ class _Child:
             except queue.Empty:
                 with self._lock:
                     if not self._readings and self._outbox.empty():
-                        self.over = True
+                        self.over = self._told_to_end = True
                         return None
 
     # -- the thread that kills it if it is stuck -----------------------------------------------------------------------
@@ -472,8 +473,8 @@ class _Child:
             logger.exception("the process that reads records answers what cannot be read")
             process.kill()
         with self._lock:
-            ended, self.over = not self.over, True
-        if ended:
+            died, self.over = not self._told_to_end, True
+        if died:
             how = _how(process)
             self._fail(f"the process that reads records {self._why or f'died ({how})'}; ask again")
         self._outbox.put(None)
