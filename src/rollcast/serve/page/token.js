@@ -17,7 +17,7 @@ const TOKEN = /^[!-~]+$/;
 export function splitHash(hash) {
   if (!hash.startsWith("#token=")) return { token: null, hash };
   const fields = hash.slice(1).split("&");
-  const token = decoded(fields[0].slice("token=".length));
+  const token = decoded((fields[0] ?? "").slice("token=".length));
   const to = fields.find((field) => field.startsWith("to="));
   const route = to === undefined ? "" : decoded(to.slice("to=".length)) ?? "";
   return {
