@@ -131,7 +131,8 @@ function Status() {
   useEffect(() => page.topics.listen("session", again), [page.topics]);
   const { word, waiting, why } = page.socket.session.state;
   const paused = word === "paused";
-  const label = { connecting: "Connecting", connected: "Live", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
+  const running = runRow(page.store, page.run)?.status === "running";
+  const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
   return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
     onClick=${() => togglePause(page.socket)}><i></i><span>${label}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
 }

@@ -24,8 +24,18 @@ const socket = new Socket(url.href, (notices) => feed.take(notices), { token });
 const feed = new Feed(socket, store);
 const onScreen = new OnScreen(feed, store, topics);
 
+/** @type {Set<string>} what has changed while the page was paused */
+let held = new Set();
+
 function draw() {
-  topics.tell(topicsOf(store.take()));
+  for (const topic of topicsOf(store.take())) held.add(topic);
+  if (socket.session.paused) {
+    topics.tell(["session"]);
+    return;
+  }
+  const changed = held;
+  held = new Set();
+  topics.tell(changed);
 }
 
 // A token that the server refuses is forgotten, so that a reload asks for a new one.

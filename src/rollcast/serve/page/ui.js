@@ -47,12 +47,13 @@ export function useTopics(...topics) {
   }, [all, ...topics]);
 }
 
-/** Draw again every so often, while the page can be seen. @param {number} ms @param {boolean} [wanted] */
+/** Draw again every so often, while the page can be seen and is not paused. @param {number} ms @param {boolean} [wanted] */
 export function useTicks(ms, wanted = true) {
+  const { socket } = usePage();
   const again = useAgain();
   useEffect(() => {
     if (!wanted) return undefined;
-    const timer = setInterval(() => document.hidden || again(), ms);
+    const timer = setInterval(() => document.hidden || socket.session.paused || again(), ms);
     return () => clearInterval(timer);
   }, [ms, wanted]);
 }
