@@ -152,7 +152,7 @@ async def test_a_server_that_closes_the_connection_is_not_said_to_speak_no_http(
 
     async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(RefusedError, match="closed the connection before it answered; if .* say wss://"):
+        with pytest.raises(RefusedError, match=r"closed the connection before it answered; if .* say wss://"):
             await WebSocketStreamingClient(f"ws://127.0.0.1:{port}").connect()
 
 
