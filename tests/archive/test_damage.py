@@ -166,7 +166,7 @@ def test_whatever_becomes_of_its_files_the_rest_is_read(whole, hows, seed):
             assert [e for e in recovered if e.event_type is not T.GAP] == found or "run.json" in harmed
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["run.json", "chains.jsonl", "open.jsonl", "train.jsonl", "notes.jsonl", "trajectories"]),
     st.integers(0, 2**32),

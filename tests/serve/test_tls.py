@@ -143,6 +143,19 @@ async def test_a_token_is_not_said_before_the_certificate_was_checked(stage, loc
     assert asked == []
 
 
+async def test_a_server_that_closes_the_connection_is_not_said_to_speak_no_http():
+    """One that is just starting or ending does that, too."""
+
+    async def close(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(RefusedError, match=r"closed the connection before it answered; if .* say wss://"):
+            await WebSocketStreamingClient(f"ws://127.0.0.1:{port}").connect()
+
+
 async def test_ws_and_wss_are_not_confused_in_silence(stage, authority, localhost_pair):
     """Either mistake is a sentence that names the other."""
     server = await serve_tls(stage, localhost_pair)
