@@ -291,9 +291,18 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
         assert await playing
     rows, total, _ = await ask(kept, "chains", limit=100)
     assert total == 48
-    unlike = ("first", "last", "trajectory", "times")  # a record sees tokens, and so times to the microsecond
+    unlike = (
+        "first",
+        "last",
+        "trajectory",
+        "times",
+        "stays",
+    )  # a record sees tokens, and so times to the microsecond
     for row in rows:
         seen = told[row["run_id"], row["chain_id"]]
+        assert {k: v["count"] for k, v in seen["stays"].items()} == {
+            k: v["count"] for k, v in row["stays"].items()
+        }
         assert {k: v for k, v in seen.items() if k not in unlike} == {
             k: v for k, v in row.items() if k not in unlike
         }
