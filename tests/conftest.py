@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -69,6 +70,16 @@ settings.register_profile(
     "rollcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("rollcast")
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_reaches_what_tests_start():
+    """Under `nohup` and in the background this process ignores SIGINT, and what it starts would too."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

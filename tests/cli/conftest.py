@@ -1,5 +1,3 @@
-import signal
-
 import pytest
 
 from doubles import Terminal
@@ -26,13 +24,3 @@ def make_terminal(monkeypatch):
 @pytest.fixture(autouse=True)
 def blocking_calls_fail():
     """The command may block: it owns its event loop, and its panel is ended from within it."""
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_reaches_what_tests_start():
-    """Under `nohup` and in the background this process ignores SIGINT, and what it starts would too."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

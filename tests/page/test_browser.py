@@ -447,9 +447,10 @@ def test_views_while_a_training_streams(tab, tmp_path):
             see(page, ".columns .reward", ".")
             see(page, "[data-column]").click()
             see(page, ".transcript .call")
-        finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+        finally:
+            process.kill()
 
 
 def served(log):
