@@ -74,7 +74,7 @@ def bytes_of(text: str) -> int:
     """A size as people write it: `20GB`, `1.5 TiB`, or a number of bytes. kB, MB, GB and TB are powers of 1,000.
 
     Raises:
-        InputError: it is none.
+        InputError: the text is not a size with its unit.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:

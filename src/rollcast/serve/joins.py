@@ -235,7 +235,7 @@ class Joins:
         if part is None and opening.is_small(first, room):
             try:
                 return opening.part(first, room)
-            except Exception:
+            except Exception:  # whatever it is, those that wait are told, and the log has it
                 logger.exception("the server could not encode events for its clients")
                 self._fail(waiting)
                 return None

@@ -214,7 +214,7 @@ class _Table:
         assert self._filled is not None
         try:
             await asyncio.shield(self._filled)
-        except Exception:
+        except Exception:  # whatever it is: the next query begins anew
             self.drop()
             raise
         if manager is not None:
