@@ -243,7 +243,9 @@ def test_a_job_in_the_background_is_not_ended_by_the_ctrl_c_of_another(tmp_path)
     assert process.returncode == 128 + signal.SIGTERM
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes always wait there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no pipes that return at once when they are full"
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path, unbuffered):
     """Some parents leave their pipes so; one write here has more than such a pipe takes at once."""

@@ -225,7 +225,7 @@ def test_a_folder_that_was_deleted_under_the_command_is_one_warning(tmp_path):
     assert len([line for line in done.stderr.splitlines() if "rollcast-runs" in line]) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of that kind")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
 def test_a_disk_that_fills_up_is_one_warning_and_a_word_in_the_last_line(tmp_path):
     """Files may grow to some kilobytes here, which is as good as a full disk."""
     script = f'ulimit -f 16; exec "$0" -m rollcast {" ".join(RUN)} --questions 20 --chains 8'

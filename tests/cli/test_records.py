@@ -72,7 +72,7 @@ def test_a_word_that_can_be_no_record_is_one_short_sentence(directory, word):
     assert len(str(caught.value)) < 200 + len(str(directory))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_records_of_others_do_not_hide_ones_own(directory):
     """A record is for its owner alone; in a directory that several share, each sees their own."""
     theirs = directory / "20261128-0900-grid-bbbb"

@@ -433,6 +433,7 @@ def test_what_a_command_leaves_behind_is_killed(tmp_path):
     )
     python(code).send(b"{}")
     states(lambda: not is_running(int(pid.read_text())))
+    assert not is_running(int(pid.read_text()))
 
 
 def test_a_command_that_floods_its_output_or_reads_nothing_holds_up_nothing():

@@ -336,15 +336,17 @@ async def test_what_a_trainer_learned_reaches_those_who_watch(kept):
     """The advantage comes with the row of a chain that has ended."""
     answer = kept.client().query("chains", watch=True)
     async with asyncio.timeout(20), contextlib.aclosing(answer):
-        begun = False
+        begun = learned = False
         async for part in answer:
             if not begun:
                 begun = True
                 async with kept.manager.run(chains=1) as run:
                     finish(run, 1)
                 learn(kept, run, 5, chain_0={"advantage": 0.25, "staleness": 0})
-            if any(row.get("advantage") == 0.25 for row in part.rows):
+            learned = any(row.get("advantage") == 0.25 for row in part.rows)
+            if learned:
                 break
+    assert learned, "the answer ended before"
 
 
 async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, until):

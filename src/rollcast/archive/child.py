@@ -181,7 +181,7 @@ def _listen(fd: int, parent: int, inbox: queue.SimpleQueue[FromParent]) -> None:
 
 
 def _read(fd: int, count: int, parent: int) -> bytes:
-    """So many bytes; fewer if the pipe has ended or the parent is gone."""
+    """Read this many bytes; fewer if the pipe was closed or the parent has exited."""
     data = b""
     while len(data) < count:
         if sys.platform != "win32":

@@ -65,7 +65,7 @@ class ArchiveObserver(EncodingObserver):
             `False` to mask nothing.
 
     Raises:
-        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, `masker` is none, or the
+        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, `masker` is not a masker, or the
             folder holds a record.
     """
 
@@ -142,7 +142,7 @@ class ArchiveObserver(EncodingObserver):
 
     @property
     def path(self) -> Path:
-        """Of the record's folder. A drawn name is settled when the record begins."""
+        """The record's folder. If its name was made up, it may still change until the record begins."""
         return self._recorder.path
 
     @property

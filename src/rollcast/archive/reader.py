@@ -58,7 +58,7 @@ class ChainRows(msgspec.Struct, frozen=True):
 
 
 class Archive:
-    """One record.
+    """One record. Its methods are one each for what a record can be asked; how files are read is in functions below.
 
     Attributes:
         path: of its folder.

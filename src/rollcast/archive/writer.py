@@ -101,6 +101,8 @@ def prepare_directory(directory: Path) -> None:
 class Recorder:
     """Writes one record. What cannot be written is counted, and a `gap` stands for it when it can be again.
 
+    It is one class since all its files fail, and are opened again, together.
+
     Args:
         path: of the record's folder.
         about: what `run.json` says of the run.
