@@ -245,6 +245,16 @@ export class Store {
     if (rows.length) this.touched();
   }
 
+  /**
+   * Take what a server says of its open runs when it is connected to. A row of a run tells more, so what is known stays.
+   * @param {{run_id: string, parent_run_id: string | null, status: string}[]} runs
+   */
+  takeOpenRuns(runs) {
+    for (const { run_id, parent_run_id, status } of runs) {
+      if (status === "running" && !this.runRows.has(run_id)) this.takeRunRows([{ run_id, parent_run_id, status }]);
+    }
+  }
+
   /** Forget the steps of other trainings, and then the earliest ones. */
   boundSteps() {
     const latest = [...this.stepRows].at(-1);
