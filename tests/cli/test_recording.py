@@ -1,11 +1,14 @@
 """The record that `rollcast run` and `rollcast train` leave, as a user finds it."""
 
+import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -289,6 +292,65 @@ def test_a_signal_ends_the_record_as_cancelled(tmp_path, base, number):
     assert (archive.state, archive.facts.status) == ("ended", "cancelled")
     assert LINE.fullmatch(errors.splitlines()[-1])
     assert "cancelled" in rollcast("runs", cwd=tmp_path).stdout
+
+
+@contextlib.contextmanager
+def drained(terminal):
+    """Read what is printed on a terminal, so that nobody waits for it."""
+    leaving = threading.Event()
+
+    def read():
+        while not leaving.is_set():
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 65536)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join()
+
+
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("base", [(*RUN, "--pace", "0.5"), (*TRAIN, "--minutes", "30")], ids=["run", "train"])
+def test_a_closed_terminal_ends_the_record_as_cancelled(tmp_path, base):
+    """Its output cannot be printed any more. A shell sends its own SIGHUP after the kernel's; it does not kill the run."""
+    ours, its = os.openpty()
+    on_terminal = [sys.executable, "-c", ON_A_TERMINAL, *command(*base)[1:]]
+    streams = {"stdin": its, "stdout": its, "stderr": its}
+    with subprocess.Popen(on_terminal, cwd=tmp_path, env=ENV, start_new_session=True, **streams) as process:
+        os.close(its)
+        with drained(ours):
+            path = begun(process, tmp_path)
+        os.close(ours)
+        for _ in range(2):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    archive = Archive.open(path)
+    assert (archive.state, archive.facts.status) == ("ended", "cancelled")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_what_runs_under_nohup_goes_on_when_the_terminal_is_closed(tmp_path):
+    """SIGHUP is ignored there, and stays so."""
+    shell = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *command(*RUN, "--pace", "0.5")]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(shell, cwd=tmp_path, env=ENV, **pipes) as process:
+        path = begun(process, tmp_path)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert Archive.open(path).facts.status == "cancelled"
 
 
 BLOCKS = """

@@ -72,7 +72,7 @@ def run_command(options: RunOptions) -> int:
     """Run, show the chains and print the summary.
 
     Returns:
-        The exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
+        The exit code: 0, 1 if every chain failed, 129 after SIGHUP, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))

@@ -61,7 +61,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
         config: a TOML file with more of them.
 
     Returns:
-        The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
+        The exit code: 0, 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
 
     Raises:
         RollcastError: an option is wrong, or the training failed.
