@@ -18,7 +18,7 @@ from rollcast.cli.alert import alert_to
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
 from rollcast.cli.output import warn
-from rollcast.cli.recording import RunRecord, latest_record_of, name_of_agent, record_for
+from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.train.curves import can_draw
@@ -90,7 +90,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
             settings=_recorded(settings),
             seed=grpo.seed,
             out=folder,
-            parent=latest_record_of(folder, recording) if settings.resume else None,
+            parent=record_to_go_on_from(folder, recording) if settings.resume else None,
         )
         return _trained(_Session(agent, settings, serving, folder, scalars, log), task, grpo, server, record)
 
