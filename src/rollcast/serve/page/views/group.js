@@ -9,7 +9,9 @@ import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine, visible } from "../text.js";
 import { contentOf } from "../turns.js";
 import { stateOf } from "../wall.js";
+import { CancelButton } from "./cancel.js";
 import { Parts } from "./parts.js";
+import { Stuck } from "./stuck.js";
 import { surprise, TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
@@ -75,11 +77,13 @@ export function GroupPage() {
           ${policy !== undefined && policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
         </div>
         ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.chains.length} × <b>${answer.label || "no answer"}</b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+        <${CancelButton} key=${`${rollout} ${group}`} target=${{ run: rollout, group }} open=${!over} name=${`the ${counted(rows.length - done, "chain")} of ${oneLine(group, 60)} that run`} label="Cancel this group …" byKey=${true} />
       </div>
       <nav class="choice" aria-label="How to show the group">
         ${/** @type {[string | null, string][]} */ ([[null, "Side by side"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name, query })} aria-current=${mode === name ? "true" : undefined}>${words}</a>`)}
       </nav>
     </div>
+    <${Stuck} rows=${rows} all=${store.rows(/** @type {string} */ (rollout))} base=${{ query }} />
     ${mode === "parts" ? html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />` : html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${mode === "tokens"} over=${over} />`}`;
 }
 

@@ -6,8 +6,10 @@ import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
 import { wallOf } from "../wall.js";
 import { needsALook } from "../hints.js";
 import { oneLine } from "../text.js";
+import { CancelButton } from "./cancel.js";
 import { Curve, Spark } from "./curve.js";
 import { lookHref, Looks } from "./looks.js";
+import { Stuck } from "./stuck.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
@@ -66,11 +68,13 @@ export function Overview() {
           : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
         <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} base=${base} /></section>
       </div>
+      ${rows.length > 0 && html`<${Stuck} rows=${rows} base=${base} />`}
       <section class="panel">
         <div class="panel-head">
           <h2>${isTraining && rolloutRow ? `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}` : "Chains"}</h2>
           <span class="small muted">${counted(wall.length, "question")}, a row for each; a cell for each chain; those that differ most first</span>
           <span class="grow"></span>
+          <${CancelRun} row=${row} isTraining=${isTraining} />
           ${isTraining && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
         </div>
         ${rows.length
@@ -79,6 +83,13 @@ export function Overview() {
         <${Legend} />
       </section>
     </div>`;
+}
+
+/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
+function CancelRun({ row, isTraining }) {
+  const what = isTraining ? "training" : "run";
+  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
+  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
 }
 
 /** @param {import("../wall.js").WallRow} a @param {import("../wall.js").WallRow} b */
