@@ -73,7 +73,7 @@ export class Cancellations {
       if (request.id !== notice.id || request.id === null) continue;
       if (notice.kind === "refused") {
         request.state = "refused";
-        request.message = notice.message;
+        request.message = `The server does not cancel it: ${notice.message}`;
       } else {
         request.state = "told";
         request.chains = request.target.chain === undefined ? notice.chains : [request.target.chain];

@@ -107,6 +107,8 @@ export class Session {
     /** @type {Map<string, {query: Query, asked: boolean, anew: boolean}>} */
     this.queries = new Map();
     this.maxQueries = 8;
+    /** @type {Set<string>} ids of `cancel` that are not answered yet */
+    this.cancels = new Set();
     this.heartbeatS = 20;
     this.heardAt = 0;
     this.openedAt = 0;
@@ -179,6 +181,7 @@ export class Session {
       if (this.isSilent) this.patience = Math.min(this.patience * 2, MOST_PATIENCE);
     }
     this.dialedAt = this.answerBy = null;
+    this.cancels.clear();
     if (reason || this.phase !== "refused") this.why = reason || whyOf(code);
     for (const each of this.subscriptions.values()) {
       each.open = each.held = false;
@@ -327,6 +330,7 @@ export class Session {
    */
   cancel(id, runId, { chain, group } = {}) {
     if (this.phase !== "open") return [];
+    this.cancels.add(id);
     const of = { ...(chain === undefined ? {} : { chain_id: chain }), ...(group === undefined ? {} : { group_id: group }) };
     return [{ type: "cancel", id, run_id: runId, ...of }];
   }
@@ -509,6 +513,7 @@ export class Session {
     const found = this.queries.get(frame.id);
     if (found?.asked === false || this.subscriptions.has(frame.id)) return { frames: [], notices: [] }; // of something older with this id
     this.queries.delete(frame.id);
+    this.cancels.delete(frame.id);
     const { cursor = null, missing = [], chains = [], ending = chains.length, not_begun = 0, over = 0 } = frame;
     const counts = frame.run_id === undefined ? {} : { counts: { ending, notBegun: not_begun, over } };
     return { frames: this.due(), notices: [{ kind: "done", id: frame.id, cursor, missing, chains, ...counts }] };
@@ -522,7 +527,8 @@ export class Session {
       this.refusedWith = code >= 4500 || code === 4003 ? code : 0;
       return { frames: [], notices: [] };
     }
-    if (code === 404 && id !== null && !this.queries.has(id) && !this.subscriptions.has(id)) {
+    const ofCancel = id !== null && this.cancels.delete(id);
+    if (code === 404 && id !== null && !ofCancel && !this.queries.has(id) && !this.subscriptions.has(id)) {
       return { frames: [], notices: [] }; // it was stopped, and had ended
     }
     if (id !== null) {

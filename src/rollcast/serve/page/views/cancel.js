@@ -12,11 +12,11 @@ import { childrenOf, runRow } from "../training.js";
  * @param {Target} props.target
  * @param {boolean} props.open whether it goes on; otherwise there is nothing to cancel
  * @param {string} props.name what it is called in the question
- * @param {string} [props.label] of the button
+ * @param {string} [props.label] of the button; without it, `Cancel …`
  * @param {string} [props.warning] what else ends
  * @param {boolean} [props.byKey] whether the key `x` presses the button
  */
-export function CancelButton({ target, open, name, label = "Cancel …", warning = "", byKey = false }) {
+export function CancelButton({ target, open, name, label, warning = "", byKey = false }) {
   const { socket, cancels, store, runs, topics } = usePage();
   const again = useAgain();
   useTopics(`rows\n${target.run}`);
@@ -60,5 +60,5 @@ export function CancelButton({ target, open, name, label = "Cancel …", warning
     return html`<span class="cancel" ref=${place}><span class=${outcome.failed ? "bad" : ""} role="status" tabindex="-1" data-focus>${outcome.sentence}</span>
       ${!outcome.pending && open && html`<button class="small-button" onClick=${() => (cancels.forget(target), begin())}>Cancel again …</button>`}</span>`;
   }
-  return html`<span class="cancel" ref=${place}><button class="small-button" data-focus aria-label=${`Cancel ${name}`} onClick=${begin}>${label}${byKey && html` <kbd>x</kbd>`}</button></span>`;
+  return html`<span class="cancel" ref=${place}><button class="small-button" data-focus onClick=${begin}>${label ?? html`Cancel …<span class="hidden-name"> ${name}</span>`}${byKey && html` <kbd aria-hidden="true">x</kbd>`}</button></span>`;
 }
