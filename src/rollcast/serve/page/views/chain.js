@@ -11,6 +11,8 @@ import { oneLine, visible } from "../text.js";
 import { trainSteps } from "../training.js";
 import { itemsOf } from "../turns.js";
 import { CancelButton } from "./cancel.js";
+import { Doing } from "./doing.js";
+import { LooksAbout } from "./looks.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
 import { TokenText } from "./token_text.js";
@@ -95,6 +97,7 @@ export function ChainPage() {
   let turns = 0;
   const onToken = (/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn });
   return html`${heading}
+    <${LooksAbout} chains=${[chain]} />
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
     <div class="chain-page">
       <section class="panel transcript" aria-label="Transcript" ref=${transcript}>
@@ -176,13 +179,15 @@ function Facts({ view, row, open }) {
   const started = fields.started_at ?? row?.started_at ?? null;
   const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : Date.now() / 1000 - started);
   const reference = fields.reference ?? row?.reference ?? null;
+  const answer = fields.final_response ?? row?.answer ?? null;
   const metrics = Object.entries(fields.metrics ?? {}).slice(0, 12);
   return html`<section class="panel">
     <dl>
-      <dt>state</dt><dd>${open ? html`<span class="accent">${row?.activity ?? view.state}</span>` : (fields.finish_reason ?? row?.finish_reason ?? view.state).replace("_", " ")}</dd>
+      <dt>state</dt><dd>${open ? (row ? html`<${Doing} row=${row} />` : html`<span class="accent">${view.state}</span>`) : (fields.finish_reason ?? row?.finish_reason ?? view.state).replace("_", " ")}</dd>
       <dt>reward</dt><dd>${reward === null ? (open ? "not yet" : "none") : fixed(reward)}</dd>
       ${metrics.map(([name, value]) => html`<dt>${visible(name)}</dt><dd>${typeof value === "number" ? fixed(value) : oneLine(String(value), 40)}</dd>`)}
       ${(advantage !== null || row?.split === "train") && html`<dt>advantage</dt><dd>${advantage === null ? (trained ? "not trained on" : "not yet") : signed(advantage)}</dd>`}
+      ${answer && html`<dt>answer</dt><dd>${oneLine(answer, 200)}</dd>`}
       ${reference !== null && html`<dt>reference</dt><dd>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</dd>`}
       <dt>tokens</dt><dd>${whole(view.tokens || row?.completion_tokens)}</dd>
       <dt>duration</dt><dd>${duration(seconds)}</dd>

@@ -10,6 +10,8 @@ import { oneLine, visible } from "../text.js";
 import { contentOf } from "../turns.js";
 import { stateOf } from "../wall.js";
 import { CancelButton } from "./cancel.js";
+import { Doing } from "./doing.js";
+import { LooksAbout, LookSigns } from "./looks.js";
 import { Parts } from "./parts.js";
 import { Stuck } from "./stuck.js";
 import { surprise, TokenTail, TokenText } from "./token_text.js";
@@ -84,6 +86,7 @@ export function GroupPage() {
       </nav>
     </div>
     <${Stuck} rows=${rows} all=${store.rows(/** @type {string} */ (rollout))} base=${{ query }} />
+    <${LooksAbout} chains=${ids} />
     ${mode === "parts" ? html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />` : html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${mode === "tokens"} over=${over} />`}`;
 }
 
@@ -121,14 +124,14 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
   const advantage = view?.fields.advantage ?? row.advantage ?? null;
   const reward = view?.fields.reward ?? row.reward ?? null;
   const running = row.state === "running" && view?.state !== "ended";
-  const words = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward", failed: "failed", lost: "its end was not seen", ended: (row.finish_reason ?? "over").replace("_", " ") }[stateOf(row)];
+  const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replace("_", " ");
   const turns = lines.filter((line) => line.cells[index]).length;
   return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
     <div class="column-head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><span class="grow"></span>
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} chain=${row.chain_id} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
-      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
+      <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
     </div>
     ${lines.map((line, i) => {
       const turn = index < 0 ? null : line.cells[index];

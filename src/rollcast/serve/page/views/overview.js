@@ -4,12 +4,11 @@ import { html, usePage, useKeys, useRef, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
 import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
 import { wallOf } from "../wall.js";
-import { needsALook } from "../hints.js";
 import { oneLine } from "../text.js";
 import { CancelButton } from "./cancel.js";
 import { Curve, Spark } from "./curve.js";
-import { lookHref, Looks } from "./looks.js";
 import { Stuck } from "./stuck.js";
+import { lookHref, Looks, useLooks, useTrends } from "./looks.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
@@ -22,9 +21,8 @@ export function Overview() {
   const rolloutRow = runRow(store, rollout);
   const rows = rollout === null ? [] : store.rows(rollout);
   const steps = trainSteps(store, run);
-  const open = rolloutRow?.status === "running";
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = needsALook(rows, open ? Date.now() / 1000 : null);
+  const looks = [...useTrends(), ...useLooks()];
   const quiet = new Set(looks.filter((each) => each.kind === "quiet").flatMap((each) => each.chains));
   const wall = wallOf(rows);
   if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
