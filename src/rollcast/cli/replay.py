@@ -14,8 +14,8 @@ from rollcast.archive.pace import Pace
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.cli.log import is_standard_output, log_at
-from rollcast.cli.output import warn
 from rollcast.cli.records import warn_of_damage
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
