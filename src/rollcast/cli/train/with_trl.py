@@ -6,6 +6,7 @@ Importing this module loads torch and TRL.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import threading
@@ -102,21 +103,12 @@ async def train_with_trl(
         name=name,
         tags=settings.tag,
     )
-    loop = asyncio.get_running_loop()
+    tell = functools.partial(call_in, asyncio.get_running_loop(), on_progress)
 
-    def tell(progress: Progress) -> None:
-        call_in(loop, on_progress, progress)
+    def ends() -> bool:
+        return stop() or rollouts.callback.cancelled
 
-    watch = _Watch(
-        agent,
-        task,
-        questions,
-        settings,
-        chosen,
-        tell,
-        lambda: stop() or rollouts.callback.cancelled,
-        rollouts.run_id,
-    )
+    watch = _Watch(agent, task, questions, settings, chosen, tell, ends, rollouts.run_id)
 
     def work() -> None:
         config = _config(agent, settings, chosen, task, out)
