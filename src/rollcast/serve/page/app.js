@@ -5,21 +5,22 @@ import { runName } from "./format.js";
 import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
-import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
+import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState, useTicks } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
 import { Overview } from "./views/overview.js";
+import { ReplayBar, ReplayLink, replayQuery, replayTime, toggleReplay, useReplay } from "./views/replay.js";
 import { RunsPage } from "./views/runs.js";
 
 /** @typedef {import("./route.js").Route} Route */
 
 /**
  * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
- *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen}} props
+ *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen, replay: import("./replay.js").Replay}} props
  */
-export function App({ store, feed, socket, topics, onScreen }) {
+export function App({ store, feed, socket, topics, onScreen, replay }) {
   const [route, setRoute] = useState(() => parseRoute(location.hash));
   const [helping, help] = useState(false);
   const again = useAgain();
@@ -45,11 +46,16 @@ export function App({ store, feed, socket, topics, onScreen }) {
     return () => feed.unwatchChains();
   }, [feed, rollout, wantsRows]);
 
-  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place });
+  useReplay({ replay, store, socket, route, run });
+  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...place.query, ...replayQuery(route) } });
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };
-  const context = { store, feed, socket, topics, onScreen, route, run, rollout, runs, go, to, keys };
+  const replaced = (/** @type {Partial<Route>} */ place) => {
+    history.replaceState(null, "", formatRoute({ ...route, ...place }));
+    setRoute(parseRoute(location.hash));
+  };
+  const context = { store, feed, socket, topics, onScreen, replay, route, run, rollout, runs, go, to, replaced, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -64,7 +70,10 @@ export function App({ store, feed, socket, topics, onScreen }) {
     /** @type {Record<string, (event: KeyboardEvent) => void>} */
     const common = {
       "?": () => help(true),
-      o: () => (location.hash = formatRoute({ view: "overview", run: parseRoute(location.hash).run })),
+      o: () => {
+        const here = parseRoute(location.hash);
+        location.hash = formatRoute({ view: "overview", run: here.run, query: replayQuery(here) });
+      },
       r: () => (location.hash = formatRoute({ view: "runs" })),
       p: () => togglePause(socket),
     };
@@ -84,6 +93,7 @@ export function App({ store, feed, socket, topics, onScreen }) {
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />
     <${Trouble} />
+    ${replay.active && html`<${ReplayBar} />`}
     <main ref=${main} id="main" tabindex="-1"><${view} key=${`${route.view} ${run} ${route.group ?? ""}`} /></main>
     <${Footer} help=${() => help(true)} />
     ${helping && html`<${Help} close=${() => help(false)} />`}
@@ -118,6 +128,7 @@ function Header({ row }) {
         ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
       </span>
       <span class="grow"></span>
+      <${ReplayLink} />
       <${Status} />
       <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
     </header>`;
@@ -130,11 +141,14 @@ function Status() {
   const page = usePage();
   useEffect(() => page.topics.listen("session", again), [page.topics]);
   const { word, waiting, why } = page.socket.session.state;
-  const paused = word === "paused";
+  const { replay } = page;
+  useTicks(250, replay.active);
+  const paused = replay.active ? !replay.playing : word === "paused";
+  const toggle = () => (replay.active ? toggleReplay(page) : togglePause(page.socket));
   const running = runRow(page.store, page.run)?.status === "running";
   const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
   return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${() => togglePause(page.socket)}><i></i><span>${label}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
+    onClick=${toggle}><i></i><span>${label}${word === "replaying" ? ` ${replayTime(page)}` : ""}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
 }
 
 /** Why there is no connection, and what answers lack. */

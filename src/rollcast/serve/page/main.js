@@ -5,6 +5,7 @@ import { App } from "./app.js";
 import { Feed } from "./feed.js";
 import { inNextFrame } from "./frame.js";
 import { OnScreen } from "./on_screen.js";
+import { Replay } from "./replay.js";
 import { Socket } from "./socket.js";
 import { Store } from "./store.js";
 import { forgetToken, takeToken } from "./token.js";
@@ -23,12 +24,15 @@ url.hash = "";
 const socket = new Socket(url.href, (notices) => feed.take(notices), { token });
 const feed = new Feed(socket, store);
 const onScreen = new OnScreen(feed, store, topics);
+const replay = new Replay(feed, store, () => performance.now() / 1000);
 
 /** @type {Set<string>} what has changed while the page was paused */
 let held = new Set();
 
 function draw() {
-  for (const topic of topicsOf(store.take())) held.add(topic);
+  const marks = store.take();
+  for (const topic of marks.everything ? topics.listeners.keys() : topicsOf(marks)) held.add(topic);
+  if (marks.everything) onScreen.renew();
   if (socket.session.paused) {
     topics.tell(["session"]);
     return;
@@ -49,4 +53,4 @@ socket.follow(document);
 socket.connect();
 
 const place = /** @type {HTMLElement} */ (document.getElementById("app"));
-render(h(App, { store, feed, socket, topics, onScreen }), place);
+render(h(App, { store, feed, socket, topics, onScreen, replay }), place);

@@ -11,6 +11,7 @@ import { oneLine, visible } from "../text.js";
 import { trainSteps } from "../training.js";
 import { itemsOf } from "../turns.js";
 import { CancelButton } from "./cancel.js";
+import { GapBlock, gapsBefore } from "./gap.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
 import { TokenText } from "./token_text.js";
@@ -93,6 +94,8 @@ export function ChainPage() {
   }
   const items = itemsOf(view);
   let turns = 0;
+  const gaps = gapsBefore(items, store.gaps.get(chainKey(rollout, chain))?.all ?? []);
+  const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${rollout} chainId=${chain} gap=${gap} />`);
   const onToken = (/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn });
   return html`${heading}
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
@@ -101,11 +104,12 @@ export function ChainPage() {
         ${view.fields.tools && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
         ${items.map((item, i) => {
           const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
-          if (item.kind === "message") return html`${before}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
+          if (item.kind === "message") return html`${before}${gapBlocks(i)}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
           turns += 1;
-          return html`${before}<${TurnBlock} key=${`t${item.step ?? i}`} runId=${rollout} chainId=${chain} turn=${item} number=${turns} onToken=${onToken} />`;
+          return html`${before}${gapBlocks(i)}<${TurnBlock} key=${`t${item.step ?? i}`} runId=${rollout} chainId=${chain} turn=${item} number=${turns} onToken=${onToken} />`;
         })}
-        ${view.fields.gaps > 0 && html`<div class="block gap" role="note">Events of this chain were lost ${view.fields.gaps === 1 ? "once" : `${view.fields.gaps} times`} on the way to this page${row?.state === "running" ? "; when it is over, what the record has is read" : ""}.</div>`}
+        ${gapBlocks(items.length)}
+        ${view.fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${rollout} chainId=${chain} gap=${null} />`}
         ${view.fields.error && html`<div class="block error"><div class="who"><b>error</b><span>${visible(view.fields.error.where ?? view.fields.error.error_type ?? "")}</span></div><${TextBlock} text=${String(view.fields.error.error ?? "")} class="mono text" /></div>`}
         ${view.state !== "ended" && view.generation === null && html`<div class="block"><span class="muted">${{ waiting: "Waiting to generate", tool: "Waiting for a tool", scoring: "Waiting for its reward", lost: "Its run ended, and its end was not seen" }[/** @type {string} */ (view.state)] ?? ""}</span></div>`}
       </section>
@@ -150,11 +154,12 @@ function TurnBlock({ runId, chainId, turn, number, onToken }) {
 
 /** @param {{call: import("../turns.js").Call}} props */
 function CallBlock({ call }) {
+  const { store } = usePage();
   useTicks(1000, call.open);
   const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
   const running = call.status === null && call.open;
   const result = call.output === null ? (running ? "…" : "no result was seen") : oneLine(call.output, 100);
-  const seconds = call.durationS ?? (running && call.startedAt !== null ? Date.now() / 1000 - call.startedAt : null);
+  const seconds = call.durationS ?? (running && call.startedAt !== null ? store.now - call.startedAt : null);
   return html`<details class=${`call ${failed ? "failed" : ""}`}>
     <summary><span class="name">${visible(call.line)}</span><span>→ ${result}</span>
       <span class="muted">${failed ? call.status : running ? "running" : ""} ${seconds === null ? "" : duration(seconds)}</span></summary>
@@ -174,7 +179,7 @@ function Facts({ view, row, open }) {
   const reward = fields.reward ?? row?.reward ?? null;
   const advantage = fields.advantage ?? row?.advantage ?? null;
   const started = fields.started_at ?? row?.started_at ?? null;
-  const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : Date.now() / 1000 - started);
+  const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : store.now - started);
   const reference = fields.reference ?? row?.reference ?? null;
   const metrics = Object.entries(fields.metrics ?? {}).slice(0, 12);
   return html`<section class="panel">
@@ -189,7 +194,7 @@ function Facts({ view, row, open }) {
       ${Number.isSafeInteger(fields.seed) && html`<dt>seed</dt><dd>${String(fields.seed)}</dd>`}
     </dl>
     <${TimeLine} runId=${view.runId} chainId=${view.chainId} view=${view} />
-    ${open && html`<${CancelButton} runId=${view.runId} chainId=${view.chainId} />`}
+    ${open && store.moment === null && html`<${CancelButton} runId=${view.runId} chainId=${view.chainId} />`}
   </section>`;
 }
 

@@ -22,7 +22,7 @@ export function Overview() {
   const steps = trainSteps(store, run);
   const open = rolloutRow?.status === "running";
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = needsALook(rows, open ? Date.now() / 1000 : null);
+  const looks = needsALook(rows, open ? store.now : null);
   const quiet = new Set(looks.filter((each) => each.kind === "quiet").flatMap((each) => each.chains));
   const wall = wallOf(rows);
   if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
@@ -136,7 +136,7 @@ function Figures({ row, rows, steps }) {
   const rolloutRow = runRow(store, rollout);
   const expected = rolloutRow?.expected_chains ?? rows.length;
   const tokens = rows.reduce((sum, each) => sum + (each.completion_tokens ?? 0), 0);
-  const seconds = (rolloutRow?.ended_at ?? Date.now() / 1000) - (rolloutRow?.started_at ?? Date.now() / 1000);
+  const seconds = (rolloutRow?.ended_at ?? store.now) - (rolloutRow?.started_at ?? store.now);
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
   const values = (/** @type {string} */ name) => pointsOf(steps, name).map((point) => point[1]).slice(-60);
@@ -162,7 +162,7 @@ function Figures({ row, rows, steps }) {
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
       { value: whole(tokens), label: "tokens of chains that are over" },
       { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
-      { value: duration(row.duration_s ?? (row.started_at ? Date.now() / 1000 - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
+      { value: duration(row.duration_s ?? (row.started_at ? store.now - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
   }
   return html`<section class="panel figures" aria-label="Figures">${figures.map(({ value, small, label, spark }) => html`<div class="figure">
