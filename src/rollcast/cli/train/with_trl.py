@@ -6,7 +6,6 @@ Importing this module loads torch and TRL.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import math
 import threading
@@ -103,7 +102,11 @@ async def train_with_trl(
         name=name,
         tags=settings.tag,
     )
-    tell = functools.partial(call_in, asyncio.get_running_loop(), on_progress)
+    loop = asyncio.get_running_loop()
+
+    def tell(progress: Progress) -> None:
+        call_in(loop, on_progress, progress)
+
 
     def ends() -> bool:
         return stop() or rollouts.callback.cancelled

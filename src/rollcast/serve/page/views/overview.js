@@ -206,7 +206,7 @@ function Figures({ row, rows, steps, quiet }) {
   const unseen = Math.max(expected - rows.length, 0);
   const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const tokens = rows.reduce((sum, each) => sum + (each.completion_tokens ?? 0), 0);
-  const seconds = (rolloutRow?.ended_at ?? Date.now() / 1000) - (rolloutRow?.started_at ?? Date.now() / 1000);
+  const seconds = (rolloutRow?.ended_at ?? store.now) - (rolloutRow?.started_at ?? store.now);
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
   const values = (/** @type {string} */ name) => pointsOf(steps, name).map((point) => point[1]).slice(-60);
@@ -231,7 +231,7 @@ function Figures({ row, rows, steps, quiet }) {
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
       { value: whole(tokens), label: "tokens of chains that are over" },
       { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
-      { value: duration(row.duration_s ?? (row.started_at ? Date.now() / 1000 - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
+      { value: duration(row.duration_s ?? (row.started_at ? store.now - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
   }
   return html`<section class="panel figures" aria-label="Figures">${figures.map(({ value, small, label, spark }) => html`<div class="figure">
