@@ -67,6 +67,7 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
+ * @property {number | null} movedAt when events of it came last, or the server answered; null: neither on this connection
  * @property {boolean} held whether the server was told to stop, since too many events wait
  * @property {StreamEvent[]} parts of a batch that is not complete yet
  * @property {number} partsCame
@@ -185,6 +186,7 @@ export class Session {
     if (reason || this.phase !== "refused") this.why = reason || whyOf(code);
     for (const each of this.subscriptions.values()) {
       each.open = each.held = false;
+      each.movedAt = null;
       each.parts = [];
       each.partsCame = 0;
       each.losses.left();
@@ -248,7 +250,7 @@ export class Session {
       return [{ type: "ping" }, ...this.due()];
     }
     for (const each of this.subscriptions.values()) {
-      if (each.late && each.open && now - this.heardAt > LULL_S && now - this.openedAt > LULL_S) each.late = false;
+      if (each.late && each.movedAt !== null && now - each.movedAt > LULL_S) each.late = false;
     }
     return this.due();
   }
@@ -271,6 +273,7 @@ export class Session {
       open: false,
       confirmed: false,
       late: true,
+      movedAt: null,
       held: false,
       parts: [],
       partsCame: 0,
@@ -345,6 +348,7 @@ export class Session {
     const found = this.subscriptions.get(id);
     if (found === undefined || !found.open || this.phase !== "open") return [];
     found.late = true;
+    found.movedAt = null;
     found.losses.fence.clear(); // what came before may come again
     return [{ type: "seek", id, ...place }];
   }
@@ -377,6 +381,7 @@ export class Session {
       if (each.held) {
         each.held = each.open = false;
         each.late = true;
+        each.movedAt = null;
       }
     }
     return { frames: this.due(), notices };
@@ -449,6 +454,7 @@ export class Session {
     const found = this.subscriptions.get(frame.id);
     if (found === undefined || !found.open) return { frames: [], notices: [] };
     found.confirmed = true;
+    found.movedAt ??= this.now();
     if (typeof frame.cursor === "string") found.cursor = frame.cursor;
     const gaps = found.losses.subscribed(frame, this.epoch());
     return { frames: [], notices: gaps.length ? this.given(frame.id, gaps) : [] };
@@ -472,6 +478,7 @@ export class Session {
     found.cursor = frame.cursor;
     this.counts.batches += 1;
     this.counts.events += events.length;
+    found.movedAt = events.length ? this.now() : (found.movedAt ?? this.now());
     const latest = events.at(-1)?.timestamp;
     if (typeof latest === "number") found.late = this.epoch() - latest > LATE_S && found.late;
     const whole = found.losses.arrived(events, this.epoch());
