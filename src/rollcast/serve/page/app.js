@@ -2,12 +2,13 @@
 
 import { formatRoute, parseRoute } from "./route.js";
 import { runName } from "./format.js";
-import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
+import { allRuns, latestRun, rolloutOf, rolloutsOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
 import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
 import { Status, togglePause, Trouble } from "./views/connection.js";
+import { ChainsPage } from "./views/chains.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
@@ -42,18 +43,21 @@ export function App({ store, feed, socket, topics, onScreen, cancels }) {
   const runs = allRuns(store);
   const run = route.run ?? latestRun(runs);
   const rollout = rolloutOf(runs, run, route.query.step?.[0]);
-  const wantsRows = route.view !== "runs" && rollout !== null;
+  const ofChain = route.view === "chain" || route.view === "group";
+  const rollouts = ofChain && rollout !== null ? [rollout] : rolloutsOf(runs, run, route.query.step?.[0]);
+  const wantsRows = route.view !== "runs" && rollouts.length > 0;
   useEffect(() => {
     if (!wantsRows) return undefined;
-    feed.watchChains({ run: /** @type {string} */ (rollout) });
+    const [first] = rollouts;
+    feed.watchChains(rollouts.length === 1 && first !== undefined ? { run: first } : { filter: { run_id: rollouts } });
     return () => feed.unwatchChains();
-  }, [feed, rollout, wantsRows]);
+  }, [feed, rollouts.join(), wantsRows]);
 
   const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place });
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };
-  const context = { store, feed, socket, topics, onScreen, cancels, route, run, rollout, runs, go, to, keys };
+  const context = { store, feed, socket, topics, onScreen, cancels, route, run, rollout, rollouts, runs, go, to, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -82,7 +86,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels }) {
     document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
   });
   /** @type {Record<Route["view"], () => any>} */
-  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview };
+  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: ChainsPage };
   const view = views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
@@ -103,6 +107,7 @@ function Header({ row }) {
     /** @type {[string, Route["view"], string][]} */
     const views = [
       ["Overview", "overview", to({ view: "overview" })],
+      ["Chains", "chains", to({ view: "chains", query: kept })],
       ["Events", "events", to({ view: "events" })],
       ["Runs", "runs", to({ view: "runs" })],
     ];

@@ -6,6 +6,7 @@ const KEYS = /** @type {[string[], string][]} */ ([
   [["j", "k"], "next and previous chain; in the overview, question"],
   [["l", "h"], "next and previous turn; in a group, the next and previous group"],
   [["g"], "the group of the chain, or the first question of the overview"],
+  [["s"], "in a group: strips, or side by side"],
   [["t"], "in a group: tokens, or one line a call"],
   [["w"], "in a group: where the chains part"],
   [["f"], "follow the end, or stop following"],
