@@ -22,12 +22,19 @@ async def guessing(run_id="guessing", chains=2, name=None, start=1_790_000_000.0
     """
     manager = StreamingManager()
     with capture_events(manager) as capture:
-        async with manager.run(chains=chains, groups=1, agent="guess", model="staged", run_id=run_id, name=name) as run:
+        async with manager.run(
+            chains=chains, groups=1, agent="guess", model="staged", run_id=run_id, name=name
+        ) as run:
             with contextlib.ExitStack() as stack:
                 opened = []
                 for number in range(chains):
                     messages = [{"role": "user", "content": QUESTION}]
-                    about = {"group_id": "group_0", "index": number, "chain_id": f"chain_{number}", "reference": 12}
+                    about = {
+                        "group_id": "group_0",
+                        "index": number,
+                        "chain_id": f"chain_{number}",
+                        "reference": 12,
+                    }
                     opened.append(stack.enter_context(run.chain(messages, **about)))
                 for turn, guess in enumerate((8, 12)):
                     for chain in opened:

@@ -77,7 +77,12 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts", "queries", "replay", "replay_at")  # what a side may support beyond 0.1; `record`: there is one
+FEATURES = (
+    "parts",
+    "queries",
+    "replay",
+    "replay_at",
+)  # what a side may support beyond 0.1; `record`: there is one
 
 
 class CloseCode(IntEnum):

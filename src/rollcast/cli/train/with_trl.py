@@ -107,7 +107,6 @@ async def train_with_trl(
     def tell(progress: Progress) -> None:
         call_in(loop, on_progress, progress)
 
-
     def ends() -> bool:
         return stop() or rollouts.callback.cancelled
 

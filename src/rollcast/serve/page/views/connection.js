@@ -59,9 +59,9 @@ export function Trouble() {
   if (state.word === "reconnecting") {
     const next = socket.retryAt === null ? null : socket.retryAt - socket.session.now();
     const why = oneLine(state.why, 300);
-    return html`<div class="notice"><span role="status">Not connected${why && `: ${why}`}. What is below is how it was; the page tries again by itself.</span>
+    return html`<section class="notice" aria-label="Connection"><span role="status">Not connected${why && `: ${why}`}. What is below is how it was; the page tries again by itself.</span>
       <span class="muted" aria-hidden="true">${lostFor >= SOON_S && `Since ${about(lostFor)}. `}${next === null ? "Trying now." : next >= 1 ? `Next attempt in ${about(next)}.` : ""}</span>
-      ${next !== null && next >= 1 && html`<button class="small-button" onClick=${() => socket.hurry()}>Try now</button>`}</div>`;
+      ${next !== null && next >= 1 && html`<button class="small-button" onClick=${() => socket.hurry()}>Try now</button>`}</section>`;
   }
   const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
   return html`<${Gone} />${lacks.length > 0 && html`<div class="notice" role="status">${lacks.slice(0, 2).map((each) => oneLine(each, 300)).join(" ")}</div>`}`;
@@ -77,10 +77,10 @@ function Gone() {
   const named = gone.slice(-3).map(({ id, name }) => html` <a class="link-button" href=${formatRoute({ view: "overview", run: id })}>${oneLine(name || id.slice(0, 8), 60)}</a>`);
   const close = html`<button class="small-button" onClick=${() => dismiss(new Set([...dismissed, ...gone.map((each) => each.id)]))}>Close</button>`;
   if (shown) {
-    return html`<div class="notice"><span role="status">The server that answers now does not know this run. What is below is what this page saw of it.</span>
-      <a class="link-button" href=${formatRoute({ view: "overview" })}>Show what it has now</a> ${route.run === null && close}</div>`;
+    return html`<section class="notice" aria-label="Runs that are gone"><span role="status">The server that answers now does not know this run. What is below is what this page saw of it.</span>
+      <a class="link-button" href=${formatRoute({ view: "overview" })}>Show what it has now</a> ${route.run === null && close}</section>`;
   }
-  return html`<div class="notice"><span role="status">The server was started anew, and does not know ${gone.length === 1 ? "a run" : `${gone.length} runs`} that this page showed:</span>${named} ${close}</div>`;
+  return html`<section class="notice" aria-label="Runs that are gone"><span role="status">The server was started anew, and does not know ${gone.length === 1 ? "a run" : `${gone.length} runs`} that this page showed:</span>${named} ${close}</section>`;
 }
 
 /**
@@ -106,8 +106,8 @@ function Refused() {
     const given = field.current?.value.trim() ?? "";
     socket.useToken(given === "" ? null : given);
   };
-  return html`<div class="notice"><span role="alert">${what} ${todo}</span>
+  return html`<section class="notice" aria-label="Connection"><span role="alert">${what} ${todo}</span>
     ${token
       ? html`<form class="token-form" onSubmit=${submit}><label>Token <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label> <button class="small-button">Connect</button></form>`
-      : html`<button class="small-button" onClick=${() => socket.useToken(socket.session.token)}>Try again</button>`}</div>`;
+      : html`<button class="small-button" onClick=${() => socket.useToken(socket.session.token)}>Try again</button>`}</section>`;
 }
