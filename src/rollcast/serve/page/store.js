@@ -3,6 +3,7 @@
 // Every change marks what it concerns. The first mark after `take` calls `onDirty` once, so that the page asks for one animation frame, in
 // which it takes the marks and draws what they name.
 
+import { Generations } from "./generations.js";
 import { RunViews } from "./run_view.js";
 import { TimeLine } from "./time_line.js";
 import { Tokens } from "./tokens.js";
@@ -51,6 +52,8 @@ export class Store {
     this.tracks = new Map();
     /** @type {Map<string, TimeLine>} by key, those that changed latest last */
     this.timeLines = new Map();
+    /** @type {Map<string, Generations>} by key, those that changed latest last */
+    this.generations = new Map();
     /** @type {Map<string, Map<string, Row>>} by run and chain */
     this.chainRows = new Map();
     this.rowCount = 0;
@@ -129,7 +132,10 @@ export class Store {
       const key = chainKey(runId, event.chain_id);
       this.marks.chains.add(key);
       if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") this.track(key).apply(event);
-      if (event.event_type !== "llm_generation_chunk") this.timeLine(key).apply(event);
+      if (event.event_type !== "llm_generation_chunk") {
+        this.timeLine(key).apply(event);
+        this.generationsOf(key).apply(event);
+      }
       return;
     }
     this.marks.runs.add(runId);
@@ -157,6 +163,15 @@ export class Store {
     return line;
   }
 
+  /** @param {string} key */
+  generationsOf(key) {
+    const found = this.generations.get(key) ?? new Generations();
+    this.generations.delete(key);
+    this.generations.set(key, found);
+    if (this.generations.size > MAX_TRACKS) this.generations.delete(/** @type {string} */ (this.generations.keys().next().value));
+    return found;
+  }
+
   /** What the events of a chain tell. @param {string} runId @param {string} chainId @returns {ChainView | undefined} */
   chain(runId, chainId) {
     return this.views.runs.get(runId)?.chains.get(chainId);
@@ -176,6 +191,7 @@ export class Store {
     this.views.forget(runId, chainId);
     this.tracks.delete(chainKey(runId, chainId));
     this.timeLines.delete(chainKey(runId, chainId));
+    this.generations.delete(chainKey(runId, chainId));
     this.marks.chains.add(chainKey(runId, chainId));
     this.touched();
   }
@@ -245,6 +261,24 @@ export class Store {
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
     }
     if (rows.length) this.touched();
+  }
+
+  /**
+   * The server does not know this run any more: what was open in it has lost its end.
+   * @param {string} runId
+   * @param {string} reason
+   * @param {number} at seconds since the epoch
+   */
+  loseRun(runId, reason, at) {
+    const data = { from_seq: -1, to_seq: -1, dropped: {}, reason, run_status: "unknown" };
+    const running = (/** @type {string} */ status) => status === "running" || status === "unknown";
+    const before = this.views.runs.get(runId);
+    if (before !== undefined && running(before.fields.status)) {
+      this.apply([{ event_type: "gap", chain_id: "", timestamp: at, data, step: null, depth: null, run_id: runId, group_id: null }]);
+    }
+    const row = this.runRows.get(runId);
+    if (row === undefined || row.status === "running") this.takeRunRows([{ ...row, run_id: runId, status: "lost" }]);
+    this.takeChainRows(this.rows(runId).filter((each) => each.state === "running").map((each) => ({ ...each, state: "lost" })));
   }
 
   /** Forget the steps of other trainings, and then the earliest ones. */

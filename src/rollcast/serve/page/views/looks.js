@@ -1,4 +1,4 @@
-// What needs a look: hints with the chains that show them, never verdicts.
+// What needs a look: hints with the chains that show them, never verdicts. Each leads to its evidence: the group, or the turn of a chain.
 
 import { html, useAgain, useEffect, usePage, useTicks, useTopics } from "../ui.js";
 import { clock } from "../format.js";
@@ -17,7 +17,9 @@ const SIGNS = {
   truncated: ["…", "warn"], same_answers: ["≡", "warn"], length_drift: ["↔", "warn"],
 }; // prettier-ignore
 
-/** The hints of the run whose rows are shown, and when they were found; one list for everyone who draws them. @type {WeakMap<object, {run: string | null, open: boolean, at: number, looks: Look[]}>} */
+const MAX_NAMED = 4; // chains with a link of their own
+
+/** The hints of the runs whose rows are shown, and when they were found; one list for everyone who draws them. @type {WeakMap<object, {runs: string, open: boolean, at: number, looks: Look[]}>} */
 const found = new WeakMap();
 
 /**
@@ -25,16 +27,17 @@ const found = new WeakMap();
  * @returns {Look[]}
  */
 export function useLooks() {
-  const { store, rollout } = usePage();
+  const { store, rollouts } = usePage();
   const again = useAgain();
-  useTopics(`rows\n${rollout}`);
-  const open = runRow(store, rollout)?.status === "running";
+  useTopics(...rollouts.map((id) => `rows\n${id}`));
+  const open = rollouts.some((id) => runRow(store, id)?.status === "running");
+  const runs = rollouts.join("\n");
   useTicks(AGAIN_MS, open);
   const now = performance.now();
   let known = found.get(store);
-  if (known === undefined || known.run !== rollout || known.open !== open || now - known.at >= AGAIN_MS) {
-    const looks = rollout === null ? [] : needsALook(store.rows(rollout), open ? Date.now() / 1000 : null);
-    found.set(store, (known = { run: rollout, open, at: now, looks }));
+  if (known === undefined || known.runs !== runs || known.open !== open || now - known.at >= AGAIN_MS) {
+    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? Date.now() / 1000 : null);
+    found.set(store, (known = { runs, open, at: now, looks }));
   }
   const wait = known.at === now ? null : known.at + AGAIN_MS - now;
   useEffect(() => {
@@ -51,14 +54,26 @@ export function useTrends() {
   return trendHints(summariesOf(runs, run, route.query.step?.[0]));
 }
 
-/** @param {import("../ui.js").PageContext} page @param {Look} look @param {Base} base */
-export function lookHref({ to, store, rollout }, look, base) {
-  if (look.groupId !== null) return to({ ...base, view: "group", group: look.groupId });
-  const chain = look.chains[0];
-  if (chain === undefined) return to({ ...base, view: "overview" });
+/**
+ * Where the evidence in a chain is: its group if the hint is about groups, else the chain, at the turn that shows it.
+ * @param {import("../ui.js").PageContext} page
+ * @param {Look} look
+ * @param {string} chain
+ * @param {(runId: string) => Base} baseOf
+ */
+function chainHref({ to, store }, look, chain, baseOf) {
   if (look.kind === "same_answers" || look.kind === "length_drift") return to({ view: "chain", run: look.runId, chain });
-  const group = store.row(rollout ?? "", chain)?.group_id;
-  return look.kind === "flat_groups" && group ? to({ ...base, view: "group", group }) : to({ ...base, view: "chain", chain });
+  const base = baseOf(look.runId);
+  const group = store.row(look.runId, chain)?.group_id;
+  if (look.kind === "flat_groups" && group) return to({ ...base, view: "group", group });
+  return to({ ...base, view: "chain", chain, query: { ...base.query, look: [look.kind], ...(look.subject ? { subject: [look.subject] } : {}) } });
+}
+
+/** Where the first evidence is. @param {import("../ui.js").PageContext} page @param {Look} look @param {(runId: string) => Base} baseOf */
+export function lookHref(page, look, baseOf) {
+  if (look.groupId !== null) return page.to({ ...baseOf(look.runId), view: "group", group: look.groupId });
+  const chain = look.chains[0];
+  return chain === undefined ? page.to({ ...baseOf(look.runId), view: "overview" }) : chainHref(page, look, chain, baseOf);
 }
 
 /** Since when a hint about quiet chains holds: when the first of them was last heard of. @param {import("../ui.js").PageContext} page @param {Look} look */
@@ -74,13 +89,19 @@ function Sign({ look }) {
   return html`<span class=${`sign ${colour}`} aria-hidden="true">${sign}</span>`;
 }
 
-/** @param {{looks: Look[], base: Base}} props */
-export function Looks({ looks, base }) {
+/** @param {{looks: Look[], baseOf: (runId: string) => Base}} props */
+export function Looks({ looks, baseOf }) {
   const page = usePage();
   if (!looks.length) return html`<p class="muted">Nothing stands out.</p>`;
-  return html`<ul class="looks">${looks.map((look) => html`<li key=${`${look.kind} ${look.groupId} ${look.subject}`}><a class="look" href=${lookHref(page, look, base)}>
-      <${Sign} look=${look} /><span>${look.sentence}<br /><span class="why">${[namedChains(look), since(page, look)].filter((each) => each).join(" · ")}</span></span>
-    </a></li>`)}</ul>`;
+  return html`<ul class="looks">${looks.map((look) => {
+    const named = namedChains(look) ? look.chains.slice(0, MAX_NAMED) : [];
+    const more = look.count - named.length;
+    const from = since(page, look);
+    return html`<li class="look" key=${`${look.runId} ${look.kind} ${look.groupId} ${look.subject}`}>
+      <${Sign} look=${look} /><span><a class="look-what" href=${lookHref(page, look, baseOf)}>${look.sentence}</a>
+      ${named.length > 0 && html`<span class="why">${named.map((chain, i) => html`${i > 0 ? ", " : ""}<a href=${chainHref(page, look, chain, baseOf)}>${oneLine(chain, 40)}</a>`)}${more > 0 ? ` and ${more.toLocaleString("en")} more` : ""}${from && ` · ${from}`}</span>`}</span>
+    </li>`;
+  })}</ul>`;
 }
 
 /**
@@ -104,4 +125,28 @@ export function LooksAbout({ chains }) {
 export function LookSigns({ chain }) {
   const looks = useLooks().filter((look) => look.chains.includes(chain));
   return looks.map((look) => html`<span key=${`${look.kind} ${look.subject}`} class="look-sign" role="img" aria-label=${look.sentence} title=${look.sentence}><${Sign} look=${look} /></span>`);
+}
+
+/**
+ * The turn in which the evidence of a hint is, and the call if it is one: the number of the item, or null if it is not there.
+ * @param {string} kind of the hint
+ * @param {string} subject its tool, or ""
+ * @param {readonly import("../turns.js").Turn[]} turns
+ * @returns {{turn: import("../turns.js").Turn, call: string | null} | null}
+ */
+export function evidenceIn(kind, subject, turns) {
+  const failed = (/** @type {import("../turns.js").Call} */ call) => call.status === "error" || call.status === "timeout" || call.status === "cancelled";
+  if (kind === "tool_fails") {
+    for (const turn of turns) {
+      const call = turn.calls.find((each) => each.name === subject && failed(each)) ?? null;
+      if (call) return { turn, call: call.id };
+    }
+    return null;
+  }
+  if (kind === "truncated") {
+    const turn = turns.find((each) => each.finishReason === "length");
+    return turn ? { turn, call: null } : null;
+  }
+  const last = turns.at(-1);
+  return last ? { turn: last, call: last.calls.find((each) => each.open)?.id ?? null } : null;
 }
