@@ -168,7 +168,8 @@ def train(
 @app.command()
 def watch(
     url: options.UrlArg,
-    since: options.SinceOption = "live",
+    since: options.SinceOption = None,
+    speed: options.WatchSpeedOption = None,
     token: options.WatchTokenOption = None,
     tls_ca: options.TlsCaOption = None,
     alert: options.AlertOption = None,
@@ -184,6 +185,7 @@ def watch(
     chosen = WatchOptions(
         url=url,
         since=since,
+        speed=speed,
         token=token,
         tls_ca=tls_ca,
         alert=alert,

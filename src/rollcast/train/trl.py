@@ -437,15 +437,8 @@ def train(
             "the agent has no reward, so there is nothing to learn; give it one: BaseAgent(…, reward=…)"
         )
     rollouts = make_rollout_func(
-        agent,
-        rows,
-        eval_rows=eval_rows,
-        max_steps=max_steps,
-        max_tokens=max_tokens,
-        forked=forked,
-        name=name,
-        tags=tags,
-    )
+        agent, rows, eval_rows=eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked, name=name, tags=tags
+    )  # fmt: skip
     at_once = (config.generation_batch_size or 0) // config.num_generations
     if len(rows) < at_once:
         raise InputError(
