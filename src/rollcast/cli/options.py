@@ -328,7 +328,19 @@ UrlArg = Annotated[
     ),
 ]
 SinceOption = Annotated[
-    str, Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+    str | None,
+    Option(
+        metavar="live|start",
+        help="Start now, or at the oldest event that the server has. [default: live; start with --speed]",
+    ),
+]
+WatchSpeedOption = Annotated[
+    str | None,
+    Option(
+        "--speed",
+        metavar="N|max",
+        help="Replay the server's record from its start, so many times as fast as it was; max is as fast as possible.",
+    ),
 ]
 
 RecordOption = Annotated[

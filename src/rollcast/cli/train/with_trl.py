@@ -95,13 +95,8 @@ async def train_with_trl(
     if agent.reward is None:
         raise InputError("the agent has no reward to learn from; give it one: BaseAgent(…, reward=…)")
     rollouts = make_rollout_func(
-        agent,
-        rows,
-        max_steps=task.max_steps,
-        max_tokens=task.sampling.max_tokens,
-        name=name,
-        tags=settings.tag,
-    )
+        agent, rows, max_steps=task.max_steps, max_tokens=task.sampling.max_tokens, name=name, tags=settings.tag
+    )  # fmt: skip
     loop = asyncio.get_running_loop()
 
     def tell(progress: Progress) -> None:
