@@ -200,9 +200,11 @@ function Figures({ row, rows, steps, quiet }) {
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
   const values = (/** @type {string} */ name) => pointsOf(steps, name).map((point) => point[1]).slice(-60);
-  /** @type {{value: unknown, small?: string, label: string, spark?: number[]}[]} */
+  const { to, route } = page;
+  const toFailed = to({ view: "chains", query: { ...(route.query.step ? { step: route.query.step } : {}), state: ["failed", "lost"] } });
+  /** @type {{value: unknown, small?: string, label: unknown, name?: string, spark?: number[]}[]} */
   const figures = [
-    { value: whole(running), small: `of ${whole(Math.max(expected, rows.length))} running`, label: `${whole(rows.length - running)} over · ${whole(failed)} failed${quiet ? ` · ${whole(quiet)} quiet` : ""}${unseen ? ` · ${whole(unseen)} ${open ? "not begun, or not known here" : "not known here"}` : ""}` },
+    { value: whole(running), small: `of ${whole(Math.max(expected, rows.length))} running`, label: html`${whole(rows.length - running)} over · ${failed ? html`<a class="link-button bad" href=${toFailed}>${whole(failed)} failed</a>` : "0 failed"}${quiet ? ` · ${whole(quiet)} quiet` : ""}${unseen ? ` · ${whole(unseen)} ${open ? "not begun, or not known here" : "not known here"}` : ""}` },
     { value: whole(perSecond), label: "tokens/s", spark: values("tokens_per_s") },
   ];
   if (steps.length) {
@@ -219,7 +221,7 @@ function Figures({ row, rows, steps, quiet }) {
   } else {
     figures.push(
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
-      { value: whole(tokens), label: "tokens of chains that are over" },
+      { value: whole(tokens), label: "tokens of turns that are over" },
       { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
       { value: duration(row.duration_s ?? (row.started_at ? Date.now() / 1000 - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
