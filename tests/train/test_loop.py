@@ -1,9 +1,11 @@
 """`train()`: it learns, it repeats itself to the byte, and it ends well."""
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
+import re
 
 import msgspec
 import numpy as np
@@ -140,6 +142,42 @@ async def test_a_watcher_may_cancel(tmp_path):
         )
     assert result.stopped == "interrupted"
     assert result.history[-1].step >= 1
+    assert re.fullmatch(
+        r"a watcher cancelled the (training, which ends after the step it was in|rollout of .*, and the training ends with it)",
+        result.why,
+    )
+
+
+async def test_a_step_whose_chains_are_all_cancelled_ends_the_training(tmp_path):
+    """Group by group: there is nothing to learn from, which is no failure of the reward, and the last whole step is saved."""
+    agent = tiny_agent()
+    manager = agent.streaming_manager
+    loop = asyncio.get_running_loop()
+    groups = set()
+
+    def cancel_group(run_id, group_id):
+        with contextlib.suppress(InputError):  # an earlier chain of it has had it cancelled
+            manager.cancel(run_id, group_id=group_id)
+
+    class Canceller(StreamObserver):
+        async def on_event(self, event):
+            if event.event_type is StreamEventType.RUN_START and event.data.get("train_step") == 2:
+                self.run_id = event.run_id
+            elif event.event_type is StreamEventType.CHAIN_START and event.run_id == self.run_id:
+                groups.add(event.group_id)
+                loop.call_soon(cancel_group, event.run_id, event.group_id)
+
+        run_id = None
+
+    manager.add_observer(Canceller())
+    with capture_events(manager) as capture:
+        result = await train(agent, TASK, settings(steps=50), out=tmp_path)
+    assert (result.stopped, result.history[-1].step) == ("interrupted", 1)
+    assert result.why == "a watcher cancelled all 16 chains of step 2, and the training ends with them"
+    ends = {event.run_id: event.data["status"] for event in capture.of("run_end")}
+    assert ends[result.run_id] == "cancelled"
+    assert len(groups) == 4
+    assert (tmp_path / "step-000001").is_dir()
 
 
 async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
@@ -153,6 +191,7 @@ async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
     with capture_events(agent.streaming_manager) as capture:
         result = await train(agent, TASK, settings(steps=50), out=tmp_path, on_progress=cancel)
     assert result.stopped == "interrupted"
+    assert result.why == "a watcher cancelled the training, which ends after the step it was in"
     assert len(result.history) <= 2
     end = capture.events[-1]
     assert (end.event_type, end.run_id, end.data["status"]) == ("run_end", result.run_id, "cancelled")

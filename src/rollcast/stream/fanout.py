@@ -66,6 +66,7 @@ class OpenRun(Protocol):
     parent_run_id: str | None
     expected_chains: int
     on_cancel: Callable[[str | None], object] | None
+    announced: dict[str, str | None]
 
     def has_chain(self, chain_id: str) -> bool:
         """Whether this chain is open."""
@@ -77,6 +78,10 @@ class OpenRun(Protocol):
 
     def chain_ids(self, group_id: str | None = None) -> list[str]:
         """The chains that are open; only those of this group, unless it is None."""
+        ...
+
+    def count_ended(self, group_id: str | None = None) -> int:
+        """How many chains have ended; only those of this group, unless it is None."""
         ...
 
     def open_part(self, chain_id: str) -> OpenPart | None:

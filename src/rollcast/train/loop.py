@@ -30,7 +30,7 @@ from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
 from rollcast.train.figures import rollout_figures
 from rollcast.train.questions import Questions
-from rollcast.train.scored import check_scored, success
+from rollcast.train.scored import cancelled_by_watcher, check_scored, success
 
 __all__ = ["Evaluation", "Progress", "TrainResult", "train"]
 
@@ -93,6 +93,7 @@ class TrainResult:
             have 0 questions and NaN if it was interrupted before the first was complete.
         out: the folder with the checkpoints, or None.
         stopped: what ended it.
+        why: if a watcher ended it, what he cancelled, in a sentence; else empty.
     """
 
     run_id: str
@@ -101,6 +102,7 @@ class TrainResult:
     end: Evaluation
     out: Path | None
     stopped: Stopped
+    why: str = ""
 
 
 async def train(
@@ -142,20 +144,23 @@ async def train(
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
         async with training.training_run() as training_run:
+            why = ""
             try:
                 stopped = await training.run(resume, stop)
-            except _InterruptedError:
-                stopped = "interrupted"
+                if stopped == "interrupted":
+                    why = training.why_interrupted
+            except _InterruptedError as error:
+                stopped, why = "interrupted", str(error)
             finally:  # also if the caller was cancelled, or a backend failed
                 await training.save()
             if stopped == "interrupted":
                 training_run.close("cancelled")
     start, end = training.evaluations
-    return TrainResult(training.run_id, training.history, start, end, training.out, stopped)
+    return TrainResult(training.run_id, training.history, start, end, training.out, stopped, why)
 
 
 class _InterruptedError(Exception):
-    """A watcher cancelled a rollout."""
+    """A watcher cancelled a rollout, or all of its chains. The message says which."""
 
 
 class _Training:
@@ -206,6 +211,13 @@ class _Training:
     def _cancel(self, _: str | None) -> None:
         """End the training after this step, as a watcher asked. It is called from any thread."""
         self._cancelled = True
+
+    @property
+    def why_interrupted(self) -> str:
+        """What a watcher cancelled, in a sentence; empty if none did."""
+        return (
+            "a watcher cancelled the training, which ends after the step it was in" if self._cancelled else ""
+        )
 
     async def run(self, resume: bool, stop: Callable[[], bool] | None) -> Stopped:
         """Train from the beginning, or the newest checkpoint, to the end."""
@@ -359,8 +371,10 @@ class _Training:
             about={"parent_run_id": self.run_id, "split": split, "train_step": step},
         )
         result = await run.execute()
-        if result.status == "cancelled":
-            raise _InterruptedError
+        if cancelled := cancelled_by_watcher(
+            result, f"{'step' if split == 'train' else 'the evaluation after step'} {step}"
+        ):
+            raise _InterruptedError(cancelled)
         return result
 
     async def _evaluate(self) -> None:

@@ -31,7 +31,7 @@ from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.train.export import Forked, to_trl
 from rollcast.train.figures import chain_figures, maxima, means
 from rollcast.train.resumable import check_resumable, numbered
-from rollcast.train.scored import check_scored
+from rollcast.train.scored import cancelled_by_watcher, check_scored
 
 try:
     import accelerate  # TRL would report each missing package in a different way
@@ -136,8 +136,8 @@ class Rollouts:
         alone = trainer.accelerator.num_processes == 1  # the others would wait for this one
         try:
             trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-        except RolloutCancelledError:
-            callback.cancelled = True
+        except RolloutCancelledError as error:
+            callback.cancelled, callback.why = True, str(error)
             if not alone:
                 raise
             _save_last_step(trainer)
@@ -220,6 +220,8 @@ class Rollouts:
                 raise RolloutCancelledError(
                     f"a watcher cancelled the rollout {run.run_id} of step {version}; the training ends with it"
                 )
+            if cancelled := cancelled_by_watcher(result, f"step {version}"):
+                raise RolloutCancelledError(cancelled)
             return result.trajectories
         finally:
             # If a chain was cut short, its last step may still be running. The first of these waits for that step, the second
@@ -263,6 +265,7 @@ class _Events(transformers.TrainerCallback):
     Attributes:
         run_id: the training run's id; the last one's if there were several.
         cancelled: a watcher asked the training to end; it does after the step, with a checkpoint.
+        why: what a watcher cancelled, in a sentence; empty if none did.
     """
 
     def __init__(self, agent: BaseAgent, run_id: str) -> None:
@@ -270,11 +273,15 @@ class _Events(transformers.TrainerCallback):
         self.run_id = run_id
         self._run: RunWriter | None = None
         self.cancelled = False
+        self.why = ""
         self._played: tuple[list[Trajectory], Any] | None = None
         self._chains: dict[str, dict[str, LearnedFrom]] = {}
 
     def _cancel(self, _: str | None) -> None:
-        self.cancelled = True
+        self.cancelled, self.why = (
+            True,
+            "a watcher cancelled the training, which ends after the step it was in",
+        )
 
     def note_rollout(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """Note the trajectories that the trainer learns from next."""
@@ -300,7 +307,7 @@ class _Events(transformers.TrainerCallback):
             return
         if self._run is not None:  # an earlier training's
             self.close("failed")  # that training raised
-            self.run_id, self.cancelled = new_run_id(), False
+            self.run_id, self.cancelled, self.why = new_run_id(), False, ""
         backend = self._agent.backend
         self._run = self._agent.streaming_manager.run(
             chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,

@@ -33,7 +33,7 @@ from rollcast.tasks import Task
 from rollcast.train import Evaluation, Progress, TrainResult
 from rollcast.train.checkpoint import sole_writer
 from rollcast.train.questions import Questions
-from rollcast.train.scored import check_scored, success
+from rollcast.train.scored import cancelled_by_watcher, check_scored, success
 from rollcast.train.trl import make_rollout_func
 
 __all__ = ["make_agent", "train_with_trl"]
@@ -138,7 +138,9 @@ async def train_with_trl(
         await _in_daemon_thread(work)
     found = [progress.evaluation for progress in watch.history if progress.evaluation is not None]
     found = found or [Evaluation(math.nan, math.nan, 0)]  # the first was cancelled
-    return TrainResult(rollouts.run_id, watch.history, found[0], found[-1], out, watch.stopped)
+    return TrainResult(
+        rollouts.run_id, watch.history, found[0], found[-1], out, watch.stopped, rollouts.callback.why
+    )
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:
@@ -293,8 +295,8 @@ class _Watch(TrainerCallback):
             )
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)
-            if result.status == "cancelled":
-                raise RolloutCancelledError(f"a watcher cancelled the evaluation after step {step}")
+            if cancelled := cancelled_by_watcher(result, f"the evaluation after step {step}"):
+                raise RolloutCancelledError(cancelled)
             check_scored(result.trajectories, f"the evaluation after step {step}")
             return success(result.trajectories)
 

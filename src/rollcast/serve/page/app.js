@@ -8,6 +8,7 @@ import { oneLine } from "./text.js";
 import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
 import { ChainsPage } from "./views/chains.js";
+import { Status, togglePause, Trouble } from "./views/connection.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
@@ -18,9 +19,10 @@ import { RunsPage } from "./views/runs.js";
 
 /**
  * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
- *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen}} props
+ *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen,
+ *   cancels: import("./cancelling.js").Cancellations}} props
  */
-export function App({ store, feed, socket, topics, onScreen }) {
+export function App({ store, feed, socket, topics, onScreen, cancels }) {
   const [route, setRoute] = useState(() => parseRoute(location.hash));
   const [helping, help] = useState(false);
   const again = useAgain();
@@ -30,6 +32,8 @@ export function App({ store, feed, socket, topics, onScreen }) {
     const moved = () => {
       setRoute(parseRoute(location.hash));
       scrollTo(0, 0);
+      // What had the focus may be gone with the view; a reader of the screen then goes on at the beginning of the new one.
+      requestAnimationFrame(() => document.activeElement === document.body && main.current?.focus({ preventScroll: true }));
     };
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
@@ -53,7 +57,7 @@ export function App({ store, feed, socket, topics, onScreen }) {
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };
-  const context = { store, feed, socket, topics, onScreen, route, run, rollout, rollouts, runs, go, to, keys };
+  const context = { store, feed, socket, topics, onScreen, cancels, route, run, rollout, rollouts, runs, go, to, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -94,12 +98,6 @@ export function App({ store, feed, socket, topics, onScreen }) {
   <//>`;
 }
 
-/** @param {import("./socket.js").Socket} socket */
-function togglePause(socket) {
-  if (socket.session.paused) socket.resume();
-  else socket.pause();
-}
-
 /** @param {{row: import("./training.js").RunRow | null}} props */
 function Header({ row }) {
   return html`<${Page.Consumer}>${(/** @type {import("./ui.js").PageContext} */ page) => {
@@ -127,34 +125,6 @@ function Header({ row }) {
       <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
     </header>`;
   }}<//>`;
-}
-
-/** The word that tells how the page stands; pressing it pauses and goes on. */
-function Status() {
-  const again = useAgain();
-  const page = usePage();
-  useEffect(() => page.topics.listen("session", again), [page.topics]);
-  const { word, waiting, why } = page.socket.session.state;
-  const paused = word === "paused";
-  const running = runRow(page.store, page.run)?.status === "running";
-  const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
-  return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${() => togglePause(page.socket)}><i></i><span>${label}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
-}
-
-/** Why there is no connection, and what answers lack. */
-function Trouble() {
-  const { socket, feed, topics } = usePage();
-  const again = useAgain();
-  useEffect(() => topics.listen("session", again), [topics]);
-  const { word, why } = socket.session.state;
-  if (word === "refused") {
-    return html`<div class="notice" role="alert">The server does not accept this page: ${why || "the connection was closed"}. Open the link that the command printed.</div>`;
-  }
-  const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
-  if (word === "reconnecting") return html`<div class="notice" role="status">Not connected${why ? `: ${why}` : ""}. What is below is how it was; the page tries again by itself.</div>`;
-  if (!lacks.length) return null;
-  return html`<div class="notice" role="status">${lacks.slice(0, 2).join(" ")}</div>`;
 }
 
 /** What this page costs. @param {{help: () => void}} props */

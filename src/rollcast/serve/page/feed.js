@@ -14,6 +14,7 @@ const RUN_TYPES = ["run_start", "run_end", "train_step"];
 const MAX_PAGES = 256; // of one answer
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
+const MAX_GONE = 64;
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -24,8 +25,10 @@ const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long
  * @property {number} pages
  * @property {number} open
  * @property {(rows: Record<string, any>[], anew: boolean) => void} onRows
- * @property {() => void} onEnd
+ * @property {(complete: boolean) => void} onEnd `complete`: the question was not refused
  */
+
+/** @typedef {{id: string, name: string}} GoneRun */
 
 /**
  * What the feed needs of a `Socket`.
@@ -55,6 +58,8 @@ export class Feed {
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
+    /** @type {Map<string, GoneRun>} runs that this page knows, and the server that answers now does not */
+    this.gone = new Map();
     /** @type {Map<string, number>} by key: since when the chains on screen are shown */
     this.shownSince = new Map();
     /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
@@ -91,10 +96,11 @@ export class Feed {
         this.asked.delete(/** @type {string} */ (notice.id));
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
         question.open -= 1;
-        if (question.open === 0) question.onEnd();
+        if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
       }
       case "welcome":
+        if (notice.again) this.askAgain();
         break;
     }
   }
@@ -126,6 +132,42 @@ export class Feed {
   askRuns() {
     this.runsAt = this.line.session.now();
     this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+  }
+
+  /** After a lost connection: ask which runs there are now, since the server may be another one, and note which are gone. */
+  askAgain() {
+    const known = new Set([...this.store.runRows.keys(), ...this.store.views.runs.keys()]);
+    known.delete("");
+    /** @type {Set<string>} */
+    const found = new Set();
+    this.runsAt = this.line.session.now();
+    const onRows = (/** @type {Record<string, any>[]} */ rows, /** @type {boolean} */ anew) => {
+      if (anew) found.clear();
+      for (const row of rows) found.add(row.run_id);
+      this.store.takeRunRows(rows);
+    };
+    const onEnd = (/** @type {boolean} */ complete) => {
+      if (!complete) return;
+      const at = this.line.session.epoch();
+      for (const id of known) {
+        if (found.has(id)) this.gone.delete(id);
+        else this.lose(id, at);
+      }
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs" }, onRows, "runs", onEnd);
+    this.askSteps();
+  }
+
+  /** @param {string} id of a run that the server does not know @param {number} at seconds since the epoch */
+  lose(id, at) {
+    if (this.gone.has(id)) return;
+    const row = this.store.runRows.get(id);
+    const fields = this.store.views.runs.get(id)?.fields;
+    const isPart = row?.parent_run_id || fields?.parent_run_id;
+    if (!isPart) this.gone.set(id, { id, name: String(fields?.name || fields?.agent || row?.name || row?.agent || "") });
+    while (this.gone.size > MAX_GONE) this.gone.delete(/** @type {string} */ (this.gone.keys().next().value));
+    this.store.loseRun(id, "the server that answers now does not know this run", at);
   }
 
   /** Ask for the rows of the newest runs; if runs were asked for a moment ago, in a moment. */
@@ -161,7 +203,7 @@ export class Feed {
     this.watching = this.ask(
       { what: "chains", watch: true, ...wanted },
       (rows, anew) => {
-        if (anew) for (const run of runs) this.store.forgetChainRows(run);
+        if (anew && rows.length) for (const run of runs) this.store.forgetChainRows(run); // of a run that is gone, what was seen stays
         for (const row of rows) runs.add(row.run_id);
         this.takeRows(/** @type {Row[]} */ (rows));
       },
@@ -281,7 +323,7 @@ export class Feed {
    * @param {Query} query
    * @param {Question["onRows"]} onRows
    * @param {string} about
-   * @param {() => void} [onEnd]
+   * @param {Question["onEnd"]} [onEnd]
    * @returns {string} the id of the first page
    */
   ask(query, onRows, about, onEnd = () => {}) {

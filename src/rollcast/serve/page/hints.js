@@ -151,7 +151,7 @@ function quiet(rows, now) {
  * @param {string} tool
  * @returns {{median: number, stays: number, least: number}} seconds; `stays`: how often it was seen to end
  */
-function usualOf(rows, state, tool) {
+export function usualOf(rows, state, tool) {
   const uses = tool ? rows.map((row) => useOf(row, tool)).filter((use) => use !== null) : [];
   let count = sum(uses.map((use) => use.calls));
   let means = uses.filter((use) => use.calls).map((use) => use.seconds / use.calls);

@@ -261,6 +261,24 @@ export class Store {
     if (rows.length) this.touched();
   }
 
+  /**
+   * The server does not know this run any more: what was open in it has lost its end.
+   * @param {string} runId
+   * @param {string} reason
+   * @param {number} at seconds since the epoch
+   */
+  loseRun(runId, reason, at) {
+    const data = { from_seq: -1, to_seq: -1, dropped: {}, reason, run_status: "unknown" };
+    const running = (/** @type {string} */ status) => status === "running" || status === "unknown";
+    const before = this.views.runs.get(runId);
+    if (before !== undefined && running(before.fields.status)) {
+      this.apply([{ event_type: "gap", chain_id: "", timestamp: at, data, step: null, depth: null, run_id: runId, group_id: null }]);
+    }
+    const row = this.runRows.get(runId);
+    if (row === undefined || row.status === "running") this.takeRunRows([{ ...row, run_id: runId, status: "lost" }]);
+    this.takeChainRows(this.rows(runId).filter((each) => each.state === "running").map((each) => ({ ...each, state: "lost" })));
+  }
+
   /** Forget the steps of other trainings, and then the earliest ones. */
   boundSteps() {
     const latest = [...this.stepRows].at(-1);

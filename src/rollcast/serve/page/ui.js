@@ -16,6 +16,7 @@ export { useEffect, useLayoutEffect, useMemo, useRef, useState };
  * @property {import("./socket.js").Socket} socket
  * @property {import("./topics.js").Topics} topics
  * @property {import("./on_screen.js").OnScreen} onScreen
+ * @property {import("./cancelling.js").Cancellations} cancels
  * @property {import("./route.js").Route} route
  * @property {string | null} run the run of the address, or the latest one
  * @property {string | null} rollout the run whose chains are meant

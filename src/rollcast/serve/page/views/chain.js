@@ -331,7 +331,7 @@ function Facts({ view, row, open }) {
       ${Number.isSafeInteger(fields.seed) && html`<dt>seed</dt><dd>${String(fields.seed)}</dd>`}
     </dl>
     <${TimeLine} runId=${view.runId} chainId=${view.chainId} view=${view} />
-    ${open && html`<${CancelButton} runId=${view.runId} chainId=${view.chainId} />`}
+    <${CancelButton} key=${view.chainId} target=${{ run: view.runId, chain: view.chainId }} open=${open} name=${oneLine(view.chainId, 60)} label="Cancel this chain …" byKey=${true} />
   </section>`;
 }
 

@@ -9,9 +9,11 @@ import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine } from "../text.js";
 import { contentOf } from "../turns.js";
 import { stateOf } from "../wall.js";
+import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
+import { Stuck } from "./stuck.js";
 import { surprise, TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
@@ -93,11 +95,13 @@ export function GroupPage() {
           ${policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
         </div>
         ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.count} × <b><bdi>${answer.label || "no answer"}</bdi></b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+        <${CancelButton} key=${`${rollout} ${group}`} target=${{ run: rollout, group }} open=${!over} name=${`the ${counted(all.length - done, "chain")} of ${oneLine(group, 60)} that run`} label="Cancel this group …" byKey=${true} />
       </div>
       <nav class="choice" aria-label="How to show the group">
         ${/** @type {[string, string][]} */ ([["side", "Side by side"], ["strips", "Strips"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name === (large ? "strips" : "side") ? null : name, query })} aria-current=${shown === name ? "true" : undefined}>${words}</a>`)}
       </nav>
     </div>
+    <${Stuck} rows=${all} all=${store.rows(/** @type {string} */ (rollout))} base=${{ query }} />
     <${Chips} rows=${all} shown=${rows.length} leaveOut=${["train_step"]} />
     ${rows.length === 0 && html`<section class="panel"><p class="empty">No chain of this group is as the chips say.</p></section>`}
     ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />`}

@@ -8,9 +8,11 @@ import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
 import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
 import { rewardScale, wallOf } from "../wall.js";
+import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Curve, Spark } from "./curve.js";
 import { lookHref, Looks } from "./looks.js";
+import { Stuck } from "./stuck.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
@@ -85,11 +87,13 @@ export function Overview() {
           : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
         <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} baseOf=${baseOf} /></section>
       </div>
+      ${walls.map(({ id, base }) => html`<${Stuck} key=${id} rows=${store.rows(id)} base=${base} />`)}
       <section class="panel">
         <div class="panel-head">
           <h2>${heading}</h2>
           <span class="small muted">${questions ? `${counted(questions, "question")}, a row for each; a cell for each chain; those that differ most first` : rows.length ? "a cell for each chain" : ""}</span>
           <span class="grow"></span>
+          <${CancelRun} row=${row} isTraining=${isTraining} />
           ${rows.length > 0 && html`<a class="small-button" href=${to({ view: "chains", query })}>List of chains</a>`}
           ${isTraining && walls.length === 1 && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
         </div>
@@ -122,6 +126,13 @@ function Failure({ row, rows, to }) {
   return html`<section class="panel failure" role="note"><b>${row.status === "failed" ? "This run failed." : "This run ended without saying how."}</b>
     ${sentence ? html` <span>${oneLine(sentence, 400)}</span>` : html` <span>What raised is not among its events; the output of its process has it.</span>`}
     ${failed.length > 0 && html` <a class="small-button" href=${to}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
+}
+
+/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
+function CancelRun({ row, isTraining }) {
+  const what = isTraining ? "training" : "run";
+  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
+  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
 }
 
 /** @param {import("../wall.js").WallRow} a @param {import("../wall.js").WallRow} b */
