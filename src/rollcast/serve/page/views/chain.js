@@ -216,7 +216,7 @@ function TurnMarks({ view, query }) {
   const by = colouredBy(query) === "reward" ? "tool" : colouredBy(query);
   const cells = cellsOf({ view, tokens: store.tokens(view.runId, view.chainId) });
   const kept = query.step ? { step: query.step } : {};
-  return html`<section class="panel turn-marks" aria-label="Turns"><div class="panel-head"><h2>${counted(cells.length, "turn")}</h2><span class="small muted">a cell for each; press one to go there</span></div>
+  return html`<section class="panel turn-marks" aria-label="Turns"><div class="panel-head"><h2>${counted(cells.length, "turn")}</h2><span class="small muted">a cell for each; press one to go there</span><span class="grow"></span><${ColourBy} by=${by} choices=${["tool", "decision"]} /></div>
     <${StripCells} cells=${cells} by=${by} tools=${toolsOf(cells)} rewards=${[]} scale=${rewardScale([])} label=${counted(cells.length, "turn")}
       hrefOf=${(/** @type {{step: number}} */ cell) => to({ view: "chain", chain: view.chainId, turn: cell.step, query: kept })} />
     <${StripLegend} cells=${cells} by=${by} scale=${rewardScale([])} /></section>`;
@@ -226,8 +226,7 @@ function TurnMarks({ view, query }) {
 function SegmentBegins({ segment, segments }) {
   const dropped = segment.before !== null && segment.prompt !== null && segment.prompt < segment.before;
   return html`<div class="block segment" role="note"><b>Segment ${segments[0] && segments[0].first > 1 ? "" : segment.number}</b> begins here: the prompt of turn ${segment.first} was rendered afresh and does not continue the tokens above.
-    ${segment.prompt !== null && html` <span>Sent: ${counted(segment.prompt, "token")}${segment.before !== null ? `; the turn before ended at ${counted(segment.before, "token")}` : ""}${dropped ? `, so the template left out or rewrote at least ${whole(/** @type {number} */ (segment.before) - /** @type {number} */ (segment.prompt))} of them` : ""}.</span>`}
-    <span>Earlier turns are part of this prompt with mask 0; each sampled token is trained on once.</span></div>`;
+    ${segment.prompt !== null && html` <span>Sent: ${counted(segment.prompt, "token")}${segment.before !== null ? `; the turn before ended at ${counted(segment.before, "token")}` : ""}${dropped ? `, so the template left out or rewrote at least ${whole(/** @type {number} */ (segment.before) - /** @type {number} */ (segment.prompt))} of them` : ""}.</span>`} <span>Earlier turns are part of this prompt with mask 0; each sampled token is trained on once.</span></div>`;
 }
 
 /** What is sent, and what is trained on. @param {{segments: ChainSegment[], jump: (number: number) => void}} props */
