@@ -275,7 +275,7 @@ async def test_events_name_the_training_run():
     """Each step is an event under the training's run_id, and every rollout names it as its parent, with its split."""
     agent = tiny_agent()
     with capture_events(agent.streaming_manager) as capture:
-        result = await train(agent, TASK, settings())
+        result = await train(agent, TASK, settings(), name="night", tags=["a"])
     steps = [e for e in capture.events if e.event_type is StreamEventType.TRAIN_STEP]
     assert [(e.run_id, e.data["train_step"], e.data["policy_version"]) for e in steps] == [
         (result.run_id, 1, 1),
@@ -291,6 +291,7 @@ async def test_events_name_the_training_run():
     assert splits == [("eval", 0), ("eval", 0), ("train", 0), ("train", 1), ("eval", 2), ("eval", 2)]
     assert [start["train_step"] for start in starts] == [0, 0, 1, 2, 2, 2]
     assert training.data["seed"] == settings().seed
+    assert (training.data["name"], training.data["tags"]) == ("night", ["a"])
     assert training.data["settings"].items() >= {"task": TASK.name, "group": 4, "steps": 2}.items()
     names = ["finish/answered", "length/tokens_max", "tool/calculator/failed", "reward_std"]
     assert all(name in step.data["metrics"] for step in steps for name in names)

@@ -382,7 +382,7 @@ NameOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="A name for the record. [default: the task's or the agent's]",
+        help="A name for the run and its record. [default: the task's or the agent's]",
         rich_help_panel=_RECORD,
     ),
 ]
@@ -390,7 +390,7 @@ TagOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TAG",
-        help="A tag of the record, a word or KEY=VALUE; may be given several times.",
+        help="A tag of the run and its record, a word or KEY=VALUE; may be given several times.",
         rich_help_panel=_RECORD,
     ),
 ]

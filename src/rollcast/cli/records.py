@@ -16,6 +16,7 @@ from rollcast.archive.index import (
     find_record,
     list_records,
     record_directory,
+    resumed_as,
     state_of,
 )
 from rollcast.archive.lines import Damage
@@ -38,7 +39,8 @@ __all__ = [
     "word_for",
 ]
 
-_COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took")
+_RESUMED = "resumed as"
+_COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took", _RESUMED)
 _NAMED_DAMAGE = 5
 _RIGHT = frozenset({"chains", "failed", "reward", "step", "took"})
 
@@ -50,16 +52,19 @@ def runs_command(directory: Path, *, json: bool) -> int:
         ArchiveError: the directory cannot be read.
     """
     entries = list_records(directory)
+    later = resumed_as(entries)
     if json:
         for entry in entries:
-            sys.stdout.write(msgspec.json.encode(_described(entry)).decode() + "\n")
+            described = _described(entry) | {"resumed_as": later.get(entry.name)}
+            sys.stdout.write(msgspec.json.encode(described).decode() + "\n")
         return 0
     if not entries:
         sys.stdout.write(f"{directory} holds no records.\n")
         return 0
-    rows = [_cells(entry) for entry in entries]
+    rows = [(*_cells(entry), printable_line(later.get(entry.name, ""), 80)) for entry in entries]
     out = Output(sys.stdout, color=False)
-    table = _table([_COLUMNS, *rows])
+    shown = len(_COLUMNS) if later else len(_COLUMNS) - 1
+    table = _table([row[:shown] for row in (_COLUMNS, *rows)])
     if out.width is not None and max(row_cells([(line, "")]) for line in table) >= out.width:
         out.say(*(line for row in rows for line in _paragraph(row)))
     else:
@@ -144,6 +149,7 @@ def _described(entry: RecordEntry) -> dict[str, Any]:
 
 
 def _cells(entry: RecordEntry) -> tuple[str, ...]:
+    """What a record's own `run.json` says, by the columns but the last."""
     facts = entry.facts
     name = printable_line(entry.name, 80)
     if facts is None:
@@ -162,12 +168,13 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """The rows, the first of which names the columns, as lines in columns."""
     cells = [[row_cells([(cell, "")]) for cell in row] for row in rows]
     widths = [max(column) for column in zip(*cells, strict=True)]
     lines = []
     for row, taken in zip(rows, cells, strict=True):
         padded = []
-        for name, cell, width, had in zip(_COLUMNS, row, widths, taken, strict=True):
+        for name, cell, width, had in zip(rows[0], row, widths, taken, strict=True):
             pad = " " * (width - had)
             padded.append(pad + cell if name in _RIGHT else cell + pad)
         lines.append("  ".join(padded).rstrip())
@@ -181,6 +188,7 @@ def _paragraph(row: tuple[str, ...]) -> list[Row]:
     if of["chains"]:
         facts += [f"{of['chains']} chains", f"{of['failed']} failed"]
     facts += [f"{name} {of[name]}" for name in ("reward", "step") if of[name]] + [of["took"]]
+    facts += [f"{_RESUMED} {of[_RESUMED]}"] if of[_RESUMED] else []
     return [[(of["record"], "")], [("  " + ", ".join(filter(None, facts)), "")]]
 
 

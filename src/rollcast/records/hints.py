@@ -12,14 +12,25 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
 from rollcast.records.view import ChainView
 from rollcast.text import plain_line
 
-__all__ = ["HINT_KINDS", "Hint", "HintKind", "StepSummary", "hints", "named_chains", "summary", "trend_hints"]
+__all__ = [
+    "HINT_KINDS",
+    "Hint",
+    "HintKind",
+    "Outcome",
+    "StepSummary",
+    "hints",
+    "named_chains",
+    "summary",
+    "summary_of",
+    "trend_hints",
+]
 
 HintKind = Literal[
     "quiet", "tool_fails", "flat_groups", "alike_and_wrong", "reward_without_reference", "truncated", "same_answers", "length_drift"
@@ -413,23 +424,49 @@ class StepSummary(msgspec.Struct, frozen=True):
     answer: str | None
 
 
+class Outcome(NamedTuple):
+    """What `summary_of` needs of a chain that ended with a reward.
+
+    Attributes:
+        question: its group; a chain without one is a question of its own.
+        answer: as it gave it.
+        tokens: how many were sampled.
+    """
+
+    chain_id: str
+    question: str
+    reward: float
+    answer: str
+    tokens: int
+
+
 def summary(chains: Iterable[ChainView]) -> StepSummary | None:
     """Summarize one step's chains; None if no chain has ended with a reward."""
     views = [view for view in chains if view.state == "ended" and view.reward is not None]
-    if not views:
-        return None
-    rewards = _rewards(views)
+    outcomes = [
+        Outcome(
+            view.chain_id, view.group_id or view.chain_id, view.reward, view.final_response or "", view.tokens
+        )
+        for view in views
+        if view.reward is not None
+    ]
+    return summary_of(views[0].run_id, outcomes) if views else None
+
+
+def summary_of(run_id: str, outcomes: Sequence[Outcome]) -> StepSummary:
+    """Summarize the outcomes of one step's chains, at least one."""
+    rewards = [max(-MAX_REWARD, min(each.reward, MAX_REWARD)) for each in outcomes]
     middle = (min(rewards) + max(rewards)) / 2
     questions: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for view in views:
-        if view.reward is not None and view.reward >= middle:
-            questions[view.group_id or view.chain_id][_answer(view)] += 1
+    for each, reward in zip(outcomes, rewards, strict=True):
+        if reward >= middle:
+            questions[each.question][_normal(each.answer)] += 1
     typical = Counter(answers.most_common(1)[0][0] for answers in questions.values())
     typical.pop("", None)
     answer, count = typical.most_common(1)[0] if typical else (None, 0)
     return StepSummary(
-        views[0].run_id, len(views), [view.chain_id for view in views[:MAX_NAMED]], statistics.fmean(rewards),
-        statistics.pvariance(rewards), min(rewards), max(rewards), statistics.fmean(view.tokens for view in views),
+        run_id, len(outcomes), [each.chain_id for each in outcomes[:MAX_NAMED]], statistics.fmean(rewards),
+        statistics.pvariance(rewards), min(rewards), max(rewards), statistics.fmean(each.tokens for each in outcomes),
         len(questions), count / len(questions), answer,
     )  # fmt: skip
 

@@ -40,6 +40,7 @@ from rollcast.serve.protocol import (
 from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
+from rollcast.serve.subscription import Replay
 
 __all__ = ["Conversation"]
 
@@ -140,10 +141,9 @@ class Conversation:
                 self._greet(action)
             case OpenSubscription():
                 self._open(action)
-            case SeekReplay(id, cursor, time):
-                self._answer(
-                    id, broadcaster.feeds.seek(broadcaster.clients.subscription(client, id), cursor, time)
-                )
+            case SeekReplay(id, cursor, at, snapshots):
+                subscription = broadcaster.clients.subscription(client, id)
+                self._answer(id, broadcaster.feeds.seek(subscription, cursor, at, snapshots=snapshots))
             case ChangeSpeed(id, speed):
                 refused = broadcaster.feeds.change_speed(broadcaster.clients.subscription(client, id), speed)
                 self._answer(id, refused, Done(id))
@@ -167,9 +167,11 @@ class Conversation:
             self._answer(action.id, "there is no record to replay here; subscribe without a speed")
             return
         else:
-            pace = None if action.speed is None else Pace(action.speed)
+            replay = None
+            if action.speed is not None:
+                replay = Replay(Pace(action.speed), action.time, snapshots=action.snapshots)
             answer = broadcaster.subscribe(
-                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, pace=pace
+                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, replay=replay
             )  # fmt: skip
             losses = broadcaster.losses(client, action.id)
         if answer is not None:  # otherwise it comes when the record has been found

@@ -77,7 +77,7 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts", "queries", "replay")  # what a side may support beyond 0.1
+FEATURES = ("parts", "queries", "replay", "replay_at")  # what a side may support beyond 0.1
 
 
 class CloseCode(IntEnum):
@@ -165,13 +165,18 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True
     """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor.
 
     With a `speed`, the record is replayed from there, so many times as fast as it was; 0 waits for `speed` to change. It means
-    nothing for `live`.
+    nothing for `live`, unless there is a `time`: in seconds since the epoch, where the replay begins in place of `since`.
+
+    With `snapshots`, a replay that begins in the middle begins with a snapshot of each chain that is open there; and so does each
+    `update` of its filter.
     """
 
     id: Id
     filter: FilterFrame = FilterFrame()
     since: str = "live"
     speed: TimesAsFast | None = None
+    time: float | None = None
+    snapshots: bool = False
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
@@ -190,12 +195,13 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
 class Seek(msgspec.Struct, frozen=True, tag="seek", omit_defaults=True):
     """Go on with a subscription at another place of the record: at a cursor, or at a time in seconds since the epoch.
 
-    The answer is `subscribed`. Chains that are open at that place begin in the middle.
+    The answer is `subscribed`. Chains that are open at that place begin in the middle, or with `snapshots` each with one.
     """
 
     id: Id
     cursor: str | None = None
     time: float | None = None
+    snapshots: bool = False
 
 
 class Speed(msgspec.Struct, frozen=True, tag="speed"):
@@ -235,6 +241,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
         after: `next` of an earlier answer, to go on from there.
         limit: how many rows, or events of the chain, at most; the server's limits apply too.
         watch: for `chains`: the rows that change afterwards come as well, until `stop`.
+        recorded: for `chain`: its events as the record has them, although the chain is open and has a snapshot.
     """
 
     id: Id
@@ -246,6 +253,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
     after: Annotated[str, msgspec.Meta(max_length=LONGEST_AFTER)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
     watch: bool = False
+    recorded: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -514,12 +522,16 @@ class OpenSubscription:
         filter: which events.
         since: from where; None: change the open subscription.
         speed: of a replay of the record, from 0 upward, perhaps infinite; None: no replay.
+        time: where a replay begins in place of `since`, in seconds since the epoch.
+        snapshots: whether a replay that begins in the middle begins with snapshots.
     """
 
     id: str
     filter: EventFilter
     since: str | None
     speed: float | None = None
+    time: float | None = None
+    snapshots: bool = False
 
 
 @dataclass(frozen=True)
@@ -536,6 +548,7 @@ class SeekReplay:
     id: str
     cursor: str | None
     time: float | None
+    snapshots: bool = False
 
 
 @dataclass(frozen=True)
@@ -830,9 +843,14 @@ class Session:
         wanted = _filter(frame)
         if isinstance(wanted, Send):
             return [wanted]
+        if frame.time is not None and frame.speed is None:
+            message = "subscribe has a time and no speed; a replay needs both"
+            return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message, frame.id))]
         self.subscriptions.add(frame.id)
-        speed = None if frame.speed is None or frame.since == "live" else _factor(frame.speed)
-        return [OpenSubscription(frame.id, wanted, frame.since, speed)]
+        if frame.speed is None or (frame.since == "live" and frame.time is None):
+            return [OpenSubscription(frame.id, wanted, frame.since)]
+        speed = _factor(frame.speed)
+        return [OpenSubscription(frame.id, wanted, frame.since, speed, frame.time, frame.snapshots)]
 
     def refused(self, id: str) -> None:
         """Note that a subscription could not be opened."""
@@ -866,6 +884,8 @@ def _wrong_in_query(query: Query) -> str | None:
         return "a query for `chain` needs the id of one; give chain"
     if what != "chain" and query.chain is not None:
         return f"a query for `{what}` takes no chain; ask for `chain`, or use the filter of `chains`"
+    if what != "chain" and query.recorded:
+        return f"a query for `{what}` takes no `recorded`; only `chain` does"
     if what != "chains" and (query.filter or query.sort is not None or query.watch):
         return f"a query for `{what}` takes no filter, sort or watch; only `chains` does"
     return None
@@ -878,7 +898,7 @@ def _factor(speed: float | Literal["max"]) -> float:
 def _seek(frame: Seek) -> Action:
     if (frame.cursor is None) == (frame.time is None):
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, "seek needs either a cursor or a time", frame.id))
-    return SeekReplay(frame.id, frame.cursor, frame.time)
+    return SeekReplay(frame.id, frame.cursor, frame.time, frame.snapshots)
 
 
 def _unknown(id: str) -> Send:

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +114,8 @@ async def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> TrainResult:
     """Train the embedded model on a task with GRPO.
 
@@ -129,6 +131,8 @@ async def train(
         resume: go on from the newest checkpoint in `out`, or from the beginning if there is none.
         on_progress: called in the event loop after each step, and before the first if training begins anew.
         stop: asked after each step; True ends training properly, with a checkpoint.
+        name: what its owner calls the training; in its `run_start`.
+        tags: its owner's tags for it; in its `run_start`.
 
     Raises:
         InputError: the agent cannot be trained here, every sequence of a step is longer than `config.max_tokens`, the
@@ -140,6 +144,7 @@ async def train(
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
     training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
+    training.name, training.tags = name, tags
     with one_blas_thread(), ExitStack() as stack:
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
@@ -186,6 +191,8 @@ class _Training:
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0
+        self.name: str | None = None
+        self.tags: Sequence[str] = ()
         self._cancelled = False
         self.best: tuple[float, int] | None = None  # success, step
         self._whole: tuple[dict[str, Any], dict[str, Any]] | None = (
@@ -205,7 +212,7 @@ class _Training:
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,
             policy_version=self.backend.policy_version, run_id=self.run_id, on_cancel=self._cancel,
             seed=self.config.seed, tools=self.agent.tool_schemas,
-            settings={"task": self.task.name, **msgspec.to_builtins(self.config)},
+            settings={"task": self.task.name, **msgspec.to_builtins(self.config)}, name=self.name, tags=self.tags,
         )  # fmt: skip
 
     def _cancel(self, _: str | None) -> None:

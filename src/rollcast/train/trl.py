@@ -74,6 +74,8 @@ class Rollouts:
         max_steps: int,
         max_tokens: int | None,
         forked: Forked,
+        name: str | None = None,
+        tags: Sequence[str] = (),
     ) -> None:
         self.agent = agent
         self.backend = _backend_of(agent)
@@ -92,7 +94,7 @@ class Rollouts:
         self.train_dataset = _dataset(self._rows[: len(rows)], 0)
         self.eval_dataset = _dataset(self._rows[len(rows) :], len(rows)) if eval_rows else None
         self.reward = _reward_function("no_reward" if agent.reward is None else agent.reward.name)
-        self.callback = _Events(agent, new_run_id())
+        self.callback = _Events(agent, new_run_id(), name, tags)
 
     @property
     def run_id(self) -> str:
@@ -268,9 +270,10 @@ class _Events(transformers.TrainerCallback):
         why: what a watcher cancelled, in a sentence; empty if none did.
     """
 
-    def __init__(self, agent: BaseAgent, run_id: str) -> None:
+    def __init__(self, agent: BaseAgent, run_id: str, name: str | None, tags: Sequence[str]) -> None:
         self._agent = agent
         self.run_id = run_id
+        self._name, self._tags = name, tags
         self._run: RunWriter | None = None
         self.cancelled = False
         self.why = ""
@@ -314,6 +317,7 @@ class _Events(transformers.TrainerCallback):
             policy_version=int(state.global_step), run_id=self.run_id,
             on_cancel=self._cancel if args.world_size == 1 else None,  # other processes would not hear of it
             seed=int(args.seed), settings=_settings(args), tools=self._agent.tool_schemas,
+            name=self._name, tags=self._tags,
         ).open()  # fmt: skip
 
     def on_log(
@@ -355,6 +359,8 @@ def make_rollout_func(
     max_steps: int = 8,
     max_tokens: int | None = None,
     forked: Forked = "error",
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> Rollouts:
     """Make what a `GRPOTrainer` needs to train on an agent's chains.
 
@@ -375,11 +381,22 @@ def make_rollout_func(
         max_tokens: the most tokens in one generation; None: `max_completion_length`.
         forked: TRL takes one sequence per rollout. A chain with several segments is an error, or only its last segment is
             trained on; see `to_trl`.
+        name: what its owner calls the training; in its `run_start`.
+        tags: its owner's tags for it; in its `run_start`.
 
     Raises:
         InputError: the agent has another backend, or a row is wrong.
     """
-    return Rollouts(agent, rows, eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked)
+    return Rollouts(
+        agent,
+        rows,
+        eval_rows,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        forked=forked,
+        name=name,
+        tags=tags,
+    )
 
 
 def train(
@@ -394,6 +411,8 @@ def train(
     forked: Forked = "error",
     callbacks: Sequence[Any] = (),
     resume_from_checkpoint: str | bool | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> GRPOTrainer:
     """Train the agent's model with TRL's `GRPOTrainer`, and return the trainer. It blocks.
 
@@ -408,6 +427,8 @@ def train(
         forked: as in `make_rollout_func`.
         callbacks: further callbacks for the trainer.
         resume_from_checkpoint: as in `Trainer.train`.
+        name: as in `make_rollout_func`.
+        tags: as in `make_rollout_func`.
 
     Raises:
         InputError: the agent has no reward, or another backend; `config` is not a `trl.GRPOConfig`, or its batches
@@ -423,7 +444,14 @@ def train(
             "the agent has no reward, so there is nothing to learn; give it one: BaseAgent(…, reward=…)"
         )
     rollouts = make_rollout_func(
-        agent, rows, eval_rows=eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked
+        agent,
+        rows,
+        eval_rows=eval_rows,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        forked=forked,
+        name=name,
+        tags=tags,
     )
     at_once = (config.generation_batch_size or 0) // config.num_generations
     if len(rows) < at_once:

@@ -78,6 +78,7 @@ async def train_with_trl(
     out: Path,
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
+    name: str,
 ) -> TrainResult:
     """Train like `rollcast.train.train` with TRL, on a thread. Arguments and result are the same.
 
@@ -93,7 +94,14 @@ async def train_with_trl(
     rows = questions.of_step(1, min((settings.steps or _MOST_ROWS) * chosen["questions"], _MOST_ROWS))
     if agent.reward is None:
         raise InputError("the agent has no reward to learn from; give it one: BaseAgent(…, reward=…)")
-    rollouts = make_rollout_func(agent, rows, max_steps=task.max_steps, max_tokens=task.sampling.max_tokens)
+    rollouts = make_rollout_func(
+        agent,
+        rows,
+        max_steps=task.max_steps,
+        max_tokens=task.sampling.max_tokens,
+        name=name,
+        tags=settings.tag,
+    )
     loop = asyncio.get_running_loop()
 
     def tell(progress: Progress) -> None:

@@ -254,7 +254,9 @@ export class Store {
    */
   takeRunRows(rows) {
     for (const row of rows) {
-      this.runRows.set(row.run_id, row);
+      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run.
+      const summary = row.summary ?? this.runRows.get(row.run_id)?.summary;
+      this.runRows.set(row.run_id, summary === undefined ? row : { ...row, summary });
       this.marks.runs.add(row.run_id);
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
     }

@@ -59,6 +59,20 @@ export function rolloutOf(runs, id, step) {
   return (wanted ?? (step === undefined ? children.at(-1) : undefined))?.run_id ?? (children.length ? null : id);
 }
 
+const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the latest
+
+/**
+ * The summaries of the rollouts of a training that are over, in order.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} until the last step that counts; undefined: the latest one
+ * @returns {import("./hints.js").StepSummary[]}
+ */
+export function summariesOf(runs, id, until) {
+  const training = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.summary && (until === undefined || (row.train_step ?? 0) <= Number(until)));
+  return training.slice(-MAX_SUMMARIES).map((row) => row.summary);
+}
+
 /**
  * The runs whose chains are shown together: the rollout of the chosen step; without one, all rollouts that go on, since an asynchronous
  * trainer has several steps in flight, in the order of their steps; else the latest rollout.

@@ -14,6 +14,8 @@ import { rewardScale } from "../wall.js";
 import { itemsOf } from "../turns.js";
 import { toolsOf } from "../strips.js";
 import { CancelButton } from "./cancel.js";
+import { Doing } from "./doing.js";
+import { LooksAbout } from "./looks.js";
 import { evidenceIn } from "./looks.js";
 import { cellsOf, ColourBy, colouredBy, StripCells, StripLegend } from "./strips.js";
 import { TextBlock } from "./text_block.js";
@@ -154,6 +156,7 @@ export function ChainPage() {
   const known = blocks.current;
   const { version } = piecesOf(view.fields.model ?? "");
   return html`${heading}
+    <${LooksAbout} chains=${[chain]} />
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
     ${look !== undefined && loaded && evidence === null && html`<p class="notice" role="note">What the hint is about is not in the turns that this page knows of this chain.</p>`}
     ${windowed && html`<${TurnMarks} view=${view} query=${route.query} />`}
@@ -318,13 +321,15 @@ function Facts({ view, row, open }) {
   const started = fields.started_at ?? row?.started_at ?? null;
   const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : Date.now() / 1000 - started);
   const reference = fields.reference ?? row?.reference ?? null;
+  const answer = fields.final_response ?? row?.answer ?? null;
   const metrics = Object.entries(fields.metrics ?? {}).slice(0, 12);
   return html`<section class="panel">
     <dl>
-      <dt>state</dt><dd>${open ? html`<span class="accent">${row?.activity ?? view.state}</span>` : (fields.finish_reason ?? row?.finish_reason ?? view.state).replaceAll("_", " ")}</dd>
+      <dt>state</dt><dd>${open ? (row ? html`<${Doing} row=${row} />` : html`<span class="accent">${view.state}</span>`) : (fields.finish_reason ?? row?.finish_reason ?? view.state).replaceAll("_", " ")}</dd>
       <dt>reward</dt><dd>${reward === null ? (open ? "not yet" : "none") : fixed(reward)}</dd>
       ${metrics.map(([name, value]) => html`<dt>${oneLine(name, 60)}</dt><dd>${typeof value === "number" ? fixed(value) : oneLine(String(value), 40)}</dd>`)}
       ${(advantage !== null || row?.split === "train") && html`<dt>advantage</dt><dd>${advantage === null ? (trained ? "not trained on" : "not yet") : signed(advantage)}</dd>`}
+      ${answer && html`<dt>answer</dt><dd><bdi>${oneLine(answer, 200)}</bdi></dd>`}
       ${reference !== null && html`<dt>reference</dt><dd><bdi>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</bdi></dd>`}
       <dt>tokens</dt><dd>${whole(view.tokens || row?.completion_tokens)}</dd>
       <dt>duration</dt><dd>${duration(seconds)}</dd>

@@ -11,6 +11,8 @@ import { contentOf } from "../turns.js";
 import { stateOf } from "../wall.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
+import { Doing } from "./doing.js";
+import { LooksAbout, LookSigns } from "./looks.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
 import { Stuck } from "./stuck.js";
@@ -101,7 +103,8 @@ export function GroupPage() {
         ${/** @type {[string, string][]} */ ([["side", "Side by side"], ["strips", "Strips"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name === (large ? "strips" : "side") ? null : name, query })} aria-current=${shown === name ? "true" : undefined}>${words}</a>`)}
       </nav>
     </div>
-    <${Stuck} rows=${all} all=${store.rows(/** @type {string} */ (rollout))} base=${{ query }} />
+    <${Stuck} rows=${all} all=${store.rows(/** @type {string} */ (rollout))} baseOf=${() => ({ query })} />
+    <${LooksAbout} chains=${ids} />
     <${Chips} rows=${all} shown=${rows.length} leaveOut=${["train_step"]} />
     ${rows.length === 0 && html`<section class="panel"><p class="empty">No chain of this group is as the chips say.</p></section>`}
     ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />`}
@@ -157,14 +160,14 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
   const advantage = view?.fields.advantage ?? row.advantage ?? null;
   const reward = view?.fields.reward ?? row.reward ?? null;
   const running = row.state === "running" && view?.state !== "ended";
-  const words = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward", failed: "failed", lost: "its end was not seen", ended: (row.finish_reason ?? "over").replaceAll("_", " ") }[stateOf(row)];
+  const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
   const turns = lines.filter((line) => line.cells[index]).length;
   return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
     <div class="column-head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><span class="grow"></span>
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} chain=${row.chain_id} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
-      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
+      <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
     </div>
     ${lines.map((line, i) => {
       const turn = index < 0 ? null : line.cells[index];

@@ -2,7 +2,6 @@
 
 import { html, usePage, useKeys, useRef, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
-import { needsALook } from "../hints.js";
 import { chipsOf, filterRows } from "../lists.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
@@ -11,8 +10,8 @@ import { rewardScale, wallOf } from "../wall.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Curve, Spark } from "./curve.js";
-import { lookHref, Looks } from "./looks.js";
 import { Stuck } from "./stuck.js";
+import { lookHref, Looks, useLooks, useTrends } from "./looks.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
@@ -27,7 +26,7 @@ export function Overview() {
   const steps = trainSteps(store, run);
   const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = needsALook(rows, open ? Date.now() / 1000 : null);
+  const looks = [...useTrends(), ...useLooks()];
   const chips = chipsOf(route.query);
   const filtered = Object.keys(chips).length > 0;
   const left = filtered ? new Set(filterRows(rows, chips).map((each) => chainKey(each.run_id, each.chain_id))) : null;
@@ -87,7 +86,7 @@ export function Overview() {
           : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
         <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} baseOf=${baseOf} /></section>
       </div>
-      ${walls.map(({ id, base }) => html`<${Stuck} key=${id} rows=${store.rows(id)} base=${base} />`)}
+      ${rows.length > 0 && html`<${Stuck} rows=${rows} baseOf=${baseOf} />`}
       <section class="panel">
         <div class="panel-head">
           <h2>${heading}</h2>
@@ -109,6 +108,13 @@ export function Overview() {
     </div>`;
 }
 
+/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
+function CancelRun({ row, isTraining }) {
+  const what = isTraining ? "training" : "run";
+  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
+  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
+}
+
 /** How many chains of a step go on. @param {import("../store.js").Row[]} rows */
 function inWords(rows) {
   const running = rows.filter((each) => each.state === "running").length;
@@ -126,13 +132,6 @@ function Failure({ row, rows, to }) {
   return html`<section class="panel failure" role="note"><b>${row.status === "failed" ? "This run failed." : "This run ended without saying how."}</b>
     ${sentence ? html` <span>${oneLine(sentence, 400)}</span>` : html` <span>What raised is not among its events; the output of its process has it.</span>`}
     ${failed.length > 0 && html` <a class="small-button" href=${to}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
-}
-
-/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
-function CancelRun({ row, isTraining }) {
-  const what = isTraining ? "training" : "run";
-  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
-  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
 }
 
 /** @param {import("../wall.js").WallRow} a @param {import("../wall.js").WallRow} b */

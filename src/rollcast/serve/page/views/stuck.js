@@ -12,9 +12,9 @@ const MOST = 8;
 
 /**
  * Nothing if no chain is quiet. `all`: the chains from which is learned what is usual.
- * @param {{rows: readonly Row[], all?: readonly Row[], base?: import("./looks.js").Base}} props
+ * @param {{rows: readonly Row[], all?: readonly Row[], baseOf?: (runId: string) => import("./looks.js").Base}} props
  */
-export function Stuck({ rows, all = rows, base = {} }) {
+export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
   const { to } = usePage();
   const running = rows.some((row) => row.state === "running");
   useTicks(1000, running);
@@ -25,7 +25,7 @@ export function Stuck({ rows, all = rows, base = {} }) {
       const { row, silence } = each;
       const name = oneLine(row.chain_id, 60);
       return html`<li key=${row.chain_id}>
-        <a class="link-button" href=${to({ ...base, view: "chain", chain: row.chain_id })}>${name}</a>
+        <a class="link-button" href=${to({ ...baseOf(row.run_id), view: "chain", chain: row.chain_id })}>${name}</a>
         <span>${doing(each)}</span>
         <span><b>quiet for ${duration(Math.floor(silence))}</b> <span class="muted">${usual(each)}</span></span>
         <${CancelButton} target=${{ run: row.run_id, chain: row.chain_id }} open=${true} name=${name} />
