@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -22,12 +23,19 @@ async def guessing(run_id="guessing", chains=2, name=None, start=1_790_000_000.0
     """
     manager = StreamingManager()
     with capture_events(manager) as capture:
-        async with manager.run(chains=chains, groups=1, agent="guess", model="staged", run_id=run_id, name=name) as run:
+        async with manager.run(
+            chains=chains, groups=1, agent="guess", model="staged", run_id=run_id, name=name
+        ) as run:
             with contextlib.ExitStack() as stack:
                 opened = []
                 for number in range(chains):
                     messages = [{"role": "user", "content": QUESTION}]
-                    about = {"group_id": "group_0", "index": number, "chain_id": f"chain_{number}", "reference": 12}
+                    about = {
+                        "group_id": "group_0",
+                        "index": number,
+                        "chain_id": f"chain_{number}",
+                        "reference": 12,
+                    }
                     opened.append(stack.enter_context(run.chain(messages, **about)))
                 for turn, guess in enumerate((8, 12)):
                     for chain in opened:
@@ -70,9 +78,20 @@ async def record(path, events, level="tokens", **about):
 def recorded(path, **options):
     """A record of one run of guesses, and its events."""
 
-    async def made() -> tuple[Path, list[StreamEvent]]:
+    async def both() -> tuple[Path, list[StreamEvent]]:
         about = {name: options.pop(name) for name in ("level",) if name in options}
         events = await guessing(**options)
         return await record(path, events, **about), events
 
-    return asyncio.run(made())
+    return made(both())
+
+
+def made(coroutine):
+    """What the coroutine returns."""
+    return in_a_thread(lambda: asyncio.run(coroutine))
+
+
+def in_a_thread(function):
+    """What the function returns. Playwright has an event loop in this thread, in which nothing may block."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
