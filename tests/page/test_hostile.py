@@ -1,5 +1,6 @@
 """Hostile output in every view and every field: no node is made of it, no request, nothing is hidden, and nothing freezes."""
 
+import asyncio
 import re
 import time
 
@@ -140,20 +141,48 @@ def test_megabytes_do_not_freeze_it(stage, watched):
     stage.finish()
     see(page, ".cell.failed")
     slowest = 0.0
+    began = time.monotonic()
     page.locator(".question", has=page.locator(".cell.failed")).first.click()
-    see(page, ".columns .call-line")
-    page.keyboard.press("t")
-    see(page, ".columns .tokens")
-    see(page, "[data-column]").click()
-    see(page, ".transcript .call")
-    for summary in page.locator(".call summary").all():
-        summary.click()
-    for key, selector in (("g", ".columns"), ("o", ".wall"), ("?", "dialog[open]")):
-        began = time.monotonic()
+    for key, selector in (
+        ("t", ".turn-cell .tokens"), ("w", ".tree"), ("w", ".columns .say"), ("j", ":focus[data-column]"), ("Enter", ".transcript .text"),
+        ("j", "h1 >> text=/^3 /"), ("g", ".columns"), ("o", ".wall"), ("?", "dialog[open]"),
+    ):  # fmt: skip
         page.keyboard.press(key)
         see(page, selector)
+        watched.check(f"after {key}")
         slowest = max(slowest, time.monotonic() - began)
+        began = time.monotonic()
     assert slowest < 10, f"{slowest:.1f} s"  # on a loaded machine; a page that freezes takes minutes
+
+
+def test_a_long_line_is_bounded_while_it_is_written(stage, watched):
+    """A generation of a million characters in one line, and then a call with all of it as argument."""
+    page = watched.page
+
+    async def endless():
+        async with stage.manager.run(agent="long") as run:
+            with run.chain([{"role": "user", "content": "x" * 300_000}]) as chain:
+                with chain.generation() as generation:
+                    for _ in range(100):
+                        generation.chunk("y" * 10_000, token_ids=[1], logprobs=[-2.0])
+                        await asyncio.sleep(0)
+                    await stage.goes_on.wait()
+                with chain.tool_call("long", {"text": "z" * 1_000_000}) as call:
+                    call.observation("z" * 1_000_000)
+                chain.end("answered", final_response="y" * 1_000_000)
+
+    stage.begin(endless())
+    see(page, ".cells a").click()
+    see(page, ".tokens", "yyyy")
+    watched.check("written")
+    stage.finish()
+    see(page, "dd", "answered")
+    see(page, ".call summary").click()
+    watched.check("over")
+    began = time.monotonic()
+    page.keyboard.press("o")
+    see(page, ".wall, .cells")
+    assert time.monotonic() - began < 10
 
 
 def test_a_hostile_address_leads_nowhere(stage, watched):
