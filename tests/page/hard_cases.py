@@ -132,7 +132,9 @@ async def _one_of_large(stage, run, number, turns):
 async def steps_in_flight(stage, steps=(47, 48, 49), groups=4, group=4):
     """A training whose rollouts of three steps go on at once, as with an asynchronous trainer."""
     manager = stage.manager
-    async with manager.run(chains=0, groups=0, agent="guess", model="staged", name="asynchronous") as training:
+    async with manager.run(
+        chains=0, groups=0, agent="guess", model="staged", name="asynchronous"
+    ) as training:
         for step in range(1, steps[0]):
             metrics = {
                 "mean_reward": 0.3 + 0.01 * step,
