@@ -722,8 +722,8 @@ class _TimedGenerationWriter(GenerationWriter):
     def _times_between_tokens(self) -> list[float] | None:
         if len(self._arrivals) != len(self.turn.token_ids):
             return None  # a chunk was refused
-        # Rounding to a whole number costs a third of rounding to three digits.
-        return [round(apart * 1e6) / 1000 for apart in map(sub, self._arrivals[1:], self._arrivals)]
+        # In hundredths: a third digit would be a twentieth of a record, and half the time that this takes.
+        return [round(apart * 1e5) / 100 for apart in map(sub, self._arrivals[1:], self._arrivals)]
 
 
 class ToolCallWriter:
