@@ -1,4 +1,4 @@
-// What in a run is worth a look, from the rows of its chains: the rules of rollcast/records/hints.py, which says why the numbers are
+// What in a run is worth a look, from the rows of its chains: the rules of rollcast/records/hint_rules.py and hint_quiet.py, which says why the numbers are
 // what they are. The same chains give the same sentences there and here (tests/page/hints.test.js). Trends over steps are not among them.
 
 import { plainLine } from "./text.js";
