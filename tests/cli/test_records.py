@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive import format as fmt
-from rollcast.archive.index import find_record
+from rollcast.archive.index import find_record, list_records, resumed_as
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError
 from rollcast.terminal.layout import row_cells
@@ -117,6 +117,25 @@ def test_the_list_is_for_programs_too(directory):
     first, second = map(json.loads, out.stdout.splitlines())
     assert (first["name"], first["state"], first["task"]) == ("20261128-0900-grid-bbbb", "ended", "grid")
     assert second["totals"]["mean_reward"] == 0.5
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_record_that_another_goes_on_from_says_which(directory, by):
+    """The newest one, if there are several. A parent that is not there is passed over, and so is a damaged record."""
+    grid, guess = sorted(directory.iterdir())[::-1]
+    parent = guess.name if by == "name" else json.loads((guess / "run.json").read_bytes())["id"]
+    recorded(directory / "later", about={"parent": parent})
+    change(grid, parent=parent)
+    (directory / "damaged").mkdir()
+    (directory / "damaged/run.json").write_text("{")
+    assert resumed_as(list_records(directory)) == {guess.name: "later"}
+    change(directory / "later", parent="gone")
+    assert resumed_as(list_records(directory)) == {guess.name: grid.name}
+    lines = called("runs", "--record-dir", directory).stdout.splitlines()
+    assert {line.split()[0]: line.split()[-1] for line in lines if line.startswith("2026")} == {
+        grid.name: "s",
+        guess.name: grid.name,
+    }
 
 
 def test_a_directory_without_records(tmp_path):

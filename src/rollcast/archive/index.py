@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "list_records",
     "read_run_file",
     "record_directory",
+    "resumed_as",
     "state_of",
 ]
 
@@ -117,6 +119,23 @@ def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]
         raise ArchiveError(f"{directory} cannot be read: {error.strerror or error}") from None
     entries = [_entry(path, now) for path in folders]
     return sorted(entries, key=lambda entry: (_began(entry), entry.name), reverse=True)
+
+
+def resumed_as(entries: Iterable[RecordEntry]) -> dict[str, str]:
+    """Which records of a directory were resumed: the name of each, and that of the newest record that goes on from it.
+
+    Args:
+        entries: all records of the directory, the newest first.
+    """
+    entries = list(entries)
+    names = {entry.facts.id: entry.name for entry in entries if entry.facts is not None}
+    names |= {entry.name: entry.name for entry in entries}
+    found: dict[str, str] = {}
+    for entry in entries:
+        parent = None if entry.facts is None else names.get(entry.facts.parent or "")
+        if parent is not None:
+            found.setdefault(parent, entry.name)
+    return found
 
 
 def _is_record(path: Path) -> bool:

@@ -17,6 +17,8 @@ from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
 from rollcast.errors import FilterError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.codec import encode
+from rollcast.records.view import ChainView
 
 __all__ = [
     "ChainsWanted",
@@ -28,6 +30,7 @@ __all__ = [
     "Reading",
     "RecordedEvent",
     "RunsWanted",
+    "SnapshotsWanted",
     "StepsWanted",
     "StoryWanted",
     "alternatives_of",
@@ -36,6 +39,7 @@ __all__ = [
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 256 << 10
+MAX_SNAPSHOTS = 4096  # at a time; each is a view in memory while the events before it are read
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
@@ -60,6 +64,19 @@ class PlaceWanted(msgspec.Struct, tag="place", kw_only=True):
 
     path: str
     timestamp: float
+
+
+class SnapshotsWanted(msgspec.Struct, tag="snapshots", kw_only=True):
+    """A `chain_snapshot` of each chain that is open at a position, as it stood there: `EventWindow`s, at least one.
+
+    Attributes:
+        position: before which place; what was recorded from there on does not count.
+        filter: as of `EventsWanted`; which types it names does not matter.
+    """
+
+    path: str
+    position: int
+    filter: list[dict[str, list[str]]] | None = None
 
 
 class StoryWanted(msgspec.Struct, tag="story", kw_only=True):
@@ -162,7 +179,16 @@ class EventWindow(msgspec.Struct, tag="window", kw_only=True):
     damage: list[str] = []
 
 
-Reading = EventsWanted | PlaceWanted | StoryWanted | ChainsWanted | ChangesWanted | RunsWanted | StepsWanted
+Reading = (
+    EventsWanted
+    | PlaceWanted
+    | SnapshotsWanted
+    | StoryWanted
+    | ChainsWanted
+    | ChangesWanted
+    | RunsWanted
+    | StepsWanted
+)
 Given = EventWindow | Page | Rows
 
 
@@ -194,6 +220,8 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         case PlaceWanted():
             position = archive.position_at(reading.timestamp)
             yield EventWindow(events=[], position=position, cursor=archive.cursor(position))
+        case SnapshotsWanted():
+            yield from _snapshots(archive, reading)
         case StoryWanted():
             yield from _windows(archive, _events_of_chain(archive, reading), reading.limit)
         case ChainsWanted():
@@ -205,6 +233,65 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         case StepsWanted():
             rows = [row for row in archive.train_rows() if reading.run_id in (None, row.get("run_id"))]
             yield page_by_number(rows, reading.after, reading.limit, reading.row_bytes)
+
+
+def _snapshots(archive: Archive, reading: SnapshotsWanted) -> Iterator[EventWindow | None]:
+    """Snapshots of the chains that are open at a position. The views of those chains are in memory, and nothing else."""
+    wanted = None if reading.filter is None else _filter_of(reading.filter)
+    position = reading.position
+    views: dict[tuple[str, str], ChainView] = {}
+    first = position
+    for row in archive.chain_rows_in_pieces():
+        if row is None:
+            yield None
+            continue
+        begin, last = row.get("first"), row.get("last")
+        if begin is None or begin >= position or (last is not None and last < position):
+            continue
+        if wanted is not None and not wanted.wants_snapshot(
+            row["chain_id"], row.get("group_id"), row["run_id"]
+        ):
+            continue
+        views[row["run_id"], row["chain_id"]] = ChainView()
+        first = min(first, begin)
+        if len(views) > MAX_SNAPSHOTS:  # those that began first go first
+            views.pop(next(iter(views)))
+    runs = {run_id for run_id, _ in views}
+    of_chains = EventFilter(runs=runs, chains={chain_id for _, chain_id in views})
+    of_runs = EventFilter(runs=runs, types=(StreamEventType.RUN_END,))
+    reader = archive.events(first, of_chains | of_runs, until=position)
+    for found in reader.new_lines() if views else ():
+        if found is None:
+            yield None
+            continue
+        event = found[1]
+        if event.chain_id:
+            view = views.get((event.run_id, event.chain_id))
+            if view is not None:
+                view.apply(event)
+        else:  # the end of a run, or a gap
+            for (run_id, _), view in views.items():
+                if run_id == event.run_id:
+                    view.apply(event)
+    events: list[RecordedEvent] = []
+    size = 0
+    for view in views.values():
+        if view.state in ("ended", "lost", "unknown"):
+            continue
+        snapshot = view.snapshot()
+        data = encode(snapshot)
+        events.append(_recorded(position, data, snapshot))
+        size += len(data)
+        if size >= WINDOW_BYTES:
+            yield EventWindow(events=events, position=position, cursor=archive.cursor(position))
+            events, size = [], 0
+    yield EventWindow(
+        events=events,
+        position=position,
+        cursor=archive.cursor(position),
+        complete=True,
+        damage=[str(each) for each in reader.damage],
+    )
 
 
 def _filter_of(alternatives: list[dict[str, list[str]]]) -> EventFilter:

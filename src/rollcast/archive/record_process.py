@@ -55,6 +55,7 @@ from rollcast.archive.readings import (
     PlaceWanted,
     Reading,
     RunsWanted,
+    SnapshotsWanted,
     StepsWanted,
     StoryWanted,
     alternatives_of,
@@ -139,6 +140,17 @@ class RecordProcess:
         return self._items(
             StoryWanted(path=str(path), chain_id=chain_id, run_id=run_id, since=since, limit=limit)
         )
+
+    def snapshots(self, path: Path, position: int, filter: EventFilter | None = None) -> Items[EventWindow]:
+        """A `chain_snapshot` of each chain that is open at a position, as it stood there, in windows; at least one.
+
+        Args:
+            path: the record's folder.
+            position: before which place; what was recorded from there on does not count.
+            filter: which runs, chains and groups; None: all.
+        """
+        alternatives = None if filter is None else alternatives_of(filter)
+        return self._items(SnapshotsWanted(path=str(path), position=position, filter=alternatives))
 
     async def place_at(self, path: Path, timestamp: float) -> int:
         """The position of the first event of a record that is not earlier than this. Raises what `Items` raises."""

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from rollcast.archive.format import ChainRow, Totals, prompt_hash
+from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
-from rollcast.records.view_parts import Conversation, OpenCall
 
 __all__ = ["ANSWER_CHARS", "Skeleton"]
 
@@ -33,22 +33,6 @@ _SAID_LATER = (
     T.TOOL_OBSERVATION,
     T.REWARD,
 )  # an end that follows tells a row the same
-
-
-class _NoConversation(Conversation, eq=False):
-    """A conversation that is not kept."""
-
-    def take(self, message: Any) -> None:
-        """See `Conversation.take`."""
-
-    def add(self, message: dict[str, Any]) -> None:
-        """See `Conversation.add`."""
-
-    def list_call(self, call: OpenCall) -> None:
-        """See `Conversation.list_call`."""
-
-
-_NO_CONVERSATION = _NoConversation()
 
 
 class _OpenRun(msgspec.Struct):
@@ -138,21 +122,23 @@ class Skeleton:
                     chain.view.apply(event)
 
     def _of_a_chain(self, event: StreamEvent, position: int) -> None:
-        key = (event.run_id, event.chain_id)
-        chain, light = self._chains.get(key), _without_heavy(event)
-        if chain is None or event.event_type is T.CHAIN_START:
-            if event.event_type in (T.TRAIN_STEP, T.GAP) or (
-                chain is None and event.event_type is T.ERROR and not event.run_id
-            ):
+        key, kind = (event.run_id, event.chain_id), event.event_type
+        chain = self._chains.get(key)
+        if chain is None or kind is T.CHAIN_START:
+            if kind in (T.TRAIN_STEP, T.GAP) or (chain is None and kind is T.ERROR and not event.run_id):
                 return
-            chain = self._chains[key] = _OpenChain(ChainView(), position, position)
-            chain.view.apply(light)
+            view = begun(event) if kind is T.CHAIN_START else None
+            if view is None:
+                view = ChainView()
+                view.apply(_without_heavy(event))
+                view.conversation = NO_CONVERSATION
+            chain = self._chains[key] = _OpenChain(view, position, position)
             self._began(chain, event)
-        else:
-            chain.view.apply(light)
-        chain.view.conversation = _NO_CONVERSATION
+        elif not apply_usual(chain.view, event):
+            chain.view.apply(_without_heavy(event))
+            chain.view.conversation = NO_CONVERSATION
         chain.last = position
-        if event.event_type is T.CHAIN_END:
+        if kind is T.CHAIN_END:
             self._ended(chain)
             del self._chains[key]
             if event.run_id in self.runs:

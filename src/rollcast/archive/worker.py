@@ -10,12 +10,14 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from rollcast.aio import fulfil
-from rollcast.records import Trajectory
+from rollcast.records import StreamEventType, Trajectory
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Worker", "Writes"]
 
 logger = logging.getLogger("rollcast.archive")
+
+T = StreamEventType
 
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
 BEAT_S = 10.0
@@ -28,6 +30,7 @@ _FULL_EVENTS, _FULL_BYTES = (
 _TRAJECTORY_BYTES = (
     256 << 20
 )  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
+_SMALL = frozenset({T.LLM_GENERATION_START, T.TOOL_CALL_END, T.REWARD})  # types of which all events are
 
 
 class Writes(Protocol):
@@ -184,7 +187,7 @@ def _event_bytes(event: Encodable) -> int:
         ids = event.data.token_ids
         return 400 + len(event.data.content) + (128 * len(ids) if ids.__class__ is list else 0)
     size = 800
-    if event.data.__class__ is dict:
+    if event.event_type not in _SMALL and event.data.__class__ is dict:
         for value in event.data.values():
             if value.__class__ is str:
                 size += len(value)

@@ -282,18 +282,21 @@ class Recorder:
     def _write_events(self, given: list[Encodable]) -> None:
         events = _merged(given, self._lines)
         lines = _event_lines(events)
-        if self._masker is not None and self._may_hold_secrets(events, self._masker):
-            events = [self._masked(event, self._masker) for event in events]
+        masker = self._masker
+        if masker is not None and _may_hold_secrets([masker.outside(event) for event in events], masker):
+            events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
         try:
             self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
             gaps = self._losses.gaps()
             first = self._events.position
-            self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
+            whole = _event_lines(gaps) + lines if gaps else lines
+            self._events.append(whole, len(gaps) + len(events))
         except (OSError, ArchiveError) as error:
             self._lose(events, error)
             first = self._events.position
         else:
+            self._events.note(whole, [*gaps, *events])
             self._succeeded()
             for position, gap in enumerate(gaps, first):
                 self._feed(gap, position)
@@ -312,11 +315,6 @@ class Recorder:
     def _tell(self, written: Written) -> None:
         for each in list(self.on_written):
             each(written)
-
-    def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
-        """A quick look at what came from outside; most of what is recorded was sampled."""
-        outside = [event for event in events if masker.concerns(event.event_type)]
-        return bool(outside) and masker.may_hold(_event_lines(outside))
 
     def _feed(self, event: StreamEvent, position: int) -> None:
         try:
@@ -360,20 +358,27 @@ class Recorder:
             self._failed(error)
 
     def _write_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
-        lines, places = [], []
-        for trajectory in trajectories:
-            lines.append(_trajectory_line(trajectory, self._masker))
-            places.append((trajectory.run_id, trajectory.chain_id))
+        masker = self._masker
+        if masker is None or not _may_hold_secrets([*map(_outside_of, trajectories)], masker):
+            lines = [_trajectory_line(trajectory, None) for trajectory in trajectories]
+        else:
+            looked_at = [_may_hold_secrets(_outside_of(trajectory), masker) for trajectory in trajectories]
+            lines = [
+                _trajectory_line(trajectory, masker if may else None)
+                for trajectory, may in zip(trajectories, looked_at, strict=True)
+            ]
         try:
             self._ensure_open()
             first = self._trajectories.position
-            self._trajectories.append(b"".join(lines), len(lines))
+            data = b"".join(lines)
+            self._trajectories.append(data, len(lines))
+            self._trajectories.note(data, trajectories)
         except (OSError, ArchiveError) as error:
             self.about.totals.trajectories_lost += len(lines)
             self._failed(error)
             return
-        for position, place in enumerate(places, first):
-            self._skeleton.trajectory_at(*place, position)
+        for position, trajectory in enumerate(trajectories, first):
+            self._skeleton.trajectory_at(trajectory.run_id, trajectory.chain_id, position)
 
     # -- each 10 seconds -----------------------------------------------------------------------------------------------
 
@@ -447,6 +452,8 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
         events: in order.
         lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
+    if not lines and CHUNK not in {event.event_type for event in events}:
+        return cast("list[StreamEvent]", events)
     # By chain, where its latest chunks stand if nothing came after them.
     open_now: dict[tuple[str, str], list[int]] = {}
     groups: list[list[int]] = []
@@ -507,25 +514,33 @@ def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
     """`Trajectory.to_dict()` as a line, made by the quicker way where the two are the same."""
     for turn in trajectory.turns:
         _ = turn.text  # one piece
+    row = as_json(trajectory.row)
+    if row is not trajectory.row:
+        trajectory = msgspec.structs.replace(trajectory, row=row)
     try:
-        data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
+        data = _encoder.encode(trajectory)
     except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
         data = _encoder.encode(trajectory.to_dict())
-    if masker is not None and masker.may_hold(_outside_of(trajectory, data)):
+    if masker is not None:
         value = msgspec.json.decode(data)
         masker.trajectory(value)
         data = _encoder.encode(value)
     return one_line_json(data) + b"\n"
 
 
-def _outside_of(trajectory: Trajectory, whole: bytes) -> bytes:
-    """What did not come from the model, and its messages; the whole if that cannot be told apart."""
+def _outside_of(trajectory: Trajectory) -> list[Any]:
+    """What did not come from the model, and its messages."""
     calls = [turn.tools for turn in trajectory.turns]
+    return [trajectory.row, trajectory.messages, calls, trajectory.error]
+
+
+def _may_hold_secrets(outside: list[Any], masker: Masker) -> bool:
+    """A quick look at what came from outside; most of what is recorded was sampled. True also if it cannot be told."""
     try:
-        return _encoder.encode((trajectory.row, trajectory.messages, calls, trajectory.error))
-    except Exception:  # noqa: BLE001  (as above)
-        return whole
+        return masker.may_hold(_encoder.encode(outside))
+    except Exception:  # noqa: BLE001  (user-made values: whatever their encoding raises, they are looked at one by one)
+        return True
 
 
 def _lines(rows: Iterable[Any]) -> bytes:
-    return b"".join([one_line_json(_encoder.encode(row)) + b"\n" for row in rows])
+    return one_line_json(_encoder.encode_lines(list(rows)))

@@ -161,7 +161,8 @@ def train(
 @app.add
 def watch(
     url: options.UrlArg,
-    since: options.SinceOption = "live",
+    since: options.SinceOption = None,
+    speed: options.WatchSpeedOption = None,
     token: options.WatchTokenOption = None,
     tls_ca: options.TlsCaOption = None,
     alert: options.AlertOption = None,
@@ -179,6 +180,7 @@ def watch(
     chosen = WatchOptions(
         url=url,
         since=since,
+        speed=speed,
         token=token,
         tls_ca=tls_ca,
         alert=alert,

@@ -328,7 +328,19 @@ UrlArg = Annotated[
     ),
 ]
 SinceOption = Annotated[
-    str, Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+    str | None,
+    Option(
+        metavar="live|start",
+        help="Start now, or at the oldest event that the server has. [default: live; start with --speed]",
+    ),
+]
+WatchSpeedOption = Annotated[
+    str | None,
+    Option(
+        "--speed",
+        metavar="N|max",
+        help="Replay the server's record from its start, so many times as fast as it was; max is as fast as possible.",
+    ),
 ]
 
 RecordOption = Annotated[
@@ -370,7 +382,7 @@ NameOption = Annotated[
     str | None,
     Option(
         metavar="NAME",
-        help="A name for the record. [default: the task's or the agent's]",
+        help="A name for the run and its record. [default: the task's or the agent's]",
         group=_RECORD,
     ),
 ]
@@ -378,7 +390,7 @@ TagOption = Annotated[
     list[str] | None,
     Option(
         metavar="TAG",
-        help="A tag of the record, a word or KEY=VALUE; may be given several times.",
+        help="A tag of the run and its record, a word or KEY=VALUE; may be given several times.",
         group=_RECORD,
     ),
 ]

@@ -72,7 +72,7 @@ def run_command(options: RunOptions) -> int:
     """Run, show the chains and print the summary.
 
     Returns:
-        The exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
+        The exit code: 0, 1 if every chain failed, 129 after SIGHUP, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
@@ -95,8 +95,9 @@ def run_command(options: RunOptions) -> int:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
-    run = _prepared(agent, task, rows, options)
-    record = _record(agent, options)
+    name = options.recording.name or _name(agent, options)
+    run = _prepared(agent, task, rows, options, name)
+    record = _record(agent, options, name)
     if log is not None:
         log.open()
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
@@ -123,7 +124,9 @@ def run_command(options: RunOptions) -> int:
     return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
 
 
-def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions) -> Run:
+def _prepared(
+    agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions, name: str
+) -> Run:
     sampling = task.sampling if options.agent is None else Sampling()
     if options.temperature is not None:
         sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
@@ -135,18 +138,21 @@ def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options:
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
-        about={"name": options.recording.name, "tags": options.recording.tags},
+        about={"name": name, "tags": options.recording.tags},
     )
 
 
-def _record(agent: BaseAgent, options: RunOptions) -> RunRecord | None:
-    """The record of the run, named after the agent, or after whose questions these are."""
+def _name(agent: BaseAgent, options: RunOptions) -> str:
+    """What the run is called: after the agent, or after whose questions these are."""
     if options.agent is not None:
-        name = name_of_agent(agent, options.agent)
-    elif options.rows:
-        name = Path(options.rows).stem
-    else:
-        name = "prompt" if options.prompts else agent.name
+        return name_of_agent(agent, options.agent)
+    if options.rows:
+        return Path(options.rows).stem
+    return "prompt" if options.prompts else agent.name
+
+
+def _record(agent: BaseAgent, options: RunOptions, name: str) -> RunRecord | None:
+    """The record of the run."""
     kept = (
         "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace"
     )  # fmt: skip

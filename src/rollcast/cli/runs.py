@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rollcast.archive.index import RecordEntry, list_records
+from rollcast.archive.index import RecordEntry, list_records, resumed_as
 from rollcast.cli.output import Output
 from rollcast.cli.records import ended_at, state_word
 from rollcast.cli.wording import span_text
@@ -17,7 +17,8 @@ from rollcast.text import printable_line
 
 __all__ = ["runs_command"]
 
-_COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took")
+_RESUMED = "resumed as"
+_COLUMNS = ("record", "task", "state", "chains", "failed", "reward", "step", "took", _RESUMED)
 _RIGHT = frozenset({"chains", "failed", "reward", "step", "took"})
 
 
@@ -28,16 +29,19 @@ def runs_command(directory: Path, *, json: bool) -> int:
         ArchiveError: the directory cannot be read.
     """
     entries = list_records(directory)
+    later = resumed_as(entries)
     if json:
         for entry in entries:
-            sys.stdout.write(msgspec.json.encode(_described(entry)).decode() + "\n")
+            described = _described(entry) | {"resumed_as": later.get(entry.name)}
+            sys.stdout.write(msgspec.json.encode(described).decode() + "\n")
         return 0
     if not entries:
         sys.stdout.write(f"{directory} holds no records.\n")
         return 0
-    rows = [_cells(entry) for entry in entries]
+    rows = [(*_cells(entry), printable_line(later.get(entry.name, ""), 80)) for entry in entries]
     out = Output(sys.stdout, color=False)
-    table = _table([_COLUMNS, *rows])
+    shown = len(_COLUMNS) if later else len(_COLUMNS) - 1
+    table = _table([row[:shown] for row in (_COLUMNS, *rows)])
     if out.width is not None and max(row_cells([(line, "")]) for line in table) >= out.width:
         out.say(*(line for row in rows for line in _paragraph(row)))
     else:
@@ -63,6 +67,7 @@ def _described(entry: RecordEntry) -> dict[str, Any]:
 
 
 def _cells(entry: RecordEntry) -> tuple[str, ...]:
+    """What a record's own `run.json` says, by the columns but the last."""
     facts = entry.facts
     name = printable_line(entry.name, 80)
     if facts is None:
@@ -81,12 +86,13 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """The rows, the first of which names the columns, as lines in columns."""
     cells = [[row_cells([(cell, "")]) for cell in row] for row in rows]
     widths = [max(column) for column in zip(*cells, strict=True)]
     lines = []
     for row, taken in zip(rows, cells, strict=True):
         padded = []
-        for name, cell, width, had in zip(_COLUMNS, row, widths, taken, strict=True):
+        for name, cell, width, had in zip(rows[0], row, widths, taken, strict=True):
             pad = " " * (width - had)
             padded.append(pad + cell if name in _RIGHT else cell + pad)
         lines.append("  ".join(padded).rstrip())
@@ -100,4 +106,5 @@ def _paragraph(row: tuple[str, ...]) -> list[Row]:
     if of["chains"]:
         facts += [f"{of['chains']} chains", f"{of['failed']} failed"]
     facts += [f"{name} {of[name]}" for name in ("reward", "step") if of[name]] + [of["took"]]
+    facts += [f"{_RESUMED} {of[_RESUMED]}"] if of[_RESUMED] else []
     return [[(of["record"], "")], [("  " + ", ".join(filter(None, facts)), "")]]

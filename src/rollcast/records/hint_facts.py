@@ -13,8 +13,8 @@ __all__ = [
     "EQUAL",
     "MAX_REWARD",
     "ChainFacts",
+    "ChainResult",
     "Doing",
-    "Outcome",
     "Sorted",
     "facts_of",
     "limited_reward",
@@ -35,7 +35,7 @@ DOING = {  # of a chain that may be quiet: for one chain, for several, and what 
 }
 
 
-class Outcome(NamedTuple):
+class ChainResult(NamedTuple):
     """What a chain came to, or what is known of that while it is open.
 
     Attributes:
@@ -70,7 +70,7 @@ class ChainFacts(NamedTuple):
     number: int
     chain_id: str
     run_id: str
-    outcome: Outcome
+    result: ChainResult
     tools: tuple[tuple[str, int, int, float], ...]
     times: tuple[tuple[str, int, float, float], ...]
     doing: Doing | None
@@ -93,7 +93,7 @@ def facts_of(number: int, view: ChainView, before: ChainFacts | None = None) -> 
         number,
         view.chain_id,
         view.run_id,
-        _outcome(view, None if before is None else before.outcome),
+        _result_of(view, None if before is None else before.result),
         tuple([(name, use.calls, use.failed, use.seconds) for name, use in view.tool_use.items()]),
         tuple([(name, time.stays, time.seconds, time.longest) for name, time in view.times.items()]),
         doing,
@@ -102,7 +102,7 @@ def facts_of(number: int, view: ChainView, before: ChainFacts | None = None) -> 
     )
 
 
-def _outcome(view: ChainView, before: Outcome | None) -> Outcome:
+def _result_of(view: ChainView, before: ChainResult | None) -> ChainResult:
     """What the chain came to; the same object as before if nothing of it has changed."""
     ended, reward, response, reference = (
         view.state == "ended", view.reward, view.final_response, view.reference,
@@ -117,7 +117,7 @@ def _outcome(view: ChainView, before: Outcome | None) -> Outcome:
         return before
     rewarded = ended and reward is not None and reward >= 1 - EQUAL
     correct = contains_reference(response or "", reference) if rewarded else None
-    return Outcome(
+    return ChainResult(
         view.group_id, ended, reward, cut, response, reference, normal_answer(response or ""), correct
     )
 

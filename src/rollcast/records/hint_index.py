@@ -19,7 +19,7 @@ class HintIndex:
         self._facts: dict[int, ChainFacts] = {}
         self._quiet = Quiet(lambda number: self._views[number].last_event_at)
         self._tools = Tools()
-        self._of_outcomes: tuple[Rule, ...] = (Groups(), Unreferenced(), Truncated())
+        self._of_results: tuple[Rule, ...] = (Groups(), Unreferenced(), Truncated())
 
     def put(self, number: int, view: ChainView) -> None:
         """Take what a chain is like now."""
@@ -39,8 +39,8 @@ class HintIndex:
         self._quiet.change(number, before, now)
         if before is None or now is None or before.tools != now.tools:
             self._tools.change(before, now)
-        if before is None or now is None or before.outcome is not now.outcome:
-            for rule in self._of_outcomes:
+        if before is None or now is None or before.result is not now.result:
+            for rule in self._of_results:
                 rule.change(before, now)
 
     def is_silent(self, number: int) -> bool:
@@ -55,6 +55,6 @@ class HintIndex:
         """
         found = [] if now is None else self._quiet.hints(self._facts, now)
         found += self._tools.hints(self._facts)
-        for rule in self._of_outcomes:
+        for rule in self._of_results:
             found += rule.hints(self._facts)
         return found

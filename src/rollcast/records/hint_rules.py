@@ -22,7 +22,7 @@ Facts = Mapping[int, ChainFacts]  # of all chains of the run, by number
 
 
 class Rule(ABC):
-    """What finds hints of one kind or two, from the outcomes of chains or from their use of tools."""
+    """What finds hints of one kind or two, from the results of chains or from their use of tools."""
 
     def __init__(self) -> None:
         self._changed = False
@@ -184,26 +184,26 @@ class Groups(Rule):
         self._wrongs = 0  # their sum
 
     def _add(self, fact: ChainFacts) -> None:
-        if fact.outcome.group_id is not None:
-            self._members.setdefault(fact.outcome.group_id, set()).add(fact.number)
-            self._open[fact.outcome.group_id] += not fact.outcome.ended
-            self._stale.add(fact.outcome.group_id)
-        if fact.outcome.reward is not None:
-            self._rewards.add(limited_reward(fact.outcome.reward))
+        if fact.result.group_id is not None:
+            self._members.setdefault(fact.result.group_id, set()).add(fact.number)
+            self._open[fact.result.group_id] += not fact.result.ended
+            self._stale.add(fact.result.group_id)
+        if fact.result.reward is not None:
+            self._rewards.add(limited_reward(fact.result.reward))
             self._count_wrong(fact, 1)
 
     def _remove(self, fact: ChainFacts) -> None:
-        if fact.outcome.group_id is not None:
-            self._members[fact.outcome.group_id].discard(fact.number)
-            self._open[fact.outcome.group_id] -= not fact.outcome.ended
-            self._stale.add(fact.outcome.group_id)
-        if fact.outcome.reward is not None:
-            self._rewards.remove(limited_reward(fact.outcome.reward))
+        if fact.result.group_id is not None:
+            self._members[fact.result.group_id].discard(fact.number)
+            self._open[fact.result.group_id] -= not fact.result.ended
+            self._stale.add(fact.result.group_id)
+        if fact.result.reward is not None:
+            self._rewards.remove(limited_reward(fact.result.reward))
             self._count_wrong(fact, -1)
 
     def _count_wrong(self, fact: ChainFacts, n: int) -> None:
-        if fact.outcome.reward is not None and fact.outcome.reward < self._low:
-            self._wrong[fact.outcome.answer] += n
+        if fact.result.reward is not None and fact.result.reward < self._low:
+            self._wrong[fact.result.answer] += n
             self._wrongs += n
 
     def _find(self, facts: Facts) -> Iterator[Hint]:
@@ -224,12 +224,12 @@ class Groups(Rule):
             return None
         if self._open[name]:
             return None
-        scored = [number for number in sorted(numbers) if facts[number].outcome.reward is not None]
+        scored = [number for number in sorted(numbers) if facts[number].result.reward is not None]
         if len(scored) < MIN_GROUP:
             return None
-        rewards = [limited_reward(facts[number].outcome.reward or 0.0) for number in scored]
+        rewards = [limited_reward(facts[number].result.reward or 0.0) for number in scored]
         highest = max(rewards)
-        answers = {facts[number].outcome.answer for number in scored}
+        answers = {facts[number].result.answer for number in scored}
         answer = next(iter(answers)) or None if len(answers) == 1 else None
         flat = highest - min(rewards) <= EQUAL
         return _Judged(name, min(numbers), scored, rewards[0], highest, flat, answer)
@@ -272,7 +272,7 @@ class Groups(Rule):
             elsewhere = self._wrongs - size
             if elsewhere >= MIN_GROUP and self._wrong[answer] - size >= elsewhere / 2:
                 continue  # failing chains give this answer to other questions too
-            first = facts[group.scored[0]].outcome
+            first = facts[group.scored[0]].result
             told = "" if first.reference is None else f"; the reference is {shown_text(str(first.reference))}"
             yield hint_about(
                 "alike_and_wrong",
@@ -302,24 +302,24 @@ class Unreferenced(Rule):
         self._groups: Counter[str | None] = Counter()  # of those
 
     def _add(self, fact: ChainFacts) -> None:
-        self._known += fact.outcome.correct is not None
-        if fact.outcome.correct is False:
+        self._known += fact.result.correct is not None
+        if fact.result.correct is False:
             self._otherwise.add(fact.number)
-            self._groups[fact.outcome.group_id] += 1
+            self._groups[fact.result.group_id] += 1
 
     def _remove(self, fact: ChainFacts) -> None:
-        self._known -= fact.outcome.correct is not None
-        if fact.outcome.correct is False:
+        self._known -= fact.result.correct is not None
+        if fact.result.correct is False:
             self._otherwise.remove(fact.number)
-            self._groups[fact.outcome.group_id] -= 1
-            if not self._groups[fact.outcome.group_id]:
-                del self._groups[fact.outcome.group_id]
+            self._groups[fact.result.group_id] -= 1
+            if not self._groups[fact.result.group_id]:
+                del self._groups[fact.result.group_id]
 
     def _find(self, facts: Facts) -> Iterator[Hint]:
         numbers = self._otherwise.items
         if not numbers or self._known < MIN_REWARDED or len(numbers) > OTHERWISE_JUDGED * self._known:
             return
-        first = facts[numbers[0]].outcome
+        first = facts[numbers[0]].result
         yield hint_about(
             "reward_without_reference",
             f"{len(numbers)} of {self._known} chains with a reward of 1 or more gave an answer without the reference, "
@@ -346,13 +346,13 @@ class Truncated(Rule):
         self._cut: Sorted[int] = Sorted()
 
     def _add(self, fact: ChainFacts) -> None:
-        self._ended += fact.outcome.ended
-        if fact.outcome.cut:
+        self._ended += fact.result.ended
+        if fact.result.cut:
             self._cut.add(fact.number)
 
     def _remove(self, fact: ChainFacts) -> None:
-        self._ended -= fact.outcome.ended
-        if fact.outcome.cut:
+        self._ended -= fact.result.ended
+        if fact.result.cut:
             self._cut.remove(fact.number)
 
     def _find(self, facts: Facts) -> Iterator[Hint]:

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,7 +22,18 @@ from rollcast.records.hint_index import HintIndex
 from rollcast.records.hint_rules import MIN_GROUP
 from rollcast.records.view import ChainView
 
-__all__ = ["HINT_KINDS", "Hint", "HintKind", "StepSummary", "hints", "named_chains", "summary", "trend_hints"]
+__all__ = [
+    "HINT_KINDS",
+    "Hint",
+    "HintKind",
+    "Outcome",
+    "StepSummary",
+    "hints",
+    "named_chains",
+    "summary",
+    "summary_of",
+    "trend_hints",
+]
 
 # Trends compare the first third of the steps with the last third; 12 steps give four in each. The mean reward must have risen by a
 # tenth of the range of these steps' rewards, and by twice the standard error of the difference.
@@ -77,23 +89,49 @@ class StepSummary(msgspec.Struct, frozen=True):
     answer: str | None
 
 
+class Outcome(NamedTuple):
+    """What `summary_of` needs of a chain that ended with a reward.
+
+    Attributes:
+        question: its group; a chain without one is a question of its own.
+        answer: as it gave it.
+        tokens: how many were sampled.
+    """
+
+    chain_id: str
+    question: str
+    reward: float
+    answer: str
+    tokens: int
+
+
 def summary(chains: Iterable[ChainView]) -> StepSummary | None:
     """Summarize one step's chains; None if no chain has ended with a reward."""
     views = [view for view in chains if view.state == "ended" and view.reward is not None]
-    if not views:
-        return None
-    rewards = [limited_reward(view.reward) for view in views if view.reward is not None]
+    outcomes = [
+        Outcome(
+            view.chain_id, view.group_id or view.chain_id, view.reward, view.final_response or "", view.tokens
+        )
+        for view in views
+        if view.reward is not None
+    ]
+    return summary_of(views[0].run_id, outcomes) if views else None
+
+
+def summary_of(run_id: str, outcomes: Sequence[Outcome]) -> StepSummary:
+    """Summarize the outcomes of one step's chains, at least one."""
+    rewards = [limited_reward(each.reward) for each in outcomes]
     middle = (min(rewards) + max(rewards)) / 2
     questions: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for view in views:
-        if view.reward is not None and view.reward >= middle:
-            questions[view.group_id or view.chain_id][normal_answer(view.final_response or "")] += 1
+    for each, reward in zip(outcomes, rewards, strict=True):
+        if reward >= middle:
+            questions[each.question][normal_answer(each.answer)] += 1
     typical = Counter(answers.most_common(1)[0][0] for answers in questions.values())
     typical.pop("", None)
     answer, count = typical.most_common(1)[0] if typical else (None, 0)
     return StepSummary(
-        views[0].run_id, len(views), [view.chain_id for view in views[:MAX_NAMED]], statistics.fmean(rewards),
-        statistics.pvariance(rewards), min(rewards), max(rewards), statistics.fmean(view.tokens for view in views),
+        run_id, len(outcomes), [each.chain_id for each in outcomes[:MAX_NAMED]], statistics.fmean(rewards),
+        statistics.pvariance(rewards), min(rewards), max(rewards), statistics.fmean(each.tokens for each in outcomes),
         len(questions), count / len(questions), answer,
     )  # fmt: skip
 

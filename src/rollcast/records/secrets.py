@@ -175,6 +175,17 @@ class Masker:
         """Whether events of this type hold anything that came from outside."""
         return kind in _FIELDS or not kind.known
 
+    def outside(self, event: StreamEvent) -> list[Any]:
+        """The values in the event's data that came from outside: what `event` looks at."""
+        kind: StreamEventType = event.event_type
+        data: Any = event.data  # an event made by hand holds anything
+        if not isinstance(data, dict):
+            return []
+        names = _FIELDS.get(kind)
+        if names is None:
+            return [] if kind.known else [data]
+        return [data[name] for name in names if name in data]
+
     def may_hold(self, data: bytes) -> bool:
         """Whether JSON may hold a secret: a quick look, which says no for most of what is recorded."""
         if self._patterns or self._functions:

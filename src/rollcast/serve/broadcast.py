@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
-from rollcast.archive.pace import Pace
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.secrets import masker_of
 from rollcast.serve.anew import gaps_between
@@ -29,7 +28,7 @@ from rollcast.serve.on_disk import RecordOnDisk
 from rollcast.serve.opening import Left, Opening
 from rollcast.serve.protocol import Subscribed, encode_frame
 from rollcast.serve.settings import ServerSettings
-from rollcast.serve.subscription import Feed, Outlet, Sender, Subscription, Transmit
+from rollcast.serve.subscription import Feed, Outlet, Replay, Sender, Subscription, Transmit
 from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.upstream import Upstream
 from rollcast.serve.worker import Shortener, Worker
@@ -179,11 +178,11 @@ class Broadcaster:
         *,
         max_message: int | None = None,
         parts: bool = False,
-        pace: Pace | None = None,
+        replay: Replay | None = None,
     ) -> tuple[bool, str | None] | None:
         """Send the outlet what the filter wants, starting at `live`, at `start` or at a cursor.
 
-        With a `pace` it is a replay of the record, which there must be.
+        With a `replay` the record is replayed, which there must be.
 
         No message has more than `max_message` bytes. If the client understands `parts`, its first snapshots are one batch in
         several parts; otherwise they are several batches.
@@ -203,9 +202,9 @@ class Broadcaster:
                 back = way_back(self.history, self.ledger, selector, since)
             else:
                 back = Return(since=self.history.named(since) or 0)
-            wants_record = pace is not None or (back.position is None and since != "live")
+            wants_record = replay is not None or (back.position is None and since != "live")
             wants_record = wants_record or self.feeds.on_disk is not None
-            if wants_record and self.feeds.begin(subscription, since, pace):
+            if wants_record and self.feeds.begin(subscription, since, replay):
                 return None
             return self._begin(subscription, back)
 
@@ -293,7 +292,7 @@ class Broadcaster:
             subscription.next_filter = filter
             return True, None
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
-        self.feeds.restart(subscription, feed.place)
+        self.feeds.restart(subscription, feed.place, snapshots=subscription.snapshots)
         return None
 
     def losses(self, outlet: Outlet, id: str) -> Losses | None:

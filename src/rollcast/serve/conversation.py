@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+import msgspec
 from websockets.protocol import State
 
 from rollcast.archive.pace import Pace
@@ -39,6 +40,7 @@ from rollcast.serve.protocol import (
 from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
+from rollcast.serve.subscription import Replay
 
 __all__ = ["Conversation"]
 
@@ -139,10 +141,9 @@ class Conversation:
                 self._greet(action)
             case OpenSubscription():
                 self._open(action)
-            case SeekReplay(id, cursor, time):
-                self._answer(
-                    id, broadcaster.feeds.seek(broadcaster.clients.subscription(client, id), cursor, time)
-                )
+            case SeekReplay(id, cursor, at, snapshots):
+                subscription = broadcaster.clients.subscription(client, id)
+                self._answer(id, broadcaster.feeds.seek(subscription, cursor, at, snapshots=snapshots))
             case ChangeSpeed(id, speed):
                 refused = broadcaster.feeds.change_speed(broadcaster.clients.subscription(client, id), speed)
                 self._answer(id, refused, Done(id))
@@ -166,9 +167,11 @@ class Conversation:
             self._answer(action.id, "there is no record to replay here; subscribe without a speed")
             return
         else:
-            pace = None if action.speed is None else Pace(action.speed)
+            replay = None
+            if action.speed is not None:
+                replay = Replay(Pace(action.speed), action.time, snapshots=action.snapshots)
             answer = broadcaster.subscribe(
-                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, pace=pace
+                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, replay=replay
             )  # fmt: skip
             losses = broadcaster.losses(client, action.id)
         if answer is not None:  # otherwise it comes when the record has been found
@@ -188,24 +191,32 @@ class Conversation:
         known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
+        features = [*FEATURES, *(["record"] if self._broadcaster.feeds.find() else [])]
         client.send(
             Welcome(
-                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), list(FEATURES), len(known) - len(runs)
+                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), features, len(known) - len(runs)
             )
         )  # fmt: skip
 
     def _cancel(self, asked: CancelRun) -> None:
         try:
-            ending = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
+            cancelled = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
             self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), asked.id))
             return
         what = asked.chain_id or asked.group_id or "all"
+        ending = cancelled.ending
         logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
-        chains = [] if asked.chain_id is not None else _fitting(ending)
-        self._client.send(
-            Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id, chains=chains)
-        )
+        done = Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id)
+        if asked.chain_id is None:
+            done = msgspec.structs.replace(
+                done,
+                chains=_fitting(ending),
+                ending=len(ending),
+                not_begun=len(cancelled.not_begun),
+                over=cancelled.over,
+            )
+        self._client.send(done)
 
 
 def _fitting(names: list[str]) -> list[str]:

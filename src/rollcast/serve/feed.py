@@ -23,7 +23,7 @@ from rollcast.archive.record_process import Items, RecordProcess
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.fitting import fitted
-from rollcast.serve.history import encoded
+from rollcast.serve.history import WITHIN, encoded
 from rollcast.serve.on_disk import FOLLOW_S, RecordOnDisk
 from rollcast.serve.recorded import Checkpoint, RecordPlace
 from rollcast.serve.seen import Seen
@@ -102,6 +102,7 @@ class RecordFeed:
         source: of what.
         since: a place in the records, or a time in the latest; None: the beginning of the latest.
         recovered: whether that is what the client asked for.
+        snapshots: whether it begins with snapshots of the chains that are open there.
     """
 
     def __init__(
@@ -111,9 +112,11 @@ class RecordFeed:
         since: RecordPlace | float | None,
         *,
         recovered: bool = True,
+        snapshots: bool = False,
     ) -> None:
         self.subscription = subscription
         self.recovered = recovered
+        self.snapshots = snapshots
         self.answered = False
         self.hurry = asyncio.Event()  # set when the pace has changed
         self._source = source
@@ -124,6 +127,7 @@ class RecordFeed:
         self._windows: Items[EventWindow] | None = None  # the reading that is open
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
+        self._part = 1  # of the snapshots, that is sent next
         self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
         self._holed: set[str] | None = (
@@ -155,7 +159,11 @@ class RecordFeed:
             if not parts:
                 source.begun(self, None)
                 return
+            if self.snapshots:  # they have what the client has seen of what follows
+                parts[0] = parts[0]._replace(seen=None)
             source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
+            if self.snapshots:
+                await self._give_snapshots(parts[0])
             for part in parts[:-1]:
                 self._begin(part)
                 await self._give(part, None)
@@ -211,6 +219,58 @@ class RecordFeed:
                 self._source.ends(self)
                 return
             await asyncio.sleep(FOLLOW_S)
+
+    async def _give_snapshots(self, part: Part) -> None:
+        """Send snapshots of the chains that are open at the place, as one batch in parts, or as several to clients of 0.1."""
+        self._begin(part)
+        source, subscription = self._source, self.subscription
+        room, most = subscription.room, source.settings.batch_bytes
+        most = most if room is None else min(most, room)
+        given = failures = 0
+        whole = False
+        self._part = 1
+        while not whole:
+            self._turn = source.readings
+            await self._turn.acquire()
+            self._windows = windows = source.records.snapshots(
+                part.path, part.position, subscription.selector.filter
+            )
+            number = 0
+            try:
+                async for window in windows:
+                    for event in window.events:
+                        number += 1
+                        if number <= given:  # the reading had to be begun again
+                            continue
+                        data = event.data
+                        if room is not None and len(data) > room:
+                            data = await asyncio.to_thread(fitted, data, room)
+                        if self._events and self._size + len(self._events) + len(data) > most:
+                            await self._send_snapshots(last=False)
+                        self._events.append(data)
+                        self._size += len(data)
+                        given += 1
+                whole = self._windows is not None
+            except RecordReaderError:
+                failures += 1
+                if failures > MAX_FAILURES:
+                    raise
+                await asyncio.sleep(AGAIN_S * failures)
+            finally:
+                self._let_go()
+        await self._send_snapshots(last=True)
+
+    async def _send_snapshots(self, *, last: bool) -> None:
+        """Send a part of the snapshots, and wait until the client has room for another."""
+        events, self._events, self._size = self._events, [], 0
+        subscription, sender = self.subscription, self._source.sender
+        cursor = str(RecordPlace(self._record_id, self._position))
+        if subscription.parts:
+            sender.send([subscription], events, cursor, self._part, self._part + (not last))
+            self._part += 1
+        else:
+            sender.send([subscription], events, cursor if last else cursor + WITHIN)
+        await self._until_room()
 
     def _begin(self, part: Part) -> None:
         self._record_id, self._position, self._seen = part.record_id, part.position, part.seen
@@ -299,6 +359,10 @@ class RecordFeed:
         events, self._events, self._size = self._events, [], 0
         cursor = str(RecordPlace(self._record_id, self._position, self._seen))
         self._source.sender.send([self.subscription], events, cursor)
+        await self._until_room()
+
+    async def _until_room(self) -> None:
+        """Wait until the client has room for another batch; the reading is let go of if that takes long."""
         outlet, most = self.subscription.outlet, min(self._source.settings.client_buffer, FILL_BYTES)
         held_s, pause_s = 0.0, 0.005
         while outlet.unsent() > most:

@@ -35,7 +35,7 @@ from rollcast.serve.recorded import (
     place_named,
 )
 from rollcast.serve.settings import ServerSettings
-from rollcast.serve.subscription import Sender, Subscription
+from rollcast.serve.subscription import Replay, Sender, Subscription
 from rollcast.stream import StreamObserver
 
 __all__ = ["Endings", "RecordFeeds"]
@@ -46,9 +46,12 @@ MAX_PARENTS = 64  # how many records back a cursor may be
 
 
 class Answer(Protocol):
-    """Answers `subscribe` with a place in the record; `recovered`: it is the place that was asked for."""
+    """Answers `subscribe` with a place in the record, None if snapshots come first.
 
-    def __call__(self, subscription: Subscription, cursor: str, *, recovered: bool) -> None: ...
+    `recovered`: it is the place that was asked for.
+    """
+
+    def __call__(self, subscription: Subscription, cursor: str | None, *, recovered: bool) -> None: ...
 
 
 class Endings(NamedTuple):
@@ -182,19 +185,27 @@ class RecordFeeds:
 
     # -- feeds ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, subscription: Subscription, since: str, pace: Pace | None = None) -> bool:
+    def begin(self, subscription: Subscription, since: str, replay: Replay | None = None) -> bool:
         """Give the subscription the record from this place on. False if no record has it.
 
         Args:
             subscription: which.
             since: `start` or a cursor.
-            pace: of a replay.
+            replay: how the record is replayed; None: it is given as fast as the client takes it.
         """
         link, place = self._link, place_named(since)
+        pace = None if replay is None else replay.pace
+        if replay is not None:
+            subscription.snapshots = replay.snapshots
+            if replay.time is not None and link is not None:
+                subscription.pace = pace
+                self.restart(subscription, replay.time, snapshots=replay.snapshots)
+                return True
         if self.on_disk is not None:
             known = since in ("start", "live") or place is not None
             subscription.pace = pace
-            self.restart(subscription, place if known and since != "live" else NOW, recovered=known)
+            begins_at = place if known and since != "live" else NOW
+            self.restart(subscription, begins_at, recovered=known, snapshots=subscription.snapshots)
             return True
         if link is None or (place is None and since != "start"):
             return False
@@ -203,11 +214,16 @@ class RecordFeeds:
         if pace is None and not keeps_all_of(link.observer.level, subscription.selector.filter):
             return False
         subscription.pace = pace
-        self.restart(subscription, place)
+        self.restart(subscription, place, snapshots=subscription.snapshots)
         return True
 
     def restart(
-        self, subscription: Subscription, place: RecordPlace | float | None, *, recovered: bool = True
+        self,
+        subscription: Subscription,
+        place: RecordPlace | float | None,
+        *,
+        recovered: bool = True,
+        snapshots: bool = False,
     ) -> None:
         """Give the subscription the record from another place on.
 
@@ -215,17 +231,27 @@ class RecordFeeds:
             subscription: which.
             place: a place in the record, or a time; None: its beginning.
             recovered: whether that is what the client asked for.
+            snapshots: whether it begins with snapshots of the chains that are open there.
         """
         if subscription.feed is not None:
             subscription.feed.stop()
-        subscription.feed = feed = RecordFeed(subscription, self, place, recovered=recovered)
+        subscription.feed = feed = RecordFeed(
+            subscription, self, place, recovered=recovered, snapshots=snapshots
+        )
         feed.start()
 
     def detach(self) -> None:
         """Called when the server stops serving from an event loop."""
         self.readings = asyncio.Semaphore(READINGS)  # the old one belongs to that loop
 
-    def seek(self, subscription: Subscription | None, cursor: str | None, at: float | None) -> str | None:
+    def seek(
+        self,
+        subscription: Subscription | None,
+        cursor: str | None,
+        at: float | None,
+        *,
+        snapshots: bool = False,
+    ) -> str | None:
         """Go on at a cursor or a time; why that cannot be done, in a sentence."""
         link = self._link
         if subscription is None:
@@ -239,7 +265,8 @@ class RecordFeeds:
                 return "the cursor names no place in the record that is served here"
         speed = math.inf if subscription.pace is None else subscription.pace.speed
         subscription.pace, subscription.join = Pace(speed), None
-        self.restart(subscription, place)
+        subscription.snapshots = snapshots
+        self.restart(subscription, place, snapshots=snapshots)
         return None
 
     def change_speed(self, subscription: Subscription | None, speed: float) -> str | None:
@@ -295,7 +322,8 @@ class RecordFeeds:
             return
         if place is not None:
             feed.answered = True
-            self._endings.answer(subscription, str(place), recovered=feed.recovered)
+            cursor = None if feed.snapshots else str(place)
+            self._endings.answer(subscription, cursor, recovered=feed.recovered)
         elif self.on_disk is not None and feed.recovered:  # its place is in no record
             self.restart(subscription, NOW, recovered=False)
         else:

@@ -77,7 +77,12 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts", "queries", "replay")  # what a side may support beyond 0.1
+FEATURES = (
+    "parts",
+    "queries",
+    "replay",
+    "replay_at",
+)  # what a side may support beyond 0.1; `record`: there is one
 
 
 class CloseCode(IntEnum):
@@ -165,13 +170,18 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True
     """Start watching. The client chooses `id`; `since` is `live`, `start` or a cursor.
 
     With a `speed`, the record is replayed from there, so many times as fast as it was; 0 waits for `speed` to change. It means
-    nothing for `live`.
+    nothing for `live`, unless there is a `time`: in seconds since the epoch, where the replay begins in place of `since`.
+
+    With `snapshots`, a replay that begins in the middle begins with a snapshot of each chain that is open there; and so does each
+    `update` of its filter.
     """
 
     id: Id
     filter: FilterFrame = FilterFrame()
     since: str = "live"
     speed: TimesAsFast | None = None
+    time: float | None = None
+    snapshots: bool = False
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
@@ -190,12 +200,13 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
 class Seek(msgspec.Struct, frozen=True, tag="seek", omit_defaults=True):
     """Go on with a subscription at another place of the record: at a cursor, or at a time in seconds since the epoch.
 
-    The answer is `subscribed`. Chains that are open at that place begin in the middle.
+    The answer is `subscribed`. Chains that are open at that place begin in the middle, or with `snapshots` each with one.
     """
 
     id: Id
     cursor: str | None = None
     time: float | None = None
+    snapshots: bool = False
 
 
 class Speed(msgspec.Struct, frozen=True, tag="speed"):
@@ -206,7 +217,10 @@ class Speed(msgspec.Struct, frozen=True, tag="speed"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
-    """Cancel a run, one chain of it, or a group's open chains; this needs the `control` scope. The answer has the same `id`."""
+    """Cancel a run, one chain of it, or a group's chains; this needs the `control` scope. The answer has the same `id`.
+
+    Chains that have not begun then do not begin, as far as the run has announced them.
+    """
 
     run_id: str
     chain_id: str | None = None
@@ -232,6 +246,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
         after: `next` of an earlier answer, to go on from there.
         limit: how many rows, or events of the chain, at most; the server's limits apply too.
         watch: for `chains`: the rows that change afterwards come as well, until `stop`.
+        recorded: for `chain`: its events as the record has them, although the chain is open and has a snapshot.
     """
 
     id: Id
@@ -243,6 +258,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
     after: Annotated[str, msgspec.Meta(max_length=LONGEST_AFTER)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
     watch: bool = False
+    recorded: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -272,7 +288,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     """The answer to `hello`. `limits` are those of the client's role.
 
     `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
-    `features` names what the server supports beyond the first version.
+    `features` names what the server supports beyond the first version, and `record` if what it serves is recorded.
     """
 
     version: int
@@ -365,6 +381,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         id: of the request.
         run_id, chain_id, group_id: what was cancelled.
         chains: after `cancel` of a run or a group: its open chains, which are told to end; as many as fit in 8 KiB.
+        ending, not_begun, over: after `cancel` of a run or a group: how many of its open chains are told to end, how many had
+            not begun and will not, how many were over.
         cursor: after `chain`: the place in the live stream, or in the record, behind the events that came.
         missing: after a query: what its answer lacks, a sentence each.
     """
@@ -376,6 +394,9 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     missing: list[str] = []
     group_id: str | None = None
     chains: list[str] = []
+    ending: int = 0
+    not_begun: int = 0
+    over: int = 0
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
@@ -506,12 +527,16 @@ class OpenSubscription:
         filter: which events.
         since: from where; None: change the open subscription.
         speed: of a replay of the record, from 0 upward, perhaps infinite; None: no replay.
+        time: where a replay begins in place of `since`, in seconds since the epoch.
+        snapshots: whether a replay that begins in the middle begins with snapshots.
     """
 
     id: str
     filter: EventFilter
     since: str | None
     speed: float | None = None
+    time: float | None = None
+    snapshots: bool = False
 
 
 @dataclass(frozen=True)
@@ -528,6 +553,7 @@ class SeekReplay:
     id: str
     cursor: str | None
     time: float | None
+    snapshots: bool = False
 
 
 @dataclass(frozen=True)
@@ -822,9 +848,14 @@ class Session:
         wanted = _filter(frame)
         if isinstance(wanted, Send):
             return [wanted]
+        if frame.time is not None and frame.speed is None:
+            message = "subscribe has a time and no speed; a replay needs both"
+            return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message, frame.id))]
         self.subscriptions.add(frame.id)
-        speed = None if frame.speed is None or frame.since == "live" else _factor(frame.speed)
-        return [OpenSubscription(frame.id, wanted, frame.since, speed)]
+        if frame.speed is None or (frame.since == "live" and frame.time is None):
+            return [OpenSubscription(frame.id, wanted, frame.since)]
+        speed = _factor(frame.speed)
+        return [OpenSubscription(frame.id, wanted, frame.since, speed, frame.time, frame.snapshots)]
 
     def refused(self, id: str) -> None:
         """Note that a subscription could not be opened."""
@@ -858,6 +889,8 @@ def _wrong_in_query(query: Query) -> str | None:
         return "a query for `chain` needs the id of one; give chain"
     if what != "chain" and query.chain is not None:
         return f"a query for `{what}` takes no chain; ask for `chain`, or use the filter of `chains`"
+    if what != "chain" and query.recorded:
+        return f"a query for `{what}` takes no `recorded`; only `chain` does"
     if what != "chains" and (query.filter or query.sort is not None or query.watch):
         return f"a query for `{what}` takes no filter, sort or watch; only `chains` does"
     return None
@@ -870,7 +903,7 @@ def _factor(speed: float | Literal["max"]) -> float:
 def _seek(frame: Seek) -> Action:
     if (frame.cursor is None) == (frame.time is None):
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, "seek needs either a cursor or a time", frame.id))
-    return SeekReplay(frame.id, frame.cursor, frame.time)
+    return SeekReplay(frame.id, frame.cursor, frame.time, frame.snapshots)
 
 
 def _unknown(id: str) -> Send:

@@ -516,7 +516,7 @@ class _Answer:
         """The events of one chain: a snapshot if it is open, otherwise those of the record or of the history."""
         query, queries = self._query, self._queries
         assert query.chain is not None
-        if query.after is None:
+        if query.after is None and not query.recorded:
             story = await live_story(queries.broadcaster, query.chain, query.run, self._room)
             if story is not None:
                 self._cursor = story.cursor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rollcast.archive.pace import Pace
 from rollcast.records import EventFilter
@@ -14,7 +14,7 @@ from rollcast.serve.opening import Join
 from rollcast.serve.protocol import FRAME_BYTES, CloseCode, batch_frame
 from rollcast.serve.recorded import RecordPlace
 
-__all__ = ["Feed", "Outlet", "Sender", "Subscription", "Transmit"]
+__all__ = ["Feed", "Outlet", "Replay", "Sender", "Subscription", "Transmit"]
 
 Framing = tuple[bool, str]
 PLAIN = (True, "")
@@ -61,6 +61,20 @@ class Transmit(Protocol):
     def __call__(self, outlets: Iterable[Any], /, *messages: bytes) -> None: ...
 
 
+class Replay(NamedTuple):
+    """A replay that is asked for.
+
+    Attributes:
+        pace: how fast.
+        time: where it begins, in seconds since the epoch; None: where the subscription says.
+        snapshots: whether it begins with snapshots of the chains that are open there.
+    """
+
+    pace: Pace
+    time: float | None = None
+    snapshots: bool = False
+
+
 class Subscription:
     """What one client wants, and how far it is.
 
@@ -84,12 +98,13 @@ class Subscription:
         feed: gives it a record; None: it is given the history.
         since: what it asked for.
         pace: of its replay; None: it is no replay.
+        snapshots: whether its replay begins with snapshots of what is open, also after each change of its filter.
         framing: whether it is plain, and its id; clients with equal values get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
         "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "pace", "parts", "position",
-        "room", "selector", "since", "told",
+        "room", "selector", "since", "snapshots", "told",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +131,7 @@ class Subscription:
         self.feed: Feed | None = None
         self.since = "live"
         self.pace: Pace | None = None
+        self.snapshots = False
         self.framing: Framing | None = None
 
     def make_framing(self) -> Framing:

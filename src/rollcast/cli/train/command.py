@@ -17,7 +17,7 @@ import msgspec
 from rollcast.cli.alert import alert_to
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import is_standard_output, log_at, log_line
-from rollcast.cli.recording import RunRecord, latest_record_of, name_of_agent, record_for
+from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
 from rollcast.cli.standard_error import warn
@@ -61,7 +61,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
         config: a TOML file with more of them.
 
     Returns:
-        The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
+        The exit code: 0, 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
 
     Raises:
         RollcastError: an option is wrong, or the training failed.
@@ -82,17 +82,19 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     if alert is not None:
         agent.streaming_manager.add_observer(alert)
     scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
+    name = settings.name or (task.name if settings.agent is None else name_of_agent(agent, settings.agent))
     with claimed(settings, out) as folder:
         record = record_for(
             recording,
             agent.streaming_manager,
-            name=task.name if settings.agent is None else name_of_agent(agent, settings.agent),
+            name=name,
             settings=_recorded(settings),
             seed=grpo.seed,
             out=folder,
-            parent=latest_record_of(folder, recording) if settings.resume else None,
+            parent=record_to_go_on_from(folder, recording) if settings.resume else None,
         )
-        return _trained(_Session(agent, settings, serving, folder, scalars, log), task, grpo, server, record)
+        session = _Session(agent, settings, serving, folder, scalars, log, name)
+        return _trained(session, task, grpo, server, record)
 
 
 def _recorded(settings: TrainSettings) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class _Session:
         out: Path,
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
+        name: str,
     ) -> None:
         stream = sys.stderr if is_standard_output(settings.json) else sys.stdout
         color = False if settings.no_color else None
@@ -202,6 +205,7 @@ class _Session:
         self.settings = settings
         self.serving = serving
         self.out = out
+        self.name = name
         self.scalars = scalars
         self.log = log
         model = agent.backend.model_name if settings.agent else settings.model or EMBEDDED
@@ -250,7 +254,7 @@ class _Session:
             from rollcast.cli.train.with_trl import train_with_trl  # noqa: PLC0415  (torch and TRL)
 
             return await train_with_trl(
-                self.agent, task, self.settings, self.out, self._progress, self._is_ending
+                self.agent, task, self.settings, self.out, self._progress, self._is_ending, self.name
             )
         from rollcast.train import train  # noqa: PLC0415  (NumPy, only for this command)
 
@@ -262,6 +266,8 @@ class _Session:
             resume=self.settings.resume,
             on_progress=self._progress,
             stop=self._is_ending,
+            name=self.name,
+            tags=self.settings.tag,
         )
 
     @property

@@ -49,6 +49,8 @@ def say_end(
     ended = "interrupted" if result.stopped == "interrupted" else "done"
     for row in [[], *rows, [], [(f"{ended}: {steps}", "bold")], view.success_row(width)]:
         view.say(row)
+    if result.why:
+        view.say([(f"{'why':<{LABEL_CELLS}}", "dim"), (result.why, "")], whole=True)
     for name, text in _next_commands(settings, result, out):
         view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")], whole=True)
     if picture and rows:

@@ -2,24 +2,28 @@
 
 import { formatRoute, parseRoute } from "./route.js";
 import { runName } from "./format.js";
-import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
+import { allRuns, latestRun, rolloutOf, rolloutsOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
-import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
+import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState, useTicks } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
+import { ChainsPage } from "./views/chains.js";
+import { Status, togglePause, Trouble } from "./views/connection.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
 import { Overview } from "./views/overview.js";
+import { ReplayBar, ReplayLink, replayQuery, replayTime, toggleReplay, useReplay } from "./views/replay.js";
 import { RunsPage } from "./views/runs.js";
 
 /** @typedef {import("./route.js").Route} Route */
 
 /**
  * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
- *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen}} props
+ *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen,
+ *   cancels: import("./cancelling.js").Cancellations, replay: import("./replay.js").Replay}} props
  */
-export function App({ store, feed, socket, topics, onScreen }) {
+export function App({ store, feed, socket, topics, onScreen, cancels, replay }) {
   const [route, setRoute] = useState(() => parseRoute(location.hash));
   const [helping, help] = useState(false);
   const again = useAgain();
@@ -29,6 +33,8 @@ export function App({ store, feed, socket, topics, onScreen }) {
     const moved = () => {
       setRoute(parseRoute(location.hash));
       scrollTo(0, 0);
+      // What had the focus may be gone with the view; a reader of the screen then goes on at the beginning of the new one.
+      requestAnimationFrame(() => document.activeElement === document.body && main.current?.focus({ preventScroll: true }));
     };
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
@@ -38,18 +44,26 @@ export function App({ store, feed, socket, topics, onScreen }) {
   const runs = allRuns(store);
   const run = route.run ?? latestRun(runs);
   const rollout = rolloutOf(runs, run, route.query.step?.[0]);
-  const wantsRows = route.view !== "runs" && rollout !== null;
+  const ofChain = route.view === "chain" || route.view === "group";
+  const rollouts = ofChain && rollout !== null ? [rollout] : rolloutsOf(runs, run, route.query.step?.[0]);
+  const wantsRows = route.view !== "runs" && rollouts.length > 0;
   useEffect(() => {
     if (!wantsRows) return undefined;
-    feed.watchChains({ run: /** @type {string} */ (rollout) });
+    const [first] = rollouts;
+    feed.watchChains(rollouts.length === 1 && first !== undefined ? { run: first } : { filter: { run_id: rollouts } });
     return () => feed.unwatchChains();
-  }, [feed, rollout, wantsRows]);
+  }, [feed, rollouts.join(), wantsRows]);
 
-  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place });
+  useReplay({ replay, store, socket, route, run });
+  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...place.query, ...replayQuery(route) } });
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };
-  const context = { store, feed, socket, topics, onScreen, route, run, rollout, runs, go, to, keys };
+  const replaced = (/** @type {Partial<Route>} */ place) => {
+    history.replaceState(null, "", formatRoute({ ...route, ...place }));
+    setRoute(parseRoute(location.hash));
+  };
+  const context = { store, feed, socket, topics, onScreen, cancels, replay, route, run, rollout, rollouts, runs, go, to, replaced, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -64,7 +78,10 @@ export function App({ store, feed, socket, topics, onScreen }) {
     /** @type {Record<string, (event: KeyboardEvent) => void>} */
     const common = {
       "?": () => help(true),
-      o: () => (location.hash = formatRoute({ view: "overview", run: parseRoute(location.hash).run })),
+      o: () => {
+        const here = parseRoute(location.hash);
+        location.hash = formatRoute({ view: "overview", run: here.run, query: replayQuery(here) });
+      },
       r: () => (location.hash = formatRoute({ view: "runs" })),
       p: () => togglePause(socket),
     };
@@ -78,22 +95,17 @@ export function App({ store, feed, socket, topics, onScreen }) {
     document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
   });
   /** @type {Record<Route["view"], () => any>} */
-  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview };
+  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: ChainsPage };
   const view = views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />
     <${Trouble} />
+    ${replay.active && html`<${ReplayBar} />`}
     <main ref=${main} id="main" tabindex="-1"><${view} key=${`${route.view} ${run} ${route.group ?? ""}`} /></main>
     <${Footer} help=${() => help(true)} />
     ${helping && html`<${Help} close=${() => help(false)} />`}
   <//>`;
-}
-
-/** @param {import("./socket.js").Socket} socket */
-function togglePause(socket) {
-  if (socket.session.paused) socket.resume();
-  else socket.pause();
 }
 
 /** @param {{row: import("./training.js").RunRow | null}} props */
@@ -105,6 +117,7 @@ function Header({ row }) {
     /** @type {[string, Route["view"], string][]} */
     const views = [
       ["Overview", "overview", to({ view: "overview" })],
+      ["Chains", "chains", to({ view: "chains", query: kept })],
       ["Events", "events", to({ view: "events" })],
       ["Runs", "runs", to({ view: "runs" })],
     ];
@@ -118,38 +131,11 @@ function Header({ row }) {
         ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
       </span>
       <span class="grow"></span>
+      <${ReplayLink} />
       <${Status} />
       <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
     </header>`;
   }}<//>`;
-}
-
-/** The word that tells how the page stands; pressing it pauses and goes on. */
-function Status() {
-  const again = useAgain();
-  const page = usePage();
-  useEffect(() => page.topics.listen("session", again), [page.topics]);
-  const { word, waiting, why } = page.socket.session.state;
-  const paused = word === "paused";
-  const running = runRow(page.store, page.run)?.status === "running";
-  const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
-  return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${() => togglePause(page.socket)}><i></i><span>${label}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
-}
-
-/** Why there is no connection, and what answers lack. */
-function Trouble() {
-  const { socket, feed, topics } = usePage();
-  const again = useAgain();
-  useEffect(() => topics.listen("session", again), [topics]);
-  const { word, why } = socket.session.state;
-  if (word === "refused") {
-    return html`<div class="notice" role="alert">The server does not accept this page: ${why || "the connection was closed"}. Open the link that the command printed.</div>`;
-  }
-  const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
-  if (word === "reconnecting") return html`<div class="notice" role="status">Not connected${why ? `: ${why}` : ""}. What is below is how it was; the page tries again by itself.</div>`;
-  if (!lacks.length) return null;
-  return html`<div class="notice" role="status">${lacks.slice(0, 2).join(" ")}</div>`;
 }
 
 /** What this page costs. @param {{help: () => void}} props */

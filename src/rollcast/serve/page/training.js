@@ -8,7 +8,8 @@ const TOLD = ["parent_run_id", "name", "agent", "model", "split", "train_step", 
 /** What is known of a run. @param {Store} store @param {string | null} id @returns {RunRow | null} */
 export function runRow(store, id) {
   if (id === null) return null;
-  const row = store.runRows.get(id);
+  const row = store.runRow(id);
+  if (row === null) return null;
   const fields = store.views.runs.get(id)?.fields;
   if (!fields) return row ? { ...row, run_id: id } : null;
   /** @type {RunRow} */
@@ -23,7 +24,7 @@ export function runRow(store, id) {
 export function allRuns(store) {
   const ids = new Set([...store.runRows.keys(), ...store.views.runs.keys()]);
   ids.delete("");
-  const rows = [...ids].map((id) => /** @type {RunRow} */ (runRow(store, id)));
+  const rows = [...ids].map((id) => runRow(store, id)).filter((row) => row !== null);
   return rows.sort((a, b) => (b.started_at ?? 0) - (a.started_at ?? 0) || (a.run_id < b.run_id ? 1 : -1));
 }
 
@@ -45,7 +46,8 @@ export function childrenOf(runs, id) {
 }
 
 /**
- * The run whose chains are meant: of a training its rollouts of that step, or the latest ones; else the run itself.
+ * The run whose chains are meant: of a training its rollouts of that step, else its evaluation after it; without a step the latest rollouts;
+ * of another run, itself.
  * @param {RunRow[]} runs
  * @param {string | null} id
  * @param {string | undefined} step
@@ -53,15 +55,49 @@ export function childrenOf(runs, id) {
 export function rolloutOf(runs, id, step) {
   const children = childrenOf(runs, id);
   const training = children.filter((row) => row.split !== "eval");
-  const wanted = step === undefined ? training.at(-1) : training.filter((row) => String(row.train_step) === step).at(-1);
+  const ofStep = (/** @type {RunRow[]} */ rows) => rows.filter((row) => String(row.train_step) === step).at(-1);
+  const wanted = step === undefined ? training.at(-1) : (ofStep(training) ?? ofStep(children));
   return (wanted ?? (step === undefined ? children.at(-1) : undefined))?.run_id ?? (children.length ? null : id);
+}
+
+const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the latest
+
+/**
+ * The summaries of the rollouts of a training that are over, in order.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} until the last step that counts; undefined: the latest one
+ * @returns {import("./hints.js").StepSummary[]}
+ */
+export function summariesOf(runs, id, until) {
+  const training = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.summary && (until === undefined || (row.train_step ?? 0) <= Number(until)));
+  return training.slice(-MAX_SUMMARIES).map((row) => row.summary);
+}
+
+/**
+ * The runs whose chains are shown together: the rollout of the chosen step; without one, all rollouts that go on, since an asynchronous
+ * trainer has several steps in flight, in the order of their steps; else the latest rollout.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} step
+ * @returns {string[]}
+ */
+export function rolloutsOf(runs, id, step) {
+  const latest = rolloutOf(runs, id, step);
+  if (step !== undefined) return latest === null ? [] : [latest];
+  const open = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.status === "running");
+  if (open.length < 2) return latest === null ? [] : [latest];
+  return open.sort((one, other) => (one.train_step ?? 0) - (other.train_step ?? 0)).map((row) => row.run_id);
 }
 
 /** The steps of a training, in order. @param {Store} store @param {string | null} id @returns {Record<string, any>[]} */
 export function trainSteps(store, id) {
   /** @type {Map<number, Record<string, any>>} */
   const found = new Map();
-  for (const row of store.stepRows.get(id ?? "") ?? []) if (row.row === "train_step") found.set(row.train_step, row);
+  const { moment } = store;
+  for (const row of store.stepRows.get(id ?? "") ?? []) {
+    if (row.row === "train_step" && (moment === null || row.timestamp <= moment)) found.set(row.train_step, row);
+  }
   for (const row of store.views.runs.get(id ?? "")?.fields.train_steps ?? []) found.set(/** @type {number} */ (row.train_step), row);
   return [...found.values()].sort((a, b) => a.train_step - b.train_step);
 }

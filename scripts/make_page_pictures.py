@@ -1,0 +1,280 @@
+"""Makes the pictures of the page in docs/images: `python -m scripts.make_page_pictures [NAME …]`, from the root of the repository.
+
+Each picture is made from a real run: a training on `guess` of 14 steps, and the two examples that docs/find-it.md asks about. Every view
+is drawn 1440 pixels wide in the light and in the dark theme (`page-NAME.png`, `page-NAME-dark.png`), and 360 wide
+(`page-NAME-phone.png`). With names, only those views are drawn anew. It needs Playwright, Pillow and Debian's Chromium, and
+takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+WAIT_S = 240.0  # for a training on a busy machine
+VIEW_S = 30.0
+COLOURS = 128  # of a picture's palette
+WIDE, TALL, PHONE = (1440, 900), (1440, 1100), (360, 740)
+
+
+class View(NamedTuple):
+    """A view to draw.
+
+    Attributes:
+        name: of its pictures.
+        place: its address behind `#`, with `{run}` for the run's id.
+        sign: a selector of what must be seen before the picture is taken.
+        size: of the window, wide; the phone has its own.
+        act: what to press or to point at before.
+    """
+
+    name: str
+    place: str
+    sign: str
+    size: tuple[int, int] = WIDE
+    act: Callable[[Page], None] | None = None
+
+
+def _focus_a_token(page: Page) -> None:
+    """Show the facts of one token: the first that the model was not sure of."""
+    page.locator("[data-turn]").nth(1).focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+
+
+class Stage(NamedTuple):
+    """A program that serves the page, and the views that are drawn of it.
+
+    Attributes:
+        command: for Python.
+        until: a pattern of what it prints before the views are drawn.
+    """
+
+    command: tuple[str, ...]
+    until: str
+    views: tuple[View, ...]
+
+
+_TRAIN = "-m rollcast train --task guess --steps 14 --seed 0 --record tokens --out out --serve 127.0.0.1:0 --keep-serving"
+STAGES = (
+    Stage(
+        (str(ROOT / "examples" / "find_the_hung_chain.py"), "--serve", "0"),
+        "in a browser",
+        (
+            View("hung-overview", "/run/{run}/overview", ".look"),
+            View("hung-group", "/run/{run}/group/group_0", ".look"),
+        ),
+    ),
+    Stage(
+        (str(ROOT / "examples" / "find_the_chain_that_hacked_its_reward.py"), "--serve", "0"),
+        r"chain_9 1\.0",
+        (
+            View("hacked-overview", "/run/{run}/overview", ".look"),
+            View("hacked-group", "/run/{run}/group/group_0", ".look"),
+            View("hacked-chain", "/run/{run}/chain/chain_5", "[data-turn]"),
+        ),
+    ),
+    Stage(
+        tuple(_TRAIN.split()),
+        r"\ndone: ",
+        (
+            View("overview", "/run/{run}/overview", ".curve polyline"),
+            View("group", "/run/{run}/group/{group}?step=14", ".column .call-line"),
+            View("tokens", "/run/{run}/group/{group}/tokens?step=14", ".column [data-turn]"),
+            View("parts", "/run/{run}/group/{group}/parts?step=14", ".parts a"),
+            View("chain", "/run/{run}/chain/{chain}?step=14", "[data-turn]", TALL, _focus_a_token),
+            View("chains", "/run/{run}/chains?step=14", "main a"),
+            View("events", "/run/{run}/events", ".event"),
+            View("runs", "/runs", "tbody tr"),
+        ),
+    ),
+)
+
+
+@contextmanager
+def running(*command: str, folder: Path) -> Iterator[Output]:
+    """A program of this Python while the block runs, in a folder of its own."""
+    process = subprocess.Popen(  # noqa: S603  (this Python, with options of this file)
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    output = Output(process)
+    try:
+        yield output
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        process.wait()
+
+
+class Output:
+    """What a program prints, read by a thread."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.text = ""
+        self._process = process
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.text += line
+
+    def wait_for(self, pattern: str, seconds: float = WAIT_S) -> re.Match[str]:
+        """The first match of the pattern."""
+        end = time.monotonic() + seconds
+        while (found := re.search(pattern, self.text)) is None:
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"{pattern!r} was not printed within {seconds:.0f} s, but:\n{self.text}")
+            time.sleep(0.1)
+        return found
+
+
+class Camera:
+    """Draws views of one server.
+
+    Args:
+        wanted: names of views; empty: all.
+
+    Attributes:
+        failed: what could not be drawn, and why.
+    """
+
+    def __init__(self, browser: Browser, url: str, wanted: list[str]) -> None:
+        self.failed: list[str] = []
+        self._browser = browser
+        self._url = url
+        self._wanted = wanted
+
+    def places(self) -> dict[str, str]:
+        """The run that a page without one in its address shows, its group whose chains differ most, and that group's best chain."""
+        with self._page(WIDE, "light") as page:
+            page.goto(self._url)
+            group = _seen(page, "main a[data-row][href*='/group/']").get_attribute("href") or ""
+            page.goto(self._url + group)
+            chain = _seen(page, "a[data-column]").get_attribute("href") or ""
+        return {
+            name: found[1]
+            for name in ("run", "group", "chain")
+            if (found := re.search(rf"/{name}/([^/?]+)", group + chain)) is not None
+        }
+
+    def draw(self, views: tuple[View, ...], places: dict[str, str]) -> None:
+        """Draw the views, each in both themes and on a phone."""
+        for view in views:
+            if self._wanted and view.name not in self._wanted:
+                continue
+            for ending, theme, size in (
+                ("", "light", view.size),
+                ("-dark", "dark", view.size),
+                ("-phone", "light", PHONE),
+            ):
+                path = IMAGES / f"page-{view.name}{ending}.png"
+                try:
+                    self._draw(view, view.place.format(**places), path, theme, size)
+                except PlaywrightError as error:
+                    self.failed.append(f"{path.name}: {error.message.splitlines()[0]}")
+
+    def _draw(self, view: View, place: str, path: Path, theme: Any, size: tuple[int, int]) -> None:
+        with self._page(size, theme) as page:
+            page.goto(f"{self._url}#{place}")
+            _seen(page, view.sign)
+            _until_still(page)
+            if view.act is not None:
+                view.act(page)
+            page.wait_for_timeout(200)
+            _save(page.screenshot(), path)
+            print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+    @contextmanager
+    def _page(self, size: tuple[int, int], theme: Any) -> Iterator[Page]:
+        context = self._browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
+        )
+        try:
+            yield context.new_page()
+        finally:
+            context.close()
+
+
+def _seen(page: Page, selector: str) -> Locator:
+    """The first such element, when it is there."""
+    found = page.locator(selector).first
+    found.wait_for(state="attached", timeout=VIEW_S * 1000)
+    return found
+
+
+def _until_still(page: Page) -> None:
+    """Wait until what is on screen has been the same for half a second, or for five seconds if something always changes."""
+    before, same = "", 0
+    for _ in range(20):
+        now = page.locator("main").inner_text()
+        same = same + 1 if now == before else 0
+        if same >= 2:
+            return
+        before = now
+        page.wait_for_timeout(250)
+
+
+def _save(png: bytes, path: Path) -> None:
+    """Write the picture with a palette, which is a third of its size."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    # Unlike the other methods, this one keeps rare colours, such as those of a sign.
+    few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
+def main() -> int:
+    """Make the pictures; the exit code."""
+    parser = argparse.ArgumentParser(description="Makes the pictures of the page in docs/images.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the views to draw; all if none is named")
+    wanted = parser.parse_args().names
+    known = [view.name for stage in STAGES for view in stage.views]
+    if unknown := set(wanted) - set(known):
+        parser.error(f"there is no view {min(unknown)!r}; expected some of: {', '.join(known)}")
+    if (chromium := shutil.which("chromium")) is None:
+        parser.error("found no chromium; install it: apt-get install chromium")
+    failed: list[str] = []
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, ExitStack() as programs:
+        # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        # All begin at once: a training takes its time, and so does a chain until it has been quiet for long.
+        stages = [stage for stage in STAGES if not wanted or any(view.name in wanted for view in stage.views)]
+        outputs = [programs.enter_context(running(*stage.command, folder=Path(folder))) for stage in stages]
+        for stage, output in zip(stages, outputs, strict=True):
+            camera = Camera(browser, output.wait_for(r"in a browser: (http\S+)")[1], wanted)
+            output.wait_for(stage.until)
+            camera.draw(stage.views, camera.places())
+            failed += camera.failed
+        browser.close()
+    for sentence in failed:
+        print(f"not drawn: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
