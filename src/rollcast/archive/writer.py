@@ -455,7 +455,9 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     if not lines and CHUNK not in {event.event_type for event in events}:
         return cast("list[StreamEvent]", events)
     kept: list[Encodable | None] = list(events)
-    open_now: dict[tuple[str, str], list[int]] = {}  # by chain, the places of its chunks with nothing after them
+    open_now: dict[
+        tuple[str, str], list[int]
+    ] = {}  # by chain, the places of its chunks with nothing after them
     try:
         for i, event in enumerate(events):
             if event.event_type is CHUNK:
@@ -530,7 +532,11 @@ def _ends_if_no_line_ends(
         first, ends = parts.pop(0), [1]
         line, _ = grown_line(line, first.content)
     text = "".join([part.content for part in parts])
-    if "\n" in text or (line + len(text)) // LINE_CHARS != line // LINE_CHARS or 0 in [p.offset for p in parts]:
+    if (
+        "\n" in text
+        or (line + len(text)) // LINE_CHARS != line // LINE_CHARS
+        or 0 in [p.offset for p in parts]
+    ):
         return None
     lines[key] = line + len(text)
     return [*ends, len(chunks)] if parts else ends
