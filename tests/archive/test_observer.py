@@ -791,7 +791,9 @@ def test_merging_many_at_once_gives_what_one_by_one_gives(made, size, encodable)
             events.append(chunk if encodable or seq % 3 else event_of(chunk))
         else:
             name = {"error": T.ERROR, "gap": T.GAP, "end": T.LLM_GENERATION_END}[kind]
-            events.append(StreamEvent(name, "" if kind == "gap" else chain, seq / 8, {}, None, None, seq, "r"))
+            events.append(
+                StreamEvent(name, "" if kind == "gap" else chain, seq / 8, {}, None, None, seq, "r")
+            )
     ours, theirs, lines, expected_lines = [], [], {}, {}
     for at in range(0, len(events), size):
         ours += _merged(events[at : at + size], lines)

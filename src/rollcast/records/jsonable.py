@@ -223,7 +223,9 @@ def _is_json(value: Any, depth: int) -> bool:
         for name, item in value.items():
             if type(name) is not str or not name.isascii():
                 return False
-            of = type(item)  # what most items are is checked here too: a call for each would cost twice as much
+            of = type(
+                item
+            )  # what most items are is checked here too: a call for each would cost twice as much
             if of is str:
                 if not item.isascii():
                     return False
