@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 from msgspec.structs import replace
 
 from benchmarks.measure import Figure, figure
-from rollcast import StreamEvent, StreamEventType
+from rollcast import (
+    ConsoleStreamObserver,
+    JSONStreamObserver,
+    StreamEvent,
+    StreamEventType,
+    StreamObserver,
+)
 from rollcast.archive import Archive, list_records
 from rollcast.archive.format import ChainRow, RunFile, index_name
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.segments import index_bytes, read_index, segments_in
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import encode_lines
+from rollcast.stream.playback import Playback
 
 __all__ = ["run"]
 
@@ -34,6 +43,7 @@ def run(quick: bool) -> list[Figure]:
         root = Path(folder)
         return [
             *_read(root / "large", 200 if quick else 100_000),
+            *_replayed(root / "replayed", 50 if quick else 10_000),
             *_read_long(root / "large", root / "long", 5_000 if quick else 10_000_000),
             *_listed(root / "many", 10 if quick else 1000),
         ]
@@ -69,6 +79,49 @@ def _read(path: Path, chains: int) -> Iterator[Figure]:
     count = sum(1 for _ in archive.events())
     rate = count / (time.process_time() - began)
     yield figure("archive: all events flat out, a CPU second", rate, "events/s", ">= 200000")
+
+
+def _replayed(path: Path, chains: int) -> Iterator[Figure]:
+    """All events of a record, flat out, as `rollcast replay --speed max` gives them to its observers."""
+    _large(path, chains)
+    length = Archive.open(path).length
+
+    class Counting(StreamObserver):
+        events = 0
+
+        async def on_event(self, event: StreamEvent) -> None:
+            raise AssertionError("it takes batches")
+
+        async def on_batch(self, events: list[StreamEvent]) -> None:
+            self.events += len(events)
+
+    def copied(file: TextIO) -> None:
+        for found in Archive.open(path).events().new_lines():
+            if found is not None:
+                file.write(found[0].decode() + "\n")
+
+    def console(file: TextIO, hints: bool) -> StreamObserver:
+        return ConsoleStreamObserver(file=file, hints=hints)
+
+    observers: dict[str, Callable[[TextIO], StreamObserver]] = {
+        "counted": lambda _file: Counting(),
+        "written as JSON lines": lambda _file: JSONStreamObserver(os.devnull),
+        "printed, without hints": lambda file: console(file, hints=False),
+        "printed": lambda file: console(file, hints=True),
+    }
+    with Path(os.devnull).open("w") as file:
+        began = time.process_time()
+        copied(file)
+        rate = length / (time.process_time() - began)
+        yield figure(
+            "archive: reference: every line read, decoded and written, a CPU second", rate, "events/s"
+        )
+        for name, make in observers.items():
+            began = time.process_time()
+            asyncio.run(Playback([make(file)]).play(Archive.open(path).events(), lambda: None))
+            rate = length / (time.process_time() - began)
+            target = ">= 200000" if name in {"counted", "printed"} else None
+            yield figure(f"archive: a replay flat out, {name}, a CPU second", rate, "events/s", target)
 
 
 def _read_long(large: Path, path: Path, events: int) -> Iterator[Figure]:

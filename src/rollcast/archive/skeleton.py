@@ -231,6 +231,10 @@ class Skeleton:
         if view.reward is not None:
             totals.reward_sum += view.reward
             totals.rewarded += 1
+            run = self.runs.get(view.run_id)
+            if run is not None and run.split == "eval":
+                totals.eval_reward_sum += view.reward
+                totals.eval_rewarded += 1
 
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""
