@@ -193,7 +193,7 @@ test("the session asks for a replay by its time, and after a lost connection goe
   const session = new Session({ now: () => 1, epoch: () => 1000, random: () => 0 });
   session.replay("replay-1", { types: ["run_end"] }, { time: 12.5, speed: 4, ofRun: "r" });
   session.opened();
-  const welcome = JSON.stringify({ type: "welcome", runs: [], scopes: ["read"], features: [], heartbeat_s: 20, limits: {} });
+  const welcome = JSON.stringify({ type: "welcome", runs: [], scopes: ["read"], features: ["replay_at"], heartbeat_s: 20, limits: {} });
   const about = { type: "subscribe", id: "replay-1", filter: { types: ["run_end"] }, since: "start", speed: 4, snapshots: true, of_run: "r" };
   assert.deepEqual(session.receive(welcome).frames, [{ ...about, time: 12.5 }]);
   assert.equal(session.state.word, "replaying");
