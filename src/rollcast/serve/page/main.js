@@ -47,8 +47,13 @@ topics.listen("session", () => {
   if (socket.session.state.word === "refused" && socket.session.token !== null) forgetToken();
 });
 
+// The steps of a folder's records are asked for when one is opened.
+const unlisten = topics.listen("session", () => {
+  if (!feed.welcomed) return;
+  unlisten();
+  if (!feed.hasFolder) feed.askSteps();
+});
 feed.followRuns();
-feed.askSteps();
 socket.follow(document);
 socket.connect();
 

@@ -357,7 +357,8 @@ export class Store {
    */
   takeRunRows(rows) {
     for (const row of rows) {
-      this.runRows.set(row.run_id, row);
+      const { record } = this.runRows.get(row.run_id) ?? {}; // what a list of records told of the record that it is in
+      this.runRows.set(row.run_id, record === undefined || row.record !== undefined ? row : { ...row, record });
       this.then.delete(row.run_id);
       this.marks.runs.add(row.run_id);
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
