@@ -299,6 +299,7 @@ export class Feed {
       () => {
         this.loading.delete(key);
         if (over) this.told.add(key);
+        else if (this.shownSince.has(key) && this.needsStory(runId, chainId, this.line.session.now())) this.askStory(runId, chainId); // it ended meanwhile
       },
     );
   }
