@@ -129,7 +129,7 @@ function rewardFacet(rows) {
   if (distinct.length > MAX_REWARDS) {
     const [low, high] = [/** @type {number} */ (distinct[0]), /** @type {number} */ (distinct.at(-1))];
     const unit = 10 ** (Math.floor(Math.log10(high - low)) - 2); // bounds are rounded to a hundredth of what the rewards span
-    const [first, second, third] = [1, 2, 3].map((part) => Number((Math.round((low + ((high - low) * part) / 4) / unit) * unit).toPrecision(12)));
+    const [first, second, third] = [1, 2, 3].map((part) => Number((Math.round((low + ((high - low) * part) / 4) / unit) * unit).toPrecision(15)));
     values = [`..<${first}`, `${first}..<${second}`, `${second}..<${third}`, `${third}..`];
   }
   if (distinct.length) values.push("none");
