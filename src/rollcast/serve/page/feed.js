@@ -414,6 +414,9 @@ export class Feed {
         const found = this.store.retell(runId, chainId, story, until);
         this.store.taps.delete(key);
         if (found) this.missing.delete(key);
+        if (this.store.row(runId, chainId)?.state === "running") return;
+        this.told.delete(key); // it ended meanwhile
+        this.askStories();
       },
     );
   }
