@@ -16,7 +16,7 @@ import { Losses } from "./losses.js";
 
 /**
  * @typedef {{what: "runs" | "chains" | "chain" | "steps", run?: string, chain?: string, filter?: Record<string, any>, sort?: string,
- *   after?: string, limit?: number, watch?: boolean}} Query
+ *   after?: string, limit?: number, watch?: boolean, recorded?: boolean}} Query
  */
 
 /**
@@ -64,7 +64,8 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {Filter} filter
  * @property {string} since
  * @property {string | null} cursor the place after the last event
- * @property {number | "max" | null} speed
+ * @property {number | "max" | null} speed of a replay
+ * @property {{time: number, ofRun?: string} | null} replay where a replay begins, and of which run's record
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
@@ -270,10 +271,35 @@ export class Session {
    * @returns {Frame[]}
    */
   subscribe(id, filter, { since = "live", speed = null } = {}) {
+    return this.begin(id, filter, since, speed, null);
+  }
+
+  /**
+   * Replay a record from a time on. It begins with snapshots of the chains that are open then; so does a change of its filter.
+   * @param {string} id of a subscription; another place of the record has another id, so that nothing of the old one comes under it
+   * @param {Filter} filter
+   * @param {{time: number, speed: number | "max", ofRun?: string}} options `time` in seconds since the epoch; `ofRun`: which record, of a
+   *   server with several
+   * @returns {Frame[]}
+   */
+  replay(id, filter, { time, speed, ofRun }) {
+    return this.begin(id, filter, "start", speed, { time, ...(ofRun === undefined ? {} : { ofRun }) });
+  }
+
+  /**
+   * @param {string} id
+   * @param {Filter} filter
+   * @param {string} since
+   * @param {number | "max" | null} speed
+   * @param {Subscription["replay"]} replay
+   * @returns {Frame[]}
+   */
+  begin(id, filter, since, speed, replay) {
     this.subscriptions.set(id, {
       filter,
       since,
       speed,
+      replay,
       cursor: null,
       open: false,
       confirmed: false,
@@ -454,6 +480,8 @@ export class Session {
     const found = this.ofFrame(frame.id);
     if (found === undefined) return { frames: [], notices: [] };
     found.confirmed = true;
+    found.parts = []; // of a batch that this answer put an end to
+    found.partsCame = 0;
     found.movedAt ??= this.now();
     if (typeof frame.cursor === "string") found.cursor = frame.cursor;
     const gaps = found.losses.subscribed(frame, this.epoch());
@@ -588,8 +616,7 @@ export class Session {
         each.partsCame = 0;
         each.changedAt = now;
         if (each.cursor !== null && each.speed === null) each.losses.returns();
-        const speed = each.speed === null ? {} : { speed: each.speed };
-        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...speed });
+        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...replayed(each) });
       } else if (each.changed && !each.held && now - each.changedAt >= UPDATE_S) {
         each.changed = false;
         each.changedAt = now;
@@ -633,6 +660,17 @@ export class Session {
     this.waiting = this.waiting.filter((each) => each.id !== id);
     this.waitingCount = this.waiting.reduce((sum, each) => sum + each.events.length, 0);
   }
+}
+
+/**
+ * What a `subscribe` says of a replay. One that has a cursor goes on from there.
+ * @param {Subscription} subscription
+ */
+function replayed({ speed, replay, cursor }) {
+  if (speed === null) return {};
+  if (replay === null) return { speed };
+  const { time, ofRun } = replay;
+  return { speed, snapshots: true, ...(cursor === null ? { time } : {}), ...(ofRun === undefined ? {} : { of_run: ofRun }) };
 }
 
 /**

@@ -1,10 +1,11 @@
 // The word in the header that tells how the page stands, and above the view what a person should know or do about the connection.
 
-import { html, useAgain, useEffect, usePage, useRef, useState } from "../ui.js";
+import { html, useAgain, useEffect, usePage, useRef, useState, useTicks } from "../ui.js";
 import { adviceOn } from "../advice.js";
 import { formatRoute } from "../route.js";
 import { oneLine } from "../text.js";
 import { runRow } from "../training.js";
+import { replayTime, toggleReplay } from "./replay.js";
 
 const SOON_S = 2; // a connection that is away for less is not counted in seconds
 
@@ -37,15 +38,18 @@ export function togglePause(socket) {
 /** The word; pressing it pauses and goes on. */
 export function Status() {
   const { socket, state, lostFor } = useConnection();
-  const { store, run } = usePage();
+  const page = usePage();
+  const { store, run, replay } = page;
   const { word, waiting, why } = state;
-  const paused = socket.session.paused;
+  useTicks(250, replay.active);
+  const paused = replay.active ? !replay.playing : socket.session.paused;
   const running = runRow(store, run)?.status === "running";
   const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
   const more = socket.session.keepsWaiting ? "more than " : "";
-  const detail = word === "paused" && waiting > 0 ? ` (${more}${waiting.toLocaleString("en")} waiting)` : word === "reconnecting" && lostFor >= SOON_S ? ` (${about(lostFor)})` : "";
+  const detail = word === "paused" && waiting > 0 ? ` (${more}${waiting.toLocaleString("en")} waiting)` : word === "reconnecting" && lostFor >= SOON_S ? ` (${about(lostFor)})` : word === "replaying" ? ` ${replayTime(page)}` : "";
+  const toggle = () => (replay.active ? toggleReplay(page) : togglePause(socket));
   return html`<button class="status" data-word=${word} title=${oneLine(why, 300) || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${() => togglePause(socket)}><i></i><span>${label}${detail}</span></button>`;
+    onClick=${toggle}><i></i><span>${label}${detail}</span></button>`;
 }
 
 /** Why there is no connection and what to do, which runs are gone, and what answers lack. */
