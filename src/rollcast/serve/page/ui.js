@@ -123,7 +123,8 @@ export function useChains(runId, chainIds) {
   useLayoutEffect(() => {
     if (runId === null) return undefined;
     const ends = chainIds.map((chainId) => {
-      const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(chainKey(runId, chainId))}`;
+      const key = chainKey(runId, chainId);
+      const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(key)}|${store.timeLines.get(key)?.whole}|${store.gaps.get(key)?.all.length}`;
       let before = shape();
       return topics.listen(chainTopic(runId, chainId), () => {
         const now = shape();
