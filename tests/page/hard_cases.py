@@ -49,6 +49,7 @@ async def many(stage, chains=2_000, group=8):
 
 async def _one_of_many(stage, run, number, group):
     question = number // group
+    await asyncio.sleep(number / 1_000)  # so many at once would be a gap for those who watch
     messages = [{"role": "user", "content": f"Question {question}: how many?"}]
     with run.chain(
         messages, group_id=f"group_{question}", index=number % group, reference=question % 20

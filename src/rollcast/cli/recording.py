@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
-from rollcast.cli.output import warn
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 

@@ -36,7 +36,8 @@ _SEQUENCES = (list, tuple)
 _COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # `chunk_size` counts these
 
 CONTROL_SIZE = 240  # bytes of memory
-COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge
+COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge,
+BYTES_EACH = 4096  # or from one for so many bytes of its limit on: who may be far behind merges better at once than ten times
 
 
 @final
@@ -74,15 +75,25 @@ def chunk_size(content: str, token_ids: Sequence[int] | None) -> int:
 
 def _weight(value: Any, depth: int) -> int:
     size = sys.getsizeof(value)
-    if depth == 0 or isinstance(value, str):
-        return size
-    if isinstance(value, dict):
+    kind = value.__class__
+    if kind is dict and depth:
         for name, item in value.items():
-            size += sys.getsizeof(name) + _weight(item, depth - 1)
-    elif isinstance(value, _SEQUENCES):
+            of = item.__class__
+            if of is str:  # as most values are; a text's getsizeof is its __sizeof__, which costs a fifth
+                size += item.__sizeof__()
+            elif of not in _PLAIN:
+                size += _weight(item, depth - 1)
+            else:
+                size += _PLAIN_SIZE
+            size += name.__sizeof__()
+    elif kind in _SEQUENCES and depth:
         for item in value:
-            size += _weight(item, depth - 1)
+            size += _PLAIN_SIZE if item.__class__ in _PLAIN else _weight(item, depth - 1)
     return size
+
+
+_PLAIN = frozenset({int, float, bool, type(None)})
+_PLAIN_SIZE = 28  # of a number; those without an object of their own are few
 
 
 def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
@@ -328,10 +339,14 @@ class EventQueue:
         self.items: list[Item] = []
         self.mixed = False  # the items may include controls, or chunks whose events are not made yet
         self.bytes = 0
-        self._compact_at = COMPACT_AT
+        self._compact_at = self._least_to_compact
         self._lost: _LossByRun = {}
         self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
         self._superseded_taken: _LossByRun = {}  # the same, for the ends that were taken last
+
+    @property
+    def _least_to_compact(self) -> int:
+        return max(COMPACT_AT, self.limit // BYTES_EACH)
 
     @property
     def timed(self) -> bool:
@@ -389,8 +404,9 @@ class EventQueue:
         """Take everything that waits, oldest first. If events were dropped, gaps and these `snapshots` come first."""
         items, self.items = self.items, []
         self.mixed = False
-        if len(items) < COMPACT_AT:  # otherwise as many may wait again, mostly chunks of different chains
-            self._compact_at = COMPACT_AT
+        least = self._least_to_compact
+        if len(items) < least:  # otherwise as many may wait again, mostly chunks of different chains
+            self._compact_at = least
         if self._lost:
             opened = [item for item in items if _opens(item)]  # a run's gap comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
@@ -432,7 +448,7 @@ class EventQueue:
                 _note(self._superseded, chunk)
         if self.bytes > 0.75 * self.limit:
             self._give_up()
-        self._compact_at = max(COMPACT_AT, 2 * len(self.items))
+        self._compact_at = max(self._least_to_compact, 2 * len(self.items))
 
     def lose_all(self) -> None:
         """Drop what waits as if the limit had been exceeded; a `gap` will stand for it."""

@@ -153,6 +153,11 @@ export class Socket {
     this.send(this.session.subscribe(id, filter, options));
   }
 
+  /** See `Session.replay`. @param {string} id @param {Filter} filter @param {{time: number, speed: number | "max", ofRun?: string}} options */
+  replay(id, filter, options) {
+    this.send(this.session.replay(id, filter, options));
+  }
+
   /** @param {string} id @param {Filter} filter */
   update(id, filter) {
     this.send(this.session.update(id, filter));

@@ -17,13 +17,15 @@ export { useEffect, useLayoutEffect, useMemo, useRef, useState };
  * @property {import("./topics.js").Topics} topics
  * @property {import("./on_screen.js").OnScreen} onScreen
  * @property {import("./cancelling.js").Cancellations} cancels
+ * @property {import("./replay.js").Replay} replay
  * @property {import("./route.js").Route} route
  * @property {string | null} run the run of the address, or the latest one
  * @property {string | null} rollout the run whose chains are meant
  * @property {string[]} rollouts the runs whose chains are shown together: that one, or all that go on
  * @property {import("./training.js").RunRow[]} runs
  * @property {(route: Partial<import("./route.js").Route>) => void} go
- * @property {(route: Partial<import("./route.js").Route>) => string} to the address of a place in this run
+ * @property {(route: Partial<import("./route.js").Route>) => string} to the address of a place in this run, and of the moment that is shown
+ * @property {(route: Partial<import("./route.js").Route>) => void} replaced changes the address, without a step for *back*
  * @property {Map<string, (event: KeyboardEvent) => void>} keys what keys do now
  */
 export const Page = createContext(/** @type {any} */ (null));

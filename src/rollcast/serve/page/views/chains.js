@@ -110,14 +110,14 @@ export function ChainsPage() {
       ${COLUMNS.flatMap(({ name, words }) => [name, `-${name}`].map((value) => html`<option key=${value} value=${value} selected=${sort === value}>${words}, ${value.startsWith("-") ? "highest" : "lowest"} first</option>`))}</select></label>`}
     <section class=${`panel chain-list ${narrow ? "narrow" : ""}`} aria-label="Chains">
       <div role="table" aria-rowcount=${rows.length + 1} aria-label="Chains">
-      <div role="rowgroup"><div class="chain-row heads" role="row" aria-rowindex="1">${COLUMNS.map((column) => {
+      <div role="rowgroup" class="head-rows"><div class="chain-row heads" role="row" aria-rowindex="1">${COLUMNS.map((column) => {
         const sorted = sort.replace(/^-/, "") === column.name ? (sort.startsWith("-") ? "descending" : "ascending") : "none";
         return html`<span key=${column.name} role="columnheader" aria-sort=${sorted} class=${`of-${column.name}`}><button onClick=${() => order(column)}>${column.words}<span aria-hidden="true">${{ ascending: " ↑", descending: " ↓", none: "" }[sorted]}</span></button></span>`;
       })}</div></div>
       <div class="chain-rows" role="rowgroup" ref=${place} tabindex="0" aria-label="Rows; arrow keys move" onKeyDown=${onKeyDown} onScroll=${() => setTop(place.current?.scrollTop ?? 0)}>
         <div class="all-rows" style=${{ height: `${rows.length * rowHeight}px` }} role="presentation">
           ${rows.slice(first, last).map((each, i) => html`<${ChainRow} key=${keyOf(each)} row=${each} index=${first + i} top=${(first + i) * rowHeight} current=${keyOf(each) === current}
-            scale=${scale} training=${training} focused=${() => setCurrent(keyOf(each))} />`)}
+            scale=${scale} training=${training} narrow=${narrow} focused=${() => setCurrent(keyOf(each))} />`)}
         </div>
       </div></div>
       ${rows.length === 0 && html`<p class="empty">${all.length ? "No chain is as the chips say." : row === null || rollouts.length === 0 ? "There is no run yet, or it has no chains." : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
@@ -129,8 +129,8 @@ function keyOf(row) {
   return `${row.run_id}\n${row.chain_id}`;
 }
 
-/** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, focused: () => void}} props */
-function ChainRow({ row, index, top, current, scale, training, focused }) {
+/** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, focused: () => void}} props */
+function ChainRow({ row, index, top, current, scale, training, narrow, focused }) {
   const { to, route, run } = usePage();
   const state = stateOf(row);
   const level = rewardLevel(row.reward, scale);
@@ -148,8 +148,8 @@ function ChainRow({ row, index, top, current, scale, training, focused }) {
     ["reward", row.reward === null || row.reward === undefined ? html`<span class="muted">–</span>` : fixed(row.reward)],
     ["advantage", row.advantage === null || row.advantage === undefined ? html`<span class="muted">–</span>` : signed(row.advantage)],
     ["group_id", row.group_id ? html`<a href=${to({ ...base, view: "group", group: row.group_id })}>${several && typeof row.train_step === "number" ? `step ${row.train_step} · ` : ""}${oneLine(row.group_id, 40)}</a>` : html`<span class="muted">–</span>`],
-    ["steps", whole(row.steps ?? row.step)],
-    ["completion_tokens", whole(row.completion_tokens)],
+    ["steps", narrow ? counted(row.steps ?? row.step ?? 0, "turn") : whole(row.steps ?? row.step)],
+    ["completion_tokens", narrow ? counted(row.completion_tokens ?? 0, "token") : whole(row.completion_tokens)],
     ["calls_failed", html`${whole(row.calls)}${row.calls_failed ? html` <span class="bad">✕ ${whole(row.calls_failed)}</span>` : ""}`],
     ["duration_s", duration(seconds)],
     ["policy_last", typeof row.policy_last === "number" ? (row.policy_first !== row.policy_last && typeof row.policy_first === "number" ? `${row.policy_first}–${row.policy_last}` : String(row.policy_last)) : "–"],

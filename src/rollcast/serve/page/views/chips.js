@@ -58,7 +58,7 @@ export function Chips({ rows, shown, leaveOut = [] }) {
   };
   const clear = () => change(Object.fromEntries(Object.entries(route.query).filter(([name]) => !CHOSEN_BY.includes(name))));
   return html`<details class="filters" open=${count > 0 || undefined}>
-    <summary><span class="accent" aria-hidden="true"></span>Filter${count ? html` · <b>${whole(shown)}</b> of ${whole(rows.length)} chains` : ""}</summary>
+    <summary>Filter${count ? html` · <b>${whole(shown)}</b> of ${whole(rows.length)} chains` : ""}</summary>
     <div class="facets">
       ${facets.map(({ name, choices, more }) => html`<div class="facet" key=${name} role="group" aria-label=${`Choose by ${NAMES[name] ?? name}`}>
         <span class="facet-name">${NAMES[name] ?? name}</span>

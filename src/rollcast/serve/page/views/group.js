@@ -2,7 +2,7 @@
 
 import { html, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
-import { alignTurns, byAnswer, compareIds } from "../group.js";
+import { alignTurns, compareIds } from "../group.js";
 import { chipsOf, filterRows, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
@@ -85,7 +85,7 @@ export function GroupPage() {
   const policy = !versions.length ? null : Math.min(...versions) === Math.max(...versions) ? versions[0] : `${Math.min(...versions)}–${Math.max(...versions)}`;
   const step = all.find((row) => typeof row.train_step === "number")?.train_step ?? null;
   const flat = over && rewards.length > 1 && Math.max(...rewards) - Math.min(...rewards) < 1e-9;
-  const answers = byAnswer(members).slice(0, 4);
+  const answers = answersOf(all).slice(0, 4);
   const pill = (/** @type {string} */ name, /** @type {unknown} */ value) => html`<span class="pill">${name} <b><bdi>${value}</bdi></b></span>`;
   return html`<div class="title">
       <div>
@@ -96,7 +96,7 @@ export function GroupPage() {
           ${step !== null && pill("step", step)} ${pill("over", `${done} of ${all.length}`)} ${rewards.length > 0 && pill("mean reward", fixed(mean(rewards)))} ${rewards.length > 1 && pill("spread", fixed(spread(rewards)))}
           ${policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
         </div>
-        ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.chains.length} × <b><bdi>${answer.label || "no answer"}</bdi></b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+        ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.count} × <b><bdi>${answer.label || "no answer"}</bdi></b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
         <${CancelButton} key=${`${rollout} ${group}`} target=${{ run: rollout, group }} open=${!over} name=${`the ${counted(all.length - done, "chain")} of ${oneLine(group, 60)} that run`} label="Cancel this group …" byKey=${true} />
       </div>
       <nav class="choice" aria-label="How to show the group">
@@ -111,6 +111,19 @@ export function GroupPage() {
     ${shown === "strips" && open.length > 0 && html`<${Columns} runId=${rollout} rows=${rows.filter((row) => open.includes(row.chain_id))} members=${members.filter((member) => open.includes(member.view.chainId))} tokens=${false} over=${over} />`}
     ${shown === "strips" && rows.length > 0 && html`<${Strips} runId=${rollout} rows=${rows} members=${members} open=${open} toggle=${toggle} />`}
     ${(shown === "side" || shown === "tokens") && rows.length > 0 && html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${shown === "tokens"} over=${over} />`}`;
+}
+
+/** The answers of the chains that are over, the most frequent first, each with its mean reward. @param {readonly Row[]} rows */
+function answersOf(rows) {
+  /** @type {Map<string, Row[]>} */
+  const found = new Map();
+  for (const row of rows) {
+    if (row.state === "running") continue;
+    const label = oneLine(String(row.answer ?? ""), 80);
+    found.set(label, [...(found.get(label) ?? []), row]);
+  }
+  const made = [...found].map(([label, with_]) => ({ label, count: with_.length, reward: mean(with_.map((row) => row.reward).filter((reward) => typeof reward === "number")) }));
+  return made.sort((one, other) => other.count - one.count || (one.label < other.label ? -1 : 1));
 }
 
 /** The tree needs all chains of the group. @param {{runId: string, ids: string[], members: Member[], rows: Row[]}} props */

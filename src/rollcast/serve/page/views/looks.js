@@ -36,7 +36,7 @@ export function useLooks() {
   const now = performance.now();
   let known = found.get(store);
   if (known === undefined || known.runs !== runs || known.open !== open || now - known.at >= AGAIN_MS) {
-    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? Date.now() / 1000 : null);
+    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? store.now : null);
     found.set(store, (known = { runs, open, at: now, looks }));
   }
   const wait = known.at === now ? null : known.at + AGAIN_MS - now;

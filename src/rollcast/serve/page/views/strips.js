@@ -86,12 +86,15 @@ export function StripLegend({ cells, by, scale }) {
   </div>`;
 }
 
-/** Buttons that choose by what the cells are coloured. @param {{by: By}} props */
-export function ColourBy({ by }) {
+/** @type {By[]} */
+const KINDS = ["tool", "decision", "reward"];
+
+/** Buttons that choose by what the cells are coloured. @param {{by: By, choices?: By[]}} props */
+export function ColourBy({ by, choices = KINDS }) {
   const { route, run, go } = usePage();
   return html`<span class="colour-by" role="group" aria-label="Cells are coloured by"><span class="muted">coloured by</span>
-    ${/** @type {[By, string][]} */ ([["tool", "tool"], ["decision", "decision"], ["reward", "reward"]]).map(([name, words]) => html`<button key=${name} class="chip" aria-pressed=${by === name ? "true" : "false"}
-      onClick=${() => go({ ...route, run, query: { ...route.query, by: [name] } })}>${words}</button>`)}</span>`;
+    ${choices.map((name) => html`<button key=${name} class="chip" aria-pressed=${by === name ? "true" : "false"}
+      onClick=${() => go({ ...route, run, query: { ...route.query, by: [name] } })}>${name}</button>`)}</span>`;
 }
 
 /** @param {{runId: string, rows: Row[], members: Member[], open: string[], toggle: (chain: string) => void}} props */

@@ -15,12 +15,12 @@ const MOST = 8;
  * @param {{rows: readonly Row[], all?: readonly Row[], baseOf?: (runId: string) => import("./looks.js").Base}} props
  */
 export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
-  const { to } = usePage();
+  const { store, to } = usePage();
   const running = rows.some((row) => row.state === "running");
   useTicks(1000, running);
-  const stuck = running ? stuckOf(rows, Date.now() / 1000, all) : [];
+  const stuck = running ? stuckOf(rows, store.now, all) : [];
   if (!stuck.length) return null;
-  return html`<section class="panel" aria-labelledby="stuck"><h2 id="stuck">Where is it stuck?</h2>
+  return html`<section class="panel" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
     <ul class="stuck">${stuck.slice(0, MOST).map((each) => {
       const { row, silence } = each;
       const name = oneLine(row.chain_id, 60);
