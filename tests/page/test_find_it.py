@@ -52,7 +52,7 @@ def test_the_chain_that_hangs_is_named_with_its_tool_and_the_time(tab, tmp_path)
         see(page, ".question").click()
         stuck = see(page, ".stuck li", "chain_5")
         assert re.search(
-            r"in the tool open_page\s+quiet for .+ since \d\d:\d\d:\d\d; the median call takes \d+ ms",
+            r"in open_page\s+quiet for .+ since \d\d:\d\d:\d\d; the median call takes \d+ ms",
             stuck.inner_text(),
         )
         see(page, ".column-head .accent", "in open_page for")

@@ -16,6 +16,7 @@ const WITHOUT_TOKENS = [
   "tool_call_end", "reward", "message", "error", "gap", "chain_snapshot",
 ]; // prettier-ignore
 const MAX_PAGES = 256; // of one answer
+const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
 const MAX_GONE = 64;
@@ -59,6 +60,8 @@ export class Feed {
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
+    /** @type {string | null} the one for the rows that come first */
+    this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
@@ -111,6 +114,7 @@ export class Feed {
         break;
       }
       case "welcome":
+        this.store.takeOpenRuns(notice.runs);
         if (notice.again) this.askAgain();
         break;
     }
@@ -220,17 +224,32 @@ export class Feed {
   watchChains(wanted) {
     this.unwatchChains();
     this.total = null;
+    let answered = false;
+    this.opening = this.askOpenChains(wanted, () => answered);
     /** @type {Set<string>} */
     const runs = new Set();
     this.watching = this.ask(
       { what: "chains", watch: true, ...wanted },
       (rows, anew) => {
+        answered = true;
         if (anew && rows.length) for (const run of runs) this.store.forgetChainRows(run); // of a run that is gone, what was seen stays
         for (const row of rows) runs.add(row.run_id);
         this.takeRows(/** @type {Row[]} */ (rows));
       },
       "chains",
     );
+  }
+
+  /**
+   * Ask first for the chains that are open: the server has them at hand, and what is over may have to be read from a record.
+   * @param {{run?: string, filter?: Record<string, any>, sort?: string}} wanted
+   * @param {() => boolean} answered whether all rows are coming, so that these are no longer wanted
+   * @returns {string | null} the query
+   */
+  askOpenChains({ run, filter, sort }, answered) {
+    if (filter?.state !== undefined) return null;
+    const query = { ...(run === undefined ? {} : { run }), ...(sort === undefined ? {} : { sort }) };
+    return this.ask({ what: "chains", limit: OPEN_CHAINS, ...query, filter: { ...filter, state: "running" } }, (rows) => answered() || this.takeRows(/** @type {Row[]} */ (rows)), "open chains");
   }
 
   /** @param {Row[]} rows */
@@ -243,10 +262,11 @@ export class Feed {
   }
 
   unwatchChains() {
-    if (this.watching === null) return;
-    this.asked.delete(this.watching);
-    this.line.stop(this.watching);
-    this.watching = null;
+    for (const id of [this.opening, this.watching]) {
+      if (id === null || !this.asked.delete(id)) continue;
+      this.line.stop(id);
+    }
+    this.opening = this.watching = null;
   }
 
   // -- chains on screen -----------------------------------------------------------------------------------------------------

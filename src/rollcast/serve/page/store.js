@@ -384,6 +384,16 @@ export class Store {
   }
 
   /**
+   * Take what a server says of its open runs when it is connected to. A row of a run tells more, so what is known stays.
+   * @param {{run_id: string, parent_run_id: string | null, status: string}[]} runs
+   */
+  takeOpenRuns(runs) {
+    for (const { run_id, parent_run_id, status } of runs) {
+      if (status === "running" && !this.runRows.has(run_id)) this.takeRunRows([{ run_id, parent_run_id, status }]);
+    }
+  }
+
+  /**
    * The server does not know this run any more: what was open in it has lost its end.
    * @param {string} runId
    * @param {string} reason
