@@ -58,10 +58,13 @@ class View(NamedTuple):
 
 
 def _focus_a_token(page: Page) -> None:
-    """Show the facts of one token: the first that the model was not sure of."""
+    """Show the facts of a token of the second turn: the first that the model was not sure of."""
     page.locator("[data-turn]").nth(1).focus()
-    for _ in range(3):
+    probability = page.locator(".token-facts dt:text-is('probability') + dd")
+    for _ in range(12):
         page.keyboard.press("ArrowRight")
+        if probability.inner_text() != "1":
+            return
 
 
 class Stage(NamedTuple):
@@ -86,7 +89,7 @@ STAGES = (
         "in a browser",
         (
             View("hung-overview", "/run/{run}/overview", ".look"),
-            View("hung-group", "/run/{run}/group/group_0", ".look"),
+            View("hung-group", "/run/{run}/group/group_0", ".look-sign"),
         ),
     ),
     Stage(
@@ -94,8 +97,8 @@ STAGES = (
         r"chain_9 1\.0",
         (
             View("hacked-overview", "/run/{run}/overview", ".look"),
-            View("hacked-group", "/run/{run}/group/group_0", ".look"),
-            View("hacked-chain", "/run/{run}/chain/chain_5", "[data-turn]"),
+            View("hacked-group", "/run/{run}/group/group_0", ".look-sign"),
+            View("hacked-chain", "/run/{run}/chain/chain_5", ".looks-about"),
         ),
     ),
     Stage(

@@ -21,7 +21,7 @@ export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
   useTicks(1000, running);
   const stuck = running ? stuckOf(rows, store.now, all) : [];
   if (!stuck.length) return null;
-  return html`<section class="panel" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
+  return html`<section class="panel stuck-now" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
     <ul class="stuck">${stuck.slice(0, MOST).map((each) => {
       const { row, silence } = each;
       const name = oneLine(row.chain_id, 60);
