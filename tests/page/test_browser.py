@@ -380,4 +380,12 @@ def test_what_a_browser_loads(stage, tab):
     page = opened.open(stage.url)
     see(page, ".empty", "There is no run yet")
     paths = sorted(each.removeprefix(stage.url) for each in opened.requests)
-    assert paths == ["", "icon.svg", "main.js", "style.css", "vendor/hooks.js", "vendor/htm.js", "vendor/preact.js"]
+    assert paths == [
+        "",
+        "icon.svg",
+        "main.js",
+        "style.css",
+        "vendor/hooks.js",
+        "vendor/htm.js",
+        "vendor/preact.js",
+    ]

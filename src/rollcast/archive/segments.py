@@ -139,6 +139,7 @@ class LiveFrames:
             self.complete = False
             return
         frames, sizes, places = self.frames, self.sizes, self._places
+        each: StreamEvent | Trajectory
         for each, length in zip(about, lengths, strict=True):
             if (
                 not frames or self._lines >= FRAME_LINES or sizes[-1] + length > FRAME_BYTES
