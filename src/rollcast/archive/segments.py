@@ -129,7 +129,7 @@ class LiveFrames:
         self._in_frame: dict[int, None] = {}
         self._lines = 0
 
-    def add(self, data: bytes, about: Sequence[StreamEvent] | Sequence[Trajectory]) -> None:
+    def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
         """These lines were appended: one for each event or trajectory."""
         if not self.complete:
             return
@@ -139,7 +139,6 @@ class LiveFrames:
             self.complete = False
             return
         frames, sizes, places = self.frames, self.sizes, self._places
-        each: StreamEvent | Trajectory
         for each, length in zip(about, lengths, strict=True):
             if (
                 not frames or self._lines >= FRAME_LINES or sizes[-1] + length > FRAME_BYTES
