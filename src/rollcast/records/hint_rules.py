@@ -217,6 +217,8 @@ class Groups(Rule):
         super().__init__()
         self._groups: dict[str, _Group] = {}
         self._judged: dict[str, _Group] = {}
+        self._flat: dict[str, _Group] = {}  # those among them whose rewards are equal
+        self._alike: dict[str, _Group] = {}  # those whose answers are equal
         self._rewards: Sorted[float] = Sorted()
         self._low = -math.inf  # a lower reward is low
         self._wrong: Counter[str] = Counter()  # answers with a low reward
@@ -246,12 +248,18 @@ class Groups(Rule):
 
     def _note(self, group: _Group) -> None:
         """Note that a group has changed."""
-        if group.is_judged:
-            self._judged[group.name] = group
-        else:
-            self._judged.pop(group.name, None)
-            if not group.members.items:
-                del self._groups[group.name]
+        judged = group.is_judged
+        for kind, belongs in (
+            (self._judged, judged),
+            (self._flat, judged and group.flat),
+            (self._alike, judged and group.answer is not None),
+        ):
+            if belongs:
+                kind[group.name] = group
+            else:
+                kind.pop(group.name, None)
+        if not group.members.items:
+            del self._groups[group.name]
 
     def _count_wrong(self, fact: ChainFacts, n: int) -> None:
         if fact.result.reward is not None and fact.result.reward < self._low:
@@ -259,28 +267,27 @@ class Groups(Rule):
             self._wrongs += n
 
     def _find(self, facts: Facts) -> Iterator[Hint]:
-        yield from self._flat(facts)
-        yield from self._alike_and_wrong(facts)
+        yield from self._find_flat(facts)
+        yield from self._find_wrong(facts)
 
-    def _flat(self, facts: Facts) -> Iterator[Hint]:
+    def _find_flat(self, facts: Facts) -> Iterator[Hint]:
         """In most groups all chains have the same reward, so a trainer learns nothing from comparing them."""
-        groups = self._judged.values()
-        flat = [group for group in groups if group.flat] if len(groups) >= MIN_GROUPS else []
-        if not flat or len(flat) < FLAT * len(groups):
+        groups = len(self._judged)
+        if groups < MIN_GROUPS or len(self._flat) < FLAT * groups:
             return
-        flat.sort(key=lambda group: group.first)
+        flat = sorted(self._flat.values(), key=lambda group: group.first)
         firsts = (facts[group.scored.items[0]].result.reward or 0.0 for group in flat)
         counts = Counter(round(limited_reward(reward), 6) for reward in firsts)
         which = ", ".join(f"{reward:g} in {n}" for reward, n in counts.most_common(3))
         yield hint_about(
             "flat_groups",
-            f"In {len(flat)} of {len(groups)} groups all chains got the same reward ({which}), so nothing can be learned from "
+            f"In {len(flat)} of {groups} groups all chains got the same reward ({which}), so nothing can be learned from "
             "them",
             [number for group in flat for number in group.scored.items],
             facts,
         )
 
-    def _alike_and_wrong(self, facts: Facts) -> Iterator[Hint]:
+    def _find_wrong(self, facts: Facts) -> Iterator[Hint]:
         """Groups whose chains all give the same answer, and a low reward for it.
 
         Scales differ from reward to reward, so a reward is low if it is below the middle between the lowest and the highest of
@@ -296,7 +303,7 @@ class Groups(Rule):
             self._wrong.clear()
             for fact in facts.values():
                 self._count_wrong(fact, 1)
-        alike = [group for group in self._judged.values() if group.answer is not None and group.highest < low]
+        alike = [group for group in self._alike.values() if group.highest < low]
         for group in sorted(alike, key=lambda group: group.first):
             answer, size = group.answer or "", len(group.scored.items)
             elsewhere = self._wrongs - size

@@ -77,7 +77,8 @@ class SharedOutput:
         key = _destination(stream)
         with _registry_lock:
             output = _registry.get(key)
-            if output is None or output.dead:
+            # A file that was closed and deleted may have left its number to the next one.
+            if output is None or output.dead or getattr(output.stream, "closed", False):
                 output = _registry[key] = cls(stream)
             return output
 

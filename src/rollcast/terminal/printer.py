@@ -21,6 +21,7 @@ from rollcast.text import LINE_CHARS, shorten
 __all__ = ["Printer"]
 
 _LABEL_CHARS = 24
+_LABELS = 1_024  # of chains that were printed, which are kept
 _LIVE_ROWS = 8
 _WIDE = 60  # from this many cells on, timestamps have room
 _NARROW = 32  # below this many cells, only the number of a chain's id is shown
@@ -60,6 +61,7 @@ class Printer:
         self._fixed_width = width
         self._timestamps = timestamps
         self._second: tuple[int, str] = (-1, "")
+        self._labels: dict[str, tuple[Row, int]] = {}
         self._column = 0
         self.width: int | None = None
         self.live = False
@@ -102,7 +104,7 @@ class Printer:
 
     def widen_labels(self, chain_id: str) -> None:
         """Leave room for this id in every prefix from now on."""
-        cells = row_cells(self._label(chain_id))
+        cells = self._label(chain_id)[1]
         if cells > self.output.label_cells:
             self.output.label_cells = cells
             self.measure()
@@ -197,17 +199,24 @@ class Printer:
         if output.several_runs and (self.width is None or self.width >= _NARROW):
             run = _short_run(run_id if chain is None else chain.run_id)
             row += [*self.rows.line(f"{run:<4}", 4, "dim"), (" " * (5 - len(run)), "")]
-        label = self._label(chain.chain_id if chain is not None else "run")
+        label, cells = self._label(chain.chain_id if chain is not None else "run")
         style = "dim" if chain is None else chain.style
-        pad = " " * (output.label_cells - row_cells(label)) if not self._is_narrow() else ""
+        pad = " " * (output.label_cells - cells) if not self._is_narrow() else ""
         row += [(text, style if kind != "escape" else kind) for text, kind in label]
         row.append((f"{pad} {self.glyphs.bar} ", style))
         return row
 
-    def _label(self, chain_id: str) -> Row:
+    def _label(self, chain_id: str) -> tuple[Row, int]:
+        """How the chain is named, and how many cells that takes. This is on the path of every line."""
         name = chain_id.rpartition("_")[2] if self._is_narrow() else chain_id
-        head, left_out = shorten(name, _LABEL_CHARS)
-        return self.rows.text(head.replace("\n", " ")) + ([(self.glyphs.more, "")] if left_out else [])
+        label = self._labels.get(name)
+        if label is None:
+            head, left_out = shorten(name, _LABEL_CHARS)
+            row = self.rows.text(head.replace("\n", " ")) + ([(self.glyphs.more, "")] if left_out else [])
+            if len(self._labels) >= _LABELS:
+                self._labels.clear()
+            label = self._labels[name] = (row, row_cells(row))
+        return label
 
     def _is_narrow(self) -> bool:
         return self.width is not None and self.width < _NARROW
