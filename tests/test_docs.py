@@ -165,6 +165,33 @@ def test_commands_exist(words, monkeypatch):
         )
 
 
+def inline_commands(path):
+    """The commands in the running text, as (command, options)."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8")).replace("\n", " ")
+    for line in re.findall(r"`rollcast ([^`]*)`", text):
+        name, *words = line.partition(" | ")[0].split()
+        if not name.startswith("-"):
+            yield name, [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_commands_in_the_text_exist(path):
+    """The command, and each of the options that stand behind it."""
+    from typer.main import get_command
+
+    from rollcast.cli.app import app
+
+    commands = get_command(app).commands
+    known = {name: {o for p in command.params for o in p.opts} for name, command in commands.items()}
+    wrong = [
+        f"rollcast {name} {option}"
+        for name, options in inline_commands(path)
+        for option in ["", *options]
+        if name not in known or (option and option not in known[name])
+    ]
+    assert not wrong, f"{page_id(path)}: {wrong}"
+
+
 def without_code(page):
     return re.sub(r"`[^`\n]*`", "", FENCE.sub("", page))
 

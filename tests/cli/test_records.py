@@ -72,6 +72,27 @@ def test_a_word_that_can_be_no_record_is_one_short_sentence(directory, word):
     assert len(str(caught.value)) < 200 + len(str(directory))
 
 
+@pytest.mark.parametrize("records", [True, False], ids=["among records", "without records"])
+def test_a_path_that_is_no_record_is_named(directory, tmp_path_factory, monkeypatch, records):
+    """And not the record directory, in which nothing is missing. A name that a record has means the record."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "mine").mkdir()
+    (place / "notes.txt").write_text("x")
+    (place / "grid").mkdir()
+    monkeypatch.chdir(place)
+    there = directory if records else place / "none"
+    with pytest.raises(
+        ArchiveError, match=r"^mine has no run.json, so it is not a record; name a record's folder"
+    ):
+        find_record(there, "mine")
+    with pytest.raises(ArchiveError, match=r"notes.txt is a file, and a record is a folder"):
+        find_record(there, str(place / "notes.txt"))
+    with pytest.raises(ArchiveError, match=r"notes.txt is a file, and a record is a folder"):
+        Archive.open(place / "notes.txt")
+    if records:
+        assert find_record(there, "grid").name == "20261128-0900-grid-bbbb"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_records_of_others_do_not_hide_ones_own(directory):
     """A record is for its owner alone; in a directory that several share, each sees their own."""

@@ -63,8 +63,9 @@ def read_run_file(path: Path) -> RunFile:
     try:
         data = (path / RUN_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        what = "has no run.json, so it is not a record" if path.is_dir() else "is not there"
-        raise ArchiveError(f"{path} {what}; rollcast runs lists the records of a directory") from None
+        raise ArchiveError(
+            f"{path} {_why_no_record(path)}; rollcast runs lists the records of a directory"
+        ) from None
     except OSError as error:
         raise ArchiveError(f"{path / RUN_FILE} cannot be read: {error.strerror or error}") from None
     try:
@@ -73,6 +74,12 @@ def read_run_file(path: Path) -> RunFile:
         return msgspec.json.decode(data, type=RunFile)
     except JSON_ERRORS as error:
         raise ArchiveError(f"{path / RUN_FILE} is damaged: {error}") from None
+
+
+def _why_no_record(path: Path) -> str:
+    if os.path.isdir(path):  # noqa: PTH112  (unlike Path.is_dir it never raises)
+        return f"has no {RUN_FILE}, so it is not a record"
+    return "is a file, and a record is a folder" if os.path.exists(path) else "is not there"  # noqa: PTH110  (as above)
 
 
 class _Format(msgspec.Struct):
@@ -175,7 +182,8 @@ def find_record(directory: Path, word: str) -> Path:
     if word not in ("", ".") and _is_record(Path(word)):
         return Path(word)
     entries = list_records(directory)
-    if not entries:
+    is_path = word not in ("", ".", "latest") and os.path.exists(word)  # noqa: PTH110  (unlike Path.exists it never raises)
+    if not entries and not is_path:
         raise ArchiveError(
             f"{directory} holds no records; rollcast run and rollcast train leave one each, and --record-dir says where"
         )
@@ -191,6 +199,10 @@ def find_record(directory: Path, word: str) -> Path:
         more = f" and {len(begins) - 5} more" if len(begins) > 5 else ""
         raise ArchiveError(
             f"{word!r:.80} begins the names of {len(begins)} records: {names}{more}; give more of the name"
+        )
+    if is_path:
+        raise ArchiveError(
+            f"{word} {_why_no_record(Path(word))}; name a record's folder, or give the folder around it as --record-dir"
         )
     raise ArchiveError(f"{directory} holds no record {word!r:.80}{_nearest(word, entries)}")
 

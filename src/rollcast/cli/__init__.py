@@ -11,6 +11,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the `rollcast` command: bad input gives one sentence and exit code 2."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # before a run began, or after it ended
+        sys.exit(130)
+
+
+def _main() -> None:
     from rollcast.errors import RollcastError  # noqa: PLC0415
 
     _fill_closed_descriptors()
@@ -27,8 +34,6 @@ def main() -> None:
             print("rollcast:", "\n".join(lines), file=sys.stderr)
         _print_notes(error)
         sys.exit(2)
-    except KeyboardInterrupt:  # before a run began
-        sys.exit(130)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
         _discard_stdout()
