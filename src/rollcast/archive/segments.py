@@ -129,7 +129,7 @@ class LiveFrames:
         self._in_frame: dict[int, None] = {}
         self._lines = 0
 
-    def add(self, data: bytes, about: Sequence[StreamEvent] | Sequence[Trajectory]) -> None:
+    def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
         """These lines were appended: one for each event or trajectory."""
         if not self.complete:
             return
