@@ -137,7 +137,7 @@ class LineLog:
         self._bytes += len(data)
         self.seal_what_is_left()
 
-    def note(self, data: bytes, about: Sequence[StreamEvent] | Sequence[Trajectory]) -> None:
+    def note(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
         """Note what was appended last: the event or the trajectory of each line. What is noted need not be decoded for the index."""
         self._frames.add(data, about)
 

@@ -160,8 +160,8 @@ class EncodableChunk(msgspec.Struct, gc=False):
 
 def packed(values: Any, kind: type[int | float]) -> Any:
     """A list of one value of exactly this type without the list; otherwise the argument itself."""
-    if values.__class__ is list and len(values) == 1 and type(values[0]) is kind:
-        return PackedValue(values[0])
+    if values.__class__ is list and len(values) == 1 and values[0].__class__ is kind:
+        return PackedValue(*values)
     return values
 
 
