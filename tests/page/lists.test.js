@@ -121,3 +121,16 @@ test("what is no route leads to the overview", () => {
   assert.equal(parseRoute("#/run/r/chain/c/turn/x").turn, null);
   assert.equal(parseRoute("#/run/r?__proto__=x").query.__proto__[0], "x");
 });
+
+test("a row of the wall is the same object as long as nothing of it has changed", () => {
+  const rows = [0, 1, 2, 3].map((i) => row(i, { group_id: `group_${i % 2}`, state: "running" }));
+  const before = new Map(wallOf(rows).map((each) => [each.groupId, each]));
+  const after = new Map(wallOf(rows.map((each, i) => (i === 2 ? { ...each, state: "ended", reward: 1 } : each))).map((each) => [each.groupId, each]));
+  assert.equal(after.get("group_1"), before.get("group_1"));
+  assert.notEqual(after.get("group_0"), before.get("group_0"));
+  assert.equal(after.get("group_0")?.mean, 1);
+  const scaled = wallOf(rows, { low: 0, high: 2 });
+  assert.notEqual(scaled.find((each) => each.groupId === "group_1"), before.get("group_1"));
+  const fewer = wallOf(rows.slice(0, 3));
+  assert.equal(fewer.find((each) => each.groupId === "group_1")?.cells.length, 1);
+});
