@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
@@ -32,7 +33,10 @@ IMAGES = ROOT / "docs" / "images"
 WAIT_S = 240.0  # for a training on a busy machine
 VIEW_S = 30.0
 COLOURS = 128  # of a picture's palette
+EXACT = 24  # of them: the most frequent ones
 WIDE, TALL, PHONE = (1440, 900), (1440, 1100), (360, 740)
+
+Theme = Literal["light", "dark"]
 
 
 class View(NamedTuple):
@@ -56,7 +60,7 @@ class View(NamedTuple):
 def _focus_a_token(page: Page) -> None:
     """Show the facts of one token: the first that the model was not sure of."""
     page.locator("[data-turn]").nth(1).focus()
-    for _ in range(4):
+    for _ in range(3):
         page.keyboard.press("ArrowRight")
 
 
@@ -98,11 +102,11 @@ STAGES = (
         (
             View("overview", "/run/{run}/overview", ".curve polyline"),
             View("group", "/run/{run}/group/{group}?step=14", ".column .call-line"),
-            View("tokens", "/run/{run}/group/{group}/tokens?step=14", ".column [data-turn]"),
-            View("parts", "/run/{run}/group/{group}/parts?step=14", ".parts a"),
+            View("tokens", "/run/{run}/group/{group}/tokens?step=14", ".column .tokens"),
+            View("parts", "/run/{run}/group/{group}/parts?step=14", ".tree a"),
             View("chain", "/run/{run}/chain/{chain}?step=14", "[data-turn]", TALL, _focus_a_token),
-            View("chains", "/run/{run}/chains?step=14", "main a"),
-            View("events", "/run/{run}/events", ".event"),
+            View("chains", "/run/{run}/chains?step=14", "main a[href*='/chain/']"),
+            View("events", "/run/{run}/events", ".event-row"),
             View("runs", "/runs", "tbody tr"),
         ),
     ),
@@ -171,12 +175,12 @@ class Camera:
         self._wanted = wanted
 
     def places(self) -> dict[str, str]:
-        """The run that a page without one in its address shows, its group whose chains differ most, and that group's best chain."""
+        """The run that a page without one in its address shows, its group whose chains differ most, and that group's worst chain."""
         with self._page(WIDE, "light") as page:
-            page.goto(self._url)
+            self._open(page, "")
             group = _seen(page, "main a[data-row][href*='/group/']").get_attribute("href") or ""
-            page.goto(self._url + group)
-            chain = _seen(page, "a[data-column]").get_attribute("href") or ""
+            self._open(page, group)
+            chain = _seen(page, "a[data-column] >> nth=-1").get_attribute("href") or ""
         return {
             name: found[1]
             for name in ("run", "group", "chain")
@@ -188,30 +192,42 @@ class Camera:
         for view in views:
             if self._wanted and view.name not in self._wanted:
                 continue
-            for ending, theme, size in (
+            try:
+                self._draw(view, view.place.format(**places))
+            except PlaywrightError as error:
+                self.failed.append(f"{view.name}: {error.message.splitlines()[0]}")
+
+    def _draw(self, view: View, place: str) -> None:
+        with self._page(view.size, "light") as page:
+            self._open(page, place)
+            shots: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
                 ("", "light", view.size),
                 ("-dark", "dark", view.size),
                 ("-phone", "light", PHONE),
-            ):
+            )
+            for ending, theme, size in shots:
+                page.set_viewport_size({"width": size[0], "height": size[1]})
+                page.emulate_media(color_scheme=theme)
+                _seen(page, view.sign)
+                _until_still(page)
+                if view.act is not None and not ending:
+                    view.act(page)
+                page.mouse.move(0, 0)
+                page.evaluate("scrollTo(0, 0)")
+                page.wait_for_timeout(200)
                 path = IMAGES / f"page-{view.name}{ending}.png"
-                try:
-                    self._draw(view, view.place.format(**places), path, theme, size)
-                except PlaywrightError as error:
-                    self.failed.append(f"{path.name}: {error.message.splitlines()[0]}")
+                _save(page.screenshot(), path)
+                print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
 
-    def _draw(self, view: View, place: str, path: Path, theme: Any, size: tuple[int, int]) -> None:
-        with self._page(size, theme) as page:
-            page.goto(f"{self._url}#{place}")
-            _seen(page, view.sign)
-            _until_still(page)
-            if view.act is not None:
-                view.act(page)
-            page.wait_for_timeout(200)
-            _save(page.screenshot(), path)
-            print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
+    def _open(self, page: Page, place: str) -> None:
+        """Open the link, which may have a token behind its `#`, and then go to the place."""
+        if not page.url.startswith("http"):
+            page.goto(self._url)
+            _seen(page, "main h1")
+        page.evaluate("place => { location.hash = place; }", place)
 
     @contextmanager
-    def _page(self, size: tuple[int, int], theme: Any) -> Iterator[Page]:
+    def _page(self, size: tuple[int, int], theme: Theme) -> Iterator[Page]:
         context = self._browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
         )
@@ -241,11 +257,30 @@ def _until_still(page: Page) -> None:
 
 
 def _save(png: bytes, path: Path) -> None:
-    """Write the picture with a palette, which is a third of its size."""
+    """Write the picture with a palette, which makes it a third as large."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    # Unlike the other methods, this one keeps rare colours, such as those of a sign.
-    few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    pixels = np.asarray(picture).reshape(-1, 3)
+    colours, of_pixel, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    palette = _palette(colours[np.argsort(-counts)].astype(np.int64))
+    distances = ((colours[:, None, :].astype(np.int64) - palette[None, :, :]) ** 2).sum(axis=2)
+    indices = distances.argmin(axis=1).astype(np.uint8)[of_pixel].reshape(picture.height, picture.width)
+    few = Image.fromarray(indices, mode="P")
+    few.putpalette(palette.astype(np.uint8).tobytes())
     few.save(path, optimize=True)
+
+
+def _palette(by_frequency: np.ndarray) -> np.ndarray:
+    """At most `COLOURS` colours that are told apart, the frequent ones exactly, and rare ones too, such as those of a sign."""
+    for least in (1, 8, 12, 16, 24, 32):
+        chosen = by_frequency[:1]
+        for colour in by_frequency[1:]:
+            if len(chosen) > COLOURS:
+                break
+            if len(chosen) < EXACT or ((chosen - colour) ** 2).sum(axis=1).min() >= least**2:
+                chosen = np.vstack([chosen, colour])
+        if len(chosen) <= COLOURS:
+            return chosen
+    return chosen[:COLOURS]
 
 
 def main() -> int:

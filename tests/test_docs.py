@@ -144,14 +144,14 @@ def test_commands_exist(words, monkeypatch):
     if program == "rollcast":
         from rollcast.cli import app as cli
 
-        monkeypatch.setattr(cli, "run_command", lambda options: 0)
-        monkeypatch.setattr(cli, "watch_command", lambda options: 0)
+        for command in ("run", "watch"):
+            monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda options: 0)
         monkeypatch.setattr("rollcast.cli.recover.recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr("rollcast.cli.stats.stats_command", lambda directory, word, json, color: 0)
         monkeypatch.setattr("rollcast.cli.open_record.open_command", lambda directory, options: 0)
         for command in ("show", "replay", "export"):
             monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda directory, options: 0)
-        monkeypatch.setattr(cli, "train_command", lambda line, config: 0)
+        monkeypatch.setattr("rollcast.cli.train.command.train_command", lambda line, config: 0)
         done = CliRunner().invoke(cli.app, arguments)
         assert done.exit_code == 0, done.output
     elif program == "make":

@@ -114,7 +114,7 @@ async def _one_of_large(stage, run, number, turns):
     with run.chain(messages, group_id="group_0", index=number, reference=11) as chain:
         own = 2 + number % (turns - 1)
         for turn in range(own):
-            tool = "search" if turn == 2 and number % 5 == 0 else "guess"
+            tool = "search" if turn == 2 and number % 5 == 1 else "guess"
             chosen = 8 if turn == 0 else 9 + (number * 3 + turn) % 6
             result = "error" if number % 11 == 4 and turn == 1 else "higher" if chosen < 11 else "lower"
             guess(chain, chosen, result, -0.05 if turn == 0 else -0.3 * (1 + number % 5), tool=tool)
@@ -257,3 +257,14 @@ async def forked(stage):
                 generation.chunk("11.", token_ids=[8], logprobs=[-0.3])
             chain.reward(1.0)
             chain.end("answered", final_response="It is 11.")
+
+
+async def failing_tool(stage, chains=12):
+    """A tool that fails in most chains, at their second turn."""
+    async with stage.manager.run(chains=chains, groups=1, agent="failing", model="staged") as run:
+        for number in range(chains):
+            with run.chain([{"role": "user", "content": "How many?"}], group_id="group_0") as chain:
+                guess(chain, 8, "higher", -0.1)
+                guess(chain, number, "error" if number >= 3 else "none", -0.5, tool="search")
+                guess(chain, 9, "lower", -0.5)
+                answer(chain, "None.", 0.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -77,9 +78,20 @@ async def record(path, events, level="tokens", **about):
 def recorded(path, **options):
     """A record of one run of guesses, and its events."""
 
-    async def made() -> tuple[Path, list[StreamEvent]]:
+    async def both() -> tuple[Path, list[StreamEvent]]:
         about = {name: options.pop(name) for name in ("level",) if name in options}
         events = await guessing(**options)
         return await record(path, events, **about), events
 
-    return asyncio.run(made())
+    return made(both())
+
+
+def made(coroutine):
+    """What the coroutine returns."""
+    return in_a_thread(lambda: asyncio.run(coroutine))
+
+
+def in_a_thread(function):
+    """What the function returns. Playwright has an event loop in this thread, in which nothing may block."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()

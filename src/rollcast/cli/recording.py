@@ -86,6 +86,11 @@ class Recording:
             budget=options["record_budget"],
         )
 
+    def path_or_name(self, given: str) -> str:
+        """A model's folder or its name on the hub: as it was typed, unless another folder is the current one by now."""
+        there = self.begun_in / given
+        return str(there) if _here() != self.begun_in and there.is_dir() else given
+
     def __post_init__(self) -> None:
         given = {
             "--record": self.level is not None,

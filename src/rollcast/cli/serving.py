@@ -64,7 +64,7 @@ class Serving:
         """These options with a token of the command's own, if it serves and was given none."""
         if self.where is None or self.token is not None:
             return self
-        directory = None if recording.off else record_directory(recording.directory)
+        directory = None if recording.off else recording.begun_in / record_directory(recording.directory)
         return replace(self, made=made_token(directory))
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from itertools import pairwise
+from operator import sub
 from types import TracebackType
 from typing import Any, Protocol, Self, get_args
 
@@ -605,8 +605,7 @@ class GenerationWriter:
                 data: Any
                 if route.encoded:
                     kind: Any = EncodableChunk
-                    if fanout.crowded:
-                        token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
+                    token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
                     data = ChunkData(text, offset, token_ids, logprobs)
                 elif fanout.crowded:
                     ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
@@ -723,7 +722,8 @@ class _TimedGenerationWriter(GenerationWriter):
     def _times_between_tokens(self) -> list[float] | None:
         if len(self._arrivals) != len(self.turn.token_ids):
             return None  # a chunk was refused
-        return [round((later - earlier) * 1000, 3) for earlier, later in pairwise(self._arrivals)]
+        # In hundredths: a third digit would be a twentieth of a record, and half the time that this takes.
+        return [round(apart * 1e5) / 100 for apart in map(sub, self._arrivals[1:], self._arrivals)]
 
 
 class ToolCallWriter:

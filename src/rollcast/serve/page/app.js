@@ -55,7 +55,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   }, [feed, rollouts.join(), wantsRows]);
 
   useReplay({ replay, store, socket, route, run });
-  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...place.query, ...replayQuery(route) } });
+  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...replayQuery(route), ...place.query } });
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };

@@ -4,9 +4,38 @@ import { createContext, h } from "./vendor/preact.js";
 import { useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
 import htm from "./vendor/htm.js";
 import { chainKey } from "./store.js";
+import { visible } from "./text.js";
 import { chainTopic } from "./topics.js";
 
-export const html = htm.bind(h);
+export const html = htm.bind(shown);
+
+const PLAIN = /^[\x20-\x7e\n\t]*$/; // most texts, which need no closer look
+
+/**
+ * Preact's `h`, except that a character that cannot be seen, or that reorders others, becomes an escape in every text and every name of an
+ * element. A view may thus show what comes from outside as it came.
+ * @param {any} type
+ * @param {Record<string, any> | null} props
+ * @param {any[]} children
+ * @returns {any}
+ */
+function shown(type, props, ...children) {
+  if (typeof type === "string" && props !== null) {
+    for (const name of Object.keys(props)) {
+      if (typeof props[name] === "string" && (name === "title" || name.startsWith("aria-"))) props[name] = readable(props[name]);
+    }
+  }
+  for (let i = 0; i < children.length; i += 1) children[i] = readable(children[i]);
+  return h(type, props, ...children);
+}
+
+/** @param {any} child @returns {any} */
+function readable(child) {
+  if (typeof child === "string") return PLAIN.test(child) ? child : visible(child);
+  if (Array.isArray(child) && child.some((each) => typeof each === "string" || Array.isArray(each))) return child.map(readable);
+  return child;
+}
+
 export { useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 /**
@@ -114,7 +143,8 @@ export function useChains(runId, chainIds) {
   useLayoutEffect(() => {
     if (runId === null) return undefined;
     const ends = chainIds.map((chainId) => {
-      const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(chainKey(runId, chainId))}`;
+      const key = chainKey(runId, chainId);
+      const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(key)}|${store.timeLines.get(key)?.whole}|${store.gaps.get(key)?.all.length}`;
       let before = shape();
       return topics.listen(chainTopic(runId, chainId), () => {
         const now = shape();

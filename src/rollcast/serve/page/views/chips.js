@@ -1,6 +1,6 @@
 // Chips that choose among chains: by state, reward, tool, end, policy and step. What is chosen is in the address.
 
-import { html, usePage } from "../ui.js";
+import { html, usePage, useState } from "../ui.js";
 import { fixed, whole } from "../format.js";
 import { chipsOf, CHOSEN_BY, facetsOf } from "../lists.js";
 import { oneLine } from "../text.js";
@@ -48,6 +48,7 @@ export function Chips({ rows, shown, leaveOut = [] }) {
     if (!facet) facets.push((facet = { name, choices: [], more: 0 }));
     for (const value of values) if (!facet.choices.some((each) => each.value === value)) facet.choices.push({ value, count: 0 });
   }
+  const [opened, open] = useState(count > 0);
   if (!facets.length && !count) return null;
   const change = (/** @type {Record<string, string[]>} */ query) => go({ ...route, query });
   const press = (/** @type {string} */ name, /** @type {string} */ value) => {
@@ -57,7 +58,7 @@ export function Chips({ rows, shown, leaveOut = [] }) {
     change(next.length ? { ...others, [name]: next } : others);
   };
   const clear = () => change(Object.fromEntries(Object.entries(route.query).filter(([name]) => !CHOSEN_BY.includes(name))));
-  return html`<details class="filters" open=${count > 0 || undefined}>
+  return html`<details class="filters" open=${opened} onToggle=${(/** @type {Event} */ event) => open(/** @type {HTMLDetailsElement} */ (event.currentTarget).open)}>
     <summary>Filter${count ? html` · <b>${whole(shown)}</b> of ${whole(rows.length)} chains` : ""}</summary>
     <div class="facets">
       ${facets.map(({ name, choices, more }) => html`<div class="facet" key=${name} role="group" aria-label=${`Choose by ${NAMES[name] ?? name}`}>

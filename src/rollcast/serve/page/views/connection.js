@@ -1,6 +1,7 @@
 // The word in the header that tells how the page stands, and above the view what a person should know or do about the connection.
 
 import { html, useAgain, useEffect, usePage, useRef, useState, useTicks } from "../ui.js";
+import { adviceOn } from "../advice.js";
 import { formatRoute } from "../route.js";
 import { oneLine } from "../text.js";
 import { runRow } from "../training.js";
@@ -81,20 +82,6 @@ function Gone() {
       <a class="link-button" href=${formatRoute({ view: "overview" })}>Show what it has now</a> ${route.run === null && close}</section>`;
   }
   return html`<section class="notice" aria-label="Runs that are gone"><span role="status">The server was started anew, and does not know ${gone.length === 1 ? "a run" : `${gone.length} runs`} that this page showed:</span>${named} ${close}</section>`;
-}
-
-/**
- * Why the server refuses the page, and what to do. Pure.
- * @param {{refusedWith: number, why: string, token: string | null}} session
- * @returns {{what: string, todo: string, token: boolean}} `token`: whether another token would help
- */
-export function adviceOn({ refusedWith, why, token }) {
-  const link = "Open the newest link that the command printed (it ends in #token=…), or give its token here.";
-  if (refusedWith === 4003) return { what: "The token of this page has expired.", todo: link, token: true };
-  if (refusedWith === 4500 && token === null) return { what: "This server needs a token, and this page has none.", todo: link, token: true };
-  if (refusedWith === 4500) return { what: "The server does not know the token of this page; it may have been started anew with another one.", todo: link, token: true };
-  const what = `The server does not accept this page: ${oneLine(why, 400) || "it closed the connection"}.`;
-  return { what, todo: refusedWith === 4507 ? "Reload this page when the server lets it in." : "Reload this page.", token: false };
 }
 
 function Refused() {

@@ -5,6 +5,7 @@ import { duration } from "../format.js";
 import { stuckOf } from "../stuck.js";
 import { oneLine } from "../text.js";
 import { CancelButton } from "./cancel.js";
+import { doingWords } from "./doing.js";
 
 /** @typedef {import("../store.js").Row} Row */
 
@@ -26,19 +27,13 @@ export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
       const name = oneLine(row.chain_id, 60);
       return html`<li key=${row.chain_id}>
         <a class="link-button" href=${to({ ...baseOf(row.run_id), view: "chain", chain: row.chain_id })}>${name}</a>
-        <span>${doing(each)}</span>
+        <span>${doingWords(row)}</span>
         <span><b>quiet for ${duration(Math.floor(silence))}</b> <span class="muted">${usual(each)}</span></span>
         <${CancelButton} target=${{ run: row.run_id, chain: row.chain_id }} open=${true} name=${name} />
       </li>`;
     })}</ul>
     ${stuck.length > MOST && html`<p class="small muted">and ${(stuck.length - MOST).toLocaleString("en")} more</p>`}
   </section>`;
-}
-
-/** @param {import("../stuck.js").Stuck} stuck */
-function doing({ activity, tools }) {
-  if (activity === "tool") return tools.length ? `in the tool ${tools.map((name) => oneLine(name, 40)).join(" and ")}` : "in a tool";
-  return { generating: "generating", scoring: "waiting for its reward" }[activity] ?? "between two turns";
 }
 
 /** @param {import("../stuck.js").Stuck} stuck */
