@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import about_machine
-from benchmarks.measure import Figure
+from benchmarks.measure import Figure, NotInstalledError
 from rollcast.errors import MissingExtraError
 
 __all__ = ["BENCHMARKS", "main"]
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",
     "recording": "benchmarks.recording",
+    "page": "benchmarks.page",
     "archive": "benchmarks.archive",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "learning": "benchmarks.learning",
     "trl": "benchmarks.trl_learning",
 }
+PARTS = {"page": ("paint", "delay", "wall", "long", "memory", "record", "cost")}
 HISTORY = Path(__file__).parent / "history"
 
 
@@ -48,15 +50,21 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=(main.__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("names", nargs="*", help=f"from {', '.join(BENCHMARKS)}; by default all")
+    parser.add_argument(
+        "names", nargs="*", help=f"from {', '.join(BENCHMARKS)}; by default all; page.paint is a part of page"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: to check that it works, not to measure"
     )
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/history")
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.names) - set(BENCHMARKS))
+    unknown = sorted({name.partition(".")[0] for name in options.names} - set(BENCHMARKS))
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    for name in options.names:
+        if "." in name and name.partition(".")[2] not in PARTS.get(name.partition(".")[0], ()):
+            parts = ", ".join(f"{whole}.{part}" for whole, parts in PARTS.items() for part in parts)
+            parser.error(f"there is no part {name!r}; there are {parts}")
     about = {**about_machine(), "quick": options.quick}
     print(
         f"{about['cpu']}, {about['cores']} cores, {about['system']}, {about['python']}; load {about['load']}\n"
@@ -79,23 +87,24 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
 
 def _measured(
     names: list[str], *, quick: bool
-) -> tuple[list[Figure], dict[str, float], dict[str, MissingExtraError]]:
+) -> tuple[list[Figure], dict[str, float], dict[str, ImportError]]:
     """The figures; how long each benchmark took; and which were left out, and why."""
     figures: list[Figure] = []
     seconds: dict[str, float] = {}
-    left_out: dict[str, MissingExtraError] = {}
+    left_out: dict[str, ImportError] = {}
     # Observers that fail on purpose are logged as in any program, but not in this table.
     handler = logging.StreamHandler(io.StringIO())
     logging.getLogger("rollcast").addHandler(handler)
     try:
         for name in names:
             began = time.monotonic()
+            whole, _, part = name.partition(".")
             try:
-                benchmark = importlib.import_module(BENCHMARKS[name])
-            except MissingExtraError as error:
+                benchmark = importlib.import_module(BENCHMARKS[whole])
+            except (MissingExtraError, NotInstalledError) as error:
                 left_out[name] = error
                 continue
-            for figure in benchmark.run(quick):
+            for figure in benchmark.run(quick, part) if part else benchmark.run(quick):
                 figures.append(figure)
                 print(_row(figure), flush=True)
             seconds[name] = round(time.monotonic() - began, 1)

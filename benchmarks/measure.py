@@ -12,9 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Estimate", "Figure", "estimate", "figure", "paired", "ratios"]
+__all__ = ["Estimate", "Figure", "NotInstalledError", "estimate", "figure", "paired", "ratios"]
 
 RESAMPLES = 2000
+
+
+class NotInstalledError(ImportError):
+    """A benchmark needs something that is not installed and that no extra of the package installs."""
+
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
-    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
+    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
 ]  # fmt: skip
 
 
@@ -22,9 +22,13 @@ def benchmarks(monkeypatch):
 
 
 @pytest.mark.timeout(600)  # they are real work, which takes as long as the machine needs
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "page" else name for name in NAMES]
+)
 def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
     """Each benchmark works at tiny sizes, prints a row a figure, and can be kept."""
+    if name == "page":
+        pytest.importorskip("benchmarks.page", exc_type=ImportError)
     monkeypatch.setattr(benchmarks, "HISTORY", tmp_path)
     context = contextvars.copy_context()  # they leave chains open, which `current_chain` would find later
     figures = context.run(benchmarks.main, ["--quick", "--save", name])
@@ -38,6 +42,20 @@ def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
 def test_every_benchmark_is_tried(benchmarks):
     """The names above are all there are."""
     assert list(benchmarks.BENCHMARKS) == NAMES
+
+
+def test_the_parts_of_a_benchmark_are_those_that_it_has(benchmarks):
+    """A part can be run by its name; another name is refused with a sentence."""
+    module = pytest.importorskip("benchmarks.page", exc_type=ImportError)
+    assert tuple(module.PARTS) == benchmarks.PARTS["page"]
+
+
+@pytest.mark.parametrize("name", ["page.none", "off.on"])
+def test_a_part_that_is_not_there_is_refused(benchmarks, name, capsys):
+    """With those that are."""
+    with pytest.raises(SystemExit, match="2"):
+        benchmarks.main([name])
+    assert f"there is no part {name!r}; there are page.paint, " in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_sentence(benchmarks, monkeypatch, capsys):

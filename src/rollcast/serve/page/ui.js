@@ -64,6 +64,26 @@ export function usePage() {
   return useContext(Page);
 }
 
+/**
+ * A component that is drawn again only if one of its properties is another value.
+ * @template P
+ * @param {(props: P) => any} view
+ * @returns {(props: P) => any}
+ */
+export function memo(view) {
+  /** @this {any} @param {any} props */
+  return function (props) {
+    this.shouldComponentUpdate = differs;
+    return h(/** @type {any} */ (view), props);
+  };
+}
+
+/** @this {{props: Record<string, unknown>}} @param {Record<string, unknown>} next */
+function differs(next) {
+  const names = Object.keys(next);
+  return names.length !== Object.keys(this.props).length || names.some((name) => next[name] !== this.props[name]);
+}
+
 /** @returns {() => void} draws again */
 export function useAgain() {
   const [, again] = useReducer((/** @type {number} */ n) => n + 1, 0);

@@ -39,8 +39,28 @@ export function wallOf(rows, scale = rewardScale(rows)) {
     if (known) known.push(row);
     else groups.set(name, [row]);
   }
-  const made = [...groups].map(([groupId, found]) => wallRow(groupId, found, scale));
+  const made = [...groups].map(([groupId, found]) => sameOrNew(groupId, found, scale));
   return made.sort((one, other) => other.spread - one.spread || compareIds(one.groupId, other.groupId));
+}
+
+/** Rows of the wall by the first row of their chains, and what they were made of. @type {WeakMap<Row, {rows: Row[], scale: RewardScale, made: WallRow}>} */
+const MADE = new WeakMap();
+
+/**
+ * The row of the wall, the same object as before if nothing of it has changed. (A chain's row is replaced and never changed.)
+ * @param {string} groupId
+ * @param {Row[]} rows
+ * @param {RewardScale} scale
+ * @returns {WallRow}
+ */
+function sameOrNew(groupId, rows, scale) {
+  const first = /** @type {Row} */ (rows[0]);
+  const before = MADE.get(first);
+  const isSame = before && before.scale.low === scale.low && before.scale.high === scale.high && before.rows.length === rows.length;
+  if (isSame && rows.every((row, i) => row === before.rows[i])) return before.made;
+  const made = wallRow(groupId, [...rows], scale);
+  MADE.set(first, { rows, scale, made });
+  return made;
 }
 
 /** @typedef {{low: number, high: number}} RewardScale */

@@ -1,7 +1,7 @@
 // The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is over:
 // how far it is filled says it without colour.
 
-import { html, usePage } from "../ui.js";
+import { html, memo, usePage } from "../ui.js";
 import { fixed } from "../format.js";
 import { chainKey } from "../store.js";
 import { oneLine } from "../text.js";
@@ -44,16 +44,19 @@ export function Wall({ rows, runId, quiet, base, left }) {
       ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} dim=${false} /></a>`)}</div>`;
   }
   const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
-  return html`<div class="wall">${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} base=${base} dims=${dims} />`)}</div>`;
+  const marks = (/** @type {WallRow} */ row) => (quiet.size || left !== null ? row.cells.map((cell) => (quiet.has(cell.chainId) ? 1 : 0) + (dims(cell) ? 2 : 0)).join("") : "");
+  const href = (/** @type {WallRow} */ row) => (row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chains" }));
+  return html`<div class="wall">${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
 }
 
-/** @param {{row: WallRow, quiet: Set<string>, base: import("./looks.js").Base, dims: (cell: import("../wall.js").Cell) => boolean}} props */
-function Question({ row, quiet, base, dims }) {
-  const { to } = usePage();
+/** A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is. */
+const Question = memo(QuestionRow);
+
+/** @param {{row: WallRow, href: string, marks: string}} props */
+function QuestionRow({ row, href, marks }) {
   const what = row.groupId === "" ? "chains without a group" : row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
-  const href = row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chains" });
   return html`<a class="question" data-row href=${href}>
-    <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} dim=${dims(cell)} />`)}</span>
+    <span class="cells">${row.cells.map((cell, i) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${marks[i] === "1" || marks[i] === "3"} dim=${Number(marks[i]) > 1} />`)}</span>
     <span class="what"><bdi>${what}</bdi></span>
     <span class="hidden-name">, ${oneLine(row.groupId, 60) || "chains without a group"}, ${row.done} of ${row.cells.length} over, mean reward </span>
     <span class="mean">${row.mean === null ? (row.done === row.cells.length ? "–" : "…") : fixed(row.mean)}</span>
