@@ -19,18 +19,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-WAIT_S = 120.0
+WAIT_S = 240.0  # for a training on a busy machine
+VIEW_S = 30.0
 COLOURS = 128  # of a picture's palette
+EXACT = 24  # of them: the most frequent ones
 WIDE, TALL, PHONE = (1440, 900), (1440, 1100), (360, 740)
+
+Theme = Literal["light", "dark"]
 
 
 class View(NamedTuple):
@@ -54,28 +60,56 @@ class View(NamedTuple):
 def _focus_a_token(page: Page) -> None:
     """Show the facts of one token: the first that the model was not sure of."""
     page.locator("[data-turn]").nth(1).focus()
-    for _ in range(4):
+    for _ in range(3):
         page.keyboard.press("ArrowRight")
 
 
-OF_TRAINING = (
-    View("overview", "/run/{run}/overview", ".curve path"),
-    View("group", "/run/{run}/group/{group}?step=14", ".column .call-line"),
-    View("tokens", "/run/{run}/group/{group}/tokens?step=14", ".column [data-turn]"),
-    View("parts", "/run/{run}/group/{group}/parts?step=14", ".parts a"),
-    View("chain", "/run/{run}/chain/{chain}?step=14", "[data-turn]", TALL, _focus_a_token),
-    View("chains", "/run/{run}/chains?step=14", "main a"),
-    View("events", "/run/{run}/events", ".event"),
-    View("runs", "/runs", "tbody tr"),
-)
-OF_HUNG = (
-    View("hung-overview", "/run/{run}/overview", ".look"),
-    View("hung-group", "/run/{run}/group/group_0", ".column .call-line"),
-)
-OF_HACKED = (
-    View("hacked-overview", "/run/{run}/overview", ".look"),
-    View("hacked-group", "/run/{run}/group/group_0", ".column .call-line"),
-    View("hacked-chain", "/run/{run}/chain/chain_5", "[data-turn]"),
+class Stage(NamedTuple):
+    """A program that serves the page, and the views that are drawn of it.
+
+    Attributes:
+        command: for Python.
+        until: a pattern of what it prints before the views are drawn.
+    """
+
+    command: tuple[str, ...]
+    until: str
+    views: tuple[View, ...]
+
+
+_TRAIN = "-m rollcast train --task guess --steps 14 --seed 0 --record tokens --out out --serve 127.0.0.1:0 --keep-serving"
+STAGES = (
+    Stage(
+        (str(ROOT / "examples" / "find_the_hung_chain.py"), "--serve", "0"),
+        "in a browser",
+        (
+            View("hung-overview", "/run/{run}/overview", ".look"),
+            View("hung-group", "/run/{run}/group/group_0", ".look"),
+        ),
+    ),
+    Stage(
+        (str(ROOT / "examples" / "find_the_chain_that_hacked_its_reward.py"), "--serve", "0"),
+        r"chain_9 1\.0",
+        (
+            View("hacked-overview", "/run/{run}/overview", ".look"),
+            View("hacked-group", "/run/{run}/group/group_0", ".look"),
+            View("hacked-chain", "/run/{run}/chain/chain_5", "[data-turn]"),
+        ),
+    ),
+    Stage(
+        tuple(_TRAIN.split()),
+        r"\ndone: ",
+        (
+            View("overview", "/run/{run}/overview", ".curve polyline"),
+            View("group", "/run/{run}/group/{group}?step=14", ".column .call-line"),
+            View("tokens", "/run/{run}/group/{group}/tokens?step=14", ".column .tokens"),
+            View("parts", "/run/{run}/group/{group}/parts?step=14", ".tree a"),
+            View("chain", "/run/{run}/chain/{chain}?step=14", "[data-turn]", TALL, _focus_a_token),
+            View("chains", "/run/{run}/chains?step=14", "main a[href*='/chain/']"),
+            View("events", "/run/{run}/events", ".event-row"),
+            View("runs", "/runs", "tbody tr"),
+        ),
+    ),
 )
 
 
@@ -129,50 +163,71 @@ class Camera:
 
     Args:
         wanted: names of views; empty: all.
+
+    Attributes:
+        failed: what could not be drawn, and why.
     """
 
     def __init__(self, browser: Browser, url: str, wanted: list[str]) -> None:
+        self.failed: list[str] = []
         self._browser = browser
         self._url = url
         self._wanted = wanted
 
-    def run_id(self) -> str:
-        """The run that a page without one in its address shows."""
+    def places(self) -> dict[str, str]:
+        """The run that a page without one in its address shows, its group whose chains differ most, and that group's worst chain."""
         with self._page(WIDE, "light") as page:
-            page.goto(self._url)
-            link = page.locator("main a[href*='/run/']").first
-            link.wait_for(state="attached", timeout=WAIT_S * 1000)
-            found = re.search(r"/run/([^/?]+)", link.get_attribute("href") or "")
-            assert found is not None
-            return found[1]
+            self._open(page, "")
+            group = _seen(page, "main a[data-row][href*='/group/']").get_attribute("href") or ""
+            self._open(page, group)
+            chain = _seen(page, "a[data-column] >> nth=-1").get_attribute("href") or ""
+        return {
+            name: found[1]
+            for name in ("run", "group", "chain")
+            if (found := re.search(rf"/{name}/([^/?]+)", group + chain)) is not None
+        }
 
-    def draw(self, views: tuple[View, ...], **names: str) -> None:
+    def draw(self, views: tuple[View, ...], places: dict[str, str]) -> None:
         """Draw the views, each in both themes and on a phone."""
         for view in views:
             if self._wanted and view.name not in self._wanted:
                 continue
-            for ending, theme, size in (
+            try:
+                self._draw(view, view.place.format(**places))
+            except PlaywrightError as error:
+                self.failed.append(f"{view.name}: {error.message.splitlines()[0]}")
+
+    def _draw(self, view: View, place: str) -> None:
+        with self._page(view.size, "light") as page:
+            self._open(page, place)
+            shots: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
                 ("", "light", view.size),
                 ("-dark", "dark", view.size),
                 ("-phone", "light", PHONE),
-            ):
-                self._draw(
-                    view, view.place.format(**names), IMAGES / f"page-{view.name}{ending}.png", theme, size
-                )
+            )
+            for ending, theme, size in shots:
+                page.set_viewport_size({"width": size[0], "height": size[1]})
+                page.emulate_media(color_scheme=theme)
+                _seen(page, view.sign)
+                _until_still(page)
+                if view.act is not None and not ending:
+                    view.act(page)
+                page.mouse.move(0, 0)
+                page.evaluate("scrollTo(0, 0)")
+                page.wait_for_timeout(200)
+                path = IMAGES / f"page-{view.name}{ending}.png"
+                _save(page.screenshot(), path)
+                print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
 
-    def _draw(self, view: View, place: str, path: Path, theme: Any, size: tuple[int, int]) -> None:
-        with self._page(size, theme) as page:
-            page.goto(f"{self._url}#{place}")
-            page.locator(view.sign).first.wait_for(state="attached", timeout=WAIT_S * 1000)
-            _until_still(page)
-            if view.act is not None:
-                view.act(page)
-            page.wait_for_timeout(200)
-            _save(page.screenshot(), path)
-            print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
+    def _open(self, page: Page, place: str) -> None:
+        """Open the link, which may have a token behind its `#`, and then go to the place."""
+        if not page.url.startswith("http"):
+            page.goto(self._url)
+            _seen(page, "main h1")
+        page.evaluate("place => { location.hash = place; }", place)
 
     @contextmanager
-    def _page(self, size: tuple[int, int], theme: Any) -> Iterator[Page]:
+    def _page(self, size: tuple[int, int], theme: Theme) -> Iterator[Page]:
         context = self._browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
         )
@@ -180,6 +235,13 @@ class Camera:
             yield context.new_page()
         finally:
             context.close()
+
+
+def _seen(page: Page, selector: str) -> Locator:
+    """The first such element, when it is there."""
+    found = page.locator(selector).first
+    found.wait_for(state="attached", timeout=VIEW_S * 1000)
+    return found
 
 
 def _until_still(page: Page) -> None:
@@ -195,53 +257,59 @@ def _until_still(page: Page) -> None:
 
 
 def _save(png: bytes, path: Path) -> None:
-    """Write the picture with a palette, which is a third of its size."""
+    """Write the picture with a palette, which makes it a third as large."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    # Unlike the other methods, this one keeps rare colours, such as those of a sign.
-    few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    pixels = np.asarray(picture).reshape(-1, 3)
+    colours, of_pixel, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    palette = _palette(colours[np.argsort(-counts)].astype(np.int64))
+    distances = ((colours[:, None, :].astype(np.int64) - palette[None, :, :]) ** 2).sum(axis=2)
+    indices = distances.argmin(axis=1).astype(np.uint8)[of_pixel].reshape(picture.height, picture.width)
+    few = Image.fromarray(indices, mode="P")
+    few.putpalette(palette.astype(np.uint8).tobytes())
     few.save(path, optimize=True)
 
 
-def of_training(browser: Browser, wanted: list[str], folder: Path) -> None:
-    """The views of a training that has ended."""
-    options = ("--task", "guess", "--steps", "14", "--seed", "0", "--record", "tokens", "--out", "out")
-    command = ("-m", "rollcast", "train", *options, "--serve", "127.0.0.1:0", "--keep-serving")
-    with running(*command, folder=folder) as output:
-        url = output.wait_for(r"in a browser: (http\S+)")[1]
-        output.wait_for(r"\ndone: ", 2 * WAIT_S)
-        camera = Camera(browser, url, wanted)
-        camera.draw(OF_TRAINING, run=camera.run_id(), group="group_0", chain="chain_0")
+def _palette(by_frequency: np.ndarray) -> np.ndarray:
+    """At most `COLOURS` colours that are told apart, the frequent ones exactly, and rare ones too, such as those of a sign."""
+    for least in (1, 8, 12, 16, 24, 32):
+        chosen = by_frequency[:1]
+        for colour in by_frequency[1:]:
+            if len(chosen) > COLOURS:
+                break
+            if len(chosen) < EXACT or ((chosen - colour) ** 2).sum(axis=1).min() >= least**2:
+                chosen = np.vstack([chosen, colour])
+        if len(chosen) <= COLOURS:
+            return chosen
+    return chosen[:COLOURS]
 
 
-def of_example(browser: Browser, wanted: list[str], folder: Path, name: str, views: tuple[View, ...]) -> None:
-    """The views of an example while it serves."""
-    if wanted and not any(view.name in wanted for view in views):
-        return
-    with running(str(ROOT / "examples" / f"{name}.py"), "--serve", "0", folder=folder) as output:
-        url = output.wait_for(r"in a browser: (http\S+)")[1]
-        camera = Camera(browser, url, wanted)
-        camera.draw(views, run=camera.run_id())
-
-
-def main() -> None:
-    """Make the pictures."""
+def main() -> int:
+    """Make the pictures; the exit code."""
     parser = argparse.ArgumentParser(description="Makes the pictures of the page in docs/images.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="the views to draw; all if none is named")
     wanted = parser.parse_args().names
-    known = [view.name for view in (*OF_TRAINING, *OF_HUNG, *OF_HACKED)]
+    known = [view.name for stage in STAGES for view in stage.views]
     if unknown := set(wanted) - set(known):
         parser.error(f"there is no view {min(unknown)!r}; expected some of: {', '.join(known)}")
     if (chromium := shutil.which("chromium")) is None:
         parser.error("found no chromium; install it: apt-get install chromium")
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+    failed: list[str] = []
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, ExitStack() as programs:
         # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        of_example(browser, wanted, Path(folder), "find_the_hung_chain", OF_HUNG)
-        of_example(browser, wanted, Path(folder), "find_the_chain_that_hacked_its_reward", OF_HACKED)
-        if not wanted or any(view.name in wanted for view in OF_TRAINING):
-            of_training(browser, wanted, Path(folder))
+        # All begin at once: a training takes its time, and so does a chain until it has been quiet for long.
+        stages = [stage for stage in STAGES if not wanted or any(view.name in wanted for view in stage.views)]
+        outputs = [programs.enter_context(running(*stage.command, folder=Path(folder))) for stage in stages]
+        for stage, output in zip(stages, outputs, strict=True):
+            camera = Camera(browser, output.wait_for(r"in a browser: (http\S+)")[1], wanted)
+            output.wait_for(stage.until)
+            camera.draw(stage.views, camera.places())
+            failed += camera.failed
         browser.close()
+    for sentence in failed:
+        print(f"not drawn: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

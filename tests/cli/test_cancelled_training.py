@@ -36,7 +36,7 @@ async def test_it_ends_with_one_sentence_and_a_whole_record(tmp_path, what):
     log = tmp_path / "said"
     with (
         log.open("w") as said,
-        subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=tmp_path) as process,
+        subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=tmp_path) as process,  # noqa: ASYNC220  (a process is begun in a moment)
     ):
         try:
             place, token = served(log)

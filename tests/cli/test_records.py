@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver

@@ -65,5 +65,5 @@ def audit(page, view):
     found = page.evaluate(
         "axe.run(document, {resultTypes: ['violations']}).then((r) => r.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html.slice(0, 120)).slice(0, 3).join(' | ')}`))"
     )
-    assert found == [], view
+    assert found == [], f"{view}: {found}"
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view

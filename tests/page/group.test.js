@@ -50,7 +50,7 @@ const running = () => member("chain_2", [[8, "higher"], [12, "lower"]], { open: 
 
 test("a turn is a generation with its calls and what they gave", () => {
   const items = itemsOf(right().view);
-  assert.deepEqual(items[0], { kind: "message", role: "user", text: "Guess.", prompt: true });
+  assert.deepEqual(items[0], { kind: "message", role: "user", text: "Guess.", prompt: true, first: 0 });
   const [first] = turnsOf(right().view);
   assert.equal(first.step, 1);
   assert.equal(first.calls.length, 1);

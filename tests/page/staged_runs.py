@@ -134,14 +134,14 @@ class StagedRuns:
                 chain.reward(0.5, {HOSTILE[:40]: 1.0})
                 chain.end("answered", final_response=HOSTILE)
 
-    async def stream(self, tokens):
+    async def stream(self, tokens, pause_s=0.001):
         """One chain that writes `tokens` tokens, and waits then."""
         async with self.manager.run(chains=1, groups=1, agent="long", model="staged") as run:
             with run.chain([{"role": "user", "content": "Write."}], group_id="group_0") as chain:
                 with chain.generation() as generation:
                     for number in range(tokens):
                         generation.chunk(f"word{number} ", token_ids=[number], logprobs=[-0.01])
-                        await asyncio.sleep(0.001)
+                        await asyncio.sleep(pause_s)
                     await self.goes_on.wait()
                 chain.end("answered", final_response="done")
 

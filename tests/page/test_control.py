@@ -92,7 +92,7 @@ def test_where_it_is_stuck_is_told_with_a_button_beside_it(stage, tab):
     page = one.open(link(stage))
     item = see(page, ".stuck li", "chain_7")
     text = item.inner_text()
-    assert "in the tool search" in text
+    assert "in search" in text
     assert "quiet for 1 min" in text or "quiet for 60" in text
     assert "the median call takes" in text
     audit(page, "stuck")

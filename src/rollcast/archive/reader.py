@@ -181,9 +181,12 @@ class Archive:
         Raises:
             ArchiveError: there is no such chain.
         """
-        row = self.chain(chain_id, run_id)
+        return self.events_of_row(self.chain(chain_id, run_id))
+
+    def events_of_row(self, row: dict[str, Any]) -> EventReader:
+        """The events of the chain that a row from `chain` or `chains` is about."""
         last = row.get("last")
-        wanted = EventFilter(runs=row["run_id"], chains=chain_id)
+        wanted = EventFilter(runs=row["run_id"], chains=row["chain_id"])
         return self.events(row.get("first"), wanted, until=None if last is None else last + 1)
 
     def _position(self, since: str | int | None) -> int:

@@ -43,7 +43,7 @@ from rollcast.records.jsonable import JSON_ERRORS, as_json
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
-from rollcast.stream.waiting import ChunkData, Encodable, event_of
+from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, event_of
 from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
@@ -454,46 +454,92 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     """
     if not lines and CHUNK not in {event.event_type for event in events}:
         return cast("list[StreamEvent]", events)
-    # By chain, where its latest chunks stand if nothing came after them.
-    open_now: dict[tuple[str, str], list[int]] = {}
-    groups: list[list[int]] = []
-    for i, event in enumerate(events):
-        key = (event.run_id, event.chain_id)
-        if event.event_type is not CHUNK:
-            if event.event_type is T.GAP:
+    kept: list[Encodable | None] = list(events)
+    open_now: dict[
+        tuple[str, str], list[int]
+    ] = {}  # by chain, the places of its chunks with nothing after them
+    try:
+        for i, event in enumerate(events):
+            if event.event_type is CHUNK:
+                key = (event.run_id, event.chain_id)
+                places = open_now.get(key)
+                if places is None:
+                    open_now[key] = [i]
+                else:
+                    places.append(i)
+            elif event.event_type is T.GAP:
+                for each, places in open_now.items():
+                    _join(kept, places, each, lines)
                 open_now.clear()
                 for of_run in [each for each in lines if each[0] == event.run_id]:
                     del lines[of_run]
             else:
-                open_now.pop(key, None)
+                key = (event.run_id, event.chain_id)
+                if key in open_now:
+                    _join(kept, open_now.pop(key), key, lines)
                 lines.pop(key, None)
-            continue
-        group = open_now.get(key)
-        if group is None or events[group[0]].step != event.step:
-            # The first, or the first of the next generation if a filter leaves out what is between.
-            group = open_now[key] = []
-            groups.append(group)
-        group.append(i)
-        text, offset = _text_of(event.data)
+        for each, places in open_now.items():
+            _join(kept, places, each, lines)
+    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
+        return [event_of(event) for event in events]
+    return [event_of(event) for event in kept if event is not None]
+
+
+def _join(
+    kept: list[Encodable | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> None:
+    """Merge a chain's chunks at these places, between which nothing of it stands, into as few as may be; others become None."""
+    chunks = [cast("Encodable", kept[i]) for i in places]
+    begin = 0
+    for end in _ends_of_pieces(chunks, key, lines):
+        if end - begin > 1:
+            for i in places[begin : end - 1]:
+                kept[i] = None
+            kept[places[end - 1]] = event_of(merged_chunks([*chunks[begin:end]], timed=True))
+        begin = end
+
+
+def _ends_of_pieces(
+    chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> list[int]:
+    """After which of the neighbouring chunks a merged one ends, counted from 1; `lines` is kept up to date."""
+    if (quick := _ends_if_no_line_ends(chunks, key, lines)) is not None:
+        return quick
+    ends = []
+    for i, chunk in enumerate(chunks):
+        if i and chunk.step != chunks[i - 1].step and i not in ends:
+            ends.append(i)  # the next generation, if a filter leaves out what is between
+        text, offset = _text_of(chunk.data)
         if text.__class__ is not str:
             continue
         before = lines.get(key, 0)
         lines[key] = after = before + len(text)
         if "\n" in text or after // LINE_CHARS != before // LINE_CHARS or offset == 0:
             lines[key], _ = grown_line(before, text)
-            del open_now[key]
-    if not groups:
-        return cast("list[StreamEvent]", events)  # whatever is no chunk is an event
-    kept: list[Encodable | None] = list(events)
-    try:
-        for group in groups:
-            if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
-                for i in group[:-1]:
-                    kept[i] = None
-    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
-        return [event_of(event) for event in events]
-    return [event_of(event) for event in kept if event is not None]
+            ends.append(i + 1)
+    return ends if ends and ends[-1] == len(chunks) else [*ends, len(chunks)]
+
+
+def _ends_if_no_line_ends(
+    chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> list[int] | None:
+    """The same for the chunks of one generation in which no line ends after the first; None for any others."""
+    if set(map(type, chunks)) != {EncodableChunk} or len({chunk.step for chunk in chunks}) > 1:
+        return None
+    parts = [cast("EncodableChunk", chunk).data for chunk in chunks]
+    ends, line = [], lines.get(key, 0)
+    if parts[0].offset == 0:  # it stands alone
+        first, ends = parts.pop(0), [1]
+        line, _ = grown_line(line, first.content)
+    text = "".join([part.content for part in parts])
+    if (
+        "\n" in text
+        or (line + len(text)) // LINE_CHARS != line // LINE_CHARS
+        or 0 in [p.offset for p in parts]
+    ):
+        return None
+    lines[key] = line + len(text)
+    return [*ends, len(chunks)] if parts else ends
 
 
 def _text_of(data: Any) -> tuple[Any, Any]:

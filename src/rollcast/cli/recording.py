@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
-from rollcast.cli.output import warn
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 
@@ -85,6 +85,11 @@ class Recording:
             tags=tuple(options["tag"] or ()),
             budget=options["record_budget"],
         )
+
+    def path_or_name(self, given: str) -> str:
+        """A model's folder or its name on the hub: as it was typed, unless another folder is the current one by now."""
+        there = self.begun_in / given
+        return str(there) if _here() != self.begun_in and there.is_dir() else given
 
     def __post_init__(self) -> None:
         given = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from rollcast.archive.pace import Pace
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.cli.log import is_standard_output, log_at
-from rollcast.cli.output import warn
 from rollcast.cli.records import warn_of_damage
+from rollcast.cli.speed import speed_of
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream import StreamingManager
 from rollcast.terminal import ConsoleStreamObserver
 
-__all__ = ["ReplayOptions", "replay_command", "speed_of"]
+__all__ = ["ReplayOptions", "replay_command"]
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 _READING_S = 86_400.0  # a pager may show the last page for long
@@ -67,23 +67,6 @@ def replay_command(directory: Path, options: ReplayOptions) -> int:
     if not options.follow and archive.refresh().state == "running":
         warn(f"{archive.path.name} goes on; --follow waits for what comes")
     return 0
-
-
-def speed_of(text: str) -> float:
-    """How many times as fast as it was; infinite for `max`.
-
-    Raises:
-        InputError: it is neither `max` nor a number above 0.
-    """
-    if text == "max":
-        return math.inf
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed < math.inf:
-        raise InputError(f"--speed is {text!r:.40}; expected a number above 0, such as 4, or max")
-    return speed
 
 
 def _filter(archive: Archive, options: ReplayOptions) -> EventFilter:

@@ -15,7 +15,7 @@ import msgspec
 
 from rollcast.cli.alert import alert_to
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
-from rollcast.cli.log import is_standard_output, log_at, log_line
+from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
@@ -76,17 +76,19 @@ def run_command(options: RunOptions) -> int:
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
+    # Paths are what they mean now: the agent's own file, which is loaded then, may go to another folder.
+    log = log_at(options.json)
+    given_rows = _given_rows(options)
+    options = replace(options, serving=options.serving.with_made_token(options.recording))
+    server = server_at(options.serving)
     task, own = _task_or_agent(options)
     if own is None:
         options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
-    log = log_at(options.json)
-    rows = _rows(task, options)
-    options = replace(options, serving=options.serving.with_made_token(options.recording))
-    server = server_at(options.serving)
+    rows = task.rows(options.questions, options.seed or 0) if given_rows is None else given_rows
     alert = alert_to(options.alert)
     agent = _agent(task, own, options)
-    lines_to_stdout = is_standard_output(options.json)
+    lines_to_stdout = log is not None and log.path is None
     if log is not None:
         agent.streaming_manager.add_observer(log)
     if alert is not None:
@@ -179,14 +181,15 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
 
 def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     given = backend_options(options.backend_options)
+    model = None if options.model is None else options.recording.path_or_name(options.model)
     if own is not None:
         agent = own
-        if options.model is not None:
-            give_model(agent, options.model, options.backend, given)
+        if model is not None:
+            give_model(agent, model, options.backend, given)
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(
-            options.model or EMBEDDED,
+            model or EMBEDDED,
             task.tools,
             options.backend,
             reward=None if own_questions else task.reward,
@@ -198,15 +201,15 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     return agent
 
 
-def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
+def _given_rows(options: RunOptions) -> list[dict[str, Any]] | None:
+    """The rows that were given, in a file or as prompts; None: the task's questions are asked."""
     if options.prompts and options.rows:
         raise InputError("--prompt and --rows were both given; give one of them")
     if options.prompts:
         return [{"messages": [{"role": "user", "content": prompt}]} for prompt in options.prompts]
     if options.rows:
         return load_rows(options.rows)
-    assert options.seed is not None
-    return task.rows(options.questions, options.seed)
+    return None
 
 
 class _Readers:

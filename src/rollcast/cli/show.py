@@ -12,11 +12,12 @@ from rollcast.archive.index import find_record, list_records, resumed_as
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
-from rollcast.cli.chain_screen import chain_rows, counted, duration_text, number_text, one_line_of
+from rollcast.cli.chain_screen import chain_rows
 from rollcast.cli.itself import this_command
 from rollcast.cli.outcomes import Outcome, cause_rows, outcome_row
 from rollcast.cli.output import Output
 from rollcast.cli.records import ended_at, lacking, state_word, warn_of_damage, word_for
+from rollcast.cli.wording import counted, duration_text, number_text, one_line_of
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
 from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints

@@ -11,9 +11,10 @@ import msgspec
 from rollcast.archive.figures import Figures, StepFigures, figures_of
 from rollcast.archive.index import find_record
 from rollcast.archive.reader import Archive
-from rollcast.cli.chain_screen import counted, duration_text, number_text
-from rollcast.cli.output import Output, warn
+from rollcast.cli.output import Output
 from rollcast.cli.records import lacking, warn_of_damage
+from rollcast.cli.standard_error import warn
+from rollcast.cli.wording import counted, duration_text, number_text
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 from rollcast.text import printable_line

@@ -191,9 +191,10 @@ class Conversation:
         known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
+        features = [*FEATURES, *(["record"] if self._broadcaster.feeds.find() else [])]
         client.send(
             Welcome(
-                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), list(FEATURES), len(known) - len(runs)
+                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), features, len(known) - len(runs)
             )
         )  # fmt: skip
 

@@ -1,5 +1,8 @@
 """The files of the live page (`serve/page/`): read once, compressed once, and found by the end of a request's path.
 
+They are sent without comments and indentation (`page_source.py`); what `vendor/` has is sent as it is. `index.html` names all modules, so
+that a browser asks for them at once, and does not find one after another by reading those that import it.
+
 `/style.css` is `style.css`, and so is `/user/ada/proxy/8765/style.css`, which a proxy that leaves its prefix in the path asks for. A
 path that ends in a slash is `index.html`.
 """
@@ -18,6 +21,8 @@ from importlib.resources.abc import Traversable
 
 from websockets.datastructures import Headers
 from websockets.http11 import Response
+
+from rollcast.serve.page_source import css_without_comments, imported_modules, javascript_without_comments
 
 __all__ = ["CONTENT_SECURITY_POLICY", "MIME_TYPES", "PageFile", "PageFiles", "is_url_path", "read_page_files"]
 
@@ -47,6 +52,8 @@ _HEADERS = (
     ("Vary", "Accept-Encoding"),
     ("X-Content-Type-Options", "nosniff"),
 )
+_THIRD_PARTY = "vendor/"
+_MAIN_SCRIPT = b'<script type="module" src="./main.js"></script>'
 _URL_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?|/")  # RFC 3986, without empty segments
 
 
@@ -135,7 +142,26 @@ def read_page_files() -> PageFiles:
     """The files that are installed with the package. The first call reads them from the disk."""
     found: dict[str, bytes] = {}
     _collect(files("rollcast.serve") / "page", "", found)
-    return PageFiles(found)
+    return PageFiles(as_sent(found))
+
+
+def as_sent(sources: dict[str, bytes]) -> dict[str, bytes]:
+    """What is sent of these sources, by name: without comments, and with the names of all modules in `index.html`."""
+    sent = dict(sources)
+    for name, data in sources.items():
+        if name.startswith(_THIRD_PARTY):
+            continue
+        if name.endswith(".js"):
+            sent[name] = javascript_without_comments(data.decode()).encode()
+        elif name.endswith(".css"):
+            sent[name] = css_without_comments(data.decode()).encode()
+    if "index.html" in sent and "main.js" in sent:
+        modules = {name: data.decode() for name, data in sent.items() if name.endswith(".js")}
+        links = "".join(
+            f'<link rel="modulepreload" href="./{name}">\n' for name in imported_modules("main.js", modules)
+        )
+        sent["index.html"] = sent["index.html"].replace(_MAIN_SCRIPT, links.encode() + _MAIN_SCRIPT)
+    return sent
 
 
 def _collect(folder: Traversable, prefix: str, found: dict[str, bytes]) -> None:

@@ -77,7 +77,12 @@ __all__ = [
 
 SUBPROTOCOL = "rollcast.v1"
 VERSION = 1
-FEATURES = ("parts", "queries", "replay", "replay_at")  # what a side may support beyond 0.1
+FEATURES = (
+    "parts",
+    "queries",
+    "replay",
+    "replay_at",
+)  # what a side may support beyond 0.1; `record`: there is one
 
 
 class CloseCode(IntEnum):
@@ -283,7 +288,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     """The answer to `hello`. `limits` are those of the client's role.
 
     `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
-    `features` names what the server supports beyond the first version.
+    `features` names what the server supports beyond the first version, and `record` if what it serves is recorded.
     """
 
     version: int

@@ -370,6 +370,9 @@ class RunWriter:
         """See `RunOfChain.publish`."""
         fanout, place = self.fanout, route.place
         self.seq = seq = self.seq + 1
+        if not targets:  # whoever wants it wants more data in it
+            fanout.count_locked(event_type)
+            return
         event = StreamEvent(
             event_type,
             place.chain_id,

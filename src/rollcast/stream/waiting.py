@@ -160,8 +160,9 @@ class EncodableChunk(msgspec.Struct, gc=False):
 
 def packed(values: Any, kind: type) -> Any:
     """A list of one value of exactly this type without the list; otherwise the argument itself."""
-    only = only_of(values, kind)
-    return values if only is values else PackedValue(only)
+    if values.__class__ is list and len(values) == 1 and values[0].__class__ is kind:
+        return PackedValue(values[0])
+    return values
 
 
 Encodable = StreamEvent | EncodableChunk

@@ -181,7 +181,7 @@ class _Training:
     ) -> None:
         self.agent, self.task, self.config = agent, task, config
         self.backend = _trainable(agent)
-        self.out = None if out is None else Path(out)
+        self.out = None if out is None else Path(out).absolute()  # a tool may go to another folder
         self.on_progress = on_progress
         self.run_id = new_run_id()
         self.history: list[Progress] = []

@@ -453,12 +453,7 @@ def train(
         name=name,
         tags=tags,
     )
-    at_once = (config.generation_batch_size or 0) // config.num_generations
-    if len(rows) < at_once:
-        raise InputError(
-            f"there are {len(rows)} rows, and a step takes {at_once} (generation_batch_size / num_generations), so TRL would end "
-            "without a step; give more rows, or a smaller per_device_train_batch_size"
-        )
+    _require_rows(len(rows), config)
     with warnings.catch_warnings():
         # TRL warns that rollout_func is experimental, but the caller of this function did not choose it.
         warnings.filterwarnings("ignore", "You are using 'rollout_func'")
@@ -474,6 +469,15 @@ def train(
         )
     rollouts.learn(trainer, resume_from_checkpoint)
     return trainer
+
+
+def _require_rows(count: int, config: GRPOConfig) -> None:
+    at_once = (config.generation_batch_size or 0) // config.num_generations
+    if count < at_once:
+        raise InputError(
+            f"there are {count} rows, and a step takes {at_once} (generation_batch_size / num_generations), so TRL would end "
+            "without a step; give more rows, or a smaller per_device_train_batch_size"
+        )
 
 
 def _backend_of(agent: BaseAgent) -> TransformersBackend:

@@ -95,28 +95,17 @@ async def train_with_trl(
     if agent.reward is None:
         raise InputError("the agent has no reward to learn from; give it one: BaseAgent(…, reward=…)")
     rollouts = make_rollout_func(
-        agent,
-        rows,
-        max_steps=task.max_steps,
-        max_tokens=task.sampling.max_tokens,
-        name=name,
-        tags=settings.tag,
-    )
+        agent, rows, max_steps=task.max_steps, max_tokens=task.sampling.max_tokens, name=name, tags=settings.tag
+    )  # fmt: skip
     loop = asyncio.get_running_loop()
 
     def tell(progress: Progress) -> None:
         call_in(loop, on_progress, progress)
 
-    watch = _Watch(
-        agent,
-        task,
-        questions,
-        settings,
-        chosen,
-        tell,
-        lambda: stop() or rollouts.callback.cancelled,
-        rollouts.run_id,
-    )
+    def ends() -> bool:
+        return stop() or rollouts.callback.cancelled
+
+    watch = _Watch(agent, task, questions, settings, chosen, tell, ends, rollouts.run_id)
 
     def work() -> None:
         config = _config(agent, settings, chosen, task, out)

@@ -5,14 +5,15 @@ import { runName } from "./format.js";
 import { allRuns, latestRun, rolloutOf, rolloutsOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
-import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "./ui.js";
+import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState, useTicks } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
-import { Status, togglePause, Trouble } from "./views/connection.js";
 import { ChainsPage } from "./views/chains.js";
+import { Status, togglePause, Trouble } from "./views/connection.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
 import { Overview } from "./views/overview.js";
+import { ReplayBar, ReplayLink, replayQuery, replayTime, toggleReplay, useReplay } from "./views/replay.js";
 import { RunsPage } from "./views/runs.js";
 
 /** @typedef {import("./route.js").Route} Route */
@@ -20,9 +21,9 @@ import { RunsPage } from "./views/runs.js";
 /**
  * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
  *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen,
- *   cancels: import("./cancelling.js").Cancellations}} props
+ *   cancels: import("./cancelling.js").Cancellations, replay: import("./replay.js").Replay}} props
  */
-export function App({ store, feed, socket, topics, onScreen, cancels }) {
+export function App({ store, feed, socket, topics, onScreen, cancels, replay }) {
   const [route, setRoute] = useState(() => parseRoute(location.hash));
   const [helping, help] = useState(false);
   const again = useAgain();
@@ -53,11 +54,16 @@ export function App({ store, feed, socket, topics, onScreen, cancels }) {
     return () => feed.unwatchChains();
   }, [feed, rollouts.join(), wantsRows]);
 
-  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place });
+  useReplay({ replay, store, socket, route, run });
+  const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...replayQuery(route), ...place.query } });
   const go = (/** @type {Partial<Route>} */ place) => {
     location.hash = to(place);
   };
-  const context = { store, feed, socket, topics, onScreen, cancels, route, run, rollout, rollouts, runs, go, to, keys };
+  const replaced = (/** @type {Partial<Route>} */ place) => {
+    history.replaceState(null, "", formatRoute({ ...route, ...place }));
+    setRoute(parseRoute(location.hash));
+  };
+  const context = { store, feed, socket, topics, onScreen, cancels, replay, route, run, rollout, rollouts, runs, go, to, replaced, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -72,7 +78,10 @@ export function App({ store, feed, socket, topics, onScreen, cancels }) {
     /** @type {Record<string, (event: KeyboardEvent) => void>} */
     const common = {
       "?": () => help(true),
-      o: () => (location.hash = formatRoute({ view: "overview", run: parseRoute(location.hash).run })),
+      o: () => {
+        const here = parseRoute(location.hash);
+        location.hash = formatRoute({ view: "overview", run: here.run, query: replayQuery(here) });
+      },
       r: () => (location.hash = formatRoute({ view: "runs" })),
       p: () => togglePause(socket),
     };
@@ -92,6 +101,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels }) {
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />
     <${Trouble} />
+    ${replay.active && html`<${ReplayBar} />`}
     <main ref=${main} id="main" tabindex="-1"><${view} key=${`${route.view} ${run} ${route.group ?? ""}`} /></main>
     <${Footer} help=${() => help(true)} />
     ${helping && html`<${Help} close=${() => help(false)} />`}
@@ -121,6 +131,7 @@ function Header({ row }) {
         ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
       </span>
       <span class="grow"></span>
+      <${ReplayLink} />
       <${Status} />
       <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
     </header>`;

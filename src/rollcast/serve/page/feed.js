@@ -11,7 +11,12 @@ import { chainKey } from "./store.js";
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
 
 const RUN_TYPES = ["run_start", "run_end", "train_step"];
+const WITHOUT_TOKENS = [
+  "run_start", "run_end", "train_step", "chain_start", "chain_end", "llm_generation_start", "llm_generation_end", "tool_call_start", "tool_observation",
+  "tool_call_end", "reward", "message", "error", "gap", "chain_snapshot",
+]; // prettier-ignore
 const MAX_PAGES = 256; // of one answer
+const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
 const MAX_GONE = 64;
@@ -32,7 +37,7 @@ const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long
 
 /**
  * What the feed needs of a `Socket`.
- * @typedef {Pick<Socket, "subscribe" | "update" | "unsubscribe" | "ask" | "stop" | "session">} Line
+ * @typedef {Pick<Socket, "subscribe" | "replay" | "speed" | "update" | "unsubscribe" | "ask" | "stop" | "session">} Line
  */
 
 export class Feed {
@@ -55,6 +60,8 @@ export class Feed {
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
+    /** @type {string | null} the one for the rows that come first */
+    this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
@@ -62,6 +69,13 @@ export class Feed {
     this.gone = new Map();
     /** @type {Map<string, number>} by key: since when the chains on screen are shown */
     this.shownSince = new Map();
+    /** @type {string | null} the subscription of a replay, which the views get everything from then */
+    this.replayId = null;
+    this.replays = 0;
+    /** @type {{runId: string, chainIds: string[]}} chains that are shown token by token */
+    this.shown = { runId: "", chainIds: [] };
+    /** @type {{filter: Filter, options: {since?: string, speed?: number | "max" | null} | undefined} | null} what the list of events shows */
+    this.listed = null;
     /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
     this.onAnswer = () => {};
   }
@@ -100,6 +114,7 @@ export class Feed {
         break;
       }
       case "welcome":
+        this.store.takeOpenRuns(notice.runs);
         if (notice.again) this.askAgain();
         break;
     }
@@ -117,7 +132,18 @@ export class Feed {
       if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askNewestRuns();
     } else {
       this.store.apply(events);
+      for (const event of events) if (event.event_type === "gap") this.missed(event.run_id ?? "");
+      if (events.some((event) => event.event_type === "chain_snapshot")) this.askStories();
+      if (id !== this.replayId) return;
+      this.store.passed(events);
+      const { listed } = this;
+      if (listed !== null) this.store.list(events.filter((event) => listed.filter.types?.includes(event.event_type) ?? true));
     }
+  }
+
+  /** Something of a run is missing: stories that were told before lack it. @param {string} runId */
+  missed(runId) {
+    for (const key of this.told) if (key.startsWith(`${runId}\n`)) this.told.delete(key);
   }
 
   // -- runs and steps ---------------------------------------------------------------------------------------------------
@@ -198,11 +224,14 @@ export class Feed {
   watchChains(wanted) {
     this.unwatchChains();
     this.total = null;
+    let answered = false;
+    this.opening = this.askOpenChains(wanted, () => answered);
     /** @type {Set<string>} */
     const runs = new Set();
     this.watching = this.ask(
       { what: "chains", watch: true, ...wanted },
       (rows, anew) => {
+        answered = true;
         if (anew && rows.length) for (const run of runs) this.store.forgetChainRows(run); // of a run that is gone, what was seen stays
         for (const row of rows) runs.add(row.run_id);
         this.takeRows(/** @type {Row[]} */ (rows));
@@ -211,20 +240,33 @@ export class Feed {
     );
   }
 
+  /**
+   * Ask first for the chains that are open: the server has them at hand, and what is over may have to be read from a record.
+   * @param {{run?: string, filter?: Record<string, any>, sort?: string}} wanted
+   * @param {() => boolean} answered whether all rows are coming, so that these are no longer wanted
+   * @returns {string | null} the query
+   */
+  askOpenChains({ run, filter, sort }, answered) {
+    if (filter?.state !== undefined) return null;
+    const query = { ...(run === undefined ? {} : { run }), ...(sort === undefined ? {} : { sort }) };
+    return this.ask({ what: "chains", limit: OPEN_CHAINS, ...query, filter: { ...filter, state: "running" } }, (rows) => answered() || this.takeRows(/** @type {Row[]} */ (rows)), "open chains");
+  }
+
   /** @param {Row[]} rows */
   takeRows(rows) {
     for (const row of rows) {
-      const before = this.store.row(row.run_id, row.chain_id)?.state;
+      const before = this.store.chainRows.get(row.run_id)?.get(row.chain_id)?.state;
       if (before !== undefined && before !== row.state) this.told.delete(chainKey(row.run_id, row.chain_id));
     }
     this.store.takeChainRows(rows);
   }
 
   unwatchChains() {
-    if (this.watching === null) return;
-    this.asked.delete(this.watching);
-    this.line.stop(this.watching);
-    this.watching = null;
+    for (const id of [this.opening, this.watching]) {
+      if (id === null || !this.asked.delete(id)) continue;
+      this.line.stop(id);
+    }
+    this.opening = this.watching = null;
   }
 
   // -- chains on screen -----------------------------------------------------------------------------------------------------
@@ -241,13 +283,19 @@ export class Feed {
       chainIds.map((chainId) => [chainKey(runId, chainId), this.shownSince.get(chainKey(runId, chainId)) ?? now]),
     );
     this.told = new Set([...this.told].filter((key) => this.shownSince.has(key)));
-    if (!chainIds.length) {
-      this.line.unsubscribe("chains");
-      return;
-    }
+    this.shown = { runId, chainIds: [...chainIds] };
     const filter = { runs: [runId], chains: [...chainIds].sort() };
-    if (this.line.session.subscriptions.has("chains")) this.line.update("chains", filter);
+    if (this.replayId !== null) this.line.update(this.replayId, this.replayFilter());
+    else if (!chainIds.length) this.line.unsubscribe("chains");
+    else if (this.line.session.subscriptions.has("chains")) this.line.update("chains", filter);
     else this.line.subscribe("chains", filter);
+    this.askStories();
+  }
+
+  /** Ask for the stories of the chains on screen of which something did not come. */
+  askStories() {
+    const now = this.line.session.now();
+    const { runId, chainIds } = this.shown;
     for (const chainId of chainIds) if (this.needsStory(runId, chainId, now)) this.askStory(runId, chainId);
   }
 
@@ -261,7 +309,10 @@ export class Feed {
     const state = this.store.row(runId, chainId)?.state;
     const view = this.store.chain(runId, chainId);
     if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
-    if (state === "running") return view === undefined && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
+    if (state === "running") {
+      if (view === undefined) return now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
+      return this.hasRecord && this.store.timeLines.get(chainKey(runId, chainId))?.whole === false && !this.store.gaps.has(chainKey(runId, chainId));
+    }
     return !(view?.state === "ended" && view.complete && view.messages.length && this.hasTokens(runId, chainId));
   }
 
@@ -277,6 +328,11 @@ export class Feed {
     return steps.every((step) => tokens !== undefined && tokens.ids(step) !== null);
   }
 
+  /** Whether the server has a record of what it serves. */
+  get hasRecord() {
+    return this.line.session.features.includes("record");
+  }
+
   /**
    * Ask for the whole story of a chain; it replaces what events told of it.
    * @param {string} runId
@@ -286,11 +342,58 @@ export class Feed {
     const key = chainKey(runId, chainId);
     if (this.loading.has(key)) return;
     this.loading.add(key);
+    this.store.sessionChanged();
+    if (this.store.row(runId, chainId)?.state === "running") this.askOpenStory(runId, chainId, key);
+    else this.askWholeStory(runId, chainId, key);
+  }
+
+  /**
+   * Of a chain that runs the record has what happened so far. What comes meanwhile is kept, and follows it.
+   * @param {string} runId
+   * @param {string} chainId
+   * @param {string} key
+   */
+  askOpenStory(runId, chainId, key) {
+    const replays = this.replays;
+    /** @type {StreamEvent[]} */
+    let story = [];
+    this.store.taps.set(key, []);
+    this.ask(
+      { what: "chain", run: runId, chain: chainId, recorded: true },
+      (rows, anew) => {
+        if (anew) story = [];
+        story.push(.../** @type {StreamEvent[]} */ (rows));
+      },
+      key,
+      () => {
+        this.loading.delete(key);
+        this.store.sessionChanged();
+        if (replays !== this.replays) return; // another moment is shown
+        this.told.add(key);
+        // Of a replay, the record has what is to come as well.
+        const until = this.replayId === null ? Infinity : (this.store.chain(runId, chainId)?.asOf ?? Infinity);
+        const found = this.store.retell(runId, chainId, story, until);
+        this.store.taps.delete(key);
+        if (found) this.missing.delete(key);
+        if (this.replayId !== null || this.store.row(runId, chainId)?.state === "running") return;
+        this.told.delete(key); // it ended meanwhile
+        if (this.shownSince.has(key) && this.needsStory(runId, chainId, this.line.session.now())) this.askStory(runId, chainId);
+      },
+    );
+  }
+
+  /**
+   * @param {string} runId
+   * @param {string} chainId
+   * @param {string} key
+   */
+  askWholeStory(runId, chainId, key) {
+    const replays = this.replays;
     let begun = false;
-    const over = this.store.row(runId, chainId)?.state !== "running"; // otherwise there is more to tell when it is
     this.ask(
       { what: "chain", run: runId, chain: chainId },
       (rows, anew) => {
+        if (replays !== this.replays) return;
         if (!begun || anew) this.store.forgetChain(runId, chainId);
         begun = true;
         this.store.apply(/** @type {StreamEvent[]} */ (rows));
@@ -298,10 +401,46 @@ export class Feed {
       key,
       () => {
         this.loading.delete(key);
-        if (over) this.told.add(key);
-        else if (this.shownSince.has(key) && this.needsStory(runId, chainId, this.line.session.now())) this.askStory(runId, chainId); // it ended meanwhile
+        if (replays === this.replays) this.told.add(key);
       },
     );
+  }
+
+  // -- a replay -------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Show a run as it was, from a time on: the record's events pass at this speed and are all that the views get.
+   * @param {{runId: string, time: number, speed: number | "max"}} place `time` in seconds since the epoch; a speed of 0 waits there
+   */
+  replay({ runId, time, speed }) {
+    for (const id of this.replayId === null ? ["runs", "chains", "events"] : [this.replayId]) this.line.unsubscribe(id);
+    this.replays += 1;
+    this.replayId = `replay-${this.replays}`;
+    this.told.clear();
+    this.store.showMoment(time);
+    this.line.replay(this.replayId, this.replayFilter(), { time, speed, ofRun: runId });
+  }
+
+  /** Tokens pass only as long as chains are on screen. @returns {Filter} */
+  replayFilter() {
+    return this.shown.chainIds.length ? {} : { types: WITHOUT_TOKENS };
+  }
+
+  /** @param {number | "max"} speed */
+  setReplaySpeed(speed) {
+    if (this.replayId !== null) this.line.speed(this.replayId, speed);
+  }
+
+  /** Show what happens now. */
+  endReplay() {
+    if (this.replayId === null) return;
+    this.line.unsubscribe(this.replayId);
+    this.replayId = null;
+    this.replays += 1;
+    this.told.clear();
+    this.store.showMoment(null);
+    this.followRuns();
+    if (this.listed !== null) this.followEvents(this.listed.filter, this.listed.options);
   }
 
   // -- the list of events ---------------------------------------------------------------------------------------------------
@@ -310,10 +449,12 @@ export class Feed {
   followEvents(filter, options) {
     this.line.unsubscribe("events");
     this.store.events = [];
-    this.line.subscribe("events", filter, options);
+    this.listed = { filter, options };
+    if (this.replayId === null) this.line.subscribe("events", filter, options);
   }
 
   unfollowEvents() {
+    this.listed = null;
     this.line.unsubscribe("events");
   }
 

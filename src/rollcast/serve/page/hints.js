@@ -1,6 +1,6 @@
 // What in a run is worth a look, from the rows of its chains, and in a training, from the summaries of its steps: the rules of
-// rollcast/records/hints.py, which says why the numbers are what they are. The same chains give the same sentences there and here
-// (tests/page/hints.test.js).
+// rollcast/records/hint_rules.py, hint_quiet.py and hints.py, which say why the numbers are what they are. The same chains give the
+// same sentences there and here (tests/page/hints.test.js).
 
 import { plainLine } from "./text.js";
 

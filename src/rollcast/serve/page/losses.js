@@ -23,21 +23,21 @@ export class Losses {
     this.holes = new Set();
     /** @type {Map<string, number>} runs that ended, or that were over before this page came, with the `seq` of their last event, or -1 */
     this.ended = new Map();
-    /** @type {Map<string, number>} by run: how far the page was when the connection was lost; what was recorded until then may come again */
+    /** @type {Map<string, number>} by run: how far the page was when it began again; what was recorded until then may come once more */
     this.fence = new Map();
     this.first = true;
     this.fromStart = since === "start";
     this.why = GONE;
   }
 
-  /** The connection is lost. */
-  left() {
+  /** The page begins again at its cursor. */
+  returns() {
     this.fence = new Map(this.ended);
     for (const [key, last] of this.last) this.fence.set(runOf(key), last);
   }
 
   /**
-   * Whether the event came before the connection was lost. Text of generations is never called so: views know how much of it they have.
+   * Whether the event came before the page began again. Text of generations is never called so: views know how much of it they have.
    * @param {StreamEvent} event
    */
   isRepeated(event) {

@@ -6,6 +6,7 @@ import { Cancellations } from "./cancelling.js";
 import { Feed } from "./feed.js";
 import { inNextFrame } from "./frame.js";
 import { OnScreen } from "./on_screen.js";
+import { Replay } from "./replay.js";
 import { Socket } from "./socket.js";
 import { Store } from "./store.js";
 import { forgetToken, keepToken, takeToken, tokenInAddress } from "./token.js";
@@ -26,12 +27,15 @@ const feed = new Feed(socket, store);
 const onScreen = new OnScreen(feed, store, topics);
 const cancels = new Cancellations(socket, () => store.sessionChanged());
 feed.onAnswer = (/** @type {Parameters<typeof cancels.answered>[0]} */ notice) => cancels.answered(notice);
+const replay = new Replay(feed, store, () => performance.now() / 1000);
 
 /** @type {Set<string>} what has changed while the page was paused */
 let held = new Set();
 
 function draw() {
-  for (const topic of topicsOf(store.take())) held.add(topic);
+  const marks = store.take();
+  for (const topic of marks.everything ? topics.listeners.keys() : topicsOf(marks)) held.add(topic);
+  if (marks.everything) onScreen.renew();
   if (socket.session.paused) {
     topics.tell(["session"]);
     return;
@@ -63,4 +67,4 @@ socket.follow(document);
 socket.connect();
 
 const place = /** @type {HTMLElement} */ (document.getElementById("app"));
-render(h(App, { store, feed, socket, topics, onScreen, cancels }), place);
+render(h(App, { store, feed, socket, topics, onScreen, cancels, replay }), place);

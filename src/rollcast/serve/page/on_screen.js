@@ -46,6 +46,12 @@ export class OnScreen {
     };
   }
 
+  /** Ask anew for what is shown, since another moment is. */
+  renew() {
+    this.asked = "";
+    this.place();
+  }
+
   /** Ask for what is shown now. A chain that has ended since is asked for again: its story has what was missed. */
   place() {
     const run = this.run;

@@ -345,6 +345,19 @@ export class RunViews {
   }
 
   /**
+   * Put another view of a chain that is known in its place.
+   * @param {string} runId
+   * @param {string} chainId
+   * @param {ChainView} view
+   */
+  replace(runId, chainId, view) {
+    const run = this.runs.get(runId);
+    if (!run?.chains.has(chainId)) return;
+    run.chains.set(chainId, view);
+    if (view.state === "ended") chainEnded(run, chainId, view.conversation.weight);
+  }
+
+  /**
    * @param {string} newest
    */
   bound(newest) {

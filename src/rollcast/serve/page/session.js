@@ -6,6 +6,7 @@
 // Over any number of connections it resumes each subscription from its cursor and asks unanswered queries again. What the server no longer
 // has comes as `gap` events. A caller sends the returned frames in order, as JSON.
 
+import { frameOf } from "./frames.js";
 import { Losses } from "./losses.js";
 
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
@@ -15,7 +16,7 @@ import { Losses } from "./losses.js";
 
 /**
  * @typedef {{what: "runs" | "chains" | "chain" | "steps", run?: string, chain?: string, filter?: Record<string, any>, sort?: string,
- *   after?: string, limit?: number, watch?: boolean}} Query
+ *   after?: string, limit?: number, watch?: boolean, recorded?: boolean}} Query
  */
 
 /**
@@ -63,10 +64,12 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {Filter} filter
  * @property {string} since
  * @property {string | null} cursor the place after the last event
- * @property {number | "max" | null} speed
+ * @property {number | "max" | null} speed of a replay
+ * @property {{time: number, ofRun?: string} | null} replay where a replay begins, and of which run's record
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
+ * @property {number | null} movedAt when events of it came last, or the server answered; null: neither on this connection
  * @property {boolean} held whether the server was told to stop, since too many events wait
  * @property {StreamEvent[]} parts of a batch that is not complete yet
  * @property {number} partsCame
@@ -82,12 +85,14 @@ export class Session {
    * @param {() => number} options.now seconds on a clock that is never set back
    * @param {() => number} options.epoch seconds since the epoch
    * @param {() => number} options.random from 0 up to 1
+   * @param {number} [options.maxWaiting] how many events wait here while the page is paused
    */
-  constructor({ token = null, now, epoch, random }) {
+  constructor({ token = null, now, epoch, random, maxWaiting = MAX_WAITING }) {
     this.token = token;
     this.now = now;
     this.epoch = epoch;
     this.random = random;
+    this.maxWaiting = maxWaiting;
     /** @type {"connecting" | "greeting" | "open" | "away" | "refused"} */
     this.phase = "connecting";
     this.why = ""; // why the server refused or the connection was lost, in a sentence
@@ -104,6 +109,8 @@ export class Session {
     this.counts = { events: 0, batches: 0, gaps: 0, characters: 0 };
     /** @type {Map<string, Subscription>} */
     this.subscriptions = new Map();
+    /** @type {Map<string, number>} by id: how many times the server was told to end that subscription, and has not answered yet */
+    this.leaving = new Map();
     /** @type {Map<string, {query: Query, asked: boolean, anew: boolean}>} */
     this.queries = new Map();
     this.maxQueries = 8;
@@ -182,12 +189,13 @@ export class Session {
     }
     this.dialedAt = this.answerBy = null;
     this.cancels.clear();
+    this.leaving.clear();
     if (reason || this.phase !== "refused") this.why = reason || whyOf(code);
     for (const each of this.subscriptions.values()) {
       each.open = each.held = false;
+      each.movedAt = null;
       each.parts = [];
       each.partsCame = 0;
-      each.losses.left();
     }
     for (const each of this.queries.values()) {
       each.anew ||= each.asked;
@@ -248,7 +256,7 @@ export class Session {
       return [{ type: "ping" }, ...this.due()];
     }
     for (const each of this.subscriptions.values()) {
-      if (each.late && each.open && now - this.heardAt > LULL_S && now - this.openedAt > LULL_S) each.late = false;
+      if (each.late && each.movedAt !== null && now - each.movedAt > LULL_S) each.late = false;
     }
     return this.due();
   }
@@ -263,14 +271,40 @@ export class Session {
    * @returns {Frame[]}
    */
   subscribe(id, filter, { since = "live", speed = null } = {}) {
+    return this.begin(id, filter, since, speed, null);
+  }
+
+  /**
+   * Replay a record from a time on. It begins with snapshots of the chains that are open then; so does a change of its filter.
+   * @param {string} id of a subscription; another place of the record has another id, so that nothing of the old one comes under it
+   * @param {Filter} filter
+   * @param {{time: number, speed: number | "max", ofRun?: string}} options `time` in seconds since the epoch; `ofRun`: which record, of a
+   *   server with several
+   * @returns {Frame[]}
+   */
+  replay(id, filter, { time, speed, ofRun }) {
+    return this.begin(id, filter, "start", speed, { time, ...(ofRun === undefined ? {} : { ofRun }) });
+  }
+
+  /**
+   * @param {string} id
+   * @param {Filter} filter
+   * @param {string} since
+   * @param {number | "max" | null} speed
+   * @param {Subscription["replay"]} replay
+   * @returns {Frame[]}
+   */
+  begin(id, filter, since, speed, replay) {
     this.subscriptions.set(id, {
       filter,
       since,
       speed,
+      replay,
       cursor: null,
       open: false,
       confirmed: false,
       late: true,
+      movedAt: null,
       held: false,
       parts: [],
       partsCame: 0,
@@ -300,7 +334,7 @@ export class Session {
     const found = this.subscriptions.get(id);
     this.subscriptions.delete(id);
     this.dropWaiting(id);
-    return found?.open && !found.held && this.phase === "open" ? [{ type: "unsubscribe", id }] : [];
+    return found?.open && !found.held && this.phase === "open" ? [this.leave(id)] : [];
   }
 
   /**
@@ -345,6 +379,7 @@ export class Session {
     const found = this.subscriptions.get(id);
     if (found === undefined || !found.open || this.phase !== "open") return [];
     found.late = true;
+    found.movedAt = null;
     found.losses.fence.clear(); // what came before may come again
     return [{ type: "seek", id, ...place }];
   }
@@ -377,6 +412,7 @@ export class Session {
       if (each.held) {
         each.held = each.open = false;
         each.late = true;
+        each.movedAt = null;
       }
     }
     return { frames: this.due(), notices };
@@ -396,14 +432,8 @@ export class Session {
       this.patience = 1;
     }
     this.counts.characters += message.length;
-    /** @type {Frame} */
-    let frame;
-    try {
-      frame = JSON.parse(message);
-    } catch {
-      return { frames: [], notices: [] };
-    }
-    if (typeof frame !== "object" || frame === null) return { frames: [], notices: [] };
+    const frame = frameOf(message);
+    if (frame === null) return { frames: [], notices: [] };
     switch (frame.type) {
       case "welcome":
         return this.welcomed(frame);
@@ -435,7 +465,8 @@ export class Session {
     this.scopes = frame.scopes ?? [];
     this.features = frame.features ?? [];
     this.heartbeatS = frame.heartbeat_s ?? this.heartbeatS;
-    this.maxQueries = frame.limits?.queries ?? this.maxQueries;
+    const queries = frame.limits?.queries;
+    if (Number.isSafeInteger(queries) && queries > 0) this.maxQueries = queries;
     for (const each of this.subscriptions.values()) {
       each.late = true;
       each.losses.welcomed(this.runs);
@@ -446,9 +477,12 @@ export class Session {
 
   /** @param {Frame} frame @returns {Output} */
   subscribed(frame) {
-    const found = this.subscriptions.get(frame.id);
-    if (found === undefined || !found.open) return { frames: [], notices: [] };
+    const found = this.ofFrame(frame.id);
+    if (found === undefined) return { frames: [], notices: [] };
     found.confirmed = true;
+    found.parts = []; // of a batch that this answer put an end to
+    found.partsCame = 0;
+    found.movedAt ??= this.now();
     if (typeof frame.cursor === "string") found.cursor = frame.cursor;
     const gaps = found.losses.subscribed(frame, this.epoch());
     return { frames: [], notices: gaps.length ? this.given(frame.id, gaps) : [] };
@@ -456,8 +490,8 @@ export class Session {
 
   /** @param {Frame} frame @param {number} length of the message in characters @returns {Output} */
   batch(frame, length) {
-    const found = this.subscriptions.get(frame.id);
-    if (found === undefined || !found.open) return { frames: [], notices: [] };
+    const found = this.ofFrame(frame.id);
+    if (found === undefined) return { frames: [], notices: [] };
     const { part = 1, parts = 1 } = frame;
     let events = /** @type {StreamEvent[]} */ (frame.events ?? []);
     if (parts > 1 || found.partsCame) {
@@ -469,19 +503,20 @@ export class Session {
       found.parts = [];
       found.partsCame = 0;
     }
-    found.cursor = frame.cursor;
+    found.cursor = frame.cursor ?? null;
     this.counts.batches += 1;
     this.counts.events += events.length;
+    found.movedAt = events.length ? this.now() : (found.movedAt ?? this.now());
     const latest = events.at(-1)?.timestamp;
     if (typeof latest === "number") found.late = this.epoch() - latest > LATE_S && found.late;
     const whole = found.losses.arrived(events, this.epoch());
     this.counts.gaps += whole.filter((event) => event.event_type === "gap").length;
     const notices = this.given(frame.id, whole);
     if (this.paused) this.waitingCharacters += length;
-    const full = this.waitingCount > MAX_WAITING || this.waitingCharacters > MAX_WAITING_CHARACTERS;
+    const full = this.waitingCount > this.maxWaiting || this.waitingCharacters > MAX_WAITING_CHARACTERS;
     const held = this.paused && full && !found.held;
     if (held) found.held = true;
-    return { frames: held ? [{ type: "unsubscribe", id: frame.id }] : [], notices };
+    return { frames: held ? [this.leave(frame.id)] : [], notices };
   }
 
   /**
@@ -494,7 +529,26 @@ export class Session {
     found.parts = [];
     found.partsCame = 0;
     found.open = false;
-    return { frames: [{ type: "unsubscribe", id }, ...this.due()], notices: [] };
+    return { frames: [this.leave(id), ...this.due()], notices: [] };
+  }
+
+  /** Tell the server to end a subscription. @param {string} id @returns {Frame} */
+  leave(id) {
+    this.leaving.set(id, (this.leaving.get(id) ?? 0) + 1);
+    return { type: "unsubscribe", id };
+  }
+
+  /** Note that the server has answered that. @param {string} id */
+  left(id) {
+    const more = (this.leaving.get(id) ?? 0) - 1;
+    if (more > 0) this.leaving.set(id, more);
+    else this.leaving.delete(id);
+  }
+
+  /** The subscription that a frame is about; undefined if it is about an earlier one with this id. @param {string} id */
+  ofFrame(id) {
+    const found = this.subscriptions.get(id);
+    return found?.open && (found.held || !this.leaving.has(id)) ? found : undefined;
   }
 
   /** @param {Frame} frame @returns {Output} */
@@ -510,6 +564,7 @@ export class Session {
   /** @param {Frame} frame @returns {Output} */
   done(frame) {
     if (typeof frame.id !== "string") return { frames: [], notices: [] };
+    if (this.leaving.has(frame.id)) this.left(frame.id);
     const found = this.queries.get(frame.id);
     if (found?.asked === false || this.subscriptions.has(frame.id)) return { frames: [], notices: [] }; // of something older with this id
     this.queries.delete(frame.id);
@@ -525,6 +580,10 @@ export class Session {
     if (code >= 1000) {
       this.why = String(message); // a close follows
       this.refusedWith = code >= 4500 || code === 4003 ? code : 0;
+      return { frames: [], notices: [] };
+    }
+    if (code === 404 && id !== null && this.leaving.has(id)) {
+      this.left(id); // the server had ended it already
       return { frames: [], notices: [] };
     }
     const ofCancel = id !== null && this.cancels.delete(id);
@@ -553,9 +612,11 @@ export class Session {
       if (!each.open) {
         each.open = true;
         each.confirmed = each.changed = false;
+        each.parts = [];
+        each.partsCame = 0;
         each.changedAt = now;
-        const speed = each.speed === null ? {} : { speed: each.speed };
-        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...speed });
+        if (each.cursor !== null && each.speed === null) each.losses.returns();
+        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...replayed(each) });
       } else if (each.changed && !each.held && now - each.changedAt >= UPDATE_S) {
         each.changed = false;
         each.changedAt = now;
@@ -599,6 +660,17 @@ export class Session {
     this.waiting = this.waiting.filter((each) => each.id !== id);
     this.waitingCount = this.waiting.reduce((sum, each) => sum + each.events.length, 0);
   }
+}
+
+/**
+ * What a `subscribe` says of a replay. One that has a cursor goes on from there.
+ * @param {Subscription} subscription
+ */
+function replayed({ speed, replay, cursor }) {
+  if (speed === null) return {};
+  if (replay === null) return { speed };
+  const { time, ofRun } = replay;
+  return { speed, snapshots: true, ...(cursor === null ? { time } : {}), ...(ofRun === undefined ? {} : { of_run: ofRun }) };
 }
 
 /**

@@ -14,16 +14,20 @@ export class Socket {
   /**
    * @param {string} url `ws://…` or `wss://…`
    * @param {(notices: Notice[]) => void} onNotices what came; also called without notices when the state may have changed
-   * @param {{token?: string | null, WebSocket?: typeof WebSocket}} [options]
+   * @param {{token?: string | null, WebSocket?: typeof WebSocket, now?: () => number, epoch?: () => number}} [options] see `Session`
    */
-  constructor(url, onNotices, { token = null, WebSocket: Implementation = WebSocket } = {}) {
+  constructor(
+    url,
+    onNotices,
+    { token = null, WebSocket: Implementation = WebSocket, now = () => performance.now() / 1000, epoch = () => Date.now() / 1000 } = {},
+  ) {
     this.url = url;
     this.onNotices = onNotices;
     this.Implementation = Implementation;
     this.session = new Session({
       token,
-      now: () => performance.now() / 1000,
-      epoch: () => Date.now() / 1000,
+      now,
+      epoch,
       random: Math.random,
     });
     /** @type {WebSocket | null} */
@@ -151,6 +155,11 @@ export class Socket {
   /** See `Session.subscribe`. @param {string} id @param {Filter} filter @param {{since?: string, speed?: number | "max" | null}} [options] */
   subscribe(id, filter, options) {
     this.send(this.session.subscribe(id, filter, options));
+  }
+
+  /** See `Session.replay`. @param {string} id @param {Filter} filter @param {{time: number, speed: number | "max", ofRun?: string}} options */
+  replay(id, filter, options) {
+    this.send(this.session.replay(id, filter, options));
   }
 
   /** @param {string} id @param {Filter} filter */

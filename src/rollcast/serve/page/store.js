@@ -3,8 +3,11 @@
 // Every change marks what it concerns. The first mark after `take` calls `onDirty` once, so that the page asks for one animation frame, in
 // which it takes the marks and draws what they name.
 
+import { Gaps } from "./gaps.js";
 import { Generations } from "./generations.js";
+import { rowAt, runRowAt } from "./past.js";
 import { RunViews } from "./run_view.js";
+import { told } from "./story.js";
 import { TimeLine } from "./time_line.js";
 import { Tokens } from "./tokens.js";
 
@@ -19,8 +22,8 @@ import { Tokens } from "./tokens.js";
  */
 
 /**
- * What has changed since the marks were taken: keys of chains, ids of runs.
- * @typedef {{chains: Set<string>, rows: Set<string>, runs: Set<string>, steps: Set<string>, events: boolean, session: boolean}} Marks
+ * What has changed since the marks were taken: keys of chains, ids of runs; `everything`: another moment is shown.
+ * @typedef {{chains: Set<string>, rows: Set<string>, runs: Set<string>, steps: Set<string>, events: boolean, session: boolean, everything: boolean}} Marks
  */
 
 const MAX_ROWS = 16_384; // of chains, in all runs
@@ -40,7 +43,7 @@ export function chainKey(runId, chainId) {
 
 /** @returns {Marks} */
 function noMarks() {
-  return { chains: new Set(), rows: new Set(), runs: new Set(), steps: new Set(), events: false, session: false };
+  return { chains: new Set(), rows: new Set(), runs: new Set(), steps: new Set(), events: false, session: false, everything: false };
 }
 
 export class Store {
@@ -54,7 +57,15 @@ export class Store {
     this.timeLines = new Map();
     /** @type {Map<string, Generations>} by key, those that changed latest last */
     this.generations = new Map();
-    /** @type {Map<string, Map<string, Row>>} by run and chain */
+    /** @type {Map<string, Gaps>} by key: where events of a chain are missing */
+    this.gaps = new Map();
+    /** @type {Map<string, StreamEvent[]>} by key: what came of a chain since its story was asked for */
+    this.taps = new Map();
+    /** @type {number | null} the moment of a replay that is shown, in seconds since the epoch; null: now */
+    this.moment = null;
+    /** @type {Map<string, Map<string, Row>>} by run: the rows at that moment, until something changes */
+    this.then = new Map();
+    /** @type {Map<string, Map<string, Row>>} by run and chain, as they stand now */
     this.chainRows = new Map();
     this.rowCount = 0;
     /** @type {Map<string, Record<string, any>>} by run, as `runs` gives them */
@@ -126,8 +137,10 @@ export class Store {
 
   /** @param {StreamEvent} event */
   applyOne(event) {
-    this.views.apply(event);
     const runId = event.run_id ?? "";
+    if (event.event_type === "gap" && !event.chain_id) this.noteGap(event, runId);
+    this.views.apply(event);
+    if (this.taps.size) this.tapOne(event, runId);
     if (event.chain_id) {
       const key = chainKey(runId, event.chain_id);
       this.marks.chains.add(key);
@@ -143,6 +156,109 @@ export class Store {
       for (const name of this.views.runs.get(runId)?.chains.keys() ?? []) this.marks.chains.add(chainKey(runId, name));
     }
     if (event.event_type === "train_step") this.marks.steps.add(runId);
+  }
+
+  /** @param {StreamEvent} event a gap in a run @param {string} runId */
+  noteGap(event, runId) {
+    for (const [name, view] of this.views.runs.get(runId)?.chains ?? []) {
+      if (view.state === "ended" || view.state === "lost") continue;
+      const key = chainKey(runId, name);
+      const gaps = this.gaps.get(key) ?? new Gaps();
+      this.gaps.delete(key);
+      this.gaps.set(key, gaps);
+      gaps.add(event, view);
+      if (this.gaps.size > MAX_TRACKS) this.gaps.delete(/** @type {string} */ (this.gaps.keys().next().value));
+    }
+  }
+
+  /** @param {StreamEvent} event @param {string} runId */
+  tapOne(event, runId) {
+    for (const [key, came] of this.taps) {
+      if (event.chain_id ? key === chainKey(runId, event.chain_id) : key.startsWith(`${runId}\n`)) came.push(event);
+    }
+  }
+
+  /**
+   * Put the story of a chain in place of what was seen of it, if it has its beginning. `taps` has to have what came since it was asked for.
+   * @param {string} runId
+   * @param {string} chainId
+   * @param {StreamEvent[]} story
+   * @param {number} until the last `seq` that counts
+   * @returns {boolean} whether it has
+   */
+  retell(runId, chainId, story, until) {
+    const key = chainKey(runId, chainId);
+    const view = this.chain(runId, chainId);
+    const found = told(story, this.taps.get(key) ?? [], { until, before: view && { view, tokens: this.tracks.get(key) } });
+    if (found === null) return false;
+    if (view === undefined) this.applyOne(/** @type {StreamEvent} */ (story[0])); // so that its run knows of it
+    this.views.replace(runId, chainId, found.view);
+    this.tracks.set(key, found.tokens);
+    this.timeLines.set(key, found.timeLine);
+    this.gaps.delete(key);
+    this.marks.chains.add(key);
+    this.changedThen(runId);
+    this.touched();
+    return true;
+  }
+
+  // -- another moment ----------------------------------------------------------------------------------------------------------
+
+  /** Show another moment: forget what events told. @param {number | null} moment seconds since the epoch; null: now */
+  showMoment(moment) {
+    this.moment = moment;
+    this.views = new RunViews();
+    for (const each of [this.tracks, this.timeLines, this.gaps, this.taps, this.then]) each.clear();
+    this.events = [];
+    this.marks.everything = true;
+    this.touched();
+  }
+
+  /** The events of a replay have passed. @param {StreamEvent[]} events */
+  passed(events) {
+    for (const event of events) {
+      if (this.moment !== null && typeof event.timestamp === "number" && event.timestamp > this.moment) this.moment = event.timestamp;
+      if (event.event_type !== "llm_generation_chunk") this.changedThen(event.run_id ?? "");
+    }
+    this.then.clear();
+  }
+
+  /** @param {string} runId */
+  changedThen(runId) {
+    if (this.moment === null) return;
+    this.marks.rows.add(runId);
+    this.marks.runs.add(runId);
+    this.then.delete(runId);
+  }
+
+  /** The time that is shown, in seconds since the epoch. */
+  get now() {
+    return this.moment ?? Date.now() / 1000;
+  }
+
+  /** @param {string} runId @returns {Map<string, Row>} */
+  rowsThen(runId) {
+    const known = this.chainRows.get(runId) ?? new Map();
+    const { moment } = this;
+    if (moment === null) return known;
+    const found = this.then.get(runId);
+    if (found !== undefined) return found;
+    const runEndedAt = this.runRows.get(runId)?.ended_at ?? null;
+    const steps = this.stepRows.get(this.runRows.get(runId)?.parent_run_id ?? runId) ?? [];
+    const learned = new Map(steps.filter((row) => row.row === "train_step").map((row) => [row.train_step, row.timestamp]));
+    const rows = new Map();
+    for (const [name, row] of known) {
+      const then = rowAt(row, this.chain(runId, name), moment, { learnedAt: learned.get(row.train_step) ?? null, runEndedAt });
+      if (then !== null) rows.set(name, then);
+    }
+    this.then.set(runId, rows);
+    return rows;
+  }
+
+  /** The row of a run; null if it had not begun at the moment that is shown. @param {string} runId */
+  runRow(runId) {
+    const row = this.runRows.get(runId);
+    return row === undefined || this.moment === null ? row : runRowAt(row, [...this.rowsThen(runId).values()], this.moment);
   }
 
   /** @param {string} key */
@@ -192,6 +308,7 @@ export class Store {
     this.tracks.delete(chainKey(runId, chainId));
     this.timeLines.delete(chainKey(runId, chainId));
     this.generations.delete(chainKey(runId, chainId));
+    this.gaps.delete(chainKey(runId, chainId));
     this.marks.chains.add(chainKey(runId, chainId));
     this.touched();
   }
@@ -209,6 +326,7 @@ export class Store {
       this.rowCount += ofRun.has(row.chain_id) ? 0 : 1;
       ofRun.set(row.chain_id, row);
       this.marks.rows.add(row.run_id);
+      this.then.delete(row.run_id);
     }
     const latest = rows.at(-1)?.run_id;
     if (latest !== undefined) this.boundRows(latest);
@@ -219,6 +337,7 @@ export class Store {
   forgetChainRows(runId) {
     this.rowCount -= this.chainRows.get(runId)?.size ?? 0;
     this.chainRows.delete(runId);
+    this.then.delete(runId);
     this.marks.rows.add(runId);
     this.touched();
   }
@@ -240,12 +359,12 @@ export class Store {
 
   /** The rows of a run's chains, in the order in which they first came. @param {string} runId @returns {Row[]} */
   rows(runId) {
-    return [...(this.chainRows.get(runId)?.values() ?? [])];
+    return [...this.rowsThen(runId).values()];
   }
 
   /** @param {string} runId @param {string} chainId @returns {Row | undefined} */
   row(runId, chainId) {
-    return this.chainRows.get(runId)?.get(chainId);
+    return this.rowsThen(runId).get(chainId);
   }
 
   /**
@@ -257,10 +376,21 @@ export class Store {
       // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run.
       const summary = row.summary ?? this.runRows.get(row.run_id)?.summary;
       this.runRows.set(row.run_id, summary === undefined ? row : { ...row, summary });
+      this.then.delete(row.run_id);
       this.marks.runs.add(row.run_id);
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
     }
     if (rows.length) this.touched();
+  }
+
+  /**
+   * Take what a server says of its open runs when it is connected to. A row of a run tells more, so what is known stays.
+   * @param {{run_id: string, parent_run_id: string | null, status: string}[]} runs
+   */
+  takeOpenRuns(runs) {
+    for (const { run_id, parent_run_id, status } of runs) {
+      if (status === "running" && !this.runRows.has(run_id)) this.takeRunRows([{ run_id, parent_run_id, status }]);
+    }
   }
 
   /**
@@ -301,6 +431,7 @@ export class Store {
       if (this.knownSteps.has(key)) continue;
       this.knownSteps.add(key);
       const known = this.stepRows.get(row.run_id);
+      this.then.clear();
       if (known) known.push(row);
       else this.stepRows.set(row.run_id, [row]);
     }

@@ -68,6 +68,19 @@ export class Tokens {
     }
   }
 
+  /**
+   * Take the tokens of a step as another one has them.
+   * @param {number | null} step
+   * @param {Tokens | undefined} other
+   */
+  takeStep(step, other) {
+    const spans = other?.steps.get(step ?? 0);
+    if (spans === undefined) return;
+    for (const span of this.of(step)) this.count -= span.ids.length;
+    this.steps.set(step ?? 0, [...spans]);
+    for (const span of spans) this.count += span.ids.length;
+  }
+
   /** The tokens of the generation of a step, in order. @param {number | null} step @returns {readonly Span[]} */
   of(step) {
     return this.steps.get(step ?? 0) ?? [];

@@ -8,7 +8,8 @@ const TOLD = ["parent_run_id", "name", "agent", "model", "split", "train_step", 
 /** What is known of a run. @param {Store} store @param {string | null} id @returns {RunRow | null} */
 export function runRow(store, id) {
   if (id === null) return null;
-  const row = store.runRows.get(id);
+  const row = store.runRow(id);
+  if (row === null) return null;
   const fields = store.views.runs.get(id)?.fields;
   if (!fields) return row ? { ...row, run_id: id } : null;
   /** @type {RunRow} */
@@ -23,7 +24,7 @@ export function runRow(store, id) {
 export function allRuns(store) {
   const ids = new Set([...store.runRows.keys(), ...store.views.runs.keys()]);
   ids.delete("");
-  const rows = [...ids].map((id) => /** @type {RunRow} */ (runRow(store, id)));
+  const rows = [...ids].map((id) => runRow(store, id)).filter((row) => row !== null);
   return rows.sort((a, b) => (b.started_at ?? 0) - (a.started_at ?? 0) || (a.run_id < b.run_id ? 1 : -1));
 }
 
@@ -93,7 +94,10 @@ export function rolloutsOf(runs, id, step) {
 export function trainSteps(store, id) {
   /** @type {Map<number, Record<string, any>>} */
   const found = new Map();
-  for (const row of store.stepRows.get(id ?? "") ?? []) if (row.row === "train_step") found.set(row.train_step, row);
+  const { moment } = store;
+  for (const row of store.stepRows.get(id ?? "") ?? []) {
+    if (row.row === "train_step" && (moment === null || row.timestamp <= moment)) found.set(row.train_step, row);
+  }
   for (const row of store.views.runs.get(id ?? "")?.fields.train_steps ?? []) found.set(/** @type {number} */ (row.train_step), row);
   return [...found.values()].sort((a, b) => a.train_step - b.train_step);
 }

@@ -34,11 +34,12 @@ import { textOf } from "./view_parts.js";
  * @property {Call[]} calls
  * @property {boolean} open whether it is being generated, or a call of it runs
  * @property {Tail | null} tail of the open generation; read it with `after`
+ * @property {number} first how many messages of the chain come before it
  */
 
 /**
  * A message that no turn of the model is: the prompt, and what came from outside later.
- * @typedef {{kind: "message", role: string, text: string, prompt: boolean}} Told
+ * @typedef {{kind: "message", role: string, text: string, prompt: boolean, first: number}} Told
  */
 
 /** @typedef {Turn | Told} Item */
@@ -56,13 +57,14 @@ export function itemsOf(view) {
   for (let i = 0; i < messages.length; i += 1) {
     const message = /** @type {Message} */ (messages[i]);
     const role = textOf(message.role);
+    const first = view.conversation.omitted + i;
     if (i < promptLength || role !== "assistant") {
-      items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength });
+      items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength, first });
       continue;
     }
     const answers = [];
     while (messages[i + 1]?.role === "tool") answers.push(/** @type {Message} */ (messages[(i += 1)]));
-    items.push(closedTurn(message, answers));
+    items.push(closedTurn(message, answers, first));
   }
   addOpen(items, view);
   return items;
@@ -86,12 +88,14 @@ const MADE = new WeakMap();
 /**
  * @param {Message} message an assistant's
  * @param {Message[]} answers of its tools
+ * @param {number} first
  * @returns {Turn} do not change it
  */
-function closedTurn(message, answers) {
+function closedTurn(message, answers, first) {
   const made = MADE.get(message);
   if (made && made.answers.length === answers.length && made.answers.every((each, i) => each === answers[i])) return made.turn;
   const turn = turnOf(message);
+  turn.first = first;
   for (const each of answers) answer(turn, each);
   MADE.set(message, { answers, turn });
   return turn;
@@ -103,6 +107,7 @@ function closedTurn(message, answers) {
  * @param {ChainView} view
  */
 function addOpen(items, view) {
+  const first = view.conversation.omitted + view.messages.length;
   if (view.generation !== null) {
     items.push({
       kind: "turn",
@@ -114,11 +119,12 @@ function addOpen(items, view) {
       calls: [],
       open: true,
       tail: view.generation,
+      first,
     });
   }
   if (!view.toolCalls.size) return;
   const last = lastTurn(items);
-  const turn = last === null ? emptyTurn(view.fields.step) : { ...last, calls: [...last.calls] };
+  const turn = last === null ? emptyTurn(view.fields.step, first) : { ...last, calls: [...last.calls] };
   if (last !== null) items.pop();
   items.push(turn);
   turn.open = true;
@@ -141,9 +147,9 @@ function addOpen(items, view) {
   }
 }
 
-/** @param {number | null} step @returns {Turn} */
-function emptyTurn(step) {
-  return { kind: "turn", step, text: "", omitted: 0, reasoning: null, finishReason: null, calls: [], open: false, tail: null };
+/** @param {number | null} step @param {number} first @returns {Turn} */
+function emptyTurn(step, first) {
+  return { kind: "turn", step, text: "", omitted: 0, reasoning: null, finishReason: null, calls: [], open: false, tail: null, first };
 }
 
 /** @param {Item[]} items @returns {Turn | null} the last item, if it is a turn */
@@ -156,7 +162,7 @@ function lastTurn(items) {
 function turnOf(message) {
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : [];
   return {
-    ...emptyTurn(typeof message.step === "number" ? message.step : null),
+    ...emptyTurn(typeof message.step === "number" ? message.step : null, 0),
     text: contentOf(message),
     omitted: typeof message.omitted === "number" ? message.omitted : 0,
     reasoning: typeof message.reasoning === "string" ? message.reasoning : null,

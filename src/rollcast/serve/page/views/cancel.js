@@ -29,7 +29,7 @@ export function CancelButton({ target, open, name, label, warning = "", byKey = 
     moveFocus.current = false;
     /** @type {HTMLElement | null} */ (place.current?.querySelector("[data-focus]") ?? null)?.focus();
   });
-  const may = socket.session.scopes.includes("control");
+  const may = socket.session.scopes.includes("control") && store.moment === null; // nothing of the past can be cancelled
   const request = cancels.of(target);
   const begin = () => {
     moveFocus.current = true;

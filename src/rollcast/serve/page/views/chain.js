@@ -18,6 +18,7 @@ import { Doing } from "./doing.js";
 import { LooksAbout } from "./looks.js";
 import { evidenceIn } from "./looks.js";
 import { cellsOf, ColourBy, colouredBy, StripCells, StripLegend } from "./strips.js";
+import { GapBlock, gapsBefore } from "./gap.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
 import { TokenText } from "./token_text.js";
@@ -152,6 +153,8 @@ export function ChainPage() {
   const generations = store.generations.get(chainKey(rollout, chain));
   const segments = generations?.segments() ?? [];
   const begins = new Map(segments.filter((each) => each.first > 1).map((each) => [each.first, each]));
+  const gaps = gapsBefore(items, store.gaps.get(chainKey(rollout, chain))?.all ?? []);
+  const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${rollout} chainId=${chain} gap=${gap} />`);
   const onToken = (/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn });
   const known = blocks.current;
   const { version } = piecesOf(view.fields.model ?? "");
@@ -165,7 +168,7 @@ export function ChainPage() {
         ${view.fields.tools && view.fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
         ${items.map((item, i) => {
           const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
-          if (item.kind === "message") return html`${before}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
+          if (item.kind === "message") return html`${before}${gapBlocks(i)}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
           const number = numberOf(item);
           const begun = begins.get(number);
           const shows = evidence?.turn === item ? evidence.call : undefined;
@@ -175,9 +178,10 @@ export function ChainPage() {
           const same = made && made.turn === item && made.spans === spans && made.version === version && made.shows === shows && made.windowed === windowed && !item.open;
           const node = same ? made.node : html`<${TurnBlock} key=${`t${number}`} runId=${rollout} chainId=${chain} turn=${item} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} redraw=${redraw} />`;
           if (!same) known.set(number, { turn: item, spans, version, shows, windowed, node });
-          return html`${before}${begun && html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`}${node}`;
+          return html`${before}${gapBlocks(i)}${begun && html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`}${node}`;
         })}
-        ${view.fields.gaps > 0 && html`<div class="block gap" role="note">Events of this chain were lost ${view.fields.gaps === 1 ? "once" : `${view.fields.gaps} times`} on the way to this page${row?.state === "running" ? "; when it is over, what the record has is read" : ""}.</div>`}
+        ${gapBlocks(items.length)}
+        ${view.fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${rollout} chainId=${chain} gap=${null} />`}
         ${view.fields.error && html`<div class="block error"><div class="who"><b>error</b><span>${visible(view.fields.error.where ?? view.fields.error.error_type ?? "")}</span></div><${TextBlock} text=${String(view.fields.error.error ?? "")} class="mono text" /></div>`}
         ${view.state !== "ended" && view.generation === null && html`<div class="block"><span class="muted">${{ waiting: "Waiting to generate", tool: "Waiting for a tool", scoring: "Waiting for its reward", lost: "Its run ended, and its end was not seen" }[/** @type {string} */ (view.state)] ?? ""}</span></div>`}
       </section>
@@ -295,11 +299,12 @@ function TurnBlock({ runId, chainId, turn, number, windowed, shows, redraw, onTo
 
 /** @param {{call: import("../turns.js").Call, opened: boolean}} props */
 function CallBlock({ call, opened }) {
+  const { store } = usePage();
   useTicks(1000, call.open);
   const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
   const running = call.status === null && call.open;
   const result = call.output === null ? (running ? "…" : "no result was seen") : oneLine(call.output, 100);
-  const seconds = call.durationS ?? (running && call.startedAt !== null ? Date.now() / 1000 - call.startedAt : null);
+  const seconds = call.durationS ?? (running && call.startedAt !== null ? store.now - call.startedAt : null);
   return html`<details class=${`call ${failed ? "failed" : ""}`} open=${opened || undefined}>
     <summary><span class="name"><bdi>${oneLine(call.line, 400)}</bdi></span><span>→ <bdi>${result}</bdi></span>
       <span class="muted">${failed ? call.status : running ? "running" : ""} ${seconds === null ? "" : duration(seconds)}</span></summary>
@@ -319,7 +324,7 @@ function Facts({ view, row, open }) {
   const reward = fields.reward ?? row?.reward ?? null;
   const advantage = fields.advantage ?? row?.advantage ?? null;
   const started = fields.started_at ?? row?.started_at ?? null;
-  const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : Date.now() / 1000 - started);
+  const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : store.now - started);
   const reference = fields.reference ?? row?.reference ?? null;
   const answer = fields.final_response ?? row?.answer ?? null;
   const metrics = Object.entries(fields.metrics ?? {}).slice(0, 12);

@@ -1,9 +1,11 @@
 // The word in the header that tells how the page stands, and above the view what a person should know or do about the connection.
 
-import { html, useAgain, useEffect, usePage, useRef, useState } from "../ui.js";
+import { html, useAgain, useEffect, usePage, useRef, useState, useTicks } from "../ui.js";
+import { adviceOn } from "../advice.js";
 import { formatRoute } from "../route.js";
 import { oneLine } from "../text.js";
 import { runRow } from "../training.js";
+import { replayTime, toggleReplay } from "./replay.js";
 
 const SOON_S = 2; // a connection that is away for less is not counted in seconds
 
@@ -36,15 +38,18 @@ export function togglePause(socket) {
 /** The word; pressing it pauses and goes on. */
 export function Status() {
   const { socket, state, lostFor } = useConnection();
-  const { store, run } = usePage();
+  const page = usePage();
+  const { store, run, replay } = page;
   const { word, waiting, why } = state;
-  const paused = socket.session.paused;
+  useTicks(250, replay.active);
+  const paused = replay.active ? !replay.playing : socket.session.paused;
   const running = runRow(store, run)?.status === "running";
   const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
   const more = socket.session.keepsWaiting ? "more than " : "";
-  const detail = word === "paused" && waiting > 0 ? ` (${more}${waiting.toLocaleString("en")} waiting)` : word === "reconnecting" && lostFor >= SOON_S ? ` (${about(lostFor)})` : "";
+  const detail = word === "paused" && waiting > 0 ? ` (${more}${waiting.toLocaleString("en")} waiting)` : word === "reconnecting" && lostFor >= SOON_S ? ` (${about(lostFor)})` : word === "replaying" ? ` ${replayTime(page)}` : "";
+  const toggle = () => (replay.active ? toggleReplay(page) : togglePause(socket));
   return html`<button class="status" data-word=${word} title=${oneLine(why, 300) || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${() => togglePause(socket)}><i></i><span>${label}${detail}</span></button>`;
+    onClick=${toggle}><i></i><span>${label}${detail}</span></button>`;
 }
 
 /** Why there is no connection and what to do, which runs are gone, and what answers lack. */
@@ -55,9 +60,9 @@ export function Trouble() {
   if (state.word === "reconnecting") {
     const next = socket.retryAt === null ? null : socket.retryAt - socket.session.now();
     const why = oneLine(state.why, 300);
-    return html`<div class="notice"><span role="status">Not connected${why && `: ${why}`}. What is below is how it was; the page tries again by itself.</span>
+    return html`<section class="notice" aria-label="Connection"><span role="status">Not connected${why && `: ${why}`}. What is below is how it was; the page tries again by itself.</span>
       <span class="muted" aria-hidden="true">${lostFor >= SOON_S && `Since ${about(lostFor)}. `}${next === null ? "Trying now." : next >= 1 ? `Next attempt in ${about(next)}.` : ""}</span>
-      ${next !== null && next >= 1 && html`<button class="small-button" onClick=${() => socket.hurry()}>Try now</button>`}</div>`;
+      ${next !== null && next >= 1 && html`<button class="small-button" onClick=${() => socket.hurry()}>Try now</button>`}</section>`;
   }
   const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
   return html`<${Gone} />${lacks.length > 0 && html`<div class="notice" role="status">${lacks.slice(0, 2).map((each) => oneLine(each, 300)).join(" ")}</div>`}`;
@@ -73,24 +78,10 @@ function Gone() {
   const named = gone.slice(-3).map(({ id, name }) => html` <a class="link-button" href=${formatRoute({ view: "overview", run: id })}>${oneLine(name || id.slice(0, 8), 60)}</a>`);
   const close = html`<button class="small-button" onClick=${() => dismiss(new Set([...dismissed, ...gone.map((each) => each.id)]))}>Close</button>`;
   if (shown) {
-    return html`<div class="notice"><span role="status">The server that answers now does not know this run. What is below is what this page saw of it.</span>
-      <a class="link-button" href=${formatRoute({ view: "overview" })}>Show what it has now</a> ${route.run === null && close}</div>`;
+    return html`<section class="notice" aria-label="Runs that are gone"><span role="status">The server that answers now does not know this run. What is below is what this page saw of it.</span>
+      <a class="link-button" href=${formatRoute({ view: "overview" })}>Show what it has now</a> ${route.run === null && close}</section>`;
   }
-  return html`<div class="notice"><span role="status">The server was started anew, and does not know ${gone.length === 1 ? "a run" : `${gone.length} runs`} that this page showed:</span>${named} ${close}</div>`;
-}
-
-/**
- * Why the server refuses the page, and what to do. Pure.
- * @param {{refusedWith: number, why: string, token: string | null}} session
- * @returns {{what: string, todo: string, token: boolean}} `token`: whether another token would help
- */
-export function adviceOn({ refusedWith, why, token }) {
-  const link = "Open the newest link that the command printed (it ends in #token=…), or give its token here.";
-  if (refusedWith === 4003) return { what: "The token of this page has expired.", todo: link, token: true };
-  if (refusedWith === 4500 && token === null) return { what: "This server needs a token, and this page has none.", todo: link, token: true };
-  if (refusedWith === 4500) return { what: "The server does not know the token of this page; it may have been started anew with another one.", todo: link, token: true };
-  const what = `The server does not accept this page: ${oneLine(why, 400) || "it closed the connection"}.`;
-  return { what, todo: refusedWith === 4507 ? "Reload this page when the server lets it in." : "Reload this page.", token: false };
+  return html`<section class="notice" aria-label="Runs that are gone"><span role="status">The server was started anew, and does not know ${gone.length === 1 ? "a run" : `${gone.length} runs`} that this page showed:</span>${named} ${close}</section>`;
 }
 
 function Refused() {
@@ -102,8 +93,8 @@ function Refused() {
     const given = field.current?.value.trim() ?? "";
     socket.useToken(given === "" ? null : given);
   };
-  return html`<div class="notice"><span role="alert">${what} ${todo}</span>
+  return html`<section class="notice" aria-label="Connection"><span role="alert">${what} ${todo}</span>
     ${token
       ? html`<form class="token-form" onSubmit=${submit}><label>Token <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label> <button class="small-button">Connect</button></form>`
-      : html`<button class="small-button" onClick=${() => socket.useToken(socket.session.token)}>Try again</button>`}</div>`;
+      : html`<button class="small-button" onClick=${() => socket.useToken(socket.session.token)}>Try again</button>`}</section>`;
 }

@@ -1,6 +1,6 @@
 // What a chain does now and since when: in which tool, for how long.
 
-import { html, useTicks } from "../ui.js";
+import { html, usePage, useTicks } from "../ui.js";
 import { duration } from "../format.js";
 import { oneLine } from "../text.js";
 
@@ -17,7 +17,8 @@ export function doingWords(row) {
 
 /** @param {{row: import("../store.js").Row}} props */
 export function Doing({ row }) {
+  const { store } = usePage();
   useTicks(1000);
-  const seconds = typeof row.last_event_at === "number" ? Math.floor(Date.now() / 1000 - row.last_event_at) : 0;
+  const seconds = typeof row.last_event_at === "number" ? Math.floor(store.now - row.last_event_at) : 0;
   return html`<span class="accent">${doingWords(row)}${seconds >= TOLD_S ? ` for ${seconds < 60 ? `${seconds} s` : duration(seconds)}` : ""}</span>`;
 }

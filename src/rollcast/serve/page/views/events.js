@@ -25,7 +25,8 @@ export function EventsPage() {
   const types = shown.length ? CHIPS.filter(([name]) => shown.includes(name)).flatMap((chip) => chip[1]) : ALL;
   const training = childrenOf(runs, run).length > 0;
   const row = runRow(store, run);
-  const over = row !== null && row.status !== "running";
+  const replaying = store.moment !== null;
+  const over = !replaying && row !== null && row.status !== "running";
   useEffect(() => {
     if (run === null) return undefined;
     // A training's next rollouts are not known yet; of one that is over, all are.
@@ -56,7 +57,7 @@ export function EventsPage() {
     go({ view: "events", query: next.length ? { types: next } : {} });
   };
   const { first, last } = windowOf({ count: events.length, rowHeight: ROW, top, height });
-  return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since this view was opened`}, without tokens${following ? "" : " · not following"}</p></div>
+  return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since ${replaying ? "the replay began here" : "this view was opened"}`}, without tokens${following ? "" : " · not following"}</p></div>
       <button class="small-button" aria-pressed=${following ? "true" : "false"} onClick=${() => follow(!following)}>${following ? "Following the end" : "Follow the end"} <kbd>f</kbd></button></div>
     <div class="chips" role="group" aria-label="Kinds of events">${CHIPS.map(([name]) => html`<button key=${name} class="chip" aria-pressed=${shown.includes(name) ? "true" : "false"} onClick=${() => press(name)}>${name}</button>`)}</div>
     <section class="panel event-list" ref=${place} onScroll=${scrolled} tabindex="0" aria-label="Events">

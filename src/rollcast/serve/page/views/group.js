@@ -162,7 +162,7 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
   const running = row.state === "running" && view?.state !== "ended";
   const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
   const turns = lines.filter((line) => line.cells[index]).length;
-  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
+  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(row.chain_id, 120)}>
     <div class="column-head">
       <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} chain=${row.chain_id} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
@@ -181,7 +181,7 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
 
 /** One turn of one chain. @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, view: any, member: Member | undefined}} props */
 function Cell({ runId, chainId, turn, tokens, view, member }) {
-  const label = `Tokens of turn ${turn.step} of ${chainId}`;
+  const label = `Tokens of turn ${turn.step} of ${oneLine(chainId, 120)}`;
   if (tokens) {
     return html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${label} />
       ${turn.calls.map((call) => html`<div class="call-line" key=${call.id}><span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 120)}</span></div>`)}`;

@@ -36,7 +36,7 @@ export function useLooks() {
   const now = performance.now();
   let known = found.get(store);
   if (known === undefined || known.runs !== runs || known.open !== open || now - known.at >= AGAIN_MS) {
-    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? Date.now() / 1000 : null);
+    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? store.now : null);
     found.set(store, (known = { runs, open, at: now, looks }));
   }
   const wait = known.at === now ? null : known.at + AGAIN_MS - now;
@@ -99,7 +99,7 @@ export function Looks({ looks, baseOf }) {
     const from = since(page, look);
     return html`<li class="look" key=${`${look.runId} ${look.kind} ${look.groupId} ${look.subject}`}>
       <${Sign} look=${look} /><span><a class="look-what" href=${lookHref(page, look, baseOf)}>${look.sentence}</a>
-      ${named.length > 0 && html`<span class="why">${named.map((chain, i) => html`${i > 0 ? ", " : ""}<a href=${chainHref(page, look, chain, baseOf)}>${oneLine(chain, 40)}</a>`)}${more > 0 ? ` and ${more.toLocaleString("en")} more` : ""}${from && ` · ${from}`}</span>`}</span>
+      ${(named.length > 0 || from) && html`<span class="why">${named.map((chain, i) => html`${i > 0 ? ", " : ""}<a href=${chainHref(page, look, chain, baseOf)}>${oneLine(chain, 40)}</a>`)}${named.length > 0 && more > 0 ? ` and ${more.toLocaleString("en")} more` : ""}${named.length > 0 && from ? " · " : ""}${from}</span>`}</span>
     </li>`;
   })}</ul>`;
 }
@@ -117,7 +117,7 @@ export function LooksAbout({ chains }) {
     const named = look.chains.filter((chain) => here.has(chain)).slice(0, 4);
     const from = since(page, look);
     return html`<li key=${`${look.kind} ${look.groupId} ${look.subject}`} class="look"><${Sign} look=${look} /><span>${look.sentence}
-      <span class="why"> ${here.size > 1 && named.map((chain) => html`<a class="link-button" href=${page.to({ view: "chain", chain, query: page.route.query })}>${oneLine(chain, 60)}</a> `)}${from}</span></span></li>`;
+      <span class="why"> ${here.size > 1 && named.map((chain) => html`<a class="link-button" href=${page.to({ view: "chain", chain, query: page.route.query })}>${oneLine(chain, 60)}</a> `)}${here.size > 1 && from ? "· " : ""}${from}</span></span></li>`;
   })}</ul></section>`;
 }
 

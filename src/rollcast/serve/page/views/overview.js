@@ -108,13 +108,6 @@ export function Overview() {
     </div>`;
 }
 
-/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
-function CancelRun({ row, isTraining }) {
-  const what = isTraining ? "training" : "run";
-  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
-  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
-}
-
 /** How many chains of a step go on. @param {import("../store.js").Row[]} rows */
 function inWords(rows) {
   const running = rows.filter((each) => each.state === "running").length;
@@ -132,6 +125,13 @@ function Failure({ row, rows, to }) {
   return html`<section class="panel failure" role="note"><b>${row.status === "failed" ? "This run failed." : "This run ended without saying how."}</b>
     ${sentence ? html` <span>${oneLine(sentence, 400)}</span>` : html` <span>What raised is not among its events; the output of its process has it.</span>`}
     ${failed.length > 0 && html` <a class="small-button" href=${to}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
+}
+
+/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
+function CancelRun({ row, isTraining }) {
+  const what = isTraining ? "training" : "run";
+  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
+  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
 }
 
 /** @param {import("../wall.js").WallRow} a @param {import("../wall.js").WallRow} b */
@@ -206,7 +206,7 @@ function Figures({ row, rows, steps, quiet }) {
   const unseen = Math.max(expected - rows.length, 0);
   const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const tokens = rows.reduce((sum, each) => sum + (each.completion_tokens ?? 0), 0);
-  const seconds = (rolloutRow?.ended_at ?? Date.now() / 1000) - (rolloutRow?.started_at ?? Date.now() / 1000);
+  const seconds = (rolloutRow?.ended_at ?? store.now) - (rolloutRow?.started_at ?? store.now);
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
   const values = (/** @type {string} */ name) => pointsOf(steps, name).map((point) => point[1]).slice(-60);
@@ -233,7 +233,7 @@ function Figures({ row, rows, steps, quiet }) {
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
       { value: whole(tokens), label: "tokens of turns that are over" },
       { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
-      { value: duration(row.duration_s ?? (row.started_at ? Date.now() / 1000 - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
+      { value: duration(row.duration_s ?? (row.started_at ? store.now - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
   }
   return html`<section class="panel figures" aria-label="Figures">${figures.map(({ value, small, label, spark }) => html`<div class="figure">

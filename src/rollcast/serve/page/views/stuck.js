@@ -5,6 +5,7 @@ import { duration } from "../format.js";
 import { stuckOf } from "../stuck.js";
 import { oneLine } from "../text.js";
 import { CancelButton } from "./cancel.js";
+import { doingWords } from "./doing.js";
 
 /** @typedef {import("../store.js").Row} Row */
 
@@ -15,10 +16,10 @@ const MOST = 8;
  * @param {{rows: readonly Row[], all?: readonly Row[], baseOf?: (runId: string) => import("./looks.js").Base}} props
  */
 export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
-  const { to } = usePage();
+  const { store, to } = usePage();
   const running = rows.some((row) => row.state === "running");
   useTicks(1000, running);
-  const stuck = running ? stuckOf(rows, Date.now() / 1000, all) : [];
+  const stuck = running ? stuckOf(rows, store.now, all) : [];
   if (!stuck.length) return null;
   return html`<section class="panel" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
     <ul class="stuck">${stuck.slice(0, MOST).map((each) => {
@@ -26,19 +27,13 @@ export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
       const name = oneLine(row.chain_id, 60);
       return html`<li key=${row.chain_id}>
         <a class="link-button" href=${to({ ...baseOf(row.run_id), view: "chain", chain: row.chain_id })}>${name}</a>
-        <span>${doing(each)}</span>
+        <span>${doingWords(row)}</span>
         <span><b>quiet for ${duration(Math.floor(silence))}</b> <span class="muted">${usual(each)}</span></span>
         <${CancelButton} target=${{ run: row.run_id, chain: row.chain_id }} open=${true} name=${name} />
       </li>`;
     })}</ul>
     ${stuck.length > MOST && html`<p class="small muted">and ${(stuck.length - MOST).toLocaleString("en")} more</p>`}
   </section>`;
-}
-
-/** @param {import("../stuck.js").Stuck} stuck */
-function doing({ activity, tools }) {
-  if (activity === "tool") return tools.length ? `in the tool ${tools.map((name) => oneLine(name, 40)).join(" and ")}` : "in a tool";
-  return { generating: "generating", scoring: "waiting for its reward" }[activity] ?? "between two turns";
 }
 
 /** @param {import("../stuck.js").Stuck} stuck */

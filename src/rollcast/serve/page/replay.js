@@ -1,0 +1,109 @@
+// A replay of a recorded run: where it is, how fast it goes, and asking for it. Without a DOM.
+//
+//   address ─show─▶ Replay ─replay─▶ feed, which fills the store with what passes, from snapshots on
+//
+// The store's `moment` is the time of the latest event that passed; `clock` goes on from there until the next one.
+
+/** @typedef {import("./feed.js").Feed} Feed */
+/** @typedef {import("./store.js").Store} Store */
+/** @typedef {number | "max"} Speed */
+
+export const SPEEDS = /** @type {Speed[]} */ ([1, 4, 16, "max"]);
+const LONGEST_PAUSE_S = 10; // the server waits no longer for the next event
+
+/**
+ * The speed that an address names; 1 if it names none.
+ * @param {string | undefined} text
+ * @returns {Speed}
+ */
+export function speedOf(text) {
+  const speed = text === "max" ? "max" : Number(text);
+  return SPEEDS.includes(speed) ? speed : 1;
+}
+
+export class Replay {
+  /**
+   * @param {Feed} feed
+   * @param {Store} store
+   * @param {() => number} now seconds on a clock that is never set back
+   */
+  constructor(feed, store, now) {
+    this.feed = feed;
+    this.store = store;
+    this.now = now;
+    this.active = false;
+    this.playing = false;
+    /** @type {Speed} */
+    this.speed = 1;
+    this.runId = "";
+    this.start = 0; // of the run, in seconds since the epoch
+    /** @type {number | null} the place that was asked for last, in seconds from the start */
+    this.asked = null;
+    this.seen = 0; // the recorded time, in seconds since the epoch,
+    this.seenAt = 0; // at this time on the clock of `now`
+    /** @type {number | null} the store's moment then */
+    this.moment = null;
+  }
+
+  /**
+   * Show a place of a run, unless it is shown already.
+   * @param {{runId: string, start: number, at: number, speed: Speed, playing?: boolean}} place `at` in seconds from the start
+   */
+  show({ runId, start, at, speed, playing = true }) {
+    if (this.active && this.runId === runId && this.asked === at && this.start === start) {
+      if (speed !== this.speed) this.setSpeed(speed);
+      if (playing !== this.playing) playing ? this.play() : this.pause();
+      return;
+    }
+    Object.assign(this, { active: true, runId, start, asked: at, speed, playing });
+    this.seen = this.moment = start + at;
+    this.seenAt = this.now();
+    this.feed.replay({ runId, time: start + at, speed: playing ? speed : 0 });
+  }
+
+  /** @param {Speed} speed */
+  setSpeed(speed) {
+    this.settle();
+    this.speed = speed;
+    if (this.playing) this.feed.setReplaySpeed(speed);
+  }
+
+  play() {
+    if (!this.active || this.playing) return;
+    this.settle();
+    this.playing = true;
+    this.feed.setReplaySpeed(this.speed);
+  }
+
+  pause() {
+    if (!this.active || !this.playing) return;
+    this.settle();
+    this.playing = false;
+    this.feed.setReplaySpeed(0);
+  }
+
+  /** Return to what happens now. */
+  leave() {
+    if (!this.active) return;
+    this.active = this.playing = false;
+    this.asked = null;
+    this.feed.endReplay();
+  }
+
+  /** From now on `clock` goes on from where it is, at whatever speed. */
+  settle() {
+    this.seen = this.clock;
+    this.seenAt = this.now();
+  }
+
+  /** The recorded time, in seconds since the epoch. */
+  get clock() {
+    const { moment } = this.store;
+    if (moment !== null && moment !== this.moment) {
+      this.seen = this.moment = moment;
+      this.seenAt = this.now();
+    }
+    if (!this.playing || this.speed === "max") return this.seen;
+    return this.seen + Math.min(this.now() - this.seenAt, LONGEST_PAUSE_S) * this.speed;
+  }
+}
