@@ -6,6 +6,7 @@ import pytest
 
 from page import hard_cases
 from page.browser import audit, needs_chromium, see, until
+from page.staged_runs import staged
 
 pytestmark = needs_chromium
 
@@ -25,24 +26,21 @@ def open_run(page):
 
 
 @pytest.fixture
-def many(stage, tab):
-    """A page that shows a run of 2,000 chains, of which a third goes on."""
-
-    def opened(**options):
-        page = tab(**options).open(stage.url)
+def many(tab, tmp_path):
+    """A page that shows a run of 2,000 chains, of which a third goes on. The record has those that are over, however slow the page is."""
+    with staged(record=tmp_path / "record") as stage:
+        page = tab().open(stage.url)
         see(page, ".empty")
         stage.begin(hard_cases.many(stage))
         see(page, ".figure", "655 of 2,000 running")
         until(page, "document.querySelectorAll('.question .cell').length === 2000")
         see(page, ".figure", "1,345 over")
-        return page
-
-    return opened
+        yield page
 
 
 def test_chains_are_filtered_and_sorted_in_the_address(many):
     """What is chosen on the wall holds in the list, is in the address, and comes back with it."""
-    page = many()
+    page = many
     page.locator(".filters summary").click()
     page.locator(".chip", has_text="failed").click()
     see(page, ".filters summary", "40 of 2,000 chains")
@@ -74,7 +72,7 @@ def test_chains_are_filtered_and_sorted_in_the_address(many):
 
 def test_the_list_is_reached_by_keys_and_draws_only_what_is_on_screen(many):
     """From the first row to the last one and back, and into a chain."""
-    page = many()
+    page = many
     page.locator("nav a", has_text="Chains").click()
     see(page, ".all-rows .chain-row")
     assert page.locator(".all-rows .chain-row").count() < 60
@@ -96,7 +94,7 @@ def test_the_list_is_reached_by_keys_and_draws_only_what_is_on_screen(many):
 
 def test_text_is_searched_in_rows(many):
     """In answers, errors and ids; the words are in the address."""
-    page = many()
+    page = many
     page.locator("nav a", has_text="Chains").click()
     page.get_by_role("searchbox").fill("chain_1999")
     page.keyboard.press("Enter")
