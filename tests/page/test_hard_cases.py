@@ -209,9 +209,9 @@ def test_steps_in_flight_are_shown_together(stage, tab):
     stage.begin(hard_cases.steps_in_flight(stage))
     page = tab().open(stage.url)
     see(page, "h2", "2 steps in flight")
+    until(page, "document.querySelectorAll('.question').length === 8")
     assert page.locator(".step-wall h3 a").all_inner_texts() == ["Step 48", "Step 49"]
     see(page, ".step-wall h3", "policy 46")
-    assert page.locator(".question").count() == 8
     see(page, ".figure", "24 of 32 running")
     page.locator(".step-wall", has_text="Step 48").locator(".question").first.click()
     see(page, ".pill", "step 48")
@@ -258,8 +258,11 @@ def test_a_token_tells_the_version_of_its_own_turn_and_its_segment(stage, tab):
     see(page, "[data-row]").click()
     see(page, ".block.segment", "Segment 2 begins here: the prompt of turn 3 was rendered afresh")
     see(page, ".block.segment", "Sent: 48 tokens; the turn before ended at 55 tokens")
-    sent = page.locator(".side section", has=page.locator("h2", has_text="Sent, and trained on"))
-    assert sent.locator("tbody tr").all_inner_texts() == ["1 to 2\t52\t6", "3 to 4\t59\t5"]
+    see(page, ".side h2", "Sent, and trained on")
+    for row in ("1 to 2\\t52\\t6", "3 to 4\\t59\\t5"):
+        until(
+            page, f"[...document.querySelectorAll('.side tbody tr')].some((row) => row.innerText === '{row}')"
+        )
     facts = page.locator(".token-facts dl")
     for turn, version, segment in ((1, "7", "1"), (2, "8", "1"), (3, "9", "2")):
         page.locator(f"#turn-{turn} .tokens").focus()
@@ -442,6 +445,7 @@ def test_axe_finds_nothing_in_steps_in_flight(stage, tab, width, theme):
     stage.begin(hard_cases.steps_in_flight(stage))
     page = tab(width=width, theme=theme).open(stage.url)
     see(page, "h2", "2 steps in flight")
+    see(page, ".curve polyline.mean")
     page.locator(".curve").focus()
     page.keyboard.press("End")
     see(page, ".reading", "step 46")
