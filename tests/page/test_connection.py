@@ -1,8 +1,12 @@
 """The page and its connection: what it says when it is lost, frozen, refused or another one, and that nothing is missed or doubled."""
 
 import contextlib
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -95,7 +99,7 @@ def test_a_reload_in_the_middle_goes_on(stage, tab):
 
 
 def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
-    """The seconds are in the header; the button does not wait for the pause to end."""
+    """The seconds are in the header, and when it tries again beside the reason."""
     one = tab()
     page = one.open(line.url)
     see(page, ".status", "Connected")
@@ -106,8 +110,8 @@ def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
         see(page, ".status", re.compile(r"Reconnecting \(\d+ s\)"))
         see(page, ".notice", "Next attempt in")
         audit(page, "away")
-        line.to = server
         page.get_by_role("button", name="Try now").click()
+        line.to = server
         see(page, ".status", "Connected")
     page.locator(".notice", has_text="Not connected").wait_for(state="detached")
     one.complaints.clear()
@@ -251,3 +255,52 @@ def test_what_waits_while_paused_is_counted_and_comes_then(stage, tab):
     see(page, "dd", "answered")
     told = words(page)
     assert told == list(range(told[0], told[-1] + 1))
+
+
+@pytest.mark.slow
+def test_a_server_that_is_stopped_and_goes_on(tab, tmp_path):
+    """A whole process that stands still, as under a debugger: the page says so within the heartbeat of 20 s, and goes on with it."""
+    command = [sys.executable, "-m", "rollcast", "train", "--task", "guess", "--steps", "500", "--serve", "0"]
+    environment = os.environ | {"ROLLCAST_RECORDS": str(tmp_path / "records")}
+    one = tab()
+    log = tmp_path / "said"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / "out")],
+            stdout=said,
+            stderr=said,
+            env=environment,
+            cwd=tmp_path,
+        ) as process,
+    ):
+        try:
+            page = one.open(served(log))
+            see(page, ".question .cell")
+            until(page, "document.querySelector('.status').dataset.word === 'connected'")
+            process.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            see(page, ".status[data-word=reconnecting]", timeout_s=40)
+            assert time.monotonic() - stopped < 20 + 10  # the heartbeat, and what a loaded machine adds
+            see(page, ".notice", "Not connected: the server does not answer")
+            process.send_signal(signal.SIGCONT)
+            see(page, ".status", "Live", timeout_s=60)
+            step = "Math.max(...[...document.querySelectorAll('h2')].map((e) => +(e.textContent.match(/Step (\\d+)/)?.[1] ?? 0)))"
+            before = page.evaluate(step)
+            until(page, f"{step} > {before}")
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        finally:
+            process.kill()
+    one.complaints.clear()
+
+
+def served(log):
+    """The page's address, which the command prints."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = re.search(r"http://localhost:(\d+)/", log.read_text())
+        if found:
+            return f"http://127.0.0.1:{found[1]}/"
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
