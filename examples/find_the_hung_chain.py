@@ -24,18 +24,18 @@ def search(query: str) -> str:
     return f"3 articles about {query}"
 
 
-@tool
+@tool(timeout=None)
 async def open_page(title: str, ctx: ChainContext) -> str:
     """Read an article."""
     ctx.state["pages"] = ctx.state.get("pages", 0) + 1
     if ctx.chain_id == "chain_5" and ctx.state["pages"] == 3:
-        await asyncio.Event().wait()  # as if no answer ever came, in a tool without a timeout
+        await asyncio.Event().wait()  # as if no answer ever came; by default a tool has a minute
     await asyncio.sleep(0.3)
     return f"{title}, born in Fulda in 1850, was a physicist."
 
 
 async def main(port=None):
-    backend = ScriptedBackend([*TURNS * (70 if port else 14), "In Fulda."], delay=0.02)
+    backend = ScriptedBackend([*TURNS * (150 if port else 14), "In Fulda."], delay=0.02)
     agent = BaseAgent(backend=backend, tools=[search, open_page])
     manager = agent.streaming_manager
 
@@ -50,7 +50,7 @@ async def main(port=None):
         await server.start()
         print("in a browser:", server.page_url, flush=True)
     manager.add_observer(server.get_observer() if port else HintObserver(cancel_it))
-    for t in await agent.run_async(150, [{"prompt": "Where was Braun born?"}], 8, enable_streaming=True):
+    for t in await agent.run_async(301, [{"prompt": "Where was Braun born?"}], 8, enable_streaming=True):
         print(t.chain_id, t.finish_reason)
     if port:
         await asyncio.Event().wait()  # until Ctrl-C

@@ -58,10 +58,13 @@ class View(NamedTuple):
 
 
 def _focus_a_token(page: Page) -> None:
-    """Show the facts of one token: the first that the model was not sure of."""
+    """Show the facts of a token of the second turn: the first that the model was not sure of."""
     page.locator("[data-turn]").nth(1).focus()
-    for _ in range(3):
+    probability = page.locator(".token-facts dt:text-is('probability') + dd")
+    for _ in range(12):
         page.keyboard.press("ArrowRight")
+        if probability.inner_text() != "1":
+            return
 
 
 class Stage(NamedTuple):
@@ -70,11 +73,13 @@ class Stage(NamedTuple):
     Attributes:
         command: for Python.
         until: a pattern of what it prints before the views are drawn.
+        late: whether it begins when the views of the others are drawn, since it shows what they leave.
     """
 
     command: tuple[str, ...]
     until: str
     views: tuple[View, ...]
+    late: bool = False
 
 
 _TRAIN = "-m rollcast train --task guess --steps 14 --seed 0 --record tokens --out out --serve 127.0.0.1:0 --keep-serving"
@@ -84,7 +89,7 @@ STAGES = (
         "in a browser",
         (
             View("hung-overview", "/run/{run}/overview", ".look"),
-            View("hung-group", "/run/{run}/group/group_0", ".look"),
+            View("hung-group", "/run/{run}/group/group_0", ".look-sign"),
         ),
     ),
     Stage(
@@ -92,8 +97,8 @@ STAGES = (
         r"chain_9 1\.0",
         (
             View("hacked-overview", "/run/{run}/overview", ".look"),
-            View("hacked-group", "/run/{run}/group/group_0", ".look"),
-            View("hacked-chain", "/run/{run}/chain/chain_5", "[data-turn]"),
+            View("hacked-group", "/run/{run}/group/group_0", ".look-sign"),
+            View("hacked-chain", "/run/{run}/chain/chain_5", ".looks-about"),
         ),
     ),
     Stage(
@@ -107,8 +112,14 @@ STAGES = (
             View("chain", "/run/{run}/chain/{chain}?step=14", "[data-turn]", TALL, _focus_a_token),
             View("chains", "/run/{run}/chains?step=14", "main a[href*='/chain/']"),
             View("events", "/run/{run}/events", ".event-row"),
-            View("runs", "/runs", "tbody tr"),
+            View("replay", "/run/{run}/overview?at=15&paused=1", ".cell"),
         ),
+    ),
+    Stage(
+        ("-m", "rollcast", "open", "rollcast-runs", "--no-browser"),
+        "in a browser",
+        (View("runs", "/runs", "tbody tr"),),
+        late=True,
     ),
 )
 
@@ -187,8 +198,9 @@ class Camera:
             if (found := re.search(rf"/{name}/([^/?]+)", group + chain)) is not None
         }
 
-    def draw(self, views: tuple[View, ...], places: dict[str, str]) -> None:
+    def draw(self, views: tuple[View, ...]) -> None:
         """Draw the views, each in both themes and on a phone."""
+        places = self.places() if any("{" in view.place for view in views) else {}
         for view in views:
             if self._wanted and view.name not in self._wanted:
                 continue
@@ -297,13 +309,18 @@ def main() -> int:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, ExitStack() as programs:
         # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        # All begin at once: a training takes its time, and so does a chain until it has been quiet for long.
         stages = [stage for stage in STAGES if not wanted or any(view.name in wanted for view in stage.views)]
-        outputs = [programs.enter_context(running(*stage.command, folder=Path(folder))) for stage in stages]
-        for stage, output in zip(stages, outputs, strict=True):
+
+        def begin(stage: Stage) -> Output:
+            return programs.enter_context(running(*stage.command, folder=Path(folder)))
+
+        # They begin at once: a training takes its time, and so does a chain until it has been quiet for long.
+        begun = {stage: begin(stage) for stage in stages if not stage.late}
+        for stage in stages:
+            output = begun[stage] if stage in begun else begin(stage)
             camera = Camera(browser, output.wait_for(r"in a browser: (http\S+)")[1], wanted)
             output.wait_for(stage.until)
-            camera.draw(stage.views, camera.places())
+            camera.draw(stage.views)
             failed += camera.failed
         browser.close()
     for sentence in failed:

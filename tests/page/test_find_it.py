@@ -50,7 +50,11 @@ def test_the_chain_that_hangs_is_named_with_its_tool_and_the_time(tab, tmp_path)
             r"for \d+ s; the median call of this run took \d+ ms\s+since \d\d:\d\d:\d\d", look.inner_text()
         )
         see(page, ".question").click()
-        line = see(page, ".looks-about .look", said)
+        stuck = see(page, ".stuck li", "chain_5")
+        assert re.search(
+            r"in open_page\s+quiet for .+ since \d\d:\d\d:\d\d; the median call takes \d+ ms",
+            stuck.inner_text(),
+        )
         see(page, ".column-head .accent", "in open_page for")
         assert (
             page.locator(".column-head", has=page.locator(".look-sign"))
@@ -58,7 +62,7 @@ def test_the_chain_that_hangs_is_named_with_its_tool_and_the_time(tab, tmp_path)
             .startswith("chain_5")
         )
         assert page.locator(".look-sign").count() == 1
-        line.locator("a", has_text="chain_5").click()
+        stuck.locator("a", has_text="chain_5").click()
         see(page, "h1", "chain_5")
         see(page, ".looks-about .look", said)
         see(page, ".side dd", "in open_page for")

@@ -70,7 +70,7 @@ const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the 
  * @returns {import("./hints.js").StepSummary[]}
  */
 export function summariesOf(runs, id, until) {
-  const training = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.summary && (until === undefined || (row.train_step ?? 0) <= Number(until)));
+  const training = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.status !== "running" && row.summary && (until === undefined || (row.train_step ?? 0) <= Number(until)));
   return training.slice(-MAX_SUMMARIES).map((row) => row.summary);
 }
 

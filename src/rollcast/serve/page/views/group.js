@@ -104,7 +104,7 @@ export function GroupPage() {
       </nav>
     </div>
     <${Stuck} rows=${all} all=${store.rows(/** @type {string} */ (rollout))} baseOf=${() => ({ query })} />
-    <${LooksAbout} chains=${ids} />
+    <${LooksAbout} chains=${ids} besides="quiet" />
     <${Chips} rows=${all} shown=${rows.length} leaveOut=${["train_step"]} />
     ${rows.length === 0 && html`<section class="panel"><p class="empty">No chain of this group is as the chips say.</p></section>`}
     ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />`}

@@ -106,12 +106,12 @@ export function Looks({ looks, baseOf }) {
 
 /**
  * The hints that some of these chains show, above what else is told of them; nothing if there is none.
- * @param {{chains: string[]}} props
+ * @param {{chains: string[], besides?: Look["kind"] | null}} props `besides`: a kind that is told elsewhere
  */
-export function LooksAbout({ chains }) {
+export function LooksAbout({ chains, besides = null }) {
   const page = usePage();
   const here = new Set(chains);
-  const looks = useLooks().filter((look) => look.chains.some((chain) => here.has(chain)));
+  const looks = useLooks().filter((look) => look.kind !== besides && look.chains.some((chain) => here.has(chain)));
   if (!looks.length) return null;
   return html`<section class="panel looks-about" aria-label="Needs a look"><ul class="looks">${looks.map((look) => {
     const named = look.chains.filter((chain) => here.has(chain)).slice(0, 4);

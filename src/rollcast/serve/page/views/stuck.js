@@ -1,7 +1,7 @@
 // Where a run is stuck: its quiet chains, for how long they are quiet, what is usual, and a button to cancel each.
 
 import { html, usePage, useTicks } from "../ui.js";
-import { duration } from "../format.js";
+import { clock, duration } from "../format.js";
 import { stuckOf } from "../stuck.js";
 import { oneLine } from "../text.js";
 import { CancelButton } from "./cancel.js";
@@ -21,14 +21,14 @@ export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
   useTicks(1000, running);
   const stuck = running ? stuckOf(rows, store.now, all) : [];
   if (!stuck.length) return null;
-  return html`<section class="panel" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
+  return html`<section class="panel stuck-now" aria-label="Where is it stuck?"><h2>Where is it stuck?</h2>
     <ul class="stuck">${stuck.slice(0, MOST).map((each) => {
       const { row, silence } = each;
       const name = oneLine(row.chain_id, 60);
       return html`<li key=${row.chain_id}>
         <a class="link-button" href=${to({ ...baseOf(row.run_id), view: "chain", chain: row.chain_id })}>${name}</a>
         <span>${doingWords(row)}</span>
-        <span><b>quiet for ${duration(Math.floor(silence))}</b> <span class="muted">${usual(each)}</span></span>
+        <span><b>quiet for ${silence < 60 ? `${Math.floor(silence)} s` : duration(Math.floor(silence))}</b> <span class="muted">since ${clock(row.last_event_at)}; ${usual(each)}</span></span>
         <${CancelButton} target=${{ run: row.run_id, chain: row.chain_id }} open=${true} name=${name} />
       </li>`;
     })}</ul>
