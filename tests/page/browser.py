@@ -43,10 +43,10 @@ class Tab:
         return self.page
 
 
-def see(page, selector, text=None):
+def see(page, selector, text=None, timeout_s=WAIT_MS / 1000):
     """Wait until there is such an element, with this text in it."""
     place = page.locator(selector, has_text=text) if text else page.locator(selector)
-    place.first.wait_for(state="attached")
+    place.first.wait_for(state="attached", timeout=timeout_s * 1000)
     return place.first
 
 

@@ -13,11 +13,13 @@ class Line:
 
     Attributes:
         port: where it listens.
+        cuts: how often it was cut.
     """
 
     def __init__(self, loop, port):
         self._loop = loop
         self.to = port
+        self.cuts = 0
         self._pipes = set()
         self._cut_after = None  # bytes that still come from the server before the line is cut
         self._call(self._open())
@@ -67,6 +69,7 @@ class Line:
         self._call(close())
 
     def _reset(self):
+        self.cuts += 1
         for writer in list(self._pipes):
             writer.transport.abort()
 

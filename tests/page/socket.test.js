@@ -160,6 +160,24 @@ test("a pause before the next attempt does not outlast sleep", () => {
   assert.equal(Wire.all.length, attempts + 1);
 });
 
+test("whoever does not want to wait for the next attempt need not", () => {
+  socket.connect();
+  for (let i = 0; i < 8; i += 1) {
+    last().end(1006);
+    pass(11);
+  }
+  last().end(1006);
+  const attempts = Wire.all.length;
+  assert.ok(socket.retryAt > clock.now + 4);
+  socket.hurry();
+  assert.equal(Wire.all.length, attempts + 1);
+  socket.hurry(); // it is trying
+  assert.equal(Wire.all.length, attempts + 1);
+  last().welcome();
+  pass(1);
+  assert.equal(Wire.all.length, attempts + 1);
+});
+
 test("another token connects anew, also after a refusal", () => {
   socket.connect();
   last().open();

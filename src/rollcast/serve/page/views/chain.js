@@ -147,7 +147,7 @@ export function ChainPage() {
   if (rollout === null || !view || !shown) {
     const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
     const known = rollout !== null && store.rows(rollout).length > 0 && !row;
-    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
+    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : feed.line.session.paused ? "The page is paused. What happens in this chain is shown when it goes on: p." : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
   }
   const windowed = turns.length > MANY_TURNS;
   const generations = store.generations.get(chainKey(rollout, chain));

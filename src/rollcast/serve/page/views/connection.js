@@ -62,7 +62,7 @@ export function Trouble() {
     const why = oneLine(state.why, 300);
     return html`<section class="notice" aria-label="Connection"><span role="status">Not connected${why && `: ${why}`}. What is below is how it was; the page tries again by itself.</span>
       <span class="muted" aria-hidden="true">${lostFor >= SOON_S && `Since ${about(lostFor)}. `}${next === null ? "Trying now." : next >= 1 ? `Next attempt in ${about(next)}.` : ""}</span>
-      ${next !== null && next >= 1 && html`<button class="small-button" onClick=${() => socket.hurry()}>Try now</button>`}</section>`;
+      <button class="small-button" onClick=${() => socket.hurry()}>Try now</button></section>`;
   }
   const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
   return html`<${Gone} />${lacks.length > 0 && html`<div class="notice" role="status">${lacks.slice(0, 2).map((each) => oneLine(each, 300)).join(" ")}</div>`}`;
