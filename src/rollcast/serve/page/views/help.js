@@ -11,6 +11,8 @@ const KEYS = /** @type {[string[], string][]} */ ([
   [["f"], "follow the end, or stop following"],
   [["."], "the next hint that needs a look"],
   [["p"], "pause, and go on"],
+  [["v"], "replay the run, or go back to now"],
+  [["[", "]"], "in a replay: five seconds back and forward"],
   [["o"], "the overview"],
   [["r"], "the list of runs"],
   [["←", "→"], "on a turn's text: from token to token"],
