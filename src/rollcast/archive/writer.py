@@ -481,7 +481,9 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     try:
         for group in groups:
             if len(group) > 1:
-                kept[group[-1]] = event_of(merged_chunks([events[i] for i in group], timed=True))
+                kept[group[-1]] = event_of(
+                    merged_chunks([events[i] for i in group], timed=True, lengths=True)
+                )
                 for i in group[:-1]:
                     kept[i] = None
     except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
