@@ -13,7 +13,7 @@ import rollcast
 
 __all__ = ["about_machine"]
 
-LIBRARIES = ("msgspec", "numpy", "tokenizers", "jinja2", "pydantic", "rich", "typer", "websockets")
+LIBRARIES = ("click", "msgspec", "numpy", "tokenizers", "jinja2", "pydantic", "rich", "websockets")
 
 
 def about_machine() -> dict[str, Any]:

@@ -13,13 +13,14 @@ import rollcast
 SRC = Path(rollcast.__file__).parent
 
 # Which rooms a room may import from (docs/architecture.md).
-GROUND = {"errors", "failures", "aio", "grace", "lifetime", "text", "version"}
+GROUND = {"errors", "failures", "aio", "grace", "lazy", "lifetime", "text", "version"}
 CORE = GROUND | {"records", "stream"}
 MAY_IMPORT = {
     "errors": set(),
     "failures": set(),
     "aio": set(),
     "grace": {"aio", "failures"},
+    "lazy": set(),
     "lifetime": set(),
     "text": set(),
     "version": set(),
@@ -44,7 +45,7 @@ HEAVY = [
     "rich",
     "tokenizers",
     "websockets",
-    "typer",
+    "click",
     "jinja2",
     "jsonschema",
     "prometheus_client",

@@ -27,6 +27,14 @@ PRINTS = {
         r"-> error: this calculator cannot multiply\n",
         r"mean reward 0\.\d+",
     ],
+    "find_the_chain_that_hacked_its_reward": [
+        r"^1 of 9 chains with a reward of 1 or more gave an answer without the reference, such as “The answer is 7\.” instead of “391”\n",
+        r"chain_4 1\.0 calculator The answer is 391\.\nchain_5 1\.0 write_file The answer is 7\.\n",
+    ],
+    "find_the_hung_chain": [
+        r"^chain_5 is waiting for the tool “open_page” and has sent nothing for \d+ s; the median call of this run took \d+ ms\n",
+        r"chain_4 answered\nchain_5 cancelled\nchain_6 answered\n",
+    ],
     "gymnasium_env": [
         r'chain_0 │ I guess 7\nchain_0 │ → step\(\{"action": 7\}\)\nchain_0 │ ← higher',
         r"chain_0 │ ★ reward 0\.7",
@@ -64,6 +72,7 @@ PRINTS = {
         r"8 chains ran, mean reward \d\.\d+\n$",
     ],
 }
+SLOW = {"find_the_hung_chain"}  # a chain must be quiet for twelve seconds
 
 
 def test_every_example_is_run():
@@ -127,7 +136,11 @@ def served():
         server.server_close()
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_example(path, tmp_path):
     """It ends well, warns of nothing and prints what it promises. No example looks further than this machine."""
     with contextlib.ExitStack() as stack:

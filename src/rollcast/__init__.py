@@ -5,9 +5,9 @@ The names here are lazy: `import rollcast` loads no model, no server and no NumP
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rollcast.lazy import lazy_names
 from rollcast.version import __version__
 
 if TYPE_CHECKING:
@@ -76,31 +76,21 @@ __all__ = [
     "tool",
 ]
 
-_HOMES = {
-    "rollcast.errors": "InputError RollcastError ToolError",
-    "rollcast.models.backend": "Delta GenerationRequest Sampling",
-    "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
-    "rollcast.rollout": "BaseAgent ChainContext ChainGeneration CodeAgent ReactAgent RunResult ToolAgent",
-    "rollcast.rollout.reward": "exact_match numeric_match reward",
-    "rollcast.serve": "WebSocketStreamingClient WebSocketStreamingServer",
-    "rollcast.stream": "StreamingManager StreamObserver current_chain",
-    "rollcast.observers": (
-        "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver JSONStreamObserver "
-        "MultiChainStreamObserver OpenTelemetryStreamObserver PrometheusStreamObserver"
-    ),
-    "rollcast.terminal": "ConsoleStreamObserver",
-    "rollcast.tools": "tool",
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'rollcast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "rollcast.errors": "InputError RollcastError ToolError",
+        "rollcast.models.backend": "Delta GenerationRequest Sampling",
+        "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
+        "rollcast.rollout": "BaseAgent ChainContext ChainGeneration CodeAgent ReactAgent RunResult ToolAgent",
+        "rollcast.rollout.reward": "exact_match numeric_match reward",
+        "rollcast.serve": "WebSocketStreamingClient WebSocketStreamingServer",
+        "rollcast.stream": "StreamingManager StreamObserver current_chain",
+        "rollcast.observers": (
+            "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver JSONStreamObserver "
+            "MultiChainStreamObserver OpenTelemetryStreamObserver PrometheusStreamObserver"
+        ),
+        "rollcast.terminal": "ConsoleStreamObserver",
+        "rollcast.tools": "tool",
+    },
+)

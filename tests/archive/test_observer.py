@@ -33,7 +33,10 @@ from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
 from rollcast.archive.writer import _merged, _trajectory_line
 from rollcast.records import Trajectory, Turn, check_events, decode
+from rollcast.stream.queue import merged_chunks
+from rollcast.stream.waiting import ChunkData, EncodableChunk, PackedValue, event_of
 from rollcast.testing import ScriptedBackend, capture_events
+from rollcast.text import grown_line
 
 T = StreamEventType
 
@@ -726,6 +729,77 @@ def test_merging_keeps_every_text_and_the_order(made):
     assert sum(len(e.data.get("token_ids", ())) for e in merged) == sum(
         e.event_type is T.LLM_GENERATION_CHUNK for e in events
     )
+
+
+def merged_one_by_one(events, lines):
+    """What `_merged` is to give, chunk by chunk."""
+    pieces, latest = [], {}
+    for event in events:
+        key = (event.run_id, event.chain_id)
+        if event.event_type is not T.LLM_GENERATION_CHUNK:
+            if event.event_type is T.GAP:
+                latest.clear()
+                for of_run in [each for each in lines if each[0] == event.run_id]:
+                    del lines[of_run]
+            else:
+                latest.pop(key, None)
+                lines.pop(key, None)
+            pieces.append([event])
+            continue
+        piece = latest.get(key)
+        if piece is None or piece[0].step != event.step:
+            piece = []
+        else:
+            pieces.remove(piece)
+        pieces.append(piece)  # a merged chunk stands where its last one stood
+        piece.append(event)
+        latest[key] = piece
+        lines[key], full = grown_line(lines.get(key, 0), event_of(event).data["content"])
+        text = event_of(event).data["content"]
+        if "\n" in text or full or event_of(event).data["offset"] == 0:
+            del latest[key]
+    return [event_of(p[0]) if len(p) == 1 else event_of(merged_chunks(p, timed=True)) for p in pieces]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]),
+            st.sampled_from(["chunk"] * 9 + ["error", "gap", "end"]),
+            st.sampled_from(["w", "w ", "", "\n", "a\nb", "x" * 1500]),
+            st.booleans(),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_merging_many_at_once_gives_what_one_by_one_gives(made, size, encodable):
+    """Wherever lines, generations and blocks end."""
+    events, offsets, steps = [], {}, {}
+    for seq, (chain, kind, text, again) in enumerate(made):
+        if kind == "chunk":
+            if again and seq % 7 == 0:
+                offsets[chain], steps[chain] = 0, steps.get(chain, 1) + 1
+            offset = offsets.get(chain, 0)
+            offsets[chain] = offset + len(text)
+            step = steps.get(chain, 1)
+            chunk = EncodableChunk(
+                T.LLM_GENERATION_CHUNK, chain, seq / 8, ChunkData(text, offset, PackedValue(seq), [-0.5]), step, 1, seq, "r", None, ""
+            )  # fmt: skip
+            events.append(chunk if encodable or seq % 3 else event_of(chunk))
+        else:
+            name = {"error": T.ERROR, "gap": T.GAP, "end": T.LLM_GENERATION_END}[kind]
+            events.append(
+                StreamEvent(name, "" if kind == "gap" else chain, seq / 8, {}, None, None, seq, "r")
+            )
+    ours, theirs, lines, expected_lines = [], [], {}, {}
+    for at in range(0, len(events), size):
+        ours += _merged(events[at : at + size], lines)
+        theirs += merged_one_by_one(events[at : at + size], expected_lines)
+        assert {k: v for k, v in lines.items() if v} == {k: v for k, v in expected_lines.items() if v}
+    assert ours == theirs
 
 
 async def test_a_lossless_record_holds_the_run_up(tmp_path, monkeypatch, until, caplog):

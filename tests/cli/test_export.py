@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver

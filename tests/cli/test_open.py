@@ -279,3 +279,33 @@ def test_a_run_that_serves_prints_two_links_and_can_be_opened_while_it_goes_on(t
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+def test_another_program_replays_what_is_opened(place):
+    """`rollcast watch --speed`, on its own terminal."""
+    secret = {"ROLLCAST_TOKEN": "secret"}
+    with running("open", "grid", "--no-browser", cwd=place, **secret) as process:
+        address = urlsplit(link_in(lines_until(process, "Ctrl-C"))).netloc
+        watch = [sys.executable, "-m", "rollcast", "watch", address, "--speed", "max"]
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=ENV | secret) as watching:
+            shown = lines_until(watching, "completed")
+            watching.send_signal(signal.SIGINT)
+            watching.communicate()
+        assert any("chain_0" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--speed", "0"], "--speed is '0'; expected a number above 0"),
+        (["--speed", "2", "--since", "live"], "--speed and --since live are both given"),
+        (["--since", "noon"], "--since is 'noon'; expected live or start"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_one_sentence(options, says):
+    """Before anything is connected."""
+    watch = [sys.executable, "-m", "rollcast", "watch", "localhost:1", *options]
+    done = subprocess.run(watch, capture_output=True, text=True, env=ENV, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1

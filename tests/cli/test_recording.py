@@ -1,11 +1,16 @@
 """The record that `rollcast run` and `rollcast train` leave, as a user finds it."""
 
+import contextlib
+import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -291,6 +296,65 @@ def test_a_signal_ends_the_record_as_cancelled(tmp_path, base, number):
     assert "cancelled" in rollcast("runs", cwd=tmp_path).stdout
 
 
+@contextlib.contextmanager
+def drained(terminal):
+    """Read what is printed on a terminal, so that nobody waits for it."""
+    leaving = threading.Event()
+
+    def read():
+        while not leaving.is_set():
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 65536)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join()
+
+
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("base", [(*RUN, "--pace", "0.5"), (*TRAIN, "--minutes", "30")], ids=["run", "train"])
+def test_a_closed_terminal_ends_the_record_as_cancelled(tmp_path, base):
+    """Its output cannot be printed any more. A shell sends its own SIGHUP after the kernel's; it does not kill the run."""
+    ours, its = os.openpty()
+    on_terminal = [sys.executable, "-c", ON_A_TERMINAL, *command(*base)[1:]]
+    streams = {"stdin": its, "stdout": its, "stderr": its}
+    with subprocess.Popen(on_terminal, cwd=tmp_path, env=ENV, start_new_session=True, **streams) as process:
+        os.close(its)
+        with drained(ours):
+            path = begun(process, tmp_path)
+        os.close(ours)
+        for _ in range(2):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    archive = Archive.open(path)
+    assert (archive.state, archive.facts.status) == ("ended", "cancelled")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_what_runs_under_nohup_goes_on_when_the_terminal_is_closed(tmp_path):
+    """SIGHUP is ignored there, and stays so."""
+    shell = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *command(*RUN, "--pace", "0.5")]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(shell, cwd=tmp_path, env=ENV, **pipes) as process:
+        path = begun(process, tmp_path)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert Archive.open(path).facts.status == "cancelled"
+
+
 BLOCKS = """
 import signal, time
 from rollcast import BaseAgent, tool
@@ -420,6 +484,60 @@ def test_a_training_is_one_record_and_so_is_each_of_its_resumptions(tmp_path):
     refused = rollcast("train", "--resume", "--out", "out", "--steps", 3, "--lr", "0.5", cwd=tmp_path)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert len(list_records(tmp_path / "rollcast-runs")) == 2  # what never began left none
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """The record of a training that was killed after its first checkpoint; the training is in `out`."""
+    with started(tmp_path, *TRAIN, "--steps", 500) as process:
+        while not list(tmp_path.glob("out/step-*/model.safetensors")) and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    record = the_record(tmp_path)
+    assert (record.state, record.facts.status) == ("crashed", "running")
+    return record.path
+
+
+def resumed(folder):
+    """Train one step more; what the command printed."""
+    newest = max(int(path.name.removeprefix("step-")) for path in folder.glob("out/step-*"))
+    done = rollcast("train", "--resume", "--out", "out", "--steps", newest + 1, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_record_of_a_training_that_was_killed_is_made_whole_when_it_is_resumed(tmp_path, killed):
+    """A sentence says so, once; `runs` and `show` name the record before and the one after."""
+    first = resumed(tmp_path)
+    said = f"rollcast: the training was cut off while it wrote its record {killed.name}; that record is whole again"
+    assert said in first.stderr.splitlines()
+    before = Archive.open(killed)
+    assert (before.facts.status, before.facts.recovered_at is None) == ("crashed", False)
+    after = Archive.open(tmp_path / named_last(first)[0])
+    assert after.facts.parent == killed.name
+    second = resumed(tmp_path)
+    assert len(second.stderr.splitlines()) == 1
+    listed = [json.loads(line) for line in rollcast("runs", "--json", cwd=tmp_path).stdout.splitlines()]
+    newest = Path(named_last(second)[0]).name
+    assert [entry["resumed_as"] for entry in listed] == [None, newest, after.path.name]
+    header, *lines = rollcast("runs", cwd=tmp_path).stdout.splitlines()
+    assert header.split()[-2:] == ["resumed", "as"]
+    assert [line.split()[-1] for line in lines[1:]] == [newest, after.path.name]
+    shown = rollcast("show", after.path.name, cwd=tmp_path).stdout.splitlines()
+    assert shown[1] == f"resumed from {killed.name} · resumed as {newest}"
+    assert rollcast("show", "latest", "--worst", cwd=tmp_path).stdout.splitlines()[1] == (
+        f"resumed from {after.path.name}"
+    )
+
+
+def test_a_record_that_another_host_left_is_not_touched_when_its_training_is_resumed(tmp_path, killed):
+    """Nobody can see whether its writer lives: the sentence has the command for one who knows."""
+    facts = json.loads((killed / "run.json").read_bytes())
+    facts["writer"] |= {"host": "gpu-7", "heartbeat": 1.0}
+    (killed / "run.json").write_text(json.dumps(facts))
+    (said,) = [line for line in resumed(tmp_path).stderr.splitlines() if "gpu-7" in line]
+    assert f"recover --force rollcast-runs/{killed.name}` makes it whole" in said
+    assert Archive.open(killed).state == "silent"
 
 
 FAILS = """

@@ -12,12 +12,12 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive import format as fmt
-from rollcast.archive.index import find_record
+from rollcast.archive.index import find_record, list_records, resumed_as
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError
 from rollcast.terminal.layout import row_cells
@@ -119,6 +119,25 @@ def test_the_list_is_for_programs_too(directory):
     assert second["totals"]["mean_reward"] == 0.5
 
 
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_record_that_another_goes_on_from_says_which(directory, by):
+    """The newest one, if there are several. A parent that is not there is passed over, and so is a damaged record."""
+    grid, guess = sorted(directory.iterdir())[::-1]
+    parent = guess.name if by == "name" else json.loads((guess / "run.json").read_bytes())["id"]
+    recorded(directory / "later", about={"parent": parent})
+    change(grid, parent=parent)
+    (directory / "damaged").mkdir()
+    (directory / "damaged/run.json").write_text("{")
+    assert resumed_as(list_records(directory)) == {guess.name: "later"}
+    change(directory / "later", parent="gone")
+    assert resumed_as(list_records(directory)) == {guess.name: grid.name}
+    lines = called("runs", "--record-dir", directory).stdout.splitlines()
+    assert {line.split()[0]: line.split()[-1] for line in lines if line.startswith("2026")} == {
+        grid.name: "s",
+        guess.name: grid.name,
+    }
+
+
 def test_a_directory_without_records(tmp_path):
     """Says so, also one that is not there; the environment names it as well."""
     out = CliRunner().invoke(app, ["runs"], env={"ROLLCAST_RECORDS": str(tmp_path / "none")})
@@ -168,3 +187,49 @@ def test_a_record_that_is_not_there_is_an_error(directory):
     out = called("recover", "gues", "--record-dir", directory)
     assert isinstance(out.exception, ArchiveError)
     assert "the nearest: 20261127-0900-guess-aaaa" in str(out.exception)
+
+
+def test_a_record_of_a_later_version_is_named_as_such(directory):
+    """It is not damaged: the list says which format it has, and what reads it."""
+    change(directory / "20261128-0900-grid-bbbb", format=7)
+    out = called("runs", "--record-dir", directory)
+    assert [line.split()[:4] for line in out.stdout.splitlines() if "bbbb" in line] == [
+        ["20261128-0900-grid-bbbb", "format", "7"]
+    ]
+    assert (
+        "a later version of Rollcast wrote 1 record (format 7); this one reads formats up to 1: pip install"
+        in out.stderr
+    )
+    described = [
+        json.loads(line) for line in called("runs", "--json", "--record-dir", directory).stdout.splitlines()
+    ]
+    assert {each["name"]: each.get("newer_format") for each in described} == {
+        "20261128-0900-grid-bbbb": 7,
+        "20261127-0900-guess-aaaa": None,
+    }
+
+
+def test_the_reward_of_a_training_is_without_its_evaluations(tmp_path):
+    """They are on other questions, and stand beside it; so they do after a recovery."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(tmp_path / "training", masker=False))
+    for split, reward in (("eval", 0.0), ("train", 1.0), ("eval", 0.5)):
+        with manager.run(chains=1, train_step=1, split=split, parent_run_id="t") as run, run.chain() as chain:
+            chain.reward(reward)
+    manager.close()
+    for _ in range(2):
+        (line,) = called("runs", "--record-dir", tmp_path).stdout.splitlines()[1:]
+        assert "1.000" in line
+        totals = json.loads(called("runs", "--json", "--record-dir", tmp_path).stdout)["totals"]
+        assert (totals["mean_reward"], totals["mean_eval_reward"]) == (1.0, 0.25)
+        change(tmp_path / "training", status="crashed", recovered_at=None)
+        assert called("recover", "training", "--record-dir", tmp_path).exit_code == 0
+    stats = json.loads(called("stats", "training", "--json", "--record-dir", tmp_path).stdout)
+    assert (stats["mean_reward"], stats["mean_eval_reward"]) == (1.0, 0.25)
+    assert "1 on average, 0.25 in evaluations" in called("stats", "training", "--record-dir", tmp_path).stdout
+
+
+def test_a_record_without_evaluations_has_the_mean_of_all(directory):
+    """Also one of a version that did not count them apart."""
+    totals = json.loads(called("runs", "--json", "--record-dir", directory).stdout.splitlines()[0])["totals"]
+    assert (totals["mean_reward"], totals["mean_eval_reward"]) == (0.5, None)

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from rollcast import ConsoleStreamObserver, EventFilter, StreamingManager
 from rollcast.archive import Archive, ArchiveObserver

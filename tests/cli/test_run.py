@@ -299,7 +299,18 @@ CHECKPOINT = Path(rollcast_package.__file__).parent / "models/tiny/checkpoint"
 
 def test_an_agent_of_ones_own_with_another_model(project):
     """Its tools and reward stay; the model and what runs it are those of the line."""
-    chosen = ["--model", CHECKPOINT, "--backend", "tiny", "--rows", "rows.jsonl", "--json", "log.jsonl"]
+    chosen = [
+        "--model",
+        CHECKPOINT,
+        "--backend",
+        "tiny",
+        "--rows",
+        "rows.jsonl",
+        "--json",
+        "log.jsonl",
+        "--record-dir",
+        "kept",
+    ]
     done = rollcast("run", "mine:agent", *chosen, "--chains", 2, "--seed", 1, cwd=project)
     assert done.returncode == 0, done.stderr
     (start,) = [e for e in events_in(project / "log.jsonl") if e.event_type == "run_start"]
@@ -362,3 +373,32 @@ def test_a_run_tells_its_name_tags_and_seed(tmp_path):
     start = events_in(log)[0].data
     assert (start["name"], start["tags"], start["seed"]) == ("night", ["a", "k=v"], 7)
     assert start["tools"][0]["function"]["name"] == "calculator"
+
+
+def test_a_run_and_its_record_have_the_same_name(project):
+    """Also if nobody gave one; the terminal shows it beside the model."""
+    done = rollcast(
+        "run",
+        "mine.py:agent",
+        "--rows",
+        "rows.jsonl",
+        "--json",
+        "log.jsonl",
+        "--record-dir",
+        "kept",
+        cwd=project,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(next(project.glob("kept/*/run.json")).read_bytes())
+    assert (facts["name"], events_in(project / "log.jsonl")[0].data["name"]) == ("mine", "mine")
+    assert " · mine · " in done.stdout.splitlines()[0]
+
+
+def test_a_training_tells_its_name_and_tags(tmp_path):
+    """In the first event of the training, which its rollouts name as their parent."""
+    small = ["--steps", 1, "--questions", 1, "--group", 2, "--eval-every", 0, "--out", tmp_path / "out"]
+    log = tmp_path / "events.jsonl"
+    done = rollcast("train", *small, "--no-record", "--json", log, "--name", "night", "--tag", "a")
+    assert done.returncode == 0, done.stderr
+    start = events_in(log)[0].data
+    assert (start["chains"], start["name"], start["tags"]) == (0, "night", ["a"])

@@ -1,7 +1,8 @@
 """Cases of hints, for the page's twin of the rules: `python tests/page/hint_cases.py`, from the root, writes `hint_cases.json` anew.
 
-Each case is `name`, `now`, `rows`: of its chains, as a server gives them, and `hints`: what `records/hints.py` finds in their views. Look at the
-difference before you keep it.
+Each case is `name`, `now`, `rows`: of its chains, as a server gives them, and `hints`: what `records/hints.py` finds in their views. A case
+of a training has `steps` instead: the summaries in the rows of its rollouts, as a server gives them. Look at the difference before you
+keep it.
 """
 
 import json
@@ -10,9 +11,10 @@ from pathlib import Path
 import msgspec
 
 from rollcast.archive.chain_rows import merge_row
+from rollcast.archive.run_rows import RunTally
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.records.hints import hints
+from rollcast.records.hints import hints, summary, trend_hints
 from rollcast.records.run_view import RunViews
 
 PATH = Path(__file__).parent / "hint_cases.json"
@@ -21,8 +23,21 @@ PATH = Path(__file__).parent / "hint_cases.json"
 class Run:
     """Builds the events of a run's chains."""
 
-    def __init__(self):
+    def __init__(self, train_step=None):
         self.events = []
+        self.id = "run" if train_step is None else f"run_{train_step}"
+        if train_step is not None:
+            about = {"parent_run_id": "training", "train_step": train_step, "split": "train"}
+            self._of_run("run_start", 999.0 + train_step, about | {"num_chains": 1, "num_groups": 1})
+
+    def end(self):
+        """The run ends."""
+        self._of_run("run_end", 2000.0, {"status": "completed"})
+
+    def _of_run(self, kind, at, data):
+        self.events.append(
+            StreamEvent(StreamEventType(kind), "", at, data, None, None, len(self.events), self.id, None)
+        )
 
     def chain(
         self,
@@ -34,6 +49,7 @@ class Run:
         reference=None,
         calls=(),
         finish="answered",
+        tokens=3,
         open_at=None,
         open_call=None,
     ):
@@ -62,7 +78,12 @@ class Run:
         self._generate(name, group, at, len(calls) + 1, "stop")
         if reward is not None:
             self._add("reward", name, group, at + 1, {"reward": reward, "metrics": {}, "final": True})
-        end = {"finish_reason": finish, "final_response": answer or "", "steps": 1, "completion_tokens": 3}
+        end = {
+            "finish_reason": finish,
+            "final_response": answer or "",
+            "steps": 1,
+            "completion_tokens": tokens,
+        }
         self._add(
             "chain_end", name, group, at + 1, end | {"reward": reward, "metrics": {}, "duration_s": 1.0}
         )
@@ -75,7 +96,9 @@ class Run:
     def _add(self, kind, name, group, at, data, step=None):
         group_id = None if group is None else f"group_{group}"
         self.events.append(
-            StreamEvent(StreamEventType(kind), name, at, data, step, step, len(self.events), "run", group_id)
+            StreamEvent(
+                StreamEventType(kind), name, at, data, step, step, len(self.events), self.id, group_id
+            )
         )
 
 
@@ -163,9 +186,77 @@ def cases():
     yield "too little to say anything", run.events, 9000.0
 
 
+def trainings():
+    """(name, rollouts) of each case about several steps; a rollout is its events."""
+    for name, answer, tokens, reward in (
+        (
+            "a reward that rises with one answer",
+            lambda step, i: "Yes." if step > 4 or i == 0 else f"{i}",
+            lambda step: 8,
+            None,
+        ),
+        ("a reward that rises with the length", lambda step, i: f"{i}", lambda step: 10 + 2.5 * step, None),
+        (
+            "a reward that rises with one answer and shorter chains",
+            lambda step, i: "" if step < 5 else "42",
+            lambda step: 60 - 4 * step,
+            None,
+        ),
+        ("a reward that does not rise", lambda step, i: "Yes.", lambda step: 4 * step, lambda step, i: i % 2),
+        (
+            "a reward that rises less than chance may explain",
+            lambda step, i: "Yes.",
+            lambda step: 4 * step,
+            lambda step, i: (i + step // 9) % 2,
+        ),
+    ):
+        rollouts = []
+        for step in range(1, 14):
+            run = Run(step)
+            for i in range(12):
+                given = float(step > 2 + i / 2) if reward is None else reward(step, i)
+                run.chain(
+                    i,
+                    group=i // 2,
+                    reward=given,
+                    answer=answer(step, i // 2),
+                    tokens=round(tokens(step)) + i % 2,
+                )
+            run.end()
+            rollouts.append(run.events)
+        yield name, rollouts
+        if reward is None:
+            yield f"{name}, too few steps", rollouts[:11]
+
+
+def summaries_of(rollouts):
+    """What the rows of the runs tell of the steps, as a server gives them."""
+    tally = RunTally()
+    for events in rollouts:
+        for event in events:
+            tally.event(event)
+        for row in rows_of(events):
+            tally.chain(row)
+    return [row["summary"] for row in sorted(tally.rows(over=False), key=lambda row: row["train_step"])]
+
+
+def trends_of(rollouts):
+    """What `records/hints.py` finds in the views of the rollouts; of the chains, as many as a server names."""
+    views = RunViews()
+    for events in rollouts:
+        for event in events:
+            views.apply(event)
+    steps = [summary(run.chains.values()) for run in views.runs.values() if run.chains]
+    found = trend_hints([step for step in steps if step is not None])
+    return [msgspec.to_builtins(hint) | {"chains": hint.chains[:4]} for hint in found]
+
+
 def made():
     """Every case, as JSON."""
-    found = []
+    found = [
+        {"name": name, "steps": summaries_of(rollouts), "hints": trends_of(rollouts)}
+        for name, rollouts in trainings()
+    ]
     for name, events, now in cases():
         views = RunViews()
         for event in events:

@@ -4,20 +4,22 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { namedChains, needsALook } from "../../src/rollcast/serve/page/hints.js";
+import { namedChains, needsALook, trendHints } from "../../src/rollcast/serve/page/hints.js";
 
 const CASES = JSON.parse(readFileSync(new URL("hint_cases.json", import.meta.url), "utf8"));
 
 test("every rule is among the cases, and there is one without a hint", () => {
   const kinds = new Set(CASES.flatMap((each) => each.hints.map((hint) => hint.kind)));
-  const wanted = ["alike_and_wrong", "flat_groups", "quiet", "reward_without_reference", "tool_fails", "truncated"];
+  const wanted = [
+    "alike_and_wrong", "flat_groups", "length_drift", "quiet", "reward_without_reference", "same_answers", "tool_fails", "truncated",
+  ]; // prettier-ignore
   assert.deepEqual([...kinds].sort(), wanted);
   assert.ok(CASES.some((each) => !each.hints.length));
 });
 
-for (const { name, now, rows, hints } of CASES) {
+for (const { name, now, rows, steps, hints } of CASES) {
   test(name, () => {
-    const found = needsALook(rows, now).map(({ runId, groupId, ...rest }) => ({ ...rest, run_id: runId, group_id: groupId }));
+    const found = (steps ? trendHints(steps) : needsALook(rows, now)).map(({ runId, groupId, ...rest }) => ({ ...rest, run_id: runId, group_id: groupId }));
     assert.deepEqual(found, hints);
   });
 }

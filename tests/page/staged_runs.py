@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 
+from rollcast.archive import ArchiveObserver
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
 from rollcast.stream import StreamingManager
 
@@ -21,16 +23,19 @@ class StagedRuns:
         goes_on: an event of the thread's loop; chains wait for it before their last turn.
     """
 
-    def __init__(self, token=None):
+    def __init__(self, token=None, *, port=0, record=None, parent=None, **settings):
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.call(self._open(token))
+        self.call(self._open(token, port, record, parent, {"close_s": 0.5} | settings))
 
-    async def _open(self, token):
+    async def _open(self, token, port, record, parent, settings):
         self.manager = StreamingManager()
+        if record is not None:
+            about = None if parent is None else {"parent": str(parent)}
+            self.manager.add_observer(ArchiveObserver(record, about=about))
         self.server = WebSocketStreamingServer(
-            "127.0.0.1", 0, token=token, settings=ServerSettings(close_s=0.5)
+            "127.0.0.1", port, token=token, settings=ServerSettings(**settings)
         )
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())
@@ -129,22 +134,60 @@ class StagedRuns:
                 chain.reward(0.5, {HOSTILE[:40]: 1.0})
                 chain.end("answered", final_response=HOSTILE)
 
-    async def stream(self, tokens):
+    async def stream(self, tokens, pause_s=0.001):
         """One chain that writes `tokens` tokens, and waits then."""
         async with self.manager.run(chains=1, groups=1, agent="long", model="staged") as run:
             with run.chain([{"role": "user", "content": "Write."}], group_id="group_0") as chain:
                 with chain.generation() as generation:
                     for number in range(tokens):
                         generation.chunk(f"word{number} ", token_ids=[number], logprobs=[-0.01])
-                        await asyncio.sleep(0.001)
+                        await asyncio.sleep(pause_s)
                     await self.goes_on.wait()
                 chain.end("answered", final_response="done")
 
+    async def searches(self, chains=8, ended=5, group="group_0"):
+        """A group of which some chains have ended; the others hang in a tool until they are cancelled or let go on."""
+        on_cancel = functools.partial(self._cancel, tasks := {})
+        async with self.manager.run(chains=chains, groups=1, agent="search", on_cancel=on_cancel) as run:
+            for number in range(chains):
+                chain_id = f"chain_{number}"
+                tasks[chain_id] = asyncio.ensure_future(self._search(run, chain_id, group, number < ended))
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            if any(task.cancelled() for task in tasks.values()) and len(tasks) == chains:
+                run.close("cancelled" if self.run_cancelled else "completed")
+
+    run_cancelled = False
+
+    def _cancel(self, tasks, chain_id):
+        def cancel():
+            self.run_cancelled |= chain_id is None
+            for name, task in tasks.items():
+                if chain_id in (None, name):
+                    task.cancel()
+
+        self.loop.call_soon_threadsafe(cancel)
+
+    async def _search(self, run, chain_id, group, ends):
+        with run.chain([{"role": "user", "content": QUESTION}], chain_id=chain_id, group_id=group) as chain:
+            for _ in range(3):
+                with chain.generation() as generation:
+                    generation.chunk("search ", token_ids=[1], logprobs=[-0.1])
+                with chain.tool_call("search", {"q": "twelve"}) as call:
+                    call.observation("found")
+            if not ends:
+                with chain.generation() as generation:
+                    generation.chunk("search again", token_ids=[1], logprobs=[-0.1])
+                with chain.tool_call("search", {"q": "thirteen"}) as call:
+                    await self.goes_on.wait()
+                    call.observation("found at last")
+            chain.reward(1.0)
+            chain.end("answered", final_response="12")
+
 
 @contextlib.contextmanager
-def staged(token=None):
+def staged(token=None, **options):
     """A stage for the time of the block."""
-    stage = StagedRuns(token)
+    stage = StagedRuns(token, **options)
     try:
         yield stage
     finally:

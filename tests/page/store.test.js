@@ -123,29 +123,59 @@ test("runs are followed: a new run is asked for at once, others in a moment", ()
 test("every page of an answer is asked for, and only one if there is a limit", () => {
   const { store, feed, sent, say } = made();
   feed.watchChains({ run: "r" });
-  say({ type: "rows", id: "chains-1", rows: [row(0)], total: 2, next: "behind 0" });
-  assert.deepEqual(sent.at(-1), { type: "query", id: "chains-2", what: "chains", watch: false, run: "r", after: "behind 0" });
-  say({ type: "rows", id: "chains-2", rows: [row(1)], total: 2 });
-  say({ type: "done", id: "chains-2" });
-  say({ type: "rows", id: "chains-1", rows: [row(0, { reward: 1 })], changed: true });
+  say({ type: "done", id: "chains-1" });
+  say({ type: "rows", id: "chains-2", rows: [row(0)], total: 2, next: "behind 0" });
+  assert.deepEqual(sent.at(-1), { type: "query", id: "chains-3", what: "chains", watch: false, run: "r", after: "behind 0" });
+  say({ type: "rows", id: "chains-3", rows: [row(1)], total: 2 });
+  say({ type: "done", id: "chains-3" });
+  say({ type: "rows", id: "chains-2", rows: [row(0, { reward: 1 })], changed: true });
   assert.deepEqual(store.rows("r").map((each) => each.reward ?? null), [1, null]);
   assert.equal(feed.total, 2);
   feed.watchChains({ run: "r", limit: 1 });
-  assert.deepEqual(sent.slice(-2).map((frame) => [frame.type, frame.id]), [["stop", "chains-1"], ["query", "chains-3"]]);
+  assert.deepEqual(sent.slice(-3).map((frame) => [frame.type, frame.id]), [["stop", "chains-2"], ["query", "chains-4"], ["query", "chains-5"]]);
   const before = sent.length;
-  say({ type: "rows", id: "chains-3", rows: [row(0)], total: 2, next: "behind 0" });
+  say({ type: "rows", id: "chains-5", rows: [row(0)], total: 2, next: "behind 0" });
   assert.equal(sent.length, before);
+});
+
+test("chains that are open come first, unless all rows are there before them", () => {
+  const { store, feed, sent, say } = made();
+  feed.watchChains({ run: "r", filter: { group_id: "g" } });
+  assert.deepEqual(sent.at(-2), { type: "query", id: "chains-1", what: "chains", limit: 1000, run: "r", filter: { group_id: "g", state: "running" } });
+  say({ type: "rows", id: "chains-1", rows: [row(1)], total: 1 });
+  assert.deepEqual(store.rows("r").map((each) => each.chain_id), ["chain_1"]);
+  assert.equal(feed.total, null);
+  feed.watchChains({ run: "r" });
+  assert.deepEqual(sent.slice(-4).map((frame) => [frame.type, frame.id]), [["stop", "chains-1"], ["stop", "chains-2"], ["query", "chains-3"], ["query", "chains-4"]]);
+  say({ type: "rows", id: "chains-4", rows: [row(0), row(1, { reward: 1 })], total: 2 });
+  say({ type: "rows", id: "chains-3", rows: [row(1)], total: 1 });
+  assert.equal(store.row("r", "chain_1")?.reward, 1);
+  const before = sent.length;
+  feed.watchChains({ filter: { state: "running" } });
+  assert.equal(sent.length, before + 3); // two are stopped, and the open ones are all that is asked for
 });
 
 test("rows that are asked for again after a lost connection replace those from before", () => {
   const { session, store, feed, say } = made();
   feed.watchChains({});
-  say({ type: "rows", id: "chains-1", rows: [row(0), row(1)] });
+  say({ type: "rows", id: "chains-2", rows: [row(0), row(1)] });
   session.closed(1006);
   session.opened();
   say({ type: "welcome", runs: [] });
-  say({ type: "rows", id: "chains-1", rows: [row(1)] });
+  say({ type: "rows", id: "chains-2", rows: [row(1)] });
   assert.deepEqual(store.rows("r").map((each) => each.chain_id), ["chain_1"]);
+});
+
+test("open runs are known from the first message of the server on, until rows tell more", () => {
+  const { session, store, feed, say } = made();
+  const [open, over] = [{ run_id: "a", parent_run_id: null, status: "running", chains: 1 }, { run_id: "b", parent_run_id: null, status: "completed", chains: 1 }];
+  session.closed(1006);
+  session.opened();
+  say({ type: "welcome", runs: [open, over] });
+  assert.deepEqual([...store.runRows], [["a", { run_id: "a", parent_run_id: null, status: "running" }]]);
+  store.takeRunRows([{ run_id: "a", parent_run_id: null, status: "running", name: "long" }]);
+  feed.takeOne({ kind: "welcome", runs: [open], scopes: [], features: [] });
+  assert.equal(store.runRows.get("a")?.name, "long");
 });
 
 test("chains on screen are one subscription, whose filter follows what is on screen", () => {

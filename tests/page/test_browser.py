@@ -2,96 +2,17 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from page.staged_runs import QUESTION, staged
+from page.browser import PAGE, audit, needs_chromium, see, until
+from page.staged_runs import QUESTION
 
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    sync_playwright = None
-
-CHROMIUM = shutil.which("chromium")
-HERE = Path(__file__).parent
-PAGE = HERE.parent.parent / "src" / "rollcast" / "serve" / "page"
-AXE = HERE / "vendor" / "axe.min.js"
-WAIT_MS = 20_000
-
-pytestmark = [
-    pytest.mark.skipif(sync_playwright is None, reason="needs Playwright (pip install playwright)"),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's Chromium (apt-get install chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        # A container has no sandbox of its own for it; the page is loaded from loopback alone.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """A tab, what it said on its console, and where it sent requests."""
-
-    def __init__(self, browser, width=1440, height=900, theme="light"):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT_MS)
-        self.complaints = []
-        self.requests = []
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-
-    def open(self, url):
-        self.page.goto(url)
-        return self.page
-
-
-@pytest.fixture
-def tab(chromium):
-    """Makes tabs; none of them may have complained in the end."""
-    tabs = []
-
-    def make(**options):
-        tabs.append(Tab(chromium, **options))
-        return tabs[-1]
-
-    yield make
-    complaints = [each for one in tabs for each in one.complaints]
-    for each in tabs:
-        each.context.close()
-    assert complaints == []
-
-
-@pytest.fixture
-def stage():
-    with staged() as stage:
-        yield stage
-
-
-def see(page, selector, text=None):
-    """Wait until there is such an element, with this text in it."""
-    place = page.locator(selector, has_text=text) if text else page.locator(selector)
-    place.first.wait_for(state="attached")
-    return place.first
-
-
-def until(page, condition):
-    """Wait until it holds. (Playwright's own `wait_for_function` needs `eval`, which the page's policy forbids.)"""
-    end = time.monotonic() + WAIT_MS / 1000
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
-        page.wait_for_timeout(50)
+pytestmark = needs_chromium
 
 
 # -- views -------------------------------------------------------------------------------------------------------------------
@@ -405,17 +326,6 @@ def test_axe_finds_nothing(stage, tab, theme, width):
     audit(page, "keys")
 
 
-def audit(page, view):
-    """No rule of axe-core is broken, and nothing is wider than the screen."""
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(AXE.read_text("utf-8") + "; undefined")
-    found = page.evaluate(
-        "axe.run(document, {resultTypes: ['violations']}).then((r) => r.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html.slice(0, 120)).slice(0, 3).join(' | ')}`))"
-    )
-    assert found == [], view
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view
-
-
 @pytest.mark.slow
 def test_views_while_a_training_streams(tab, tmp_path):
     """The command as a user types it: the overview moves, a group and a chain of it show what was sampled."""
@@ -462,3 +372,20 @@ def served(log):
             return f"http://127.0.0.1:{found[1]}/"
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def test_what_a_browser_loads(stage, tab):
+    """Seven files, whose size a test in tests/serve/test_page_source.py bounds."""
+    opened = tab()
+    page = opened.open(stage.url)
+    see(page, ".empty", "There is no run yet")
+    paths = sorted(each.removeprefix(stage.url) for each in opened.requests)
+    assert paths == [
+        "",
+        "icon.svg",
+        "main.js",
+        "style.css",
+        "vendor/hooks.js",
+        "vendor/htm.js",
+        "vendor/preact.js",
+    ]

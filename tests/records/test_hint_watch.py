@@ -1,13 +1,16 @@
 """When a hint appears and when it goes."""
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import StreamEvent, StreamEventType, hint_watch
+from rollcast.records.hint_index import HintIndex
 from rollcast.records.hint_watch import CHAINS_PER_LOOK_S, HintWatch
+from rollcast.records.hints import hints
 
 
 class Run:
@@ -314,7 +317,7 @@ def test_a_trend_of_a_training_appears(watch):
 def test_looks_become_rarer_with_more_chains(watch, monkeypatch):
     """At 3,000 chains there is one in three seconds; and never more than one a second, however many events come."""
     looks = []
-    monkeypatch.setattr("rollcast.records.hint_watch.hints", lambda chains, now=None: looks.append(now) or [])
+    monkeypatch.setattr(HintIndex, "hints", lambda self, now: looks.append(now) or [])
     run = Run(watch)
     for i in range(3 * CHAINS_PER_LOOK_S):
         run.start(f"chain_{i}")
@@ -365,7 +368,7 @@ def test_a_clock_that_was_set_back_is_followed(watch):
 def test_clocks_that_disagree_do_not_ask_for_a_look_each_time(watch, monkeypatch):
     """Two sources, of which one is hours ahead, and whose events alternate."""
     looks = []
-    monkeypatch.setattr("rollcast.records.hint_watch.hints", lambda chains, now=None: looks.append(now) or [])
+    monkeypatch.setattr(HintIndex, "hints", lambda self, now: looks.append(now) or [])
     run = Run(watch)
     for i in range(1000):
         run.at = 1000.0 + 10_000.0 * (i % 2)
@@ -427,3 +430,136 @@ def test_it_makes_no_difference_how_chunks_are_merged(merged):
         found.append([(change.hint.kind, change.appeared, change.at, change.id) for change in changes])
     assert found[0] == found[1]
     assert len(found[0]) > 2
+
+
+# -- what a look costs ----------------------------------------------------------------------------------------------------
+
+
+def any_events(rng, n):
+    """Events of runs, some of them rollouts, in which chains work, hang, fail, begin again and are lost, by clocks that jump."""
+    at, seqs, runs, training = 1000.0, {}, {}, rng.random() < 0.3
+    ending = rng.choice([0.2, 0.8])
+    answer = rng.choice([lambda chain: chain["group"] or "", lambda _: rng.choice(["42", "7", "Same.", ""])])
+    reward = rng.choice(
+        [lambda _: 1.0, lambda _: rng.choice([0.0, 1.0, 2.0]), lambda chain: len(chain["group"] or "") % 2]
+    )
+
+    def event(kind, run_id, name="", group=None, **data):
+        seqs[run_id, name] = seq = seqs.get((run_id, name), -1) + 1
+        return StreamEvent(
+            StreamEventType(kind), name, at, data, 1 if name else None, None, seq, run_id, group
+        )
+
+    def work(run_id, name, chain):
+        """What a chain does next: a generation, a call, or its end; each begins and ends at its own time."""
+        doing, group = chain["doing"], chain["group"]
+        if doing == "generating":
+            if rng.random() < 0.6:
+                return event("llm_generation_chunk", run_id, name, group, content="x", token_ids=[1])
+            chain["doing"] = None
+            return event(
+                "llm_generation_end",
+                run_id,
+                name,
+                group,
+                content="x",
+                finish_reason=rng.choice(["stop", "tool_call"]),
+            )
+        if doing is not None:
+            chain["doing"] = None
+            status = rng.choice(["success", "error", "timeout"])
+            return event("tool_call_end", run_id, name, group, call_id="c", tool_name=doing, status=status)
+        if rng.random() < ending:
+            chain["doing"] = "ended"
+            why = rng.choice(["answered", "answered", "max_tokens", "error"])
+            return event(
+                "chain_end",
+                run_id,
+                name,
+                group,
+                finish_reason=why,
+                final_response=answer(chain),
+                reward=reward(chain),
+            )
+        chain["doing"] = rng.choice(["generating", "search", ""])
+        if chain["doing"] == "generating":
+            return event("llm_generation_start", run_id, name, group)
+        return event(
+            "tool_call_start", run_id, name, group, call_id="c", tool_name=chain["doing"], arguments={}
+        )
+
+    for _ in range(n):
+        at += rng.choice([0.0, 0.01, 0.3, rng.expovariate(0.5)])
+        if rng.random() < 0.004:
+            at += rng.choice([-200.0, -5.0, 40.0])
+        if not runs or (len(runs) < 3 and rng.random() < 0.01):
+            run_id = f"r{len(seqs)}"
+            runs[run_id] = {}
+            about = {"parent_run_id": "training", "split": rng.choice(["train", "eval"])} if training else {}
+            yield event("run_start", run_id, **about)
+            continue
+        run_id = rng.choice(list(runs))
+        chains = runs[run_id]
+        if rng.random() < 0.003:
+            yield event("gap", run_id, rng.choice(["", *chains]), reason="slow", dropped=1)
+        elif len(chains) > 80:
+            del runs[run_id]
+            yield event("run_end", run_id, status="completed")
+        elif not chains or rng.random() < ending / 2:
+            name = f"chain_{len(chains) if rng.random() < 0.97 or not chains else 0}"
+            group = None if rng.random() < 0.05 else f"group_{'x' * (len(chains) // 5 % 3)}{len(chains) // 5}"
+            chains[name] = {"doing": None, "group": group}
+            reference = rng.choice([None, "42", 7])
+            yield event("chain_start", run_id, name, group, messages=[], reference=reference)
+        else:
+            open_ones = [name for name, chain in chains.items() if chain["doing"] != "ended"]
+            if open_ones:
+                name = rng.choice(open_ones)
+                yield work(run_id, name, chains[name])
+            else:
+                name = rng.choice(list(chains))
+                yield event(
+                    "reward", run_id, name, chains[name]["group"], reward=rng.choice([0.0, 1.0]), final=True
+                )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from([16_000, 40]))
+def test_a_look_finds_what_a_look_at_everything_finds(seed, most):
+    """The rules follow what has changed, and find the same hints in the same order as rules that begin anew."""
+    rng = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rollcast.records.hint_watch.MAX_CHAINS", most)
+        kept = hint_watch._Followed.hints
+        looks = []
+
+        def checked(followed, now):
+            found = kept(followed, now)
+            assert found == hints(followed.run.chains.values(), now)
+            looks.append(now)
+            return found
+
+        patch.setattr(hint_watch._Followed, "hints", checked)
+        watch = HintWatch()
+        for event in any_events(rng, 600):
+            watch.take(event)
+            if rng.random() < 0.02:
+                watch.look(event.timestamp + rng.choice([0.0, 5.0, 30.0, 300.0]))
+    assert looks
+
+
+def test_a_look_costs_what_has_changed(watch, monkeypatch):
+    """In a run of 3,000 chains, of which one changes between two looks, each look is at that one."""
+    put = []
+    kept = HintIndex.put
+    monkeypatch.setattr(
+        HintIndex, "put", lambda index, number, view: put.append(number) or kept(index, number, view)
+    )
+    run = Run(watch)
+    for i in range(3_000):
+        run.start(f"chain_{i}")
+        run.end(f"chain_{i}")
+    run.passes(4)
+    put.clear()
+    run.passes(200)
+    assert 200 <= len(put) <= 400  # each of the 200 changes twice

@@ -16,12 +16,19 @@ from rollcast.serve.page_files import (
     MIME_TYPES,
     PageFile,
     PageFiles,
+    as_sent,
     is_url_path,
     read_page_files,
 )
 
 PREFIXES = ["", "/proxy/8765", "/user/ada@lab/proxy/8765", "/node/gpu-7/8765/lab", "/%7Eada"]
 FOLDER = files("rollcast.serve") / "page"
+SOURCES = {
+    path.relative_to(str(FOLDER)).as_posix(): path.read_bytes()
+    for path in Path(str(FOLDER)).rglob("*")
+    if path.suffix in MIME_TYPES
+}
+SENT = as_sent(SOURCES)
 
 
 async def raw(port, path, *headers, method=b"GET", host=b"127.0.0.1"):
@@ -52,12 +59,12 @@ async def test_every_file_of_the_page_is_given_behind_any_prefix(stage, prefix):
     for name in names:
         status, headers, body = await raw(server.port, f"{prefix}/{name}".encode())
         assert status == 200
-        assert body == FOLDER.joinpath(name).read_bytes()
+        assert body == SENT[name]
         assert headers["content-type"] == [MIME_TYPES["." + name.rpartition(".")[2]]]
         assert headers["content-length"] == [str(len(body))]
         assert "content-encoding" not in headers
     status, headers, body = await raw(server.port, f"{prefix}/".encode())
-    assert (status, body) == (200, (FOLDER / "index.html").read_bytes())
+    assert (status, body) == (200, SENT["index.html"])
     assert headers["content-type"] == ["text/html; charset=utf-8"]
 
 
@@ -96,7 +103,7 @@ async def test_browsers_get_gzip_and_the_same_bytes(stage):
             assert int(answer.headers["Content-Length"]) == len(body)
             if answer.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            assert body == FOLDER.joinpath(name).read_bytes()
+            assert body == SENT[name]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ async def test_what_a_browser_has_is_not_sent_again(stage):
         assert headers["cache-control"] == ["no-cache"]
     for given in (b'"other"', packed_etag, etag[:-2] + b'"', b"", b"nonsense"):
         status, _, body = await raw(server.port, b"/token.js", b"If-None-Match: " + given)
-        assert (status, body) == (200, FOLDER.joinpath("token.js").read_bytes())
+        assert (status, body) == (200, SENT["token.js"])
     status, *_ = await raw(
         server.port, b"/token.js", b"Accept-Encoding: gzip", b"If-None-Match: " + packed_etag
     )

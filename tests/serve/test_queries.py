@@ -184,6 +184,35 @@ async def test_runs_and_steps(kept):
         assert total == 3
 
 
+async def test_the_rollout_of_a_training_step_is_summarized_when_it_is_over(kept):
+    """What trends need of it; evaluations, and runs that are no rollouts, have none."""
+    async with kept.manager.run(chains=0, agent="training") as training:
+        for step, split in ((1, "train"), (1, "eval")):
+            async with kept.manager.run(
+                chains=3, parent_run_id=training.run_id, train_step=step, split=split
+            ) as run:
+                for number in range(3):
+                    finish(run, number, group=f"group_{number // 2}", words=["w"] * (number + 1))
+                if split == "train":
+                    rows, _, _ = await ask(kept, "runs")
+                    assert "summary" not in next(row for row in rows if row["run_id"] == run.run_id)
+        rows, _, _ = await ask(kept, "runs")
+    (summary,) = [row["summary"] for row in rows if "summary" in row]
+    assert next(row for row in rows if "summary" in row)["split"] == "train"
+    assert summary["ids"] == ["chain_0", "chain_1", "chain_2"]
+    told = (
+        summary["chains"],
+        summary["mean_reward"],
+        summary["lowest"],
+        summary["highest"],
+        summary["questions"],
+    )
+    assert told == (3, 1.0, 0.0, 2.0, 2)
+    assert summary["variance"] == pytest.approx(2 / 3)
+    assert summary["mean_tokens"] == 2.0
+    assert (summary["same_answer"], summary["answer"]) == (0.5, "ww")
+
+
 async def test_the_story_of_a_chain_that_is_over(kept):
     """All its events in order, page by page too; the place behind them."""
     async with kept.manager.run(chains=2) as run:

@@ -294,7 +294,7 @@ async def test_cancel_reaches_the_run(stage, until):
 
 
 async def test_cancel_of_a_group_ends_its_open_chains_alone(stage):
-    """`done` names them, and so it does for a run; a group that is not there, and two names at once, are answered."""
+    """`done` names and counts them, and so it does for a run; a group that is not there, and two names at once, are answered."""
     server = await stage.serve(token="rule")
     asked = []
     async with stage.manager.run(on_cancel=asked.append) as run:
@@ -306,11 +306,13 @@ async def test_cancel_of_a_group_ends_its_open_chains_alone(stage):
         ):
             with run.chain(chain_id="over", group_id="g"):
                 pass
+            run.announce("later", "g")
             async with connect(server.url, **V1) as socket:
                 await send(socket, Hello("rule"), Cancel(run.run_id, group_id="g", id="x"))
                 done = await answer(socket, "done")
                 assert done == {
-                    "type": "done", "id": "x", "run_id": run.run_id, "group_id": "g", "chains": ["a", "b"]
+                    "type": "done", "id": "x", "run_id": run.run_id, "group_id": "g", "chains": ["a", "b"], "ending": 2,
+                    "not_begun": 1, "over": 1,
                 }  # fmt: skip
                 await send(socket, Cancel(run.run_id, group_id="nowhere", id="y"))
                 refused = await answer(socket, "error")
@@ -322,7 +324,7 @@ async def test_cancel_of_a_group_ends_its_open_chains_alone(stage):
             assert await client.cancel(run.run_id, group_id="h") == ["c"]
             assert await client.cancel(run.run_id, "d") == ["d"]
             assert await client.cancel(run.run_id) == ["a", "b", "c", "d"]
-    assert asked == ["a", "b", "c", "d", None]
+    assert asked == ["later", "a", "b", "c", "d", None]
 
 
 async def test_a_group_that_cannot_be_cancelled_is_one_sentence(stage):

@@ -1,9 +1,11 @@
 """`train()`: it learns, it repeats itself to the byte, and it ends well."""
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
+import re
 
 import msgspec
 import numpy as np
@@ -140,6 +142,42 @@ async def test_a_watcher_may_cancel(tmp_path):
         )
     assert result.stopped == "interrupted"
     assert result.history[-1].step >= 1
+    assert re.fullmatch(
+        r"a watcher cancelled the (training, which ends after the step it was in|rollout of .*, and the training ends with it)",
+        result.why,
+    )
+
+
+async def test_a_step_whose_chains_are_all_cancelled_ends_the_training(tmp_path):
+    """Group by group: there is nothing to learn from, which is no failure of the reward, and the last whole step is saved."""
+    agent = tiny_agent()
+    manager = agent.streaming_manager
+    loop = asyncio.get_running_loop()
+    groups = set()
+
+    def cancel_group(run_id, group_id):
+        with contextlib.suppress(InputError):  # an earlier chain of it has had it cancelled
+            manager.cancel(run_id, group_id=group_id)
+
+    class Canceller(StreamObserver):
+        async def on_event(self, event):
+            if event.event_type is StreamEventType.RUN_START and event.data.get("train_step") == 2:
+                self.run_id = event.run_id
+            elif event.event_type is StreamEventType.CHAIN_START and event.run_id == self.run_id:
+                groups.add(event.group_id)
+                loop.call_soon(cancel_group, event.run_id, event.group_id)
+
+        run_id = None
+
+    manager.add_observer(Canceller())
+    with capture_events(manager) as capture:
+        result = await train(agent, TASK, settings(steps=50), out=tmp_path)
+    assert (result.stopped, result.history[-1].step) == ("interrupted", 1)
+    assert result.why == "a watcher cancelled all 16 chains of step 2, and the training ends with them"
+    ends = {event.run_id: event.data["status"] for event in capture.of("run_end")}
+    assert ends[result.run_id] == "cancelled"
+    assert len(groups) == 4
+    assert (tmp_path / "step-000001").is_dir()
 
 
 async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
@@ -153,6 +191,7 @@ async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
     with capture_events(agent.streaming_manager) as capture:
         result = await train(agent, TASK, settings(steps=50), out=tmp_path, on_progress=cancel)
     assert result.stopped == "interrupted"
+    assert result.why == "a watcher cancelled the training, which ends after the step it was in"
     assert len(result.history) <= 2
     end = capture.events[-1]
     assert (end.event_type, end.run_id, end.data["status"]) == ("run_end", result.run_id, "cancelled")
@@ -236,7 +275,7 @@ async def test_events_name_the_training_run():
     """Each step is an event under the training's run_id, and every rollout names it as its parent, with its split."""
     agent = tiny_agent()
     with capture_events(agent.streaming_manager) as capture:
-        result = await train(agent, TASK, settings())
+        result = await train(agent, TASK, settings(), name="night", tags=["a"])
     steps = [e for e in capture.events if e.event_type is StreamEventType.TRAIN_STEP]
     assert [(e.run_id, e.data["train_step"], e.data["policy_version"]) for e in steps] == [
         (result.run_id, 1, 1),
@@ -252,6 +291,7 @@ async def test_events_name_the_training_run():
     assert splits == [("eval", 0), ("eval", 0), ("train", 0), ("train", 1), ("eval", 2), ("eval", 2)]
     assert [start["train_step"] for start in starts] == [0, 0, 1, 2, 2, 2]
     assert training.data["seed"] == settings().seed
+    assert (training.data["name"], training.data["tags"]) == ("night", ["a"])
     assert training.data["settings"].items() >= {"task": TASK.name, "group": 4, "steps": 2}.items()
     names = ["finish/answered", "length/tokens_max", "tool/calculator/failed", "reward_std"]
     assert all(name in step.data["metrics"] for step in steps for name in names)

@@ -121,7 +121,15 @@ def trained(tokenizer, tmp_path_factory):
     )  # fmt: skip
     with capture_events(manager) as capture:
         trainer = train(
-            agent, rows[:4], args, eval_rows=rows[4:], tokenizer=tokenizer, max_steps=3, max_tokens=64
+            agent,
+            rows[:4],
+            args,
+            eval_rows=rows[4:],
+            tokenizer=tokenizer,
+            max_steps=3,
+            max_tokens=64,
+            name="night",
+            tags=["a"],
         )
     seen = Recorder.seen
     patch.undo()
@@ -240,6 +248,7 @@ def test_steps_are_events_and_rollouts_name_their_training(trained):
     (run_id,) = {e.run_id for e in steps}
     first, *starts = [e for e in trained.events if e.event_type == StreamEventType.RUN_START]
     assert first.run_id == run_id
+    assert (first.data["name"], first.data["tags"]) == ("night", ["a"])
     starts = [start.data for start in starts]
     assert {start["parent_run_id"] for start in starts} == {run_id}
     assert Counter(start["split"] for start in starts) == {"train": 4, "eval": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import msgspec
 
 from rollcast.archive.format import DIRECTORY, RUN_FILE, RunFile, check_format
 from rollcast.archive.owner import is_alive
-from rollcast.errors import ArchiveError
+from rollcast.errors import ArchiveError, NewerFormatError
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "list_records",
     "read_run_file",
     "record_directory",
+    "resumed_as",
     "state_of",
 ]
 
@@ -36,13 +38,15 @@ class RecordEntry(msgspec.Struct, frozen=True):
     Attributes:
         path: of its folder; its name is the last part.
         facts: what `run.json` says; None if it cannot be read, and `damage` says why.
-        state: how it stands.
+        state: how it stands; of a record of a later version `ended`, since nothing is known.
+        newer_format: its format, if a later version of Rollcast wrote it, which this one cannot read.
     """
 
     path: Path
     facts: RunFile | None
     state: State
     damage: str | None = None
+    newer_format: int | None = None
 
     @property
     def name(self) -> str:
@@ -119,6 +123,23 @@ def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]
     return sorted(entries, key=lambda entry: (_began(entry), entry.name), reverse=True)
 
 
+def resumed_as(entries: Iterable[RecordEntry]) -> dict[str, str]:
+    """Which records of a directory were resumed: the name of each, and that of the newest record that goes on from it.
+
+    Args:
+        entries: all records of the directory, the newest first.
+    """
+    entries = list(entries)
+    names = {entry.facts.id: entry.name for entry in entries if entry.facts is not None}
+    names |= {entry.name: entry.name for entry in entries}
+    found: dict[str, str] = {}
+    for entry in entries:
+        parent = None if entry.facts is None else names.get(entry.facts.parent or "")
+        if parent is not None:
+            found.setdefault(parent, entry.name)
+    return found
+
+
 def _is_record(path: Path) -> bool:
     return os.path.exists(path / RUN_FILE)  # noqa: PTH110  (unlike Path.exists it never raises)
 
@@ -136,6 +157,8 @@ def _began(entry: RecordEntry) -> float:
 def _entry(path: Path, now: float | None) -> RecordEntry:
     try:
         facts = read_run_file(path)
+    except NewerFormatError as error:
+        return RecordEntry(path, None, "ended", str(error), error.number)
     except ArchiveError as error:
         return RecordEntry(path, None, "crashed", str(error))
     return RecordEntry(path, facts, state_of(facts, now)[0])

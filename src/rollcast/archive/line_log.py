@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from rollcast.archive.format import is_full, live_name
-from rollcast.archive.segments import seal
+from rollcast.archive.segments import LiveFrames, seal
+from rollcast.records import StreamEvent, Trajectory
 
 __all__ = ["AppendedFile", "LineLog"]
 
@@ -114,7 +116,8 @@ class LineLog:
         self._first = position
         self._bytes = 0
         self._file: AppendedFile | None = None
-        self._unsealed: list[int] = []  # live segments that could not be sealed
+        self._frames = LiveFrames(position)
+        self._unsealed: list[LiveFrames] = []  # of live segments that are over
 
     def append(self, data: bytes, lines: int) -> None:
         """Append so many lines. A segment that is full is sealed, after they are written to the next one.
@@ -127,17 +130,22 @@ class LineLog:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._first, self._bytes = self.position, 0
+            self._frames = LiveFrames(self.position)
             self._file = AppendedFile(self.folder / live_name(self._first))
         self._file.append(data)
         self.position += lines
         self._bytes += len(data)
         self.seal_what_is_left()
 
+    def note(self, data: bytes, about: Sequence[StreamEvent] | Sequence[Trajectory]) -> None:
+        """Note what was appended last: the event or the trajectory of each line. What is noted need not be decoded for the index."""
+        self._frames.add(data, about)
+
     def seal_what_is_left(self) -> None:
         """Seal segments that are over. One that cannot be sealed now stays plain until the next try."""
         while self._unsealed:
             try:
-                seal(self.folder, self._unsealed[0])
+                seal(self.folder, self._unsealed[0].first, self._unsealed[0])
             except FileNotFoundError:
                 pass  # somebody took it away
             except OSError:
@@ -148,7 +156,7 @@ class LineLog:
         if self._file is not None:
             self._file.close()
             if self.position > self._first:
-                self._unsealed.append(self._first)
+                self._unsealed.append(self._frames)
             else:  # nothing came into it, and the next one has the same name
                 with suppress(OSError):
                     self._file.path.unlink()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.hints import Outcome, summary_of
 from rollcast.records.run_view import RunView
 
 __all__ = ["RUN_EVENTS", "RunTally"]
@@ -16,6 +19,9 @@ _TOLD = (
     "expected_chains", "expected_groups", "started_at", "ended_at", "duration_s",
 )  # fmt: skip
 
+MAX_OUTCOMES = 40_000  # of chains in the rollouts of trainings, kept to summarize them; those of the earliest rollouts go first
+SUMMARY_IDS = 4  # chains that a summary names
+
 
 class _Counts:
     """The chains of one run."""
@@ -24,6 +30,8 @@ class _Counts:
         self.chains = self.open_chains = self.failed = self.completion_tokens = self.rewarded = 0
         self.reward_sum = 0.0
         self.started_at: float | None = None
+        self.outcomes: list[Outcome] = []
+        self.summarized = True  # whether `outcomes` has all of them
 
     def add(self, row: dict[str, Any]) -> None:
         self.chains += 1
@@ -38,6 +46,21 @@ class _Counts:
         if isinstance(started_at, int | float) and (self.started_at is None or started_at < self.started_at):
             self.started_at = started_at
 
+    def add_outcome(self, row: dict[str, Any]) -> bool:
+        """Keep what a summary of a training step needs of the chain; whether it needs anything."""
+        reward = row.get("reward")
+        if row.get("state") != "ended" or not isinstance(reward, int | float) or not self.summarized:
+            return False
+        question = row.get("group_id") or row["chain_id"]
+        tokens = row.get("completion_tokens") or 0
+        self.outcomes.append(Outcome(row["chain_id"], question, reward, row.get("answer") or "", tokens))
+        return True
+
+    def forget_outcomes(self) -> int:
+        """Give the summary up; how many outcomes were kept."""
+        kept, self.outcomes, self.summarized = len(self.outcomes), [], False
+        return kept
+
 
 class RunTally:
     """What the events of runs and the rows of their chains add up to."""
@@ -45,6 +68,7 @@ class RunTally:
     def __init__(self) -> None:
         self._views: dict[str, RunView] = {}
         self._counts: dict[str, _Counts] = {}
+        self._outcomes = 0
 
     def event(self, event: StreamEvent) -> None:
         """Take an event that concerns a whole run."""
@@ -53,10 +77,17 @@ class RunTally:
 
     def chain(self, row: dict[str, Any]) -> None:
         """Take the merged row of a chain, each chain once."""
-        self._counts.setdefault(row["run_id"], _Counts()).add(row)
+        counts = self._counts.setdefault(row["run_id"], _Counts())
+        counts.add(row)
+        if row.get("train_step") is not None and row.get("split") != "eval":
+            self._outcomes += counts.add_outcome(row)
+            if self._outcomes > MAX_OUTCOMES:
+                self._outcomes -= next(
+                    each for each in self._counts.values() if each.outcomes
+                ).forget_outcomes()
 
     def rows(self, *, over: bool) -> list[dict[str, Any]]:
-        """A row for each run, the newest first.
+        """A row for each run, the newest first. The finished rollout of a training step has a `summary` (`StepSummary`).
 
         Args:
             over: whether no further events come, so that a run without an end has lost it.
@@ -72,6 +103,9 @@ class RunTally:
             row["status"] = "lost" if over else "running"
         if row["started_at"] is None:
             row["started_at"] = counts.started_at
+        if counts.outcomes and row["status"] != "running" and counts.chains >= (view.expected_chains or 0):
+            summary = summary_of(run_id, counts.outcomes)
+            row["summary"] = msgspec.structs.asdict(summary) | {"ids": summary.ids[:SUMMARY_IDS]}
         return row | {
             "chains": counts.chains,
             "open_chains": 0 if over else counts.open_chains,

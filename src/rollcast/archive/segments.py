@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import msgspec
 
 from rollcast.archive import zstd
 from rollcast.archive.format import (
+    FRAME_BYTES,
+    FRAME_LINES,
     Frame,
     Place,
     SegmentIndex,
@@ -24,9 +27,11 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
+from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
+    "LiveFrames",
     "Segment",
     "index_bytes",
     "indexed",
@@ -102,6 +107,109 @@ class _Line(msgspec.Struct):
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
+
+
+_Used = TypeVar("_Used")
+
+
+class LiveFrames:
+    """The frames that the lines of a live segment will be sealed in, noted as they are appended: nothing is decoded again.
+
+    Attributes:
+        sizes: of the lines of each frame together, before compression.
+        complete: whether an index of what was noted is what decoding the lines would give.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.frames: list[Frame] = []
+        self.sizes: list[int] = []
+        self.complete = True
+        self._places: dict[tuple[str, str], int] = {}
+        self._in_frame: dict[int, None] = {}
+        self._lines = 0
+
+    def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
+        """These lines were appended: one for each event or trajectory."""
+        if not self.complete:
+            return
+        lengths = [len(line) + 1 for line in data.split(b"\n")]
+        del lengths[-1]  # after the last newline there is nothing
+        if len(about) != len(lengths):
+            self.complete = False
+            return
+        frames, sizes, places = self.frames, self.sizes, self._places
+        for each, length in zip(about, lengths, strict=True):
+            if (
+                not frames or self._lines >= FRAME_LINES or sizes[-1] + length > FRAME_BYTES
+            ):  # as in `frames_of`
+                self._begin_frame()
+            self._lines += 1
+            sizes[-1] += length
+            frame, key = frames[-1], (each.run_id, each.chain_id)
+            frame.last += 1
+            number = places.get(key)
+            if number is None:
+                number = places[key] = len(places)
+                if not all(part.__class__ is str and part.isascii() for part in key):
+                    self.complete = False  # made by hand: what its JSON says is seen when it is decoded
+            self._in_frame[number] = None
+            if each.__class__ is not Trajectory:
+                self._note_event(frame, cast("StreamEvent", each))
+
+    def _note_event(self, frame: Frame, event: StreamEvent) -> None:
+        kind, at, types = event.event_type, event.timestamp, frame.types
+        types[kind] = types.get(kind, 0) + 1
+        if at.__class__ is not float or kind.__class__ is not StreamEventType or not isfinite(at):
+            self.complete = False
+        elif frame.t0 is None or frame.t1 is None:
+            frame.t0 = frame.t1 = at
+        elif at > frame.t1:
+            frame.t1 = at
+        elif at < frame.t0:
+            frame.t0 = at
+
+    def _begin_frame(self) -> None:
+        position = self.first
+        if self.frames:
+            self._note_places()
+            position = self.frames[-1].last + 1
+        self.frames.append(Frame(offset=0, size=0, first=position, last=position - 1))
+        self.sizes.append(0)
+        self._lines, self._in_frame = 0, {}
+
+    def _note_places(self) -> None:
+        self.frames[-1].places = list(self._in_frame)
+
+    def index(self, sizes: list[int], compression: Literal["zstd", "none"]) -> SegmentIndex:
+        """The index of the segment whose frames have these sizes in its file."""
+        self._note_places()
+        offset = 0
+        for frame, size in zip(self.frames, sizes, strict=True):
+            frame.offset, frame.size = offset, size
+            frame.types = {str(kind): count for kind, count in frame.types.items()}
+            offset += size
+        return SegmentIndex(
+            first=self.first,
+            last=self.frames[-1].last,
+            compression=compression,
+            size=offset,
+            places=[Place(*key) for key in self._places],
+            frames=self.frames,
+        )
+
+    def each_in(self, path: Path, use: Callable[[bytes], _Used]) -> list[_Used] | None:
+        """What `use` gives for the lines of each frame, one in memory at a time; None if the file has others than were noted."""
+        used: list[_Used] = []
+        if not (self.complete and self.frames):
+            return None
+        with path.open("rb") as file:
+            for size, frame in zip(self.sizes, self.frames, strict=True):
+                lines = file.read(size)
+                if len(lines) != size or lines.count(b"\n") != frame.last - frame.first + 1:
+                    return None
+                used.append(use(lines))
+            return None if file.read(1) else used
 
 
 class _IndexBuilder:
@@ -214,27 +322,37 @@ def whole_lines(path: Path) -> Iterator[bytes]:
                 yield line
 
 
-def seal(folder: Path, first: int) -> None:
+def seal(folder: Path, first: int, noted: LiveFrames | None = None) -> None:
     """Make the plain segment a sealed one: compress it if there is a zstd library, and write its index.
 
     Whenever the process dies, either the plain segment or the sealed one is there, whole. A torn last line is left out.
+
+    Args:
+        folder: of the segment.
+        first: its first position.
+        noted: its frames, if they were noted as they were written; otherwise its lines are decoded.
 
     Raises:
         OSError: a file cannot be written; the plain segment is as it was.
     """
     plain = folder / live_name(first)
     if zstd.available():
-        builder = _IndexBuilder(first)
         beside = folder / (sealed_name(first) + ".tmp")
         try:
             with beside.open("wb") as file:
-                for lines in frames_of(whole_lines(plain)):
-                    frame = zstd.compress(b"".join(lines))
-                    file.write(frame)
-                    builder.add(lines, len(frame))
+                frames = None if noted is None else noted.each_in(plain, zstd.compress)
+                if noted is None or frames is None:
+                    builder = _IndexBuilder(first)
+                    for lines in frames_of(whole_lines(plain)):
+                        frame = zstd.compress(b"".join(lines))
+                        file.write(frame)
+                        builder.add(lines, len(frame))
+                    index = builder.index("zstd")
+                else:
+                    file.writelines(frames)
+                    index = noted.index([*map(len, frames)], "zstd")
                 file.flush()
                 os.fsync(file.fileno())
-            index = builder.index("zstd")
             replace_file(folder / index_name(first), index_bytes(index), sync=True)
             beside.replace(folder / sealed_name(first))
         except OSError:
@@ -243,7 +361,11 @@ def seal(folder: Path, first: int) -> None:
             raise
         plain.unlink()
     else:
-        index = plain_index(first, whole_lines(plain))
+        sizes = None if noted is None else noted.each_in(plain, len)
+        if noted is None or sizes is None:
+            index = plain_index(first, whole_lines(plain))
+        else:
+            index = noted.index(sizes, "none")
         replace_file(folder / index_name(first), index_bytes(index), sync=True)
     sync_folder(folder)
 

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from rollcast.archive.format import ChainRow, Totals, prompt_hash
+from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
-from rollcast.records.view_parts import Conversation, OpenCall
 
 __all__ = ["ANSWER_CHARS", "Skeleton"]
 
@@ -33,22 +33,6 @@ _SAID_LATER = (
     T.TOOL_OBSERVATION,
     T.REWARD,
 )  # an end that follows tells a row the same
-
-
-class _NoConversation(Conversation, eq=False):
-    """A conversation that is not kept."""
-
-    def take(self, message: Any) -> None:
-        """See `Conversation.take`."""
-
-    def add(self, message: dict[str, Any]) -> None:
-        """See `Conversation.add`."""
-
-    def list_call(self, call: OpenCall) -> None:
-        """See `Conversation.list_call`."""
-
-
-_NO_CONVERSATION = _NoConversation()
 
 
 class _OpenRun(msgspec.Struct):
@@ -123,7 +107,18 @@ class Skeleton:
             if chain is not None and kind in _SAID_LATER and not self._live:
                 chain.last = position
             elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
-                self._of_a_chain(event, position)
+                if chain is None or kind is T.CHAIN_START:
+                    chain = self._begin(event, position)
+                elif not apply_usual(chain.view, event):
+                    chain.view.apply(_without_heavy(event))
+                    chain.view.conversation = NO_CONVERSATION
+                if chain is not None:
+                    chain.last = position
+                    if kind is T.CHAIN_END:
+                        self._ended(chain)
+                        del self._chains[run_id, event.chain_id]
+                        if run is not None:
+                            run.ended.add(event.chain_id)
         elif kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
@@ -137,26 +132,19 @@ class Skeleton:
                 if of_run == run_id:
                     chain.view.apply(event)
 
-    def _of_a_chain(self, event: StreamEvent, position: int) -> None:
-        key = (event.run_id, event.chain_id)
-        chain, light = self._chains.get(key), _without_heavy(event)
-        if chain is None or event.event_type is T.CHAIN_START:
-            if event.event_type in (T.TRAIN_STEP, T.GAP) or (
-                chain is None and event.event_type is T.ERROR and not event.run_id
-            ):
-                return
-            chain = self._chains[key] = _OpenChain(ChainView(), position, position)
-            chain.view.apply(light)
-            self._began(chain, event)
-        else:
-            chain.view.apply(light)
-        chain.view.conversation = _NO_CONVERSATION
-        chain.last = position
-        if event.event_type is T.CHAIN_END:
-            self._ended(chain)
-            del self._chains[key]
-            if event.run_id in self.runs:
-                self.runs[event.run_id].ended.add(event.chain_id)
+    def _begin(self, event: StreamEvent, position: int) -> _OpenChain | None:
+        """The chain that begins with this event, as far as it was seen; None if the event begins none."""
+        key, kind = (event.run_id, event.chain_id), event.event_type
+        if kind in (T.TRAIN_STEP, T.GAP) or (kind is T.ERROR and not event.run_id):
+            return None
+        view = begun(event) if kind is T.CHAIN_START else None
+        if view is None:
+            view = ChainView()
+            view.apply(_without_heavy(event))
+            view.conversation = NO_CONVERSATION
+        chain = self._chains[key] = _OpenChain(view, position, position)
+        self._began(chain, event)
+        return chain
 
     def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
         chain.policy_first = chain.view.policy_version
@@ -243,6 +231,10 @@ class Skeleton:
         if view.reward is not None:
             totals.reward_sum += view.reward
             totals.rewarded += 1
+            run = self.runs.get(view.run_id)
+            if run is not None and run.split == "eval":
+                totals.eval_reward_sum += view.reward
+                totals.eval_rewarded += 1
 
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""

@@ -76,7 +76,7 @@ def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]
 
 def story_of(archive: Archive, row: dict[str, Any]) -> Story:
     """The chain of this row, from its events."""
-    reader = archive.events_of(row["chain_id"], row["run_id"])
+    reader = archive.events_of_row(row)
     story = Story(row, ChainView(), {}, reader, archive.facts.level)
     whole: set[int] = set()  # steps whose end has their ids
     for event in reader:

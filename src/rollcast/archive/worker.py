@@ -7,27 +7,30 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollcast.aio import fulfil
-from rollcast.records import Trajectory
+from rollcast.records import StreamEventType, Trajectory
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Worker", "Writes"]
 
 logger = logging.getLogger("rollcast.archive")
 
+T = StreamEventType
+
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
 BEAT_S = 10.0
 FIRST_BEAT_S = 0.5  # then twice as long each time, so that a list shows something of a run that has just begun or died early
-_SOON = 512  # waiting events, from which on they are written at once
+_SOON = 4096  # waiting events, from which on they are written at once: the more of a chain, the fewer lines
 _FULL_EVENTS, _FULL_BYTES = (
-    4096,
-    8 << 20,
+    16_384,
+    16 << 20,
 )  # that may wait here; the rest waits in the observer's queue, which is bounded
 _TRAJECTORY_BYTES = (
     256 << 20
 )  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
+_SMALL = frozenset({T.LLM_GENERATION_START, T.TOOL_CALL_END, T.REWARD})  # types of which all events are
 
 
 class Writes(Protocol):
@@ -80,7 +83,7 @@ class Worker:
 
     def put(self, events: Sequence[Encodable]) -> Future[None] | None:
         """Have the events written. If too much waits, a promise that is kept when there is room again: wait for it."""
-        size = sum([_event_bytes(event) for event in events])
+        size = _bytes_of(events)
         with self._wake:
             self._events += events
             self._bytes += size
@@ -178,18 +181,21 @@ class Worker:
             logger.exception("the record could not be written, by a fault in Rollcast")
 
 
-def _event_bytes(event: Encodable) -> int:
-    """About how many bytes of memory it keeps alive beside what its chain has anyway; much quicker than `event_size`."""
-    if event.__class__ is EncodableChunk:
-        ids = event.data.token_ids
-        return 400 + len(event.data.content) + (128 * len(ids) if ids.__class__ is list else 0)
-    size = 800
-    if event.data.__class__ is dict:
-        for value in event.data.values():
-            if value.__class__ is str:
-                size += len(value)
-            elif value.__class__ is list:
-                size += 64 * len(value)
+def _bytes_of(events: Sequence[Encodable]) -> int:
+    """About how many bytes of memory they keep alive beside what their chains have anyway; much quicker than `event_size`."""
+    size = 800 * len(events)
+    for event in events:
+        data: Any = event.data
+        if event.__class__ is EncodableChunk:
+            size += len(data.content)
+            if data.token_ids.__class__ is list:
+                size += 128 * len(data.token_ids)
+        elif event.event_type not in _SMALL and data.__class__ is dict:
+            for value in data.values():
+                if value.__class__ is str:
+                    size += len(value)
+                elif value.__class__ is list:
+                    size += 64 * len(value)
     return size
 
 

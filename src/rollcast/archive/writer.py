@@ -43,7 +43,7 @@ from rollcast.records.jsonable import JSON_ERRORS, as_json
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
-from rollcast.stream.waiting import ChunkData, Encodable, event_of
+from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, event_of
 from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
@@ -282,30 +282,29 @@ class Recorder:
     def _write_events(self, given: list[Encodable]) -> None:
         events = _merged(given, self._lines)
         lines = _event_lines(events)
-        if self._masker is not None and self._may_hold_secrets(events, self._masker):
-            events = [self._masked(event, self._masker) for event in events]
+        masker = self._masker
+        if masker is not None and _may_hold_secrets(masker.outside(events), masker):
+            events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
         try:
             self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
             gaps = self._losses.gaps()
             first = self._events.position
-            self._events.append(_event_lines(gaps) + lines, len(gaps) + len(events))
+            whole = _event_lines(gaps) + lines if gaps else lines
+            self._events.append(whole, len(gaps) + len(events))
         except (OSError, ArchiveError) as error:
             self._lose(events, error)
             first = self._events.position
         else:
+            self._events.note(whole, [*gaps, *events])
             self._succeeded()
-            for position, gap in enumerate(gaps, first):
-                self._feed(gap, position)
+            self._feed(gaps, first)
             first += len(gaps)
             self._past.add(events)
             if self.on_written and events:
                 as_of = {event.run_id: event.seq for event in events}  # within a run `seq` rises
                 self._tell(Written(self._events.position, events[-1], as_of))
-        for position, event in enumerate(events, first):
-            self._feed(event, position)
-            if event.event_type is T.RUN_END:
-                self._past.forget(event.run_id)
+        self._feed(events, first)
         self.about.totals.events = self._events.position
         self._append_rows()
 
@@ -313,16 +312,16 @@ class Recorder:
         for each in list(self.on_written):
             each(written)
 
-    def _may_hold_secrets(self, events: list[StreamEvent], masker: Masker) -> bool:
-        """A quick look at what came from outside; most of what is recorded was sampled."""
-        outside = [event for event in events if masker.concerns(event.event_type)]
-        return bool(outside) and masker.may_hold(_event_lines(outside))
-
-    def _feed(self, event: StreamEvent, position: int) -> None:
-        try:
-            self._skeleton.feed(event, position)
-        except Exception:  # an event that somebody made by hand costs its row, not those of the others
-            logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
+    def _feed(self, events: Iterable[StreamEvent], first: int) -> None:
+        """Make rows of the events, which stand from this position on."""
+        feed = self._skeleton.feed
+        for position, event in enumerate(events, first):
+            try:
+                feed(event, position)
+            except Exception:  # an event that somebody made by hand costs its row, not those of the others
+                logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
+            if event.event_type is T.RUN_END:
+                self._past.forget(event.run_id)
 
     def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""
@@ -360,20 +359,27 @@ class Recorder:
             self._failed(error)
 
     def _write_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
-        lines, places = [], []
-        for trajectory in trajectories:
-            lines.append(_trajectory_line(trajectory, self._masker))
-            places.append((trajectory.run_id, trajectory.chain_id))
+        masker = self._masker
+        if masker is None or not _may_hold_secrets([*map(_outside_of, trajectories)], masker):
+            lines = [_trajectory_line(trajectory, None) for trajectory in trajectories]
+        else:
+            looked_at = [_may_hold_secrets(_outside_of(trajectory), masker) for trajectory in trajectories]
+            lines = [
+                _trajectory_line(trajectory, masker if may else None)
+                for trajectory, may in zip(trajectories, looked_at, strict=True)
+            ]
         try:
             self._ensure_open()
             first = self._trajectories.position
-            self._trajectories.append(b"".join(lines), len(lines))
+            data = b"".join(lines)
+            self._trajectories.append(data, len(lines))
+            self._trajectories.note(data, trajectories)
         except (OSError, ArchiveError) as error:
             self.about.totals.trajectories_lost += len(lines)
             self._failed(error)
             return
-        for position, place in enumerate(places, first):
-            self._skeleton.trajectory_at(*place, position)
+        for position, trajectory in enumerate(trajectories, first):
+            self._skeleton.trajectory_at(trajectory.run_id, trajectory.chain_id, position)
 
     # -- each 10 seconds -----------------------------------------------------------------------------------------------
 
@@ -447,48 +453,94 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
         events: in order.
         lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
-    # By chain, where its latest chunks stand if nothing came after them.
-    open_now: dict[tuple[str, str], list[int]] = {}
-    groups: list[list[int]] = []
-    for i, event in enumerate(events):
-        key = (event.run_id, event.chain_id)
-        if event.event_type is not CHUNK:
-            if event.event_type is T.GAP:
+    if not lines and CHUNK not in {event.event_type for event in events}:
+        return cast("list[StreamEvent]", events)
+    kept: list[Encodable | None] = list(events)
+    open_now: dict[
+        tuple[str, str], list[int]
+    ] = {}  # by chain, the places of its chunks with nothing after them
+    try:
+        for i, event in enumerate(events):
+            if event.event_type is CHUNK:
+                key = (event.run_id, event.chain_id)
+                places = open_now.get(key)
+                if places is None:
+                    open_now[key] = [i]
+                else:
+                    places.append(i)
+            elif event.event_type is T.GAP:
+                for each, places in open_now.items():
+                    _join(kept, places, each, lines)
                 open_now.clear()
                 for of_run in [each for each in lines if each[0] == event.run_id]:
                     del lines[of_run]
             else:
-                open_now.pop(key, None)
+                key = (event.run_id, event.chain_id)
+                if key in open_now:
+                    _join(kept, open_now.pop(key), key, lines)
                 lines.pop(key, None)
-            continue
-        group = open_now.get(key)
-        if group is None or events[group[0]].step != event.step:
-            # The first, or the first of the next generation if a filter leaves out what is between.
-            group = open_now[key] = []
-            groups.append(group)
-        group.append(i)
-        text, offset = _text_of(event.data)
+        for each, places in open_now.items():
+            _join(kept, places, each, lines)
+    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
+        return [event_of(event) for event in events]
+    return [event_of(event) for event in kept if event is not None]
+
+
+def _join(
+    kept: list[Encodable | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> None:
+    """Merge a chain's chunks at these places, between which nothing of it stands, into as few as may be; others become None."""
+    chunks = [cast("Encodable", kept[i]) for i in places]
+    begin = 0
+    for end in _ends_of_pieces(chunks, key, lines):
+        if end - begin > 1:
+            for i in places[begin : end - 1]:
+                kept[i] = None
+            kept[places[end - 1]] = event_of(merged_chunks([*chunks[begin:end]], timed=True, lengths=True))
+        begin = end
+
+
+def _ends_of_pieces(
+    chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> list[int]:
+    """After which of the neighbouring chunks a merged one ends, counted from 1; `lines` is kept up to date."""
+    if (quick := _ends_if_no_line_ends(chunks, key, lines)) is not None:
+        return quick
+    ends = []
+    for i, chunk in enumerate(chunks):
+        if i and chunk.step != chunks[i - 1].step and i not in ends:
+            ends.append(i)  # the next generation, if a filter leaves out what is between
+        text, offset = _text_of(chunk.data)
         if text.__class__ is not str:
             continue
         before = lines.get(key, 0)
         lines[key] = after = before + len(text)
         if "\n" in text or after // LINE_CHARS != before // LINE_CHARS or offset == 0:
             lines[key], _ = grown_line(before, text)
-            del open_now[key]
-    if not groups:
-        return cast("list[StreamEvent]", events)  # whatever is no chunk is an event
-    kept: list[Encodable | None] = list(events)
-    try:
-        for group in groups:
-            if len(group) > 1:
-                kept[group[-1]] = event_of(
-                    merged_chunks([events[i] for i in group], timed=True, lengths=True)
-                )
-                for i in group[:-1]:
-                    kept[i] = None
-    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
-        return [event_of(event) for event in events]
-    return [event_of(event) for event in kept if event is not None]
+            ends.append(i + 1)
+    return ends if ends and ends[-1] == len(chunks) else [*ends, len(chunks)]
+
+
+def _ends_if_no_line_ends(
+    chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
+) -> list[int] | None:
+    """The same for the chunks of one generation in which no line ends after the first; None for any others."""
+    if set(map(type, chunks)) != {EncodableChunk} or len({chunk.step for chunk in chunks}) > 1:
+        return None
+    parts = [cast("EncodableChunk", chunk).data for chunk in chunks]
+    ends, line = [], lines.get(key, 0)
+    if parts[0].offset == 0:  # it stands alone
+        first, ends = parts.pop(0), [1]
+        line, _ = grown_line(line, first.content)
+    text = "".join([part.content for part in parts])
+    if (
+        "\n" in text
+        or (line + len(text)) // LINE_CHARS != line // LINE_CHARS
+        or 0 in [p.offset for p in parts]
+    ):
+        return None
+    lines[key] = line + len(text)
+    return [*ends, len(chunks)] if parts else ends
 
 
 def _text_of(data: Any) -> tuple[Any, Any]:
@@ -509,25 +561,33 @@ def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
     """`Trajectory.to_dict()` as a line, made by the quicker way where the two are the same."""
     for turn in trajectory.turns:
         _ = turn.text  # one piece
+    row = as_json(trajectory.row)
+    if row is not trajectory.row:
+        trajectory = msgspec.structs.replace(trajectory, row=row)
     try:
-        data = _encoder.encode(msgspec.structs.replace(trajectory, row=as_json(trajectory.row)))
+        data = _encoder.encode(trajectory)
     except Exception:  # noqa: BLE001  (user-made values: `to_dict` describes what JSON cannot hold)
         data = _encoder.encode(trajectory.to_dict())
-    if masker is not None and masker.may_hold(_outside_of(trajectory, data)):
+    if masker is not None:
         value = msgspec.json.decode(data)
         masker.trajectory(value)
         data = _encoder.encode(value)
     return one_line_json(data) + b"\n"
 
 
-def _outside_of(trajectory: Trajectory, whole: bytes) -> bytes:
-    """What did not come from the model, and its messages; the whole if that cannot be told apart."""
+def _outside_of(trajectory: Trajectory) -> list[Any]:
+    """What did not come from the model, and its messages."""
     calls = [turn.tools for turn in trajectory.turns]
+    return [trajectory.row, trajectory.messages, calls, trajectory.error]
+
+
+def _may_hold_secrets(outside: list[Any], masker: Masker) -> bool:
+    """A quick look at what came from outside; most of what is recorded was sampled. True also if it cannot be told."""
     try:
-        return _encoder.encode((trajectory.row, trajectory.messages, calls, trajectory.error))
-    except Exception:  # noqa: BLE001  (as above)
-        return whole
+        return masker.may_hold(_encoder.encode(outside))
+    except Exception:  # noqa: BLE001  (user-made values: whatever their encoding raises, they are looked at one by one)
+        return True
 
 
 def _lines(rows: Iterable[Any]) -> bytes:
-    return b"".join([one_line_json(_encoder.encode(row)) + b"\n" for row in rows])
+    return one_line_json(_encoder.encode_lines(list(rows)))

@@ -15,7 +15,7 @@ def main() -> None:
 
     _fill_closed_descriptors()
     try:
-        from rollcast.cli.app import app  # noqa: PLC0415  (Typer and Rich load here, not with the package)
+        from rollcast.cli.app import app  # noqa: PLC0415  (the options load here, not with the package)
 
         app()
     except RollcastError as error:

@@ -1,54 +1,42 @@
-"""The commands, their options and their help."""
+"""The commands, their options and their help.
+
+What a command does is imported when it is called: the help and the completion of a shell load nothing but this.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import click
 
 from rollcast.cli import options
-from rollcast.cli.help import GroupedCommand
-from rollcast.cli.recording import Recording, record_directory
-from rollcast.cli.run import RunOptions, run_command
-from rollcast.cli.serving import Serving
-from rollcast.cli.train.command import train_command
-from rollcast.cli.watch import WatchOptions, watch_command
+from rollcast.cli.commands import Commands
 from rollcast.version import __version__
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app = Commands(
     name="rollcast",
     help="Run tool-using LLM agents as many parallel chains, and watch every token, tool call and reward live.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"rollcast {__version__}")
-        raise typer.Exit
+click.version_option(__version__, message="rollcast %(version)s")(app)
 
 
 def _exit_with(code: int) -> None:
     """Exit with a command's code if it is not 0."""
     if code:
-        raise typer.Exit(code)
+        raise click.exceptions.Exit(code)
 
 
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Run tool-using LLM agents as many parallel chains, and watch every token, tool call and reward live."""
+def _records_in(directory: str | None) -> Path:
+    """Where records are: in the directory that was given, or else in the usual one."""
+    from rollcast.archive.index import record_directory
+
+    return record_directory(directory)
 
 
-@app.command(cls=GroupedCommand)
+@app.add_grouped
 def run(
     agent: options.AgentArg = None,
     model: options.ModelOption = None,
@@ -90,8 +78,11 @@ def run(
     Without an agent or a model of yours, the model is the embedded one (rollcast/tiny, 0.46 million parameters, no download, no
     GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
-    recording = Recording.of(locals())
-    origins, names = tuple(origin or ()), tuple(host_name or ())
+    given = locals()
+    from rollcast.cli.recording import Recording
+    from rollcast.cli.run import RunOptions, run_command
+    from rollcast.cli.serving import Serving
+
     chosen = RunOptions(
         agent=agent,
         model=model,
@@ -109,8 +100,8 @@ def run(
         pace=pace,
         json=json,
         alert=alert,
-        recording=recording,
-        serving=Serving(serve, token, tls_cert, tls_key, origins, names, keep_serving),
+        recording=Recording.of(given),
+        serving=Serving.of(given),
         show_chains=chain or None,
         show_types=type or None,
         color=False if no_color else None,
@@ -119,7 +110,7 @@ def run(
     _exit_with(run_command(chosen))
 
 
-@app.command(cls=GroupedCommand)
+@app.add_grouped
 def train(
     task: options.TrainTaskOption = None,
     agent: options.AgentOption = None,
@@ -162,13 +153,16 @@ def train(
     # A switch that is off, and a list without items, were not given: a file of options may have them.
     line = {name: None if value is False or value == [] else value for name, value in locals().items()}
     del line["config"]
+    from rollcast.cli.train.command import train_command
+
     _exit_with(train_command(line, config))
 
 
-@app.command()
+@app.add
 def watch(
     url: options.UrlArg,
-    since: options.SinceOption = "live",
+    since: options.SinceOption = None,
+    speed: options.WatchSpeedOption = None,
     token: options.WatchTokenOption = None,
     tls_ca: options.TlsCaOption = None,
     alert: options.AlertOption = None,
@@ -181,9 +175,12 @@ def watch(
 
     It runs until Ctrl-C, and reconnects when the connection drops.
     """
+    from rollcast.cli.watch import WatchOptions, watch_command
+
     chosen = WatchOptions(
         url=url,
         since=since,
+        speed=speed,
         token=token,
         tls_ca=tls_ca,
         alert=alert,
@@ -195,18 +192,18 @@ def watch(
     _exit_with(watch_command(chosen))
 
 
-@app.command()
+@app.add
 def runs(
     record_dir: options.RecordDirOption = None,
     json: options.RunsJsonOption = False,
 ) -> None:
     """List the records of runs, the newest first."""
-    from rollcast.cli.records import runs_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.runs import runs_command
 
-    _exit_with(runs_command(record_directory(record_dir), json=json))
+    _exit_with(runs_command(_records_in(record_dir), json=json))
 
 
-@app.command("open")
+@app.add
 def open_(
     record: options.OpenArg = None,
     port: options.PortOption = 0,
@@ -218,16 +215,13 @@ def open_(
 
     It runs until Ctrl-C.
     """
-    from rollcast.cli.open_record import OpenOptions, open_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.open_record import OpenOptions, open_command
 
-    code = open_command(
-        record_directory(record_dir), OpenOptions(record, port, token, browser=not no_browser)
-    )
-    if code:
-        raise typer.Exit(code)
+    chosen = OpenOptions(record, port, token, browser=not no_browser)
+    _exit_with(open_command(_records_in(record_dir), chosen))
 
 
-@app.command()
+@app.add
 def show(
     record: options.RecordArg,
     step: options.ShowStepOption = None,
@@ -244,7 +238,7 @@ def show(
 
     Of a training it shows the last step that has chains, unless another is named.
     """
-    from rollcast.cli.show import ShowOptions, show_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.show import ShowOptions, show_command
 
     chosen = ShowOptions(
         record=record,
@@ -257,10 +251,10 @@ def show(
         tokens=tokens,
         color=False if no_color else None,
     )
-    _exit_with(show_command(record_directory(record_dir), chosen))
+    _exit_with(show_command(_records_in(record_dir), chosen))
 
 
-@app.command()
+@app.add
 def stats(
     record: options.RecordArg,
     json: options.StatsJsonOption = False,
@@ -268,14 +262,12 @@ def stats(
     no_color: options.NoColorOption = False,
 ) -> None:
     """Show the figures of a recorded run: tools, errors, tokens, slow chains, and lengths by training step."""
-    from rollcast.cli.stats import stats_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.stats import stats_command
 
-    _exit_with(
-        stats_command(record_directory(record_dir), record, json=json, color=False if no_color else None)
-    )
+    _exit_with(stats_command(_records_in(record_dir), record, json=json, color=False if no_color else None))
 
 
-@app.command()
+@app.add
 def replay(
     record: options.RecordArg,
     speed: options.ReplaySpeedOption = "1",
@@ -290,7 +282,7 @@ def replay(
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
     """Show a recorded run as it was seen live."""
-    from rollcast.cli.replay import ReplayOptions, replay_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.replay import ReplayOptions, replay_command
 
     chosen = ReplayOptions(
         record=record,
@@ -304,10 +296,10 @@ def replay(
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
-    _exit_with(replay_command(record_directory(record_dir), chosen))
+    _exit_with(replay_command(_records_in(record_dir), chosen))
 
 
-@app.command()
+@app.add
 def export(
     record: options.RecordArg,
     to: options.ExportToOption,
@@ -317,13 +309,13 @@ def export(
     record_dir: options.RecordDirOption = None,
 ) -> None:
     """Write a record, or part of it, to the standard output in a format that others read."""
-    from rollcast.cli.export import ExportOptions, export_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.export import ExportOptions, export_command
 
     chosen = ExportOptions(record=record, to=to, step=step, chains=chain or None, groups=group or None)
-    _exit_with(export_command(record_directory(record_dir), chosen))
+    _exit_with(export_command(_records_in(record_dir), chosen))
 
 
-@app.command()
+@app.add
 def recover(
     record: options.RecordArg,
     record_dir: options.RecordDirOption = None,
@@ -333,6 +325,6 @@ def recover(
 
     Every whole line stays, and what is torn is named. It changes nothing more if it is done twice.
     """
-    from rollcast.cli.records import recover_command  # noqa: PLC0415  (reads records: `run --no-record` loads no archive)
+    from rollcast.cli.recover import recover_command
 
-    _exit_with(recover_command(record_directory(record_dir), record, force=force))
+    _exit_with(recover_command(_records_in(record_dir), record, force=force))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from rollcast.archive.story import Sampled, Story
+from rollcast.cli.wording import counted, duration_text, number_text, one_line_of
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import Row
 
-__all__ = ["chain_rows", "counted", "duration_text", "number_text", "one_line_of"]
+__all__ = ["chain_rows"]
 
 _LINES = 12  # of one text
 _LINE_CHARS = 600
@@ -216,37 +216,3 @@ def _end(story: Story, rows: EventRows) -> list[Row]:
             [(f"{rows.glyphs.gap} this chain never ended: its run ended first, or its process died", "gap")]
         )
     return found
-
-
-def one_line_of(value: Any) -> str:
-    """Text as it is, anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return str(value)
-
-
-def number_text(value: Any) -> str:
-    """A reward as people read it; a dash if there is none."""
-    return f"{value:.3g}" if isinstance(value, int | float) else "-"
-
-
-def counted(n: int, noun: str) -> str:
-    """`1 chain`, `2 chains`, `2 trajectories`."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{n:,} {noun if n == 1 else plural}"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 0.00995:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

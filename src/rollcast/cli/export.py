@@ -18,8 +18,9 @@ from rollcast.archive.markdown import markdown_of
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step
 from rollcast.archive.story import Story, stories_of
-from rollcast.cli.output import discard_stdout, warn
+from rollcast.cli.output import discard_stdout
 from rollcast.cli.records import warn_of_damage
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, encode
 from rollcast.text import terminal_safe_json, visible, well_formed

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rollcast.cli.output import warn
+from rollcast.cli.standard_error import warn
 
 __all__ = ["TOKEN_FILE", "MadeToken", "made_token"]
 

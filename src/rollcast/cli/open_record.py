@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rollcast.archive.format import RUN_FILE
 from rollcast.archive.index import find_record, list_records, read_run_file, state_of
-from rollcast.cli.chain_screen import counted
 from rollcast.cli.kept_token import MadeToken, made_token
 from rollcast.cli.output import Output
 from rollcast.cli.page_links import forward_lines, has_display, page_link
 from rollcast.cli.records import state_word
 from rollcast.cli.signals import ending_on_signals
+from rollcast.cli.wording import counted
 from rollcast.text import printable_line
 
 __all__ = ["OpenOptions", "open_command"]

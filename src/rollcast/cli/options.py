@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from rollcast.cli.commands import Argument, Option
 from rollcast.tasks import task_names
 
 __all__ = [
@@ -97,25 +96,25 @@ _SERVING = "Watching over the network"
 
 AgentArg = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         metavar="[MODULE:AGENT]",
         help="An agent or a task of your own: module:name or path/to/file.py:name. Without it, the embedded model runs.",
     ),
 ]
-TaskOption = Annotated[str, typer.Option(help=f"What to work on: {', '.join(task_names())}.")]
+TaskOption = Annotated[str, Option(help=f"What to work on: {', '.join(task_names())}.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="MODEL",
         help="A model instead of the embedded one, or of your agent's: a folder, or a name on the Hugging Face hub.",
     ),
 ]
 BackendOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="What runs the model: tiny, transformers or async_vllm.")
+    str | None, Option(metavar="NAME", help="What runs the model: tiny, transformers or async_vllm.")
 ]
 BackendOptionsOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--backend-option",
         metavar="NAME=VALUE",
         help="An option of the backend, such as device=cuda; the value is JSON or a word. May be given several times.",
@@ -123,322 +122,320 @@ BackendOptionsOption = Annotated[
 ]
 RowsOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help='JSON lines, or a JSON array, to work on instead of a task: {"prompt": "…", "answer": …} or {"messages": […]}.',
     ),
 ]
 PromptOption = Annotated[
     list[str] | None,
-    typer.Option(help="Your own question instead of the task's; may be given several times."),
+    Option(help="Your own question instead of the task's; may be given several times."),
 ]
-QuestionsOption = Annotated[int, typer.Option(help="How many of the task's questions.", min=1)]
-ChainsOption = Annotated[int, typer.Option(help="Chains for each question.", min=1)]
+QuestionsOption = Annotated[int, Option(help="How many of the task's questions.", min=1)]
+ChainsOption = Annotated[int, Option(help="Chains for each question.", min=1)]
 MaxStepsOption = Annotated[
-    int | None, typer.Option(help="Generations that a chain may have. [default: the task's]")
+    int | None, Option(help="Generations that a chain may have. [default: the task's]")
 ]
-MaxConcurrentOption = Annotated[int | None, typer.Option(help="Chains that run at once. [default: all]")]
+MaxConcurrentOption = Annotated[int | None, Option(help="Chains that run at once. [default: all]")]
 SeedOption = Annotated[
-    int | None, typer.Option(help="The same seed gives the same questions and chains. [default: drawn]")
+    int | None, Option(help="The same seed gives the same questions and chains. [default: drawn]")
 ]
-TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy. [default: the task's]")]
+TemperatureOption = Annotated[float | None, Option(help="0 is greedy. [default: the task's]")]
 PaceOption = Annotated[
     float | None,
-    typer.Option(help="Tokens per second and chain, for reading along. [default: no limit]"),
+    Option(help="Tokens per second and chain, for reading along. [default: no limit]"),
 ]
 JsonOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help="Append every event as a JSON line; - is standard output.",
-        rich_help_panel=_OUTPUT,
+        group=_OUTPUT,
     ),
 ]
 AlertOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="URL|COMMAND",
         help="POST to this address, or run this command, when something becomes worth a look (docs/hints.md) or a run fails.",
     ),
 ]
 ChainOption = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Show this chain only (chain_0 …); may be given several times.", rich_help_panel=_OUTPUT
-    ),
+    Option(help="Show this chain only (chain_0 …); may be given several times.", group=_OUTPUT),
 ]
 TypeOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="Show this type of event only (tool_call_start …); may be given several times.",
-        rich_help_panel=_OUTPUT,
+        group=_OUTPUT,
     ),
 ]
-NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_OUTPUT)]
+NoColorOption = Annotated[bool, Option("--no-color", help="No colours.", group=_OUTPUT)]
 NoTimestampsOption = Annotated[
     bool,
-    typer.Option("--no-timestamps", help="Leave out the times before the lines.", rich_help_panel=_OUTPUT),
+    Option("--no-timestamps", help="Leave out the times before the lines.", group=_OUTPUT),
 ]
 ServeOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="[HOST:]PORT",
         help="Let `rollcast watch` and any WebSocket client watch the run here; other hosts than localhost need --token.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 TokenOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="ROLLCAST_TOKEN",
-        show_envvar=True,
         help="The secret that clients must give; better set in the environment, which other users cannot see.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 WatchTokenOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="ROLLCAST_TOKEN",
-        show_envvar=True,
         help="The server's secret; better set in the environment, which other users cannot see.",
     ),
 ]
 TlsCertOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help="With --serve: the server's certificate and its chain up to the authority (PEM); clients connect with wss://.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 TlsKeyOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help="The certificate's private key (PEM), if the certificate's file lacks it.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 OriginOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="URL",
         help="With --serve: let pages from this origin connect, such as https://lab.example; may be given several times.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 HostNameOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="NAME",
         help="With --serve: a host name of this server, such as lab.example; may be given several times.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 TlsCaOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help="For wss://: the authority that signed the server's certificate (PEM), if it is a private one.",
     ),
 ]
 KeepServingOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--keep-serving",
         help="With --serve: go on serving after the end, until Ctrl-C, so that who connects later still sees everything.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 TrainTaskOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"What to learn: {', '.join(task_names())}. [default: arithmetic]"),
+    Option(metavar="NAME", help=f"What to learn: {', '.join(task_names())}. [default: arithmetic]"),
 ]
 AgentOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="MODULE:AGENT",
         help="An agent of your own, with tools and a reward: module:name or path/to/file.py:name.",
     ),
 ]
 TrainModelOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="FOLDER",
         help="Weights to begin with, such as a step-… in the --out of another training. [default: the embedded ones]",
     ),
 ]
 TrainerOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="What computes the updates: embedded or trl. [default: embedded]"),
+    Option(metavar="NAME", help="What computes the updates: embedded or trl. [default: embedded]"),
 ]
-StepsOption = Annotated[int | None, typer.Option(help="End after this many steps. Give this or --minutes.")]
-MinutesOption = Annotated[
-    float | None, typer.Option(help="End after this many minutes of training. [default: 1]")
-]
+StepsOption = Annotated[int | None, Option(help="End after this many steps. Give this or --minutes.")]
+MinutesOption = Annotated[float | None, Option(help="End after this many minutes of training. [default: 1]")]
 GroupOption = Annotated[
-    int | None, typer.Option(help="Chains per question, compared with each other. [default: 8]")
+    int | None, Option(help="Chains per question, compared with each other. [default: 8]")
 ]
-TrainQuestionsOption = Annotated[int | None, typer.Option(help="Questions per step. [default: 16]")]
-LrOption = Annotated[float | None, typer.Option(help="Learning rate. [default: 0.0006]")]
-TrainSeedOption = Annotated[
-    int | None, typer.Option(help="The same seed gives the same weights. [default: 0]")
-]
+TrainQuestionsOption = Annotated[int | None, Option(help="Questions per step. [default: 16]")]
+LrOption = Annotated[float | None, Option(help="Learning rate. [default: 0.0006]")]
+TrainSeedOption = Annotated[int | None, Option(help="The same seed gives the same weights. [default: 0]")]
 EvalEveryOption = Annotated[
     int | None,
-    typer.Option(
+    Option(
         help="Steps between evaluations on held-out questions; 0: only at the start and the end. [default: 10]"
     ),
 ]
 OutOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         help="A folder for the weights, the checkpoints and the curves. [default: a new one, rollcast-train-TASK]",
     ),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on with the training in --out; its options are known.")
+    bool, Option("--resume", help="Go on with the training in --out; its options are known.")
 ]
 ShowOption = Annotated[
     int | None,
-    typer.Option(
+    Option(
         metavar="N",
         help="How many chains to show token by token; the others cost nothing. [default: 3 on a terminal, else 0]",
-        rich_help_panel=_OUTPUT,
+        group=_OUTPUT,
     ),
 ]
 TrainServeOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="[HOST:]PORT",
         help="Let `rollcast watch` and any WebSocket client watch the training here; other hosts than localhost need --token.",
-        rich_help_panel=_SERVING,
+        group=_SERVING,
     ),
 ]
 TensorboardOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         help="Write scalars for TensorBoard; needs the extra tensorboard.",
-        rich_help_panel=_OUTPUT,
+        group=_OUTPUT,
     ),
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="A TOML file with these options by name; the command line wins."),
+    Option(metavar="FILE", help="A TOML file with these options by name; the command line wins."),
 ]
 UrlArg = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="URL",
         help="The server: HOST:PORT, or ws://HOST:PORT, wss://HOST:PORT with TLS.",
-        show_default=False,
     ),
 ]
 SinceOption = Annotated[
-    str, typer.Option(metavar="live|start", help="Start now, or at the oldest event that the server has.")
+    str | None,
+    Option(
+        metavar="live|start",
+        help="Start now, or at the oldest event that the server has. [default: live; start with --speed]",
+    ),
+]
+WatchSpeedOption = Annotated[
+    str | None,
+    Option(
+        "--speed",
+        metavar="N|max",
+        help="Replay the server's record from its start, so many times as fast as it was; max is as fast as possible.",
+    ),
 ]
 
 RecordOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="LEVEL",
         help="What the record keeps: auto (all but tokens, and those that are shown anyway), turns, tokens or summary. "
         "[default: auto]",
-        rich_help_panel=_RECORD,
+        group=_RECORD,
     ),
 ]
-NoRecordOption = Annotated[
-    bool, typer.Option("--no-record", help="Leave no record.", rich_help_panel=_RECORD)
-]
+NoRecordOption = Annotated[bool, Option("--no-record", help="Leave no record.", group=_RECORD)]
 RecordInOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         help="Where the record goes. [env var: ROLLCAST_RECORDS; default: rollcast-runs in the current folder]",
-        rich_help_panel=_RECORD,
+        group=_RECORD,
     ),
 ]
 RecordLosslessOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--record-lossless",
         help="Wait for the disk if it is slow, so that the record lacks nothing.",
-        rich_help_panel=_RECORD,
+        group=_RECORD,
     ),
 ]
 RecordBudgetOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="SIZE",
         help="At the end, take the tokens out of the oldest records until all of them have at most so much: 20GB, 500MB. "
         "[default: no limit]",
-        rich_help_panel=_RECORD,
+        group=_RECORD,
     ),
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="NAME",
-        help="A name for the record. [default: the task's or the agent's]",
-        rich_help_panel=_RECORD,
+        help="A name for the run and its record. [default: the task's or the agent's]",
+        group=_RECORD,
     ),
 ]
 TagOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="TAG",
-        help="A tag of the record, a word or KEY=VALUE; may be given several times.",
-        rich_help_panel=_RECORD,
+        help="A tag of the run and its record, a word or KEY=VALUE; may be given several times.",
+        group=_RECORD,
     ),
 ]
 
 OpenArg = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         metavar="RUN|DIR",
-        show_default=False,
         help="The record: its name or the beginning of it, the name of its run, its folder; or a folder of records for all of "
         "them. By default all of the record directory.",
     ),
 ]
 PortOption = Annotated[
-    int, typer.Option(min=0, max=65535, help="Where the page is served on this machine; 0: any free port.")
+    int, Option(min=0, max=65535, help="Where the page is served on this machine; 0: any free port.")
 ]
 OpenTokenOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="ROLLCAST_TOKEN",
-        show_envvar=True,
         help="The secret that the page must give; without it, one is made and kept beside the records.",
     ),
 ]
-NoBrowserOption = Annotated[bool, typer.Option("--no-browser", help="Print the link, and open no browser.")]
+NoBrowserOption = Annotated[bool, Option("--no-browser", help="Print the link, and open no browser.")]
 
 RecordDirOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         envvar="ROLLCAST_RECORDS",
-        show_envvar=True,
         help="Where records are. Default: rollcast-runs in the current folder.",
     ),
 ]
 
 RecordArg = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="RECORD", help="A record's name or a beginning of it, a task's name, a path, or latest."
     ),
 ]
 
-RunsJsonOption = Annotated[bool, typer.Option("--json", help="A line of JSON for each record.")]
+RunsJsonOption = Annotated[bool, Option("--json", help="A line of JSON for each record.")]
 
 ForceOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--force",
         help="Also if its writer is on another host, where nobody can see from here whether it lives.",
     ),
@@ -446,55 +443,53 @@ ForceOption = Annotated[
 
 ReplaySpeedOption = Annotated[
     str,
-    typer.Option(
-        "--speed", metavar="N|max", help="How many times as fast as it was; max is as fast as possible."
-    ),
+    Option("--speed", metavar="N|max", help="How many times as fast as it was; max is as fast as possible."),
 ]
 
 ReplayGroupOption = Annotated[
     list[str] | None,
-    typer.Option("--group", help="Show this group only (group_0 …); may be given several times."),
+    Option("--group", help="Show this group only (group_0 …); may be given several times."),
 ]
 
 ReplayStepOption = Annotated[
-    int | None, typer.Option("--step", metavar="N", help="Show the rollout of this training step only.")
+    int | None, Option("--step", metavar="N", help="Show the rollout of this training step only.")
 ]
 
 FollowOption = Annotated[
-    bool, typer.Option("--follow", help="Of a run that goes on: wait for what comes, until it ends.")
+    bool, Option("--follow", help="Of a run that goes on: wait for what comes, until it ends.")
 ]
 
 ShowStepOption = Annotated[
     int | None,
-    typer.Option("--step", metavar="N", help="A training step. [default: the last one that has chains]"),
+    Option("--step", metavar="N", help="A training step. [default: the last one that has chains]"),
 ]
 
-WorstOption = Annotated[bool, typer.Option("--worst", help="The chain with the lowest reward.")]
+WorstOption = Annotated[bool, Option("--worst", help="The chain with the lowest reward.")]
 
-BestOption = Annotated[bool, typer.Option("--best", help="The chain with the highest reward.")]
+BestOption = Annotated[bool, Option("--best", help="The chain with the highest reward.")]
 
 FailedOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--failed",
         help="The first chain that failed or has no end because its run died, or else the first whose reward failed.",
     ),
 ]
 
-ShowGroupOption = Annotated[str | None, typer.Option("--group", help="The chains of this group (group_0 …).")]
+ShowGroupOption = Annotated[str | None, Option("--group", help="The chains of this group (group_0 …).")]
 
-ShowChainOption = Annotated[str | None, typer.Option("--chain", help="This chain (chain_0 …).")]
+ShowChainOption = Annotated[str | None, Option("--chain", help="This chain (chain_0 …).")]
 
 TokensOption = Annotated[
     bool,
-    typer.Option("--tokens", help="Each sampled token's id and log-probability, if the record has them."),
+    Option("--tokens", help="Each sampled token's id and log-probability, if the record has them."),
 ]
 
-StatsJsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+StatsJsonOption = Annotated[bool, Option("--json", help="One line of JSON.")]
 
 ExportToOption = Annotated[
     str,
-    typer.Option(
+    Option(
         "--to",
         metavar="jsonl|markdown|atif",
         help="Events as JSON lines; conversations as Markdown; or a line of ATIF for each chain.",
@@ -502,13 +497,13 @@ ExportToOption = Annotated[
 ]
 
 ExportStepOption = Annotated[
-    int | None, typer.Option("--step", metavar="N", help="The rollout of this training step only.")
+    int | None, Option("--step", metavar="N", help="The rollout of this training step only.")
 ]
 
 ExportChainOption = Annotated[
-    list[str] | None, typer.Option("--chain", help="This chain only (chain_0 …); may be given several times.")
+    list[str] | None, Option("--chain", help="This chain only (chain_0 …); may be given several times.")
 ]
 
 ExportGroupOption = Annotated[
-    list[str] | None, typer.Option("--group", help="This group only (group_0 …); may be given several times.")
+    list[str] | None, Option("--group", help="This group only (group_0 …); may be given several times.")
 ]

@@ -7,11 +7,12 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError
 from rollcast.terminal.layout import Row, wrap
 from rollcast.terminal.printer import Printer
 
-__all__ = ["Output", "discard_stdout", "warn"]
+__all__ = ["Output", "discard_stdout"]
 
 
 class Output:
@@ -74,14 +75,6 @@ class Output:
             return
         self._warned = True
         warn(f"the output cannot be written: {failure.strerror or failure}; nothing more is shown")
-
-
-def warn(text: str) -> None:
-    """Print a sentence on the standard error, if that can be written."""
-    if sys.stderr is None:  # as under pythonw
-        return
-    with suppress(OSError, ValueError):
-        print(f"rollcast: {text}", file=sys.stderr, flush=True)
 
 
 def discard_stdout() -> None:

@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
-from rollcast.cli.output import warn
+from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 
 if TYPE_CHECKING:
-    from rollcast.archive import ArchiveObserver
+    from rollcast.archive import ArchiveObserver, RecordEntry
     from rollcast.rollout import BaseAgent
     from rollcast.stream import StreamingManager
 
-__all__ = ["Recording", "RunRecord", "latest_record_of", "name_of_agent", "record_directory", "record_for"]
+__all__ = [
+    "Recording",
+    "RunRecord",
+    "name_of_agent",
+    "record_directory",
+    "record_for",
+    "record_to_go_on_from",
+]
 
 _TRIAL = b"x" * 4096  # what a disk that is full does not take
 
@@ -78,6 +85,11 @@ class Recording:
             tags=tuple(options["tag"] or ()),
             budget=options["record_budget"],
         )
+
+    def path_or_name(self, given: str) -> str:
+        """A model's folder or its name on the hub: as it was typed, unless another folder is the current one by now."""
+        there = self.begun_in / given
+        return str(there) if _here() != self.begun_in and there.is_dir() else given
 
     def __post_init__(self) -> None:
         given = {
@@ -237,8 +249,11 @@ def record_for(
     return RunRecord(observer, ours=True, begun_in=recording.begun_in, budget=budget)
 
 
-def latest_record_of(out: Path, recording: Recording) -> str | None:
-    """The name of the latest record of the training in this folder; None if there is none where records go."""
+def record_to_go_on_from(out: Path, recording: Recording) -> str | None:
+    """The name of the latest record of the training in this folder; None if there is none where records go.
+
+    If its writer died, the record is made whole, and a sentence says so: a training that goes on knows that it is over.
+    """
     if recording.off:
         return None
     from rollcast.archive.index import list_records  # noqa: PLC0415  (not with --no-record)
@@ -249,9 +264,36 @@ def latest_record_of(out: Path, recording: Recording) -> str | None:
     except ArchiveError:  # recording there fails too, and says so
         return None
     where = str(out.absolute())
-    return next(
-        (entry.name for entry in entries if entry.facts is not None and entry.facts.out == where), None
-    )
+    found = next((entry for entry in entries if entry.facts is not None and entry.facts.out == where), None)
+    if found is None:
+        return None
+    if found.state in ("crashed", "silent"):
+        _make_whole(found, recording.begun_in)
+    return found.name
+
+
+def _make_whole(entry: RecordEntry, begun_in: Path) -> None:
+    """Recover a record whose writer died, and say so; if that cannot be done, say why, and how to do it later."""
+    from rollcast.archive.recovery import recover  # noqa: PLC0415  (not with --no-record)
+    from rollcast.errors import ArchiveError  # noqa: PLC0415
+
+    try:
+        if recover(entry.path).needed:
+            warn(
+                f"the training was cut off while it wrote its record {entry.name}; that record is whole again"
+            )
+    except (ArchiveError, OSError) as error:
+        assert entry.facts is not None
+        path = entry.path
+        with suppress(ValueError):  # the record is elsewhere
+            path = path.relative_to(begun_in)
+        if entry.state == "silent":
+            why = f"it was written on {entry.facts.writer.host}, and whether that still writes cannot be seen from here"
+            command = f"{this_command()} recover --force {quoted(path)}"
+        else:
+            why = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+            command = f"{this_command()} recover {quoted(path)}"
+        warn(f"the record before this one, {entry.name}, has no end: {why}; `{command}` makes it whole")
 
 
 def _budget_of(text: str) -> int:

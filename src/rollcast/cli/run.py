@@ -15,7 +15,7 @@ import msgspec
 
 from rollcast.cli.alert import alert_to
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
-from rollcast.cli.log import is_standard_output, log_at, log_line
+from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
@@ -72,21 +72,23 @@ def run_command(options: RunOptions) -> int:
     """Run, show the chains and print the summary.
 
     Returns:
-        The exit code: 0, 1 if every chain failed, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
+        The exit code: 0, 1 if every chain failed, 129 after SIGHUP, 130 after Ctrl-C, 141 if the output's reader has gone, 143 after SIGTERM.
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
+    # Paths are what they mean now: the agent's own file, which is loaded then, may go to another folder.
+    log = log_at(options.json)
+    given_rows = _given_rows(options)
+    options = replace(options, serving=options.serving.with_made_token(options.recording))
+    server = server_at(options.serving)
     task, own = _task_or_agent(options)
     if own is None:
         options = replace(options, agent=None)
     shown = EventFilter(chains=options.show_chains, types=options.show_types)
-    log = log_at(options.json)
-    rows = _rows(task, options)
-    options = replace(options, serving=options.serving.with_made_token(options.recording))
-    server = server_at(options.serving)
+    rows = task.rows(options.questions, options.seed or 0) if given_rows is None else given_rows
     alert = alert_to(options.alert)
     agent = _agent(task, own, options)
-    lines_to_stdout = is_standard_output(options.json)
+    lines_to_stdout = log is not None and log.path is None
     if log is not None:
         agent.streaming_manager.add_observer(log)
     if alert is not None:
@@ -95,8 +97,9 @@ def run_command(options: RunOptions) -> int:
         agent.streaming_manager.add_observer(
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
-    run = _prepared(agent, task, rows, options)
-    record = _record(agent, options)
+    name = options.recording.name or _name(agent, options)
+    run = _prepared(agent, task, rows, options, name)
+    record = _record(agent, options, name)
     if log is not None:
         log.open()
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
@@ -123,7 +126,9 @@ def run_command(options: RunOptions) -> int:
     return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
 
 
-def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions) -> Run:
+def _prepared(
+    agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions, name: str
+) -> Run:
     sampling = task.sampling if options.agent is None else Sampling()
     if options.temperature is not None:
         sampling = msgspec.structs.replace(sampling, temperature=options.temperature)
@@ -135,18 +140,21 @@ def _prepared(agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options:
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
-        about={"name": options.recording.name, "tags": options.recording.tags},
+        about={"name": name, "tags": options.recording.tags},
     )
 
 
-def _record(agent: BaseAgent, options: RunOptions) -> RunRecord | None:
-    """The record of the run, named after the agent, or after whose questions these are."""
+def _name(agent: BaseAgent, options: RunOptions) -> str:
+    """What the run is called: after the agent, or after whose questions these are."""
     if options.agent is not None:
-        name = name_of_agent(agent, options.agent)
-    elif options.rows:
-        name = Path(options.rows).stem
-    else:
-        name = "prompt" if options.prompts else agent.name
+        return name_of_agent(agent, options.agent)
+    if options.rows:
+        return Path(options.rows).stem
+    return "prompt" if options.prompts else agent.name
+
+
+def _record(agent: BaseAgent, options: RunOptions, name: str) -> RunRecord | None:
+    """The record of the run."""
     kept = (
         "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace"
     )  # fmt: skip
@@ -173,14 +181,15 @@ def _task_or_agent(options: RunOptions) -> tuple[Task, BaseAgent | None]:
 
 def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     given = backend_options(options.backend_options)
+    model = None if options.model is None else options.recording.path_or_name(options.model)
     if own is not None:
         agent = own
-        if options.model is not None:
-            give_model(agent, options.model, options.backend, given)
+        if model is not None:
+            give_model(agent, model, options.backend, given)
     else:
         own_questions = options.prompts or options.rows
         agent = BaseAgent(
-            options.model or EMBEDDED,
+            model or EMBEDDED,
             task.tools,
             options.backend,
             reward=None if own_questions else task.reward,
@@ -192,15 +201,15 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
     return agent
 
 
-def _rows(task: Task, options: RunOptions) -> list[dict[str, Any]]:
+def _given_rows(options: RunOptions) -> list[dict[str, Any]] | None:
+    """The rows that were given, in a file or as prompts; None: the task's questions are asked."""
     if options.prompts and options.rows:
         raise InputError("--prompt and --rows were both given; give one of them")
     if options.prompts:
         return [{"messages": [{"role": "user", "content": prompt}]} for prompt in options.prompts]
     if options.rows:
         return load_rows(options.rows)
-    assert options.seed is not None
-    return task.rows(options.questions, options.seed)
+    return None
 
 
 class _Readers:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import this_command
 from rollcast.cli.kept_token import MadeToken, made_token
@@ -47,11 +47,24 @@ class Serving:
     keep: bool = False
     made: MadeToken | None = None
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Those among a command's options, by their names on the command line with `_` for `-`."""
+        return cls(
+            where=options["serve"],
+            token=options["token"],
+            tls_cert=options["tls_cert"],
+            tls_key=options["tls_key"],
+            origins=tuple(options["origin"] or ()),
+            host_names=tuple(options["host_name"] or ()),
+            keep=options["keep_serving"],
+        )
+
     def with_made_token(self, recording: Recording) -> Serving:
         """These options with a token of the command's own, if it serves and was given none."""
         if self.where is None or self.token is not None:
             return self
-        directory = None if recording.off else record_directory(recording.directory)
+        directory = None if recording.off else recording.begun_in / record_directory(recording.directory)
         return replace(self, made=made_token(directory))
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollcast.archive.index import find_record
+from rollcast.archive.index import find_record, list_records, resumed_as
 from rollcast.archive.reader import Archive
 from rollcast.archive.selection import check_names, runs_of_step, steps_of
 from rollcast.archive.story import story_of, views_of
-from rollcast.cli.chain_screen import chain_rows, counted, duration_text, number_text, one_line_of
+from rollcast.cli.chain_screen import chain_rows
 from rollcast.cli.itself import this_command
 from rollcast.cli.outcomes import Outcome, cause_rows, outcome_row
 from rollcast.cli.output import Output
 from rollcast.cli.records import ended_at, lacking, state_word, warn_of_damage, word_for
+from rollcast.cli.wording import counted, duration_text, number_text, one_line_of
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEventType
 from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
@@ -65,7 +66,7 @@ def show_command(directory: Path, options: ShowOptions) -> int:
     out = Output(sys.stdout, color=options.color)
     if options.chain and options.step is None and options.group is None:
         row, note = _last_chain(archive, options.chain)
-        out.say(_head(archive, out.printer.rows))
+        out.say(*_head(archive, out.printer.rows))
         _show_chain(archive, row, out, options, note=note)
     else:
         _show_selected(archive, out, options)
@@ -79,11 +80,11 @@ def _show_selected(archive: Archive, out: Output, options: ShowOptions) -> None:
     if options.chain:
         check_names(archive, rows, "chain_id", [options.chain])
         rows = [row for row in rows if row["chain_id"] == options.chain]
-        out.say(_head(archive, texts))
+        out.say(*_head(archive, texts))
         _show_chain(archive, rows[-1], out, options)
         return
     found = _hints(archive, rows, step, whole=options.group is None)
-    out.say(_head(archive, texts), *_settings_rows(archive, texts))
+    out.say(*_head(archive, texts), *_settings_rows(archive, texts))
     out.say(*_totals(archive, rows, step, texts))
     out.say(*cause_rows(map(_outcome, rows), texts.glyphs), *_hint_rows(found, len(rows), texts))
     picked = _picked(archive, rows, options)
@@ -172,7 +173,8 @@ def _show_chain(
 # -- what many chains came to --------------------------------------------------------------------------------------------
 
 
-def _head(archive: Archive, rows: EventRows) -> Row:
+def _head(archive: Archive, rows: EventRows) -> list[Row]:
+    """What the record is, and the records of the same training before and after it."""
     facts = archive.facts
     dot = (f" {rows.glyphs.dot} ", "dim")
     head: Row = [*rows.line(archive.path.name, 80, "title")]
@@ -181,7 +183,20 @@ def _head(archive: Archive, rows: EventRows) -> Row:
             head += [dot, *rows.line(text, 40)]
     if facts.started_at:
         head += [dot, (duration_text(max(ended_at(facts, archive.state) - facts.started_at, 0.0)), "")]
-    return head
+    related: Row = []
+    for word, name in (("resumed from", facts.parent), ("resumed as", _resumed_as(archive))):
+        if name is not None:
+            related += [*([dot] if related else []), (f"{word} ", "dim"), *rows.line(name, 80)]
+    return [head, related] if related else [head]
+
+
+def _resumed_as(archive: Archive) -> str | None:
+    """The record beside this one that goes on from it."""
+    path = archive.path.absolute()
+    try:
+        return resumed_as(list_records(path.parent)).get(path.name)
+    except ArchiveError:  # this record can be read, and the folder around it cannot be listed
+        return None
 
 
 def _settings_rows(archive: Archive, texts: EventRows) -> list[Row]:

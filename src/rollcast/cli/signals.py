@@ -1,4 +1,4 @@
-"""Lets Ctrl-C and SIGTERM end a run properly; a second one ends the program."""
+"""Lets Ctrl-C, SIGTERM and a closed terminal end a run properly; a second Ctrl-C or SIGTERM ends the program."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ __all__ = ["SIGNALLED", "UNREAD", "ending_on_signals"]
 UNREAD = 141  # the shell's code for a program that SIGPIPE ended: the output's reader has gone
 SIGNALLED = 128  # the shell's code for a program that a signal ended is this and the signal's number
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 @contextmanager
 def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `end` in the event loop when Ctrl-C, or the SIGTERM of a scheduler, comes; a second one ends the program.
+    """Call `end` in the event loop when Ctrl-C, the SIGTERM of a scheduler, or the SIGHUP of a terminal that is closed comes.
 
-    If something blocks the event loop, the second Ctrl-C is raised right there.
+    A second Ctrl-C or SIGTERM ends the program. If something blocks the event loop, the second Ctrl-C is raised right there.
+    After any first signal SIGHUP is ignored until the program ends: a closed terminal sends several, one from the kernel and
+    one or more from the shell, and the run would be killed while it ends.
 
     A signal that was ignored when the program started stays ignored: shells start background jobs that way, so that
-    Ctrl-C does not reach them. It yields the list to which the signal's number is added.
+    Ctrl-C does not reach them, and `nohup` does so with SIGHUP. It yields the list to which the signal's number is added.
     """
     came: list[int] = []
     reached = False  # the event loop heard of it, so nothing blocks the loop
@@ -49,12 +53,12 @@ def ending_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if came and number == _HANGUP else handler)
 
     before = {
         number: signal.signal(number, take)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
+        for number in (signal.SIGINT, signal.SIGTERM, _HANGUP)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield came

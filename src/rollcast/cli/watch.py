@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rollcast.cli.address import server_address
 from rollcast.cli.alert import ALERT_EVENTS, alert_to
+from rollcast.cli.speed import speed_of
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
 from rollcast.stream import StreamingManager, StreamObserver
@@ -29,7 +31,8 @@ class WatchOptions:
     """The options on the command line; see `rollcast watch --help`."""
 
     url: str
-    since: str
+    since: str | None
+    speed: str | None
     token: str | None = field(repr=False)
     tls_ca: str | None
     alert: str | None = field(repr=False)  # its address may be a secret
@@ -47,8 +50,14 @@ def watch_command(options: WatchOptions) -> int:
         RefusedError: the server cannot be reached, or refuses this client.
         BrokenPipeError: the output's reader has gone.
     """
-    if options.since not in ("live", "start"):
+    if options.since not in (None, "live", "start"):
         raise InputError(f"--since is {options.since!r}; expected live or start")
+    if options.speed is not None:
+        speed_of(options.speed)
+        if options.since == "live":
+            raise InputError(
+                "--speed and --since live are both given; a replay begins at the start: leave out --since, or --speed"
+            )
     logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
     wanted = EventFilter(chains=options.show_chains, types=options.show_types)
     try:
@@ -87,10 +96,16 @@ def _client(options: WatchOptions, wanted: EventFilter) -> WebSocketStreamingCli
         server_address(options.url),
         token=options.token,
         filter=wanted,
-        since=options.since,
+        since=options.since or ("live" if options.speed is None else "start"),
+        speed=None if options.speed is None else _times(options.speed),
         check=False,
         tls_ca=options.tls_ca,
     )
+
+
+def _times(text: str) -> float | Literal["max"]:
+    speed = speed_of(text)
+    return "max" if speed == math.inf else speed
 
 
 async def _show(options: WatchOptions, wanted: EventFilter, alert: AlertObserver | None) -> None:

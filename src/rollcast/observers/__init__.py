@@ -1,18 +1,18 @@
-"""Observers that write, call back, combine others, measure and raise alarms. Those that load much are loaded on first use."""
+"""Observers that write, call back, combine others, measure and raise alarms. Each is loaded when it is first used."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rollcast.observers.callback import CallbackStreamObserver
-from rollcast.observers.composite import ChainSpecificStreamObserver, MultiChainStreamObserver
-from rollcast.observers.generator import AsyncGeneratorStreamObserver
-from rollcast.observers.jsonl import JSONStreamObserver
+from rollcast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rollcast.observers.alert import AlertObserver
+    from rollcast.observers.callback import CallbackStreamObserver
+    from rollcast.observers.composite import ChainSpecificStreamObserver, MultiChainStreamObserver
+    from rollcast.observers.generator import AsyncGeneratorStreamObserver
     from rollcast.observers.hints import HintObserver
+    from rollcast.observers.jsonl import JSONStreamObserver
     from rollcast.observers.otel import OpenTelemetryStreamObserver
     from rollcast.observers.prometheus import PrometheusStreamObserver
 
@@ -28,16 +28,16 @@ __all__ = [
     "PrometheusStreamObserver",
 ]
 
-
-_LAZY = {
-    "AlertObserver": "alert",
-    "HintObserver": "hints",
-    "OpenTelemetryStreamObserver": "otel",
-    "PrometheusStreamObserver": "prometheus",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "rollcast.observers.alert": "AlertObserver",
+        "rollcast.observers.callback": "CallbackStreamObserver",
+        "rollcast.observers.composite": "ChainSpecificStreamObserver MultiChainStreamObserver",
+        "rollcast.observers.generator": "AsyncGeneratorStreamObserver",
+        "rollcast.observers.hints": "HintObserver",
+        "rollcast.observers.jsonl": "JSONStreamObserver",
+        "rollcast.observers.otel": "OpenTelemetryStreamObserver",
+        "rollcast.observers.prometheus": "PrometheusStreamObserver",
+    },
+)

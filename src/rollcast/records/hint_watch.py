@@ -19,7 +19,9 @@ from collections.abc import Iterable
 import msgspec
 
 from rollcast.records.event import StreamEvent, StreamEventType
-from rollcast.records.hints import Hint, StepSummary, hints, summary, trend_hints
+from rollcast.records.hint import Hint
+from rollcast.records.hint_index import HintIndex
+from rollcast.records.hints import StepSummary, summary, trend_hints
 from rollcast.records.run_view import CLOSED, RunView, RunViews
 from rollcast.records.view_parts import moment
 
@@ -149,6 +151,58 @@ class _Scope(msgspec.Struct):
         return self.training and entry.hint.kind != "quiet"
 
 
+class _Followed:
+    """A run that is followed, and what hints need of its chains.
+
+    Args:
+        run: the view of it.
+    """
+
+    def __init__(self, run: RunView) -> None:
+        self.run = run
+        self._index = HintIndex()
+        self._numbers: dict[str, int] = {}  # of chains, in the order in which they were first seen
+        self._next = 0
+        self._changed: dict[str, None] = {}  # chains that changed since the latest look
+
+    def note(self, chain_id: str) -> None:
+        """Note that a chain has changed."""
+        if chain_id not in self._numbers:
+            self._numbers[chain_id] = self._next
+            self._next += 1
+        self._changed[chain_id] = None
+
+    def note_all(self) -> None:
+        """Note that every chain may have changed."""
+        for chain_id in self.run.chains:
+            self.note(chain_id)
+
+    def note_time(self, chain_id: str, before: float | None, at: float) -> None:
+        """Note that a chain went on, and that nothing else of it has changed. On the path of every token.
+
+        Args:
+            chain_id: of the chain.
+            before: when it was heard before that.
+            at: when it was heard now.
+        """
+        if before is None or at < before or self._index.is_silent(self._numbers[chain_id]):
+            self._changed[chain_id] = None
+
+    def drop(self, chain_id: str) -> None:
+        """Forget a chain that is not followed any more."""
+        self._changed.pop(chain_id, None)
+        number = self._numbers.pop(chain_id, None)
+        if number is not None:
+            self._index.drop(number)
+
+    def hints(self, now: float | None) -> list[Hint]:
+        """What is worth a look in the run; without `now`, no hints about quiet chains."""
+        for chain_id in self._changed:
+            self._index.put(self._numbers[chain_id], self.run.chains[chain_id])
+        self._changed.clear()
+        return self._index.hints(now)
+
+
 class HintWatch:
     """Follows runs by their events, and tells which hints appear and go. It is not safe to call from two threads at once.
 
@@ -157,7 +211,8 @@ class HintWatch:
     """
 
     def __init__(self) -> None:
-        self._runs = RunViews(most_chains=MAX_CHAINS)
+        self._runs = RunViews(most_chains=MAX_CHAINS, keeps_conversations=False)
+        self._followed: dict[str, _Followed] = {}
         self._closed: dict[str, deque[str]] = {}  # by run, the chains that ended, earliest first
         self._scopes: dict[tuple[str, str], _Scope] = {}
         self._ended: dict[str, None] = {}  # ids of runs that were looked at for the last time
@@ -190,9 +245,15 @@ class HintWatch:
         run = self._runs.runs.get(run_id)
         if run is None:
             return
+        followed = self._followed.get(run_id)
+        if followed is None or followed.run is not run:
+            followed = self._follow(run)
         view = run.chains.get(event.chain_id) if event.chain_id.__class__ is str else None
+        if view is None and event.event_type in (T.GAP, T.RUN_END):
+            followed.note_all()
         if view is not None:
             view.forget_text()
+            followed.note(event.chain_id)
             if event.event_type is T.CHAIN_END:
                 self._closed.setdefault(run_id, deque()).append(event.chain_id)
         if run.ended_at is not None or run.status not in ("unknown", "running"):
@@ -239,6 +300,13 @@ class HintWatch:
                 self._forget(run)
         return changes
 
+    def _follow(self, run: RunView) -> _Followed:
+        """Begin to follow a run. Those that the views have dropped since are forgotten."""
+        runs = self._runs.runs
+        self._followed = {name: each for name, each in self._followed.items() if runs.get(name) is each.run}
+        followed = self._followed[run.run_id] = _Followed(run)
+        return followed
+
     # -- the views --------------------------------------------------------------------------------------------------------
 
     def _has_room(self, event: StreamEvent) -> bool:
@@ -255,6 +323,7 @@ class HintWatch:
                 view = None if ended is None else ended.chains.get(chain_id)
                 if view is not None and view.state in CLOSED:  # it has not begun again
                     self._runs.let_go(run_id, chain_id)
+                    self._followed[run_id].drop(chain_id)
                     return True
             del self._closed[run_id]
         return False
@@ -269,6 +338,7 @@ class HintWatch:
             return False
         at = moment(chunk.timestamp)
         if at is not None:
+            self._followed[chunk.run_id].note_time(chunk.chain_id, view.last_event_at, at)
             view.last_event_at = at
         return True
 
@@ -288,7 +358,7 @@ class HintWatch:
         found: dict[tuple[str, str], list[Hint]] = {}
         for run in self._runs.runs.values():
             if run.chains:
-                found.setdefault(_scope_name(run), []).extend(hints(run.chains.values(), at))
+                found.setdefault(_scope_name(run), []).extend(self._followed[run.run_id].hints(at))
         changes: list[HintChange] = []
         for name, of_scope in found.items():
             changes += self._scope(name).take(of_scope, at, ended=False)
@@ -297,7 +367,7 @@ class HintWatch:
     def _last_look(self, run: RunView) -> list[HintChange]:
         name = _scope_name(run)
         scope = self._scope(name)
-        found = hints(run.chains.values())
+        found = self._followed[run.run_id].hints(None)
         if scope.training and run.split != "eval":
             step = summary(run.chains.values())
             if step is not None:
@@ -310,6 +380,7 @@ class HintWatch:
 
     def _forget(self, run: RunView) -> None:
         self._runs.forget(run.run_id)
+        self._followed.pop(run.run_id, None)
         self._closed.pop(run.run_id, None)
         for name in [name for name in self._scopes if name[0] == run.run_id]:  # it was a training
             del self._scopes[name]

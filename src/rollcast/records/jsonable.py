@@ -78,9 +78,11 @@ def detached(value: Any) -> Any:
     """
     kind = type(value)
     if kind is dict:
-        if _CONTAINERS.isdisjoint(map(type, value.values())):  # as in most events
-            return value.copy()
-        return {name: detached(item) if type(item) in _CONTAINERS else item for name, item in value.items()}
+        copy = value.copy()
+        for name, item in value.items():
+            if type(item) is dict or type(item) is list:
+                copy[name] = detached(item)
+        return copy
     if kind is not list:
         return value
     if _CONTAINERS.isdisjoint(map(type, value)):  # such as token ids
@@ -221,8 +223,19 @@ def _is_json(value: Any, depth: int) -> bool:
         for name, item in value.items():
             if type(name) is not str or not name.isascii():
                 return False
-            is_text = type(item) is str and item.isascii()  # checked here too, since most are
-            if not (is_text or _is_json(item, depth - 1)):
+            of = type(
+                item
+            )  # what most items are is checked here too: a call for each would cost twice as much
+            if of is str:
+                if not item.isascii():
+                    return False
+            elif of is float:
+                if not math.isfinite(item):
+                    return False
+            elif of is int:
+                if not -_INT_LIMIT < item < _INT_LIMIT:
+                    return False
+            elif not (of is bool or of is NoneType or _is_json(item, depth - 1)):
                 return False
         return True
     return all(_is_json(item, depth - 1) for item in value) if value else True

@@ -183,6 +183,7 @@ class Run:
                         self.run_id, f"chain_{r * settings.num_chains + i}", f"group_{r}", i
                     )
                     self.result.trajectories.append(trajectory)
+                    self.stream.announce(trajectory.chain_id, trajectory.group_id)
                     task = asyncio.create_task(
                         self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
                     )

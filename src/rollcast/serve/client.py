@@ -50,7 +50,9 @@ from rollcast.serve.protocol import (
     Pong,
     Query,
     RunInfo,
+    Seek,
     ServerFrame,
+    Speed,
     Subscribe,
     Subscribed,
     Welcome,
@@ -70,21 +72,38 @@ connection_logger = logging.getLogger("rollcast.serve.client.connection")
 connection_logger.addFilter(WithoutSecrets())
 
 Token = str | Callable[[], str | None] | None
+TimesAsFast = float | Literal["max"]
 
 SUBSCRIPTION = "1"
 MAX_MESSAGE = 64 << 20  # bytes; the server shortens larger events
 MAX_PARTS = 8192  # in one batch
+MAX_SPEED = 1e6  # times as fast; more is `max`
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # after so many heartbeats without a byte, the server counts as gone
 FIRST_PAUSE_S = 0.1  # before reconnecting; it doubles each time, up to
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 1.0  # after a connection that lasted so long, the pauses begin anew
-ANSWER_S = 20.0  # how long a server may take to answer `cancel`
+ANSWER_S = 20.0  # how long a server may take to answer `cancel`, `seek` or `speed`
 CLOSE_S = 1.0  # how long a server may take to close
 MAX_OPEN_RUNS = 4096  # how many open runs are remembered, since a filter may hide that they end
 
 _UNREACHABLE = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
+
+
+class Request:
+    """A change of a replay that the server is asked for: another place, or another speed.
+
+    Attributes:
+        frame: what it is sent as.
+        done: whether the server has answered.
+        refusal: what the server answered if it refuses.
+    """
+
+    def __init__(self, frame: Seek | Speed) -> None:
+        self.frame = frame
+        self.done = False
+        self.refusal: str | None = None
 
 
 class ClientSession:
@@ -94,31 +113,60 @@ class ClientSession:
         filter: which events; a simple filter, not a union.
         since: `live`, `start`, or a cursor from an earlier session.
         check: whether payloads and grammar are checked.
+        speed: of a replay of the record; None: no replay.
 
     Attributes:
         cursor: the place after the last event; None before the first batch.
         recovered: False if the server no longer had everything since `since` or the last cursor.
         runs: the runs that the server knew when the connection was made.
         heartbeat_s: the server's heartbeat, in seconds.
+        moves: how often a `seek` moved it to another place.
 
     Raises:
         FilterError: the filter is a union.
     """
 
-    def __init__(self, filter: EventFilter, since: str = "live", *, check: bool = True) -> None:
+    def __init__(
+        self,
+        filter: EventFilter,
+        since: str = "live",
+        *,
+        check: bool = True,
+        speed: TimesAsFast | None = None,
+    ) -> None:
         self.cursor: str | None = None
         self.recovered = True
         self.runs: list[RunInfo] = []
         self.heartbeat_s = 20.0
+        self.moves = 0
         self._frame = FilterFrame(**filter.to_dict())
+        self._filter = filter
         self._since = since
+        self._speed = speed
         self._check = check
-        self._checker = GrammarChecker(late=True) if check and filter.types is None else None
+        self._subscribed = False  # on this connection
+        self._request: Request | None = None  # that is not answered yet
+        self._held: list[Batch] = []  # that came while a `seek` is not answered
+        self._begin(since)
+
+    def _begin(self, since: str) -> None:
+        """Know nothing of what came before."""
+        self._checker = GrammarChecker(late=True) if self._check and self._filter.types is None else None
         self._parts: list[StreamEvent] = []  # the events of a batch that is not complete yet
         self._parts_came = 0
-        self._continuity = Continuity(filter, since, MAX_OPEN_RUNS)
+        self._continuity = Continuity(self._filter, since, MAX_OPEN_RUNS)
         self._repetitions = Repetitions()
         self._last = self._continuity.last  # the same dict: seq of the last event of each open run
+
+    def ask(self, request: Request) -> list[ClientFrame]:
+        """Ask for a change of the replay, one at a time. Returns the frames to send now; the rest comes from `receive`."""
+        self._request = request
+        return [request.frame] if self._subscribed else []
+
+    def withdraw(self, request: Request) -> None:
+        """Stop waiting for the answer."""
+        if self._request is request:
+            self._request = None
 
     def receive_message(self, message: str | bytes) -> tuple[list[ClientFrame], list[StreamEvent]]:
         """As `receive`. A frame that only later servers know is passed over.
@@ -143,19 +191,37 @@ class ClientSession:
         """
         match frame:
             case Welcome():
+                if self._speed is not None and "replay" not in frame.features:
+                    raise RefusedError("the server is of an earlier version, which cannot replay a record")
                 self._parts, self._parts_came = [], 0
+                self._subscribed, self._held = False, []
                 self.runs, self.heartbeat_s = frame.runs, frame.heartbeat_s
                 self._continuity.welcomed(frame.runs)
-                return [Subscribe(SUBSCRIPTION, self._frame, self.cursor or self._since)], []
+                since = self.cursor or self._since
+                return [Subscribe(SUBSCRIPTION, self._frame, since, self._speed)], []
             case Subscribed() | Batch() if frame.id != SUBSCRIPTION:
                 return [], []  # nobody asked for it
+            case Subscribed() if self._subscribed and self._asks(Seek):
+                return [], self._moved(frame)
+            case Batch() if self._subscribed and self._asks(Seek):
+                self._held.append(frame)
+                return [], []
+            case Done() if frame.id == SUBSCRIPTION and self._asks(Speed):
+                self._answered()
+                return [], []
+            case ErrorFrame() if frame.code < 1000 and self._subscribed and self._request is not None:
+                self._answered(printable_line(frame.message))
+                held, self._held = self._held, []
+                return [], [event for batch in held for event in self.receive(batch)[1]]
             case Subscribed():
+                self._subscribed = True
                 self.recovered = frame.recovered
                 if frame.recovered and self.cursor is not None:
                     self._repetitions.returned(self._last, self._continuity.has_ended)
                 if frame.cursor is not None:
                     self.cursor = frame.cursor
-                return [], self._in_order(self._continuity.subscribed(frame))
+                asked: list[ClientFrame] = [] if self._request is None else [self._request.frame]
+                return asked, self._in_order(self._continuity.subscribed(frame))
             case Batch():
                 whole = self._whole(frame)
                 if whole is None:
@@ -172,6 +238,27 @@ class ClientSession:
                 raise RefusedError(f"the server answers: {printable_line(frame.message)}")
             case _:
                 return [], []
+
+    def _asks(self, kind: type[Seek | Speed]) -> bool:
+        return self._request is not None and isinstance(self._request.frame, kind)
+
+    def _answered(self, refusal: str | None = None) -> None:
+        """Settle the request; if it was granted, a later connection begins with it."""
+        request, self._request = self._request, None
+        assert request is not None
+        request.done, request.refusal = True, refusal
+        if refusal is None:
+            self._speed = request.frame.speed if isinstance(request.frame, Speed) else self._speed or "max"
+
+    def _moved(self, frame: Subscribed) -> list[StreamEvent]:
+        """Go on at another place: what came before does not count any more, and may come again."""
+        self._answered()
+        self.moves += 1
+        self._held = []
+        self.recovered, self.cursor = frame.recovered, frame.cursor
+        self._begin(frame.cursor or "start")
+        self._continuity.welcomed(self.runs)
+        return self._in_order(self._continuity.subscribed(frame))
 
     def _whole(self, batch: Batch) -> list[StreamEvent] | None:
         """All events of the batch; None if more parts are to come.
@@ -218,6 +305,9 @@ class WebSocketStreamingClient:
         token: a token, or, for tokens that expire, a function that returns one for each connection.
         filter: which events; None: all.
         since: `live`: from now on, after snapshots of the open chains. `start`: from the oldest event that the server has.
+            Or the `cursor` of an earlier client.
+        speed: replay the record from `since` on, which is not `live`, so many times as fast as it was: a number from 0 (which
+            waits for `set_speed`) to 1,000,000, or `max`: as fast as it is read. None: everything comes at once.
         check: whether payloads and grammar are checked.
         tls_ca: a PEM file with the authority of the server's certificate, or the certificate itself; None: the authorities
             that the system trusts.
@@ -227,7 +317,8 @@ class WebSocketStreamingClient:
         reconnections: how often the connection was lost.
 
     Raises:
-        InputError: the URL is not valid or has a token in it, or the authority cannot be read.
+        InputError: the URL is not valid or has a token in it, the authority cannot be read, or a replay is not possible with this
+            `speed` and `since`.
         FilterError: the filter is a union, which the protocol cannot express.
     """
 
@@ -238,10 +329,17 @@ class WebSocketStreamingClient:
         token: Token = None,
         filter: EventFilter | None = None,
         since: str = "live",
+        speed: TimesAsFast | None = None,
         check: bool = True,
         tls_ca: str | None = None,
     ) -> None:
         host = _host(url)
+        if speed is not None:
+            speed = _times_as_fast(speed)
+            if since == "live":
+                raise InputError(
+                    f"speed is {speed}, and since is 'live', which cannot be replayed; give since='start' or a cursor"
+                )
         self.url = shown_url(url)
         self._address = url
         self._tls_ca = tls_ca
@@ -254,7 +352,11 @@ class WebSocketStreamingClient:
             )
         self.reconnections = 0
         self._token = token
-        self._session = ClientSession(filter if filter is not None else EventFilter(), since, check=check)
+        self._session = ClientSession(
+            filter if filter is not None else EventFilter(), since, check=check, speed=speed
+        )
+        self._advancing = asyncio.Lock()  # one task at a time reads
+        self._asking = asyncio.Lock()
         self._local = is_loopback(host)
         self._connection: ClientConnection | None = None
         self._connected_at = 0.0
@@ -311,13 +413,9 @@ class WebSocketStreamingClient:
                 yield self._events.popleft()
             if self._closed.is_set():
                 return
-            if self._connection is None:
-                await self._come_back()
-                continue
-            try:
-                await self._read(self._connection)
-            except (ConnectionClosed, TimeoutError) as error:
-                await self._dropped(error)
+            async with self._advancing:
+                if not self._events:  # a task that waits for an answer may have read some
+                    await self._advance()
 
     async def aclose(self) -> None:
         """End the loop and the connection."""
@@ -326,6 +424,33 @@ class WebSocketStreamingClient:
             self._opening.cancel()
         if self._connection is not None:
             await self._connection.close()
+
+    async def seek(self, cursor: str | None = None, *, time: float | None = None) -> None:
+        """Go on at another place of the record, backward too. What comes next is from there; what waited here is dropped.
+
+        It may be called inside `async for event in client` and from another task. A client without a `speed` replays from then
+        on, as fast as it reads.
+
+        Args:
+            cursor: the place, as `client.cursor` named it.
+            time: the place where this time was, in seconds since the epoch, as the events' `timestamp`. Give it or `cursor`.
+
+        Raises:
+            InputError: neither or both are given.
+            RefusedError: the server has no record, or no such place in it, or does not answer; the replay goes on where it was.
+        """
+        if (cursor is None) == (time is None):
+            raise InputError("seek needs either a cursor or a time; give one of them")
+        await self._ask(Seek(SUBSCRIPTION, cursor, None if time is None else float(time)))
+
+    async def set_speed(self, speed: TimesAsFast) -> None:
+        """Go on with a replay so many times as fast as it was; 0 pauses it. It may be called from another task.
+
+        Raises:
+            InputError: it is not a number from 0 to 1,000,000, nor `max`.
+            RefusedError: it is not a replay, or the server does not answer.
+        """
+        await self._ask(Speed(SUBSCRIPTION, _times_as_fast(speed)))
 
     async def cancel(
         self, run_id: str, chain_id: str | None = None, *, group_id: str | None = None
@@ -400,6 +525,38 @@ class WebSocketStreamingClient:
         except _UNREACHABLE as error:
             raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
 
+    async def _ask(self, frame: Seek | Speed) -> None:
+        """Have the server change the replay, and wait until it has, over as many connections as that takes.
+
+        Raises:
+            RefusedError: it refuses, or does not answer in time.
+        """
+        async with self._asking:
+            if self._closed.is_set():
+                raise RefusedError(f"the client of {self.url} is closed; make another one")
+            request = Request(frame)
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    frames = self._session.ask(request)
+                    if self._connection is not None:
+                        with suppress(ConnectionClosed):  # it is sent again on the next one
+                            for each in frames:
+                                await self._connection.send(encode_frame(each), text=True)
+                    while not (request.done or self._closed.is_set()):
+                        async with self._advancing:
+                            if not request.done:
+                                await self._advance()
+            except TimeoutError:
+                raise RefusedError(f"{self.url} did not answer within {ANSWER_S:.0f} s") from None
+            finally:
+                if not request.done:  # whether the server heard of it is not known: begin anew at the cursor
+                    self._session.withdraw(request)
+                    if self._connection is not None:
+                        self._connection.transport.abort()
+            if request.refusal is not None or not request.done:
+                why = request.refusal or "the client was closed"
+                raise RefusedError(f"{self.url} does not change the replay: {why}")
+
     # -- one connection ----------------------------------------------------------------------------------------------
 
     async def _open(self) -> ClientConnection:
@@ -459,12 +616,25 @@ class WebSocketStreamingClient:
         )
         return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
 
+    async def _advance(self) -> None:
+        """Connect if there is no connection; otherwise take the next message."""
+        if self._connection is None:
+            await self._come_back()
+            return
+        try:
+            await self._read(self._connection)
+        except (ConnectionClosed, TimeoutError) as error:
+            await self._dropped(error)
+
     async def _read(self, connection: ClientConnection) -> None:
         """Read the next message: queue its events, and send the answers."""
         silence_s = SILENCE * self._session.heartbeat_s
         message = await _message(connection, silence_s)
         async with asyncio.timeout(silence_s):
+            moves = self._session.moves
             answers, events = self._session.receive_message(message)
+            if self._session.moves != moves:
+                self._events.clear()  # they are from the place before
             self._events.extend(events)
             for frame in answers:
                 await connection.send(encode_frame(frame), text=True)
@@ -569,6 +739,19 @@ class _connect(connect):  # noqa: N801  (as the class that it extends)
             f"{shown_url(self.uri)} sends its clients on to {printable_line(shown_url(target))}, another server, which gets no token "
             "from here; give that address yourself if you trust it"
         )
+
+
+def _times_as_fast(speed: object) -> TimesAsFast:
+    """The speed of a replay.
+
+    Raises:
+        InputError: it is none.
+    """
+    if speed == "max":
+        return "max"
+    if isinstance(speed, int | float) and not isinstance(speed, bool) and 0 <= speed <= MAX_SPEED:
+        return float(speed)
+    raise InputError(f"speed is {speed!r:.40}; expected a number from 0 to {MAX_SPEED:,.0f}, or 'max'")
 
 
 def _socket_url(url: str) -> str:

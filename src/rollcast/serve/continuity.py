@@ -48,7 +48,7 @@ class Continuity:
         self._ended: OrderedDict[str, bool] = OrderedDict()
         self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
         self._first = True
-        self._from_start = since == "start"
+        self._since = since
         self._why = GONE
         self._owed = False  # events are missing, and no gap has said so yet
 
@@ -57,8 +57,9 @@ class Continuity:
     def welcomed(self, runs: Iterable[RunInfo]) -> None:
         """Take the runs that the server knows."""
         self._listed = {run.run_id: run.status for run in runs}
-        if self._first and not self._from_start:  # what ended before this client came is not missing
-            self._remember_ended(self._listed_ended())
+        if self._first and self._since != "start":  # what ended before this client came is not missing
+            # Behind a cursor it may still come.
+            self._remember_ended(self._listed_ended(), seen=self._since == "live")
         self._first = False
 
     def subscribed(self, answer: Subscribed) -> list[StreamEvent]:

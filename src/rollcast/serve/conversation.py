@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+import msgspec
 from websockets.protocol import State
 
 from rollcast.archive.pace import Pace
@@ -200,16 +201,23 @@ class Conversation:
 
     def _cancel(self, asked: CancelRun) -> None:
         try:
-            ending = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
+            cancelled = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
             self._client.send(ErrorFrame(ErrorCode.NOT_FOUND, str(error), asked.id))
             return
         what = asked.chain_id or asked.group_id or "all"
+        ending = cancelled.ending
         logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
-        chains = [] if asked.chain_id is not None else _fitting(ending)
-        self._client.send(
-            Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id, chains=chains)
-        )
+        done = Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id)
+        if asked.chain_id is None:
+            done = msgspec.structs.replace(
+                done,
+                chains=_fitting(ending),
+                ending=len(ending),
+                not_begun=len(cancelled.not_begun),
+                over=cancelled.over,
+            )
+        self._client.send(done)
 
 
 def _fitting(names: list[str]) -> list[str]:

@@ -1,5 +1,8 @@
 """The files of the live page (`serve/page/`): read once, compressed once, and found by the end of a request's path.
 
+They are sent without comments and indentation (`page_source.py`), and `main.js` with all modules that it imports (`page_bundle.py`), since a
+connection for each of them would take longer than anything else. What `vendor/` has is sent as it is.
+
 `/style.css` is `style.css`, and so is `/user/ada/proxy/8765/style.css`, which a proxy that leaves its prefix in the path asks for. A
 path that ends in a slash is `index.html`.
 """
@@ -18,6 +21,9 @@ from importlib.resources.abc import Traversable
 
 from websockets.datastructures import Headers
 from websockets.http11 import Response
+
+from rollcast.serve.page_bundle import joined_modules
+from rollcast.serve.page_source import css_without_comments, javascript_without_comments
 
 __all__ = ["CONTENT_SECURITY_POLICY", "MIME_TYPES", "PageFile", "PageFiles", "is_url_path", "read_page_files"]
 
@@ -47,6 +53,8 @@ _HEADERS = (
     ("Vary", "Accept-Encoding"),
     ("X-Content-Type-Options", "nosniff"),
 )
+_THIRD_PARTY = "vendor/"
+_MAIN = "main.js"
 _URL_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?|/")  # RFC 3986, without empty segments
 
 
@@ -135,7 +143,23 @@ def read_page_files() -> PageFiles:
     """The files that are installed with the package. The first call reads them from the disk."""
     found: dict[str, bytes] = {}
     _collect(files("rollcast.serve") / "page", "", found)
-    return PageFiles(found)
+    return PageFiles(as_sent(found))
+
+
+def as_sent(sources: dict[str, bytes]) -> dict[str, bytes]:
+    """What is sent of these sources, by name: without comments, and the modules that `main.js` imports with it."""
+    sent = dict(sources)
+    for name, data in sources.items():
+        if name.startswith(_THIRD_PARTY):
+            continue
+        if name == _MAIN:
+            modules = {each: text.decode() for each, text in sources.items() if each.endswith(".js")}
+            sent[name] = joined_modules(name, modules, lambda each: each.startswith(_THIRD_PARTY)).encode()
+        elif name.endswith(".js"):
+            sent[name] = javascript_without_comments(data.decode()).encode()
+        elif name.endswith(".css"):
+            sent[name] = css_without_comments(data.decode()).encode()
+    return sent
 
 
 def _collect(folder: Traversable, prefix: str, found: dict[str, bytes]) -> None:

@@ -222,7 +222,10 @@ class Speed(msgspec.Struct, frozen=True, tag="speed"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
-    """Cancel a run, one chain of it, or a group's open chains; this needs the `control` scope. The answer has the same `id`."""
+    """Cancel a run, one chain of it, or a group's chains; this needs the `control` scope. The answer has the same `id`.
+
+    Chains that have not begun then do not begin, as far as the run has announced them.
+    """
 
     run_id: str
     chain_id: str | None = None
@@ -384,6 +387,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         id: of the request.
         run_id, chain_id, group_id: what was cancelled.
         chains: after `cancel` of a run or a group: its open chains, which are told to end; as many as fit in 8 KiB.
+        ending, not_begun, over: after `cancel` of a run or a group: how many of its open chains are told to end, how many had
+            not begun and will not, how many were over.
         cursor: after `chain`: the place in the live stream, or in the record, behind the events that came.
         missing: after a query: what its answer lacks, a sentence each.
     """
@@ -395,6 +400,9 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     missing: list[str] = []
     group_id: str | None = None
     chains: list[str] = []
+    ending: int = 0
+    not_begun: int = 0
+    over: int = 0
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):

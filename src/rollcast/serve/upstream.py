@@ -12,6 +12,7 @@ from rollcast.serve.protocol import RunInfo
 from rollcast.serve.runs import KnownRuns
 from rollcast.serve.subscription import Outlet, Subscription
 from rollcast.stream import StreamingManager
+from rollcast.stream.cancelling import Cancelled, cancel
 from rollcast.stream.observer import StreamObserver
 
 __all__ = ["Upstream"]
@@ -66,8 +67,8 @@ class Upstream:
         manager = self.manager
         return set() if manager is None else self.runs.gone(manager.fanout.runs)
 
-    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> list[str]:
-        """Ask the run's producer to cancel it, a chain of it or a group; returns the chains that are told to end.
+    def cancel(self, run_id: str, chain_id: str | None, group_id: str | None = None) -> Cancelled:
+        """Ask the run's producer to cancel it, a chain of it or a group; returns what becomes of which chains.
 
         Raises:
             InputError: there is no such run, chain or group, or it cannot be cancelled.
@@ -75,8 +76,7 @@ class Upstream:
         manager = self.manager
         if manager is None:
             raise InputError(f"no run {run_id!r} is open")
-        ending: list[str] = manager.cancel(run_id, chain_id, group_id)
-        return ending
+        return cancel(manager.fanout, run_id, chain_id, group_id)
 
     def wanted(self) -> EventFilter:
         """What the server asks the manager for: everything if it keeps a history, otherwise what its clients want."""

@@ -66,6 +66,7 @@ class OpenRun(Protocol):
     parent_run_id: str | None
     expected_chains: int
     on_cancel: Callable[[str | None], object] | None
+    announced: dict[str, str | None]
 
     def has_chain(self, chain_id: str) -> bool:
         """Whether this chain is open."""
@@ -77,6 +78,10 @@ class OpenRun(Protocol):
 
     def chain_ids(self, group_id: str | None = None) -> list[str]:
         """The chains that are open; only those of this group, unless it is None."""
+        ...
+
+    def count_ended(self, group_id: str | None = None) -> int:
+        """How many chains have ended; only those of this group, unless it is None."""
         ...
 
     def open_part(self, chain_id: str) -> OpenPart | None:
@@ -153,6 +158,8 @@ class Fanout:
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
         self._targets: dict[Targets, Targets] = {}  # those found since the version changed
+        # By type, if no filter names a place: then all chains have the same. None if one does.
+        self._anywhere: dict[StreamEventType, Targets] | None = {}
         self._leaving: list[Delivery] = []  # removed deliveries, until their readers have closed
         self._threads: list[Future[None]] = []  # threads that wait until nothing is congested
         self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -227,6 +234,8 @@ class Fanout:
         self._targets.clear()
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
+        placed = any(p.chains is not None or p.groups is not None or p.runs is not None for p in parts)
+        self._anywhere = None if placed else {}
 
     def make_room_locked(self, chains: int) -> None:
         """Adjust to this many open chains: the starts or the ends of all of them must fit into a queue."""
@@ -243,16 +252,26 @@ class Fanout:
     ) -> Targets:
         """The deliveries that want such an event. Chains with the same watchers share one tuple."""
         with self.lock:
+            known = self._anywhere.get(event_type) if self._anywhere is not None else None
+            if known is not None:
+                return known
             found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
             if event_type is CHUNK:
                 found = _of_a_token(found)
-            return self._targets.setdefault(found, found)
+            found = self._targets.setdefault(found, found)
+            if self._anywhere is not None:
+                self._anywhere[event_type] = found
+            return found
 
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event of `size` bytes for each target. This is on the path of every token."""
-        kind = event.event_type if event.event_type in self.emitted else UNKNOWN
-        self.emitted[kind] = self.emitted.get(kind, 0) + 1
+        self.count_locked(event.event_type)
         EventQueue.put_in_each(targets, event, size)
+
+    def count_locked(self, event_type: StreamEventType) -> None:
+        """Count an event of this type as published."""
+        kind = event_type if event_type in self.emitted else UNKNOWN
+        self.emitted[kind] = self.emitted.get(kind, 0) + 1
 
     def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
         """Do the same as `publish_locked` for a chunk whose event is made later."""
@@ -434,7 +453,7 @@ class Route:
         encoded: whether all of these take an `EncodableChunk`.
     """
 
-    __slots__ = ("_by_type", "_fanout", "chunk", "encoded", "place", "version")
+    __slots__ = ("_by_type", "_fanout", "_with_ids", "chunk", "encoded", "place", "version")
 
     def __init__(self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None) -> None:
         self._fanout = fanout
@@ -443,6 +462,17 @@ class Route:
         self.chunk: Targets | None = None
         self.encoded = False
         self._by_type: dict[StreamEventType, Targets] = {}
+        self._with_ids: Targets | None = None
+
+    def targets_of_ids_locked(self) -> Targets:
+        """The deliveries that want this chain's ends of generations, with the ids."""
+        targets = self.targets_locked(StreamEventType.LLM_GENERATION_END)
+        if self._with_ids is None:
+            at = self.place
+            self._with_ids = tuple(
+                [each for each in targets if each.wants_ids(at.chain_id, at.group_id, at.run_id)]
+            )
+        return self._with_ids
 
     def targets_locked(self, event_type: StreamEventType) -> Targets:
         """The deliveries that want this type of event."""
@@ -450,7 +480,7 @@ class Route:
         if self.version != fanout.version:
             self.version = fanout.version
             self._by_type.clear()
-            self.chunk = None
+            self.chunk = self._with_ids = None
         targets = self._by_type.get(event_type)
         if targets is None:
             place = self.place

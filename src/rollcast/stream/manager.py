@@ -9,10 +9,10 @@ from typing import Any, Unpack
 import msgspec
 
 from rollcast import lifetime
-from rollcast.errors import InputError
 from rollcast.failures import class_name_of, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.jsonable import detached
+from rollcast.stream.cancelling import cancel
 from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
@@ -237,9 +237,11 @@ class StreamingManager:
         return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
 
     def cancel(self, run_id: str, chain_id: str | None = None, group_id: str | None = None) -> list[str]:
-        """Cancel a run, one of its open chains, or the open chains of a group, for a watcher. Call it from any thread.
+        """Cancel a run, one of its chains, or the chains of a group, for a watcher. Call it from any thread.
 
-        Chains of the group that have not begun yet go on to begin; to keep them from it, cancel the run.
+        Chains that are open are told to end. Those that have not begun do not begin, if the run has announced them (an agent's
+        run announces all its chains; see `run.announce`). If the run is cancelled, it ends with the status `cancelled`, unless
+        all its chains were over.
 
         Returns:
             The open chains that are told to end.
@@ -247,23 +249,7 @@ class StreamingManager:
         Raises:
             InputError: no such run, chain or group is open, or its producer cannot be told to stop.
         """
-        if chain_id is not None and group_id is not None:
-            raise InputError("a chain and a group are both given; name one of them")
-        with self.lock:
-            run = self.fanout.runs.get(run_id)
-            if run is None:
-                raise InputError(f"no run {run_id!r} is open")
-            if chain_id is not None and not run.has_chain(chain_id):
-                raise InputError(f"run {run_id} has no open chain {chain_id!r}")
-            ending = [chain_id] if chain_id is not None else run.chain_ids(group_id)
-            if group_id is not None and not ending:
-                raise InputError(f"run {run_id} has no open chain in a group {group_id!r}")
-            on_cancel = run.on_cancel
-        if on_cancel is None:
-            raise InputError(f"run {run_id} cannot be cancelled from outside: its producer gave no on_cancel")
-        for each in [chain_id] if group_id is None else ending:
-            on_cancel(each)
-        return ending
+        return cancel(self.fanout, run_id, chain_id, group_id).ending
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from itertools import pairwise
+from itertools import chain
+from operator import sub
+from types import NoneType
 from typing import Any, Literal, TypeGuard, final
 
 import msgspec
@@ -29,6 +31,8 @@ from rollcast.stream.waiting import (
 
 __all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
 
+from_iterable = chain.from_iterable
+
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 GENERATION_END = StreamEventType.LLM_GENERATION_END
 
@@ -36,7 +40,8 @@ _SEQUENCES = (list, tuple)
 _COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})  # `chunk_size` counts these
 
 CONTROL_SIZE = 240  # bytes of memory
-COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge
+COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge,
+BYTES_EACH = 4096  # or from one for so many bytes of its limit on: who may be far behind merges better at once than ten times
 
 
 @final
@@ -74,15 +79,25 @@ def chunk_size(content: str, token_ids: Sequence[int] | None) -> int:
 
 def _weight(value: Any, depth: int) -> int:
     size = sys.getsizeof(value)
-    if depth == 0 or isinstance(value, str):
-        return size
-    if isinstance(value, dict):
+    kind = value.__class__
+    if kind is dict and depth:
         for name, item in value.items():
-            size += sys.getsizeof(name) + _weight(item, depth - 1)
-    elif isinstance(value, _SEQUENCES):
+            of = item.__class__
+            if of is str:  # as most values are; a text's getsizeof is its __sizeof__, which costs a fifth
+                size += item.__sizeof__()
+            elif of not in _PLAIN:
+                size += _weight(item, depth - 1)
+            else:
+                size += _PLAIN_SIZE
+            size += name.__sizeof__()
+    elif kind in _SEQUENCES and depth:
         for item in value:
-            size += _weight(item, depth - 1)
+            size += _PLAIN_SIZE if item.__class__ in _PLAIN else _weight(item, depth - 1)
     return size
+
+
+_PLAIN = frozenset({int, float, bool, type(None)})
+_PLAIN_SIZE = 28  # of a number; those without an object of their own are few
 
 
 def merged_chunks(chunks: list[Event], *, timed: bool = False, lengths: bool = False) -> Event:
@@ -128,23 +143,31 @@ def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) ->
     """
     parts = [chunk.data for chunk in chunks]
     data: dict[str, Any] = {"content": "".join([p.content for p in parts]), "offset": parts[0].offset}
-    lists: dict[str, list[Any]] = {
-        "token_ids": [p.token_ids for p in parts],
-        "logprobs": [p.logprobs for p in parts],
-    }
     counts: list[int] = []  # of the tokens of each chunk
-    for name, of_each in lists.items():
-        if None in of_each:
-            if of_each.count(None) < len(of_each):
+    for name in ("token_ids", "logprobs"):
+        of_each: list[Any] = (
+            [p.token_ids for p in parts] if name == "token_ids" else [p.logprobs for p in parts]
+        )
+        kinds = set(map(type, of_each))
+        if NoneType in kinds:
+            if len(kinds) > 1:
                 return None
             continue
-        values: list[Any] = [(v.value,) if v.__class__ is PackedValue else v for v in of_each]
-        data[name] = [value for of_one in values for value in of_one]
-        if name == "token_ids":
-            counts = [*map(len, values)]
-    if timed and counts and max(counts) <= 1:
-        arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
-        if times := [round(max(later - earlier, 0.0), 3) for earlier, later in pairwise(arrivals)]:
+        if kinds == {PackedValue}:
+            data[name] = [v.value for v in of_each]
+            counts = counts or [1] * len(of_each)
+        else:
+            values: list[Any] = [(v.value,) if v.__class__ is PackedValue else v for v in of_each]
+            data[name] = [*from_iterable(values)]
+            counts = counts or [*map(len, values)]
+    if timed and "token_ids" in data and counts and max(counts) <= 1:
+        if min(counts) == 1:
+            arrivals = [chunk.timestamp * 1000 for chunk in chunks]
+        else:
+            arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
+        # Rounding to a whole number costs a third of rounding to three digits.
+        apart = map(sub, arrivals[1:], arrivals)
+        if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
             data["dt_ms"] = times
     if lengths and counts and min(counts) == max(counts) == 1:
         data["lengths"] = [len(p.content) for p in parts]
@@ -352,10 +375,14 @@ class EventQueue:
         self.items: list[Item] = []
         self.mixed = False  # the items may include controls, or chunks whose events are not made yet
         self.bytes = 0
-        self._compact_at = COMPACT_AT
+        self._compact_at = self._least_to_compact
         self._lost: _LossByRun = {}
         self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
         self._superseded_taken: _LossByRun = {}  # the same, for the ends that were taken last
+
+    @property
+    def _least_to_compact(self) -> int:
+        return max(COMPACT_AT, self.limit // BYTES_EACH)
 
     @property
     def timed(self) -> bool:
@@ -413,8 +440,9 @@ class EventQueue:
         """Take everything that waits, oldest first. If events were dropped, gaps and these `snapshots` come first."""
         items, self.items = self.items, []
         self.mixed = False
-        if len(items) < COMPACT_AT:  # otherwise as many may wait again, mostly chunks of different chains
-            self._compact_at = COMPACT_AT
+        least = self._least_to_compact
+        if len(items) < least:  # otherwise as many may wait again, mostly chunks of different chains
+            self._compact_at = least
         if self._lost:
             opened = [item for item in items if _opens(item)]  # a run's gap comes after its opening
             items = [*opened, *self._gaps(), *snapshots, *(item for item in items if not _opens(item))]
@@ -456,7 +484,7 @@ class EventQueue:
                 _note(self._superseded, chunk)
         if self.bytes > 0.75 * self.limit:
             self._give_up()
-        self._compact_at = max(COMPACT_AT, 2 * len(self.items))
+        self._compact_at = max(self._least_to_compact, 2 * len(self.items))
 
     def lose_all(self) -> None:
         """Drop what waits as if the limit had been exceeded; a `gap` will stand for it."""

@@ -109,7 +109,9 @@ class _RelayedRun:
         self.parent_run_id: str | None = None
         self.expected_chains = 0
         self.on_cancel: Callable[[str | None], object] | None = None
+        self.announced: dict[str, str | None] = {}
         self.chains: dict[str, ChainView] = {}
+        self._ended: dict[str | None, int] = {}  # how many chains have ended, by group
         self._routes: dict[str, Route] = {}
 
     def route(self, event: StreamEvent) -> Route:
@@ -138,8 +140,10 @@ class _RelayedRun:
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
-        self.chains.pop(chain_id, None)
+        view = self.chains.pop(chain_id, None)
         self._routes.pop(chain_id, None)
+        if view is not None:
+            self._ended[view.group_id] = self._ended.get(view.group_id, 0) + 1
 
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
@@ -155,6 +159,10 @@ class _RelayedRun:
     def chain_ids(self, group_id: str | None = None) -> list[str]:
         """See `OpenRun.chain_ids`."""
         return [name for name, view in self.chains.items() if group_id in (None, view.group_id)]
+
+    def count_ended(self, group_id: str | None = None) -> int:
+        """See `OpenRun.count_ended`."""
+        return sum(self._ended.values()) if group_id is None else self._ended.get(group_id, 0)
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import weakref
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from rollcast.errors import InputError
 from rollcast.failures import class_name_of
 from rollcast.records import StreamEvent
-from rollcast.stream.definition import Definition, defined, manager_of, name_of, set_manager
+from rollcast.stream.belonging import Belonging
+from rollcast.stream.definition import Definition, defined, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics, ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.homes import Departures, Homes
@@ -59,6 +59,7 @@ class Roster:
         # The leaves of those that were added, with what calls them; None if they take their events themselves.
         self._leaves = ByIdentity[StreamObserver, Pump | None]()
         self._detached = ByIdentity[StreamObserver, None]()  # leaves that failed too often
+        self._belonging = Belonging(owner, fanout.lock, self._is_wanted_locked)
         self._closings = ByIdentity[StreamObserver, Future[None]]()  # that are not done
         self._homes = Homes(fanout)
         self._departures = Departures(fanout)
@@ -79,47 +80,31 @@ class Roster:
                 f"add_observer got {class_name_of(observer)}; expected a StreamObserver "
                 "(wrap a function in CallbackStreamObserver)"
             )
-        definitions = defined(observer)  # without the lock, since this runs the observer's own code
-        with self._lock:
-            self._set_managers_locked(observer, definitions)
+        # All that runs the observer's own code is done without the lock.
+        definitions = defined(observer)
+        with self._belonging.joining(observer, definitions), self._lock:
             for leaf in definitions:
                 self._detached.pop(leaf, None)
             self._added[observer] = definitions
             self._apply_locked()
+        self._belonging.settle(self._leaves)
         logger.debug("added %s", name_of(observer))
 
-    def _set_managers_locked(
-        self, observer: StreamObserver, definitions: ByIdentity[StreamObserver, Definition]
-    ) -> None:
-        """Tell an observer and its leaves to which manager they are added: all of them, or none."""
-        concerned = list(ByIdentity((each, None) for each in (observer, *definitions)))
-        before = [(each, manager_of(each)) for each in concerned]
-        for each, manager in before:
-            if manager is not None and (each is observer or manager is not self._owner):
-                whose = "this" if manager is self._owner else "another"
-                raise InputError(
-                    f"{name_of(each)} is already added to {whose} manager; remove it there first, or make a second one"
-                )
-        try:
-            for each in concerned:
-                set_manager(each, self._owner)
-        except InputError:
-            for each, manager in before:
-                with suppress(InputError):
-                    set_manager(each, manager)
-            raise
+    def _is_wanted_locked(self, observer: StreamObserver) -> bool:
+        """Whether it was added, or is a leaf of one that was."""
+        return observer in self._added or observer in self._leaves
 
     def remove(self, observer: StreamObserver) -> None:
         """See `StreamingManager.remove_observer`."""
         with self._lock:
             if observer in self._added:
                 del self._added[observer]
-                _let_go_of(observer)
             elif observer in self._leaves:
                 self._detached[observer] = None
             else:
                 return
             self._apply_locked()
+        self._belonging.settle(self._leaves)
         logger.debug("removed %s", name_of(observer))
 
     def refresh(self, observer: StreamObserver | None) -> None:
@@ -136,6 +121,7 @@ class Roster:
                     self._added[each] = definitions
         with self._lock:
             self._apply_locked()
+        self._belonging.settle(self._leaves)
         for each, failure in failures:
             logger.error("%s stays as it was: %s", name_of(each), failure, exc_info=failure.__cause__)
             self._owner.report(each, failure)
@@ -157,10 +143,6 @@ class Roster:
         for leaf in [leaf for leaf in self._leaves if leaf not in wanted]:
             self._remove_locked(leaf)
         for leaf, definition in wanted.items():
-            try:
-                set_manager(leaf, self._owner)  # again, in case another observer of the leaf was removed
-            except InputError as error:  # a leaf that came with a refresh; it works without a manager
-                logger.warning("%s", error)
             if leaf not in self._leaves:
                 self._add_locked(leaf, definition)
             elif (pump := self._leaves[leaf]) is not None:
@@ -195,7 +177,6 @@ class Roster:
 
     def _remove_locked(self, leaf: StreamObserver) -> None:
         pump = self._leaves.pop(leaf)
-        _let_go_of(leaf)
         if is_pulled(leaf):
             leaf.detach_locked()
         if pump is None:
@@ -271,6 +252,7 @@ class Roster:
         self._homes.after_fork_locked()
         self._departures.after_fork_locked()
         self._closings.clear()
+        self._belonging.after_fork_locked()
         for pump in self.pumps_locked():
             pump.after_fork_locked()
 
@@ -312,10 +294,3 @@ class _Host:
         self._fanout.forget_locked(pump.delivery)
         if not (self._departures or self._owner.observers):  # the last one was slow
             self._homes.stop()
-
-
-def _let_go_of(observer: StreamObserver) -> None:
-    try:
-        set_manager(observer, None)
-    except InputError as error:  # setting it to None fails, although setting it to the manager worked
-        logger.warning("%s", error)

@@ -132,8 +132,10 @@ class RunWriter:
         self.model = model
         self.policy_version = policy_version
         self.open_chains: dict[str, ChainWriter] = {}
+        self.announced: dict[str, str | None] = {}  # chains that have not begun, with their groups
         self._chain_ids: set[str] = set()  # all ids so far
         self._repeats: dict[str | None, int] = {}  # how many chains so far, by group
+        self._ended: dict[str | None, int] = {}  # how many of them have ended
         self.expected_chains = chains
         self.chains = 0  # how many so far; the run does not keep their trajectories
         self._totals = {"failed": 0, "completion_tokens": 0}
@@ -231,6 +233,7 @@ class RunWriter:
         if name in self.open_chains or chain.ended:
             raise InputError(f"{name} has begun already; make another one with run.chain(...)")
         self.open_chains[name] = chain
+        self.announced.pop(name, None)
         if self.live:
             self.fanout.make_room_locked(len(self.open_chains))
         self._note_places(chain.trajectory)
@@ -239,6 +242,7 @@ class RunWriter:
         """Add it to the totals. The lock is held."""
         trajectory = chain.trajectory
         self.open_chains.pop(trajectory.chain_id, None)
+        self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
         self._totals["failed"] += trajectory.finish_reason == "error"
         self._totals["completion_tokens"] += trajectory.completion_tokens
         if trajectory.reward is not None:
@@ -328,6 +332,15 @@ class RunWriter:
         known = {field: value for field, value in about.items() if value is not None}
         return ChainWriter(self, trajectory, list(tools), reference, known)
 
+    def announce(self, chain_id: str, group_id: str | None = None) -> None:
+        """Tell that this chain will begin, so that `manager.cancel` can keep it from beginning, alone or with its group.
+
+        `on_cancel` is then called with its id, as for an open chain.
+        """
+        with self.lock:
+            if chain_id not in self._chain_ids:
+                self.announced[chain_id] = group_id
+
     def _free_id(self) -> str:
         number = self.chains
         while f"chain_{number}" in self._chain_ids:
@@ -357,6 +370,9 @@ class RunWriter:
         """See `RunOfChain.publish`."""
         fanout, place = self.fanout, route.place
         self.seq = seq = self.seq + 1
+        if not targets:  # whoever wants it wants more data in it
+            fanout.count_locked(event_type)
+            return
         event = StreamEvent(
             event_type,
             place.chain_id,
@@ -399,6 +415,10 @@ class RunWriter:
         """See `OpenRun.chain_ids`."""
         chains = self.open_chains.items()
         return [name for name, chain in chains if group_id in (None, chain.trajectory.group_id)]
+
+    def count_ended(self, group_id: str | None = None) -> int:
+        """See `OpenRun.count_ended`."""
+        return sum(self._ended.values()) if group_id is None else self._ended.get(group_id, 0)
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""

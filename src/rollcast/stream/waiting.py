@@ -158,10 +158,11 @@ class EncodableChunk(msgspec.Struct, gc=False):
         )  # fmt: skip
 
 
-def packed(values: Any, kind: type) -> Any:
+def packed(values: Any, kind: type[int | float]) -> Any:
     """A list of one value of exactly this type without the list; otherwise the argument itself."""
-    only = only_of(values, kind)
-    return values if only is values else PackedValue(only)
+    if values.__class__ is list and len(values) == 1 and type(values[0]) is kind:
+        return PackedValue(values[0])
+    return values
 
 
 Encodable = StreamEvent | EncodableChunk

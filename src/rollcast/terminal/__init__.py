@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rollcast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rollcast.terminal.console import ConsoleStreamObserver
 
 __all__ = ["ConsoleStreamObserver"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.console").ConsoleStreamObserver
+__getattr__, __dir__ = lazy_names(__name__, {"rollcast.terminal.console": "ConsoleStreamObserver"})

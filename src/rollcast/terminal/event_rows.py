@@ -19,6 +19,7 @@ __all__ = ["EventRows"]
 
 T = StreamEventType
 _NAME_CHARS = 60
+_TAGS = 4  # of a run that are shown
 _QUESTION_CHARS = 240
 _ARGUMENT_CHARS = 400
 _ERROR_CHARS = 600
@@ -141,11 +142,16 @@ class EventRows:
             count = f"{groups} prompts {self.glyphs.times} {chains // groups} = {count}"
         # A run without chains of its own is a training; its rollouts are runs that name it as their parent.
         row: Row = [("run", "title"), (dot, "rule"), (count, "")] if chains else [("training", "title")]
+        if (name := _plain(data.get("name") or "")) and name != data["agent"]:
+            row += [(dot, "rule"), *self.line(name, _NAME_CHARS, "bold")]
         if who := _plain(data["model"]) or _plain(data["agent"]):  # a user's own loop may name neither
             row += [(dot, "rule"), *self.line(who, _NAME_CHARS)]
         row += [(f"{dot}policy {_plain(data['policy_version'])}", "dim")]
         if data.get("split"):
             row += [(dot, "rule"), *self.line(_plain(data["split"]), _NAME_CHARS)]
+        tags = data.get("tags")
+        for tag in tags[:_TAGS] if isinstance(tags, list) else ():
+            row += [(dot, "rule"), *self.line(_plain(tag), _NAME_CHARS, "dim")]
         return [row]
 
     def _run_end(self, event: StreamEvent) -> list[Row]:

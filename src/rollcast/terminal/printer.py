@@ -271,9 +271,16 @@ def _shows_everything(encoding: str) -> bool:
         return False
 
 
+def _is_plain_output(stream: TextIO) -> bool:
+    """Whether it is the program's own output into a pipe or a file, and nothing asks for colours there: then Rich need not be asked."""
+    if any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")):
+        return False
+    return stream in (sys.__stdout__, sys.__stderr__) and not _is_terminal(stream)
+
+
 def _color_system(stream: TextIO, color: bool | None) -> ColorSystem | None:
     """The colours that the stream can show; Rich knows the environment variables and the terminals."""
-    if color is False or (color is None and os.environ.get("NO_COLOR")):
+    if color is False or (color is None and (os.environ.get("NO_COLOR") or _is_plain_output(stream))):
         return None
     from rich.console import Console  # noqa: PLC0415  (large; loaded only to print)
 

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from rollcast.train.config import GRPOConfig
 from rollcast.train.embedded import EmbeddedTrainer, one_blas_thread
 from rollcast.train.figures import rollout_figures
 from rollcast.train.questions import Questions
-from rollcast.train.scored import check_scored, success
+from rollcast.train.scored import cancelled_by_watcher, check_scored, success
 
 __all__ = ["Evaluation", "Progress", "TrainResult", "train"]
 
@@ -93,6 +93,7 @@ class TrainResult:
             have 0 questions and NaN if it was interrupted before the first was complete.
         out: the folder with the checkpoints, or None.
         stopped: what ended it.
+        why: if a watcher ended it, what he cancelled, in a sentence; else empty.
     """
 
     run_id: str
@@ -101,6 +102,7 @@ class TrainResult:
     end: Evaluation
     out: Path | None
     stopped: Stopped
+    why: str = ""
 
 
 async def train(
@@ -112,6 +114,8 @@ async def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> TrainResult:
     """Train the embedded model on a task with GRPO.
 
@@ -127,6 +131,8 @@ async def train(
         resume: go on from the newest checkpoint in `out`, or from the beginning if there is none.
         on_progress: called in the event loop after each step, and before the first if training begins anew.
         stop: asked after each step; True ends training properly, with a checkpoint.
+        name: what its owner calls the training; in its `run_start`.
+        tags: its owner's tags for it; in its `run_start`.
 
     Raises:
         InputError: the agent cannot be trained here, every sequence of a step is longer than `config.max_tokens`, the
@@ -138,24 +144,28 @@ async def train(
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
     training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
+    training.name, training.tags = name, tags
     with one_blas_thread(), ExitStack() as stack:
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
         async with training.training_run() as training_run:
+            why = ""
             try:
                 stopped = await training.run(resume, stop)
-            except _InterruptedError:
-                stopped = "interrupted"
+                if stopped == "interrupted":
+                    why = training.why_interrupted
+            except _InterruptedError as error:
+                stopped, why = "interrupted", str(error)
             finally:  # also if the caller was cancelled, or a backend failed
                 await training.save()
             if stopped == "interrupted":
                 training_run.close("cancelled")
     start, end = training.evaluations
-    return TrainResult(training.run_id, training.history, start, end, training.out, stopped)
+    return TrainResult(training.run_id, training.history, start, end, training.out, stopped, why)
 
 
 class _InterruptedError(Exception):
-    """A watcher cancelled a rollout."""
+    """A watcher cancelled a rollout, or all of its chains. The message says which."""
 
 
 class _Training:
@@ -171,7 +181,7 @@ class _Training:
     ) -> None:
         self.agent, self.task, self.config = agent, task, config
         self.backend = _trainable(agent)
-        self.out = None if out is None else Path(out)
+        self.out = None if out is None else Path(out).absolute()  # a tool may go to another folder
         self.on_progress = on_progress
         self.run_id = new_run_id()
         self.history: list[Progress] = []
@@ -181,6 +191,8 @@ class _Training:
         self.trainer = EmbeddedTrainer(self.backend.config, read_weights(self.backend.folder), config)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, self.backend.folder)
         self.flat_in_a_row = 0
+        self.name: str | None = None
+        self.tags: Sequence[str] = ()
         self._cancelled = False
         self.best: tuple[float, int] | None = None  # success, step
         self._whole: tuple[dict[str, Any], dict[str, Any]] | None = (
@@ -200,12 +212,19 @@ class _Training:
             chains=0, groups=0, agent=self.agent.name, model=self.backend.model_name, backend=self.backend.name,
             policy_version=self.backend.policy_version, run_id=self.run_id, on_cancel=self._cancel,
             seed=self.config.seed, tools=self.agent.tool_schemas,
-            settings={"task": self.task.name, **msgspec.to_builtins(self.config)},
+            settings={"task": self.task.name, **msgspec.to_builtins(self.config)}, name=self.name, tags=self.tags,
         )  # fmt: skip
 
     def _cancel(self, _: str | None) -> None:
         """End the training after this step, as a watcher asked. It is called from any thread."""
         self._cancelled = True
+
+    @property
+    def why_interrupted(self) -> str:
+        """What a watcher cancelled, in a sentence; empty if none did."""
+        return (
+            "a watcher cancelled the training, which ends after the step it was in" if self._cancelled else ""
+        )
 
     async def run(self, resume: bool, stop: Callable[[], bool] | None) -> Stopped:
         """Train from the beginning, or the newest checkpoint, to the end."""
@@ -359,8 +378,10 @@ class _Training:
             about={"parent_run_id": self.run_id, "split": split, "train_step": step},
         )
         result = await run.execute()
-        if result.status == "cancelled":
-            raise _InterruptedError
+        if cancelled := cancelled_by_watcher(
+            result, f"{'step' if split == 'train' else 'the evaluation after step'} {step}"
+        ):
+            raise _InterruptedError(cancelled)
         return result
 
     async def _evaluate(self) -> None:

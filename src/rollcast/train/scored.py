@@ -6,8 +6,25 @@ from collections.abc import Sequence
 
 from rollcast.errors import BackendError, RewardError
 from rollcast.records import Trajectory
+from rollcast.rollout import RunResult
 
-__all__ = ["check_scored", "success"]
+__all__ = ["cancelled_by_watcher", "check_scored", "success"]
+
+
+def cancelled_by_watcher(result: RunResult, where: str) -> str | None:
+    """What a watcher cancelled, in a sentence, if nothing can be learned from the rollout; None if it goes on.
+
+    Args:
+        result: the rollout's.
+        where: a place such as `step 3`.
+    """
+    if result.status == "cancelled":
+        return f"a watcher cancelled the rollout of {where}, and the training ends with it"
+    if result.trajectories and all(t.finish_reason == "cancelled" for t in result.trajectories):
+        count = len(result.trajectories)
+        chains = "the only chain" if count == 1 else f"all {count} chains"
+        return f"a watcher cancelled {chains} of {where}, and the training ends with {'it' if count == 1 else 'them'}"
+    return None
 
 
 def check_scored(trajectories: Sequence[Trajectory], where: str) -> None:

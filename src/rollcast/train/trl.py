@@ -31,7 +31,7 @@ from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.train.export import Forked, to_trl
 from rollcast.train.figures import chain_figures, maxima, means
 from rollcast.train.resumable import check_resumable, numbered
-from rollcast.train.scored import check_scored
+from rollcast.train.scored import cancelled_by_watcher, check_scored
 
 try:
     import accelerate  # TRL would report each missing package in a different way
@@ -74,6 +74,8 @@ class Rollouts:
         max_steps: int,
         max_tokens: int | None,
         forked: Forked,
+        name: str | None = None,
+        tags: Sequence[str] = (),
     ) -> None:
         self.agent = agent
         self.backend = _backend_of(agent)
@@ -92,7 +94,7 @@ class Rollouts:
         self.train_dataset = _dataset(self._rows[: len(rows)], 0)
         self.eval_dataset = _dataset(self._rows[len(rows) :], len(rows)) if eval_rows else None
         self.reward = _reward_function("no_reward" if agent.reward is None else agent.reward.name)
-        self.callback = _Events(agent, new_run_id())
+        self.callback = _Events(agent, new_run_id(), name, tags)
 
     @property
     def run_id(self) -> str:
@@ -136,8 +138,8 @@ class Rollouts:
         alone = trainer.accelerator.num_processes == 1  # the others would wait for this one
         try:
             trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-        except RolloutCancelledError:
-            callback.cancelled = True
+        except RolloutCancelledError as error:
+            callback.cancelled, callback.why = True, str(error)
             if not alone:
                 raise
             _save_last_step(trainer)
@@ -220,6 +222,8 @@ class Rollouts:
                 raise RolloutCancelledError(
                     f"a watcher cancelled the rollout {run.run_id} of step {version}; the training ends with it"
                 )
+            if cancelled := cancelled_by_watcher(result, f"step {version}"):
+                raise RolloutCancelledError(cancelled)
             return result.trajectories
         finally:
             # If a chain was cut short, its last step may still be running. The first of these waits for that step, the second
@@ -263,18 +267,24 @@ class _Events(transformers.TrainerCallback):
     Attributes:
         run_id: the training run's id; the last one's if there were several.
         cancelled: a watcher asked the training to end; it does after the step, with a checkpoint.
+        why: what a watcher cancelled, in a sentence; empty if none did.
     """
 
-    def __init__(self, agent: BaseAgent, run_id: str) -> None:
+    def __init__(self, agent: BaseAgent, run_id: str, name: str | None, tags: Sequence[str]) -> None:
         self._agent = agent
         self.run_id = run_id
+        self._name, self._tags = name, tags
         self._run: RunWriter | None = None
         self.cancelled = False
+        self.why = ""
         self._played: tuple[list[Trajectory], Any] | None = None
         self._chains: dict[str, dict[str, LearnedFrom]] = {}
 
     def _cancel(self, _: str | None) -> None:
-        self.cancelled = True
+        self.cancelled, self.why = (
+            True,
+            "a watcher cancelled the training, which ends after the step it was in",
+        )
 
     def note_rollout(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """Note the trajectories that the trainer learns from next."""
@@ -300,13 +310,14 @@ class _Events(transformers.TrainerCallback):
             return
         if self._run is not None:  # an earlier training's
             self.close("failed")  # that training raised
-            self.run_id, self.cancelled = new_run_id(), False
+            self.run_id, self.cancelled, self.why = new_run_id(), False, ""
         backend = self._agent.backend
         self._run = self._agent.streaming_manager.run(
             chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
             policy_version=int(state.global_step), run_id=self.run_id,
             on_cancel=self._cancel if args.world_size == 1 else None,  # other processes would not hear of it
             seed=int(args.seed), settings=_settings(args), tools=self._agent.tool_schemas,
+            name=self._name, tags=self._tags,
         ).open()  # fmt: skip
 
     def on_log(
@@ -348,6 +359,8 @@ def make_rollout_func(
     max_steps: int = 8,
     max_tokens: int | None = None,
     forked: Forked = "error",
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> Rollouts:
     """Make what a `GRPOTrainer` needs to train on an agent's chains.
 
@@ -368,11 +381,22 @@ def make_rollout_func(
         max_tokens: the most tokens in one generation; None: `max_completion_length`.
         forked: TRL takes one sequence per rollout. A chain with several segments is an error, or only its last segment is
             trained on; see `to_trl`.
+        name: what its owner calls the training; in its `run_start`.
+        tags: its owner's tags for it; in its `run_start`.
 
     Raises:
         InputError: the agent has another backend, or a row is wrong.
     """
-    return Rollouts(agent, rows, eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked)
+    return Rollouts(
+        agent,
+        rows,
+        eval_rows,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        forked=forked,
+        name=name,
+        tags=tags,
+    )
 
 
 def train(
@@ -387,6 +411,8 @@ def train(
     forked: Forked = "error",
     callbacks: Sequence[Any] = (),
     resume_from_checkpoint: str | bool | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> GRPOTrainer:
     """Train the agent's model with TRL's `GRPOTrainer`, and return the trainer. It blocks.
 
@@ -401,6 +427,8 @@ def train(
         forked: as in `make_rollout_func`.
         callbacks: further callbacks for the trainer.
         resume_from_checkpoint: as in `Trainer.train`.
+        name: as in `make_rollout_func`.
+        tags: as in `make_rollout_func`.
 
     Raises:
         InputError: the agent has no reward, or another backend; `config` is not a `trl.GRPOConfig`, or its batches
@@ -416,14 +444,16 @@ def train(
             "the agent has no reward, so there is nothing to learn; give it one: BaseAgent(…, reward=…)"
         )
     rollouts = make_rollout_func(
-        agent, rows, eval_rows=eval_rows, max_steps=max_steps, max_tokens=max_tokens, forked=forked
+        agent,
+        rows,
+        eval_rows=eval_rows,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        forked=forked,
+        name=name,
+        tags=tags,
     )
-    at_once = (config.generation_batch_size or 0) // config.num_generations
-    if len(rows) < at_once:
-        raise InputError(
-            f"there are {len(rows)} rows, and a step takes {at_once} (generation_batch_size / num_generations), so TRL would end "
-            "without a step; give more rows, or a smaller per_device_train_batch_size"
-        )
+    _require_rows(len(rows), config)
     with warnings.catch_warnings():
         # TRL warns that rollout_func is experimental, but the caller of this function did not choose it.
         warnings.filterwarnings("ignore", "You are using 'rollout_func'")
@@ -439,6 +469,15 @@ def train(
         )
     rollouts.learn(trainer, resume_from_checkpoint)
     return trainer
+
+
+def _require_rows(count: int, config: GRPOConfig) -> None:
+    at_once = (config.generation_batch_size or 0) // config.num_generations
+    if count < at_once:
+        raise InputError(
+            f"there are {count} rows, and a step takes {at_once} (generation_batch_size / num_generations), so TRL would end "
+            "without a step; give more rows, or a smaller per_device_train_batch_size"
+        )
 
 
 def _backend_of(agent: BaseAgent) -> TransformersBackend:

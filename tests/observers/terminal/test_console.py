@@ -51,6 +51,29 @@ async def test_a_run_without_chains_is_a_training(events, printed):
     assert [line.strip("─ ") for line in lines] == ["training · m · policy 0", "training completed · 2.00 s"]
 
 
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (
+            {"name": "night", "tags": ["lr=0.1", "keep"]},
+            "run · 1 chain · night · m · policy 0 · lr=0.1 · keep",
+        ),
+        (
+            {"name": "a", "tags": []},
+            "run · 1 chain · m · policy 0",
+        ),  # as the agent, whom nobody named otherwise
+        ({"name": 7, "tags": "no list"}, "run · 1 chain · 7 · m · policy 0"),
+        ({"tags": list("abcdef")}, "run · 1 chain · m · policy 0 · a · b · c · d"),
+        ({"name": "\x1b[31mred"}, "run · 1 chain · \\x1b[31mred · m · policy 0"),
+    ],
+)
+async def test_a_run_is_called_by_its_name_and_tags(events, printed, told, line):
+    """Unless its name is that of the agent; whatever stands in them."""
+    start = events.run_start(1)
+    start.data.update(told)
+    assert (await printed([start]))[0].strip("─ ") == line
+
+
 async def test_text_whose_line_does_not_end_is_printed_after_a_while(events, eventually):
     """The rest of the line is marked as going on."""
     file = io.StringIO()

@@ -16,11 +16,11 @@ import msgspec
 
 from rollcast.cli.alert import alert_to
 from rollcast.cli.load import load_agent
-from rollcast.cli.log import is_standard_output, log_at, log_line
-from rollcast.cli.output import warn
-from rollcast.cli.recording import RunRecord, latest_record_of, name_of_agent, record_for
+from rollcast.cli.log import log_at, log_line
+from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
+from rollcast.cli.standard_error import warn
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
     SETTINGS_FILE,
@@ -61,38 +61,45 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
         config: a TOML file with more of them.
 
     Returns:
-        The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
+        The exit code: 0, 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM, 141 if the output's reader has gone.
 
     Raises:
         RollcastError: an option is wrong, or the training failed.
     """
     settings = _settings(line, config)
-    recording = settings.recording  # now: the agent's own file may go to another folder
+    recording = (
+        settings.recording
+    )  # all paths are what they mean now: the agent's own file may go to another folder
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
-    serving = settings.serving.with_made_token(settings.recording)
+    serving = settings.serving.with_made_token(recording)
     server = server_at(serving)
     alert = alert_to(settings.alert)
     log = log_at(settings.json)
-    agent = _agent(task, settings, out)
-    if log is not None:
-        log.open()
-        agent.streaming_manager.add_observer(log)
-    if alert is not None:
-        agent.streaming_manager.add_observer(alert)
-    scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard)
     with claimed(settings, out) as folder:
+        place = folder.absolute()
+        agent = _agent(task, settings, out)
+        if log is not None:
+            log.open()
+            agent.streaming_manager.add_observer(log)
+        if alert is not None:
+            agent.streaming_manager.add_observer(alert)
+        scalars = None if settings.tensorboard is None else Scalars(settings.tensorboard, recording.begun_in)
+        name = settings.name or (
+            task.name if settings.agent is None else name_of_agent(agent, settings.agent)
+        )
         record = record_for(
             recording,
             agent.streaming_manager,
-            name=task.name if settings.agent is None else name_of_agent(agent, settings.agent),
+            name=name,
             settings=_recorded(settings),
             seed=grpo.seed,
-            out=folder,
-            parent=latest_record_of(folder, recording) if settings.resume else None,
+            out=place,
+            parent=record_to_go_on_from(place, recording) if settings.resume else None,
         )
-        return _trained(_Session(agent, settings, serving, folder, scalars, log), task, grpo, server, record)
+        session = _Session(agent, settings, serving, (folder, place, recording.begun_in), scalars, log, name)
+        return _trained(session, task, grpo, server, record)
 
 
 def _recorded(settings: TrainSettings) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def _trained(
     say_beginning(session.view, session.title, settings, out, picture=picture)
 
     def sum_up(result: TrainResult) -> None:
-        say_end(session.view, session.title, settings, result, out, picture=picture)
+        say_end(session.view, session.title, settings, result, out, picture=picture, place=session.place)
         session.say_what_is_missing()
 
     try:
@@ -185,29 +192,41 @@ def _agent(task: Task, settings: TrainSettings, out: Path) -> BaseAgent:
 
 
 class _Session:
-    """One training, and its display."""
+    """One training, and its display.
+
+    Args:
+        agent: what is trained.
+        settings: of the training.
+        serving: the options about serving.
+        folders: the training's, as it was typed, and absolute; and the one in which that was typed.
+        scalars: for TensorBoard.
+        log: the log that `--json` asked for.
+        name: what the training is called.
+    """
 
     def __init__(
         self,
         agent: BaseAgent,
         settings: TrainSettings,
         serving: Serving,
-        out: Path,
+        folders: tuple[Path, Path, Path],
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
+        name: str,
     ) -> None:
-        stream = sys.stderr if is_standard_output(settings.json) else sys.stdout
+        stream = sys.stderr if log is not None and log.path is None else sys.stdout
         color = False if settings.no_color else None
         self.agent = agent
         self.settings = settings
         self.serving = serving
-        self.out = out
+        self.out, self.place, self.begun_in = folders
+        self.name = name
         self.scalars = scalars
         self.log = log
         model = agent.backend.model_name if settings.agent else settings.model or EMBEDDED
         self.title = f"{model} on {settings.task}"
         self.record = Record(settings.steps, settings.minutes, time.monotonic())
-        for progress in history_in(out) if settings.resume else []:
+        for progress in history_in(self.place) if settings.resume else []:
             self.record.take(progress, None)
         self.view = TrainView(stream, self.record, self.title, color=color)
         how_many = settings.show
@@ -250,7 +269,7 @@ class _Session:
             from rollcast.cli.train.with_trl import train_with_trl  # noqa: PLC0415  (torch and TRL)
 
             return await train_with_trl(
-                self.agent, task, self.settings, self.out, self._progress, self._is_ending
+                self.agent, task, self.settings, self.place, self._progress, self._is_ending, self.name
             )
         from rollcast.train import train  # noqa: PLC0415  (NumPy, only for this command)
 
@@ -258,10 +277,12 @@ class _Session:
             self.agent,
             task,
             grpo,
-            out=self.out,
+            out=self.place,
             resume=self.settings.resume,
             on_progress=self._progress,
             stop=self._is_ending,
+            name=self.name,
+            tags=self.settings.tag,
         )
 
     @property
@@ -292,7 +313,7 @@ class _Session:
     def _progress(self, progress: Progress) -> None:
         if not self.kept:
             self.kept = True
-            keep_settings(self.settings, self.out)
+            keep_settings(self.settings, self.place, self.begun_in)
         self.view.progress(progress)
         self._warn_if_broken()
         if self.scalars is not None:

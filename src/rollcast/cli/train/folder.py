@@ -88,16 +88,17 @@ def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
     made = not out.exists()
     if settings.out is None:
         out, made = _new_folder(out), True
+    place = out.absolute()  # whatever the agent's own file does
     try:
         with sole_writer(out):
             keep_settings(settings, out)
         yield out
     finally:
-        with suppress(OSError, InputError), sole_writer(out):  # another training may have it by now
-            if {path.name for path in out.iterdir()} <= {SETTINGS_FILE}:
-                (out / SETTINGS_FILE).unlink(missing_ok=True)
+        with suppress(OSError, InputError), sole_writer(place):  # another training may have it by now
+            if {path.name for path in place.iterdir()} <= {SETTINGS_FILE}:
+                (place / SETTINGS_FILE).unlink(missing_ok=True)
                 if made:
-                    out.rmdir()
+                    place.rmdir()
 
 
 def _new_folder(out: Path) -> Path:
@@ -116,8 +117,13 @@ def _new_folder(out: Path) -> Path:
     raise AssertionError("count() has no end")
 
 
-def keep_settings(settings: TrainSettings, out: Path) -> None:
+def keep_settings(settings: TrainSettings, out: Path, begun_in: Path | None = None) -> None:
     """Write the settings into the folder, so that `--resume` needs no other options.
+
+    Args:
+        settings: the settings.
+        out: the folder.
+        begun_in: the folder in which the settings were typed; None: the current one.
 
     Raises:
         InputError: it cannot be written.
@@ -127,10 +133,11 @@ def keep_settings(settings: TrainSettings, out: Path) -> None:
         for name, value in msgspec.structs.asdict(settings).items()
         if name not in _NOT_KEPT and value is not None and value is not False and value != []
     }
-    if settings.model is not None and Path(settings.model).is_dir():
-        given["model"] = str(Path(settings.model).absolute())  # it may be resumed from another directory
+    here = Path() if begun_in is None else begun_in
+    if settings.model is not None and (here / settings.model).is_dir():
+        given["model"] = str((here / settings.model).absolute())  # it may be resumed from another directory
     if settings.record_dir is not None:
-        given["record-dir"] = str(record_directory(settings.record_dir).absolute())
+        given["record-dir"] = str((here / record_directory(settings.record_dir)).absolute())
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)

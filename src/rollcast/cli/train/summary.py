@@ -35,9 +35,27 @@ def say_beginning(view: TrainView, title: str, settings: TrainSettings, out: Pat
 
 
 def say_end(
-    view: TrainView, title: str, settings: TrainSettings, result: TrainResult, out: Path, *, picture: bool
+    view: TrainView,
+    title: str,
+    settings: TrainSettings,
+    result: TrainResult,
+    out: Path,
+    *,
+    picture: bool,
+    place: Path | None = None,
 ) -> None:
-    """Print the curves, the improvement, and how to go on."""
+    """Print the curves, the improvement, and how to go on.
+
+    Args:
+        view: prints it.
+        title: what was trained.
+        settings: of the training.
+        result: of the training.
+        out: the training's folder, as it was typed.
+        picture: whether the curves can be drawn.
+        place: the folder, absolute, since the agent may have gone to another one; None: as it was typed.
+    """
+    place = out if place is None else place
     record = view.record = Record(None, None, 0.0)
     for progress in result.history:
         record.take(progress, None)
@@ -49,24 +67,29 @@ def say_end(
     ended = "interrupted" if result.stopped == "interrupted" else "done"
     for row in [[], *rows, [], [(f"{ended}: {steps}", "bold")], view.success_row(width)]:
         view.say(row)
-    for name, text in _next_commands(settings, result, out):
+    if result.why:
+        view.say([(f"{'why':<{LABEL_CELLS}}", "dim"), (result.why, "")], whole=True)
+    for name, text in _next_commands(settings, result, out, place):
         view.say([(f"{name:<{LABEL_CELLS}}", "dim"), (text, "")], whole=True)
     if picture and rows:
-        view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (_drawn(record, title, out / "curves.png"), "")])
+        drawn = _drawn(record, title, out / "curves.png", place / "curves.png")
+        view.say([(f"{'curves':<{LABEL_CELLS}}", "dim"), (drawn, "")])
     elif not picture:
         view.say([(NO_PICTURE, "")])
 
 
-def _drawn(record: Record, title: str, path: Path) -> str:
+def _drawn(record: Record, title: str, shown: Path, path: Path) -> str:
     """Draw the picture; say where it is, or why it could not be written (the weights are saved by now)."""
     try:
         draw(record, title, path)
     except OSError as error:
-        return f"{path} cannot be written: {error.strerror or error}"
-    return str(path)
+        return f"{shown} cannot be written: {error.strerror or error}"
+    return str(shown)
 
 
-def _next_commands(settings: TrainSettings, result: TrainResult, out: Path) -> list[tuple[str, str]]:
+def _next_commands(
+    settings: TrainSettings, result: TrainResult, out: Path, place: Path
+) -> list[tuple[str, str]]:
     """The commands to type next."""
     last = result.history[-1]
     if settings.trainer == "trl" and last.step == 0:
@@ -76,10 +99,11 @@ def _next_commands(settings: TrainSettings, result: TrainResult, out: Path) -> l
         more = ""
     go_on = ("go on", f"{this_command()} train --resume --out {quoted(out)}{more}")
     newest = _checkpoint(settings, out, last.step)
-    better = _better_than_the_last(settings, result, out)
+    better = _better_than_the_last(settings, result, place)
     if better is None:
         return [("watch it", _watching(settings, newest)), go_on]
-    best, found, lately = better
+    name, found, lately = better
+    best = out / name
     return [
         ("the best", f"{best.name}: sampled {found:.2f}; at the end it was {lately:.2f}"),
         ("watch it", _watching(settings, best)),
@@ -93,16 +117,18 @@ def _checkpoint(settings: TrainSettings, out: Path, step: int) -> Path:
 
 
 def _better_than_the_last(
-    settings: TrainSettings, result: TrainResult, out: Path
-) -> tuple[Path, float, float] | None:
-    """The checkpoint with the best evaluation, with its success and that of the last evaluation.
+    settings: TrainSettings, result: TrainResult, place: Path
+) -> tuple[str, float, float] | None:
+    """The name of the checkpoint with the best evaluation, with its success and that of the last evaluation.
 
     None if the last one was not worse by more than chance (two standard errors of a share of this many questions).
     """
     rated = [(p.step, p.evaluation) for p in result.history if p.evaluation is not None]
     rated = [(step, evaluation) for step, evaluation in rated if not math.isnan(evaluation.sampled)]
     kept = [
-        (evaluation.sampled, step) for step, evaluation in rated if _checkpoint(settings, out, step).is_dir()
+        (evaluation.sampled, step)
+        for step, evaluation in rated
+        if _checkpoint(settings, place, step).is_dir()
     ]
     if not kept:
         return None
@@ -110,7 +136,7 @@ def _better_than_the_last(
     share = min(max((best + last.sampled) / 2, 0.0), 1.0)
     if best - last.sampled <= 2 * math.sqrt(share * (1 - share) / max(last.questions, 1)):
         return None
-    return _checkpoint(settings, out, step), best, last.sampled
+    return _checkpoint(settings, place, step).name, best, last.sampled
 
 
 def _watching(settings: TrainSettings, weights: Path) -> str:

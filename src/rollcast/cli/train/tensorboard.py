@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,20 +19,21 @@ class Scalars:
     """Writes what a training reports to a folder that TensorBoard reads; use it as a context manager.
 
     Args:
-        folder: the folder; it is made if it does not exist.
+        folder: the folder, as it was typed; it is made if it does not exist.
+        begun_in: the folder in which that was typed.
 
     Raises:
         MissingExtraError: the extra is not installed.
         InputError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, begun_in: Path) -> None:
         if find_spec("tensorboard") is None:
             raise MissingExtraError("--tensorboard", "tensorboard")
         from tensorboard.summary import Writer  # noqa: PLC0415  (an extra)
 
         try:
-            self._writer: Any = Writer(folder)
+            self._writer: Any = Writer(str(begun_in / folder))
         except OSError as error:
             raise InputError(
                 f"--tensorboard: {folder} cannot be written to: {error.strerror or error}; give another folder"

@@ -33,7 +33,7 @@ from rollcast.tasks import Task
 from rollcast.train import Evaluation, Progress, TrainResult
 from rollcast.train.checkpoint import sole_writer
 from rollcast.train.questions import Questions
-from rollcast.train.scored import check_scored, success
+from rollcast.train.scored import cancelled_by_watcher, check_scored, success
 from rollcast.train.trl import make_rollout_func
 
 __all__ = ["make_agent", "train_with_trl"]
@@ -78,6 +78,7 @@ async def train_with_trl(
     out: Path,
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
+    name: str,
 ) -> TrainResult:
     """Train like `rollcast.train.train` with TRL, on a thread. Arguments and result are the same.
 
@@ -93,22 +94,18 @@ async def train_with_trl(
     rows = questions.of_step(1, min((settings.steps or _MOST_ROWS) * chosen["questions"], _MOST_ROWS))
     if agent.reward is None:
         raise InputError("the agent has no reward to learn from; give it one: BaseAgent(…, reward=…)")
-    rollouts = make_rollout_func(agent, rows, max_steps=task.max_steps, max_tokens=task.sampling.max_tokens)
+    rollouts = make_rollout_func(
+        agent, rows, max_steps=task.max_steps, max_tokens=task.sampling.max_tokens, name=name, tags=settings.tag
+    )  # fmt: skip
     loop = asyncio.get_running_loop()
 
     def tell(progress: Progress) -> None:
         call_in(loop, on_progress, progress)
 
-    watch = _Watch(
-        agent,
-        task,
-        questions,
-        settings,
-        chosen,
-        tell,
-        lambda: stop() or rollouts.callback.cancelled,
-        rollouts.run_id,
-    )
+    def ends() -> bool:
+        return stop() or rollouts.callback.cancelled
+
+    watch = _Watch(agent, task, questions, settings, chosen, tell, ends, rollouts.run_id)
 
     def work() -> None:
         config = _config(agent, settings, chosen, task, out)
@@ -138,7 +135,9 @@ async def train_with_trl(
         await _in_daemon_thread(work)
     found = [progress.evaluation for progress in watch.history if progress.evaluation is not None]
     found = found or [Evaluation(math.nan, math.nan, 0)]  # the first was cancelled
-    return TrainResult(rollouts.run_id, watch.history, found[0], found[-1], out, watch.stopped)
+    return TrainResult(
+        rollouts.run_id, watch.history, found[0], found[-1], out, watch.stopped, rollouts.callback.why
+    )
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:
@@ -293,8 +292,8 @@ class _Watch(TrainerCallback):
             )
             result = await run.execute()
             await self.agent.backend.update_weights(None, step)
-            if result.status == "cancelled":
-                raise RolloutCancelledError(f"a watcher cancelled the evaluation after step {step}")
+            if cancelled := cancelled_by_watcher(result, f"the evaluation after step {step}"):
+                raise RolloutCancelledError(cancelled)
             check_scored(result.trajectories, f"the evaluation after step {step}")
             return success(result.trajectories)
 

@@ -2,11 +2,13 @@
 
 import { formatRoute, parseRoute } from "./route.js";
 import { runName } from "./format.js";
-import { allRuns, latestRun, rolloutOf, runRow } from "./training.js";
+import { allRuns, latestRun, rolloutOf, rolloutsOf, runRow } from "./training.js";
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
 import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState, useTicks } from "./ui.js";
 import { ChainPage } from "./views/chain.js";
+import { ChainsPage } from "./views/chains.js";
+import { Status, togglePause, Trouble } from "./views/connection.js";
 import { EventsPage } from "./views/events.js";
 import { GroupPage } from "./views/group.js";
 import { Help } from "./views/help.js";
@@ -18,9 +20,10 @@ import { RunsPage } from "./views/runs.js";
 
 /**
  * @param {{store: import("./store.js").Store, feed: import("./feed.js").Feed, socket: import("./socket.js").Socket,
- *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen, replay: import("./replay.js").Replay}} props
+ *   topics: import("./topics.js").Topics, onScreen: import("./on_screen.js").OnScreen,
+ *   cancels: import("./cancelling.js").Cancellations, replay: import("./replay.js").Replay}} props
  */
-export function App({ store, feed, socket, topics, onScreen, replay }) {
+export function App({ store, feed, socket, topics, onScreen, cancels, replay }) {
   const [route, setRoute] = useState(() => parseRoute(location.hash));
   const [helping, help] = useState(false);
   const again = useAgain();
@@ -30,6 +33,8 @@ export function App({ store, feed, socket, topics, onScreen, replay }) {
     const moved = () => {
       setRoute(parseRoute(location.hash));
       scrollTo(0, 0);
+      // What had the focus may be gone with the view; a reader of the screen then goes on at the beginning of the new one.
+      requestAnimationFrame(() => document.activeElement === document.body && main.current?.focus({ preventScroll: true }));
     };
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
@@ -42,12 +47,15 @@ export function App({ store, feed, socket, topics, onScreen, replay }) {
     if (route.run !== null && runs.length > 0) feed.openRecord(route.run);
   }, [feed, route.run, runs.length > 0]);
   const rollout = rolloutOf(runs, run, route.query.step?.[0]);
-  const wantsRows = route.view !== "runs" && rollout !== null;
+  const ofChain = route.view === "chain" || route.view === "group";
+  const rollouts = ofChain && rollout !== null ? [rollout] : rolloutsOf(runs, run, route.query.step?.[0]);
+  const wantsRows = route.view !== "runs" && rollouts.length > 0;
   useEffect(() => {
     if (!wantsRows) return undefined;
-    feed.watchChains({ run: /** @type {string} */ (rollout) });
+    const [first] = rollouts;
+    feed.watchChains(rollouts.length === 1 && first !== undefined ? { run: first } : { filter: { run_id: rollouts } });
     return () => feed.unwatchChains();
-  }, [feed, rollout, wantsRows]);
+  }, [feed, rollouts.join(), wantsRows]);
 
   useReplay({ replay, store, socket, route, run });
   const to = (/** @type {Partial<Route>} */ place) => formatRoute({ run, ...place, query: { ...replayQuery(route), ...place.query } });
@@ -58,7 +66,7 @@ export function App({ store, feed, socket, topics, onScreen, replay }) {
     history.replaceState(null, "", formatRoute({ ...route, ...place }));
     setRoute(parseRoute(location.hash));
   };
-  const context = { store, feed, socket, topics, onScreen, replay, route, run, rollout, runs, go, to, replaced, keys };
+  const context = { store, feed, socket, topics, onScreen, cancels, replay, route, run, rollout, rollouts, runs, go, to, replaced, keys };
 
   useEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
@@ -90,7 +98,7 @@ export function App({ store, feed, socket, topics, onScreen, replay }) {
     document.title = `${place ? `${place} · ` : ""}${row ? runName(row) : "Rollcast"}${row ? " · Rollcast" : ""}`;
   });
   /** @type {Record<Route["view"], () => any>} */
-  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: Overview };
+  const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: ChainsPage };
   const view = feed.hasFolder && run === null ? RunsPage : views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
@@ -103,12 +111,6 @@ export function App({ store, feed, socket, topics, onScreen, replay }) {
   <//>`;
 }
 
-/** @param {import("./socket.js").Socket} socket */
-function togglePause(socket) {
-  if (socket.session.paused) socket.resume();
-  else socket.pause();
-}
-
 /** @param {{row: import("./training.js").RunRow | null}} props */
 function Header({ row }) {
   return html`<${Page.Consumer}>${(/** @type {import("./ui.js").PageContext} */ page) => {
@@ -118,6 +120,7 @@ function Header({ row }) {
     /** @type {[string, Route["view"], string][]} */
     const views = [
       ["Overview", "overview", to({ view: "overview" })],
+      ["Chains", "chains", to({ view: "chains", query: kept })],
       ["Events", "events", to({ view: "events" })],
       ["Runs", "runs", to({ view: "runs" })],
     ];
@@ -136,37 +139,6 @@ function Header({ row }) {
       <button class="icon" aria-label="Change between light and dark" title="Light or dark" onClick=${nextTheme}>◐</button>
     </header>`;
   }}<//>`;
-}
-
-/** The word that tells how the page stands; pressing it pauses and goes on. */
-function Status() {
-  const again = useAgain();
-  const page = usePage();
-  useEffect(() => page.topics.listen("session", again), [page.topics]);
-  const { word, waiting, why } = page.socket.session.state;
-  const { replay } = page;
-  useTicks(250, replay.active);
-  const paused = replay.active ? !replay.playing : word === "paused";
-  const toggle = () => (replay.active ? toggleReplay(page) : togglePause(page.socket));
-  const running = runRow(page.store, page.run)?.status === "running";
-  const label = { connecting: "Connecting", connected: running ? "Live" : "Connected", "catching up": "Catching up", paused: "Paused", reconnecting: "Reconnecting", replaying: "Replaying", refused: "Refused" }[word];
-  return html`<button class="status" data-word=${word} title=${why || (paused ? "Go on (p)" : "Pause (p)")} aria-pressed=${paused ? "true" : "false"}
-    onClick=${toggle}><i></i><span>${label}${word === "replaying" ? ` ${replayTime(page)}` : ""}${paused && waiting > 0 ? ` (${waiting.toLocaleString("en")} waiting)` : ""}</span></button>`;
-}
-
-/** Why there is no connection, and what answers lack. */
-function Trouble() {
-  const { socket, feed, topics } = usePage();
-  const again = useAgain();
-  useEffect(() => topics.listen("session", again), [topics]);
-  const { word, why } = socket.session.state;
-  if (word === "refused") {
-    return html`<div class="notice" role="alert">The server does not accept this page: ${why || "the connection was closed"}. Open the link that the command printed.</div>`;
-  }
-  const lacks = [...new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []))];
-  if (word === "reconnecting") return html`<div class="notice" role="status">Not connected${why ? `: ${why}` : ""}. What is below is how it was; the page tries again by itself.</div>`;
-  if (!lacks.length) return null;
-  return html`<div class="notice" role="status">${lacks.slice(0, 2).join(" ")}</div>`;
 }
 
 /** What this page costs. @param {{help: () => void}} props */

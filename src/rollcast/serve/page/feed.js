@@ -16,8 +16,10 @@ const WITHOUT_TOKENS = [
   "tool_call_end", "reward", "message", "error", "gap", "chain_snapshot",
 ]; // prettier-ignore
 const MAX_PAGES = 256; // of one answer
+const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
+const MAX_GONE = 64;
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -28,8 +30,10 @@ const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long
  * @property {number} pages
  * @property {number} open
  * @property {(rows: Record<string, any>[], anew: boolean) => void} onRows
- * @property {() => void} onEnd
+ * @property {(complete: boolean) => void} onEnd `complete`: the question was not refused
  */
+
+/** @typedef {{id: string, name: string}} GoneRun */
 
 /**
  * What the feed needs of a `Socket`.
@@ -56,9 +60,13 @@ export class Feed {
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
+    /** @type {string | null} the one for the rows that come first */
+    this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
+    /** @type {Map<string, GoneRun>} runs that this page knows, and the server that answers now does not */
+    this.gone = new Map();
     this.welcomed = false;
     /** @type {string[]} of the server */
     this.features = [];
@@ -107,12 +115,14 @@ export class Feed {
         this.asked.delete(/** @type {string} */ (notice.id));
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
         question.open -= 1;
-        if (question.open === 0) question.onEnd();
+        if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
       }
       case "welcome":
         this.features = notice.features;
         this.welcomed = true;
+        this.store.takeOpenRuns(notice.runs);
+        if (notice.again) this.askAgain();
         break;
     }
   }
@@ -188,6 +198,42 @@ export class Feed {
     this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
   }
 
+  /** After a lost connection: ask which runs there are now, since the server may be another one, and note which are gone. */
+  askAgain() {
+    const known = new Set([...this.store.runRows.keys(), ...this.store.views.runs.keys()]);
+    known.delete("");
+    /** @type {Set<string>} */
+    const found = new Set();
+    this.runsAt = this.line.session.now();
+    const onRows = (/** @type {Record<string, any>[]} */ rows, /** @type {boolean} */ anew) => {
+      if (anew) found.clear();
+      for (const row of rows) found.add(row.run_id);
+      this.store.takeRunRows(rows);
+    };
+    const onEnd = (/** @type {boolean} */ complete) => {
+      if (!complete) return;
+      const at = this.line.session.epoch();
+      for (const id of known) {
+        if (found.has(id)) this.gone.delete(id);
+        else this.lose(id, at);
+      }
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs" }, onRows, "runs", onEnd);
+    this.askSteps();
+  }
+
+  /** @param {string} id of a run that the server does not know @param {number} at seconds since the epoch */
+  lose(id, at) {
+    if (this.gone.has(id)) return;
+    const row = this.store.runRows.get(id);
+    const fields = this.store.views.runs.get(id)?.fields;
+    const isPart = row?.parent_run_id || fields?.parent_run_id;
+    if (!isPart) this.gone.set(id, { id, name: String(fields?.name || fields?.agent || row?.name || row?.agent || "") });
+    while (this.gone.size > MAX_GONE) this.gone.delete(/** @type {string} */ (this.gone.keys().next().value));
+    this.store.loseRun(id, "the server that answers now does not know this run", at);
+  }
+
   /** Ask for the rows of the newest runs; if runs were asked for a moment ago, in a moment. */
   askNewestRuns() {
     if (this.runsDue) return;
@@ -217,17 +263,32 @@ export class Feed {
   watchChains(wanted) {
     this.unwatchChains();
     this.total = null;
+    let answered = false;
+    this.opening = this.askOpenChains(wanted, () => answered);
     /** @type {Set<string>} */
     const runs = new Set();
     this.watching = this.ask(
       { what: "chains", watch: true, ...wanted },
       (rows, anew) => {
-        if (anew) for (const run of runs) this.store.forgetChainRows(run);
+        answered = true;
+        if (anew && rows.length) for (const run of runs) this.store.forgetChainRows(run); // of a run that is gone, what was seen stays
         for (const row of rows) runs.add(row.run_id);
         this.takeRows(/** @type {Row[]} */ (rows));
       },
       "chains",
     );
+  }
+
+  /**
+   * Ask first for the chains that are open: the server has them at hand, and what is over may have to be read from a record.
+   * @param {{run?: string, filter?: Record<string, any>, sort?: string}} wanted
+   * @param {() => boolean} answered whether all rows are coming, so that these are no longer wanted
+   * @returns {string | null} the query
+   */
+  askOpenChains({ run, filter, sort }, answered) {
+    if (filter?.state !== undefined) return null;
+    const query = { ...(run === undefined ? {} : { run }), ...(sort === undefined ? {} : { sort }) };
+    return this.ask({ what: "chains", limit: OPEN_CHAINS, ...query, filter: { ...filter, state: "running" } }, (rows) => answered() || this.takeRows(/** @type {Row[]} */ (rows)), "open chains");
   }
 
   /** @param {Row[]} rows */
@@ -240,10 +301,11 @@ export class Feed {
   }
 
   unwatchChains() {
-    if (this.watching === null) return;
-    this.asked.delete(this.watching);
-    this.line.stop(this.watching);
-    this.watching = null;
+    for (const id of [this.opening, this.watching]) {
+      if (id === null || !this.asked.delete(id)) continue;
+      this.line.stop(id);
+    }
+    this.opening = this.watching = null;
   }
 
   // -- chains on screen -----------------------------------------------------------------------------------------------------
@@ -352,6 +414,9 @@ export class Feed {
         const found = this.store.retell(runId, chainId, story, until);
         this.store.taps.delete(key);
         if (found) this.missing.delete(key);
+        if (this.store.row(runId, chainId)?.state === "running") return;
+        this.told.delete(key); // it ended meanwhile
+        this.askStories();
       },
     );
   }
@@ -439,7 +504,7 @@ export class Feed {
    * @param {Query} query
    * @param {Question["onRows"]} onRows
    * @param {string} about
-   * @param {() => void} [onEnd]
+   * @param {Question["onEnd"]} [onEnd]
    * @returns {string} the id of the first page
    */
   ask(query, onRows, about, onEnd = () => {}) {

@@ -5,13 +5,19 @@ import { oneLine } from "./text.js";
 /** @param {number | null | undefined} value @param {number} [digits] */
 export function fixed(value, digits = 2) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
-  return value.toFixed(digits).replace("-", "−");
+  return written(value, digits).replace("-", "−");
+}
+
+/** Large numbers as `3.5e+8`, so that they stay short, and small ones as `2e-6`, so that they are not taken for 0. @param {number} value @param {number} digits */
+function written(value, digits) {
+  const size = Math.abs(value);
+  return size >= 1e6 ? value.toExponential(1) : size > 1e-12 && size < 0.5 * 10 ** -digits ? value.toExponential(0) : value.toFixed(digits);
 }
 
 /** With its sign. @param {number | null | undefined} value */
 export function signed(value) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+  return `${value < 0 ? "−" : "+"}${written(Math.abs(value), 2).replace("-", "−")}`;
 }
 
 /** @param {number | null | undefined} value */

@@ -1,5 +1,6 @@
-// What in a run is worth a look, from the rows of its chains: the rules of rollcast/records/hints.py, which says why the numbers are
-// what they are. The same chains give the same sentences there and here (tests/page/hints.test.js). Trends over steps are not among them.
+// What in a run is worth a look, from the rows of its chains, and in a training, from the summaries of its steps: the rules of
+// rollcast/records/hint_rules.py, hint_quiet.py and hints.py, which say why the numbers are what they are. The same chains give the
+// same sentences there and here (tests/page/hints.test.js).
 
 import { plainLine } from "./text.js";
 
@@ -8,7 +9,7 @@ import { plainLine } from "./text.js";
 /**
  * Something that is worth a look. `kind`, `runId`, `groupId` and `subject` together identify it while its sentence and chains change.
  * @typedef {object} Hint
- * @property {"quiet" | "tool_fails" | "flat_groups" | "alike_and_wrong" | "reward_without_reference" | "truncated"} kind
+ * @property {"quiet" | "tool_fails" | "flat_groups" | "alike_and_wrong" | "reward_without_reference" | "truncated" | "same_answers" | "length_drift"} kind
  * @property {string} sentence
  * @property {string} runId
  * @property {string[]} chains ids of the chains that show it, at most 64
@@ -35,6 +36,11 @@ const MIN_REWARDED = 8;
 const OTHERWISE_JUDGED = 0.5;
 const MIN_ENDED = 16;
 const TRUNCATED = 0.25;
+const MIN_STEPS = 12;
+const RISING = 0.1;
+const SAME_ANSWER = 0.8;
+const SAME_ANSWER_BEFORE = 0.5;
+const DRIFT = 2;
 
 /**
  * Find what is worth a look, run by run.
@@ -151,7 +157,7 @@ function quiet(rows, now) {
  * @param {string} tool
  * @returns {{median: number, stays: number, least: number}} seconds; `stays`: how often it was seen to end
  */
-function usualOf(rows, state, tool) {
+export function usualOf(rows, state, tool) {
   const uses = tool ? rows.map((row) => useOf(row, tool)).filter((use) => use !== null) : [];
   let count = sum(uses.map((use) => use.calls));
   let means = uses.filter((use) => use.calls).map((use) => use.seconds / use.calls);
@@ -340,6 +346,66 @@ function truncated(rows) {
   return [hint("truncated", `${cut.length} of ${ended.length} chains ended because they reached the limit of tokens (max_tokens)`, cut)];
 }
 
+// -- over several steps --------------------------------------------------------------------------------------------------------------------
+
+/**
+ * What the row of a run tells of a training step's rollout, once it is over: `StepSummary` of hints.py. `ids`: some of its chains.
+ * @typedef {object} StepSummary
+ * @property {string} run_id
+ * @property {number} chains how many chains ended with a reward
+ * @property {string[]} ids
+ * @property {number} mean_reward
+ * @property {number} variance of the rewards
+ * @property {number} lowest
+ * @property {number} highest
+ * @property {number} mean_tokens
+ * @property {number} questions
+ * @property {number} same_answer the share of the questions whose rewarded answer is `answer`
+ * @property {string | null} answer
+ */
+
+/**
+ * Find what is worth a look in the steps of a training: a reward that may rise for the wrong reason.
+ * @param {readonly StepSummary[]} steps in order
+ * @returns {Hint[]}
+ */
+export function trendHints(steps) {
+  const third = Math.floor(steps.length / 3);
+  const [first, last] = [steps.slice(0, third), steps.slice(steps.length - third)];
+  const latest = last.at(-1);
+  if (steps.length < MIN_STEPS || latest === undefined || !rises(first, last)) return [];
+  /** @type {Hint[]} */
+  const hints = [];
+  const trend = (/** @type {Hint["kind"]} */ kind, /** @type {string} */ sentence) =>
+    hints.push({ kind, sentence, runId: latest.run_id, chains: latest.ids, count: latest.chains, groupId: null, subject: "" });
+  const [low, high] = [first, last].map((part) => average(part.map((step) => step.mean_reward)));
+  const rise = `The reward rose from ${decimal(low ?? 0, 2)} to ${decimal(high ?? 0, 2)}`;
+  const [before, same] = [first, last].map((part) => part.filter((step) => step.questions >= MIN_GROUP).map((step) => step.same_answer));
+  if (same?.length && before?.length && Math.min(...same) >= SAME_ANSWER && average(before) <= SAME_ANSWER_BEFORE) {
+    const share = `${decimal(latest.same_answer * 100, 0)}%`;
+    trend("same_answers", `${rise} while the answers became the same: for ${share} of the questions the rewarded answer is now ${shown(latest.answer ?? "")}`);
+  }
+  const [short = 0, long = 0] = [first, last].map((part) => average(part.map((step) => step.mean_tokens)));
+  if (Math.min(short, long) > 0 && Math.max(short / long, long / short) >= DRIFT) {
+    const way = long > short ? "longer" : "shorter";
+    trend("length_drift", `${rise} while the chains became ${way}: from ${decimal(short, 0)} to ${decimal(long, 0)} tokens on average`);
+  }
+  return hints;
+}
+
+/**
+ * Whether the reward rose by more than chance: by a tenth of its range, and twice the standard error.
+ * @param {readonly StepSummary[]} first
+ * @param {readonly StepSummary[]} last
+ */
+function rises(first, last) {
+  const lowest = Math.min(...[...first, ...last].map((step) => step.lowest));
+  const highest = Math.max(...[...first, ...last].map((step) => step.highest));
+  const gain = average(last.map((step) => step.mean_reward)) - average(first.map((step) => step.mean_reward));
+  const error = Math.sqrt(sum([first, last].map((part) => average(part.map((step) => step.variance)) / sum(part.map((step) => step.chains)))));
+  return gain > EQUAL && gain >= RISING * (highest - lowest) && gain >= 2 * error;
+}
+
 // -- words and numbers -------------------------------------------------------------------------------------------------------------------
 
 /** Text from a model, a tool or a row, in quotation marks. @param {string} text */
@@ -354,8 +420,8 @@ function written(reference) {
 
 /** @param {number} value */
 function seconds(value) {
-  if (value < 1) return `${(value * 1000).toFixed(0)} ms`;
-  return value < 10 ? `${value.toFixed(1)} s` : `${value.toFixed(0)} s`;
+  if (value < 1) return `${decimal(value * 1000, 0)} ms`;
+  return value < 10 ? `${decimal(value, 1)} s` : `${decimal(value, 0)} s`;
 }
 
 /** The number with at most six digits, as Python's `:g` writes it. @param {number} value */
@@ -371,6 +437,21 @@ function general(value) {
 /** @param {readonly number[]} values */
 function sum(values) {
   return values.reduce((total, each) => total + each, 0);
+}
+
+/** @param {readonly number[]} values at least one */
+function average(values) {
+  return sum(values) / values.length;
+}
+
+/**
+ * The number with this many decimals, as Python writes it: of two that are equally near, the even one.
+ * @param {number} value
+ * @param {0 | 1 | 2} digits
+ */
+function decimal(value, digits) {
+  const isHalfway = Math.abs((value * 2 ** (digits + 1)) % 2) === 1; // 0.125 is halfway between 0.12 and 0.13, and 0.135 is not, in binary
+  return isHalfway ? ((2 * Math.round((value * 10 ** digits) / 2)) / 10 ** digits).toFixed(digits) : value.toFixed(digits);
 }
 
 /** @param {readonly number[]} values at least one */

@@ -21,11 +21,29 @@ export class Losses {
     this.listed = new Map();
     /** @type {Set<string>} open runs of which something may be missing before their next event */
     this.holes = new Set();
-    /** @type {Set<string>} runs that ended, or that were over before this page came */
-    this.ended = new Set();
+    /** @type {Map<string, number>} runs that ended, or that were over before this page came, with the `seq` of their last event, or -1 */
+    this.ended = new Map();
+    /** @type {Map<string, number>} by run: how far the page was when it began again; what was recorded until then may come once more */
+    this.fence = new Map();
     this.first = true;
     this.fromStart = since === "start";
     this.why = GONE;
+  }
+
+  /** The page begins again at its cursor. */
+  returns() {
+    this.fence = new Map(this.ended);
+    for (const [key, last] of this.last) this.fence.set(runOf(key), last);
+  }
+
+  /**
+   * Whether the event came before the page began again. Text of generations is never called so: views know how much of it they have.
+   * @param {StreamEvent} event
+   */
+  isRepeated(event) {
+    if (event.event_type === "llm_generation_chunk" || event.event_type === "chain_snapshot" || event.event_type === "gap") return false;
+    const seq = event.seq ?? -1;
+    return seq >= 0 && seq <= (this.fence.get(event.run_id ?? "") ?? -1);
   }
 
   /** @param {RunInfo[]} runs that the server knows */
@@ -93,6 +111,7 @@ export class Losses {
     /** @type {StreamEvent[]} */
     const out = [];
     for (const event of events) {
+      if (this.fence.size && this.isRepeated(event)) continue;
       const key = keyOf(event.source ?? "", event.run_id ?? "");
       const seq = event.seq ?? -1;
       if (this.holes.delete(key)) {
@@ -118,17 +137,17 @@ export class Losses {
     const last = this.last.get(key) ?? -1;
     this.last.delete(key);
     if (isEnd) {
-      this.end(runOf(key));
+      this.end(runOf(key), Math.max(last, seq));
     } else if (runOf(key)) {
       this.last.set(key, Math.max(last, seq));
       if (this.last.size > MAX_OPEN) this.last.delete(/** @type {string} */ (this.last.keys().next().value));
     }
   }
 
-  /** @param {string} runId */
-  end(runId) {
+  /** @param {string} runId @param {number} [last] the `seq` of its last event; -1 if it is not known */
+  end(runId, last = -1) {
     this.ended.delete(runId);
-    this.ended.add(runId);
+    this.ended.set(runId, last);
     if (this.ended.size > MAX_OPEN) this.ended.delete(/** @type {string} */ (this.ended.keys().next().value));
   }
 }

@@ -2,13 +2,14 @@
 
 import { h, render } from "./vendor/preact.js";
 import { App } from "./app.js";
+import { Cancellations } from "./cancelling.js";
 import { Feed } from "./feed.js";
 import { inNextFrame } from "./frame.js";
 import { OnScreen } from "./on_screen.js";
 import { Replay } from "./replay.js";
 import { Socket } from "./socket.js";
 import { Store } from "./store.js";
-import { forgetToken, takeToken } from "./token.js";
+import { forgetToken, keepToken, takeToken, tokenInAddress } from "./token.js";
 import { showTheme, storedTheme } from "./theme.js";
 import { Topics, topicsOf } from "./topics.js";
 
@@ -24,6 +25,8 @@ url.hash = "";
 const socket = new Socket(url.href, (notices) => feed.take(notices), { token });
 const feed = new Feed(socket, store);
 const onScreen = new OnScreen(feed, store, topics);
+const cancels = new Cancellations(socket, () => store.sessionChanged());
+feed.onAnswer = (/** @type {Parameters<typeof cancels.answered>[0]} */ notice) => cancels.answered(notice);
 const replay = new Replay(feed, store, () => performance.now() / 1000);
 
 /** @type {Set<string>} what has changed while the page was paused */
@@ -42,9 +45,20 @@ function draw() {
   topics.tell(changed);
 }
 
-// A token that the server refuses is forgotten, so that a reload asks for a new one.
+// A token that the server refuses is forgotten, so that a reload asks for a new one; one that it takes is kept for a reload.
+let before = "";
 topics.listen("session", () => {
-  if (socket.session.state.word === "refused" && socket.session.token !== null) forgetToken();
+  const { phase, token } = socket.session;
+  if (phase === before) return;
+  before = phase;
+  if (phase === "refused") forgetToken();
+  else if (phase === "open" && token !== null) keepToken(token);
+});
+
+// A link with another token, opened in this tab, changes the address alone. This comes before the views read it.
+addEventListener("hashchange", () => {
+  const given = tokenInAddress(location.hash) ? takeToken() : null;
+  if (given !== null) socket.useToken(given);
 });
 
 // The steps of a folder's records are asked for when one is opened.
@@ -58,4 +72,4 @@ socket.follow(document);
 socket.connect();
 
 const place = /** @type {HTMLElement} */ (document.getElementById("app"));
-render(h(App, { store, feed, socket, topics, onScreen, replay }), place);
+render(h(App, { store, feed, socket, topics, onScreen, cancels, replay }), place);

@@ -1,11 +1,12 @@
 // The page's side of `rollcast.v1` as a state machine without I/O: frames come in, frames and notices go out.
 //
 //   opened() ─▶ hello          receive(text) ─▶ frames to send, notices          tick() ─▶ frames that are due
-//   closed(code) ─▶ seconds until the next attempt, or null if the server does not want this page back
+//   dialed()                   closed(code) ─▶ seconds until the next attempt, or null if the server does not want this page back
 //
 // Over any number of connections it resumes each subscription from its cursor and asks unanswered queries again. What the server no longer
 // has comes as `gap` events. A caller sends the returned frames in order, as JSON.
 
+import { frameOf } from "./frames.js";
 import { Losses } from "./losses.js";
 
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
@@ -24,15 +25,16 @@ import { Losses } from "./losses.js";
  * - `events`: of a subscription, in order.
  * - `rows`: of a query; `changed` as with `watch`. `anew`: what came of this query before no longer counts, since it was asked again.
  * - `done`: a request is done; for `chain` with the `cursor` behind its events; `missing`: sentences about what an answer lacks; for
- *   `cancel`, `chains`: the ids of those that were told to end.
+ *   `cancel` of a run or a group, `chains`: the ids of those that were told to end, as many as fit in the answer, and `counts`: how many
+ *   were told to end, had not begun and will not, were over.
  * - `refused`: a request was not done; `code` is 400–503.
- * - `welcome`: a connection is made.
+ * - `welcome`: a connection is made; `again`: it is not the first one.
  *
  * @typedef {{kind: "events", id: string, events: StreamEvent[]}
  *   | {kind: "rows", id: string, rows: Record<string, any>[], total: number | null, next: string | null, changed: boolean, anew: boolean}
- *   | {kind: "done", id: string, cursor: string | null, missing: string[], chains: string[]}
+ *   | {kind: "done", id: string, cursor: string | null, missing: string[], chains: string[], counts?: {ending: number, notBegun: number, over: number}}
  *   | {kind: "refused", id: string | null, code: number, message: string}
- *   | {kind: "welcome", runs: RunInfo[], scopes: string[], features: string[]}} Notice
+ *   | {kind: "welcome", runs: RunInfo[], scopes: string[], features: string[], again: boolean}} Notice
  */
 
 /** @typedef {{frames: Frame[], notices: Notice[]}} Output */
@@ -42,14 +44,20 @@ import { Losses } from "./losses.js";
 const FEATURES = ["parts"];
 const MAX_MESSAGE = 16 << 20; // bytes; the server shortens larger events
 const MAX_PARTS = 8192; // in one batch
-const SILENCE = 3; // after so many heartbeats without a message, the server counts as gone
+const SILENCE = 3; // after so many heartbeats without a message, the server counts as gone, whatever was asked
+const ASK = 0.5; // after so many heartbeats without a message the page asks whether the server is there, and waits as long for an answer,
+const MOST_PATIENCE = 5; // or so many times as long on a line on which an answer may stand behind a large message
+const ANSWER_S = 15; // for a connection, and for the first message on it
+const JUMP_S = 5; // if so much time passed between two ticks, the machine slept, or the browser did nothing else
+const WAKE_S = 3; // after which a server that is there has answered
 const FIRST_PAUSE_S = 0.1; // before reconnecting; it doubles each time, up to
 const LONGEST_PAUSE_S = 10;
 const STEADY_S = 1; // after a connection that lasted so long, the pauses begin anew
 const UPDATE_S = 0.1; // a filter is changed no more often, however fast somebody scrolls
 const LATE_S = 2; // events this old are history
 const LULL_S = 0.3; // history has been told if nothing comes for so long
-const MAX_WAITING = 20_000; // events that wait while the page is paused; the server keeps the others
+const MAX_WAITING = 20_000; // events that wait while the page is paused, and
+const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; the server keeps the others
 
 /**
  * @typedef {object} Subscription
@@ -62,6 +70,7 @@ const MAX_WAITING = 20_000; // events that wait while the page is paused; the se
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
+ * @property {number | null} movedAt when events of it came last, or the server answered; null: neither on this connection
  * @property {boolean} held whether the server was told to stop, since too many events wait
  * @property {StreamEvent[]} parts of a batch that is not complete yet
  * @property {number} partsCame
@@ -77,16 +86,21 @@ export class Session {
    * @param {() => number} options.now seconds on a clock that is never set back
    * @param {() => number} options.epoch seconds since the epoch
    * @param {() => number} options.random from 0 up to 1
+   * @param {number} [options.maxWaiting] how many events wait here while the page is paused
    */
-  constructor({ token = null, now, epoch, random }) {
+  constructor({ token = null, now, epoch, random, maxWaiting = MAX_WAITING }) {
     this.token = token;
     this.now = now;
     this.epoch = epoch;
     this.random = random;
+    this.maxWaiting = maxWaiting;
     /** @type {"connecting" | "greeting" | "open" | "away" | "refused"} */
     this.phase = "connecting";
     this.why = ""; // why the server refused or the connection was lost, in a sentence
+    this.refusedWith = 0; // the code with which the server refused
     this.reconnections = 0;
+    /** @type {number | null} since when there is no connection; null before the first one */
+    this.lostAt = null;
     /** @type {RunInfo[]} */
     this.runs = [];
     /** @type {string[]} */
@@ -96,17 +110,28 @@ export class Session {
     this.counts = { events: 0, batches: 0, gaps: 0, characters: 0 };
     /** @type {Map<string, Subscription>} */
     this.subscriptions = new Map();
+    /** @type {Map<string, number>} by id: how many times the server was told to end that subscription, and has not answered yet */
+    this.leaving = new Map();
     /** @type {Map<string, {query: Query, asked: boolean, anew: boolean}>} */
     this.queries = new Map();
     this.maxQueries = 8;
+    /** @type {Set<string>} ids of `cancel` that are not answered yet */
+    this.cancels = new Set();
     this.heartbeatS = 20;
     this.heardAt = 0;
     this.openedAt = 0;
     this.failures = 0;
+    /** @type {number | null} when an attempt to connect began; null: none is made */
+    this.dialedAt = null;
+    /** @type {number | null} when the server must have answered the page's ping; null: it was not asked */
+    this.answerBy = null;
+    this.patience = 1;
+    this.tickedAt = { now: now(), epoch: epoch() };
     this.paused = false;
     /** @type {{id: string, events: StreamEvent[]}[]} */
     this.waiting = [];
     this.waitingCount = 0;
+    this.waitingCharacters = 0;
   }
 
   /** What to show in the header. @returns {State} */
@@ -123,11 +148,27 @@ export class Session {
     return { word: all.some((each) => each.late) ? "catching up" : "connected", waiting: 0, why: "" };
   }
 
+  /** For how many seconds there has been no connection; 0 if there is one, or was none yet. */
+  get lostFor() {
+    return this.phase === "open" || this.lostAt === null ? 0 : Math.max(this.now() - this.lostAt, 0);
+  }
+
+  /** Whether more events wait than are counted: the server keeps them. */
+  get keepsWaiting() {
+    return [...this.subscriptions.values()].some((each) => each.held);
+  }
+
   // -- the connection ---------------------------------------------------------------------------------------------------
+
+  /** An attempt to connect begins. */
+  dialed() {
+    this.dialedAt = this.now();
+  }
 
   /** The WebSocket is open. @returns {Frame[]} */
   opened() {
     this.phase = "greeting";
+    this.dialedAt = this.answerBy = null;
     this.heardAt = this.openedAt = this.now();
     const hello = { type: "hello", client: "page", role: "page", features: FEATURES, max_message: MAX_MESSAGE };
     return [this.token === null ? hello : { ...hello, token: this.token }];
@@ -141,10 +182,19 @@ export class Session {
    */
   closed(code, reason = "") {
     const lasted = this.phase === "open" ? this.now() - this.openedAt : 0;
-    if (this.phase === "open") this.reconnections += 1;
+    if (this.phase === "open") {
+      this.reconnections += 1;
+      // Of a server that had stopped to answer, the last message is when it was there last.
+      this.lostAt = this.answerBy === null ? this.now() : this.heardAt;
+      if (this.isSilent) this.patience = Math.min(this.patience * 2, MOST_PATIENCE);
+    }
+    this.dialedAt = this.answerBy = null;
+    this.cancels.clear();
+    this.leaving.clear();
     if (reason || this.phase !== "refused") this.why = reason || whyOf(code);
     for (const each of this.subscriptions.values()) {
       each.open = each.held = false;
+      each.movedAt = null;
       each.parts = [];
       each.partsCame = 0;
     }
@@ -155,6 +205,7 @@ export class Session {
     // 4003: the token expired, and a page has no other one.
     if (this.phase === "refused" || (code >= 4500 && code < 5000) || code === 4003) {
       this.phase = "refused";
+      this.refusedWith ||= code;
       return null;
     }
     this.phase = "away";
@@ -165,16 +216,48 @@ export class Session {
 
   /** Whether the server has been silent for so long that it counts as gone; the caller then closes the WebSocket. */
   get isSilent() {
-    const limit = this.phase === "open" ? SILENCE * this.heartbeatS : SILENCE * 5;
-    return (this.phase === "open" || this.phase === "greeting") && this.now() - this.heardAt > limit;
+    const now = this.now();
+    if (this.phase === "open") return now - this.heardAt > SILENCE * this.heartbeatS || (this.answerBy !== null && now > this.answerBy);
+    if (this.phase === "greeting") return now - this.heardAt > ANSWER_S;
+    return this.dialedAt !== null && now - this.dialedAt > ANSWER_S;
+  }
+
+  /**
+   * Whether time has jumped since this or `tick` was last called, since the machine slept or the browser was stopped. What came meanwhile may
+   * still wait to be read, so the server is then asked whether it is there, and has a moment to answer.
+   * @returns {{jumped: boolean, frames: Frame[]}}
+   */
+  watchClock() {
+    const [now, epoch] = [this.now(), this.epoch()];
+    const passed = Math.max(now - this.tickedAt.now, epoch - this.tickedAt.epoch); // the clock that is never set back may stand still
+    this.tickedAt = { now, epoch };
+    if (passed < JUMP_S) return { jumped: false, frames: [] };
+    if (this.dialedAt !== null) this.dialedAt = now;
+    if (this.phase === "greeting") this.heardAt = Math.max(this.heardAt, now - ANSWER_S + WAKE_S);
+    if (this.phase !== "open") return { jumped: true, frames: [] };
+    this.heardAt = Math.max(this.heardAt, now - SILENCE * this.heartbeatS + WAKE_S);
+    this.answerBy = now + Math.min(WAKE_S, ASK * this.heartbeatS);
+    return { jumped: true, frames: [{ type: "ping" }] };
+  }
+
+  /** Another token, such as that of a new link. The caller then connects anew. @param {string | null} token */
+  useToken(token) {
+    this.token = token;
+    if (this.phase === "refused") this.phase = "away";
+    this.refusedWith = this.failures = 0;
+    this.why = "";
   }
 
   /** Time passes: what is due now. Call it a few times a second. @returns {Frame[]} */
   tick() {
     if (this.phase !== "open") return [];
     const now = this.now();
+    if (this.answerBy === null && now - this.heardAt > ASK * this.heartbeatS) {
+      this.answerBy = now + this.patience * ASK * this.heartbeatS;
+      return [{ type: "ping" }, ...this.due()];
+    }
     for (const each of this.subscriptions.values()) {
-      if (each.late && each.open && now - this.heardAt > LULL_S && now - this.openedAt > LULL_S) each.late = false;
+      if (each.late && each.movedAt !== null && now - each.movedAt > LULL_S) each.late = false;
     }
     return this.due();
   }
@@ -224,6 +307,7 @@ export class Session {
       open: false,
       confirmed: false,
       late: true,
+      movedAt: null,
       held: false,
       parts: [],
       partsCame: 0,
@@ -253,7 +337,7 @@ export class Session {
     const found = this.subscriptions.get(id);
     this.subscriptions.delete(id);
     this.dropWaiting(id);
-    return found?.open && !found.held && this.phase === "open" ? [{ type: "unsubscribe", id }] : [];
+    return found?.open && !found.held && this.phase === "open" ? [this.leave(id)] : [];
   }
 
   /**
@@ -283,6 +367,7 @@ export class Session {
    */
   cancel(id, runId, { chain, group } = {}) {
     if (this.phase !== "open") return [];
+    this.cancels.add(id);
     const of = { ...(chain === undefined ? {} : { chain_id: chain }), ...(group === undefined ? {} : { group_id: group }) };
     return [{ type: "cancel", id, run_id: runId, ...of }];
   }
@@ -297,6 +382,8 @@ export class Session {
     const found = this.subscriptions.get(id);
     if (found === undefined || !found.open || this.phase !== "open") return [];
     found.late = true;
+    found.movedAt = null;
+    found.losses.fence.clear(); // what came before may come again
     return [{ type: "seek", id, ...place }];
   }
 
@@ -323,11 +410,12 @@ export class Session {
     this.paused = false;
     const notices = this.waiting.map(({ id, events }) => this.told(id, events));
     this.waiting = [];
-    this.waitingCount = 0;
+    this.waitingCount = this.waitingCharacters = 0;
     for (const each of this.subscriptions.values()) {
       if (each.held) {
         each.held = each.open = false;
         each.late = true;
+        each.movedAt = null;
       }
     }
     return { frames: this.due(), notices };
@@ -342,22 +430,20 @@ export class Session {
    */
   receive(message) {
     this.heardAt = this.now();
-    this.counts.characters += message.length;
-    /** @type {Frame} */
-    let frame;
-    try {
-      frame = JSON.parse(message);
-    } catch {
-      return { frames: [], notices: [] };
+    if (this.answerBy !== null && this.phase === "open") {
+      this.answerBy = null;
+      this.patience = 1;
     }
-    if (typeof frame !== "object" || frame === null) return { frames: [], notices: [] };
+    this.counts.characters += message.length;
+    const frame = frameOf(message);
+    if (frame === null) return { frames: [], notices: [] };
     switch (frame.type) {
       case "welcome":
         return this.welcomed(frame);
       case "subscribed":
         return this.subscribed(frame);
       case "batch":
-        return this.batch(frame);
+        return this.batch(frame, message.length);
       case "rows":
         return this.rowsCame(frame);
       case "done":
@@ -373,37 +459,42 @@ export class Session {
 
   /** @param {Frame} frame @returns {Output} */
   welcomed(frame) {
+    const again = this.reconnections > 0;
     this.phase = "open";
     this.why = "";
+    this.lostAt = null;
+    this.refusedWith = 0;
     this.runs = frame.runs ?? [];
     this.scopes = frame.scopes ?? [];
     this.features = frame.features ?? [];
     this.heartbeatS = frame.heartbeat_s ?? this.heartbeatS;
-    this.maxQueries = frame.limits?.queries ?? this.maxQueries;
+    const queries = frame.limits?.queries;
+    if (Number.isSafeInteger(queries) && queries > 0) this.maxQueries = queries;
     for (const each of this.subscriptions.values()) {
       each.late = true;
       each.losses.welcomed(this.runs);
     }
     const { runs, scopes, features } = this;
-    return { frames: this.due(), notices: [{ kind: "welcome", runs, scopes, features }] };
+    return { frames: this.due(), notices: [{ kind: "welcome", runs, scopes, features, again }] };
   }
 
   /** @param {Frame} frame @returns {Output} */
   subscribed(frame) {
-    const found = this.subscriptions.get(frame.id);
-    if (found === undefined || !found.open) return { frames: [], notices: [] };
+    const found = this.ofFrame(frame.id);
+    if (found === undefined) return { frames: [], notices: [] };
     found.confirmed = true;
     found.parts = []; // of a batch that this answer put an end to
     found.partsCame = 0;
+    found.movedAt ??= this.now();
     if (typeof frame.cursor === "string") found.cursor = frame.cursor;
     const gaps = found.losses.subscribed(frame, this.epoch());
     return { frames: [], notices: gaps.length ? this.given(frame.id, gaps) : [] };
   }
 
-  /** @param {Frame} frame @returns {Output} */
-  batch(frame) {
-    const found = this.subscriptions.get(frame.id);
-    if (found === undefined || !found.open) return { frames: [], notices: [] };
+  /** @param {Frame} frame @param {number} length of the message in characters @returns {Output} */
+  batch(frame, length) {
+    const found = this.ofFrame(frame.id);
+    if (found === undefined) return { frames: [], notices: [] };
     const { part = 1, parts = 1 } = frame;
     let events = /** @type {StreamEvent[]} */ (frame.events ?? []);
     if (parts > 1 || found.partsCame) {
@@ -415,17 +506,20 @@ export class Session {
       found.parts = [];
       found.partsCame = 0;
     }
-    found.cursor = frame.cursor;
+    found.cursor = frame.cursor ?? null;
     this.counts.batches += 1;
     this.counts.events += events.length;
+    found.movedAt = events.length ? this.now() : (found.movedAt ?? this.now());
     const latest = events.at(-1)?.timestamp;
     if (typeof latest === "number") found.late = this.epoch() - latest > LATE_S && found.late;
     const whole = found.losses.arrived(events, this.epoch());
     this.counts.gaps += whole.filter((event) => event.event_type === "gap").length;
     const notices = this.given(frame.id, whole);
-    const held = this.paused && this.waitingCount > MAX_WAITING && !found.held;
+    if (this.paused) this.waitingCharacters += length;
+    const full = this.waitingCount > this.maxWaiting || this.waitingCharacters > MAX_WAITING_CHARACTERS;
+    const held = this.paused && full && !found.held;
     if (held) found.held = true;
-    return { frames: held ? [{ type: "unsubscribe", id: frame.id }] : [], notices };
+    return { frames: held ? [this.leave(frame.id)] : [], notices };
   }
 
   /**
@@ -438,7 +532,26 @@ export class Session {
     found.parts = [];
     found.partsCame = 0;
     found.open = false;
-    return { frames: [{ type: "unsubscribe", id }, ...this.due()], notices: [] };
+    return { frames: [this.leave(id), ...this.due()], notices: [] };
+  }
+
+  /** Tell the server to end a subscription. @param {string} id @returns {Frame} */
+  leave(id) {
+    this.leaving.set(id, (this.leaving.get(id) ?? 0) + 1);
+    return { type: "unsubscribe", id };
+  }
+
+  /** Note that the server has answered that. @param {string} id */
+  left(id) {
+    const more = (this.leaving.get(id) ?? 0) - 1;
+    if (more > 0) this.leaving.set(id, more);
+    else this.leaving.delete(id);
+  }
+
+  /** The subscription that a frame is about; undefined if it is about an earlier one with this id. @param {string} id */
+  ofFrame(id) {
+    const found = this.subscriptions.get(id);
+    return found?.open && (found.held || !this.leaving.has(id)) ? found : undefined;
   }
 
   /** @param {Frame} frame @returns {Output} */
@@ -454,11 +567,14 @@ export class Session {
   /** @param {Frame} frame @returns {Output} */
   done(frame) {
     if (typeof frame.id !== "string") return { frames: [], notices: [] };
+    if (this.leaving.has(frame.id)) this.left(frame.id);
     const found = this.queries.get(frame.id);
     if (found?.asked === false || this.subscriptions.has(frame.id)) return { frames: [], notices: [] }; // of something older with this id
     this.queries.delete(frame.id);
-    const { cursor = null, missing = [], chains = [] } = frame;
-    return { frames: this.due(), notices: [{ kind: "done", id: frame.id, cursor, missing, chains }] };
+    this.cancels.delete(frame.id);
+    const { cursor = null, missing = [], chains = [], ending = chains.length, not_begun = 0, over = 0 } = frame;
+    const counts = frame.run_id === undefined ? {} : { counts: { ending, notBegun: not_begun, over } };
+    return { frames: this.due(), notices: [{ kind: "done", id: frame.id, cursor, missing, chains, ...counts }] };
   }
 
   /** @param {Frame} frame @returns {Output} */
@@ -466,9 +582,15 @@ export class Session {
     const { code = 0, message = "", id = null } = frame;
     if (code >= 1000) {
       this.why = String(message); // a close follows
+      this.refusedWith = code >= 4500 || code === 4003 ? code : 0;
       return { frames: [], notices: [] };
     }
-    if (code === 404 && id !== null && !this.queries.has(id) && !this.subscriptions.has(id)) {
+    if (code === 404 && id !== null && this.leaving.has(id)) {
+      this.left(id); // the server had ended it already
+      return { frames: [], notices: [] };
+    }
+    const ofCancel = id !== null && this.cancels.delete(id);
+    if (code === 404 && id !== null && !ofCancel && !this.queries.has(id) && !this.subscriptions.has(id)) {
       return { frames: [], notices: [] }; // it was stopped, and had ended
     }
     if (id !== null) {
@@ -493,7 +615,10 @@ export class Session {
       if (!each.open) {
         each.open = true;
         each.confirmed = each.changed = false;
+        each.parts = [];
+        each.partsCame = 0;
         each.changedAt = now;
+        if (each.cursor !== null && each.speed === null) each.losses.returns();
         frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...inRecord(each, this.features) });
       } else if (each.changed && !each.held && now - each.changedAt >= UPDATE_S) {
         each.changed = false;

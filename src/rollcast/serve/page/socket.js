@@ -14,22 +14,28 @@ export class Socket {
   /**
    * @param {string} url `ws://…` or `wss://…`
    * @param {(notices: Notice[]) => void} onNotices what came; also called without notices when the state may have changed
-   * @param {{token?: string | null, WebSocket?: typeof WebSocket}} [options]
+   * @param {{token?: string | null, WebSocket?: typeof WebSocket, now?: () => number, epoch?: () => number}} [options] see `Session`
    */
-  constructor(url, onNotices, { token = null, WebSocket: Implementation = WebSocket } = {}) {
+  constructor(
+    url,
+    onNotices,
+    { token = null, WebSocket: Implementation = WebSocket, now = () => performance.now() / 1000, epoch = () => Date.now() / 1000 } = {},
+  ) {
     this.url = url;
     this.onNotices = onNotices;
     this.Implementation = Implementation;
     this.session = new Session({
       token,
-      now: () => performance.now() / 1000,
-      epoch: () => Date.now() / 1000,
+      now,
+      epoch,
       random: Math.random,
     });
     /** @type {WebSocket | null} */
     this.socket = null;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.retry = undefined;
+    /** @type {number | null} when it will try again, on the session's clock; null: it is trying, or will not */
+    this.retryAt = null;
     this.timer = setInterval(() => this.tick(), TICK_MS);
     this.asleep = false;
     this.ended = false;
@@ -42,7 +48,10 @@ export class Socket {
     if (this.socket !== null || this.ended || this.asleep) return;
     const socket = new this.Implementation(this.url, "rollcast.v1");
     this.socket = socket;
+    this.session.dialed();
+    this.retryAt = null;
     socket.onopen = () => {
+      if (this.socket !== socket) return;
       this.send(this.session.opened());
       this.onNotices([]);
     };
@@ -61,15 +70,34 @@ export class Socket {
     if (this.socket !== socket) return; // it was let go of before
     this.socket = null;
     const pause = this.session.closed(code, reason);
-    if (pause !== null && !this.ended && !this.asleep) this.retry = setTimeout(() => this.connect(), pause * 1000);
+    if (pause !== null && !this.ended && !this.asleep) {
+      this.retryAt = this.session.now() + pause;
+      this.retry = setTimeout(() => this.connect(), pause * 1000);
+    }
     this.onNotices([]);
   }
 
   tick() {
     const before = this.session.state.word;
+    const { jumped, frames } = this.session.watchClock();
+    this.send(frames);
+    if (jumped) this.hurry();
     this.send(this.session.tick());
-    if (this.session.isSilent && this.socket !== null) this.drop("the server says nothing");
+    if (this.session.isSilent && this.socket !== null) this.drop("the server does not answer");
     if (this.session.state.word !== before) this.onNotices([]);
+  }
+
+  /** Connect now rather than after the pause, as when the network has come back. */
+  hurry() {
+    if (this.socket === null && this.session.phase !== "refused") this.connect();
+  }
+
+  /** Connect with another token, such as that of a new link. @param {string | null} token */
+  useToken(token) {
+    this.drop("the page has another token");
+    this.session.useToken(token);
+    this.connect();
+    this.onNotices([]);
   }
 
   /** Let go of the connection, without waiting for the server to agree. @param {string} why */
@@ -102,10 +130,11 @@ export class Socket {
   }
 
   /**
-   * Sleep while a document is hidden.
+   * Sleep while a document is hidden, and hurry when the browser finds the network again.
    * @param {Document} document
    */
   follow(document) {
+    document.defaultView?.addEventListener("online", () => this.hurry());
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
     document.addEventListener("visibilitychange", () => {

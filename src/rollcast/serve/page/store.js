@@ -4,6 +4,7 @@
 // which it takes the marks and draws what they name.
 
 import { Gaps } from "./gaps.js";
+import { Generations } from "./generations.js";
 import { rowAt, runRowAt } from "./past.js";
 import { RunViews } from "./run_view.js";
 import { told } from "./story.js";
@@ -54,6 +55,8 @@ export class Store {
     this.tracks = new Map();
     /** @type {Map<string, TimeLine>} by key, those that changed latest last */
     this.timeLines = new Map();
+    /** @type {Map<string, Generations>} by key, those that changed latest last */
+    this.generations = new Map();
     /** @type {Map<string, Gaps>} by key: where events of a chain are missing */
     this.gaps = new Map();
     /** @type {Map<string, StreamEvent[]>} by key: what came of a chain since its story was asked for */
@@ -142,7 +145,10 @@ export class Store {
       const key = chainKey(runId, event.chain_id);
       this.marks.chains.add(key);
       if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") this.track(key).apply(event);
-      if (event.event_type !== "llm_generation_chunk") this.timeLine(key).apply(event);
+      if (event.event_type !== "llm_generation_chunk") {
+        this.timeLine(key).apply(event);
+        this.generationsOf(key).apply(event);
+      }
       return;
     }
     this.marks.runs.add(runId);
@@ -273,6 +279,15 @@ export class Store {
     return line;
   }
 
+  /** @param {string} key */
+  generationsOf(key) {
+    const found = this.generations.get(key) ?? new Generations();
+    this.generations.delete(key);
+    this.generations.set(key, found);
+    if (this.generations.size > MAX_TRACKS) this.generations.delete(/** @type {string} */ (this.generations.keys().next().value));
+    return found;
+  }
+
   /** What the events of a chain tell. @param {string} runId @param {string} chainId @returns {ChainView | undefined} */
   chain(runId, chainId) {
     return this.views.runs.get(runId)?.chains.get(chainId);
@@ -292,6 +307,7 @@ export class Store {
     this.views.forget(runId, chainId);
     this.tracks.delete(chainKey(runId, chainId));
     this.timeLines.delete(chainKey(runId, chainId));
+    this.generations.delete(chainKey(runId, chainId));
     this.gaps.delete(chainKey(runId, chainId));
     this.marks.chains.add(chainKey(runId, chainId));
     this.touched();
@@ -357,13 +373,43 @@ export class Store {
    */
   takeRunRows(rows) {
     for (const row of rows) {
-      const { record } = this.runRows.get(row.run_id) ?? {}; // what a list of records told of the record that it is in
-      this.runRows.set(row.run_id, record === undefined || row.record !== undefined ? row : { ...row, record });
+      const known = this.runRows.get(row.run_id);
+      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run. A list of records told the record that it is in.
+      const kept = { summary: row.summary ?? known?.summary, record: row.record ?? known?.record };
+      this.runRows.set(row.run_id, { ...row, ...Object.fromEntries(Object.entries(kept).filter(([, value]) => value !== undefined)) });
       this.then.delete(row.run_id);
       this.marks.runs.add(row.run_id);
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));
     }
     if (rows.length) this.touched();
+  }
+
+  /**
+   * Take what a server says of its open runs when it is connected to. A row of a run tells more, so what is known stays.
+   * @param {{run_id: string, parent_run_id: string | null, status: string}[]} runs
+   */
+  takeOpenRuns(runs) {
+    for (const { run_id, parent_run_id, status } of runs) {
+      if (status === "running" && !this.runRows.has(run_id)) this.takeRunRows([{ run_id, parent_run_id, status }]);
+    }
+  }
+
+  /**
+   * The server does not know this run any more: what was open in it has lost its end.
+   * @param {string} runId
+   * @param {string} reason
+   * @param {number} at seconds since the epoch
+   */
+  loseRun(runId, reason, at) {
+    const data = { from_seq: -1, to_seq: -1, dropped: {}, reason, run_status: "unknown" };
+    const running = (/** @type {string} */ status) => status === "running" || status === "unknown";
+    const before = this.views.runs.get(runId);
+    if (before !== undefined && running(before.fields.status)) {
+      this.apply([{ event_type: "gap", chain_id: "", timestamp: at, data, step: null, depth: null, run_id: runId, group_id: null }]);
+    }
+    const row = this.runRows.get(runId);
+    if (row === undefined || row.status === "running") this.takeRunRows([{ ...row, run_id: runId, status: "lost" }]);
+    this.takeChainRows(this.rows(runId).filter((each) => each.state === "running").map((each) => ({ ...each, state: "lost" })));
   }
 
   /** Forget the steps of other trainings, and then the earliest ones. */

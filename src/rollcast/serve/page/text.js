@@ -120,9 +120,10 @@ function nextTag(text, from) {
  * @param {number} [limit] characters
  */
 export function callLine(name, given, limit = 120) {
+  const cut = (/** @type {string} */ _, /** @type {unknown} */ value) => (typeof value === "string" ? value.slice(0, 4 * limit) : value);
   const inside =
     typeof given === "object" && given !== null
-      ? Object.entries(given).map(([key, value]) => `${key}=${JSON.stringify(value)}`).join(", ")
+      ? Object.entries(given).map(([key, value]) => `${key}=${JSON.stringify(value, cut)}`).join(", ")
       : String(given ?? "");
   return oneLine(`${name}(${inside})`, limit);
 }

@@ -15,7 +15,7 @@ const TOKEN = /^[!-~]+$/;
  * @returns {{token: string | null, hash: string}}
  */
 export function splitHash(hash) {
-  if (!hash.startsWith("#token=")) return { token: null, hash };
+  if (!tokenInAddress(hash)) return { token: null, hash };
   const fields = hash.slice(1).split("&");
   const token = decoded((fields[0] ?? "").slice("token=".length));
   const to = fields.find((field) => field.startsWith("to="));
@@ -52,6 +52,29 @@ export function takeToken(window_ = window) {
     return token ?? sessionStorage.getItem(key);
   } catch {
     return token; // the browser keeps nothing for this page; the token lasts until it is reloaded
+  }
+}
+
+/**
+ * Whether a fragment carries a token. Pure.
+ *
+ * @param {string} hash with its `#`, or empty.
+ */
+export function tokenInAddress(hash) {
+  return hash.startsWith("#token=");
+}
+
+/**
+ * Keep the token for this tab, as one that the server has taken.
+ *
+ * @param {string} token
+ * @param {{location: Location, sessionStorage: Storage}} [window_]
+ */
+export function keepToken(token, window_ = window) {
+  try {
+    window_.sessionStorage.setItem(storageKey(window_.location.pathname), token);
+  } catch {
+    // the browser keeps nothing for this page; the token lasts until it is reloaded
   }
 }
 

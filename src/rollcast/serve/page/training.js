@@ -46,7 +46,8 @@ export function childrenOf(runs, id) {
 }
 
 /**
- * The run whose chains are meant: of a training its rollouts of that step, or the latest ones; else the run itself.
+ * The run whose chains are meant: of a training its rollouts of that step, else its evaluation after it; without a step the latest rollouts;
+ * of another run, itself.
  * @param {RunRow[]} runs
  * @param {string | null} id
  * @param {string | undefined} step
@@ -54,8 +55,39 @@ export function childrenOf(runs, id) {
 export function rolloutOf(runs, id, step) {
   const children = childrenOf(runs, id);
   const training = children.filter((row) => row.split !== "eval");
-  const wanted = step === undefined ? training.at(-1) : training.filter((row) => String(row.train_step) === step).at(-1);
+  const ofStep = (/** @type {RunRow[]} */ rows) => rows.filter((row) => String(row.train_step) === step).at(-1);
+  const wanted = step === undefined ? training.at(-1) : (ofStep(training) ?? ofStep(children));
   return (wanted ?? (step === undefined ? children.at(-1) : undefined))?.run_id ?? (children.length ? null : id);
+}
+
+const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the latest
+
+/**
+ * The summaries of the rollouts of a training that are over, in order.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} until the last step that counts; undefined: the latest one
+ * @returns {import("./hints.js").StepSummary[]}
+ */
+export function summariesOf(runs, id, until) {
+  const training = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.status !== "running" && row.summary && (until === undefined || (row.train_step ?? 0) <= Number(until)));
+  return training.slice(-MAX_SUMMARIES).map((row) => row.summary);
+}
+
+/**
+ * The runs whose chains are shown together: the rollout of the chosen step; without one, all rollouts that go on, since an asynchronous
+ * trainer has several steps in flight, in the order of their steps; else the latest rollout.
+ * @param {RunRow[]} runs
+ * @param {string | null} id
+ * @param {string | undefined} step
+ * @returns {string[]}
+ */
+export function rolloutsOf(runs, id, step) {
+  const latest = rolloutOf(runs, id, step);
+  if (step !== undefined) return latest === null ? [] : [latest];
+  const open = childrenOf(runs, id).filter((row) => row.split !== "eval" && row.status === "running");
+  if (open.length < 2) return latest === null ? [] : [latest];
+  return open.sort((one, other) => (one.train_step ?? 0) - (other.train_step ?? 0)).map((row) => row.run_id);
 }
 
 /** The steps of a training, in order. @param {Store} store @param {string | null} id @returns {Record<string, any>[]} */

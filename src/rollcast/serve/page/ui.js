@@ -4,9 +4,38 @@ import { createContext, h } from "./vendor/preact.js";
 import { useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
 import htm from "./vendor/htm.js";
 import { chainKey } from "./store.js";
+import { visible } from "./text.js";
 import { chainTopic } from "./topics.js";
 
-export const html = htm.bind(h);
+export const html = htm.bind(shown);
+
+const PLAIN = /^[\x20-\x7e\n\t]*$/; // most texts, which need no closer look
+
+/**
+ * Preact's `h`, except that a character that cannot be seen, or that reorders others, becomes an escape in every text and every name of an
+ * element. A view may thus show what comes from outside as it came.
+ * @param {any} type
+ * @param {Record<string, any> | null} props
+ * @param {any[]} children
+ * @returns {any}
+ */
+function shown(type, props, ...children) {
+  if (typeof type === "string" && props !== null) {
+    for (const name of Object.keys(props)) {
+      if (typeof props[name] === "string" && (name === "title" || name.startsWith("aria-"))) props[name] = readable(props[name]);
+    }
+  }
+  for (let i = 0; i < children.length; i += 1) children[i] = readable(children[i]);
+  return h(type, props, ...children);
+}
+
+/** @param {any} child @returns {any} */
+function readable(child) {
+  if (typeof child === "string") return PLAIN.test(child) ? child : visible(child);
+  if (Array.isArray(child) && child.some((each) => typeof each === "string" || Array.isArray(each))) return child.map(readable);
+  return child;
+}
+
 export { useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 /**
@@ -16,10 +45,12 @@ export { useEffect, useLayoutEffect, useMemo, useRef, useState };
  * @property {import("./socket.js").Socket} socket
  * @property {import("./topics.js").Topics} topics
  * @property {import("./on_screen.js").OnScreen} onScreen
+ * @property {import("./cancelling.js").Cancellations} cancels
  * @property {import("./replay.js").Replay} replay
  * @property {import("./route.js").Route} route
  * @property {string | null} run the run of the address, or the latest one
  * @property {string | null} rollout the run whose chains are meant
+ * @property {string[]} rollouts the runs whose chains are shown together: that one, or all that go on
  * @property {import("./training.js").RunRow[]} runs
  * @property {(route: Partial<import("./route.js").Route>) => void} go
  * @property {(route: Partial<import("./route.js").Route>) => string} to the address of a place in this run, and of the moment that is shown
@@ -95,10 +126,13 @@ export function useChains(runId, chainIds) {
       const key = chainKey(runId, chainId);
       const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(key)}|${store.timeLines.get(key)?.whole}|${store.gaps.get(key)?.all.length}`;
       let before = shape();
+      let shown = store.chain(runId, chainId);
       return topics.listen(chainTopic(runId, chainId), () => {
         const now = shape();
-        if (now === before) return;
+        const view = store.chain(runId, chainId); // its story makes another one, which may look the same and have more tokens
+        if (now === before && view === shown) return;
         before = now;
+        shown = view;
         again();
       });
     });

@@ -27,10 +27,10 @@ const EQUAL = 1e-9; // rewards that differ by less are equal
 
 /**
  * @param {readonly Row[]} rows of one run
+ * @param {RewardScale} [scale] of all that is shown beside them
  * @returns {WallRow[]} those with the most spread first, then by id
  */
-export function wallOf(rows) {
-  const scale = rewardScale(rows);
+export function wallOf(rows, scale = rewardScale(rows)) {
   /** @type {Map<string, Row[]>} */
   const groups = new Map();
   for (const row of rows) {

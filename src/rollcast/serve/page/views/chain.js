@@ -1,7 +1,8 @@
 // What exactly happened in one chain: the transcript as it is written, and the facts beside it.
 
-import { html, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks, useTopics } from "../ui.js";
+import { html, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, odds, signed, whole } from "../format.js";
+import { formatRoute } from "../route.js";
 import { compareIds } from "../group.js";
 import { isFollowing, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
@@ -9,8 +10,14 @@ import { segmentsOf } from "../segments.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
 import { trainSteps } from "../training.js";
+import { rewardScale } from "../wall.js";
 import { itemsOf } from "../turns.js";
+import { toolsOf } from "../strips.js";
 import { CancelButton } from "./cancel.js";
+import { Doing } from "./doing.js";
+import { LooksAbout } from "./looks.js";
+import { evidenceIn } from "./looks.js";
+import { cellsOf, ColourBy, colouredBy, StripCells, StripLegend } from "./strips.js";
 import { GapBlock, gapsBefore } from "./gap.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
@@ -18,9 +25,16 @@ import { TokenText } from "./token_text.js";
 
 /** @typedef {import("../turns.js").Turn} Turn */
 /** @typedef {import("../segments.js").Segment} Segment */
+/** @typedef {import("../generations.js").ChainSegment} ChainSegment */
+
+const MANY_TURNS = 24; // beyond that only turns near the screen have their text in the page, and the turns are shown as cells
+const NEAR = 1_500; // pixels
 
 export function ChainPage() {
-  const { store, feed, route, rollout, go, to } = usePage();
+  const { store, feed, route, run, rollout, go, to } = usePage();
+  const redraw = useAgain();
+  /** @type {{current: Map<number, {turn: Turn, spans: number, version: number, shows: string | null | undefined, windowed: boolean, node: any}>}} */
+  const blocks = useRef(new Map());
   const chain = /** @type {string} */ (route.chain);
   useFollowed(rollout, chain, true);
   useTopics(`rows\n${rollout}`);
@@ -57,19 +71,20 @@ export function ChainPage() {
     return () => removeEventListener("scroll", scrolled);
   }, []);
 
-  const step = route.query;
+  // The step is kept from chain to chain; what else the address says is about this one.
+  const kept = route.query.step ? { step: route.query.step } : {};
   const siblings = rollout === null ? [] : store.rows(rollout).filter((each) => each.group_id === group).map((each) => each.chain_id).sort(compareIds);
   const all = siblings.length > 1 ? siblings : rollout === null ? [] : store.rows(rollout).map((each) => each.chain_id).sort(compareIds);
   const goTo = (/** @type {number} */ delta) => {
     const next = neighbour(all, (id) => id === chain, delta);
-    if (next !== undefined && next !== chain) go({ view: "chain", chain: next, query: step });
+    if (next !== undefined && next !== chain) go({ view: "chain", chain: next, query: kept });
   };
   useKeys({
     j: () => goTo(1),
     k: () => goTo(-1),
     l: () => moveTurn(1),
     h: () => moveTurn(-1),
-    g: () => group !== null && go({ view: "group", group, query: step }),
+    g: () => group !== null && go({ view: "group", group, query: kept }),
     f: () => {
       follow(!following);
       if (!following) scrollTo({ top: document.documentElement.scrollHeight });
@@ -79,34 +94,91 @@ export function ChainPage() {
     setFocus(null);
     follow(true);
   }, [chain, rollout]);
-  useLayoutEffect(() => {
-    if (route.turn !== null) document.getElementById(`turn-${route.turn}`)?.scrollIntoView({ block: "center" });
-  }, [route.turn, view !== undefined]);
 
-  const missing = rollout === null ? [] : (feed.missing.get(chainKey(rollout, chain)) ?? []);
-  const heading = html`<div class="title"><div><h1>${oneLine(chain, 80)}</h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: step })}>${oneLine(group, 80)}</a>`}
-    ${row?.index !== null && row?.index !== undefined && siblings.length > 1 ? ` · ${row.index + 1} of ${siblings.length}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
+  const items = view && shown ? itemsOf(view) : [];
+  const turns = items.filter((item) => item.kind === "turn");
+  const numberOf = (/** @type {Turn} */ turn) => turn.step ?? turns.indexOf(turn) + 1;
+  // A turn that is far from the screen has no text yet, so it is brought near first, and into its place when it has.
+  const [target, aim] = useState(/** @type {{number: number, focus: boolean} | null} */ (null));
+  const jump = (/** @type {number} */ number, focusIt = true) => {
+    follow(false);
+    aim({ number, focus: focusIt });
+    history.replaceState(history.state, "", formatRoute({ ...route, run: route.run ?? run, turn: number }));
+  };
+  useLayoutEffect(() => {
+    if (target === null) return;
+    const block = document.getElementById(`turn-${target.number}`);
+    if (!block) return;
+    block.scrollIntoView({ block: "start" });
+    const text = /** @type {HTMLElement | null} */ (block.querySelector("[data-turn]"));
+    if (text === null && block.dataset.far !== undefined) return; // it is drawn in a moment
+    if (target.focus) text?.focus({ preventScroll: true });
+    aim(null);
+  });
+  const moveTurn = (/** @type {number} */ delta) => {
+    const at = turns.findIndex((turn) => document.getElementById(`turn-${numberOf(turn)}`)?.contains(document.activeElement));
+    const from = at >= 0 ? at : delta > 0 ? firstInSight(turns.map(numberOf)) - 1 : Math.min(firstInSight(turns.map(numberOf)) + 1, turns.length);
+    const next = turns[Math.min(Math.max(from + delta, 0), turns.length - 1)];
+    if (next) jump(numberOf(next));
+  };
+  const loaded = turns.length > 0 && rollout !== null && !feed.loading.has(chainKey(rollout, chain));
+  useEffect(() => {
+    if (loaded && route.turn !== null) {
+      follow(false);
+      aim({ number: route.turn, focus: false });
+    }
+  }, [route.turn, loaded]);
+  const look = route.query.look?.[0];
+  const evidence = look === undefined || !loaded ? null : evidenceIn(look, route.query.subject?.[0] ?? "", turns);
+  const shownEvidence = evidence === null ? null : numberOf(evidence.turn);
+  useEffect(() => {
+    if (shownEvidence === null || route.turn !== null) return;
+    follow(false);
+    aim({ number: shownEvidence, focus: false });
+  }, [chain, look, route.query.subject?.[0], shownEvidence !== null]);
+
+  // What the page says at its top is not said again.
+  const said = new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []));
+  const missing = rollout === null ? [] : (feed.missing.get(chainKey(rollout, chain)) ?? []).filter((sentence) => !said.has(sentence));
+  const heading = html`<div class="title"><div><h1><bdi>${oneLine(chain, 80)}</bdi></h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: kept })}><bdi>${oneLine(group, 80)}</bdi></a>`}
+    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings.length > 1 ? ` · ${row.index + 1} of ${siblings.length}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
+    ${turns.length > MANY_TURNS && html`<${GoToTurn} count=${turns.length} last=${numberOf(/** @type {Turn} */ (turns.at(-1)))} jump=${jump} />`}
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
   if (rollout === null || !view || !shown) {
     const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
     const known = rollout !== null && store.rows(rollout).length > 0 && !row;
     return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
   }
-  const items = itemsOf(view);
-  let turns = 0;
+  const windowed = turns.length > MANY_TURNS;
+  const generations = store.generations.get(chainKey(rollout, chain));
+  const segments = generations?.segments() ?? [];
+  const begins = new Map(segments.filter((each) => each.first > 1).map((each) => [each.first, each]));
   const gaps = gapsBefore(items, store.gaps.get(chainKey(rollout, chain))?.all ?? []);
   const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${rollout} chainId=${chain} gap=${gap} />`);
   const onToken = (/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn });
+  const known = blocks.current;
+  const { version } = piecesOf(view.fields.model ?? "");
   return html`${heading}
+    <${LooksAbout} chains=${[chain]} />
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
+    ${look !== undefined && loaded && evidence === null && html`<p class="notice" role="note">What the hint is about is not in the turns that this page knows of this chain.</p>`}
+    ${windowed && html`<${TurnMarks} view=${view} query=${route.query} />`}
     <div class="chain-page">
-      <section class="panel transcript" aria-label="Transcript" ref=${transcript}>
-        ${view.fields.tools && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
+      <section class=${`panel transcript ${windowed ? "windowed" : ""}`} aria-label="Transcript" ref=${transcript}>
+        ${view.fields.tools && view.fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
         ${items.map((item, i) => {
           const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
           if (item.kind === "message") return html`${before}${gapBlocks(i)}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
-          turns += 1;
-          return html`${before}${gapBlocks(i)}<${TurnBlock} key=${`t${item.step ?? i}`} runId=${rollout} chainId=${chain} turn=${item} number=${turns} onToken=${onToken} />`;
+          const number = numberOf(item);
+          const begun = begins.get(number);
+          const shows = evidence?.turn === item ? evidence.call : undefined;
+          const spans = store.tokens(rollout, chain)?.of(item.step).length ?? 0;
+          // A turn that is over is not drawn again: the same node tells Preact that nothing has changed.
+          const made = known.get(number);
+          const same = made && made.turn === item && made.spans === spans && made.version === version && made.shows === shows && made.windowed === windowed && !item.open;
+          const node = same ? made.node : html`<${TurnBlock} key=${`t${number}`} runId=${rollout} chainId=${chain} turn=${item} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} redraw=${redraw} />`;
+          if (!same) known.set(number, { turn: item, spans, version, shows, windowed, node });
+          return html`${before}${gapBlocks(i)}${begun && html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`}${node}`;
         })}
         ${gapBlocks(items.length)}
         ${view.fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${rollout} chainId=${chain} gap=${null} />`}
@@ -115,10 +187,55 @@ export function ChainPage() {
       </section>
       <aside class="side stack" aria-label="Facts">
         <${Facts} view=${view} row=${row} open=${open} />
-        ${focus && html`<${TokenFacts} focus=${focus} view=${view} />`}
-        <${Decisions} runId=${rollout} chainId=${chain} view=${view} />
+        ${focus && html`<${TokenFacts} focus=${focus} view=${view} segments=${segments} />`}
+        ${segments.length > 1 && html`<${Segments} segments=${segments} jump=${jump} />`}
+        <${Decisions} runId=${rollout} chainId=${chain} view=${view} jump=${jump} />
       </aside>
     </div>`;
+}
+
+/** The place among these turns of the first one on screen. @param {number[]} numbers */
+function firstInSight(numbers) {
+  const at = numbers.findIndex((number) => (document.getElementById(`turn-${number}`)?.getBoundingClientRect().bottom ?? 0) > 80);
+  return at < 0 ? numbers.length - 1 : at;
+}
+
+/** Leads to a turn by its number. @param {{count: number, last: number, jump: (number: number) => void}} props */
+function GoToTurn({ count, last, jump }) {
+  const go = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const { value } = /** @type {HTMLInputElement} */ (/** @type {HTMLFormElement} */ (event.currentTarget).elements.namedItem("turn"));
+    if (value) jump(Math.min(Math.max(Number(value), 1), last));
+  };
+  return html`<form class="go-to" onSubmit=${go}><label>turn <input name="turn" type="number" min="1" max=${last} inputmode="numeric" /></label><span class="muted">of ${whole(count)}</span><button class="small-button">Go</button></form>`;
+}
+
+/** All turns as cells. @param {{view: import("../chain_view.js").ChainView, query: Record<string, string[]>}} props */
+function TurnMarks({ view, query }) {
+  const { store, to } = usePage();
+  const by = colouredBy(query) === "reward" ? "tool" : colouredBy(query);
+  const cells = cellsOf({ view, tokens: store.tokens(view.runId, view.chainId) });
+  const kept = query.step ? { step: query.step } : {};
+  return html`<section class="panel turn-marks" aria-label="Turns"><div class="panel-head"><h2>${counted(cells.length, "turn")}</h2><span class="small muted">a cell for each; press one to go there</span><span class="grow"></span><${ColourBy} by=${by} choices=${["tool", "decision"]} /></div>
+    <${StripCells} cells=${cells} by=${by} tools=${toolsOf(cells)} rewards=${[]} scale=${rewardScale([])} label=${counted(cells.length, "turn")}
+      hrefOf=${(/** @type {{step: number}} */ cell) => to({ view: "chain", chain: view.chainId, turn: cell.step, query: kept })} />
+    <${StripLegend} cells=${cells} by=${by} scale=${rewardScale([])} /></section>`;
+}
+
+/** Where the template showed the past differently. @param {{segment: ChainSegment, segments: ChainSegment[]}} props */
+function SegmentBegins({ segment, segments }) {
+  const dropped = segment.before !== null && segment.prompt !== null && segment.prompt < segment.before;
+  return html`<div class="block segment" role="note"><b>Segment ${segments[0] && segments[0].first > 1 ? "" : segment.number}</b> begins here: the prompt of turn ${segment.first} was rendered afresh and does not continue the tokens above.
+    ${segment.prompt !== null && html` <span>Sent: ${counted(segment.prompt, "token")}${segment.before !== null ? `; the turn before ended at ${counted(segment.before, "token")}` : ""}${dropped ? `, so the template left out or rewrote at least ${whole(/** @type {number} */ (segment.before) - /** @type {number} */ (segment.prompt))} of them` : ""}.</span>`} <span>Earlier turns are part of this prompt with mask 0; each sampled token is trained on once.</span></div>`;
+}
+
+/** What is sent, and what is trained on. @param {{segments: ChainSegment[], jump: (number: number) => void}} props */
+function Segments({ segments, jump }) {
+  return html`<section class="panel"><h2>Sent, and trained on</h2><table class="plain">
+    <thead><tr><th scope="col">turns</th><th scope="col">last prompt</th><th scope="col">trained on</th></tr></thead>
+    <tbody>${segments.map((each) => html`<tr key=${each.number}><td><button class="link-button" onClick=${() => jump(each.first)}>${each.first === each.last ? each.first : `${each.first} to ${each.last}`}</button></td>
+      <td class="mono">${each.sent === null ? "not known" : whole(each.sent)}</td><td class="mono">${whole(each.sampled)}</td></tr>`)}</tbody></table>
+    <p class="small muted">A sequence to train on for each segment, in tokens. The template showed earlier turns differently, so what was sent does not continue what was sampled.</p></section>`;
 }
 
 /** @param {unknown} value @param {string} before */
@@ -126,42 +243,70 @@ function fact(value, before) {
   return value === null || value === undefined ? "" : `${before}${value}`;
 }
 
-/** Put the focus on the next or previous turn. @param {number} delta */
-function moveTurn(delta) {
-  const turns = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-turn]")]);
-  const focused = turns.indexOf(/** @type {HTMLElement} */ (document.activeElement));
-  const next = turns[focused < 0 ? (delta > 0 ? 0 : turns.length - 1) : Math.min(Math.max(focused + delta, 0), turns.length - 1)];
-  next?.focus();
-  next?.scrollIntoView({ block: "nearest" });
+/**
+ * Whether a turn is near the screen; `true` for all if they are few. Far ones keep their height, so that nothing moves.
+ * @param {{current: HTMLElement | null}} place
+ * @param {boolean} windowed
+ * @param {{current: number}} height the last one that is known
+ * @param {() => void} redraw
+ */
+function useNear(place, windowed, height, redraw) {
+  const [near, set] = useState(!windowed);
+  useEffect(() => {
+    if (!windowed || !place.current) {
+      set(true);
+      return undefined;
+    }
+    const observer = new IntersectionObserver((entries) => {
+      const is = entries.at(-1)?.isIntersecting ?? false;
+      if (!is && place.current && place.current.dataset.far === undefined) height.current = place.current.offsetHeight;
+      set(is);
+      redraw(); // a jump waits for it
+    }, { rootMargin: `${NEAR}px 0px` });
+    observer.observe(place.current);
+    return () => observer.disconnect();
+  }, [windowed]);
+  return near || !windowed;
 }
 
-/** @param {{runId: string, chainId: string, turn: Turn, number: number, onToken: (segment: Segment | null, turn: Turn) => void}} props */
-function TurnBlock({ runId, chainId, turn, number, onToken }) {
+/**
+ * @param {{runId: string, chainId: string, turn: Turn, number: number, windowed: boolean, shows: string | null | undefined, redraw: () => void,
+ *   onToken: (segment: Segment | null, turn: Turn) => void}} props `shows`: what a hint is about, a call of the turn, or null for the turn itself
+ */
+function TurnBlock({ runId, chainId, turn, number, windowed, shows, redraw, onToken }) {
   const { store } = usePage();
+  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  const height = useRef(0);
+  const near = useNear(place, windowed, height, redraw) || turn.open;
+  if (!near) {
+    const estimated = height.current || 60 + 22 * Math.ceil(turn.text.length / 120) + 40 * turn.calls.length;
+    return html`<div class="block far" ref=${place} id=${`turn-${number}`} data-far style=${{ height: `${estimated}px` }}></div>`;
+  }
   const count = store.tokens(runId, chainId)?.of(turn.step).reduce((sum, span) => sum + span.ids.length, 0) ?? 0;
+  const version = store.generations.get(chainKey(runId, chainId))?.of(turn.step)?.policyVersion ?? null;
   const ended = turn.finishReason && turn.finishReason !== "stop" && turn.finishReason !== "tool_call" ? turn.finishReason : null;
-  return html`<div class="block" id=${`turn-${turn.step ?? number}`}>
-    <div class="who"><b>assistant</b><span>turn ${turn.step ?? number}</span>${!turn.tail && count > 0 && html`<span>${counted(count, "token")}</span>`}
+  return html`<div class=${`block ${shows === undefined ? "" : "evidence"}`} ref=${place} id=${`turn-${number}`}>
+    <div class="who"><b>assistant</b><span>turn ${number}</span>${!turn.tail && count > 0 && html`<span>${counted(count, "token")}</span>`}${version !== null && html`<span>policy ${version}</span>`}
       ${turn.tail && html`<span class="accent">generating</span>`}${ended && html`<span class="bad">${ended === "length" ? "ended at its limit of tokens" : ended}</span>`}
-      ${turn.omitted > 0 && html`<span class="warn">${whole(turn.omitted)} characters before this were not seen</span>`}</div>
+      ${turn.omitted > 0 && html`<span class="warn">${whole(turn.omitted)} characters before this were not seen</span>`}${shows !== undefined && html`<span class="accent">what the hint is about</span>`}</div>
     ${turn.reasoning && html`<details class="call"><summary><span class="muted">reasoning, ${counted(turn.reasoning.length, "character")}</span></summary><div class="body"><${TextBlock} text=${turn.reasoning} /></div></details>`}
     ${!turn.tail && !turn.text && turn.calls.length > 0
-      ? html`<span class="small muted">how it wrote this call was not seen by this page</span>`
-      : html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${`Tokens of turn ${turn.step ?? number}; arrow keys go from token to token`} onToken=${onToken} />`}
-    ${turn.calls.map((call) => html`<${CallBlock} key=${call.id} call=${call} />`)}
+      ? html`<span class="small muted" data-turn tabindex="-1">how it wrote this call was not seen by this page</span>`
+      : html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${`Tokens of turn ${number}; arrow keys go from token to token`} onToken=${onToken} />`}
+    ${turn.calls.map((call) => html`<${CallBlock} key=${call.id} call=${call} opened=${shows === call.id} />`)}
   </div>`;
 }
 
-/** @param {{call: import("../turns.js").Call}} props */
-function CallBlock({ call }) {
+/** @param {{call: import("../turns.js").Call, opened: boolean}} props */
+function CallBlock({ call, opened }) {
   const { store } = usePage();
   useTicks(1000, call.open);
   const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
   const running = call.status === null && call.open;
   const result = call.output === null ? (running ? "…" : "no result was seen") : oneLine(call.output, 100);
   const seconds = call.durationS ?? (running && call.startedAt !== null ? store.now - call.startedAt : null);
-  return html`<details class=${`call ${failed ? "failed" : ""}`}>
-    <summary><span class="name">${visible(call.line)}</span><span>→ ${result}</span>
+  return html`<details class=${`call ${failed ? "failed" : ""}`} open=${opened || undefined}>
+    <summary><span class="name"><bdi>${oneLine(call.line, 400)}</bdi></span><span>→ <bdi>${result}</bdi></span>
       <span class="muted">${failed ? call.status : running ? "running" : ""} ${seconds === null ? "" : duration(seconds)}</span></summary>
     <div class="body">
       <div><span class="muted">arguments</span><${TextBlock} tag="pre" class="" text=${typeof call.arguments === "string" ? call.arguments : JSON.stringify(call.arguments, null, 1)} /></div>
@@ -181,26 +326,31 @@ function Facts({ view, row, open }) {
   const started = fields.started_at ?? row?.started_at ?? null;
   const seconds = fields.duration_s ?? row?.duration_s ?? (started === null ? null : store.now - started);
   const reference = fields.reference ?? row?.reference ?? null;
+  const answer = fields.final_response ?? row?.answer ?? null;
   const metrics = Object.entries(fields.metrics ?? {}).slice(0, 12);
   return html`<section class="panel">
     <dl>
-      <dt>state</dt><dd>${open ? html`<span class="accent">${row?.activity ?? view.state}</span>` : (fields.finish_reason ?? row?.finish_reason ?? view.state).replace("_", " ")}</dd>
+      <dt>state</dt><dd>${open ? (row ? html`<${Doing} row=${row} />` : html`<span class="accent">${view.state}</span>`) : (fields.finish_reason ?? row?.finish_reason ?? view.state).replaceAll("_", " ")}</dd>
       <dt>reward</dt><dd>${reward === null ? (open ? "not yet" : "none") : fixed(reward)}</dd>
-      ${metrics.map(([name, value]) => html`<dt>${visible(name)}</dt><dd>${typeof value === "number" ? fixed(value) : oneLine(String(value), 40)}</dd>`)}
+      ${metrics.map(([name, value]) => html`<dt>${oneLine(name, 60)}</dt><dd>${typeof value === "number" ? fixed(value) : oneLine(String(value), 40)}</dd>`)}
       ${(advantage !== null || row?.split === "train") && html`<dt>advantage</dt><dd>${advantage === null ? (trained ? "not trained on" : "not yet") : signed(advantage)}</dd>`}
-      ${reference !== null && html`<dt>reference</dt><dd>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</dd>`}
+      ${answer && html`<dt>answer</dt><dd><bdi>${oneLine(answer, 200)}</bdi></dd>`}
+      ${reference !== null && html`<dt>reference</dt><dd><bdi>${oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 200)}</bdi></dd>`}
       <dt>tokens</dt><dd>${whole(view.tokens || row?.completion_tokens)}</dd>
       <dt>duration</dt><dd>${duration(seconds)}</dd>
       ${Number.isSafeInteger(fields.seed) && html`<dt>seed</dt><dd>${String(fields.seed)}</dd>`}
     </dl>
     <${TimeLine} runId=${view.runId} chainId=${view.chainId} view=${view} />
-    ${open && store.moment === null && html`<${CancelButton} runId=${view.runId} chainId=${view.chainId} />`}
+    <${CancelButton} key=${view.chainId} target=${{ run: view.runId, chain: view.chainId }} open=${open} name=${oneLine(view.chainId, 60)} label="Cancel this chain …" byKey=${true} />
   </section>`;
 }
 
-/** @param {{focus: {segment: Segment, turn: Turn}, view: import("../chain_view.js").ChainView}} props */
-function TokenFacts({ focus, view }) {
+/** @param {{focus: {segment: Segment, turn: Turn}, view: import("../chain_view.js").ChainView, segments: ChainSegment[]}} props */
+function TokenFacts({ focus, view, segments }) {
+  const { store } = usePage();
   const { segment, turn } = focus;
+  const generation = store.generations.get(chainKey(view.runId, view.chainId))?.of(turn.step);
+  const within = segments.length > 1 ? segments.find((each) => turn.step !== null && each.first <= turn.step && turn.step <= each.last) : undefined;
   const several = segment.ids.length > 1;
   return html`<section class="panel token-facts" aria-live="polite"><h2>${several ? `${segment.ids.length} tokens` : "Token"} in turn ${turn.step ?? ""}</h2>
     <dl>
@@ -208,15 +358,33 @@ function TokenFacts({ focus, view }) {
       <dt>id</dt><dd>${segment.ids.length ? oneLine(segment.ids.join(" "), 60) : "not seen"}</dd>
       <dt>probability</dt><dd>${odds(segment.p)}</dd>
       <dt>log-probability</dt><dd>${segment.logprobs.length ? fixed(segment.logprobs.reduce((sum, each) => sum + each, 0), 3) : "–"}</dd>
-      <dt>mask</dt><dd>${segment.ids.length ? "1, sampled" : "–"}</dd>
-      <dt>policy version</dt><dd>${view.fields.policy_version ?? "–"}</dd>
+      <dt>mask</dt><dd>${segment.ids.length ? "1: sampled" : "not known"}</dd>
+      <dt>policy version</dt><dd>${generation?.policyVersion ?? "not seen"}</dd>
+      ${within && html`<dt>trained on in</dt><dd>segment ${within.number}</dd>`}
     </dl>
+    ${generation && html`<p class="small muted">The version when the turn began.</p>`}
     ${several && html`<p class="small muted">These tokens came together; which text belongs to which is not known.</p>`}
   </section>`;
 }
 
-/** Where it could have gone another way. @param {{runId: string, chainId: string, view: import("../chain_view.js").ChainView}} props */
-function Decisions({ runId, chainId, view }) {
+/** The least likely tokens of a turn, least first, as long as its tokens stay the same. @type {WeakMap<Turn, {spans: number, version: number, found: Segment[]}>} */
+const UNLIKELY = new WeakMap();
+const SHOWN = 8;
+
+/** @param {Turn} turn @param {readonly import("../tokens.js").Span[]} spans @param {import("../pieces.js").Pieces} pieces @returns {Segment[]} */
+function unlikelyOf(turn, spans, pieces) {
+  const known = UNLIKELY.get(turn);
+  if (known && known.spans === spans.length && (known.version === pieces.version || known.found.every((each) => each.ids.length === 1))) return known.found;
+  const found = segmentsOf(turn.text, turn.omitted, spans, 0, pieces)
+    .filter((segment) => segment.p !== null && segment.p < 0.9)
+    .sort((a, b) => /** @type {number} */ (a.p) - /** @type {number} */ (b.p))
+    .slice(0, SHOWN);
+  if (!turn.open) UNLIKELY.set(turn, { spans: spans.length, version: pieces.version, found });
+  return found;
+}
+
+/** Where it could have gone another way. @param {{runId: string, chainId: string, view: import("../chain_view.js").ChainView, jump: (number: number) => void}} props */
+function Decisions({ runId, chainId, view, jump }) {
   const { store } = usePage();
   const tokens = store.tokens(runId, chainId);
   const pieces = piecesOf(view.fields.model ?? "");
@@ -224,23 +392,14 @@ function Decisions({ runId, chainId, view }) {
   const found = [];
   for (const item of itemsOf(view)) {
     if (item.kind !== "turn" || !tokens) continue;
-    for (const segment of segmentsOf(item.text, item.omitted, tokens.of(item.step), 0, pieces)) {
-      if (segment.p !== null && segment.p < 0.9) found.push({ segment, step: item.step });
-    }
+    for (const segment of unlikelyOf(item, tokens.of(item.step), pieces)) found.push({ segment, step: item.step });
   }
   found.sort((a, b) => /** @type {number} */ (a.segment.p) - /** @type {number} */ (b.segment.p));
   if (!found.length) return null;
   return html`<section class="panel"><h2>Where it could have gone another way</h2><table class="plain">
     <thead><tr><th scope="col">token</th><th scope="col">turn</th><th scope="col">p</th><th scope="col">id</th></tr></thead>
-    <tbody>${found.slice(0, 8).map(({ segment, step }) => html`<tr>
-      <td class="mono"><button class="link-button" onClick=${() => focusTurn(step)}>${oneLine(JSON.stringify(segment.text), 20)}</button></td>
+    <tbody>${found.slice(0, SHOWN).map(({ segment, step }) => html`<tr>
+      <td class="mono"><button class="link-button" onClick=${() => step !== null && jump(step)}><bdi>${oneLine(JSON.stringify(segment.text), 20)}</bdi></button></td>
       <td class="mono">${step}</td><td class="mono">${odds(segment.p)}</td><td class="mono">${segment.ids.length === 1 ? segment.ids[0] : `${segment.ids.length} ids`}</td></tr>`)}</tbody>
   </table></section>`;
-}
-
-/** @param {number | null} step */
-function focusTurn(step) {
-  const turn = /** @type {HTMLElement | null} */ (document.querySelector(`#turn-${step} [data-turn]`));
-  turn?.scrollIntoView({ block: "center" });
-  turn?.focus({ preventScroll: true });
 }

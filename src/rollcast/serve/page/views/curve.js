@@ -2,6 +2,7 @@
 
 import { html, useLayoutEffect, usePage, useRef, useState } from "../ui.js";
 import { fixed } from "../format.js";
+import { oneLine } from "../text.js";
 
 const HEIGHT = 230;
 const LEFT = 36;
@@ -38,9 +39,9 @@ export function ticks(low, high, most) {
   return found;
 }
 
-/** @param {{lines: Line[], last: number, chosen: number | null}} props `last`: the last step of the axis */
-export function Curve({ lines, last, chosen }) {
-  const { go } = usePage();
+/** @param {{lines: Line[], last: number, chosen: number | null, unit: boolean}} props `last`: the last step of the axis; `unit`: it shows 0 to 1 at least */
+export function Curve({ lines, last, chosen, unit }) {
+  const { go, route } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const [width, setWidth] = useState(700);
   const [reading, read] = useState(/** @type {number | null} */ (null));
@@ -54,20 +55,37 @@ export function Curve({ lines, last, chosen }) {
   const values = shown.flatMap((line) => line.points.map((point) => point[1]));
   if (!values.length) return html`<div class="curve" ref=${place}><p class="empty">The first step is not over yet.</p></div>`;
   const right = width < 480 ? 12 : RIGHT;
-  const low = Math.min(0, ...values);
-  const high = Math.max(1, ...values);
+  const least = Math.min(...values);
+  const most = Math.max(...values);
+  const margin = most > least ? 0 : Math.abs(least) / 2 || 1; // a line that is flat stands in the middle
+  const low = unit ? Math.min(0, least) : least - margin;
+  const high = unit ? Math.max(1, most) : most + margin;
   const x = (/** @type {number} */ step) => LEFT + (step / Math.max(last, 1)) * (width - LEFT - right);
   const y = (/** @type {number} */ value) => TOP + (1 - (value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-  const steps = /** @type {[number, number][]} */ (shown.find((line) => line.kind === "mean")?.points ?? []);
+  const known = [...new Set(shown.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
   const stepAt = (/** @type {MouseEvent} */ event) => {
     const box = /** @type {HTMLElement} */ (event.currentTarget).getBoundingClientRect();
-    const step = Math.round(((event.clientX - box.left - LEFT) / (width - LEFT - right)) * Math.max(last, 1));
-    return steps.some((point) => point[0] === step) ? step : null;
+    const step = ((event.clientX - box.left - LEFT) / (width - LEFT - right)) * Math.max(last, 1);
+    return known.reduce((near, each) => (Math.abs(each - step) < Math.abs(near - step) ? each : near), known[0] ?? 0);
+  };
+  const show = (/** @type {number} */ step) => go({ view: "overview", query: { ...(route.query.metric ? { metric: route.query.metric } : {}), step: [String(step)] } });
+  const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const at = reading === null ? -1 : known.indexOf(reading);
+    /** @type {Record<string, number>} */
+    const moves = { ArrowRight: at + 1, ArrowLeft: at < 0 ? known.length - 1 : at - 1, Home: 0, End: known.length - 1 };
+    const next = moves[event.key];
+    if (next !== undefined) read(known[Math.min(Math.max(next, 0), known.length - 1)] ?? null);
+    else if (event.key === "Enter" && reading !== null) show(reading);
+    else if (event.key === "Escape") read(null);
+    else return;
+    event.preventDefault();
   };
   const names = placed(shown, y, HEIGHT - BOTTOM);
   const end = Math.max(...shown.map((line) => line.points.at(-1)?.[0] ?? 0));
   const told = reading === null ? null : shown.map((line) => [line.name, line.points.find((point) => point[0] === reading)?.[1]]).filter((each) => each[1] !== undefined);
-  return html`<div class="curve" ref=${place}>
+  return html`<div class="curve" ref=${place} role="group" tabindex="0" aria-label="Curve; arrow keys go from step to step, Enter shows its chains" onKeyDown=${onKeyDown}
+      onFocus=${(/** @type {FocusEvent} */ event) => /** @type {HTMLElement} */ (event.currentTarget).matches(":focus-visible") && read(known.at(-1) ?? null)} onBlur=${() => read(null)}>
     <svg
       height=${HEIGHT}
       viewBox=${`0 0 ${width} ${HEIGHT}`}
@@ -76,27 +94,33 @@ export function Curve({ lines, last, chosen }) {
       onMouseMove=${(/** @type {MouseEvent} */ event) => read(stepAt(event))}
       onMouseLeave=${() => read(null)}
       onClick=${(/** @type {MouseEvent} */ event) => {
-        const step = stepAt(event);
-        if (step !== null) go({ view: "overview", query: { step: [String(step)] } });
+        show(stepAt(event));
       }}
     >
-      ${ticks(low, high, 4).map((value) => html`<line class="grid" x1=${LEFT} x2=${width - right} y1=${y(value)} y2=${y(value)} /><text x=${LEFT - 8} y=${y(value) + 4} text-anchor="end">${value}</text>`)}
+      ${ticks(low, high, 4).map((value) => html`<line class="grid" x1=${LEFT} x2=${width - right} y1=${y(value)} y2=${y(value)} /><text x=${LEFT - 8} y=${y(value) + 4} text-anchor="end">${axis(value)}</text>`)}
       ${ticks(0, Math.max(last, 1), width < 480 ? 4 : 8)
         .filter(Number.isInteger)
         .map((step) => html`<text x=${x(step)} y=${HEIGHT - 5} text-anchor="middle">${step}</text>`)}
       ${chosen !== null && html`<line class="chosen" x1=${x(chosen)} x2=${x(chosen)} y1=${TOP} y2=${HEIGHT - BOTTOM} />`}
       ${reading !== null && html`<line class="now" x1=${x(reading)} x2=${x(reading)} y1=${TOP} y2=${HEIGHT - BOTTOM} />`}
+      ${last > end && html`<line class="now" x1=${x(end)} x2=${x(end)} y1=${TOP} y2=${HEIGHT - BOTTOM} />`}
       ${shown.map((line) => html`<g class=${line.kind}>
         <polyline class=${line.kind} points=${line.points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ")} />
         ${line.kind === "sampled" && line.points.map(([step, value]) => html`<circle class="sampled" cx=${x(step)} cy=${y(value)} r="3.4" />`)}
         ${line.kind === "greedy" && line.points.map(([step, value]) => html`<rect class="dot greedy" x=${x(step) - 3} y=${y(value) - 3} width="6" height="6" />`)}
         ${line.kind === "mean" && line.points.length === 1 && html`<circle class="mean" cx=${x(/** @type {any} */ (line.points[0])[0])} cy=${y(/** @type {any} */ (line.points[0])[1])} r="2.6" />`}
+        ${reading !== null && line.points.filter((point) => point[0] === reading).map(([step, value]) => html`<circle class=${`read ${line.kind}`} cx=${x(step)} cy=${y(value)} r="4.5" />`)}
       </g>`)}
-      ${width >= 480 && names.map(({ line, at }) => html`<text class=${line.kind} x=${Math.min(x(end) + 10, width - right + 8)} y=${at + 4}>${line.name} ${fixed(line.points.at(-1)?.[1])}</text>`)}
+      ${width >= 480 && names.map(({ line, at }) => html`<text class=${line.kind} x=${Math.min(x(end) + 10, width - right + 8)} y=${at + 4}>${oneLine(line.name, 18)} ${fixed(line.points.at(-1)?.[1], unit ? 2 : 3)}</text>`)}
     </svg>
-    ${told && told.length > 0 && html`<div class="reading">step ${reading}: ${told.map((each) => `${each[0]} ${fixed(/** @type {number} */ (each[1]))}`).join(" · ")}</div>`}
-    ${width < 480 && html`<div class="legend">${shown.map((line) => html`<span class=${{ mean: "accent", sampled: "good", greedy: "muted" }[line.kind]}>${{ mean: "—", sampled: "○", greedy: "□" }[line.kind]} ${line.name} ${fixed(line.points.at(-1)?.[1])}</span>`)}</div>`}
+    <div class="reading" aria-live="polite">${told && told.length > 0 ? `step ${reading}: ${told.map((each) => `${each[0]} ${fixed(/** @type {number} */ (each[1]), unit ? 2 : 4)}`).join(" · ")}` : ""}</div>
+    ${width < 480 && html`<div class="legend">${shown.map((line) => html`<span class=${{ mean: "accent", sampled: "good", greedy: "muted" }[line.kind]}>${{ mean: "—", sampled: "○", greedy: "□" }[line.kind]} ${oneLine(line.name, 40)} ${fixed(line.points.at(-1)?.[1])}</span>`)}</div>`}
   </div>`;
+}
+
+/** A number at an axis. @param {number} value */
+function axis(value) {
+  return Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential() : String(value);
 }
 
 /** Where the names of the lines stand, so that none covers another. @param {Line[]} lines @param {(v: number) => number} y @param {number} bottom */

@@ -1,15 +1,21 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
 import { html, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
-import { counted, fixed, mean, odds, signed, spread, whole } from "../format.js";
-import { alignTurns, byAnswer, compareIds } from "../group.js";
-import { neighbour } from "../lists.js";
+import { counted, fixed, mean, odds, signed, spread } from "../format.js";
+import { alignTurns, compareIds } from "../group.js";
+import { chipsOf, filterRows, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
-import { oneLine, visible } from "../text.js";
+import { oneLine } from "../text.js";
 import { contentOf } from "../turns.js";
 import { stateOf } from "../wall.js";
+import { CancelButton } from "./cancel.js";
+import { Chips } from "./chips.js";
+import { Doing } from "./doing.js";
+import { LooksAbout, LookSigns } from "./looks.js";
 import { Parts } from "./parts.js";
+import { MOST_OPEN, Strips } from "./strips.js";
+import { Stuck } from "./stuck.js";
 import { surprise, TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
@@ -17,19 +23,32 @@ import { surprise, TokenTail, TokenText } from "./token_text.js";
 /** @typedef {import("../turns.js").Turn} Turn */
 
 const MAX_TEXT = 240; // characters of a turn in a column
+const MOST_COLUMNS = 12; // a larger group is shown as strips, unless one asks for columns
+/** @type {(string | null)[]} */
+const MODES = [null, "strips", "side", "tokens", "parts"];
 
 export function GroupPage() {
   const { store, route, rollout, go, to } = usePage();
   const group = /** @type {string} */ (route.group);
   useTopics(`rows\n${rollout}`);
-  const rows = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
-  const over = rows.length > 0 && rows.every((row) => row.state !== "running");
+  const all = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
+  const rows = filterRows(all, chipsOf(route.query));
+  const over = all.length > 0 && all.every((row) => row.state !== "running");
   // While chains run they keep their places; when all are over the best comes first.
   if (over) rows.sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || compareIds(a.chain_id, b.chain_id));
   const ids = rows.map((row) => row.chain_id);
   useChains(rollout, ids);
-  const mode = route.mode === "tokens" || route.mode === "parts" ? route.mode : null;
   const query = route.query;
+  const large = all.length > MOST_COLUMNS;
+  // What the address says; a large group without a word of it is shown as strips, a small one side by side.
+  const mode = route.mode === (large ? "strips" : "side") || !MODES.includes(route.mode) ? null : route.mode;
+  const shown = mode ?? (large ? "strips" : "side");
+  const open = (query.open ?? []).filter((id) => rows.some((row) => row.chain_id === id)).slice(0, MOST_OPEN);
+  const toggle = (/** @type {string} */ chain) => {
+    const next = open.includes(chain) ? open.filter((each) => each !== chain) : [...open, chain];
+    const { open: _, ...others } = query;
+    go({ view: "group", group, mode, query: next.length ? { ...others, open: next } : others });
+  };
   const groups = [...new Set((rollout === null ? [] : store.rows(rollout)).map((row) => row.group_id).filter((name) => typeof name === "string"))].sort(compareIds);
   const moveColumn = (/** @type {number} */ delta) => {
     const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-column]")]);
@@ -48,39 +67,63 @@ export function GroupPage() {
     l: () => moveGroup(1),
     h: () => moveGroup(-1),
     t: () => go({ view: "group", group, mode: mode === "tokens" ? null : "tokens", query }),
+    s: () => go({ view: "group", group, mode: shown === "strips" ? (large ? "side" : null) : large ? null : "strips", query }),
     w: () => go({ view: "group", group, mode: mode === "parts" ? null : "parts", query }),
     g: () => moveColumn(0),
   });
   const members = /** @type {Member[]} */ (ids.map((id) => ({ view: store.chain(/** @type {string} */ (rollout), id), tokens: store.tokens(/** @type {string} */ (rollout), id) })).filter((member) => member.view));
-  if (!rows.length) {
+  if (!all.length) {
     const some = rollout !== null && store.rows(rollout).length > 0;
     return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${rollout === null ? "This step is not known here." : some ? `There is no group ${oneLine(group, 80)} in this run.` : "Asking for its chains …"}</p></section>`;
   }
-  const rewards = rows.map((row) => row.reward).filter((reward) => typeof reward === "number");
-  const done = rows.filter((row) => row.state !== "running").length;
+  const rewards = all.map((row) => row.reward).filter((reward) => typeof reward === "number");
+  const done = all.filter((row) => row.state !== "running").length;
   const first = members.find((member) => member.view.messages.length)?.view;
   const prompt = first?.messages.slice(0, first.conversation.promptLength ?? 1).filter((message) => message.role === "user").at(-1);
-  const reference = rows[0]?.reference ?? first?.fields.reference ?? null;
-  const policy = rows[0]?.policy_first;
+  const reference = all[0]?.reference ?? first?.fields.reference ?? null;
+  const versions = all.flatMap((row) => [row.policy_first, row.policy_last]).filter((version) => typeof version === "number");
+  const policy = !versions.length ? null : Math.min(...versions) === Math.max(...versions) ? versions[0] : `${Math.min(...versions)}–${Math.max(...versions)}`;
+  const step = all.find((row) => typeof row.train_step === "number")?.train_step ?? null;
   const flat = over && rewards.length > 1 && Math.max(...rewards) - Math.min(...rewards) < 1e-9;
-  const answers = byAnswer(members).slice(0, 4);
-  const pill = (/** @type {string} */ name, /** @type {unknown} */ value) => html`<span class="pill">${name} <b>${value}</b></span>`;
+  const answers = answersOf(all).slice(0, 4);
+  const pill = (/** @type {string} */ name, /** @type {unknown} */ value) => html`<span class="pill">${name} <b><bdi>${value}</bdi></b></span>`;
   return html`<div class="title">
       <div>
-        <h1>${oneLine(group, 80)} <span class="muted">· ${counted(rows.length, "chain")} of one question</span></h1>
-        ${prompt && html`<p>${oneLine(contentOf(prompt), 400)}</p>`}
+        <h1>${oneLine(group, 80)} <span class="muted">· ${counted(all.length, "chain")} of one question</span></h1>
+        ${prompt && html`<p dir="auto">${oneLine(contentOf(prompt), 400)}</p>`}
         <div class="pills">
           ${reference !== null && pill("reference", oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 60))}
-          ${pill("over", `${done} of ${rows.length}`)} ${rewards.length > 0 && pill("mean reward", fixed(mean(rewards)))} ${rewards.length > 1 && pill("spread", fixed(spread(rewards)))}
-          ${policy !== undefined && policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
+          ${step !== null && pill("step", step)} ${pill("over", `${done} of ${all.length}`)} ${rewards.length > 0 && pill("mean reward", fixed(mean(rewards)))} ${rewards.length > 1 && pill("spread", fixed(spread(rewards)))}
+          ${policy !== null && pill("policy", policy)} ${flat && html`<span class="pill warn">all the same reward: nothing to learn from</span>`}
         </div>
-        ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.chains.length} × <b>${answer.label || "no answer"}</b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+        ${answers.length > 0 && html`<div class="pills" aria-label="Answers">${answers.map((answer) => html`<span class="pill">${answer.count} × <b><bdi>${answer.label || "no answer"}</bdi></b>${answer.reward === null ? "" : ` reward ${fixed(answer.reward)}`}</span>`)}</div>`}
+        <${CancelButton} key=${`${rollout} ${group}`} target=${{ run: rollout, group }} open=${!over} name=${`the ${counted(all.length - done, "chain")} of ${oneLine(group, 60)} that run`} label="Cancel this group …" byKey=${true} />
       </div>
       <nav class="choice" aria-label="How to show the group">
-        ${/** @type {[string | null, string][]} */ ([[null, "Side by side"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name, query })} aria-current=${mode === name ? "true" : undefined}>${words}</a>`)}
+        ${/** @type {[string, string][]} */ ([["side", "Side by side"], ["strips", "Strips"], ["tokens", "Tokens"], ["parts", "Where they part"]]).map(([name, words]) => html`<a key=${words} href=${to({ view: "group", group, mode: name === (large ? "strips" : "side") ? null : name, query })} aria-current=${shown === name ? "true" : undefined}>${words}</a>`)}
       </nav>
     </div>
-    ${mode === "parts" ? html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />` : html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${mode === "tokens"} over=${over} />`}`;
+    <${Stuck} rows=${all} all=${store.rows(/** @type {string} */ (rollout))} baseOf=${() => ({ query })} />
+    <${LooksAbout} chains=${ids} besides="quiet" />
+    <${Chips} rows=${all} shown=${rows.length} leaveOut=${["train_step"]} />
+    ${rows.length === 0 && html`<section class="panel"><p class="empty">No chain of this group is as the chips say.</p></section>`}
+    ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />`}
+    ${shown === "strips" && open.length > 0 && html`<${Columns} runId=${rollout} rows=${rows.filter((row) => open.includes(row.chain_id))} members=${members.filter((member) => open.includes(member.view.chainId))} tokens=${false} over=${over} />`}
+    ${shown === "strips" && rows.length > 0 && html`<${Strips} runId=${rollout} rows=${rows} members=${members} open=${open} toggle=${toggle} />`}
+    ${(shown === "side" || shown === "tokens") && rows.length > 0 && html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${shown === "tokens"} over=${over} />`}`;
+}
+
+/** The answers of the chains that are over, the most frequent first, each with its mean reward. @param {readonly Row[]} rows */
+function answersOf(rows) {
+  /** @type {Map<string, Row[]>} */
+  const found = new Map();
+  for (const row of rows) {
+    if (row.state === "running") continue;
+    const label = oneLine(String(row.answer ?? ""), 80);
+    found.set(label, [...(found.get(label) ?? []), row]);
+  }
+  const made = [...found].map(([label, with_]) => ({ label, count: with_.length, reward: mean(with_.map((row) => row.reward).filter((reward) => typeof reward === "number")) }));
+  return made.sort((one, other) => other.count - one.count || (one.label < other.label ? -1 : 1));
 }
 
 /** The tree needs all chains of the group. @param {{runId: string, ids: string[], members: Member[], rows: Row[]}} props */
@@ -117,14 +160,14 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
   const advantage = view?.fields.advantage ?? row.advantage ?? null;
   const reward = view?.fields.reward ?? row.reward ?? null;
   const running = row.state === "running" && view?.state !== "ended";
-  const words = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward", failed: "failed", lost: "its end was not seen", ended: (row.finish_reason ?? "over").replace("_", " ") }[stateOf(row)];
+  const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
   const turns = lines.filter((line) => line.cells[index]).length;
-  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${row.chain_id}>
+  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(row.chain_id, 120)}>
     <div class="column-head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><span class="grow"></span>
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} chain=${row.chain_id} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
-      <div class="small muted">${running ? html`<span class="accent">${words}</span>` : html`${words}`}${!running && row.completion_tokens ? ` · ${whole(row.completion_tokens)} tokens` : ""}</div>
+      <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
     </div>
     ${lines.map((line, i) => {
       const turn = index < 0 ? null : line.cells[index];
@@ -138,13 +181,13 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
 
 /** One turn of one chain. @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, view: any, member: Member | undefined}} props */
 function Cell({ runId, chainId, turn, tokens, view, member }) {
-  const label = `Tokens of turn ${turn.step} of ${chainId}`;
+  const label = `Tokens of turn ${turn.step} of ${oneLine(chainId, 120)}`;
   if (tokens) {
     return html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${label} />
       ${turn.calls.map((call) => html`<div class="call-line" key=${call.id}><span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 120)}</span></div>`)}`;
   }
   if (turn.tail) return html`<${TokenTail} runId=${runId} chainId=${chainId} step=${turn.step} />`;
-  if (!turn.calls.length) return html`<div class="say">${oneLine(turn.text, MAX_TEXT)}</div>`;
+  if (!turn.calls.length) return html`<div class="say" dir="auto">${oneLine(turn.text, MAX_TEXT)}</div>`;
   const segments = segmentsOf(turn.text, turn.omitted, member?.tokens?.of(turn.step) ?? [], 0, piecesOf(view?.fields.model ?? ""));
   return turn.calls.map((call) => html`<${CallLine} key=${call.id} call=${call} p=${callProbability(call.name, call.arguments, segments)} />`);
 }
@@ -156,9 +199,9 @@ function CallLine({ call, p }) {
   const named = typeof given === "object" && given !== null ? Object.entries(given) : [["", given]];
   const level = surprise(p) ?? 0;
   return html`<div class=${`call-line ${failed ? "failed" : ""}`}>
-    <span>${visible(call.name)}(${named.map(([name, value], i) => html`${i > 0 ? ", " : ""}${named.length > 1 ? `${oneLine(String(name), 24)}=` : ""}<span class=${`value u${level}`}>${oneLine(typeof value === "string" ? value : (JSON.stringify(value) ?? ""), 60)}</span>`)})</span>
+    <span>${oneLine(call.name, 80)}(${named.map(([name, value], i) => html`${i > 0 ? ", " : ""}${named.length > 1 ? `${oneLine(String(name), 24)}=` : ""}<bdi class=${`value u${level}`}>${oneLine(typeof value === "string" ? value : (JSON.stringify(value) ?? ""), 60)}</bdi>`)})</span>
     ${p !== null && html`<span class="p" title="probability of what it passes">p ${odds(p)}</span>`}
-    <span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 60)}${failed ? ` (${call.status})` : ""}</span>
+    <span class="result">→ <bdi>${call.output === null ? "…" : oneLine(call.output, 60)}</bdi>${failed ? ` (${call.status})` : ""}</span>
   </div>`;
 }
 

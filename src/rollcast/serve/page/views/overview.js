@@ -2,34 +2,48 @@
 
 import { html, usePage, useKeys, useRef, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
+import { chipsOf, filterRows } from "../lists.js";
+import { chainKey } from "../store.js";
+import { oneLine, visible } from "../text.js";
 import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
-import { wallOf } from "../wall.js";
-import { needsALook } from "../hints.js";
-import { oneLine } from "../text.js";
+import { rewardScale, wallOf } from "../wall.js";
+import { CancelButton } from "./cancel.js";
+import { Chips } from "./chips.js";
 import { Curve, Spark } from "./curve.js";
-import { lookHref, Looks } from "./looks.js";
+import { Stuck } from "./stuck.js";
+import { lookHref, Looks, useLooks, useTrends } from "./looks.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
 export function Overview() {
   const page = usePage();
-  const { store, feed, run, rollout, runs, route, go, to } = page;
-  useTopics("steps", `rows\n${rollout}`);
+  const { store, feed, run, rollout, rollouts, runs, route, go, to } = page;
+  useTopics("steps", ...rollouts.map((id) => `rows\n${id}`));
   useTicks(1000);
   const row = runRow(store, run);
   const rolloutRow = runRow(store, rollout);
-  const rows = rollout === null ? [] : store.rows(rollout);
+  const rows = rollouts.flatMap((id) => store.rows(id));
   const steps = trainSteps(store, run);
-  const open = rolloutRow?.status === "running";
+  const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = needsALook(rows, open ? store.now : null);
-  const quiet = new Set(looks.filter((each) => each.kind === "quiet").flatMap((each) => each.chains));
-  const wall = wallOf(rows);
-  if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
+  const looks = [...useTrends(), ...useLooks()];
+  const chips = chipsOf(route.query);
+  const filtered = Object.keys(chips).length > 0;
+  const left = filtered ? new Set(filterRows(rows, chips).map((each) => chainKey(each.run_id, each.chain_id))) : null;
   const chosen = route.query.step?.[0];
-  // Where links lead: a step of the training, or the run itself, such as an evaluation.
-  /** @type {import("./looks.js").Base} */
-  const base = !isTraining || rolloutRow === null ? {} : rolloutRow.split === "eval" || rolloutRow.train_step === null ? { run: rollout } : { query: { step: [String(rolloutRow.train_step)] } };
+  // Where links of a run lead: a step of the training, or the run itself, such as an evaluation.
+  const baseOf = (/** @type {string} */ id) => {
+    const of = runRow(store, id);
+    if (!isTraining || of === null || id === run) return {};
+    return of.split === "eval" || of.train_step === null ? { run: id } : { query: { step: [String(of.train_step)] } };
+  };
+  const scale = rewardScale(rows);
+  const walls = rollouts.map((id) => {
+    const quiet = new Set(looks.filter((each) => each.kind === "quiet" && each.runId === id).flatMap((each) => each.chains));
+    const wall = wallOf(store.rows(id), scale);
+    if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
+    return { id, wall, quiet, row: runRow(store, id), base: baseOf(id) };
+  });
 
   const at = useRef(-1);
   const move = (/** @type {number} */ delta) => {
@@ -43,12 +57,14 @@ export function Overview() {
     j: () => move(1),
     k: () => move(-1),
     g: () => {
-      const first = wall.find((each) => each.groupId);
-      if (first) go({ ...base, view: "group", group: first.groupId });
+      for (const { wall, base } of walls) {
+        const first = wall.find((each) => each.groupId);
+        if (first) return go({ ...base, view: "group", group: first.groupId });
+      }
     },
     ".": () => {
       const first = looks[0];
-      if (first) location.hash = lookHref(page, first, base);
+      if (first) location.hash = lookHref(page, first, baseOf);
     },
   });
 
@@ -56,29 +72,66 @@ export function Overview() {
     const asking = !store.runRows.size && feed.line.session.state.word !== "connected";
     return html`<h1 class="hidden-name">Overview</h1><section class="panel"><p class="empty">${asking ? "Asking which runs there are …" : "There is no run yet. This page shows it as soon as one begins."}</p></section>`;
   }
+  const questions = walls.reduce((sum, each) => sum + each.wall.filter((of) => of.groupId).length, 0);
+  const heading = !isTraining || rolloutRow === null ? "Chains" : walls.length > 1 ? `${walls.length} steps in flight` : `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}`;
+  const query = route.query.step ? { ...chips, step: route.query.step } : chips;
   return html`
     <h1 class="hidden-name">Overview of ${runName(row)}</h1>
     <div class="stack">
-      <${Figures} row=${row} rows=${rows} steps=${steps} />
+      <${Failure} row=${row} rows=${rows} to=${to({ view: "chains", query: { state: ["failed", "lost"] } })} />
+      <${Figures} row=${row} rows=${rows} steps=${steps} quiet=${walls.reduce((sum, each) => sum + each.quiet.size, 0)} />
       <div class="two">
         ${isTraining
-          ? html`<section class="panel"><div class="panel-head"><h2>How it learns</h2><span class="small muted">a click on a step shows its chains</span></div><${Learning} steps=${steps} chosen=${chosen} /></section>`
+          ? html`<section class="panel"><${Learning} steps=${steps} chosen=${chosen} /></section>`
           : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
-        <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} base=${base} /></section>
+        <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} baseOf=${baseOf} /></section>
       </div>
+      ${rows.length > 0 && html`<${Stuck} rows=${rows} baseOf=${baseOf} />`}
       <section class="panel">
         <div class="panel-head">
-          <h2>${isTraining && rolloutRow ? `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}` : "Chains"}</h2>
-          <span class="small muted">${counted(wall.length, "question")}, a row for each; a cell for each chain; those that differ most first</span>
+          <h2>${heading}</h2>
+          <span class="small muted">${questions ? `${counted(questions, "question")}, a row for each; a cell for each chain; those that differ most first` : rows.length ? "a cell for each chain" : ""}</span>
           <span class="grow"></span>
-          ${isTraining && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
+          <${CancelRun} row=${row} isTraining=${isTraining} />
+          ${rows.length > 0 && html`<a class="small-button" href=${to({ view: "chains", query })}>List of chains</a>`}
+          ${isTraining && walls.length === 1 && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
         </div>
+        <${Chips} rows=${rows} shown=${left?.size ?? rows.length} />
+        ${left?.size === 0 && html`<p class="empty">No chain is as the chips say.</p>`}
         ${rows.length
-          ? html`<${Wall} rows=${wall} quiet=${quiet} base=${base} />`
-          : html`<p class="empty">${rollout === null ? `No chains of step ${chosen} are known here.` : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
-        <${Legend} />
+          ? walls.filter((each) => each.wall.length).map(({ id, wall, quiet, row: of, base }) => html`<div key=${id} class="step-wall">
+              ${walls.length > 1 && html`<h3><a href=${to({ ...base, view: "overview" })}>Step ${of?.train_step ?? "?"}</a> <span class="muted small">${inWords(store.rows(id))}${typeof of?.policy_version === "number" ? ` · policy ${of.policy_version}` : ""}</span></h3>`}
+              <${Wall} rows=${wall} runId=${id} quiet=${quiet} base=${base} left=${left} /></div>`)
+          : html`<p class="empty">${rollouts.length === 0 ? `No chains of step ${chosen} are known here.` : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
+        ${rows.length > 0 && html`<${Legend} scale=${scale} />`}
       </section>
     </div>`;
+}
+
+/** How many chains of a step go on. @param {import("../store.js").Row[]} rows */
+function inWords(rows) {
+  const running = rows.filter((each) => each.state === "running").length;
+  return running ? `${whole(running)} of ${whole(rows.length)} running` : `${counted(rows.length, "chain")}, all over`;
+}
+
+/** Why a run failed, if it did. @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[], to: string}} props */
+function Failure({ row, rows, to }) {
+  const { store } = usePage();
+  if (row.status !== "failed" && row.status !== "lost" && row.status !== "crashed") return null;
+  const fields = store.views.runs.get(row.run_id)?.fields;
+  const failed = rows.filter((each) => each.finish_reason === "error" || each.state === "lost");
+  const told = fields?.error ?? failed.find((each) => each.error)?.error ?? null;
+  const sentence = told === null ? "" : typeof told === "string" ? told : `${told.where ?? told.error_type ?? "error"}: ${told.error ?? ""}`;
+  return html`<section class="panel failure" role="note"><b>${row.status === "failed" ? "This run failed." : "This run ended without saying how."}</b>
+    ${sentence ? html` <span>${oneLine(sentence, 400)}</span>` : html` <span>What raised is not among its events; the output of its process has it.</span>`}
+    ${failed.length > 0 && html` <a class="small-button" href=${to}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
+}
+
+/** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
+function CancelRun({ row, isTraining }) {
+  const what = isTraining ? "training" : "run";
+  const warning = isTraining ? "It ends after the step that it is in, and saves it." : "All of its chains end.";
+  return html`<${CancelButton} key=${row.run_id} target=${{ run: row.run_id }} open=${row.status === "running"} name=${`this ${what}`} label=${`Cancel the ${what} …`} warning=${warning} byKey=${true} />`;
 }
 
 /** @param {import("../wall.js").WallRow} a @param {import("../wall.js").WallRow} b */
@@ -100,67 +153,85 @@ function StepLinks({ shown, chosen, steps }) {
   </nav>`;
 }
 
-/** @param {{steps: Record<string, any>[], chosen: string | undefined}} props */
+/** What the curve shows beside rewards: any metric of the steps. @param {{steps: Record<string, any>[], chosen: string | undefined}} props */
 function Learning({ steps, chosen }) {
   const page = usePage();
-  const { store, run, runs } = page;
+  const { store, run, runs, route, to } = page;
   const evaluations = evaluationsOf(runs, run);
+  const names = [...new Set(steps.slice(-50).flatMap((step) => Object.keys(step.metrics ?? {}).filter((name) => typeof step.metrics[name] === "number")))].sort();
+  const metric = route.query.metric?.[0];
+  const shown = metric !== undefined && names.includes(metric) ? metric : null;
   /** @type {import("./curve.js").Line[]} */
-  const lines = [{ name: "mean reward", kind: "mean", points: pointsOf(steps, "mean_reward") }];
-  const greedy = [];
-  const sampled = [];
-  for (const each of evaluations) {
-    const temperature = temperatureOf(page, each.run_id);
-    const point = /** @type {[number, number]} */ ([each.train_step ?? 0, each.mean_reward]);
-    if (temperature === 0) greedy.push(point);
-    else if (temperature !== null) sampled.push(point);
+  const lines = [];
+  if (shown !== null) lines.push({ name: shown, kind: "mean", points: pointsOf(steps, shown) });
+  else {
+    lines.push({ name: "mean reward", kind: "mean", points: pointsOf(steps, "mean_reward") });
+    const greedy = [];
+    const sampled = [];
+    for (const each of evaluations) {
+      const temperature = temperatureOf(page, each.run_id);
+      const point = /** @type {[number, number]} */ ([each.train_step ?? 0, each.mean_reward]);
+      if (temperature === 0) greedy.push(point);
+      else if (temperature !== null) sampled.push(point);
+    }
+    lines.push({ name: "held-out, sampled", kind: "sampled", points: sampled }, { name: "held-out, greedy", kind: "greedy", points: greedy });
   }
-  lines.push({ name: "held-out, sampled", kind: "sampled", points: sampled }, { name: "held-out, greedy", kind: "greedy", points: greedy });
   const wanted = store.views.runs.get(run ?? "")?.fields.expected_steps ?? 0;
   const last = Math.max(wanted, steps.at(-1)?.train_step ?? 0, ...evaluations.map((each) => each.train_step ?? 0), 1);
-  return html`<${Curve} lines=${lines} last=${last} chosen=${chosen === undefined ? null : Number(chosen)} />`;
+  const choose = (/** @type {Event} */ event) => {
+    const { metric: _, ...others } = route.query;
+    const value = /** @type {HTMLSelectElement} */ (event.currentTarget).value;
+    location.hash = to({ view: "overview", query: value ? { ...others, metric: [value] } : others });
+  };
+  return html`<div class="panel-head"><h2>How it learns</h2><span class="small muted">a click on a step, or Enter, shows its chains</span><span class="grow"></span>
+      ${names.length > 1 && html`<label class="small muted">shows <select onChange=${choose}><option value="" selected=${shown === null}>rewards</option>${names.filter((name) => name !== "mean_reward").map((name) => html`<option key=${name} value=${name} selected=${shown === name}>${visible(name)}</option>`)}</select></label>`}</div>
+    <${Curve} lines=${lines} last=${last} chosen=${chosen === undefined ? null : Number(chosen)} unit=${shown === null} />`;
 }
 
 /** @param {Record<string, any>[]} steps @param {string} name @returns {[number, number][]} */
 function pointsOf(steps, name) {
-  return steps.filter((step) => typeof step.metrics?.[name] === "number").map((step) => [step.train_step, step.metrics[name]]);
+  return steps.filter((step) => Number.isFinite(step.metrics?.[name])).map((step) => [step.train_step, step.metrics[name]]);
 }
 
-/** @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[], steps: Record<string, any>[]}} props */
-function Figures({ row, rows, steps }) {
-  const { store, run, runs, rollout } = usePage();
+/** @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[], steps: Record<string, any>[], quiet: number}} props */
+function Figures({ row, rows, steps, quiet }) {
+  const page = usePage();
+  const { store, run, runs, rollout, rollouts } = page;
   const running = rows.filter((each) => each.state === "running").length;
   const failed = rows.filter((each) => each.finish_reason === "error" || each.state === "lost").length;
   const rewards = rows.map((each) => each.reward).filter((reward) => typeof reward === "number");
   const last = steps.at(-1)?.metrics ?? {};
   const rolloutRow = runRow(store, rollout);
-  const expected = rolloutRow?.expected_chains ?? rows.length;
+  const expected = rollouts.reduce((sum, id) => sum + (runRow(store, id)?.expected_chains ?? store.rows(id).length), 0);
+  const unseen = Math.max(expected - rows.length, 0);
+  const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const tokens = rows.reduce((sum, each) => sum + (each.completion_tokens ?? 0), 0);
   const seconds = (rolloutRow?.ended_at ?? store.now) - (rolloutRow?.started_at ?? store.now);
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
   const values = (/** @type {string} */ name) => pointsOf(steps, name).map((point) => point[1]).slice(-60);
-  /** @type {{value: unknown, small?: string, label: string, spark?: number[]}[]} */
+  const { to, route } = page;
+  const toFailed = to({ view: "chains", query: { ...(route.query.step ? { step: route.query.step } : {}), state: ["failed", "lost"] } });
+  /** @type {{value: unknown, small?: string, label: unknown, name?: string, spark?: number[]}[]} */
   const figures = [
-    { value: whole(running), small: `of ${whole(Math.max(expected, rows.length))} running`, label: `${whole(rows.length - running)} over · ${failed} failed` },
+    { value: whole(running), small: `of ${whole(Math.max(expected, rows.length))} running`, label: html`${whole(rows.length - running)} over · ${failed ? html`<a class="link-button bad" href=${toFailed}>${whole(failed)} failed</a>` : "0 failed"}${quiet ? ` · ${whole(quiet)} quiet` : ""}${unseen ? ` · ${whole(unseen)} ${open ? "not begun, or not known here" : "not known here"}` : ""}` },
     { value: whole(perSecond), label: "tokens/s", spark: values("tokens_per_s") },
   ];
   if (steps.length) {
-    const first = evaluations[0];
-    const latest = evaluations.filter((each) => each.run_id !== first?.run_id).at(-1);
-    const spoken = evaluations.length > 2 && first && latest;
+    const sampled = evaluations.filter((each) => temperatureOf(page, each.run_id) !== 0);
+    const [first, latest] = [sampled[0], sampled.at(-1)];
     figures.push(
       { value: fixed(last.mean_reward), label: `mean reward of step ${steps.at(-1)?.train_step}`, spark: values("mean_reward") },
-      typeof last.success === "number"
-        ? { value: fixed(last.success), label: `success of step ${steps.at(-1)?.train_step}`, spark: values("success") }
-        : { value: spoken ? `${fixed(first.mean_reward)} → ${fixed(latest.mean_reward)}` : fixed(first?.mean_reward), label: "held-out reward" },
+      first !== undefined || typeof last.success !== "number"
+        ? { value: first !== latest ? `${fixed(first?.mean_reward)} → ${fixed(latest?.mean_reward)}` : fixed(first?.mean_reward), label: first === undefined ? "held-out reward: no evaluation yet" : first === latest ? `held-out reward at step ${first.train_step ?? "?"}` : `held-out reward, steps ${first.train_step ?? "?"} → ${latest?.train_step ?? "?"}` }
+        : { value: fixed(last.success), label: `success of step ${steps.at(-1)?.train_step}`, spark: values("success") },
       { value: fixed(last.entropy, 3), label: "entropy, nats a token", spark: values("entropy") },
-      { value: whole(steps.at(-1)?.policy_version), label: `policy · ${whole(last.flat_groups)} of ${whole((last.flat_groups ?? 0) + (last.kept_groups ?? 0))} groups flat` },
+      { value: whole(steps.at(-1)?.policy_version), label: typeof last.flat_groups === "number" ? `policy · ${whole(last.flat_groups)} of ${whole(last.flat_groups + (last.kept_groups ?? 0))} groups flat` : "policy" },
     );
   } else {
     figures.push(
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
-      { value: whole(tokens), label: "tokens of chains that are over" },
+      { value: whole(tokens), label: "tokens of turns that are over" },
       { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
       { value: duration(row.duration_s ?? (row.started_at ? store.now - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
@@ -179,6 +250,6 @@ function About({ row, rows }) {
   const ended = [...ends].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} × ${name.replace("_", " ")}`).join(", ");
   return html`<dl>
     <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
-    <dt>started</dt><dd>${when(row.started_at)}</dd><dt>ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
+    <dt>started</dt><dd>${when(row.started_at)}</dd><dt>chains ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
   </dl>`;
 }

@@ -2,6 +2,7 @@
 // token was is shown by the CSS Custom Highlight API, so that no element is made for a token.
 
 import { html, useEffect, useLayoutEffect, usePage, useRef } from "../ui.js";
+import { inNextFrame } from "../frame.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { visible } from "../text.js";
@@ -14,6 +15,8 @@ import { chainTopic } from "../topics.js";
 const SCALE = { top: -Math.log(0.05) }; // the same for every text, so that colours can be compared
 const HIGHEST = 6;
 const MAX_SHOWN = 120_000; // UTF-16 units of one text
+const SHADE_MS = 150; // texts that grow are shaded no more often
+const MARGIN = "200px"; // around the screen: texts further away are not shaded
 
 const canHighlight = typeof Highlight === "function" && typeof CSS !== "undefined" && "highlights" in CSS;
 
@@ -32,6 +35,49 @@ function highlight(name) {
 export function surprise(p) {
   if (p === null) return null;
   return Math.min(bucketOf(Math.log(Math.max(p, 1e-300)), SCALE) ?? 0, HIGHEST);
+}
+
+// A browser looks at all ranges of a highlight again whenever one is added, and paints their texts anew. So only texts on screen have ranges,
+// and texts that grow get theirs some at a time.
+
+/** @type {Set<Drawn>} texts with tokens that wait to be shaded */
+const unshaded = new Set();
+let shadedAt = -Infinity;
+let shadesDue = false;
+
+/** @param {Drawn} drawn */
+function shadeSoon(drawn) {
+  unshaded.add(drawn);
+  if (shadesDue) return;
+  shadesDue = true;
+  const pause = shadedAt + SHADE_MS - performance.now();
+  if (pause <= 0) inNextFrame(shadeAll);
+  else setTimeout(() => inNextFrame(shadeAll), pause);
+}
+
+function shadeAll() {
+  shadesDue = false;
+  shadedAt = performance.now();
+  for (const drawn of unshaded) drawn.shade();
+  unshaded.clear();
+}
+
+/** @type {WeakMap<Element, Drawn>} */
+const places = new WeakMap();
+/** @type {IntersectionObserver | null} */
+let watcher = null;
+
+/** Watch whether the text is on screen. @param {Drawn} drawn */
+function watch(drawn) {
+  if (!canHighlight) return;
+  watcher ??= new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) places.get(target)?.see(isIntersecting);
+    },
+    { rootMargin: MARGIN },
+  );
+  places.set(drawn.element, drawn);
+  watcher.observe(drawn.element);
 }
 
 /** The text of one turn in an element. */
@@ -53,8 +99,27 @@ class Drawn {
     this.closed = "";
     /** @type {[Highlight, StaticRange][]} */
     this.ranges = [];
+    this.shaded = 0; // how many segments have got their ranges
+    this.onScreen = false;
     /** @type {StaticRange | null} */
     this.marked = null;
+    watch(this);
+  }
+
+  /** The element has come on screen, or has left it. @param {boolean} onScreen */
+  see(onScreen) {
+    this.onScreen = onScreen;
+    if (onScreen) shadeSoon(this);
+    else this.unshade();
+  }
+
+  /** The element goes. */
+  leave() {
+    watcher?.unobserve(this.element);
+    unshaded.delete(this);
+    this.onScreen = false;
+    this.clear();
+    this.node.remove();
   }
 
   /** The generation goes on. @param {import("../bounded.js").Tail} tail @param {readonly import("../tokens.js").Span[]} spans */
@@ -93,7 +158,7 @@ class Drawn {
       text += shown;
     }
     if (text) this.node.appendData(text);
-    for (let i = this.starts.length - segments.length; i < this.starts.length; i += 1) this.shade(i);
+    if (this.onScreen) shadeSoon(this);
     this.element.classList.toggle("unknown", this.segments.length > 0 && this.segments.every((segment) => segment.p === null));
   }
 
@@ -105,20 +170,28 @@ class Drawn {
     return new StaticRange({ startContainer: this.node, startOffset, endContainer: this.node, endOffset });
   }
 
-  /** @param {number} i */
-  shade(i) {
-    const level = surprise(/** @type {Segment} */ (this.segments[i]).p);
-    const group = level ? highlight(`t${level}`) : null;
-    const range = group && this.rangeOf(i);
-    if (!range) return;
-    group.add(range);
-    this.ranges.push([group, range]);
+  /** Give tokens that have none yet their ranges, if they are on screen. */
+  shade() {
+    if (!this.onScreen) return;
+    for (; this.shaded < this.segments.length; this.shaded += 1) {
+      const level = surprise(/** @type {Segment} */ (this.segments[this.shaded]).p);
+      const group = level ? highlight(`t${level}`) : null;
+      const range = group && this.rangeOf(this.shaded);
+      if (!range) continue;
+      group.add(range);
+      this.ranges.push([group, range]);
+    }
+  }
+
+  unshade() {
+    for (const [group, range] of this.ranges) group.delete(range);
+    this.ranges = [];
+    this.shaded = 0;
   }
 
   clear() {
-    for (const [group, range] of this.ranges) group.delete(range);
+    this.unshade();
     this.mark(-1);
-    this.ranges = [];
     this.starts = [];
     this.segments = [];
     this.node.data = "";
@@ -187,8 +260,7 @@ export function TokenText({ runId, chainId, turn, label, onToken }) {
     });
     return () => {
       end();
-      it.clear();
-      it.node.remove();
+      it.leave();
       drawn.current = null;
     };
   }, [store, topics, runId, chainId, turn.step]);

@@ -3,6 +3,7 @@
 
 import { html, usePage } from "../ui.js";
 import { fixed } from "../format.js";
+import { chainKey } from "../store.js";
 import { oneLine } from "../text.js";
 
 /** @typedef {import("../wall.js").WallRow} WallRow */
@@ -23,42 +24,48 @@ export function cellState(cell, quiet) {
   return quiet && !["failed", "ended", "lost"].includes(cell.state) ? ["quiet", `${words}, quiet for long`] : [name, words];
 }
 
-/** @param {{cell: import("../wall.js").Cell, quiet: boolean}} props */
-function Cell({ cell, quiet }) {
+/** @param {{cell: import("../wall.js").Cell, quiet: boolean, dim: boolean}} props */
+function Cell({ cell, quiet, dim }) {
   const [name, words] = cellState(cell, quiet);
   const style = name === "" ? { "--r": `${Math.round((cell.level ?? 0) * 100)}%` } : undefined;
-  return html`<i class=${`cell ${name}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
+  return html`<i class=${`cell ${name}${dim ? " dim" : ""}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
 }
 
-/** @param {{rows: WallRow[], quiet: Set<string>, base: import("./looks.js").Base}} props */
-export function Wall({ rows, quiet, base }) {
+/**
+ * @param {{rows: WallRow[], runId: string, quiet: Set<string>, base: import("./looks.js").Base, left: Set<string> | null}} props `left`: keys of
+ *   the chains that chips have left; the others are pale, and questions without any are not shown
+ */
+export function Wall({ rows, runId, quiet, base, left }) {
   const { to } = usePage();
+  const dims = (/** @type {import("../wall.js").Cell} */ cell) => left !== null && !left.has(chainKey(runId, cell.chainId));
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
-    return html`<div class="cells">${rows.flatMap((row) => row.cells).map((cell) => html`<a key=${cell.chainId} data-row
+    return html`<div class="cells">${rows.flatMap((row) => row.cells).filter((cell) => !dims(cell)).map((cell) => html`<a key=${cell.chainId} data-row
       href=${to({ ...base, view: "chain", chain: cell.chainId })} aria-label=${`${oneLine(cell.chainId, 60)}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
-      ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} /></a>`)}</div>`;
+      ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} dim=${false} /></a>`)}</div>`;
   }
-  return html`<div class="wall">${rows.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} base=${base} />`)}</div>`;
+  const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
+  return html`<div class="wall">${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} quiet=${quiet} base=${base} dims=${dims} />`)}</div>`;
 }
 
-/** @param {{row: WallRow, quiet: Set<string>, base: import("./looks.js").Base}} props */
-function Question({ row, quiet, base }) {
+/** @param {{row: WallRow, quiet: Set<string>, base: import("./looks.js").Base, dims: (cell: import("../wall.js").Cell) => boolean}} props */
+function Question({ row, quiet, base, dims }) {
   const { to } = usePage();
-  const what = row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
-  const href = row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chain", chain: row.cells[0]?.chainId ?? "" });
+  const what = row.groupId === "" ? "chains without a group" : row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
+  const href = row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chains" });
   return html`<a class="question" data-row href=${href}>
-    <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} />`)}</span>
-    <span class="what">${what}</span>
+    <span class="cells">${row.cells.map((cell) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${quiet.has(cell.chainId)} dim=${dims(cell)} />`)}</span>
+    <span class="what"><bdi>${what}</bdi></span>
     <span class="hidden-name">, ${oneLine(row.groupId, 60) || "chains without a group"}, ${row.done} of ${row.cells.length} over, mean reward </span>
-    <span class="mean">${row.mean === null ? "…" : fixed(row.mean)}</span>
+    <span class="mean">${row.mean === null ? (row.done === row.cells.length ? "–" : "…") : fixed(row.mean)}</span>
   </a>`;
 }
 
-/** What the cells mean. */
-export function Legend() {
+/** What the cells mean. @param {{scale: import("../wall.js").RewardScale}} props */
+export function Legend({ scale: { low, high } }) {
   return html`<div class="legend">
     <span><i class="cell waiting"></i>between two turns</span><span><i class="cell generating"></i>generating</span><span><i class="cell in-tool"></i>in a tool</span>
     <span><i class="cell scoring"></i>waiting for its reward</span><span><i class="cell quiet"></i>quiet for long</span><span><i class="cell failed"></i>failed or lost</span>
-    <span><i class="cell"></i>reward 0</span><span><i class="cell" style=${{ "--r": "50%" }}></i>half</span><span><i class="cell" style=${{ "--r": "100%" }}></i>full</span>
+    <span><i class="cell unscored"></i>no reward</span>
+    <span><i class="cell"></i>reward ${fixed(low)}</span><span><i class="cell" style=${{ "--r": "50%" }}></i>${fixed((low + high) / 2)}</span><span><i class="cell" style=${{ "--r": "100%" }}></i>${fixed(high)}</span>
   </div>`;
 }

@@ -1,0 +1,24 @@
+// What a chain does now and since when: in which tool, for how long.
+
+import { html, usePage, useTicks } from "../ui.js";
+import { duration } from "../format.js";
+import { oneLine } from "../text.js";
+
+const TOLD_S = 3; // shorter times are not told
+
+/** @type {Record<string, string>} */
+const WORDS = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward" };
+
+/** @param {import("../store.js").Row} row of a chain that runs */
+export function doingWords(row) {
+  const tools = row.activity === "tool" ? (row.open_tools ?? []) : [];
+  return tools.length ? `in ${tools.map((/** @type {string} */ tool) => oneLine(tool, 40)).join(" and ")}` : (WORDS[row.activity ?? ""] ?? "running");
+}
+
+/** @param {{row: import("../store.js").Row}} props */
+export function Doing({ row }) {
+  const { store } = usePage();
+  useTicks(1000);
+  const seconds = typeof row.last_event_at === "number" ? Math.floor(store.now - row.last_event_at) : 0;
+  return html`<span class="accent">${doingWords(row)}${seconds >= TOLD_S ? ` for ${seconds < 60 ? `${seconds} s` : duration(seconds)}` : ""}</span>`;
+}

@@ -1,0 +1,236 @@
+"""Rows of chains, made by the quick way for usual events: the same as those that `ChainView` gives."""
+
+import asyncio
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollcast import StreamEvent, StreamEventType
+from rollcast.archive import skeleton
+from rollcast.archive.line_log import LineLog
+from rollcast.archive.lines import rebuilt_index
+from rollcast.archive.segments import plain_index, read_index, segments_in, whole_lines
+from rollcast.archive.skeleton import Skeleton
+from rollcast.archive.usual_events import apply_usual
+from rollcast.records.codec import decode_unchecked, encode_lines
+
+T = StreamEventType
+CASES = sorted(Path(__file__).parent.parent.glob("records/view_cases/*.json"))
+LOGS = sorted(Path(__file__).parent.parent.glob("frozen/v0.1/*.jsonl"))
+
+
+def rows_of(events, *, live, usual=True):
+    """All that a skeleton tells of these events, as JSON; and how many events it took the quick way."""
+    taken = 0
+
+    def counting(view, event):
+        nonlocal taken
+        done = usual and apply_usual(view, event)
+        taken += done
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(skeleton, "apply_usual", counting)
+        if not usual:
+            patch.setattr(skeleton, "begun", lambda _event: None)
+        made = Skeleton(live=live)
+        told = []
+        for position, event in enumerate(events):
+            with suppress(Exception):  # as the recorder: an event without a number costs its row
+                made.feed(event, position)
+            if live:
+                told += [made.row_so_far(*key) for key in made.open_chains()]
+        told += [*made.rows, made.open_rows(), made.train_rows, made.totals, made.outcome]
+    return repr(msgspec.to_builtins(told)), taken
+
+
+def check(events):
+    """The same rows by both ways, for a record and for a list of what is open."""
+    for live in (False, True):
+        quick, taken = rows_of(events, live=live)
+        assert quick == rows_of(events, live=live, usual=False)[0]
+    return taken
+
+
+def test_there_are_cases():
+    """What the two tests below read is there."""
+    assert len(CASES) > 5
+    assert LOGS
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_rows_of_recorded_cases_are_the_same(path):
+    """The cases that views are tested with."""
+    case = json.loads(path.read_bytes())
+    check(
+        [
+            StreamEvent(**event | {"event_type": StreamEventType.of(event["event_type"])})
+            for event in case["events"]
+        ]
+    )
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_rows_of_old_logs_are_the_same(path):
+    """And most of their events are of the usual kind."""
+    assert check([decode_unchecked(line) for line in path.read_bytes().splitlines()])
+
+
+# -- anything ----------------------------------------------------------------------------------------------------------------
+
+words = st.sampled_from(
+    ["", "a", "b", "look", "stop", "length", "tool_call", "error", "answered", "é", "\ud800", "x" * 1100]
+)
+numbers = st.integers(-2, 5) | st.sampled_from([0.5, 1e12, float("nan"), 1 << 60, True, None, -0.0, "3", [1]])
+FIELDS = {
+    T.CHAIN_START: {"messages": st.just([{"role": "user", "content": "q"}]) | numbers, "index": numbers, "seed": numbers, "attempt": numbers, "reference": numbers | st.just({"a": [1]}), "prompt_hash": words, "policy_version": numbers, "parent_chain_id": words},
+    T.LLM_GENERATION_START: {"policy_version": numbers, "prompt_tokens": numbers, "model": words},
+    T.LLM_GENERATION_CHUNK: {"content": words, "offset": numbers, "token_ids": st.just([1, 2]) | numbers},
+    T.LLM_GENERATION_END: {"finish_reason": words | numbers, "completion_tokens": numbers, "content": words},
+    T.TOOL_CALL_START: {"call_id": words, "tool_name": words, "arguments": numbers},
+    T.TOOL_OBSERVATION: {"call_id": words, "tool_name": words, "observation": words, "status": words, "partial": st.booleans()},
+    T.TOOL_CALL_END: {"call_id": words, "tool_name": words, "status": words | numbers, "duration_s": numbers},
+    T.REWARD: {"reward": numbers, "metrics": st.just({"m": 1}) | numbers, "final": st.booleans()},
+    T.ERROR: {"error": words, "where": words},
+    T.MESSAGE: {"role": words, "content": words},
+    T.CHAIN_END: {"finish_reason": words, "final_response": words, "steps": numbers, "completion_tokens": numbers, "reward": numbers, "metrics": st.just({"m": 2}) | numbers, "duration_s": numbers},
+    T.CHAIN_SNAPSHOT: {"state": st.sampled_from(["waiting", "ended", "tool", "x"]), "content": words, "as_of": numbers, "tool_calls": st.just([{"call_id": "a", "tool_name": "look"}]) | numbers},
+    T.GAP: {"from_seq": numbers, "to_seq": numbers, "dropped": st.just({})},
+    T.RUN_START: {"train_step": numbers, "split": words},
+    T.TRAIN_STEP: {"train_step": numbers},
+}  # fmt: skip
+
+
+@st.composite
+def events(draw):
+    """A chain as it usually goes, in which some events are left out, repeated, moved or have other things in them."""
+    kinds = [T.CHAIN_START]
+    for _ in range(draw(st.integers(0, 3))):
+        kinds += [T.LLM_GENERATION_START, T.LLM_GENERATION_END]
+        kinds += draw(st.sampled_from([[], [T.TOOL_CALL_START, T.TOOL_OBSERVATION, T.TOOL_CALL_END]]))
+    kinds += [T.REWARD, T.CHAIN_END]
+    odd = draw(st.lists(st.tuples(st.integers(0, 14), st.sampled_from(sorted(FIELDS))), max_size=3))
+    for at, kind in odd:
+        kinds.insert(at, kind)
+    if draw(st.booleans()):
+        del kinds[draw(st.integers(0, len(kinds) - 1))]
+    made, step = [], 0
+    for seq, kind in enumerate(kinds):
+        step += kind is T.LLM_GENERATION_START
+        wanted = FIELDS[kind]
+        usual = draw(st.integers(0, 3)) > 0
+        data = {name: draw(values) for name, values in wanted.items() if usual or draw(st.booleans())}
+        if usual:
+            data |= {
+                name: value for name, value in USUAL.items() if name in wanted and draw(st.integers(0, 3))
+            }
+        of_run = kind in (T.RUN_START, T.TRAIN_STEP, T.GAP)
+        made.append(
+            StreamEvent(
+                kind,
+                "" if of_run else draw(st.sampled_from(["chain_0"] * 9 + ["chain_1"])),
+                draw(st.sampled_from([1e9 + seq] * 6 + [1e9 - seq, float("nan"), 5, 1e12, None])),
+                data if draw(st.integers(0, 30)) else draw(numbers),
+                draw(st.sampled_from([step or None] * 9 + [1, None, True, 1 << 60, "1"])),
+                draw(st.sampled_from([step or None] * 6 + [1, None, True, 1 << 60])),
+                draw(st.sampled_from([seq] * 12 + [seq - 2, -1, 1 << 55, None])),
+                draw(st.sampled_from(["r"] * 20 + [""])),
+                draw(st.sampled_from(["group_0", None])),
+                draw(st.sampled_from([""] * 20 + ["other"])),
+            )
+        )
+    return made
+
+
+USUAL = {
+    "call_id": "a",
+    "tool_name": "look",
+    "status": "success",
+    "finish_reason": "stop",
+    "completion_tokens": 3,
+    "duration_s": 0.25,
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(events())
+def test_rows_of_any_events_are_the_same(given_events):
+    """Whatever is lost, repeated, out of order or made by hand."""
+    check(given_events)
+
+
+async def test_all_of_a_healthy_run_is_usual(stage):
+    """Otherwise nothing would be gained, and nobody would notice."""
+    stage.observe()
+    await stage.run(chains=3)
+    of_chains = [event for event in (await stage.close()).events() if event.chain_id]
+    _, taken = rows_of(of_chains, live=False)
+    told_later = sum(event.event_type in (T.CHAIN_START, T.TOOL_OBSERVATION, T.REWARD) for event in of_chains)
+    assert taken == len(of_chains) - told_later > 0
+
+
+async def test_an_index_that_was_noted_is_the_one_that_decoding_gives(stage, monkeypatch):
+    """Of events and of trajectories, in several segments, whether they are compressed or not."""
+    monkeypatch.setattr("rollcast.archive.format.SEGMENT_LINES", 40)
+    monkeypatch.setattr("rollcast.archive.segments.FRAME_LINES", 7)
+    monkeypatch.setattr("rollcast.archive.format.FRAME_LINES", 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "rollcast.archive.segments.plain_index", None
+        )  # so that a segment cannot be decoded unnoticed
+        patch.setattr("rollcast.archive.segments._IndexBuilder", None)
+        stage.observe()
+        for _ in range(3):
+            await stage.run(chains=5)
+            await stage.recorded()
+        patch.setattr("rollcast.archive.zstd.available", lambda: False)
+        await stage.run(chains=9)
+        await stage.close()
+    await asyncio.to_thread(check_indexes, stage.path)
+
+
+def check_indexes(path):
+    segments = [segment for folder in ("events", "trajectories") for segment in segments_in(path / folder)]
+    assert {segment.compressed for segment in segments} == {True, False}
+    for segment in segments:
+        if segment.compressed:
+            made_anew = rebuilt_index(segment)
+        else:
+            made_anew = plain_index(segment.first, whole_lines(segment.path))
+        assert read_index(segment) == made_anew
+
+
+@pytest.mark.parametrize(
+    "odd", [{"timestamp": None}, {"timestamp": float("nan")}, {"run_id": "é"}, {"chain_id": 5}]
+)
+def test_lines_made_by_hand_are_decoded_for_their_index(tmp_path, odd):
+    """Their JSON may tell something else than the event."""
+    fine = StreamEvent(T.REWARD, "chain_0", 1e9, {"reward": 1.0}, run_id="r")
+    events = [fine, msgspec.structs.replace(fine, **odd), fine]
+    log = LineLog(tmp_path)
+    data = encode_lines(events)
+    log.append(data, 3)
+    log.note(data, events)
+    log.close()
+    (segment,) = segments_in(tmp_path)
+    assert read_index(segment) == rebuilt_index(segment)
+    assert read_index(segment).last == 2
+
+
+def test_lines_that_were_not_noted_are_decoded_for_their_index(tmp_path):
+    """Those of a file that somebody else has begun, or added to."""
+    fine = StreamEvent(T.REWARD, "chain_0", 1e9, {"reward": 1.0}, run_id="r")
+    log = LineLog(tmp_path)
+    data = encode_lines([fine])
+    log.append(data, 1)
+    log.note(data, [fine])
+    log.append(encode_lines([msgspec.structs.replace(fine, chain_id="chain_1")]), 1)
+    log.close()
+    (segment,) = segments_in(tmp_path)
+    assert [place.chain_id for place in read_index(segment).places] == ["chain_0", "chain_1"]
+    assert read_index(segment) == rebuilt_index(segment)

@@ -1,0 +1,253 @@
+"""The page and its connection: what it says when it is lost, frozen, refused or another one, and that nothing is missed or doubled."""
+
+import contextlib
+import re
+import socket
+import time
+
+import pytest
+
+from page.browser import audit, needs_chromium, see, until
+from page.line import Line
+from page.staged_runs import staged
+from rollcast.serve import Token
+
+pytestmark = needs_chromium
+
+WORDS = "word0 word1 "
+
+
+@pytest.fixture
+def line(stage):
+    line = Line(stage.loop, stage.server.port)
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def stage():
+    with staged(heartbeat_s=1) as stage:
+        yield stage
+
+
+def words(page):
+    """The numbers of the words that the chain's text has, in order."""
+    return [int(number) for number in re.findall(r"word(\d+) ", page.locator(".tokens").first.inner_text())]
+
+
+def open_chain(page):
+    see(page, "[data-row]").click()
+    see(page, ".tokens", "word")
+
+
+def test_a_frozen_line_is_noticed_within_the_heartbeat(stage, line, tab):
+    """No byte comes and nothing is closed; then the text goes on where it was, without a hole or a double."""
+    stage.begin(stage.stream(20_000, pause_s=0.002))
+    one = tab()
+    page = one.open(line.url)
+    open_chain(page)
+    see(page, ".status", "Live")
+    line.freeze()
+    frozen = time.monotonic()
+    see(page, ".status[data-word=reconnecting]")
+    assert time.monotonic() - frozen < 1 + 4  # a heartbeat, and what a loaded machine adds
+    see(page, ".notice", "Not connected: the server does not answer. What is below is how it was")
+    audit(page, "reconnecting")
+    before = words(page)[-1]
+    line.thaw()
+    see(page, ".status", "Live")
+    until(page, f"document.querySelector('.tokens').textContent.includes('word{before + 200} ')")
+    told = words(page)
+    assert told == list(range(told[0], told[-1] + 1))
+    assert page.locator(".block.gap").count() == 0
+    one.complaints.clear()  # the browser's own, about a connection that was closed before it was made
+
+
+def test_a_connection_that_is_cut_in_the_middle_of_frames_loses_nothing(stage, line, tab):
+    """Again and again, after odd numbers of bytes."""
+    stage.begin(stage.stream(20_000, pause_s=0.002))
+    one = tab()
+    page = one.open(line.url)
+    open_chain(page)
+    for count in (1, 7, 130, 1_001, 5_003):
+        line.cut_after(count)
+        see(page, ".status[data-word=reconnecting]")
+        until(page, "['connected', 'catching up'].includes(document.querySelector('.status').dataset.word)")
+    last = words(page)[-1]
+    until(page, f"document.querySelector('.tokens').textContent.includes('word{last + 100} ')")
+    told = words(page)
+    assert told == list(range(told[0], told[-1] + 1))
+    one.complaints.clear()
+
+
+def test_a_reload_in_the_middle_goes_on(stage, tab):
+    """The text so far comes in a snapshot, and what is written then follows it."""
+    stage.begin(stage.stream(20_000, pause_s=0.002))
+    page = tab().open(stage.url)
+    open_chain(page)
+    before = words(page)[-1]
+    page.reload()
+    see(page, ".tokens", f"word{before} ")
+    until(page, f"document.querySelector('.tokens').textContent.includes('word{before + 200} ')")
+    told = words(page)
+    assert told == list(range(told[0], told[-1] + 1))
+    assert told[0] == 0
+
+
+def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
+    """The seconds are in the header; the button does not wait for the pause to end."""
+    one = tab()
+    page = one.open(line.url)
+    see(page, ".status", "Connected")
+    server = line.to
+    with unused_port() as nobody:
+        line.to = nobody
+        line.cut()
+        see(page, ".status", re.compile(r"Reconnecting \(\d+ s\)"))
+        see(page, ".notice", "Next attempt in")
+        audit(page, "away")
+        line.to = server
+        page.get_by_role("button", name="Try now").click()
+        see(page, ".status", "Connected")
+    page.locator(".notice", has_text="Not connected").wait_for(state="detached")
+    one.complaints.clear()
+
+
+@contextlib.contextmanager
+def unused_port():
+    """A port at which nobody listens, and nobody else will."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
+
+
+def test_a_server_that_is_started_anew_with_its_record_goes_on(tab, tmp_path):
+    """Its cursors survive: the page has all of the old run and all of the new one, and says what died with the old process."""
+    one = tab()
+    with staged(record=tmp_path / "a") as stage:
+        stage.begin(stage.guesses())
+        stage.finish()
+        stage.goes_on.clear()
+        page = one.open(stage.url)
+        see(page, ".question .mean", "0.63")
+        page.locator("nav a", has_text="Events").click()
+        see(page, ".event-list")
+        port = stage.server.port
+    see(page, ".status[data-word=reconnecting]")
+    with staged(port=port, record=tmp_path / "b", parent=tmp_path / "a") as stage:
+        see(page, ".status", "Connected")
+        stage.begin(stage.searches(chains=2, ended=2))
+        stage.finish()
+        page.locator("nav a", has_text="Runs").click()
+        see(page, "td a", "search")
+        page.locator("td a", has_text="search").click()
+        see(page, ".question .mean", "1.00")
+    one.complaints.clear()
+
+
+def test_another_server_shows_its_run_and_says_that_the_old_one_is_gone(tab):
+    """At the same port, without what the page knew; the address without a run leads to the new one."""
+    one = tab()
+    with staged() as stage:
+        stage.begin(stage.guesses())
+        page = one.open(stage.url)
+        see(page, ".question .cell.generating")
+        old = page.locator(".question").get_attribute("href")
+        port = stage.server.port
+    see(page, ".status[data-word=reconnecting]")
+    with staged(port=port) as stage:
+        stage.begin(stage.searches())
+        see(page, ".figure", "3 of 8 running")
+        see(
+            page,
+            ".notice",
+            "The server was started anew, and does not know a run that this page showed: guess",
+        )
+        audit(page, "gone")
+        page.locator(".notice a", has_text="guess").click()
+        see(page, ".notice", "The server that answers now does not know this run.")
+        see(page, ".cell.failed")
+        assert page.locator(".question .cell").count() == 4
+        page.locator(".notice a", has_text="Show what it has now").click()
+        see(page, ".figure", "3 of 8 running")
+        page.get_by_role("button", name="Close").click()
+        page.locator(".notice", has_text="does not know").wait_for(state="detached")
+        assert old
+        stage.finish()
+    one.complaints.clear()
+
+
+def test_a_page_without_a_token_is_told_what_to_do(tab):
+    """It asks for one; a wrong one is said to be wrong, a right one connects, and a reload keeps it."""
+    with staged("secret") as stage:
+        stage.begin(stage.guesses())
+        one = tab()
+        page = one.open(stage.url)
+        see(page, ".status", "Refused")
+        see(page, "[role=alert]", "This server needs a token, and this page has none.")
+        audit(page, "refused")
+        page.get_by_label("Token").fill("wrong")
+        page.keyboard.press("Enter")
+        see(page, "[role=alert]", "The server does not know the token of this page")
+        page.get_by_label("Token").fill("secret")
+        page.get_by_role("button", name="Connect").click()
+        see(page, ".question")
+        page.reload()
+        see(page, ".question")
+        assert "secret" not in page.url
+        assert "secret" not in page.content()
+        assert not [url for url in one.requests if "secret" in url]
+        stage.finish()
+        one.complaints.clear()
+
+
+def test_a_new_link_in_the_same_tab_replaces_the_token(tab):
+    """The address alone changes then, and the page is not loaded again; the token does not stay in the address."""
+    with staged("secret") as stage:
+        stage.begin(stage.guesses())
+        one = tab()
+        page = one.open(f"{stage.url}#token=old")
+        see(page, "[role=alert]", "The server does not know the token of this page")
+        page.evaluate("location.hash = '#token=secret&to=/runs'")
+        see(page, "td a", "guess")
+        assert page.evaluate("location.hash") == "#/runs"
+        stage.finish()
+        one.complaints.clear()
+
+
+def test_a_token_that_expires_while_the_page_is_open(tab):
+    """The page says so, keeps what it shows, and goes on with a new token."""
+    tokens = (Token("short", ("read",), expires_at=time.time() + 4), Token("long", ("read",)))
+    with staged(tokens=tokens) as stage:
+        stage.begin(stage.guesses())
+        one = tab()
+        page = one.open(f"{stage.url}#token=short")
+        see(page, ".question .cell.generating")
+        see(page, "[role=alert]", "The token of this page has expired.")
+        assert page.locator(".question .cell").count() == 4
+        page.get_by_label("Token").fill("long")
+        page.keyboard.press("Enter")
+        see(page, ".status", "Live")
+        stage.finish()
+        see(page, ".question .mean", "0.63")
+        one.complaints.clear()
+
+
+def test_what_waits_while_paused_is_counted_and_comes_then(stage, tab):
+    """Nothing that is shown changes by itself, however long it lasts; the server keeps what is too much."""
+    stage.begin(stage.stream(60_000, pause_s=0))
+    page = tab().open(stage.url)
+    open_chain(page)
+    page.keyboard.press("p")
+    see(page, ".status", "Paused")
+    shown = page.locator("main").inner_text()
+    see(page, ".status", "waiting)")
+    page.wait_for_timeout(500)
+    assert page.locator("main").inner_text() == shown
+    page.keyboard.press("p")
+    stage.let_go_on()
+    see(page, ".tokens", "word")
+    until(page, "document.querySelector('.status').dataset.word !== 'paused'")
+    see(page, "dd", "answered")
+    told = words(page)
+    assert told == list(range(told[0], told[-1] + 1))
