@@ -155,8 +155,8 @@ class RecordedStage(StagedRuns):
         self._record = (path, level)
         super().__init__()
 
-    async def _open(self, token):
-        await super()._open(token)
+    async def _open(self, *given):
+        await super()._open(*given)
         path, level = self._record
         self.record = ArchiveObserver(path, level=level, masker=False)
         self.manager.add_observer(self.record)
