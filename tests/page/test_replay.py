@@ -155,8 +155,8 @@ class RecordedStage(StagedRuns):
         self._record = (path, level)
         super().__init__()
 
-    async def _open(self, token):
-        await super()._open(token)
+    async def _open(self, *given):
+        await super()._open(*given)
         path, level = self._record
         self.record = ArchiveObserver(path, level=level, masker=False)
         self.manager.add_observer(self.record)
@@ -216,7 +216,10 @@ def test_a_run_that_goes_on_is_rewound_and_returned_to(recorded_stage, tab):
     page.keyboard.press("v")
     see(page, ".column.best .reward", "1.00")
     until(page, "document.querySelector('.replay-bar') === null")
-    assert page.locator(".column .say", has_text="Found it").count() == 2
+    until(
+        page,
+        "[...document.querySelectorAll('.column .say')].filter((e) => e.textContent.includes('Found')).length === 2",
+    )
     assert "at=" not in page.url
 
 

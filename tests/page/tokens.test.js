@@ -101,3 +101,18 @@ test("probabilities of spans multiply, and are unknown if one is", () => {
   assert.equal(probability([]), null);
   assert.equal(leastLogprob({ at: 0, end: 1, text: "", ids: [1, 2], logprobs: [-1, -3] }), -3);
 });
+
+test("merged chunks that say how long their pieces are, are divided; those whose lengths do not fit stay together", () => {
+  const tokens = new Tokens();
+  tokens.apply(chunk(1, "a🤔b", [5, 6, 7], [-0.5, -1, -2], { offset: 0, lengths: [2, 0, 1] }));
+  assert.deepEqual(tokens.of(1), [
+    { at: 0, end: 2, text: "a🤔", ids: [5], logprobs: [-0.5] },
+    { at: 2, end: 2, text: "", ids: [6], logprobs: [-1] },
+    { at: 2, end: 3, text: "b", ids: [7], logprobs: [-2] },
+  ]);
+  assert.deepEqual(tokens.ids(1), [5, 6, 7]);
+  for (const lengths of [[1, 1], [2, 0], [-1, 1, 3], "abc", [1, 1, 2]]) {
+    tokens.apply(chunk(2, "abc", [1, 2, 3], [-1, -1, -1], { offset: tokens.of(2).at(-1)?.end ?? 0, lengths }));
+    assert.equal(tokens.of(2).at(-1).ids.length, 3);
+  }
+});

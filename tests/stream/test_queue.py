@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast.records import StreamEvent, StreamEventType
-from rollcast.stream.queue import Control, EventQueue, compact, event_size
+from rollcast.stream.queue import Control, EventQueue, compact, event_size, merged_chunks
 
 T = StreamEventType
 
@@ -233,3 +233,18 @@ def test_fields_that_a_merger_does_not_know_are_carried():
 def test_reasoning_counts_against_the_limit():
     """A queue is bounded by what its events keep alive, text of every kind included."""
     assert event_size(chunk(1, "", reasoning="x" * 10_000)) > 10_000
+
+
+def test_merged_chunks_say_how_many_characters_each_token_gave_if_that_is_asked_for():
+    """For chunks of one token, and for those that say it themselves; otherwise it is left out."""
+    ones = [chunk(1, "añb", token_ids=[1]), chunk(2, "", 3, token_ids=[2]), chunk(3, "𝄞x", 3, token_ids=[3])]
+    whole = merged_chunks(ones, lengths=True)
+    assert (whole.data["content"], whole.data["lengths"]) == ("añb𝄞x", [3, 0, 2])
+    assert "lengths" not in merged_chunks(ones).data
+    more = merged_chunks([whole, chunk(4, "yz", 5, token_ids=[4])], lengths=True)
+    assert more.data["lengths"] == [3, 0, 2, 2]
+    assert merged_chunks([whole, chunk(4, "yz", 5, token_ids=[4])]).data["lengths"] == [3, 0, 2, 2]
+    several = [chunk(1, "ab", token_ids=[1, 2]), chunk(2, "c", 2, token_ids=[3])]
+    assert "lengths" not in merged_chunks(several, lengths=True).data
+    assert "lengths" not in merged_chunks([whole, chunk(4, "yz", 5, token_ids=[4, 5])]).data
+    assert "lengths" not in merged_chunks([chunk(1, "a"), chunk(2, "b", 1)], lengths=True).data

@@ -496,7 +496,7 @@ def _join(
         if end - begin > 1:
             for i in places[begin : end - 1]:
                 kept[i] = None
-            kept[places[end - 1]] = event_of(merged_chunks([*chunks[begin:end]], timed=True))
+            kept[places[end - 1]] = event_of(merged_chunks([*chunks[begin:end]], timed=True, lengths=True))
         begin = end
 
 

@@ -193,7 +193,8 @@ class LlmGenerationChunk(TypedDict):
     """New text of a generation, never the text so far. `offset`: how many characters of this generation came before it.
 
     `reasoning` is new reasoning text, if the server sends that apart. `dt_ms`: milliseconds from each token to the next one, so
-    it has one number fewer than `token_ids`; the chunk's timestamp is that of its last token.
+    it has one number fewer than `token_ids`; the chunk's timestamp is that of its last token. `lengths`: how many characters of
+    `content` each token gave, if chunks were merged in a record.
     """
 
     content: str
@@ -203,6 +204,7 @@ class LlmGenerationChunk(TypedDict):
     from_seq: NotRequired[int]
     reasoning: NotRequired[str]
     dt_ms: NotRequired[list[float]]
+    lengths: NotRequired[list[int]]
 
 
 class LlmGenerationEnd(TypedDict):

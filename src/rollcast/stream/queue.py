@@ -100,16 +100,20 @@ _PLAIN = frozenset({int, float, bool, type(None)})
 _PLAIN_SIZE = 28  # of a number; those without an object of their own are few
 
 
-def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
+def merged_chunks(chunks: list[Event], *, timed: bool = False, lengths: bool = False) -> Event:
     """Merge neighbouring chunks of one generation into one, at the place of the last. Unknown fields keep their latest value.
 
-    With `timed` it has `dt_ms` also if no chunk has it, provided that each has at most one token.
+    With `timed` it has `dt_ms` also if no chunk has it, provided that each has at most one token. With `lengths` it says how many
+    characters each token gave, provided that each chunk has one token or says so itself.
     """
     waiting = [chunk for chunk in chunks if type(chunk) is WaitingChunk]
-    if len(waiting) == len(chunks) and not timed:
+    if len(waiting) == len(chunks) and not timed and not lengths:
         return merged_waiting(waiting)
     encodable = [chunk for chunk in chunks if type(chunk) is EncodableChunk]
-    if len(encodable) == len(chunks) and (joined := _joined_data(encodable, timed=timed)) is not None:
+    if (
+        len(encodable) == len(chunks)
+        and (joined := _joined_data(encodable, timed=timed, lengths=lengths)) is not None
+    ):
         return msgspec.structs.replace(encodable[-1].event(), data=joined)
     events = [event_of(chunk) for chunk in chunks]
     first, last = events[0], events[-1]
@@ -124,13 +128,15 @@ def merged_chunks(chunks: list[Event], *, timed: bool = False) -> Event:
     times = _joined_times(events) if (timed and "token_ids" in data) or "dt_ms" in names else None
     if times or (times is not None and "dt_ms" in names):
         data["dt_ms"] = times
+    if (lengths or "lengths" in names) and "token_ids" in data and (joined_lengths := _joined_lengths(parts)):
+        data["lengths"] = joined_lengths
     for name in sorted(names - _MERGED, key=str):
         data[name] = next(p[name] for p in reversed(parts) if name in p)
     data["from_seq"] = parts[0].get("from_seq", first.seq)
     return msgspec.structs.replace(last, data=data)
 
 
-def _joined_data(chunks: list[EncodableChunk], *, timed: bool) -> dict[str, Any] | None:
+def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) -> dict[str, Any] | None:
     """The `data` that `merged_chunks` gives for chunks that all have ids, or all have none; None for any others.
 
     No event and no dict is made of the single chunks, so a token costs a third of what it costs there.
@@ -163,16 +169,34 @@ def _joined_data(chunks: list[EncodableChunk], *, timed: bool) -> dict[str, Any]
         apart = map(sub, arrivals[1:], arrivals)
         if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
             data["dt_ms"] = times
+    if lengths and counts and min(counts) == max(counts) == 1:
+        data["lengths"] = [len(p.content) for p in parts]
     data["from_seq"] = chunks[0].seq
     return data
 
 
-_MERGED = frozenset({"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "from_seq"})
+_MERGED = frozenset(
+    {"content", "offset", "token_ids", "logprobs", "reasoning", "dt_ms", "lengths", "from_seq"}
+)
 
 
 def _has_tokens(data: dict[str, Any]) -> bool:
     """Whether a chunk has tokens that its lists would hold. A chunk with only reasoning has none."""
     return bool(data["content"] or data.get("token_ids"))
+
+
+def _joined_lengths(parts: list[dict[str, Any]]) -> list[int] | None:
+    """How many characters each token gave, over all chunks; None if one chunk does not say it."""
+    joined: list[int] = []
+    for part in parts:
+        ids, content, told = part.get("token_ids", ()), part["content"], part.get("lengths")
+        if isinstance(told, list) and len(told) == len(ids):
+            joined += told
+        elif len(ids) == 1:
+            joined.append(len(content))
+        elif ids or content:
+            return None
+    return joined
 
 
 def _joined_times(events: list[StreamEvent]) -> list[float] | None:

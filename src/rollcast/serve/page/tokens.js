@@ -2,7 +2,7 @@
 //
 // Events come with one token each or with several merged ones, whose text cannot be divided among them: a `Span` is what came together.
 
-import { length } from "./bounded.js";
+import { length, slice } from "./bounded.js";
 import { objectOf, textOf } from "./view_parts.js";
 
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
@@ -59,7 +59,18 @@ export class Tokens {
     if (at < (spans.at(-1)?.end ?? 0)) return; // it is known, or merged with what is known, so that its ids have no place
     const text = textOf(data.content);
     const logprobs = numbers(data.logprobs);
-    spans.push({ at, end: at + length(text), text, ids, logprobs: logprobs.length === ids.length ? logprobs : [] });
+    const known = logprobs.length === ids.length ? logprobs : [];
+    const lengths = numbers(data.lengths);
+    if (ids.length > 1 && lengths.length === ids.length && lengths.every((each) => each >= 0) && sum(lengths) === length(text)) {
+      let from = 0;
+      ids.forEach((id, i) => {
+        const to = from + /** @type {number} */ (lengths[i]);
+        spans.push({ at: at + from, end: at + to, text: slice(text, from, to), ids: [id], logprobs: known.slice(i, i + 1) });
+        from = to;
+      });
+    } else {
+      spans.push({ at, end: at + length(text), text, ids, logprobs: known });
+    }
     this.count += ids.length;
     while (this.count > MAX_TOKENS && this.steps.size > 1) {
       const [earliest, gone] = /** @type {[number, Span[]]} */ (this.steps.entries().next().value);
@@ -100,6 +111,11 @@ export class Tokens {
     }
     return spans.length ? spans.flatMap((span) => span.ids) : null;
   }
+}
+
+/** @param {number[]} values */
+function sum(values) {
+  return values.reduce((all, each) => all + each, 0);
 }
 
 /** @param {unknown} value @returns {number[]} */
