@@ -28,6 +28,7 @@ BENCHMARKS = {
     "import": "benchmarks.imports",
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",
+    "recording": "benchmarks.recording",
     "archive": "benchmarks.archive",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",

@@ -1,152 +1,53 @@
-"""What a record costs while it is written, how large it is, and how fast it answers."""
+"""How fast a record answers."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 from msgspec.structs import replace
 
-from benchmarks.measure import Figure, figure, paired, ratios
-from benchmarks.tokens import tokens
+from benchmarks.measure import Figure, figure
 from rollcast import (
+    ConsoleStreamObserver,
     JSONStreamObserver,
     StreamEvent,
     StreamEventType,
-    StreamingManager,
     StreamObserver,
-    ToolAgent,
 )
-from rollcast.archive import Archive, ArchiveObserver, list_records
+from rollcast.archive import Archive, list_records
 from rollcast.archive.format import ChainRow, RunFile, index_name
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.segments import index_bytes, read_index, segments_in
 from rollcast.archive.skeleton import Skeleton
-from rollcast.models.tiny import TinyBackend
 from rollcast.records import encode_lines
-from rollcast.tasks import get_task
+from rollcast.stream.playback import Playback
 
 __all__ = ["run"]
 
-CHAINS = 64
-TURNS = 4
-LENGTH = 256  # tokens of a generation
 RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"
 
 T = StreamEventType
-Make = Callable[[Path], StreamObserver | None]
 
 
 def run(quick: bool) -> list[Figure]:
-    """Runs of the embedded model and of a loop that only speaks; a record of 10⁵ chains; a directory of 1,000 records."""
+    """A record of 10⁵ chains, one of 10⁷ events, and a directory of 1,000 records."""
     with tempfile.TemporaryDirectory(prefix="rollcast-archive-") as folder:
         root = Path(folder)
         return [
-            *_written(root, 2 if quick else 9, 4 if quick else CHAINS),
-            *_of_a_real_run(root, 1 if quick else 9),
             *_read(root / "large", 200 if quick else 100_000),
+            *_replayed(root / "replayed", 50 if quick else 10_000),
             *_read_long(root / "large", root / "long", 5_000 if quick else 10_000_000),
             *_listed(root / "many", 10 if quick else 1000),
         ]
-
-
-# -- written ---------------------------------------------------------------------------------------------------------------
-
-
-def _written(root: Path, rounds: int, chains: int) -> Iterator[Figure]:
-    numbers = itertools.count()
-    makers: dict[str, Make] = {
-        "none": lambda _path: None,
-        "json lines": lambda path: JSONStreamObserver(path.with_suffix(".jsonl")),
-        "auto": lambda path: ArchiveObserver(path, level="auto"),
-        "tokens": lambda path: ArchiveObserver(path, level="tokens"),
-        "tokens, no trajectories": lambda path: ArchiveObserver(path, level="tokens", trajectories=False),
-    }
-    trials = {name: _trial(make, root, numbers, chains) for name, make in makers.items()}
-    results = paired(trials, rounds)
-    count = chains * TURNS * LENGTH
-    cost = {name: [seconds / count * 1e6 for seconds in values] for name, values in results.items()}
-    more = {name: [x - y for x, y in zip(values, cost["none"], strict=True)] for name, values in cost.items()}
-    yield figure("archive: reference: a loop that speaks, a token", cost["none"], "µs")
-    yield figure("archive: JSON lines, a token more", more["json lines"], "µs")
-    yield figure("archive: auto, tokens unwatched, a token more", more["auto"], "µs")
-    yield figure("archive: tokens, a token more", more["tokens"], "µs")
-    yield figure("archive: tokens / JSON lines", ratios(more["tokens"], more["json lines"]), "×", "<= 1.5")
-    lean = ratios(more["tokens, no trajectories"], more["json lines"])
-    yield figure("archive: the same without trajectories", lean, "×")
-    path = root / "sizes"
-    _speak(ArchiveObserver(path, level="turns"), chains)
-    events, trajectories = (_bytes(path / part) / count for part in ("events", "trajectories"))
-    yield figure("archive: sealed at turns, random ids: events, a token", events, "B", "<= 12")
-    yield figure("archive: trajectories beside them, a token", trajectories, "B")
-    yield figure("archive: both, a token", events + trajectories, "B")
-
-
-def _trial(make: Make, root: Path, numbers: Iterator[int], chains: int) -> Callable[[], float]:
-    return lambda: _speak(make(root / f"run-{next(numbers)}"), chains)
-
-
-def _speak(observer: StreamObserver | None, chains: int) -> float:
-    """CPU seconds of a run in which so many chains speak at once, until all is written."""
-    manager = StreamingManager(drain_timeout=60)
-    if observer is not None:
-        manager.add_observer(observer)
-
-    async def whole() -> None:
-        async with manager.run(chains=chains) as run:
-
-            async def one(number: int) -> None:
-                rng = random.Random(number)
-                with run.chain([{"role": "user", "content": f"question {number}"}]) as chain:
-                    for turn in range(TURNS):
-                        with chain.generation(prompt_ids=[1, 2, 3]) as generation:
-                            for i, (text, _, _) in enumerate(tokens(LENGTH)):
-                                generation.chunk(text, [rng.randrange(30_000)], [-rng.random()])
-                                if i % 4 == 0:
-                                    await asyncio.sleep(0)
-                        with chain.tool_call("look", {"turn": turn}) as call:
-                            call.observation("seen")
-                    chain.reward(1.0)
-
-            await asyncio.gather(*map(one, range(chains)))
-        await manager.aclose()
-
-    began = time.process_time()
-    asyncio.run(whole())
-    return time.process_time() - began
-
-
-def _of_a_real_run(root: Path, rounds: int) -> Iterator[Figure]:
-    """The embedded model plays; a training adds its own work to either side."""
-    numbers = itertools.count()
-    task = get_task("guess")
-
-    def played(*, recorded: bool) -> float:
-        agent = ToolAgent(backend=TinyBackend(), tools=list(task.tools), reward=task.reward)
-        if recorded:
-            agent.streaming_manager.add_observer(ArchiveObserver(root / f"played-{next(numbers)}"))
-
-        async def whole() -> None:
-            await agent.run_async(8, task.rows(16), enable_streaming=True)
-            await agent.streaming_manager.aclose()
-
-        began = time.process_time()
-        asyncio.run(whole())
-        return time.process_time() - began
-
-    results = paired({"off": lambda: played(recorded=False), "auto": lambda: played(recorded=True)}, rounds)
-    yield figure(
-        "archive: a run of the embedded model, auto / off",
-        ratios(results["auto"], results["off"]),
-        "×",
-        "<= 1.02",
-    )
 
 
 # -- read ------------------------------------------------------------------------------------------------------------------
@@ -179,6 +80,49 @@ def _read(path: Path, chains: int) -> Iterator[Figure]:
     count = sum(1 for _ in archive.events())
     rate = count / (time.process_time() - began)
     yield figure("archive: all events flat out, a CPU second", rate, "events/s", ">= 200000")
+
+
+def _replayed(path: Path, chains: int) -> Iterator[Figure]:
+    """All events of a record, flat out, as `rollcast replay --speed max` gives them to its observers."""
+    _large(path, chains)
+    length = Archive.open(path).length
+
+    class Counting(StreamObserver):
+        events = 0
+
+        async def on_event(self, event: StreamEvent) -> None:
+            raise AssertionError("it takes batches")
+
+        async def on_batch(self, events: list[StreamEvent]) -> None:
+            self.events += len(events)
+
+    def copied(file: TextIO) -> None:
+        for found in Archive.open(path).events().new_lines():
+            if found is not None:
+                file.write(found[0].decode() + "\n")
+
+    def console(file: TextIO, hints: bool) -> StreamObserver:
+        return ConsoleStreamObserver(file=file, hints=hints)
+
+    observers: dict[str, Callable[[TextIO], StreamObserver]] = {
+        "counted": lambda _file: Counting(),
+        "written as JSON lines": lambda _file: JSONStreamObserver(os.devnull),
+        "printed, without hints": lambda file: console(file, hints=False),
+        "printed": lambda file: console(file, hints=True),
+    }
+    with Path(os.devnull).open("w") as file:
+        began = time.process_time()
+        copied(file)
+        rate = length / (time.process_time() - began)
+        yield figure(
+            "archive: reference: every line read, decoded and written, a CPU second", rate, "events/s"
+        )
+        for name, make in observers.items():
+            began = time.process_time()
+            asyncio.run(Playback([make(file)]).play(Archive.open(path).events(), lambda: None))
+            rate = length / (time.process_time() - began)
+            target = ">= 200000" if name in {"counted", "printed"} else None
+            yield figure(f"archive: a replay flat out, {name}, a CPU second", rate, "events/s", target)
 
 
 def _read_long(large: Path, path: Path, events: int) -> Iterator[Figure]:
@@ -266,7 +210,3 @@ def _milliseconds(work: Callable[[], object], times: int) -> list[float]:
         work()
         found.append((time.perf_counter() - began) * 1e3)
     return found
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
-    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "archive", "peers", "backends", "engine", "learning", "trl",
+    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ RollcastError
 ├── RolloutCancelledError          a watcher cancelled a rollout in the middle of a training
 ├── CheckpointError                a checkpoint cannot be written or read
 ├── ArchiveError                   a record of a run cannot be found, read or written
+│   ├── NewerFormatError           a later version of Rollcast wrote the record
 │   └── RecordReaderError          the process that reads records for a server died, or cannot be started
 ├── AlertError                     an alert could not be sent
 ├── RefusedError                   a server refused this client, or cannot be reached
@@ -38,6 +39,7 @@ __all__ = [
     "InputError",
     "MessagesError",
     "MissingExtraError",
+    "NewerFormatError",
     "PromptTooLongError",
     "RecordReaderError",
     "RefusedError",
@@ -112,6 +114,19 @@ class CheckpointError(RollcastError):
 
 class ArchiveError(RollcastError):
     """A record of a run cannot be found, read or written."""
+
+
+class NewerFormatError(ArchiveError):
+    """A later version of Rollcast wrote the record.
+
+    Args:
+        reason: says which format it has, which ones are read, and what to do.
+        number: its format.
+    """
+
+    def __init__(self, reason: str, number: int) -> None:
+        super().__init__(reason)
+        self.number = number
 
 
 class RecordReaderError(ArchiveError):

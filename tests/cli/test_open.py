@@ -151,11 +151,29 @@ def test_a_token_of_ones_own_is_asked_for_and_not_printed(place):
     assert not (place / "rollcast-runs" / "token").exists()
 
 
-@pytest.mark.parametrize(
-    "word", ["rollcast-runs", "rollcast-runs/20261128-0900-grid-bbbb", "2026112809", "latest"]
-)
+@pytest.mark.parametrize("args", [[], ["rollcast-runs"], ["--record-dir", "rollcast-runs"]])
+def test_a_folder_of_records_is_opened(place, args):
+    """All of them are listed and can be read: without an argument those of the record directory."""
+    with running("open", *args, "--no-browser", cwd=place) as process:
+        lines = lines_until(process, "Ctrl-C ends it")
+        assert lines[0] == "rollcast-runs: 2 records; the latest, 20261128-0900-grid-bbbb: ended\n"
+        link = link_in(lines)
+        with connect(f"ws://{urlsplit(link).netloc}/", subprotocols=["rollcast.v1"], proxy=None) as socket:
+            socket.send(json.dumps({"type": "hello", "token": token_of(link)}))
+            assert "records" in json.loads(socket.recv(timeout=30))["features"]
+            socket.send(json.dumps({"type": "query", "id": "q", "what": "runs"}))
+            rows = json.loads(socket.recv(timeout=30))["rows"]
+            assert [(row["run_id"], row["name"]) for row in rows] == [("bbbb", "grid"), ("aaaa", "guess")]
+            socket.recv(timeout=30)
+            socket.send(json.dumps({"type": "query", "id": "q", "what": "chains", "run": "aaaa"}))
+            assert [row["reward"] for row in json.loads(socket.recv(timeout=30))["rows"]] == [0.5]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("word", ["rollcast-runs/20261128-0900-grid-bbbb", "2026112809", "latest"])
 def test_a_record_may_be_named_in_every_way(place, word):
-    """By its folder, by the folder of all for the latest, and as elsewhere."""
+    """By its folder, and as elsewhere."""
     if word.isdecimal():
         word = "20261128"
     with running("open", word, "--no-browser", cwd=place) as process:

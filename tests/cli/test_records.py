@@ -187,3 +187,49 @@ def test_a_record_that_is_not_there_is_an_error(directory):
     out = called("recover", "gues", "--record-dir", directory)
     assert isinstance(out.exception, ArchiveError)
     assert "the nearest: 20261127-0900-guess-aaaa" in str(out.exception)
+
+
+def test_a_record_of_a_later_version_is_named_as_such(directory):
+    """It is not damaged: the list says which format it has, and what reads it."""
+    change(directory / "20261128-0900-grid-bbbb", format=7)
+    out = called("runs", "--record-dir", directory)
+    assert [line.split()[:4] for line in out.stdout.splitlines() if "bbbb" in line] == [
+        ["20261128-0900-grid-bbbb", "format", "7"]
+    ]
+    assert (
+        "a later version of Rollcast wrote 1 record (format 7); this one reads formats up to 1: pip install"
+        in out.stderr
+    )
+    described = [
+        json.loads(line) for line in called("runs", "--json", "--record-dir", directory).stdout.splitlines()
+    ]
+    assert {each["name"]: each.get("newer_format") for each in described} == {
+        "20261128-0900-grid-bbbb": 7,
+        "20261127-0900-guess-aaaa": None,
+    }
+
+
+def test_the_reward_of_a_training_is_without_its_evaluations(tmp_path):
+    """They are on other questions, and stand beside it; so they do after a recovery."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(tmp_path / "training", masker=False))
+    for split, reward in (("eval", 0.0), ("train", 1.0), ("eval", 0.5)):
+        with manager.run(chains=1, train_step=1, split=split, parent_run_id="t") as run, run.chain() as chain:
+            chain.reward(reward)
+    manager.close()
+    for _ in range(2):
+        (line,) = called("runs", "--record-dir", tmp_path).stdout.splitlines()[1:]
+        assert "1.000" in line
+        totals = json.loads(called("runs", "--json", "--record-dir", tmp_path).stdout)["totals"]
+        assert (totals["mean_reward"], totals["mean_eval_reward"]) == (1.0, 0.25)
+        change(tmp_path / "training", status="crashed", recovered_at=None)
+        assert called("recover", "training", "--record-dir", tmp_path).exit_code == 0
+    stats = json.loads(called("stats", "training", "--json", "--record-dir", tmp_path).stdout)
+    assert (stats["mean_reward"], stats["mean_eval_reward"]) == (1.0, 0.25)
+    assert "1 on average, 0.25 in evaluations" in called("stats", "training", "--record-dir", tmp_path).stdout
+
+
+def test_a_record_without_evaluations_has_the_mean_of_all(directory):
+    """Also one of a version that did not count them apart."""
+    totals = json.loads(called("runs", "--json", "--record-dir", directory).stdout.splitlines()[0])["totals"]
+    assert (totals["mean_reward"], totals["mean_eval_reward"]) == (0.5, None)

@@ -1,6 +1,8 @@
 """`rollcast stats`: the figures of a recorded run."""
 
 import json
+import shutil
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -164,3 +166,37 @@ def test_a_training_step_tells_ends_tools_and_metrics(tmp_path):
     assert step["metrics"] == {"exact": 1.0}
     table = stats(tmp_path, "latest").split("failed calls by training step\n")[1].splitlines()
     assert [line.split() for line in table] == [["step", "look"], ["1", "1", "of", "1"]]
+
+
+def test_what_chains_without_an_end_did_is_counted(tmp_path):
+    """Their rows have no calls and no tokens; their events do. One that is killed in the midst leaves the same."""
+    manager = StreamingManager()
+    manager.add_observer(ArchiveObserver(tmp_path / "r", name="sums", masker=False))
+    with manager.run(chains=2) as run:
+        chain_of(run, 0)
+        unended = run.chain([{"role": "user", "content": "q"}], group_id="group_0").start()
+        with unended.generation(prompt_ids=[1]) as generation:
+            generation.chunk("word " * 7, list(range(7)), [-0.5] * 7)
+        with unended.tool_call("look", {"at": 1}) as call:
+            call.observation("nothing", status="error")
+        manager.drain_sync()
+        copy = tmp_path / "killed"
+        for _ in range(600):  # until the writer has written it
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tmp_path / "r", copy / "r", ignore=shutil.ignore_patterns("*.tmp"))
+            if (
+                (copy / "r" / "run.json").exists()
+                and figures(copy)["open_tokens"]
+                and figures(copy)["chains"] == 2
+            ):
+                break
+            time.sleep(0.05)
+    manager.close()
+    facts = json.loads((copy / "r" / "run.json").read_text())
+    (copy / "r" / "run.json").write_text(json.dumps(facts | {"status": "crashed"}))
+    found = figures(copy)
+    assert found["ends"] == {"answered": 1, "lost": 1}
+    assert (found["completion_tokens"], found["open_tokens"]) == (1, 7)
+    assert (found["tools"]["look"]["calls"], found["tools"]["look"]["failed"]) == (2, 1)
+    said = stats(copy, "latest")
+    assert "1 sampled, 1 a chain on average, in chains that ended; 7 in those that have no end" in said

@@ -12,6 +12,7 @@ import pytest
 from doubles import Reporting
 from rollcast.errors import InputError
 from rollcast.observers import JSONStreamObserver
+from rollcast.observers.line_file import LineFile
 from rollcast.records import check_events, decode
 
 
@@ -203,3 +204,24 @@ async def test_a_standard_output_that_cannot_be_written_is_told_of_once(events, 
     assert not observer.unread
     observer._lines._lost.clear()
     await observer.aclose()
+
+
+def test_a_line_that_another_writer_ends_meanwhile_is_not_ended_a_second_time(path):
+    """Who opens the file in the middle of the other's write sees half a line; an empty line would be no event."""
+    path.write_bytes(b"half of a ")
+    file = LineFile(path, append=True)
+    file.open()
+    with path.open("ab") as other:
+        other.write(b"line\n")
+    assert file.write(b"one\n", 1) == (1, None)
+    file.close()
+    assert path.read_bytes() == b"half of a line\none\n"
+
+
+def test_a_torn_line_that_stays_torn_is_ended(path):
+    """As a writer that died leaves it."""
+    path.write_bytes(b"half of a ")
+    file = LineFile(path, append=True)
+    assert file.write(b"one\n", 1) == (1, None)
+    file.close()
+    assert path.read_bytes() == b"half of a \none\n"

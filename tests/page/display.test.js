@@ -7,8 +7,8 @@ import { Pieces, probability } from "../../src/rollcast/serve/page/pieces.js";
 import { callProbability, segmentsOf } from "../../src/rollcast/serve/page/segments.js";
 import { Store } from "../../src/rollcast/serve/page/store.js";
 import { TimeLine } from "../../src/rollcast/serve/page/time_line.js";
-import { evaluationsOf, latestRun, rolloutOf, rootsOf, trainSteps, allRuns } from "../../src/rollcast/serve/page/training.js";
-import { duration, odds, runName, signed } from "../../src/rollcast/serve/page/format.js";
+import { evaluationsOf, latestRun, rolloutOf, rolloutsOf, rootsOf, trainSteps, allRuns } from "../../src/rollcast/serve/page/training.js";
+import { duration, fixed, odds, runName, signed } from "../../src/rollcast/serve/page/format.js";
 
 const textsOf = (pieces) => pieces.map((piece) => [piece.text, piece.ids.length]);
 
@@ -136,4 +136,20 @@ test("numbers as a reader expects them", () => {
   assert.deepEqual([1, 0.999, 0.5, 0.001, 0, null].map(odds), ["1", "1", ".50", "1e−3", "0", "–"]);
   assert.deepEqual([0.5, -0.25, 0, null].map(signed), ["+0.50", "−0.25", "+0.00", "–"]);
   assert.equal(runName({ name: "a\u202eb" }), "a\\u202eb");
+});
+
+test("rollouts that go on are shown together, in the order of their steps; a chosen step alone, and its evaluation if it had no rollout", () => {
+  const run = (run_id, more) => ({ run_id, status: "completed", started_at: Number(run_id.slice(1)), parent_run_id: "t", split: "train", ...more });
+  const runs = [{ run_id: "t", status: "running" }, run("r5", { train_step: 3, split: "eval" }), run("r4", { train_step: 4, status: "running" }), run("r3", { train_step: 5, status: "running" }), run("r2", { train_step: 2 })];
+  assert.deepEqual(rolloutsOf(runs, "t", undefined), ["r4", "r3"]);
+  assert.deepEqual(rolloutsOf(runs, "t", "5"), ["r3"]);
+  assert.deepEqual(rolloutsOf(runs, "t", "3"), ["r5"]);
+  assert.deepEqual(rolloutsOf(runs, "t", "9"), []);
+  assert.deepEqual(rolloutsOf(runs.filter((each) => each.run_id !== "r3"), "t", undefined), ["r4"]);
+  assert.deepEqual(rolloutsOf([run("x1", { parent_run_id: null })], "x1", undefined), ["x1"]);
+});
+
+test("numbers keep short, and small ones are not taken for zero", () => {
+  assert.deepEqual([0, 0.25, -3.5, 1e9, -2.5e7, 3e-6, 1e-17, 999_999.5, NaN, null].map((value) => fixed(value)), ["0.00", "0.25", "−3.50", "1.0e+9", "−2.5e+7", "3e−6", "0.00", "999999.50", "–", "–"]);
+  assert.deepEqual([0.5, -0.25, 2e7].map(signed), ["+0.50", "−0.25", "+2.0e+7"]);
 });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { filterRows, isFollowing, neighbour, sortRows, windowOf } from "../../src/rollcast/serve/page/lists.js";
+import { chipsOf, facetsOf, filterRows, isFollowing, neighbour, sortRows, windowOf } from "../../src/rollcast/serve/page/lists.js";
 import { formatRoute, parseRoute } from "../../src/rollcast/serve/page/route.js";
 import { stateOf, wallOf } from "../../src/rollcast/serve/page/wall.js";
 
@@ -120,4 +120,48 @@ test("what is no route leads to the overview", () => {
   }
   assert.equal(parseRoute("#/run/r/chain/c/turn/x").turn, null);
   assert.equal(parseRoute("#/run/r?__proto__=x").query.__proto__[0], "x");
+});
+
+test("rewards are chosen by ranges whose ends are said, also large, small and negative ones, or by having none", () => {
+  const rows = [row(0, { reward: -3.5 }), row(1, { reward: 0.25 }), row(2, { reward: 0.5 }), row(3, { reward: 2e9 }), row(4)];
+  const of = (value) => filterRows(rows, { reward: [value] }).map((each) => each.chain_id);
+  assert.deepEqual(of("0.25..0.5"), ["chain_1", "chain_2"]);
+  assert.deepEqual(of("0.25..<0.5"), ["chain_1"]);
+  assert.deepEqual(of("..<0"), ["chain_0"]);
+  assert.deepEqual(of("1e+9.."), ["chain_3"]);
+  assert.deepEqual(of("-3.5..-3.5"), ["chain_0"]);
+  assert.deepEqual(of("none"), ["chain_4"]);
+  assert.deepEqual(of("nonsense"), []);
+});
+
+test("facets name the fields in which rows differ, and count each value; ranges of rewards leave no row out and none twice", () => {
+  const rows = [row(0, { reward: 1, tool_use: { guess: {} } }), row(1, { reward: 0, state: "running", activity: "tool" }), row(2, { finish_reason: "error" })];
+  assert.deepEqual(
+    facetsOf(rows).map(({ name, choices }) => [name, choices.map(({ value, count }) => [value, count])]),
+    [
+      ["state", [["ended", 1], ["tool", 1], ["failed", 1]]],
+      ["reward", [["0..0", 1], ["1..1", 1], ["none", 1]]],
+      ["tool", [["guess", 1]]],
+      ["finish_reason", [["answered", 2], ["error", 1]]],
+    ],
+  );
+  assert.deepEqual(facetsOf([row(0), row(0)]), []);
+  for (const shift of [0, -1e6, 1e12]) {
+    const many = Array.from({ length: 100 }, (_, i) => row(i, { reward: shift + Math.sqrt(i) }));
+    const [found] = facetsOf(many).filter(({ name }) => name === "reward");
+    for (const each of many) assert.equal(found.choices.filter(({ value }) => filterRows([each], { reward: [value] }).length).length, 1, `${each.reward}`);
+  }
+});
+
+test("10,000 rows are sorted and filtered within a frame or two", () => {
+  const rows = Array.from({ length: 10_000 }, (_, i) => row((i * 7919) % 10_000, { reward: (i % 97) / 97 }));
+  const began = performance.now();
+  const found = sortRows(filterRows(rows, { state: ["ended"], reward: ["0.2.."] }), "chain_id");
+  const took = performance.now() - began;
+  assert.ok(found.length > 7_000 && found.every((each, i) => i === 0 || Number(found[i - 1].chain_id.slice(6)) <= Number(each.chain_id.slice(6))));
+  assert.ok(took < 2_000, `${took} ms`); // 20 ms on a quiet machine
+});
+
+test("the chips of an address leave out what says something else", () => {
+  assert.deepEqual(chipsOf(parseRoute("#/run/r/chains?state=failed&state=lost&sort=-reward&step=4").query), { state: ["failed", "lost"] });
 });

@@ -185,6 +185,27 @@ test("a story that was asked for at another moment is dropped", () => {
   assert.equal(store.chain("r", "c"), undefined);
 });
 
+test("in a replay no story is told before the snapshot came, since it has what is to come", () => {
+  const { said, line } = noted();
+  const store = new Store();
+  const feed = new Feed(line, store);
+  feed.take([{ kind: "welcome", runs: [], scopes: [], features: ["record"] }]);
+  store.takeChainRows([ROW]);
+  feed.replay({ runId: "r", time: 105, speed: 0 });
+  line.session.now = () => 100;
+  feed.showChains("r", ["c"]);
+  const asked = () => said.filter(([kind, query]) => kind === "ask" && query.what === "chain").length;
+  assert.equal(asked(), 0);
+  const snapshot = { ...STORY[0], event_type: "chain_snapshot", seq: 4, data: { messages: [], state: "generating", as_of: 4, content: "one " } };
+  feed.take([{ kind: "events", id: "replay-1", events: [snapshot] }]);
+  assert.equal(asked(), 1);
+  const [id] = [...feed.asked.keys()];
+  const rows = { kind: "rows", id, rows: STORY, total: null, next: null, changed: false, anew: false };
+  feed.take([rows, { kind: "done", id, cursor: null, missing: [], chains: [] }]);
+  assert.equal(store.chain("r", "c").generation.text, "one two");
+  assert.equal(store.chain("r", "c").asOf, 4);
+});
+
 test("speeds of addresses", () => {
   assert.deepEqual(["4", "16", "max", "1", undefined, "5", "fast", "-1", ""].map(speedOf), [4, 16, "max", 1, 1, 1, 1, 1, 1]);
 });
@@ -193,7 +214,7 @@ test("the session asks for a replay by its time, and after a lost connection goe
   const session = new Session({ now: () => 1, epoch: () => 1000, random: () => 0 });
   session.replay("replay-1", { types: ["run_end"] }, { time: 12.5, speed: 4, ofRun: "r" });
   session.opened();
-  const welcome = JSON.stringify({ type: "welcome", runs: [], scopes: ["read"], features: [], heartbeat_s: 20, limits: {} });
+  const welcome = JSON.stringify({ type: "welcome", runs: [], scopes: ["read"], features: ["replay_at"], heartbeat_s: 20, limits: {} });
   const about = { type: "subscribe", id: "replay-1", filter: { types: ["run_end"] }, since: "start", speed: 4, snapshots: true, of_run: "r" };
   assert.deepEqual(session.receive(welcome).frames, [{ ...about, time: 12.5 }]);
   assert.equal(session.state.word, "replaying");

@@ -54,7 +54,7 @@ async def guessing(run_id="guessing", chains=2, name=None, start=1_790_000_000.0
 def say(chain, text, turn):
     with chain.generation() as generation:
         for at, word in enumerate(text.split(" ")):
-            word = word if at == 0 else f" {word}"
+            word = f"{word}\n" if at + 1 < len(text.split(" ")) else word  # a record merges no lines
             generation.chunk(word, token_ids=[100 * turn + at], logprobs=[-0.1 - at])
 
 
@@ -81,6 +81,8 @@ def recorded(path, **options):
     async def both() -> tuple[Path, list[StreamEvent]]:
         about = {name: options.pop(name) for name in ("level",) if name in options}
         events = await guessing(**options)
+        if options.get("name"):
+            about["name"] = options["name"]
         return await record(path, events, **about), events
 
     return made(both())

@@ -372,3 +372,20 @@ def served(log):
             return f"http://127.0.0.1:{found[1]}/"
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def test_what_a_browser_loads(stage, tab):
+    """Seven files, whose size a test in tests/serve/test_page_source.py bounds."""
+    opened = tab()
+    page = opened.open(stage.url)
+    see(page, ".empty", "There is no run yet")
+    paths = sorted(each.removeprefix(stage.url) for each in opened.requests)
+    assert paths == [
+        "",
+        "icon.svg",
+        "main.js",
+        "style.css",
+        "vendor/hooks.js",
+        "vendor/htm.js",
+        "vendor/preact.js",
+    ]

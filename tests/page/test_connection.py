@@ -80,6 +80,20 @@ def test_a_connection_that_is_cut_in_the_middle_of_frames_loses_nothing(stage, l
     one.complaints.clear()
 
 
+def test_a_reload_in_the_middle_goes_on(stage, tab):
+    """The text so far comes in a snapshot, and what is written then follows it."""
+    stage.begin(stage.stream(20_000, pause_s=0.002))
+    page = tab().open(stage.url)
+    open_chain(page)
+    before = words(page)[-1]
+    page.reload()
+    see(page, ".tokens", f"word{before} ")
+    until(page, f"document.querySelector('.tokens').textContent.includes('word{before + 200} ')")
+    told = words(page)
+    assert told == list(range(told[0], told[-1] + 1))
+    assert told[0] == 0
+
+
 def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
     """The seconds are in the header; the button does not wait for the pause to end."""
     one = tab()

@@ -278,7 +278,7 @@ def test_a_gap_stands_where_it_is_and_is_loaded_from_the_record(recorded_stage, 
         play.relay_past_the_server(lost, gap)
     relay(events[third:end])
     see(page, ".tokens", "Found it, says 0.")
-    blocks = page.locator(".transcript .block").all_inner_texts()
+    blocks = [" ".join(text.split()) for text in page.locator(".transcript .block").all_inner_texts()]
     at = next(i for i, text in enumerate(blocks) if "2 × llm_generation_chunk missing here" in text)
     assert "guess(number=8)" in blocks[at - 1]
     assert "Found it" in blocks[at + 1]
@@ -305,3 +305,73 @@ def test_axe_finds_nothing_in_a_replay(opened, tab, tmp_path, theme, width):
     see(page, ".question").click()
     see(page, ".columns .call-line")
     audit(page, "group of a replay")
+
+
+# -- a folder of records -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A folder of three records; one of them is damaged."""
+    for number, name in enumerate(("early", "late")):
+        recorded(
+            tmp_path / name,
+            run_id=f"run-{name}",
+            name=name,
+            chains=2 + number,
+            start=1_790_000_000.0 + 1e5 * number,
+        )
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    return tmp_path
+
+
+def test_a_folder_lists_its_records_and_each_can_be_read(records, opened, tab):
+    """The newest first, with figures; a damaged one says so and leads nowhere."""
+    page = tab().open(opened(records))
+    see(page, "h1", "Runs")
+    see(page, ".runs tbody tr", "broken")
+    see(page, "p", "3 records in this folder")
+    shown = [text.split("\t") for text in page.locator(".runs tbody tr").all_inner_texts()]
+    found = {row[0].split()[0]: row for row in shown}
+    assert found["late"][1] == "completed"
+    assert found["late"][5:] == ["3", "0", "0.61"]
+    assert found["early"][5:] == ["2", "0", "0.75"]
+    assert "damaged" in found["broken"][1]
+    assert page.locator(".runs a").count() == 2
+    see(page, ".runs a", "early").click()
+    see(page, ".question .mean", "0.75")
+    see(page, ".question").click()
+    see(page, ".column.best .reward", "1.00")
+    page.keyboard.press("v")
+    see(page, ".status", "Replaying 0:0")
+    page.keyboard.press("v")
+    page.keyboard.press("r")
+    see(page, ".runs a", "late").click()
+    see(page, ".question .mean", "0.61")
+    see(page, ".question").click()
+    see(page, ".column .call-line", "guess(12)")
+    assert page.locator(".column").count() == 4  # with that of the turns' numbers
+
+
+def test_a_link_leads_into_a_record_of_the_folder(records, opened, tab):
+    """To a chain of it, to a moment of it; and what is in no record is said."""
+    url = opened(records)
+    page = tab().open(f"{url}#/run/run-early/chain/chain_1")
+    see(page, ".transcript .call", "guess(number=12)")
+    see(page, ".tokens", "Found it, says 1.")
+    page = tab().open(f"{url}#/run/run-late/group/group_0?at=31&paused=1")
+    see(page, ".column .call-line", "guess(8)")
+    see(page, ".status", "Replaying 0:31.0")
+    assert page.locator(".column", has_text="Found it").count() == 0
+    page = tab().open(f"{url}#/run/gone")
+    see(page, ".notice", "has the run 'gone'")
+
+
+def test_axe_finds_nothing_in_the_list_of_records(records, opened, tab):
+    """On a phone and on a desk."""
+    url = opened(records)
+    for width, theme in ((360, "dark"), (1440, "light")):
+        page = tab(width=width, theme=theme).open(url)
+        see(page, ".runs a", "early")
+        audit(page, "records")

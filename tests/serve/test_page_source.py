@@ -10,11 +10,21 @@ import pytest
 
 from nodejs import NODE, needs_node
 from rollcast.serve.page_files import as_sent, read_page_files
-from rollcast.serve.page_source import css_without_comments, imported_modules, javascript_without_comments
+from rollcast.serve.page_source import css_without_comments, javascript_without_comments
 
 FOLDER = Path(str(files("rollcast.serve") / "page"))
 OWN = sorted(path for path in FOLDER.rglob("*.js") if path.parent.name != "vendor")
 TYPESCRIPT = Path(__file__).parent.parent / "page" / "node_modules" / "typescript"
+
+LOADED = [
+    "index.html",
+    "style.css",
+    "icon.svg",
+    "main.js",
+    "vendor/preact.js",
+    "vendor/hooks.js",
+    "vendor/htm.js",
+]
 
 # Prints for each pair of files whether both have the same tokens, each with whether it begins a line.
 SAME_TOKENS = """
@@ -127,28 +137,6 @@ def test_every_module_has_the_same_syntax_tree_as_it_is_sent(tmp_path):
     assert json.loads(done.stdout) == [True] * len(OWN) + [False]
 
 
-def test_the_document_names_every_module_that_the_page_needs():
-    """So the browser asks for all at once; each is named once, and there is no other."""
-    page = read_page_files()
-    document = page.at("/").data.decode()
-    named = re.findall(r'<link rel="modulepreload" href="\./([^"]+)">', document)
-    modules = {name for name in page.names if name.endswith(".js")}
-    assert sorted(named) == sorted(modules - {"main.js"})
-    assert document.index("modulepreload") < document.index('src="./main.js"')
-
-
-def test_imports_are_followed_and_each_is_named_once():
-    """Over several lines, with `export … from`, from folders, and in circles."""
-    sources = {
-        "main.js": 'import {\na,\nb,\n} from "./x/a.js";\nimport "./c.js";\nconst d = "./d.js";\n',
-        "x/a.js": 'import { c } from "../c.js";\nexport { e } from "./e.js";\n',
-        "x/e.js": 'import a from "./a.js";\n',
-        "c.js": "",
-        "d.js": "",
-    }
-    assert imported_modules("main.js", sources) == ["x/a.js", "c.js", "x/e.js"]
-
-
 def test_what_is_not_ours_is_sent_as_it_is():
     """Vendored files and their licences."""
     sources = {"vendor/a.js": b"/* (c) */ a", "vendor/LICENSE.a.txt": b"MIT", "b.svg": b"<!-- b --><svg/>"}
@@ -160,7 +148,7 @@ def test_what_is_not_ours_is_sent_as_it_is():
 
 
 def test_the_page_weighs_at_most_100_kb_compressed():
-    """All that a browser loads for it: the document, the style sheet, the icon and every module."""
+    """All that a browser loads for it: the document, the style sheet, the icon and the scripts (test_browser.py holds that it is all)."""
     page = read_page_files()
-    loaded = [page.at(f"/{name}") for name in page.names if not name.endswith(".txt")]
+    loaded = [page.at(f"/{name}") for name in LOADED]
     assert sum(len(file.compressed or file.data) for file in loaded) <= 100_000

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 
 import pytest
 
@@ -423,8 +424,9 @@ async def test_nothing_is_left_running():
     manager.add_observer(EventCapture())
     manager.add_observer(Threaded())
     await one_chain(manager)
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    async with asyncio.timeout(10):  # what has ended needs a turn of the loop or two to be gone
+        while asyncio.all_tasks() != {asyncio.current_task()}:
+            await asyncio.sleep(0)
 
 
 async def test_removal_closes_after_the_last_event():
@@ -525,19 +527,44 @@ async def test_an_unwatched_run_says_so(caplog):
 
 
 async def test_an_observer_that_blocks_the_loop_is_named(caplog):
-    """A sleeping observer in the loop holds every chain: the warning says what to do."""
-    import time
+    """One that computes in the loop holds every chain: the warning says what to do."""
 
     class Blocking(StreamObserver):
         async def on_event(self, event):
-            end = time.perf_counter() + 0.06
-            while time.perf_counter() < end:
+            end = time.thread_time() + 0.06
+            while time.thread_time() < end:
                 pass
 
     manager = StreamingManager(drain_timeout=30)
     manager.add_observer(Blocking())
     await one_chain(manager, tokens=8)
     assert "Blocking keeps the event loop" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "named"),
+    [(0.2, 1, True), (0.4, 4, False), (2.0, 4, True)],
+    ids=["always", "now and then", "for long"],
+)
+async def test_an_observer_that_waits_in_the_loop_is_named_and_a_busy_machine_is_not(
+    caplog, monkeypatch, seconds, every, named
+):
+    """A call that took long and no CPU time may have waited for a processor that other programs had."""
+    passed, calls = 0.0, 0
+    clock = time.perf_counter
+
+    class Waiting(StreamObserver):
+        async def on_event(self, event):
+            nonlocal passed, calls
+            calls += 1
+            passed += 0 if calls % every else seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed)
+    manager = StreamingManager(drain_timeout=30)
+    manager.add_observer(Waiting())
+    for _ in range(3):
+        await one_chain(manager, tokens=8)
+    assert ("Waiting keeps the event loop" in caplog.text) is named
 
 
 async def test_an_observer_of_its_own_cancellation_is_isolated():

@@ -9,6 +9,7 @@ import msgspec
 
 from rollcast.archive.reader import Archive
 from rollcast.records import EventFilter, StreamEventType
+from rollcast.records.view import ChainView
 from rollcast.records.view_fields import STATES, object_of
 from rollcast.records.view_parts import ToolUse
 
@@ -18,6 +19,7 @@ SLOWEST = 5
 MAX_METRICS = 64  # of a step that are told
 MAX_FAILURES = 1000  # kinds that are told apart
 OTHER = "other"
+_OPEN_TOKENS = "open_tokens"  # of a chain that has no end
 
 
 class SlowChain(msgspec.Struct):
@@ -52,11 +54,14 @@ class Figures(msgspec.Struct):
     Attributes:
         chains: how many began; `groups` are those of all runs.
         ends: how many chains ended in which way; those that did not end as `running` or `lost`.
-        tools: by name.
+        tools: by name, with the calls of chains that have no end, as far as the record has their events.
         failures: `error` events by where they happened and their type, as `tool:look ValueError`.
         completion_tokens: sampled in all chains that ended.
+        open_tokens: sampled in chains that have no end, as far as the record has their events.
         truncated: generations that ran out of tokens.
         mean_tokens: per chain that ended.
+        mean_reward: of the chains that have a reward, without a training's evaluations if there are others.
+        mean_eval_reward: of its evaluations; None if there are none.
         seconds: that all chains spent in each state.
         slowest: the longest first.
         steps: of a training.
@@ -76,12 +81,16 @@ class Figures(msgspec.Struct):
     slowest: list[SlowChain]
     steps: list[StepFigures]
     damage: list[str] = []
+    open_tokens: int = 0
+    mean_eval_reward: float | None = None
 
 
 def figures_of(archive: Archive) -> Figures:
     """The figures of everything that is there now."""
-    rows = archive.chains().rows
+    rows = _with_open_chains(archive, archive.chains().rows)
     failures, damage = _failures(archive)
+    evaluations = [row for row in rows if row.get("split") == "eval"]
+    rewards = _numbers([row for row in rows if row.get("split") != "eval"], "reward")
     seconds: Counter[str] = Counter()
     for row in rows:
         seconds.update(_times(row))
@@ -94,12 +103,41 @@ def figures_of(archive: Archive) -> Figures:
         completion_tokens=int(sum(_numbers(rows, "completion_tokens"))),
         truncated=int(sum(_numbers(rows, "truncated"))),
         mean_tokens=_mean(_numbers(rows, "completion_tokens")),
-        mean_reward=_mean(_numbers(rows, "reward")),
+        mean_reward=_mean(rewards or _numbers(rows, "reward")),
         seconds={name: round(value, 6) for name, value in seconds.most_common()},
         slowest=_slowest(rows),
         steps=_steps(rows),
         damage=damage,
+        open_tokens=int(sum(_numbers(rows, _OPEN_TOKENS))),
+        mean_eval_reward=_mean(_numbers(evaluations, "reward")),
     )
+
+
+def _with_open_chains(archive: Archive, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; those of chains that have no end, which say nothing of calls and tokens, with what their events add up to."""
+    views = {(row["run_id"], row["chain_id"]): None for row in rows if row.get("state") != "ended"}
+    if not views:
+        return rows
+    known: dict[tuple[str, str], ChainView] = {}
+    runs, chains = ({key[i] for key in views} for i in (0, 1))
+    for event in archive.events(filter=EventFilter(runs=runs, chains=chains)):
+        key = (event.run_id, event.chain_id)
+        if key in views:
+            view = known.setdefault(key, ChainView.without_conversation())
+            view.apply(event)
+            view.forget_text()
+    return [_with_view(row, known.get((row["run_id"], row["chain_id"]))) for row in rows]
+
+
+def _with_view(row: dict[str, Any], view: ChainView | None) -> dict[str, Any]:
+    if view is None:
+        return row
+    return row | {
+        "tool_use": msgspec.to_builtins(view.tool_use),
+        "times": {name: time.seconds for name, time in view.times.items()},
+        "truncated": view.truncated,
+        _OPEN_TOKENS: view.tokens,
+    }
 
 
 def _times(row: dict[str, Any]) -> dict[str, float]:

@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from rollcast.errors import ArchiveError, InputError
+from rollcast.errors import ArchiveError, InputError, NewerFormatError
 from rollcast.records import StreamEventType, prompt_hash
 
 __all__ = [
@@ -180,16 +180,18 @@ def check_format(number: Any, where: str) -> None:
         where: names the record in the message.
 
     Raises:
-        ArchiveError: it is newer than this version reads, or no format at all.
+        NewerFormatError: it is newer than this version reads.
+        ArchiveError: it is no format at all.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ArchiveError(
             f"{where} has format {number!r}, which is none; it is not a record, or it is damaged"
         )
     if number > FORMAT:
-        raise ArchiveError(
+        raise NewerFormatError(
             f"{where} has format {number}, and this version of Rollcast reads formats up to {FORMAT}: "
-            "pip install --upgrade rollcast"
+            "pip install --upgrade rollcast",
+            number,
         )
 
 
@@ -220,7 +222,8 @@ class Totals(msgspec.Struct, kw_only=True):
         runs, chains: that began.
         open_chains: that have not ended.
         failed: chains that ended with `error`.
-        reward_sum, rewarded: of the chains that have a reward.
+        reward_sum, rewarded: of the chains that have a reward; `eval_reward_sum`, `eval_rewarded`: of those among them that are a
+            training's evaluations, 0 in records before 0.3.
         completion_tokens: of chains that ended.
         train_steps: the latest `train_step` of the trainer.
         lost: events that could not be recorded; a `gap` stands for them.
@@ -235,6 +238,8 @@ class Totals(msgspec.Struct, kw_only=True):
     failed: int = 0
     reward_sum: float = 0.0
     rewarded: int = 0
+    eval_reward_sum: float = 0.0
+    eval_rewarded: int = 0
     completion_tokens: int = 0
     train_steps: int = 0
     lost: int = 0
@@ -243,8 +248,16 @@ class Totals(msgspec.Struct, kw_only=True):
 
     @property
     def mean_reward(self) -> float | None:
-        """Of the chains that have a reward; None if no chain has."""
+        """Of the chains that have a reward, without those of evaluations if there are others; None if no chain has."""
+        count = self.rewarded - self.eval_rewarded
+        if count > 0:
+            return (self.reward_sum - self.eval_reward_sum) / count
         return self.reward_sum / self.rewarded if self.rewarded else None
+
+    @property
+    def mean_eval_reward(self) -> float | None:
+        """Of the chains of evaluations that have a reward; None if none has."""
+        return self.eval_reward_sum / self.eval_rewarded if self.eval_rewarded else None
 
 
 class RunFile(msgspec.Struct, kw_only=True):

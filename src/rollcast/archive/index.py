@@ -13,7 +13,7 @@ import msgspec
 
 from rollcast.archive.format import DIRECTORY, RUN_FILE, RunFile, check_format
 from rollcast.archive.owner import is_alive
-from rollcast.errors import ArchiveError
+from rollcast.errors import ArchiveError, NewerFormatError
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
@@ -38,13 +38,15 @@ class RecordEntry(msgspec.Struct, frozen=True):
     Attributes:
         path: of its folder; its name is the last part.
         facts: what `run.json` says; None if it cannot be read, and `damage` says why.
-        state: how it stands.
+        state: how it stands; of a record of a later version `ended`, since nothing is known.
+        newer_format: its format, if a later version of Rollcast wrote it, which this one cannot read.
     """
 
     path: Path
     facts: RunFile | None
     state: State
     damage: str | None = None
+    newer_format: int | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +157,8 @@ def _began(entry: RecordEntry) -> float:
 def _entry(path: Path, now: float | None) -> RecordEntry:
     try:
         facts = read_run_file(path)
+    except NewerFormatError as error:
+        return RecordEntry(path, None, "ended", str(error), error.number)
     except ArchiveError as error:
         return RecordEntry(path, None, "crashed", str(error))
     return RecordEntry(path, facts, state_of(facts, now)[0])

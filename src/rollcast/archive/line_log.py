@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rollcast.archive.format import is_full, live_name
-from rollcast.archive.segments import HasPlace, LiveFrames, seal
+from rollcast.archive.segments import LiveFrames, seal
+from rollcast.records import StreamEvent, Trajectory
 
 __all__ = ["AppendedFile", "LineLog"]
 
@@ -136,7 +137,7 @@ class LineLog:
         self._bytes += len(data)
         self.seal_what_is_left()
 
-    def note(self, data: bytes, about: Sequence[HasPlace]) -> None:
+    def note(self, data: bytes, about: Sequence[StreamEvent] | Sequence[Trajectory]) -> None:
         """Note what was appended last: the event or the trajectory of each line. What is noted need not be decoded for the index."""
         self._frames.add(data, about)
 

@@ -440,6 +440,7 @@ class EventReader:
         self.position = position
         self._archive = archive
         self._filter = None if filter == EVERYTHING else filter
+        self._types = _types_of(filter)
         self._until = until
         self._poll_s = poll_s
         self._lines = SegmentedLines(archive.path / EVENTS)
@@ -479,6 +480,9 @@ class EventReader:
             for position, line in enumerate(block.lines, block.first):
                 if self._until is not None and position >= self._until:
                     return
+                if self._types is not None and block.checked and _is_of_another_type(line, self._types):
+                    self.position = position + 1
+                    continue
                 # An empty line of a sealed segment is one that was taken out to keep a budget.
                 event = self._event(read, line, position) if line or not block.sealed else None
                 self.position = position + 1
@@ -536,6 +540,27 @@ class EventReader:
             a.types is None or not a.types.isdisjoint(frame.types) for a in self._filter.alternatives
         ) or (T.CHAIN_SNAPSHOT.value in frame.types)
         return of_types and not self._places[1].isdisjoint(frame.places)
+
+
+_TYPE_IS = b'{"event_type":"'  # how a line begins that a writer wrote
+
+
+def _types_of(filter: EventFilter) -> frozenset[bytes] | None:
+    """The types of events that may pass a filter, as they stand in lines; None: all types."""
+    types = [part.types for part in filter.alternatives]
+    if any(each is None for each in types):
+        return None
+    names = {name for each in types for name in each or ()} | {T.GAP, T.CHAIN_SNAPSHOT}
+    return frozenset(str(name).encode() for name in names)
+
+
+def _is_of_another_type(line: bytes, types: frozenset[bytes]) -> bool:
+    """Whether the line's event is certainly of none of these types, so that it need not be decoded."""
+    if not line.startswith(_TYPE_IS):
+        return False
+    begin = len(_TYPE_IS)
+    name = line[begin : line.find(b'"', begin)]
+    return b"\\" not in name and name not in types
 
 
 def passes(filter: EventFilter, event: StreamEvent) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 from rollcast.archive.chain_rows import ChainQuery, Page, check_query, fits, page_of
 from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run
 from rollcast.archive.reader import Archive, EventReader
+from rollcast.archive.record_rows import record_rows, record_with_run
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
 from rollcast.errors import FilterError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
@@ -28,7 +29,9 @@ __all__ = [
     "Given",
     "PlaceWanted",
     "Reading",
+    "RecordOfRunWanted",
     "RecordedEvent",
+    "RecordsWanted",
     "RunsWanted",
     "SnapshotsWanted",
     "StepsWanted",
@@ -127,6 +130,22 @@ class RunsWanted(msgspec.Struct, tag="runs", kw_only=True):
     row_bytes: int = ROW_BYTES
 
 
+class RecordsWanted(msgspec.Struct, tag="records", kw_only=True):
+    """A row for each record of a directory, the newest first: one page of `Rows`. See `record_rows` and `pages.page_by_run`."""
+
+    path: str
+    after: str | None = None
+    limit: int = 100
+    row_bytes: int = ROW_BYTES
+
+
+class RecordOfRunWanted(msgspec.Struct, tag="record_of_run", kw_only=True):
+    """The newest record of a directory that has a run: `Rows` with a row `{"path": …}`, or none."""
+
+    path: str
+    run_id: str
+
+
 class StepsWanted(msgspec.Struct, tag="steps", kw_only=True):
     """The rows of training steps and evaluations, of one run if `run_id` is not None, in order: one page of `Rows`.
 
@@ -188,6 +207,8 @@ Reading = (
     | ChangesWanted
     | RunsWanted
     | StepsWanted
+    | RecordsWanted
+    | RecordOfRunWanted
 )
 Given = EventWindow | Page | Rows
 
@@ -212,6 +233,9 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         InputError: a cursor is of another record, or a filter is wrong.
         OSError: a file cannot be read.
     """
+    if isinstance(reading, RecordsWanted | RecordOfRunWanted):
+        yield from _of_directory(reading)
+        return
     archive = Archive.open(Path(reading.path))
     match reading:
         case EventsWanted():
@@ -233,6 +257,26 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
         case StepsWanted():
             rows = [row for row in archive.train_rows() if reading.run_id in (None, row.get("run_id"))]
             yield page_by_number(rows, reading.after, reading.limit, reading.row_bytes)
+
+
+def _of_directory(reading: RecordsWanted | RecordOfRunWanted) -> Iterator[Rows | None]:
+    directory = Path(reading.path)
+    if isinstance(reading, RecordOfRunWanted):
+        for path in record_with_run(directory, reading.run_id):
+            if path is None:
+                yield None
+            else:
+                yield Rows(rows=[msgspec.json.encode({"path": str(path)})], total=1)
+                return
+        yield Rows(rows=[], total=0)
+        return
+    rows = []
+    for row in record_rows(directory):
+        if row is None:
+            yield None
+        else:
+            rows.append(row)
+    yield page_by_run(rows, reading.after, reading.limit, reading.row_bytes)
 
 
 def _snapshots(archive: Archive, reading: SnapshotsWanted) -> Iterator[EventWindow | None]:

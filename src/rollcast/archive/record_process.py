@@ -54,6 +54,8 @@ from rollcast.archive.readings import (
     EventWindow,
     PlaceWanted,
     Reading,
+    RecordOfRunWanted,
+    RecordsWanted,
     RunsWanted,
     SnapshotsWanted,
     StepsWanted,
@@ -162,8 +164,10 @@ class RecordProcess:
         items: Items[Page] = self._items(ChainsWanted(path=str(path), query=query))
         return await _only(items)
 
-    async def rows(self, reading: RunsWanted | StepsWanted | ChangesWanted) -> Rows:
-        """A page of rows of runs, of training steps, or of chains that changed. Raises what `Items` raises."""
+    async def rows(
+        self, reading: RunsWanted | StepsWanted | ChangesWanted | RecordsWanted | RecordOfRunWanted
+    ) -> Rows:
+        """A page of rows of runs, of training steps, of chains that changed, or of records. Raises what `Items` raises."""
         items: Items[Rows] = self._items(reading)
         return await _only(items)
 

@@ -428,6 +428,9 @@ def _totals(archive: Archive, skeleton: Skeleton, events: int, before: Totals) -
     rows = archive.chains().rows
     ended = [row for row in rows if row["state"] == "ended"]
     rewards = [row["reward"] for row in ended if row.get("reward") is not None]
+    of_evals = [
+        row["reward"] for row in ended if row.get("reward") is not None and row.get("split") == "eval"
+    ]
     return Totals(
         events=events,
         runs=skeleton.totals.runs,
@@ -436,6 +439,8 @@ def _totals(archive: Archive, skeleton: Skeleton, events: int, before: Totals) -
         failed=sum(row.get("finish_reason") == "error" for row in ended),
         reward_sum=sum(rewards),
         rewarded=len(rewards),
+        eval_reward_sum=sum(of_evals),
+        eval_rewarded=len(of_evals),
         completion_tokens=sum(row.get("completion_tokens") or 0 for row in ended),
         train_steps=max(
             [whole(row.get("train_step")) or 0 for row in archive.train_rows()], default=before.train_steps

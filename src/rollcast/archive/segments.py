@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar, cast
 
 import msgspec
 
@@ -27,11 +27,10 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
-from rollcast.records import StreamEventType
+from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = [
-    "HasPlace",
     "LiveFrames",
     "Segment",
     "index_bytes",
@@ -113,20 +112,6 @@ _line_decoder = msgspec.json.Decoder(_Line)
 _Used = TypeVar("_Used")
 
 
-class HasPlace(Protocol):
-    """What lines of events and of trajectories are made of, as far as an index tells it."""
-
-    @property
-    def run_id(self) -> str:
-        """The run's."""
-        ...
-
-    @property
-    def chain_id(self) -> str:
-        """The chain's; empty for what concerns the run."""
-        ...
-
-
 class LiveFrames:
     """The frames that the lines of a live segment will be sealed in, noted as they are appended: nothing is decoded again.
 
@@ -144,7 +129,7 @@ class LiveFrames:
         self._in_frame: dict[int, None] = {}
         self._lines = 0
 
-    def add(self, data: bytes, about: Sequence[HasPlace]) -> None:
+    def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
         """These lines were appended: one for each event or trajectory."""
         if not self.complete:
             return
@@ -153,29 +138,28 @@ class LiveFrames:
         if len(about) != len(lengths):
             self.complete = False
             return
+        frames, sizes, places = self.frames, self.sizes, self._places
         for each, length in zip(about, lengths, strict=True):
-            self._add(each, length)
+            if (
+                not frames or self._lines >= FRAME_LINES or sizes[-1] + length > FRAME_BYTES
+            ):  # as in `frames_of`
+                self._begin_frame()
+            self._lines += 1
+            sizes[-1] += length
+            frame, key = frames[-1], (each.run_id, each.chain_id)
+            frame.last += 1
+            number = places.get(key)
+            if number is None:
+                number = places[key] = len(places)
+                if not all(part.__class__ is str and part.isascii() for part in key):
+                    self.complete = False  # made by hand: what its JSON says is seen when it is decoded
+            self._in_frame[number] = None
+            if each.__class__ is not Trajectory:
+                self._note_event(frame, cast("StreamEvent", each))
 
-    def _add(self, each: HasPlace, length: int) -> None:
-        """Add a line. `frames_of` groups lines in the same way."""
-        frames = self.frames
-        if not frames or self._lines >= FRAME_LINES or self.sizes[-1] + length > FRAME_BYTES:
-            self._begin_frame()
-        self._lines += 1
-        self.sizes[-1] += length
-        frame, key = frames[-1], (each.run_id, each.chain_id)
-        frame.last += 1
-        number = self._places.get(key)
-        if number is None:
-            number = self._places[key] = len(self._places)
-            if not all(part.__class__ is str and part.isascii() for part in key):
-                self.complete = False  # made by hand: what its JSON says is seen when it is decoded
-        self._in_frame[number] = None
-        kind = getattr(each, "event_type", None)
-        if kind is None:
-            return
-        frame.types[kind] = frame.types.get(kind, 0) + 1
-        at = each.timestamp  # type: ignore[attr-defined]  # what has a type is an event
+    def _note_event(self, frame: Frame, event: StreamEvent) -> None:
+        kind, at, types = event.event_type, event.timestamp, frame.types
+        types[kind] = types.get(kind, 0) + 1
         if at.__class__ is not float or kind.__class__ is not StreamEventType or not isfinite(at):
             self.complete = False
         elif frame.t0 is None or frame.t1 is None:

@@ -107,7 +107,18 @@ class Skeleton:
             if chain is not None and kind in _SAID_LATER and not self._live:
                 chain.last = position
             elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
-                self._of_a_chain(event, position)
+                if chain is None or kind is T.CHAIN_START:
+                    chain = self._begin(event, position)
+                elif not apply_usual(chain.view, event):
+                    chain.view.apply(_without_heavy(event))
+                    chain.view.conversation = NO_CONVERSATION
+                if chain is not None:
+                    chain.last = position
+                    if kind is T.CHAIN_END:
+                        self._ended(chain)
+                        del self._chains[run_id, event.chain_id]
+                        if run is not None:
+                            run.ended.add(event.chain_id)
         elif kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
@@ -121,28 +132,19 @@ class Skeleton:
                 if of_run == run_id:
                     chain.view.apply(event)
 
-    def _of_a_chain(self, event: StreamEvent, position: int) -> None:
+    def _begin(self, event: StreamEvent, position: int) -> _OpenChain | None:
+        """The chain that begins with this event, as far as it was seen; None if the event begins none."""
         key, kind = (event.run_id, event.chain_id), event.event_type
-        chain = self._chains.get(key)
-        if chain is None or kind is T.CHAIN_START:
-            if kind in (T.TRAIN_STEP, T.GAP) or (chain is None and kind is T.ERROR and not event.run_id):
-                return
-            view = begun(event) if kind is T.CHAIN_START else None
-            if view is None:
-                view = ChainView()
-                view.apply(_without_heavy(event))
-                view.conversation = NO_CONVERSATION
-            chain = self._chains[key] = _OpenChain(view, position, position)
-            self._began(chain, event)
-        elif not apply_usual(chain.view, event):
-            chain.view.apply(_without_heavy(event))
-            chain.view.conversation = NO_CONVERSATION
-        chain.last = position
-        if kind is T.CHAIN_END:
-            self._ended(chain)
-            del self._chains[key]
-            if event.run_id in self.runs:
-                self.runs[event.run_id].ended.add(event.chain_id)
+        if kind in (T.TRAIN_STEP, T.GAP) or (kind is T.ERROR and not event.run_id):
+            return None
+        view = begun(event) if kind is T.CHAIN_START else None
+        if view is None:
+            view = ChainView()
+            view.apply(_without_heavy(event))
+            view.conversation = NO_CONVERSATION
+        chain = self._chains[key] = _OpenChain(view, position, position)
+        self._began(chain, event)
+        return chain
 
     def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
         chain.policy_first = chain.view.policy_version
@@ -229,6 +231,10 @@ class Skeleton:
         if view.reward is not None:
             totals.reward_sum += view.reward
             totals.rewarded += 1
+            run = self.runs.get(view.run_id)
+            if run is not None and run.split == "eval":
+                totals.eval_reward_sum += view.reward
+                totals.eval_rewarded += 1
 
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""

@@ -21,7 +21,7 @@ from rollcast.records.view_parts import (
     MAX_CALLS,
     MAX_OUTPUT,
     MAX_TEXT,
-    Conversation,
+    NoConversation,
     OpenCall,
     count_of,
     count_use,
@@ -35,20 +35,7 @@ __all__ = ["NO_CONVERSATION", "apply_usual", "begun"]
 T = StreamEventType
 
 
-class _NoConversation(Conversation, eq=False):
-    """A conversation that is not kept."""
-
-    def take(self, message: Any) -> None:
-        """See `Conversation.take`."""
-
-    def add(self, message: dict[str, Any]) -> None:
-        """See `Conversation.add`."""
-
-    def list_call(self, call: OpenCall) -> None:
-        """See `Conversation.list_call`."""
-
-
-NO_CONVERSATION = _NoConversation()
+NO_CONVERSATION = NoConversation()
 
 
 def begun(event: StreamEvent) -> ChainView | None:

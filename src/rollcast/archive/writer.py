@@ -283,7 +283,7 @@ class Recorder:
         events = _merged(given, self._lines)
         lines = _event_lines(events)
         masker = self._masker
-        if masker is not None and _may_hold_secrets([masker.outside(event) for event in events], masker):
+        if masker is not None and _may_hold_secrets(masker.outside(events), masker):
             events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
         try:
@@ -298,17 +298,13 @@ class Recorder:
         else:
             self._events.note(whole, [*gaps, *events])
             self._succeeded()
-            for position, gap in enumerate(gaps, first):
-                self._feed(gap, position)
+            self._feed(gaps, first)
             first += len(gaps)
             self._past.add(events)
             if self.on_written and events:
                 as_of = {event.run_id: event.seq for event in events}  # within a run `seq` rises
                 self._tell(Written(self._events.position, events[-1], as_of))
-        for position, event in enumerate(events, first):
-            self._feed(event, position)
-            if event.event_type is T.RUN_END:
-                self._past.forget(event.run_id)
+        self._feed(events, first)
         self.about.totals.events = self._events.position
         self._append_rows()
 
@@ -316,11 +312,16 @@ class Recorder:
         for each in list(self.on_written):
             each(written)
 
-    def _feed(self, event: StreamEvent, position: int) -> None:
-        try:
-            self._skeleton.feed(event, position)
-        except Exception:  # an event that somebody made by hand costs its row, not those of the others
-            logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
+    def _feed(self, events: Iterable[StreamEvent], first: int) -> None:
+        """Make rows of the events, which stand from this position on."""
+        feed = self._skeleton.feed
+        for position, event in enumerate(events, first):
+            try:
+                feed(event, position)
+            except Exception:  # an event that somebody made by hand costs its row, not those of the others
+                logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
+            if event.event_type is T.RUN_END:
+                self._past.forget(event.run_id)
 
     def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""

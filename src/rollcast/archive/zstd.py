@@ -13,7 +13,7 @@ from typing import Any
 
 from rollcast.errors import ArchiveError, MissingExtraError
 
-__all__ = ["LEVEL", "MAGIC", "available", "compress", "decompress"]
+__all__ = ["LEVEL", "MAGIC", "available", "beginning", "compress", "decompress"]
 
 LEVEL = 3
 # Log-probabilities are digits that nothing predicts. Shorter matches than this cost more in them than they save: 10 % of the size of
@@ -79,6 +79,22 @@ def decompress(frame: bytes) -> bytes:
     unpack = _needed()[1]
     try:
         return unpack(frame)
+    except Exception as error:  # noqa: BLE001  (each library has exceptions of its own)
+        raise ArchiveError(f"a zstd frame is damaged: {error}") from None
+
+
+def beginning(data: bytes) -> bytes:
+    """What the first bytes of a frame hold, as far as they go. Nothing is checked by a checksum.
+
+    Raises:
+        ArchiveError: they do not begin a frame, or are damaged.
+        MissingExtraError: no zstd library is installed.
+    """
+    _needed()
+    try:
+        if sys.version_info >= (3, 14):
+            return bytes(importlib.import_module("compression.zstd").ZstdDecompressor().decompress(data))
+        return bytes(importlib.import_module("zstandard").ZstdDecompressor().decompressobj().decompress(data))
     except Exception as error:  # noqa: BLE001  (each library has exceptions of its own)
         raise ArchiveError(f"a zstd frame is damaged: {error}") from None
 

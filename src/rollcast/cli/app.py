@@ -205,13 +205,13 @@ def runs(
 
 @app.add
 def open_(
-    record: options.OpenArg = "latest",
+    record: options.OpenArg = None,
     port: options.PortOption = 0,
     token: options.OpenTokenOption = None,
     no_browser: options.NoBrowserOption = False,
     record_dir: options.RecordDirOption = None,
 ) -> None:
-    """Show a recorded run in a page in the browser; one that goes on is followed.
+    """Show recorded runs in a page in the browser: one, or all of a folder. One that goes on is followed.
 
     It runs until Ctrl-C.
     """

@@ -1,4 +1,4 @@
-"""`rollcast open`: shows a recorded run in the live page."""
+"""`rollcast open`: shows recorded runs in the live page: one, or all records of a folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollcast.archive.format import RUN_FILE
-from rollcast.archive.index import find_record, read_run_file, state_of
+from rollcast.archive.index import find_record, list_records, read_run_file, state_of
 from rollcast.cli.kept_token import MadeToken, made_token
 from rollcast.cli.output import Output
 from rollcast.cli.page_links import forward_lines, has_display, page_link
 from rollcast.cli.records import state_word
 from rollcast.cli.signals import ending_on_signals
+from rollcast.cli.wording import counted
 from rollcast.text import printable_line
 
 __all__ = ["OpenOptions", "open_command"]
@@ -22,23 +23,23 @@ __all__ = ["OpenOptions", "open_command"]
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """The options on the command line; see `rollcast open --help`."""
+    """The options on the command line; see `rollcast open --help`. `record`: None for the folder of all."""
 
-    record: str
+    record: str | None
     port: int
     token: str | None = field(repr=False)
     browser: bool
 
 
 def open_command(directory: Path, options: OpenOptions) -> int:
-    """Serve the record until Ctrl-C or SIGTERM; the exit code.
+    """Serve the record, or the folder of records, until Ctrl-C or SIGTERM; the exit code.
 
     Raises:
         ArchiveError: no record is meant or more than one, or it cannot be read.
         InputError: an option is wrong, or the port is in use.
     """
     directory, word = _directory_and_word(directory, options.record)
-    path = find_record(directory, word)
+    path = find_record(directory, "latest" if word is None else word)
     facts = read_run_file(path)
     # A record that lies elsewhere may be somebody else's: nothing is written beside it.
     beside = directory if path.absolute().parent == directory.absolute() else None
@@ -46,16 +47,20 @@ def open_command(directory: Path, options: OpenOptions) -> int:
     out = Output(sys.stdout, color=None)
     state = state_word(facts, state_of(facts)[0])
     going_on = ", and what comes is shown" if state == "running" else ""
-    out.say([(f"{printable_line(path.name, 80)}: {state}{going_on}", "")])
-    asyncio.run(_serve(path, options, made, out))
+    what = printable_line(path.name, 80)
+    if word is None:
+        records = counted(len(list_records(directory)), "record")
+        what = f"{printable_line(str(directory), 200)}: {records}; the latest, {what}"
+    out.say([(f"{what}: {state}{going_on}", "")])
+    asyncio.run(_serve(directory if word is None else path, options, made, out))
     return 0
 
 
-def _directory_and_word(directory: Path, given: str) -> tuple[Path, str]:
-    """The record directory, and what is meant there: of a folder that is no record itself, the latest one in it."""
-    folder = Path(given)
+def _directory_and_word(directory: Path, given: str | None) -> tuple[Path, str | None]:
+    """The record directory, and which record is meant there; None: all of them, as of a folder that is no record itself."""
+    folder = Path(given or "")
     if given and folder.is_dir() and not (folder / RUN_FILE).exists():
-        return folder, "latest"
+        return folder, None
     return directory, given
 
 

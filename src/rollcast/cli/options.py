@@ -396,10 +396,11 @@ TagOption = Annotated[
 ]
 
 OpenArg = Annotated[
-    str,
+    str | None,
     Argument(
         metavar="RUN|DIR",
-        help="The record: its name or the beginning of it, the name of its run, its folder, or a folder of records for the latest.",
+        help="The record: its name or the beginning of it, the name of its run, its folder; or a folder of records for all of "
+        "them. By default all of the record directory.",
     ),
 ]
 PortOption = Annotated[

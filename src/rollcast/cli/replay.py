@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from rollcast.cli.standard_error import warn
 from rollcast.errors import InputError
 from rollcast.observers import JSONStreamObserver
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream import StreamingManager
+from rollcast.stream import StreamingManager, StreamObserver
+from rollcast.stream.playback import Playback
 from rollcast.terminal import ConsoleStreamObserver
 
 __all__ = ["ReplayOptions", "replay_command"]
@@ -95,35 +99,46 @@ def _replay(
     log: JSONStreamObserver | None,
     options: ReplayOptions,
 ) -> None:
-    manager = StreamingManager()
     console: ConsoleStreamObserver | None = None
     if log is not None:
         log.filter, log.mode = wanted, "lossless"
-        manager.add_observer(log)
     if not is_standard_output(options.json):
         console = ConsoleStreamObserver(
             show_timestamps=options.timestamps, chain_filter=wanted, color=options.color
         )
         console.hints_by_clock = False  # its events' times say how long a chain was quiet
         console.mode = "lossless"  # the replay waits for a slow terminal, so that nothing is merged
-        manager.add_observer(console)
+    observers = [each for each in (log, console) if each is not None]
+    if log is not None:
+        log.open()
+    if pace.speed == math.inf and not options.follow:
+        asyncio.run(Playback(observers).play(events, lambda: _stop_if_unread(console, log)))
+    else:
+        _replay_in_time(events, observers, pace, lambda: _stop_if_unread(console, log))
+    if log is not None and log.incomplete is not None:
+        where = log.path or "the standard output"
+        raise InputError(f"{where} lacks events: {log.incomplete}; make room, or write elsewhere")
+
+
+def _replay_in_time(
+    events: EventReader, observers: Sequence[StreamObserver], pace: Pace, check: Callable[[], object]
+) -> None:
+    """Give each event to the observers when it is due."""
+    manager = StreamingManager()
+    for observer in observers:
+        manager.add_observer(observer)
     for delivery in manager.fanout.deliveries:
         delivery.first_time("waiting")  # a replay waits for those who read it, which is no news
     try:
-        if log is not None:
-            log.open()
         for event in events:
             _wait_until_due(event, pace)
             manager.relay(event)
             manager.ready_sync()
-            _stop_if_unread(console, log)
+            check()
         manager.drain_sync(_READING_S)
-        _stop_if_unread(console, log)
+        check()
     finally:
         manager.close()
-    if log is not None and log.incomplete is not None:
-        where = log.path or "the standard output"
-        raise InputError(f"{where} lacks events: {log.incomplete}; make room, or write elsewhere")
 
 
 def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:

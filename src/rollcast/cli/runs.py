@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
+from rollcast.archive.format import FORMAT
 from rollcast.archive.index import RecordEntry, list_records, resumed_as
 from rollcast.cli.output import Output
 from rollcast.cli.records import ended_at, state_word
-from rollcast.cli.wording import span_text
+from rollcast.cli.standard_error import warn
+from rollcast.cli.wording import counted, span_text
 from rollcast.terminal.layout import Row, row_cells
 from rollcast.text import printable_line
 
@@ -46,15 +48,29 @@ def runs_command(directory: Path, *, json: bool) -> int:
         out.say(*(line for row in rows for line in _paragraph(row)))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in table))
+    _warn_of_newer_formats(entries)
     return 0
+
+
+def _warn_of_newer_formats(entries: list[RecordEntry]) -> None:
+    formats = [entry.newer_format for entry in entries if entry.newer_format is not None]
+    if formats:
+        which = ", ".join(map(str, sorted(set(formats))))
+        warn(
+            f"a later version of Rollcast wrote {counted(len(formats), 'record')} (format {which}); this one reads formats up to "
+            f"{FORMAT}: pip install --upgrade rollcast"
+        )
 
 
 def _described(entry: RecordEntry) -> dict[str, Any]:
     facts = entry.facts
     about: dict[str, Any] = {"name": entry.name, "path": str(entry.path), "state": entry.state}
     if facts is None:
-        return about | {"damage": entry.damage}
-    totals = msgspec.to_builtins(facts.totals) | {"mean_reward": facts.totals.mean_reward}
+        return about | {"damage": entry.damage, "newer_format": entry.newer_format}
+    totals = msgspec.to_builtins(facts.totals) | {
+        "mean_reward": facts.totals.mean_reward,
+        "mean_eval_reward": facts.totals.mean_eval_reward,
+    }
     return about | {
         "task": facts.name,
         "tags": facts.tags,
@@ -71,7 +87,8 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
     facts = entry.facts
     name = printable_line(entry.name, 80)
     if facts is None:
-        return (name, "", "damaged", "", "", "", "", "")
+        state = "damaged" if entry.newer_format is None else f"format {entry.newer_format}"
+        return (name, "", state, "", "", "", "", "")
     totals, state = facts.totals, state_word(facts, entry.state)
     return (
         name,

@@ -56,11 +56,15 @@ def stats_command(directory: Path, word: str, *, json: bool, color: bool | None)
 def _totals(archive: Archive, figures: Figures, texts: EventRows) -> list[Row]:
     ends = ", ".join(f"{n:,} {how}" for how, n in figures.ends.items())
     reward = "none" if figures.mean_reward is None else f"{number_text(figures.mean_reward)} on average"
+    if figures.mean_eval_reward is not None:
+        reward += f", {number_text(figures.mean_eval_reward)} in evaluations"
     tokens = f"{figures.completion_tokens:,} sampled"
     if figures.mean_tokens is not None:
         tokens += f", {number_text(figures.mean_tokens)} a chain on average"
     if not figures.ends.keys().isdisjoint(_OPEN):
         tokens += ", in chains that ended"
+        if figures.open_tokens:
+            tokens += f"; {figures.open_tokens:,} in those that have no end"
     lines = [
         (
             "chains",

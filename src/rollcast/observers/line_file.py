@@ -193,6 +193,12 @@ class LineFile:
         return fd
 
     def _append(self, fd: int, data: bytes, lines: int) -> tuple[int, OSError | None]:
+        if self._torn and self._regular:
+            # Another writer may have been in the middle of a line when this was looked at, and have ended it since.
+            try:
+                self._torn = _ends_torn(fd)
+            except OSError as error:
+                return 0, error
         mend = b"\n" if self._torn else b""
         payload = memoryview(mend + data)
         written = 0

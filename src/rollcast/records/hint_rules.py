@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from rollcast.records.hint import MAX_NAMED, Hint, HintKind, shown_text
 from rollcast.records.hint_facts import EQUAL, ChainFacts, Sorted, limited_reward
@@ -148,25 +147,67 @@ MIN_GROUPS = 8
 FLAT = 0.75
 
 
-class _Judged(NamedTuple):
-    """A group of which all chains have ended, and at least four have a reward.
+class _Group:
+    """One group: its chains, and their rewards and answers.
 
     Attributes:
-        first: the lowest number of its chains.
-        scored: the numbers of its chains with a reward, in order.
-        reward: of the first of them.
-        highest: their highest reward.
-        flat: whether their rewards are equal.
-        answer: what all of them answered; None if the answers differ, or there is none.
+        members: numbers of its chains; `scored`: of those with a reward.
+        open: how many of them have not ended.
+        rewards: of those with a reward; `answers`: how many of these gave each answer.
     """
 
-    name: str
-    first: int
-    scored: list[int]
-    reward: float
-    highest: float
-    flat: bool
-    answer: str | None
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: Sorted[int] = Sorted()
+        self.scored: Sorted[int] = Sorted()
+        self.open = 0
+        self.rewards: Sorted[float] = Sorted()
+        self.answers: Counter[str] = Counter()
+
+    def add(self, fact: ChainFacts) -> None:
+        """Take a chain in."""
+        self.members.add(fact.number)
+        self.open += not fact.result.ended
+        if fact.result.reward is not None:
+            self.scored.add(fact.number)
+            self.rewards.add(limited_reward(fact.result.reward))
+            self.answers[fact.result.answer] += 1
+
+    def remove(self, fact: ChainFacts) -> None:
+        """Take a chain out again."""
+        self.members.remove(fact.number)
+        self.open -= not fact.result.ended
+        if fact.result.reward is not None:
+            self.scored.remove(fact.number)
+            self.rewards.remove(limited_reward(fact.result.reward))
+            self.answers[fact.result.answer] -= 1
+            if not self.answers[fact.result.answer]:
+                del self.answers[fact.result.answer]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether all of its chains have ended, and at least four have a reward."""
+        return not self.open and len(self.scored.items) >= MIN_GROUP
+
+    @property
+    def first(self) -> int:
+        """The lowest number of its chains, which gives the order of groups."""
+        return self.members.items[0]
+
+    @property
+    def highest(self) -> float:
+        """The highest reward."""
+        return self.rewards.items[-1]
+
+    @property
+    def flat(self) -> bool:
+        """Whether the rewards are equal."""
+        return self.rewards.items[-1] - self.rewards.items[0] <= EQUAL
+
+    @property
+    def answer(self) -> str | None:
+        """What all chains with a reward answered; None if the answers differ, or there is none."""
+        return next(iter(self.answers)) or None if len(self.answers) == 1 else None
 
 
 class Groups(Rule):
@@ -174,32 +215,43 @@ class Groups(Rule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._members: dict[str, set[int]] = {}
-        self._open: Counter[str] = Counter()  # chains that have not ended, by group
-        self._stale: set[str] = set()  # groups that have to be judged again
-        self._judged: dict[str, _Judged] = {}
+        self._groups: dict[str, _Group] = {}
+        self._judged: dict[str, _Group] = {}
         self._rewards: Sorted[float] = Sorted()
         self._low = -math.inf  # a lower reward is low
         self._wrong: Counter[str] = Counter()  # answers with a low reward
         self._wrongs = 0  # their sum
 
     def _add(self, fact: ChainFacts) -> None:
-        if fact.result.group_id is not None:
-            self._members.setdefault(fact.result.group_id, set()).add(fact.number)
-            self._open[fact.result.group_id] += not fact.result.ended
-            self._stale.add(fact.result.group_id)
+        name = fact.result.group_id
+        if name is not None:
+            group = self._groups.get(name)
+            if group is None:
+                group = self._groups[name] = _Group(name)
+            group.add(fact)
+            self._note(group)
         if fact.result.reward is not None:
             self._rewards.add(limited_reward(fact.result.reward))
             self._count_wrong(fact, 1)
 
     def _remove(self, fact: ChainFacts) -> None:
-        if fact.result.group_id is not None:
-            self._members[fact.result.group_id].discard(fact.number)
-            self._open[fact.result.group_id] -= not fact.result.ended
-            self._stale.add(fact.result.group_id)
+        name = fact.result.group_id
+        if name is not None:
+            group = self._groups[name]
+            group.remove(fact)
+            self._note(group)
         if fact.result.reward is not None:
             self._rewards.remove(limited_reward(fact.result.reward))
             self._count_wrong(fact, -1)
+
+    def _note(self, group: _Group) -> None:
+        """Note that a group has changed."""
+        if group.is_judged:
+            self._judged[group.name] = group
+        else:
+            self._judged.pop(group.name, None)
+            if not group.members.items:
+                del self._groups[group.name]
 
     def _count_wrong(self, fact: ChainFacts, n: int) -> None:
         if fact.result.reward is not None and fact.result.reward < self._low:
@@ -207,46 +259,24 @@ class Groups(Rule):
             self._wrongs += n
 
     def _find(self, facts: Facts) -> Iterator[Hint]:
-        for name in self._stale:
-            judged = self._judge(name, facts)
-            if judged is None:
-                self._judged.pop(name, None)
-            else:
-                self._judged[name] = judged
-        self._stale.clear()
         yield from self._flat(facts)
         yield from self._alike_and_wrong(facts)
-
-    def _judge(self, name: str, facts: Facts) -> _Judged | None:
-        numbers = self._members[name]
-        if not numbers:
-            del self._members[name], self._open[name]
-            return None
-        if self._open[name]:
-            return None
-        scored = [number for number in sorted(numbers) if facts[number].result.reward is not None]
-        if len(scored) < MIN_GROUP:
-            return None
-        rewards = [limited_reward(facts[number].result.reward or 0.0) for number in scored]
-        highest = max(rewards)
-        answers = {facts[number].result.answer for number in scored}
-        answer = next(iter(answers)) or None if len(answers) == 1 else None
-        flat = highest - min(rewards) <= EQUAL
-        return _Judged(name, min(numbers), scored, rewards[0], highest, flat, answer)
 
     def _flat(self, facts: Facts) -> Iterator[Hint]:
         """In most groups all chains have the same reward, so a trainer learns nothing from comparing them."""
         groups = self._judged.values()
-        flat = sorted((group for group in groups if group.flat), key=lambda group: group.first)
-        if len(groups) < MIN_GROUPS or len(flat) < FLAT * len(groups):
+        flat = [group for group in groups if group.flat] if len(groups) >= MIN_GROUPS else []
+        if not flat or len(flat) < FLAT * len(groups):
             return
-        counts = Counter(round(group.reward, 6) for group in flat)
+        flat.sort(key=lambda group: group.first)
+        firsts = (facts[group.scored.items[0]].result.reward or 0.0 for group in flat)
+        counts = Counter(round(limited_reward(reward), 6) for reward in firsts)
         which = ", ".join(f"{reward:g} in {n}" for reward, n in counts.most_common(3))
         yield hint_about(
             "flat_groups",
             f"In {len(flat)} of {len(groups)} groups all chains got the same reward ({which}), so nothing can be learned from "
             "them",
-            [number for group in flat for number in group.scored],
+            [number for group in flat for number in group.scored.items],
             facts,
         )
 
@@ -268,17 +298,17 @@ class Groups(Rule):
                 self._count_wrong(fact, 1)
         alike = [group for group in self._judged.values() if group.answer is not None and group.highest < low]
         for group in sorted(alike, key=lambda group: group.first):
-            answer, size = group.answer or "", len(group.scored)
+            answer, size = group.answer or "", len(group.scored.items)
             elsewhere = self._wrongs - size
             if elsewhere >= MIN_GROUP and self._wrong[answer] - size >= elsewhere / 2:
                 continue  # failing chains give this answer to other questions too
-            first = facts[group.scored[0]].result
+            first = facts[group.scored.items[0]].result
             told = "" if first.reference is None else f"; the reference is {shown_text(str(first.reference))}"
             yield hint_about(
                 "alike_and_wrong",
                 f"All {size} chains of the group {shown_text(group.name)} gave the same answer, {shown_text(first.response or '')}, "
                 f"and got a reward of at most {group.highest:g}{told}",
-                group.scored,
+                group.scored.items,
                 facts,
                 group.name,
             )

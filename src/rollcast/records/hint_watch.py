@@ -211,7 +211,7 @@ class HintWatch:
     """
 
     def __init__(self) -> None:
-        self._runs = RunViews(most_chains=MAX_CHAINS)
+        self._runs = RunViews(most_chains=MAX_CHAINS, keeps_conversations=False)
         self._followed: dict[str, _Followed] = {}
         self._closed: dict[str, deque[str]] = {}  # by run, the chains that ended, earliest first
         self._scopes: dict[tuple[str, str], _Scope] = {}

@@ -51,6 +51,7 @@ class RunView(msgspec.Struct, eq=False):
         train_steps: the run's latest 1,024 steps: `train_step`, `policy_version`, `metrics`, `timestamp`.
         duration_s, mean_reward_said, completion_tokens_said: as in `run_end`.
         most_chains: how many chains are kept.
+        keeps_conversations: whether their views have the messages.
     """
 
     run_id: str = ""
@@ -86,6 +87,7 @@ class RunView(msgspec.Struct, eq=False):
     mean_reward_said: float | None = None
     completion_tokens_said: int | None = None
     most_chains: int = MAX_CHAINS
+    keeps_conversations: bool = True
 
     # -- what it tells ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,8 @@ class RunView(msgspec.Struct, eq=False):
         if len(self.chains) >= self.most_chains:
             found = (name for name, view in self.chains.items() if view.state in CLOSED)
             self.let_go(next(found, next(iter(self.chains))))
-        view = self.chains[chain_id] = ChainView()
+        view = ChainView() if self.keeps_conversations else ChainView.without_conversation()
+        self.chains[chain_id] = view
         return view
 
     def _chain_ended(self, chain_id: str, weight: int) -> None:
@@ -272,6 +275,7 @@ class RunViews(msgspec.Struct, eq=False):
         runs: by id, in the order in which they were first seen.
         omitted: runs that were let go.
         most_chains: how many chains of a run are kept.
+        keeps_conversations: whether views of chains have the messages.
     """
 
     runs: dict[str, RunView] = {}
@@ -279,6 +283,7 @@ class RunViews(msgspec.Struct, eq=False):
     chains: int = 0  # of all runs
     ended_ids: list[str] = []  # of runs that have ended and keep conversations, the earliest first
     most_chains: int = MAX_CHAINS
+    keeps_conversations: bool = True
 
     def apply(self, event: StreamEvent) -> None:
         """Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing."""
@@ -315,7 +320,9 @@ class RunViews(msgspec.Struct, eq=False):
             self.chains -= 1
 
     def _new_run(self, run_id: str) -> RunView:
-        run = self.runs[run_id] = RunView(run_id, most_chains=self.most_chains)
+        run = self.runs[run_id] = RunView(
+            run_id, most_chains=self.most_chains, keeps_conversations=self.keeps_conversations
+        )
         self._bound(run_id)
         return run
 

@@ -14,7 +14,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -175,16 +175,19 @@ class Masker:
         """Whether events of this type hold anything that came from outside."""
         return kind in _FIELDS or not kind.known
 
-    def outside(self, event: StreamEvent) -> list[Any]:
-        """The values in the event's data that came from outside: what `event` looks at."""
-        kind: StreamEventType = event.event_type
-        data: Any = event.data  # an event made by hand holds anything
-        if not isinstance(data, dict):
-            return []
-        names = _FIELDS.get(kind)
-        if names is None:
-            return [] if kind.known else [data]
-        return [data[name] for name in names if name in data]
+    def outside(self, events: Iterable[StreamEvent]) -> list[Any]:
+        """The values in the events' data that came from outside: what `event` looks at."""
+        values: list[Any] = []
+        for event in events:
+            kind: StreamEventType = event.event_type
+            names, data = _FIELDS.get(kind), cast("Any", event.data)  # an event made by hand holds anything
+            if not isinstance(data, dict):
+                continue
+            if names is not None:
+                values += [data[name] for name in names if name in data]
+            elif not kind.known:
+                values.append(data)
+        return values
 
     def may_hold(self, data: bytes) -> bool:
         """Whether JSON may hold a secret: a quick look, which says no for most of what is recorded."""

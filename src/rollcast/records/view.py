@@ -20,7 +20,7 @@ from rollcast.records.view_events import AFTER_END, BESIDE, HANDLERS
 from rollcast.records.view_fields import ChainFields, object_of
 from rollcast.records.view_parts import (
     ChainState,
-    Conversation,
+    NoConversation,
     OpenCall,
     StateTime,
     ToolUse,
@@ -98,7 +98,7 @@ class ChainView(ChainFields, eq=False):
 
     def forget_messages(self) -> None:
         """Drop the conversation, and all but the end of the answer, so that only little is kept."""
-        self.conversation = Conversation(omitted=self.conversation.omitted + len(self.messages))
+        self.conversation = self.conversation.anew(omitted=self.conversation.omitted + len(self.messages))
         if self.final_response is not None:
             self.final_response, omitted = tail_of(self.final_response, MAX_ANSWER)
             self.final_response_omitted += omitted
@@ -113,6 +113,11 @@ class ChainView(ChainFields, eq=False):
             self.reasoning.restart(self.reasoning.end)
         for call in self.tool_calls.values():
             call.output.restart(call.output.end)
+
+    @classmethod
+    def without_conversation(cls) -> Self:
+        """Make an empty view that will keep no messages, for a watcher that shows them at once or has no use for them."""
+        return cls(conversation=NoConversation())
 
     @classmethod
     def from_snapshot(cls, event: StreamEvent) -> Self:

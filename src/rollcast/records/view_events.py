@@ -13,7 +13,6 @@ from rollcast.records.view_parts import (
     MAX_OUTPUT,
     MAX_REWARDS,
     MAX_TEXT,
-    Conversation,
     OpenCall,
     arguments_of,
     count_of,
@@ -47,7 +46,7 @@ def _chain_start(view: ChainFields, event: StreamEvent, data: dict[str, Any], at
     begin_again(view, word(event.group_id))
     view.joined_late = False
     view.started_at = view.last_event_at = at
-    view.conversation = Conversation.of(data.get("messages"))
+    view.conversation = view.conversation.anew(data.get("messages"))
     view.conversation.prompt_length = len(view.messages)
     view.index, view.attempt = count_of(data.get("index")), count_of(data.get("attempt"))
     view.tools, view.seed = words(data.get("tools")), seed_of(data.get("seed"))
@@ -277,7 +276,7 @@ def _chain_snapshot(view: ChainFields, event: StreamEvent, data: dict[str, Any])
     view.last_event_at = view.last_event_at if at is None else at
     place(view, event)
     before = view.conversation
-    view.conversation = Conversation.of(data.get("messages"), before.prompt_length)
+    view.conversation = before.anew(data.get("messages"), before.prompt_length)
     content = data.get("content")
     view.generation = Tail.of(content, MAX_TEXT) if isinstance(content, str) else None
     if view.generation is None or not going_on:

@@ -190,7 +190,7 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
             setattr(self, name, read(value.get(name)))
         self.as_of = seq_of(value.get("as_of"))
         omitted = total_of(value.get("messages_omitted"))
-        self.conversation = Conversation.of(
+        self.conversation = self.conversation.anew(
             _all_messages(value), count_of(value.get("prompt_length")), omitted
         )
         content, reasoning = value.get("content"), value.get("reasoning")

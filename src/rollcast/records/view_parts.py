@@ -19,6 +19,7 @@ __all__ = [
     "MAX_WEIGHT",
     "ChainState",
     "Conversation",
+    "NoConversation",
     "OpenCall",
     "StateClock",
     "StateTime",
@@ -274,6 +275,10 @@ class Conversation(msgspec.Struct, eq=False):
             conversation.prompt_length = len(conversation.messages)
         return conversation
 
+    def anew(self, messages: Any = (), prompt_length: int | None = None, omitted: int = 0) -> Conversation:
+        """A conversation of these messages, which is kept as this one is. The arguments are those of `of`."""
+        return Conversation.of(messages, prompt_length, omitted)
+
     def take(self, message: Any) -> None:
         """Add a message, which may be anything."""
         if not isinstance(message, dict):
@@ -359,6 +364,23 @@ class Conversation(msgspec.Struct, eq=False):
             if role != "tool":
                 return i if role == "assistant" else None
         return None
+
+
+class NoConversation(Conversation, eq=False):
+    """The conversation of a watcher that needs none: it stays empty."""
+
+    def anew(self, messages: Any = (), prompt_length: int | None = None, omitted: int = 0) -> Conversation:
+        """See `Conversation.anew`."""
+        return NoConversation()
+
+    def take(self, message: Any) -> None:
+        """See `Conversation.take`."""
+
+    def add(self, message: dict[str, Any]) -> None:
+        """See `Conversation.add`."""
+
+    def list_call(self, call: OpenCall) -> None:
+        """See `Conversation.list_call`."""
 
 
 def generated(text: Tail | str, finish_reason: str | None, step: int | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def begin_again(view: ChainFields, group_id: str | None) -> None:
         group_id=group_id,
         source=view.source,
         as_of=view.as_of,
+        conversation=view.conversation.anew(),
     )
     for name in view.__struct_fields__:
         setattr(view, name, getattr(fresh, name))

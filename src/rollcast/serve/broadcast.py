@@ -24,7 +24,7 @@ from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.losses import Losses, Return, losses, way_back
-from rollcast.serve.on_disk import RecordOnDisk
+from rollcast.serve.on_disk import RecordFolder, RecordOnDisk
 from rollcast.serve.opening import Left, Opening
 from rollcast.serve.protocol import Subscribed, encode_frame
 from rollcast.serve.settings import ServerSettings
@@ -77,7 +77,7 @@ class Broadcaster:
     `take` may be called from any thread, everything else only in the event loop that `attach` names.
     """
 
-    def __init__(self, settings: ServerSettings, on_disk: RecordOnDisk | None = None) -> None:
+    def __init__(self, settings: ServerSettings, on_disk: RecordOnDisk | RecordFolder | None = None) -> None:
         self.settings = settings
         self.keeps = settings.history_bytes > 0
         self.masker = masker_of(settings.masker)
@@ -179,10 +179,13 @@ class Broadcaster:
         max_message: int | None = None,
         parts: bool = False,
         replay: Replay | None = None,
+        snapshots: bool = False,
+        of_run: str | None = None,
     ) -> tuple[bool, str | None] | None:
         """Send the outlet what the filter wants, starting at `live`, at `start` or at a cursor.
 
-        With a `replay` the record is replayed, which there must be.
+        With a `replay` the record is replayed, which there must be. In the middle of a record it begins
+        with `snapshots` if that is said. Of a folder of records, `of_run` says which.
 
         No message has more than `max_message` bytes. If the client understands `parts`, its first snapshots are one batch in
         several parts; otherwise they are several batches.
@@ -196,6 +199,7 @@ class Broadcaster:
             selector = self._selectors.of(filter, self.subscriptions.values())
             subscription = Subscription(outlet, id, selector, self.history.head, max_message, parts=parts)
             subscription.since = since
+            subscription.snapshots, subscription.of_run = snapshots, of_run
             self.subscriptions[outlet, id] = subscription
             self.upstream.narrow()
             if self.keeps:
@@ -203,7 +207,7 @@ class Broadcaster:
             else:
                 back = Return(since=self.history.named(since) or 0)
             wants_record = replay is not None or (back.position is None and since != "live")
-            wants_record = wants_record or self.feeds.on_disk is not None
+            wants_record = wants_record or self.feeds.is_on_disk
             if wants_record and self.feeds.begin(subscription, since, replay):
                 return None
             return self._begin(subscription, back)
@@ -288,7 +292,7 @@ class Broadcaster:
 
         A replay, and a record on the disk, which does not lead to the live tail, go on with the new filter at once.
         """
-        if subscription.pace is None and self.feeds.on_disk is None:
+        if subscription.pace is None and not self.feeds.is_on_disk:
             subscription.next_filter = filter
             return True, None
         subscription.selector = self._selectors.of(filter, self.subscriptions.values())
@@ -300,13 +304,23 @@ class Broadcaster:
         subscription = self.clients.subscription(outlet, id)
         return None if subscription is None else subscription.losses
 
-    def update(self, outlet: Outlet, id: str, filter: EventFilter) -> tuple[bool, str | None] | None:
+    def update(
+        self, outlet: Outlet, id: str, filter: EventFilter, of_run: str | None = None
+    ) -> tuple[bool, str | None] | None:
         """Change the filter of a subscription, which there must be; chains that come into view start with snapshots.
 
         Returns the same as `subscribe`.
         """
         with self.upstream.locks():
             subscription = self.subscriptions[outlet, id]
+            if self.feeds.folder is not None and of_run not in (
+                None,
+                subscription.of_run,
+            ):  # of another record
+                subscription.of_run = of_run
+                subscription.selector = self._selectors.of(filter, self.subscriptions.values())
+                self.feeds.begin(subscription, "live")
+                return None
             if subscription.feed is not None:
                 return self._change_feed(subscription, subscription.feed, filter)
             join = subscription.join

@@ -161,7 +161,7 @@ class Conversation:
         losses = None
         answer: tuple[bool, str | None] | None
         if action.since is None:
-            answer = broadcaster.update(client, action.id, action.filter)
+            answer = broadcaster.update(client, action.id, action.filter, action.of_run)
         elif action.speed is not None and not broadcaster.feeds.find():
             self._session.refused(action.id)
             self._answer(action.id, "there is no record to replay here; subscribe without a speed")
@@ -169,9 +169,10 @@ class Conversation:
         else:
             replay = None
             if action.speed is not None:
-                replay = Replay(Pace(action.speed), action.time, snapshots=action.snapshots)
+                replay = Replay(Pace(action.speed), action.time)
             answer = broadcaster.subscribe(
-                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, replay=replay
+                client, action.id, action.filter, action.since, max_message=client.max_message, parts=client.parts, replay=replay,
+                snapshots=action.snapshots, of_run=action.of_run,
             )  # fmt: skip
             losses = broadcaster.losses(client, action.id)
         if answer is not None:  # otherwise it comes when the record has been found
@@ -191,7 +192,7 @@ class Conversation:
         known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
-        features = [*FEATURES, *(["record"] if self._broadcaster.feeds.find() else [])]
+        features = [*FEATURES, *self._broadcaster.feeds.features]
         client.send(
             Welcome(
                 VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), features, len(known) - len(runs)

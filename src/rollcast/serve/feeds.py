@@ -21,10 +21,10 @@ from rollcast.archive.pace import Pace
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.writer import Written
 from rollcast.errors import ArchiveError
-from rollcast.serve.feed import Part, RecordFeed
+from rollcast.serve.feed import Part, RecordFeed, Source
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
-from rollcast.serve.on_disk import Recorded, RecordOnDisk
+from rollcast.serve.on_disk import Recorded, RecordFolder, RecordOnDisk
 from rollcast.serve.record import record_of
 from rollcast.serve.recorded import (
     RECORD_ID,
@@ -79,6 +79,34 @@ class _Link:
         self.record_id = observer.id
 
 
+class _OneRecord:
+    """What one feed is given from a folder of records: the record that has a run. See `feed.Source`."""
+
+    def __init__(self, feeds: RecordFeeds, folder: RecordFolder, run_id: str | None) -> None:
+        self.on_disk: RecordOnDisk | None = None
+        self.records = feeds.records
+        self.settings = feeds.settings
+        self.sender = feeds.sender
+        self.readings = feeds.readings
+        self.begun = feeds.begun
+        self.goes_live = feeds.goes_live
+        self.ends = feeds.ends
+        self.leaves = feeds.leaves
+        self._feeds = feeds
+        self._folder = folder
+        self._run_id = run_id
+
+    async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
+        record = self.on_disk = await self._folder.record_of(self._run_id, self.records)
+        return await self._feeds.parts_of(record, record.id, since)
+
+    def target(self) -> Checkpoint | None:
+        return None
+
+    def why_stuck(self) -> str | None:
+        return None
+
+
 class RecordFeeds:
     """The feeds of one server.
 
@@ -90,7 +118,7 @@ class RecordFeeds:
         settings: the server's.
         sender: sends batches.
         endings: what becomes of subscriptions.
-        on_disk: the record that is served in place of a manager's runs; None: there is none.
+        on_disk: the record, or the folder of records, that is served in place of a manager's runs; None: there is none.
 
     Attributes:
         records: reads records in another process.
@@ -106,9 +134,10 @@ class RecordFeeds:
         settings: ServerSettings,
         sender: Sender,
         endings: Endings,
-        on_disk: RecordOnDisk | None = None,
+        on_disk: RecordOnDisk | RecordFolder | None = None,
     ) -> None:
-        self.on_disk = on_disk
+        self.folder = on_disk if isinstance(on_disk, RecordFolder) else None
+        self.on_disk = on_disk if isinstance(on_disk, RecordOnDisk) else None
         self.records = RecordProcess()
         self.readings = asyncio.Semaphore(READINGS)
         self.settings = settings
@@ -123,8 +152,8 @@ class RecordFeeds:
         self._seen: tuple[object, int] = (None, -1)
         if on_disk is None:
             history.recorded = self._place_of
-        else:
-            self._link = _Link(on_disk, Checkpoints(history, ledger))
+        elif self.on_disk is not None:
+            self._link = _Link(self.on_disk, Checkpoints(history, ledger))
 
     # -- the record ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +168,19 @@ class RecordFeeds:
             if self._seen != seen:
                 self._seen = seen
                 self._link_to(record_of(manager), manager.observers)
-        return self._link is not None
+        return self._link is not None or self.folder is not None
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether what is served is on the disk, and no runs of a manager."""
+        return self.on_disk is not None or self.folder is not None
+
+    @property
+    def features(self) -> list[str]:
+        """What the server's `welcome` says of records."""
+        if self.folder is not None:
+            return ["record", "records"]
+        return ["record"] if self.find() else []
 
     def _link_to(self, record: ArchiveObserver | None, observers: list[StreamObserver]) -> None:
         link = self._link
@@ -195,13 +236,14 @@ class RecordFeeds:
         """
         link, place = self._link, place_named(since)
         pace = None if replay is None else replay.pace
-        if replay is not None:
-            subscription.snapshots = replay.snapshots
-            if replay.time is not None and link is not None:
-                subscription.pace = pace
-                self.restart(subscription, replay.time, snapshots=replay.snapshots)
-                return True
-        if self.on_disk is not None:
+        if self.folder is not None and subscription.of_run is None:
+            return False  # it is about no record, such as that of a page that lists them
+        at_time = None if replay is None else replay.time
+        if at_time is not None and (link is not None or self.folder is not None):
+            subscription.pace = pace
+            self.restart(subscription, at_time, snapshots=subscription.snapshots)
+            return True
+        if self.is_on_disk:
             known = since in ("start", "live") or place is not None
             subscription.pace = pace
             begins_at = place if known and since != "live" else NOW
@@ -235,8 +277,11 @@ class RecordFeeds:
         """
         if subscription.feed is not None:
             subscription.feed.stop()
+        source: Source = self
+        if self.folder is not None:
+            source = _OneRecord(self, self.folder, subscription.of_run)
         subscription.feed = feed = RecordFeed(
-            subscription, self, place, recovered=recovered, snapshots=snapshots
+            subscription, source, place, recovered=recovered, snapshots=snapshots
         )
         feed.start()
 
@@ -256,12 +301,12 @@ class RecordFeeds:
         link = self._link
         if subscription is None:
             return "the subscription is closed"
-        if link is None:
+        if link is None and (self.folder is None or subscription.of_run is None):
             return "there is no record here, so there is no other place to go to"
         place: RecordPlace | float | None = at
         if cursor is not None:
             place = place_named(cursor)
-            if place is None or place.record_id != link.record_id:
+            if place is None or (link is not None and place.record_id != link.record_id):
                 return "the cursor names no place in the record that is served here"
         speed = math.inf if subscription.pace is None else subscription.pace.speed
         subscription.pace, subscription.join = Pace(speed), None
@@ -281,9 +326,13 @@ class RecordFeeds:
     async def parts(self, since: RecordPlace | float | None) -> list[Part] | None:
         """See `feed.Source`."""
         link = self._link
-        if link is None:
-            return None
-        last = Part(link.observer.path, link.record_id, 0)
+        return None if link is None else await self.parts_of(link.observer, link.record_id, since)
+
+    async def parts_of(
+        self, record: Recorded, record_id: str, since: RecordPlace | float | None
+    ) -> list[Part] | None:
+        """As `parts`, of one record and those that it goes on from."""
+        last = Part(record.path, record_id, 0)
         if since is None:
             return [last]
         if isinstance(since, float):
@@ -294,7 +343,7 @@ class RecordFeeds:
                 since.position if latest is None else latest.recorded
             )  # more is no place that a client was told
             return [last._replace(position=min(since.position, most), seen=since.seen)]
-        before = await asyncio.to_thread(_parents, last.path, link.observer.parent, since)
+        before = await asyncio.to_thread(_parents, last.path, record.parent, since)
         return None if before is None else [*before, last]
 
     def target(self) -> Checkpoint | None:
@@ -324,8 +373,11 @@ class RecordFeeds:
             feed.answered = True
             cursor = None if feed.snapshots else str(place)
             self._endings.answer(subscription, cursor, recovered=feed.recovered)
-        elif self.on_disk is not None and feed.recovered:  # its place is in no record
+        elif self.is_on_disk and feed.recovered:  # its place is in no record
             self.restart(subscription, NOW, recovered=False)
+        elif self.folder is not None:  # no record has its run, or it cannot be read
+            subscription.feed = None
+            self._endings.answer(subscription, self._history.cursor(self._history.head), recovered=False)
         else:
             subscription.feed = None
             self._endings.without(subscription)

@@ -1,7 +1,7 @@
 """The files of the live page (`serve/page/`): read once, compressed once, and found by the end of a request's path.
 
-They are sent without comments and indentation (`page_source.py`); what `vendor/` has is sent as it is. `index.html` names all modules, so
-that a browser asks for them at once, and does not find one after another by reading those that import it.
+They are sent without comments and indentation (`page_source.py`), and `main.js` with all modules that it imports (`page_bundle.py`), since a
+connection for each of them would take longer than anything else. What `vendor/` has is sent as it is.
 
 `/style.css` is `style.css`, and so is `/user/ada/proxy/8765/style.css`, which a proxy that leaves its prefix in the path asks for. A
 path that ends in a slash is `index.html`.
@@ -22,7 +22,8 @@ from importlib.resources.abc import Traversable
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from rollcast.serve.page_source import css_without_comments, imported_modules, javascript_without_comments
+from rollcast.serve.page_bundle import joined_modules
+from rollcast.serve.page_source import css_without_comments, javascript_without_comments
 
 __all__ = ["CONTENT_SECURITY_POLICY", "MIME_TYPES", "PageFile", "PageFiles", "is_url_path", "read_page_files"]
 
@@ -53,7 +54,7 @@ _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 _THIRD_PARTY = "vendor/"
-_MAIN_SCRIPT = b'<script type="module" src="./main.js"></script>'
+_MAIN = "main.js"
 _URL_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?|/")  # RFC 3986, without empty segments
 
 
@@ -146,21 +147,18 @@ def read_page_files() -> PageFiles:
 
 
 def as_sent(sources: dict[str, bytes]) -> dict[str, bytes]:
-    """What is sent of these sources, by name: without comments, and with the names of all modules in `index.html`."""
+    """What is sent of these sources, by name: without comments, and the modules that `main.js` imports with it."""
     sent = dict(sources)
     for name, data in sources.items():
         if name.startswith(_THIRD_PARTY):
             continue
-        if name.endswith(".js"):
+        if name == _MAIN:
+            modules = {each: text.decode() for each, text in sources.items() if each.endswith(".js")}
+            sent[name] = joined_modules(name, modules, lambda each: each.startswith(_THIRD_PARTY)).encode()
+        elif name.endswith(".js"):
             sent[name] = javascript_without_comments(data.decode()).encode()
         elif name.endswith(".css"):
             sent[name] = css_without_comments(data.decode()).encode()
-    if "index.html" in sent and "main.js" in sent:
-        modules = {name: data.decode() for name, data in sent.items() if name.endswith(".js")}
-        links = "".join(
-            f'<link rel="modulepreload" href="./{name}">\n' for name in imported_modules("main.js", modules)
-        )
-        sent["index.html"] = sent["index.html"].replace(_MAIN_SCRIPT, links.encode() + _MAIN_SCRIPT)
     return sent
 
 

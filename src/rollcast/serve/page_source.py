@@ -6,11 +6,11 @@ expressions stay as they are. What a `/` begins in JavaScript depends on what st
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
-__all__ = ["css_without_comments", "imported_modules", "javascript_without_comments"]
+__all__ = ["JavaScriptToken", "css_without_comments", "javascript_tokens", "javascript_without_comments"]
 
 _TOKEN = re.compile(
     r"""
@@ -30,8 +30,6 @@ _CSS_TOKEN = re.compile(
     r"""(?P<space>\s+)|(?P<comment>/\*.*?\*/)|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<rest>[^\s/"']+|.)""",
     re.VERBOSE | re.DOTALL,
 )
-
-_IMPORT = re.compile(r"""^(?:import\b|export\b|\})[^"';]*?["'](\.{1,2}/[^"']+)["'];""", re.MULTILINE)
 
 # An expression begins after these words, so that a `/` begins a regular expression.
 _BEFORE_EXPRESSION = frozenset(
@@ -87,30 +85,52 @@ class _Before:
         self._open.pop()
 
 
+class JavaScriptToken(NamedTuple):
+    """A token of a program.
+
+    Attributes:
+        between: what stands for the spaces and comments before it: as many ends of lines as they had, else a space, else nothing.
+        kind: `word`, `punctuator`, `string`, `regex` or `template`; a template with expressions is several of these.
+        text: as it is in the source.
+    """
+
+    between: str
+    kind: str
+    text: str
+
+
 def javascript_without_comments(source: str) -> str:
     """The same program without comments and indentation; its lines keep their numbers.
 
     Raises:
-        ValueError: a comment, a template or a string has no end.
+        ValueError: a comment, a template, a string or a regular expression has no end.
+    """
+    text = "".join(token.between + token.text for token in javascript_tokens(source))
+    return text + ("\n" if text else "")
+
+
+def javascript_tokens(source: str) -> Iterator[JavaScriptToken]:
+    """The tokens of a program, in order.
+
+    Raises:
+        ValueError: as for `javascript_without_comments`.
     """
     source = source.replace("\r\n", "\n").replace("\r", "\n")  # as JavaScript does itself, in templates too
-    parts: list[str] = []
     between = ""  # spaces and comments since the last token
     before = _Before()
-    at = 0
+    at, first = 0, True
     while at < len(source):
         text, kind = _token_at(source, at, before)
         at += len(text)
         if kind in ("space", "line_comment", "comment"):
             between += _line_ends(text) or " "
             continue
-        parts += (_space(between, bool(parts)), text)
-        between = ""
-        if kind == "template":
-            before.take("punctuator" if text.endswith("${") else kind, "${" if text.endswith("${") else text)
+        yield JavaScriptToken(_space(between, not first), kind, text)
+        between, first = "", False
+        if kind == "template" and text.endswith("${"):
+            before.take("punctuator", "${")
         else:
             before.take(kind, text)
-    return "".join(parts) + ("\n" if parts else "")
 
 
 def _token_at(source: str, at: int, before: _Before) -> tuple[str, str]:
@@ -148,22 +168,6 @@ def css_without_comments(source: str) -> str:
         parts += (_space(between, bool(parts)), match[0])
         between = ""
     return "".join(parts) + ("\n" if parts else "")
-
-
-def imported_modules(first: str, sources: Mapping[str, str]) -> list[str]:
-    """The modules that a module imports, and those that they import, in the order in which a browser finds them.
-
-    Args:
-        first: the name of the module, such as `main.js`.
-        sources: sources by name, without comments.
-    """
-    found = [first]
-    for name in found:  # grows while it is read
-        for path in _IMPORT.findall(sources[name]):
-            imported = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
-            if imported in sources and imported not in found:
-                found.append(imported)
-    return found[1:]
 
 
 def _line_ends(text: str) -> str:

@@ -82,7 +82,7 @@ FEATURES = (
     "queries",
     "replay",
     "replay_at",
-)  # what a side may support beyond 0.1; `record`: there is one
+)  # what a side may support beyond 0.1; `record`, `records`: there is one, or a folder of them
 
 
 class CloseCode(IntEnum):
@@ -122,6 +122,7 @@ LONGEST_AFTER = 8192  # characters of the place from which a query goes on
 QUERIES = ("runs", "chains", "chain", "steps")
 Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
+LongName = Annotated[str, msgspec.Meta(max_length=256)]
 Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=1024)]
 
 
@@ -172,8 +173,11 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True
     With a `speed`, the record is replayed from there, so many times as fast as it was; 0 waits for `speed` to change. It means
     nothing for `live`, unless there is a `time`: in seconds since the epoch, where the replay begins in place of `since`.
 
-    With `snapshots`, a replay that begins in the middle begins with a snapshot of each chain that is open there; and so does each
-    `update` of its filter.
+    With `snapshots`, what begins in the middle of a record begins with a snapshot of each chain that is open there: a replay, and
+    `live` on a server of records; and so does each `update` of its filter.
+
+    A server of a folder of records gives a subscription the events of one record: of the one that has the run `of_run`, or else
+    the first run of the filter.
     """
 
     id: Id
@@ -182,6 +186,7 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe", omit_defaults=True
     speed: TimesAsFast | None = None
     time: float | None = None
     snapshots: bool = False
+    of_run: LongName | None = None
 
 
 class Update(msgspec.Struct, frozen=True, tag="update"):
@@ -230,7 +235,6 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", omit_defaults=True):
 
 Scalar = str | int | float | bool | None
 Values = Scalar | Annotated[list[Scalar], msgspec.Meta(max_length=1024)]
-LongName = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_only=True):
@@ -239,7 +243,8 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
     Attributes:
         what: `runs`: the runs, the newest first. `chains`: chains, those that are open included. `chain`: the events of one
             chain. `steps`: training steps and evaluations.
-        run: only of this run; `chain` without it: of the last run that has such a chain.
+        run: only of this run; `chain` without it: of the last run that has such a chain. On a server of a folder of records, of
+            the record that has this run: `runs` without it gives a row for each record, and the others need it.
         chain: which one, for `chain`.
         filter: for `chains`: by field of a row, the value that it has to have there, or several of which one is enough.
         sort: for `chains`: the field by which rows are sorted; with `-` before it, the highest first.
@@ -288,7 +293,8 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     """The answer to `hello`. `limits` are those of the client's role.
 
     `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
-    `features` names what the server supports beyond the first version, and `record` if what it serves is recorded.
+    `features` names what the server supports beyond the first version, `record` if what it serves is recorded, and `records` if it is a
+    folder of records.
     """
 
     version: int
@@ -528,7 +534,8 @@ class OpenSubscription:
         since: from where; None: change the open subscription.
         speed: of a replay of the record, from 0 upward, perhaps infinite; None: no replay.
         time: where a replay begins in place of `since`, in seconds since the epoch.
-        snapshots: whether a replay that begins in the middle begins with snapshots.
+        snapshots: whether what begins in the middle of a record begins with snapshots.
+        of_run: a run of the record that is meant, of a folder of records.
     """
 
     id: str
@@ -537,6 +544,7 @@ class OpenSubscription:
     speed: float | None = None
     time: float | None = None
     snapshots: bool = False
+    of_run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -852,10 +860,11 @@ class Session:
             message = "subscribe has a time and no speed; a replay needs both"
             return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message, frame.id))]
         self.subscriptions.add(frame.id)
+        of_run = frame.of_run or _first_run(frame)
         if frame.speed is None or (frame.since == "live" and frame.time is None):
-            return [OpenSubscription(frame.id, wanted, frame.since)]
+            return [OpenSubscription(frame.id, wanted, frame.since, None, None, frame.snapshots, of_run)]
         speed = _factor(frame.speed)
-        return [OpenSubscription(frame.id, wanted, frame.since, speed, frame.time, frame.snapshots)]
+        return [OpenSubscription(frame.id, wanted, frame.since, speed, frame.time, frame.snapshots, of_run)]
 
     def refused(self, id: str) -> None:
         """Note that a subscription could not be opened."""
@@ -865,7 +874,11 @@ class Session:
         if frame.id not in self.subscriptions:
             return [_unknown(frame.id)]
         wanted = _filter(frame)
-        return [wanted if isinstance(wanted, Send) else OpenSubscription(frame.id, wanted, None)]
+        return [
+            wanted
+            if isinstance(wanted, Send)
+            else OpenSubscription(frame.id, wanted, None, of_run=_first_run(frame))
+        ]
 
     def _close(self, code: CloseCode, message: str) -> list[Action]:
         self.closed = True
@@ -877,6 +890,10 @@ def _filter(frame: Subscribe | Update) -> EventFilter | Send:
         return frame.filter.filter()
     except FilterError as error:
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), frame.id))
+
+
+def _first_run(frame: Subscribe | Update) -> str | None:
+    return frame.filter.runs[0] if frame.filter.runs else None
 
 
 def _wrong_in_query(query: Query) -> str | None:

@@ -30,7 +30,7 @@ from rollcast.archive.chain_rows import (
     page_of,
 )
 from rollcast.archive.pages import ROW_BYTES, Rows, page_by_number, page_by_run
-from rollcast.archive.readings import ChangesWanted, EventWindow, RunsWanted, StepsWanted
+from rollcast.archive.readings import ChangesWanted, EventWindow, RecordsWanted, RunsWanted, StepsWanted
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
@@ -151,8 +151,25 @@ class Queries:
         """Count those that watch the table, so that it is kept for them."""
         self._table.watched(change)
 
-    async def record(self, missing: list[str]) -> Recorded | None:
-        """The record of the runs, up to date, or None; what it lacks is added to `missing`."""
+    async def record(self, missing: list[str], run_id: str | None = None) -> Recorded | None:
+        """The record of the runs, up to date, or None; what it lacks is added to `missing`.
+
+        Args:
+            missing: sentences about what is missing.
+            run_id: a run of the record that is meant, of a folder of records.
+
+        Raises:
+            InputError: there is a folder of records, and no run is named.
+            NotThereError: none of them has the run.
+        """
+        folder = self._broadcaster.feeds.folder
+        if folder is not None:
+            try:
+                return await folder.record_of(run_id, self.records)
+            except RecordReaderError:
+                raise
+            except ArchiveError as error:
+                raise NotThereError(str(error)) from None
         manager = self.manager
         if manager is None and (past := self._broadcaster.feeds.record) is not None:
             return past  # the manager is closed, and nothing more is recorded
@@ -345,12 +362,19 @@ class _Answer:
     async def runs(self) -> None:
         """The runs, the newest first."""
         query = self._query
+        page: dict[str, Any] = {"after": query.after, "limit": self._limit, "row_bytes": self._row_bytes}
+        folder = self._queries.broadcaster.feeds.folder
+        if folder is not None and query.run is None:
+            async with self._queries.reading():
+                rows = await self._queries.records.rows(RecordsWanted(path=str(folder.path), **page))
+            await self._send_page(rows)
+            return
 
         async def of_record(record: Recorded) -> Rows:
-            wanted = RunsWanted(
-                path=str(record.path), after=query.after, limit=self._limit, row_bytes=self._row_bytes
-            )
-            return await self._queries.records.rows(wanted)
+            rows = await self._queries.records.rows(RunsWanted(path=str(record.path), **page))
+            if folder is not None and isinstance(record, RecordOnDisk):
+                folder.knows(record, [_run_decoder.decode(row).run_id for row in rows.rows])
+            return rows
 
         async def of_memory() -> Rows:
             table, broadcaster = await self._queries.table(), self._queries.broadcaster
@@ -393,7 +417,7 @@ class _Answer:
         of_memory: Callable[[], Any],
     ) -> Any:
         """What the record tells, or what the memory does if there is none or it cannot be read, which is then told."""
-        record = await self._queries.record(self._missing)
+        record = await self._queries.record(self._missing, self._query.run)
         if record is not None:
             try:
                 async with self._queries.reading():
@@ -420,9 +444,11 @@ class _Answer:
             row_bytes=self._row_bytes,
         )
         check_query(wanted)
-        if (on_disk := self._queries.broadcaster.feeds.on_disk) is not None:
-            await self._chains_on_disk(on_disk, wanted)
-            return
+        if self._queries.broadcaster.feeds.is_on_disk:
+            record = await self._queries.record(self._missing, query.run)
+            if isinstance(record, RecordOnDisk):
+                await self._chains_on_disk(record, wanted)
+                return
         table = await self._queries.table()
         with ExitStack() as stack:
             if query.watch:
@@ -532,7 +558,7 @@ class _Answer:
                 for part in story.parts:
                     await self._send_rows(part)
                 return
-        record = await queries.record(self._missing)
+        record = await queries.record(self._missing, query.run)
         if record is not None and await self._recorded_story(record):
             return
         told = Told()
@@ -632,6 +658,13 @@ class _Answer:
 
 
 _GIVE = {"runs": _Answer.runs, "chains": _Answer.chains, "chain": _Answer.chain, "steps": _Answer.steps}
+
+
+class _RunRow(msgspec.Struct):
+    run_id: str
+
+
+_run_decoder = msgspec.json.Decoder(_RunRow)
 
 
 def _key(row: dict[str, Any]) -> Key:

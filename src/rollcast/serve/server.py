@@ -27,7 +27,7 @@ from rollcast.serve.conversation import Conversation
 from rollcast.serve.entrance import Entrance, header_token
 from rollcast.serve.handshake import Handshake
 from rollcast.serve.listening import check_address, listen
-from rollcast.serve.on_disk import RecordOnDisk
+from rollcast.serve.on_disk import record_at
 from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.page_files import read_page_files
 from rollcast.serve.plain_feed import feed_plainly
@@ -90,7 +90,7 @@ class WebSocketStreamingServer:
         token: a token that clients must have, with the scopes `read` and `control`. `settings.tokens` can have other scopes.
         settings: all other settings.
         record: the folder of a record to serve in place of a manager's runs: one that is complete, or one that another process
-            writes, which is followed.
+            writes, which is followed; or a directory of records, of which clients choose one by naming a run of it.
 
     Raises:
         InputError: a setting is wrong, the certificate or its key cannot be used, or the server would be open to the network
@@ -124,7 +124,7 @@ class WebSocketStreamingServer:
         )
         self._entrance = Entrance(self.settings, host, _now)
         self._gate: Gate | None = None
-        self._broadcaster = Broadcaster(self.settings, None if record is None else RecordOnDisk(record))
+        self._broadcaster = Broadcaster(self.settings, record_at(record))
         self._queries = Queries(self._broadcaster)
         self._server: Server | None = None
         self._starting = asyncio.Lock()
@@ -142,9 +142,9 @@ class WebSocketStreamingServer:
         Raises:
             InputError: the server serves a record.
         """
-        if self._broadcaster.feeds.on_disk is not None:
+        if self._broadcaster.feeds.is_on_disk:
             raise InputError(
-                "this server serves a record, and no runs beside it; serve those by another server"
+                "this server serves a record, or a folder of them, and no runs beside it; serve those by another server"
             )
         return self._broadcaster.observer
 

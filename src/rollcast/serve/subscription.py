@@ -67,12 +67,10 @@ class Replay(NamedTuple):
     Attributes:
         pace: how fast.
         time: where it begins, in seconds since the epoch; None: where the subscription says.
-        snapshots: whether it begins with snapshots of the chains that are open there.
     """
 
     pace: Pace
     time: float | None = None
-    snapshots: bool = False
 
 
 class Subscription:
@@ -98,12 +96,14 @@ class Subscription:
         feed: gives it a record; None: it is given the history.
         since: what it asked for.
         pace: of its replay; None: it is no replay.
-        snapshots: whether its replay begins with snapshots of what is open, also after each change of its filter.
+        snapshots: whether it begins with snapshots of the chains that are open if it begins in the middle of a record, also after
+            each change of its filter.
+        of_run: a run of the record that it is given, of a folder of records.
         framing: whether it is plain, and its id; clients with equal values get the same frame. None: nothing was sent yet.
     """
 
     __slots__ = (
-        "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "outlet", "owed_until", "pace", "parts", "position",
+        "behind", "feed", "framing", "id", "join", "live_from", "losses", "next_filter", "of_run", "outlet", "owed_until", "pace", "parts", "position",
         "room", "selector", "since", "snapshots", "told",
     )  # fmt: skip
 
@@ -132,6 +132,7 @@ class Subscription:
         self.since = "live"
         self.pace: Pace | None = None
         self.snapshots = False
+        self.of_run: str | None = None
         self.framing: Framing | None = None
 
     def make_framing(self) -> Framing:

@@ -31,7 +31,9 @@ TURN_S = (
 )
 LOADED = 4  # which on a busy machine may take up to so many times as long by the clock
 ALONE_S = 0.005  # it goes on for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
-BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer
+BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer, in seconds of CPU time
+WAITING_S = 1.0  # or by the clock, where a thread that does little may take a while on a busy machine;
+WAITS = 5  # and one that is slow by the clock so many times in a row
 
 
 class Calls:
@@ -60,6 +62,7 @@ class Calls:
         self._report = report
         self._batched = overrides_on_batch(observer)
         self._suspect = False  # the observer took long once
+        self._waits = 0  # how many calls in a row took long since
         self._least_s = ALONE_S if delivery.threaded else 0.0
         self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
         self._turn_ends = (0.0, 0.0)  # in CPU time of the thread, and by the clock
@@ -128,6 +131,8 @@ class Calls:
         ended = time.perf_counter()
         if ended - began > BLOCKING_S and not delivery.threaded:
             self._was_slow(beat)
+        elif self._suspect:
+            self._waits = 0
         if count == TURN and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
@@ -232,7 +237,11 @@ class Calls:
     def _was_slow(self, beat: _Heartbeat | None) -> None:
         """Note that a call took long. Whether it blocked the loop is measured from the next call on, and warned of once."""
         self._suspect = True
-        if beat is not None and not beat.loop_ran and self.delivery.first_time("blocking"):
+        if beat is None or beat.loop_ran:
+            self._waits = 0
+            return
+        self._waits += 1
+        if (beat.blocked or self._waits >= WAITS) and self.delivery.first_time("blocking"):
             logger.warning(
                 "%s keeps the event loop for %.2f s at a time, and every chain with it; make it await, or set "
                 "`threaded = True` on its class",
@@ -256,12 +265,19 @@ def _is_not_its_own(error: BaseException, task: asyncio.Task[None] | None) -> bo
 
 
 class _Heartbeat:
-    """Whether the event loop got a turn since this was made."""
+    """Whether the event loop got a turn since this was made, and what it takes to blame that on the code that ran."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
+        self._worked = time.thread_time()
         self.loop_ran = False
         asyncio.get_running_loop().call_soon(self._beat)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the code kept the loop for long: a thread that merely got no processor did not."""
+        worked_s = time.thread_time() - self._worked
+        return worked_s > BLOCKING_S or time.perf_counter() - self.began > WAITING_S
 
     def _beat(self) -> None:
         self.loop_ran = True

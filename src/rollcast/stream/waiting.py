@@ -158,9 +158,9 @@ class EncodableChunk(msgspec.Struct, gc=False):
         )  # fmt: skip
 
 
-def packed(values: Any, kind: type) -> Any:
+def packed(values: Any, kind: type[int | float]) -> Any:
     """A list of one value of exactly this type without the list; otherwise the argument itself."""
-    if values.__class__ is list and len(values) == 1 and values[0].__class__ is kind:
+    if values.__class__ is list and len(values) == 1 and type(values[0]) is kind:
         return PackedValue(values[0])
     return values
 

@@ -48,7 +48,7 @@ class VisibleChain:
     run_id: str
     chain_id: str
     style: str
-    view: ChainView = field(default_factory=ChainView)
+    view: ChainView = field(default_factory=ChainView.without_conversation)
     pending: list[str] = field(default_factory=list)
     size: int = 0
     line_chars: int = 0

@@ -177,6 +177,7 @@ from rollcast.terminal import ConsoleStreamObserver
 def event(n, text):
     return StreamEvent.now("llm_generation_chunk", f"chain_{n}", content=text)
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 1e6  # in debug mode asyncio would tell of a slow machine
     observer = ConsoleStreamObserver(show_timestamps=False)
     await observer.on_batch([event(0, "zero"), event(1, "one")])
 BODY
@@ -185,7 +186,7 @@ asyncio.run(main())
 
 
 def run(body, **options):
-    """A process whose console has printed, and which goes on with `body`."""
+    """A process whose console has printed, and which goes on with `body`; to be entered, so that nothing of it is left."""
     body = textwrap.indent(textwrap.dedent(body), "    ")
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", SCRIPT.replace("BODY", body)],
@@ -198,39 +199,35 @@ def run(body, **options):
 
 def test_a_closed_pipe_is_silent():
     """No traceback while it prints and none at exit; the program goes on."""
-    process = run(
-        """
+    body = """
         for n in range(2000):
             await observer.on_batch([event(n % 2, "x" * 50 + chr(10))])
         await observer.aclose()
         print("more that nobody reads")
         print("done", file=sys.stderr)
-        """,
-        stdout=subprocess.PIPE,
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == "done\n"
-    process.stderr.close()
-    assert process.wait() == 0
+        """
+    with run(body, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "done\n"
+        assert process.wait() == 0
 
 
 def test_the_status_leaves_a_real_terminal_even_at_an_exception():
     """In a pseudo-terminal of 50 columns: nothing but whole lines is left after the program died without closing."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
-    process = run("raise SystemExit(3)", stdout=child)
-    os.close(child)
-    output = b""
-    try:
-        while chunk := os.read(parent, 65536):
-            output += chunk
-    except OSError:  # Linux says so at the end of a pseudo-terminal
-        pass
-    os.close(parent)
-    assert process.stderr.read() == ""
-    process.stderr.close()
-    assert process.wait() == 3
+    with run("raise SystemExit(3)", stdout=child) as process:
+        os.close(child)
+        output = b""
+        try:
+            while chunk := os.read(parent, 65536):
+                output += chunk
+        except OSError:  # Linux says so at the end of a pseudo-terminal
+            pass
+        os.close(parent)
+        assert process.stderr.read() == ""
+        assert process.wait() == 3
     assert b"running" in output
     screen = pyte.Screen(50, 20)
     pyte.ByteStream(screen).feed(output)

@@ -42,7 +42,10 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   useLayoutEffect(() => topics.listen("runs", again), [topics]);
 
   const runs = allRuns(store);
-  const run = route.run ?? latestRun(runs);
+  const run = route.run ?? (feed.hasFolder ? null : latestRun(runs));
+  useEffect(() => {
+    if (route.run !== null && runs.length > 0) feed.openRecord(route.run);
+  }, [feed, route.run, runs.length > 0]);
   const rollout = rolloutOf(runs, run, route.query.step?.[0]);
   const ofChain = route.view === "chain" || route.view === "group";
   const rollouts = ofChain && rollout !== null ? [rollout] : rolloutsOf(runs, run, route.query.step?.[0]);
@@ -96,7 +99,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   });
   /** @type {Record<Route["view"], () => any>} */
   const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: ChainsPage };
-  const view = views[route.view];
+  const view = feed.hasFolder && run === null ? RunsPage : views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />

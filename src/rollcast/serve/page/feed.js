@@ -67,6 +67,11 @@ export class Feed {
     this.runsDue = false;
     /** @type {Map<string, GoneRun>} runs that this page knows, and the server that answers now does not */
     this.gone = new Map();
+    this.welcomed = false;
+    /** @type {string[]} of the server */
+    this.features = [];
+    /** @type {string | null} a run of the record that is opened, of a folder of records */
+    this.opened = null;
     /** @type {Map<string, number>} by key: since when the chains on screen are shown */
     this.shownSince = new Map();
     /** @type {string | null} the subscription of a replay, which the views get everything from then */
@@ -114,6 +119,8 @@ export class Feed {
         break;
       }
       case "welcome":
+        this.features = notice.features;
+        this.welcomed = true;
         this.store.takeOpenRuns(notice.runs);
         if (notice.again) this.askAgain();
         break;
@@ -150,8 +157,39 @@ export class Feed {
 
   /** Follow which runs there are, and the steps of trainings. Call it once. */
   followRuns() {
-    this.line.subscribe("runs", { types: RUN_TYPES });
+    this.subscribeToRuns();
     this.askRuns();
+  }
+
+  subscribeToRuns() {
+    this.line.subscribe("runs", { types: RUN_TYPES }, this.opened === null ? {} : { ofRun: this.opened });
+  }
+
+  /** Whether the server has a folder of records: its runs are those of one record once that is opened. */
+  get hasFolder() {
+    return this.features.includes("records");
+  }
+
+  /** Read the record that has a run, if the server has several. @param {string} runId */
+  openRecord(runId) {
+    if (!this.hasFolder || this.opened === runId) return;
+    this.opened = runId;
+    if (this.replayId === null) {
+      this.line.unsubscribe("runs");
+      this.subscribeToRuns();
+    }
+    this.askRunsOf(runId);
+  }
+
+  /** Ask for all runs of the record that has a run, and for the steps of its trainings. @param {string} runId */
+  askRunsOf(runId) {
+    /** @type {Set<string>} */
+    const roots = new Set();
+    const take = (/** @type {Record<string, any>[]} */ rows) => {
+      this.store.takeRunRows(rows);
+      for (const row of rows) if (!row.parent_run_id) roots.add(row.run_id);
+    };
+    this.ask({ what: "runs", run: runId }, take, "runs", () => roots.forEach((root) => this.askSteps(root)));
   }
 
   /** Ask for the rows of all runs. */
@@ -204,7 +242,8 @@ export class Feed {
     const ask = () => {
       this.runsDue = false;
       this.runsAt = this.line.session.now();
-      this.ask({ what: "runs", limit: NEWEST_RUNS }, (rows) => this.store.takeRunRows(rows), "runs");
+      const ofRecord = this.opened === null ? {} : { run: this.opened };
+      this.ask({ what: "runs", limit: NEWEST_RUNS, ...ofRecord }, (rows) => this.store.takeRunRows(rows), "runs");
     };
     if (pause === 0) ask();
     else this.later(ask, pause * 1000);
@@ -310,7 +349,7 @@ export class Feed {
     const view = this.store.chain(runId, chainId);
     if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
     if (state === "running") {
-      if (view === undefined) return now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
+      if (view === undefined) return this.replayId === null && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
       return this.hasRecord && this.store.timeLines.get(chainKey(runId, chainId))?.whole === false && !this.store.gaps.has(chainKey(runId, chainId));
     }
     return !(view?.state === "ended" && view.complete && view.messages.length && this.hasTokens(runId, chainId));
@@ -330,7 +369,7 @@ export class Feed {
 
   /** Whether the server has a record of what it serves. */
   get hasRecord() {
-    return this.line.session.features.includes("record");
+    return this.features.includes("record");
   }
 
   /**
@@ -371,10 +410,13 @@ export class Feed {
         if (replays !== this.replays) return; // another moment is shown
         this.told.add(key);
         // Of a replay, the record has what is to come as well.
-        const until = this.replayId === null ? Infinity : (this.store.chain(runId, chainId)?.asOf ?? Infinity);
+        const until = this.replayId === null ? Infinity : (this.store.chain(runId, chainId)?.asOf ?? -1);
         const found = this.store.retell(runId, chainId, story, until);
         this.store.taps.delete(key);
         if (found) this.missing.delete(key);
+        if (this.store.row(runId, chainId)?.state === "running") return;
+        this.told.delete(key); // it ended meanwhile
+        this.askStories();
       },
     );
   }

@@ -128,8 +128,9 @@ function rewardFacet(rows) {
   let values = distinct.map((each) => `${each}..${each}`);
   if (distinct.length > MAX_REWARDS) {
     const [low, high] = [/** @type {number} */ (distinct[0]), /** @type {number} */ (distinct.at(-1))];
-    const bounds = [0, 1, 2, 3, 4].map((part) => Number((low + ((high - low) * part) / 4).toPrecision(4)));
-    values = [`..<${bounds[1]}`, `${bounds[1]}..<${bounds[2]}`, `${bounds[2]}..<${bounds[3]}`, `${bounds[3]}..`];
+    const unit = 10 ** (Math.floor(Math.log10(high - low)) - 2); // bounds are rounded to a hundredth of what the rewards span
+    const [first, second, third] = [1, 2, 3].map((part) => Number((Math.round((low + ((high - low) * part) / 4) / unit) * unit).toPrecision(15)));
+    values = [`..<${first}`, `${first}..<${second}`, `${second}..<${third}`, `${third}..`];
   }
   if (distinct.length) values.push("none");
   const choices = values.map((value) => ({ value, count: rows.reduce((sum, row) => sum + Number(fits(row, "reward", value)), 0) }));

@@ -61,8 +61,13 @@ addEventListener("hashchange", () => {
   if (given !== null) socket.useToken(given);
 });
 
+// The steps of a folder's records are asked for when one is opened.
+const unlisten = topics.listen("session", () => {
+  if (!feed.welcomed) return;
+  unlisten();
+  if (!feed.hasFolder) feed.askSteps();
+});
 feed.followRuns();
-feed.askSteps();
 socket.follow(document);
 socket.connect();
 

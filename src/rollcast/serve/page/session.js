@@ -65,7 +65,8 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {string} since
  * @property {string | null} cursor the place after the last event
  * @property {number | "max" | null} speed of a replay
- * @property {{time: number, ofRun?: string} | null} replay where a replay begins, and of which run's record
+ * @property {{time: number} | null} replay where a replay begins
+ * @property {string | undefined} ofRun a run of the record that is meant, if the server has several
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
@@ -267,23 +268,23 @@ export class Session {
    * Watch events. Each `id` is one subscription, for as long as it is not ended, whatever happens to the connection.
    * @param {string} id
    * @param {Filter} filter
-   * @param {{since?: string, speed?: number | "max" | null}} [options] `since` is `live`, `start` or a cursor
+   * @param {{since?: string, speed?: number | "max" | null, ofRun?: string | undefined}} [options] `since` is `live`, `start` or a cursor;
+   *   `ofRun`: a run of the record that is meant, if the server has several; without it, the first one of the filter
    * @returns {Frame[]}
    */
-  subscribe(id, filter, { since = "live", speed = null } = {}) {
-    return this.begin(id, filter, since, speed, null);
+  subscribe(id, filter, { since = "live", speed = null, ofRun } = {}) {
+    return this.begin(id, filter, since, speed, null, ofRun);
   }
 
   /**
    * Replay a record from a time on. It begins with snapshots of the chains that are open then; so does a change of its filter.
    * @param {string} id of a subscription; another place of the record has another id, so that nothing of the old one comes under it
    * @param {Filter} filter
-   * @param {{time: number, speed: number | "max", ofRun?: string}} options `time` in seconds since the epoch; `ofRun`: which record, of a
-   *   server with several
+   * @param {{time: number, speed: number | "max", ofRun?: string}} options `time` in seconds since the epoch; `ofRun` as for `subscribe`
    * @returns {Frame[]}
    */
   replay(id, filter, { time, speed, ofRun }) {
-    return this.begin(id, filter, "start", speed, { time, ...(ofRun === undefined ? {} : { ofRun }) });
+    return this.begin(id, filter, "start", speed, { time }, ofRun);
   }
 
   /**
@@ -292,14 +293,16 @@ export class Session {
    * @param {string} since
    * @param {number | "max" | null} speed
    * @param {Subscription["replay"]} replay
+   * @param {string | undefined} ofRun
    * @returns {Frame[]}
    */
-  begin(id, filter, since, speed, replay) {
+  begin(id, filter, since, speed, replay, ofRun) {
     this.subscriptions.set(id, {
       filter,
       since,
       speed,
       replay,
+      ofRun,
       cursor: null,
       open: false,
       confirmed: false,
@@ -616,7 +619,7 @@ export class Session {
         each.partsCame = 0;
         each.changedAt = now;
         if (each.cursor !== null && each.speed === null) each.losses.returns();
-        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...replayed(each) });
+        frames.push({ type: "subscribe", id, filter: each.filter, since: each.cursor ?? each.since, ...inRecord(each, this.features) });
       } else if (each.changed && !each.held && now - each.changedAt >= UPDATE_S) {
         each.changed = false;
         each.changedAt = now;
@@ -663,14 +666,18 @@ export class Session {
 }
 
 /**
- * What a `subscribe` says of a replay. One that has a cursor goes on from there.
+ * What a `subscribe` says of a record: the speed of a replay, and where it begins unless it has a cursor to go on from; which record of
+ * several is meant; and that chains that are open there begin with snapshots.
  * @param {Subscription} subscription
+ * @param {string[]} features of the server
  */
-function replayed({ speed, replay, cursor }) {
-  if (speed === null) return {};
-  if (replay === null) return { speed };
-  const { time, ofRun } = replay;
-  return { speed, snapshots: true, ...(cursor === null ? { time } : {}), ...(ofRun === undefined ? {} : { of_run: ofRun }) };
+function inRecord({ speed, replay, cursor, ofRun, since }, features) {
+  return {
+    ...(speed === null ? {} : { speed }),
+    ...(replay === null || cursor !== null ? {} : { time: replay.time }),
+    ...((replay === null && since !== "live") || !features.includes("replay_at") ? {} : { snapshots: true }),
+    ...(ofRun === undefined ? {} : { of_run: ofRun }),
+  };
 }
 
 /**

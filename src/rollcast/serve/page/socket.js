@@ -152,7 +152,7 @@ export class Socket {
     return `${word}-${this.numbers}`;
   }
 
-  /** See `Session.subscribe`. @param {string} id @param {Filter} filter @param {{since?: string, speed?: number | "max" | null}} [options] */
+  /** See `Session.subscribe`. @param {string} id @param {Filter} filter @param {Parameters<Session["subscribe"]>[2]} [options] */
   subscribe(id, filter, options) {
     this.send(this.session.subscribe(id, filter, options));
   }

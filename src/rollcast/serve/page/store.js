@@ -373,9 +373,10 @@ export class Store {
    */
   takeRunRows(rows) {
     for (const row of rows) {
-      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run.
-      const summary = row.summary ?? this.runRows.get(row.run_id)?.summary;
-      this.runRows.set(row.run_id, summary === undefined ? row : { ...row, summary });
+      const known = this.runRows.get(row.run_id);
+      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run. A list of records told the record that it is in.
+      const kept = { summary: row.summary ?? known?.summary, record: row.record ?? known?.record };
+      this.runRows.set(row.run_id, { ...row, ...Object.fromEntries(Object.entries(kept).filter(([, value]) => value !== undefined)) });
       this.then.delete(row.run_id);
       this.marks.runs.add(row.run_id);
       if (this.runRows.size > MAX_RUNS) this.runRows.delete(/** @type {string} */ (this.runRows.keys().next().value));

@@ -126,10 +126,13 @@ export function useChains(runId, chainIds) {
       const key = chainKey(runId, chainId);
       const shape = () => `${shapeOf(store.chain(runId, chainId))}|${feed.loading.has(key)}|${store.timeLines.get(key)?.whole}|${store.gaps.get(key)?.all.length}`;
       let before = shape();
+      let shown = store.chain(runId, chainId);
       return topics.listen(chainTopic(runId, chainId), () => {
         const now = shape();
-        if (now === before) return;
+        const view = store.chain(runId, chainId); // its story makes another one, which may look the same and have more tokens
+        if (now === before && view === shown) return;
         before = now;
+        shown = view;
         again();
       });
     });

@@ -13,6 +13,8 @@ const KEYS = /** @type {[string[], string][]} */ ([
   [["."], "the next hint that needs a look"],
   [["x"], "cancel this chain, group or run; the page asks once more"],
   [["p"], "pause, and go on"],
+  [["v"], "replay what happened, or back to now"],
+  [["[", "]"], "in a replay: back, and on"],
   [["o"], "the overview"],
   [["r"], "the list of runs"],
   [["←", "→"], "on a turn's text: from token to token; Home and End: the first and last"],

@@ -1,35 +1,82 @@
-// The runs: a row for each, with its trainings' steps counted.
+// The runs: a row for each, with its trainings' steps counted. A server of a folder of records lists its records.
 
-import { html, usePage, useTopics } from "../ui.js";
+import { html, useEffect, usePage, useTopics } from "../ui.js";
 import { duration, fixed, runName, when, whole } from "../format.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
 import { oneLine } from "../text.js";
 
+/** @typedef {import("../training.js").RunRow} RunRow */
+
+const MAX_ROWS = 1_000;
+const AGAIN_MS = 5_000; // how often a folder is looked at again
+
 export function RunsPage() {
   const { runs, store, feed } = usePage();
   useTopics("runs", "steps");
-  const rows = rootsOf(runs);
-  return html`<div class="title"><div><h1>Runs</h1><p class="muted">${whole(rows.length)} known to this server, the newest first</p></div></div>
+  const folder = feed.hasFolder;
+  useEffect(() => {
+    if (!folder) return undefined;
+    const timer = setInterval(() => document.hidden || feed.askRuns(), AGAIN_MS);
+    return () => clearInterval(timer);
+  }, [feed, folder]);
+  const rows = rootsOf(runs).filter((row) => !folder || row.record);
+  const noun = folder ? "records in this folder" : "known to this server";
+  const more = rows.length > MAX_ROWS ? `; the first ${whole(MAX_ROWS)} are shown` : "";
+  return html`<div class="title"><div><h1>Runs</h1><p class="muted">${whole(rows.length)} ${noun}, the newest first${more}</p></div></div>
     <section class="panel scroll-x" tabindex="0" aria-label="List of runs">
       ${rows.length
-        ? html`<table>
+        ? html`<table class="runs">
             <thead><tr><th scope="col">run</th><th scope="col">status</th><th scope="col">started</th><th scope="col">duration</th><th scope="col">steps</th><th scope="col">chains</th><th scope="col">failed</th><th scope="col">mean reward</th></tr></thead>
-            <tbody>${rows.slice(0, 500).map((row) => {
-              const children = childrenOf(runs, row.run_id);
-              const all = children.length ? children : [row];
-              const steps = trainSteps(store, row.run_id);
-              const chains = all.reduce((sum, each) => sum + (each.chains || each.expected_chains || 0), 0);
-              const failed = all.reduce((sum, each) => sum + (each.failed ?? 0), 0);
-              const reward = steps.length ? steps.at(-1)?.metrics?.mean_reward : row.mean_reward;
-              const seconds = row.duration_s ?? (row.started_at && (row.ended_at ?? Date.now() / 1000) - row.started_at);
-              return html`<tr key=${row.run_id}>
-                <td><a href=${formatRoute({ view: "overview", run: row.run_id })}><b>${runName(row)}</b> <span class="muted small">${oneLine(String(row.model ?? ""), 60)} · ${row.run_id.slice(-6)}</span></a></td>
-                <td>${row.status === "running" ? html`<span class="accent">● running</span>` : row.status === "failed" ? html`<span class="bad">✕ failed</span>` : row.status}</td>
-                <td class="mono">${when(row.started_at)}</td><td class="mono">${duration(seconds)}</td><td class="mono">${steps.length || "–"}</td>
-                <td class="mono">${whole(chains)}</td><td class="mono">${failed ? html`<span class="bad">${whole(failed)}</span>` : "0"}</td><td class="mono">${fixed(reward)}</td></tr>`;
-            })}</tbody>
+            <tbody>${rows.slice(0, MAX_ROWS).map((row) => html`<${Run} key=${row.run_id} row=${row} figures=${figuresOf(row, runs, store)} />`)}</tbody>
           </table>`
         : html`<p class="empty">${feed.line.session.state.word === "connected" ? "There is no run yet. This page shows it as soon as one begins." : "Asking which runs there are …"}</p>`}
     </section>`;
+}
+
+/**
+ * The figures of a run and of those in it: as its record counts them, or else from their rows.
+ * @param {RunRow} row
+ * @param {RunRow[]} runs
+ * @param {import("../store.js").Store} store
+ * @returns {{steps: number, chains: number, failed: number, reward: number | null}}
+ */
+function figuresOf(row, runs, store) {
+  const { record } = row;
+  if (record && !(row.status === "running" && store.views.runs.has(row.run_id))) {
+    return { steps: record.train_steps ?? 0, chains: record.chains ?? 0, failed: record.failed ?? 0, reward: record.mean_reward ?? null };
+  }
+  const children = childrenOf(runs, row.run_id);
+  const all = children.length ? children : [row];
+  const steps = trainSteps(store, row.run_id);
+  return {
+    steps: steps.length,
+    chains: all.reduce((sum, each) => sum + (each.chains || each.expected_chains || 0), 0),
+    failed: all.reduce((sum, each) => sum + (each.failed ?? 0), 0),
+    reward: steps.length ? steps.at(-1)?.metrics?.mean_reward : row.mean_reward,
+  };
+}
+
+/** @param {{row: RunRow, figures: ReturnType<typeof figuresOf>}} props */
+function Run({ row, figures }) {
+  const { steps, chains, failed, reward } = figures;
+  const { record } = row;
+  const seconds = row.duration_s ?? (row.started_at && row.status === "running" ? Date.now() / 1000 - row.started_at : row.ended_at ? row.ended_at - row.started_at : null);
+  const where = record ? oneLine(record.name, 80) : `${oneLine(String(row.model ?? ""), 60)} · ${row.run_id.slice(-6)}`;
+  const name = html`<b>${runName(row)}</b> <span class="muted small">${where}</span>`;
+  const readable = !row.run_id.startsWith("record:");
+  return html`<tr>
+    <td>${readable ? html`<a href=${formatRoute({ view: "overview", run: row.run_id })}>${name}</a>` : name}${record?.damage && html` <span class="bad small">${oneLine(record.damage, 200)}</span>`}</td>
+    <td>${statusOf(row.status)}</td>
+    <td class="mono">${when(row.started_at)}</td><td class="mono">${duration(seconds)}</td><td class="mono">${steps || "–"}</td>
+    <td class="mono">${whole(chains)}</td><td class="mono">${failed ? html`<span class="bad">${whole(failed)}</span>` : "0"}</td><td class="mono">${fixed(reward)}</td></tr>`;
+}
+
+/** @param {string} status */
+function statusOf(status) {
+  if (status === "running") return html`<span class="accent">● running</span>`;
+  if (status === "failed" || status === "damaged") return html`<span class="bad">✕ ${status}</span>`;
+  if (status === "lost") return html`<span class="warn">✕ its process died</span>`;
+  if (status === "silent") return html`<span class="warn">◔ silent</span>`;
+  return status;
 }

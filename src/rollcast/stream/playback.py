@@ -1,0 +1,143 @@
+"""Gives recorded events to observers as fast as they take them, on one thread and without queues.
+
+A manager is for producers that must not wait and observers that come, go and fall behind. In a recording that is shown flat out
+nothing of that happens: whoever reads it has nothing else to do than to show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.observer import StreamObserver, overrides_on_batch
+from rollcast.stream.relay import RUNS_LIMIT
+
+__all__ = ["Playback"]
+
+T = StreamEventType
+BATCH = 256  # events that an observer is given at once
+EVERYTHING = EventFilter()
+
+
+class Playback:
+    """Gives each event to the observers that want it, with the hooks of runs and chains where `StreamingManager.relay` calls them.
+
+    An exception of an observer ends it. The filters must stay as they are.
+
+    Args:
+        observers: whom it gives the events.
+    """
+
+    def __init__(self, observers: Sequence[StreamObserver]) -> None:
+        self._readers = [_Reader(observer) for observer in observers]
+        self._runs: dict[str, dict[str, None]] = {}  # that are open: their open chains
+
+    async def play(self, events: Iterable[StreamEvent], check: Callable[[], object]) -> None:
+        """Give all events to the observers, and close them; also if this is cancelled, or an observer raises.
+
+        Args:
+            events: oldest first.
+            check: called now and then; what it raises ends this.
+        """
+        try:
+            for number, event in enumerate(events):
+                await self._pass_on(event)
+                if number % BATCH == 0:
+                    check()
+                    await asyncio.sleep(0)  # timers of observers have their turn
+            for run_id in list(self._runs):
+                await self._close(run_id)
+        finally:
+            await self._close_readers(self._readers)
+        check()
+
+    async def _close_readers(self, readers: Sequence[_Reader]) -> None:
+        """Close all of them, also if one raises."""
+        if readers:
+            try:
+                await readers[0].close()
+            finally:
+                await self._close_readers(readers[1:])
+
+    async def _pass_on(self, event: StreamEvent) -> None:
+        run_id, kind = event.run_id, event.event_type
+        chains = self._runs.get(run_id)
+        if chains is None and run_id:
+            chains = await self._open(run_id)
+        for reader in self._readers:
+            if reader.wants(event):
+                reader.events.append(event)
+                if len(reader.events) >= BATCH:
+                    await reader.hand_over()
+        if chains is None:
+            return
+        if event.chain_id and kind is not T.RUN_START:
+            chains[event.chain_id] = None
+        if kind is T.CHAIN_END:
+            chains.pop(event.chain_id, None)
+            await self._close_chain(run_id, event.chain_id)
+        elif kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
+            await self._close(run_id)
+
+    async def _open(self, run_id: str) -> dict[str, None]:
+        if len(self._runs) >= RUNS_LIMIT:
+            await self._close(next(iter(self._runs)))
+        chains = self._runs[run_id] = {}
+        for reader in self._readers:
+            await reader.call(reader.observer.on_run_opened, run_id)
+        return chains
+
+    async def _close_chain(self, run_id: str, chain_id: str) -> None:
+        for reader in self._readers:
+            if reader.follows_chains:
+                await reader.call(reader.observer.on_chain_closed, run_id, chain_id)
+
+    async def _close(self, run_id: str) -> None:
+        for chain_id in self._runs.pop(run_id):
+            await self._close_chain(run_id, chain_id)
+        for reader in self._readers:
+            await reader.call(reader.observer.on_run_closed, run_id)
+
+
+class _Reader:
+    """One observer, and the events that it is given next."""
+
+    def __init__(self, observer: StreamObserver) -> None:
+        self.observer = observer
+        self.events: list[StreamEvent] = []
+        self.follows_chains = type(observer).on_chain_closed is not StreamObserver.on_chain_closed
+        self._filter = None if observer.filter == EVERYTHING else observer.filter
+        self._batched = overrides_on_batch(observer)
+
+    def wants(self, event: StreamEvent) -> bool:
+        """Whether the observer is given the event."""
+        wanted = self._filter
+        if wanted is None:
+            return True
+        if event.event_type is T.GAP:  # it may stand for any event of its run
+            return wanted.wants_gap(event.run_id)
+        return wanted.matches(event)
+
+    async def hand_over(self) -> None:
+        """Give the observer what waits."""
+        events, self.events = self.events, []
+        if self._batched:
+            await self.observer.on_batch(events)
+        else:
+            for event in events:
+                await self.observer.on_event(event)
+
+    async def call(self, hook: Callable[..., Awaitable[None]], *names: str) -> None:
+        """Call a hook, after the events before it."""
+        if self.events:
+            await self.hand_over()
+        await hook(*names)
+
+    async def close(self) -> None:
+        """Give the observer what waits, and close it."""
+        try:
+            if self.events:
+                await self.hand_over()
+        finally:
+            await self.observer.aclose()
