@@ -8,7 +8,7 @@ import { rewardLevel, rewardScale } from "../wall.js";
 
 const ROW = 38; // pixels
 const BOX = 28;
-const GAP = 64;
+const GAP = 34;
 const CHARACTER = 7.3;
 
 /** @typedef {import("../group.js").Placed} Placed */
