@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -172,18 +172,14 @@ class Output:
 class Camera:
     """Draws views of one server.
 
-    Args:
-        wanted: names of views; empty: all.
-
     Attributes:
         failed: what could not be drawn, and why.
     """
 
-    def __init__(self, browser: Browser, url: str, wanted: list[str]) -> None:
+    def __init__(self, browser: Browser, url: str) -> None:
         self.failed: list[str] = []
         self._browser = browser
         self._url = url
-        self._wanted = wanted
 
     def places(self) -> dict[str, str]:
         """The run that a page without one in its address shows, its group whose chains differ most, and that group's worst chain."""
@@ -198,12 +194,10 @@ class Camera:
             if (found := re.search(rf"/{name}/([^/?]+)", group + chain)) is not None
         }
 
-    def draw(self, views: tuple[View, ...]) -> None:
+    def draw(self, views: Sequence[View]) -> None:
         """Draw the views, each in both themes and on a phone."""
         places = self.places() if any("{" in view.place for view in views) else {}
         for view in views:
-            if self._wanted and view.name not in self._wanted:
-                continue
             try:
                 self._draw(view, view.place.format(**places))
             except PlaywrightError as error:
@@ -310,6 +304,8 @@ def main() -> int:
         # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         stages = [stage for stage in STAGES if not wanted or any(view.name in wanted for view in stage.views)]
+        if any(stage.late for stage in stages):
+            stages = list(STAGES)
 
         def begin(stage: Stage) -> Output:
             return programs.enter_context(running(*stage.command, folder=Path(folder)))
@@ -318,9 +314,10 @@ def main() -> int:
         begun = {stage: begin(stage) for stage in stages if not stage.late}
         for stage in stages:
             output = begun[stage] if stage in begun else begin(stage)
-            camera = Camera(browser, output.wait_for(r"in a browser: (http\S+)")[1], wanted)
+            url = output.wait_for(r"in a browser: (http\S+)")[1]
             output.wait_for(stage.until)
-            camera.draw(stage.views)
+            camera = Camera(browser, url)
+            camera.draw([view for view in stage.views if not wanted or view.name in wanted])
             failed += camera.failed
         browser.close()
     for sentence in failed:

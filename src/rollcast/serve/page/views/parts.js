@@ -8,7 +8,7 @@ import { rewardLevel, rewardScale } from "../wall.js";
 
 const ROW = 38; // pixels
 const BOX = 28;
-const GAP = 64;
+const GAP = 34;
 const CHARACTER = 7.3;
 
 /** @typedef {import("../group.js").Placed} Placed */
@@ -27,7 +27,8 @@ export function Parts({ members, rows }) {
   const { places, rows: height, columns } = placeTree(whereTheyPart(members));
   const widths = new Array(columns).fill(64);
   const width = (/** @type {Placed} */ place) => (place.column === 0 ? 64 : Math.min(Math.max(labelOf(place).length, 6), 70) * CHARACTER + (place.branch.chains.length > 1 ? 52 : 24));
-  for (const place of places) if (place.branch.children.length || place.alone.length === 0) widths[place.column] = Math.max(widths[place.column], Math.min(width(place), 330));
+  const parents = new Set(places.map((place) => place.parent)); // nothing stands to the right of the others
+  for (const [i, place] of places.entries()) if (parents.has(i)) widths[place.column] = Math.max(widths[place.column], Math.min(width(place), 330));
   const x = widths.map((_, i) => 12 + widths.slice(0, i).reduce((sum, each) => sum + each + GAP, 0));
   const y = (/** @type {Placed} */ place) => place.row * ROW + 8 + BOX / 2;
   const widest = Math.max(...places.map((place) => (x[place.column] ?? 0) + width(place))) + 70;

@@ -1,7 +1,7 @@
 // The runs: a row for each, with its trainings' steps counted. A server of a folder of records lists its records.
 
 import { html, useEffect, usePage, useTopics } from "../ui.js";
-import { duration, fixed, runName, when, whole } from "../format.js";
+import { counted, duration, fixed, runName, when, whole } from "../format.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
 import { oneLine } from "../text.js";
@@ -21,9 +21,9 @@ export function RunsPage() {
     return () => clearInterval(timer);
   }, [feed, folder]);
   const rows = rootsOf(runs).filter((row) => !folder || row.record);
-  const noun = folder ? "records in this folder" : "known to this server";
+  const what = folder ? `${counted(rows.length, "record")} in this folder` : `${whole(rows.length)} known to this server`;
   const more = rows.length > MAX_ROWS ? `; the first ${whole(MAX_ROWS)} are shown` : "";
-  return html`<div class="title"><div><h1>Runs</h1><p class="muted">${whole(rows.length)} ${noun}, the newest first${more}</p></div></div>
+  return html`<div class="title"><div><h1>Runs</h1><p class="muted">${what}, the newest first${more}</p></div></div>
     <section class="panel scroll-x" tabindex="0" aria-label="List of runs">
       ${rows.length
         ? html`<table class="runs">
