@@ -59,7 +59,9 @@ def until(page, condition):
 
 
 def audit(page, view):
-    """No rule of axe-core is broken, and nothing is wider than the screen."""
+    """No rule of axe-core is broken, and nothing is wider than the screen. Skips the test where axe-core is not."""
+    if not AXE.is_file():
+        pytest.skip("the source distribution has no axe-core; the repository has")
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text("utf-8") + "; undefined")
     found = page.evaluate(

@@ -293,7 +293,6 @@ def test_no_module_makes_markup_from_text():
 # -- reach ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="the source distribution has no axe-core; the repository has")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_axe_finds_nothing(stage, tab, theme, width):
