@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { ChainView } from "../../src/rollcast/serve/page/chain_view.js";
-import { alignTurns, byAnswer, byReward, byToolPath, compareIds, decisionOf, placeTree, turnLabel, whereTheyPart } from "../../src/rollcast/serve/page/group.js";
+import { alignTurns, byAnswer, byReward, cellsOf, byToolPath, compareIds, decisionOf, placeTree, turnLabel, whereTheyPart } from "../../src/rollcast/serve/page/group.js";
 import { RunViews } from "../../src/rollcast/serve/page/run_view.js";
 import { Tokens } from "../../src/rollcast/serve/page/tokens.js";
 import { itemsOf, turnsOf } from "../../src/rollcast/serve/page/turns.js";
@@ -175,4 +175,48 @@ test("a group of 64 chains of 300 turns is aligned, and parts in its last turn",
   let deepest = whereTheyPart(members);
   while (deepest.children.length === 1) deepest = deepest.children[0];
   assert.equal(deepest.children.length, 64);
+});
+
+test("what is over of a conversation stays as it was made, and is the same as if it was made anew", () => {
+  const view = new ChainView();
+  let seq = 0;
+  const apply = (event_type, data, step = null) => view.apply({ event_type, chain_id: "c", run_id: "r", group_id: "g", source: "", timestamp: 1, data, step, depth: step, seq: seq++ });
+  const anew = () => {
+    const copy = new ChainView();
+    copy.apply({ event_type: "chain_snapshot", chain_id: "c", run_id: "r", group_id: "g", timestamp: 1, step: null, depth: null, data: structuredClone({ ...view.toDict(), as_of: -1 }) });
+    return itemsOf(copy);
+  };
+  apply("chain_start", { messages: [{ role: "user", content: "Guess." }], index: 0 });
+  let kept = itemsOf(view);
+  for (let step = 1; step <= 6; step += 1) {
+    apply("llm_generation_start", { prompt_tokens: 1 }, step);
+    apply("llm_generation_chunk", { content: `turn ${step}`, offset: 0 }, step);
+    assert.deepEqual(itemsOf(view).map((item) => item.text), anew().map((item) => item.text));
+    apply("llm_generation_end", { content: `turn ${step}`, finish_reason: "tool_call" }, step);
+    if (step === 4) apply("message", { role: "user", content: "from outside" });
+    for (const call of ["a", "b"].slice(0, step % 3)) {
+      apply("tool_call_start", { call_id: `${call}${step}`, tool_name: "look", arguments: {} }, step);
+      apply("tool_observation", { call_id: `${call}${step}`, tool_name: "look", observation: `seen ${step}`, status: "success", partial: false }, step);
+      apply("tool_call_end", { call_id: `${call}${step}`, tool_name: "look", status: "success", duration_s: 1 }, step);
+      assert.deepEqual(itemsOf(view), anew());
+    }
+    const items = itemsOf(view);
+    const same = kept.filter((item, i) => item === items[i]).length;
+    assert.ok(same >= kept.length - 1, `${same} of ${kept.length} items are as before`);
+    kept = items;
+  }
+  assert.equal(itemsOf(view), itemsOf(view));
+});
+
+test("the cells of a chain are the same list while it only writes", () => {
+  const one = member("chain_0", [[8, "lower"]], { open: "Well" });
+  const other = member("chain_1", [[8, "lower"]], { open: "So" });
+  const cells = () => cellsOf(one.view, alignTurns([one, other]), 0);
+  const before = cells();
+  assert.deepEqual(before.map((turn) => turn?.open), [false, true]);
+  one.view.apply({ event_type: "llm_generation_chunk", chain_id: "chain_0", run_id: "r", source: "", timestamp: 1, data: { content: " then" }, step: 2, depth: 2 });
+  assert.equal(cells(), before);
+  one.view.apply({ event_type: "llm_generation_end", chain_id: "chain_0", run_id: "r", source: "", timestamp: 1, data: { content: "Well then", finish_reason: "stop" }, step: 2, depth: 2 });
+  assert.notEqual(cells(), before);
+  assert.deepEqual(cells().map((turn) => turn?.text.slice(-4)), [before[0]?.text.slice(-4), "then"]);
 });

@@ -65,6 +65,30 @@ export function alignTurns(members) {
   });
 }
 
+/** What a column had when it was last asked for. @type {WeakMap<ChainView, (Turn | null)[]>} */
+const CELLS = new WeakMap();
+
+/**
+ * The cells of one chain: the same array as before if it has done nothing since but write, so that it need not be drawn again. The text of
+ * a turn that is being written may be older than its `tail`.
+ * @param {ChainView} view
+ * @param {readonly Line[]} lines
+ * @param {number} index of the chain among the members
+ * @returns {(Turn | null)[]}
+ */
+export function cellsOf(view, lines, index) {
+  const cells = lines.map((line) => line.cells[index] ?? null);
+  const before = CELLS.get(view);
+  if (before?.length === cells.length && cells.every((cell, i) => isSame(cell, before[i] ?? null))) return before;
+  CELLS.set(view, cells);
+  return cells;
+}
+
+/** @param {Turn | null} one @param {Turn | null} other */
+function isSame(one, other) {
+  return one === other || (one !== null && other !== null && one.tail !== null && one.tail === other.tail && one.step === other.step);
+}
+
 /** @param {(Turn | null)[]} cells */
 function areAlike(cells) {
   const first = cells[0];

@@ -45,27 +45,14 @@ import { textOf } from "./view_parts.js";
 /** @typedef {Turn | Told} Item */
 
 /**
- * The conversation, in order.
+ * The conversation, in order. Do not change the list.
  * @param {ChainView} view
- * @returns {Item[]}
+ * @returns {readonly Item[]}
  */
 export function itemsOf(view) {
-  /** @type {Item[]} */
-  const items = [];
-  const messages = view.messages;
-  const promptLength = view.conversation.promptLength ?? 0;
-  for (let i = 0; i < messages.length; i += 1) {
-    const message = /** @type {Message} */ (messages[i]);
-    const role = textOf(message.role);
-    const first = view.conversation.omitted + i;
-    if (i < promptLength || role !== "assistant") {
-      items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength, first });
-      continue;
-    }
-    const answers = [];
-    while (messages[i + 1]?.role === "tool") answers.push(/** @type {Message} */ (messages[(i += 1)]));
-    items.push(closedTurn(message, answers, first));
-  }
+  const closed = closedItems(view);
+  if (view.generation === null && !view.toolCalls.size) return closed;
+  const items = [...closed];
   addOpen(items, view);
   return items;
 }
@@ -77,6 +64,53 @@ export function itemsOf(view) {
  */
 export function turnsOf(view) {
   return itemsOf(view).filter((item) => item.kind === "turn");
+}
+
+/**
+ * What is over of a conversation, as it was made last: `ends` has how many messages each item and those before it take.
+ * @type {WeakMap<ChainView, {messages: Message[], promptLength: number, omitted: number, items: Item[], ends: number[]}>}
+ */
+const CLOSED = new WeakMap();
+
+/**
+ * Items of the messages. Those of messages that have not changed are as before, so a long conversation is not made anew for each message.
+ * @param {ChainView} view
+ * @returns {readonly Item[]}
+ */
+function closedItems(view) {
+  const { messages } = view;
+  const promptLength = view.conversation.promptLength ?? 0;
+  const { omitted } = view.conversation;
+  const before = CLOSED.get(view);
+  /** @type {Item[]} */
+  let items = [];
+  /** @type {number[]} */
+  let ends = [];
+  if (before !== undefined && before.promptLength === promptLength && before.omitted === omitted) {
+    let same = 0;
+    while (same < messages.length && messages[same] === before.messages[same]) same += 1;
+    if (same === messages.length && same === before.messages.length) return before.items;
+    // The last item that has not changed may go on: a tool's answer may follow.
+    let kept = before.ends.findIndex((end) => end > same);
+    kept = Math.max((kept < 0 ? before.ends.length : kept) - 1, 0);
+    items = before.items.slice(0, kept);
+    ends = before.ends.slice(0, kept);
+  }
+  for (let i = ends.at(-1) ?? 0; i < messages.length; i += 1) {
+    const message = /** @type {Message} */ (messages[i]);
+    const role = textOf(message.role);
+    const first = omitted + i;
+    if (i < promptLength || role !== "assistant") {
+      items.push({ kind: "message", role, text: contentOf(message), prompt: i < promptLength, first });
+    } else {
+      const answers = [];
+      while (messages[i + 1]?.role === "tool") answers.push(/** @type {Message} */ (messages[(i += 1)]));
+      items.push(closedTurn(message, answers, first));
+    }
+    ends.push(i + 1);
+  }
+  CLOSED.set(view, { messages: [...messages], promptLength, omitted, items, ends });
+  return items;
 }
 
 /**

@@ -1,8 +1,8 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
+import { html, memo, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
-import { alignTurns, compareIds } from "../group.js";
+import { alignTurns, cellsOf, compareIds } from "../group.js";
 import { chipsOf, filterRows, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
@@ -169,26 +169,45 @@ function Column({ runId, row, lines, index, member, tokens, largest, best }) {
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
       <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
     </div>
-    ${lines.map((line, i) => {
-      const turn = index < 0 ? null : line.cells[index];
-      return html`<div class=${`turn-cell ${line.alike ? "shared" : ""}`} key=${line.step}>${turn
-        ? html`<${Cell} runId=${runId} chainId=${row.chain_id} turn=${turn} tokens=${tokens} view=${view} member=${member} />`
-        : i === turns && !running && index >= 0 ? html`<span class="small muted">ended</span>` : ""}</div>`;
-    })}
+    <${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${view ? cellsOf(view, lines, index) : lines.map(() => null)} steps=${lines.map((line) => line.step).join()}
+      alike=${lines.map((line) => (line.alike ? 1 : 0)).join("")} ended=${!running && view ? turns : -1} tokens=${tokens} model=${view?.fields.model ?? ""} />
     ${lines.length === 0 && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
   </article>`;
 }
 
-/** One turn of one chain. @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, view: any, member: Member | undefined}} props */
-function Cell({ runId, chainId, turn, tokens, view, member }) {
-  const label = `Tokens of turn ${turn.step} of ${oneLine(chainId, 120)}`;
+/** The turns of a chain below each other; drawn again only if one of them has changed. `ended`: the line behind its last turn, or -1. */
+const TurnCells = memo(AllTurnCells);
+
+/** @param {{runId: string, chainId: string, turns: (Turn | null)[], steps: string, alike: string, ended: number, tokens: boolean, model: string}} props */
+function AllTurnCells({ runId, chainId, turns, steps, alike, ended, tokens, model }) {
+  const { store } = usePage();
+  const numbers = steps.split(",");
+  const pieces = piecesOf(model);
+  return turns.map((turn, i) => {
+    const spans = turn === null || turn.tail ? NO_SPANS : (store.tokens(runId, chainId)?.of(turn.step) ?? NO_SPANS);
+    const learned = spans.some((span) => span.ids.length > 1) ? pieces.version : 0; // what was learned since may divide them
+    return html`<div class=${`turn-cell ${alike[i] === "1" ? "shared" : ""}`} key=${numbers[i]}>${turn
+      ? html`<${Cell} runId=${runId} chainId=${chainId} turn=${turn} tokens=${tokens} model=${model} spans=${spans} count=${spans.length} learned=${learned} />`
+      : i === ended ? html`<span class="small muted">ended</span>` : ""}</div>`;
+  });
+}
+
+/** @type {readonly import("../tokens.js").Span[]} */
+const NO_SPANS = [];
+
+/** One turn of one chain. */
+const Cell = memo(TurnCell);
+
+/** @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[], count: number, learned: number}} props */
+function TurnCell({ runId, chainId, turn, tokens, model, spans }) {
+  const label = `Tokens of turn ${turn.step} of ${chainId}`;
   if (tokens) {
     return html`<${TokenText} runId=${runId} chainId=${chainId} turn=${turn} label=${label} />
       ${turn.calls.map((call) => html`<div class="call-line" key=${call.id}><span class="result">→ ${call.output === null ? "…" : oneLine(call.output, 120)}</span></div>`)}`;
   }
   if (turn.tail) return html`<${TokenTail} runId=${runId} chainId=${chainId} step=${turn.step} />`;
   if (!turn.calls.length) return html`<div class="say" dir="auto">${oneLine(turn.text, MAX_TEXT)}</div>`;
-  const segments = segmentsOf(turn.text, turn.omitted, member?.tokens?.of(turn.step) ?? [], 0, piecesOf(view?.fields.model ?? ""));
+  const segments = segmentsOf(turn.text, turn.omitted, spans, 0, piecesOf(model));
   return turn.calls.map((call) => html`<${CallLine} key=${call.id} call=${call} p=${callProbability(call.name, call.arguments, segments)} />`);
 }
 

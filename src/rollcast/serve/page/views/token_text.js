@@ -314,6 +314,6 @@ export function TokenTail({ runId, chainId, step, characters = 28 }) {
       node.remove();
     };
   }, [store, topics, runId, chainId, step, characters]);
-  return html`<span class="say"><span ref=${place}></span><i class="caret" aria-hidden="true"></i></span>`;
+  return html`<span class="say tail"><span ref=${place}></span><i class="caret" aria-hidden="true"></i></span>`;
 }
 
