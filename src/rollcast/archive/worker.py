@@ -22,9 +22,9 @@ T = StreamEventType
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
 BEAT_S = 10.0
 FIRST_BEAT_S = 0.5  # then twice as long each time, so that a list shows something of a run that has just begun or died early
-_SOON = 4096  # waiting events, from which on they are written at once: the more of a chain, the fewer lines
+_SOON = 2048  # waiting events, from which on they are written at once: the more of a chain, the fewer lines
 _FULL_EVENTS, _FULL_BYTES = (
-    16_384,
+    8192,
     16 << 20,
 )  # that may wait here; the rest waits in the observer's queue, which is bounded
 _TRAJECTORY_BYTES = (
