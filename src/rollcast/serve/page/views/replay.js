@@ -49,12 +49,15 @@ export function useReplay({ replay, store, socket, route, run }) {
   const row = rootRow(store, run);
   const start = row?.started_at;
   useEffect(() => {
-    if (at === undefined) {
+    const here = parseRoute(location.hash).query; // the address may have changed since this was drawn
+    const place = here.at?.[0];
+    if (place === undefined) {
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
       if (socket.session.paused) socket.resume();
-      const seconds = Number(at);
-      replay.show({ runId: row.run_id, start, at: Number.isFinite(seconds) ? Math.max(seconds, 0) : 0, speed, playing });
+      const seconds = Number(place);
+      const from = Number.isFinite(seconds) ? Math.max(seconds, 0) : 0;
+      replay.show({ runId: row.run_id, start, at: from, speed: speedOf(here.speed?.[0]), playing: here.paused === undefined });
     }
   }, [at, speed, playing, row?.run_id, start]);
 }
