@@ -129,7 +129,7 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
-  const { replay, go, replaced, store, run } = page;
+  const { replay, replaced, store, run } = page;
   const route = parseRoute(location.hash);
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
@@ -139,7 +139,7 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
-  else go({ ...route, query });
+  else location.hash = formatRoute({ ...route, query }); // `go` would keep that it was paused
 }
 let soughtAt = -Infinity;
 
