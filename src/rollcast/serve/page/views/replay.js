@@ -49,12 +49,15 @@ export function useReplay({ replay, store, socket, route, run }) {
   const row = rootRow(store, run);
   const start = row?.started_at;
   useEffect(() => {
-    if (at === undefined) {
+    const here = parseRoute(location.hash).query; // the address may have changed since this was drawn
+    const place = here.at?.[0];
+    if (place === undefined) {
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
       if (socket.session.paused) socket.resume();
-      const seconds = Number(at);
-      replay.show({ runId: row.run_id, start, at: Number.isFinite(seconds) ? Math.max(seconds, 0) : 0, speed, playing });
+      const seconds = Number(place);
+      const from = Number.isFinite(seconds) ? Math.max(seconds, 0) : 0;
+      replay.show({ runId: row.run_id, start, at: from, speed: speedOf(here.speed?.[0]), playing: here.paused === undefined });
     }
   }, [at, speed, playing, row?.run_id, start]);
 }
@@ -126,7 +129,7 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
-  const { replay, go, replaced, store, run } = page;
+  const { replay, replaced, store, run } = page;
   const route = parseRoute(location.hash);
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
@@ -136,7 +139,7 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
-  else go({ ...route, query });
+  else location.hash = formatRoute({ ...route, query }); // `go` would keep that it was paused
 }
 let soughtAt = -Infinity;
 
