@@ -177,11 +177,10 @@ def inline_commands(path):
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_commands_in_the_text_exist(path):
     """The command, and each of the options that stand behind it."""
-    from typer.main import get_command
-
     from rollcast.cli.app import app
 
-    commands = get_command(app).commands
+    context = click.Context(app)
+    commands = {name: app.get_command(context, name) for name in app.list_commands(context)}
     known = {name: {o for p in command.params for o in p.opts} for name, command in commands.items()}
     wrong = [
         f"rollcast {name} {option}"

@@ -15,11 +15,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from rollcast.cli.exit_codes import INTERRUPTED
+
 __all__ = ["Argument", "Commands", "Option"]
 
 F = TypeVar("F", bound=Callable[..., None])
-
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
+from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
@@ -21,7 +22,7 @@ from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
 from rollcast.cli.replace import give_model
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
-from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
+from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
+from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
-from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
+from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.standard_error import warn
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
