@@ -123,7 +123,7 @@ def _replay(
 def _replay_in_time(
     events: EventReader, observers: Sequence[StreamObserver], pace: Pace, check: Callable[[], object]
 ) -> None:
-    """Give each event to the observers when it is due."""
+    """Deliver each event to the observers when it is due."""
     manager = StreamingManager()
     for observer in observers:
         manager.add_observer(observer)

@@ -77,7 +77,7 @@ def run_command(options: RunOptions) -> int:
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
-    # Paths are what they mean now: the agent's own file, which is loaded then, may go to another folder.
+    # Paths are resolved now: the agent's own file, which is loaded next, may change the current folder.
     log = log_at(options.json)
     given_rows = _given_rows(options)
     options = replace(options, serving=options.serving.with_made_token(options.recording))
@@ -146,7 +146,7 @@ def _prepared(
 
 
 def _name(agent: BaseAgent, options: RunOptions) -> str:
-    """What the run is called: after the agent, or after whose questions these are."""
+    """The run's name: that of the given agent, else of the file of rows, else `prompt`, else that of the task's agent."""
     if options.agent is not None:
         return name_of_agent(agent, options.agent)
     if options.rows:
@@ -203,7 +203,7 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
 
 
 def _given_rows(options: RunOptions) -> list[dict[str, Any]] | None:
-    """The rows that were given, in a file or as prompts; None: the task's questions are asked."""
+    """The rows that were given, in a file or as prompts; None if the task's own questions are asked."""
     if options.prompts and options.rows:
         raise InputError("--prompt and --rows were both given; give one of them")
     if options.prompts:

@@ -70,7 +70,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     settings = _settings(line, config)
     recording = (
         settings.recording
-    )  # all paths are what they mean now: the agent's own file may go to another folder
+    )  # all paths are resolved now: the agent's own file may change the current folder
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
@@ -197,9 +197,9 @@ class _Session:
 
     Args:
         agent: what is trained.
-        settings: of the training.
+        settings: the training's.
         serving: the options about serving.
-        folders: the training's, as it was typed, and absolute; and the one in which that was typed.
+        folders: the training's, as typed; the same, absolute; the folder in which the command was typed.
         scalars: for TensorBoard.
         log: the log that `--json` asked for.
         name: what the training is called.
