@@ -101,7 +101,7 @@ def test_the_slider_seeks_and_back_returns(opened, tab, tmp_path):
 def test_a_replay_plays_pauses_and_comes_to_its_end(opened, tab, tmp_path):
     """Faster at a greater speed; at the end it stops, and can be seen again."""
     path, events = recorded(tmp_path / "r")
-    page = tab().open(f"{opened(path)}#/run/guessing/group/group_0?at=0&speed=16")
+    page = tab().open(f"{opened(path)}#/run/guessing/group/group_0?at=0&speed=4")
     see(page, ".replay-bar button", "Pause")
     see(page, ".column .call-line")
     page.keyboard.press("p")
@@ -121,6 +121,7 @@ def test_a_replay_plays_pauses_and_comes_to_its_end(opened, tab, tmp_path):
     page.get_by_role("button", name="1×").click()
     see(page, ".replay-bar button", "Again").click()
     see(page, ".replay-bar button", "Pause")
+    until(page, "!location.hash.includes('paused')")
     until(page, "![...document.querySelectorAll('.reward')].some((each) => each.textContent === '1.00')")
 
 

@@ -63,7 +63,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
     location.hash = to(place);
   };
   const replaced = (/** @type {Partial<Route>} */ place) => {
-    history.replaceState(null, "", formatRoute({ ...route, ...place }));
+    history.replaceState(null, "", formatRoute({ ...parseRoute(location.hash), ...place })); // what is drawn may be older
     setRoute(parseRoute(location.hash));
   };
   const context = { store, feed, socket, topics, onScreen, cancels, replay, route, run, rollout, rollouts, runs, go, to, replaced, keys };

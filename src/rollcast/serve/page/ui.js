@@ -156,6 +156,15 @@ export function useChains(runId, chainIds) {
         again();
       });
     });
+    // The end of a story changes no chain, if all of its events were drawn before.
+    const reading = () => chainIds.filter((chainId) => feed.loading.has(chainKey(runId, chainId))).length;
+    let before = reading();
+    ends.push(topics.listen("session", () => {
+      const now = reading();
+      if (now === before) return;
+      before = now;
+      again();
+    })); // prettier-ignore
     again();
     return () => ends.forEach((end) => end());
   }, [topics, store, runId, ids]);

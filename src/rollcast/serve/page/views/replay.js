@@ -6,7 +6,7 @@
 import { html, useEffect, useKeys, usePage, useRef, useState, useTicks } from "../ui.js";
 import { spanOf } from "../past.js";
 import { speedOf, SPEEDS } from "../replay.js";
-import { formatRoute } from "../route.js";
+import { formatRoute, parseRoute } from "../route.js";
 
 /** @typedef {import("../route.js").Route} Route */
 /** @typedef {import("../ui.js").PageContext} PageContext */
@@ -49,12 +49,15 @@ export function useReplay({ replay, store, socket, route, run }) {
   const row = rootRow(store, run);
   const start = row?.started_at;
   useEffect(() => {
-    if (at === undefined) {
+    const here = parseRoute(location.hash).query; // the address may have changed since this was drawn
+    const place = here.at?.[0];
+    if (place === undefined) {
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
       if (socket.session.paused) socket.resume();
-      const seconds = Number(at);
-      replay.show({ runId: row.run_id, start, at: Number.isFinite(seconds) ? Math.max(seconds, 0) : 0, speed, playing });
+      const seconds = Number(place);
+      const from = Number.isFinite(seconds) ? Math.max(seconds, 0) : 0;
+      replay.show({ runId: row.run_id, start, at: from, speed: speedOf(here.speed?.[0]), playing: here.paused === undefined });
     }
   }, [at, speed, playing, row?.run_id, start]);
 }
@@ -103,18 +106,19 @@ export function replayTime(page) {
 
 /** Pause, or go on; from the beginning if it is at the end. @param {PageContext} page */
 export function toggleReplay(page) {
-  const { replay, replaced, route } = page;
+  const { replay, replaced } = page;
+  const { query } = parseRoute(location.hash); // what is drawn may be older
   const span = spanNow(page);
   const place = placeOf(page);
   if (replay.playing) {
     replay.pause();
     replay.asked = Number(place.toFixed(1));
-    replaced({ query: { ...route.query, at: [place.toFixed(1)], paused: ["1"] } });
+    replaced({ query: { ...query, at: [place.toFixed(1)], paused: ["1"] } });
   } else if (span !== null && !span.goesOn && place >= span.end - span.start - 0.05) {
     seek(page, 0, true);
   } else {
     replay.play();
-    replaced({ query: playingOn(route.query) });
+    replaced({ query: playingOn(query) });
   }
 }
 
@@ -125,7 +129,8 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
-  const { replay, go, replaced, route, store, run } = page;
+  const { replay, replaced, store, run } = page;
+  const route = parseRoute(location.hash);
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
   replay.show({ runId: replay.runId, start: replay.start, at: place, speed: replay.speed, playing });
@@ -134,13 +139,13 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
-  else go({ ...route, query });
+  else location.hash = formatRoute({ ...route, query }); // `go` would keep that it was paused
 }
 let soughtAt = -Infinity;
 
 export function ReplayBar() {
   const page = usePage();
-  const { replay, replaced, route } = page;
+  const { replay, replaced } = page;
   useTicks(100, replay.playing);
   const [dragged, drag] = useState(/** @type {number | null} */ (null));
   const later = useRef(/** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined));
@@ -170,7 +175,7 @@ export function ReplayBar() {
   };
   const choose = (/** @type {import("../replay.js").Speed} */ speed) => {
     replay.setSpeed(speed);
-    replaced({ query: { ...route.query, speed: [String(speed)] } });
+    replaced({ query: { ...parseRoute(location.hash).query, speed: [String(speed)] } });
   };
   const shown = dragged ?? place;
   return html`<section class="replay-bar" aria-label="Replay">
