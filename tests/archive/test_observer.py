@@ -758,7 +758,10 @@ def merged_one_by_one(events, lines):
         text = event_of(event).data["content"]
         if "\n" in text or full or event_of(event).data["offset"] == 0:
             del latest[key]
-    return [event_of(p[0]) if len(p) == 1 else event_of(merged_chunks(p, timed=True, lengths=True)) for p in pieces]
+    return [
+        event_of(p[0]) if len(p) == 1 else event_of(merged_chunks(p, timed=True, lengths=True))
+        for p in pieces
+    ]
 
 
 @settings(max_examples=200)
