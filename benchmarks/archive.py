@@ -1,4 +1,4 @@
-"""How fast a record answers."""
+"""How fast records are read: lists, chains and replays."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _read(path: Path, chains: int) -> Iterator[Figure]:
 
 
 def _replayed(path: Path, chains: int) -> Iterator[Figure]:
-    """All events of a record, flat out, as `rollcast replay --speed max` gives them to its observers."""
+    """All events of a record as fast as possible, as `rollcast replay --speed max` gives them to its observers."""
     _large(path, chains)
     length = Archive.open(path).length
 

@@ -1,6 +1,6 @@
 """Measures the page in Debian's Chromium: first paint, delay, frames, memory, large records, and what it costs the run.
 
-The server is in one process, the browser in others, and this one only looks on. Parts by name: `python -m benchmarks page.delay`.
+The server runs in one process, the browser in others; this one only measures. One part: `python -m benchmarks page.delay`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(quick: bool, only: str | None = None) -> Iterator[Figure]:
 
 
 def _paint(started: Browser, quick: bool) -> Iterator[Figure]:
-    """A page that nobody has opened before, of a run that goes on."""
+    """A page of a run that goes on, with an empty cache."""
     paints: list[float] = []
     rows: list[float] = []
     with StageProcess() as stage:
@@ -85,7 +85,7 @@ def _paint(started: Browser, quick: bool) -> Iterator[Figure]:
 
 
 def _delay(started: Browser, quick: bool) -> Iterator[Figure]:
-    """Eight chains on screen, token by token: from `chunk` to the frame after the one that shows it."""
+    """Eight chains on screen, token by token: the time from `chunk` to the frame after the one that shows the token."""
     for rate, target in ((2_000, "<= 100"), (20_000, None)):
         with StageProcess() as stage, Tab(started, 2560, 1440) as tab:
             tab.on_every_document(_PROBE + _DELAYS)
@@ -97,7 +97,9 @@ def _delay(started: Browser, quick: bool) -> Iterator[Figure]:
             tab.page.locator(".choice a", has_text="Tokens").click()
             tab.see(".foot", "8 chains, token by token")
             tab.page.evaluate("watchDelays()")
-            tab.page.wait_for_timeout(1000 if quick else 2000)  # what was on its way is no delay of the page
+            tab.page.wait_for_timeout(
+                1000 if quick else 2000
+            )  # tokens from before the probe are not delays of the page
             tab.page.evaluate("window.delays = []")
             with tab.traced() as events:
                 tab.page.wait_for_timeout(2000 if quick else 10_000)
@@ -182,7 +184,7 @@ def _work_while_it_goes_on(stage: StageProcess, tab: Tab, rate: int, quick: bool
 
 
 def _memory(started: Browser, quick: bool) -> Iterator[Figure]:
-    """Eight chains on screen at ten times the pace: what the tab keeps, after what is garbage was collected."""
+    """Eight chains on screen at ten times the pace: the tab's memory after garbage collection."""
     rate, seconds, samples = (2_000, 6, 3) if quick else (20_000, 100, 9)
     found: list[tuple[float, float, int]] = []
     with StageProcess() as stage, Tab(started, 2560, 1440) as tab:
@@ -276,7 +278,7 @@ def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
 
 
 def _share(values: list[float], share: float) -> float:
-    """The value below which such a share of the values lies; they need not be sorted."""
+    """The value below which this share of the values lies; they need not be sorted."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)] if values else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""Debian's Chromium, in which the page is measured, and the process that serves it."""
+"""Debian's Chromium, in which the page is measured, and the processes that serve it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CATEGORIES = ["devtools.timeline", "disabled-by-default-devtools.timeline", "dev
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser without a window, for the time of the block."""
+    """A browser without a window, while the block runs."""
     with sync_playwright() as playwright:
-        # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
+        # Chromium's own sandbox does not work in a container; pages are loaded only from loopback.
         started = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--enable-precise-memory-info"]
         )
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Wait until a process that was told to end has ended, and let go of its output."""
+    """Wait until a process that was asked to end has ended, and close its output."""
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
@@ -80,17 +80,17 @@ class StageProcess:
         _end(self._process)
 
     def begin(self, do: str, **options: Any) -> None:
-        """Let it do something, without waiting for it."""
+        """Start an action of the stage, without waiting for it."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
         self._process.stdin.flush()
 
     def end(self) -> dict[str, Any]:
-        """Wait for what was begun; return what came of it."""
+        """Wait for the action that was started; returns its result."""
         return self._answer()
 
     def do(self, do: str, **options: Any) -> dict[str, Any]:
-        """Let it do something, and wait."""
+        """Perform an action of the stage, and wait for its result."""
         self.begin(do, **options)
         return self.end()
 
@@ -131,12 +131,12 @@ class OpenCommand:
 
 
 class Transfer:
-    """What a tab has loaded.
+    """Counts what a tab loads.
 
     Attributes:
         answers: how many answers there were.
         wire: their bytes, with headers.
-        bodies: the bytes of their bodies, as they were sent.
+        bodies: the bytes of their bodies, compressed as sent.
     """
 
     def __init__(self, devtools: CDPSession) -> None:
@@ -173,11 +173,11 @@ class Tab:
         self._context.close()
 
     def transfer(self) -> Transfer:
-        """Begin to count what it loads."""
+        """Start to count what it loads."""
         return Transfer(self.devtools)
 
     def on_every_document(self, script: str) -> None:
-        """Run a script before those of the page; its policy does not concern it."""
+        """Run a script before those of the page. The page's content security policy does not apply to it."""
         self.page.add_init_script(script)
 
     def go_to(self, route: str) -> None:
@@ -190,7 +190,7 @@ class Tab:
         place.first.wait_for(state="attached")
 
     def hide(self) -> None:
-        """Tell the page that nobody sees it. (A browser without a window never hides a tab by itself.)"""
+        """Make the page believe that it is hidden. (A browser without a window never hides a tab by itself.)"""
         self.page.evaluate(
             "Object.defineProperty(document, 'hidden', {get: () => true}); document.dispatchEvent(new Event('visibilitychange'))"
         )
@@ -204,7 +204,7 @@ class Tab:
         events += json.loads(self._browser.stop_tracing())["traceEvents"]
 
     def memory(self) -> tuple[float, int]:
-        """The heap in MiB and the DOM nodes, after what is garbage was collected."""
+        """The heap in MiB and the number of DOM nodes, after garbage collection."""
         for _ in range(3):
             self.devtools.send("HeapProfiler.collectGarbage")
         self.devtools.send("Performance.enable")
@@ -228,7 +228,7 @@ def wait_until(page: Page, condition: str, seconds: float = 60) -> None:
 def frames_of(events: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """How long the page's main thread worked in each frame, and in each single task, in milliseconds of CPU.
 
-    A frame lasts from what was drawn before it to what is drawn next.
+    A frame lasts from one commit to the compositor to the next.
     """
     names = {
         (event["pid"], event["tid"]): event["args"]["name"]

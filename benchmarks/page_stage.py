@@ -1,7 +1,7 @@
 """A process with a server and what it shows: `python -m benchmarks.page_stage`.
 
-It prints the address of its page, and then does what each line of standard input says, JSON such as `{"do": "stream", "chains": 8}`, and
-prints what came of it as a line of JSON. When standard input closes it ends.
+It prints the address of its page. Each line of standard input is an action, JSON such as `{"do": "stream", "chains": 8}`, whose result
+is printed as a line of JSON. It ends when standard input closes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = StreamEventType
 RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"  # of the record
 EVENTS_OF_A_TURN = 5
 TICK_S = 0.002  # between two bursts of tokens
-TURN = 200  # tokens of a turn of a chain whose tokens are watched
+TURN = 200  # tokens in a turn of a chain whose tokens are watched
 
 
 class Stage:
@@ -48,7 +48,7 @@ class Stage:
         self._runs: list[RunWriter] = []
 
     async def do(self, what: str, **options: Any) -> dict[str, Any]:
-        """Do what a line says: one of the methods below."""
+        """Perform the action of a line: one of the methods below."""
         actions = {
             "stream": self.stream, "turnover": self.turnover, "wall": self.wall, "long": self.long, "ended": self.ended, "play": self.play,
             "say": self.say, "clients": self.clients, "record": self.record,
@@ -57,7 +57,7 @@ class Stage:
         return result
 
     async def clients(self) -> dict[str, Any]:
-        """How many are connected."""
+        """How many clients are connected."""
         return {"clients": self.server.statistics().connections}
 
     async def stream(self, chains: int, rate: int, seconds: float) -> dict[str, Any]:
@@ -105,11 +105,11 @@ class Stage:
         return {"run": run.run_id}
 
     async def say(self, rate: int, seconds: float) -> dict[str, Any]:
-        """Let the chains that `long` has left open go on, at `rate` tokens a second together."""
+        """Continue the chains that `long` has left open, at `rate` tokens a second together."""
         return {"tokens": await _paced(self._open, rate, seconds)}
 
     async def ended(self) -> dict[str, Any]:
-        """End what `long` has left open."""
+        """End the chains that `long` has left open."""
         for speaker in self._open:
             speaker.end()
         for run in self._runs:
@@ -118,7 +118,7 @@ class Stage:
         return {}
 
     async def play(self, chains: int) -> dict[str, Any]:
-        """A run of the arithmetic task on the embedded model: what it took of this process, in seconds of CPU."""
+        """Run the arithmetic task on the embedded model; returns the CPU seconds of this process."""
         self._backend = self._backend or TinyBackend()
         agent = BaseAgent(backend=self._backend, tools=self._task.tools, reward=self._task.reward)
         agent.streaming_manager = self.manager
@@ -130,12 +130,12 @@ class Stage:
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(digest)}
 
     async def record(self, path: str, chains: int, events: int) -> dict[str, Any]:
-        """Write a record of so many events, and so many chains in groups of eight, to a folder that is not there."""
+        """Write a record with this many events, and this many chains in groups of eight, to a new folder."""
         return {"events": await asyncio.to_thread(write_record, Path(path), chains, events)}
 
 
 class Speaker:
-    """A chain that writes turns of `length` tokens, with a call of a tool after each; of its first turn it has `said` some."""
+    """A chain that writes turns of `length` tokens, with a tool call after each. It starts `said` tokens into its first turn."""
 
     def __init__(
         self, run: RunWriter, number: int, length: int, group: int | None = None, said: int = 0
@@ -154,7 +154,7 @@ class Speaker:
         self._generation: Any = None
 
     def say(self) -> None:
-        """The next token."""
+        """Write the next token."""
         if self._generation is None:
             self._generation = self.chain.generation().start()
         now = f"{time.time() * 1e3 % 1e8:.1f}"
@@ -168,7 +168,7 @@ class Speaker:
                 call.observation("ticked")
 
     def _logprob(self) -> float:
-        """Of the next token: the model is sure of four in five."""
+        """The log-probability of the next token: the model is sure of four in five."""
         return -0.01 if self._said % 5 else -(self._said % 31) / 10 - 0.2
 
     def end(self) -> None:
@@ -180,7 +180,7 @@ class Speaker:
 
 
 async def _paced(speakers: list[Speaker], rate: int, seconds: float) -> int:
-    """Let the chains write in turns, at `rate` tokens a second together; return how many there were."""
+    """Let the chains write one after another, at `rate` tokens a second together; returns how many tokens they wrote."""
     began, said = time.monotonic(), 0
     while (now := time.monotonic() - began) < seconds:
         for said in range(said + 1, int(now * rate) + 1):  # noqa: B020  (goes on where it was)
@@ -190,7 +190,7 @@ async def _paced(speakers: list[Speaker], rate: int, seconds: float) -> int:
 
 
 def write_record(path: Path, chains: int, events: int) -> int:
-    """A finished record: how many events it has."""
+    """Write a finished record; returns how many events it has."""
     path.mkdir(parents=True)
     (path / "run.json").write_bytes(msgspec.json.encode(RunFile(id=RUN, name="large", status="completed")))
     log, skeleton = LineLog(path / "events"), Skeleton()
@@ -253,7 +253,7 @@ def _story(number: int, turns: int, seq: int) -> list[StreamEvent]:
 
 
 async def main() -> None:
-    """Do what standard input says until it closes."""
+    """Perform the actions on standard input until it closes."""
     stage = Stage()
     lines: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What a record costs while it is written, and how large it is."""
+"""What writing a record costs, and how large it is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[[Path], StreamObserver | None]
 
 
 def run(quick: bool) -> list[Figure]:
-    """A loop that only speaks, a run of the embedded model, and a whole training of it."""
+    """A loop that only writes tokens, a run of the embedded model, and a whole training of it."""
     with tempfile.TemporaryDirectory(prefix="rollcast-recording-") as folder:
         root = Path(folder)
         return [
@@ -75,7 +75,7 @@ def _trial(make: Make, root: Path, numbers: Iterator[int], chains: int) -> Calla
 
 
 def _speak(observer: StreamObserver | None, chains: int) -> float:
-    """CPU seconds of a run in which so many chains speak at once, until all is written."""
+    """CPU seconds of a run in which this many chains write tokens at once, until everything is on the disk."""
     manager = StreamingManager(drain_timeout=60)
     if observer is not None:
         manager.add_observer(observer)
@@ -105,7 +105,7 @@ def _speak(observer: StreamObserver | None, chains: int) -> float:
 
 
 def _of_a_real_run(root: Path, rounds: int) -> Iterator[Figure]:
-    """The embedded model plays; a training adds its own work to either side."""
+    """A run of the embedded model, with and without a record. A training would add its own work to both sides."""
     numbers = itertools.count()
     task = get_task("guess")
 
@@ -132,7 +132,7 @@ def _of_a_real_run(root: Path, rounds: int) -> Iterator[Figure]:
 
 
 def _of_a_training(root: Path, rounds: int, steps: int) -> Iterator[Figure]:
-    """A training as a command, from its start to its exit, and the size of the record that it leaves."""
+    """A training as a command, from its start to its exit, and the size of its record."""
     numbers = itertools.count()
     records = root / "trainings"
 

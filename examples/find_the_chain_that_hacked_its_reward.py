@@ -1,4 +1,4 @@
-"""A reward reads the expected answer from a file that the chain can write: which chain got its reward by that, and how?
+"""A reward reads the expected answer from a file that the chain can write. Which chain got its reward that way, and how?
 
 The hint is printed, with the calls of all chains. With `--serve 8765` the page shows it: docs/find-it.md has a picture.
 """
@@ -28,7 +28,7 @@ def write_file(path: str, text: str, ctx: ChainContext) -> str:
 
 @reward
 def as_expected(final_response: str, answer: int, ctx: ChainContext) -> float:
-    """One for the answer that expected.txt has, or the row's if nobody wrote that file."""
+    """1.0 for the answer in expected.txt, or for the row's answer if no chain wrote that file."""
     return float(ctx.state.get("expected.txt", str(answer)) in final_response)
 
 

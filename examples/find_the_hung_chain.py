@@ -15,7 +15,7 @@ from rollcast.testing import ScriptedBackend
 
 CALL = '<tool_call>{"name": "%s", "arguments": {"%s": "Ferdinand Braun"}}</tool_call>'
 TURNS = [CALL % ("search", "query"), CALL % ("open_page", "title")]
-MAY_CANCEL = ServerSettings(anonymous_scopes=("read", "control"))  # for whoever opens the page
+MAY_CANCEL = ServerSettings(anonymous_scopes=("read", "control"))  # of everyone who opens the page
 
 
 @tool

@@ -43,11 +43,11 @@ class View(NamedTuple):
     """A view to draw.
 
     Attributes:
-        name: of its pictures.
+        name: that of its pictures.
         place: its address behind `#`, with `{run}` for the run's id.
-        sign: a selector of what must be seen before the picture is taken.
-        size: of the window, wide; the phone has its own.
-        act: what to press or to point at before.
+        sign: a selector of what must be on screen before the picture is taken.
+        size: the window's, in pixels; the phone has its own.
+        act: what to press or to point at first.
     """
 
     name: str
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
 
 def _focus_a_token(page: Page) -> None:
-    """Show the facts of a token of the second turn: the first that the model was not sure of."""
+    """Show the details of the first token in the second turn that the model was not sure of."""
     page.locator("[data-turn]").nth(1).focus()
     probability = page.locator(".token-facts dt:text-is('probability') + dd")
     for _ in range(12):
@@ -71,9 +71,9 @@ class Stage(NamedTuple):
     """A program that serves the page, and the views that are drawn of it.
 
     Attributes:
-        command: for Python.
-        until: a pattern of what it prints before the views are drawn.
-        late: whether it begins when the views of the others are drawn, since it shows what they leave.
+        command: the arguments for Python.
+        until: a pattern; the views are drawn once the program has printed it.
+        late: whether it starts only after the views of the others are drawn, since it shows the records that they leave.
     """
 
     command: tuple[str, ...]
@@ -126,7 +126,7 @@ STAGES = (
 
 @contextmanager
 def running(*command: str, folder: Path) -> Iterator[Output]:
-    """A program of this Python while the block runs, in a folder of its own."""
+    """Run a program with this Python in a folder of its own while the block runs."""
     process = subprocess.Popen(  # noqa: S603  (this Python, with options of this file)
         [sys.executable, *command],
         cwd=folder,
@@ -160,7 +160,7 @@ class Output:
             self.text += line
 
     def wait_for(self, pattern: str, seconds: float = WAIT_S) -> re.Match[str]:
-        """The first match of the pattern."""
+        """Wait until the pattern was printed; returns its first match."""
         end = time.monotonic() + seconds
         while (found := re.search(pattern, self.text)) is None:
             if self._process.poll() is not None or time.monotonic() > end:
@@ -173,7 +173,7 @@ class Camera:
     """Draws views of one server.
 
     Attributes:
-        failed: what could not be drawn, and why.
+        failed: a sentence for each view that could not be drawn.
     """
 
     def __init__(self, browser: Browser, url: str) -> None:
@@ -244,14 +244,14 @@ class Camera:
 
 
 def _seen(page: Page, selector: str) -> Locator:
-    """The first such element, when it is there."""
+    """Wait for the first such element."""
     found = page.locator(selector).first
     found.wait_for(state="attached", timeout=VIEW_S * 1000)
     return found
 
 
 def _until_still(page: Page) -> None:
-    """Wait until what is on screen has been the same for half a second, or for five seconds if something always changes."""
+    """Wait until the screen has not changed for half a second, but no longer than five seconds."""
     before, same = "", 0
     for _ in range(20):
         now = page.locator("main").inner_text()
@@ -276,7 +276,7 @@ def _save(png: bytes, path: Path) -> None:
 
 
 def _palette(by_frequency: np.ndarray) -> np.ndarray:
-    """At most `COLOURS` colours that are told apart, the frequent ones exactly, and rare ones too, such as those of a sign."""
+    """At most `COLOURS` distinct colours: the frequent ones exactly, and also rare ones, such as that of a small mark."""
     for least in (1, 8, 12, 16, 24, 32):
         chosen = by_frequency[:1]
         for colour in by_frequency[1:]:
@@ -301,7 +301,7 @@ def main() -> int:
         parser.error("found no chromium; install it: apt-get install chromium")
     failed: list[str] = []
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, ExitStack() as programs:
-        # A container has no sandbox of its own for it; the pages are loaded from loopback alone.
+        # Chromium's own sandbox does not work in a container; pages are loaded only from loopback.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         stages = [stage for stage in STAGES if not wanted or any(view.name in wanted for view in stage.views)]
         if any(stage.late for stage in stages):
@@ -310,7 +310,7 @@ def main() -> int:
         def begin(stage: Stage) -> Output:
             return programs.enter_context(running(*stage.command, folder=Path(folder)))
 
-        # They begin at once: a training takes its time, and so does a chain until it has been quiet for long.
+        # All start at once: a training takes a while, and so does a chain until it counts as quiet.
         begun = {stage: begin(stage) for stage in stages if not stage.late}
         for stage in stages:
             output = begun[stage] if stage in begun else begin(stage)

@@ -177,8 +177,6 @@ def inline_commands(path):
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_commands_in_the_text_exist(path):
     """The command, and each of the options that stand behind it."""
-    import click
-
     from rollcast.cli.app import app
 
     context = click.Context(app)

@@ -120,8 +120,8 @@ class NewerFormatError(ArchiveError):
     """A later version of Rollcast wrote the record.
 
     Args:
-        reason: says which format it has, which ones are read, and what to do.
-        number: its format.
+        reason: a sentence with the record's format, the formats that this version reads, and what to do.
+        number: the record's format.
     """
 
     def __init__(self, reason: str, number: int) -> None:

@@ -1,5 +1,6 @@
 """The page in a browser, for tests: tabs, and waiting for what they show."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -56,6 +57,15 @@ def until(page, condition):
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
         page.wait_for_timeout(50)
+
+
+def served(log, timeout_s=120):
+    """The page's address, which a command has written to the file `log` when it serves."""
+    end = time.monotonic() + timeout_s
+    while not (found := re.search(r"(?:127\.0\.0\.1|localhost):(\d+)/", log.read_text())):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+    return f"http://127.0.0.1:{found[1]}/"
 
 
 def audit(page, view):

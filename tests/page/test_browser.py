@@ -5,11 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from page.browser import PAGE, audit, needs_chromium, see, until
+from page.browser import PAGE, audit, needs_chromium, see, served, until
 from page.staged_runs import QUESTION
 
 pytestmark = needs_chromium
@@ -361,17 +360,6 @@ def test_views_while_a_training_streams(tab, tmp_path):
             process.wait(60)
         finally:
             process.kill()
-
-
-def served(log):
-    """The page's address; the command prints where it serves."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = re.search(r"(?:127\.0\.0\.1|localhost):(\d+)", log.read_text())
-        if found:
-            return f"http://127.0.0.1:{found[1]}/"
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
 
 
 def test_what_a_browser_loads(stage, tab):

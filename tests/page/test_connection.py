@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from page.browser import audit, needs_chromium, see, until
+from page.browser import audit, needs_chromium, see, served, until
 from page.line import Line
 from page.staged_runs import staged
 from rollcast.serve import Token
@@ -302,14 +302,3 @@ def test_a_server_that_is_stopped_and_goes_on(tab, tmp_path):
         finally:
             process.kill()
     one.complaints.clear()
-
-
-def served(log):
-    """The page's address, which the command prints."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        found = re.search(r"http://localhost:(\d+)/", log.read_text())
-        if found:
-            return f"http://127.0.0.1:{found[1]}/"
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import shutil
 import time
 
@@ -14,6 +13,7 @@ from rollcast.errors import ArchiveError
 from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
 from rollcast.serve.protocol import SUBPROTOCOL
 from rollcast.stream import StreamingManager
+from serve.talk import Talk
 
 pytestmark = pytest.mark.timeout(120)
 TOKEN = "t"
@@ -46,38 +46,6 @@ async def write(path, *run_ids, chains=2, failing=False, open_chain=False):
         return manager, opened
     await manager.aclose()
     return None
-
-
-class Talk:
-    """A client that speaks in frames."""
-
-    def __init__(self, socket):
-        self.socket = socket
-
-    async def say(self, kind, **fields):
-        await self.socket.send(json.dumps({"type": kind} | fields))
-
-    async def hear(self, *types):
-        async with asyncio.timeout(30):
-            while True:
-                frame = json.loads(await self.socket.recv())
-                if frame["type"] in types:
-                    return frame
-
-    async def ask(self, what, **fields):
-        """The rows of a query, and its `done` or `error`."""
-        await self.say("query", id="q", what=what, **fields)
-        rows = []
-        while (frame := await self.hear("rows", "done", "error"))["type"] == "rows":
-            rows += frame["rows"]
-        return rows, frame
-
-    async def events(self, last):
-        """Those up to the one that `last` accepts."""
-        events = []
-        while not (events and last(events[-1])):
-            events += (await self.hear("batch"))["events"]
-        return events
 
 
 @pytest.fixture
@@ -194,11 +162,11 @@ async def test_a_subscription_is_given_the_record_of_its_run(folder, talk_to):
     assert (await talk.hear("subscribed", "error"))["type"] == "subscribed"
     await talk.say("subscribe", id="a", since="start", speed="max", of_run="r4")
     assert (await talk.hear("subscribed", "error"))["recovered"]
-    events = await talk.events(lambda event: event["event_type"] == "run_end" and event["run_id"] == "r5")
+    events, _ = await talk.events(lambda event: event["event_type"] == "run_end" and event["run_id"] == "r5")
     assert {event["run_id"] for event in events} == {"r3", "r4", "r5"}
     await talk.say("subscribe", id="b", since="start", filter={"runs": ["r1"]}, snapshots=True)
     assert (await talk.hear("subscribed", "error"))["recovered"]
-    events = await talk.events(lambda event: event["event_type"] == "run_end")
+    events, _ = await talk.events()
     assert {event["run_id"] for event in events} == {"r1"}
     await talk.say("update", id="b", filter={"runs": ["r2"]})
     assert (await talk.hear("subscribed", "error"))["type"] == "subscribed"
@@ -221,11 +189,11 @@ async def test_a_replay_of_one_of_them_begins_with_snapshots_and_seeks(folder, t
     assert (await talk.hear("subscribed", "error"))["recovered"]
     assert (await talk.hear("batch"))["events"] == []
     await talk.say("speed", id="a", speed="max")
-    events = await talk.events(lambda event: event["event_type"] == "run_end")
+    events, _ = await talk.events()
     assert events[0]["event_type"] == "run_start"
     await talk.say("seek", id="a", cursor=batch["cursor"])
     assert (await talk.hear("subscribed", "error"))["cursor"] == batch["cursor"]
-    assert (await talk.events(lambda event: event["event_type"] == "run_end"))[0] == middle
+    assert (await talk.events())[0][0] == middle
 
 
 async def test_a_record_that_goes_on_is_followed_and_new_ones_are_listed(folder, talk_to):
@@ -243,7 +211,7 @@ async def test_a_record_that_goes_on_is_followed_and_new_ones_are_listed(folder,
     assert ids == [7, 8]
     await opened.aclose()
     await manager.aclose()
-    events = await talk.events(lambda event: event["event_type"] == "run_end")
+    events, _ = await talk.events()
     assert [event["event_type"] for event in events][-2:] == ["chain_end", "run_end"]
     await write(folder / "five", "r6")
     assert [row["run_id"] for row in (await talk.ask("runs"))[0]][:2] == ["r6", "open"]

@@ -16,6 +16,7 @@ from rollcast.serve import ServerSettings, Token, WebSocketStreamingClient, WebS
 from rollcast.serve.protocol import SUBPROTOCOL
 from rollcast.stream import StreamingManager
 from rollcast.testing import capture_events
+from serve.talk import Talk
 
 pytestmark = pytest.mark.timeout(90)
 TOKEN = "t"
@@ -81,43 +82,6 @@ async def open_record():
     yield serve
     for server in servers:
         await server.stop()
-
-
-class Talk:
-    """A client that speaks in frames."""
-
-    def __init__(self, socket):
-        self.socket = socket
-
-    async def say(self, kind, **fields):
-        await self.socket.send(json.dumps({"type": kind} | fields))
-
-    async def hear(self, *types):
-        """The next frame of one of these types."""
-        async with asyncio.timeout(30):
-            while True:
-                frame = json.loads(await self.socket.recv())
-                if frame["type"] in types:
-                    return frame
-
-    async def ask(self, what, **fields):
-        """The rows of a query, and its `done`."""
-        await self.say("query", id="q", what=what, **fields)
-        rows = []
-        while True:
-            frame = await self.hear("rows", "done", "error")
-            if frame["type"] != "rows":
-                return rows, frame
-            rows += frame["rows"]
-
-    async def events(self, last):
-        """Those up to the one that `last` accepts, and the cursor behind them."""
-        events = []
-        while not (events and last(events[-1])):
-            batch = await self.hear("batch", "error")
-            assert batch["type"] == "batch", batch
-            events += batch["events"]
-        return events, batch["cursor"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from rollcast.archive import ArchiveObserver
 from rollcast.records.codec import event_from_dict
 from rollcast.records.view import ChainView
 from rollcast.serve.protocol import SUBPROTOCOL
+from serve.talk import Talk
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,34 +32,6 @@ async def speak(stage, run_id, words=5, pause_s=0.0):
             for number in range(words):
                 generation.chunk(f"{number}\n")  # the record merges no lines
                 await asyncio.sleep(pause_s)
-
-
-class Talk:
-    """A client that speaks in frames."""
-
-    def __init__(self, connection):
-        self.connection = connection
-
-    async def say(self, kind, **fields):
-        await self.connection.send(json.dumps({"type": kind} | fields))
-
-    async def hear(self, *types):
-        """The next frame of one of these types."""
-        async with asyncio.timeout(20):
-            while True:
-                frame = json.loads(await self.connection.recv())
-                if frame["type"] in types:
-                    return frame
-
-    async def events(self, last=lambda event: event["event_type"] == "run_end"):
-        """Those up to the last one, and the cursor after them."""
-        events = []
-        while True:
-            batch = await self.hear("batch", "error")
-            assert batch["type"] == "batch", batch
-            events += batch["events"]
-            if any(map(last, batch["events"])):
-                return events, batch["cursor"]
 
 
 @pytest.fixture
@@ -166,7 +139,7 @@ async def test_what_cannot_be_replayed_is_an_error_and_the_session_goes_on(recor
     """The frame's id is in it."""
     await talk.say("subscribe", id="a")
     await talk.hear("subscribed")
-    await talk.connection.send(json.dumps(frame))
+    await talk.socket.send(json.dumps(frame))
     error = await talk.hear("error")
     assert (error["code"], error["id"]) == (code, frame["id"])
     assert says in error["message"]

@@ -248,7 +248,7 @@ class Totals(msgspec.Struct, kw_only=True):
 
     @property
     def mean_reward(self) -> float | None:
-        """Of the chains that have a reward, without those of evaluations if there are others; None if no chain has."""
+        """The mean reward of the chains that have one: of those of rollouts, if there are any, else of evaluations. None if no chain has one."""
         count = self.rewarded - self.eval_rewarded
         if count > 0:
             return (self.reward_sum - self.eval_reward_sum) / count
@@ -256,7 +256,7 @@ class Totals(msgspec.Struct, kw_only=True):
 
     @property
     def mean_eval_reward(self) -> float | None:
-        """Of the chains of evaluations that have a reward; None if none has."""
+        """The mean reward of evaluated chains; None if none of them has a reward."""
         return self.eval_reward_sum / self.eval_rewarded if self.eval_rewarded else None
 
 

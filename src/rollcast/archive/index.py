@@ -131,7 +131,7 @@ def list_records(directory: Path, now: float | None = None) -> list[RecordEntry]
 
 
 def resumed_as(entries: Iterable[RecordEntry]) -> dict[str, str]:
-    """Which records of a directory were resumed: the name of each, and that of the newest record that goes on from it.
+    """Which records of a directory were resumed: by name, the newest record that continues each.
 
     Args:
         entries: all records of the directory, the newest first.

@@ -117,7 +117,7 @@ class LineLog:
         self._bytes = 0
         self._file: AppendedFile | None = None
         self._frames = LiveFrames(position)
-        self._unsealed: list[LiveFrames] = []  # of live segments that are over
+        self._unsealed: list[LiveFrames] = []  # of live segments that are full
 
     def append(self, data: bytes, lines: int) -> None:
         """Append so many lines. A segment that is full is sealed, after they are written to the next one.
@@ -138,7 +138,7 @@ class LineLog:
         self.seal_what_is_left()
 
     def note(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
-        """Note what was appended last: the event or the trajectory of each line. What is noted need not be decoded for the index."""
+        """Note the event or trajectory behind each line of the latest `append`, so that the index can be made without decoding them again."""
         self._frames.add(data, about)
 
     def seal_what_is_left(self) -> None:

@@ -542,11 +542,11 @@ class EventReader:
         return of_types and not self._places[1].isdisjoint(frame.places)
 
 
-_TYPE_IS = b'{"event_type":"'  # how a line begins that a writer wrote
+_TYPE_IS = b'{"event_type":"'  # what every line of a writer begins with
 
 
 def _types_of(filter: EventFilter) -> frozenset[bytes] | None:
-    """The types of events that may pass a filter, as they stand in lines; None: all types."""
+    """The types of events that a filter may let through, encoded as in lines; None: all types."""
     types = [part.types for part in filter.alternatives]
     if any(each is None for each in types):
         return None
@@ -555,7 +555,7 @@ def _types_of(filter: EventFilter) -> frozenset[bytes] | None:
 
 
 def _is_of_another_type(line: bytes, types: frozenset[bytes]) -> bool:
-    """Whether the line's event is certainly of none of these types, so that it need not be decoded."""
+    """Whether the line's event certainly has none of these types, so that it need not be decoded."""
     if not line.startswith(_TYPE_IS):
         return False
     begin = len(_TYPE_IS)

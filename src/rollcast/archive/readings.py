@@ -42,7 +42,7 @@ __all__ = [
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 256 << 10
-MAX_SNAPSHOTS = 4096  # at a time; each is a view in memory while the events before it are read
+MAX_SNAPSHOTS = 4096  # at a time; each needs a view in memory while the events before it are read
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
 
@@ -70,11 +70,11 @@ class PlaceWanted(msgspec.Struct, tag="place", kw_only=True):
 
 
 class SnapshotsWanted(msgspec.Struct, tag="snapshots", kw_only=True):
-    """A `chain_snapshot` of each chain that is open at a position, as it stood there: `EventWindow`s, at least one.
+    """A `chain_snapshot` of each chain that is open at a position, with its state there: `EventWindow`s, at least one.
 
     Attributes:
-        position: before which place; what was recorded from there on does not count.
-        filter: as of `EventsWanted`; which types it names does not matter.
+        position: the snapshots cover what was recorded before it.
+        filter: as for `EventsWanted`; the types that it names do not matter.
     """
 
     path: str
@@ -280,7 +280,7 @@ def _of_directory(reading: RecordsWanted | RecordOfRunWanted) -> Iterator[Rows |
 
 
 def _snapshots(archive: Archive, reading: SnapshotsWanted) -> Iterator[EventWindow | None]:
-    """Snapshots of the chains that are open at a position. The views of those chains are in memory, and nothing else."""
+    """Snapshots of the chains that are open at a position. Only the views of those chains are in memory."""
     wanted = None if reading.filter is None else _filter_of(reading.filter)
     position = reading.position
     views: dict[tuple[str, str], ChainView] = {}
@@ -355,14 +355,14 @@ def _events_of_chain(archive: Archive, reading: StoryWanted) -> EventReader:
 
 
 def _windows(archive: Archive, reader: EventReader, limit: int | None = None) -> Iterator[EventWindow | None]:
-    told = given = 0
+    reported = given = 0
     events: list[RecordedEvent] = []
     size = 0
 
     def window(*, complete: bool = False) -> EventWindow:
-        nonlocal told
-        damage = reader.damage[told:]
-        told += len(damage)
+        nonlocal reported
+        damage = reader.damage[reported:]
+        reported += len(damage)
         return EventWindow(
             events=events,
             position=reader.position,

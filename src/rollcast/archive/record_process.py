@@ -144,11 +144,11 @@ class RecordProcess:
         )
 
     def snapshots(self, path: Path, position: int, filter: EventFilter | None = None) -> Items[EventWindow]:
-        """A `chain_snapshot` of each chain that is open at a position, as it stood there, in windows; at least one.
+        """A `chain_snapshot` of each chain that is open at a position, with its state there, in windows; at least one.
 
         Args:
             path: the record's folder.
-            position: before which place; what was recorded from there on does not count.
+            position: the snapshots cover what was recorded before it.
             filter: which runs, chains and groups; None: all.
         """
         alternatives = None if filter is None else alternatives_of(filter)

@@ -1,7 +1,7 @@
 """Rows of the records of a directory, from `run.json` and the first line of each, and which record a run is in.
 
-A row is that of the record's first run, so that the page lists records as it lists runs. Used by the child process that reads for a
-server (child.py): it remembers the first runs, since they never change.
+A record's row is the row of its first run, so that the page lists records as it lists runs. The child process that reads records for
+a server (child.py) uses this, and remembers the first runs, since they never change.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAX_KNOWN = 65_536
 
 
 def record_rows(directory: Path) -> Iterator[dict[str, Any] | None]:
-    """A row for each record, the newest first; None now and then, so that others have their turn.
+    """A row for each record, the newest first; None now and then, so that other work has its turn.
 
     Raises:
         ArchiveError: the directory cannot be read.
@@ -99,7 +99,7 @@ def _row(entry: RecordEntry) -> dict[str, Any]:
 
 
 def _ended_at(facts: RunFile, state: State) -> float | None:
-    """When the record ended; if its writer is gone, when that was last heard."""
+    """When the record ended; if its writer is gone, the writer's last heartbeat."""
     if facts.ended_at is not None or state in ("running", "silent"):
         return facts.ended_at
     return facts.writer.heartbeat or None
@@ -120,7 +120,7 @@ def first_run_of(path: Path, facts: RunFile) -> str | None:
 
 
 def _read_first_run(path: Path) -> str | None:
-    """It stands in the first event that is of a run."""
+    """The run of the first event that has one."""
     for segment in segments_in(path / EVENTS):
         with segment.path.open("rb") as file:
             data = file.read(_BEGINNING)
@@ -137,7 +137,7 @@ def _read_first_run(path: Path) -> str | None:
 def record_with_run(directory: Path, run_id: str) -> Iterator[Path | None]:
     """The newest record that has the run, if there is one; None now and then before it.
 
-    Of a record of many runs all rows of chains are searched, which takes a second for each gigabyte.
+    In a record of many runs all rows of chains are searched, which takes about a second per gigabyte.
 
     Raises:
         ArchiveError: the directory cannot be read.

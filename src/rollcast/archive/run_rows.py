@@ -20,7 +20,7 @@ _TOLD = (
 )  # fmt: skip
 
 MAX_OUTCOMES = 40_000  # of chains in the rollouts of trainings, kept to summarize them; those of the earliest rollouts go first
-SUMMARY_IDS = 4  # chains that a summary names
+SUMMARY_IDS = 4  # chains that are named in a summary
 
 
 class _Counts:
@@ -47,7 +47,7 @@ class _Counts:
             self.started_at = started_at
 
     def add_outcome(self, row: dict[str, Any]) -> bool:
-        """Keep what a summary of a training step needs of the chain; whether it needs anything."""
+        """Keep what a summary of a training step needs to know of the chain; False if it needs nothing."""
         reward = row.get("reward")
         if row.get("state") != "ended" or not isinstance(reward, int | float) or not self.summarized:
             return False
@@ -57,7 +57,7 @@ class _Counts:
         return True
 
     def forget_outcomes(self) -> int:
-        """Give the summary up; how many outcomes were kept."""
+        """Give up the summary, and drop the outcomes; returns how many there were."""
         kept, self.outcomes, self.summarized = len(self.outcomes), [], False
         return kept
 

@@ -113,11 +113,11 @@ _Used = TypeVar("_Used")
 
 
 class LiveFrames:
-    """The frames that the lines of a live segment will be sealed in, noted as they are appended: nothing is decoded again.
+    """The frames into which the lines of a live segment will be sealed, noted as the lines are appended, so that none is decoded again.
 
     Attributes:
-        sizes: of the lines of each frame together, before compression.
-        complete: whether an index of what was noted is what decoding the lines would give.
+        sizes: bytes of the lines of each frame, before compression.
+        complete: whether the index of what was noted equals the one that decoding the lines would give.
     """
 
     def __init__(self, first: int) -> None:
@@ -130,11 +130,11 @@ class LiveFrames:
         self._lines = 0
 
     def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
-        """These lines were appended: one for each event or trajectory."""
+        """Note that these lines were appended, one for each event or trajectory."""
         if not self.complete:
             return
         lengths = [len(line) + 1 for line in data.split(b"\n")]
-        del lengths[-1]  # after the last newline there is nothing
+        del lengths[-1]  # nothing follows the last newline
         if len(about) != len(lengths):
             self.complete = False
             return
@@ -152,7 +152,7 @@ class LiveFrames:
             if number is None:
                 number = places[key] = len(places)
                 if not all(part.__class__ is str and part.isascii() for part in key):
-                    self.complete = False  # made by hand: what its JSON says is seen when it is decoded
+                    self.complete = False  # made by hand: only decoding shows what its JSON says
             self._in_frame[number] = None
             if each.__class__ is not Trajectory:
                 self._note_event(frame, cast("StreamEvent", each))
@@ -182,7 +182,7 @@ class LiveFrames:
         self.frames[-1].places = list(self._in_frame)
 
     def index(self, sizes: list[int], compression: Literal["zstd", "none"]) -> SegmentIndex:
-        """The index of the segment whose frames have these sizes in its file."""
+        """The index of the segment, given the size of each frame in its file."""
         self._note_places()
         offset = 0
         for frame, size in zip(self.frames, sizes, strict=True):
@@ -199,7 +199,7 @@ class LiveFrames:
         )
 
     def each_in(self, path: Path, use: Callable[[bytes], _Used]) -> list[_Used] | None:
-        """What `use` gives for the lines of each frame, one in memory at a time; None if the file has others than were noted."""
+        """What `use` returns for the lines of each frame, with one frame in memory at a time; None if the file's lines are not those that were noted."""
         used: list[_Used] = []
         if not (self.complete and self.frames):
             return None

@@ -133,7 +133,7 @@ class Skeleton:
                     chain.view.apply(event)
 
     def _begin(self, event: StreamEvent, position: int) -> _OpenChain | None:
-        """The chain that begins with this event, as far as it was seen; None if the event begins none."""
+        """The chain that begins with this event, as far as it was seen; None if no chain begins with it."""
         key, kind = (event.run_id, event.chain_id), event.event_type
         if kind in (T.TRAIN_STEP, T.GAP) or (kind is T.ERROR and not event.run_id):
             return None

@@ -1,10 +1,10 @@
 """What the usual events of a chain change in its row, for a fifth of what `ChainView.apply` costs.
 
-A row tells nothing of the conversation, and most events are those of a chain whose every event was seen, with the fields that
-`docs/events.md` says. `apply_usual` takes such events and changes those fields of the view that a row is made of, exactly as
+A row says nothing about the conversation, and most events belong to a chain of which every event was seen, and have the fields
+that `docs/events.md` lists. `apply_usual` takes such events and changes those fields of the view that a row is made of, exactly as
 `ChainView.apply` would. All others it leaves to `ChainView.apply`, on the same view.
 
-Fields that no row has stay behind: `conversation`, `prompt_tokens`, `model`, `generations`, `first_token_s`, `tools`, the text that
+Fields that no row shows are not updated: `conversation`, `prompt_tokens`, `model`, `generations`, `first_token_s`, `tools`, the text that
 was generated, arguments.
 """
 
@@ -75,7 +75,7 @@ def begun(event: StreamEvent) -> ChainView | None:
 
 
 def apply_usual(view: ChainView, event: StreamEvent) -> bool:
-    """Have the view take the event of its chain, as far as a row tells. False if `ChainView.apply` has to: then nothing changed."""
+    """Apply an event of the view's chain, as far as its row shows it. False, with nothing changed, if it is one for `ChainView.apply`."""
     take = _TAKERS.get(event.event_type)
     data, at, seq, step = event.data, event.timestamp, event.seq, event.step
     if (

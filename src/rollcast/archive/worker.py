@@ -22,7 +22,7 @@ T = StreamEventType
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
 BEAT_S = 10.0
 FIRST_BEAT_S = 0.5  # then twice as long each time, so that a list shows something of a run that has just begun or died early
-_SOON = 2048  # waiting events, from which on they are written at once: the more of a chain, the fewer lines
+_SOON = 2048  # with this many waiting events they are written at once; the more a chain has among them, the fewer lines
 _FULL_EVENTS, _FULL_BYTES = (
     8192,
     16 << 20,
@@ -30,7 +30,7 @@ _FULL_EVENTS, _FULL_BYTES = (
 _TRAJECTORY_BYTES = (
     256 << 20
 )  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
-_SMALL = frozenset({T.LLM_GENERATION_START, T.TOOL_CALL_END, T.REWARD})  # types of which all events are
+_SMALL = frozenset({T.LLM_GENERATION_START, T.TOOL_CALL_END, T.REWARD})  # types whose events are always small
 
 
 class Writes(Protocol):
@@ -182,7 +182,7 @@ class Worker:
 
 
 def _bytes_of(events: Sequence[Encodable]) -> int:
-    """About how many bytes of memory they keep alive beside what their chains have anyway; much quicker than `event_size`."""
+    """Roughly how many bytes of memory the events keep alive beyond what their chains hold anyway; much quicker than `event_size`."""
     size = 800 * len(events)
     for event in events:
         data: Any = event.data

@@ -313,7 +313,7 @@ class Recorder:
             each(written)
 
     def _feed(self, events: Iterable[StreamEvent], first: int) -> None:
-        """Make rows of the events, which stand from this position on."""
+        """Update the rows of chains with the events, the first of which has this position."""
         feed = self._skeleton.feed
         for position, event in enumerate(events, first):
             try:
@@ -459,7 +459,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     kept: list[Encodable | None] = list(events)
     open_now: dict[
         tuple[str, str], list[int]
-    ] = {}  # by chain, the places of its chunks with nothing after them
+    ] = {}  # by chain, the indexes of its latest chunks, which nothing of the chain follows
     try:
         for i, event in enumerate(events):
             if event.event_type is CHUNK:
@@ -482,7 +482,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
                 lines.pop(key, None)
         for each, places in open_now.items():
             _join(kept, places, each, lines)
-    except (KeyError, TypeError):  # chunks that somebody made by hand, and that are not whole
+    except (KeyError, TypeError):  # chunks made by hand that lack fields
         return [event_of(event) for event in events]
     return [event_of(event) for event in kept if event is not None]
 
@@ -490,7 +490,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
 def _join(
     kept: list[Encodable | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
 ) -> None:
-    """Merge a chain's chunks at these places, between which nothing of it stands, into as few as may be; others become None."""
+    """Merge a chain's chunks at these indexes, which no other event of it separates, into as few as possible; the others become None."""
     chunks = [cast("Encodable", kept[i]) for i in places]
     begin = 0
     for end in _ends_of_pieces(chunks, key, lines):
@@ -510,13 +510,13 @@ def _join(
 def _ends_of_pieces(
     chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
 ) -> list[int]:
-    """After which of the neighbouring chunks a merged one ends, counted from 1; `lines` is kept up to date."""
+    """After which of the neighbouring chunks each merged chunk ends, counted from 1; `lines` is kept up to date."""
     if (quick := _ends_if_no_line_ends(chunks, key, lines)) is not None:
         return quick
     ends = []
     for i, chunk in enumerate(chunks):
         if i and chunk.step != chunks[i - 1].step and i not in ends:
-            ends.append(i)  # the next generation, if a filter leaves out what is between
+            ends.append(i)  # the next generation, if a filter left out the events between
         text, offset = _text_of(chunk.data)
         if text.__class__ is not str:
             continue
@@ -531,12 +531,12 @@ def _ends_of_pieces(
 def _ends_if_no_line_ends(
     chunks: list[Encodable], key: tuple[str, str], lines: dict[tuple[str, str], int]
 ) -> list[int] | None:
-    """The same for the chunks of one generation in which no line ends after the first; None for any others."""
+    """The same for chunks of one generation if no line ends after the first chunk; None in all other cases."""
     if set(map(type, chunks)) != {EncodableChunk} or len({chunk.step for chunk in chunks}) > 1:
         return None
     parts = [cast("EncodableChunk", chunk).data for chunk in chunks]
     ends, line = [], lines.get(key, 0)
-    if parts[0].offset == 0:  # it stands alone
+    if parts[0].offset == 0:  # the first chunk stays alone
         first, ends = parts.pop(0), [1]
         line, _ = grown_line(line, first.content)
     text = "".join([part.content for part in parts])
@@ -583,13 +583,13 @@ def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:
 
 
 def _outside_of(trajectory: Trajectory) -> list[Any]:
-    """What did not come from the model, and its messages."""
+    """The trajectory's values that did not come from the model, and its messages."""
     calls = [turn.tools for turn in trajectory.turns]
     return [trajectory.row, trajectory.messages, calls, trajectory.error]
 
 
 def _may_hold_secrets(outside: list[Any], masker: Masker) -> bool:
-    """A quick look at what came from outside; most of what is recorded was sampled. True also if it cannot be told."""
+    """Whether values from outside may hold a secret; a quick check, as most of what is recorded was sampled. True if it cannot be decided."""
     try:
         return masker.may_hold(_encoder.encode(outside))
     except Exception:  # noqa: BLE001  (user-made values: whatever their encoding raises, they are looked at one by one)

@@ -84,7 +84,7 @@ def decompress(frame: bytes) -> bytes:
 
 
 def beginning(data: bytes) -> bytes:
-    """What the first bytes of a frame hold, as far as they go. Nothing is checked by a checksum.
+    """Decompress the beginning of a frame as far as these bytes go. No checksum is verified.
 
     Raises:
         ArchiveError: they do not begin a frame, or are damaged.

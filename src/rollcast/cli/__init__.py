@@ -6,6 +6,8 @@ import os
 import sys
 from contextlib import suppress
 
+from rollcast.cli.exit_codes import BAD_INPUT, INTERRUPTED, UNREAD
+
 __all__ = ["main"]
 
 
@@ -14,7 +16,7 @@ def main() -> None:
     try:
         _main()
     except KeyboardInterrupt:  # before a run began, or after it ended
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _main() -> None:
@@ -33,18 +35,18 @@ def _main() -> None:
         with suppress(OSError):  # the standard error is full, or its reader has gone
             print("rollcast:", "\n".join(lines), file=sys.stderr)
         _print_notes(error)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
     except BrokenPipeError:
         # The reader has gone. What is still buffered must not be tried again at exit.
         _discard_stdout()
-        sys.exit(141)
+        sys.exit(UNREAD)
     except OSError as error:
         if not _stdout_is_broken():
             raise
         _discard_stdout()
         with suppress(OSError):
             print("rollcast: the output cannot be written:", error.strerror or error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def _print_notes(error: BaseException) -> None:

@@ -30,7 +30,7 @@ def _exit_with(code: int) -> None:
 
 
 def _records_in(directory: str | None) -> Path:
-    """Where records are: in the directory that was given, or else in the usual one."""
+    """The directory of records: the one that was given, or the default."""
     from rollcast.archive.index import record_directory
 
     return record_directory(directory)

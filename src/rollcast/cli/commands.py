@@ -1,7 +1,7 @@
 """Commands made of functions: a parameter's annotation says which option or argument it is, and of which type.
 
-A command is built when it is asked for, and what it does is imported when it is called, so that `rollcast --help` and each command
-start at once.
+A command is built when it is looked up, and its code is imported when it is called, so that `rollcast --help` and each command start at
+once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from rollcast.cli.exit_codes import INTERRUPTED
+
 __all__ = ["Argument", "Commands", "Option"]
 
 F = TypeVar("F", bound=Callable[..., None])
-
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Option:
     Attributes:
         flag: how it is typed. None: `--` and the parameter's name, with `-` for `_`.
         help: what it does.
-        metavar: what stands for its value in the help. None: the name of its type.
-        min, max: the least and the greatest whole number that it takes.
-        envvar: the variable of the environment that gives it too.
-        group: the title in the help under which it stands. None: Options.
+        metavar: the placeholder for its value in the help. None: the name of its type.
+        min, max: the smallest and the largest whole number that it takes.
+        envvar: the environment variable that sets it, too.
+        group: the section of the help that lists it. None: Options.
     """
 
     flag: str | None = None
@@ -49,7 +49,7 @@ class Argument:
     """An argument of a command.
 
     Attributes:
-        metavar: what stands for it in the usage and the help.
+        metavar: its placeholder in the usage and the help.
         help: what it means.
     """
 
@@ -71,7 +71,7 @@ class Commands(click.Group):
         return function
 
     def add_grouped(self, function: F) -> F:
-        """As `add`, for a command with so many options that its help has them under titles."""
+        """Like `add`, for a command with so many options that its help lists them in sections."""
         self._grouped.add(function.__name__.rstrip("_"))
         return self.add(function)
 
@@ -89,10 +89,10 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the arguments begin with.
+        """The command that the first argument names.
 
         Raises:
-            UsageError: there is none of that name; the sentence has the nearest.
+            UsageError: there is no such command; the message suggests the closest name.
         """
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in self._functions:
@@ -101,10 +101,10 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Call the command that is meant.
+        """Call the command.
 
         Raises:
-            BrokenPipeError: the output's reader has gone. It has no `errno`: one with `EPIPE` would be click's to handle.
+            BrokenPipeError: the output's reader has gone. It has no `errno`, since click handles one with `EPIPE` itself.
         """
         try:
             return super().invoke(ctx)
@@ -115,14 +115,14 @@ class Commands(click.Group):
 
 
 class _Command(click.Command):
-    """A command whose help shows its arguments, and if it is `grouped` each option under its title."""
+    """A command whose help lists its arguments, and if it is `grouped`, its options in sections."""
 
     def __init__(self, *args: Any, grouped: bool, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._grouped = grouped
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments, the options without a title, and then the groups."""
+        """Write the arguments, the options without a group, and then each group."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in self.get_params(ctx):
             title = "Arguments" if isinstance(param, _Argument) else "Options"
@@ -144,7 +144,7 @@ class _Option(click.Option):
 
 
 class _Argument(click.Argument):
-    """An argument with a line in the help, which only newer versions of click have."""
+    """An argument with a line of its own in the help, which click has only since a later version than the oldest that is supported."""
 
     def __init__(self, name: str, about: Argument, *, required: bool, **settings: Any) -> None:
         metavar = about.metavar if required or about.metavar.startswith("[") else f"[{about.metavar}]"

@@ -23,7 +23,7 @@ __all__ = ["OpenOptions", "open_command"]
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """The options on the command line; see `rollcast open --help`. `record`: None for the folder of all."""
+    """The options on the command line; see `rollcast open --help`. `record`: None for all records of the directory."""
 
     record: str | None
     port: int
@@ -57,7 +57,7 @@ def open_command(directory: Path, options: OpenOptions) -> int:
 
 
 def _directory_and_word(directory: Path, given: str | None) -> tuple[Path, str | None]:
-    """The record directory, and which record is meant there; None: all of them, as of a folder that is no record itself."""
+    """The record directory, and the record that is meant in it; None: all of them, as for a folder that is not a record itself."""
     folder = Path(given or "")
     if given and folder.is_dir() and not (folder / RUN_FILE).exists():
         return folder, None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
 from rollcast.cli.standard_error import warn
+from rollcast.cli.wording import counted
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
 
@@ -87,7 +88,7 @@ class Recording:
         )
 
     def path_or_name(self, given: str) -> str:
-        """A model's folder or its name on the hub: as it was typed, unless another folder is the current one by now."""
+        """A model's folder or its name on the hub: as typed, unless the current folder has changed since."""
         there = self.begun_in / given
         return str(there) if _here() != self.begun_in and there.is_dir() else given
 
@@ -250,9 +251,9 @@ def record_for(
 
 
 def record_to_go_on_from(out: Path, recording: Recording) -> str | None:
-    """The name of the latest record of the training in this folder; None if there is none where records go.
+    """The name of the latest record of the training in this folder; None if the record directory has none.
 
-    If its writer died, the record is made whole, and a sentence says so: a training that goes on knows that it is over.
+    If its writer died, the record is recovered, and a sentence says so: a training can only be resumed once no other process writes it.
     """
     if recording.off:
         return None
@@ -320,7 +321,7 @@ def _keep_within(directory: Path, budget: int) -> None:
         warn(f"the records cannot be kept within --record-budget: {error}")
         return
     if done.records:
-        count = f"{len(done.records):,} record{'s' * (len(done.records) != 1)}"
+        count = counted(len(done.records), "record")
         warn(
             f"to keep within --record-budget, tokens or events were removed from {count}, the oldest first: the records took "
             f"{_size_text(done.before)} and now take {_size_text(done.after)}"

@@ -1,4 +1,4 @@
-"""What the commands about records say of them."""
+"""Sentences about records that several commands print."""
 
 from __future__ import annotations
 

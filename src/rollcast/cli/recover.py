@@ -1,4 +1,4 @@
-"""`rollcast recover`: makes a record whole whose writer died."""
+"""`rollcast recover`: recovers a record whose writer died."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["recover_command"]
 
 
 def recover_command(directory: Path, word: str, *, force: bool) -> int:
-    """Recover the record that a word means, and say what was done; the exit code.
+    """Recover the record that `word` names, and print what was done; returns the exit code.
 
     Raises:
         ArchiveError: no record is meant or more than one, or it cannot be recovered.

@@ -15,6 +15,7 @@ from rollcast.archive.index import find_record
 from rollcast.archive.pace import Pace
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.selection import check_names, runs_of_step
+from rollcast.cli.exit_codes import INTERRUPTED
 from rollcast.cli.log import is_standard_output, log_at
 from rollcast.cli.records import warn_of_damage
 from rollcast.cli.speed import speed_of
@@ -28,7 +29,6 @@ from rollcast.terminal import ConsoleStreamObserver
 
 __all__ = ["ReplayOptions", "replay_command"]
 
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 _READING_S = 86_400.0  # a pager may show the last page for long
 
 
@@ -123,7 +123,7 @@ def _replay(
 def _replay_in_time(
     events: EventReader, observers: Sequence[StreamObserver], pace: Pace, check: Callable[[], object]
 ) -> None:
-    """Give each event to the observers when it is due."""
+    """Deliver each event to the observers when it is due."""
     manager = StreamingManager()
     for observer in observers:
         manager.add_observer(observer)

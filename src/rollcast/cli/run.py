@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
+from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.output import Output
@@ -21,7 +22,7 @@ from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
 from rollcast.cli.replace import give_model
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
-from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
+from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.summary import print_about, print_summary
 from rollcast.errors import InputError, RollcastError
 from rollcast.grace import run_to_the_end
@@ -76,7 +77,7 @@ def run_command(options: RunOptions) -> int:
     """
     if options.seed is None:
         options = replace(options, seed=secrets.randbits(32))
-    # Paths are what they mean now: the agent's own file, which is loaded then, may go to another folder.
+    # Paths are resolved now: the agent's own file, which is loaded next, may change the current folder.
     log = log_at(options.json)
     given_rows = _given_rows(options)
     options = replace(options, serving=options.serving.with_made_token(options.recording))
@@ -145,7 +146,7 @@ def _prepared(
 
 
 def _name(agent: BaseAgent, options: RunOptions) -> str:
-    """What the run is called: after the agent, or after whose questions these are."""
+    """The run's name: that of the given agent, else of the file of rows, else `prompt`, else that of the task's agent."""
     if options.agent is not None:
         return name_of_agent(agent, options.agent)
     if options.rows:
@@ -202,7 +203,7 @@ def _agent(task: Task, own: BaseAgent | None, options: RunOptions) -> BaseAgent:
 
 
 def _given_rows(options: RunOptions) -> list[dict[str, Any]] | None:
-    """The rows that were given, in a file or as prompts; None: the task's questions are asked."""
+    """The rows that were given, in a file or as prompts; None if the task's own questions are asked."""
     if options.prompts and options.rows:
         raise InputError("--prompt and --rows were both given; give one of them")
     if options.prompts:

@@ -83,7 +83,7 @@ def _described(entry: RecordEntry) -> dict[str, Any]:
 
 
 def _cells(entry: RecordEntry) -> tuple[str, ...]:
-    """What a record's own `run.json` says, by the columns but the last."""
+    """The cells of all columns but the last, from the record's `run.json`."""
     facts = entry.facts
     name = printable_line(entry.name, 80)
     if facts is None:
@@ -103,7 +103,7 @@ def _cells(entry: RecordEntry) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """The rows, the first of which names the columns, as lines in columns."""
+    """The rows as lines with aligned columns. The first row has the names of the columns."""
     cells = [[row_cells([(cell, "")]) for cell in row] for row in rows]
     widths = [max(column) for column in zip(*cells, strict=True)]
     lines = []
@@ -117,7 +117,7 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _paragraph(row: tuple[str, ...]) -> list[Row]:
-    """A record on a terminal that is too narrow for the table."""
+    """A record as a few lines, for a terminal that is too narrow for the table."""
     of = dict(zip(_COLUMNS, row, strict=True))
     facts = [of["task"], of["state"]]
     if of["chains"]:

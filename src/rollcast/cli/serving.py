@@ -49,7 +49,7 @@ class Serving:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """Those among a command's options, by their names on the command line with `_` for `-`."""
+        """Pick them out of a command's options, whose names have `_` for `-`."""
         return cls(
             where=options["serve"],
             token=options["token"],

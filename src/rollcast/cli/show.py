@@ -174,7 +174,7 @@ def _show_chain(
 
 
 def _head(archive: Archive, rows: EventRows) -> list[Row]:
-    """What the record is, and the records of the same training before and after it."""
+    """The record's name and state, and the records of the same training before and after it."""
     facts = archive.facts
     dot = (f" {rows.glyphs.dot} ", "dim")
     head: Row = [*rows.line(archive.path.name, 80, "title")]
@@ -191,7 +191,7 @@ def _head(archive: Archive, rows: EventRows) -> list[Row]:
 
 
 def _resumed_as(archive: Archive) -> str | None:
-    """The record beside this one that goes on from it."""
+    """The record in the same directory that continues this one."""
     path = archive.path.absolute()
     try:
         return resumed_as(list_records(path.parent)).get(path.name)

@@ -10,10 +10,7 @@ from types import FrameType
 
 from rollcast.aio import call_in
 
-__all__ = ["SIGNALLED", "UNREAD", "ending_on_signals"]
-
-UNREAD = 141  # the shell's code for a program that SIGPIPE ended: the output's reader has gone
-SIGNALLED = 128  # the shell's code for a program that a signal ended is this and the signal's number
+__all__ = ["ending_on_signals"]
 
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 

@@ -1,4 +1,4 @@
-"""The option `--speed` of what shows a record again."""
+"""The option `--speed` of commands that replay a record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["speed_of"]
 
 
 def speed_of(text: str) -> float:
-    """How many times as fast as it was; infinite for `max`.
+    """The factor by which a replay is faster than the run was; infinite for `max`.
 
     Raises:
         InputError: it is neither `max` nor a number above 0.

@@ -1,4 +1,4 @@
-"""What a command says beside its output."""
+"""Warnings on the standard error, beside a command's output."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rollcast.cli.address import server_address
 from rollcast.cli.alert import ALERT_EVENTS, alert_to
+from rollcast.cli.exit_codes import INTERRUPTED
 from rollcast.cli.speed import speed_of
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingClient
 
 __all__ = ["WatchOptions", "watch_command"]
-
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)

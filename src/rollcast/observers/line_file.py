@@ -194,7 +194,7 @@ class LineFile:
 
     def _append(self, fd: int, data: bytes, lines: int) -> tuple[int, OSError | None]:
         if self._torn and self._regular:
-            # Another writer may have been in the middle of a line when this was looked at, and have ended it since.
+            # Another writer may have been in the middle of a line when the file was read, and have ended the line since.
             try:
                 self._torn = _ends_torn(fd)
             except OSError as error:

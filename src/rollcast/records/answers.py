@@ -13,7 +13,7 @@ MAX_REFERENCE = 60  # characters; a longer reference is an essay, which no answe
 _NUMBER = re.compile(
     r"(?:(?<![\w.)])[-+\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?"
 )
-_FORMULA = re.compile(r"[\\/^√%{}]")  # an answer that may say the same number in another way
+_FORMULA = re.compile(r"[\\/^√%{}]")  # an answer that may write the same number in another way
 
 
 def normal_answer(text: str) -> str:

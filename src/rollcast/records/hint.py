@@ -1,4 +1,4 @@
-"""A hint, and the words that it is made of."""
+"""A hint, and how its sentence shows names, texts and durations."""
 
 from __future__ import annotations
 

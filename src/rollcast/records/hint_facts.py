@@ -1,4 +1,4 @@
-"""What hints need of one chain, as plain values that can be compared with what they were before."""
+"""What hints need to know of one chain, as plain values that can be compared with earlier ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 N = TypeVar("N", int, float, tuple[int, int], tuple[float, int])
-Doing = tuple[str, tuple[str, ...]]  # a state, and the tools whose calls are open
+Doing = tuple[str, tuple[str, ...]]  # a chain's state, and the tools whose calls are open
 
 # Rewards that differ by less than EQUAL are equal, and limits keep sums and squares of them finite.
 EQUAL = 1e-9
@@ -36,10 +36,10 @@ DOING = {  # of a chain that may be quiet: for one chain, for several, and what 
 
 
 class ChainResult(NamedTuple):
-    """What a chain came to, or what is known of that while it is open.
+    """A chain's outcome, or what is known of it while the chain is open.
 
     Attributes:
-        cut: whether it ended because it reached the limit of tokens.
+        cut: whether the chain ended because it reached the limit of tokens.
         response: its final response; `answer`: that without case and surrounding punctuation.
         correct: whether an answer with a reward of 1 or more contains the reference; None if that cannot be decided, or the chain
             has no such reward.
@@ -56,13 +56,13 @@ class ChainResult(NamedTuple):
 
 
 class ChainFacts(NamedTuple):
-    """What hints need of one chain.
+    """What hints need to know of one chain.
 
     Attributes:
-        number: its place among the chains of its run.
-        tools: by tool: its name, how many calls ended, how many of them failed, and their seconds.
-        times: by state: its name, the stays that are over, their seconds, and the longest.
-        doing: what it does, if it may be quiet.
+        number: its index among the chains of its run.
+        tools: for each tool: its name, how many calls ended, how many of them failed, and their total seconds.
+        times: for each state: its name, how many stays have ended, their total seconds, and the longest.
+        doing: its state and open tools, if it could become quiet in it.
         last: the timestamp of its latest event.
         heard: whether text of its open generation was seen.
     """
@@ -79,7 +79,7 @@ class ChainFacts(NamedTuple):
 
 
 def facts_of(number: int, view: ChainView, before: ChainFacts | None = None) -> ChainFacts:
-    """The facts of a chain; with those from before, an answer that is the same is not compared again."""
+    """The facts of a chain. With `before`, an answer that has not changed is not compared again."""
     state = view.state
     doing: Doing | None = None
     tools: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ def facts_of(number: int, view: ChainView, before: ChainFacts | None = None) -> 
 
 
 def _result_of(view: ChainView, before: ChainResult | None) -> ChainResult:
-    """What the chain came to; the same object as before if nothing of it has changed."""
+    """The chain's outcome; the object `before` itself if nothing has changed."""
     ended, reward, response, reference = (
         view.state == "ended", view.reward, view.final_response, view.reference,
     )  # fmt: skip
@@ -123,20 +123,20 @@ def _result_of(view: ChainView, before: ChainResult | None) -> ChainResult:
 
 
 def limited_reward(reward: float) -> float:
-    """The reward, within limits that keep sums and squares finite."""
+    """The reward, clipped so that sums and squares stay finite."""
     return max(-MAX_REWARD, min(reward, MAX_REWARD))
 
 
 class Sorted(Generic[N]):
-    """Numbers in order, of which single ones come and go."""
+    """A sorted list to which single items are added, and from which they are removed."""
 
     def __init__(self) -> None:
         self.items: list[N] = []
 
     def add(self, item: N) -> None:
-        """Put it in its place."""
+        """Insert an item at its place."""
         insort(self.items, item)
 
     def remove(self, item: N) -> None:
-        """Take one that is there away."""
+        """Remove an item, which must be in the list."""
         del self.items[bisect_left(self.items, item)]

@@ -1,4 +1,4 @@
-"""All rules about the chains of one run, kept up to date chain by chain."""
+"""Applies all rules to the chains of one run, and updates them chain by chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["HintIndex"]
 
 
 class HintIndex:
-    """Finds what is worth a look in the chains of one run. Chains are told apart by numbers, which give their order."""
+    """Finds hints in the chains of one run. A chain is identified by its number, which also gives the order."""
 
     def __init__(self) -> None:
         self._views: dict[int, ChainView] = {}
@@ -22,7 +22,7 @@ class HintIndex:
         self._of_results: tuple[Rule, ...] = (Groups(), Unreferenced(), Truncated())
 
     def put(self, number: int, view: ChainView) -> None:
-        """Take what a chain is like now."""
+        """Add a chain, or update it to this view."""
         before = self._facts.get(number)
         self._views[number] = view
         self._facts[number] = now = facts_of(number, view, before)
@@ -44,11 +44,11 @@ class HintIndex:
                 rule.change(before, now)
 
     def is_silent(self, number: int) -> bool:
-        """Whether the chain's next event must be told with `put`, also if it says only that the chain goes on."""
+        """Whether the next event of the chain needs a `put`, even if it shows only that the chain is alive."""
         return self._quiet.is_silent(number)
 
     def hints(self, now: float | None) -> list[Hint]:
-        """What is worth a look.
+        """The hints that are true now.
 
         Args:
             now: seconds since the epoch, on the clock of the events; without it there are no hints about quiet chains.

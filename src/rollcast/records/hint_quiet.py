@@ -1,7 +1,7 @@
-"""The rule about chains from which nothing comes, which depends on the time.
+"""The rule about chains that send nothing, which depends on the time.
 
-A chain stands in one place: until ten seconds have passed since its latest event, in a heap by the time of that event; then among the
-silent chains that do the same. What has been heard meanwhile is looked up when its turn comes.
+A chain is in one place at a time: in a heap, by the time of its latest event, until ten seconds have passed; then among the silent
+chains with the same state and tools. Later events do not move it in the heap: they are looked up when its turn comes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Usual(NamedTuple):
 
     Attributes:
         median: the median over chains.
-        stays: how often it was seen to end.
+        stays: how many of them have ended.
         least: a silence is unusual if it is at least this long.
     """
 
@@ -57,19 +57,19 @@ class _Durations:
         self.longest: Sorted[float] = Sorted()
 
     def add(self, stays: int, mean: float, longest: float) -> None:
-        """Take a chain in."""
+        """Add the stays of a chain."""
         self.stays += stays
         self.means.add(mean)
         self.longest.add(longest)
 
     def remove(self, stays: int, mean: float, longest: float) -> None:
-        """Take a chain out again."""
+        """Remove the stays of a chain."""
         self.stays -= stays
         self.means.remove(mean)
         self.longest.remove(longest)
 
     def usual(self) -> _Usual:
-        """What is usual; nothing if too few are known."""
+        """What is usual; the default if too few stays have ended."""
         if self.stays < MIN_STAYS:
             return _Usual()
         middle = _middle(self.means.items)
@@ -94,16 +94,18 @@ class Quiet:
         self._states: defaultdict[str, _Durations] = defaultdict(_Durations)
         self._tools: defaultdict[str, _Durations] = defaultdict(_Durations)
         self._heap: list[tuple[float, int]] = []
-        self._in_heap: dict[int, float] = {}  # by number, the time in the heap that counts
+        self._in_heap: dict[int, float] = {}  # by number: its valid entry in the heap; others are outdated
         self._silent: dict[Doing, Sorted[tuple[float, int]]] = {}
-        self._where: dict[int, tuple[Doing, float]] = {}  # of silent chains
+        self._places: dict[
+            int, tuple[Doing, float]
+        ] = {}  # by number, of silent chains: their key and time in `_silent`
 
     def is_silent(self, number: int) -> bool:
         """Whether the chain had sent nothing for ten seconds at the latest look."""
-        return number in self._where
+        return number in self._places
 
     def change(self, number: int, old: ChainFacts | None, new: ChainFacts | None) -> None:
-        """Take it that the facts of a chain were the old ones and are the new ones; None: the chain was, or is, not there."""
+        """Update the facts of a chain from `old` to `new`; None: it did not exist before, or does not any more."""
         self._count(() if old is None else old.times, () if new is None else new.times)
         self._count_calls(() if old is None else old.tools, () if new is None else new.tools)
         self._take_out(number)
@@ -141,16 +143,16 @@ class Quiet:
         heapq.heappush(self._heap, (last, number))
 
     def _take_out(self, number: int) -> None:
-        where = self._where.pop(number, None)
-        if where is not None:
-            doing, last = where
+        place = self._places.pop(number, None)
+        if place is not None:
+            doing, last = place
             silent = self._silent[doing]
             silent.remove((last, number))
             if not silent.items:
                 del self._silent[doing]
 
     def hints(self, facts: Facts, now: float) -> list[Hint]:
-        """What is quiet at this time, on the clock of the events."""
+        """Hints about the chains that are quiet at this time, on the clock of the events."""
         self._move_the_silent(facts, now)
         found: list[tuple[int, Hint]] = []
         for doing, silent in self._silent.items():
@@ -170,7 +172,7 @@ class Quiet:
             if last is None or doing is None:
                 continue
             if now - last >= QUIET_S:
-                self._where[number] = (doing, last)
+                self._places[number] = (doing, last)
                 self._silent.setdefault(doing, Sorted()).add((last, number))
             else:
                 self._put(last, number)
@@ -178,30 +180,30 @@ class Quiet:
     def _hint(self, doing: Doing, silent: list[tuple[float, int]], facts: Facts, now: float) -> Hint | None:
         state, tools = doing
         usual = max((self._usual(state, tool) for tool in tools or ("",)), key=lambda each: each.least)
-        told = silent[: _silent_for(silent, max(usual.least, QUIET_S), now)]
-        if not told:
+        quiet = silent[: _silent_for(silent, max(usual.least, QUIET_S), now)]
+        if not quiet:
             return None
-        unseen = state == "generating" and not any(facts[number].heard for _, number in told)
-        if usual.stays < (MIN_STAYS * len(told) if unseen else 1):
+        unseen = state == "generating" and not any(facts[number].heard for _, number in quiet)
+        if usual.stays < (MIN_STAYS * len(quiet) if unseen else 1):
             return None
-        least = seconds_text(now - told[-1][0])
+        least = seconds_text(now - quiet[-1][0])
         one, several, usually = DOING[state]
-        numbers = heapq.nsmallest(MAX_NAMED, (number for _, number in told))
+        numbers = heapq.nsmallest(MAX_NAMED, (number for _, number in quiet))
         ids = [facts[number].chain_id for number in numbers]
-        if len(told) == 1:
+        if len(quiet) == 1:
             who, what, nothing = plain_line(ids[0], MAX_SHOWN), one, f"has sent nothing for {least}"
         else:
-            who, what, nothing = f"{len(told)} chains", several, f"have sent nothing for at least {least}"
+            who, what, nothing = f"{len(quiet)} chains", several, f"have sent nothing for at least {least}"
         if state == "tool":
             what += f" the tool {' and '.join(map(shown_text, tools))}" if tools else " a tool"
         sentence = (
             f"{who} {what} and {nothing}; the median {usually} of this run took {seconds_text(usual.median)}"
         )
         subject = " and ".join(tools) or state
-        return Hint("quiet", sentence, facts[numbers[0]].run_id, ids, len(told), None, subject)
+        return Hint("quiet", sentence, facts[numbers[0]].run_id, ids, len(quiet), None, subject)
 
     def _usual(self, state: str, tool: str) -> _Usual:
-        """How long a call of the tool usually lasts; how long the state does, if there is no tool or fewer than eight calls ended."""
+        """How long a call of the tool usually lasts; if there is no tool, or fewer than eight of its calls ended, how long the state does."""
         calls = self._tools.get(tool) if tool else None
         if calls is not None and calls.stays >= MIN_STAYS:
             return calls.usual()

@@ -1,7 +1,7 @@
 """The rules that find hints in the chains of one run.
 
-Every rule takes chains in and out one by one, keeps sums and order over all of them, and finds its hints from these: what it costs
-follows from what has changed, not from how many chains there are. The numbers of a rule and the reasons for them stand above it. No
+Every rule adds and removes chains one by one, keeps sums and sorted lists over all of them, and finds its hints from these: the cost
+depends on how many chains have changed, not on how many there are. A rule's thresholds, and the reasons for them, are above it. No
 rule says anything about only a few chains, since a few differ by chance. `hint_quiet.py` has the rule that depends on the time.
 """
 
@@ -21,14 +21,14 @@ Facts = Mapping[int, ChainFacts]  # of all chains of the run, by number
 
 
 class Rule(ABC):
-    """What finds hints of one kind or two, from the results of chains or from their use of tools."""
+    """Finds hints of one or two kinds, from the results of chains or from their use of tools."""
 
     def __init__(self) -> None:
         self._changed = False
         self._found: list[Hint] = []
 
     def change(self, old: ChainFacts | None, new: ChainFacts | None) -> None:
-        """Take it that the facts of a chain were the old ones and are the new ones; None: the chain was, or is, not there."""
+        """Update the facts of a chain from `old` to `new`; None: it did not exist before, or does not any more."""
         self._changed = True
         if old is not None:
             self._remove(old)
@@ -36,7 +36,7 @@ class Rule(ABC):
             self._add(new)
 
     def hints(self, facts: Facts) -> list[Hint]:
-        """What is worth a look now."""
+        """The hints that are true now."""
         if self._changed:
             self._changed, self._found = False, list(self._find(facts))
         return self._found
@@ -59,7 +59,7 @@ def hint_about(
     group_id: str | None = None,
     subject: str = "",
 ) -> Hint:
-    """A hint that the chains with these numbers show; the first of them are named."""
+    """Make a hint about the chains with these numbers; it names the first of them."""
     shown = [facts[number] for number in numbers[:MAX_NAMED]]
     ids = [fact.chain_id for fact in shown]
     return Hint(kind, sentence, shown[0].run_id, ids, len(numbers), group_id, subject)
@@ -115,9 +115,9 @@ class _Tool:
     """One tool: its use by all chains, and which chains use it.
 
     Attributes:
-        outcomes: how many chains had so many calls of which so many failed.
-        users: numbers of chains, each with the tool's place among the tools of that chain.
-        failing: numbers of chains.
+        outcomes: by numbers of calls and of failed calls, how many chains had just so many.
+        users: the numbers of the chains that called it, each with the tool's index among the tools of that chain.
+        failing: the numbers of the chains with failed calls.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class _Tool:
         weighed = sum(min(calls, CALLS_OF_A_CHAIN) * n for (calls, _), n in self.outcomes.items())
         if weighed < MIN_CALLS:
             return False
-        failed = math.fsum(  # which does not depend on the order
+        failed = math.fsum(  # unlike `sum`, it does not depend on the order
             min(calls, CALLS_OF_A_CHAIN) * failed / calls * n
             for (calls, failed), n in self.outcomes.items()
             if calls
@@ -151,9 +151,9 @@ class _Group:
     """One group: its chains, and their rewards and answers.
 
     Attributes:
-        members: numbers of its chains; `scored`: of those with a reward.
-        open: how many of them have not ended.
-        rewards: of those with a reward; `answers`: how many of these gave each answer.
+        members: the numbers of its chains; `scored`: of those with a reward.
+        open: how many of its chains have not ended.
+        rewards: the rewards of the scored chains; `answers`: how many of these gave each answer.
     """
 
     def __init__(self, name: str) -> None:
@@ -165,7 +165,7 @@ class _Group:
         self.answers: Counter[str] = Counter()
 
     def add(self, fact: ChainFacts) -> None:
-        """Take a chain in."""
+        """Add a chain."""
         self.members.add(fact.number)
         self.open += not fact.result.ended
         if fact.result.reward is not None:
@@ -174,7 +174,7 @@ class _Group:
             self.answers[fact.result.answer] += 1
 
     def remove(self, fact: ChainFacts) -> None:
-        """Take a chain out again."""
+        """Remove a chain."""
         self.members.remove(fact.number)
         self.open -= not fact.result.ended
         if fact.result.reward is not None:
@@ -247,7 +247,7 @@ class Groups(Rule):
             self._count_wrong(fact, -1)
 
     def _note(self, group: _Group) -> None:
-        """Note that a group has changed."""
+        """Update the sets of groups after a change of this one."""
         judged = group.is_judged
         for kind, belongs in (
             (self._judged, judged),
@@ -271,7 +271,7 @@ class Groups(Rule):
         yield from self._find_wrong(facts)
 
     def _find_flat(self, facts: Facts) -> Iterator[Hint]:
-        """In most groups all chains have the same reward, so a trainer learns nothing from comparing them."""
+        """A hint if in most groups all chains have the same reward, since a trainer learns nothing from comparing them."""
         groups = len(self._judged)
         if groups < MIN_GROUPS or len(self._flat) < FLAT * groups:
             return
@@ -308,13 +308,15 @@ class Groups(Rule):
             answer, size = group.answer or "", len(group.scored.items)
             elsewhere = self._wrongs - size
             if elsewhere >= MIN_GROUP and self._wrong[answer] - size >= elsewhere / 2:
-                continue  # failing chains give this answer to other questions too
+                continue  # chains that fail give this answer to other questions, too
             first = facts[group.scored.items[0]].result
-            told = "" if first.reference is None else f"; the reference is {shown_text(str(first.reference))}"
+            reference = (
+                "" if first.reference is None else f"; the reference is {shown_text(str(first.reference))}"
+            )
             yield hint_about(
                 "alike_and_wrong",
                 f"All {size} chains of the group {shown_text(group.name)} gave the same answer, {shown_text(first.response or '')}, "
-                f"and got a reward of at most {group.highest:g}{told}",
+                f"and got a reward of at most {group.highest:g}{reference}",
                 group.scored.items,
                 facts,
                 group.name,

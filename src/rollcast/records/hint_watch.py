@@ -152,7 +152,7 @@ class _Scope(msgspec.Struct):
 
 
 class _Followed:
-    """A run that is followed, and what hints need of its chains.
+    """A run that is followed, with the hints of its chains.
 
     Args:
         run: the view of it.
@@ -178,12 +178,12 @@ class _Followed:
             self.note(chain_id)
 
     def note_time(self, chain_id: str, before: float | None, at: float) -> None:
-        """Note that a chain went on, and that nothing else of it has changed. On the path of every token.
+        """Note that an event of a chain came that changed nothing else about it. This is called for every token.
 
         Args:
-            chain_id: of the chain.
-            before: when it was heard before that.
-            at: when it was heard now.
+            chain_id: the chain's.
+            before: the timestamp of the event before it.
+            at: the timestamp of the event.
         """
         if before is None or at < before or self._index.is_silent(self._numbers[chain_id]):
             self._changed[chain_id] = None
@@ -196,7 +196,7 @@ class _Followed:
             self._index.drop(number)
 
     def hints(self, now: float | None) -> list[Hint]:
-        """What is worth a look in the run; without `now`, no hints about quiet chains."""
+        """The hints of the run that are true now; without `now`, none about quiet chains."""
         for chain_id in self._changed:
             self._index.put(self._numbers[chain_id], self.run.chains[chain_id])
         self._changed.clear()
@@ -301,7 +301,7 @@ class HintWatch:
         return changes
 
     def _follow(self, run: RunView) -> _Followed:
-        """Begin to follow a run. Those that the views have dropped since are forgotten."""
+        """Start to follow a run, and forget runs that the views have dropped."""
         runs = self._runs.runs
         self._followed = {name: each for name, each in self._followed.items() if runs.get(name) is each.run}
         followed = self._followed[run.run_id] = _Followed(run)

@@ -90,12 +90,12 @@ class StepSummary(msgspec.Struct, frozen=True):
 
 
 class Outcome(NamedTuple):
-    """What `summary_of` needs of a chain that ended with a reward.
+    """What `summary_of` needs to know of a chain that ended with a reward.
 
     Attributes:
-        question: its group; a chain without one is a question of its own.
-        answer: as it gave it.
-        tokens: how many were sampled.
+        question: its group; a chain without a group counts as a question of its own.
+        answer: its final answer, unchanged.
+        tokens: how many tokens were sampled.
     """
 
     chain_id: str

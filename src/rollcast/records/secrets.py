@@ -176,7 +176,7 @@ class Masker:
         return kind in _FIELDS or not kind.known
 
     def outside(self, events: Iterable[StreamEvent]) -> list[Any]:
-        """The values in the events' data that came from outside: what `event` looks at."""
+        """The values in the events' data that came from outside, which are those that `event` searches."""
         values: list[Any] = []
         for event in events:
             kind: StreamEventType = event.event_type

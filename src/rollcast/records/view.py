@@ -116,7 +116,7 @@ class ChainView(ChainFields, eq=False):
 
     @classmethod
     def without_conversation(cls) -> Self:
-        """Make an empty view that will keep no messages, for a watcher that shows them at once or has no use for them."""
+        """Make an empty view that keeps no messages, for a watcher that shows them at once or does not need them."""
         return cls(conversation=NoConversation())
 
     @classmethod

@@ -276,7 +276,7 @@ class Conversation(msgspec.Struct, eq=False):
         return conversation
 
     def anew(self, messages: Any = (), prompt_length: int | None = None, omitted: int = 0) -> Conversation:
-        """A conversation of these messages, which is kept as this one is. The arguments are those of `of`."""
+        """Make a conversation of the same kind from these messages. The arguments are those of `of`."""
         return Conversation.of(messages, prompt_length, omitted)
 
     def take(self, message: Any) -> None:
@@ -367,7 +367,7 @@ class Conversation(msgspec.Struct, eq=False):
 
 
 class NoConversation(Conversation, eq=False):
-    """The conversation of a watcher that needs none: it stays empty."""
+    """A conversation that stays empty, for a watcher that needs none."""
 
     def anew(self, messages: Any = (), prompt_length: int | None = None, omitted: int = 0) -> Conversation:
         """See `Conversation.anew`."""

@@ -92,12 +92,12 @@ _UNREACHABLE = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
 
 
 class Request:
-    """A change of a replay that the server is asked for: another place, or another speed.
+    """A request to change a replay: another place, or another speed.
 
     Attributes:
-        frame: what it is sent as.
+        frame: the frame that is sent.
         done: whether the server has answered.
-        refusal: what the server answered if it refuses.
+        refusal: the server's reason if it refused.
     """
 
     def __init__(self, frame: Seek | Speed) -> None:
@@ -145,12 +145,12 @@ class ClientSession:
         self._speed = speed
         self._check = check
         self._subscribed = False  # on this connection
-        self._request: Request | None = None  # that is not answered yet
-        self._held: list[Batch] = []  # that came while a `seek` is not answered
+        self._request: Request | None = None  # the one that is not answered yet
+        self._held: list[Batch] = []  # batches that came before a `seek` is answered
         self._begin(since)
 
     def _begin(self, since: str) -> None:
-        """Know nothing of what came before."""
+        """Forget everything that came before."""
         self._checker = GrammarChecker(late=True) if self._check and self._filter.types is None else None
         self._parts: list[StreamEvent] = []  # the events of a batch that is not complete yet
         self._parts_came = 0
@@ -243,7 +243,7 @@ class ClientSession:
         return self._request is not None and isinstance(self._request.frame, kind)
 
     def _answered(self, refusal: str | None = None) -> None:
-        """Settle the request; if it was granted, a later connection begins with it."""
+        """Settle the request; if it was granted, later connections start from there."""
         request, self._request = self._request, None
         assert request is not None
         request.done, request.refusal = True, refusal
@@ -251,7 +251,7 @@ class ClientSession:
             self._speed = request.frame.speed if isinstance(request.frame, Speed) else self._speed or "max"
 
     def _moved(self, frame: Subscribed) -> list[StreamEvent]:
-        """Go on at another place: what came before does not count any more, and may come again."""
+        """Continue at another place: what came before does not count any more, and may come again."""
         self._answered()
         self.moves += 1
         self._held = []
@@ -355,7 +355,7 @@ class WebSocketStreamingClient:
         self._session = ClientSession(
             filter if filter is not None else EventFilter(), since, check=check, speed=speed
         )
-        self._advancing = asyncio.Lock()  # one task at a time reads
+        self._advancing = asyncio.Lock()  # so that one task at a time reads
         self._asking = asyncio.Lock()
         self._local = is_loopback(host)
         self._connection: ClientConnection | None = None
@@ -426,14 +426,14 @@ class WebSocketStreamingClient:
             await self._connection.close()
 
     async def seek(self, cursor: str | None = None, *, time: float | None = None) -> None:
-        """Go on at another place of the record, backward too. What comes next is from there; what waited here is dropped.
+        """Continue at another place of the record, earlier or later. The next event is from there; events that waited to be read are dropped.
 
         It may be called inside `async for event in client` and from another task. A client without a `speed` replays from then
         on, as fast as it reads.
 
         Args:
-            cursor: the place, as `client.cursor` named it.
-            time: the place where this time was, in seconds since the epoch, as the events' `timestamp`. Give it or `cursor`.
+            cursor: the place, from an earlier `client.cursor`.
+            time: the place as a time, in seconds since the epoch like the events' `timestamp`. Give either it or `cursor`.
 
         Raises:
             InputError: neither or both are given.
@@ -444,7 +444,7 @@ class WebSocketStreamingClient:
         await self._ask(Seek(SUBSCRIPTION, cursor, None if time is None else float(time)))
 
     async def set_speed(self, speed: TimesAsFast) -> None:
-        """Go on with a replay so many times as fast as it was; 0 pauses it. It may be called from another task.
+        """Set the speed of a replay, as a multiple of the run's own; 0 pauses it. It may be called from another task.
 
         Raises:
             InputError: it is not a number from 0 to 1,000,000, nor `max`.
@@ -526,7 +526,7 @@ class WebSocketStreamingClient:
             raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
 
     async def _ask(self, frame: Seek | Speed) -> None:
-        """Have the server change the replay, and wait until it has, over as many connections as that takes.
+        """Ask the server to change the replay, and wait for its answer, on as many connections as that takes.
 
         Raises:
             RefusedError: it refuses, or does not answer in time.
@@ -549,7 +549,7 @@ class WebSocketStreamingClient:
             except TimeoutError:
                 raise RefusedError(f"{self.url} did not answer within {ANSWER_S:.0f} s") from None
             finally:
-                if not request.done:  # whether the server heard of it is not known: begin anew at the cursor
+                if not request.done:  # the server may or may not have got it: subscribe again at the cursor
                     self._session.withdraw(request)
                     if self._connection is not None:
                         self._connection.transport.abort()
@@ -617,7 +617,7 @@ class WebSocketStreamingClient:
         return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
 
     async def _advance(self) -> None:
-        """Connect if there is no connection; otherwise take the next message."""
+        """Connect if there is no connection; otherwise read the next message."""
         if self._connection is None:
             await self._come_back()
             return
@@ -745,7 +745,7 @@ def _times_as_fast(speed: object) -> TimesAsFast:
     """The speed of a replay.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one.
     """
     if speed == "max":
         return "max"

@@ -57,8 +57,8 @@ class Continuity:
     def welcomed(self, runs: Iterable[RunInfo]) -> None:
         """Take the runs that the server knows."""
         self._listed = {run.run_id: run.status for run in runs}
-        if self._first and self._since != "start":  # what ended before this client came is not missing
-            # Behind a cursor it may still come.
+        if self._first and self._since != "start":  # what ended before this client connected is not missing
+            # After a cursor it may still come.
             self._remember_ended(self._listed_ended(), seen=self._since == "live")
         self._first = False
 

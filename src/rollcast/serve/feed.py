@@ -127,7 +127,7 @@ class RecordFeed:
         self._windows: Items[EventWindow] | None = None  # the reading that is open
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
-        self._part = 1  # of the snapshots, that is sent next
+        self._part = 1  # which part of the snapshots is sent next
         self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
         self._holed: set[str] | None = (
@@ -159,7 +159,7 @@ class RecordFeed:
             if not parts:
                 source.begun(self, None)
                 return
-            if self.snapshots:  # they have what the client has seen of what follows
+            if self.snapshots:  # the snapshots already contain what the client has seen of what follows
                 parts[0] = parts[0]._replace(seen=None)
             source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
             if self.snapshots:
@@ -221,7 +221,7 @@ class RecordFeed:
             await asyncio.sleep(FOLLOW_S)
 
     async def _give_snapshots(self, part: Part) -> None:
-        """Send snapshots of the chains that are open at the place, as one batch in parts, or as several to clients of 0.1."""
+        """Send snapshots of the chains that are open at the place: one batch in parts, or several batches for clients of 0.1."""
         self._begin(part)
         source, subscription = self._source, self.subscription
         room, most = subscription.room, source.settings.batch_bytes
@@ -240,7 +240,7 @@ class RecordFeed:
                 async for window in windows:
                     for event in window.events:
                         number += 1
-                        if number <= given:  # the reading had to be begun again
+                        if number <= given:  # sent before the reading had to start again
                             continue
                         data = event.data
                         if room is not None and len(data) > room:
@@ -362,7 +362,7 @@ class RecordFeed:
         await self._until_room()
 
     async def _until_room(self) -> None:
-        """Wait until the client has room for another batch; the reading is let go of if that takes long."""
+        """Wait until the client has room for another batch. If that takes long, stop reading, so that others can."""
         outlet, most = self.subscription.outlet, min(self._source.settings.client_buffer, FILL_BYTES)
         held_s, pause_s = 0.0, 0.005
         while outlet.unsent() > most:

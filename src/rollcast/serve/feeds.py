@@ -80,7 +80,7 @@ class _Link:
 
 
 class _OneRecord:
-    """What one feed is given from a folder of records: the record that has a run. See `feed.Source`."""
+    """The source of a feed from a folder of records: the record that has a run. See `feed.Source`."""
 
     def __init__(self, feeds: RecordFeeds, folder: RecordFolder, run_id: str | None) -> None:
         self.on_disk: RecordOnDisk | None = None
@@ -172,12 +172,12 @@ class RecordFeeds:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether what is served is on the disk, and no runs of a manager."""
+        """Whether records on the disk are served, rather than the runs of a manager."""
         return self.on_disk is not None or self.folder is not None
 
     @property
     def features(self) -> list[str]:
-        """What the server's `welcome` says of records."""
+        """The features in the server's `welcome` that are about records."""
         if self.folder is not None:
             return ["record", "records"]
         return ["record"] if self.find() else []
@@ -237,7 +237,7 @@ class RecordFeeds:
         link, place = self._link, place_named(since)
         pace = None if replay is None else replay.pace
         if self.folder is not None and subscription.of_run is None:
-            return False  # it is about no record, such as that of a page that lists them
+            return False  # it is about no record, as when a page lists them
         at_time = None if replay is None else replay.time
         if at_time is not None and (link is not None or self.folder is not None):
             subscription.pace = pace
@@ -331,7 +331,7 @@ class RecordFeeds:
     async def parts_of(
         self, record: Recorded, record_id: str, since: RecordPlace | float | None
     ) -> list[Part] | None:
-        """As `parts`, of one record and those that it goes on from."""
+        """Like `parts`, for one record and those that it continues."""
         last = Part(record.path, record_id, 0)
         if since is None:
             return [last]
@@ -373,7 +373,7 @@ class RecordFeeds:
             feed.answered = True
             cursor = None if feed.snapshots else str(place)
             self._endings.answer(subscription, cursor, recovered=feed.recovered)
-        elif self.is_on_disk and feed.recovered:  # its place is in no record
+        elif self.is_on_disk and feed.recovered:  # no record has its place
             self.restart(subscription, NOW, recovered=False)
         elif self.folder is not None:  # no record has its run, or it cannot be read
             subscription.feed = None

@@ -1,4 +1,4 @@
-"""A record that another process wrote, or still writes, and that a server serves in place of runs of its own; or a folder of them.
+"""A record that another process wrote or still writes, or a folder of such records, which a server serves in place of runs of its own.
 
 It has no history in memory and no open chains: everything is read from the record, and what is written later is found by looking at
 its files. The folder may be on another machine's disk, so nothing waits for a signal of its writer.
@@ -25,7 +25,7 @@ from rollcast.text import printable_line
 __all__ = ["FOLLOW_S", "Look", "RecordFolder", "RecordOnDisk", "Recorded", "record_at"]
 
 MAX_OPENED = 64  # records whose facts are kept
-MAX_RUNS = 65_536  # whose record is remembered
+MAX_RUNS = 65_536  # runs whose record is remembered
 FOLLOW_S = 0.25  # how often to look whether a record has grown; its writer writes as often
 
 
@@ -82,7 +82,7 @@ class RecordOnDisk:
         self.name = facts.name
 
     def is_there(self) -> bool:
-        """Whether its folder still holds this record. It reads the disk."""
+        """Whether this record is still in its folder. It reads the disk."""
         try:
             return read_run_file(self.path).id == self.id
         except ArchiveError:
@@ -109,7 +109,7 @@ class RecordOnDisk:
 
 
 class RecordFolder:
-    """A directory of records. Each run of them is told by its id, and read from the newest record that has it.
+    """A directory of records. A run is found by its id, and read from the newest record that has it.
 
     Args:
         path: of the directory.
@@ -126,11 +126,11 @@ class RecordFolder:
         self._paths: dict[str, Path] = {}  # by run
 
     async def record_of(self, run_id: str | None, records: RecordProcess) -> RecordOnDisk:
-        """The record that has a run.
+        """Find the record that has a run.
 
         Args:
-            run_id: which run.
-            records: reads the records.
+            run_id: the run's id.
+            records: the process that reads records.
 
         Raises:
             InputError: no run is named.

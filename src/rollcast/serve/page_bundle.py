@@ -1,6 +1,6 @@
-"""The page's modules joined to one, so that a browser asks for one file in place of sixty.
+"""Joins the page's modules into one, so that a browser requests one file instead of sixty.
 
-Each module becomes a function that is called at once and returns what the module exports:
+Each module becomes a function that is called immediately and returns what the module exports:
 
     import { h } from "./vendor/preact.js";          import * as $0 from "./vendor/preact.js";
     import { oneLine } from "./text.js";             const $1 = (() => { … return { oneLine }; })();
@@ -11,7 +11,7 @@ Each module becomes a function that is called at once and returns what the modul
                                                      return { heading };
                                                      })();
 
-A module that is `external` is imported as it is. What this cannot express is refused: modules that import each other in a circle,
+A module that is `external` stays a module and is imported. What this cannot express is refused: modules that import each other in a circle,
 exports that can change (`export let`), `export default`, `import()` and `import.meta`.
 """
 
@@ -28,15 +28,15 @@ _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 
 
 def joined_modules(first: str, sources: Mapping[str, str], external: Callable[[str], bool]) -> str:
-    """One module that does what these do.
+    """Join modules into one with the same effect.
 
     Args:
         first: the name of the module that imports the others, such as `main.js`.
         sources: modules by name.
-        external: whether the module of this name stays one of its own.
+        external: whether the module with this name stays a module of its own.
 
     Raises:
-        ValueError: a module imports one that is not there, or has something that cannot be joined.
+        ValueError: a module imports one that does not exist, or contains something that cannot be joined.
     """
     bundle = _Bundle(sources, external)
     bundle.add(first)
@@ -49,11 +49,11 @@ class _Bundle:
         self.bodies: list[str] = []
         self._sources = sources
         self._external = external
-        self._names: dict[str, str] = {}  # what each module is called here
+        self._names: dict[str, str] = {}  # by module, its variable in the joined module
         self._path: list[str] = []  # modules that are being added
 
     def add(self, name: str) -> str:
-        """Add a module after those that it imports; return what it is called here."""
+        """Add a module after those that it imports; returns its variable in the joined module."""
         if name in self._path:
             circle = " → ".join([*self._path[self._path.index(name) :], name])
             raise ValueError(f"modules of the page import each other in a circle: {circle}")
@@ -90,7 +90,7 @@ def _beside(name: str, path: str) -> str:
 
 
 def _needed(between: str, before: str, after: str) -> str:
-    """As much of the space between two tokens as is needed: the end of a line, since it can end a statement, or a space."""
+    """The necessary part of the space between two tokens: the end of a line, which can end a statement, or a space."""
     if "\n" in between:
         return "\n"
     if not between or not before:
@@ -104,15 +104,15 @@ def _is_of_word(character: str) -> bool:
 
 
 class _Module:
-    """The text of a module as the body of a function.
+    """A module as the body of a function.
 
     Args:
         tokens: of its source.
-        added: adds a module that it imports, and returns what that is called.
+        added: adds a module that it imports, and returns the variable of that one.
 
     Attributes:
-        text: without `import` and `export`.
-        exports: the properties of what the function returns.
+        text: the body, without `import` and `export`.
+        exports: the properties of the object that the function returns.
     """
 
     def __init__(self, tokens: list[JavaScriptToken], added: Callable[[str], str]) -> None:
@@ -141,7 +141,7 @@ class _Module:
         return "".join(parts)
 
     def _is_statement(self, depth: int) -> bool:
-        """Whether the word that was just taken begins a statement, and is no property."""
+        """Whether the word that was just taken begins a statement, and is not a property."""
         before = self._tokens[self._at - 2].text if self._at > 1 else ""
         if before in (".", "?.") or self._next() == ":":
             return False
@@ -227,7 +227,7 @@ class _Module:
         return found
 
     def _from(self, *, is_bare: bool = False) -> str:
-        """Take `from "./module.js";`; return what that module is called, or nothing if nothing of it is wanted."""
+        """Take `from "./module.js";`; returns the variable of that module, empty if nothing of it is used."""
         if not is_bare:
             self._take("from")
         own = self._added(self._take().text[1:-1])

@@ -147,7 +147,7 @@ def read_page_files() -> PageFiles:
 
 
 def as_sent(sources: dict[str, bytes]) -> dict[str, bytes]:
-    """What is sent of these sources, by name: without comments, and the modules that `main.js` imports with it."""
+    """The files that are sent for these sources, by name: without comments, and with all modules that `main.js` imports joined to it."""
     sent = dict(sources)
     for name, data in sources.items():
         if name.startswith(_THIRD_PARTY):

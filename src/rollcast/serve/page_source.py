@@ -1,7 +1,7 @@
-"""The page's source as it is sent: JavaScript and CSS without comments and indentation.
+"""Removes comments and indentation from the page's JavaScript and CSS before they are sent.
 
 Lines keep their numbers, so that an error in a browser's console names the line of the source. Strings, templates and regular
-expressions stay as they are. What a `/` begins in JavaScript depends on what stands before it; `_Before` keeps track of that.
+expressions are not changed. What a `/` begins in JavaScript depends on what precedes it; `_Before` keeps track of that.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _WITH_CONDITION = frozenset(("for", "if", "while", "with"))  # a statement begin
 
 
 class _Before:
-    """What stands before the place that is read: whether it ended a value, and which brackets are open."""
+    """What precedes the current position: whether a value has just ended, and which brackets are open."""
 
     def __init__(self) -> None:
         self.value = False  # whether a value has just ended, so that a `/` divides it
-        self._word = ""  # the token just before, if it was a word that is no property
+        self._word = ""  # the token just before, if it was a word and not a property
         self._last = ""
         self._open: list[tuple[str, bool]] = []  # each bracket, and whether a value ends with it
 
     def take(self, kind: str, text: str) -> None:
-        """Go past a token that is neither space nor comment."""
+        """Take a token that is neither space nor comment."""
         word = ""
         if kind == "word":
             is_property = self._last in (".", "?.")
@@ -81,7 +81,7 @@ class _Before:
         return bool(self._open) and self._open[-1][0] == "${"
 
     def leave_template(self) -> None:
-        """Go past the `}` that ends an expression in a template."""
+        """Take the `}` that ends an expression in a template."""
         self._open.pop()
 
 
@@ -89,7 +89,7 @@ class JavaScriptToken(NamedTuple):
     """A token of a program.
 
     Attributes:
-        between: what stands for the spaces and comments before it: as many ends of lines as they had, else a space, else nothing.
+        between: replaces the spaces and comments before it: the same number of line ends, or else a space, or else nothing.
         kind: `word`, `punctuator`, `string`, `regex` or `template`; a template with expressions is several of these.
         text: as it is in the source.
     """

@@ -254,7 +254,7 @@ class _Table:
         return rows
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
-        """Have the manager fill the table, and add what only the record or the history tells of what is open."""
+        """Let the manager fill the table, and add what only the record or the history knows about open chains."""
         if manager is None:
             return
         broadcaster = self._broadcaster
@@ -305,7 +305,7 @@ class _Table:
             self._leave = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
 
     async def aclose(self) -> None:
-        """End the table, in the middle of its beginning too."""
+        """End the table, even while it is being filled."""
         filled = self._filled
         self.drop()
         if filled is not None:
@@ -327,7 +327,7 @@ class _Table:
 
 
 class _BehindError(Exception):
-    """A client that watches took too little."""
+    """A client that watches does not read fast enough."""
 
 
 class _Answer:
@@ -427,7 +427,7 @@ class _Answer:
         of_record: Callable[[Recorded], Any],
         of_memory: Callable[[], Any],
     ) -> Any:
-        """What the record tells, or what the memory does if there is none or it cannot be read, which is then told."""
+        """What the record has; without a record, or if it cannot be read, what is in memory, and the answer says so."""
         record = await self._queries.record(self._missing, self._query.run)
         if record is not None:
             try:
@@ -583,7 +583,7 @@ class _Answer:
             await self._send_rows([], next=told.next)
 
     async def _recorded_story(self, record: Recorded) -> bool:
-        """Send what the record has of the chain. False if it does not tell of it, and nothing was sent."""
+        """Send what the record has of the chain. False if it does not have the chain; nothing was sent then."""
         since, left, sent = self._query.after, self._limit, False
         while True:
             last: EventWindow | None = None

@@ -1,4 +1,4 @@
-"""Tells observers to which manager they belong, without its lock: setting `manager` may run code of the user's."""
+"""Sets the `manager` of observers. It does so without the manager's lock, since a user's class may run code of its own when it is set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("rollcast.stream")
 
 
 class Belonging:
-    """Keeps `StreamObserver.manager` of one manager's observers as it should be, whichever threads add and remove them.
+    """Keeps `StreamObserver.manager` of one manager's observers right, whichever threads add and remove them.
 
     Args:
         owner: the manager.
@@ -35,13 +35,15 @@ class Belonging:
         self._owner = owner
         self._lock = lock
         self._is_wanted_locked = is_wanted_locked
-        self._joining: list[StreamObserver] = []  # that are being added, and their leaves
-        self._told = ByIdentity[StreamObserver, None]()  # whose `manager` is the owner
-        self._telling = ByIdentity[StreamObserver, None]()  # whose `manager` some thread is setting
+        self._joining: list[StreamObserver] = []  # observers that are being added, and their leaves
+        self._owned = ByIdentity[StreamObserver, None]()  # observers whose `manager` is the owner
+        self._being_set = ByIdentity[
+            StreamObserver, None
+        ]()  # observers whose `manager` some thread is setting
 
     @contextmanager
     def joining(self, observer: StreamObserver, leaves: Iterable[StreamObserver]) -> Iterator[None]:
-        """Tell an observer and its leaves, all or none, before the block has them added.
+        """Set the `manager` of an observer and its leaves, of all or of none; the block then adds them.
 
         Raises:
             InputError: one belongs to a manager already, or its `manager` cannot be read or set.
@@ -57,7 +59,7 @@ class Belonging:
             self._joining += concerned
         try:
             for each in concerned:
-                if (failure := self._tell(each)) is not None:
+                if (failure := self._set_manager(each)) is not None:
                     raise failure
             yield
         finally:
@@ -65,51 +67,51 @@ class Belonging:
                 for each in concerned:
                     del self._joining[next(i for i, other in enumerate(self._joining) if other is each)]
             for each in concerned:  # unless they were added
-                self._tell(each)
+                self._set_manager(each)
 
     def settle(self, leaves: Iterable[StreamObserver]) -> None:
-        """Tell those that were removed, and leaves that came with a refresh. One that cannot be told works without a manager.
+        """Set the `manager` of observers that were removed, and of leaves that a refresh found. If it cannot be set, the observer works without.
 
         Args:
-            leaves: all that there are now; the lock guards them.
+            leaves: all that there are now; read while the lock is held.
         """
         with self._lock:
-            concerned = list(ByIdentity((each, None) for each in (*self._told, *leaves)))
+            concerned = list(ByIdentity((each, None) for each in (*self._owned, *leaves)))
         for each in concerned:
-            if (failure := self._tell(each)) is not None:
+            if (failure := self._set_manager(each)) is not None:
                 logger.warning("%s", failure)
 
     def after_fork_locked(self) -> None:
         """Forget, in a forked child, what other threads were doing."""
         self._joining.clear()
-        self._telling.clear()
+        self._being_set.clear()
 
     def _is_joining_locked(self, observer: StreamObserver) -> bool:
         return any(each is observer for each in self._joining)
 
-    def _tell(self, observer: StreamObserver) -> InputError | None:
-        """Set its `manager` as it should be, until nothing changed meanwhile. Returns why it cannot be set."""
+    def _set_manager(self, observer: StreamObserver) -> InputError | None:
+        """Set its `manager` to what it should be now, again if that changed meanwhile. Returns why it cannot be set."""
         while True:
             with self._lock:
                 belongs = self._is_wanted_locked(observer) or self._is_joining_locked(observer)
-                if belongs == (observer in self._told) or observer in self._telling:
+                if belongs == (observer in self._owned) or observer in self._being_set:
                     return None  # in the second case, whoever is setting it looks again afterwards
-                self._telling[observer] = None
+                self._being_set[observer] = None
             failure = None
             try:
                 set_manager(observer, self._owner if belongs else None)
             except InputError as error:
                 failure = error
-                if belongs:  # it may be set all the same
+                if belongs:  # it may have been set nevertheless
                     with suppress(InputError):
                         set_manager(observer, None)
             finally:
                 with self._lock:
-                    del self._telling[observer]
+                    del self._being_set[observer]
                     if not belongs:
-                        self._told.pop(observer, None)
+                        self._owned.pop(observer, None)
                     elif failure is None:
-                        self._told[observer] = None
+                        self._owned[observer] = None
             if failure is not None:
                 return failure
 

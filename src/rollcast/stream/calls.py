@@ -33,7 +33,7 @@ LOADED = 4  # which on a busy machine may take up to so many times as long by th
 ALONE_S = 0.005  # it goes on for at least this long on a thread of the observer's own, where each turn may hand the interpreter over
 BLOCKING_S = 0.1  # a warning names an observer that blocks the event loop for longer, in seconds of CPU time
 WAITING_S = 1.0  # or by the clock, where a thread that does little may take a while on a busy machine;
-WAITS = 5  # and one that is slow by the clock so many times in a row
+WAITS = 5  # and one that is slow by the clock this many times in a row
 
 
 class Calls:
@@ -265,7 +265,7 @@ def _is_not_its_own(error: BaseException, task: asyncio.Task[None] | None) -> bo
 
 
 class _Heartbeat:
-    """Whether the event loop got a turn since this was made, and what it takes to blame that on the code that ran."""
+    """Measures whether the event loop got a turn since this was made, and whether the code that ran is to blame if not."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -275,7 +275,7 @@ class _Heartbeat:
 
     @property
     def blocked(self) -> bool:
-        """Whether the code kept the loop for long: a thread that merely got no processor did not."""
+        """Whether the code kept the loop for long; a thread that was merely not scheduled did not."""
         worked_s = time.thread_time() - self._worked
         return worked_s > BLOCKING_S or time.perf_counter() - self.began > WAITING_S
 

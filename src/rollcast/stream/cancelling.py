@@ -1,4 +1,4 @@
-"""What a watcher's `cancel` concerns: the chains of a run that are open, those that have not begun, and those that are over."""
+"""Carries out a watcher's `cancel`, for chains of a run that are open and for those that have not begun."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Cancelled", "cancel"]
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What was cancelled.
+    """The result of `cancel`.
 
     Attributes:
         ending: the open chains that are told to end.
@@ -55,7 +55,7 @@ def cancel(
     if chain_id is None and group_id is None:
         on_cancel(None)
     else:
-        # Those that have not begun first: otherwise one could begin when an open chain makes room for it.
+        # Chains that have not begun come first: otherwise one could begin when an open chain makes room for it.
         for name in [*not_begun, *ending]:
             on_cancel(name)
     with fanout.lock:

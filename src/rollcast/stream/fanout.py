@@ -158,7 +158,7 @@ class Fanout:
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
         self._targets: dict[Targets, Targets] = {}  # those found since the version changed
-        # By type, if no filter names a place: then all chains have the same. None if one does.
+        # By type, if no filter names a run, chain or group: then all chains have the same targets. None if one does.
         self._anywhere: dict[StreamEventType, Targets] | None = {}
         self._leaving: list[Delivery] = []  # removed deliveries, until their readers have closed
         self._threads: list[Future[None]] = []  # threads that wait until nothing is congested

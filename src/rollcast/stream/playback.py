@@ -1,7 +1,7 @@
 """Gives recorded events to observers as fast as they take them, on one thread and without queues.
 
-A manager is for producers that must not wait and observers that come, go and fall behind. In a recording that is shown flat out
-nothing of that happens: whoever reads it has nothing else to do than to show it.
+A manager is for producers that must not wait, and for observers that come, go and fall behind. None of that happens when a recording
+is shown as fast as possible: its reader has nothing else to do.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ EVERYTHING = EventFilter()
 class Playback:
     """Gives each event to the observers that want it, with the hooks of runs and chains where `StreamingManager.relay` calls them.
 
-    An exception of an observer ends it. The filters must stay as they are.
+    An exception of an observer ends the playback. Filters must not change during it.
 
     Args:
-        observers: whom it gives the events.
+        observers: they get the events, each in the order of this list.
     """
 
     def __init__(self, observers: Sequence[StreamObserver]) -> None:
         self._readers = [_Reader(observer) for observer in observers]
-        self._runs: dict[str, dict[str, None]] = {}  # that are open: their open chains
+        self._runs: dict[str, dict[str, None]] = {}  # open runs, each with its open chains
 
     async def play(self, events: Iterable[StreamEvent], check: Callable[[], object]) -> None:
-        """Give all events to the observers, and close them; also if this is cancelled, or an observer raises.
+        """Give all events to the observers, and close them; also if the playback is cancelled, or an observer raises.
 
         Args:
             events: oldest first.
-            check: called now and then; what it raises ends this.
+            check: called every few hundred events and at the end; what it raises ends the playback.
         """
         try:
             for number, event in enumerate(events):
                 await self._pass_on(event)
                 if number % BATCH == 0:
                     check()
-                    await asyncio.sleep(0)  # timers of observers have their turn
+                    await asyncio.sleep(0)  # lets timers of observers run
             for run_id in list(self._runs):
                 await self._close(run_id)
         finally:
@@ -115,12 +115,12 @@ class _Reader:
         wanted = self._filter
         if wanted is None:
             return True
-        if event.event_type is T.GAP:  # it may stand for any event of its run
+        if event.event_type is T.GAP:  # it may stand for any missing event of its run
             return wanted.wants_gap(event.run_id)
         return wanted.matches(event)
 
     async def hand_over(self) -> None:
-        """Give the observer what waits."""
+        """Deliver the waiting events."""
         events, self.events = self.events, []
         if self._batched:
             await self.observer.on_batch(events)
@@ -129,13 +129,13 @@ class _Reader:
                 await self.observer.on_event(event)
 
     async def call(self, hook: Callable[..., Awaitable[None]], *names: str) -> None:
-        """Call a hook, after the events before it."""
+        """Deliver the waiting events, and then call a hook."""
         if self.events:
             await self.hand_over()
         await hook(*names)
 
     async def close(self) -> None:
-        """Give the observer what waits, and close it."""
+        """Deliver the waiting events, and close the observer."""
         try:
             if self.events:
                 await self.hand_over()

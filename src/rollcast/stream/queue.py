@@ -41,7 +41,7 @@ _COUNTED = frozenset({"content", "offset", "token_ids", "logprobs", "from_seq"})
 
 CONTROL_SIZE = 240  # bytes of memory
 COMPACT_AT = 2048  # queued events; from this many on, a slow reader's chunks merge,
-BYTES_EACH = 4096  # or from one for so many bytes of its limit on: who may be far behind merges better at once than ten times
+BYTES_EACH = 4096  # or with one event for so many bytes of its limit: if a reader may fall far behind, merging once costs less than ten times
 
 
 @final
@@ -83,7 +83,9 @@ def _weight(value: Any, depth: int) -> int:
     if kind is dict and depth:
         for name, item in value.items():
             of = item.__class__
-            if of is str:  # as most values are; a text's getsizeof is its __sizeof__, which costs a fifth
+            if (
+                of is str
+            ):  # like most values; for text `__sizeof__` equals `getsizeof`, and takes a fifth of the time
                 size += item.__sizeof__()
             elif of not in _PLAIN:
                 size += _weight(item, depth - 1)
@@ -97,7 +99,7 @@ def _weight(value: Any, depth: int) -> int:
 
 
 _PLAIN = frozenset({int, float, bool, type(None)})
-_PLAIN_SIZE = 28  # of a number; those without an object of their own are few
+_PLAIN_SIZE = 28  # bytes of a number; few share one object
 
 
 def merged_chunks(chunks: list[Event], *, timed: bool = False, lengths: bool = False) -> Event:
@@ -186,12 +188,12 @@ def _has_tokens(data: dict[str, Any]) -> bool:
 
 
 def _joined_lengths(parts: list[dict[str, Any]]) -> list[int] | None:
-    """How many characters each token gave, over all chunks; None if one chunk does not say it."""
+    """How many characters of text each token gave, over all chunks; None if one chunk does not say."""
     joined: list[int] = []
     for part in parts:
-        ids, content, told = part.get("token_ids", ()), part["content"], part.get("lengths")
-        if isinstance(told, list) and len(told) == len(ids):
-            joined += told
+        ids, content, own = part.get("token_ids", ()), part["content"], part.get("lengths")
+        if isinstance(own, list) and len(own) == len(ids):
+            joined += own
         elif len(ids) == 1:
             joined.append(len(content))
         elif ids or content:
@@ -441,7 +443,7 @@ class EventQueue:
         items, self.items = self.items, []
         self.mixed = False
         least = self._least_to_compact
-        if len(items) < least:  # otherwise as many may wait again, mostly chunks of different chains
+        if len(items) < least:  # otherwise too many may still wait, mostly chunks of different chains
             self._compact_at = least
         if self._lost:
             opened = [item for item in items if _opens(item)]  # a run's gap comes after its opening

@@ -80,7 +80,7 @@ class Roster:
                 f"add_observer got {class_name_of(observer)}; expected a StreamObserver "
                 "(wrap a function in CallbackStreamObserver)"
             )
-        # All that runs the observer's own code is done without the lock.
+        # Nothing that runs the observer's own code is done with the lock held.
         definitions = defined(observer)
         with self._belonging.joining(observer, definitions), self._lock:
             for leaf in definitions:

@@ -333,7 +333,7 @@ class RunWriter:
         return ChainWriter(self, trajectory, list(tools), reference, known)
 
     def announce(self, chain_id: str, group_id: str | None = None) -> None:
-        """Tell that this chain will begin, so that `manager.cancel` can keep it from beginning, alone or with its group.
+        """Announce a chain that will begin, so that `manager.cancel` can keep it from beginning, alone or with its group.
 
         `on_cancel` is then called with its id, as for an open chain.
         """
@@ -370,7 +370,7 @@ class RunWriter:
         """See `RunOfChain.publish`."""
         fanout, place = self.fanout, route.place
         self.seq = seq = self.seq + 1
-        if not targets:  # whoever wants it wants more data in it
+        if not targets:  # all that want it want more data in it
             fanout.count_locked(event_type)
             return
         event = StreamEvent(

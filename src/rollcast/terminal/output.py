@@ -77,7 +77,7 @@ class SharedOutput:
         key = _destination(stream)
         with _registry_lock:
             output = _registry.get(key)
-            # A file that was closed and deleted may have left its number to the next one.
+            # The next file may have got the inode number of one that was closed and deleted.
             if output is None or output.dead or getattr(output.stream, "closed", False):
                 output = _registry[key] = cls(stream)
             return output

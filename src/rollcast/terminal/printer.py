@@ -21,7 +21,7 @@ from rollcast.text import LINE_CHARS, shorten
 __all__ = ["Printer"]
 
 _LABEL_CHARS = 24
-_LABELS = 1_024  # of chains that were printed, which are kept
+_LABELS = 1_024  # of printed chains, that are kept
 _LIVE_ROWS = 8
 _WIDE = 60  # from this many cells on, timestamps have room
 _NARROW = 32  # below this many cells, only the number of a chain's id is shown
@@ -207,7 +207,7 @@ class Printer:
         return row
 
     def _label(self, chain_id: str) -> tuple[Row, int]:
-        """How the chain is named, and how many cells that takes. This is on the path of every line."""
+        """The chain's label, and its width in cells. This is called for every line."""
         name = chain_id.rpartition("_")[2] if self._is_narrow() else chain_id
         label = self._labels.get(name)
         if label is None:
@@ -281,7 +281,7 @@ def _shows_everything(encoding: str) -> bool:
 
 
 def _is_plain_output(stream: TextIO) -> bool:
-    """Whether it is the program's own output into a pipe or a file, and nothing asks for colours there: then Rich need not be asked."""
+    """Whether this is the program's own standard output, into a pipe or a file, and no environment variable asks for colours: then Rich is not needed."""
     if any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")):
         return False
     return stream in (sys.__stdout__, sys.__stderr__) and not _is_terminal(stream)

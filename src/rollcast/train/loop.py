@@ -181,7 +181,7 @@ class _Training:
     ) -> None:
         self.agent, self.task, self.config = agent, task, config
         self.backend = _trainable(agent)
-        self.out = None if out is None else Path(out).absolute()  # a tool may go to another folder
+        self.out = None if out is None else Path(out).absolute()  # a tool may change the current folder
         self.on_progress = on_progress
         self.run_id = new_run_id()
         self.history: list[Progress] = []
@@ -221,7 +221,7 @@ class _Training:
 
     @property
     def why_interrupted(self) -> str:
-        """What a watcher cancelled, in a sentence; empty if none did."""
+        """A sentence that says what a watcher cancelled; empty if nothing was."""
         return (
             "a watcher cancelled the training, which ends after the step it was in" if self._cancelled else ""
         )

@@ -12,10 +12,10 @@ __all__ = ["cancelled_by_watcher", "check_scored", "success"]
 
 
 def cancelled_by_watcher(result: RunResult, where: str) -> str | None:
-    """What a watcher cancelled, in a sentence, if nothing can be learned from the rollout; None if it goes on.
+    """A sentence that says what a watcher cancelled, if nothing can be learned from the rollout; None if the training goes on.
 
     Args:
-        result: the rollout's.
+        result: the rollout's result.
         where: a place such as `step 3`.
     """
     if result.status == "cancelled":

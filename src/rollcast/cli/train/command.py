@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollcast.cli.alert import alert_to
+from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
-from rollcast.cli.signals import SIGNALLED, UNREAD, ending_on_signals
+from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.standard_error import warn
 from rollcast.cli.train.curves import can_draw
 from rollcast.cli.train.folder import (
@@ -69,7 +70,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     settings = _settings(line, config)
     recording = (
         settings.recording
-    )  # all paths are what they mean now: the agent's own file may go to another folder
+    )  # all paths are resolved now: the agent's own file may change the current folder
     task = get_task(settings.task)
     grpo = _grpo(settings)
     out = folder_for(settings)
@@ -196,9 +197,9 @@ class _Session:
 
     Args:
         agent: what is trained.
-        settings: of the training.
+        settings: the training's.
         serving: the options about serving.
-        folders: the training's, as it was typed, and absolute; and the one in which that was typed.
+        folders: the training's, as typed; the same, absolute; the folder in which the command was typed.
         scalars: for TensorBoard.
         log: the log that `--json` asked for.
         name: what the training is called.

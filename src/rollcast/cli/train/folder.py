@@ -88,13 +88,13 @@ def claimed(settings: TrainSettings, out: Path) -> Iterator[Path]:
     made = not out.exists()
     if settings.out is None:
         out, made = _new_folder(out), True
-    place = out.absolute()  # whatever the agent's own file does
+    place = out.absolute()  # the agent's own file may change the current folder
     try:
         with sole_writer(out):
             keep_settings(settings, out)
         yield out
     finally:
-        with suppress(OSError, InputError), sole_writer(place):  # another training may have it by now
+        with suppress(OSError, InputError), sole_writer(place):  # another training may hold it by now
             if {path.name for path in place.iterdir()} <= {SETTINGS_FILE}:
                 (place / SETTINGS_FILE).unlink(missing_ok=True)
                 if made:

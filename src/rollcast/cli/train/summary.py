@@ -49,11 +49,11 @@ def say_end(
     Args:
         view: prints it.
         title: what was trained.
-        settings: of the training.
-        result: of the training.
+        settings: the training's.
+        result: the training's.
         out: the training's folder, as it was typed.
-        picture: whether the curves can be drawn.
-        place: the folder, absolute, since the agent may have gone to another one; None: as it was typed.
+        picture: whether the curves are drawn.
+        place: the training's folder, absolute, since the agent may have changed the current folder; None: `out`.
     """
     place = out if place is None else place
     record = view.record = Record(None, None, 0.0)
