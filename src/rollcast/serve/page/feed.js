@@ -68,6 +68,9 @@ export class Feed {
     /** @type {Map<string, GoneRun>} runs that this page knows, and the server that answers now does not */
     this.gone = new Map();
     this.welcomed = false;
+    this.runsAnswered = false; // whether it is known which runs there are
+    /** @type {string | null} the run whose record has told its runs, of a folder of records */
+    this.toldOf = null;
     /** @type {string[]} of the server */
     this.features = [];
     /** @type {string | null} a run of the record that is opened, of a folder of records */
@@ -189,13 +192,27 @@ export class Feed {
       this.store.takeRunRows(rows);
       for (const row of rows) if (!row.parent_run_id) roots.add(row.run_id);
     };
-    this.ask({ what: "runs", run: runId }, take, "runs", () => roots.forEach((root) => this.askSteps(root)));
+    const end = () => {
+      this.toldOf = runId;
+      roots.forEach((root) => this.askSteps(root));
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs", run: runId }, take, "runs", end);
   }
 
   /** Ask for the rows of all runs. */
   askRuns() {
     this.runsAt = this.line.session.now();
-    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    const end = () => {
+      this.runsAnswered = true;
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs", end);
+  }
+
+  /** Whether the server has said which runs there are, so that one that is not among them does not exist. @param {string} runId */
+  knowsRuns(runId) {
+    return this.hasFolder ? this.toldOf === runId : this.runsAnswered;
   }
 
   /** After a lost connection: ask which runs there are now, since the server may be another one, and note which are gone. */

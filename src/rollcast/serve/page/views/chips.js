@@ -2,7 +2,7 @@
 
 import { html, usePage, useState } from "../ui.js";
 import { fixed, whole } from "../format.js";
-import { chipsOf, CHOSEN_BY, facetsOf } from "../lists.js";
+import { chipsOf, CHOSEN_BY, facetsOf, filterRows } from "../lists.js";
 import { oneLine } from "../text.js";
 
 /** @typedef {import("../store.js").Row} Row */
@@ -46,7 +46,7 @@ export function Chips({ rows, shown, leaveOut = [] }) {
     if (name === "text" || name === "trained" || leaveOut.includes(name)) continue;
     let facet = facets.find((each) => each.name === name);
     if (!facet) facets.push((facet = { name, choices: [], more: 0 }));
-    for (const value of values) if (!facet.choices.some((each) => each.value === value)) facet.choices.push({ value, count: 0 });
+    for (const value of values) if (!facet.choices.some((each) => each.value === value)) facet.choices.push({ value, count: filterRows(rows, { [name]: [value] }).length });
   }
   const [opened, open] = useState(count > 0);
   if (!facets.length && !count) return null;

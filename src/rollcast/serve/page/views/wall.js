@@ -18,6 +18,8 @@ const STATES = {
   lost: ["failed", "its end was not seen"],
 };
 
+const MOST_IN_LINE = 32; // cells of a question; more go on in the next line
+
 /** The class of a cell, and what it means. @param {import("../wall.js").Cell} cell @param {boolean} quiet @returns {[string, string]} */
 export function cellState(cell, quiet) {
   const [name, words] = STATES[cell.state] ?? (cell.level === null ? ["unscored", "over, without a reward"] : ["", `reward ${fixed(cell.reward)}`]);
@@ -46,7 +48,8 @@ export function Wall({ rows, runId, quiet, base, left }) {
   const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
   const marks = (/** @type {WallRow} */ row) => (quiet.size || left !== null ? row.cells.map((cell) => (quiet.has(cell.chainId) ? 1 : 0) + (dims(cell) ? 2 : 0)).join("") : "");
   const href = (/** @type {WallRow} */ row) => (row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chains" }));
-  return html`<div class="wall">${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
+  const most = Math.min(Math.max(...shown.map((row) => row.cells.length), 8), MOST_IN_LINE);
+  return html`<div class="wall" style=${{ "--cells": most }}>${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
 }
 
 /** A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is. */
