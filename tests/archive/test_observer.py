@@ -758,9 +758,13 @@ def merged_one_by_one(events, lines):
         text = event_of(event).data["content"]
         if "\n" in text or full or event_of(event).data["offset"] == 0:
             del latest[key]
+    split = []  # text, and what has none after it
+    for piece in pieces:
+        text_end = max((i for i, e in enumerate(piece, 1) if event_of(e).data.get("content")), default=0)
+        split += [part for part in (piece[:text_end], piece[text_end:]) if part]
+    split.sort(key=lambda part: event_of(part[-1]).seq)
     return [
-        event_of(p[0]) if len(p) == 1 else event_of(merged_chunks(p, timed=True, lengths=True))
-        for p in pieces
+        event_of(p[0]) if len(p) == 1 else event_of(merged_chunks(p, timed=True, lengths=True)) for p in split
     ]
 
 

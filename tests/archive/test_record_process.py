@@ -223,6 +223,32 @@ async def test_it_ends_when_it_is_idle_and_when_it_is_closed(many, until):
     await records.aclose()
 
 
+async def test_a_child_that_was_started_early_takes_the_first_reading(many, until):
+    """`warm` starts one child, and no second one."""
+    folder, _ = many
+    records = RecordProcess()
+    records.warm()
+    records.warm()
+    await until(lambda: records.pid is not None)
+    first = records.pid
+    await all_of(records.events(folder, since=19_990))
+    assert records.pid == first
+    await records.aclose()
+    assert not is_running(first)
+
+
+async def test_a_child_that_was_started_early_ends_if_nothing_is_read(until):
+    """As one that is idle; then it can be started again."""
+    records = RecordProcess(idle_s=0.05)
+    child = None
+    for _ in range(2):
+        records.warm()
+        assert records._holder.child is not child
+        child = records._holder.child
+        await until(lambda child=child: child.pid is not None and child.over and not is_running(child.pid))
+    await records.aclose()
+
+
 async def test_a_reading_keeps_an_idle_child(many):
     """A replay may pause for longer than that."""
     folder, _ = many
@@ -306,6 +332,9 @@ async def test_a_thread_that_cannot_be_started(many, monkeypatch):
             start(thread)
 
         monkeypatch.setattr(threading.Thread, "start", refuse)
+        if refused == "rollcast-record-process":
+            with pytest.raises(RecordReaderError, match="cannot be started"):
+                records.warm()
         async with asyncio.timeout(20):
             with pytest.raises(RecordReaderError, match="cannot be started: can't start new thread"):
                 await all_of(records.events(folder))

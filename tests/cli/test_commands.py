@@ -115,6 +115,7 @@ def test_a_shell_completes_commands_and_options(typed, offered):
     ("arguments", "sentence"),
     [
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["runn"], "No such command 'runn'. Did you mean 'run', 'runs'?"),
         (["qqq"], "No such command 'qqq'."),
         (["run", "--questions", "0"], "Invalid value for '--questions': 0 is not in the range x>=1."),
         (["run", "--questions", "x"], "Invalid value for '--questions': 'x' is not a valid integer."),

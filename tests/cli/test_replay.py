@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def talk(run, numbers, train_step=None):
         for generation, word in zip(generations, round_, strict=False):
             if word is not None:
                 generation.chunk(word, [7], [-0.5])
+    time.sleep(0.003)  # more than the least difference that a line's time shows
+    for generation in generations:
+        generation.chunk("", [2], [-0.1])  # the token that ends a generation has no text
     for number, (chain, generation) in enumerate(zip(chains, generations, strict=True)):
         generation.end("stop")
         with chain.tool_call("look", {"at": number}) as call:

@@ -319,6 +319,23 @@ async def test_it_asks_for_its_token_and_has_nothing_to_cancel(complete, open_re
         server.get_observer()
 
 
+async def test_the_process_that_reads_starts_with_the_server(complete, open_record, talk_to, until):
+    """So that the first client need not wait for it; it is the one that answers."""
+    server = await open_record(complete[0])
+    records = server._broadcaster.feeds.records
+    await until(lambda: records.pid is not None)
+    first = records.pid
+    rows, _ = await (await talk_to(server)).ask("runs")
+    assert {row["run_id"] for row in rows} == {"r1", "r2"}
+    assert records.pid == first
+
+
+async def test_a_server_of_runs_starts_no_process_that_reads_before_it_is_asked():
+    """It would take memory from those who never ask."""
+    async with WebSocketStreamingServer("127.0.0.1", 0) as server:
+        assert server._broadcaster.feeds.records._holder.child is None
+
+
 def test_what_is_not_a_record_is_one_sentence(tmp_path):
     """Nothing there, and a folder that is none."""
     for path in (tmp_path / "none", tmp_path):

@@ -598,7 +598,7 @@ async def test_the_list_of_runs_fits_into_a_message(stage):
     ) as socket:
         await socket.send(encode_frame(Hello(max_message=16 << 10, features=["parts"])), text=True)
         welcome = decode_server_frame(await socket.recv())
-    assert welcome.features == ["parts", "queries", "replay"]
+    assert welcome.features == ["parts", "queries", "replay", "replay_at"]
     assert 50 < len(welcome.runs) < 200
     assert welcome.more_runs == 2000 - len(welcome.runs)
     assert [run.run_id for run in welcome.runs] == [run.run_id for run in runs[-len(welcome.runs) :]]

@@ -7,8 +7,8 @@
     await records.aclose()
 
 Nothing here reads or decompresses a record, and nothing blocks the event loop: a thread starts the child and writes to it,
-another reads what it answers, and a third kills it if it is stuck. The child starts with the first reading and ends after a
-while without one.
+another reads what it answers, and a third kills it if it is stuck. The child starts with the first reading, or with `warm`, and
+ends after a while without a reading.
 """
 
 from __future__ import annotations
@@ -179,6 +179,16 @@ class RecordProcess:
         child = self._holder.child
         return None if child is None or child.over else child.pid
 
+    def warm(self) -> None:
+        """Start the child, so that the first reading need not wait until its interpreter has started. Its idle time begins now.
+
+        Raises:
+            RecordReaderError: it cannot be started.
+        """
+        child = self._holder_here().child
+        if child is None or child.over:
+            self._start_child(_Child(self._idle_s))
+
     async def aclose(self) -> None:
         """End the child, and wait until it has ended. A later reading starts another one."""
         child, self._holder.child = self._holder.child, None
@@ -191,21 +201,28 @@ class RecordProcess:
 
     def _begin(self, items: Items[Any]) -> _Child:
         """Give the reading to the child, which is started if none runs."""
-        holder, request = self._holder, _request(items)
-        if os.getpid() != holder.pid:  # a forked process has a child of its own
-            holder.child, holder.pid = None, os.getpid()
+        holder, request = self._holder_here(), _request(items)
         child = holder.child
         if child is None or not child.open(items, request):
-            child = holder.child = _Child(self._idle_s)
+            child = _Child(self._idle_s)
             child.open(items, request)  # before it starts, so that it fails if that fails
-            try:
-                child.start()
-            except RuntimeError as error:  # the system gives no thread, or the interpreter exits
-                holder.child = None
-                raise RecordReaderError(
-                    f"the process that reads records cannot be started: {error}"
-                ) from None
+            self._start_child(child)
         return child
+
+    def _holder_here(self) -> _Holder:
+        """The holder; a forked process has a child of its own."""
+        holder = self._holder
+        if os.getpid() != holder.pid:
+            holder.child, holder.pid = None, os.getpid()
+        return holder
+
+    def _start_child(self, child: _Child) -> None:
+        self._holder.child = child
+        try:
+            child.start()
+        except RuntimeError as error:  # the system gives no thread, or the interpreter exits
+            self._holder.child = None
+            raise RecordReaderError(f"the process that reads records cannot be started: {error}") from None
 
 
 def _request(items: Items[Any]) -> bytes:

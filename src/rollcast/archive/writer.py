@@ -447,7 +447,8 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     """The events, in which neighbouring chunks of a generation are one.
 
     A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
-    first of a generation stands alone, so that a replay shows the same pieces at the same time.
+    first of a generation stands alone, so that a replay shows the same pieces at the same time. For the same reason, tokens without
+    text, such as the one that ends a generation, do not join text before them if none follows: it would get their time.
 
     Args:
         events: in order.
@@ -493,11 +494,17 @@ def _join(
     chunks = [cast("Encodable", kept[i]) for i in places]
     begin = 0
     for end in _ends_of_pieces(chunks, key, lines):
-        if end - begin > 1:
-            for i in places[begin : end - 1]:
-                kept[i] = None
-            kept[places[end - 1]] = event_of(merged_chunks([*chunks[begin:end]], timed=True, lengths=True))
-        begin = end
+        text_end = end
+        while text_end > begin and _text_of(chunks[text_end - 1].data)[0] == "":
+            text_end -= 1
+        for stop in (text_end, end):
+            if stop - begin > 1:
+                for i in places[begin : stop - 1]:
+                    kept[i] = None
+                kept[places[stop - 1]] = event_of(
+                    merged_chunks([*chunks[begin:stop]], timed=True, lengths=True)
+                )
+            begin = stop
 
 
 def _ends_of_pieces(

@@ -96,8 +96,8 @@ class Commands(click.Group):
         """
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in self._functions:
-            near = difflib.get_close_matches(name, self._functions, 1)
-            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            near = ", ".join(repr(each) for each in difflib.get_close_matches(name, self._functions))
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near}?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -139,6 +139,7 @@ def _replay_in_time(
         check()
     finally:
         manager.close()
+    check()
 
 
 def _stop_if_unread(console: ConsoleStreamObserver | None, log: JSONStreamObserver | None) -> None:

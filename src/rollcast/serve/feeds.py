@@ -7,6 +7,7 @@ subscribe {since} ──▶ RecordFeed ──checkpoint──▶ the live tail
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import threading
@@ -20,7 +21,7 @@ from rollcast.archive.observer import ArchiveObserver
 from rollcast.archive.pace import Pace
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.writer import Written
-from rollcast.errors import ArchiveError
+from rollcast.errors import ArchiveError, RecordReaderError
 from rollcast.serve.feed import Part, RecordFeed, Source
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
@@ -40,6 +41,9 @@ from rollcast.stream import StreamObserver
 
 __all__ = ["Endings", "RecordFeeds"]
 
+logger = logging.getLogger("rollcast.serve")
+
+VIEWED_IDLE_S = 600.0  # how long the process that reads is kept without a reading if somebody looks at a record
 READINGS = 16  # at once, of all feeds together
 NOW = 1e12  # seconds since the epoch: later than any event, so a feed begins at the end of what is recorded
 MAX_PARENTS = 64  # how many records back a cursor may be
@@ -138,7 +142,7 @@ class RecordFeeds:
     ) -> None:
         self.folder = on_disk if isinstance(on_disk, RecordFolder) else None
         self.on_disk = on_disk if isinstance(on_disk, RecordOnDisk) else None
-        self.records = RecordProcess()
+        self.records = RecordProcess() if on_disk is None else RecordProcess(idle_s=VIEWED_IDLE_S)
         self.readings = asyncio.Semaphore(READINGS)
         self.settings = settings
         self.sender = sender
@@ -169,6 +173,14 @@ class RecordFeeds:
                 self._seen = seen
                 self._link_to(record_of(manager), manager.observers)
         return self._link is not None or self.folder is not None
+
+    def warm(self) -> None:
+        """Start the process that reads records if they are what is served, so that the first client need not wait for it."""
+        if self.is_on_disk:
+            try:
+                self.records.warm()
+            except RecordReaderError as error:
+                logger.info("%s; the first query tries again", error)
 
     @property
     def is_on_disk(self) -> bool:

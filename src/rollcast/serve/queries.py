@@ -175,7 +175,7 @@ class Queries:
             return past  # the manager is closed, and nothing more is recorded
         record = None if manager is None else record_of(manager)
         if record is None:
-            missing.append(NO_RECORD)
+            self.lacks_a_record(missing)
             return None
         behind = await recorded(manager, record)
         if behind is not None:
@@ -188,6 +188,17 @@ class Queries:
         ):
             missing.append(LATE_RECORD.format(record.path.name))
         return record
+
+    def lacks_a_record(self, missing: list[str]) -> None:
+        """Say that there is no record, unless the memory has everything that a record would have."""
+        broadcaster = self._broadcaster
+        with broadcaster.upstream.locks() as manager:
+            runs = broadcaster.upstream.runs
+            begun = {e.run_id for e in runs.events() if e.event_type is StreamEventType.RUN_START}
+            known = {run.run_id for run in runs.listed({} if manager is None else manager.fanout.runs)}
+            is_whole = broadcaster.keeps and broadcaster.history.tail == 0 and known <= begun
+        if not is_whole:
+            missing.append(NO_RECORD)
 
     def reading(self) -> asyncio.Semaphore:
         """Held while an answer reads a record."""
@@ -471,7 +482,7 @@ class _Answer:
                 "running"
             ]:  # what is over is not wanted, so the record is not read
                 if self._queries.manager is not None and record_of(self._queries.manager) is None:
-                    self._missing.append(NO_RECORD)
+                    self._queries.lacks_a_record(self._missing)
                 over = Page(rows=[], total=0, more=False)
             else:
                 over = await self._of_record_or(of_record, of_memory)

@@ -200,6 +200,7 @@ class WebSocketStreamingServer:
                 self._server = await self._listen()
                 self._port = next(iter(self._server.sockets)).getsockname()[1]
                 self._broadcaster.attach(loop, transmit)
+                self._broadcaster.feeds.warm()
                 logger.info("serving on %s", self.url)
         return self
 

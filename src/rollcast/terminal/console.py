@@ -109,6 +109,7 @@ class ConsoleStreamObserver(StreamObserver):
         self._hints = ConsoleHints(lambda: self._clock()) if hints else None  # noqa: PLW0108  (as below)
         self._stream: TextIO | None = None
         self._attached: _Attached | None = None
+        self._latest_output: SharedOutput | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
@@ -161,13 +162,13 @@ class ConsoleStreamObserver(StreamObserver):
 
     @property
     def unread(self) -> bool:
-        """Whether nothing more is printed, since the output has no reader or cannot be written."""
-        return self._attached is not None and self._attached.output.dead
+        """Whether nothing more is printed, since the output has no reader or cannot be written; also after `aclose`."""
+        return self._latest_output is not None and self._latest_output.dead
 
     @property
     def failure(self) -> OSError | None:
-        """Why the output cannot be written, except that it has no reader."""
-        return None if self._attached is None else self._attached.output.lost_to
+        """Why the output cannot be written, except that it has no reader; also after `aclose`."""
+        return None if self._latest_output is None else self._latest_output.lost_to
 
     async def aclose(self) -> None:
         """Print what was gathered, remove the status, and leave the output."""
@@ -204,6 +205,7 @@ class ConsoleStreamObserver(StreamObserver):
             clock=lambda: self._clock(),  # noqa: PLW0108  (the clock may be replaced later)
         )
         self._attached = attached = _Attached(printer, gathering, status_wanted=self.status_wanted)
+        self._latest_output = attached.output
         with printer.output as output:
             output.members.append(self)
             if self.status_wanted and output.status is None:

@@ -280,13 +280,16 @@ export class Feed {
   }
 
   /**
-   * Ask first for the chains that are open: the server has them at hand, and what is over may have to be read from a record.
+   * Ask first for the chains that are open: the server has them at hand, and what is over may have to be read from a record. A run that is
+   * over has none.
    * @param {{run?: string, filter?: Record<string, any>, sort?: string}} wanted
    * @param {() => boolean} answered whether all rows are coming, so that these are no longer wanted
    * @returns {string | null} the query
    */
   askOpenChains({ run, filter, sort }, answered) {
     if (filter?.state !== undefined) return null;
+    const status = run === undefined ? undefined : this.store.runRows.get(run)?.status;
+    if (status !== undefined && status !== "running") return null;
     const query = { ...(run === undefined ? {} : { run }), ...(sort === undefined ? {} : { sort }) };
     return this.ask({ what: "chains", limit: OPEN_CHAINS, ...query, filter: { ...filter, state: "running" } }, (rows) => answered() || this.takeRows(/** @type {Row[]} */ (rows)), "open chains");
   }

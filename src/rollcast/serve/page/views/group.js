@@ -1,6 +1,6 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, memo, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
+import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
 import { alignTurns, cellsOf, compareIds } from "../group.js";
 import { chipsOf, filterRows, neighbour } from "../lists.js";
@@ -12,7 +12,7 @@ import { stateOf } from "../wall.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Doing } from "./doing.js";
-import { LooksAbout, LookSigns } from "./looks.js";
+import { LooksAbout, LookSigns, useLooks } from "./looks.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
 import { Stuck } from "./stuck.js";
@@ -139,66 +139,117 @@ function PartsOfAll({ runId, ids, members, rows }) {
 /** @param {{runId: string, rows: Row[], members: Member[], tokens: boolean, over: boolean}} props */
 function Columns({ runId, rows, members, tokens, over }) {
   const lines = alignTurns(members);
+  const looks = useLooks();
+  const again = useAgain();
+  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current;
+  const onScreen = useRef(/** @type {Set<string>} */ (new Set())).current;
+  const enter = useRef((/** @type {string} */ chain) => {
+    onScreen.add(chain);
+    again();
+    return () => void onScreen.delete(chain);
+  }).current;
   const at = new Map(members.map((member, i) => [member.view.chainId, i]));
   const count = Math.max(lines.length, 1);
   const best = over ? Math.max(...rows.map((row) => row.reward ?? -Infinity)) : Infinity;
   const worst = Math.min(...rows.map((row) => row.reward ?? Infinity));
   const largest = Math.max(...rows.map((row) => Math.abs(row.advantage ?? 0)), 1e-9);
+  const steps = lines.map((line) => line.step).join();
+  const drawsAll = rows.length <= MOST_COLUMNS;
+  const alike = lines.map((line) => (line.alike ? 1 : 0)).join("");
+  const column = (/** @type {Row} */ row) => {
+    const index = at.get(row.chain_id) ?? -1;
+    const view = members[index]?.view;
+    const running = row.state === "running" && view?.state !== "ended";
+    const shown = looks.filter((look) => look.chains.includes(row.chain_id));
+    /** @type {ColumnProps} */
+    const props = {
+      runId, row, alike, running, tokens, largest, enter,
+      steps: drawsAll || onScreen.has(row.chain_id) ? steps : null,
+      turns: view ? cellsOf(view, lines, index) : null,
+      advantage: view?.fields.advantage ?? row.advantage ?? null,
+      reward: view?.fields.reward ?? row.reward ?? null,
+      model: view?.fields.model ?? "",
+      best: best > worst && row.reward === best,
+      looks: shown.length ? shown : NO_LOOKS,
+    }; // prettier-ignore
+    const before = made.get(row.chain_id);
+    if (before !== undefined && ((!drawsAll && !onScreen.has(row.chain_id)) || isSame(props, before.props))) return before.column;
+    const column = html`<${Column} key=${row.chain_id} ...${props} />`;
+    made.set(row.chain_id, { props, column });
+    return column;
+  };
   return html`<section class=${`columns ${tokens ? "wide" : ""}`} style=${{ gridTemplateRows: `auto repeat(${count}, auto)` }} tabindex="0" aria-label="Chains side by side">
     <div class="column numbers" aria-hidden="true"><div class="column-head"></div>${lines.map((line) => html`<div class="turn-number" key=${line.step}>${line.step}</div>`)}</div>
-    ${rows.map((row) => html`<${Column} key=${row.chain_id} runId=${runId} row=${row} lines=${lines} index=${at.get(row.chain_id) ?? -1} member=${members[at.get(row.chain_id) ?? -1]}
-      tokens=${tokens} largest=${largest} best=${best > worst && row.reward === best} />`)}
+    ${rows.map(column)}
   </section>`;
 }
 
-/** @param {{runId: string, row: Row, lines: import("../group.js").Line[], index: number, member: Member | undefined, tokens: boolean, largest: number, best: boolean}} props */
-function Column({ runId, row, lines, index, member, tokens, largest, best }) {
+/** @type {import("../hints.js").Hint[]} */
+const NO_LOOKS = [];
+
+/** @param {Record<string, any>} one @param {Record<string, any>} other with the same names */
+function isSame(one, other) {
+  return Object.keys(one).every((name) => one[name] === other[name]);
+}
+
+/**
+ * A chain. `steps`: the numbers of the lines, with commas; null if it is not on screen, and its cells are not wanted. `alike`: a digit for each
+ * line, 1 if all chains did the same there; `turns`: what the chain did there, null if that is not known; `enter`: tells that it is on screen.
+ * @typedef {{runId: string, row: Row, steps: string | null, alike: string, turns: (Turn | null)[] | null, running: boolean, advantage: number | null,
+ *   reward: number | null, model: string, tokens: boolean, largest: number, best: boolean, looks: import("../hints.js").Hint[],
+ *   enter: (chain: string) => () => void}} ColumnProps
+ */
+
+/** @param {ColumnProps} props */
+function Column({ runId, row, steps, alike, turns, running, advantage, reward, model, tokens, largest, best, looks, enter }) {
   const { to, route } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
-  useFollowed(runId, row.chain_id, useOnScreen(place));
-  const view = member?.view;
-  const advantage = view?.fields.advantage ?? row.advantage ?? null;
-  const reward = view?.fields.reward ?? row.reward ?? null;
-  const running = row.state === "running" && view?.state !== "ended";
+  const seen = useOnScreen(place);
+  useFollowed(runId, row.chain_id, seen);
+  useEffect(() => (seen ? enter(row.chain_id) : undefined), [seen, row.chain_id, enter]);
   const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
-  const turns = lines.filter((line) => line.cells[index]).length;
+  const ended = !running && turns !== null ? turns.filter((turn) => turn !== null).length : -1;
   return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(row.chain_id, 120)}>
     <div class="column-head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} chain=${row.chain_id} /><span class="grow"></span>
+      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} looks=${looks} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
       <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
     </div>
-    <${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${view ? cellsOf(view, lines, index) : lines.map(() => null)} steps=${lines.map((line) => line.step).join()}
-      alike=${lines.map((line) => (line.alike ? 1 : 0)).join("")} ended=${!running && view ? turns : -1} tokens=${tokens} model=${view?.fields.model ?? ""} />
-    ${lines.length === 0 && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
+    ${steps && html`<${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} />`}
+    ${steps === "" && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
   </article>`;
 }
 
 /** The turns of a chain below each other; drawn again only if one of them has changed. `ended`: the line behind its last turn, or -1. */
 const TurnCells = memo(AllTurnCells);
 
-/** @param {{runId: string, chainId: string, turns: (Turn | null)[], steps: string, alike: string, ended: number, tokens: boolean, model: string}} props */
+/** @param {{runId: string, chainId: string, turns: (Turn | null)[] | null, steps: string, alike: string, ended: number, tokens: boolean, model: string}} props */
 function AllTurnCells({ runId, chainId, turns, steps, alike, ended, tokens, model }) {
   const { store } = usePage();
-  const numbers = steps.split(",");
+  const made = useRef(/** @type {Map<string, {props: CellProps & {shared: boolean}, cell: any}>} */ (new Map())).current;
   const pieces = piecesOf(model);
-  return turns.map((turn, i) => {
-    const spans = turn === null || turn.tail ? NO_SPANS : (store.tokens(runId, chainId)?.of(turn.step) ?? NO_SPANS);
+  return steps.split(",").map((number, i) => {
+    const turn = turns?.[i] ?? null;
+    const shared = alike[i] === "1";
+    if (turn === null) return html`<div class="turn-cell" key=${number}>${i === ended ? html`<span class="small muted">ended</span>` : ""}</div>`;
+    const spans = turn.tail ? NO_SPANS : (store.tokens(runId, chainId)?.of(turn.step) ?? NO_SPANS);
     const learned = spans.some((span) => span.ids.length > 1) ? pieces.version : 0; // what was learned since may divide them
-    return html`<div class=${`turn-cell ${alike[i] === "1" ? "shared" : ""}`} key=${numbers[i]}>${turn
-      ? html`<${Cell} runId=${runId} chainId=${chainId} turn=${turn} tokens=${tokens} model=${model} spans=${spans} count=${spans.length} learned=${learned} />`
-      : i === ended ? html`<span class="small muted">ended</span>` : ""}</div>`;
+    const props = { runId, chainId, turn, tokens, model, spans, count: spans.length, learned, shared };
+    const before = made.get(number);
+    if (before !== undefined && isSame(props, before.props)) return before.cell;
+    const cell = html`<div class=${`turn-cell ${shared ? "shared" : ""}`} key=${number}><${TurnCell} ...${props} /></div>`;
+    made.set(number, { props, cell });
+    return cell;
   });
 }
 
 /** @type {readonly import("../tokens.js").Span[]} */
 const NO_SPANS = [];
 
-/** One turn of one chain. */
-const Cell = memo(TurnCell);
+/** @typedef {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[], count: number, learned: number}} CellProps */
 
-/** @param {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[], count: number, learned: number}} props */
+/** One turn of one chain. @param {CellProps} props */
 function TurnCell({ runId, chainId, turn, tokens, model, spans }) {
   const label = `Tokens of turn ${turn.step} of ${chainId}`;
   if (tokens) {

@@ -121,9 +121,8 @@ export function LooksAbout({ chains, besides = null }) {
   })}</ul></section>`;
 }
 
-/** A sign for each hint that the chain shows, beside its name. @param {{chain: string}} props */
-export function LookSigns({ chain }) {
-  const looks = useLooks().filter((look) => look.chains.includes(chain));
+/** A sign for each hint that a chain shows, beside its name. @param {{looks: Look[]}} props */
+export function LookSigns({ looks }) {
   return looks.map((look) => html`<span key=${`${look.kind} ${look.subject}`} class="look-sign" role="img" aria-label=${look.sentence} title=${look.sentence}><${Sign} look=${look} /></span>`);
 }
 
