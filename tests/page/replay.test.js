@@ -9,7 +9,7 @@ import { rowAt, runRowAt, spanOf } from "../../src/rollcast/serve/page/past.js";
 import { Replay, speedOf } from "../../src/rollcast/serve/page/replay.js";
 import { Session } from "../../src/rollcast/serve/page/session.js";
 import { Store, chainKey } from "../../src/rollcast/serve/page/store.js";
-import { told } from "../../src/rollcast/serve/page/story.js";
+import { chainFromStory } from "../../src/rollcast/serve/page/story.js";
 
 const at = (seq, event_type, data = {}, more = {}) => ({
   event_type, chain_id: "c", timestamp: 100 + seq, data, step: null, depth: 0, seq, run_id: "r", group_id: "g", source: "", ...more,
@@ -61,7 +61,7 @@ test("a run is as it was, and can be replayed from its start to its end", () => 
 
 test("a story replaces what was seen in parts, and what came meanwhile counts once", () => {
   const since = [chunk(7, "three", 0, 13, 2), chunk(8, " four", 5, 14, 2)];
-  const { view, tokens, timeLine } = told(STORY, since);
+  const { view, tokens, timeLine } = chainFromStory(STORY, since);
   assert.equal(view.generation.text, "three four");
   assert.equal(view.messages.at(-1).content, "one two");
   assert.deepEqual(tokens.ids(1), [11, 12]);
@@ -71,15 +71,15 @@ test("a story replaces what was seen in parts, and what came meanwhile counts on
 });
 
 test("of a replay, the story counts up to what has passed", () => {
-  const { view, tokens } = told(STORY, [], { until: 3 });
+  const { view, tokens } = chainFromStory(STORY, [], { until: 3 });
   assert.equal(view.generation.text, "one ");
   assert.deepEqual(tokens.ids(1), [11]);
 });
 
 test("a story without the beginning replaces nothing", () => {
-  assert.equal(told(STORY.slice(2), []), null);
-  assert.equal(told([], []), null);
-  assert.equal(told([at(5, "chain_snapshot", { messages: [], state: "generating" })], []), null);
+  assert.equal(chainFromStory(STORY.slice(2), []), null);
+  assert.equal(chainFromStory([], []), null);
+  assert.equal(chainFromStory([at(5, "chain_snapshot", { messages: [], state: "generating" })], []), null);
 });
 
 test("the text of an open generation stays if the record has none of it", () => {

@@ -15,8 +15,8 @@ import { oneLine } from "./text.js";
  * @property {Target} target
  * @property {string | null} id under which the answer comes; null if there was no connection
  * @property {number} connection the number of the connection on which it was sent
- * @property {"sent" | "told" | "refused"} state
- * @property {string[]} chains that were told to end, as many as the answer names
+ * @property {"sent" | "accepted" | "refused"} state
+ * @property {string[]} chains that were asked to end, as many as the answer names
  * @property {{ending: number, notBegun: number, over: number}} counts
  * @property {string} message why it was refused
  */
@@ -75,7 +75,7 @@ export class Cancellations {
         request.state = "refused";
         request.message = `The server does not cancel it: ${notice.message}`;
       } else {
-        request.state = "told";
+        request.state = "accepted";
         request.chains = request.target.chain === undefined ? notice.chains : [request.target.chain];
         request.counts = notice.counts ?? { ending: notice.chains.length, notBegun: 0, over: 0 };
       }
@@ -90,7 +90,7 @@ function keyOf({ run, chain, group }) {
 }
 
 /**
- * What became of a request, in a sentence. `pending`: it may still change.
+ * The outcome of a request, in a sentence. `pending`: it may still change.
  * @param {Request} request
  * @param {object} known
  * @param {(chain: string) => Row | undefined} known.row
@@ -139,19 +139,19 @@ function ofChains({ chains, counts }, rowOf, run) {
   const all = ending + notBegun + over;
   const pending = running.length > 0 || (run !== null && run.status === "running");
   /** @type {string[]} */
-  const told = [];
+  const parts = [];
   if (running.length) {
     const names = running.slice(0, MAX_NAMED).map((row) => `${oneLine(row?.chain_id ?? "", 60)}${stillIn(row)}`).join(", ");
     const more = running.length > MAX_NAMED ? ` and ${(running.length - MAX_NAMED).toLocaleString("en")} more` : "";
-    told.push(`${count(ending)} of ${count(all)} chains ${ending === 1 ? "was" : "were"} told to end, and ${count(ending - running.length)} ${ending - running.length === 1 ? "has" : "have"}; not yet: ${names}${more}`);
+    parts.push(`${count(ending)} of ${count(all)} chains ${ending === 1 ? "was" : "were"} told to end, and ${count(ending - running.length)} ${ending - running.length === 1 ? "has" : "have"}; not yet: ${names}${more}`);
   } else {
-    told.push(`${count(ending)} of ${count(all)} chains ended`);
+    parts.push(`${count(ending)} of ${count(all)} chains ended`);
   }
-  if (otherwise) told.push(`${count(otherwise)} of them by ${otherwise === 1 ? "itself" : "themselves"}`);
-  if (over) told.push(`${count(over)} ${over === 1 ? "was" : "were"} over already`);
-  if (notBegun) told.push(`${count(notBegun)} had not begun and will not`);
+  if (otherwise) parts.push(`${count(otherwise)} of them by ${otherwise === 1 ? "itself" : "themselves"}`);
+  if (over) parts.push(`${count(over)} ${over === 1 ? "was" : "were"} over already`);
+  if (notBegun) parts.push(`${count(notBegun)} had not begun and will not`);
   const ended = run !== null && run.status !== "running" ? ` The run has ended: ${oneLine(String(run.status), 40)}.` : "";
-  return { sentence: `${told.join(", ")}.${ended}`, pending, failed: false };
+  return { sentence: `${parts.join(", ")}.${ended}`, pending, failed: false };
 }
 
 /** @param {Row | undefined} row */

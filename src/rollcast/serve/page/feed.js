@@ -1,4 +1,4 @@
-// What the views need, asked of the server and put into the store: one list of chains, the chains on screen, stories of ended chains.
+// Requests what the views need from the server, and puts it into the store: a list of chains, the chains on screen, stories of ended chains.
 
 import { chainKey } from "./store.js";
 
@@ -52,43 +52,43 @@ export class Feed {
     this.store = store;
     /** @type {Map<string, Question>} by the id of each page */
     this.asked = new Map();
-    /** @type {Set<string>} keys of chains whose story is being told */
+    /** @type {Set<string>} keys of chains whose story is being loaded */
     this.loading = new Set();
-    /** @type {Set<string>} keys of chains whose story was told as it stands; what a server lacks is not asked for again and again */
-    this.told = new Set();
+    /** @type {Set<string>} keys of chains whose story was loaded as far as the server has it, so that what it lacks is not requested again and again */
+    this.loaded = new Set();
     /** @type {Map<string, string[]>} what answers lack, by key of a chain, or `runs`, `steps`, `chains` */
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
-    /** @type {string | null} the one for the rows that come first */
+    /** @type {string | null} the query for the rows of open chains, which come first */
     this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
-    /** @type {Map<string, GoneRun>} runs that this page knows, and the server that answers now does not */
+    /** @type {Map<string, GoneRun>} runs that this page knows, and the server that it is connected to now does not */
     this.gone = new Map();
     this.welcomed = false;
     this.runsAnswered = false; // whether it is known which runs there are
     /** @type {string | null} the run whose record has told its runs, of a folder of records */
     this.toldOf = null;
-    /** @type {string[]} of the server */
+    /** @type {string[]} what the server can do, from its `welcome` */
     this.features = [];
-    /** @type {string | null} a run of the record that is opened, of a folder of records */
+    /** @type {string | null} with a folder of records: a run of the record that is shown */
     this.opened = null;
     /** @type {Map<string, number>} by key: since when the chains on screen are shown */
     this.shownSince = new Map();
-    /** @type {string | null} the subscription of a replay, which the views get everything from then */
+    /** @type {string | null} the subscription of a replay; during it, the views get everything from there */
     this.replayId = null;
     this.replays = 0;
     /** @type {{runId: string, chainIds: string[]}} chains that are shown token by token */
     this.shown = { runId: "", chainIds: [] };
     /** @type {{filter: Filter, options: {since?: string, speed?: number | "max" | null} | undefined} | null} what the list of events shows */
     this.listed = null;
-    /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} answers to what the feed did not ask, such as `cancel` */
+    /** @type {(notice: Extract<Notice, {kind: "done" | "refused"}>) => void} gets answers to requests of others, such as `cancel` */
     this.onAnswer = () => {};
   }
 
-  /** Take what the socket tells. @param {Notice[]} notices */
+  /** Take the socket's notices. @param {Notice[]} notices */
   take(notices) {
     for (const notice of notices) this.takeOne(notice);
     this.store.sessionChanged();
@@ -151,9 +151,9 @@ export class Feed {
     }
   }
 
-  /** Something of a run is missing: stories that were told before lack it. @param {string} runId */
+  /** Events of a run are missing, so the stories that were loaded before lack them. @param {string} runId */
   missed(runId) {
-    for (const key of this.told) if (key.startsWith(`${runId}\n`)) this.told.delete(key);
+    for (const key of this.loaded) if (key.startsWith(`${runId}\n`)) this.loaded.delete(key);
   }
 
   // -- runs and steps ---------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ export class Feed {
   takeRows(rows) {
     for (const row of rows) {
       const before = this.store.chainRows.get(row.run_id)?.get(row.chain_id)?.state;
-      if (before !== undefined && before !== row.state) this.told.delete(chainKey(row.run_id, row.chain_id));
+      if (before !== undefined && before !== row.state) this.loaded.delete(chainKey(row.run_id, row.chain_id));
     }
     this.store.takeChainRows(rows);
   }
@@ -341,7 +341,7 @@ export class Feed {
     this.shownSince = new Map(
       chainIds.map((chainId) => [chainKey(runId, chainId), this.shownSince.get(chainKey(runId, chainId)) ?? now]),
     );
-    this.told = new Set([...this.told].filter((key) => this.shownSince.has(key)));
+    this.loaded = new Set([...this.loaded].filter((key) => this.shownSince.has(key)));
     this.shown = { runId, chainIds: [...chainIds] };
     const filter = { runs: [runId], chains: [...chainIds].sort() };
     if (this.replayId !== null) this.line.update(this.replayId, this.replayFilter());
@@ -367,7 +367,7 @@ export class Feed {
   needsStory(runId, chainId, now) {
     const state = this.store.row(runId, chainId)?.state;
     const view = this.store.chain(runId, chainId);
-    if (state === undefined || this.told.has(chainKey(runId, chainId))) return false;
+    if (state === undefined || this.loaded.has(chainKey(runId, chainId))) return false;
     if (state === "running") {
       if (view === undefined) return this.replayId === null && now - (this.shownSince.get(chainKey(runId, chainId)) ?? now) > SNAPSHOT_S;
       return this.hasRecord && this.store.timeLines.get(chainKey(runId, chainId))?.whole === false && !this.store.gaps.has(chainKey(runId, chainId));
@@ -393,7 +393,7 @@ export class Feed {
   }
 
   /**
-   * Ask for the whole story of a chain; it replaces what events told of it.
+   * Ask for the whole story of a chain; it replaces what is known of it from events.
    * @param {string} runId
    * @param {string} chainId
    */
@@ -407,7 +407,7 @@ export class Feed {
   }
 
   /**
-   * Of a chain that runs the record has what happened so far. What comes meanwhile is kept, and follows it.
+   * If the chain is running, the record has what happened so far. Events that come meanwhile are kept, and applied after it.
    * @param {string} runId
    * @param {string} chainId
    * @param {string} key
@@ -428,14 +428,14 @@ export class Feed {
         this.loading.delete(key);
         this.store.sessionChanged();
         if (replays !== this.replays) return; // another moment is shown
-        this.told.add(key);
-        // Of a replay, the record has what is to come as well.
+        this.loaded.add(key);
+        // In a replay, the record also has what comes after the moment that is shown.
         const until = this.replayId === null ? Infinity : (this.store.chain(runId, chainId)?.asOf ?? -1);
         const found = this.store.retell(runId, chainId, story, until);
         this.store.taps.delete(key);
         if (found) this.missing.delete(key);
         if (this.store.row(runId, chainId)?.state === "running") return;
-        this.told.delete(key); // it ended meanwhile
+        this.loaded.delete(key); // it ended meanwhile
         this.askStories();
       },
     );
@@ -460,7 +460,7 @@ export class Feed {
       key,
       () => {
         this.loading.delete(key);
-        if (replays === this.replays) this.told.add(key);
+        if (replays === this.replays) this.loaded.add(key);
       },
     );
   }
@@ -468,19 +468,19 @@ export class Feed {
   // -- a replay -------------------------------------------------------------------------------------------------------------
 
   /**
-   * Show a run as it was, from a time on: the record's events pass at this speed and are all that the views get.
+   * Show a run as it was, from a time on: the views get only the record's events, at this speed.
    * @param {{runId: string, time: number, speed: number | "max"}} place `time` in seconds since the epoch; a speed of 0 waits there
    */
   replay({ runId, time, speed }) {
     for (const id of this.replayId === null ? ["runs", "chains", "events"] : [this.replayId]) this.line.unsubscribe(id);
     this.replays += 1;
     this.replayId = `replay-${this.replays}`;
-    this.told.clear();
+    this.loaded.clear();
     this.store.showMoment(time);
     this.line.replay(this.replayId, this.replayFilter(), { time, speed, ofRun: runId });
   }
 
-  /** Tokens pass only as long as chains are on screen. @returns {Filter} */
+  /** Tokens are subscribed to only while chains are on screen. @returns {Filter} */
   replayFilter() {
     return this.shown.chainIds.length ? {} : { types: WITHOUT_TOKENS };
   }
@@ -496,7 +496,7 @@ export class Feed {
     this.line.unsubscribe(this.replayId);
     this.replayId = null;
     this.replays += 1;
-    this.told.clear();
+    this.loaded.clear();
     this.store.showMoment(null);
     this.followRuns();
     if (this.listed !== null) this.followEvents(this.listed.filter, this.listed.options);

@@ -1,4 +1,4 @@
-// A message of the server as a frame of which each field that the page uses has the type that the protocol gives it. Pure.
+// Reads a server's message as a frame, in which each field that the page uses has the type that the protocol says. Pure.
 
 /** @typedef {import("./session.js").Frame} Frame */
 
@@ -50,7 +50,7 @@ const FIELDS = {
 };
 
 /**
- * The frame of a message; null if it is none. A field with a value of another type is left out, as one that is null.
+ * The frame in a message; null if there is none. A field with a value of a wrong type is left out, like one that is null.
  * @param {string} message
  * @returns {Frame | null}
  */

@@ -1,4 +1,4 @@
-// Where in the conversations of chains events are missing. Pure: it takes events, and how far the conversations were then.
+// Notes where events are missing in the conversation of a chain. Pure.
 
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
 /** @typedef {import("./chain_view.js").ChainView} ChainView */
@@ -33,7 +33,7 @@ export class Gaps {
     );
     const { from_seq: from, to_seq: to } = data;
     const gap = { after, from: Number.isSafeInteger(from) ? from : -1, to: Number.isSafeInteger(to) ? to : -1, reason: String(data.reason ?? ""), dropped };
-    if (this.all.some((each) => each.from === gap.from && each.to === gap.to && gap.to >= 0)) return; // told twice
+    if (this.all.some((each) => each.from === gap.from && each.to === gap.to && gap.to >= 0)) return; // the same gap again
     this.all.push(gap);
     if (this.all.length > MAX_GAPS) this.all.shift();
   }

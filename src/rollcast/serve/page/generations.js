@@ -1,11 +1,11 @@
-// What events tell of each generation of a chain besides its text: the version of the weights, the length of its prompt, and where a new
+// What events say about each generation of a chain besides its text: the version of the weights, the length of its prompt, and where a new
 // segment begins because the template showed the past differently. Pure.
 
 import { objectOf } from "./view_parts.js";
 
 /**
  * `policyVersion`: of the weights when it began. `promptTokens`: of its whole prompt. `depth`: turns since the last prompt that was rendered
- * afresh; null if the event does not say. `sampled`: its tokens, null while it goes on.
+ * anew; null if the event does not say. `sampled`: its tokens, null while it goes on.
  * @typedef {object} Generation
  * @property {number} step
  * @property {number | null} depth

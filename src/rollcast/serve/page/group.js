@@ -65,11 +65,11 @@ export function alignTurns(members) {
   });
 }
 
-/** What a column had when it was last asked for. @type {WeakMap<ChainView, (Turn | null)[]>} */
+/** The cells of a column when they were last requested. @type {WeakMap<ChainView, (Turn | null)[]>} */
 const CELLS = new WeakMap();
 
 /**
- * The cells of one chain: the same array as before if it has done nothing since but write, so that it need not be drawn again. The text of
+ * The cells of one chain: the same array as before if it has only written text since, so that it need not be drawn again. The text of
  * a turn that is being written may be older than its `tail`.
  * @param {ChainView} view
  * @param {readonly Line[]} lines

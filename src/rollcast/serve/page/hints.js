@@ -136,16 +136,16 @@ function quiet(rows, now) {
     for (const [i, each] of (tools.length ? tools : [""]).map((tool) => usualOf(rows, state, tool)).entries()) {
       if (i === 0 || each.least > usual.least) usual = each;
     }
-    const told = found.filter(({ silence }) => silence >= usual.least);
-    if (!told.length || usual.stays < (state === "generating" ? MIN_STAYS * told.length : 1)) continue;
-    const least = seconds(Math.min(...told.map(({ silence }) => silence)));
+    const quiet = found.filter(({ silence }) => silence >= usual.least);
+    if (!quiet.length || usual.stays < (state === "generating" ? MIN_STAYS * quiet.length : 1)) continue;
+    const least = seconds(Math.min(...quiet.map(({ silence }) => silence)));
     const [one, several, usually] = /** @type {[string, string, string]} */ (DOING[state]);
-    const who = told.length === 1 ? plainLine(told[0]?.row.chain_id ?? "", MAX_SHOWN) : `${told.length} chains`;
-    const nothing = told.length === 1 ? `has sent nothing for ${least}` : `have sent nothing for at least ${least}`;
-    let what = told.length === 1 ? one : several;
+    const who = quiet.length === 1 ? plainLine(quiet[0]?.row.chain_id ?? "", MAX_SHOWN) : `${quiet.length} chains`;
+    const nothing = quiet.length === 1 ? `has sent nothing for ${least}` : `have sent nothing for at least ${least}`;
+    let what = quiet.length === 1 ? one : several;
     if (state === "tool") what += tools.length ? ` the tool ${tools.map(shown).join(" and ")}` : " a tool";
     const sentence = `${who} ${what} and ${nothing}; the median ${usually} of this run took ${seconds(usual.median)}`;
-    hints.push(hint("quiet", sentence, told.map(({ row }) => row), null, tools.join(" and ") || state));
+    hints.push(hint("quiet", sentence, quiet.map(({ row }) => row), null, tools.join(" and ") || state));
   }
   return hints;
 }
@@ -266,10 +266,10 @@ function alikeAndWrong(rows) {
     const alike = (wrong.get(answer)?.length ?? 0) - found.length;
     if (elsewhere >= MIN_GROUP && alike >= elsewhere / 2) continue; // failing chains give this answer to other questions too
     const reference = found[0]?.reference ?? null;
-    const told = reference === null ? "" : `; the reference is ${shown(written(reference))}`;
+    const known = reference === null ? "" : `; the reference is ${shown(written(reference))}`;
     const sentence =
       `All ${found.length} chains of the group ${shown(name)} gave the same answer, ${shown(found[0]?.answer ?? "")}, ` +
-      `and got a reward of at most ${general(most)}${told}`;
+      `and got a reward of at most ${general(most)}${known}`;
     hints.push(hint("alike_and_wrong", sentence, found, name));
   }
   return hints;
@@ -299,7 +299,7 @@ const NUMBER = /(?:(?<![\p{L}\p{N}_.)])[-+\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\
 const FORMULA = /[\\/^√%{}]/u; // an answer that may say the same number in another way
 
 /**
- * Whether the answer contains the reference; null if that cannot be told, as for a formula or other objects.
+ * Whether the answer contains the reference; null if that cannot be decided, as for a formula or other objects.
  * @param {string} answer
  * @param {unknown} reference
  * @returns {boolean | null}
@@ -349,7 +349,7 @@ function truncated(rows) {
 // -- over several steps --------------------------------------------------------------------------------------------------------------------
 
 /**
- * What the row of a run tells of a training step's rollout, once it is over: `StepSummary` of hints.py. `ids`: some of its chains.
+ * The summary of a training step's rollout, which the row of its run has once it is over: `StepSummary` of hints.py. `ids`: some of its chains.
  * @typedef {object} StepSummary
  * @property {string} run_id
  * @property {number} chains how many chains ended with a reward
@@ -394,7 +394,7 @@ export function trendHints(steps) {
 }
 
 /**
- * Whether the reward rose by more than chance: by a tenth of its range, and twice the standard error.
+ * Whether the reward rose by more than chance explains: by a tenth of its range, and twice the standard error.
  * @param {readonly StepSummary[]} first
  * @param {readonly StepSummary[]} last
  */

@@ -79,7 +79,7 @@ export class Losses {
       this.end(runId);
       if (!complete) gaps.push(gap(key, last + 1, last + 1, `${this.why}; the run has ended meanwhile, and ${UNKNOWN}`, at, status ?? "unknown"));
     }
-    for (const run of lost ?? []) gaps.push(...this.told(run, at));
+    for (const run of lost ?? []) gaps.push(...this.gapsOfLost(run, at));
     if (answer.lost_more) gaps.push(gap(keyOf("", ""), 0, 0, `${this.why}: events of further runs (${answer.lost_more}); ${UNKNOWN}`, at));
     if (!complete && !gaps.length && !this.holes.size) gaps.push(gap(keyOf("", ""), 0, 0, `${this.why}; ${UNKNOWN}`, at));
     return gaps;
@@ -90,11 +90,11 @@ export class Losses {
    * @param {number} at
    * @returns {StreamEvent[]}
    */
-  told(run, at) {
+  gapsOfLost(run, at) {
     const key = keyOf(run.source ?? "", run.run_id ?? "");
     const ended = run.status === "running" ? null : String(run.status);
     const from = Math.max((this.last.get(key) ?? -1) + 1, run.from_seq ?? 0);
-    if (this.ended.has(run.run_id) || (run.to_seq < from && ended === null)) return []; // it came by another way
+    if (this.ended.has(run.run_id) || (run.to_seq < from && ended === null)) return []; // its events came in another way
     const reason = ended === null ? this.why : `${this.why}; run ${run.run_id} has ended (${ended})`;
     this.heard(key, run.to_seq, ended !== null);
     if (ended === null) this.holes.add(key); // its snapshots may be a little newer than this answer

@@ -45,7 +45,7 @@ function draw() {
   topics.tell(changed);
 }
 
-// A token that the server refuses is forgotten, so that a reload asks for a new one; one that it takes is kept for a reload.
+// A token that the server refuses is forgotten, so that a reload asks for a new one; one that it accepts is kept for a reload.
 let before = "";
 topics.listen("session", () => {
   const { phase, token } = socket.session;

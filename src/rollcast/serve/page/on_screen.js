@@ -46,7 +46,7 @@ export class OnScreen {
     };
   }
 
-  /** Ask anew for what is shown, since another moment is. */
+  /** Request what is shown again, since another moment is shown now. */
   renew() {
     this.asked = "";
     this.place();

@@ -1,4 +1,4 @@
-// How rows stood at an earlier moment, from how they stand now and from what the events until then told. Pure.
+// Rows as they were at an earlier moment, from the rows of now and the events until then. Pure.
 //
 // A replay shows a run as it was: a chain that had not begun is not there, one that had not ended runs, and what was learned from it later
 // is not known yet.
@@ -6,14 +6,14 @@
 /** @typedef {import("./store.js").Row} Row */
 /** @typedef {import("./chain_view.js").ChainView} ChainView */
 
-/** What only the end of a chain tells. */
+/** The fields that only the end of a chain sets. */
 const OF_THE_END = ["ended_at", "duration_s", "finish_reason", "reward", "metrics", "steps", "completion_tokens", "calls", "calls_failed", "tool_use", "truncated", "answer", "error", "error_where", "policy_last", "trajectory", "last", "times", "stays"]; // prettier-ignore
 const ACTIVITIES = new Set(["waiting", "generating", "tool", "scoring"]);
 
 /**
  * The row of a chain at a moment.
- * @param {Row} row as it stands now
- * @param {ChainView | undefined} view what the events until the moment tell
+ * @param {Row} row as it is now
+ * @param {ChainView | undefined} view the view after the events until the moment
  * @param {number} moment seconds since the epoch
  * @param {{learnedAt?: number | null, runEndedAt?: number | null}} [known] when a trainer learned from it, and when its run ended
  * @returns {Row | null} null if the chain had not begun
@@ -45,7 +45,7 @@ export function rowAt(row, view, moment, { learnedAt = null, runEndedAt = null }
 
 /**
  * The row of a run at a moment.
- * @param {Record<string, any>} row as it stands now
+ * @param {Record<string, any>} row as it is now
  * @param {readonly Row[]} chains the rows of its chains then; none if they are not known
  * @param {number} moment seconds since the epoch
  * @returns {Record<string, any> | null} null if the run had not begun
@@ -72,14 +72,14 @@ export function runRowAt(row, chains, moment) {
  * @param {Record<string, any>} row of the run
  * @param {readonly Record<string, any>[]} others rows of its chains, and of the runs in it
  * @param {number} now
- * @returns {{start: number, end: number, goesOn: boolean} | null} null as long as nobody knows when it began
+ * @returns {{start: number, end: number, goesOn: boolean} | null} null while it is not known when it began
  */
 export function spanOf(row, others, now) {
   if (typeof row.started_at !== "number") return null;
   const start = row.started_at;
   if (typeof row.ended_at === "number") return { start, end: Math.max(row.ended_at, start), goesOn: false };
   if (row.status === "running") return { start, end: Math.max(now, start), goesOn: true };
-  let end = start; // its end was lost
+  let end = start; // if its end was lost
   for (const each of others) {
     for (const at of [each.ended_at, each.last_event_at, each.started_at]) if (typeof at === "number") end = Math.max(end, at);
   }

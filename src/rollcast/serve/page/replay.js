@@ -1,8 +1,8 @@
-// A replay of a recorded run: where it is, how fast it goes, and asking for it. Without a DOM.
+// A replay of a recorded run: its position, its speed, and the requests for it. Without a DOM.
 //
-//   address ─show─▶ Replay ─replay─▶ feed, which fills the store with what passes, from snapshots on
+//   address ─show─▶ Replay ─replay─▶ feed, which fills the store with the replayed events, beginning with snapshots
 //
-// The store's `moment` is the time of the latest event that passed; `clock` goes on from there until the next one.
+// The store's `moment` is the time of the latest replayed event; `clock` advances from there until the next one.
 
 /** @typedef {import("./feed.js").Feed} Feed */
 /** @typedef {import("./store.js").Store} Store */
@@ -91,7 +91,7 @@ export class Replay {
     this.feed.endReplay();
   }
 
-  /** From now on `clock` goes on from where it is, at whatever speed. */
+  /** Restart `clock` from its current value, before the speed changes. */
   settle() {
     this.seen = this.clock;
     this.seenAt = this.now();

@@ -20,13 +20,13 @@ import { Losses } from "./losses.js";
  */
 
 /**
- * What the session tells its caller:
+ * What the session reports to its caller:
  *
  * - `events`: of a subscription, in order.
  * - `rows`: of a query; `changed` as with `watch`. `anew`: what came of this query before no longer counts, since it was asked again.
  * - `done`: a request is done; for `chain` with the `cursor` behind its events; `missing`: sentences about what an answer lacks; for
- *   `cancel` of a run or a group, `chains`: the ids of those that were told to end, as many as fit in the answer, and `counts`: how many
- *   were told to end, had not begun and will not, were over.
+ *   `cancel` of a run or a group, `chains`: the ids of chains that were asked to end, as many as fit in the answer, and `counts`: how many
+ *   were asked to end, had not begun and will not, and were over.
  * - `refused`: a request was not done; `code` is 400–503.
  * - `welcome`: a connection is made; `again`: it is not the first one.
  *
@@ -49,13 +49,13 @@ const ASK = 0.5; // after so many heartbeats without a message the page asks whe
 const MOST_PATIENCE = 5; // or so many times as long on a line on which an answer may stand behind a large message
 const ANSWER_S = 15; // for a connection, and for the first message on it
 const JUMP_S = 5; // if so much time passed between two ticks, the machine slept, or the browser did nothing else
-const WAKE_S = 3; // after which a server that is there has answered
+const WAKE_S = 3; // a server that is there has answered after this time
 const FIRST_PAUSE_S = 0.1; // before reconnecting; it doubles each time, up to
 const LONGEST_PAUSE_S = 10;
 const STEADY_S = 1; // after a connection that lasted so long, the pauses begin anew
 const UPDATE_S = 0.1; // a filter is changed no more often, however fast somebody scrolls
 const LATE_S = 2; // events this old are history
-const LULL_S = 0.3; // history has been told if nothing comes for so long
+const LULL_S = 0.3; // history is complete if nothing comes for so long
 const MAX_WAITING = 20_000; // events that wait while the page is paused, and
 const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; the server keeps the others
 
@@ -70,7 +70,7 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {boolean} open whether the server was asked on this connection
  * @property {boolean} confirmed whether the server has answered that
  * @property {boolean} late whether what comes is history
- * @property {number | null} movedAt when events of it came last, or the server answered; null: neither on this connection
+ * @property {number | null} movedAt when its latest events or the server's answer came; null: neither came on this connection
  * @property {boolean} held whether the server was told to stop, since too many events wait
  * @property {StreamEvent[]} parts of a batch that is not complete yet
  * @property {number} partsCame
@@ -184,7 +184,7 @@ export class Session {
     const lasted = this.phase === "open" ? this.now() - this.openedAt : 0;
     if (this.phase === "open") {
       this.reconnections += 1;
-      // Of a server that had stopped to answer, the last message is when it was there last.
+      // If the server had stopped answering, it was last there at its last message.
       this.lostAt = this.answerBy === null ? this.now() : this.heardAt;
       if (this.isSilent) this.patience = Math.min(this.patience * 2, MOST_PATIENCE);
     }
@@ -408,7 +408,7 @@ export class Session {
   /** Let events come again: those that waited first. @returns {Output} */
   resume() {
     this.paused = false;
-    const notices = this.waiting.map(({ id, events }) => this.told(id, events));
+    const notices = this.waiting.map(({ id, events }) => this.eventsNotice(id, events));
     this.waiting = [];
     this.waitingCount = this.waitingCharacters = 0;
     for (const each of this.subscriptions.values()) {
@@ -637,13 +637,13 @@ export class Session {
   }
 
   /**
-   * Events for the caller, or for later if it is paused.
+   * The notice for these events; none yet if the page is paused.
    * @param {string} id
    * @param {StreamEvent[]} events
    * @returns {Notice[]}
    */
   given(id, events) {
-    if (!this.paused) return events.length ? [this.told(id, events)] : [];
+    if (!this.paused) return events.length ? [this.eventsNotice(id, events)] : [];
     this.waiting.push({ id, events });
     this.waitingCount += events.length;
     return [];
@@ -654,7 +654,7 @@ export class Session {
    * @param {StreamEvent[]} events
    * @returns {Notice}
    */
-  told(id, events) {
+  eventsNotice(id, events) {
     return { kind: "events", id, events };
   }
 
@@ -666,8 +666,8 @@ export class Session {
 }
 
 /**
- * What a `subscribe` says of a record: the speed of a replay, and where it begins unless it has a cursor to go on from; which record of
- * several is meant; and that chains that are open there begin with snapshots.
+ * The fields of a `subscribe` that are about a record: the speed of a replay, and where it begins unless there is a cursor to continue
+ * from; which of several records is meant; and that open chains begin with snapshots.
  * @param {Subscription} subscription
  * @param {string[]} features of the server
  */

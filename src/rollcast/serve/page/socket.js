@@ -1,4 +1,4 @@
-// The session on a WebSocket: it connects, comes back, and gives the page what the session tells.
+// The session on a WebSocket: it connects, comes back, and gives the page the session's notices.
 
 import { Session } from "./session.js";
 

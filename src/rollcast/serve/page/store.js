@@ -7,7 +7,7 @@ import { Gaps } from "./gaps.js";
 import { Generations } from "./generations.js";
 import { rowAt, runRowAt } from "./past.js";
 import { RunViews } from "./run_view.js";
-import { told } from "./story.js";
+import { chainFromStory } from "./story.js";
 import { TimeLine } from "./time_line.js";
 import { Tokens } from "./tokens.js";
 
@@ -59,7 +59,7 @@ export class Store {
     this.generations = new Map();
     /** @type {Map<string, Gaps>} by key: where events of a chain are missing */
     this.gaps = new Map();
-    /** @type {Map<string, StreamEvent[]>} by key: what came of a chain since its story was asked for */
+    /** @type {Map<string, StreamEvent[]>} by key: the events of a chain since its story was requested */
     this.taps = new Map();
     /** @type {number | null} the moment of a replay that is shown, in seconds since the epoch; null: now */
     this.moment = null;
@@ -179,17 +179,17 @@ export class Store {
   }
 
   /**
-   * Put the story of a chain in place of what was seen of it, if it has its beginning. `taps` has to have what came since it was asked for.
+   * Replace what was seen of a chain with its story, if that has the chain's beginning. `taps` must have the events that came since it was requested.
    * @param {string} runId
    * @param {string} chainId
    * @param {StreamEvent[]} story
    * @param {number} until the last `seq` that counts
-   * @returns {boolean} whether it has
+   * @returns {boolean} whether it has the beginning
    */
   retell(runId, chainId, story, until) {
     const key = chainKey(runId, chainId);
     const view = this.chain(runId, chainId);
-    const found = told(story, this.taps.get(key) ?? [], { until, before: view && { view, tokens: this.tracks.get(key) } });
+    const found = chainFromStory(story, this.taps.get(key) ?? [], { until, before: view && { view, tokens: this.tracks.get(key) } });
     if (found === null) return false;
     if (view === undefined) this.applyOne(/** @type {StreamEvent} */ (story[0])); // so that its run knows of it
     this.views.replace(runId, chainId, found.view);
@@ -204,7 +204,7 @@ export class Store {
 
   // -- another moment ----------------------------------------------------------------------------------------------------------
 
-  /** Show another moment: forget what events told. @param {number | null} moment seconds since the epoch; null: now */
+  /** Show another moment: forget everything from events. @param {number | null} moment seconds since the epoch; null: now */
   showMoment(moment) {
     this.moment = moment;
     this.views = new RunViews();
@@ -214,7 +214,7 @@ export class Store {
     this.touched();
   }
 
-  /** The events of a replay have passed. @param {StreamEvent[]} events */
+  /** Take the events of a replay. @param {StreamEvent[]} events */
   passed(events) {
     for (const event of events) {
       if (this.moment !== null && typeof event.timestamp === "number" && event.timestamp > this.moment) this.moment = event.timestamp;
@@ -299,7 +299,7 @@ export class Store {
   }
 
   /**
-   * Forget what events told of a chain: before its story is asked for, or when it has left the screen.
+   * Forget what is known of a chain from events: before its story is requested, or when it has left the screen.
    * @param {string} runId
    * @param {string} chainId
    */
@@ -374,7 +374,7 @@ export class Store {
   takeRunRows(rows) {
     for (const row of rows) {
       const known = this.runRows.get(row.run_id);
-      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run. A list of records told the record that it is in.
+      // Without a record, a server forgets chains that ended long ago, and can no longer summarize their run. The list of records had said which record it is in.
       const kept = { summary: row.summary ?? known?.summary, record: row.record ?? known?.record };
       this.runRows.set(row.run_id, { ...row, ...Object.fromEntries(Object.entries(kept).filter(([, value]) => value !== undefined)) });
       this.then.delete(row.run_id);

@@ -1,4 +1,4 @@
-// Puts the whole story of a chain in place of what was seen of it in parts, without losing what came while the story was read. Pure.
+// Replaces the parts of a chain that were seen with its whole story from a record, and keeps what came while that was read. Pure.
 
 import { ChainView } from "./chain_view.js";
 import { TimeLine } from "./time_line.js";
@@ -7,21 +7,21 @@ import { Tokens } from "./tokens.js";
 /** @typedef {import("./chain_view.js").StreamEvent} StreamEvent */
 
 /**
- * @typedef {object} Told
+ * @typedef {object} ChainFromStory
  * @property {ChainView} view
  * @property {Tokens} tokens
  * @property {TimeLine} timeLine
  */
 
 /**
- * What a story tells, and then what came since.
+ * The chain after the events of its story, and those that came since.
  * @param {readonly StreamEvent[]} story the events of a chain from a record, in order
- * @param {readonly StreamEvent[]} since what came of it while the story was asked for; what the story has as well counts once
+ * @param {readonly StreamEvent[]} since the events that came while the story was read; those that the story has, too, are applied once
  * @param {{until?: number, before?: {view: ChainView, tokens: Tokens | undefined} | undefined}} [options] `until`: the last `seq` of the story that
  *   counts; `before`: what was known, for the text of an open generation, which not every record has
- * @returns {Told | null} null if the story lacks the chain's beginning, so that it is no better than what was seen
+ * @returns {ChainFromStory | null} null if the story lacks the chain's beginning, so that it is no better than what was seen
  */
-export function told(story, since, { until = Infinity, before } = {}) {
+export function chainFromStory(story, since, { until = Infinity, before } = {}) {
   const view = new ChainView();
   const tokens = new Tokens();
   const timeLine = new TimeLine();

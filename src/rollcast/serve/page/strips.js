@@ -9,14 +9,14 @@ import { callProbability } from "./segments.js";
 /** @typedef {import("./turns.js").Turn} Turn */
 
 /**
- * What a turn did, in a cell. `tool`: the name of its first call, null if it has none. `sign`: a few characters of what it chose.
+ * What a turn did, in a cell. `tool`: the name of its first call, null if it has none. `sign`: a few characters of what the call passes.
  * @typedef {object} StripCell
  * @property {number} step
  * @property {"call" | "failed" | "said" | "cut" | "generating" | "waiting"} kind `cut`: it ended at its limit of tokens
  * @property {string | null} tool
  * @property {string} sign
  * @property {string} words for a title
- * @property {number | null} p the probability of what it passed, null if it is not known
+ * @property {number | null} p the probability of its call, or without a call that of its least likely token; null if it is not known
  */
 
 /**
@@ -60,7 +60,7 @@ function leastOf(segments) {
 }
 
 /**
- * The tools that are called, those that are called most first; with the letters that stand for them, which differ.
+ * The tools that are called, by falling number of calls, each with a letter of its own.
  * @param {Iterable<StripCell>} cells
  * @returns {Map<string, {letter: string, place: number, calls: number}>}
  */
@@ -82,7 +82,7 @@ export function toolsOf(cells) {
 }
 
 /**
- * By chain and place of the turn: the mean reward of all chains that went the same way up to there. Where it falls, a decision was bad.
+ * By chain and place of the turn: the mean reward of all chains that made the same decisions up to there. If it falls, a decision was bad.
  * @param {readonly Member[]} members
  * @returns {Map<string, (number | null)[]>}
  */

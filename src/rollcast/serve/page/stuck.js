@@ -1,4 +1,4 @@
-// Where a run is stuck: chains of which nothing came for much longer than their state usually lasts. Pure.
+// Where a run is stuck: chains that have sent nothing for much longer than their state usually lasts. Pure.
 
 import { usualOf } from "./hints.js";
 
@@ -9,14 +9,14 @@ import { usualOf } from "./hints.js";
  * @typedef {{row: Row, silence: number, activity: string, tools: string[], usual: number | null}} Stuck
  */
 
-const MIN_STAYS = 8; // that have ended, for a median
-const UNKNOWN_S = 30; // quiet for so long is worth telling although nothing is known to compare with
-const GENERATING_S = 60; // rows tell nothing of tokens, so a generation is only known not to have ended
+const MIN_STAYS = 8; // a median needs this many stays that have ended
+const UNKNOWN_S = 30; // being quiet for so long is worth showing even if there is nothing to compare it with
+const GENERATING_S = 60; // rows do not show tokens, so all that is known of a generation is that it has not ended
 
 /**
  * @param {readonly Row[]} rows of one run
  * @param {number} now seconds since the epoch, on the clock of the events
- * @param {readonly Row[]} [all] the rows from which is learned what is usual
+ * @param {readonly Row[]} [all] the rows that show what is usual
  * @returns {Stuck[]} the one that is quiet for longest first
  */
 export function stuckOf(rows, now, all = rows) {

@@ -51,7 +51,7 @@ export function takeToken(window_ = window) {
     if (token !== null) sessionStorage.setItem(key, token);
     return token ?? sessionStorage.getItem(key);
   } catch {
-    return token; // the browser keeps nothing for this page; the token lasts until it is reloaded
+    return token; // the browser stores nothing for this page; the token is lost when it is reloaded
   }
 }
 
@@ -65,7 +65,7 @@ export function tokenInAddress(hash) {
 }
 
 /**
- * Keep the token for this tab, as one that the server has taken.
+ * Keep the token for this tab, since the server has accepted it.
  *
  * @param {string} token
  * @param {{location: Location, sessionStorage: Storage}} [window_]
@@ -74,7 +74,7 @@ export function keepToken(token, window_ = window) {
   try {
     window_.sessionStorage.setItem(storageKey(window_.location.pathname), token);
   } catch {
-    // the browser keeps nothing for this page; the token lasts until it is reloaded
+    // the browser stores nothing for this page; the token is lost when it is reloaded
   }
 }
 

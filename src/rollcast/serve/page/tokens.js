@@ -80,7 +80,7 @@ export class Tokens {
   }
 
   /**
-   * Take the tokens of a step as another one has them.
+   * Take over the tokens of a step from another `Tokens`.
    * @param {number | null} step
    * @param {Tokens | undefined} other
    */

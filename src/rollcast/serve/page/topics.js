@@ -1,4 +1,4 @@
-// Who wants to be told of which change. The store marks what has changed; once a frame those who draw it are told. Pure.
+// Who listens to which change. The store marks what has changed; once a frame, the listeners that draw it are called. Pure.
 
 import { chainKey } from "./store.js";
 

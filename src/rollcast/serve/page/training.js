@@ -77,7 +77,7 @@ export function addressOf(runs, id) {
 const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the latest
 
 /**
- * The summaries of the rollouts of a training that are over, in order.
+ * The summaries of the rollouts of a training that have ended, in order.
  * @param {RunRow[]} runs
  * @param {string | null} id
  * @param {string | undefined} until the last step that counts; undefined: the latest one

@@ -38,11 +38,11 @@ import { textOf } from "./view_parts.js";
  */
 
 /**
- * A message that no turn of the model is: the prompt, and what came from outside later.
- * @typedef {{kind: "message", role: string, text: string, prompt: boolean, first: number}} Told
+ * A message that the model did not write: the prompt, or one that came from outside later.
+ * @typedef {{kind: "message", role: string, text: string, prompt: boolean, first: number}} PlainMessage
  */
 
-/** @typedef {Turn | Told} Item */
+/** @typedef {Turn | PlainMessage} Item */
 
 /**
  * The conversation, in order. Do not change the list.

@@ -13,7 +13,7 @@ const PLAIN = /^[\x20-\x7e\n\t]*$/; // most texts, which need no closer look
 
 /**
  * Preact's `h`, except that a character that cannot be seen, or that reorders others, becomes an escape in every text and every name of an
- * element. A view may thus show what comes from outside as it came.
+ * element. So a view may show text from outside unchanged.
  * @param {any} type
  * @param {Record<string, any> | null} props
  * @param {any[]} children

@@ -1,4 +1,4 @@
-// Cancels a chain, a group or a run, if the link that opened the page allows it. It asks once more before it does, and tells what became
+// Cancels a chain, a group or a run, if the link that opened the page allows it. It asks for confirmation, and then says what became
 // of it.
 
 import { html, useAgain, useEffect, useKeys, usePage, useRef, useState, useTopics } from "../ui.js";

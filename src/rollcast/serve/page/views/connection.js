@@ -1,4 +1,4 @@
-// The word in the header that tells how the page stands, and above the view what a person should know or do about the connection.
+// The word in the header for the state of the page; above the view, what a person should know or do about the connection.
 
 import { html, useAgain, useEffect, usePage, useRef, useState, useTicks } from "../ui.js";
 import { adviceOn } from "../advice.js";

@@ -83,7 +83,7 @@ export function Curve({ lines, last, chosen, unit }) {
   };
   const names = placed(shown, y, HEIGHT - BOTTOM);
   const end = Math.max(...shown.map((line) => line.points.at(-1)?.[0] ?? 0));
-  const told = reading === null ? null : shown.map((line) => [line.name, line.points.find((point) => point[0] === reading)?.[1]]).filter((each) => each[1] !== undefined);
+  const atStep = reading === null ? null : shown.map((line) => [line.name, line.points.find((point) => point[0] === reading)?.[1]]).filter((each) => each[1] !== undefined);
   return html`<div class="curve" ref=${place} role="group" tabindex="0" aria-label="Curve; arrow keys go from step to step, Enter shows its chains" onKeyDown=${onKeyDown}
       onFocus=${(/** @type {FocusEvent} */ event) => /** @type {HTMLElement} */ (event.currentTarget).matches(":focus-visible") && read(known.at(-1) ?? null)} onBlur=${() => read(null)}>
     <svg
@@ -113,7 +113,7 @@ export function Curve({ lines, last, chosen, unit }) {
       </g>`)}
       ${width >= 480 && names.map(({ line, at }) => html`<text class=${line.kind} x=${Math.min(x(end) + 10, width - right + 8)} y=${at + 4}>${oneLine(line.name, 18)} ${fixed(line.points.at(-1)?.[1], unit ? 2 : 3)}</text>`)}
     </svg>
-    <div class="reading" aria-live="polite">${told && told.length > 0 ? `step ${reading}: ${told.map((each) => `${each[0]} ${fixed(/** @type {number} */ (each[1]), unit ? 2 : 4)}`).join(" · ")}` : ""}</div>
+    <div class="reading" aria-live="polite">${atStep && atStep.length > 0 ? `step ${reading}: ${atStep.map((each) => `${each[0]} ${fixed(/** @type {number} */ (each[1]), unit ? 2 : 4)}`).join(" · ")}` : ""}</div>
     ${width < 480 && html`<div class="legend">${shown.map((line) => html`<span class=${{ mean: "accent", sampled: "good", greedy: "muted" }[line.kind]}>${{ mean: "—", sampled: "○", greedy: "□" }[line.kind]} ${oneLine(line.name, 40)} ${fixed(line.points.at(-1)?.[1])}</span>`)}</div>`}
   </div>`;
 }

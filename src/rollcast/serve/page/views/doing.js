@@ -4,7 +4,7 @@ import { html, usePage, useTicks } from "../ui.js";
 import { duration } from "../format.js";
 import { oneLine } from "../text.js";
 
-const TOLD_S = 3; // shorter times are not told
+const SHOWN_S = 3; // shorter times are not shown
 
 /** @type {Record<string, string>} */
 const WORDS = { waiting: "between two turns", generating: "generating", tool: "in a tool", scoring: "waiting for its reward" };
@@ -20,5 +20,5 @@ export function Doing({ row }) {
   const { store } = usePage();
   useTicks(1000);
   const seconds = typeof row.last_event_at === "number" ? Math.floor(store.now - row.last_event_at) : 0;
-  return html`<span class="accent">${doingWords(row)}${seconds >= TOLD_S ? ` for ${seconds < 60 ? `${seconds} s` : duration(seconds)}` : ""}</span>`;
+  return html`<span class="accent">${doingWords(row)}${seconds >= SHOWN_S ? ` for ${seconds < 60 ? `${seconds} s` : duration(seconds)}` : ""}</span>`;
 }

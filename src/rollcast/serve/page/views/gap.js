@@ -30,8 +30,8 @@ export function GapBlock({ runId, chainId, gap }) {
   const key = chainKey(runId, chainId);
   const loading = feed.loading.has(key);
   const what = gap === null ? "Events of this chain are missing" : Gaps.words(gap);
-  const lacks = feed.told.has(key) ? "; the record does not have them" : feed.hasRecord ? "" : "; there is no record to read them from";
+  const lacks = feed.loaded.has(key) ? "; the record does not have them" : feed.hasRecord ? "" : "; there is no record to read them from";
   return html`<div class="block gap" role="note">${oneLine(what, 300)}${loading ? "" : lacks}.
     ${loading && html`<span class="muted">Reading the record …</span>`}
-    ${!loading && feed.hasRecord && !feed.told.has(key) && html`<button class="small-button" onClick=${() => feed.askStory(runId, chainId)}>Load</button>`}</div>`;
+    ${!loading && feed.hasRecord && !feed.loaded.has(key) && html`<button class="small-button" onClick=${() => feed.askStory(runId, chainId)}>Load</button>`}</div>`;
 }

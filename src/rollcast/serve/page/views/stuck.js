@@ -1,4 +1,4 @@
-// Where a run is stuck: its quiet chains, for how long they are quiet, what is usual, and a button to cancel each.
+// Where a run is stuck: its quiet chains, how long they have been quiet, what is usual, and a button to cancel each.
 
 import { html, usePage, useTicks } from "../ui.js";
 import { clock, duration } from "../format.js";
