@@ -253,7 +253,7 @@ async def test_whatever_the_order_of_steps_no_row_is_lost(seed):
     stepped.look()
 
     def told(rows):
-        names = ("state", "group_id", "reward", "calls", "finish_reason")
+        names = ("state", "group_id", "reward", "calls", "steps", "finish_reason", "ended_at", "index")
         return {(row["run_id"], row["chain_id"]): [row.get(name) for name in names] for row in rows}
 
     expected = told([*stepped.whole.ended_rows(), *stepped.whole.open_rows()])

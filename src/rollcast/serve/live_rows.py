@@ -216,8 +216,8 @@ class LiveRows(StreamObserver):
                 self._mend_ended(key, row)
 
     def _mend_open(self, key: Key, row: dict[str, Any]) -> None:
-        if _began_at(row) < _began_at(self._open_row(key)):
-            return  # an earlier attempt
+        if _is_before(row, self._open_row(key)):
+            return
         if row.get("state") == "running":
             if self._known.get(key) != row:
                 self._known[key] = row
@@ -231,7 +231,7 @@ class LiveRows(StreamObserver):
         known = self._ended.get(key)
         if (
             known is None
-            or _began_at(row) > _began_at(known)
+            or _is_before(known, row)
             or known.get("state") == "lost" != row.get("state")
         ):
             self._end(key, row)
@@ -328,9 +328,10 @@ class LiveRows(StreamObserver):
         return told
 
 
-def _began_at(row: dict[str, Any]) -> float:
-    began: float | None = row.get("started_at")
-    return began or 0.0
+def _is_before(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the row is of an earlier attempt. The starts of one attempt may differ a little: a snapshot's is not the event's time."""
+    ended, began = row.get("ended_at"), other.get("started_at")
+    return ended is not None and began is not None and ended < began
 
 
 def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:
