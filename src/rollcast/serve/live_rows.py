@@ -229,11 +229,7 @@ class LiveRows(StreamObserver):
 
     def _mend_ended(self, key: Key, row: dict[str, Any]) -> None:
         known = self._ended.get(key)
-        if (
-            known is None
-            or _is_before(known, row)
-            or known.get("state") == "lost" != row.get("state")
-        ):
+        if known is None or _is_before(known, row) or known.get("state") == "lost" != row.get("state"):
             self._end(key, row)
             return
         learned = {name: row[name] for name in _LEARNED if row.get(name) not in (None, known.get(name))}

@@ -119,7 +119,7 @@ export class Feed {
         }
         this.asked.delete(/** @type {string} */ (notice.id));
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
-        if (notice.kind === "refused" && notice.code === UNAVAILABLE && notice.id === this.watching) this.watchAgain(notice.id);
+        if (notice.kind === "refused" && notice.code === UNAVAILABLE && notice.id === this.watching) this.watchAgain();
         question.open -= 1;
         if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
@@ -307,8 +307,9 @@ export class Feed {
     this.store.takeChainRows(rows);
   }
 
-  /** The server could not go on with the rows that are followed: ask for all of them in a moment. @param {string} id */
-  watchAgain(id) {
+  /** The server could not go on with the rows that are followed: ask for all of them in a moment. */
+  watchAgain() {
+    const id = this.watching;
     this.later(() => this.watching === id && this.watchChains(this.watched), AGAIN_S * 1000);
   }
 
