@@ -20,6 +20,8 @@ const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
 const MAX_GONE = 64;
+const AGAIN_S = 1; // after the server could not go on with the rows that are followed, they are asked for again
+const UNAVAILABLE = 503;
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -60,6 +62,8 @@ export class Feed {
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
+    /** @type {{run?: string, filter?: Record<string, any>, sort?: string, limit?: number}} what it asks for */
+    this.watched = {};
     /** @type {string | null} the query for the rows of open chains, which come first */
     this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
@@ -105,6 +109,7 @@ export class Feed {
         if (question === undefined) break;
         if (notice.id === this.watching && notice.total !== null) this.total = notice.total;
         question.onRows(notice.rows, notice.anew);
+        this.lacks(question.about, notice.missing ?? []);
         if (notice.next !== null && question.query.limit === undefined) this.goOn(question, notice.next);
         break;
       }
@@ -117,6 +122,7 @@ export class Feed {
         }
         this.asked.delete(/** @type {string} */ (notice.id));
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
+        if (notice.kind === "refused" && notice.code === UNAVAILABLE && notice.id === this.watching) this.watchAgain();
         question.open -= 1;
         if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
@@ -279,6 +285,7 @@ export class Feed {
    */
   watchChains(wanted) {
     this.unwatchChains();
+    this.watched = wanted;
     this.total = null;
     let answered = false;
     this.opening = this.askOpenChains(wanted, () => answered);
@@ -318,6 +325,12 @@ export class Feed {
       if (before !== undefined && before !== row.state) this.loaded.delete(chainKey(row.run_id, row.chain_id));
     }
     this.store.takeChainRows(rows);
+  }
+
+  /** The server could not go on with the rows that are followed: ask for all of them in a moment. */
+  watchAgain() {
+    const id = this.watching;
+    this.later(() => this.watching === id && this.watchChains(this.watched), AGAIN_S * 1000);
   }
 
   unwatchChains() {
