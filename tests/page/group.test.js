@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { ChainView } from "../../src/rollcast/serve/page/chain_view.js";
-import { alignTurns, byAnswer, byReward, cellsOf, byToolPath, compareIds, decisionOf, placeTree, turnLabel, whereTheyPart } from "../../src/rollcast/serve/page/group.js";
+import { alignTurns, cellsOf, compareIds, placeTree, turnLabel, whereTheyPart } from "../../src/rollcast/serve/page/group.js";
 import { RunViews } from "../../src/rollcast/serve/page/run_view.js";
 import { Tokens } from "../../src/rollcast/serve/page/tokens.js";
 import { itemsOf, turnsOf } from "../../src/rollcast/serve/page/turns.js";
@@ -88,8 +88,7 @@ test("every chain of the recorded cases has turns, whatever its events hold", ()
   }
 });
 
-test("chains stand by reward, and by id as a person counts", () => {
-  assert.deepEqual(byReward([running(), wrong(), right()]).map(({ view }) => view.chainId), ["chain_0", "chain_10", "chain_2"]);
+test("chains stand by id as a person counts", () => {
   assert.ok(compareIds("chain_2", "chain_10") < 0);
 });
 
@@ -149,22 +148,6 @@ test("an empty group and a group of one have a tree", () => {
   const { places } = placeTree(whereTheyPart([right()]));
   assert.equal(places.length, 2);
   assert.equal(places[1].alone.length, 3);
-});
-
-test("the decision of a turn is where the model was least sure", () => {
-  const spans = [-0.1, -2, -0.3].map((logprob, i) => ({ at: i, end: i + 1, text: `${i}`, ids: [i], logprobs: [logprob] }));
-  assert.equal(decisionOf(spans).span.text, "1");
-  assert.ok(Math.abs(decisionOf(spans).p - Math.exp(-2)) < 1e-12);
-  assert.equal(decisionOf([]), null);
-});
-
-test("chains cluster by answer and by the tools that they called", () => {
-  const members = [right(), wrong(), running(), member("chain_3", [[8, "higher"], [12, "lower"], [10, "correct"]], { answer: "Found it.", reward: 0.5 })];
-  assert.deepEqual(byAnswer(members), [
-    { label: "Found it.", chains: ["chain_0", "chain_3"], reward: 0.75 },
-    { label: "I give up.", chains: ["chain_10"], reward: 0 },
-  ]);
-  assert.deepEqual(byToolPath(members).map((each) => [each.label, each.chains.length]), [["guess ×2", 2], ["guess ×3", 2]]);
 });
 
 test("a group of 64 chains of 300 turns is aligned, and parts in its last turn", () => {

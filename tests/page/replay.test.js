@@ -228,3 +228,18 @@ test("the session asks for a replay by its time, and after a lost connection goe
   session.opened();
   assert.deepEqual(session.receive(welcome).frames, [{ ...about, since: "x.6", speed: 0 }]);
 });
+
+test("an address that stops a replay names the moment that is shown", () => {
+  const { line, said } = noted();
+  const store = new Store();
+  const feed = new Feed(line, store);
+  const replay = new Replay(feed, store, () => 0);
+  replay.show({ runId: "r", start: 100, at: 5, speed: 1 });
+  store.moment = 111; // it has gone on since
+  replay.show({ runId: "r", start: 100, at: 5, speed: 1, playing: false });
+  assert.deepEqual(said.filter(([kind]) => kind === "replay").at(-1)[3], { time: 105, speed: 0, ofRun: "r" });
+  assert.equal(replay.clock, 105);
+  const before = said.length;
+  replay.show({ runId: "r", start: 100, at: 5, speed: 1, playing: false }); // another view of the same moment
+  assert.equal(said.length, before);
+});

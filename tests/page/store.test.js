@@ -120,6 +120,28 @@ test("runs are followed: a new run is asked for at once, others in a moment", ()
   assert.equal(store.views.runs.get("r").fields.expected_chains, 4);
 });
 
+test("rows that are followed say what they lack, and are asked for again after the server could not go on", () => {
+  const { store, feed, sent, say, due } = made();
+  feed.watchChains({ run: "r" });
+  const watched = sent.at(-1);
+  assert.equal(watched.watch, true);
+  say({ type: "rows", id: watched.id, rows: [row(0)], total: 1, missing: ["a row is missing"] });
+  assert.deepEqual(feed.missing.get("chains"), ["a row is missing"]);
+  say({ type: "error", id: watched.id, code: 503, message: "more rows have changed than were kept" });
+  assert.deepEqual(feed.missing.get("chains"), ["a row is missing", "more rows have changed than were kept"]);
+  due.at(-1).action();
+  const again = sent.at(-1);
+  assert.deepEqual([again.watch, again.run], [true, "r"]);
+  assert.notEqual(again.id, watched.id);
+  assert.equal(feed.missing.get("chains"), undefined);
+  say({ type: "rows", id: again.id, rows: [row(0), row(1)], total: 2 });
+  assert.ok(store.row("r", "chain_1"));
+  say({ type: "error", id: again.id, code: 400, message: "the query is wrong" });
+  assert.equal(sent.at(-1), again);
+  say({ type: "error", id: again.id, code: 503, message: "gone" });
+  assert.equal(due.length, 1);
+});
+
 test("every page of an answer is asked for, and only one if there is a limit", () => {
   const { store, feed, sent, say } = made();
   feed.watchChains({ run: "r" });

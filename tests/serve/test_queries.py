@@ -133,7 +133,9 @@ async def test_chains_that_are_open_and_chains_that_are_over(kept):
         begin(stack, run, 10)
         rows, total, last = await ask(kept, "chains", filter={"state": "running"})
         assert total == 3
-        assert last.missing == []  # the memory has everything that a record would have
+        assert last.missing == []
+        for what in ("runs", "chains", "steps"):
+            assert (await ask(kept, what))[2].missing == []  # no record, and nothing was let go
 
 
 async def test_the_rows_are_those_of_the_record(stage, tmp_path):

@@ -202,6 +202,15 @@ class Skeleton:
             del self._chains[key]
             self.totals.open_chains -= 1
 
+    def end_unseen(self, run_id: str, chain_id: str) -> None:
+        """The chain has ended, and its end was not among the events: it is no longer open, and later events do not open it again."""
+        if self._chains.pop((run_id, chain_id), None) is None:
+            return
+        self.totals.open_chains -= 1
+        run = self.runs.get(run_id)
+        if run is not None:
+            run.ended.add(chain_id)
+
     def row_so_far(self, run_id: str, chain_id: str) -> dict[str, Any]:
         """The row of an open chain as it stands.
 

@@ -242,6 +242,9 @@ class HintWatch:
         if not self._has_room(event):
             return
         self._runs.apply(event)
+        for dropped in self._runs.dropped:
+            self._followed.pop(dropped, None)
+            self._closed.pop(dropped, None)
         run = self._runs.runs.get(run_id)
         if run is None:
             return
@@ -301,9 +304,7 @@ class HintWatch:
         return changes
 
     def _follow(self, run: RunView) -> _Followed:
-        """Start to follow a run, and forget runs that the views have dropped."""
-        runs = self._runs.runs
-        self._followed = {name: each for name, each in self._followed.items() if runs.get(name) is each.run}
+        """Start to follow a run."""
         followed = self._followed[run.run_id] = _Followed(run)
         return followed
 

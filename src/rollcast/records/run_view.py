@@ -274,12 +274,14 @@ class RunViews(msgspec.Struct, eq=False):
     Attributes:
         runs: by id, in the order in which they were first seen.
         omitted: runs that were let go.
+        dropped: ids of those that were let go for the latest event.
         most_chains: how many chains of a run are kept.
         keeps_conversations: whether views of chains have the messages.
     """
 
     runs: dict[str, RunView] = {}
     omitted: int = 0
+    dropped: list[str] = []
     chains: int = 0  # of all runs
     ended_ids: list[str] = []  # of runs that have ended and keep conversations, the earliest first
     most_chains: int = MAX_CHAINS
@@ -287,6 +289,8 @@ class RunViews(msgspec.Struct, eq=False):
 
     def apply(self, event: StreamEvent) -> None:
         """Take the next event of any run. What concerns no run, such as the failure of an observer, changes nothing."""
+        if self.dropped:
+            self.dropped = []
         run_id: Any = event.run_id
         run = self.runs.get(run_id) if run_id.__class__ is str else None
         if run is None and run_id.__class__ is str and (run_id or event.chain_id):
@@ -328,10 +332,12 @@ class RunViews(msgspec.Struct, eq=False):
 
     def _bound(self, newest: str) -> None:
         while len(self.runs) > 1 and (len(self.runs) > MAX_RUNS or self.chains > MAX_ALL_CHAINS):
-            others = [name for name in self.runs if name != newest]
-            ended = (name for name in others if self.runs[name].ended_at is not None)
-            self.chains -= len(self.runs.pop(next(ended, others[0])).chains)
+            first = next(name for name in self.runs if name != newest)
+            ended = (name for name, run in self.runs.items() if run.ended_at is not None and name != newest)
+            name = next(ended, first) if self.ended_ids else first
+            self.chains -= len(self.runs.pop(name).chains)
             self.omitted += 1
+            self.dropped.append(name)
 
     def _run_ended(self, run_id: str) -> None:
         self.ended_ids = [*(name for name in self.ended_ids if name != run_id), run_id]

@@ -36,9 +36,9 @@ class QueryRows(msgspec.Struct, frozen=True):
         total: how many there are in all; None: that is not counted.
         next: the `after` of a query that goes on behind these rows; None: more come, or there are no more.
         changed: whether these rows have changed since they came, or are new (`watch`).
-        last: whether the answer is complete with these. The last ones alone have the following.
-        cursor: after `chain`: the place behind the events that came, as `since` of a client.
-        missing: what the answer lacks, a sentence each.
+        last: whether the answer is complete with these.
+        cursor: after `chain`, of the last ones: the place behind the events that came, as `since` of a client.
+        missing: of the last ones, and with `watch` of any: what the answer lacks, a sentence each.
     """
 
     rows: list[dict[str, Any]]
@@ -103,7 +103,9 @@ class Asking:
                     raise RefusedError("the server answers no queries; it is of an earlier version")
                 return [self._query], None
             case Rows() if frame.id == self._query.id and not self.done:
-                return [], QueryRows(frame.rows, frame.total, frame.next, frame.changed)
+                return [], QueryRows(
+                    frame.rows, frame.total, frame.next, frame.changed, missing=frame.missing
+                )
             case Done() if frame.id == self._query.id:
                 self.done = True
                 return [], QueryRows([], last=True, cursor=frame.cursor, missing=frame.missing)

@@ -43,9 +43,7 @@ __all__ = ["Endings", "RecordFeeds"]
 
 logger = logging.getLogger("rollcast.serve")
 
-VIEWED_IDLE_S = (
-    600.0  # how long the process that reads is kept without a reading if somebody looks at a record
-)
+VIEWED_IDLE_S = 600.0  # how long the process that reads is kept without a reading, if records are served
 READINGS = 16  # at once, of all feeds together
 NOW = 1e12  # seconds since the epoch: later than any event, so a feed begins at the end of what is recorded
 MAX_PARENTS = 64  # how many records back a cursor may be

@@ -1,6 +1,10 @@
 """Rows of the chains that are open, and of those that ended a while ago, from what an observer of the manager gets.
 
 The table is kept only while somebody asks for rows: it gets no tokens, so a token costs nothing more.
+
+Its queue is bounded. If very many chains begin and end at once, events are dropped and a `gap` stands for them: snapshots follow for the
+chains that are open then, but nothing tells of those that ended meanwhile. The table notes the run (`take_lost`), and its owner reads what
+was lost from the record or the history (`mend`), or notes why that cannot be done (`lacks`).
 """
 
 from __future__ import annotations
@@ -8,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -18,7 +22,9 @@ from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.bounded import whole
 from rollcast.records.secrets import Masker
+from rollcast.records.view_fields import object_of
 from rollcast.stream import StreamObserver
 
 __all__ = ["Key", "LiveRows"]
@@ -28,10 +34,16 @@ logger = logging.getLogger("rollcast.serve")
 T = StreamEventType
 Key = tuple[str, str]  # run_id, chain_id
 
+QUEUE_LIMIT = (
+    32 << 20
+)  # bytes; all chains of a large run may begin and end while the loop has no time for the table
 MAX_ENDED = 4096  # chains, those that ended last
 MAX_STEPS = 4096
+MAX_LACKING = 16  # sentences
 AT_ONCE = 64  # rows that are made before others get their turn
 _FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
+_LEARNED = ("advantage", "staleness")  # what a training step says of a chain that has ended
+_TOKENS_ONLY = {T.LLM_GENERATION_CHUNK.value}
 _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
 
 
@@ -44,19 +56,26 @@ class LiveRows(StreamObserver):
     Attributes:
         version: rises with each change of a row.
         forgotten: the version of the latest change that is no longer known, since the chain ended long ago.
-        complete: whether no chain that ended has been let go.
+        complete: whether it has every chain that ended, as far as it is known: none was let go, and none was lost.
+        closed: whether it no longer gets events: it was taken off its manager.
+        on_lost: called when events of a run were lost, so that `take_lost` names it.
     """
 
     filter = EventFilter(types=[kind for kind in T if kind is not T.LLM_GENERATION_CHUNK])
     chunk_interest = "never"
+    queue_limit_bytes = QUEUE_LIMIT
 
     def __init__(self, masker: Masker | None = None) -> None:
         self._masker = masker
+        self.closed = False
+        self.on_lost: Callable[[], object] = lambda: None
         self._reset()
 
     def _reset(self) -> None:
         self.version = self.forgotten = 0
         self.complete = True
+        self._lost: dict[str, int] = {}
+        self._lacking: dict[str, None] = {}
         self._skeleton = Skeleton(live=True)
         self._begun: dict[Key, dict[str, Any]] = {}  # what the start of each open chain told
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
@@ -72,8 +91,9 @@ class LiveRows(StreamObserver):
         return "WebSocketStreamingServer (rows)"
 
     async def aclose(self) -> None:
-        """Forget everything: it is begun anew when it is added again."""
+        """Forget everything: a new table is needed when the observer is added again."""
         self._reset()
+        self.closed = True
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -93,6 +113,8 @@ class LiveRows(StreamObserver):
             skeleton.feed(event, -1)
         except Exception:  # an event that somebody made by hand costs its row, not those of the others
             logger.exception("a row could not be made of a %s event", event.event_type)
+        if kind is T.GAP:
+            self._note_lost(event)
         for row in skeleton.take_rows():
             self._row(row)
         if skeleton.is_open(event.run_id, event.chain_id):
@@ -100,8 +122,20 @@ class LiveRows(StreamObserver):
         self._steps += skeleton.take_train_rows()
         del self._steps[:-MAX_STEPS]
 
+    def _note_lost(self, gap: StreamEvent) -> None:
+        dropped = set(object_of(gap.data.get("dropped")))
+        if not dropped or dropped - _TOKENS_ONLY:
+            # What a trainer learned is told in an event of the training, about chains of other runs.
+            since = whole(gap.data.get("from_seq"))
+            self.lose("" if T.TRAIN_STEP.value in dropped else gap.run_id, since or 0)
+
+    def lose(self, run_id: str, since: int = 0) -> None:
+        """Note that events of a run were lost, the first of them with this `seq`; `""` stands for all runs."""
+        self._lost[run_id] = min(since, self._lost.get(run_id, since))
+        self.on_lost()
+
     def began(self, event: StreamEvent) -> None:
-        """Take the start of a run that opened before the table began."""
+        """Take the start of a run that opened before the table began, or whose start was lost."""
         self._skeleton.feed(event, -1)
 
     def _row(self, row: ChainRow) -> None:
@@ -163,6 +197,64 @@ class LiveRows(StreamObserver):
         for key, row in reversed(before):
             self._ended[key] = row
             self._ended.move_to_end(key, last=False)
+
+    def take_lost(self) -> dict[str, int]:
+        """The runs of which events were lost since this was called last, with the `seq` of the first; `""` stands for all runs."""
+        lost, self._lost = self._lost, {}
+        return lost
+
+    def mend(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take rows of runs of which events were lost, as a record or the history has them.
+
+        What the table knows better is kept, so rows may come that are older than its own.
+        """
+        for row in rows:
+            key = (row["run_id"], row["chain_id"])
+            if self._skeleton.is_open(*key):
+                self._mend_open(key, row)
+            elif row.get("state") != "running":  # otherwise its start is on its way, or a snapshot
+                self._mend_ended(key, row)
+
+    def _mend_open(self, key: Key, row: dict[str, Any]) -> None:
+        if _is_before(row, self._open_row(key)):
+            return
+        if row.get("state") == "running":
+            if self._known.get(key) != row:
+                self._known[key] = row
+                self._touch(key)
+            return
+        self._skeleton.end_unseen(*key)
+        self._begun.pop(key, None)
+        self._end(key, row)
+
+    def _mend_ended(self, key: Key, row: dict[str, Any]) -> None:
+        known = self._ended.get(key)
+        if known is None or _is_before(known, row) or known.get("state") == "lost" != row.get("state"):
+            self._end(key, row)
+            return
+        learned = {name: row[name] for name in _LEARNED if row.get(name) not in (None, known.get(name))}
+        if learned:
+            known.update(learned)
+            self._touch(key)
+
+    def lose_ends(self, keys: Iterable[Key]) -> None:
+        """These chains have ended, and their ends were lost: those that are still open here are told as lost."""
+        for key in keys:
+            if self._skeleton.is_open(*key):
+                self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
+                self._skeleton.end_unseen(*key)
+                self._begun.pop(key, None)
+
+    def lacks(self, sentence: str) -> None:
+        """Note that rows are missing, and why."""
+        self.complete = False
+        if len(self._lacking) < MAX_LACKING:
+            self._lacking[sentence] = None
+
+    @property
+    def lacking(self) -> list[str]:
+        """What rows lack, a sentence each."""
+        return list(self._lacking)
 
     def fill_steps(self, rows: list[dict[str, Any]]) -> None:
         """Take the rows of training steps from before the table began."""
@@ -230,6 +322,12 @@ class LiveRows(StreamObserver):
             for name in _FROM_OUTSIDE & told.keys():
                 told[name] = self._masker.value(told[name])
         return told
+
+
+def _is_before(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the row is of an earlier attempt. The starts of one attempt may differ a little: a snapshot's is not the event's time."""
+    ended, began = row.get("ended_at"), other.get("started_at")
+    return ended is not None and began is not None and ended < began
 
 
 def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:

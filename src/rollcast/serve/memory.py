@@ -31,10 +31,16 @@ class Past(NamedTuple):
     Attributes:
         rows: merged rows of chains.
         steps: rows of training steps and evaluations.
+        since: by run, the `seq` from which on the history has all its events: 0 if it has the whole run.
+        whole: whether it has each run whole, and has let go of nothing.
+        ended: how many runs ended in it.
     """
 
     rows: list[dict[str, Any]]
     steps: list[dict[str, Any]]
+    since: dict[str, int]
+    whole: bool
+    ended: int
 
 
 async def entries(
@@ -57,9 +63,20 @@ async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
     skeleton = Skeleton()
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
-    read = 0
-    async for _, window in entries(history, lock, 0, until):
+    since: dict[str, int] = {}
+    read = ended = end = 0
+    whole = True
+    async for position, window in entries(history, lock, 0, until):
+        whole, end = whole and position == end, position + len(window)
         for entry in window:
+            kind, run_id = entry.place.event_type, entry.place.run_id
+            if run_id and run_id not in since:
+                since[run_id] = 0 if kind is T.RUN_START else entry.from_seq
+                whole = whole and kind is T.RUN_START
+            if kind is T.GAP:
+                since[run_id] = entry.seq + 1
+                whole = False
+            ended += kind is T.RUN_END
             if entry.place.event_type is T.LLM_GENERATION_CHUNK:
                 continue
             skeleton.feed(_event_of(entry), -1)
@@ -77,7 +94,7 @@ async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
             known["state"] = "lost"
         if "state" in known:
             told.append(known)
-    return Past(told, steps)
+    return Past(told, steps, since, whole and end >= until, ended)
 
 
 def _event_of(entry: Entry) -> StreamEvent:

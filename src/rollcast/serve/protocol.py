@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, Literal, get_args
@@ -371,6 +371,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows", omit_defaults=True):
         total: how many rows there are in all, on every page; None: that is not counted.
         next: the `after` of a query that goes on behind these rows; None: more rows come, or there are no more.
         changed: whether these rows have changed since they came, or are new: `watch` asked for that.
+        missing: with `watch`, which has no `done`: what the answer lacks so far, a sentence each.
     """
 
     id: str
@@ -378,6 +379,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows", omit_defaults=True):
     total: int | None = None
     next: str | None = None
     changed: bool = False
+    missing: list[str] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
@@ -444,10 +446,18 @@ def batch_frame(id: str, cursor: str, events: bytes, part: int = 1, parts: int =
 
 
 def rows_frame(
-    id: str, rows: bytes, total: int | None = None, next: str | None = None, *, changed: bool = False
+    id: str,
+    rows: bytes,
+    total: int | None = None,
+    next: str | None = None,
+    *,
+    changed: bool = False,
+    missing: Sequence[str] = (),
 ) -> bytes:
     """A `rows` frame around rows that are already JSON, separated by commas."""
-    rest = _encoder.encode(Rows(id, [], total, next, changed))  # {"type":"rows","id":…,"rows":[]…
+    rest = _encoder.encode(
+        Rows(id, [], total, next, changed, list(missing))
+    )  # {"type":"rows","id":…,"rows":[]…
     head, tail = rest.split(b'"rows":[]', 1)
     return one_line_json(head) + b'"rows":[' + rows + b"]" + tail
 

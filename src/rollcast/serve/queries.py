@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ from rollcast.records import StreamEventType
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
 from rollcast.serve.live_rows import Key, LiveRows
-from rollcast.serve.memory import past_of
+from rollcast.serve.memory import Past, past_of
 from rollcast.serve.on_disk import FOLLOW_S, Recorded, RecordOnDisk
 from rollcast.serve.outlet import Client, transmit
 from rollcast.serve.protocol import (
@@ -51,7 +52,7 @@ from rollcast.serve.protocol import (
     Session,
     rows_frame,
 )
-from rollcast.serve.record import caught_up, record_of, recorded
+from rollcast.serve.record import LATE_S, begun_record, caught_up, recorded
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
 
 __all__ = ["Queries"]
@@ -63,10 +64,18 @@ LOOK_S = 0.02  # how often an answer looks whether its client has room again
 KEEP_S = 30.0  # how long the table of open chains is kept after the last query
 READINGS = 16  # of the record at a time, by all clients together
 REST = 9  # the event loop makes rows for a tenth of its time
+MAX_MISSING = 16  # sentences about what an answer lacks
 FRAME_ROWS = 256 << 10  # bytes of rows in one frame, unless one row is larger
 NO_RECORD = (
     "these runs leave no record: what is over is told as far as the memory of the server goes back; "
     "an ArchiveObserver keeps a record"
+)
+BEHIND = "the server is behind its runs: what happened last may be missing"
+REREADING = "the server fell behind its runs, and is still reading the rows that it lost; ask again"
+ROWS_LOST = "the server fell behind run {}: rows of chains that ended meanwhile may be missing"
+ROWS_LOST_OF_ALL = "the server fell behind its runs: rows of chains that ended meanwhile may be missing"
+RECORD_LACKS = (
+    "the record {} fell behind its runs and lacks {:,} events: rows of chains may be missing or out of date"
 )
 LATE_RECORD_S = 1.0  # a record that begins with its run may open its files a little later
 LATE_RECORD = "the record {} begins after some of the runs did: what was over by then is not told"
@@ -143,20 +152,32 @@ class Queries:
         """The server's broadcaster."""
         return self._broadcaster
 
-    async def table(self) -> LiveRows:
-        """The rows of open chains, up to date."""
-        return await self._table.up_to_date()
+    async def table(self, missing: list[str] | None = None) -> LiveRows:
+        """The rows of open chains, up to date; what they lack because of a delay is added to `missing`."""
+        rows, behind = await self._table.up_to_date()
+        if missing is not None:
+            missing += behind
+        return rows
 
     def watched(self, change: int) -> None:
         """Count those that watch the table, so that it is kept for them."""
         self._table.watched(change)
 
-    async def record(self, missing: list[str], run_id: str | None = None) -> Recorded | None:
+    def note_let_go(self, table: LiveRows, missing: list[str]) -> None:
+        """Add to `missing` that there is no record, if rows of what is over were let go for that."""
+        runs = self._broadcaster.upstream.runs
+        if not (table.complete and runs.complete) and self.manager is not None:
+            missing.append(NO_RECORD)
+
+    async def record(
+        self, missing: list[str], run_id: str | None = None, late: list[str] | None = None
+    ) -> Recorded | None:
         """The record of the runs, up to date, or None; what it lacks is added to `missing`.
 
         Args:
             missing: sentences about what is missing.
             run_id: a run of the record that is meant, of a folder of records.
+            late: what only comes later is added to this instead.
 
         Raises:
             InputError: there is a folder of records, and no run is named.
@@ -173,13 +194,20 @@ class Queries:
         manager = self.manager
         if manager is None and (past := self._broadcaster.feeds.record) is not None:
             return past  # the manager is closed, and nothing more is recorded
-        record = None if manager is None else record_of(manager)
-        if record is None:
-            self.lacks_a_record(missing)
+        if manager is None:
             return None
-        behind = await recorded(manager, record)
+        record, behind = await begun_record(manager)
+        if record is None:
+            return None
         if behind is not None:
-            missing.append(behind)
+            (missing if late is None or record.failing is not None else late).append(behind)
+        lost = record.totals.lost
+        with manager.lock:
+            delivery = manager.delivery_of(record)
+            if delivery is not None:
+                lost += delivery.statistics().dropped
+        if lost:
+            missing.append(RECORD_LACKS.format(record.path.name, lost))
         with self._broadcaster.lock:
             runs = self._broadcaster.upstream.runs.events()
         if any(
@@ -188,17 +216,6 @@ class Queries:
         ):
             missing.append(LATE_RECORD.format(record.path.name))
         return record
-
-    def lacks_a_record(self, missing: list[str]) -> None:
-        """Say that there is no record, unless the memory has everything that a record would have."""
-        broadcaster = self._broadcaster
-        with broadcaster.upstream.locks() as manager:
-            runs = broadcaster.upstream.runs
-            begun = {e.run_id for e in runs.events() if e.event_type is StreamEventType.RUN_START}
-            known = {run.run_id for run in runs.listed({} if manager is None else manager.fanout.runs)}
-            is_whole = broadcaster.keeps and broadcaster.history.tail == 0 and known <= begun
-        if not is_whole:
-            missing.append(NO_RECORD)
 
     def reading(self) -> asyncio.Semaphore:
         """Held while an answer reads a record."""
@@ -228,15 +245,19 @@ class _Table:
         self._rows: LiveRows | None = None
         self._manager: Any = None  # whose chains it has
         self._filled: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._removed = False  # the observer was taken off this manager: what happened meanwhile is not known
         self._watchers = 0
         self._leave: asyncio.TimerHandle | None = None
 
-    async def up_to_date(self) -> LiveRows:
-        """The table, with everything that has been emitted."""
+    async def up_to_date(self) -> tuple[LiveRows, list[str]]:
+        """The table, with everything that has been emitted; and what it lacks, a sentence each, because that takes too long."""
         rows, manager = self._rows, self._broadcaster.observer.manager
-        if rows is None or self._manager is not manager:
+        if rows is None or rows.closed or self._manager is not manager:
+            self._removed = self._manager is manager and (self._removed or (rows is not None and rows.closed))
             self.drop()
             rows, self._manager = LiveRows(self._broadcaster.masker), manager
+            rows.on_lost = partial(self._mend_soon, rows, manager)
             self._rows = rows
             self._filled = asyncio.get_running_loop().create_task(
                 self._begin(rows, manager), name="rollcast-server-rows"
@@ -247,11 +268,16 @@ class _Table:
         except Exception:  # whatever it is: the next query begins anew
             self.drop()
             raise
-        if manager is not None:
-            await caught_up(manager, rows)
+        behind = []
+        if manager is not None and not await caught_up(manager, rows):
+            behind.append(BEHIND)
+        if self._mending is not None:
+            _, late = await asyncio.wait([self._mending], timeout=LATE_S)
+            if late:
+                behind.append(REREADING)
         await rows.make()
         self._leave_later()
-        return rows
+        return rows, behind
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
         """Let the manager fill the table, and add what only the record or the history knows about open chains."""
@@ -269,29 +295,113 @@ class _Table:
                 rows.began(event)
         observer.companions = (rows,)
         manager.refresh(observer)
+        with manager.lock:
+            ended = manager.fanout.emitted[StreamEventType.RUN_END]
         await caught_up(manager, rows)
-        record = record_of(manager)
+        record, behind = await begun_record(manager)
         if record is None:
-            await caught_up(
-                manager, observer
-            )  # what was on its way when the table began is in the history now
-            with broadcaster.lock:
-                until = broadcaster.history.head
-            past = await past_of(broadcaster.history, broadcaster.lock, until)
+            past = await self._past(manager)
             rows.fill(past.rows, ended=True)
             rows.fill_steps(past.steps)
+            whole = broadcaster.keeps and past.whole and past.ended >= ended
+            rows.complete = rows.complete and whole and not self._removed
             return
+        if self._removed or behind is not None:
+            rows.lose("")  # what was over when the table began may not be in the record yet
         query = ChainQuery(where={"state": ["running"]}, limit=10_000)
         try:
-            await recorded(manager, record)
-            while True:
-                answer = merged_page([await self._records.chains(record.path, query)], query)
-                rows.fill(map(msgspec.json.decode, answer.rows), ended=False)
-                query.after = answer.next
-                if query.after is None:
-                    return
+            async for page in self._pages(record, query):
+                rows.fill(page, ended=False)
         except ArchiveError as error:
             logger.info("rows of open chains lack what only the record tells: %s", error)
+
+    async def _past(self, manager: Any) -> Past:
+        """What the history tells, with everything that was on its way to it."""
+        broadcaster = self._broadcaster
+        while not await caught_up(manager, broadcaster.observer):
+            logger.debug("the server's history is behind; its rows wait for it")
+        with broadcaster.lock:
+            until = broadcaster.history.head
+        return await past_of(broadcaster.history, broadcaster.lock, until)
+
+    async def _pages(self, record: Recorded, query: ChainQuery) -> AsyncGenerator[list[dict[str, Any]], None]:
+        while True:
+            answer = merged_page([await self._records.chains(record.path, query)], query)
+            yield [msgspec.json.decode(row) for row in answer.rows]
+            query.after = answer.next
+            if query.after is None:
+                return
+
+    # -- rows that were lost ---------------------------------------------------------------------------------------------
+
+    def _mend_soon(self, rows: LiveRows, manager: Any) -> None:
+        """Read what the table has lost, unless that is being done."""
+        if self._rows is rows and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.get_running_loop().create_task(
+                self._mend(rows, manager, self._filled), name="rollcast-server-rows-lost"
+            )
+
+    async def _mend(self, rows: LiveRows, manager: Any, filled: asyncio.Task[None] | None) -> None:
+        if filled is not None:
+            await asyncio.wait([filled])
+        while not rows.closed and (lost := rows.take_lost()):
+            try:
+                await self._mend_runs(rows, manager, lost)
+            except ArchiveError as error:
+                rows.lacks(f"{_rows_lost(lost)}: {error}")
+            except Exception:  # a fault of ours must not hide that rows are missing
+                logger.exception("rows that were lost could not be read again, by a fault in Rollcast")
+                rows.lacks(_rows_lost(lost))
+
+    async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[str, int]) -> None:
+        """Read the rows of runs of which events were lost: from the record, or else from the history.
+
+        1. Note which chains are open in the table and have ended: their ends are on their way, or were lost.
+        2. Give the table the rows that the record or the history has.
+        3. Note that rows are missing if neither has all that was lost.
+        4. End the chains of 1 of which nothing more came.
+        """
+        broadcaster, every = self._broadcaster, "" in lost
+        with manager.lock, broadcaster.lock:
+            runs = manager.fanout.runs
+            ended = [
+                key
+                for key in rows.open_chains()
+                if (every or key[0] in lost) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
+            ]
+            starts = [
+                event
+                for event in broadcaster.upstream.runs.events()
+                if event.event_type is StreamEventType.RUN_START
+                and event.run_id in runs
+                and (every or event.run_id in lost)
+            ]
+        for event in starts:
+            rows.began(event)
+        record, behind = await begun_record(manager)
+        if record is None:
+            past = await self._past(manager)
+            rows.mend(row for row in past.rows if every or row["run_id"] in lost)
+            rows.fill_steps(past.steps)
+            known = (
+                past.whole
+                if every
+                else all(past.since.get(run_id, since + 1) <= since for run_id, since in lost.items())
+            )
+            if not (known and broadcaster.keeps):
+                rows.lacks(_rows_lost(lost))
+        else:
+            while behind is not None and record.failing is None:
+                logger.debug("%s; the rows that were lost wait for it", behind)
+                behind = await recorded(manager, record)
+            query = ChainQuery(run=None if every or len(lost) > 1 else next(iter(lost)), limit=10_000)
+            async for page in self._pages(record, query):
+                rows.mend(row for row in page if every or row["run_id"] in lost)
+                await asyncio.sleep(0)
+            if behind is not None:
+                rows.lacks(f"{_rows_lost(lost)}: {behind}")
+        await caught_up(manager, rows)
+        rows.lose_ends(ended)
 
     def watched(self, change: int) -> None:
         self._watchers += change
@@ -306,11 +416,12 @@ class _Table:
 
     async def aclose(self) -> None:
         """End the table, even while it is being filled."""
-        filled = self._filled
+        tasks = [task for task in (self._filled, self._mending) if task is not None]
         self.drop()
-        if filled is not None:
-            filled.cancel()
-            await asyncio.wait([filled])
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def drop(self) -> None:
         """End the table."""
@@ -319,11 +430,18 @@ class _Table:
             self._leave.cancel()
             self._leave = None
         self._filled = None
+        if self._mending is not None:
+            self._mending.cancel()
+            self._mending = None
         observer = self._broadcaster.observer
         if rows is not None and observer.companions:
             observer.companions = ()
             if observer.manager is not None:
                 observer.manager.refresh(observer)
+
+
+def _rows_lost(lost: dict[str, int]) -> str:
+    return ROWS_LOST_OF_ALL if "" in lost or len(lost) > 1 else ROWS_LOST.format(next(iter(lost)))
 
 
 class _BehindError(Exception):
@@ -361,7 +479,7 @@ class _Answer:
                 ErrorCode.UNAVAILABLE, "the query could not be answered, by a fault in Rollcast", query.id
             )
         else:
-            missing = list(dict.fromkeys(self._missing))[:16]
+            missing = list(dict.fromkeys(self._missing))[:MAX_MISSING]
             session.finished(query.id)
             self._client.send(Done(query.id, cursor=self._cursor, missing=missing))
             return
@@ -388,7 +506,7 @@ class _Answer:
             return rows
 
         async def of_memory() -> Rows:
-            table, broadcaster = await self._queries.table(), self._queries.broadcaster
+            table, broadcaster = await self._memory(), self._queries.broadcaster
             tally, masker = RunTally(), broadcaster.masker
             with broadcaster.lock:
                 events = broadcaster.upstream.runs.events()
@@ -416,7 +534,7 @@ class _Answer:
             return await self._queries.records.rows(wanted)
 
         async def of_memory() -> Rows:
-            rows = (await self._queries.table()).step_rows()
+            rows = (await self._memory()).step_rows()
             rows = [row for row in rows if query.run in (None, row.get("run_id"))]
             return page_by_number(rows, query.after, self._limit, self._row_bytes)
 
@@ -426,9 +544,13 @@ class _Answer:
         self,
         of_record: Callable[[Recorded], Any],
         of_memory: Callable[[], Any],
+        late: list[str] | None = None,
     ) -> Any:
-        """What the record has; without a record, or if it cannot be read, what is in memory, and the answer says so."""
-        record = await self._queries.record(self._missing, self._query.run)
+        """What the record tells, or what the memory does if there is none or it cannot be read, which is then told.
+
+        What only comes later is added to `late`, if that is given.
+        """
+        record = await self._queries.record(self._missing, self._query.run, late)
         if record is not None:
             try:
                 async with self._queries.reading():
@@ -438,6 +560,13 @@ class _Answer:
             except ArchiveError as error:
                 self._missing.append(f"the record cannot be read, so this is what the memory has: {error}")
         return await of_memory()
+
+    async def _memory(self) -> LiveRows:
+        """The table, for what is over too; what it lacks is noted."""
+        table = await self._queries.table(self._missing)
+        self._queries.note_let_go(table, self._missing)
+        self._missing += table.lacking
+        return table
 
     # -- chains --------------------------------------------------------------------------------------------------------
 
@@ -460,7 +589,9 @@ class _Answer:
             if isinstance(record, RecordOnDisk):
                 await self._chains_on_disk(record, wanted)
                 return
-        table = await self._queries.table()
+        # What only comes late is no gap in an answer that goes on.
+        late: list[str] = [] if query.watch else self._missing
+        table = await self._queries.table(late)
         with ExitStack() as stack:
             if query.watch:
                 self._queries.watched(1)
@@ -475,17 +606,17 @@ class _Answer:
                 return await self._queries.records.chains(record.path, wanted)
 
             async def of_memory() -> Page:
+                self._queries.note_let_go(table, self._missing)
                 async with self._queries.turn():
                     return page_of(table.ended_rows(), wanted)
 
-            if wanted.where.get("state") == [
-                "running"
-            ]:  # what is over is not wanted, so the record is not read
-                if self._queries.manager is not None and record_of(self._queries.manager) is None:
-                    self._queries.lacks_a_record(self._missing)
+            if wanted.where.get("state") == ["running"]:  # the record is not read: what is over is not wanted
                 over = Page(rows=[], total=0, more=False)
             else:
-                over = await self._of_record_or(of_record, of_memory)
+                over = await self._of_record_or(of_record, of_memory, late)
+                if late:  # rows that ended before `version` may not be in the record yet
+                    version = table.forgotten
+            self._missing += table.lacking
             await self._send_page(merged_page([is_open, over], wanted))
             if query.watch:
                 await self._watch(table, wanted, version, told)
@@ -538,9 +669,15 @@ class _Answer:
         while True:
             await asyncio.sleep(WATCH_S)
             await self._until_room()
-            if table.manager is None and self._queries.manager is not None:  # the observer was added anew
+            if (
+                table.closed or table.manager is None
+            ) and self._queries.manager is not None:  # it was added anew
                 table = await self._queries.table()
                 version = 0
+            news = [sentence for sentence in table.lacking if sentence not in self._missing]
+            if news:
+                self._missing += news
+                await self._send_rows([], changed=True, missing=news)
             if table.version == version:
                 continue
             if table.forgotten > version:
@@ -577,7 +714,8 @@ class _Answer:
             queries.broadcaster, query.chain, query.run, query.after, self._limit, told
         ):
             await self._send_rows([await self._fitted(event) for event in window])
-        self._missing += told.missing
+        if told.missing:
+            self._missing += [*told.missing, *([NO_RECORD] if record is None else [])]
         self._cursor = told.cursor
         if told.next is not None:
             await self._send_rows([], next=told.next)
@@ -642,12 +780,22 @@ class _Answer:
         return min(ROW_BYTES, self._room)
 
     async def _send_page(self, page: Rows) -> None:
-        await self._send_rows(page.rows, page.total, page.next)
+        missing = list(dict.fromkeys(self._missing))[:MAX_MISSING] if self._query.watch else []
+        await self._send_rows(page.rows, page.total, page.next, missing=missing)
 
     async def _send_rows(
-        self, rows: list[bytes], total: int | None = None, next: str | None = None, *, changed: bool = False
+        self,
+        rows: list[bytes],
+        total: int | None = None,
+        next: str | None = None,
+        *,
+        changed: bool = False,
+        missing: Sequence[str] = (),
     ) -> None:
-        """Send the rows when the client has room, in as many frames as they need. They are about a page at most."""
+        """Send the rows when the client has room, in as many frames as they need. They are about a page at most.
+
+        The last frame says what is `missing`.
+        """
         await self._until_room()
         most = min(self._room, FRAME_ROWS)
         frames: list[list[bytes]] = [[]]
@@ -659,8 +807,11 @@ class _Answer:
             frames[-1].append(row)
             size += len(row) + 1
         for number, portion in enumerate(frames, 1):
-            behind = next if number == len(frames) else None
-            data = rows_frame(self._query.id, b",".join(portion), total, behind, changed=changed)
+            last = number == len(frames)
+            behind, said = (next, missing) if last else (None, ())
+            data = rows_frame(
+                self._query.id, b",".join(portion), total, behind, changed=changed, missing=said
+            )
             transmit([self._client], data)
 
     async def _until_room(self) -> None:

@@ -10,7 +10,7 @@ from rollcast.archive import ArchiveObserver
 from rollcast.records import EventFilter
 from rollcast.stream import StreamObserver
 
-__all__ = ["LATE_S", "caught_up", "record_of", "recorded"]
+__all__ = ["LATE_S", "begun_record", "caught_up", "record_of", "recorded"]
 
 LATE_S = 2.0  # how long an answer waits for an observer that lags
 NOTHING = EventFilter(types=())
@@ -39,6 +39,18 @@ async def caught_up(manager: Any, observer: StreamObserver, timeout: float = LAT
     except TimeoutError:
         return False
     return True
+
+
+async def begun_record(manager: Any) -> tuple[ArchiveObserver | None, str | None]:
+    """The record of this manager's runs when it has everything that has been emitted, and a sentence if it does not.
+
+    None if nothing is recorded, or if the record has not begun, since no run has begun since it was added.
+    """
+    record = record_of(manager)
+    if record is None:
+        return None, None
+    behind = await recorded(manager, record)
+    return (record, behind) if record.begun or behind is not None else (None, None)
 
 
 async def recorded(manager: Any, record: ArchiveObserver, timeout: float = LATE_S) -> str | None:

@@ -26,9 +26,14 @@ class OpenRun(Protocol):
 
 
 class KnownRuns:
-    """The runs in `run_start` and `run_end` events. Its owner guards it with a lock."""
+    """The runs in `run_start` and `run_end` events. Its owner guards it with a lock.
+
+    Attributes:
+        complete: whether none was forgotten since there were too many.
+    """
 
     def __init__(self) -> None:
+        self.complete = True
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
         self._unheard: set[str] = set()  # whose end is not asked for
         self._events: dict[str, list[StreamEvent]] = {}  # the start and the end of each
@@ -46,6 +51,7 @@ class KnownRuns:
         events = self._events.setdefault(event.run_id, [])
         events[:] = [*(each for each in events if each.event_type is not event.event_type), event]
         while len(self._runs) > MAX_RUNS:
+            self.complete = False
             del self._events[self._runs.popitem(last=False)[0]]
 
     def events(self) -> list[StreamEvent]:

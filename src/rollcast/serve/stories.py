@@ -22,6 +22,7 @@ T = StreamEventType
 TRIES = 5
 WINDOW_EVENTS = 256
 _SHOWN = 100
+LOST = "the server fell behind this run, and events of it never reached its memory: some of this chain may be missing"
 LET_GO = "the memory of the server has let go of some events while they were read"
 BEGINNING_GONE = "the beginning of this chain is no longer in the memory of the server"
 
@@ -154,6 +155,8 @@ async def remembered_story(
             told.missing.append(LET_GO)
         end = position + len(window)
         for number, entry in enumerate(window, position):
+            if given and entry.place.event_type is T.GAP and entry.place.run_id == run_id:
+                told.missing.append(LOST)
             if entry.place.chain_id != chain_id or entry.place.run_id != run_id:
                 continue
             if first and entry.place.event_type is not T.CHAIN_START:

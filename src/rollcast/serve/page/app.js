@@ -6,6 +6,7 @@ import { allRuns, latestRun, rolloutOf, rolloutsOf, runRow } from "./training.js
 import { nextTheme } from "./theme.js";
 import { oneLine } from "./text.js";
 import { html, Page, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState, useTicks } from "./ui.js";
+import { isUnknownRun, UnknownRun } from "./views/absence.js";
 import { ChainPage } from "./views/chain.js";
 import { ChainsPage } from "./views/chains.js";
 import { Status, togglePause, Trouble } from "./views/connection.js";
@@ -99,7 +100,9 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   });
   /** @type {Record<Route["view"], () => any>} */
   const views = { overview: Overview, group: GroupPage, chain: ChainPage, events: EventsPage, runs: RunsPage, chains: ChainsPage };
-  const view = feed.hasFolder && run === null ? RunsPage : views[route.view];
+  const unknown = route.view !== "runs" && isUnknownRun({ feed, store, run });
+  useEffect(() => (unknown || (run !== null && !feed.knowsRuns(run)) ? topics.listen("session", again) : undefined), [topics, run, unknown, run !== null && feed.knowsRuns(run)]);
+  const view = feed.hasFolder && run === null ? RunsPage : unknown ? UnknownRun : views[route.view];
   return html`<${Page.Provider} value=${context}>
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => (event.preventDefault(), main.current?.focus())}>To the content</a>
     <${Header} row=${row} />
@@ -114,9 +117,12 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
 /** @param {{row: import("./training.js").RunRow | null}} props */
 function Header({ row }) {
   return html`<${Page.Consumer}>${(/** @type {import("./ui.js").PageContext} */ page) => {
-    const { route, run, to } = page;
+    const { route, run, to, store } = page;
     const step = route.query.step;
     const kept = step ? { step } : {};
+    const training = runRow(store, row?.parent_run_id ?? null); // if the run is a part of one
+    const root = training ?? row;
+    const part = training === null || row === null ? null : row.split === "eval" ? `evaluation after step ${row.train_step ?? "?"}` : `step ${row.train_step ?? "?"}`;
     /** @type {[string, Route["view"], string][]} */
     const views = [
       ["Overview", "overview", to({ view: "overview" })],
@@ -130,8 +136,9 @@ function Header({ row }) {
         ${views.map(([name, view, href]) => html`<a key=${view} href=${href} aria-current=${route.view === view ? "page" : undefined}>${name}</a>`)}
       </nav>
       <span class="crumb wide-only">
-        ${row && route.view !== "runs" && html`<a href=${to({ view: "overview" })}>${runName(row)}${row.model ? ` · ${oneLine(String(row.model), 60)}` : ""}</a>`}
-        ${step && run && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
+        ${root && route.view !== "runs" && html`<a href=${to({ view: "overview", run: root.run_id })}>${runName(root)}${root.model ? ` · ${oneLine(String(root.model), 60)}` : ""}</a>`}
+        ${part && route.view !== "runs" && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview" })}>${part}</a>`}
+        ${step && run && part === null && html`<span aria-hidden="true">›</span><a href=${to({ view: "overview", query: kept })}>step ${step[0]}</a>`}
       </span>
       <span class="grow"></span>
       <${ReplayLink} />

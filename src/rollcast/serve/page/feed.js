@@ -20,6 +20,8 @@ const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
 const MAX_GONE = 64;
+const AGAIN_S = 1; // after the server could not go on with the rows that are followed, they are asked for again
+const UNAVAILABLE = 503;
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -60,6 +62,8 @@ export class Feed {
     this.missing = new Map();
     /** @type {string | null} the query that watches rows */
     this.watching = null;
+    /** @type {{run?: string, filter?: Record<string, any>, sort?: string, limit?: number}} what it asks for */
+    this.watched = {};
     /** @type {string | null} the query for the rows of open chains, which come first */
     this.opening = null;
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
@@ -68,6 +72,9 @@ export class Feed {
     /** @type {Map<string, GoneRun>} runs that this page knows, and the server that it is connected to now does not */
     this.gone = new Map();
     this.welcomed = false;
+    this.runsAnswered = false; // whether it is known which runs there are
+    /** @type {string | null} the run whose record has told its runs, of a folder of records */
+    this.toldOf = null;
     /** @type {string[]} what the server can do, from its `welcome` */
     this.features = [];
     /** @type {string | null} with a folder of records: a run of the record that is shown */
@@ -102,6 +109,7 @@ export class Feed {
         if (question === undefined) break;
         if (notice.id === this.watching && notice.total !== null) this.total = notice.total;
         question.onRows(notice.rows, notice.anew);
+        this.lacks(question.about, notice.missing ?? []);
         if (notice.next !== null && question.query.limit === undefined) this.goOn(question, notice.next);
         break;
       }
@@ -114,6 +122,7 @@ export class Feed {
         }
         this.asked.delete(/** @type {string} */ (notice.id));
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
+        if (notice.kind === "refused" && notice.code === UNAVAILABLE && notice.id === this.watching) this.watchAgain();
         question.open -= 1;
         if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
@@ -189,13 +198,27 @@ export class Feed {
       this.store.takeRunRows(rows);
       for (const row of rows) if (!row.parent_run_id) roots.add(row.run_id);
     };
-    this.ask({ what: "runs", run: runId }, take, "runs", () => roots.forEach((root) => this.askSteps(root)));
+    const end = () => {
+      this.toldOf = runId;
+      roots.forEach((root) => this.askSteps(root));
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs", run: runId }, take, "runs", end);
   }
 
   /** Ask for the rows of all runs. */
   askRuns() {
     this.runsAt = this.line.session.now();
-    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs");
+    const end = () => {
+      this.runsAnswered = true;
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "runs" }, (rows) => this.store.takeRunRows(rows), "runs", end);
+  }
+
+  /** Whether the server has said which runs there are, so that one that is not among them does not exist. @param {string} runId */
+  knowsRuns(runId) {
+    return this.hasFolder ? this.toldOf === runId : this.runsAnswered;
   }
 
   /** After a lost connection: ask which runs there are now, since the server may be another one, and note which are gone. */
@@ -262,6 +285,7 @@ export class Feed {
    */
   watchChains(wanted) {
     this.unwatchChains();
+    this.watched = wanted;
     this.total = null;
     let answered = false;
     this.opening = this.askOpenChains(wanted, () => answered);
@@ -301,6 +325,12 @@ export class Feed {
       if (before !== undefined && before !== row.state) this.loaded.delete(chainKey(row.run_id, row.chain_id));
     }
     this.store.takeChainRows(rows);
+  }
+
+  /** The server could not go on with the rows that are followed: ask for all of them in a moment. */
+  watchAgain() {
+    const id = this.watching;
+    this.later(() => this.watching === id && this.watchChains(this.watched), AGAIN_S * 1000);
   }
 
   unwatchChains() {

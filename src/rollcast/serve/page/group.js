@@ -1,32 +1,16 @@
 // The chains of one question beside each other: aligned by turn, and where they part.
 
-import { leastLogprob } from "./tokens.js";
 import { callLine, oneLine, splitCalls } from "./text.js";
 import { turnsOf } from "./turns.js";
 
 /** @typedef {import("./chain_view.js").ChainView} ChainView */
 /** @typedef {import("./tokens.js").Tokens} Tokens */
-/** @typedef {import("./tokens.js").Span} Span */
 /** @typedef {import("./turns.js").Turn} Turn */
 
 /**
  * A chain of a group: its view, its tokens if they came, and its row if there is one.
  * @typedef {{view: ChainView, tokens?: Tokens | undefined}} Member
  */
-
-/**
- * The chains by reward, the highest first; those without a reward last, by id.
- * @template {Member} M
- * @param {readonly M[]} members
- * @returns {M[]}
- */
-export function byReward(members) {
-  return [...members].sort((one, other) => {
-    const [first, second] = [one.view.fields.reward, other.view.fields.reward];
-    if (first !== second) return (second ?? -Infinity) - (first ?? -Infinity);
-    return compareIds(one.view.chainId, other.view.chainId);
-  });
-}
 
 /**
  * Ids in the order in which a person counts: chain_2 before chain_10.
@@ -130,21 +114,6 @@ export function turnLabel(turn, limit = 60) {
   }
   const said = splitCalls(turn.text).filter((part) => part.kind === "text");
   return oneLine(said.map((part) => part.text).join(" ") || turn.text, limit);
-}
-
-/**
- * The span in a turn at which the model was least sure, and how sure it was of it; null if no log-probability is known.
- * @param {readonly Span[]} spans of the turn
- * @returns {{span: Span, p: number} | null}
- */
-export function decisionOf(spans) {
-  let found = null;
-  let least = 0;
-  for (const span of spans) {
-    const logprob = leastLogprob(span);
-    if (logprob !== null && (found === null || logprob < least)) [found, least] = [span, logprob];
-  }
-  return found === null ? null : { span: found, p: Math.exp(least) };
 }
 
 // -- where they part ---------------------------------------------------------------------------------------------------------
@@ -310,61 +279,4 @@ export function placeTree(root) {
   };
   put(root, null, 0);
   return { places, rows, columns };
-}
-
-// -- clusters -------------------------------------------------------------------------------------------------------------------
-
-/** @typedef {{label: string, chains: string[], reward: number | null}} Cluster */
-
-/**
- * The chains by what they answered, the largest cluster first. Chains that have not ended are left out.
- * @param {readonly Member[]} members
- * @returns {Cluster[]}
- */
-export function byAnswer(members) {
-  const ended = members.filter(({ view }) => view.state === "ended");
-  return clusters(ended, ({ view }) => oneLine(view.fields.final_response ?? "", 80));
-}
-
-/**
- * The chains by the tools that they called, in order, the largest cluster first.
- * @param {readonly Member[]} members
- * @returns {Cluster[]}
- */
-export function byToolPath(members) {
-  return clusters(members, ({ view }) => toolPath(view));
-}
-
-/** @param {ChainView} view */
-function toolPath(view) {
-  const names = turnsOf(view).flatMap((turn) => turn.calls.map((call) => call.name));
-  /** @type {string[]} */
-  const path = [];
-  for (let i = 0; i < names.length; ) {
-    let times = 1;
-    while (names[i + times] === names[i]) times += 1;
-    path.push(times > 1 ? `${names[i]} ×${times}` : `${names[i]}`);
-    i += times;
-  }
-  return path.join(" → ");
-}
-
-/**
- * @param {readonly Member[]} members
- * @param {(member: Member) => string} labelOf
- * @returns {Cluster[]}
- */
-function clusters(members, labelOf) {
-  /** @type {Map<string, Member[]>} */
-  const found = new Map();
-  for (const member of members) {
-    const label = labelOf(member);
-    found.set(label, [...(found.get(label) ?? []), member]);
-  }
-  const made = [...found].map(([label, all]) => {
-    const rewards = all.map(({ view }) => view.fields.reward).filter((reward) => reward !== null);
-    const reward = rewards.length ? rewards.reduce((sum, each) => sum + each, 0) / rewards.length : null;
-    return { label, chains: all.map(({ view }) => view.chainId).sort(compareIds), reward };
-  });
-  return made.sort((one, other) => other.chains.length - one.chains.length || one.label.localeCompare(other.label));
 }

@@ -20,7 +20,7 @@ import { plainLine } from "./text.js";
 
 const MAX_NAMED = 64;
 const MAX_SHOWN = 60;
-const QUIET_S = 10;
+export const QUIET_S = 10; // shorter silences are never told
 const QUIET_MEDIANS = 8;
 const QUIET_LONGEST = 2;
 const MIN_STAYS = 8;

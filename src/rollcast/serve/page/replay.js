@@ -50,9 +50,10 @@ export class Replay {
    * @param {{runId: string, start: number, at: number, speed: Speed, playing?: boolean}} place `at` in seconds from the start
    */
   show({ runId, start, at, speed, playing = true }) {
-    if (this.active && this.runId === runId && this.asked === at && this.start === start) {
+    const stops = this.playing && !playing; // then `at` is the moment that is shown, and not where it began
+    if (this.active && this.runId === runId && this.asked === at && this.start === start && !stops) {
       if (speed !== this.speed) this.setSpeed(speed);
-      if (playing !== this.playing) playing ? this.play() : this.pause();
+      if (playing) this.play();
       return;
     }
     Object.assign(this, { active: true, runId, start, asked: at, speed, playing });

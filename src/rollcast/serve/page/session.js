@@ -31,7 +31,7 @@ import { Losses } from "./losses.js";
  * - `welcome`: a connection is made; `again`: it is not the first one.
  *
  * @typedef {{kind: "events", id: string, events: StreamEvent[]}
- *   | {kind: "rows", id: string, rows: Record<string, any>[], total: number | null, next: string | null, changed: boolean, anew: boolean}
+ *   | {kind: "rows", id: string, rows: Record<string, any>[], total: number | null, next: string | null, changed: boolean, anew: boolean, missing?: string[]}
  *   | {kind: "done", id: string, cursor: string | null, missing: string[], chains: string[], counts?: {ending: number, notBegun: number, over: number}}
  *   | {kind: "refused", id: string | null, code: number, message: string}
  *   | {kind: "welcome", runs: RunInfo[], scopes: string[], features: string[], again: boolean}} Notice
@@ -560,8 +560,8 @@ export class Session {
     if (found === undefined || !found.asked) return { frames: [], notices: [] };
     const anew = found.anew;
     found.anew = false;
-    const { rows = [], total = null, next = null, changed = false } = frame;
-    return { frames: [], notices: [{ kind: "rows", id: frame.id, rows, total, next, changed, anew }] };
+    const { rows = [], total = null, next = null, changed = false, missing = [] } = frame;
+    return { frames: [], notices: [{ kind: "rows", id: frame.id, rows, total, next, changed, anew, missing }] };
   }
 
   /** @param {Frame} frame @returns {Output} */

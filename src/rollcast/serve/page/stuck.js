@@ -1,6 +1,6 @@
 // Where a run is stuck: chains that have sent nothing for much longer than their state usually lasts. Pure.
 
-import { usualOf } from "./hints.js";
+import { QUIET_S, usualOf } from "./hints.js";
 
 /** @typedef {import("./store.js").Row} Row */
 
@@ -27,6 +27,7 @@ export function stuckOf(rows, now, all = rows) {
   for (const row of rows) {
     if (row.state !== "running" || typeof row.last_event_at !== "number") continue;
     const silence = now - row.last_event_at;
+    if (silence < QUIET_S) continue; // whatever is usual
     const activity = String(row.activity ?? "waiting");
     const tools = [...(row.open_tools ?? [])].map(String).sort();
     let usual = { median: 0, stays: 0, least: Infinity };

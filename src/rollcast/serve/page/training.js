@@ -60,6 +60,20 @@ export function rolloutOf(runs, id, step) {
   return (wanted ?? (step === undefined ? children.at(-1) : undefined))?.run_id ?? (children.length ? null : id);
 }
 
+/**
+ * How the chains of a run are addressed: those of a training's rollout by the training and its step, others by their run.
+ * @param {RunRow[]} runs
+ * @param {string} id
+ * @returns {{run: string, query: Record<string, string[]>}}
+ */
+export function addressOf(runs, id) {
+  const row = runs.find((each) => each.run_id === id);
+  const parent = row?.parent_run_id;
+  const ofStep = row && parent && row.split !== "eval" && typeof row.train_step === "number" && runs.some((each) => each.run_id === parent);
+  // Of several rollouts of a step, its address leads to the latest alone.
+  return ofStep && rolloutOf(runs, parent, String(row.train_step)) === id ? { run: parent, query: { step: [String(row.train_step)] } } : { run: id, query: {} };
+}
+
 const MAX_SUMMARIES = 300; // steps of a training that trends are found in, the latest
 
 /**

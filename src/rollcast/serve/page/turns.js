@@ -252,3 +252,13 @@ export function contentOf(message) {
   if (!Array.isArray(content)) return JSON.stringify(content);
   return content.map((part) => (typeof part?.text === "string" ? part.text : JSON.stringify(part))).join("\n");
 }
+
+/**
+ * What is said of a failed call beside its result: its status, unless the result begins with that; null if it did not fail.
+ * @param {Pick<Call, "status" | "output">} call
+ * @returns {string | null}
+ */
+export function failureOf({ status, output }) {
+  if (status !== "error" && status !== "timeout" && status !== "cancelled") return null;
+  return output?.trimStart().toLowerCase().startsWith(status) ? "" : status;
+}

@@ -111,6 +111,27 @@ export function useTicks(ms, wanted = true) {
   }, [ms, wanted]);
 }
 
+/**
+ * What `make` gives, made at most every so often however often the view is drawn; the last change is not missed. With 0 it is made each time.
+ * @template T
+ * @param {number} ms
+ * @param {() => T} make
+ * @returns {T}
+ */
+export function useAtMostEvery(ms, make) {
+  const again = useAgain();
+  const now = performance.now();
+  const known = useRef(/** @type {{at: number, made: T} | null} */ (null));
+  if (known.current === null || now - known.current.at >= ms) known.current = { at: now, made: make() };
+  const { at, made } = known.current;
+  useEffect(() => {
+    if (at === now) return undefined;
+    const timer = setTimeout(again, at + ms - now); // what is shown may have changed since
+    return () => clearTimeout(timer);
+  });
+  return made;
+}
+
 /** What keys do as long as the view is there. @param {Record<string, (event: KeyboardEvent) => void>} bound */
 export function useKeys(bound) {
   const { keys } = usePage();

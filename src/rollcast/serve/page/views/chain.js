@@ -11,8 +11,9 @@ import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
 import { trainSteps } from "../training.js";
 import { rewardScale } from "../wall.js";
-import { itemsOf } from "../turns.js";
+import { failureOf, itemsOf } from "../turns.js";
 import { toolsOf } from "../strips.js";
+import { absence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
 import { Doing } from "./doing.js";
 import { LooksAbout } from "./looks.js";
@@ -29,9 +30,11 @@ import { TokenText } from "./token_text.js";
 
 const MANY_TURNS = 24; // beyond that only turns near the screen have their text in the page, and the turns are shown as cells
 const NEAR = 1_500; // pixels
+const SURELY_FAR = 100; // pixels within that distance, in which a turn may be near or far
 
 export function ChainPage() {
-  const { store, feed, route, run, rollout, go, to } = usePage();
+  const page = usePage();
+  const { store, feed, route, run, rollout, go, to } = page;
   const redraw = useAgain();
   /** @type {{current: Map<number, {turn: Turn, spans: number, version: number, shows: string | null | undefined, windowed: boolean, node: any}>}} */
   const blocks = useRef(new Map());
@@ -112,6 +115,7 @@ export function ChainPage() {
     block.scrollIntoView({ block: "start" });
     const text = /** @type {HTMLElement | null} */ (block.querySelector("[data-turn]"));
     if (text === null && block.dataset.far !== undefined) return; // it is drawn in a moment
+    if (isMovedSoon(block)) return;
     if (target.focus) text?.focus({ preventScroll: true });
     aim(null);
   });
@@ -146,8 +150,8 @@ export function ChainPage() {
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
   if (rollout === null || !view || !shown) {
     const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
-    const known = rollout !== null && store.rows(rollout).length > 0 && !row;
-    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (known ? `There is no chain ${oneLine(chain, 80)} in this run.` : feed.line.session.paused ? "The page is paused. What happens in this chain is shown when it goes on: p." : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
+    const why = row ? null : absence(page, `chain ${oneLine(chain, 80)}`, (each) => each.chain_id === chain);
+    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (why !== null ? why : feed.line.session.paused ? "The page is paused. What happens in this chain is shown when it goes on: p." : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
   }
   const windowed = turns.length > MANY_TURNS;
   const generations = store.generations.get(chainKey(rollout, chain));
@@ -244,6 +248,18 @@ function fact(value, before) {
 }
 
 /**
+ * Whether turns above this one are about to be drawn: they then get another height, which moves this one.
+ * @param {Element} block
+ */
+function isMovedSoon(block) {
+  for (let above = block.previousElementSibling; above !== null; above = above.previousElementSibling) {
+    if (above.getBoundingClientRect().bottom < SURELY_FAR - NEAR) return false;
+    if (above instanceof HTMLElement && above.dataset.far !== undefined) return true;
+  }
+  return false;
+}
+
+/**
  * Whether a turn is near the screen; `true` for all if they are few. Far ones keep their height, so that nothing moves.
  * @param {{current: HTMLElement | null}} place
  * @param {boolean} windowed
@@ -261,11 +277,13 @@ function useNear(place, windowed, height, redraw) {
       const is = entries.at(-1)?.isIntersecting ?? false;
       if (!is && place.current && place.current.dataset.far === undefined) height.current = place.current.offsetHeight;
       set(is);
-      redraw(); // a jump waits for it
     }, { rootMargin: `${NEAR}px 0px` });
     observer.observe(place.current);
     return () => observer.disconnect();
   }, [windowed]);
+  useLayoutEffect(() => {
+    if (near && windowed) redraw(); // a jump waits for it
+  }, [near, windowed]);
   return near || !windowed;
 }
 
@@ -301,13 +319,13 @@ function TurnBlock({ runId, chainId, turn, number, windowed, shows, redraw, onTo
 function CallBlock({ call, opened }) {
   const { store } = usePage();
   useTicks(1000, call.open);
-  const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
+  const failure = failureOf(call);
   const running = call.status === null && call.open;
   const result = call.output === null ? (running ? "…" : "no result was seen") : oneLine(call.output, 100);
   const seconds = call.durationS ?? (running && call.startedAt !== null ? store.now - call.startedAt : null);
-  return html`<details class=${`call ${failed ? "failed" : ""}`} open=${opened || undefined}>
+  return html`<details class=${`call ${failure === null ? "" : "failed"}`} open=${opened || undefined}>
     <summary><span class="name"><bdi>${oneLine(call.line, 400)}</bdi></span><span>→ <bdi>${result}</bdi></span>
-      <span class="muted">${failed ? call.status : running ? "running" : ""} ${seconds === null ? "" : duration(seconds)}</span></summary>
+      <span class="muted">${failure ?? (running ? "running" : "")} ${seconds === null ? "" : duration(seconds)}</span></summary>
     <div class="body">
       <div><span class="muted">arguments</span><${TextBlock} tag="pre" class="" text=${typeof call.arguments === "string" ? call.arguments : JSON.stringify(call.arguments, null, 1)} /></div>
       <div><span class="muted">${call.omitted > 0 ? `result, without its first ${whole(call.omitted)} characters` : "result"}</span><${TextBlock} tag="pre" class="" text=${call.output ?? ""} /></div>

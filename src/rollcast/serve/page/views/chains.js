@@ -4,8 +4,9 @@ import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, u
 import { counted, duration, fixed, signed, whole } from "../format.js";
 import { chipsOf, filterRows, sortRows, windowOf } from "../lists.js";
 import { oneLine, visible } from "../text.js";
-import { childrenOf, runRow } from "../training.js";
+import { addressOf, childrenOf, runRow } from "../training.js";
 import { rewardLevel, rewardScale, stateOf } from "../wall.js";
+import { stepAbsence } from "./absence.js";
 import { Chips, STATE_WORDS } from "./chips.js";
 import { cellState } from "./wall.js";
 
@@ -29,7 +30,8 @@ const NARROW_ROW = 48; // two lines
 const NARROW = 700;
 
 export function ChainsPage() {
-  const { store, run, rollouts, route, go } = usePage();
+  const here = usePage();
+  const { store, run, rollouts, route, go } = here;
   useTopics("runs", ...rollouts.map((id) => `rows\n${id}`));
   const all = rollouts.flatMap((id) => store.rows(id));
   const chips = chipsOf(route.query);
@@ -96,7 +98,7 @@ export function ChainsPage() {
   };
 
   const row = runRow(store, run);
-  const training = childrenOf(usePage().runs, run).length > 0;
+  const training = childrenOf(here.runs, run).length > 0;
   const steps = [...new Set(all.map((each) => each.train_step).filter((step) => typeof step === "number"))].sort((one, other) => one - other);
   const { first, last } = windowOf({ count: rows.length, rowHeight, top, height: box.height });
   const narrow = box.width < NARROW;
@@ -120,7 +122,7 @@ export function ChainsPage() {
             scale=${scale} training=${training} narrow=${narrow} focused=${() => setCurrent(keyOf(each))} />`)}
         </div>
       </div></div>
-      ${rows.length === 0 && html`<p class="empty">${all.length ? "No chain is as the chips say." : row === null || rollouts.length === 0 ? "There is no run yet, or it has no chains." : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
+      ${rows.length === 0 && html`<p class="empty">${all.length ? "No chain is as the chips say." : row === null ? "There is no run yet." : rollouts.length === 0 ? stepAbsence(here) : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
     </section>`;
 }
 
@@ -131,14 +133,13 @@ function keyOf(row) {
 
 /** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, focused: () => void}} props */
 function ChainRow({ row, index, top, current, scale, training, narrow, focused }) {
-  const { to, route, run } = usePage();
+  const { to, route, runs } = usePage();
   const state = stateOf(row);
   const level = rewardLevel(row.reward, scale);
   const [name] = cellState({ chainId: row.chain_id, state, reward: row.reward ?? null, level }, false);
   const words = state === "ended" ? String(row.finish_reason ?? "over").replaceAll("_", " ") : (STATE_WORDS[state] ?? state);
   const tools = row.state === "running" && state === "tool" ? (row.open_tools ?? []).map(visible).join(", ") : "";
-  // A step's address leads to its rollout; other runs are named by themselves.
-  const base = !training ? { run, query: {} } : typeof row.train_step === "number" && row.split !== "eval" ? { run, query: { step: [String(row.train_step)] } } : { run: row.run_id, query: {} };
+  const base = addressOf(runs, row.run_id);
   const seconds = row.duration_s ?? (row.state === "running" && typeof row.started_at === "number" && typeof row.last_event_at === "number" ? row.last_event_at - row.started_at : null);
   const several = training && (route.query.step === undefined);
   /** @type {[string, unknown][]} */

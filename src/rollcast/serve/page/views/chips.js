@@ -1,11 +1,13 @@
 // Chips that choose among chains: by state, reward, tool, end, policy and step. What is chosen is in the address.
 
-import { html, usePage, useState } from "../ui.js";
+import { html, useAtMostEvery, usePage, useState } from "../ui.js";
 import { fixed, whole } from "../format.js";
-import { chipsOf, CHOSEN_BY, facetsOf } from "../lists.js";
+import { chipsOf, CHOSEN_BY, facetsOf, filterRows } from "../lists.js";
 import { oneLine } from "../text.js";
 
 /** @typedef {import("../store.js").Row} Row */
+
+const UNSEEN_MS = 1500; // chips that are folded are counted no more often
 
 /** @type {Record<string, string>} */
 const NAMES = { state: "state", reward: "reward", tool: "tool", finish_reason: "end", policy_last: "policy", train_step: "step" };
@@ -40,15 +42,17 @@ export function Chips({ rows, shown, leaveOut = [] }) {
   const { route, go } = usePage();
   const chosen = chipsOf(route.query);
   const count = Object.values(chosen).reduce((sum, values) => sum + values.length, 0);
-  const facets = facetsOf(rows).filter((facet) => !leaveOut.includes(facet.name));
+  const [opened, open] = useState(count > 0);
+  const facets = useAtMostEvery(opened ? 0 : UNSEEN_MS, () => facetsOf(rows))
+    .filter((facet) => !leaveOut.includes(facet.name))
+    .map((facet) => ({ ...facet, choices: [...facet.choices] }));
   // What is chosen stays there to be given up, also if no chain has it any more.
   for (const [name, values] of Object.entries(chosen)) {
     if (name === "text" || name === "trained" || leaveOut.includes(name)) continue;
     let facet = facets.find((each) => each.name === name);
     if (!facet) facets.push((facet = { name, choices: [], more: 0 }));
-    for (const value of values) if (!facet.choices.some((each) => each.value === value)) facet.choices.push({ value, count: 0 });
+    for (const value of values) if (!facet.choices.some((each) => each.value === value)) facet.choices.push({ value, count: filterRows(rows, { [name]: [value] }).length });
   }
-  const [opened, open] = useState(count > 0);
   if (!facets.length && !count) return null;
   const change = (/** @type {Record<string, string[]>} */ query) => go({ ...route, query });
   const press = (/** @type {string} */ name, /** @type {string} */ value) => {

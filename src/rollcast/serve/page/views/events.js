@@ -4,7 +4,7 @@ import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, u
 import { clock, counted, fixed } from "../format.js";
 import { isFollowing, windowOf } from "../lists.js";
 import { callLine, oneLine } from "../text.js";
-import { childrenOf, runRow } from "../training.js";
+import { addressOf, childrenOf, runRow } from "../training.js";
 
 const ROW = 26; // pixels
 const MAX_NAMED = 1_000; // runs in a filter
@@ -56,13 +56,22 @@ export function EventsPage() {
     const next = shown.includes(name) ? shown.filter((each) => each !== name) : [...shown, name];
     go({ view: "events", query: next.length ? { types: next } : {} });
   };
-  const { first, last } = windowOf({ count: events.length, rowHeight: ROW, top, height });
+  // Where the end will be once it is followed; `top` is known only after that.
+  const from = following ? Math.max(events.length * ROW - height, 0) : top;
+  const { first, last } = windowOf({ count: events.length, rowHeight: ROW, top: from, height });
+  /** @type {Map<string, ReturnType<typeof addressOf>>} */
+  const addresses = new Map();
+  const placeOf = (/** @type {string} */ id) => {
+    const known = addresses.get(id) ?? addressOf(runs, id);
+    addresses.set(id, known);
+    return known;
+  };
   return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since ${replaying ? "the replay began here" : "this view was opened"}`}, without tokens${following ? "" : " · not following"}</p></div>
       <button class="small-button" aria-pressed=${following ? "true" : "false"} onClick=${() => follow(!following)}>${following ? "Following the end" : "Follow the end"} <kbd>f</kbd></button></div>
     <div class="chips" role="group" aria-label="Kinds of events">${CHIPS.map(([name]) => html`<button key=${name} class="chip" aria-pressed=${shown.includes(name) ? "true" : "false"} onClick=${() => press(name)}>${name}</button>`)}</div>
     <section class="panel event-list" ref=${place} onScroll=${scrolled} tabindex="0" aria-label="Events">
       <div style=${{ height: `${events.length * ROW}px`, position: "relative" }}>
-        ${events.slice(first, last).map((event, i) => html`<${Line} key=${first + i} event=${event} top=${(first + i) * ROW} href=${event.chain_id && event.run_id ? to({ view: "chain", run: event.run_id, chain: event.chain_id }) : null} />`)}
+        ${events.slice(first, last).map((event, i) => html`<${Line} key=${first + i} event=${event} top=${(first + i) * ROW} href=${event.chain_id && event.run_id ? to({ ...placeOf(event.run_id), view: "chain", chain: event.chain_id }) : null} />`)}
       </div>
       ${events.length === 0 && html`<p class="empty">${rollout === null || run === null ? "There is no run yet." : "Waiting for events …"}</p>`}
     </section>`;
@@ -99,7 +108,7 @@ function tell(type, data) {
     case "run_start":
       return oneLine(`${data.chains ?? ""} chains · ${data.split ?? ""} ${data.train_step ?? ""} ${data.agent ?? ""}`, 160);
     case "run_end":
-      return oneLine(`${data.status ?? ""} · mean reward ${fixed(data.mean_reward)}`, 160);
+      return oneLine(`${data.status ?? ""}${typeof data.mean_reward === "number" ? ` · mean reward ${fixed(data.mean_reward)}` : ""}`, 160);
     case "error":
       return oneLine(`${data.where ?? data.error_type ?? ""}: ${text(data.error)}`, 200);
     case "gap":

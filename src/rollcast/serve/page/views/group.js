@@ -7,8 +7,9 @@ import { chipsOf, filterRows, neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine } from "../text.js";
-import { contentOf } from "../turns.js";
+import { contentOf, failureOf } from "../turns.js";
 import { stateOf } from "../wall.js";
+import { absence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Doing } from "./doing.js";
@@ -28,7 +29,8 @@ const MOST_COLUMNS = 12; // a larger group is shown as strips, unless one asks f
 const MODES = [null, "strips", "side", "tokens", "parts"];
 
 export function GroupPage() {
-  const { store, route, rollout, go, to } = usePage();
+  const page = usePage();
+  const { store, route, rollout, go, to } = page;
   const group = /** @type {string} */ (route.group);
   useTopics(`rows\n${rollout}`);
   const all = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
@@ -73,8 +75,8 @@ export function GroupPage() {
   });
   const members = /** @type {Member[]} */ (ids.map((id) => ({ view: store.chain(/** @type {string} */ (rollout), id), tokens: store.tokens(/** @type {string} */ (rollout), id) })).filter((member) => member.view));
   if (!all.length) {
-    const some = rollout !== null && store.rows(rollout).length > 0;
-    return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${rollout === null ? "This step is not known here." : some ? `There is no group ${oneLine(group, 80)} in this run.` : "Asking for its chains …"}</p></section>`;
+    const why = absence(page, `group ${oneLine(group, 80)}`, (row) => row.group_id === group);
+    return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${why ?? "Asking for its chains …"}</p></section>`;
   }
   const rewards = all.map((row) => row.reward).filter((reward) => typeof reward === "number");
   const done = all.filter((row) => row.state !== "running").length;
@@ -264,14 +266,14 @@ function TurnCell({ runId, chainId, turn, tokens, model, spans }) {
 
 /** A call on a line: what decided it stands out. @param {{call: import("../turns.js").Call, p: number | null}} props */
 function CallLine({ call, p }) {
-  const failed = call.status === "error" || call.status === "timeout" || call.status === "cancelled";
+  const failure = failureOf(call);
   const given = call.arguments;
   const named = typeof given === "object" && given !== null ? Object.entries(given) : [["", given]];
   const level = surprise(p) ?? 0;
-  return html`<div class=${`call-line ${failed ? "failed" : ""}`}>
+  return html`<div class=${`call-line ${failure === null ? "" : "failed"}`}>
     <span>${oneLine(call.name, 80)}(${named.map(([name, value], i) => html`${i > 0 ? ", " : ""}${named.length > 1 ? `${oneLine(String(name), 24)}=` : ""}<bdi class=${`value u${level}`}>${oneLine(typeof value === "string" ? value : (JSON.stringify(value) ?? ""), 60)}</bdi>`)})</span>
     ${p !== null && html`<span class="p" title="probability of what it passes">p ${odds(p)}</span>`}
-    <span class="result">→ <bdi>${call.output === null ? "…" : oneLine(call.output, 60)}</bdi>${failed ? ` (${call.status})` : ""}</span>
+    <span class="result">→ <bdi>${call.output === null ? "…" : oneLine(call.output, 60)}</bdi>${failure ? ` (${failure})` : ""}</span>
   </div>`;
 }
 

@@ -27,10 +27,13 @@ const KEYS = /** @type {[string[], string][]} */ ([
 export function Help({ close }) {
   const { socket } = usePage();
   const place = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => place.current?.showModal(), []);
+  useEffect(() => {
+    place.current?.showModal();
+    place.current?.querySelector("h1")?.focus(); // the list is shown from its beginning
+  }, []);
   const mayCancel = socket.session.scopes.includes("control");
   return html`<dialog class="help" ref=${place} aria-labelledby="help-title" onClose=${close}>
-    <h1 id="help-title">Keys</h1>
+    <h1 id="help-title" tabindex="-1">Keys</h1>
     <dl>${KEYS.map(([names, what]) => html`<dt>${names.map((name) => html`<kbd>${name}</kbd> `)}</dt><dd>${what}</dd>`)}</dl>
     ${!mayCancel && html`<p class="small muted">This page may watch and not cancel. The link “with cancel” that the command printed may do both.</p>`}
     <form method="dialog"><button class="small-button">Close</button></form>

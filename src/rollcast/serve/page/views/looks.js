@@ -4,7 +4,8 @@ import { html, useAgain, useEffect, usePage, useTicks, useTopics } from "../ui.j
 import { clock } from "../format.js";
 import { namedChains, needsALook, trendHints } from "../hints.js";
 import { oneLine } from "../text.js";
-import { runRow, summariesOf } from "../training.js";
+import { failureOf } from "../turns.js";
+import { addressOf, runRow, summariesOf } from "../training.js";
 
 /** @typedef {import("../hints.js").Hint} Look */
 /** @typedef {{run?: string | null, query?: Record<string, string[]>}} Base what the addresses of all links here share */
@@ -61,8 +62,8 @@ export function useTrends() {
  * @param {string} chain
  * @param {(runId: string) => Base} baseOf
  */
-function chainHref({ to, store }, look, chain, baseOf) {
-  if (look.kind === "same_answers" || look.kind === "length_drift") return to({ view: "chain", run: look.runId, chain });
+function chainHref({ to, store, runs }, look, chain, baseOf) {
+  if (look.kind === "same_answers" || look.kind === "length_drift") return to({ ...addressOf(runs, look.runId), view: "chain", chain });
   const base = baseOf(look.runId);
   const group = store.row(look.runId, chain)?.group_id;
   if (look.kind === "flat_groups" && group) return to({ ...base, view: "group", group });
@@ -134,10 +135,9 @@ export function LookSigns({ looks }) {
  * @returns {{turn: import("../turns.js").Turn, call: string | null} | null}
  */
 export function evidenceIn(kind, subject, turns) {
-  const failed = (/** @type {import("../turns.js").Call} */ call) => call.status === "error" || call.status === "timeout" || call.status === "cancelled";
   if (kind === "tool_fails") {
     for (const turn of turns) {
-      const call = turn.calls.find((each) => each.name === subject && failed(each)) ?? null;
+      const call = turn.calls.find((each) => each.name === subject && failureOf(each) !== null) ?? null;
       if (call) return { turn, call: call.id };
     }
     return null;

@@ -5,8 +5,9 @@ import { counted, duration, fixed, mean, runName, when, whole } from "../format.
 import { chipsOf, filterRows } from "../lists.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
-import { childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
+import { addressOf, childrenOf, evaluationsOf, runRow, trainSteps } from "../training.js";
 import { rewardScale, wallOf } from "../wall.js";
+import { stepAbsence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Curve, Spark } from "./curve.js";
@@ -31,12 +32,7 @@ export function Overview() {
   const filtered = Object.keys(chips).length > 0;
   const left = filtered ? new Set(filterRows(rows, chips).map((each) => chainKey(each.run_id, each.chain_id))) : null;
   const chosen = route.query.step?.[0];
-  // Where links of a run lead: a step of the training, or the run itself, such as an evaluation.
-  const baseOf = (/** @type {string} */ id) => {
-    const of = runRow(store, id);
-    if (!isTraining || of === null || id === run) return {};
-    return of.split === "eval" || of.train_step === null ? { run: id } : { query: { step: [String(of.train_step)] } };
-  };
+  const baseOf = (/** @type {string} */ id) => addressOf(runs, id);
   const scale = rewardScale(rows);
   const walls = rollouts.map((id) => {
     const quiet = new Set(looks.filter((each) => each.kind === "quiet" && each.runId === id).flatMap((each) => each.chains));
@@ -69,8 +65,9 @@ export function Overview() {
   });
 
   if (row === null) {
-    const asking = !store.runRows.size && feed.line.session.state.word !== "connected";
-    return html`<h1 class="hidden-name">Overview</h1><section class="panel"><p class="empty">${asking ? "Asking which runs there are …" : "There is no run yet. This page shows it as soon as one begins."}</p></section>`;
+    const asking = run !== null || (!store.runRows.size && feed.line.session.state.word !== "connected");
+    const words = run !== null && store.moment !== null ? "This run had not begun at the moment that is shown." : asking ? "Asking which runs there are …" : "There is no run yet. This page shows it as soon as one begins.";
+    return html`<h1 class="hidden-name">Overview</h1><section class="panel"><p class="empty">${words}</p></section>`;
   }
   const questions = walls.reduce((sum, each) => sum + each.wall.filter((of) => of.groupId).length, 0);
   const heading = !isTraining || rolloutRow === null ? "Chains" : walls.length > 1 ? `${walls.length} steps in flight` : `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}`;
@@ -102,7 +99,7 @@ export function Overview() {
           ? walls.filter((each) => each.wall.length).map(({ id, wall, quiet, row: of, base }) => html`<div key=${id} class="step-wall">
               ${walls.length > 1 && html`<h3><a href=${to({ ...base, view: "overview" })}>Step ${of?.train_step ?? "?"}</a> <span class="muted small">${inWords(store.rows(id))}${typeof of?.policy_version === "number" ? ` · policy ${of.policy_version}` : ""}</span></h3>`}
               <${Wall} rows=${wall} runId=${id} quiet=${quiet} base=${base} left=${left} /></div>`)
-          : html`<p class="empty">${rollouts.length === 0 ? `No chains of step ${chosen} are known here.` : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
+          : html`<p class="empty">${rollouts.length === 0 ? stepAbsence(page) : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
         ${rows.length > 0 && html`<${Legend} scale=${scale} />`}
       </section>
     </div>`;

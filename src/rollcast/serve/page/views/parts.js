@@ -1,6 +1,6 @@
 // Where the chains of a group part: a tree of decisions, branches as thick as the chains that took them, coloured by their reward.
 
-import { html, usePage } from "../ui.js";
+import { html, useAtMostEvery, usePage } from "../ui.js";
 import { counted, fixed } from "../format.js";
 import { placeTree, whereTheyPart } from "../group.js";
 import { oneLine } from "../text.js";
@@ -19,9 +19,18 @@ function labelOf(place) {
   return [branch, ...alone].map((each) => each.label).join("  ");
 }
 
-/** @param {{members: import("../group.js").Member[], rows: import("../store.js").Row[]}} props */
-export function Parts({ members, rows }) {
-  const { to, route } = usePage();
+const AGAIN_MS = 250; // the tree of chains that go on is made no more often
+
+/** @typedef {{members: import("../group.js").Member[], rows: import("../store.js").Row[]}} Chains */
+
+/** @param {Chains} chains */
+export function Parts(chains) {
+  const page = usePage();
+  return useAtMostEvery(AGAIN_MS, () => treeOf(chains, page));
+}
+
+/** @param {Chains} chains @param {import("../ui.js").PageContext} page */
+function treeOf({ members, rows }, { to, route }) {
   if (!members.length) return html`<section class="panel"><p class="empty">Reading what happened …</p></section>`;
   const scale = rewardScale(rows);
   const { places, rows: height, columns } = placeTree(whereTheyPart(members));

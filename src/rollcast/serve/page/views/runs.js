@@ -67,9 +67,9 @@ function Run({ row, figures }) {
   const readable = !row.run_id.startsWith("record:");
   return html`<tr>
     <td>${readable ? html`<a href=${formatRoute({ view: "overview", run: row.run_id })}>${name}</a>` : name}${record?.damage && html` <span class="bad small">${oneLine(record.damage, 200)}</span>`}</td>
-    <td>${statusOf(row.status)}</td>
-    <td class="mono">${when(row.started_at)}</td><td class="mono">${duration(seconds)}</td><td class="mono">${steps || "–"}</td>
-    <td class="mono">${whole(chains)}</td><td class="mono">${failed ? html`<span class="bad">${whole(failed)}</span>` : "0"}</td><td class="mono">${fixed(reward)}</td></tr>`;
+    <td data-name="status">${statusOf(row.status)}</td>
+    <td class="mono" data-name="started">${when(row.started_at)}</td><td class="mono" data-name="duration">${duration(seconds)}</td><td class="mono" data-name="steps">${steps || "–"}</td>
+    <td class="mono" data-name="chains">${whole(chains)}</td><td class="mono" data-name="failed">${failed ? html`<span class="bad">${whole(failed)}</span>` : "0"}</td><td class="mono" data-name="mean reward">${fixed(reward)}</td></tr>`;
 }
 
 /** @param {string} status */

@@ -1,7 +1,7 @@
 // The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is over:
 // how far it is filled says it without colour.
 
-import { html, memo, usePage } from "../ui.js";
+import { html, memo, usePage, useRef } from "../ui.js";
 import { fixed } from "../format.js";
 import { chainKey } from "../store.js";
 import { oneLine } from "../text.js";
@@ -17,6 +17,8 @@ const STATES = {
   failed: ["failed", "failed"],
   lost: ["failed", "its end was not seen"],
 };
+
+const MOST_IN_LINE = 32; // cells of a question; more go on in the next line
 
 /** The class of a cell, and what it means. @param {import("../wall.js").Cell} cell @param {boolean} quiet @returns {[string, string]} */
 export function cellState(cell, quiet) {
@@ -37,6 +39,7 @@ function Cell({ cell, quiet, dim }) {
  */
 export function Wall({ rows, runId, quiet, base, left }) {
   const { to } = usePage();
+  const links = useRef({ like: "", hrefs: /** @type {Map<string, string>} */ (new Map()) }); // of the groups, as long as those like them stay
   const dims = (/** @type {import("../wall.js").Cell} */ cell) => left !== null && !left.has(chainKey(runId, cell.chainId));
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
     return html`<div class="cells">${rows.flatMap((row) => row.cells).filter((cell) => !dims(cell)).map((cell) => html`<a key=${cell.chainId} data-row
@@ -45,8 +48,16 @@ export function Wall({ rows, runId, quiet, base, left }) {
   }
   const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
   const marks = (/** @type {WallRow} */ row) => (quiet.size || left !== null ? row.cells.map((cell) => (quiet.has(cell.chainId) ? 1 : 0) + (dims(cell) ? 2 : 0)).join("") : "");
-  const href = (/** @type {WallRow} */ row) => (row.groupId ? to({ ...base, view: "group", group: row.groupId }) : to({ ...base, view: "chains" }));
-  return html`<div class="wall">${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
+  const like = to({ ...base, view: "group", group: "-" });
+  if (links.current.like !== like) links.current = { like, hrefs: new Map() };
+  const { hrefs } = links.current;
+  const href = (/** @type {WallRow} */ { groupId }) => {
+    let found = hrefs.get(groupId);
+    if (found === undefined) hrefs.set(groupId, (found = groupId ? to({ ...base, view: "group", group: groupId }) : to({ ...base, view: "chains" })));
+    return found;
+  };
+  const most = Math.min(Math.max(...shown.map((row) => row.cells.length), 8), MOST_IN_LINE);
+  return html`<div class="wall" style=${{ "--cells": most }}>${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
 }
 
 /** A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is. */
