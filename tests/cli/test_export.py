@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from rollcast import StreamingManager
 from rollcast.archive import Archive, ArchiveObserver
+from rollcast.archive.budget import trim_records
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import decode
@@ -191,3 +192,15 @@ def test_an_output_that_cannot_be_written_is_an_error(run, command):
     assert out.returncode == 2
     assert out.stderr.startswith("rollcast: the output cannot be written: No space left on device")
     assert len(out.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"), [([], 3), (["--chain", "chain_1"], 1), (["--group", "group_2"], 1)]
+)
+@pytest.mark.parametrize("to", ["markdown", "atif"])
+def test_chains_whose_events_were_taken_out_are_counted(run, to, arguments, count):
+    """They are left out, which the standard error says."""
+    trim_records(run, 0)
+    out = CliRunner().invoke(app, ["export", "r", "--to", to, *arguments, "--record-dir", str(run)])
+    assert out.exit_code == 0
+    assert f"chains whose events are not in the record are left out: {count}\n" in out.stderr

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
+from rollcast.archive.budget import trim_records
 from rollcast.cli.app import app
 from rollcast.errors import ArchiveError, InputError
 from rollcast.records import StreamEvent, prompt_hash
@@ -367,6 +368,17 @@ def test_what_the_record_lacks_is_told(run):
         file.unlink()
     lines = shown(run, "r").splitlines()
     assert lines[1:3] == ["0 chains · 0 tokens", sentence.strip()]
+
+
+def test_a_chain_whose_events_are_missing_has_its_figures(run):
+    """From its row, which stays when the events are taken out to keep a budget, or are damaged."""
+    whole = shown(run, "r", "--best").splitlines()
+    trim_records(run, 0)
+    lines = shown(run, "r", "--best").splitlines()
+    outcome = next(line for line in whole if line.startswith("reward "))
+    assert outcome in lines
+    assert "≋ events of this chain are missing" in lines
+    assert not any("None" in line for line in lines)
 
 
 def test_a_run_that_goes_on_has_taken_until_now(run):

@@ -34,6 +34,8 @@ def _parts(story: Story) -> Iterator[str]:
         yield f"{view.conversation.omitted} messages are too old or too large.\n"
     for message in view.messages:
         yield from _message(message)
+    if story.lacks_end:
+        yield "Events of this chain are missing.\n"
     if view.content is not None:
         yield f"### assistant, step {view.generation_step}, not ended\n\n{_fenced(view.content)}"
 

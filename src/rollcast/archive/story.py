@@ -36,6 +36,7 @@ class Story(msgspec.Struct):
         level: what the record keeps.
         sampling: how its latest generation was sampled.
         fields: the fields of its row, besides messages and reference.
+        lacks_end: the chain ended, and the events that say how are not in the record; the view has it from the row.
     """
 
     row: dict[str, Any]
@@ -45,6 +46,7 @@ class Story(msgspec.Struct):
     level: str
     sampling: dict[str, Any] = {}
     fields: dict[str, Any] = {}
+    lacks_end: bool = False
 
 
 def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]) -> Iterator[Story]:
@@ -71,6 +73,7 @@ def stories_of(archive: Archive, filter: EventFilter, rows: list[dict[str, Any]]
                 del open_now[key], row_of[key]  # what comes later of it is in its row
                 yield story
     for story, _ in open_now.values():
+        _complete(story)
         yield story
 
 
@@ -81,7 +84,22 @@ def story_of(archive: Archive, row: dict[str, Any]) -> Story:
     whole: set[int] = set()  # steps whose end has their ids
     for event in reader:
         _take(story, event, whole)
+    _complete(story)
     return story
+
+
+_OF_THE_END = ("completion_tokens", "duration_s", "ended_at", "final_response", "finish_reason", "metrics", "reward", "steps")  # fmt: skip
+
+
+def _complete(story: Story) -> None:
+    """Take from the row how the chain ended, if the record lacks the events that say so: damaged, or taken out for a budget."""
+    if story.row.get("state") != "ended" or story.view.state == "ended":
+        return
+    story.lacks_end = True
+    (told,) = views_of([story.row])
+    for name in _OF_THE_END:
+        setattr(story.view, name, getattr(told, name))
+    story.view.generation_tokens = 0
 
 
 def _take(story: Story, event: StreamEvent, whole: set[int]) -> None:

@@ -38,7 +38,7 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
     if view.content is not None:
         messages.append(({"role": "assistant", "content": view.content, "step": view.generation_step}, True))
     spoken = [m for m, _ in messages[view.conversation.prompt_length or 0 :] if m.get("role") == "assistant"]
-    if view.steps and not spoken and not view.conversation.omitted:
+    if view.steps and not spoken and not view.conversation.omitted and not story.lacks_end:
         text = f"the turns of this chain are not in the record (level {story.level})"
         found.append(rows.line(text, 200, "gap"))
     if view.conversation.omitted:
@@ -50,7 +50,7 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
         if len(messages) > _MESSAGES and i == _MESSAGES // 2:
             found.append([(f"{rows.glyphs.more} {len(messages) - _MESSAGES:,} messages not shown", "gap")])
         if i < _MESSAGES // 2 or i >= len(messages) - _MESSAGES // 2:
-            found += _message(message, rows, is_open=is_open)
+            found += _message(message, rows, is_open=is_open and not story.lacks_end)
             if tokens and message.get("role") == "assistant":
                 found += _token_rows(story.sampled.get(message.get("step", -1)), rows)
         step, after = message.get("step"), messages[i + 1][0].get("step") if i + 1 < len(messages) else None
@@ -58,7 +58,7 @@ def chain_rows(story: Story, rows: EventRows, *, tokens: bool) -> list[Row]:
             given, rewards = _until(step, rewards)
             found += _reward_rows(given, rows)
     found += _reward_rows(rewards, rows)
-    for call in view.tool_calls.values():
+    for call in () if story.lacks_end else view.tool_calls.values():
         found.append(
             [(f"{rows.glyphs.result} ", "result"), *rows.line(call.tool_name, 80), (" has not ended", "gap")]
         )
@@ -209,7 +209,7 @@ def _end(story: Story, rows: EventRows) -> list[Row]:
     last: dict[str, Any] = next((m for m in reversed(view.messages) if m.get("role") == "assistant"), {})
     if view.final_response and view.final_response != last.get("content"):
         found += _text(f"{rows.glyphs.end} ", view.final_response, rows, "done")
-    if view.gaps:
+    if view.gaps or story.lacks_end:
         found.append([(f"{rows.glyphs.gap} events of this chain are missing", "gap")])
     if story.row.get("state") == "lost":
         found.append(

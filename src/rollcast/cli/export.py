@@ -106,17 +106,27 @@ def _chains(
     options: ExportOptions,
     damage: list[Damage],
 ) -> Iterator[bytes]:
-    silent = 0
+    silent = told = 0
     if options.to == "markdown":
         yield _readable(f"# {archive.path.name}\n\n")
     for story in stories_of(archive, wanted, rows):
         piece = _markdown(story) if options.to == "markdown" else _atif(story, archive)
         silent += piece is None
+        told += 1
         if piece is not None:
             yield piece
         damage[:] = story.reader.damage
     if silent:
         warn(f"chains without messages are left out: {silent:,}")
+    lacking = sum(_is_selected(row, options) for row in rows) - told
+    if lacking > 0:
+        warn(f"chains whose events are not in the record are left out: {lacking:,}")
+
+
+def _is_selected(row: dict[str, Any], options: ExportOptions) -> bool:
+    return (not options.chains or row["chain_id"] in options.chains) and (
+        not options.groups or row.get("group_id") in options.groups
+    )
 
 
 def _markdown(story: Story) -> bytes:
