@@ -3,7 +3,7 @@
 // Where a replay was begun, how fast it goes, and whether it is paused stand in the address: `at` in seconds from the run's start, `speed`, and
 // `paused`.
 
-import { html, useEffect, useKeys, usePage, useRef, useState, useTicks } from "../ui.js";
+import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks } from "../ui.js";
 import { spanOf } from "../past.js";
 import { speedOf, SPEEDS } from "../replay.js";
 import { formatRoute } from "../route.js";
@@ -48,7 +48,8 @@ export function useReplay({ replay, store, socket, route, run }) {
   const playing = route.query.paused === undefined;
   const row = rootRow(store, run);
   const start = row?.started_at;
-  useEffect(() => {
+  // Not later than what is drawn: a key or a press that comes in between would be undone.
+  useLayoutEffect(() => {
     if (at === undefined) {
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
@@ -125,7 +126,7 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
-  const { replay, go, replaced, route, store, run } = page;
+  const { replay, replaced, route, store, run } = page;
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
   replay.show({ runId: replay.runId, start: replay.start, at: place, speed: replay.speed, playing });
@@ -134,7 +135,7 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
-  else go({ ...route, query });
+  else location.hash = formatRoute({ ...route, run, query }); // `go` would keep `paused`
 }
 let soughtAt = -Infinity;
 
@@ -148,7 +149,7 @@ export function ReplayBar() {
   const place = placeOf(page);
   const length = Math.max(span === null ? place : span.end - span.start, 0.1);
   const ended = span !== null && !span.goesOn && place >= length - 0.05;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (ended && replay.playing && dragged === null) toggleReplay(page);
   }, [ended]);
   useEffect(() => () => clearTimeout(later.current), []);
