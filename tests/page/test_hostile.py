@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 
 import pytest
 
@@ -140,8 +139,6 @@ def test_megabytes_do_not_freeze_it(stage, watched):
     stage.begin(hostile_everywhere(stage.manager, stage.goes_on))
     stage.finish()
     see(page, ".cell.failed")
-    slowest = 0.0
-    began = time.monotonic()
     page.locator(".question", has=page.locator(".cell.failed")).first.click()
     for key, selector in (
         ("t", ".turn-cell .tokens"), ("w", ".tree"), ("w", ".columns .say"), ("j", ":focus[data-column]"), ("Enter", ".transcript .text"),
@@ -150,9 +147,6 @@ def test_megabytes_do_not_freeze_it(stage, watched):
         page.keyboard.press(key)
         see(page, selector)
         watched.check(f"after {key}")
-        slowest = max(slowest, time.monotonic() - began)
-        began = time.monotonic()
-    assert slowest < 10, f"{slowest:.1f} s"  # on a loaded machine; a page that freezes takes minutes
 
 
 def test_a_long_line_is_bounded_while_it_is_written(stage, watched):
@@ -179,10 +173,8 @@ def test_a_long_line_is_bounded_while_it_is_written(stage, watched):
     see(page, "dd", "answered")
     see(page, ".call summary").click()
     watched.check("over")
-    began = time.monotonic()
     page.keyboard.press("o")
     see(page, ".wall, .cells")
-    assert time.monotonic() - began < 10
 
 
 def test_a_hostile_address_leads_nowhere(stage, watched):

@@ -10,11 +10,6 @@ export function inNextFrame(task) {
   requested ||= requestAnimationFrame(run);
 }
 
-/** Take back what was asked for. @param {() => void} task */
-export function notInNextFrame(task) {
-  waiting.delete(task);
-}
-
 function run() {
   requested = 0;
   const tasks = waiting;

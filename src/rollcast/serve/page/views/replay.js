@@ -3,7 +3,7 @@
 // Where a replay was begun, how fast it goes, and whether it is paused stand in the address: `at` in seconds from the run's start, `speed`, and
 // `paused`.
 
-import { html, useEffect, useKeys, usePage, useRef, useState, useTicks } from "../ui.js";
+import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks } from "../ui.js";
 import { spanOf } from "../past.js";
 import { speedOf, SPEEDS } from "../replay.js";
 import { formatRoute, parseRoute } from "../route.js";
@@ -48,10 +48,16 @@ export function useReplay({ replay, store, socket, route, run }) {
   const playing = route.query.paused === undefined;
   const row = rootRow(store, run);
   const start = row?.started_at;
+<<<<<<< HEAD
   useEffect(() => {
     const here = parseRoute(location.hash).query; // the address may have changed since this was drawn
     const place = here.at?.[0];
     if (place === undefined) {
+=======
+  // Not later than what is drawn: a key or a press that comes in between would be undone.
+  useLayoutEffect(() => {
+    if (at === undefined) {
+>>>>>>> w/e2
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
       if (socket.session.paused) socket.resume();
@@ -129,8 +135,12 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
+<<<<<<< HEAD
   const { replay, replaced, store, run } = page;
   const route = parseRoute(location.hash);
+=======
+  const { replay, replaced, route, store, run } = page;
+>>>>>>> w/e2
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
   replay.show({ runId: replay.runId, start: replay.start, at: place, speed: replay.speed, playing });
@@ -139,7 +149,11 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
+<<<<<<< HEAD
   else location.hash = formatRoute({ ...route, query }); // `go` would keep that it was paused
+=======
+  else location.hash = formatRoute({ ...route, run, query }); // `go` would keep `paused`
+>>>>>>> w/e2
 }
 let soughtAt = -Infinity;
 
@@ -153,7 +167,7 @@ export function ReplayBar() {
   const place = placeOf(page);
   const length = Math.max(span === null ? place : span.end - span.start, 0.1);
   const ended = span !== null && !span.goesOn && place >= length - 0.05;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (ended && replay.playing && dragged === null) toggleReplay(page);
   }, [ended]);
   useEffect(() => () => clearTimeout(later.current), []);
