@@ -121,11 +121,7 @@ def test_a_replay_plays_pauses_and_comes_to_its_end(opened, tab, tmp_path):
     page.get_by_role("button", name="1×").click()
     see(page, ".replay-bar button", "Again").click()
     see(page, ".replay-bar button", "Pause")
-<<<<<<< HEAD
-    until(page, "!location.hash.includes('paused')")
-=======
     until(page, "location.hash.includes('at=0&') && !location.hash.includes('paused')")
->>>>>>> w/e2
     until(page, "![...document.querySelectorAll('.reward')].some((each) => each.textContent === '1.00')")
 
 

@@ -48,16 +48,11 @@ export function useReplay({ replay, store, socket, route, run }) {
   const playing = route.query.paused === undefined;
   const row = rootRow(store, run);
   const start = row?.started_at;
-<<<<<<< HEAD
-  useEffect(() => {
+  // Not later than what is drawn: a key or a press that comes in between would be undone.
+  useLayoutEffect(() => {
     const here = parseRoute(location.hash).query; // the address may have changed since this was drawn
     const place = here.at?.[0];
     if (place === undefined) {
-=======
-  // Not later than what is drawn: a key or a press that comes in between would be undone.
-  useLayoutEffect(() => {
-    if (at === undefined) {
->>>>>>> w/e2
       replay.leave();
     } else if (row !== undefined && typeof start === "number") {
       if (socket.session.paused) socket.resume();
@@ -135,12 +130,8 @@ function playingOn({ paused, ...query }) {
 
 /** @param {PageContext} page @param {number} at seconds from the start @param {boolean} [playing] */
 function seek(page, at, playing = page.replay.playing) {
-<<<<<<< HEAD
   const { replay, replaced, store, run } = page;
   const route = parseRoute(location.hash);
-=======
-  const { replay, replaced, route, store, run } = page;
->>>>>>> w/e2
   const span = spanNow({ store, run });
   const place = Number(Math.min(Math.max(at, 0), span === null ? Infinity : span.end - span.start).toFixed(1));
   replay.show({ runId: replay.runId, start: replay.start, at: place, speed: replay.speed, playing });
@@ -149,11 +140,7 @@ function seek(page, at, playing = page.replay.playing) {
   soughtAt = performance.now();
   const query = { ...(playing ? playingOn(route.query) : route.query), at: [String(place)] };
   if (soon) replaced({ query });
-<<<<<<< HEAD
-  else location.hash = formatRoute({ ...route, query }); // `go` would keep that it was paused
-=======
   else location.hash = formatRoute({ ...route, run, query }); // `go` would keep `paused`
->>>>>>> w/e2
 }
 let soughtAt = -Infinity;
 
