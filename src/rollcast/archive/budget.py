@@ -60,7 +60,7 @@ from rollcast.records.jsonable import JSON_ERRORS
 __all__ = ["Trimmed", "bytes_of", "trim_records"]
 
 T = StreamEventType
-TRIMMED = "it was taken out to keep the records within their budget"
+TRIMMED = "they were taken out to keep the records within their budget"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
