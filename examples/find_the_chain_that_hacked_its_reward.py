@@ -38,8 +38,15 @@ def script(request):
     return OTHERS.get(chain, MOST)[int(turn) - 1]
 
 
+def logprob(token):
+    """The model is sure of what it writes, but for one file."""
+    return -2.5 if "expected" in token else -0.01
+
+
 async def main(port=None):
-    agent = BaseAgent(backend=ScriptedBackend(script), tools=[calculator, write_file], reward=as_expected)
+    agent = BaseAgent(
+        backend=ScriptedBackend(script, logprob=logprob), tools=[calculator, write_file], reward=as_expected
+    )
     manager = agent.streaming_manager
     manager.add_observer(HintObserver(lambda change: print(change.hint.sentence)))
     if port:

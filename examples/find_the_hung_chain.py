@@ -35,7 +35,9 @@ async def open_page(title: str, ctx: ChainContext) -> str:
 
 
 async def main(port=None):
-    backend = ScriptedBackend([*TURNS * (150 if port else 14), "In Fulda."], delay=0.02)
+    backend = ScriptedBackend(
+        [*TURNS * (150 if port else 14), "In Fulda."], delay=0.02, logprob=lambda token: -0.01
+    )
     agent = BaseAgent(backend=backend, tools=[search, open_page])
     manager = agent.streaming_manager
 

@@ -58,6 +58,7 @@ class ScriptedBackend(BaseBackend):
         before_token: awaited before each token with the request and the token's index: a place for gates and faults.
         token_exact: whether tokens carry ids and log-probabilities and prompts are ids.
         finish_reason: the finish reason of every generation.
+        logprob: the log-probability of a token, from its text. None: a fixed number below 0 for each word.
     """
 
     name = "scripted"
@@ -73,6 +74,7 @@ class ScriptedBackend(BaseBackend):
         token_exact: bool = True,
         finish_reason: str = "stop",
         model_name: str = "scripted",
+        logprob: Callable[[str], float] | None = None,
     ) -> None:
         self.model_name = model_name
         self.token_exact = self.logprobs = token_exact
@@ -87,6 +89,7 @@ class ScriptedBackend(BaseBackend):
         )
         self._before_token = before_token
         self._finish_reason = finish_reason
+        self._logprob = logprob
         self._cancelled: set[str] = set()
         self._closed = False
         self.thinking = _thinking(script)
@@ -128,11 +131,13 @@ class ScriptedBackend(BaseBackend):
         return script[min(turn, len(script) - 1)]
 
     def _delta(self, token: str, finish_reason: str | None) -> Delta:
-        """A token; with a log-probability that its id gives: near 0 for most, as a model's are, -3.3 for the least likely, exact in binary."""
         if not self.token_exact:
             return Delta(token, finish_reason=finish_reason)
         (token_id,) = _ids(token)
-        logprob = -(1 + ((token_id % 64) ** 12 >> 60)) / 1024
+        if self._logprob is None:
+            logprob = -(token_id % 64 + 1) / 16  # any fixed number below 0, exact in binary
+        else:
+            logprob = self._logprob(token)
         return Delta(token, [token_id], [logprob], self.policy_version, finish_reason=finish_reason)
 
     async def cancel(self, request_id: str) -> None:
