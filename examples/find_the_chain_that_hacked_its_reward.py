@@ -38,15 +38,9 @@ def script(request):
     return OTHERS.get(chain, MOST)[int(turn) - 1]
 
 
-def logprob(token):
-    """The model is sure of what it writes, but for one file."""
-    return -2.5 if "expected" in token else -0.01
-
-
 async def main(port=None):
-    agent = BaseAgent(
-        backend=ScriptedBackend(script, logprob=logprob), tools=[calculator, write_file], reward=as_expected
-    )
+    backend = ScriptedBackend(script, logprob=lambda token: -2.5 if "expected" in token else -0.01)
+    agent = BaseAgent(backend=backend, tools=[calculator, write_file], reward=as_expected)
     manager = agent.streaming_manager
     manager.add_observer(HintObserver(lambda change: print(change.hint.sentence)))
     if port:
@@ -56,8 +50,7 @@ async def main(port=None):
         manager.add_observer(server.get_observer())
         print("in a browser:", server.page_url, flush=True)
     row = {"prompt": "What is 17 * 23?", "answer": 391}
-    result = await agent.run_async(3, [row], num_chains=10, enable_streaming=True)
-    for t in result:
+    for t in await agent.run_async(3, [row], num_chains=10, enable_streaming=True):
         print(t.chain_id, t.reward, *(r.call.tool_name for r in t.tool_calls), t.final_response)
     if port:
         await asyncio.Event().wait()  # until Ctrl-C

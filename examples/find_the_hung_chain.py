@@ -35,17 +35,15 @@ async def open_page(title: str, ctx: ChainContext) -> str:
 
 
 async def main(port=None):
-    backend = ScriptedBackend(
-        [*TURNS * (150 if port else 14), "In Fulda."], delay=0.02, logprob=lambda token: -0.01
-    )
-    agent = BaseAgent(backend=backend, tools=[search, open_page])
-    manager = agent.streaming_manager
-
     def cancel_it(change):
         if change.appeared:
             print(change.hint.sentence)
             manager.cancel(change.hint.run_id, *change.hint.chains)
 
+    turns = [*TURNS * (150 if port else 14), "In Fulda."]
+    backend = ScriptedBackend(turns, delay=0.02, logprob=lambda _: -0.01)
+    agent = BaseAgent(backend=backend, tools=[search, open_page])
+    manager = agent.streaming_manager
     if port:
         manager.add_observer(ArchiveObserver.within(name="hung", level="tokens"))
         server = WebSocketStreamingServer(port=int(port), settings=MAY_CANCEL)

@@ -33,7 +33,7 @@ class Canceller(StreamObserver):
 
 async def trained(agent, out, told):
     settings = TrainSettings(trainer="trl", steps=1, group=2, questions=2, out=str(out))
-    return await train_with_trl(agent, TASK, settings, out, told.append, lambda: False)
+    return await train_with_trl(agent, TASK, settings, out, told.append, lambda: False, "arithmetic")
 
 
 @pytest.mark.parametrize(("number", "steps"), [(1, 0), (3, 1)])

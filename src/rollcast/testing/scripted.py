@@ -134,10 +134,8 @@ class ScriptedBackend(BaseBackend):
         if not self.token_exact:
             return Delta(token, finish_reason=finish_reason)
         (token_id,) = _ids(token)
-        if self._logprob is None:
-            logprob = -(token_id % 64 + 1) / 16  # any fixed number below 0, exact in binary
-        else:
-            logprob = self._logprob(token)
+        fixed = -(token_id % 64 + 1) / 16  # any number below 0, exact in binary
+        logprob = fixed if self._logprob is None else self._logprob(token)
         return Delta(token, [token_id], [logprob], self.policy_version, finish_reason=finish_reason)
 
     async def cancel(self, request_id: str) -> None:
