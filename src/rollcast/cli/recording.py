@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -90,7 +91,7 @@ class Recording:
     def path_or_name(self, given: str) -> str:
         """A model's folder or its name on the hub: as typed, unless the current folder has changed since."""
         there = self.begun_in / given
-        return str(there) if _here() != self.begun_in and there.is_dir() else given
+        return str(there) if _here() != self.begun_in and os.path.isdir(there) else given  # noqa: PTH112  (false for a name that is too long)
 
     def __post_init__(self) -> None:
         given = {

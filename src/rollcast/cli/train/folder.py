@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -134,7 +135,7 @@ def keep_settings(settings: TrainSettings, out: Path, begun_in: Path | None = No
         if name not in _NOT_KEPT and value is not None and value is not False and value != []
     }
     here = Path() if begun_in is None else begun_in
-    if settings.model is not None and (here / settings.model).is_dir():
+    if settings.model is not None and os.path.isdir(here / settings.model):  # noqa: PTH112  (false for a name that is too long)
         given["model"] = str((here / settings.model).absolute())  # it may be resumed from another directory
     if settings.record_dir is not None:
         given["record-dir"] = str((here / record_directory(settings.record_dir)).absolute())
