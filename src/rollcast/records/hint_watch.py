@@ -160,7 +160,7 @@ class _Followed:
 
     def __init__(self, run: RunView) -> None:
         self.run = run
-        self._index = HintIndex()
+        self._index: HintIndex | None = None  # made at the first look: thousands of runs may be open
         self._numbers: dict[str, int] = {}  # of chains, in the order in which they were first seen
         self._next = 0
         self._changed: dict[str, None] = {}  # chains that changed since the latest look
@@ -185,22 +185,29 @@ class _Followed:
             before: the timestamp of the event before it.
             at: the timestamp of the event.
         """
-        if before is None or at < before or self._index.is_silent(self._numbers[chain_id]):
+        if (
+            before is None
+            or at < before
+            or (self._index is not None and self._index.is_silent(self._numbers[chain_id]))
+        ):
             self._changed[chain_id] = None
 
     def drop(self, chain_id: str) -> None:
         """Forget a chain that is not followed any more."""
         self._changed.pop(chain_id, None)
         number = self._numbers.pop(chain_id, None)
-        if number is not None:
+        if number is not None and self._index is not None:
             self._index.drop(number)
 
     def hints(self, now: float | None) -> list[Hint]:
         """The hints of the run that are true now; without `now`, none about quiet chains."""
+        index = self._index
+        if index is None:
+            index = self._index = HintIndex()
         for chain_id in self._changed:
-            self._index.put(self._numbers[chain_id], self.run.chains[chain_id])
+            index.put(self._numbers[chain_id], self.run.chains[chain_id])
         self._changed.clear()
-        return self._index.hints(now)
+        return index.hints(now)
 
 
 class HintWatch:
