@@ -669,29 +669,26 @@ class _Answer:
         while True:
             await asyncio.sleep(WATCH_S)
             await self._until_room()
-            if (
-                table.closed or table.manager is None
-            ) and self._queries.manager is not None:  # it was added anew
-                table = await self._queries.table()
-                version = 0
+            is_over = table.closed or table.manager is None  # then what follows are its last changes
             news = [sentence for sentence in table.lacking if sentence not in self._missing]
             if news:
                 self._missing += news
                 await self._send_rows([], changed=True, missing=news)
-            if table.version == version:
-                continue
-            if table.forgotten > version:
-                raise _BehindError(LET_GO)
-            async with self._queries.turn():
-                rows, version = table.changed_since(version), table.version
-                changed = []
-                for row in rows:
-                    key, fitting = _key(row), fits(row, wanted)
-                    if fitting or key in told:
-                        changed.append(table.encoded(row, self._row_bytes))
-                    (told.add if fitting and row.get("state") == "running" else told.discard)(key)
-            if changed:
-                await self._send_rows(changed, changed=True)
+            if table.version != version:
+                if table.forgotten > version:
+                    raise _BehindError(LET_GO)
+                async with self._queries.turn():
+                    rows, version = table.changed_since(version), table.version
+                    changed = []
+                    for row in rows:
+                        key, fitting = _key(row), fits(row, wanted)
+                        if fitting or key in told:
+                            changed.append(table.encoded(row, self._row_bytes))
+                        (told.add if fitting and row.get("state") == "running" else told.discard)(key)
+                if changed:
+                    await self._send_rows(changed, changed=True)
+            if is_over and self._queries.manager is not None:  # it was added anew
+                table, version = await self._queries.table(), 0
 
     # -- the story of one chain ----------------------------------------------------------------------------------------
 
