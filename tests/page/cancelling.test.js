@@ -82,6 +82,21 @@ test("without an answer that is said", () => {
   assert.equal(cancels.of({ run: "r" }), undefined);
 });
 
+test("what was over when the server was asked is said to be over, as soon as the page knows it", () => {
+  const refused = (code) => {
+    const { cancels } = made();
+    cancels.send(GROUP);
+    cancels.answered({ kind: "refused", id: "c1", code, message: "no run 'r' is open" });
+    return cancels.of(GROUP);
+  };
+  const known = { row: rowsOf(), run: { status: "running" }, connection: 0 };
+  const over = { sentence: "It was over already.", pending: false, failed: false };
+  assert.match(outcomeOf(refused(404), known).sentence, /no run 'r' is open/);
+  assert.deepEqual(outcomeOf(refused(404), { ...known, run: { status: "completed" } }), over);
+  assert.deepEqual(outcomeOf(refused(404), { ...known, isOpen: false }), over);
+  assert.equal(outcomeOf(refused(403), { ...known, isOpen: false }).failed, true);
+});
+
 test("no more than some requests are remembered", () => {
   const { cancels } = made();
   for (let i = 0; i < 1_000; i += 1) cancels.send({ run: "r", chain: `c${i}` });

@@ -121,7 +121,7 @@ test("runs are followed: a new run is asked for at once, others in a moment", ()
 });
 
 test("rows that are followed say what they lack, and are asked for again after the server could not go on", () => {
-  const { store, feed, sent, say, due } = made();
+  const { clock, store, feed, sent, say } = made();
   feed.watchChains({ run: "r" });
   const watched = sent.at(-1);
   assert.equal(watched.watch, true);
@@ -129,7 +129,10 @@ test("rows that are followed say what they lack, and are asked for again after t
   assert.deepEqual(feed.missing.get("chains"), ["a row is missing"]);
   say({ type: "error", id: watched.id, code: 503, message: "more rows have changed than were kept" });
   assert.deepEqual(feed.missing.get("chains"), ["a row is missing", "more rows have changed than were kept"]);
-  due.at(-1).action();
+  feed.tick();
+  assert.equal(sent.at(-1), watched); // in a moment
+  clock.now += 1;
+  feed.tick();
   const again = sent.at(-1);
   assert.deepEqual([again.watch, again.run], [true, "r"]);
   assert.notEqual(again.id, watched.id);
@@ -137,9 +140,126 @@ test("rows that are followed say what they lack, and are asked for again after t
   say({ type: "rows", id: again.id, rows: [row(0), row(1)], total: 2 });
   assert.ok(store.row("r", "chain_1"));
   say({ type: "error", id: again.id, code: 400, message: "the query is wrong" });
-  assert.equal(sent.at(-1), again);
   say({ type: "error", id: again.id, code: 503, message: "gone" });
-  assert.equal(due.length, 1);
+  clock.now += 1_000;
+  feed.tick();
+  assert.equal(sent.filter((frame) => frame.watch).at(-1), again);
+});
+
+test("a question that the server cannot answer now is asked again, each time after a longer pause, and what is missing is said meanwhile", () => {
+  const { clock, store, feed, sent, say } = made();
+  feed.followRuns();
+  const pauses = [];
+  for (const code of [503, 429, 503, 503, 503, 503, 503]) {
+    const { id } = sent.at(-1);
+    say({ type: "error", id, code, message: `not now: ${id}` });
+    assert.deepEqual(feed.missing.get("runs"), [`not now: ${id}`]);
+    const since = clock.now;
+    while (sent.at(-1).id === id) {
+      clock.now += 0.5;
+      feed.tick();
+    }
+    pauses.push(clock.now - since);
+  }
+  assert.deepEqual(pauses, [1, 2, 4, 8, 16, 30, 30]);
+  assert.equal(feed.knowsRuns("r"), false);
+  say({ type: "rows", id: sent.at(-1).id, rows: [{ run_id: "r", name: "guess" }], total: 1 });
+  say({ type: "done", id: sent.at(-1).id });
+  assert.equal(store.runRows.get("r").name, "guess");
+  assert.deepEqual([feed.knowsRuns("r"), feed.missing.get("runs"), feed.asked.size], [true, undefined, 0]);
+});
+
+test("a question that the server refuses for good is not asked again", () => {
+  const { clock, feed, sent, say } = made();
+  feed.followRuns();
+  say({ type: "error", id: sent.at(-1).id, code: 403, message: "it needs the read scope" });
+  const asked = sent.length;
+  clock.now += 1_000;
+  feed.tick();
+  assert.equal(sent.length, asked);
+  assert.deepEqual(feed.missing.get("runs"), ["it needs the read scope"]);
+});
+
+test("an answer that takes long is said to be missing until it comes, and one that never comes is asked for again", () => {
+  const { clock, feed, sent, say } = made();
+  feed.followRuns();
+  const first = sent.at(-1);
+  clock.now += 11;
+  feed.tick();
+  assert.deepEqual([sent.at(-1), feed.missing.get("runs")], [first, ["the server has not answered yet which runs it has"]]);
+  clock.now += 110;
+  feed.tick();
+  assert.deepEqual(sent.at(-1), { type: "stop", id: first.id });
+  clock.now += 1;
+  feed.tick();
+  const again = sent.at(-1);
+  assert.deepEqual([again.type, again.what], ["query", "runs"]);
+  say({ type: "rows", id: first.id, rows: [{ run_id: "old" }], total: 1 }); // too late
+  clock.now += 11;
+  feed.tick();
+  assert.equal(feed.missing.get("runs").length, 1);
+  say({ type: "rows", id: again.id, rows: [{ run_id: "r" }], total: 1 });
+  say({ type: "done", id: again.id });
+  assert.deepEqual([[...feed.store.runRows.keys()], feed.missing.get("runs")], [["r"], undefined]);
+});
+
+test("rows that are followed and do not change are not asked for again, and the time without a connection does not count", () => {
+  const { clock, session, feed, sent, say } = made();
+  feed.watchChains({ run: "r" });
+  for (const { id, watch } of sent.slice(-2)) {
+    say({ type: "rows", id, rows: [row(0)], total: 1 });
+    if (!watch) say({ type: "done", id });
+  }
+  feed.askSteps();
+  session.closed(1006);
+  clock.now += 10_000;
+  feed.tick();
+  session.opened();
+  say({ type: "welcome", runs: [], heartbeat_s: 20, limits: { queries: 8 }, scopes: ["read"], features: [] });
+  const before = sent.length;
+  feed.tick();
+  assert.deepEqual([sent.length, feed.missing.size], [before, 0]);
+});
+
+test("a page that fails begins the whole answer anew, and nobody asks again for what is no longer wanted", () => {
+  const { clock, store, feed, sent, say } = made();
+  feed.watchChains({ run: "r" });
+  const [open, watched] = sent.slice(-2);
+  say({ type: "rows", id: watched.id, rows: [row(0)], total: 2, next: "behind 0" });
+  say({ type: "error", id: sent.at(-1).id, code: 503, message: "the reader died" });
+  assert.deepEqual(sent.at(-1), { type: "stop", id: watched.id });
+  clock.now += 1;
+  feed.tick();
+  const again = sent.at(-1);
+  assert.deepEqual([again.what, again.watch, again.after], ["chains", true, undefined]);
+  say({ type: "rows", id: again.id, rows: [row(1)], total: 1 });
+  assert.deepEqual(store.rows("r").map((each) => each.chain_id), ["chain_1"]);
+  say({ type: "error", id: open.id, code: 503, message: "the reader died" });
+  say({ type: "error", id: again.id, code: 503, message: "the reader died" });
+  feed.unwatchChains();
+  const before = sent.length;
+  clock.now += 1_000;
+  feed.tick();
+  assert.deepEqual(sent.slice(before), []);
+});
+
+test("the newest runs are asked for once at a time, however slow the server is", () => {
+  const { clock, feed, sent, say, due } = made();
+  const begins = (number) => say({ type: "batch", id: "runs", cursor: `x.${number}`, events: [event("run_start", "", number, { chains: 4 })] });
+  feed.followRuns();
+  say({ type: "done", id: sent.at(-1).id });
+  const newest = () => sent.filter((frame) => frame.limit === 64);
+  clock.now += 1;
+  for (let number = 0; number < 20; number += 1) {
+    begins(number);
+    clock.now += 2;
+    for (const { action } of due.splice(0)) action();
+  }
+  assert.equal(newest().length, 1);
+  say({ type: "done", id: newest()[0].id });
+  assert.equal(newest().length, 2); // what has begun since
+  say({ type: "done", id: newest()[1].id });
+  assert.equal(newest().length, 2);
 });
 
 test("every page of an answer is asked for, and only one if there is a limit", () => {

@@ -103,7 +103,7 @@ def test_where_it_is_stuck_is_told_with_a_button_beside_it(stage, tab):
 
 
 def test_what_was_over_before_is_said(stage, tab):
-    """The server refuses to cancel what has ended meanwhile; the page tells its sentence."""
+    """The server refuses to cancel what has ended meanwhile; the page says that it is over, and not in red."""
     stage.begin(stage.searches(chains=1, ended=0))
     page = tab().open(link(stage))
     see(page, ".cells a").click()
@@ -114,7 +114,7 @@ def test_what_was_over_before_is_said(stage, tab):
     stage.finish()
     page.get_by_role("button", name="End it").click()
     page.keyboard.press("p")
-    see(page, ".cancel [role=status]", "no run")
+    see(page, ".cancel [role=status]:not(.bad)", "It was over already.")
 
 
 def test_a_page_that_may_only_watch_offers_nothing_to_cancel(tab):

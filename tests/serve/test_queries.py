@@ -296,6 +296,25 @@ async def gone(stage):
     return True
 
 
+async def test_who_watches_rows_is_told_how_the_last_chains_ended_when_the_manager_closes_with_the_run(kept):
+    """What the table had taken before its manager closed still reaches the client."""
+    async with asyncio.timeout(20):
+        async with contextlib.AsyncExitStack() as stack, kept.manager.run(chains=2) as run:
+            answer = await stack.enter_async_context(
+                contextlib.aclosing(kept.client().query("chains", watch=True, filter={"run_id": run.run_id}))
+            )
+            with contextlib.ExitStack() as chains:
+                for number in range(2):
+                    begin(chains, run, number)
+                rows = {row["chain_id"]: row for row in (await anext(answer)).rows}
+                assert [row["state"] for row in rows.values()] == ["running"] * 2
+            stack.pop_all()
+        await kept.manager.aclose()
+        async with contextlib.aclosing(answer):
+            while {row["state"] for row in rows.values()} != {"ended"}:
+                rows |= {row["chain_id"]: row for row in (await anext(answer)).rows}
+
+
 async def test_watched_rows_while_a_real_run_goes_on(kept):
     """Fifty chains in four runs: in the end every row is as the answer to a query is."""
 

@@ -69,9 +69,6 @@ class LiveRows(StreamObserver):
         self._masker = masker
         self.closed = False
         self.on_lost: Callable[[], object] = lambda: None
-        self._reset()
-
-    def _reset(self) -> None:
         self.version = self.forgotten = 0
         self.complete = True
         self._lost: dict[str, int] = {}
@@ -91,8 +88,10 @@ class LiveRows(StreamObserver):
         return "WebSocketStreamingServer (rows)"
 
     async def aclose(self) -> None:
-        """Forget everything: a new table is needed when the observer is added again."""
-        self._reset()
+        """Note that nothing more comes. Those who watch may still take the last changes.
+
+        A new table is needed when the observer is added again.
+        """
         self.closed = True
 
     # -- what happens --------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from rollcast.serve.protocol import (
     rows_frame,
 )
 from rollcast.serve.record import LATE_S, begun_record, caught_up, recorded
+from rollcast.serve.shared_readings import SharedReadings
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
 
 __all__ = ["Queries"]
@@ -100,6 +101,7 @@ class Queries:
         self._readings = asyncio.Semaphore(READINGS)
         self._turn = asyncio.Lock()
         self._free_at = 0.0  # when the event loop may make rows again
+        self._shared = SharedReadings(self._rows)
 
     def run(self, client: Client, session: Session, action: RunQuery) -> None:
         """Begin to answer a query."""
@@ -128,6 +130,7 @@ class Queries:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._shared.aclose()
         self._readings, self._turn = (
             asyncio.Semaphore(READINGS),
             asyncio.Lock(),
@@ -216,6 +219,14 @@ class Queries:
         ):
             missing.append(LATE_RECORD.format(record.path.name))
         return record
+
+    async def rows(self, reading: RunsWanted | StepsWanted | RecordsWanted) -> Rows:
+        """A page of rows; one reading serves all who ask for the same before it begins. Raises what `RecordProcess.rows` raises."""
+        return await self._shared.rows(reading)
+
+    async def _rows(self, reading: RunsWanted | StepsWanted | RecordsWanted) -> Rows:
+        async with self._readings:
+            return await self.records.rows(reading)
 
     def reading(self) -> asyncio.Semaphore:
         """Held while an answer reads a record."""
@@ -494,13 +505,11 @@ class _Answer:
         page: dict[str, Any] = {"after": query.after, "limit": self._limit, "row_bytes": self._row_bytes}
         folder = self._queries.broadcaster.feeds.folder
         if folder is not None and query.run is None:
-            async with self._queries.reading():
-                rows = await self._queries.records.rows(RecordsWanted(path=str(folder.path), **page))
-            await self._send_page(rows)
+            await self._send_page(await self._queries.rows(RecordsWanted(path=str(folder.path), **page)))
             return
 
         async def of_record(record: Recorded) -> Rows:
-            rows = await self._queries.records.rows(RunsWanted(path=str(record.path), **page))
+            rows = await self._queries.rows(RunsWanted(path=str(record.path), **page))
             if folder is not None and isinstance(record, RecordOnDisk):
                 folder.knows(record, [_run_decoder.decode(row).run_id for row in rows.rows])
             return rows
@@ -531,7 +540,7 @@ class _Answer:
                 limit=self._limit,
                 row_bytes=self._row_bytes,
             )
-            return await self._queries.records.rows(wanted)
+            return await self._queries.rows(wanted)
 
         async def of_memory() -> Rows:
             rows = (await self._memory()).step_rows()
@@ -553,8 +562,7 @@ class _Answer:
         record = await self._queries.record(self._missing, self._query.run, late)
         if record is not None:
             try:
-                async with self._queries.reading():
-                    return await of_record(record)
+                return await of_record(record)
             except RecordReaderError:
                 raise
             except ArchiveError as error:
@@ -603,7 +611,8 @@ class _Answer:
                 is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
 
             async def of_record(record: Recorded) -> Page:
-                return await self._queries.records.chains(record.path, wanted)
+                async with self._queries.reading():
+                    return await self._queries.records.chains(record.path, wanted)
 
             async def of_memory() -> Page:
                 self._queries.note_let_go(table, self._missing)
@@ -669,29 +678,26 @@ class _Answer:
         while True:
             await asyncio.sleep(WATCH_S)
             await self._until_room()
-            if (
-                table.closed or table.manager is None
-            ) and self._queries.manager is not None:  # it was added anew
-                table = await self._queries.table()
-                version = 0
+            is_over = table.closed or table.manager is None  # then what follows are its last changes
             news = [sentence for sentence in table.lacking if sentence not in self._missing]
             if news:
                 self._missing += news
                 await self._send_rows([], changed=True, missing=news)
-            if table.version == version:
-                continue
-            if table.forgotten > version:
-                raise _BehindError(LET_GO)
-            async with self._queries.turn():
-                rows, version = table.changed_since(version), table.version
-                changed = []
-                for row in rows:
-                    key, fitting = _key(row), fits(row, wanted)
-                    if fitting or key in told:
-                        changed.append(table.encoded(row, self._row_bytes))
-                    (told.add if fitting and row.get("state") == "running" else told.discard)(key)
-            if changed:
-                await self._send_rows(changed, changed=True)
+            if table.version != version:
+                if table.forgotten > version:
+                    raise _BehindError(LET_GO)
+                async with self._queries.turn():
+                    rows, version = table.changed_since(version), table.version
+                    changed = []
+                    for row in rows:
+                        key, fitting = _key(row), fits(row, wanted)
+                        if fitting or key in told:
+                            changed.append(table.encoded(row, self._row_bytes))
+                        (told.add if fitting and row.get("state") == "running" else told.discard)(key)
+                if changed:
+                    await self._send_rows(changed, changed=True)
+            if is_over and self._queries.manager is not None:  # it was added anew
+                table, version = await self._queries.table(), 0
 
     # -- the story of one chain ----------------------------------------------------------------------------------------
 

@@ -19,10 +19,12 @@ import { oneLine } from "./text.js";
  * @property {string[]} chains that were asked to end, as many as the answer names
  * @property {{ending: number, notBegun: number, over: number}} counts
  * @property {string} message why it was refused
+ * @property {boolean} unknown whether it was refused since nothing of that name is open
  */
 
 const MAX_REQUESTS = 256;
 const MAX_NAMED = 3;
+const NOT_FOUND = 404;
 
 export class Cancellations {
   /**
@@ -56,6 +58,7 @@ export class Cancellations {
       chains: [],
       counts: { ending: 0, notBegun: 0, over: 0 },
       message: id === null ? "There is no connection to the server; try again when there is one" : "",
+      unknown: false,
     });
     if (this.requests.size > MAX_REQUESTS) this.requests.delete(/** @type {string} */ (this.requests.keys().next().value));
     this.onChange();
@@ -73,6 +76,7 @@ export class Cancellations {
       if (request.id !== notice.id || request.id === null) continue;
       if (notice.kind === "refused") {
         request.state = "refused";
+        request.unknown = notice.code === NOT_FOUND;
         request.message = `The server does not cancel it: ${notice.message}`;
       } else {
         request.state = "accepted";
@@ -97,10 +101,13 @@ function keyOf({ run, chain, group }) {
  * @param {Record<string, any> | null} known.run
  * @param {number} known.connection the number of the connection that there is now
  * @param {boolean} [known.isTraining]
+ * @param {boolean} [known.isOpen] whether something of the target is still open, as far as this page knows
  * @returns {{sentence: string, pending: boolean, failed: boolean}}
  */
-export function outcomeOf(request, { row, run, connection, isTraining = false }) {
+export function outcomeOf(request, { row, run, connection, isTraining = false, isOpen = true }) {
   const { state, target } = request;
+  const isOver = !isOpen || (run !== null && run.status !== "running");
+  if (state === "refused" && request.unknown && isOver) return { sentence: "It was over already.", pending: false, failed: false };
   if (state === "refused") return { sentence: `${oneLine(request.message, 300)}.`, pending: false, failed: true };
   if (state === "sent") {
     if (connection === request.connection) return { sentence: "Asking the server …", pending: true, failed: false };

@@ -20,8 +20,12 @@ const OPEN_CHAINS = 1000; // as many as are asked for before all others
 const RUNS_S = 1; // the runs are asked for no more often
 const NEWEST_RUNS = 64; // those that may have begun or ended
 const MAX_GONE = 64;
-const AGAIN_S = 1; // after the server could not go on with the rows that are followed, they are asked for again
-const UNAVAILABLE = 503;
+const AGAIN_S = 1; // a question that the server could not answer is asked again after so long; twice as long each further time, up to
+const LONGEST_AGAIN_S = 30;
+const CANNOT_NOW = [429, 503];
+const SLOW_S = 10; // an answer that takes longer is said to be missing
+const UNANSWERED_S = 120; // a question of which nothing came for so long is asked again; the server gives up on its record's reader after 60 s
+const STORY_TRIES = 4; // a record that is damaged in the middle of a story stays so
 const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long has no snapshot: its server reads a record
 
 /**
@@ -31,6 +35,12 @@ const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long
  * @property {string} about
  * @property {number} pages
  * @property {number} open
+ * @property {number} movedAt when it was asked, or something of its answer came
+ * @property {boolean} heard whether something of its answer came since it was asked
+ * @property {number} tries how many times it had no answer
+ * @property {number} maxTries
+ * @property {number | null} dueAt when it is asked again; null: it is being answered
+ * @property {string} failure why it has no answer, as `missing` says it; empty: it is not said
  * @property {(rows: Record<string, any>[], anew: boolean) => void} onRows
  * @property {(complete: boolean) => void} onEnd `complete`: the question was not refused
  */
@@ -41,6 +51,13 @@ const SNAPSHOT_S = 1; // a chain that runs and of which nothing came for so long
  * What the feed needs of a `Socket`.
  * @typedef {Pick<Socket, "subscribe" | "replay" | "speed" | "update" | "unsubscribe" | "ask" | "stop" | "session">} Line
  */
+
+const SAID = new Set(["runs", "steps", "chains"]); // what the page asks for whatever is shown
+
+/** @param {string} about */
+function unanswered(about) {
+  return `the server has not answered yet which ${SAID.has(about) ? about : "events"} it has`;
+}
 
 export class Feed {
   /**
@@ -69,6 +86,7 @@ export class Feed {
     this.total = /** @type {number | null} */ (null); // rows of that query, on the server
     this.runsAt = -Infinity;
     this.runsDue = false;
+    this.newestOpen = false; // whether the newest runs are being asked for
     /** @type {Map<string, GoneRun>} runs that this page knows, and the server that it is connected to now does not */
     this.gone = new Map();
     this.welcomed = false;
@@ -107,8 +125,10 @@ export class Feed {
       case "rows": {
         const question = this.asked.get(notice.id);
         if (question === undefined) break;
+        const anew = notice.anew || (question.tries > 0 && !question.heard);
+        this.heard(question);
         if (notice.id === this.watching && notice.total !== null) this.total = notice.total;
-        question.onRows(notice.rows, notice.anew);
+        question.onRows(notice.rows, anew);
         this.lacks(question.about, notice.missing ?? []);
         if (notice.next !== null && question.query.limit === undefined) this.goOn(question, notice.next);
         break;
@@ -120,9 +140,13 @@ export class Feed {
           this.onAnswer(notice);
           break;
         }
+        if (notice.kind === "refused" && CANNOT_NOW.includes(notice.code) && question.tries < question.maxTries) {
+          this.failed(/** @type {string} */ (notice.id), question, notice.message);
+          break;
+        }
         this.asked.delete(/** @type {string} */ (notice.id));
+        this.heard(question);
         this.lacks(question.about, notice.kind === "done" ? notice.missing : [notice.message]);
-        if (notice.kind === "refused" && notice.code === UNAVAILABLE && notice.id === this.watching) this.watchAgain();
         question.open -= 1;
         if (question.open === 0) question.onEnd(notice.kind === "done");
         break;
@@ -131,6 +155,7 @@ export class Feed {
         this.features = notice.features;
         this.welcomed = true;
         this.store.takeOpenRuns(notice.runs);
+        for (const question of this.asked.values()) question.movedAt = this.line.session.now(); // the time without a connection does not count
         if (notice.again) this.askAgain();
         break;
     }
@@ -257,17 +282,29 @@ export class Feed {
     this.store.loseRun(id, "the server that answers now does not know this run", at);
   }
 
-  /** Ask for the rows of the newest runs; if runs were asked for a moment ago, in a moment. */
+  /**
+   * Ask for the rows of the newest runs; if runs were asked for a moment ago, in a moment; if the answer is still to come, after it. A server
+   * that is slow is thus never asked faster than it answers.
+   */
   askNewestRuns() {
     if (this.runsDue) return;
-    const pause = Math.max(this.runsAt + RUNS_S - this.line.session.now(), 0);
     this.runsDue = true;
+    if (!this.newestOpen) this.askNewestSoon();
+  }
+
+  askNewestSoon() {
+    this.newestOpen = true;
     const ask = () => {
       this.runsDue = false;
       this.runsAt = this.line.session.now();
       const ofRecord = this.opened === null ? {} : { run: this.opened };
-      this.ask({ what: "runs", limit: NEWEST_RUNS, ...ofRecord }, (rows) => this.store.takeRunRows(rows), "runs");
+      const end = () => {
+        this.newestOpen = false;
+        if (this.runsDue) this.askNewestSoon();
+      };
+      this.ask({ what: "runs", limit: NEWEST_RUNS, ...ofRecord }, (rows) => this.store.takeRunRows(rows), "runs", end);
     };
+    const pause = Math.max(this.runsAt + RUNS_S - this.line.session.now(), 0);
     if (pause === 0) ask();
     else this.later(ask, pause * 1000);
   }
@@ -325,12 +362,6 @@ export class Feed {
       if (before !== undefined && before !== row.state) this.loaded.delete(chainKey(row.run_id, row.chain_id));
     }
     this.store.takeChainRows(rows);
-  }
-
-  /** The server could not go on with the rows that are followed: ask for all of them in a moment. */
-  watchAgain() {
-    const id = this.watching;
-    this.later(() => this.watching === id && this.watchChains(this.watched), AGAIN_S * 1000);
   }
 
   unwatchChains() {
@@ -451,6 +482,7 @@ export class Feed {
         this.loaded.delete(key); // it ended meanwhile
         this.askStories();
       },
+      STORY_TRIES,
     );
   }
 
@@ -475,6 +507,7 @@ export class Feed {
         this.loading.delete(key);
         if (replays === this.replays) this.loaded.add(key);
       },
+      STORY_TRIES,
     );
   }
 
@@ -533,18 +566,94 @@ export class Feed {
   // -- questions ------------------------------------------------------------------------------------------------------------
 
   /**
-   * Ask, and go on to the last page unless the query has a limit.
+   * Ask, and go on to the last page unless the query has a limit. What the server cannot answer is asked again.
    * @param {Query} query
    * @param {Question["onRows"]} onRows
    * @param {string} about
    * @param {Question["onEnd"]} [onEnd]
+   * @param {number} [maxTries] how many times it is asked again
    * @returns {string} the id of the first page
    */
-  ask(query, onRows, about, onEnd = () => {}) {
+  ask(query, onRows, about, onEnd = () => {}, maxTries = Infinity) {
     this.missing.delete(about);
     const id = this.line.ask(query);
-    this.asked.set(id, { query, about, pages: 1, open: 1, onRows, onEnd });
+    const movedAt = this.line.session.now();
+    this.asked.set(id, { query, about, pages: 1, open: 1, movedAt, heard: false, tries: 0, maxTries, dueAt: null, failure: "", onRows, onEnd });
     return id;
+  }
+
+  /** Time passes: ask again what was not answered, and say what takes long. Call it about once a second. */
+  tick() {
+    if (this.line.session.phase !== "open") return; // what was asked is asked again after a lost connection
+    const now = this.line.session.now();
+    for (const [id, question] of [...this.asked]) {
+      const { about, dueAt, heard, movedAt, query, tries } = question;
+      if (this.asked.get(id) !== question || (heard && query.watch)) continue;
+      if (dueAt !== null) {
+        if (now >= dueAt) this.repeat(id, question);
+      } else if (now - movedAt > UNANSWERED_S * 2 ** tries && tries < question.maxTries) {
+        this.line.stop(id);
+        this.failed(id, question, unanswered(about));
+      } else if (now - movedAt > SLOW_S && question.failure === "" && SAID.has(about)) {
+        question.failure = unanswered(about);
+        this.lacks(about, [question.failure]);
+      }
+    }
+  }
+
+  /** Something of an answer came. @param {Question} question */
+  heard(question) {
+    question.movedAt = this.line.session.now();
+    question.heard = true;
+    if (question.query.watch) question.tries = 0;
+    this.failureOver(question);
+  }
+
+  /** Why a question has no answer is no longer missing. @param {Question} question */
+  failureOver(question) {
+    const { about, failure } = question;
+    if (failure === "") return;
+    question.failure = "";
+    const left = (this.missing.get(about) ?? []).filter((sentence) => sentence !== failure);
+    if (left.length) this.missing.set(about, left);
+    else this.missing.delete(about);
+    this.store.sessionChanged();
+  }
+
+  /**
+   * The server cannot answer a question now: it is asked again in a while, from its first page on. Until then `asked` keeps it under its old id.
+   * @param {string} id
+   * @param {Question} question
+   * @param {string} why
+   */
+  failed(id, question, why) {
+    for (const [other, each] of [...this.asked]) {
+      if (each !== question || other === id) continue;
+      this.asked.delete(other);
+      this.line.stop(other);
+      this.renamed(other, id);
+    }
+    this.failureOver(question);
+    question.dueAt = this.line.session.now() + Math.min(AGAIN_S * 2 ** question.tries, LONGEST_AGAIN_S);
+    question.tries += 1;
+    question.heard = false;
+    question.failure = why;
+    this.lacks(question.about, [why]);
+  }
+
+  /** Ask a question again. @param {string} before its id until now @param {Question} question */
+  repeat(before, question) {
+    this.asked.delete(before);
+    this.missing.delete(question.about);
+    const id = this.line.ask(question.query);
+    this.asked.set(id, Object.assign(question, { pages: 1, open: 1, movedAt: this.line.session.now(), dueAt: null, failure: "" }));
+    this.renamed(before, id);
+  }
+
+  /** A question has another id now. @param {string} before @param {string} id */
+  renamed(before, id) {
+    if (this.watching === before) this.watching = id;
+    if (this.opening === before) this.opening = id;
   }
 
   /**

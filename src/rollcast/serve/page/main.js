@@ -68,6 +68,7 @@ const unlisten = topics.listen("session", () => {
   if (!feed.hasFolder) feed.askSteps();
 });
 feed.followRuns();
+setInterval(() => feed.tick(), 1_000);
 socket.follow(document);
 socket.connect();
 

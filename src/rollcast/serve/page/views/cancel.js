@@ -56,7 +56,7 @@ export function CancelButton({ target, open, name, label, warning = "", byKey = 
   if (request) {
     const run = runRow(store, target.run);
     const isTraining = childrenOf(runs, target.run).length > 0;
-    const outcome = outcomeOf(request, { row: (chain) => store.row(target.run, chain), run, connection: socket.session.reconnections, isTraining });
+    const outcome = outcomeOf(request, { row: (chain) => store.row(target.run, chain), run, connection: socket.session.reconnections, isTraining, isOpen: open });
     return html`<span class="cancel" ref=${place}><span class=${outcome.failed ? "bad" : ""} role="status" tabindex="-1" data-focus>${outcome.sentence}</span>
       ${!outcome.pending && open && html`<button class="small-button" onClick=${() => (cancels.forget(target), begin())}>Cancel again …</button>`}</span>`;
   }
