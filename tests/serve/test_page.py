@@ -11,6 +11,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from websockets.asyncio.client import connect
 
+from rollcast.archive import zstd
 from rollcast.serve.page_files import (
     CONTENT_SECURITY_POLICY,
     MIME_TYPES,
@@ -116,6 +117,16 @@ async def test_gzip_only_for_those_who_take_it(stage, accepts, compressed):
     server = await stage.serve()
     _, headers, _ = await raw(server.port, b"/token.js", b"Accept-Encoding: " + accepts)
     assert ("content-encoding" in headers) is compressed
+
+
+async def test_zstd_for_those_who_take_it(stage):
+    """It is smaller than gzip; what is sent is the same file."""
+    server = await stage.serve()
+    for accepts, coding in ((b"gzip, zstd", ["zstd"]), (b"gzip, zstd;q=0", ["gzip"]), (b"*", ["gzip"])):
+        _, headers, body = await raw(server.port, b"/main.js", b"Accept-Encoding: " + accepts)
+        assert headers["content-encoding"] == coding
+        sent = zstd.decompress(body) if coding == ["zstd"] else gzip.decompress(body)
+        assert sent == SENT["main.js"]
 
 
 async def test_what_a_browser_has_is_not_sent_again(stage):

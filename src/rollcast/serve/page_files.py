@@ -22,6 +22,7 @@ from importlib.resources.abc import Traversable
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
+from rollcast.archive import zstd
 from rollcast.serve.page_bundle import joined_modules
 from rollcast.serve.page_source import css_without_comments, javascript_without_comments
 
@@ -72,13 +73,16 @@ class PageFile:
         mime_type: its `Content-Type`.
         data: its bytes.
         compressed: the same with gzip; None if that is not smaller.
-        etag: of `data`, without quotes; `compressed` has the same with `-gz`.
+        zstd: the same with zstd (RFC 8878); None if that is not smaller than `compressed`, or no library for it is installed. Browsers
+            take it on loopback and over https.
+        etag: of `data`, without quotes; `compressed` has the same with `-gz`, and `zstd` with `-zst`.
     """
 
     name: str
     mime_type: str
     data: bytes
     compressed: bytes | None
+    zstd: bytes | None
     etag: str
 
     @classmethod
@@ -88,12 +92,17 @@ class PageFile:
         smaller = None if suffix in _COMPRESSED else gzip.compress(data, 9, mtime=0)
         if smaller is not None and len(smaller) >= len(data):
             smaller = None
-        return cls(name, MIME_TYPES[suffix], data, smaller, hashlib.sha256(data).hexdigest()[:24])
+        smallest = None if smaller is None else zstd.smallest(data)
+        if smaller is not None and smallest is not None and len(smallest) >= len(smaller):
+            smallest = None
+        return cls(name, MIME_TYPES[suffix], data, smaller, smallest, hashlib.sha256(data).hexdigest()[:24])
 
     def response(self, request: Headers) -> Response:
         """The answer to a request with these headers: the file, or 304 if the client has it."""
         body, etag, encoding = self.data, f'"{self.etag}"', None
-        if self.compressed is not None and _takes_gzip(request):
+        if self.zstd is not None and _takes(request, "zstd"):
+            body, etag, encoding = self.zstd, f'"{self.etag}-zst"', "zstd"
+        elif self.compressed is not None and _takes(request, "gzip"):
             body, etag, encoding = self.compressed, f'"{self.etag}-gz"', "gzip"
         headers = Headers(
             [("Date", formatdate(usegmt=True)), ("Connection", "close"), ("ETag", etag), *_HEADERS]
@@ -174,11 +183,11 @@ def _suffix(name: str) -> str:
     return f".{name.rpartition('.')[2]}"
 
 
-def _takes_gzip(request: Headers) -> bool:
-    """Whether `Accept-Encoding` allows gzip (RFC 9110, 12.5.3)."""
+def _takes(request: Headers, wanted: str) -> bool:
+    """Whether `Accept-Encoding` allows this coding (RFC 9110, 12.5.3). `*` stands for gzip, which everything that reads HTTP knows."""
     for given in ",".join(request.get_all("Accept-Encoding")).split(","):
         coding, *parameters = (part.strip().lower() for part in given.split(";"))
-        if coding in ("gzip", "*"):
+        if coding == wanted or (coding == "*" and wanted == "gzip"):
             return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
     return False
 
