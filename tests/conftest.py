@@ -104,7 +104,9 @@ def blocking_calls_fail():
             function.can_block_in("rollcast/observers/jsonl.py", {"__init__"})
             function.can_block_in("rollcast/archive/observer.py", {"__init__", "within"})
             function.can_block_in("rollcast/stream/pump.py", {"_run_on_a_thread"})
-            function.can_block_in("rollcast/stream/playback.py", {"play"})  # reads a record in a loop that has nothing else
+            function.can_block_in(
+                "rollcast/stream/playback.py", {"play"}
+            )  # reads a record in a loop that has nothing else
             # A trainer blocks, and so does what it calls; its modules are imported with ours.
             function.can_block_in("rollcast/train/trl.py", {"<module>", "__init__", "__call__", "train"})
         yield

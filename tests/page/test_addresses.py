@@ -1,4 +1,7 @@
-"""Links and addresses: where they lead, and what is said of one that leads nowhere."""
+"""Links and addresses: where they lead, and what is said of one that leads nowhere.
+
+`see` waits for what it names and raises if that does not come: it is the assertion of most tests here.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""The page in a browser: Debian's Chromium, driven by Playwright, on a real server."""
+"""The page in a browser: Debian's Chromium, driven by Playwright, on a real server.
+
+`see` waits for what it names and raises if that does not come: it is the assertion of most tests here.
+"""
 
 import os
 import re

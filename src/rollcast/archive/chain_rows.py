@@ -138,7 +138,7 @@ def check_query(query: ChainQuery) -> None:
     """Make sure that the query names fields that there are.
 
     Raises:
-        InputError: there is no such field, or `after` does not come from an earlier page.
+        InputError: a field does not exist, or `after` does not come from an earlier page.
     """
     for name in (query.sort.removeprefix("-"), *query.where):
         if name not in FIELDS:

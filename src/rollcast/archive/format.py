@@ -181,7 +181,7 @@ def check_format(number: Any, where: str) -> None:
 
     Raises:
         NewerFormatError: it is newer than this version reads.
-        ArchiveError: it is no format at all.
+        ArchiveError: the file names no format.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ArchiveError(

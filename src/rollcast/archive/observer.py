@@ -65,7 +65,7 @@ class ArchiveObserver(EncodingObserver):
             `False` to mask nothing.
 
     Raises:
-        InputError: there is no such level, `about` has a field or a value that `run.json` cannot have, `masker` is not a masker, or the
+        InputError: the level does not exist, `about` has a field or a value that `run.json` cannot have, `masker` is not a masker, or the
             folder holds a record.
     """
 

@@ -80,7 +80,7 @@ class Commands(click.Group):
         return list(self._functions)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name; None if there is none."""
+        """The command with that name, or None if there is no such command."""
         if cmd_name not in self.commands and cmd_name in self._functions:
             grouped = cmd_name in self._grouped
             self.add_command(_command(cmd_name, self._functions[cmd_name], grouped=grouped))
@@ -92,7 +92,7 @@ class Commands(click.Group):
         """The command that the first argument names.
 
         Raises:
-            UsageError: there is no such command; the message suggests the closest name.
+            UsageError: no command has this name; the message suggests the closest one.
         """
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in self._functions:

@@ -214,7 +214,7 @@ def record_for(
         parent: the record that a resumed training goes on from.
 
     Raises:
-        InputError: there is no such level, or `--record-dir` names what cannot be written to.
+        InputError: the level does not exist, or `--record-dir` names what cannot be written to.
     """
     if recording.off:
         return None

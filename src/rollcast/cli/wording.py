@@ -19,7 +19,7 @@ def one_line_of(value: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A reward as people read it; a dash if there is none."""
+    """A reward as it is shown to people: a dash stands for a missing one."""
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
 
 

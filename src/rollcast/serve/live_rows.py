@@ -50,6 +50,9 @@ _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can 
 class LiveRows(StreamObserver):
     """The table. Use it in the event loop in which it is called.
 
+    Its methods are more than twenty: half of them take events, note what was lost, and put it back; the other half answer from the rows, and
+    both change the same rows and versions.
+
     Args:
         masker: of secrets in what comes from outside; None masks nothing.
 

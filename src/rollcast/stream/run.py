@@ -82,6 +82,8 @@ class RunAbout(TypedDict, total=False):
 class RunWriter:
     """One run: begins on entering the block, and closes everything that is still open on leaving it.
 
+    Its methods are more than twenty, since it is the public face of a run: each is one thing that a loop of your own can say or ask.
+
     Args:
         fanout: the fanout of the manager whose observers watch.
         live: whether events are emitted.
