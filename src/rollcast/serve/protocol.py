@@ -30,6 +30,7 @@ __all__ = [
     "FRAME_BYTES",
     "SUBPROTOCOL",
     "VERSION",
+    "Ack",
     "Action",
     "Batch",
     "Cancel",
@@ -45,10 +46,12 @@ __all__ = [
     "FilterFrame",
     "Greet",
     "Hello",
+    "Interest",
     "LostRun",
     "OpenSubscription",
     "Ping",
     "Pong",
+    "Publish",
     "Query",
     "Rate",
     "Rows",
@@ -148,6 +151,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
 
     `role` is `viewer`, `page` or `producer`, each with its own limits; an unknown role has a viewer's limits. `features` names
     what the client supports beyond the first version, such as `parts`.
+
+    A producer also says who it is: its `source`, which no other process of the fleet has; the `host` that it runs on; its `epoch`,
+    which is drawn when the process starts, so that numbers of `publish` begin anew with each; and the `time` on its clock, in
+    seconds since the epoch.
     """
 
     token: str | None = None
@@ -156,11 +163,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
     max_message: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] | None = None
     role: Name = "viewer"
     features: Annotated[list[Name], msgspec.Meta(max_length=64)] = []
+    source: LongName = ""
+    host: LongName = ""
+    epoch: Name = ""
+    time: float | None = None
 
     def __repr__(self) -> str:
         return (
             f"Hello(client={self.client!r}, version={self.version!r}, max_message={self.max_message!r}, "
-            f"role={self.role!r}, features={self.features!r})"
+            f"role={self.role!r}, features={self.features!r}, source={self.source!r}, epoch={self.epoch!r})"
         )
 
 
@@ -272,6 +283,25 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     id: Id
 
 
+class Publish(msgspec.Struct, frozen=True, tag="publish", omit_defaults=True):
+    """Events of a producer, in order, each a JSON object as in docs/events.md. The answer is `ack`, which may cover several of these.
+
+    Attributes:
+        seq: the number of the first event. A producer numbers what it publishes from 1, by one for each event, for as long as its
+            epoch lasts; it sends an event again under its number until that is acknowledged.
+        events: the events, not read yet.
+        source, epoch: of the producer whose events these are, if it is another one that has ended: its record is handed over.
+            Empty: the sender's own.
+        last: nothing more comes of that other producer.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    events: list[msgspec.Raw]
+    source: LongName = ""
+    epoch: Name = ""
+    last: bool = False
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """A question whether the other side is there. Either side may send it."""
 
@@ -294,7 +324,9 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
 
     `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
     `features` names what the server supports beyond the first version, `record` if what it serves is recorded, and `records` if it is a
-    folder of records.
+    folder of records, and `hub` if it takes producers.
+
+    `acked`: for a producer, the number of the last of its events that the hub has; 0: it has none of this epoch.
     """
 
     version: int
@@ -304,6 +336,33 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     scopes: list[Scope]
     features: list[str] = []
     more_runs: int = 0
+    acked: int | None = None
+
+
+class Ack(msgspec.Struct, frozen=True, tag="ack", omit_defaults=True):
+    """The hub has every event up to the number `seq`, in its record if it has one, and the producer may forget them.
+
+    `source` and `epoch` are those of the `publish`, if it had them.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    source: str = ""
+    epoch: str = ""
+
+
+class Interest(msgspec.Struct, frozen=True, tag="interest"):
+    """Whose tokens somebody watches at the hub. Everything but `llm_generation_chunk` is published in any case.
+
+    Attributes:
+        version: of the interest, one more each time that it changes; it is renewed under the same version.
+        filters: chunks are wanted of the chains that one of these lets pass. A chain that comes into view is published with a
+            `chain_snapshot` first. None at all: nobody watches.
+        expires_s: after this many seconds without a renewal nobody watches.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=0)]
+    filters: list[FilterFrame]
+    expires_s: float
 
 
 class LostRun(msgspec.Struct, frozen=True):
@@ -415,8 +474,10 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
     id: str | None = None
 
 
-ClientFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
-ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong
+ViewerFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
+ProducerFrame = Publish | Done | ErrorFrame  # the last two answer a hub's `cancel`
+ClientFrame = ViewerFrame | ProducerFrame
+ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong | Ack | Interest | Cancel
 
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
@@ -834,6 +895,9 @@ class Session:
                     return [Send(ErrorFrame(ErrorCode.NOT_FOUND, message, frame.id))]
                 self.queries.discard(frame.id)
                 return [StopQuery(frame.id), Send(Done(frame.id))]
+            case Publish() | Done() | ErrorFrame():
+                message = "this server takes nothing from producers; `rollcast hub` starts one that does"
+                return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message))]
 
     def finished(self, id: str) -> None:
         """Note that a query is answered."""
