@@ -190,7 +190,12 @@ def test_the_leader_of_a_run_tells_what_it_is_and_ends_it(seed):
     assert set(ended) == {"driver", "worker1"}
     assert sources.over
     assert (sources.status, view.status, known.listed({})[0].status) == ("completed",) * 3
-    assert (view.agent, view.expected_chains, view.mean_reward, view.tokens) == ("the agent", 2, 0.5, 2)
+    assert (view.agent, view.expected_chains, view.mean_reward, view.completion_tokens_said) == (
+        "the agent",
+        2,
+        0.5,
+        2,
+    )
     assert (view.chains["chain_0"].state, view.chains["chain_1"].state) == ("ended", "lost")
     assert known.listed({})[0].chains == 2
     assert (skeleton.runs, skeleton.open_chains(), skeleton.outcome) == ({}, [], "completed")
