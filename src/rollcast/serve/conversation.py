@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 
-import msgspec
 from websockets.protocol import State
 
 from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, refusal
 from rollcast.serve.broadcast import Broadcaster
+from rollcast.serve.cancelled import done_of
 from rollcast.serve.entrance import Entrance
 from rollcast.serve.outlet import Client
 from rollcast.serve.protocol import (
@@ -44,7 +44,6 @@ from rollcast.serve.subscription import Replay
 
 __all__ = ["Conversation"]
 
-TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
@@ -208,24 +207,4 @@ class Conversation:
         what = asked.chain_id or asked.group_id or "all"
         ending = cancelled.ending
         logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
-        done = Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id)
-        if asked.chain_id is None:
-            done = msgspec.structs.replace(
-                done,
-                chains=_fitting(ending),
-                ending=len(ending),
-                not_begun=len(cancelled.not_begun),
-                over=cancelled.over,
-            )
-        self._client.send(done)
-
-
-def _fitting(names: list[str]) -> list[str]:
-    """The first of the names, as many as fit in any client's message."""
-    kept, size = [], 0
-    for name in names[:TOLD_CHAINS]:
-        size += len(name.encode()) + 3
-        if size > TOLD_BYTES:
-            break
-        kept.append(name)
-    return kept
+        self._client.send(done_of(asked, cancelled))
