@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from rollcast.serve.publishing import Publishing
+from rollcast.serve.producing import Publishing
 from rollcast.serve.spool import Spool, block_of, forget
 
 __all__ = ["Backlog"]

@@ -9,15 +9,13 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.failures import text_and_place
 from rollcast.serve.protocol import Cancel, CancelRun, Done, ErrorCode, ErrorFrame
+from rollcast.serve.runs import fitting_names
 from rollcast.stream import StreamingManager
 from rollcast.stream.cancelling import Cancelled, cancel
 
 __all__ = ["answer_to_cancel", "done_of"]
 
 logger = logging.getLogger("rollcast.serve")
-
-TOLD_CHAINS = 1000  # ids of chains in an answer, at most,
-TOLD_BYTES = 8192  # and bytes of them
 
 
 def answer_to_cancel(asked: Cancel, manager: StreamingManager | None) -> Done | ErrorFrame:
@@ -48,19 +46,8 @@ def done_of(asked: Cancel | CancelRun, cancelled: Cancelled) -> Done:
         return done
     return msgspec.structs.replace(
         done,
-        chains=_fitting(cancelled.ending),
+        chains=fitting_names(cancelled.ending),
         ending=len(cancelled.ending),
         not_begun=len(cancelled.not_begun),
         over=cancelled.over,
     )
-
-
-def _fitting(names: list[str]) -> list[str]:
-    """The first of the names, as many as fit in any client's message."""
-    kept, size = [], 0
-    for name in names[:TOLD_CHAINS]:
-        size += len(name.encode()) + 3
-        if size > TOLD_BYTES:
-            break
-        kept.append(name)
-    return kept

@@ -13,8 +13,8 @@ from rollcast.archive.index import read_run_file
 from rollcast.archive.owner import FolderLock, is_alive
 from rollcast.errors import ArchiveError
 from rollcast.records.jsonable import JSON_ERRORS
+from rollcast.serve.producing import Outbox, publish_frame
 from rollcast.serve.protocol import Ack
-from rollcast.serve.publishing import Outbox, publish_frame
 from rollcast.serve.spool import HANDOVER_FILE, Handover, Numbers, SpoolReader, forget
 
 __all__ = ["HandOver", "records_to_hand_over"]

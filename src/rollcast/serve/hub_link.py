@@ -17,8 +17,7 @@ from rollcast.serve.backlog import Backlog
 from rollcast.serve.cancelled import answer_to_cancel
 from rollcast.serve.dialing import UNREACHABLE, Dialer, next_message, pause_s, refusal_in, why
 from rollcast.serve.handover import HandOver, records_to_hand_over
-from rollcast.serve.protocol import Cancel, Ping, encode_frame
-from rollcast.serve.publishing import (
+from rollcast.serve.producing import (
     FLUSH_S,
     FRAME_BYTES,
     WITH_SNAPSHOTS,
@@ -26,11 +25,12 @@ from rollcast.serve.publishing import (
     Answer,
     Handed,
     NoHubError,
+    NotTaken,
     Publishing,
-    Refused,
     Wanted,
     Welcomed,
 )
+from rollcast.serve.protocol import Cancel, Ping, encode_frame
 from rollcast.stream import StreamingManager
 
 __all__ = ["HubLink"]
@@ -215,7 +215,7 @@ class HubLink:
                     self._handing.ack(ack)
             case Answer(frame):
                 await connection.send(encode_frame(frame), text=True)
-            case Refused(message):
+            case NotTaken(message):
                 self._owner.say(f"the hub {self._dialer.url} does not take something: {message}")
             case Cancel():
                 answer = answer_to_cancel(action, self._owner.manager_of(action.run_id))

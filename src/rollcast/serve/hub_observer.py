@@ -18,7 +18,7 @@ from rollcast.serve.address import server_address
 from rollcast.serve.environment import token_for_hub
 from rollcast.serve.history import encoded, masked
 from rollcast.serve.producer import HubProducer, producer_for
-from rollcast.serve.publishing import LIFECYCLE, Block
+from rollcast.serve.producing import Block
 from rollcast.stream import StreamingManager
 from rollcast.stream.observer import EncodingObserver
 from rollcast.stream.waiting import Encodable, EncodableChunk, event_of
@@ -67,7 +67,6 @@ class HubStreamObserver(EncodingObserver):
         directory: str | os.PathLike[str] | None = None,
         masker: Masker | bool | None = None,
     ) -> None:
-        self.filter: EventFilter = LIFECYCLE
         self._producer = producer_for(
             server_address(url),
             token=token or token_for_hub(),
@@ -78,7 +77,7 @@ class HubStreamObserver(EncodingObserver):
         self._masker = masker_of(masker)
         self._manager: StreamingManager | None = None
         self._foreign: set[str] = set()
-        self._producer.join(self)
+        self._producer.join(self)  # which sets the filter
 
     @property
     def producer(self) -> HubProducer:
@@ -106,6 +105,8 @@ class HubStreamObserver(EncodingObserver):
     async def on_run_opened(self, run_id: str) -> None:
         """Connect, if there is no connection yet."""
         self._producer.start()
+        if self.filter != self._producer.wanted:  # it changed while this observer was being added
+            self.narrow(self._producer.wanted)
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Have the events published. If too much waits already, they wait in this observer's queue."""

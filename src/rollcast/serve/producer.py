@@ -33,7 +33,7 @@ from rollcast.serve.backlog import Backlog
 from rollcast.serve.dialing import Dialer
 from rollcast.serve.environment import host_name, source_of_process
 from rollcast.serve.hub_link import HubLink
-from rollcast.serve.publishing import Block, Publishing, Wanted
+from rollcast.serve.producing import Block, Publishing, Wanted
 from rollcast.serve.spool import Spool
 from rollcast.stream import StreamingManager
 
@@ -163,6 +163,7 @@ class HubProducer:
         """Have the observer told which events are wanted, and its manager which runs are to be cancelled."""
         with self.lock:
             self._observers.add(observer)
+        observer.narrow(self.wanted)
 
     def start(self) -> None:
         """Begin to connect, if that has not begun."""

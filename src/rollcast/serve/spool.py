@@ -26,7 +26,7 @@ from rollcast.archive.writer import Recorder
 from rollcast.errors import DecodeError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode_lines
-from rollcast.serve.publishing import FRAME_BYTES, FRAME_EVENTS, Block
+from rollcast.serve.producing import FRAME_BYTES, FRAME_EVENTS, Block
 
 __all__ = ["HANDOVER_FILE", "Handover", "Numbers", "Spool", "SpoolReader", "block_of", "events_of", "forget"]
 
