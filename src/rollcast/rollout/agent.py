@@ -221,11 +221,11 @@ class BaseAgent(AgentValue):
             tools = chosen_tools(row.fields, self.tools, f"start_messages[{i}]")
             names = None if tools is None else tuple(tools)
             if names not in made:
-                made[names] = self._with_tools(tools or {})
+                made[names] = self.with_tools(tools or {})
             agents.append(made[names])
         return agents
 
-    def _with_tools(self, tools: dict[str, Tool]) -> Self:
+    def with_tools(self, tools: dict[str, Tool]) -> Self:
         """The agent with other tools; everything else is shared."""
         view = object.__new__(type(self))
         kept = {

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from rollcast.aio import resolve
 from rollcast.grace import close_task, grace
 from rollcast.records import Trajectory
 from rollcast.rollout.agent_value import AgentValue
@@ -38,6 +39,7 @@ class ChainTasks:
         self._asked: set[str] = set()  # chains whose tasks were cancelled
         self._unfinished: set[str] = set()
         self._finished = asyncio.Event()  # all chains are
+        self._waiters: dict[str, asyncio.Future[None]] = {}  # for the end of one chain
         self._left: set[str] = set()  # chains that ended, and whose tasks may never
         self._prompts: Prompts = {}
         self._latest = LatestChain()
@@ -111,8 +113,22 @@ class ChainTasks:
 
     def _finish(self, name: str, _: object = None) -> None:
         self._unfinished.discard(name)
+        if (waiter := self._waiters.pop(name, None)) is not None:
+            resolve(waiter)
         if not self._unfinished:
             self._finished.set()
+
+    async def ended(self, name: str) -> None:
+        """Wait for the end of one chain, and forget it.
+
+        Raises:
+            BaseException: what its task raised that is not the chain's own failure.
+        """
+        if name in self._unfinished:
+            self._waiters[name] = asyncio.get_running_loop().create_future()
+            await self._waiters[name]
+        task = self._tasks.pop(name)
+        self._raise_what_was_no_failure_of(name, task)
 
     async def all_done(self) -> None:
         """Wait for every chain. If the caller is cancelled, end them first and wait for that.
@@ -129,5 +145,8 @@ class ChainTasks:
                     await self._finished.wait()
             raise
         for name, task in self._tasks.items():
-            if name not in self._left and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+            self._raise_what_was_no_failure_of(name, task)
+
+    def _raise_what_was_no_failure_of(self, name: str, task: asyncio.Task[None]) -> None:
+        if name not in self._left and not task.cancelled() and (error := task.exception()) is not None:
+            raise error

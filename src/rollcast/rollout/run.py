@@ -137,7 +137,7 @@ class Run:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
         self._name_parent()
         if self._workers is not None:
-            self._elsewhere = await self._workers.begin(self.agent, self._run_order())
+            self._elsewhere = await self._workers.begin(self.agent, self._run_order(), self.rows)
         if self.recording is not None:
             self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -72,11 +73,11 @@ class RunElsewhere(Protocol):
 class Workers(Protocol):
     """Processes that run the chains of an agent."""
 
-    async def begin(self, agent: AgentValue, order: RunOrder) -> RunElsewhere:
+    async def begin(self, agent: AgentValue, order: RunOrder, rows: Sequence[PromptRow]) -> RunElsewhere:
         """Begin a run; the runners are started if they do not run yet.
 
         Raises:
-            InputError: the agent cannot be sent to other processes, or these workers have another agent already.
+            InputError: the agent or a row cannot be sent to other processes, or these workers have another agent already.
             WorkersError: no runner can be started.
         """
         ...

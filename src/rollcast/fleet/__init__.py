@@ -1,0 +1,14 @@
+"""Many processes as one: Ray's runners (docs/ray.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rollcast.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rollcast.fleet.ray_workers import RayWorkers
+
+__all__ = ["RayWorkers"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"rollcast.fleet.ray_workers": "RayWorkers"})

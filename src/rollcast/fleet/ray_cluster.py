@@ -1,0 +1,150 @@
+"""A connection to a Ray cluster, or to one that is started here for this process alone."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rollcast.errors import InputError, MissingExtraError, WorkersError
+from rollcast.failures import text_of
+
+__all__ = ["RayCluster", "checked_address", "load_ray"]
+
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+
+
+def load_ray() -> Any:
+    """Import Ray.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise MissingExtraError("running chains on a Ray cluster", "ray") from error
+
+
+def checked_address(address: str) -> str:
+    """The address of a cluster, if it is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    host, _, port = address.rpartition(":")
+    if address in ("local", "auto") or (
+        host and "/" not in host and port.isascii() and port.isdecimal() and int(port) < 1 << 16
+    ):
+        return address
+    raise InputError(
+        f"the address of the Ray cluster is {address!r}; expected HOST:PORT of its head, such as 10.0.0.1:6379, `auto` on a "
+        "machine of the cluster, or `local` for one that is started here"
+    )
+
+
+class RayCluster:
+    """A cluster to which this process is connected.
+
+    Args:
+        address: `local`, `auto` or `HOST:PORT`.
+        runtime_env: Ray's description of what its workers need.
+
+    Attributes:
+        ray: the package.
+        local: whether the cluster was started here, and ends with `close`.
+    """
+
+    def __init__(self, address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
+        self._address = checked_address(address)
+        self._runtime_env = runtime_env
+        self.local = address == "local"
+        self.ray = load_ray()
+        self._connected_here = False
+
+    def connect(self) -> None:
+        """Connect, or start the cluster. This blocks for seconds.
+
+        A process has one connection to Ray: if the user's own code has connected already, that cluster is used.
+
+        Raises:
+            WorkersError: there is no such cluster, it refuses this process, or it has another version of Ray or of Python.
+        """
+        if self.ray.is_initialized():
+            self.local = False
+            return
+        options: dict[str, Any] = {"runtime_env": dict(self._runtime_env)} if self._runtime_env else {}
+        if self.local:
+            os.environ.setdefault(
+                "RAY_USAGE_STATS_ENABLED", "0"
+            )  # nobody is told of a cluster of one process
+            options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        try:
+            with _quiet_logger("ray"):
+                self.ray.init(self._address, log_to_driver=False, configure_logging=False, **options)
+        except Exception as error:  # Ray raises many kinds
+            raise WorkersError(self._why_not(error)) from error
+        self._connected_here = True
+
+    def _why_not(self, error: Exception) -> str:
+        """Why there is no connection, in a sentence."""
+        text = " ".join(text_of(error).split())
+        place = "a Ray cluster here" if self.local else f"the Ray cluster {self._address}"
+        versions = _VERSIONS.findall(text)
+        if len(versions) == 2:
+            (theirs, their_python), (ours, our_python) = versions
+            return (
+                f"{place} runs Ray {theirs} with Python {their_python}, and this process Ray {ours} with Python {our_python}; "
+                "install the cluster's versions here"
+            )
+        if type(error).__name__ == "AuthenticationError":
+            return (
+                f"{place} refused the token of this process; give it the cluster's: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH"
+            )
+        what = "cannot be started" if self.local else "cannot be reached"
+        return f"{place} {what}: {type(error).__name__}: {text[:300]}"
+
+    def how_many(self, cpus: float, gpus: float) -> int:
+        """How many runners fit into the cluster, at least 1."""
+        there = self.ray.cluster_resources()
+        fits = [there.get(kind, 0.0) // needed for kind, needed in (("CPU", cpus), ("GPU", gpus)) if needed]
+        return max(1, int(min(fits, default=1)))
+
+    @property
+    def resources(self) -> str:
+        """What the cluster has and what of it is free, in words."""
+        there, free = self.ray.cluster_resources(), self.ray.available_resources()
+        told = [
+            f"{free.get(kind, 0):g} of {there[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in there
+        ]
+        return " and ".join(told) or "nothing"
+
+    @property
+    def host(self) -> str:
+        """The address at which the cluster's hosts reach this process."""
+        return "127.0.0.1" if self.local else str(self.ray.util.get_node_ip_address())
+
+    def close(self) -> None:
+        """Disconnect, if `connect` connected; a local cluster ends. This blocks for seconds."""
+        if self._connected_here:
+            self._connected_here = False
+            self.ray.shutdown()
+
+
+@contextmanager
+def _quiet_logger(name: str) -> Iterator[None]:
+    """Keep a logger from giving advice to a program that never spoke to it; errors are still logged."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
