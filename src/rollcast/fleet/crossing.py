@@ -123,9 +123,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield ".__func__", value.__func__
     elif isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
-    elif "__reduce__" not in vars(
-        type(value)
-    ):  # a class that says itself how it is pickled is refused as a whole
+    else:
         yield from ((f".{name}", inner) for name, inner in _state(value).items())
 
 
@@ -143,11 +141,29 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
 
 
 def _state(value: Any) -> Mapping[str, Any]:
-    """The attributes that are pickled."""
+    """What of a value is pickled: its attributes, or what it says that it is made from; empty if it says that it cannot be."""
     try:
-        state = value.__getstate__()
+        _, arguments, *rest = value.__reduce_ex__(4)
     except Exception:  # noqa: BLE001  (the value is then named as a whole)
         return {}
+    state = rest[0] if rest else None
     if isinstance(state, tuple) and len(state) == 2:  # with slots
         state = {**(state[0] or {}), **(state[1] or {})}
-    return state if isinstance(state, Mapping) else {}
+    if isinstance(state, Mapping):
+        return state
+    return _named(arguments, value) | _attributes(value)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return found | getattr(value, "__dict__", {})
+
+
+def _named(arguments: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The arguments by the attributes that have them, else by their places."""
+    named = {}
+    for i, argument in enumerate(arguments):
+        name = next((n for n in dir(value) if n[0] != "_" and getattr(value, n, None) is argument), None)
+        named[name or f"argument {i}"] = argument
+    return named

@@ -6,6 +6,8 @@ import importlib
 import logging
 import os
 import re
+import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from rollcast.failures import text_of
 
 __all__ = ["RayCluster", "checked_address", "load_ray"]
 
+CONNECT_S = 10.0  # how long the cluster's head may take to accept a connection
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
@@ -85,12 +88,31 @@ class RayCluster:
                 "RAY_USAGE_STATS_ENABLED", "0"
             )  # nobody is told of a cluster of one process
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        self._check_that_somebody_listens()
         try:
             with _quiet_logger("ray"):
                 self.ray.init(self._address, log_to_driver=False, configure_logging=False, **options)
         except Exception as error:  # Ray raises many kinds
             raise WorkersError(self._why_not(error)) from error
         self._connected_here = True
+        _keep_ray_from_printing()
+
+    def _check_that_somebody_listens(self) -> None:
+        """Ray itself looks for a head that is not there for minutes.
+
+        Raises:
+            WorkersError: nothing listens at the address.
+        """
+        host, colon, port = self._address.rpartition(":")
+        if not colon:
+            return
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise WorkersError(
+                f"the Ray cluster {self._address} cannot be reached: {error.strerror or error}; give HOST:PORT of its head, "
+                "which `ray start --head` prints"
+            ) from None
 
     def _why_not(self, error: Exception) -> str:
         """Why there is no connection, in a sentence."""
@@ -136,6 +158,16 @@ class RayCluster:
         if self._connected_here:
             self._connected_here = False
             self.ray.shutdown()
+
+
+def _keep_ray_from_printing() -> None:
+    """Keep Ray's threads from printing what happens to workers to the standard output, where events or a panel may be.
+
+    Whoever loses a runner is told by Rollcast. The flag is not public; without it the lines come as before.
+    """
+    worker = sys.modules.get("ray._private.worker")
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = False  # type: ignore[union-attr]  # noqa: SLF001
 
 
 @contextmanager

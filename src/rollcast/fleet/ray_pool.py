@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -24,6 +25,9 @@ AT_ONCE = 10_000  # chains at a runner; Ray's default is 1,000 calls
 MAX_FAILED_STARTS = 3  # in a row at one place
 BACK_OFF_S = 1.0  # before the second start that follows a failed one
 CLOSE_S = 5.0  # how long a runner may take to close
+
+
+_BECAUSE = re.compile(r"The actor is dead because (.+?)(?:\.|$)")
 
 
 class RunnerDiedError(Exception):
@@ -149,12 +153,17 @@ class RunnerPool:
 
     def _left(self, name: str, error: BaseException) -> None:
         """Note that a runner died, before it started or after."""
-        self._why_none = f"{name} died: {why_died(error)}"
+        self._why_none = self._how_died(name, error)
         if name in self._loads:
             self._loads.leave(name)
             del self._actors[name]
             logger.warning("%s; another one is started", self._why_none)
             self._set_coming(+1)
+
+    def _how_died(self, name: str, error: BaseException) -> str:
+        about = self.about.get(name)
+        where = "" if about is None else f" (process {about.pid} on {about.host})"
+        return f"{name}{where} died: {why_died(error)}"
 
     def _set_coming(self, change: int) -> None:
         self._coming += change
@@ -199,7 +208,7 @@ class RunnerPool:
             self._ray.kill(
                 actor
             )  # it may only be out of reach, and must not run a chain that runs again elsewhere
-            raise RunnerDiedError(f"{name} died: {why_died(error)}") from error
+            raise RunnerDiedError(self._how_died(name, error)) from error
 
     async def call_all(self, method: str, *arguments: Any, timeout: float | None = None) -> None:
         """Call a method of every runner, and wait for it, or for the timeout. Those that die meanwhile are passed over.
@@ -235,8 +244,9 @@ class RunnerPool:
 
 
 def why_died(error: BaseException) -> str:
-    """How a runner died, in a sentence without a full stop: Ray's texts have many lines."""
-    text = text_of(getattr(error, "cause", None) or error)
-    if "creation task" in text and (lines := text.strip().splitlines()):
-        return lines[-1].strip().rstrip(".")
-    return " ".join(text.split())[:300].rstrip(".")
+    """How a runner died, in words without a full stop: Ray's texts have many lines."""
+    text = text_of(getattr(error, "cause", None) or error).strip()
+    if "creation task" in text:  # a traceback, whose last line says what was raised
+        return text.splitlines()[-1].strip().rstrip(".")
+    because = _BECAUSE.search(" ".join(text.split()))
+    return because[1] if because else " ".join(text.split())[:200].rstrip(".")
