@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from rollcast.errors import InputError, MissingExtraError, WorkersError
 from rollcast.failures import text_of
 
 __all__ = ["RayCluster", "checked_address", "load_ray"]
+
+T = TypeVar("T")
 
 CONNECT_S = 10.0  # how long the cluster's head may take to accept a connection
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
@@ -70,15 +74,23 @@ class RayCluster:
         self.local = address == "local"
         self.ray = load_ray()
         self._connected_here = False
+        # All that blocks is done on this one thread: Ray 2.60 gives objects that several threads put the same id, and aborts.
+        self._thread = ThreadPoolExecutor(1, "rollcast-ray")
 
-    def connect(self) -> None:
-        """Connect, or start the cluster. This blocks for seconds.
+    async def connect(self) -> None:
+        """Connect, or start the cluster.
 
         A process has one connection to Ray: if the user's own code has connected already, that cluster is used.
 
         Raises:
             WorkersError: there is no such cluster, it refuses this process, or it has another version of Ray or of Python.
         """
+        await self._on_thread(self._connect)
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def _connect(self) -> None:
         if self.ray.is_initialized():
             self.local = False
             return
@@ -153,8 +165,16 @@ class RayCluster:
         """The address at which the cluster's hosts reach this process."""
         return "127.0.0.1" if self.local else str(self.ray.util.get_node_ip_address())
 
-    def close(self) -> None:
-        """Disconnect, if `connect` connected; a local cluster ends. This blocks for seconds."""
+    async def put(self, value: Any) -> Any:
+        """Ray's reference to a copy of the value, which is fetched where it is used."""
+        return await self._on_thread(self.ray.put, value)
+
+    async def close(self) -> None:
+        """Disconnect, if `connect` connected; a local cluster ends."""
+        await self._on_thread(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
         if self._connected_here:
             self._connected_here = False
             self.ray.shutdown()

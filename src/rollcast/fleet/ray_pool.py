@@ -226,9 +226,13 @@ class RunnerPool:
             with suppress(RunnerDiedError):
                 call.result()
 
-    async def update_weights(self, weights: Any, version: int) -> None:
-        """Give every runner new weights, also those that start later. When this returns, all of them sample from these."""
-        reference = await asyncio.to_thread(self._ray.put, weights)
+    async def update_weights(self, reference: Any, version: int) -> None:
+        """Give every runner new weights, also those that start later. When this returns, all of them sample from these.
+
+        Args:
+            reference: Ray's reference to the weights.
+            version: their number.
+        """
         self._weights = reference, version
         await self.call_all("update_weights", reference, version)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -80,7 +81,7 @@ class RayWorkers:
         self._runtime_env = runtime_env
         self._agent: AgentValue | None = None
         self._version = 0  # of the weights of all runners
-        self._weights: Any = None
+        self._weights: Any = None  # the newest, or a reference to them in the cluster
         self._cluster: RayCluster | None = None
         self._pool: RunnerPool | None = None
         self._starting: tuple[Any, asyncio.Lock] = None, asyncio.Lock()  # a lock belongs to an event loop
@@ -123,11 +124,13 @@ class RayWorkers:
             cluster = self._cluster or RayCluster(self._address, self._runtime_env)
             packed = pack_agent(agent, self._target, self._pickling(cluster))
             if self._cluster is None:
-                await asyncio.to_thread(cluster.connect)
+                await cluster.connect()
                 self._cluster = cluster
             how_many = self._how_many or cluster.how_many(self._needs.cpus, self._needs.gpus)
             pool = RunnerPool(cluster, RunnerOrder(packed), how_many, self._needs)
             if self._weights is not None:
+                if not isinstance(self._weights, cluster.ray.ObjectRef):
+                    self._weights = await cluster.put(self._weights)
                 await pool.update_weights(self._weights, self._version)
             await pool.start()
             self._pool, self._agent = pool, agent
@@ -159,18 +162,23 @@ class RayWorkers:
         Raises:
             InputError: they are not this model's.
         """
-        self._weights, self._version = weights, version
+        self._version = version
+        if self._cluster is None:
+            self._weights = copy.deepcopy(weights)  # their owner may go on training its arrays in place
+            return
+        self._weights = await self._cluster.put(weights)
         if self._pool is not None:
-            await self._pool.update_weights(weights, version)
+            await self._pool.update_weights(self._weights, version)
 
     async def aclose(self) -> None:
         """End the runners, and leave the cluster; a local one ends."""
         pool, self._pool, self._agent = self._pool, None, None
+        self._weights, self._version = None, 0
         if pool is not None and pool.loop is asyncio.get_running_loop():
             await pool.close()
         cluster, self._cluster = self._cluster, None
         if cluster is not None:
-            await asyncio.to_thread(cluster.close)
+            await cluster.close()
 
     async def __aenter__(self) -> Self:
         return self

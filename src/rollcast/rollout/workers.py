@@ -73,6 +73,10 @@ class RunElsewhere(Protocol):
 class Workers(Protocol):
     """Processes that run the chains of an agent."""
 
+    async def start(self, agent: AgentValue) -> None:
+        """Start the runners with this agent, unless they run. Raises what `begin` raises."""
+        ...
+
     async def begin(self, agent: AgentValue, order: RunOrder, rows: Sequence[PromptRow]) -> RunElsewhere:
         """Begin a run; the runners are started if they do not run yet.
 
@@ -80,4 +84,8 @@ class Workers(Protocol):
             InputError: the agent or a row cannot be sent to other processes, or these workers have another agent already.
             WorkersError: no runner can be started.
         """
+        ...
+
+    async def update_weights(self, weights: Any, version: int) -> None:
+        """From the next token on, sample from these weights in every process, whose version is `version`."""
         ...
