@@ -1,4 +1,4 @@
-"""Many processes as one: Ray's runners (docs/ray.md)."""
+"""Many processes that are watched in one place: the hub, which takes what they publish (docs/hub.md); and Ray's runners (docs/ray.md)."""
 
 from __future__ import annotations
 
