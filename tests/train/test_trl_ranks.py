@@ -56,10 +56,10 @@ async def train_on_two(folder):
     await manager.aclose()
     assert process.returncode == 0, out.decode()[-4000:]
     logs = {
-        path.stem: [decode(line) for line in path.read_bytes().splitlines()]
+        path.name: [decode(line) for line in path.read_bytes().splitlines()]
         for path in folder.glob("*.jsonl")
     }
-    return SimpleNamespace(events=capture.events, logs=logs)
+    return SimpleNamespace(events=capture.events, logs=logs, out=out.decode())
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def starts(events, kind=T.RUN_START):
 
 def test_the_hub_sees_one_training_with_two_sources(trained):
     """Every rollout names it as its parent, and every run has ended on both."""
-    ranks = set(trained.logs)
-    assert len(ranks) == 2
+    ranks = {event.source for event in trained.events}
+    assert {name.rpartition("-")[2] for name in ranks} == {"rank0", "rank1"}
     runs = starts(trained.events)
     (training,) = [run_id for run_id, events in runs.items() if "parent_run_id" not in events[0].data]
     for run_id, events in runs.items():
@@ -132,8 +132,10 @@ def test_only_the_first_process_tells_of_steps(trained):
 
 def test_each_process_s_log_has_the_run_that_its_rollouts_name(trained):
     """So a log of one process alone can be read: nothing in it names what is not there."""
-    for source, events in trained.logs.items():
-        assert {event.source for event in events} == {source}
+    assert trained.logs.keys() == {"events.jsonl", "events.rank1.jsonl"}
+    for name, events in trained.logs.items():
+        (source,) = {event.source for event in events}
+        assert source.endswith("rank1" if "rank1" in name else "rank0")
         begun = {event.run_id for event in events if event.event_type is T.RUN_START}
         parents = {
             e.data["parent_run_id"]
@@ -143,3 +145,13 @@ def test_each_process_s_log_has_the_run_that_its_rollouts_name(trained):
         assert len(parents) == 1
         assert parents <= begun
         check_events(events)
+
+
+def test_only_the_first_process_prints(trained):
+    """The other one says once where its chains can be seen."""
+    assert trained.out.count("prints no chains") == 1
+    assert (
+        "rank 1 prints no chains, since rank 0 prints here; to see them: rollcast watch ws://127.0.0.1"
+        in trained.out
+    )
+    assert trained.out.count("training completed") == 1

@@ -15,6 +15,7 @@ from rollcast.models.hf import TransformersBackend
 from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.observers import JSONStreamObserver
 from rollcast.tasks import get_task
+from rollcast.terminal import ConsoleStreamObserver
 from rollcast.tools import calculator
 from rollcast.train.trl import train
 
@@ -24,7 +25,8 @@ def main(folder, generations):
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     model = Qwen3ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     manager = StreamingManager()
-    manager.add_observer(JSONStreamObserver(str(folder / f"{manager.source}.jsonl")))
+    manager.add_observer(JSONStreamObserver(folder / "events.jsonl"))
+    manager.add_observer(ConsoleStreamObserver())
     agent = BaseAgent(
         backend=TransformersBackend(model, tokenizer, cache_bytes=1 << 24),
         tools=[calculator],
