@@ -292,6 +292,7 @@ class RunStart(TypedDict):
 
     `seed` is what to pass to get the same run again; `sampling` that of its generations; `settings` how it goes otherwise; `tools`
     the schemas of the agent's tools. `train_step`: the training step that its chains are for, or after which they evaluate.
+    `leader`: the source of the process that began the run and has its chains run here; with its part the whole run is over.
     """
 
     chains: int
@@ -309,6 +310,7 @@ class RunStart(TypedDict):
     tags: NotRequired[list[str]]
     tools: NotRequired[list[dict[str, Any]]]
     train_step: NotRequired[int]
+    leader: NotRequired[str]
 
 
 class RunEnd(TypedDict):

@@ -77,6 +77,7 @@ class RunAbout(TypedDict, total=False):
     name: str | None
     tags: Sequence[str]
     tools: Sequence[dict[str, Any]]
+    leader: str | None
 
 
 class RunWriter:
@@ -98,6 +99,7 @@ class RunWriter:
             They are shown to every observer, so leave secrets out.
         name, tags: what its owner calls it.
         tools: the schemas of the agent's tools.
+        leader: the source of the process that began the run, if this is only a part of it.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class RunWriter:
         name: str | None = None,
         tags: Sequence[str] = (),
         tools: Sequence[dict[str, Any]] = (),
+        leader: str | None = None,
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
@@ -169,6 +172,7 @@ class RunWriter:
             "name": name,
             "tags": list(tags) or None,
             "tools": list(tools) or None,
+            "leader": leader,
         }
         self._start.update({field: value for field, value in known.items() if value is not None})
 
@@ -242,17 +246,8 @@ class RunWriter:
 
     def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
-        self.open_chains.pop(chain.trajectory.chain_id, None)
-        self._add_to_totals(chain.trajectory)
-
-    def count_elsewhere(self, trajectory: Trajectory) -> None:
-        """Add a chain to the totals that another process ran for this run, which no longer changes."""
-        with self.lock:
-            self.announced.pop(trajectory.chain_id, None)
-            self.chains += 1
-            self._add_to_totals(trajectory)
-
-    def _add_to_totals(self, trajectory: Trajectory) -> None:
+        trajectory = chain.trajectory
+        self.open_chains.pop(trajectory.chain_id, None)
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
         self._totals["failed"] += trajectory.finish_reason == "error"
         self._totals["completion_tokens"] += trajectory.completion_tokens
@@ -260,6 +255,11 @@ class RunWriter:
             self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
         self._note_places(trajectory)  # again, for observers that were added meanwhile
+
+    def retract(self, chain_id: str) -> None:
+        """Take back the announcement of a chain, which has run in another process, or will not run."""
+        with self.lock:
+            self.announced.pop(chain_id, None)
 
     def _note_places(self, trajectory: Trajectory) -> None:
         for place in (trajectory.chain_id, trajectory.group_id):
