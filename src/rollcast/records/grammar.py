@@ -3,8 +3,8 @@
 Per chain:  chain_start ((generation tool*) | message | reward of a step)* [final reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
-Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere inside. After a `gap`, or for an observer that
-joins late, a `chain_snapshot` opens a chain in the middle.
+Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere
+inside. After a `gap`, or for an observer that joins late, a `chain_snapshot` opens a chain in the middle.
 """
 
 from __future__ import annotations

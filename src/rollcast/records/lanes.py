@@ -6,12 +6,12 @@ stands for that. The run is over when every source that opened it has ended; its
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rollcast.records.event import StreamEvent, StreamEventType
 
-__all__ = ["Lane", "RunSources", "end_status", "worst_status"]
+__all__ = ["Lane", "RunSources", "end_status", "summed_ends", "worst_status"]
 
 T = StreamEventType
 _WORST_FIRST = ("failed", "unknown", "cancelled")
@@ -41,6 +41,30 @@ def worst_status(statuses: Iterable[str]) -> str:
     """What a run is, given how its sources ended: `failed` before `unknown`, `cancelled` and `completed`."""
     known = set(statuses)
     return next((status for status in _WORST_FIRST if status in known), "completed")
+
+
+def summed_ends(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The `data` of a `run_end` for a whole run, from those of its sources.
+
+    `mean_reward` is that of all chains if none failed and every source with chains tells one; otherwise it cannot be known from
+    the ends alone, and is None.
+    """
+    if len(ends) == 1:
+        return ends[0]
+    of_chains = [end for end in ends if end["chains"]]
+    chains, failed = (sum(end[name] for end in ends) for name in ("chains", "failed"))
+    rewards = [end["mean_reward"] for end in of_chains]
+    known = chains and not failed and None not in rewards
+    return {
+        "status": worst_status(end["status"] for end in ends),
+        "chains": chains,
+        "failed": failed,
+        "mean_reward": sum(end["mean_reward"] * end["chains"] for end in of_chains) / chains
+        if known
+        else None,
+        "completion_tokens": sum(end["completion_tokens"] for end in ends),
+        "duration_s": max(end["duration_s"] for end in ends),
+    }
 
 
 class RunSources:
