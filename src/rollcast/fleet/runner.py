@@ -157,7 +157,7 @@ class _Part:
             sampling=settings.sampling_data,
             settings=settings.data,
             tools=agent.tool_schemas,
-            leader=order.leader or None,
+            leader=order.leader,
             **order.about,
         )
         self.tasks = ChainTasks(agent, self.stream, settings)

@@ -55,7 +55,9 @@ class RunnersHub:
         Its part of a run counts as completed, since its chains run again elsewhere.
         """
         give_up = time.monotonic() + READ_S
-        while self._hub.intake.is_connected(source) and time.monotonic() < give_up:
+        while self._hub.intake.is_connected(source):
+            if time.monotonic() >= give_up:
+                break
             await asyncio.sleep(LOOK_S)
         self._hub.lost(source, "completed")
 

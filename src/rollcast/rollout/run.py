@@ -132,13 +132,14 @@ class Run:
                 this agent.
             WorkersError: no worker is left that could run the chains.
         """
-        settings, began = self.settings, time.perf_counter()
+        settings = self.settings
         manager = self.agent.streaming_manager
         if settings.streaming:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
         self._name_parent()
         if self._workers is not None:
             self._elsewhere = await self._workers.begin(self.agent, self._run_order(), self.rows)
+        began = time.perf_counter()
         if self.recording is not None:
             self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()
@@ -240,7 +241,7 @@ class Run:
         finally:
             if playing.done() and not playing.cancelled() and playing.exception() is None:
                 self.result.trajectories[position] = playing.result()
-            self.stream.retract(order.chain_id)
+                self.stream.count_elsewhere(playing.result(), order.chain_id)
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

@@ -207,17 +207,19 @@ class RunWriter:
             chain.end("cancelled" if status != "failed" else "error")
         self.status = status
         total, rewarded = self._rewards
+        led = {name: self._start[name] for name in ("leader",) if name in self._start}
         if self.live:
             with self.lock:
                 self._emit(
                     T.RUN_END,
                     {
                         "status": status,
-                        "chains": self.chains,
+                        "chains": 0 if led else self.chains,
                         "failed": self._totals["failed"],
                         "mean_reward": total / rewarded if rewarded else None,
                         "completion_tokens": self._totals["completion_tokens"],
                         "duration_s": time.perf_counter() - self._began,
+                        **led,
                     },
                 )
                 self.fanout.runs.pop(self.run_id, None)
@@ -246,20 +248,30 @@ class RunWriter:
 
     def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
-        trajectory = chain.trajectory
-        self.open_chains.pop(trajectory.chain_id, None)
+        self.open_chains.pop(chain.trajectory.chain_id, None)
+        self._add_to_totals(chain.trajectory)
+
+    def count_elsewhere(self, trajectory: Trajectory, announced: str) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes.
+
+        Args:
+            trajectory: what the chain came to.
+            announced: the id under which it was announced.
+        """
+        with self.lock:
+            self.announced.pop(announced, None)
+            self.chains += 1
+            self._add_to_totals(trajectory)
+
+    def _add_to_totals(self, trajectory: Trajectory) -> None:
+        if "leader" not in self._start:  # otherwise the leader counts it
+            self._totals["failed"] += trajectory.finish_reason == "error"
+            self._totals["completion_tokens"] += trajectory.completion_tokens
+            if trajectory.reward is not None:
+                self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
-        self._totals["failed"] += trajectory.finish_reason == "error"
-        self._totals["completion_tokens"] += trajectory.completion_tokens
-        if trajectory.reward is not None:
-            self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
         self._note_places(trajectory)  # again, for observers that were added meanwhile
-
-    def retract(self, chain_id: str) -> None:
-        """Take back the announcement of a chain, which has run in another process, or will not run."""
-        with self.lock:
-            self.announced.pop(chain_id, None)
 
     def _note_places(self, trajectory: Trajectory) -> None:
         for place in (trajectory.chain_id, trajectory.group_id):

@@ -57,8 +57,8 @@ class SharedRun:
         return [*self.own.chain_ids(group_id), *self.elsewhere.chain_ids(group_id)]
 
     def count_ended(self, group_id: str | None = None) -> int:
-        """See `OpenRun.count_ended`."""
-        return self.own.count_ended(group_id) + self.elsewhere.count_ended(group_id)
+        """See `OpenRun.count_ended`. The own part counts those that ended elsewhere too, once it has their trajectories."""
+        return self.own.count_ended(group_id)
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""
