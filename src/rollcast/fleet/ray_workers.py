@@ -310,15 +310,14 @@ class _RayRun:
         """See `RunElsewhere.close`."""
         run_id = self._order.run_id
         had_part = await self._pool.call_all("end_run", run_id, status, timeout=END_S)
+        if self._hub is None:
+            return
         sources = [self._pool.about[name].source for name, had in had_part.items() if had]
-        if self._hub is not None and (late := await self._hub.have_ended(run_id, sources, END_S)):
+        for late in await self._hub.have_ended(run_id, sources, END_S):
             logger.warning(
-                "the events of %s did not all come within %g s; what is missing is told as a gap",
-                ", ".join(late),
-                END_S,
+                "the last events of %s did not come within %g s; a gap stands for them", late, END_S
             )
-            for source in late:
-                await self._hub.died(source)
+            await self._hub.died(late)
 
 
 def unfinished(run_id: str, order: ChainOrder, reason: Any, error: str | None = None) -> Trajectory:
