@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -71,6 +71,22 @@ class RunOptions:
     show_types: list[str] | None
     color: bool | None
     timestamps: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Take them from the options of the command, whose names have `_` for `-`."""
+        same = {each.name: options[each.name] for each in fields(cls) if each.name in options}
+        return cls(
+            **same,
+            backend_options=options["backend_option"] or [],
+            prompts=options["prompt"] or [],
+            recording=Recording.of(options),
+            serving=Serving.of(options),
+            show_chains=options["chain"] or None,
+            show_types=options["type"] or None,
+            color=False if options["no_color"] else None,
+            timestamps=not options["no_timestamps"],
+        )
 
 
 def run_command(options: RunOptions) -> int:

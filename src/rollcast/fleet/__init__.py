@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from rollcast.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rollcast.fleet.hub import Hub
     from rollcast.fleet.ray_workers import RayWorkers
 
-__all__ = ["RayWorkers"]
+__all__ = ["Hub", "RayWorkers"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"rollcast.fleet.ray_workers": "RayWorkers"})
+__getattr__, __dir__ = lazy_names(
+    __name__, {"rollcast.fleet.hub": "Hub", "rollcast.fleet.ray_workers": "RayWorkers"}
+)
