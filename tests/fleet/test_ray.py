@@ -75,7 +75,9 @@ async def test_results_are_the_same_bits_and_every_token_is_seen(cluster):
     assert [t.digest() for t in there] == [t.digest() for t in here]
     assert there.rewards == here.rewards
     ended = {event.chain_id: event for event in capture.events if event.event_type == "chain_end"}
-    assert {name: event.data["reward"] for name, event in ended.items()} == {t.chain_id: t.reward for t in here}
+    assert {name: event.data["reward"] for name, event in ended.items()} == {
+        t.chain_id: t.reward for t in here
+    }
     assert len({event.source for event in ended.values()}) == 2
     for trajectory in here:
         seen = "".join(
@@ -108,7 +110,9 @@ async def test_a_training_learns_the_same_bits(cluster):
         [h.metrics.get(f) for f in figures] for h in alone.history
     ]
     assert [t.digest() for t in there] == [t.digest() for t in probe]
-    assert {version for t in there for turn in t.turns for version in turn.policy_versions} == {alone.history[-1].policy_version}
+    assert {version for t in there for turn in t.turns for version in turn.policy_versions} == {
+        alone.history[-1].policy_version
+    }
 
 
 async def test_workers_have_one_agent(cluster):
@@ -116,7 +120,9 @@ async def test_workers_have_one_agent(cluster):
     first, second = (BaseAgent("m", backend=ScriptedBackend("done"), name=name) for name in ("A", "B"))
     async with workers(cluster, runners=1) as runners:
         await first.run_async(1, HELLO, workers=runners)
-        with pytest.raises(InputError, match=r"these workers run agent A; make others, RayWorkers\(…\), for agent B"):
+        with pytest.raises(
+            InputError, match=r"these workers run agent A; make others, RayWorkers\(…\), for agent B"
+        ):
             await second.run_async(1, HELLO, workers=runners)
 
 
@@ -145,9 +151,7 @@ async def test_a_runner_that_is_killed_is_replaced_and_its_chains_run_again(clus
 def capture_of(capture, kind, **data):
     """The events of this kind with these data."""
     return [
-        event
-        for event in capture.events
-        if event.event_type == kind and data.items() <= event.data.items()
+        event for event in capture.events if event.event_type == kind and data.items() <= event.data.items()
     ]
 
 
@@ -192,7 +196,10 @@ async def test_a_host_that_is_lost_takes_its_runners_along(tmp_path, until):
             (tmp_path / "go").touch()
             result = await running
         assert [t.final_response for t in result] == ["done"] * 4
-        assert sum(t.chain_id.endswith(".2") for t in result) in (0, 2)  # those of the lost host, unless they were quicker
+        assert sum(t.chain_id.endswith(".2") for t in result) in (
+            0,
+            2,
+        )  # those of the lost host, unless they were quicker
     finally:
         ray.shutdown()
         own.shutdown()
@@ -295,7 +302,19 @@ def test_the_command_line_runs_on_ray_of_its_own(tmp_path):
         """CALL = '<tool_call>{"name": "shout", "arguments": {"text": "hey"}}</tool_call>'\n"""
         'agent = BaseAgent("m", [shout], ScriptedBackend([CALL, "It said HEY."]))\n'
     )
-    command = [sys.executable, "-m", "rollcast", "run", f"{script}:agent", "--prompt", "Go.", "--seed", "1", "--chains", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "rollcast",
+        "run",
+        f"{script}:agent",
+        "--prompt",
+        "Go.",
+        "--seed",
+        "1",
+        "--chains",
+        "2",
+    ]
     environment = os.environ | {"HOME": str(tmp_path)}
 
     def output(*more):

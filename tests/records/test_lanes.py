@@ -8,8 +8,10 @@ from doubles import interleaved, part_of_run
 from rollcast.archive.run_rows import RunTally
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
-from rollcast.records.lanes import RunSources, end_status, worst_status
+from rollcast.records.lanes import Lane, RunSources, end_status, worst_status
 from rollcast.records.run_view import RunView
+from rollcast.serve.history import History
+from rollcast.serve.ledger import RunLedger
 from rollcast.serve.runs import KnownRuns
 
 T = StreamEventType
@@ -155,3 +157,57 @@ def test_a_filter_may_name_sources():
     assert not one.wants_snapshot("chain_0", None, "r", "b")
     assert one.wants_snapshot("chain_0", None, "r", "a")
     assert (one.wants_gap("r", "a"), one.wants_gap("r", "b"), one.wants_gap("r")) == (True, False, True)
+
+
+def led_run(dice):
+    """What a driver and two workers emit of one run: the driver tells what it is, the workers play its chains; one dies."""
+    driver = part_of_run("r", "driver", status="completed")
+    driver[0].data.update(chains=2, groups=2, agent="the agent")
+    driver[-1].data.update(chains=2, completion_tokens=2, mean_reward=0.5, failed=1, duration_s=9.0)
+    one, other = (part_of_run("r", f"worker{i}", [f"chain_{i}"]) for i in range(2))
+    for worker in (one, other):
+        worker[0].data.update(chains=0, groups=0, leader="driver", agent="worker")
+    del other[dice.randrange(2, len(other) - 1) :]  # it dies in the middle of its chain
+    return [driver[0], *interleaved([driver[1:-1], one, other], dice), driver[-1]]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_leader_of_a_run_tells_what_it_is_and_ends_it(seed):
+    """What its workers left open is lost, and their own sums are not added to the leader's."""
+    events = led_run(random.Random(seed))
+    sources, view, known, checker = RunSources(), RunView(), KnownRuns(), GrammarChecker()
+    skeleton, ledger, history = Skeleton(), RunLedger(), History(1 << 20)
+    for event in events:
+        assert not sources.over
+        ended = sources.note(event)
+        view.apply(event)
+        checker.feed(event)
+        skeleton.feed(event, -1)
+        ledger.note([event], [history.append(event)], history.head - 1)
+        if event.event_type in (T.RUN_START, T.RUN_END):
+            known.note(event)
+    checker.close()
+    assert set(ended) == {"driver", "worker1"}
+    assert sources.over
+    assert (sources.status, view.status, known.listed({})[0].status) == ("completed",) * 3
+    assert (view.agent, view.expected_chains, view.mean_reward, view.completion_tokens_said) == (
+        "the agent",
+        2,
+        0.5,
+        2,
+    )
+    assert (view.chains["chain_0"].state, view.chains["chain_1"].state) == ("ended", "lost")
+    assert known.listed({})[0].chains == 2
+    assert (skeleton.runs, skeleton.open_chains(), skeleton.outcome) == ({}, [], "completed")
+    assert ledger.run(Lane("r", "worker1")).status == "completed"
+
+
+def test_a_source_cannot_lead_itself():
+    """It would be nobody's part then."""
+    start, end = part_of_run("r", "a")
+    start.data["leader"] = "a"
+    view, sources = RunView(), RunSources()
+    for event in (start, end):
+        view.apply(event)
+        sources.note(event)
+    assert (view.status, sources.status, view.agent) == ("completed", "completed", "a")

@@ -304,3 +304,19 @@ async def test_what_is_emitted_by_hand_into_another_source_s_run_has_its_own_num
         ("here", 1),
         ("here", 2),
     ]
+
+
+async def test_what_workers_left_open_closes_with_their_leader():
+    """A worker that was killed says nothing more."""
+    driver, worker = part_of_run("r", "driver"), part_of_run("r", "worker", ["chain_0"])
+    worker[0].data["leader"] = "driver"
+    manager, capture, played = StreamingManager(), EventCapture(), EventCapture()
+    manager.add_observer(capture)
+    events = [driver[0], *worker[:4], driver[1]]
+    for event in events:
+        manager.relay(event)
+    assert not manager.fanout.runs
+    await manager.aclose()
+    await Playback([played]).play(events, lambda: None)
+    for each in (capture, played):
+        assert (each.closed_chains, each.closed_runs) == (["chain_0"], ["r"])

@@ -10,7 +10,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import OpenToolCall
-from rollcast.records.lanes import RunSources, end_status
+from rollcast.records.lanes import RunSources
 from rollcast.records.view import ChainView
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.queue import Control, event_size
@@ -81,16 +81,16 @@ class Relay:
             fanout.publish_locked(event, targets, event_size(event))
         if run is None:
             return
-        run.note(event)
+        ended = run.note(event)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif end_status(event) is not None:
-            for chain_id in run.chains_of(event.source):  # their ends were lost
+        for source in ended:
+            for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-            if run.sources.over and run_id in self._runs:
-                self._close(run)
-        elif event.event_type is T.CHAIN_START:
+        if event.event_type is T.CHAIN_START:
             fanout.runs[run_id].announced.pop(event.chain_id, None)
+        elif ended and run.sources.over and run_id in self._runs:
+            self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -151,11 +151,11 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
-    def note(self, event: StreamEvent) -> None:
-        """Remember what a late observer must know."""
+    def note(self, event: StreamEvent) -> list[str]:
+        """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
         self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
-        self.sources.note(event)
+        ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)
@@ -169,6 +169,7 @@ class _RelayedRun:
         elif event.event_type is T.GAP:
             for view in self.chains.values():
                 view.apply(event)
+        return ended
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
@@ -178,9 +179,7 @@ class _RelayedRun:
             self._ended[view.group_id] = self._ended.get(view.group_id, 0) + 1
 
     def chains_of(self, source: str) -> list[str]:
-        """The open chains of one source; of all if it is not named, unless one is named so."""
-        if not source and source not in self._as_of:
-            return list(self.chains)
+        """The open chains of one source."""
         return [name for name, view in self.chains.items() if view.source == source]
 
     def as_of(self) -> Mapping[str, int]:

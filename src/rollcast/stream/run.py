@@ -155,13 +155,9 @@ class RunWriter:
         self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
         self._start: dict[str, Any] = {
-            "chains": chains,
-            "groups": groups,
-            "agent": agent,
-            "model": model,
-            "backend": backend,
+            "chains": chains, "groups": groups, "agent": agent, "model": model, "backend": backend,
             "policy_version": policy_version,
-        }
+        }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
             "split": split,

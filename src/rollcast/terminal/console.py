@@ -344,7 +344,8 @@ class ConsoleStreamObserver(StreamObserver):
         """Print how a source's part of the run ended, and how the run did once every source has ended."""
         run, printer, run_id = self._run(event.run_id, attached), attached.printer, event.run_id
         self._note_source(run, event, attached)
-        run.ends.append(event.data)
+        if not run.sources.is_led(event.source):
+            run.ends.append(event.data)
         if not run.sources.over:
             self._lose_sight(event, attached)
             printer.print_rows(rows, None, event.timestamp, run_id=run_id, source=event.source)
