@@ -177,7 +177,7 @@ class Hub:
             taken = self.intake.take(
                 link, Publish(frame.seq + first, portion, frame.source, frame.epoch, last)
             )
-            self._relay(taken.events)
+            self.manager.relay_read(taken.events)
             for sentence in taken.refused:
                 self._refuse(link, taken.key[0], sentence)
             self._unsafe.set()

@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from rollcast.errors import DecodeError, GrammarError
 from rollcast.fleet.holes import Holes, gap
 from rollcast.records import GrammarChecker, StreamEvent, StreamEventType
@@ -41,6 +39,7 @@ MOST_SEQ = 1 << 53  # the largest number that pages can hold
 OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
 
 Key = tuple[str, str]  # source and epoch
+Read = tuple[StreamEvent, bytes | None]
 
 
 class Mark(NamedTuple):
@@ -63,12 +62,12 @@ class Taken(NamedTuple):
     """What became of a `publish`.
 
     Attributes:
-        events: to be relayed, in order.
+        events: to be relayed, in order, each with its JSON; None: it was made here.
         refused: what was not taken, a sentence each; at most one for each cause.
         key: whose events they were.
     """
 
-    events: list[StreamEvent]
+    events: list[Read]
     refused: list[str]
     key: Key
 
@@ -298,11 +297,11 @@ class Intake:
         source.events += len(events)
         if frame.last:
             reason = f"the producer {_shown(source.name)} has ended without the rest of this run"
-            events += self._closing(source, process, reason)
+            events += [(event, None) for event in self._closing(source, process, reason)]
         refused, self._refused = list(self._refused.values()), {}
         return Taken(events, refused, key)
 
-    def _new_events(self, source: _Source, process: _Epoch, frame: Publish) -> list[StreamEvent]:
+    def _new_events(self, source: _Source, process: _Epoch, frame: Publish) -> list[Read]:
         """The events that the hub did not have, with a `gap` for what it does not take.
 
         1. Leave out what came before, by its number.
@@ -313,15 +312,16 @@ class Intake:
         first = 0 if process.last is None else max(0, process.last + 1 - frame.seq)
         source.duplicates += min(first, len(frame.events))
         holes = Holes(source.name)
-        events: list[StreamEvent] = []
+        events: list[Read] = []
         for number, raw in enumerate(frame.events[first:], frame.seq + first):
             process.last = number
-            event = self._acceptable(source, process, number, raw, holes)
+            line = bytes(raw)
+            event = self._acceptable(source, process, number, line, holes)
             if event is not None:
-                events += holes.before(event.run_id)
-                events.append(event)
+                events += [(hole, None) for hole in holes.before(event.run_id)]
+                events.append((event, line))
                 self._note(source, process, event)
-        return events + holes.rest()
+        return events + [(hole, None) for hole in holes.rest()]
 
     def _wrong_in_handover(self, sender: _Source, key: Key) -> str | None:
         """Why this producer may not hand over the record of another one; None if it may."""
@@ -347,12 +347,12 @@ class Intake:
             run.leapt = True
 
     def _acceptable(
-        self, source: _Source, process: _Epoch, number: int, raw: msgspec.Raw, holes: Holes
+        self, source: _Source, process: _Epoch, number: int, line: bytes, holes: Holes
     ) -> StreamEvent | None:
         """The event, if the hub does not have it and the producer may say it here; otherwise it is refused, or dropped."""
         event: StreamEvent | None = None
         try:
-            event = decode_unchecked(bytes(raw))
+            event = decode_unchecked(line)
             self._check_place(source, process, event)
             if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
                 source.duplicates += 1
