@@ -14,7 +14,7 @@ import msgspec
 from rollcast.aio import follower
 from rollcast.records import EventFilter, encode_lines
 from rollcast.records.secrets import Masker, masker_of
-from rollcast.serve.address import server_address
+from rollcast.serve.address import hub_address
 from rollcast.serve.environment import token_for_hub
 from rollcast.serve.history import encoded, masked
 from rollcast.serve.producer import HubProducer, producer_for
@@ -68,7 +68,7 @@ class HubStreamObserver(EncodingObserver):
         masker: Masker | bool | None = None,
     ) -> None:
         self._producer = producer_for(
-            server_address(url),
+            hub_address(url),
             token=token or token_for_hub(),
             source=source or None,
             tls_ca=tls_ca,
