@@ -108,11 +108,15 @@ def test_the_address_of_a_hub(given, meant):
     assert hub_address(given) == meant
 
 
-@pytest.mark.parametrize(
-    "given", ["", " ", "/tmp/hub", "./hub", "ftp://hub", "hub:99999999", "ws://hub?token=x"]
-)
+@pytest.mark.parametrize("given", ["", " ", "/opt/hub", "./hub", "ftp://hub", "hub:99999999"])
 def test_what_is_no_address_of_a_hub(given):
-    """One sentence says so, without a token that it has."""
-    with pytest.raises(InputError) as caught:
+    """One sentence says so."""
+    with pytest.raises(InputError, match="expected"):
         hub_address(given)
-    assert "x" not in str(caught.value).partition("…")[0] or "token" not in given
+
+
+def test_the_address_of_a_hub_has_no_token():
+    """The sentence says where it belongs, and does not repeat it."""
+    with pytest.raises(InputError, match="ROLLCAST_HUB_TOKEN") as caught:
+        hub_address("ws://hub?token=shibboleth")
+    assert "shibboleth" not in str(caught.value)
