@@ -30,12 +30,14 @@ import { TokenText } from "./token_text.js";
 
 const MANY_TURNS = 24; // beyond that only turns near the screen have their text in the page, and the turns are shown as cells
 const NEAR = 1_500; // pixels
+/** @type {any[]} */
+const NOTHING = [];
 const SURELY_FAR = 100; // pixels within that distance, in which a turn may be near or far
 
 export function ChainPage() {
   const page = usePage();
   const { store, feed, route, run, rollout, go, to } = page;
-  const redraw = useAgain();
+  const again = useAgain();
   /** @type {{current: Map<number, {turn: Turn, spans: number, version: number, shows: string | null | undefined, windowed: boolean, node: any}>}} */
   const blocks = useRef(new Map());
   const chain = /** @type {string} */ (route.chain);
@@ -103,6 +105,9 @@ export function ChainPage() {
   const numberOf = (/** @type {Turn} */ turn) => turn.step ?? turns.indexOf(turn) + 1;
   // A turn that is far from the screen has no text yet, so it is brought near first, and into its place when it has.
   const [target, aim] = useState(/** @type {{number: number, focus: boolean} | null} */ (null));
+  const aimed = useRef(false);
+  aimed.current = target !== null;
+  const redraw = useRef(() => void (aimed.current && again())).current; // a turn has come near, for which a jump may wait
   const jump = (/** @type {number} */ number, focusIt = true) => {
     follow(false);
     aim({ number, focus: focusIt });
@@ -170,9 +175,11 @@ export function ChainPage() {
     <div class="chain-page">
       <section class=${`panel transcript ${windowed ? "windowed" : ""}`} aria-label="Transcript" ref=${transcript}>
         ${view.fields.tools && view.fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
-        ${items.map((item, i) => {
-          const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
-          if (item.kind === "message") return html`${before}${gapBlocks(i)}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
+        ${items.flatMap((item, i) => {
+          const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap" key="omitted">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
+          /** @type {any[]} */
+          const above = before || gaps[i] ? [before, ...gapBlocks(i)] : NOTHING;
+          if (item.kind === "message") return [...above, html`<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`];
           const number = numberOf(item);
           const begun = begins.get(number);
           const shows = evidence?.turn === item ? evidence.call : undefined;
@@ -182,7 +189,7 @@ export function ChainPage() {
           const same = made && made.turn === item && made.spans === spans && made.version === version && made.shows === shows && made.windowed === windowed && !item.open;
           const node = same ? made.node : html`<${TurnBlock} key=${`t${number}`} runId=${rollout} chainId=${chain} turn=${item} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} redraw=${redraw} />`;
           if (!same) known.set(number, { turn: item, spans, version, shows, windowed, node });
-          return html`${before}${gapBlocks(i)}${begun && html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`}${node}`;
+          return begun ? [...above, html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`, node] : [...above, node];
         })}
         ${gapBlocks(items.length)}
         ${view.fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${rollout} chainId=${chain} gap=${null} />`}
@@ -259,6 +266,19 @@ function isMovedSoon(block) {
   return false;
 }
 
+/** @type {WeakMap<Element, (near: boolean) => void>} */
+const watched = new WeakMap();
+/** @type {IntersectionObserver | null} one for all turns: a browser spends time on each */
+let nearness = null;
+
+/** Tell whenever an element comes near the screen, or is far from it again. @param {Element} element @param {(near: boolean) => void} tell @returns {() => void} ends it */
+function watchNear(element, tell) {
+  const observer = (nearness ??= new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => watched.get(target)?.(isIntersecting)), { rootMargin: `${NEAR}px 0px` }));
+  watched.set(element, tell);
+  observer.observe(element);
+  return () => observer.unobserve(element);
+}
+
 /**
  * Whether a turn is near the screen; `true` for all if they are few. Far ones keep their height, so that nothing moves.
  * @param {{current: HTMLElement | null}} place
@@ -273,16 +293,13 @@ function useNear(place, windowed, height, redraw) {
       set(true);
       return undefined;
     }
-    const observer = new IntersectionObserver((entries) => {
-      const is = entries.at(-1)?.isIntersecting ?? false;
+    return watchNear(place.current, (is) => {
       if (!is && place.current && place.current.dataset.far === undefined) height.current = place.current.offsetHeight;
       set(is);
-    }, { rootMargin: `${NEAR}px 0px` });
-    observer.observe(place.current);
-    return () => observer.disconnect();
+    });
   }, [windowed]);
   useLayoutEffect(() => {
-    if (near && windowed) redraw(); // a jump waits for it
+    if (near && windowed) redraw();
   }, [near, windowed]);
   return near || !windowed;
 }
