@@ -107,6 +107,14 @@ export function useTopics(...topics) {
   useListener(topics, useAgain());
 }
 
+/** Draw again when one of the topics has changed, and with it what `made` gives. @param {string[]} topics @param {() => string} made */
+export function useTopicsFor(topics, made) {
+  const again = useAgain();
+  const before = useRef("");
+  before.current = made();
+  useListener(topics, () => before.current === made() || again());
+}
+
 /** Draw again when one of the topics has changed, in a frame that has time for it. @param {string[]} topics */
 export function useTopicsApart(...topics) {
   const again = useAgain();
