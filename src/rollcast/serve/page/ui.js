@@ -183,10 +183,16 @@ function shapeOf(view) {
   ].join("|"); // prettier-ignore
 }
 
-/** Draw again when chains have changed otherwise than by more text. @param {string | null} runId @param {readonly string[]} chainIds */
-export function useChains(runId, chainIds) {
+/**
+ * Draw again when chains have changed otherwise than by more text.
+ * @param {string | null} runId
+ * @param {readonly string[]} chainIds
+ * @param {boolean} [mayWait] for a frame that has time for it
+ */
+export function useChains(runId, chainIds, mayWait = false) {
   const { topics, store, feed } = usePage();
-  const again = useAgain();
+  const redraw = useAgain();
+  const again = mayWait ? () => whenThereIsTime(redraw) : redraw;
   const ids = chainIds.join("\n");
   useLayoutEffect(() => {
     if (runId === null) return undefined;
@@ -213,7 +219,7 @@ export function useChains(runId, chainIds) {
       before = now;
       again();
     })); // prettier-ignore
-    again();
+    redraw();
     return () => ends.forEach((end) => end());
   }, [topics, store, runId, ids]);
 }

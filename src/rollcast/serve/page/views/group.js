@@ -1,6 +1,7 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
+import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, useOnScreen, usePage, useRef, useTopicsApart } from "../ui.js";
+import { whenThereIsTime } from "../frame.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
 import { alignTurns, cellsOf, compareIds } from "../group.js";
 import { chipsOf, filterRows, neighbour } from "../lists.js";
@@ -24,6 +25,7 @@ import { surprise, TokenTail, TokenText } from "./token_text.js";
 /** @typedef {import("../turns.js").Turn} Turn */
 
 const MAX_TEXT = 240; // characters of a turn in a column
+const COLUMNS_A_FRAME = 3; // that have changed; the others are drawn in the next frames
 const MOST_COLUMNS = 12; // a larger group is shown as strips, unless one asks for columns
 /** @type {(string | null)[]} */
 const MODES = [null, "strips", "side", "tokens", "parts"];
@@ -32,14 +34,14 @@ export function GroupPage() {
   const page = usePage();
   const { store, route, rollout, go, to } = page;
   const group = /** @type {string} */ (route.group);
-  useTopics(`rows\n${rollout}`);
+  useTopicsApart(`rows\n${rollout}`);
   const all = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
   const rows = filterRows(all, chipsOf(route.query));
   const over = all.length > 0 && all.every((row) => row.state !== "running");
   // While chains run they keep their places; when all are over the best comes first.
   if (over) rows.sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || compareIds(a.chain_id, b.chain_id));
   const ids = rows.map((row) => row.chain_id);
-  useChains(rollout, ids);
+  useChains(rollout, ids, true);
   const query = route.query;
   const large = all.length > MOST_COLUMNS;
   // What the address says; a large group without a word of it is shown as strips, a small one side by side.
@@ -143,7 +145,7 @@ function Columns({ runId, rows, members, tokens, over }) {
   const lines = alignTurns(members);
   const looks = useLooks();
   const again = useAgain();
-  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current;
+  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current; // those that were drawn last are last
   const onScreen = useRef(/** @type {Set<string>} */ (new Set())).current;
   const enter = useRef((/** @type {string} */ chain) => {
     onScreen.add(chain);
@@ -158,7 +160,7 @@ function Columns({ runId, rows, members, tokens, over }) {
   const steps = lines.map((line) => line.step).join();
   const drawsAll = rows.length <= MOST_COLUMNS;
   const alike = lines.map((line) => (line.alike ? 1 : 0)).join("");
-  const column = (/** @type {Row} */ row) => {
+  const propsOf = (/** @type {Row} */ row) => {
     const index = at.get(row.chain_id) ?? -1;
     const view = members[index]?.view;
     const running = row.state === "running" && view?.state !== "ended";
@@ -174,15 +176,25 @@ function Columns({ runId, rows, members, tokens, over }) {
       best: best > worst && row.reward === best,
       looks: shown.length ? shown : NO_LOOKS,
     }; // prettier-ignore
-    const before = made.get(row.chain_id);
-    if (before !== undefined && ((!drawsAll && !onScreen.has(row.chain_id)) || isSame(props, before.props))) return before.column;
-    const column = html`<${Column} key=${row.chain_id} ...${props} />`;
-    made.set(row.chain_id, { props, column });
-    return column;
+    return props;
   };
+  const all = new Map(rows.map((row) => [row.chain_id, propsOf(row)]));
+  const stale = [...made.keys()].filter((chain) => {
+    const props = all.get(chain);
+    return props !== undefined && (drawsAll || onScreen.has(chain)) && !isSame(props, /** @type {{props: ColumnProps}} */ (made.get(chain)).props);
+  });
+  const now = stale.slice(0, COLUMNS_A_FRAME);
+  for (const [chain, props] of all) {
+    if (made.has(chain) && !now.includes(chain)) continue;
+    made.delete(chain);
+    made.set(chain, { props, column: html`<${Column} key=${chain} ...${props} />` });
+  }
+  useLayoutEffect(() => {
+    if (stale.length > now.length) whenThereIsTime(again);
+  });
   return html`<section class=${`columns ${tokens ? "wide" : ""}`} style=${{ gridTemplateRows: `auto repeat(${count}, auto)` }} tabindex="0" aria-label="Chains side by side">
     <div class="column numbers" aria-hidden="true"><div class="column-head"></div>${lines.map((line) => html`<div class="turn-number" key=${line.step}>${line.step}</div>`)}</div>
-    ${rows.map(column)}
+    ${rows.map((row) => made.get(row.chain_id)?.column)}
   </section>`;
 }
 
