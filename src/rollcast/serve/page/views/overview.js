@@ -1,7 +1,7 @@
 // Is it alive, is it learning? Figures, the curve, the wall, and what needs a look.
 
 import { html, memo, usePage, useKeys, useRef, useTicks, useTopics, useTopicsApart } from "../ui.js";
-import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
+import { counted, duration, fixed, mean, runName, tagsOf, when, whole } from "../format.js";
 import { chipsOf, filterRows } from "../lists.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
@@ -26,9 +26,11 @@ export function Overview() {
   const steps = trainSteps(store, run);
   const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
   if (row === null) return html`<${NoRun} />`;
+  const tags = tagsOf(row);
   return html`
     <h1 class="hidden-name">Overview of ${runName(row)}</h1>
     <div class="stack">
+      ${tags.length > 0 && html`<div class="pills" aria-label="Tags" role="list">${tags.map((tag) => html`<span class="pill" role="listitem">${tag}</span>`)}</div>`}
       ${FAILED.includes(row.status) && html`<${Failure} row=${row} />`}
       <${Figures} />
       <div class="two">
@@ -310,7 +312,7 @@ const About = memo(function About() {
   for (const each of rows) if (each.finish_reason) ends.set(each.finish_reason, (ends.get(each.finish_reason) ?? 0) + 1);
   const ended = [...ends].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} × ${name.replace("_", " ")}`).join(", ");
   return html`<dl>
-    <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
+    ${row.name && html`<dt>name</dt><dd>${oneLine(String(row.name), 200)}</dd>`}<dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
     <dt>started</dt><dd>${when(row.started_at)}</dd><dt>chains ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
   </dl>`;
 });
