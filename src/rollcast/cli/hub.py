@@ -111,7 +111,7 @@ async def _serve(
     from rollcast.fleet.hub import Hub  # noqa: PLC0415  (other commands need no network)
     from rollcast.stream import StreamingManager  # noqa: PLC0415
 
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)
     parent = None if memory.restored is None else memory.restored.parent
     record = record_for(
         options.recording,

@@ -54,7 +54,7 @@ EXPIRY = 3  # heartbeats without a renewal after which a producer takes it that 
 class Hub:
     """Takes the events of producers through a server, and relays them into a manager, with its observers.
 
-        manager = StreamingManager()
+        manager = StreamingManager(publish=False)
         manager.add_observer(ArchiveObserver("the-fleet", lossless=True))
         async with Hub(WebSocketStreamingServer(port=8765, settings=…), manager):
             ...
