@@ -101,6 +101,7 @@ class HubLink:
         self._owner = owner
         self._handing: HandOver | None = None
         self._told_of_loss = False
+        self._told_of_absence = False
 
     def end_soon(self) -> None:
         """The process ends: do not wait long for the next try to connect."""
@@ -139,7 +140,10 @@ class HubLink:
         refusal = refusal_in(error, new_token=False)
         if refusal is not None:
             self._refuse(f"it refuses: {refusal}")
+        elif not self._session.welcomed and self._told_of_absence:
+            logger.debug("the hub %s cannot be reached (%s)", url, why(error))
         elif not self._session.welcomed:
+            self._told_of_absence = True  # until it is back
             self._owner.say(
                 f"the hub {url} cannot be reached ({why(error)}); the run goes on, and the hub is tried again"
             )
@@ -207,6 +211,7 @@ class HubLink:
     async def _act(self, action: Action, connection: ClientConnection) -> None:
         match action:
             case Welcomed():
+                self._told_of_absence = False
                 self._backlog.hub_records = action.records
                 if action.forgot:
                     self._owner.narrow(Wanted(WITH_SNAPSHOTS))
