@@ -146,6 +146,7 @@ def watch(
     alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
+    source: options.SourceOption = None,
     no_color: options.NoColorOption = False,
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
@@ -164,6 +165,7 @@ def watch(
         alert=alert,
         show_chains=chain or None,
         show_types=type or None,
+        show_sources=source or None,
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )

@@ -11,7 +11,7 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
-from rollcast.records.lanes import RunSources, end_status
+from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
@@ -86,14 +86,14 @@ class Relay:
             fanout.publish_locked(event, targets, size)
         if run is None:
             return
-        run.note(event, line)
+        ended = run.note(event, line)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif end_status(event) is not None:
-            for chain_id in run.chains_of(event.source):  # their ends were lost
+        for source in ended:
+            for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-            if run.sources.over:
-                self._close(run)
+        if ended and run.sources.over:
+            self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -144,11 +144,11 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
-    def note(self, event: StreamEvent, line: bytes | None) -> None:
-        """Remember what a late observer must know."""
+    def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
+        """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
         self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
-        self.sources.note(event)
+        ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)
@@ -163,6 +163,7 @@ class _RelayedRun:
             line = encode_described(event) if line is None else line
             for chain in self.chains.values():
                 chain.note(event, line)
+        return ended
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
@@ -172,9 +173,7 @@ class _RelayedRun:
             self._ended[chain.group_id] = self._ended.get(chain.group_id, 0) + 1
 
     def chains_of(self, source: str) -> list[str]:
-        """The open chains of one source; of all if it is not named, unless one is named so."""
-        if not source and source not in self._as_of:
-            return list(self.chains)
+        """The open chains of one source."""
         return [name for name, chain in self.chains.items() if chain.source == source]
 
     def as_of(self) -> Mapping[str, int]:
