@@ -262,9 +262,10 @@ def _producer(quick: bool) -> Iterator[Figure]:
 
             return played
 
-        with _audience(hub, 1, filters=None):
+        with _audience(hub, 1, filters=None) as seen:
             trials = {"nobody": trial("nobody"), "file": trial("file"), "hub": trial("hub", watched=True)}
             cost = paired(trials, rounds)
+    seen()
     more = {
         name: [a - b for a, b in zip(cost[name], cost["nobody"], strict=True)] for name in ("file", "hub")
     }
