@@ -36,6 +36,7 @@ BENCHMARKS = {
     "engine": "benchmarks.engine",
     "learning": "benchmarks.learning",
     "trl": "benchmarks.trl_learning",
+    "ray": "benchmarks.ray_cost",
 }
 PARTS = {"page": ("paint", "delay", "wall", "long", "memory", "record", "cost")}
 HISTORY = Path(__file__).parent / "history"
