@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -75,7 +76,8 @@ class Relay:
             run = self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
-        elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
+        elif run is None or fanout.same_for_all_chains or not event.event_type.known:
+            # A route would remember each name of a type for ever, and takes memory for each chain.
             targets = fanout.interested(
                 event.event_type, event.chain_id, event.group_id, run_id, event.source
             )
@@ -156,7 +158,7 @@ class _RelayedRun:
         elif event.chain_id:
             chain = self.chains.get(event.chain_id)
             if chain is None:
-                chain = self.chains[event.chain_id] = FoldedChain(event)
+                chain = self.chains[sys.intern(event.chain_id)] = FoldedChain(event)
                 self._fanout.make_room_locked(len(self.chains))
             chain.note(event, line)
         elif event.event_type is T.GAP:
