@@ -32,7 +32,7 @@ EVENT_BYTES, BYTES_OF_ONE = (
     400,
     3,
 )  # about the memory of an event, beside what its JSON takes and for each byte of it
-RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
+RUNS_LIMIT = 512  # open at once, unless somebody knows which producers are there
 
 
 def relayable(event: StreamEvent) -> StreamEvent:
@@ -62,9 +62,13 @@ class Relay:
     A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it; one of several sources
     closes when each of them has ended. While it is open, observers that join get a snapshot of each of its chains, as far as the
     relayed events show them.
+
+    Attributes:
+        runs_limit: how many runs may be open at once; with more, the oldest counts as closed, since its producer may be gone.
     """
 
     def __init__(self, fanout: Fanout) -> None:
+        self.runs_limit = RUNS_LIMIT
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
@@ -103,7 +107,7 @@ class Relay:
             self._close(run)
 
     def _open(self, run_id: str) -> _RelayedRun:
-        if len(self._runs) >= RUNS_LIMIT:
+        if len(self._runs) >= self.runs_limit:
             self._close(next(iter(self._runs.values())))
         run = self._runs[run_id] = self._fanout.runs[run_id] = _RelayedRun(self._fanout, run_id)
         self._fanout.broadcast_locked(Control("run_opened", run_id))
