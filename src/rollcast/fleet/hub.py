@@ -227,9 +227,9 @@ class Hub:
         """See `ProducerDesk.rows`."""
         return self.intake.rows()
 
-    def lost(self, source: str) -> None:
-        """A producer is dead for certain: end what it left open."""
-        self._relay(self.intake.lose(source))
+    def lost(self, source: str, status: str = "unknown") -> None:
+        """A producer is dead for certain: end what it left open, with this status of its part; see `Intake.lose`."""
+        self._relay(self.intake.lose(source, status))
 
     async def ended(self, run_id: str, timeout: float) -> bool:
         """Wait until every producer of a run has ended its part of it. False if that takes longer than `timeout` seconds."""

@@ -16,6 +16,7 @@ from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.shared_run import SharedRun
 
 __all__ = ["Relay", "relayable"]
 
@@ -76,8 +77,8 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
-        if run is None and run_id and run_id not in fanout.runs:
-            run = self._open(run_id)
+        if run is None and run_id:
+            run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
         elif run is None or fanout.same_for_all_chains or not event.event_type.known:
@@ -98,13 +99,25 @@ class Relay:
         for source in ended:
             for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-        if ended and run.sources.over:
+        if event.event_type is T.CHAIN_START:
+            fanout.runs[run_id].announced.pop(event.chain_id, None)
+        elif ended and run.sources.over and run_id in self._runs:
             self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
         for run in list(self._runs.values()):
             self._close(run)
+
+    def _part_of_own(self, run_id: str) -> _RelayedRun:
+        """What is relayed of a run that this process has open itself; it closes with that."""
+        own = self._fanout.runs[run_id]
+        if isinstance(own, SharedRun):
+            assert isinstance(own.elsewhere, _RelayedRun)
+            return own.elsewhere
+        run = _RelayedRun(self._fanout, run_id)
+        self._fanout.runs[run_id] = SharedRun(own, run)
+        return run
 
     def _open(self, run_id: str) -> _RelayedRun:
         if len(self._runs) >= self.runs_limit:
