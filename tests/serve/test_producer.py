@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+from random import Random
 
 import pytest
 
@@ -500,3 +501,53 @@ async def test_a_forked_child_is_another_source(publishing):
         assert own.source != others.source
         assert own.epoch != others.epoch
         assert {event.source for event in hub.of(others.source)} == {others.source}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_faults_lose_and_double_nothing(publishing, monkeypatch, seed):
+    """Cuts, restarts, lost acknowledgements, a hub that does not read, tokens that are wanted and are not: in any order, from a seed."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 12 << 10)
+    random = Random(seed)
+    away = False
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            for _ in range(60):
+                for _ in range(random.randrange(6)):
+                    with run.chain(MESSAGES) as chain:
+                        say(chain, *"abc")
+                match random.randrange(8):
+                    case 0:
+                        hub.cut()
+                    case 1 if not away:
+                        await hub.stop()
+                        away = True
+                    case 2 | 3 if away:
+                        await hub.start()
+                        away = False
+                    case 4:
+                        hub.acks = not hub.acks
+                    case 5:
+                        hub.reading.clear()
+                    case 6:
+                        hub.reading.set()
+                    case 7:
+                        await hub.want(*random.choice([[], [{}]]))
+                await asyncio.sleep(random.choice([0, 0.001, 0.02]))
+            if away:
+                await hub.start()
+            hub.acks = True
+            hub.reading.set()
+            hub.cut()
+        await settled(manager)
+    types = hub.types()
+    chains = types.count("chain_start")
+    assert types.count("chain_end") == types.count("llm_generation_end") == chains
+    assert (types[0], types[-1]) == ("run_start", "run_end")
+    (end,) = (e for e in hub.of() if e.event_type is T.RUN_END)
+    assert end.data["chains"] == chains
+    assert "gap" not in types
+    seqs = [e.seq for e in hub.of() if e.event_type is not T.CHAIN_SNAPSHOT]
+    assert seqs == sorted(set(seqs))
+    ((numbers),) = hub.numbers().values()
+    assert numbers == [*range(1, len(numbers) + 1)]
