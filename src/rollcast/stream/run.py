@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict
@@ -242,8 +242,17 @@ class RunWriter:
 
     def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
-        trajectory = chain.trajectory
-        self.open_chains.pop(trajectory.chain_id, None)
+        self.open_chains.pop(chain.trajectory.chain_id, None)
+        self._add_to_totals(chain.trajectory)
+
+    def count_elsewhere(self, trajectory: Trajectory) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes."""
+        with self.lock:
+            self.announced.pop(trajectory.chain_id, None)
+            self.chains += 1
+            self._add_to_totals(trajectory)
+
+    def _add_to_totals(self, trajectory: Trajectory) -> None:
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
         self._totals["failed"] += trajectory.finish_reason == "error"
         self._totals["completion_tokens"] += trajectory.completion_tokens
@@ -263,7 +272,7 @@ class RunWriter:
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
-                if wanted.runs is not None and self.run_id not in wanted.runs:
+                if not wanted.wants_gap(self.run_id, self.fanout.source):  # it wants nothing of this run
                     continue
                 missing = (
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
@@ -418,6 +427,17 @@ class RunWriter:
         chains = self.open_chains.items()
         return [name for name, chain in chains if group_id in (None, chain.trajectory.group_id)]
 
+    def as_of(self) -> Mapping[str, int]:
+        """See `OpenRun.as_of`."""
+        return {self.fanout.source: self.seq}
+
+    def next_seq(self, source: str) -> int | None:
+        """See `OpenRun.next_seq`."""
+        if source != self.fanout.source:
+            return None
+        self.seq += 1
+        return self.seq
+
     def count_ended(self, group_id: str | None = None) -> int:
         """See `OpenRun.count_ended`."""
         return sum(self._ended.values()) if group_id is None else self._ended.get(group_id, 0)
@@ -449,7 +469,12 @@ class RunWriter:
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`. The lock is held."""
         for chain in self.open_chains.values():
-            place = (chain.trajectory.chain_id, chain.trajectory.group_id, self.run_id)
+            place = (
+                chain.trajectory.chain_id,
+                chain.trajectory.group_id,
+                self.run_id,
+                self.fanout.source,
+            )
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()
 
