@@ -34,7 +34,8 @@ def run(quick: bool, only: str | None = None) -> Iterator[Figure]:
 
 
 def _hub(**options: Any) -> Helper:
-    return Helper("benchmarks.fleet_hub", **options)
+    """A hub with these settings. It sends no pings by default, since viewers that only read do not answer any."""
+    return Helper("benchmarks.fleet_hub", **{"heartbeat_s": 3600.0, **options})
 
 
 def _runner(hub: Helper | None) -> Helper:
@@ -288,7 +289,7 @@ def _many(quick: bool) -> Iterator[Figure]:
     """A thousand producers that are connected at once, as tasks of two processes."""
     producers, idle_s = (20, 0.5) if quick else (1000, 30.0)
     with contextlib.ExitStack() as stack:
-        hub = stack.enter_context(_hub())
+        hub = stack.enter_context(_hub(heartbeat_s=20.0))
         flocks = [
             stack.enter_context(Helper("benchmarks.fleet_flock", hub=hub.greeting["url"])) for _ in range(2)
         ]
