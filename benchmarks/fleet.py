@@ -7,6 +7,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet_hub import TOKEN
@@ -282,6 +283,42 @@ def _cost_of(played: dict[str, Any]) -> float:
     return float(played["cpu"] / played["events"] * 1e6)
 
 
+# -- events that nobody watches ----------------------------------------------------------------------------------------
+
+
+def _lifecycle(quick: bool) -> Iterator[Figure]:
+    """Events of chains that nobody watches, which travel and are recorded all the same: what one costs, and how large it is."""
+    seconds, rounds = (0.5, 1) if quick else (4.0, 9)
+    load = {"chains": 400, "tokens_per_s": 10.0, "events_per_s": 4000.0, "seconds": seconds, "turns": 5}
+    at_hub: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="rollcast-hub-") as folder:
+        with _hub(record=folder) as hub, _runner(hub) as runner:
+
+            def published() -> float:
+                before = hub.do("stand")["cpu"]
+                played = runner.do("play", to="hub", load=load)
+                at_hub.append((hub.do("settle")["cpu"] - before) / _others(played) * 1e6)
+                return float(played["cpu"] / _others(played) * 1e6)
+
+            def unwatched() -> float:
+                played = runner.do("play", to="nobody", load=load)
+                return float(played["cpu"] / _others(played) * 1e6)
+
+            cost = paired({"nobody": unwatched, "hub": published}, rounds)
+            events = sum(hub.do("stand")["events"].values())
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    title = "fleet: 4,000 events/s other than tokens, which nobody watches, an event"
+    yield figure(f"{title}: the hub, with its record", at_hub[1:], "µs")
+    more = [a - b for a, b in zip(cost["hub"], cost["nobody"], strict=True)]
+    yield figure(f"{title}: the producer, more than without a hub", more, "µs")
+    yield figure(f"{title}: the record at the hub", size / events, "B")
+
+
+def _others(played: dict[str, Any]) -> int:
+    """How many events were played that are not tokens."""
+    return int(played["events"] - played["tokens"])
+
+
 # -- many producers ----------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +424,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "watched": _watched,
     "viewers": _viewers,
     "producer": _producer,
+    "lifecycle": _lifecycle,
     "many": _many,
     "memory": _memory,
 }
