@@ -146,6 +146,7 @@ def watch(
     alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
+    source: options.SourceOption = None,
     no_color: options.NoColorOption = False,
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
@@ -164,6 +165,7 @@ def watch(
         alert=alert,
         show_chains=chain or None,
         show_types=type or None,
+        show_sources=source or None,
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
@@ -197,7 +199,7 @@ def hub(
         host=host,
         token=token,
         publish_token=publish_token,
-        recording=Recording(off=no_record, directory=record_dir),
+        recording=Recording(off=no_record, directory=record_dir, lossless=not no_record),
         show=show,
         tls_cert=tls_cert,
         tls_key=tls_key,

@@ -76,6 +76,7 @@ __all__ = [
     "ShowOption",
     "ShowStepOption",
     "SinceOption",
+    "SourceOption",
     "StatsJsonOption",
     "StepsOption",
     "TagOption",
@@ -185,6 +186,12 @@ AlertOption = Annotated[
 ChainOption = Annotated[
     list[str] | None,
     Option(help="Show this chain only (chain_0 …); may be given several times.", group=_OUTPUT),
+]
+SourceOption = Annotated[
+    list[str] | None,
+    Option(
+        help="Show what this process emits only (host-rank1 …); may be given several times.", group=_OUTPUT
+    ),
 ]
 TypeOption = Annotated[
     list[str] | None,

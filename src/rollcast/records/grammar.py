@@ -3,8 +3,8 @@
 Per chain:  chain_start ((generation tool*) | message | reward of a step)* [final reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
-Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere inside. After a `gap`, or for an observer that
-joins late, a `chain_snapshot` opens a chain in the middle.
+Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere
+inside. After a `gap`, or for an observer that joins late, a `chain_snapshot` opens a chain in the middle.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from rollcast.errors import GrammarError
 from rollcast.records.event import StreamEvent, StreamEventType
+from rollcast.records.lanes import leader_of
 
 __all__ = ["GrammarChecker", "check_events"]
 
@@ -41,6 +42,7 @@ class _Run:
     last_seq: int = -1
     chains: dict[str, _Chain] = field(default_factory=dict)
     ended_chains: dict[str, None] = field(default_factory=dict)  # the latest last
+    leader: str | None = None  # it ends with this source at the latest
     forgetful: bool = False  # a gap or a late start: unknown chains are not an error
 
 
@@ -83,7 +85,8 @@ class GrammarChecker:
                 return  # somebody who watches the run elsewhere says that he failed
             if kind is not T.RUN_START and not self._late and kind not in (T.GAP, T.TRAIN_STEP):
                 raise _error(event, "its run has not started")
-            run = self._runs[key] = _Run(forgetful=self._late)
+            leader = leader_of(event) if kind is T.RUN_START else None
+            run = self._runs[key] = _Run(leader=leader, forgetful=self._late)
             if self._late and len(self._runs) > MAX_JOINED:
                 del self._runs[next(iter(self._runs))]
         elif kind is T.RUN_START:
@@ -100,9 +103,10 @@ class GrammarChecker:
         if kind is T.RUN_END:
             if run.chains and T.CHAIN_END in self._types:
                 raise _error(event, f"still open: {', '.join(sorted(run.chains))}")
-            del self._runs[key]
-            self._ended_runs[key] = None
-            if len(self._ended_runs) > MAX_ENDED:
+            for ended in [key, *self._led_by(key)]:
+                del self._runs[ended]
+                self._ended_runs[ended] = None
+            while len(self._ended_runs) > MAX_ENDED:
                 del self._ended_runs[next(iter(self._ended_runs))]
         elif event.chain_id:
             self._feed_chain(run, event)
@@ -111,6 +115,11 @@ class GrammarChecker:
         """Whether chains are open in the event's run, as far as its source told."""
         run = self._runs.get((event.source, event.run_id))
         return run is not None and bool(run.chains)
+
+    def _led_by(self, key: tuple[str, str]) -> list[tuple[str, str]]:
+        """The parts of the run that end with this one, since they name its source as their leader."""
+        source, run_id = key
+        return [each for each, run in self._runs.items() if run.leader == source and each[1] == run_id]
 
     def close(self) -> None:
         """Check that every run has ended, after the last event.

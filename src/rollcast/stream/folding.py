@@ -17,6 +17,7 @@ CHUNK, GENERATION_END = T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END
 FOLD_BYTES = 32 << 10  # of events, before a view is made of them
 FOLD_CHARS = 32 << 10  # of an open generation
 _PLAIN = frozenset(("content", "offset", "token_ids", "logprobs"))
+_CLEAR = frozenset((T.LLM_GENERATION_START, GENERATION_END))  # nothing else is open then
 _PARTIAL = frozenset((CHUNK, T.TOOL_OBSERVATION, T.CHAIN_SNAPSHOT))
 
 
@@ -52,9 +53,7 @@ class FoldedChain:
             if event.event_type is not GENERATION_END or event.step != self._chunks[-1].step:
                 self._lines.append(encode(_joined(self._chunks)))
             self._chunks = None  # otherwise the end repeats their text
-        self.has_part = event.event_type in _PARTIAL or (
-            self.has_part and event.event_type is not GENERATION_END
-        )
+        self.has_part = event.event_type in _PARTIAL or (self.has_part and event.event_type not in _CLEAR)
         self.source = event.source or self.source
         self._lines.append(line)
         self._size += len(line)

@@ -11,10 +11,11 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
-from rollcast.records.lanes import RunSources, end_status
+from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.shared_run import SharedRun
 
 __all__ = ["Relay", "relayable"]
 
@@ -71,8 +72,8 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
-        if run is None and run_id and run_id not in fanout.runs:
-            run = self._open(run_id)
+        if run is None and run_id:
+            run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
         elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
@@ -86,19 +87,31 @@ class Relay:
             fanout.publish_locked(event, targets, size)
         if run is None:
             return
-        run.note(event, line)
+        ended = run.note(event, line)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif end_status(event) is not None:
-            for chain_id in run.chains_of(event.source):  # their ends were lost
+        for source in ended:
+            for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-            if run.sources.over:
-                self._close(run)
+        if event.event_type is T.CHAIN_START:
+            fanout.runs[run_id].announced.pop(event.chain_id, None)
+        elif ended and run.sources.over and run_id in self._runs:
+            self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
         for run in list(self._runs.values()):
             self._close(run)
+
+    def _part_of_own(self, run_id: str) -> _RelayedRun:
+        """What is relayed of a run that this process has open itself; it closes with that."""
+        own = self._fanout.runs[run_id]
+        if isinstance(own, SharedRun):
+            assert isinstance(own.elsewhere, _RelayedRun)
+            return own.elsewhere
+        run = _RelayedRun(self._fanout, run_id)
+        self._fanout.runs[run_id] = SharedRun(own, run)
+        return run
 
     def _open(self, run_id: str) -> _RelayedRun:
         if len(self._runs) >= RUNS_LIMIT:
@@ -144,11 +157,11 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
-    def note(self, event: StreamEvent, line: bytes | None) -> None:
-        """Remember what a late observer must know."""
+    def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
+        """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
         self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
-        self.sources.note(event)
+        ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)
@@ -163,6 +176,7 @@ class _RelayedRun:
             line = encode_described(event) if line is None else line
             for chain in self.chains.values():
                 chain.note(event, line)
+        return ended
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
@@ -172,9 +186,7 @@ class _RelayedRun:
             self._ended[chain.group_id] = self._ended.get(chain.group_id, 0) + 1
 
     def chains_of(self, source: str) -> list[str]:
-        """The open chains of one source; of all if it is not named, unless one is named so."""
-        if not source and source not in self._as_of:
-            return list(self.chains)
+        """The open chains of one source."""
         return [name for name, chain in self.chains.items() if chain.source == source]
 
     def as_of(self) -> Mapping[str, int]:
