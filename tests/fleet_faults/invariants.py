@@ -7,12 +7,12 @@ nobody watches is never an event; what is asked of them is that they come once, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
 from rollcast.errors import GrammarError
+from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
 
 __all__ = ["Emitted", "Seen", "Truth", "broken_promises"]
 

@@ -7,13 +7,13 @@ nothing happens any more. A seed draws the same each time; what the processes ma
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -71,6 +71,7 @@ class _Worker:
         self.relay = relay
         self.attempt = 0
         self.child: Child | None = None
+        self.streams: set[tuple[str, str]] = set()  # the runs of the process that it has now
         self.earlier: list[Child] = []
 
     @property
@@ -200,7 +201,8 @@ class _Play:
         if found := left_over(self.sessions):
             self.outcome.broken.append(f"processes are left: {found}")
             for line in found:
-                _kill(int(line.split(":")[0]))
+                with suppress(OSError):
+                    os.kill(int(line.split(":")[0]), signal.SIGKILL)
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -280,7 +282,7 @@ class _Play:
         assert worker.child is not None
         await worker.child.kill()
         if worker.child.killed:
-            self.truth.cut_off |= worker.child.streams  # type: ignore[attr-defined]
+            self.truth.cut_off |= worker.streams
         self._mend(fault, lambda: self._start_worker(worker))
 
     async def _kill_hub(self, fault: Fault) -> None:
@@ -359,7 +361,7 @@ class _Play:
         """The events of all the hub's records, the earliest first."""
         folders = [path.parent for path in (self.folder / "hub").rglob("run.json")]
         archives = [Archive.open(folder) for folder in folders]
-        for archive in sorted(archives, key=lambda archive: archive.facts.created):
+        for archive in sorted(archives, key=lambda archive: archive.facts.started_at):
             yield from archive.events()
 
     def _who_waits(self) -> str:
@@ -378,13 +380,6 @@ class _Play:
             if "Traceback (most recent call last)" in said:
                 self.outcome.broken.append(f"{path.stem} wrote a traceback")
             self.outcome.story += [f"  {path.stem}: {line}" for line in said.splitlines()[:200]]
-
-
-def _kill(pid: int) -> None:
-    import os
-
-    with __import__("contextlib").suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
 
 
 _FAULTS: dict[str, Callable[[_Play, Fault], Awaitable[None]]] = {

@@ -139,8 +139,7 @@ class Relay:
             if not self._is_cut:
                 there, back = await asyncio.open_connection(*self.target, limit=WINDOW)
                 link.writers.append(back)
-                if self._is_cut:  # meanwhile
-                    return
+                self._end_if_cut(link)  # meanwhile
                 async with asyncio.TaskGroup() as group:
                     link.tasks = [
                         group.create_task(self._pass_on(link, reader, back)),
@@ -194,6 +193,10 @@ class Relay:
             if self._cut_at is not None and self.passed >= self._cut_at:
                 self._cut_at = None
                 self.cut()
+
+    def _end_if_cut(self, link: _Link) -> None:
+        if self._is_cut:
+            link.end()
 
     def _up_to_the_cut(self, data: bytes) -> bytes:
         return data if self._cut_at is None else data[: max(0, self._cut_at - self.passed)]

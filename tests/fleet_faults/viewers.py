@@ -57,7 +57,7 @@ class Viewer:
             self.failure = error
 
     async def _stay(self) -> bool:
-        """Watch until it leaves; whether it is to come back."""
+        """Watch until it leaves or is stopped; whether it is to come back."""
         client = self._client = WebSocketStreamingClient(
             self.relay.url, token=self._token, filter=self.seen.filter, since=self._cursor
         )
@@ -67,12 +67,14 @@ class Viewer:
                 self.seen.events.append(event)
                 came += 1
                 if not self._left and came >= LEAVES_AFTER:
-                    return True
+                    await (
+                        client.aclose()
+                    )  # what it has received still comes, and its cursor is the place after that
         finally:
             self.reconnections += client.reconnections
             self._cursor = client.cursor or self._cursor
             await client.aclose()
-        return False
+        return not self._left
 
     def has(self, run_id: str) -> bool:
         """Whether it has had this run's last event that it wants."""
@@ -81,6 +83,7 @@ class Viewer:
 
     async def stop(self) -> None:
         """Leave."""
+        self._left = True
         if self._client is not None:
             await self._client.aclose()
         if self._task is not None:

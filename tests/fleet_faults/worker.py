@@ -10,13 +10,34 @@ import asyncio
 import os
 import random
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fleet_faults.plan import WorkerPlan
 from fleet_faults.skew import shift_clock
 
-WORDS = "the number must be higher than four and lower than nine so I try seven".split()
+if TYPE_CHECKING:  # what it imports takes its clock along, so that is set first
+    from rollcast import StreamingManager
+    from rollcast.stream.run import RunWriter
+
+WORDS = [
+    "the",
+    "number",
+    "must",
+    "be",
+    "higher",
+    "than",
+    "four",
+    "and",
+    "lower",
+    "than",
+    "nine",
+    "so",
+    "I",
+    "try",
+    "seven",
+]
 EMITTED = 1  # the file descriptor
 
 
@@ -56,13 +77,13 @@ async def _produce(plan: WorkerPlan, attempt: int, rng: random.Random) -> None:
     await manager.aclose()
 
 
-async def _by_hand(manager, plan: WorkerPlan, rng: random.Random) -> None:
+async def _by_hand(manager: StreamingManager, plan: WorkerPlan, rng: random.Random) -> None:
     async with manager.run(chains=plan.chains) as run:
         chains = [_chain(run, plan, number, rng) for number in range(plan.chains)]
         await asyncio.gather(*chains, return_exceptions=True)
 
 
-async def _chain(run, plan: WorkerPlan, number: int, rng: random.Random) -> None:
+async def _chain(run: RunWriter, plan: WorkerPlan, number: int, rng: random.Random) -> None:
     chain_id = f"chain_{number}@{plan.source}" if plan.shares_run else None
     question = [{"role": "user", "content": f"question {number}"}]
     with run.chain(question, chain_id=chain_id, group_id=f"group_{number % 2}") as chain:
@@ -80,7 +101,7 @@ async def _chain(run, plan: WorkerPlan, number: int, rng: random.Random) -> None
         chain.reward(rng.random())
 
 
-async def _by_agent(manager, plan: WorkerPlan, rng: random.Random) -> None:
+async def _by_agent(manager: StreamingManager, plan: WorkerPlan, rng: random.Random) -> None:
     from rollcast import BaseAgent
     from rollcast.tasks import get_task
     from rollcast.testing import ScriptedBackend
