@@ -19,6 +19,7 @@ from fleet_faults.skew import shift_clock
 
 if TYPE_CHECKING:  # what it imports takes its clock along, so that is set first
     from rollcast import StreamingManager
+    from rollcast.records import Message
     from rollcast.stream.run import RunWriter
 
 WORDS = [
@@ -85,7 +86,7 @@ async def _by_hand(manager: StreamingManager, plan: WorkerPlan, rng: random.Rand
 
 async def _chain(run: RunWriter, plan: WorkerPlan, number: int, rng: random.Random) -> None:
     chain_id = f"chain_{number}@{plan.source}" if plan.shares_run else None
-    question = [{"role": "user", "content": f"question {number}"}]
+    question: list[Message] = [{"role": "user", "content": f"question {number}"}]
     with run.chain(question, chain_id=chain_id, group_id=f"group_{number % 2}") as chain:
         for turn in range(rng.randint(1, plan.turns)):
             with chain.generation(prompt_ids=[1, 2, 3]) as generation:
