@@ -63,6 +63,11 @@ class ServerObserver(EncodingObserver):
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
 
+    @property
+    def upstream(self) -> Upstream:
+        """What the server's clients want."""
+        return self._broadcaster.upstream
+
     def leaves(self) -> dict[StreamObserver, EventFilter]:
         """This observer and its companions, each with its filter."""
         return {self: self.filter} | {each: each.filter for each in self.companions}

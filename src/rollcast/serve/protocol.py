@@ -67,6 +67,8 @@ __all__ = [
     "StopQuery",
     "Subscribe",
     "Subscribed",
+    "TakeAnswer",
+    "TakeEvents",
     "Unsubscribe",
     "Update",
     "Welcome",
@@ -94,10 +96,12 @@ class CloseCode(IntEnum):
     SHUTTING_DOWN = 4001
     TOKEN_EXPIRED = 4003
     TOO_SLOW = 4008
+    SOURCE_IN_USE = 4009
     NO_PONG = 4012
     BAD_TOKEN = 4500
     BAD_FRAME = 4501
     NO_HELLO = 4502
+    FORBIDDEN = 4503
     LIMIT = 4504
     FORBIDDEN_ORIGIN = 4507
     VERSION = 4510
@@ -122,7 +126,7 @@ class ErrorCode(IntEnum):
 LONGEST_ID = 128
 LONGEST_SHOWN = 100  # characters of a client's message in an answer
 LONGEST_AFTER = 8192  # characters of the place from which a query goes on
-QUERIES = ("runs", "chains", "chain", "steps")
+QUERIES = ("runs", "chains", "chain", "steps", "sources")
 Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 LongName = Annotated[str, msgspec.Meta(max_length=256)]
@@ -253,7 +257,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
 
     Attributes:
         what: `runs`: the runs, the newest first. `chains`: chains, those that are open included. `chain`: the events of one
-            chain. `steps`: training steps and evaluations.
+            chain. `steps`: training steps and evaluations. `sources`: the producers of a hub.
         run: only of this run; `chain` without it: of the last run that has such a chain. On a server of a folder of records, of
             the record that has this run: `runs` without it gives a row for each record, and the others need it.
         chain: which one, for `chain`.
@@ -587,12 +591,14 @@ class Greet:
         max_message: the size of the largest message that it takes, if it said so.
         role: the role that it claims.
         features: the features that it supports.
+        producer: its `hello`, without the token, if it is a producer and this is a hub.
     """
 
     grant: Grant
     max_message: int | None = None
     role: str = "viewer"
     features: tuple[str, ...] = ()
+    producer: Hello | None = None
 
 
 @dataclass(frozen=True)
@@ -673,6 +679,20 @@ class StopQuery:
     id: str
 
 
+@dataclass(frozen=True)
+class TakeEvents:
+    """Take a producer's events, and acknowledge them when they are safe."""
+
+    frame: Publish
+
+
+@dataclass(frozen=True)
+class TakeAnswer:
+    """Take a producer's answer to a `cancel`."""
+
+    frame: Done | ErrorFrame
+
+
 Action = (
     Send
     | Close
@@ -684,6 +704,8 @@ Action = (
     | CancelRun
     | RunQuery
     | StopQuery
+    | TakeEvents
+    | TakeAnswer
 )
 Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
 
@@ -724,8 +746,10 @@ class Session:
         epoch: gives the seconds since the epoch, for tokens that expire.
         token: the token of the request, for a `hello` without one.
         limits_of: gives the limits of a role with these scopes; None: all roles have `limits`.
+        hub: whether it takes producers.
 
     Attributes:
+        producer: the `hello` of a producer, without its token; None: the client is none, or this is no hub.
         grant: what the client may do; None before its `hello`.
         closed: whether the session is over.
         subscriptions: the ids of the open subscriptions.
@@ -743,7 +767,9 @@ class Session:
         epoch: Callable[[], float],
         token: str | None = None,
         limits_of: Callable[[str, tuple[Scope, ...]], Limits] | None = None,
+        hub: bool = False,
     ) -> None:
+        self.producer: Hello | None = None
         self.grant: Grant | None = None
         self.closed = False
         self.subscriptions: set[str] = set()
@@ -751,6 +777,7 @@ class Session:
         self._authorize = authorize
         self._limits = limits
         self._limits_of = limits_of
+        self._hub = hub
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._epoch = epoch
@@ -847,13 +874,35 @@ class Session:
             return self._close(CloseCode.BAD_TOKEN, "the token is missing or wrong")
         if grant == "expired":
             return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
+        if self._hub and frame.role == "producer":
+            if refused := refusal(grant, Door.PUBLISH):
+                return self._close(CloseCode.FORBIDDEN, refused)
+            if wrong := _wrong_in_producer(frame):
+                return self._close(CloseCode.BAD_FRAME, wrong)
+            self.producer = msgspec.structs.replace(frame, token=None)
         self.grant = grant
         if self._limits_of is not None:
             self._limits = self._limits_of(frame.role, grant.scopes)
             self._rate = Rate(self._limits.messages_per_s, self._clock)
-        return [Greet(grant, frame.max_message, frame.role, tuple(frame.features))]
+        return [Greet(grant, frame.max_message, frame.role, tuple(frame.features), self.producer)]
+
+    def _of_producer(self, frame: ClientFrame) -> list[Action]:
+        """The actions for a frame that only producers send, or that they do not send."""
+        match frame:
+            case Publish():
+                wrong = _wrong_in_publish(frame)
+                return (
+                    [TakeEvents(frame)] if wrong is None else [Send(ErrorFrame(ErrorCode.BAD_REQUEST, wrong))]
+                )
+            case Done() | ErrorFrame():
+                return [TakeAnswer(frame)]
+            case _:
+                message = "a producer publishes, and asks for nothing; connect once more as a viewer for that"
+                return [Send(ErrorFrame(ErrorCode.FORBIDDEN, message, getattr(frame, "id", None)))]
 
     def _handle(self, frame: ClientFrame, grant: Grant) -> list[Action]:
+        if self.producer is not None and not isinstance(frame, Ping | Pong | Hello):
+            return self._of_producer(frame)
         match frame:
             case Ping():
                 return [Send(Pong())]
@@ -897,6 +946,8 @@ class Session:
                 return [StopQuery(frame.id), Send(Done(frame.id))]
             case Publish() | Done() | ErrorFrame():
                 message = "this server takes nothing from producers; `rollcast hub` starts one that does"
+                if self._hub:
+                    message = "only a producer publishes; say so in hello: its role, its source and its epoch"
                 return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message))]
 
     def finished(self, id: str) -> None:
@@ -964,6 +1015,28 @@ def _filter(frame: Subscribe | Update) -> EventFilter | Send:
         return frame.filter.filter()
     except FilterError as error:
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), frame.id))
+
+
+def _wrong_in_producer(hello: Hello) -> str | None:
+    """What is wrong with a producer's `hello`, in a sentence; None if nothing is."""
+    for name, value in (("source", hello.source), ("epoch", hello.epoch)):
+        if not value.strip():
+            return f"hello of a producer has no {name}; both its source and its epoch are needed"
+        if not value.isprintable():
+            shown = printable_line(value, LONGEST_SHOWN)
+            return f"hello has the {name} {shown!r}; expected characters that can be printed"
+    return None
+
+
+def _wrong_in_publish(frame: Publish) -> str | None:
+    """What is wrong with a `publish`, in a sentence; None if nothing is."""
+    if bool(frame.source) != bool(frame.epoch):
+        return "publish has only one of source and epoch; give both for the record of another producer"
+    if frame.last and not frame.source:
+        return "publish says that it is the last, and names no other producer; only a record that is handed over has a last"
+    if not frame.events and not frame.last:
+        return "publish has no events"
+    return None
 
 
 def _first_run(frame: Subscribe | Update) -> str | None:

@@ -52,6 +52,7 @@ from rollcast.serve.protocol import (
     Session,
     rows_frame,
 )
+from rollcast.serve.publishing import ProducerDesk
 from rollcast.serve.record import LATE_S, begun_record, caught_up, recorded
 from rollcast.serve.shared_readings import SharedReadings
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
@@ -91,7 +92,10 @@ class Queries:
 
     Attributes:
         records: reads records; anything else of this server that needs one uses it too.
+        desk: knows the producers; None: the server is no hub.
     """
+
+    desk: ProducerDesk | None = None
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self.records = broadcaster.feeds.records
@@ -549,6 +553,19 @@ class _Answer:
 
         await self._send_page(await self._of_record_or(of_record, of_memory))
 
+    async def sources(self) -> None:
+        """The producers, in the order in which they came.
+
+        Raises:
+            InputError: the server is no hub.
+        """
+        if self._queries.desk is None:
+            raise InputError(
+                "this server takes nothing from producers, so it has no sources; a `rollcast hub` does"
+            )
+        rows = self._queries.desk.rows()
+        await self._send_page(page_by_number(rows, self._query.after, self._limit, self._row_bytes))
+
     async def _of_record_or(
         self,
         of_record: Callable[[Recorded], Any],
@@ -825,7 +842,13 @@ class _Answer:
             await asyncio.sleep(LOOK_S)
 
 
-_GIVE = {"runs": _Answer.runs, "chains": _Answer.chains, "chain": _Answer.chain, "steps": _Answer.steps}
+_GIVE = {
+    "runs": _Answer.runs,
+    "chains": _Answer.chains,
+    "chain": _Answer.chain,
+    "steps": _Answer.steps,
+    "sources": _Answer.sources,
+}
 
 
 class _RunRow(msgspec.Struct):

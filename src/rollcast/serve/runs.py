@@ -11,8 +11,9 @@ import msgspec
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.protocol import RunInfo
 
-__all__ = ["KnownRuns", "fitting_runs"]
+__all__ = ["KnownRuns", "fitting_names", "fitting_runs"]
 
+TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 MAX_RUNS = 64  # how many runs are remembered, the latest ones
 
 
@@ -104,3 +105,14 @@ def fitting_runs(runs: Sequence[RunInfo], room: int) -> list[RunInfo]:
             break
         kept.add(i)
     return [run for i, run in enumerate(runs) if i in kept]
+
+
+def fitting_names(names: Sequence[str]) -> list[str]:
+    """The first of the names, as many as fit in any client's message."""
+    kept, size = [], 0
+    for name in names[:TOLD_CHAINS]:
+        size += len(name.encode()) + 3
+        if size > TOLD_BYTES:
+            break
+        kept.append(name)
+    return kept
