@@ -1,6 +1,7 @@
 """A hub on a real port, with producers written by hand and ordinary viewers."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -18,6 +19,7 @@ from fleet.by_hand import (
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.fleet.hub import Hub
 from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
+from rollcast.stream import StreamingManager
 
 
 def server(**settings):
@@ -33,9 +35,20 @@ def kinds_in(path):
     return [each.event_type for each in Archive.open(path).events()]
 
 
+@contextlib.asynccontextmanager
+async def serving(*observers, **settings):
+    """A hub with a manager that has these observers."""
+    manager = StreamingManager()
+    for observer in observers:
+        manager.add_observer(observer)
+    async with Hub(server(**settings), manager) as hub:
+        yield hub
+    await manager.aclose()
+
+
 @pytest.fixture
 async def hub():
-    async with Hub(server()) as hub:
+    async with serving() as hub:
         yield hub
 
 
@@ -102,7 +115,7 @@ async def test_interest_is_what_viewers_watch(hub):
 
 async def test_interest_is_renewed():
     """At every heartbeat, and it lasts for three."""
-    async with Hub(server(heartbeat_s=0.05)) as hub, producing(hub.server.url) as producer:
+    async with serving(heartbeat_s=0.05) as hub, producing(hub.server.url) as producer:
         first, again = await producer.hear("interest"), await producer.hear("interest")
         assert first == again
         assert first["expires_s"] == pytest.approx(0.15)
@@ -193,7 +206,7 @@ async def test_a_server_that_is_no_hub_has_no_sources():
 async def test_what_is_acknowledged_is_on_the_disk(tmp_path):
     """Whoever reads the record then finds it."""
     record = ArchiveObserver(tmp_path / "record")
-    async with Hub(server(), record=record) as hub, producing(hub.server.url) as producer:
+    async with serving(record) as hub, producing(hub.server.url) as producer:
         await producer.publish(1, *RUN)
         await producer.acked(4)
         kinds = await asyncio.to_thread(kinds_in, tmp_path / "record")

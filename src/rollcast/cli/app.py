@@ -193,6 +193,44 @@ def watch(
 
 
 @app.add
+def hub(
+    port: options.HubPortOption = 8765,
+    host: options.HubHostOption = "localhost",
+    token: options.HubTokenOption = None,
+    publish_token: options.PublishTokenOption = None,
+    record_dir: options.RecordInOption = None,
+    no_record: options.NoRecordOption = False,
+    show: options.HubShowOption = 0,
+    tls_cert: options.HubTlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    origin: options.HubOriginOption = None,
+    host_name: options.HubNameOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Watch many processes in one place: those that have ROLLCAST_HUB in their environment.
+
+    It runs until Ctrl-C, and records what comes. Started again with the same record directory, it goes on where it was.
+    """
+    from rollcast.cli.hub import HubOptions, hub_command
+    from rollcast.cli.recording import Recording
+
+    chosen = HubOptions(
+        port=port,
+        host=host,
+        token=token,
+        publish_token=publish_token,
+        recording=Recording(off=no_record, directory=record_dir),
+        show=show,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        origins=tuple(origin or ()),
+        host_names=tuple(host_name or ()),
+        color=False if no_color else None,
+    )
+    _exit_with(hub_command(chosen))
+
+
+@app.add
 def runs(
     record_dir: options.RecordDirOption = None,
     json: options.RunsJsonOption = False,

@@ -27,6 +27,13 @@ __all__ = [
     "ForceOption",
     "GroupOption",
     "HostNameOption",
+    "HubHostOption",
+    "HubNameOption",
+    "HubOriginOption",
+    "HubPortOption",
+    "HubShowOption",
+    "HubTlsCertOption",
+    "HubTokenOption",
     "JsonOption",
     "KeepServingOption",
     "LrOption",
@@ -46,6 +53,7 @@ __all__ = [
     "PaceOption",
     "PortOption",
     "PromptOption",
+    "PublishTokenOption",
     "QuestionsOption",
     "RecordArg",
     "RecordBudgetOption",
@@ -402,6 +410,53 @@ OpenArg = Annotated[
         help="The record: its name or the beginning of it, the name of its run, its folder; or a folder of records for all of "
         "them. By default all of the record directory.",
     ),
+]
+HubPortOption = Annotated[
+    int, Option(min=0, max=65535, help="Where producers and viewers connect; 0: any free port.")
+]
+HubHostOption = Annotated[
+    str,
+    Option(
+        metavar="HOST", help="The address to listen on; 0.0.0.0: every one, so that other machines reach it."
+    ),
+]
+HubTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_TOKEN",
+        help="The secret that lets viewers watch and cancel, and producers publish; better set in the environment. "
+        "[default: one that is made, and kept in the record directory]",
+    ),
+]
+PublishTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_HUB_TOKEN",
+        help="A secret that only lets producers publish; better set in the environment.",
+    ),
+]
+HubTlsCertOption = Annotated[
+    str | None,
+    Option(
+        metavar="FILE",
+        help="The certificate and its chain up to the authority (PEM): clients connect with wss://.",
+    ),
+]
+HubOriginOption = Annotated[
+    list[str] | None,
+    Option(
+        metavar="URL",
+        help="Let pages from this origin connect, such as https://lab.example; may be given several times.",
+    ),
+]
+HubNameOption = Annotated[
+    list[str] | None,
+    Option(
+        metavar="NAME", help="A host name of this machine, such as lab.example; may be given several times."
+    ),
+]
+HubShowOption = Annotated[
+    int, Option(metavar="N", min=0, max=64, help="How many chains of each run to show here, token by token.")
 ]
 PortOption = Annotated[
     int, Option(min=0, max=65535, help="Where the page is served on this machine; 0: any free port.")

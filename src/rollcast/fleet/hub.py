@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from rollcast.archive import ArchiveObserver
+from rollcast.fleet.acks_file import AcksFile
 from rollcast.fleet.cancels import Cancels
 from rollcast.fleet.intake import Intake, Key
 from rollcast.fleet.interest import interest_of
@@ -35,7 +35,7 @@ from rollcast.serve.protocol import (
     encode_frame,
 )
 from rollcast.serve.publishing import ProducerLink, Refused
-from rollcast.serve.record import caught_up
+from rollcast.serve.record import caught_up, record_of
 from rollcast.serve.server import WebSocketStreamingServer
 from rollcast.stream import StreamingManager
 
@@ -52,42 +52,44 @@ EXPIRY = 3  # heartbeats without a renewal after which a producer takes it that 
 
 
 class Hub:
-    """Takes the events of producers, and gives them to the clients of a server and to a record.
+    """Takes the events of producers through a server, and relays them into a manager, with its observers.
 
-        async with Hub(WebSocketStreamingServer(port=8765, settings=…), record=ArchiveObserver(…)):
+        manager = StreamingManager()
+        manager.add_observer(ArchiveObserver("the-fleet", lossless=True))
+        async with Hub(WebSocketStreamingServer(port=8765, settings=…), manager):
             ...
 
-    A producer is read no faster than the events can be passed on and recorded. A viewer slows nobody.
+    If the manager has an `ArchiveObserver`, what is acknowledged is in its record. A producer is read no faster than lossless
+    observers take the events. A viewer slows nobody.
 
     Args:
         server: not started; the hub starts and stops it.
-        manager: of a program that has observers of its own: the events go into it, and to the clients of the server only if the
-            server's observer is among them. None: the hub has a manager, which it closes at its end, with the server's observer.
-        record: of what producers publish, for a hub with a manager of its own; None: nothing is recorded. The hub makes it
-            lossless.
+        manager: into which the events are relayed. The hub does not close it.
+        viewers: whether the clients of the server see what is relayed; otherwise it is for producers alone.
         restored: what the hub's last life left.
+        acks: where to keep how far producers were acknowledged; None: nowhere. The hub closes it.
         lost_after_s: how long after its successor came the open chains of a process are given up.
         cancel_s: how long a producer may take to answer a cancel.
 
     Attributes:
-        manager: into which the events are relayed; more observers may be added.
         intake: what is known of the producers.
     """
 
     def __init__(
         self,
         server: WebSocketStreamingServer,
+        manager: StreamingManager,
         *,
-        manager: StreamingManager | None = None,
-        record: ArchiveObserver | None = None,
+        viewers: bool = True,
         restored: Restored | None = None,
+        acks: AcksFile | None = None,
         lost_after_s: float = 60.0,
         cancel_s: float = 10.0,
     ) -> None:
         self.server = server
-        self.manager = manager or StreamingManager()
-        self._owns_manager = manager is None
-        self._record = record
+        self.manager = manager
+        self._viewers = viewers
+        self._acks = acks
         self._restored = restored or Restored()
         self._heartbeat_s = server.settings.heartbeat_s
         self.intake = Intake(
@@ -96,13 +98,14 @@ class Hub:
             silent_s=1.25 * self._heartbeat_s,
             lost_after_s=lost_after_s,
             recorded=self._restored.recorded,
-            acked=self._restored.acked,
+            acked={} if acks is None else acks.acked,
         )
         self._cancels = Cancels(time.monotonic, cancel_s)
         server.take_producers(self)
         self._interest = Interest(0, [], EXPIRY * self._heartbeat_s)
         self._unsafe = asyncio.Event()
         self._remembered: set[Key] = set()
+        self._noting = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._repeated = Repeated(time.monotonic)
 
@@ -114,8 +117,10 @@ class Hub:
         Raises:
             InputError: see `WebSocketStreamingServer.start`.
         """
-        if self._owns_manager:
-            self._observe()
+        if self._viewers:
+            observer = self.server.get_observer()
+            observer.mode = "lossless"  # the producers wait, on their side of the wire
+            self.manager.add_observer(observer)
         for event in self._restored.open:
             self.manager.relay(event)
         self.intake.restore(self._restored.open)
@@ -128,24 +133,16 @@ class Hub:
         ]
         return self
 
-    def _observe(self) -> None:
-        """Record, and serve. Neither loses anything: the producers wait, on their side of the wire."""
-        for observer in (self._record, self.server.get_observer()):
-            if observer is not None:
-                observer.mode = "lossless"
-                self.manager.add_observer(observer)
-
     async def aclose(self) -> None:
-        """Acknowledge what is recorded, close every connection with 4001, and finish the record."""
+        """Acknowledge what is recorded, and close every connection with 4001."""
         await self._acknowledge_now()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self.server.stop()
-        if self._owns_manager:
-            await self.manager.aclose()
-        self._restored.close()
+        if self._acks is not None:
+            await asyncio.to_thread(self._acks.close)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -193,7 +190,7 @@ class Hub:
         key = self.intake.key_of(link, frame)
         if key is not None and key not in self._remembered:
             self._remembered.add(key)
-            await asyncio.to_thread(self._restored.note, [(key, self.intake.acked(key))])
+            await self._note_acks([(key, self.intake.acked(key))])
             key = self.intake.key_of(link, frame)
         return key is not None
 
@@ -278,19 +275,24 @@ class Hub:
         marks = self.intake.marks()
         if not marks:
             return
-        if self._record is not None:
-            while not await caught_up(self.manager, self._record):
+        record = record_of(self.manager)
+        if record is not None:
+            while not await caught_up(self.manager, record):
                 logger.debug("the record is behind; producers wait for their acks")
-            await self._record.recorded()
-            if self._record.failing is not None:
+            await record.recorded()
+            if record.failing is not None:
                 self._unsafe.set()
                 return
-        safe = [((mark.source, mark.epoch), mark.number) for mark in marks]
-        await asyncio.to_thread(self._restored.note, safe)
+        await self._note_acks([((mark.source, mark.epoch), mark.number) for mark in marks])
         for mark in marks:
             if self.intake.safe(mark):
                 whose = ("", "") if mark.own else (mark.source, mark.epoch)
                 mark.link.send(Ack(mark.number, *whose))
+
+    async def _note_acks(self, marks: list[tuple[Key, int]]) -> None:
+        if self._acks is not None:
+            async with self._noting:
+                await asyncio.to_thread(self._acks.note, marks)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
