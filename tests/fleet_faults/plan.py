@@ -42,7 +42,8 @@ class WorkerPlan:
         clock_s: how far its clock is ahead.
         file_limit: no file of its grows beyond so many bytes, as on a full disk; None: its disk has room.
         shares_run: it takes part in the run that several processes share.
-        slow: its network has delay and loss.
+        slow: its network has delay and loss; so has that of the others on its host.
+        memory: so many bytes of events may wait in memory for the hub, and the others go to the local record; None: as usual.
     """
 
     source: str
@@ -57,6 +58,7 @@ class WorkerPlan:
     file_limit: int | None = None
     shares_run: bool = False
     slow: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _worker(rng: random.Random, number: int, count: int, hosts: int, *, shares: 
         file_limit=rng.choice((None, None, None, None, 0, 3000)),
         shares_run=shares,
         slow=rng.random() < 0.2,
+        memory=rng.choice((None, None, 0, 2000)),
     )
 
 

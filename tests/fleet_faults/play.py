@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,8 +31,10 @@ __all__ = ["Outcome", "play"]
 
 TOKEN = "fault-schedules"
 LIMIT_S = 60.0  # of a schedule; mostly it takes a few seconds
+MOST_LINES = 100  # that a process may say on its standard error
 QUIET_S = 1.0  # if no worker emits anything for so long, what is to be mended at the end is mended
 MEMORY = 400 << 20  # bytes that a process may have at most
+LOST = "could not be"  # a producer says so if its record lacks something
 SWEEPER = "sweeper"  # the worker that comes last on each host, and hands over what others left
 
 
@@ -65,8 +68,7 @@ class Outcome:
 class _Worker:
     """A producer of the plan, which may be killed and begin anew."""
 
-    def __init__(self, number: int, plan: WorkerPlan, relay: Relay) -> None:
-        self.number = number
+    def __init__(self, plan: WorkerPlan, relay: Relay) -> None:
         self.plan = plan
         self.relay = relay
         self.attempt = 0
@@ -122,11 +124,12 @@ class _Play:
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._start_hub()
         port = self.port
-        for number, plan in enumerate(self.plan.workers):
-            relay = await stack.enter_async_context(Relay("127.0.0.1", port, self.plan.seed * 100 + number))
-            relay.weather = Weather(*SLOW) if plan.slow else CLEAR
+        for host in range(self.plan.hosts):  # one each, since a record is for the hub of one address
+            relay = await stack.enter_async_context(Relay("127.0.0.1", port, self.plan.seed * 100 + host))
+            slow = any(worker.slow for worker in self.plan.workers if worker.host == host)
+            relay.weather = Weather(*SLOW) if slow else CLEAR
             self.relays.append(relay)
-            self.workers.append(_Worker(number, plan, relay))
+        self.workers = [_Worker(plan, self.relays[plan.host]) for plan in self.plan.workers]
         for number, wish in enumerate(self.plan.viewers):
             relay = await stack.enter_async_context(
                 Relay("127.0.0.1", port, self.plan.seed * 100 + 50 + number)
@@ -146,7 +149,7 @@ class _Play:
         ]
         while faults or waiting or self.mends or not all(worker.over for worker in self.workers):
             over = all(worker.over for worker in self.workers)
-            quiet = over or time.monotonic() - self.last_emitted > QUIET_S
+            quiet = over or self._is_quiet
             for comes_at, viewer in [w for w in waiting if over or w[0] <= self.emitted]:
                 waiting.remove((comes_at, viewer))
                 viewer.start()
@@ -157,6 +160,12 @@ class _Play:
                 self.note(f"mended: {mend[1]}")
                 await mend[2]()
             await asyncio.sleep(0.002)
+
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether no worker emits anything any more, although each has begun."""
+        begun = all(worker.over or worker.streams for worker in self.workers)
+        return begun and time.monotonic() - self.last_emitted > QUIET_S
 
     async def _wind_up(self) -> None:
         """Everything is mended: what was left behind is handed over, and viewers see it all."""
@@ -183,19 +192,16 @@ class _Play:
     async def _sweep(self, host: int) -> None:
         """Another producer on that host, until nothing is left to hand over there."""
         plan = WorkerPlan(f"{SWEEPER}{host}", host, "handmade", 1, 1, 1, 2, 0.0)
-        relay = Relay("127.0.0.1", self.port)
-        async with relay:
-            worker = _Worker(90 + host, plan, relay)
-            self.workers.append(worker)
-            await self._start_worker(worker)
-            assert worker.child is not None
-            await worker.child.wait()
+        worker = _Worker(plan, self.relays[host])
+        self.workers.append(worker)
+        await self._start_worker(worker)
+        assert worker.child is not None
+        await worker.child.wait()
 
     async def _end_everything(self) -> None:
         for viewer in self.viewers:
             await viewer.stop()
-        children = [child for worker in self.workers for child in (*worker.earlier, worker.child) if child]
-        for child in (*children, *self.hubs):
+        for child in self._children:
             child.signal(signal.SIGCONT)
             await child.kill()
         if found := left_over(self.sessions):
@@ -210,18 +216,19 @@ class _Play:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def take(line: bytes) -> None:
-            if not ready.done() and line.startswith(b"ws://"):
-                ready.set_result(line.decode().strip())
+            if not ready.done() and (found := re.search(rb"ROLLCAST_HUB=(\S+)", line)):
+                ready.set_result(found[1].decode())
 
-        arguments = ["-m", "fleet_faults.hub", str(self.folder / "hub"), TOKEN, str(self.plan.hub_clock_s)]
-        self.hub = Child("hub", arguments, {}, self.folder / f"hub-{len(self.hubs)}.err", take)
+        arguments = ["-m", "fleet_faults.hub", str(self.plan.hub_clock_s)]
+        arguments += ["--port", "0", "--token", TOKEN, "--record-dir", str(self.folder / "hub")]
+        self.hub = Child(f"hub {len(self.hubs) + 1}", arguments, {}, take)
         self.hubs.append(self.hub)
         await self.hub.start()
         self.sessions.add(self.hub.pid)
         ended = asyncio.create_task(self.hub.wait())
         await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            raise AssertionError(f"the hub does not start: {self.hub.said()}")
+            raise AssertionError(f"the hub does not start: {self.hub.errors}")
         self.port: int = urlsplit(ready.result()).port or 0
         for relay in self.relays:
             relay.target = ("127.0.0.1", self.port)
@@ -243,25 +250,20 @@ class _Play:
         arguments = [
             "-m", "fleet_faults.worker", msgspec.json.encode(plan).decode(), str(worker.attempt), str(self.plan.seed)
         ]  # fmt: skip
-        errors = self.folder / f"{plan.source}-{worker.attempt}.err"
         if worker.child is not None:
             worker.earlier.append(worker.child)
         streams: set[tuple[str, str]] = set()
-        worker.child = Child(
-            name, arguments, environment, errors, lambda line: self._take(line, streams, plan)
-        )
+        worker.child = Child(name, arguments, environment, lambda line: self._take(line, streams))
         worker.child.streams = streams  # type: ignore[attr-defined]
         await worker.child.start()
         self.sessions.add(worker.child.pid)
         self.last_emitted = time.monotonic()
         self.note(f"{name} begins")
 
-    def _take(self, line: bytes, streams: set[tuple[str, str]], plan: WorkerPlan) -> None:
+    def _take(self, line: bytes, streams: set[tuple[str, str]]) -> None:
         event = Emitted(*msgspec.json.decode(line))
         stream = (event.run_id, event.source)
         streams.add(stream)
-        if plan.file_limit is not None:
-            self.truth.lossy.add(stream)
         self.truth.events[stream].append(event)
         self.emitted += 1
         self.last_emitted = time.monotonic()
@@ -343,6 +345,11 @@ class _Play:
 
     def _judge(self) -> None:
         """Compare what everybody got with what was emitted."""
+        for worker in self.workers:
+            if worker.plan.file_limit is not None and any(
+                LOST in line for line in worker.child.errors if worker.child
+            ):
+                self.truth.lossy |= worker.streams
         for viewer in self.viewers:
             if isinstance(viewer, Viewer):
                 if viewer.failure is not None:
@@ -374,12 +381,18 @@ class _Play:
         ]
         return f"workers {workers}, viewers {viewers}, {len(self.mends)} things to be mended"
 
+    @property
+    def _children(self) -> list[Child]:
+        workers = [child for worker in self.workers for child in (*worker.earlier, worker.child) if child]
+        return [*self.hubs, *workers]
+
     def _tell_what_processes_said(self) -> None:
-        for path in sorted(self.folder.glob("*.err")):
-            said = path.read_text(errors="replace")
-            if "Traceback (most recent call last)" in said:
-                self.outcome.broken.append(f"{path.stem} wrote a traceback")
-            self.outcome.story += [f"  {path.stem}: {line}" for line in said.splitlines()[:200]]
+        for child in self._children:
+            if any("Traceback (most recent call last)" in line for line in child.errors):
+                self.outcome.broken.append(f"{child.name} wrote a traceback")
+            if len(child.errors) > MOST_LINES:
+                self.outcome.broken.append(f"{child.name} wrote {len(child.errors)} lines")
+            self.outcome.story += [f"  {child.name}: {line}" for line in child.errors[:200]]
 
 
 _FAULTS: dict[str, Callable[[_Play, Fault], Awaitable[None]]] = {

@@ -25,12 +25,12 @@ class Child:
         name: for messages.
         arguments: what comes after `python`.
         environment: beyond that of this process.
-        errors: the file that its standard error goes to.
         take: called with each line of its standard output.
 
     Attributes:
         killed: whether this schedule killed it.
         peak: the most memory that it had when that was last looked at, in bytes.
+        errors: the lines of its standard error. It is a pipe, since a process that may write no file may not write them to one.
     """
 
     def __init__(
@@ -38,18 +38,17 @@ class Child:
         name: str,
         arguments: list[str],
         environment: dict[str, str],
-        errors: Path,
         take: Callable[[bytes], None],
     ) -> None:
         self.name = name
         self.killed = False
         self.peak = 0
-        self.errors = errors
+        self.errors: list[str] = []
         self._arguments = arguments
         self._environment = environment
         self._take = take
         self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start it."""
@@ -59,19 +58,28 @@ class Child:
             "PYTHONWARNINGS": "default",
             "ROLLCAST_RECORD": "0",
         }
-        with self.errors.open("ab") as errors:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, *self._arguments, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                stdin=asyncio.subprocess.DEVNULL, env=environment | self._environment, start_new_session=True, limit=1 << 20,
-            )  # fmt: skip
-        self._reading = asyncio.create_task(self._read(), name=f"fleet-faults-{self.name}")
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *self._arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL, env=environment | self._environment, start_new_session=True, limit=1 << 20,
+        )  # fmt: skip
+        self._reading = [
+            asyncio.create_task(
+                self._read(self._process.stdout, self._take), name=f"fleet-faults-{self.name}"
+            ),
+            asyncio.create_task(
+                self._read(self._process.stderr, self._say), name=f"fleet-faults-{self.name}-errors"
+            ),
+        ]
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+    def _say(self, line: bytes) -> None:
+        self.errors.append(line.decode(errors="replace").rstrip())
+
+    @staticmethod
+    async def _read(pipe: asyncio.StreamReader | None, take: Callable[[bytes], None]) -> None:
+        assert pipe is not None
+        while line := await pipe.readline():
             if line.endswith(b"\n"):  # half a line is of one that was killed
-                self._take(line)
+                take(line)
 
     @property
     def pid(self) -> int:
@@ -105,8 +113,8 @@ class Child:
         """Wait until it has ended and its output is read."""
         if self._process is not None:
             await self._process.wait()
-        if self._reading is not None:
-            await self._reading
+        for reading in self._reading:
+            await reading
 
     def look_at_memory(self) -> None:
         """Note how much it had at most so far."""
@@ -116,10 +124,6 @@ class Child:
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
                 if line.startswith(MEMORY):
                     self.peak = int(line.split()[1]) << 10
-
-    def said(self) -> str:
-        """What it wrote to its standard error."""
-        return self.errors.read_text(errors="replace") if self.errors.exists() else ""
 
 
 def left_over(sessions: set[int]) -> list[str]:

@@ -40,6 +40,7 @@ WORDS = [
     "seven",
 ]
 EMITTED = 1  # the file descriptor
+DRAIN_S = 1.5  # how long a producer waits for the hub at its end
 
 
 def main() -> None:
@@ -57,6 +58,17 @@ def main() -> None:
     asyncio.run(_produce(plan, attempt, random.Random(f"{seed} {plan.source} {attempt}")))
 
 
+def _hurry(memory: int | None) -> None:
+    """Shorten the times for which a producer waits, and its memory, so that a test sees what comes after them."""
+    import rollcast.serve.hub_link as link
+    from rollcast.serve import producer
+
+    link.FIRST_PAUSE_S, link.LONGEST_PAUSE_S, link.STEADY_S = 0.05, 0.3, 0.2
+    producer.DRAIN_S, producer.BEAT_S = DRAIN_S, 0.3
+    if memory is not None:
+        producer.MEMORY_BYTES = memory
+
+
 async def _produce(plan: WorkerPlan, attempt: int, rng: random.Random) -> None:
     from rollcast import EventFilter, StreamEvent, StreamEventType, StreamingManager, StreamObserver
 
@@ -71,7 +83,8 @@ async def _produce(plan: WorkerPlan, attempt: int, rng: random.Random) -> None:
             said = (event.run_id, event.source, event.seq, event.event_type.value, event.chain_id)
             os.write(EMITTED, msgspec.json.encode(said) + b"\n")
 
-    manager = StreamingManager()
+    _hurry(plan.memory)
+    manager = StreamingManager(drain_timeout=DRAIN_S)
     manager.add_observer(Emitted())
     for _ in range(plan.runs):
         await {"handmade": _by_hand, "agent": _by_agent}[plan.kind](manager, plan, rng)
