@@ -7,15 +7,13 @@ is printed as a line of JSON. It ends when standard input closes.
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks.helper import Action, obey
 from rollcast.archive.format import RunFile
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.skeleton import Skeleton
@@ -47,14 +45,13 @@ class Stage:
         self._open: list[Speaker] = []
         self._runs: list[RunWriter] = []
 
-    async def do(self, what: str, **options: Any) -> dict[str, Any]:
-        """Perform the action of a line: one of the methods below."""
-        actions = {
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What it does, by name."""
+        return {
             "stream": self.stream, "turnover": self.turnover, "wall": self.wall, "long": self.long, "ended": self.ended, "play": self.play,
             "say": self.say, "clients": self.clients, "record": self.record,
         }  # fmt: skip
-        result: dict[str, Any] = await actions[what](**options)
-        return result
 
     async def clients(self) -> dict[str, Any]:
         """How many clients are connected."""
@@ -255,21 +252,9 @@ def _story(number: int, turns: int, seq: int) -> list[StreamEvent]:
 async def main() -> None:
     """Perform the actions on standard input until it closes."""
     stage = Stage()
-    lines: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        for line in sys.stdin:
-            loop.call_soon_threadsafe(lines.put_nowait, line)
-        loop.call_soon_threadsafe(lines.put_nowait, "")
-
     async with stage.server:
         stage.manager.add_observer(stage.server.get_observer())
-        threading.Thread(target=read, daemon=True).start()
-        print(json.dumps({"url": stage.server.page_url}), flush=True)
-        while line := await lines.get():
-            order = json.loads(line)
-            print(json.dumps(await stage.do(order.pop("do"), **order)), flush=True)
+        await obey({"url": stage.server.page_url}, stage.actions)
         await stage.manager.aclose()
 
 

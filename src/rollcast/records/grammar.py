@@ -3,7 +3,7 @@
 Per chain:  chain_start ((generation tool*) | message | reward of a step)* [final reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
-Per run:    run_start … run_end; `seq` rises. `error` may come anywhere inside. After a `gap`, or for an observer that
+Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere inside. After a `gap`, or for an observer that
 joins late, a `chain_snapshot` opens a chain in the middle.
 """
 
@@ -77,6 +77,8 @@ class GrammarChecker:
             raise _error(event, "its run has ended")
         run = self._runs.get(key)
         if run is None:
+            if kind is T.ERROR and not event.chain_id and any(name == key[1] for _, name in self._runs):
+                return  # somebody who watches the run elsewhere says that he failed
             if kind is not T.RUN_START and not self._late and kind not in (T.GAP, T.TRAIN_STEP):
                 raise _error(event, "its run has not started")
             run = self._runs[key] = _Run(forgetful=self._late)

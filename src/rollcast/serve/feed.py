@@ -22,6 +22,7 @@ from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
 from rollcast.archive.record_process import Items, RecordProcess
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.serve.fitting import fitted
 from rollcast.serve.history import WITHIN, encoded
 from rollcast.serve.on_disk import FOLLOW_S, RecordOnDisk
@@ -89,7 +90,7 @@ class Source(Protocol):
         """The record on the disk is complete, and the subscription has been given all of it."""
         ...
 
-    def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
+    def leaves(self, feed: RecordFeed, as_of: Mapping[Lane, int], reason: str) -> None:
         """Have the subscription begin anew with snapshots, after a `gap` for what is missing."""
         ...
 
@@ -129,10 +130,9 @@ class RecordFeed:
         self._size = 0
         self._part = 1  # which part of the snapshots is sent next
         self._seen: Seen | None = None  # what the client has of what follows its place
-        self._last: dict[str, int] = {}  # by run: the `seq` of the latest event that was given
-        self._holed: set[str] | None = (
-            None  # the runs that were told that something could not be read; None: everything could
-        )
+        self._last: dict[Lane, int] = {}  # the `seq` of the latest event that was given
+        # The runs and sources that were told that something could not be read; None: everything could.
+        self._holed: set[Lane] | None = None
         self._why = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -327,21 +327,22 @@ class RecordFeed:
         pace = self.subscription.pace
         if pace is not None and event.event_type != StreamEventType.GAP:
             await self._until_due(event.timestamp, pace)
-        last = self._last.get(event.run_id, -1)
+        lane = Lane(event.run_id, event.source)
+        last = self._last.get(lane, -1)
         data: bytes | None = event.data
         if self._seen is not None:
             data = self._seen.rest_of(
-                event.data, event.event_type, event.run_id, event.chain_id, event.seq, event.from_seq
+                event.data, event.event_type, lane, event.chain_id, event.seq, event.from_seq
             )
-        if self._holed is not None and event.run_id not in self._holed:
-            self._holed.add(event.run_id)
+        if self._holed is not None and lane not in self._holed:
+            self._holed.add(lane)
             if event.run_id and event.from_seq > last + 1:
-                gap = _gap(event.run_id, event.source, last + 1, event.from_seq - 1, self._why)
+                gap = _gap(lane, last + 1, event.from_seq - 1, self._why)
                 await self._add(encoded(gap))
         if data is not None:
             await self._add(data)
         self._position = event.position + 1
-        self._last[event.run_id] = max(event.seq, last)
+        self._last[lane] = max(event.seq, last)
 
     async def _add(self, data: bytes) -> None:
         room, settings = self.subscription.room, self._source.settings
@@ -387,16 +388,16 @@ class RecordFeed:
         """Send a `gap` that ends each run that the record leaves open, since the process that wrote it died."""
         page = await self._source.records.rows(RunsWanted(path=str(part.path), limit=MAX_LOST_RUNS))
         for row in map(msgspec.json.decode, page.rows):
-            run_id = row["run_id"]
-            if row["status"] == "lost" and self.subscription.selector.filter.wants_gap(run_id):
-                first = self._last.get(run_id, -1) + 1
-                await self._add(encoded(_gap(run_id, "", first, first, DIED, "unknown")))
+            for source, status in row["sources"].items() if row["status"] == "lost" else ():
+                lane = Lane(row["run_id"], source)
+                if status == "lost" and self.subscription.selector.filter.wants_gap(*lane):
+                    first = self._last.get(lane, -1) + 1
+                    await self._add(encoded(_gap(lane, first, first, DIED, "unknown")))
         await self._send()
 
 
-def _gap(
-    run_id: str, source: str, first: int, last: int, reason: str, run_status: str | None = None
-) -> StreamEvent:
+def _gap(lane: Lane, first: int, last: int, reason: str, run_status: str | None = None) -> StreamEvent:
+    run_id, source = lane
     data = {"from_seq": first, "to_seq": last, "dropped": {}, "reason": reason}
     if run_status is not None:
         data["run_status"] = run_status

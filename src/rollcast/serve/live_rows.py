@@ -23,11 +23,12 @@ from rollcast.archive.pages import ROW_BYTES, encoded_row
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
+from rollcast.records.lanes import Lane, end_status
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.stream import StreamObserver
 
-__all__ = ["Key", "LiveRows"]
+__all__ = ["EVERY_RUN", "Key", "LiveRows"]
 
 logger = logging.getLogger("rollcast.serve")
 
@@ -37,6 +38,7 @@ Key = tuple[str, str]  # run_id, chain_id
 QUEUE_LIMIT = (
     32 << 20
 )  # bytes; all chains of a large run may begin and end while the loop has no time for the table
+EVERY_RUN = Lane("", "")
 MAX_ENDED = 4096  # chains, those that ended last
 MAX_STEPS = 4096
 MAX_LACKING = 16  # sentences
@@ -74,7 +76,7 @@ class LiveRows(StreamObserver):
         self.on_lost: Callable[[], object] = lambda: None
         self.version = self.forgotten = 0
         self.complete = True
-        self._lost: dict[str, int] = {}
+        self._lost: dict[Lane, int] = {}
         self._lacking: dict[str, None] = {}
         self._skeleton = Skeleton(live=True)
         self._begun: dict[Key, dict[str, Any]] = {}  # what the start of each open chain told
@@ -109,8 +111,8 @@ class LiveRows(StreamObserver):
     def _take(self, event: StreamEvent) -> None:
         skeleton = self._skeleton
         kind = event.event_type
-        if kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
-            self._lose(event.run_id)
+        if end_status(event) is not None:
+            self._lose(event)
         try:
             skeleton.feed(event, -1)
         except Exception:  # an event that somebody made by hand costs its row, not those of the others
@@ -129,11 +131,12 @@ class LiveRows(StreamObserver):
         if not dropped or dropped - _TOKENS_ONLY:
             # What a trainer learned is told in an event of the training, about chains of other runs.
             since = whole(gap.data.get("from_seq"))
-            self.lose("" if T.TRAIN_STEP.value in dropped else gap.run_id, since or 0)
+            lane = Lane(gap.run_id, gap.source)
+            self.lose(EVERY_RUN if T.TRAIN_STEP.value in dropped else lane, since or 0)
 
-    def lose(self, run_id: str, since: int = 0) -> None:
-        """Note that events of a run were lost, the first of them with this `seq`; `""` stands for all runs."""
-        self._lost[run_id] = min(since, self._lost.get(run_id, since))
+    def lose(self, lane: Lane, since: int = 0) -> None:
+        """Note that events of a run and source were lost, the first of them with this `seq`; `EVERY_RUN` stands for all runs."""
+        self._lost[lane] = min(since, self._lost.get(lane, since))
         self.on_lost()
 
     def began(self, event: StreamEvent) -> None:
@@ -152,13 +155,12 @@ class LiveRows(StreamObserver):
             merge_row(self._ended[key], told)
             self._touch(key)
 
-    def _lose(self, run_id: str) -> None:
-        """The run ends, or its end was lost: its chains that are open have lost their ends."""
-        for key in self._skeleton.open_chains():
-            if key[0] == run_id:
-                self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
-                self._begun.pop(key, None)
-        self._skeleton.forget_open(run_id)
+    def _lose(self, end: StreamEvent) -> None:
+        """A source's part of a run ends, or its end was lost: its chains that are open have lost their ends."""
+        for key in self._skeleton.open_chains_of(end):
+            self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
+            self._begun.pop(key, None)
+        self._skeleton.forget_open(end)
 
     def _end(self, key: Key, row: dict[str, Any]) -> None:
         self._ended[key] = self._told(self._known.pop(key, {}) | row)
@@ -200,8 +202,8 @@ class LiveRows(StreamObserver):
             self._ended[key] = row
             self._ended.move_to_end(key, last=False)
 
-    def take_lost(self) -> dict[str, int]:
-        """The runs of which events were lost since this was called last, with the `seq` of the first; `""` stands for all runs."""
+    def take_lost(self) -> dict[Lane, int]:
+        """The runs and sources of which events were lost since this was called last, with the `seq` of the first; see `lose`."""
         lost, self._lost = self._lost, {}
         return lost
 

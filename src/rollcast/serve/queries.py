@@ -36,9 +36,10 @@ from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
-from rollcast.serve.live_rows import Key, LiveRows
+from rollcast.serve.live_rows import EVERY_RUN, Key, LiveRows
 from rollcast.serve.memory import Past, past_of
 from rollcast.serve.on_disk import FOLLOW_S, Recorded, RecordOnDisk
 from rollcast.serve.outlet import Client, transmit
@@ -322,7 +323,7 @@ class _Table:
             rows.complete = rows.complete and whole and not self._removed
             return
         if self._removed or behind is not None:
-            rows.lose("")  # what was over when the table began may not be in the record yet
+            rows.lose(EVERY_RUN)  # what was over when the table began may not be in the record yet
         query = ChainQuery(where={"state": ["running"]}, limit=10_000)
         try:
             async for page in self._pages(record, query):
@@ -368,7 +369,7 @@ class _Table:
                 logger.exception("rows that were lost could not be read again, by a fault in Rollcast")
                 rows.lacks(_rows_lost(lost))
 
-    async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[str, int]) -> None:
+    async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[Lane, int]) -> None:
         """Read the rows of runs of which events were lost: from the record, or else from the history.
 
         1. Note which chains are open in the table and have ended: their ends are on their way, or were lost.
@@ -376,32 +377,33 @@ class _Table:
         3. Note that rows are missing if neither has all that was lost.
         4. End the chains of 1 of which nothing more came.
         """
-        broadcaster, every = self._broadcaster, "" in lost
+        broadcaster, every = self._broadcaster, EVERY_RUN in lost
+        of_runs = {lane.run_id for lane in lost}
         with manager.lock, broadcaster.lock:
             runs = manager.fanout.runs
             ended = [
                 key
                 for key in rows.open_chains()
-                if (every or key[0] in lost) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
+                if (every or key[0] in of_runs) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
             ]
             starts = [
                 event
                 for event in broadcaster.upstream.runs.events()
                 if event.event_type is StreamEventType.RUN_START
                 and event.run_id in runs
-                and (every or event.run_id in lost)
+                and (every or event.run_id in of_runs)
             ]
         for event in starts:
             rows.began(event)
         record, behind = await begun_record(manager)
         if record is None:
             past = await self._past(manager)
-            rows.mend(row for row in past.rows if every or row["run_id"] in lost)
+            rows.mend(row for row in past.rows if every or row["run_id"] in of_runs)
             rows.fill_steps(past.steps)
             known = (
                 past.whole
                 if every
-                else all(past.since.get(run_id, since + 1) <= since for run_id, since in lost.items())
+                else all(past.since.get(lane, since + 1) <= since for lane, since in lost.items())
             )
             if not (known and broadcaster.keeps):
                 rows.lacks(_rows_lost(lost))
@@ -409,9 +411,9 @@ class _Table:
             while behind is not None and record.failing is None:
                 logger.debug("%s; the rows that were lost wait for it", behind)
                 behind = await recorded(manager, record)
-            query = ChainQuery(run=None if every or len(lost) > 1 else next(iter(lost)), limit=10_000)
+            query = ChainQuery(run=None if every or len(of_runs) > 1 else next(iter(of_runs)), limit=10_000)
             async for page in self._pages(record, query):
-                rows.mend(row for row in page if every or row["run_id"] in lost)
+                rows.mend(row for row in page if every or row["run_id"] in of_runs)
                 await asyncio.sleep(0)
             if behind is not None:
                 rows.lacks(f"{_rows_lost(lost)}: {behind}")
@@ -455,8 +457,9 @@ class _Table:
                 observer.manager.refresh(observer)
 
 
-def _rows_lost(lost: dict[str, int]) -> str:
-    return ROWS_LOST_OF_ALL if "" in lost or len(lost) > 1 else ROWS_LOST.format(next(iter(lost)))
+def _rows_lost(lost: dict[Lane, int]) -> str:
+    of_runs = {lane.run_id for lane in lost}
+    return ROWS_LOST_OF_ALL if "" in of_runs or len(of_runs) > 1 else ROWS_LOST.format(next(iter(of_runs)))
 
 
 class _BehindError(Exception):

@@ -110,7 +110,12 @@ class Upstream:
             with self.locks() as manager:
                 if manager is None:
                     return
+                runs = manager.fanout.runs
                 self.runs.listen(
-                    manager.fanout.runs, lambda r: wanted.wants(StreamEventType.RUN_END, "", None, r)
+                    runs,
+                    lambda r: any(
+                        wanted.wants(StreamEventType.RUN_END, "", None, r, source)
+                        for source in runs[r].as_of()
+                    ),
                 )
             manager.refresh(self.observer)

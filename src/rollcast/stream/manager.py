@@ -12,6 +12,7 @@ from rollcast import lifetime
 from rollcast.failures import class_name_of, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.jsonable import detached
+from rollcast.records.lanes import Lane
 from rollcast.stream.cancelling import cancel
 from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
@@ -80,7 +81,8 @@ class StreamingManager:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
         self._roster = Roster(self, self.fanout)
-        self._foreign_seq: dict[str, int] = {}  # by run: the last `seq` of events that were emitted by hand
+        # The last `seq` of events that were emitted by hand, of runs and sources that no open run here numbers.
+        self._foreign_seq: dict[Lane, int] = {}
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
         lifetime.register(self)
@@ -135,7 +137,8 @@ class StreamingManager:
         with self.lock:
             runs = self.fanout.runs
             if run_id is None:  # any run that has begun, so that observers of runs see it
-                run_id = next((name for name, run in runs.items() if run.seq >= 0), "")
+                own = self.fanout.source
+                run_id = next((name for name, run in runs.items() if run.as_of().get(own, -1) >= 0), "")
             elif run_id not in runs:
                 run_id = ""
             event = StreamEvent(
@@ -196,24 +199,21 @@ class StreamingManager:
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
         with self.lock:
             own = self._roster.delivery_of(without) if without is not None else None
-            targets = [
-                d
-                for d in self.fanout.interested(
-                    event.event_type, event.chain_id, event.group_id, event.run_id
-                )
-                if own is None or d is not own
-            ]
+            source = event.source or self.fanout.source
+            found = self.fanout.interested(
+                event.event_type, event.chain_id, event.group_id, event.run_id, source
+            )
+            targets = [d for d in found if own is None or d is not own]
             if not targets:
                 return
             run = self.fanout.runs.get(event.run_id)
-            if run is not None:
-                run.seq = seq = run.seq + 1
-            else:
-                seq = self._foreign_seq.pop(event.run_id, 0) + 1
-                self._foreign_seq[event.run_id] = seq
+            seq = None if run is None else run.next_seq(source)
+            if seq is None:
+                lane = Lane(event.run_id, source)
+                seq = self._foreign_seq.pop(lane, 0) + 1
+                self._foreign_seq[lane] = seq
                 if len(self._foreign_seq) > 1024:
                     del self._foreign_seq[next(iter(self._foreign_seq))]
-            source = event.source or self.fanout.source
             stamped = msgspec.structs.replace(event, data=detached(event.data), seq=seq, source=source)
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
@@ -221,7 +221,8 @@ class StreamingManager:
         """Pass on an event of a run that is produced elsewhere, unchanged: it keeps its `seq` and its `source`.
 
         The hooks of runs and chains are called, and observers that join late get snapshots, as for this manager's own runs. A
-        run opens with its first relayed event. This never waits. Call it from any thread.
+        run opens with its first relayed event, and closes when every source that it had events of has ended its part. This
+        never waits. Call it from any thread.
 
         Raises:
             InputError: it is not a StreamEvent, or a field of it has the wrong type.
@@ -233,8 +234,8 @@ class StreamingManager:
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
     ) -> bool:
-        """Whether any observer wants events of this type from this chain or run."""
-        return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
+        """Whether any observer wants events of this type from this chain or run, emitted here."""
+        return bool(self.fanout.interested(event_type, chain_id, group_id, run_id, self.fanout.source))
 
     def cancel(self, run_id: str, chain_id: str | None = None, group_id: str | None = None) -> list[str]:
         """Cancel a run, one of its chains, or the chains of a group, for a watcher. Call it from any thread.

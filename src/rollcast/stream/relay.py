@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.event import OpenToolCall
+from rollcast.records.lanes import RunSources, end_status
 from rollcast.records.view import ChainView
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.queue import Control, event_size
@@ -17,7 +18,14 @@ from rollcast.stream.queue import Control, event_size
 __all__ = ["Relay", "relayable"]
 
 T = StreamEventType
-_KINDS = (("event_type", str), ("chain_id", str), ("run_id", str), ("data", dict), ("seq", int))
+_KINDS = (
+    ("event_type", str),
+    ("chain_id", str),
+    ("run_id", str),
+    ("source", str),
+    ("data", dict),
+    ("seq", int),
+)
 RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
 
 
@@ -45,8 +53,9 @@ def relayable(event: StreamEvent) -> StreamEvent:
 class Relay:
     """Passes on events that already have their `seq` to one fanout.
 
-    A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it. While it is open,
-    observers that join get a snapshot of each of its chains, as far as the relayed events show them.
+    A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it; one of several sources
+    closes when each of them has ended. While it is open, observers that join get a snapshot of each of its chains, as far as the
+    relayed events show them.
     """
 
     def __init__(self, fanout: Fanout) -> None:
@@ -60,9 +69,11 @@ class Relay:
         if run is None and run_id and run_id not in fanout.runs:
             run = self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
-            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
+            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
         elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
-            targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
+            targets = fanout.interested(
+                event.event_type, event.chain_id, event.group_id, run_id, event.source
+            )
         else:
             targets = run.route(event).targets_locked(event.event_type)
         if targets:
@@ -72,8 +83,11 @@ class Relay:
         run.note(event)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data):
-            self._close(run)
+        elif end_status(event) is not None:
+            for chain_id in run.chains_of(event.source):  # their ends were lost
+                self._close_chain(run, chain_id)
+            if run.sources.over:
+                self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -104,30 +118,35 @@ class _RelayedRun:
     def __init__(self, fanout: Fanout, run_id: str) -> None:
         self._fanout = fanout
         self.run_id = run_id
-        self.seq = -1
+        self.sources = RunSources()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.parent_run_id: str | None = None
-        self.expected_chains = 0
+        self.expected_chains = 0  # of all sources
         self.on_cancel: Callable[[str | None], object] | None = None
         self.announced: dict[str, str | None] = {}
         self.chains: dict[str, ChainView] = {}
         self._ended: dict[str | None, int] = {}  # how many chains have ended, by group
         self._routes: dict[str, Route] = {}
+        self._expected: dict[str, int] = {}  # by source
+        self._as_of: dict[str, int] = {}
 
     def route(self, event: StreamEvent) -> Route:
         """The route of the event's chain."""
         route = self._routes.get(event.chain_id)
-        if route is None:
-            route = Route(self._fanout, self.run_id, event.chain_id, event.group_id)
+        if route is None or route.place.source != event.source:
+            route = Route(self._fanout, self.run_id, event.chain_id, event.group_id, event.source)
             self._routes[event.chain_id] = route
         return route
 
     def note(self, event: StreamEvent) -> None:
         """Remember what a late observer must know."""
-        self.seq = max(self.seq, event.seq)
+        source = event.source
+        self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
+        self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
-            self.expected_chains = event.data.get("chains", 0)
+            self._expected[source] = event.data.get("chains", 0)
+            self.expected_chains = sum(self._expected.values())
         elif event.chain_id:
             view = self.chains.get(event.chain_id)
             if view is None:
@@ -144,6 +163,23 @@ class _RelayedRun:
         self._routes.pop(chain_id, None)
         if view is not None:
             self._ended[view.group_id] = self._ended.get(view.group_id, 0) + 1
+
+    def chains_of(self, source: str) -> list[str]:
+        """The open chains of one source; of all if it is not named, unless one is named so."""
+        if not source and source not in self._as_of:
+            return list(self.chains)
+        return [name for name, view in self.chains.items() if view.source == source]
+
+    def as_of(self) -> Mapping[str, int]:
+        """See `OpenRun.as_of`."""
+        return self._as_of
+
+    def next_seq(self, source: str) -> int | None:
+        """See `OpenRun.next_seq`."""
+        if source not in self._as_of:
+            return None
+        self._as_of[source] += 1
+        return self._as_of[source]
 
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
@@ -179,7 +215,7 @@ class _RelayedRun:
             for call in view.tool_calls.values()
         ]
         return OpenPart(
-            self.run_id, chain_id, view.group_id, view.step, view.depth, self.seq, view.content, view.content_omitted, calls
+            self.run_id, chain_id, view.group_id, view.step, view.depth, self._as_of.get(view.source, -1), view.content, view.content_omitted, calls
         )  # fmt: skip
 
     def standing(self) -> tuple[int, int]:
@@ -189,6 +225,6 @@ class _RelayedRun:
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`."""
         for view in self.chains.values():
-            place = (view.chain_id, view.group_id, self.run_id)
+            place = (view.chain_id, view.group_id, self.run_id, view.source)
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield view.snapshot()

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict
@@ -263,7 +263,7 @@ class RunWriter:
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
-                if wanted.runs is not None and self.run_id not in wanted.runs:
+                if not wanted.wants_gap(self.run_id, self.fanout.source):  # it wants nothing of this run
                     continue
                 missing = (
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
@@ -418,6 +418,17 @@ class RunWriter:
         chains = self.open_chains.items()
         return [name for name, chain in chains if group_id in (None, chain.trajectory.group_id)]
 
+    def as_of(self) -> Mapping[str, int]:
+        """See `OpenRun.as_of`."""
+        return {self.fanout.source: self.seq}
+
+    def next_seq(self, source: str) -> int | None:
+        """See `OpenRun.next_seq`."""
+        if source != self.fanout.source:
+            return None
+        self.seq += 1
+        return self.seq
+
     def count_ended(self, group_id: str | None = None) -> int:
         """See `OpenRun.count_ended`."""
         return sum(self._ended.values()) if group_id is None else self._ended.get(group_id, 0)
@@ -449,7 +460,12 @@ class RunWriter:
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`. The lock is held."""
         for chain in self.open_chains.values():
-            place = (chain.trajectory.chain_id, chain.trajectory.group_id, self.run_id)
+            place = (
+                chain.trajectory.chain_id,
+                chain.trajectory.group_id,
+                self.run_id,
+                self.fanout.source,
+            )
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()
 

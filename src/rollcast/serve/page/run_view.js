@@ -14,6 +14,8 @@ const MAX_RUNS = 512;
 const MAX_ALL_CHAINS = 16_384; // in all runs
 const MAX_ENDED_WEIGHT = 8_388_608; // weight of the conversations of a run's ended chains
 const WHOLE_RUNS = 8; // how many ended runs keep conversations
+const MAX_SOURCES = 4_096;
+const WORST_FIRST = ["failed", "unknown", "cancelled"];
 const STATUSES = new Set(["completed", "cancelled", "failed"]);
 
 /** @param {ChainView} view */
@@ -22,6 +24,12 @@ function isClosed(view) {
 }
 
 /** @typedef {{train_step: number | null, policy_version: number | null, metrics: Record<string, any>, timestamp: number | null}} TrainStep */
+
+/**
+ * A run on one source: how it ended, null before; whether its `run_start` was seen; and what that and its `run_end` tell.
+ * @typedef {{status: string | null, begun: boolean, chains: number | null, groups: number | null, duration: number | null,
+ *   meanReward: number | null, tokens: number | null}} SourcePart
+ */
 
 export class RunView {
   constructor(runId = "") {
@@ -57,6 +65,8 @@ export class RunView {
     this.endedWeights = new Map();
     this.endedWeight = 0; // their sum
     this.omittedTotals = { failed: 0, tokens: 0, reward: 0, rewards: 0 };
+    /** @type {Map<string, SourcePart>} its part on each source, in the order in which they were first seen */
+    this.sources = new Map();
     /** @type {Map<string, number>} by source: the last `seq` of events that concern only the run */
     this.asOf = new Map();
     this.said = { meanReward: /** @type {number | null} */ (null), tokens: /** @type {number | null} */ (null) };
@@ -129,6 +139,8 @@ export class RunView {
       if (isNew && toChains && (kind === "gap" || kind === "run_end")) for (const view of this.chains.values()) view.apply(event);
       return;
     }
+    const source = event.source === undefined ? "" : event.source;
+    if (typeof source === "string" && !this.sources.has(source)) partOf(this, source);
     const view = this.chains.get(event.chain_id) ?? newChain(this, event.chain_id);
     const hadEnded = view.state === "ended";
     view.apply(event);
@@ -225,15 +237,11 @@ function applyToRun(run, event, kind, data) {
   const at = moment(event.timestamp);
   fields.last_event_at = at ?? fields.last_event_at;
   if (kind === "gap" && Object.hasOwn(data, "run_status")) {
-    fields.status = STATUSES.has(data.run_status) ? data.run_status : "unknown";
-    fields.ended_at = at;
+    lose(run, source, data, at);
   } else if (kind === "run_start") {
-    start(run, data, at);
+    start(run, source, data, at);
   } else if (kind === "run_end") {
-    fields.status = STATUSES.has(data.status) ? data.status : "completed";
-    fields.ended_at = at;
-    fields.duration_s = secondsOf(data.duration_s);
-    run.said = { meanReward: number(data.mean_reward), tokens: countOf(data.completion_tokens) };
+    end(run, source, data, at);
   } else if (kind === "train_step") {
     fields.train_steps = [...fields.train_steps.slice(-MAX_STEPS + 1), trainStep(data, at)];
     learned(run, event);
@@ -246,20 +254,101 @@ function applyToRun(run, event, kind, data) {
 
 /**
  * @param {RunView} run
+ * @param {string} source
+ * @returns {SourcePart}
+ */
+function partOf(run, source) {
+  let part = run.sources.get(source);
+  if (part === undefined) {
+    part = { status: null, begun: false, chains: null, groups: null, duration: null, meanReward: null, tokens: null };
+    if (run.sources.size < MAX_SOURCES) run.sources.set(source, part);
+  }
+  return part;
+}
+
+/**
+ * @param {RunView} run
+ * @param {string} source
  * @param {Record<string, any>} data
  * @param {number | null} at
  */
-function start(run, data, at) {
+function start(run, source, data, at) {
   const fields = run.fields;
+  const isFirst = ![...run.sources].some(([name, part]) => name !== source && part.begun);
+  const part = partOf(run, source);
+  part.begun = true;
+  part.chains = countOf(data.chains);
+  part.groups = countOf(data.groups);
+  const parts = [...run.sources.values()];
+  fields.expected_chains = sumOf(parts.map((each) => each.chains));
+  fields.expected_groups = sumOf(parts.map((each) => each.groups));
+  if (!isFirst) {
+    // what is the same for all is known
+    fields.ended_at = part.status === null ? null : fields.ended_at;
+    fields.status = fields.ended_at === null ? "running" : fields.status;
+    return;
+  }
   fields.started_at = at;
   fields.status = fields.status === "unknown" ? "running" : fields.status;
-  fields.expected_chains = countOf(data.chains);
-  fields.expected_groups = countOf(data.groups);
   for (const name of ["agent", "model", "backend", "parent_run_id", "split", "name"]) fields[name] = word(data[name]);
   fields.tags = words(data.tags);
   fields.policy_version = whole(data.policy_version);
   fields.seed = whole(data.seed);
   fields.train_step = whole(data.train_step);
+}
+
+/**
+ * @param {RunView} run
+ * @param {string} source
+ * @param {Record<string, any>} data
+ * @param {number | null} at
+ */
+function end(run, source, data, at) {
+  const part = partOf(run, source);
+  part.duration = secondsOf(data.duration_s);
+  part.meanReward = number(data.mean_reward);
+  part.tokens = countOf(data.completion_tokens);
+  const parts = [...run.sources.values()];
+  const durations = parts.map((each) => each.duration).filter((each) => each !== null);
+  run.fields.duration_s = durations.length ? Math.max(...durations) : null;
+  run.said = { meanReward: parts.length === 1 ? part.meanReward : null, tokens: sumOf(parts.map((each) => each.tokens)) };
+  sourceEnded(run, part, STATUSES.has(data.status) ? data.status : "completed", at);
+}
+
+/**
+ * Note that a source's part of the run has ended, and that its end was lost; of every source, if the gap names none.
+ * @param {RunView} run
+ * @param {string} source
+ * @param {Record<string, any>} data
+ * @param {number | null} at
+ */
+function lose(run, source, data, at) {
+  const status = STATUSES.has(data.run_status) ? data.run_status : "unknown";
+  if (!source && !run.sources.has(source)) for (const part of run.sources.values()) sourceEnded(run, part, part.status ?? status, at);
+  sourceEnded(run, partOf(run, source), status, at);
+}
+
+/**
+ * @param {RunView} run
+ * @param {SourcePart} part
+ * @param {string} status
+ * @param {number | null} at
+ */
+function sourceEnded(run, part, status, at) {
+  part.status = status;
+  const ended = new Set([...run.sources.values()].map((each) => each.status));
+  run.fields.status = ended.has(null) ? "running" : (WORST_FIRST.find((each) => ended.has(each)) ?? "completed");
+  if (!ended.has(null)) run.fields.ended_at = at;
+}
+
+/**
+ * The sum of those that are known; null if none is.
+ * @param {(number | null)[]} counts
+ * @returns {number | null}
+ */
+function sumOf(counts) {
+  const known = counts.filter((each) => each !== null);
+  return known.length ? known.reduce((sum, each) => sum + each, 0) : null;
 }
 
 /**
