@@ -2,8 +2,8 @@
 
 import pytest
 
-from rollcast.cli.address import server_address
 from rollcast.errors import InputError
+from rollcast.serve.address import server_address
 
 
 @pytest.mark.parametrize(

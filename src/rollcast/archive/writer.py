@@ -236,8 +236,7 @@ class Recorder:
         self._lock.release()
         self._events.begin_anew()
         self._trajectories.begin_anew()
-        self._losses.join(self._past, reason)
-        self._past.clear()
+        self.lose_past(reason)
         self.about.id = secrets.token_hex(6)  # cursors into the earlier one are not cursors into this one
         self._tell(Written(0, None, {}))
         self._rows = _lines(self._skeleton.open_rows()) + self._rows
@@ -263,6 +262,17 @@ class Recorder:
         self._opened = False
         if lost := self.about.totals.lost:
             count_logger.warning("%s lacks %d events that could not be written", self.path, lost)
+
+    def take_gaps(self) -> list[StreamEvent]:
+        """A `gap` for each run of which something could not be written. It is not written any more: the caller has it now."""
+        gaps = self._losses.gaps()
+        self._losses.clear()
+        return gaps
+
+    def lose_past(self, reason: str) -> None:
+        """What was written of the runs that are open is not there any more; see `take_gaps`."""
+        self._losses.join(self._past, reason)
+        self._past.clear()
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 

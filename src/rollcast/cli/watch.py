@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from rollcast.cli.address import server_address
 from rollcast.cli.alert import ALERT_EVENTS, alert_to
 from rollcast.cli.exit_codes import INTERRUPTED
 from rollcast.cli.speed import speed_of
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
+from rollcast.serve.address import server_address
 from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.terminal import ConsoleStreamObserver
 
@@ -129,7 +129,7 @@ async def _follow(
     client: WebSocketStreamingClient, *observers: StreamObserver, check: Callable[[], None] = lambda: None
 ) -> None:
     """Give the observers what comes; `check` is called after each event, and may raise."""
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)
     for observer in observers:
         manager.add_observer(observer)
     try:

@@ -194,7 +194,7 @@ class BaseAgent(AgentValue):
             sampling=_sampling(sampling),
             max_concurrent_chains=max_concurrent_chains,
             seed=seed,
-            streaming=enable_streaming or record is not None,
+            streaming=enable_streaming or record is not None or self.streaming_manager.publishes,
             callback=streaming_callback,
             about=about or {},
         )

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 
-import msgspec
 from websockets.protocol import State
 
 from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, refusal
 from rollcast.serve.broadcast import Broadcaster
+from rollcast.serve.cancelled import done_of
 from rollcast.serve.entrance import Entrance
 from rollcast.serve.outlet import Client
 from rollcast.serve.protocol import (
@@ -41,7 +41,7 @@ from rollcast.serve.protocol import (
 )
 from rollcast.serve.publishing import ProducerDesk, Refused
 from rollcast.serve.queries import Queries
-from rollcast.serve.runs import fitting_names, fitting_runs
+from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
 from rollcast.serve.subscription import Replay
 
@@ -243,13 +243,4 @@ class Conversation:
         what = asked.chain_id or asked.group_id or "all"
         ending = cancelled.ending
         logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
-        done = Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id)
-        if asked.chain_id is None:
-            done = msgspec.structs.replace(
-                done,
-                chains=fitting_names(ending),
-                ending=len(ending),
-                not_begun=len(cancelled.not_begun),
-                over=cancelled.over,
-            )
-        self._client.send(done)
+        self._client.send(done_of(asked, cancelled))

@@ -18,6 +18,7 @@ from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
+from rollcast.stream.hub import publish_if_asked
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
@@ -70,13 +71,20 @@ class StreamingManager:
             that was open at once, if that is more.
         drain_timeout: how many seconds the end of a run waits for observers that lag.
         source: the name of this worker; `""` in a single process.
+        publish: whether it publishes to the hub that `ROLLCAST_HUB` names, if one is named (docs/publishing.md).
 
     Attributes:
         fanout: the observers' queues.
+        publishes: whether it does that. Then every run streams, whether or not its caller asks for it.
     """
 
     def __init__(
-        self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
+        self,
+        *,
+        queue_limit: int | None = None,
+        drain_timeout: float = 5.0,
+        source: str = "",
+        publish: bool = True,
     ) -> None:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
@@ -86,6 +94,7 @@ class StreamingManager:
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
         lifetime.register(self)
+        self.publishes = publish and publish_if_asked(self)
 
     # Where 0.1 had them.
     runs = _of_fanout("runs")
