@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fleet_faults.invariants import Emitted, Seen, Truth, broken_promises
+from fleet_faults.invariants import Emitted, Seen, Truth, breaks_of_the_grammar, broken_promises, in_one
 from fleet_faults.plan import SLOW, Fault, Plan, WorkerPlan, draw
 from fleet_faults.processes import Child, left_over
 from fleet_faults.relay import CLEAR, Relay, Weather
 from fleet_faults.viewers import DeafViewer, Viewer
 from rollcast.archive.reader import Archive
-from rollcast.records import StreamEvent
 
 __all__ = ["Outcome", "play"]
 
@@ -34,7 +33,8 @@ LIMIT_S = 60.0  # of a schedule; mostly it takes a few seconds
 MOST_LINES = 100  # that a process may say on its standard error
 QUIET_S = 1.0  # if no worker emits anything for so long, what is to be mended at the end is mended
 MEMORY = 400 << 20  # bytes that a process may have at most
-LOST = "could not be"  # a producer says so if its record lacks something
+LOST = ("could not be", "are dropped")  # a producer says so of what it lost
+GAVE_UP = "does not have everything"  # and so if it ends before the hub has all the others
 SWEEPER = "sweeper"  # the worker that comes last on each host, and hands over what others left
 
 
@@ -252,9 +252,8 @@ class _Play:
         ]  # fmt: skip
         if worker.child is not None:
             worker.earlier.append(worker.child)
-        streams: set[tuple[str, str]] = set()
+        streams = worker.streams = set()
         worker.child = Child(name, arguments, environment, lambda line: self._take(line, streams))
-        worker.child.streams = streams  # type: ignore[attr-defined]
         await worker.child.start()
         self.sessions.add(worker.child.pid)
         self.last_emitted = time.monotonic()
@@ -345,31 +344,38 @@ class _Play:
 
     def _judge(self) -> None:
         """Compare what everybody got with what was emitted."""
-        for worker in self.workers:
-            if worker.plan.file_limit is not None and any(
-                LOST in line for line in worker.child.errors if worker.child
-            ):
-                self.truth.lossy |= worker.streams
+        self._note_what_had_to_be_lost()
         for viewer in self.viewers:
             if isinstance(viewer, Viewer):
                 if viewer.failure is not None:
                     self.outcome.broken.append(f"{viewer.seen.who}: {viewer.failure!r}")
                 self.outcome.broken += broken_promises(self.truth, viewer.seen)
                 self.outcome.gaps += sum(e.event_type == "gap" for e in viewer.seen.events)
-        recorded = Seen("the hub's record", list(self._recorded()))
-        self.outcome.broken += broken_promises(self.truth, recorded)
+        archives = self._archives()
+        for number, archive in enumerate(archives, 1):
+            one = Seen(f"record {number} of the hub", list(archive.events()))
+            self.outcome.broken += breaks_of_the_grammar(one)
+        recorded = Seen("the hub's records", list(in_one(list(archive.events()) for archive in archives)))
+        self.outcome.broken += broken_promises(self.truth, recorded, grammar=False)
         self.outcome.gaps += sum(e.event_type == "gap" for e in recorded.events)
         self.outcome.events = self.emitted
         self.outcome.peak = max(hub.peak for hub in self.hubs)
         if self.outcome.peak > MEMORY:
             self.outcome.broken.append(f"the hub had {self.outcome.peak >> 20} MiB")
 
-    def _recorded(self) -> Iterator[StreamEvent]:
-        """The events of all the hub's records, the earliest first."""
-        folders = [path.parent for path in (self.folder / "hub").rglob("run.json")]
-        archives = [Archive.open(folder) for folder in folders]
-        for archive in sorted(archives, key=lambda archive: archive.facts.started_at):
-            yield from archive.events()
+    def _note_what_had_to_be_lost(self) -> None:
+        """A producer whose disk is full, and that says what it lost, is believed."""
+        for worker in self.workers:
+            said = worker.child.errors if worker.child is not None else []
+            if worker.plan.file_limit is not None and any(word in line for line in said for word in LOST):
+                self.truth.lossy |= worker.streams
+                if any(GAVE_UP in line for line in said):
+                    self.truth.cut_off |= worker.streams
+
+    def _archives(self) -> list[Archive]:
+        """The hub's records, the earliest first."""
+        archives = [Archive.open(path.parent) for path in (self.folder / "hub").rglob("run.json")]
+        return sorted(archives, key=lambda archive: archive.facts.started_at)
 
     def _who_waits(self) -> str:
         workers = [worker.child.name for worker in self.workers if worker.child and not worker.over]
