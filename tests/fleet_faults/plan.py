@@ -44,6 +44,8 @@ class WorkerPlan:
         shares_run: it takes part in the run that several processes share.
         slow: its network has delay and loss; so has that of the others on its host.
         memory: so many bytes of events may wait in memory for the hub, and the others go to the local record; None: as usual.
+        drain_s: how long it waits for the hub at its end.
+        sweeps: it stays until nothing is left to hand over on its host.
     """
 
     source: str
@@ -59,6 +61,8 @@ class WorkerPlan:
     shares_run: bool = False
     slow: bool = False
     memory: int | None = None
+    drain_s: float = 1.5
+    sweeps: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fleet_faults.processes import Child, left_over
 from fleet_faults.relay import CLEAR, Relay, Weather
 from fleet_faults.viewers import DeafViewer, Viewer
 from rollcast.archive.reader import Archive
+from rollcast.serve import client
 
 __all__ = ["Outcome", "play"]
 
@@ -169,6 +170,8 @@ class _Play:
 
     async def _wind_up(self) -> None:
         """Everything is mended: what was left behind is handed over, and viewers see it all."""
+        for relay in self.relays:
+            relay.weather = CLEAR
         for host in range(self.plan.hosts):
             await self._sweep(host)
         for worker in self.workers:
@@ -191,12 +194,14 @@ class _Play:
 
     async def _sweep(self, host: int) -> None:
         """Another producer on that host, until nothing is left to hand over there."""
-        plan = WorkerPlan(f"{SWEEPER}{host}", host, "handmade", 1, 1, 1, 2, 0.0)
+        plan = WorkerPlan(f"{SWEEPER}{host}", host, "handmade", 2, 1, 1, 2, 0.0, drain_s=LIMIT_S, sweeps=True)
         worker = _Worker(plan, self.relays[host])
         self.workers.append(worker)
         await self._start_worker(worker)
         assert worker.child is not None
         await worker.child.wait()
+        if left := [path.parent.name for path in (self.folder / f"host{host}").rglob("handover.json")]:
+            self.outcome.broken.append(f"these records are never handed over: {left}")
 
     async def _end_everything(self) -> None:
         for viewer in self.viewers:
@@ -424,4 +429,5 @@ def play(seed: int, folder: Path) -> Outcome:
         seed: any whole number.
         folder: an empty one, for records and what processes say.
     """
+    client.LONGEST_PAUSE_S = 0.5
     return asyncio.run(_Play(draw(seed), folder).whole())

@@ -10,6 +10,8 @@ import asyncio
 import os
 import random
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,8 +41,8 @@ WORDS = [
     "try",
     "seven",
 ]
+SWEEP_S = 20.0
 EMITTED = 1  # the file descriptor
-DRAIN_S = 1.5  # how long a producer waits for the hub at its end
 
 
 def main() -> None:
@@ -58,15 +60,15 @@ def main() -> None:
     asyncio.run(_produce(plan, attempt, random.Random(f"{seed} {plan.source} {attempt}")))
 
 
-def _hurry(memory: int | None) -> None:
+def _hurry(plan: WorkerPlan) -> None:
     """Shorten the times for which a producer waits, and its memory, so that a test sees what comes after them."""
     import rollcast.serve.hub_link as link
     from rollcast.serve import producer
 
     link.FIRST_PAUSE_S, link.LONGEST_PAUSE_S, link.STEADY_S = 0.05, 0.3, 0.2
-    producer.DRAIN_S, producer.BEAT_S = DRAIN_S, 0.3
-    if memory is not None:
-        producer.MEMORY_BYTES = memory
+    producer.DRAIN_S, producer.BEAT_S = plan.drain_s, 0.3
+    if plan.memory is not None:
+        producer.MEMORY_BYTES = plan.memory
 
 
 async def _produce(plan: WorkerPlan, attempt: int, rng: random.Random) -> None:
@@ -83,12 +85,27 @@ async def _produce(plan: WorkerPlan, attempt: int, rng: random.Random) -> None:
             said = (event.run_id, event.source, event.seq, event.event_type.value, event.chain_id)
             os.write(EMITTED, msgspec.json.encode(said) + b"\n")
 
-    _hurry(plan.memory)
-    manager = StreamingManager(drain_timeout=DRAIN_S)
+    _hurry(plan)
+    manager = StreamingManager(drain_timeout=plan.drain_s)
     manager.add_observer(Emitted())
-    for _ in range(plan.runs):
+    for number in range(plan.runs):
+        if (
+            plan.sweeps and number + 1 == plan.runs
+        ):  # so that viewers who have the last run have all that was handed over
+            await _until_all_is_handed_over(Path(os.environ["ROLLCAST_RECORDS"]))
         await {"handmade": _by_hand, "agent": _by_agent}[plan.kind](manager, plan, rng)
     await manager.aclose()
+
+
+async def _until_all_is_handed_over(records: Path) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SWEEP_S):
+            while await asyncio.to_thread(_has_records_to_hand_over, records):
+                await asyncio.sleep(0.02)
+
+
+def _has_records_to_hand_over(records: Path) -> bool:
+    return any(records.rglob("handover.json"))
 
 
 async def _by_hand(manager: StreamingManager, plan: WorkerPlan, rng: random.Random) -> None:
