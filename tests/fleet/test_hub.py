@@ -38,7 +38,7 @@ def kinds_in(path):
 @contextlib.asynccontextmanager
 async def serving(*observers, **settings):
     """A hub with a manager that has these observers."""
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)
     for observer in observers:
         manager.add_observer(observer)
     async with Hub(server(**settings), manager) as hub:

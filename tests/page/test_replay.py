@@ -76,7 +76,6 @@ def test_the_slider_seeks_and_back_returns(opened, tab, tmp_path):
     at = place_of(events, "chain_end", "chain_0") + 1
     page = tab().open(f"{opened(path)}#/run/guessing/group/group_0?at=5&paused=1")
     see(page, ".replay-bar output", "0:05.0 / ")
-    page.wait_for_timeout(1_100)  # what follows at once is one step for *back*
     slider = page.get_by_role("slider", name="Time of the run")
     slider.evaluate(
         "(slider, at) => { slider.value = at; slider.dispatchEvent(new Event('input', {bubbles: true})); slider.dispatchEvent(new Event('change', {bubbles: true})); }",
@@ -259,7 +258,8 @@ def test_a_gap_stands_where_it_is_and_is_loaded_from_the_record(recorded_stage, 
     see(page, ".empty")
     see(page, ".status", "Live")
     until(page, "document.querySelector('.foot b').textContent.includes('1 chain')")
-    page.wait_for_timeout(500)  # until the server has the subscription
+    while play.server.statistics().subscriptions < 2:  # those of the runs and of the chain
+        page.wait_for_timeout(20)
     relay(events[1:second])
     see(page, ".transcript .call", "guess(number=8)")
     lost = events[second:third]

@@ -253,6 +253,44 @@ async def test_a_hub_that_does_not_read_holds_up_nobody(publishing, monkeypatch,
         assert_whole(hub, 300)
 
 
+@pytest.mark.parametrize("mended", [False, True])
+async def test_a_disk_that_takes_nothing(publishing, monkeypatch, tmp_path, mended):
+    """What fits neither in memory nor on the disk is lost, and a `gap` says so when the hub is back."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 8 << 10)
+    directory = tmp_path / "records"
+    directory.write_text("a file where the folder should be")
+    async with Hub() as hub:
+        manager = publishing(hub, directory=directory)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+            await settled(manager)
+            await hub.stop()
+            for number in range(100):
+                if mended and number == 80:
+                    directory.unlink()
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+                await manager.drain()
+            await hub.start()
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+        await settled(manager)
+    events = hub.of()
+    (gap,) = (e for e in events if e.event_type is T.GAP)
+    assert gap.source == "s"
+    assert gap.run_id == run.run_id
+    lost = sum(gap.data["dropped"].values())
+    assert lost > 0
+    seqs = [e.seq for e in events if e.event_type is not T.GAP]
+    assert seqs == sorted(set(seqs))
+    assert len(seqs) + lost == 2 + 4 * 102
+    between = {*range(gap.data["from_seq"], gap.data["to_seq"] + 1)}
+    assert {*range(seqs[0], seqs[-1] + 1)} - {*seqs} <= between
+    ((numbers),) = hub.numbers().values()
+    assert numbers == [*range(1, len(numbers) + 1)]
+
+
 async def test_a_process_that_ends_leaves_its_record_to_the_next(publishing, monkeypatch, tmp_path):
     """The hub is away at the end: the record says for whom it is, and the next producer hands it over and says that it is all."""
     hub = Hub()

@@ -105,5 +105,5 @@ class Losses:
                 "dropped": {str(kind): count for kind, count in span.types.items()},
                 "reason": span.reason,
             }
-            gaps.append(StreamEvent(T.GAP, "", now, data, run_id=run_id, source=source))
+            gaps.append(StreamEvent(T.GAP, "", now, data, seq=span.to_seq, run_id=run_id, source=source))
         return gaps

@@ -13,7 +13,7 @@ from rollcast.archive.format import ChainRow, Totals, prompt_hash
 from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
-from rollcast.records.lanes import Lane, worst_status
+from rollcast.records.lanes import Lane, leader_of, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
 
@@ -43,6 +43,7 @@ class _OpenRun(msgspec.Struct):
     split: str | None = None
     parent: str | None = None
     last_seq: int = -1
+    leader: str | None = None
     ended: set[str] = set()  # its chains that have
 
 
@@ -128,7 +129,7 @@ class Skeleton:
         elif kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
-            run.parent = _text(data.get("parent_run_id"))
+            run.parent, run.leader = _text(data.get("parent_run_id")), leader_of(event)
         elif kind is T.RUN_END:
             self._run_end(event, run)
         elif kind is T.TRAIN_STEP:
@@ -207,11 +208,23 @@ class Skeleton:
         return (run_id, chain_id) in self._chains
 
     def open_chains_of(self, end: StreamEvent) -> list[tuple[str, str]]:
-        """The open chains whose ends will not come after this end of a run: those of its source, or of all if it does not say whose."""
+        """The open chains whose ends will not come after this end of a run.
+
+        Those of its source and of the sources that it leads, or of all if it does not say whose end it is.
+        """
+        sources = {end.source, *(lane.source for lane in self._led_by(end))}
         return [
             key
             for key, chain in self._chains.items()
-            if key[0] == end.run_id and (chain.view.source == end.source or not end.source)
+            if key[0] == end.run_id and (chain.view.source in sources or not end.source)
+        ]
+
+    def _led_by(self, end: StreamEvent) -> list[Lane]:
+        """The open parts of the run that end with this one."""
+        if end.event_type is not T.RUN_END:
+            return []
+        return [
+            lane for lane, run in self.runs.items() if lane.run_id == end.run_id and run.leader == end.source
         ]
 
     def forget_open(self, end: StreamEvent) -> None:
@@ -324,7 +337,8 @@ class Skeleton:
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
         self.forget_open(event)
         run_id = event.run_id
-        self.runs.pop(Lane(run_id, event.source), None)
+        for lane in (Lane(run_id, event.source), *self._led_by(event)):
+            self.runs.pop(lane, None)
         goes_on = self._goes_on(run_id)
         if not goes_on:
             for key in [key for key in self._trajectories if key[0] == run_id]:
@@ -332,7 +346,8 @@ class Skeleton:
         if run is not None and run.split == "eval":
             about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
             self.train_rows.append(about | {"train_step": run.train_step} | object_of(event.data))
-        if run is None or run.parent is None:
+        led = run is not None and Lane(run_id, run.leader or "") in self.runs
+        if (run is None or run.parent is None) and not led:
             status = object_of(event.data).get("status")
             ends = self._ends.setdefault(run_id, [])
             ends.append(status if status in ("completed", "cancelled", "failed") else "unknown")

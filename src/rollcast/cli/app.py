@@ -49,6 +49,8 @@ def run(
     chains: options.ChainsOption = 4,
     max_steps: options.MaxStepsOption = None,
     max_concurrent: options.MaxConcurrentOption = None,
+    ray: options.RayOption = None,
+    runners: options.RunnersOption = None,
     seed: options.SeedOption = None,
     temperature: options.TemperatureOption = None,
     pace: options.PaceOption = None,
@@ -79,35 +81,9 @@ def run(
     GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
     given = locals()
-    from rollcast.cli.recording import Recording
     from rollcast.cli.run import RunOptions, run_command
-    from rollcast.cli.serving import Serving
 
-    chosen = RunOptions(
-        agent=agent,
-        model=model,
-        backend=backend,
-        backend_options=backend_option or [],
-        rows=rows,
-        task=task,
-        prompts=prompt or [],
-        questions=questions,
-        chains=chains,
-        max_steps=max_steps,
-        max_concurrent=max_concurrent,
-        seed=seed,
-        temperature=temperature,
-        pace=pace,
-        json=json,
-        alert=alert,
-        recording=Recording.of(given),
-        serving=Serving.of(given),
-        show_chains=chain or None,
-        show_types=type or None,
-        color=False if no_color else None,
-        timestamps=not no_timestamps,
-    )
-    _exit_with(run_command(chosen))
+    _exit_with(run_command(RunOptions.of(given)))
 
 
 @app.add_grouped
@@ -123,6 +99,8 @@ def train(
     lr: options.LrOption = None,
     seed: options.TrainSeedOption = None,
     eval_every: options.EvalEveryOption = None,
+    ray: options.RayOption = None,
+    runners: options.RunnersOption = None,
     out: options.OutOption = None,
     resume: options.ResumeOption = False,
     show: options.ShowOption = None,
@@ -168,6 +146,7 @@ def watch(
     alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
+    source: options.SourceOption = None,
     no_color: options.NoColorOption = False,
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
@@ -186,6 +165,7 @@ def watch(
         alert=alert,
         show_chains=chain or None,
         show_types=type or None,
+        show_sources=source or None,
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )

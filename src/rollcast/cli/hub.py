@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 from contextlib import ExitStack
@@ -62,7 +61,6 @@ def hub_command(options: HubOptions) -> int:
         InputError: an option is wrong, the port is in use, or nothing can be recorded where it is to be.
         ArchiveError: the record directory cannot be read.
     """
-    os.environ.pop("ROLLCAST_HUB", None)  # it is the hub, and publishes to no other
     logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
     recording = options.recording
     directory = None if recording.off else recording.begun_in / record_directory(recording.directory)
@@ -111,7 +109,7 @@ async def _serve(
     from rollcast.fleet.hub import Hub  # noqa: PLC0415  (other commands need no network)
     from rollcast.stream import StreamingManager  # noqa: PLC0415
 
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)  # it is the hub, and publishes to no other
     parent = None if memory.restored is None else memory.restored.parent
     record = record_for(
         options.recording,

@@ -55,6 +55,7 @@ __all__ = [
     "PromptOption",
     "PublishTokenOption",
     "QuestionsOption",
+    "RayOption",
     "RecordArg",
     "RecordBudgetOption",
     "RecordDirOption",
@@ -66,6 +67,7 @@ __all__ = [
     "ReplayStepOption",
     "ResumeOption",
     "RowsOption",
+    "RunnersOption",
     "RunsJsonOption",
     "SeedOption",
     "ServeOption",
@@ -74,6 +76,7 @@ __all__ = [
     "ShowOption",
     "ShowStepOption",
     "SinceOption",
+    "SourceOption",
     "StatsJsonOption",
     "StepsOption",
     "TagOption",
@@ -145,6 +148,18 @@ MaxStepsOption = Annotated[
     int | None, Option(help="Generations that a chain may have. [default: the task's]")
 ]
 MaxConcurrentOption = Annotated[int | None, Option(help="Chains that run at once. [default: all]")]
+RayOption = Annotated[
+    str | None,
+    Option(
+        metavar="ADDRESS|local",
+        help="Run the chains on the Ray cluster at this address (HOST:PORT of its head, or auto), or on one that is started "
+        "here; needs the extra ray.",
+    ),
+]
+RunnersOption = Annotated[
+    int | None,
+    Option(min=1, help="With --ray: how many runners. [default: as many as the cluster has room for]"),
+]
 SeedOption = Annotated[
     int | None, Option(help="The same seed gives the same questions and chains. [default: drawn]")
 ]
@@ -171,6 +186,12 @@ AlertOption = Annotated[
 ChainOption = Annotated[
     list[str] | None,
     Option(help="Show this chain only (chain_0 …); may be given several times.", group=_OUTPUT),
+]
+SourceOption = Annotated[
+    list[str] | None,
+    Option(
+        help="Show what this process emits only (host-rank1 …); may be given several times.", group=_OUTPUT
+    ),
 ]
 TypeOption = Annotated[
     list[str] | None,

@@ -54,7 +54,7 @@ EXPIRY = 3  # heartbeats without a renewal after which a producer takes it that 
 class Hub:
     """Takes the events of producers through a server, and relays them into a manager, with its observers.
 
-        manager = StreamingManager()
+        manager = StreamingManager(publish=False)
         manager.add_observer(ArchiveObserver("the-fleet", lossless=True))
         async with Hub(WebSocketStreamingServer(port=8765, settings=…), manager):
             ...
@@ -64,7 +64,7 @@ class Hub:
 
     Args:
         server: not started; the hub starts and stops it.
-        manager: into which the events are relayed. The hub does not close it.
+        manager: into which the events are relayed; it is not to publish to a hub itself. The hub does not close it.
         viewers: whether the clients of the server see what is relayed; otherwise it is for producers alone.
         restored: what the hub's last life left.
         acks: where to keep how far producers were acknowledged; None: nowhere. The hub closes it.
@@ -177,7 +177,7 @@ class Hub:
             taken = self.intake.take(
                 link, Publish(frame.seq + first, portion, frame.source, frame.epoch, last)
             )
-            self._relay(taken.events)
+            self.manager.relay_read(taken.events)
             for sentence in taken.refused:
                 self._refuse(link, taken.key[0], sentence)
             self._unsafe.set()

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
-from rollcast.errors import DecodeError
-from rollcast.records import StreamEvent, StreamEventType, decode
+from rollcast.errors import DecodeError, GrammarError
+from rollcast.fleet.holes import Holes, gap
+from rollcast.records import GrammarChecker, StreamEvent, StreamEventType
+from rollcast.records.codec import checked_event, decode_unchecked
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import ProducerLink, Refused
 from rollcast.text import printable_line
@@ -33,8 +33,13 @@ MOST_RUNS = 512  # open at a time, of one source
 MOST_ENDED = 65_536  # runs that are remembered as ended
 CLOCK_S = 60.0  # a larger difference of clocks is worth a warning
 SHOWN = 80
+LONGEST_SENTENCE = 500
+LONGEST_NAME = 256  # as in filters
+MOST_SEQ = 1 << 53  # the largest number that pages can hold
+OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
 
 Key = tuple[str, str]  # source and epoch
+Read = tuple[StreamEvent, bytes | None]
 
 
 class Mark(NamedTuple):
@@ -57,12 +62,12 @@ class Taken(NamedTuple):
     """What became of a `publish`.
 
     Attributes:
-        events: to be relayed, in order.
+        events: to be relayed, in order, each with its JSON; None: it was made here.
         refused: what was not taken, a sentence each; at most one for each cause.
         key: whose events they were.
     """
 
-    events: list[StreamEvent]
+    events: list[Read]
     refused: list[str]
     key: Key
 
@@ -70,12 +75,13 @@ class Taken(NamedTuple):
 class _Run:
     """A run, as far as one epoch of one source told of it."""
 
-    __slots__ = ("chains", "last_seq", "leader")
+    __slots__ = ("chains", "last_seq", "leader", "leapt")
 
     def __init__(self) -> None:
         self.last_seq = -1
         self.chains: set[str] = set()  # those that are open
         self.leader: str | None = None  # the source that it ends with
+        self.leapt = False  # numbers were left out since its last event
 
 
 class _Epoch:
@@ -95,6 +101,15 @@ class _Epoch:
         self.runs: dict[str, _Run] = {}
         self.before = acked is not None
         self.lost_at: float | None = None
+        self.grammar = GrammarChecker(late=True)
+
+
+class _RefusedEventError(Exception):
+    """An event that a producer may not publish, for which nothing stands."""
+
+    def __init__(self, cause: str, why: str) -> None:
+        super().__init__(why)
+        self.cause = cause
 
 
 class _Source:
@@ -144,7 +159,10 @@ class Intake:
         self._sources: dict[str, _Source] = {}
         self._links: dict[ProducerLink, _Source] = {}
         self._by_run: dict[str, set[str]] = {}  # the sources that told of an open run
-        self._ended: dict[tuple[str, str], None] = {}  # the latest runs that ended, by source
+        self._ended: dict[
+            tuple[str, str], str
+        ] = {}  # the latest runs that ended, by source: of which process
+        self._refused: dict[str, str] = {}  # of the publish that is being taken, by cause
         self._unsafe: dict[Key, ProducerLink] = {}  # those with events that are not known to be safe
 
     # -- connections -------------------------------------------------------------------------------------------------
@@ -275,23 +293,35 @@ class Intake:
         if process.lost_at is not None:
             process.lost_at = self._clock() + self._lost_after_s  # its record is being handed over
         self._unsafe[key] = link
-        events = [*self._skipped(source, process, frame)]
-        refused: dict[str, str] = {}
-        first = 0 if process.last is None else max(0, process.last + 1 - frame.seq)
-        source.duplicates += min(first, len(frame.events))
-        for number, raw in enumerate(frame.events[first:], frame.seq + first):
-            event = self._event(source, process, number, raw, refused)
-            if event is not None:
-                if event.event_type is T.RUN_START:
-                    events += self._superseded(source, process, event.run_id)
-                events.append(event)
-                self._note(source, process, event)
-            process.last = number
+        events = self._new_events(source, process, frame)
         source.events += len(events)
         if frame.last:
             reason = f"the producer {_shown(source.name)} has ended without the rest of this run"
-            events += self._closing(source, process, reason)
-        return Taken(events, list(refused.values()), key)
+            events += [(event, None) for event in self._closing(source, process, reason)]
+        refused, self._refused = list(self._refused.values()), {}
+        return Taken(events, refused, key)
+
+    def _new_events(self, source: _Source, process: _Epoch, frame: Publish) -> list[Read]:
+        """The events that the hub did not have, with a `gap` for what it does not take.
+
+        1. Leave out what came before, by its number.
+        2. Read each event, and see whether this producer may say it here.
+        3. Tell of what was left out before the next event of its run, or at the end.
+        """
+        self._skip(source, process, frame.seq)
+        first = 0 if process.last is None else max(0, process.last + 1 - frame.seq)
+        source.duplicates += min(first, len(frame.events))
+        holes = Holes(source.name)
+        events: list[Read] = []
+        for number, raw in enumerate(frame.events[first:], frame.seq + first):
+            process.last = number
+            line = bytes(raw)
+            event = self._acceptable(source, process, number, line, holes)
+            if event is not None:
+                events += [(hole, None) for hole in holes.before(event.run_id)]
+                events.append((event, line))
+                self._note(source, process, event)
+        return events + [(hole, None) for hole in holes.rest()]
 
     def _wrong_in_handover(self, sender: _Source, key: Key) -> str | None:
         """Why this producer may not hand over the record of another one; None if it may."""
@@ -308,60 +338,133 @@ class Intake:
             )
         return None
 
-    def _skipped(self, source: _Source, process: _Epoch, frame: Publish) -> Iterator[StreamEvent]:
-        """A `gap` for each open run if numbers are left out, so that nothing is lost silently."""
-        if process.last is None or frame.seq <= process.last + 1:
+    def _skip(self, source: _Source, process: _Epoch, number: int) -> None:
+        """Note it if numbers are left out. The next event of each run tells which events of the run those were."""
+        if process.last is None or number <= process.last + 1:
             return
-        count = frame.seq - process.last - 1
-        source.missing += count
-        reason = f"the producer {_shown(source.name)} left out {count:,} events"
-        for run_id, run in process.runs.items():
-            yield _gap(source.name, run_id, run.last_seq + 1, reason)
+        source.missing += number - process.last - 1
+        for run in process.runs.values():
+            run.leapt = True
 
-    def _event(
-        self, source: _Source, process: _Epoch, number: int, raw: msgspec.Raw, refused: dict[str, str]
+    def _acceptable(
+        self, source: _Source, process: _Epoch, number: int, line: bytes, holes: Holes
     ) -> StreamEvent | None:
-        """The event, if the hub takes it and does not have it."""
+        """The event, if the hub does not have it and the producer may say it here; otherwise it is refused, or dropped."""
+        event: StreamEvent | None = None
         try:
-            event = decode(bytes(raw))
-        except DecodeError as error:
-            self._refuse(source, refused, "not an event", f"event {number} was not taken: {error}")
-            return None
-        if event.source != source.name:
-            self._refuse(
-                source, refused, "forged source",
-                f"event {number} was not taken: its source is {_shown(event.source)}, and the producer's {_shown(source.name)}",
-            )  # fmt: skip
-            return None
-        if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
-            source.duplicates += 1
-            return None
-        crowded = self._crowded(source, process, event)
-        if crowded is not None:
-            self._refuse(source, refused, "too many", f"event {number} was not taken: {crowded}")
-            return None
-        return event
-
-    def _refuse(self, source: _Source, refused: dict[str, str], cause: str, sentence: str) -> None:
-        source.refused[cause] += 1
-        refused.setdefault(cause, printable_line(sentence))
-
-    def _crowded(self, source: _Source, process: _Epoch, event: StreamEvent) -> str | None:
-        """Why an event that opens a run or a chain is one too many."""
-        run = process.runs.get(event.run_id)
-        if run is None and len(process.runs) >= MOST_RUNS:
-            return f"the producer has {len(process.runs)} open runs; there may be no more"
-        if (
-            event.event_type is T.CHAIN_START
-            and sum(len(r.chains) for r in process.runs.values()) >= MOST_CHAINS
-        ):
-            return f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
+            event = decode_unchecked(line)
+            self._check_place(source, process, event)
+            if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
+                source.duplicates += 1
+                return None
+            checked_event(event)
+            self._check_room(process, event)
+            self._check_order(process, event, holes)
+        except _RefusedEventError as refused:
+            self._refuse(source, refused.cause, f"event {number} was not taken: {refused}")
+        except (DecodeError, GrammarError) as error:
+            cause = "not an event" if isinstance(error, DecodeError) else "breaks the grammar"
+            self._refuse(source, cause, f"event {number} was not taken: {error}")
+            if event is not None:
+                self._leave_out(process, event, holes)
+        else:
+            return event
         return None
+
+    def _refuse(self, source: _Source, cause: str, sentence: str) -> None:
+        source.refused[cause] += 1
+        self._refused.setdefault(cause, printable_line(sentence, LONGEST_SENTENCE))
+
+    def _leave_out(self, process: _Epoch, event: StreamEvent, holes: Holes) -> None:
+        """Let a `gap` stand for an event that is not taken."""
+        run = process.runs.get(event.run_id)
+        if run is None:
+            return
+        hole = holes.add(event, run.last_seq, f"the hub did not take a {event.event_type}")
+        run.last_seq = max(run.last_seq, hole.data["to_seq"])
+        process.grammar.feed(hole)
+
+    def _check_place(self, source: _Source, process: _Epoch, event: StreamEvent) -> None:
+        """Raise if the event is not one that this producer may name.
+
+        Raises:
+            _RefusedEventError: it is not.
+            DecodeError: its place is none.
+        """
+        if event.source != source.name:
+            raise _RefusedEventError(
+                "forged source",
+                f"its source is {_shown(event.source)}, and the producer's {_shown(source.name)}",
+            )
+        if not 0 <= event.seq <= MOST_SEQ or (
+            event.event_type is T.GAP and not _is_small(event.data.get("to_seq"))
+        ):
+            raise _RefusedEventError("not an event", f"its seq is {event.seq}; expected one from 0 to 2**53")
+        if max(len(event.run_id), len(event.chain_id), len(event.group_id or "")) > LONGEST_NAME:
+            raise _RefusedEventError(
+                "not an event", f"the name of its run, chain or group has more than {LONGEST_NAME} characters"
+            )
+        if not event.chain_id and event.event_type in OF_CHAINS:
+            raise _RefusedEventError("not an event", f"it is a {event.event_type} without a chain_id")
+        owner = self._owner_of(source, process, event.run_id)
+        if owner is not None:
+            raise _RefusedEventError(
+                "run of another process",
+                f"the run {_shown(event.run_id)} was begun by another process of {_shown(source.name)}; one that begins it again "
+                "needs a ROLLCAST_SOURCE of its own, or another run id",
+            )
+
+    def _owner_of(self, source: _Source, process: _Epoch, run_id: str) -> str | None:
+        """The other process of this source that told of the run; None if this one may."""
+        if not run_id or run_id in process.runs:
+            return None
+        ended = self._ended.get((run_id, source.name))
+        if ended is not None:
+            return None if source.epochs.get(ended) is process else ended
+        others = (name for name, each in source.epochs.items() if each is not process and run_id in each.runs)
+        known = next(others, None)
+        if known is None and not process.before and (run_id, source.name) in self._recorded:
+            return "?"  # of the hub's last life
+        return known
+
+    def _check_room(self, process: _Epoch, event: StreamEvent) -> None:
+        """Raise if the event opens one run, or one chain, too many.
+
+        Raises:
+            _RefusedEventError: it does.
+        """
+        run = process.runs.get(event.run_id)
+        if run is None and event.run_id and len(process.runs) >= MOST_RUNS:
+            raise _RefusedEventError(
+                "too many", f"the producer has {MOST_RUNS} open runs; there may be no more"
+            )
+        opens = bool(event.chain_id) and (run is None or event.chain_id not in run.chains)
+        if opens and sum(len(each.chains) for each in process.runs.values()) >= MOST_CHAINS:
+            raise _RefusedEventError(
+                "too many", f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
+            )
+
+    def _check_order(self, process: _Epoch, event: StreamEvent, holes: Holes) -> None:
+        """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
+
+        Raises:
+            GrammarError: it may not.
+        """
+        run = process.runs.get(event.run_id)
+        if run is not None and run.leapt:
+            run.leapt = False
+            if event.seq > run.last_seq + 1:
+                process.grammar.feed(holes.span(event, run.last_seq + 1, "the producer left out events"))
+        if run is not None and event.event_type is T.RUN_END and process.grammar.has_open_chains(event):
+            process.grammar.feed(
+                holes.add(event, run.last_seq, "the run ended before these chains did", at=run.last_seq)
+            )
+        process.grammar.feed(event)
 
     def _note(self, source: _Source, process: _Epoch, event: StreamEvent) -> None:
         """Remember which runs and chains are open."""
         run_id, kind = event.run_id, event.event_type
-        if not run_id or (run_id, source.name) in self._ended:
+        if not run_id:
             return
         run = process.runs.get(run_id)
         if run is None:
@@ -387,7 +490,8 @@ class Intake:
 
     def _leave(self, source: _Source, run_id: str) -> None:
         """The source says nothing more of the run."""
-        self._ended[run_id, source.name] = None
+        owner = next((name for name, each in source.epochs.items() if run_id in each.runs), "")
+        self._ended[run_id, source.name] = owner
         if len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
         for process in source.epochs.values():
@@ -448,18 +552,9 @@ class Intake:
         """A `gap` that stands for the end of each run, as far as this process would have told of it."""
         process.lost_at = None
         for run_id, run in list(process.runs.items()):
-            yield _gap(source.name, run_id, run.last_seq + 1, reason, run_status="unknown")
+            first = run.last_seq + 1
+            yield gap(source.name, run_id, first, first, {}, reason, run_status="unknown")
             self._leave(source, run_id)
-
-    def _superseded(self, source: _Source, process: _Epoch, run_id: str) -> Iterator[StreamEvent]:
-        """How the part of a run ends that an earlier process of the source began, now that this one begins it again."""
-        for each in source.epochs.values():
-            run = each.runs.get(run_id)
-            if run is not None and each is not process:
-                reason = f"another process of {_shown(source.name)} began this run again"
-                yield _gap(source.name, run_id, run.last_seq + 1, reason, run_status="unknown")
-                self._leave(source, run_id)
-        self._ended.pop((run_id, source.name), None)
 
     def lose(self, name: str) -> list[StreamEvent]:
         """What is to be said now that a producer is known to be dead; nothing if it left nothing open."""
@@ -532,7 +627,5 @@ def _shown(name: str) -> str:
     return repr(printable_line(name, SHOWN))
 
 
-def _gap(source: str, run_id: str, seq: int, reason: str, **rest: str) -> StreamEvent:
-    """A gap from this `seq` on, of which nobody knows how long it is."""
-    event = StreamEvent.now(T.GAP, "", from_seq=seq, to_seq=seq, dropped={}, reason=reason, **rest)
-    return msgspec.structs.replace(event, seq=seq, run_id=run_id, source=source)
+def _is_small(value: object) -> bool:
+    return value is None or (isinstance(value, int) and 0 <= value <= MOST_SEQ)

@@ -292,6 +292,9 @@ class RunStart(TypedDict):
 
     `seed` is what to pass to get the same run again; `sampling` that of its generations; `settings` how it goes otherwise; `tools`
     the schemas of the agent's tools. `train_step`: the training step that its chains are for, or after which they evaluate.
+
+    In a run of several sources each has its own. `leader`: the source that tells what the run as a whole is; when that has ended, so
+    has this one.
     """
 
     chains: int
@@ -309,6 +312,7 @@ class RunStart(TypedDict):
     tags: NotRequired[list[str]]
     tools: NotRequired[list[dict[str, Any]]]
     train_step: NotRequired[int]
+    leader: NotRequired[str]
 
 
 class RunEnd(TypedDict):

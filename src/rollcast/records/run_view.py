@@ -37,18 +37,20 @@ STATUSES = ("completed", "cancelled", "failed")
 CLOSED = ("ended", "lost")
 
 
-class SourcePart(msgspec.Struct):
+class SourcePart(msgspec.Struct, eq=False):
     """A run on one source.
 
     Attributes:
         status: how it ended, None before.
         begun: whether its `run_start` was seen.
+        leader: the source that tells what the run as a whole is; None: it does itself.
         chains, groups: as in its `run_start`.
         duration_s, mean_reward, completion_tokens: as in its `run_end`.
     """
 
     status: str | None = None
     begun: bool = False
+    leader: str | None = None
     chains: int | None = None
     groups: int | None = None
     duration_s: float | None = None
@@ -66,7 +68,7 @@ class RunView(msgspec.Struct, eq=False):
         status: `running`, `completed`, `cancelled` or `failed`, the worst of its sources; `unknown` if neither start nor end was seen.
         started_at, last_event_at, ended_at: timestamps, None if not seen.
         sources: its part on each source, in the order in which they were first seen; at most 4,096.
-        expected_chains, expected_groups: as in `run_start`, the sum over its sources.
+        expected_chains, expected_groups: as in `run_start`, the sum over its sources that have no leader among them.
         agent, model, backend, policy_version, parent_run_id, train_step, split, name, tags, seed: as in `run_start`; None if they
             are not there.
         chains: the chains' views by id, in the order in which they were first seen.
@@ -74,7 +76,8 @@ class RunView(msgspec.Struct, eq=False):
         gaps: how often events were lost.
         errors, error: how many errors concerned the whole run, and the latest.
         train_steps: the run's latest 1,024 steps: `train_step`, `policy_version`, `metrics`, `timestamp`.
-        duration_s, mean_reward_said, completion_tokens_said: as in `run_end`; of several sources the longest, None, and the sum.
+        duration_s, mean_reward_said, completion_tokens_said: as in `run_end`; of several sources without a leader the longest, None, and the
+            sum.
         most_chains: how many chains are kept.
         keeps_conversations: whether their views have the messages.
     """
@@ -243,8 +246,10 @@ class RunView(msgspec.Struct, eq=False):
             self.errors += 1
             self.error = error_of(data)
         if kind in (T.GAP, T.RUN_END):
+            led = {name for name, part in self.sources.items() if part.leader == source}
             for view in self.chains.values():
-                view.apply(event)
+                ends = kind == T.RUN_END and view.source in led  # with its leader
+                view.apply(msgspec.structs.replace(event, source=view.source) if ends else event)
 
     def _part_of(self, source: str) -> SourcePart:
         part = self.sources.get(source)
@@ -254,25 +259,31 @@ class RunView(msgspec.Struct, eq=False):
                 self.sources[source] = part
         return part
 
+    def _leading(self) -> list[SourcePart]:
+        """The parts that tell what the run as a whole is."""
+        return [part for part in self.sources.values() if part.leader not in self.sources]
+
     def _start(self, source: str, data: dict[str, Any], at: float | None) -> None:
-        first = not any(name != source and part.begun for name, part in self.sources.items())
         part = self._part_of(source)
-        part.begun = True
+        part.begun, part.leader = True, word(data.get("leader"))
+        part.leader = None if part.leader == source else part.leader
         part.chains, part.groups = count_of(data.get("chains")), count_of(data.get("groups"))
-        parts = self.sources.values()
-        self.expected_chains = _sum_of(part.chains for part in parts)
-        self.expected_groups = _sum_of(part.groups for part in parts)
-        if not first:  # what is the same for all is known
+        leading = self._leading()
+        self.expected_chains = _sum_of(part.chains for part in leading)
+        self.expected_groups = _sum_of(part.groups for part in leading)
+        tells = part in leading and not any(other is not part and other.begun for other in leading)
+        if tells:
+            for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
+                setattr(self, name, word(data.get(name)))
+            self.tags = words(data.get("tags"))
+            self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
+            self.train_step = whole(data.get("train_step"))
+        if any(other is not part and other.begun for other in self.sources.values()):
             self.ended_at = None if part.status is None else self.ended_at
             self.status = "running" if self.ended_at is None else self.status
-            return
-        self.started_at = at
-        self.status = "running" if self.status == "unknown" else self.status
-        for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
-            setattr(self, name, word(data.get(name)))
-        self.tags = words(data.get("tags"))
-        self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
-        self.train_step = whole(data.get("train_step"))
+        else:
+            self.started_at = at
+            self.status = "running" if self.status == "unknown" else self.status
 
     def _end(self, source: str, data: dict[str, Any], at: float | None) -> None:
         status = data.get("status")
@@ -280,27 +291,30 @@ class RunView(msgspec.Struct, eq=False):
         part.duration_s = seconds_of(data.get("duration_s"))
         part.mean_reward = number(data.get("mean_reward"))
         part.completion_tokens = count_of(data.get("completion_tokens"))
-        parts = self.sources.values()
-        self.duration_s = max((p.duration_s for p in parts if p.duration_s is not None), default=None)
-        self.mean_reward_said = part.mean_reward if len(parts) == 1 else None
-        self.completion_tokens_said = _sum_of(p.completion_tokens for p in parts)
-        self._source_ended(part, status if status in STATUSES else "completed", at)
+        leading = self._leading()
+        self.duration_s = max((p.duration_s for p in leading if p.duration_s is not None), default=None)
+        self.mean_reward_said = leading[0].mean_reward if len(leading) == 1 else None
+        self.completion_tokens_said = _sum_of(p.completion_tokens for p in leading)
+        self._source_ended(source, status if status in STATUSES else "completed", at)
 
     def _lose(self, source: str, data: dict[str, Any], at: float | None) -> None:
         """Note that a source's part of the run has ended, and that its end was lost; of every source, if the gap names none."""
         status = status if (status := data["run_status"]) in STATUSES else "unknown"
         if not source and source not in self.sources:
             for part in self.sources.values():
-                self._source_ended(part, part.status or status, at)
-        self._source_ended(self._part_of(source), status, at)
+                part.status = part.status or status
+        self._source_ended(source, status, at)
 
-    def _source_ended(self, part: SourcePart, status: str, at: float | None) -> None:
-        part.status = status
-        ended = [each.status for each in self.sources.values() if each.status is not None]
-        if len(ended) == len(self.sources):
-            self.status, self.ended_at = worst_status(ended), at
-        else:
+    def _source_ended(self, source: str, status: str, at: float | None) -> None:
+        self._part_of(source).status = status
+        for part in self.sources.values():
+            if part.leader == source:
+                part.status = part.status or status
+        if any(part.status is None for part in self.sources.values()):
             self.status = "running"
+        else:
+            self.status = worst_status(part.status or "" for part in self._leading())
+            self.ended_at = at
 
     def _step(self, data: dict[str, Any], at: float | None) -> None:
         row = {

@@ -29,7 +29,7 @@ __all__ = [
     "refusal",
 ]
 
-_QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types"}
+_QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types", "source": "sources"}
 
 
 class Door(StrEnum):

@@ -139,7 +139,7 @@ class HubLink:
             self._refuse(f"it refuses: {refusal}")
         elif not self._session.welcomed:
             self._owner.say(
-                f"the hub {url} cannot be reached ({why(error)}); the run goes on, and it is tried again"
+                f"the hub {url} cannot be reached ({why(error)}); the run goes on, and the hub is tried again"
             )
         else:
             logger.info("the connection to the hub %s has ended (%s)", url, why(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -14,7 +15,7 @@ import msgspec
 from rollcast.aio import follower
 from rollcast.records import EventFilter, encode_lines
 from rollcast.records.secrets import Masker, masker_of
-from rollcast.serve.address import server_address
+from rollcast.serve.address import hub_address
 from rollcast.serve.environment import token_for_hub
 from rollcast.serve.history import encoded, masked
 from rollcast.serve.producer import HubProducer, producer_for
@@ -68,7 +69,7 @@ class HubStreamObserver(EncodingObserver):
         masker: Masker | bool | None = None,
     ) -> None:
         self._producer = producer_for(
-            server_address(url),
+            hub_address(url),
             token=token or token_for_hub(),
             source=source or None,
             tls_ca=tls_ca,
@@ -144,15 +145,25 @@ class HubStreamObserver(EncodingObserver):
             data = b",".join([_one(event, masker) for event in events])
         return Block(data, len(events))
 
+    async def published(self, timeout: float) -> bool:
+        """Wait until the hub has everything that was published from this process, after `await manager.drain()`.
+
+        Returns:
+            Whether it has; False if that takes longer than `timeout` seconds, or the hub refuses.
+        """
+        give_up = time.monotonic() + timeout
+        while not self._producer.is_up_to_date:
+            if time.monotonic() >= give_up or self._producer.refused is not None:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
     async def aclose(self) -> None:
         """Wait until the hub has what was published, if it is there, for less than the manager waits for its observers."""
-        manager = self._manager
-        timeout = CLOSING_SHARE * (self._producer.drain_timeout if manager is None else manager.drain_timeout)
-        deadline = asyncio.get_running_loop().time() + timeout
-        while self._producer.connected and not self._producer.is_up_to_date:
-            if asyncio.get_running_loop().time() >= deadline:
-                return
-            await asyncio.sleep(LOOK_S)
+        if self._producer.connected:
+            manager = self._manager
+            longest = self._producer.drain_timeout if manager is None else manager.drain_timeout
+            await self.published(CLOSING_SHARE * longest)
 
 
 def _one(event: Encodable, masker: Masker | None) -> bytes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rollcast.records.lanes import Lane, end_status
+from rollcast.records import StreamEventType
+from rollcast.records.lanes import Lane, end_status, leader_of
 from rollcast.serve.history import Entry, Place, Selector
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
@@ -64,6 +65,7 @@ class RunLedger:
 
     def __init__(self) -> None:
         self._runs: dict[Lane, PassedRun] = {}
+        self._led: dict[Lane, set[Lane]] = {}  # by leader, what ends with it
         self._unbounded = 0  # events since the bounds were last checked
         self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
@@ -93,7 +95,12 @@ class RunLedger:
         if run is None:
             run = self._runs[lane] = PassedRun(event.run_id, event.source, position)
         if not isinstance(event, EncodableChunk):
-            run.status = end_status(event) or run.status
+            if event.event_type is StreamEventType.RUN_START and (leader := leader_of(event)) is not None:
+                self._led.setdefault(Lane(event.run_id, leader), set()).add(lane)
+            if (status := end_status(event)) is not None:
+                for ended in (lane, *self._led.pop(lane, ())):
+                    if ended in self._runs:
+                        self._runs[ended].status = status
         return run
 
     def _bound(self) -> None:
@@ -101,6 +108,7 @@ class RunLedger:
         for run in runs[: max(0, len(runs) - MAX_RUNS)]:
             del self._runs[run.lane]
             self._forgotten.append(run.last)
+        self._led = {leader: led for leader, led in self._led.items() if leader in self._runs}
         self._forgotten.sort()
         older = self._forgotten[:-MAX_RUNS]
         if older:

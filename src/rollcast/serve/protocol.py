@@ -134,12 +134,13 @@ Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Me
 
 
 class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which events: those whose run, chain, group and type are all among the named ones. None: all."""
+    """Which events: those whose run, chain, group, type and source are all among the named ones. None: all."""
 
     runs: Names | None = None
     chains: Names | None = None
     groups: Names | None = None
     types: Names | None = None
+    sources: Names | None = None
 
     def filter(self) -> EventFilter:
         """The `EventFilter` that this describes.
@@ -147,7 +148,7 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         Raises:
             FilterError: a type does not exist.
         """
-        return EventFilter(self.runs, self.chains, self.groups, self.types)
+        return EventFilter(self.runs, self.chains, self.groups, self.types, sources=self.sources)
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):

@@ -62,6 +62,9 @@ class KnownRuns:
         parent = known.parent_run_id if known else None
         for data in starts.values():
             parent = data.get("parent_run_id", parent)
+        for source in [name for name, data in starts.items() if data.get("leader") in starts]:
+            del starts[source]  # its leader tells what the run is
+            ends.pop(source, None)
         over = starts.keys() <= ends.keys()
         ended = (data.get("status", "completed") for data in ends.values())
         status: Any = worst_status(ended) if over else "running"

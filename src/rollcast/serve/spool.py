@@ -66,20 +66,9 @@ class Numbers:
 
     def at(self, position: int) -> int:
         """The number of the event at a position."""
-        first, number = self.pieces[max(0, self._piece(position, 0))]
+        piece = bisect.bisect_right(self.pieces, position, key=lambda piece: piece[0]) - 1
+        first, number = self.pieces[max(0, piece)]
         return number + position - first
-
-    def after(self, number: int) -> int:
-        """The position of the first event with a higher number, if there is one."""
-        piece = self._piece(number, 1)
-        if piece < 0:
-            return self.pieces[0][0] if self.pieces else 0
-        first, begins_with = self.pieces[piece]
-        position = first + number - begins_with + 1
-        return position if piece + 1 == len(self.pieces) else min(position, self.pieces[piece + 1][0])
-
-    def _piece(self, value: int, of: int) -> int:
-        return bisect.bisect_right(self.pieces, value, key=lambda piece: piece[of]) - 1
 
 
 class Spool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Unpack
 
 import msgspec
@@ -239,6 +240,12 @@ class StreamingManager:
         event = relayable(event)
         with self.lock:
             self._relay.pass_on_locked(event)
+
+    def relay_read(self, events: Iterable[tuple[StreamEvent, bytes | None]]) -> None:
+        """Do the same as `relay` for events that were read from JSON and checked: each with its line, or None if it was made here."""
+        with self.lock:
+            for event, line in events:
+                self._relay.pass_on_locked(event, line)
 
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""

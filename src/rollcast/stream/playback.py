@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.lanes import RunSources, end_status
+from rollcast.records.lanes import RunSources
 from rollcast.stream.observer import StreamObserver, overrides_on_batch
 from rollcast.stream.relay import RUNS_LIMIT
 
@@ -76,14 +76,14 @@ class Playback:
             return
         if event.chain_id and kind is not T.RUN_START:
             run.chains[event.chain_id] = event.source
-        run.sources.note(event)
+        ended = run.sources.note(event)
         if kind is T.CHAIN_END:
             run.chains.pop(event.chain_id, None)
             await self._close_chain(run_id, event.chain_id)
-        elif run.sources.over:
+        elif ended and run.sources.over:
             await self._close(run_id)
-        elif end_status(event) is not None:
-            for chain_id in [name for name, source in run.chains.items() if source == event.source]:
+        elif ended:
+            for chain_id in [name for name, source in run.chains.items() if source in ended]:
                 del run.chains[chain_id]
                 await self._close_chain(run_id, chain_id)
 

@@ -9,10 +9,11 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
-from rollcast.records.lanes import RunSources, end_status
-from rollcast.records.view import ChainView
+from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
+from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
 
 __all__ = ["Relay", "relayable"]
@@ -26,6 +27,10 @@ _KINDS = (
     ("data", dict),
     ("seq", int),
 )
+EVENT_BYTES, BYTES_OF_ONE = (
+    400,
+    3,
+)  # about the memory of an event, beside what its JSON takes and for each byte of it
 RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
 
 
@@ -62,8 +67,8 @@ class Relay:
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
-    def pass_on_locked(self, event: StreamEvent) -> None:
-        """Queue the event for every reader that wants it, and the hooks around it."""
+    def pass_on_locked(self, event: StreamEvent, line: bytes | None = None) -> None:
+        """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
         if run is None and run_id and run_id not in fanout.runs:
@@ -77,17 +82,18 @@ class Relay:
         else:
             targets = run.route(event).targets_locked(event.event_type)
         if targets:
-            fanout.publish_locked(event, targets, event_size(event))
+            size = event_size(event) if line is None else EVENT_BYTES + BYTES_OF_ONE * len(line)
+            fanout.publish_locked(event, targets, size)
         if run is None:
             return
-        run.note(event)
+        ended = run.note(event, line)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif end_status(event) is not None:
-            for chain_id in run.chains_of(event.source):  # their ends were lost
+        for source in ended:
+            for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-            if run.sources.over:
-                self._close(run)
+        if ended and run.sources.over:
+            self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -124,7 +130,7 @@ class _RelayedRun:
         self.expected_chains = 0  # of all sources
         self.on_cancel: Callable[[str | None], object] | None = None
         self.announced: dict[str, str | None] = {}
-        self.chains: dict[str, ChainView] = {}
+        self.chains: dict[str, FoldedChain] = {}
         self._ended: dict[str | None, int] = {}  # how many chains have ended, by group
         self._routes: dict[str, Route] = {}
         self._expected: dict[str, int] = {}  # by source
@@ -138,37 +144,37 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
-    def note(self, event: StreamEvent) -> None:
-        """Remember what a late observer must know."""
+    def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
+        """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
         self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
-        self.sources.note(event)
+        ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)
             self.expected_chains = sum(self._expected.values())
         elif event.chain_id:
-            view = self.chains.get(event.chain_id)
-            if view is None:
-                view = self.chains[event.chain_id] = ChainView()
+            chain = self.chains.get(event.chain_id)
+            if chain is None:
+                chain = self.chains[event.chain_id] = FoldedChain(event)
                 self._fanout.make_room_locked(len(self.chains))
-            view.apply(event)
+            chain.note(event, line)
         elif event.event_type is T.GAP:
-            for view in self.chains.values():
-                view.apply(event)
+            line = encode_described(event) if line is None else line
+            for chain in self.chains.values():
+                chain.note(event, line)
+        return ended
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
-        view = self.chains.pop(chain_id, None)
+        chain = self.chains.pop(chain_id, None)
         self._routes.pop(chain_id, None)
-        if view is not None:
-            self._ended[view.group_id] = self._ended.get(view.group_id, 0) + 1
+        if chain is not None:
+            self._ended[chain.group_id] = self._ended.get(chain.group_id, 0) + 1
 
     def chains_of(self, source: str) -> list[str]:
-        """The open chains of one source; of all if it is not named, unless one is named so."""
-        if not source and source not in self._as_of:
-            return list(self.chains)
-        return [name for name, view in self.chains.items() if view.source == source]
+        """The open chains of one source."""
+        return [name for name, chain in self.chains.items() if chain.source == source]
 
     def as_of(self) -> Mapping[str, int]:
         """See `OpenRun.as_of`."""
@@ -187,14 +193,15 @@ class _RelayedRun:
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
-        view = self.chains.get(chain_id)
-        if view is None:
+        chain = self.chains.get(chain_id)
+        if chain is None:
             return None
+        view = chain.view()
         return view.step or 0, 0 if view.generation is None else view.generation.end
 
     def chain_ids(self, group_id: str | None = None) -> list[str]:
         """See `OpenRun.chain_ids`."""
-        return [name for name, view in self.chains.items() if group_id in (None, view.group_id)]
+        return [name for name, chain in self.chains.items() if group_id in (None, chain.group_id)]
 
     def count_ended(self, group_id: str | None = None) -> int:
         """See `OpenRun.count_ended`."""
@@ -202,8 +209,11 @@ class _RelayedRun:
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""
-        view = self.chains.get(chain_id)
-        if view is None or (view.content is None and not view.tool_calls):
+        chain = self.chains.get(chain_id)
+        if chain is None or not chain.has_part:
+            return None
+        view = chain.view()
+        if view.content is None and not view.tool_calls:
             return None
         calls = [
             OpenToolCall(
@@ -224,7 +234,7 @@ class _RelayedRun:
 
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`."""
-        for view in self.chains.values():
-            place = (view.chain_id, view.group_id, self.run_id, view.source)
+        for chain_id, chain in self.chains.items():
+            place = (chain_id, chain.group_id, self.run_id, chain.source)
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
-                yield view.snapshot()
+                yield chain.view().snapshot()

@@ -242,8 +242,17 @@ class RunWriter:
 
     def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
-        trajectory = chain.trajectory
-        self.open_chains.pop(trajectory.chain_id, None)
+        self.open_chains.pop(chain.trajectory.chain_id, None)
+        self._add_to_totals(chain.trajectory)
+
+    def count_elsewhere(self, trajectory: Trajectory) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes."""
+        with self.lock:
+            self.announced.pop(trajectory.chain_id, None)
+            self.chains += 1
+            self._add_to_totals(trajectory)
+
+    def _add_to_totals(self, trajectory: Trajectory) -> None:
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
         self._totals["failed"] += trajectory.finish_reason == "error"
         self._totals["completion_tokens"] += trajectory.completion_tokens

@@ -26,8 +26,9 @@ function isClosed(view) {
 /** @typedef {{train_step: number | null, policy_version: number | null, metrics: Record<string, any>, timestamp: number | null}} TrainStep */
 
 /**
- * A run on one source: how it ended, null before; whether its `run_start` was seen; and what that and its `run_end` tell.
- * @typedef {{status: string | null, begun: boolean, chains: number | null, groups: number | null, duration: number | null,
+ * A run on one source: how it ended, null before; whether its `run_start` was seen; the source that tells what the run as a whole is,
+ * null if it does itself; and what its `run_start` and its `run_end` tell.
+ * @typedef {{status: string | null, begun: boolean, leader: string | null, chains: number | null, groups: number | null, duration: number | null,
  *   meanReward: number | null, tokens: number | null}} SourcePart
  */
 
@@ -136,7 +137,7 @@ export class RunView {
     }
     if (typeof event.chain_id !== "string" || !event.chain_id) {
       const isNew = applyToRun(this, event, kind, objectOf(event.data));
-      if (isNew && toChains && (kind === "gap" || kind === "run_end")) for (const view of this.chains.values()) view.apply(event);
+      if (isNew && toChains && (kind === "gap" || kind === "run_end")) applyToChains(this, event, kind);
       return;
     }
     const source = event.source === undefined ? "" : event.source;
@@ -260,10 +261,32 @@ function applyToRun(run, event, kind, data) {
 function partOf(run, source) {
   let part = run.sources.get(source);
   if (part === undefined) {
-    part = { status: null, begun: false, chains: null, groups: null, duration: null, meanReward: null, tokens: null };
+    part = { status: null, begun: false, leader: null, chains: null, groups: null, duration: null, meanReward: null, tokens: null };
     if (run.sources.size < MAX_SOURCES) run.sources.set(source, part);
   }
   return part;
+}
+
+/**
+ * A gap, or the end of a source's part, concerns the chains of that source, and the end also those of the sources that it leads.
+ * @param {RunView} run
+ * @param {StreamEvent} event
+ * @param {string} kind
+ */
+function applyToChains(run, event, kind) {
+  const source = textOf(event.source);
+  for (const view of run.chains.values()) {
+    const ends = kind === "run_end" && run.sources.get(view.source)?.leader === source;
+    view.apply(ends ? { ...event, source: view.source } : event);
+  }
+}
+
+/**
+ * The parts that tell what the run as a whole is.
+ * @param {RunView} run
+ */
+function leadingOf(run) {
+  return [...run.sources.values()].filter((part) => part.leader === null || !run.sources.has(part.leader));
 }
 
 /**
@@ -274,27 +297,29 @@ function partOf(run, source) {
  */
 function start(run, source, data, at) {
   const fields = run.fields;
-  const isFirst = ![...run.sources].some(([name, part]) => name !== source && part.begun);
   const part = partOf(run, source);
+  const leader = word(data.leader);
   part.begun = true;
+  part.leader = leader === source ? null : leader;
   part.chains = countOf(data.chains);
   part.groups = countOf(data.groups);
-  const parts = [...run.sources.values()];
-  fields.expected_chains = sumOf(parts.map((each) => each.chains));
-  fields.expected_groups = sumOf(parts.map((each) => each.groups));
-  if (!isFirst) {
-    // what is the same for all is known
+  const leading = leadingOf(run);
+  fields.expected_chains = sumOf(leading.map((each) => each.chains));
+  fields.expected_groups = sumOf(leading.map((each) => each.groups));
+  if (leading.includes(part) && !leading.some((other) => other !== part && other.begun)) {
+    for (const name of ["agent", "model", "backend", "parent_run_id", "split", "name"]) fields[name] = word(data[name]);
+    fields.tags = words(data.tags);
+    fields.policy_version = whole(data.policy_version);
+    fields.seed = whole(data.seed);
+    fields.train_step = whole(data.train_step);
+  }
+  if ([...run.sources.values()].some((other) => other !== part && other.begun)) {
     fields.ended_at = part.status === null ? null : fields.ended_at;
     fields.status = fields.ended_at === null ? "running" : fields.status;
-    return;
+  } else {
+    fields.started_at = at;
+    fields.status = fields.status === "unknown" ? "running" : fields.status;
   }
-  fields.started_at = at;
-  fields.status = fields.status === "unknown" ? "running" : fields.status;
-  for (const name of ["agent", "model", "backend", "parent_run_id", "split", "name"]) fields[name] = word(data[name]);
-  fields.tags = words(data.tags);
-  fields.policy_version = whole(data.policy_version);
-  fields.seed = whole(data.seed);
-  fields.train_step = whole(data.train_step);
 }
 
 /**
@@ -308,11 +333,11 @@ function end(run, source, data, at) {
   part.duration = secondsOf(data.duration_s);
   part.meanReward = number(data.mean_reward);
   part.tokens = countOf(data.completion_tokens);
-  const parts = [...run.sources.values()];
-  const durations = parts.map((each) => each.duration).filter((each) => each !== null);
+  const leading = leadingOf(run);
+  const durations = leading.map((each) => each.duration).filter((each) => each !== null);
   run.fields.duration_s = durations.length ? Math.max(...durations) : null;
-  run.said = { meanReward: parts.length === 1 ? part.meanReward : null, tokens: sumOf(parts.map((each) => each.tokens)) };
-  sourceEnded(run, part, STATUSES.has(data.status) ? data.status : "completed", at);
+  run.said = { meanReward: leading.length === 1 ? leading[0].meanReward : null, tokens: sumOf(leading.map((each) => each.tokens)) };
+  sourceEnded(run, source, STATUSES.has(data.status) ? data.status : "completed", at);
 }
 
 /**
@@ -324,21 +349,27 @@ function end(run, source, data, at) {
  */
 function lose(run, source, data, at) {
   const status = STATUSES.has(data.run_status) ? data.run_status : "unknown";
-  if (!source && !run.sources.has(source)) for (const part of run.sources.values()) sourceEnded(run, part, part.status ?? status, at);
-  sourceEnded(run, partOf(run, source), status, at);
+  if (!source && !run.sources.has(source)) for (const part of run.sources.values()) part.status ??= status;
+  sourceEnded(run, source, status, at);
 }
 
 /**
  * @param {RunView} run
- * @param {SourcePart} part
+ * @param {string} source
  * @param {string} status
  * @param {number | null} at
  */
-function sourceEnded(run, part, status, at) {
-  part.status = status;
-  const ended = new Set([...run.sources.values()].map((each) => each.status));
-  run.fields.status = ended.has(null) ? "running" : (WORST_FIRST.find((each) => ended.has(each)) ?? "completed");
-  if (!ended.has(null)) run.fields.ended_at = at;
+function sourceEnded(run, source, status, at) {
+  partOf(run, source).status = status;
+  const parts = [...run.sources.values()];
+  for (const part of parts) if (part.leader === source) part.status ??= status;
+  if (parts.some((part) => part.status === null)) {
+    run.fields.status = "running";
+    return;
+  }
+  const ended = new Set(leadingOf(run).map((part) => part.status));
+  run.fields.status = WORST_FIRST.find((each) => ended.has(each)) ?? "completed";
+  run.fields.ended_at = at;
 }
 
 /**

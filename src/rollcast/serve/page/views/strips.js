@@ -67,10 +67,21 @@ function looks(cell, by, tools, reward, scale) {
  *   hrefOf: (cell: StripCell) => string, label: string}} props
  */
 export function StripCells({ cells, by, tools, rewards, scale, hrefOf, label }) {
-  return html`<span class="hidden-name">${label}</span><span class="strip-cells" aria-hidden="true">${cells.map((cell, i) => {
-    const { name, text, title, style } = looks(cell, by, tools, rewards[i] ?? null, scale);
-    return html`<a key=${cell.step} class=${`turn-mark ${name}`} style=${style} title=${title} href=${hrefOf(cell)} tabindex="-1">${visible(text)}</a>`;
-  })}</span>`;
+  const drawn = useRef({ like: "", nodes: /** @type {Map<number, {cell: StripCell, reward: number | null, node: any}>} */ (new Map()) });
+  // A cell that is as it was is not drawn again: the same node tells Preact that nothing has changed.
+  const like = JSON.stringify([by, [...tools].map(([name, { letter, place }]) => [name, letter, place]), scale, cells[0] && hrefOf(cells[0])]);
+  if (drawn.current.like !== like) drawn.current = { like, nodes: new Map() };
+  const { nodes } = drawn.current;
+  const nodeOf = (/** @type {StripCell} */ cell, /** @type {number} */ i) => {
+    const reward = rewards[i] ?? null;
+    const before = nodes.get(cell.step);
+    if (before !== undefined && before.cell === cell && before.reward === reward) return before.node;
+    const { name, text, title, style } = looks(cell, by, tools, reward, scale);
+    const node = html`<a key=${cell.step} class=${`turn-mark ${name}`} style=${style} title=${title} href=${hrefOf(cell)} tabindex="-1">${visible(text)}</a>`;
+    nodes.set(cell.step, { cell, reward, node });
+    return node;
+  };
+  return html`<span class="hidden-name">${label}</span><span class="strip-cells" aria-hidden="true">${cells.map(nodeOf)}</span>`;
 }
 
 /** @param {{cells: Iterable<StripCell>, by: By, scale: import("../wall.js").RewardScale}} props */
