@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from fleet_faults.nursery import Nursery
 from fleet_faults.play import Outcome, play
 
 __all__ = ["main"]
@@ -24,7 +25,11 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("rollcast").setLevel(logging.ERROR)  # that a hub is gone is no news
     began = time.monotonic()
-    outcomes = [_played(seed, arguments.verbose, arguments.keep) for seed in _seeds(arguments.seeds)]
+    with Nursery() as nursery:
+        outcomes = [
+            _played(seed, nursery, verbose=arguments.verbose, keep=arguments.keep)
+            for seed in _seeds(arguments.seeds)
+        ]
     _tell(outcomes, time.monotonic() - began)
     return 1 if any(outcome.broken for outcome in outcomes) else 0
 
@@ -37,9 +42,9 @@ def _seeds(given: str) -> list[int]:
     return seeds
 
 
-def _played(seed: int, verbose: bool, keep: bool) -> Outcome:
+def _played(seed: int, nursery: Nursery, *, verbose: bool, keep: bool) -> Outcome:
     folder = Path(tempfile.mkdtemp(prefix=f"fleet-faults-{seed}-"))
-    outcome = play(seed, folder)
+    outcome = play(seed, folder, nursery)
     if outcome.broken or verbose:
         print(outcome.told(), flush=True)
     if outcome.broken and keep:

@@ -84,19 +84,22 @@ def broken_promises(truth: Truth, seen: Seen, *, grammar: bool = True) -> Iterat
 def in_one(records: Iterable[list[StreamEvent]]) -> Iterator[StreamEvent]:
     """The events of a hub's records, one after the other, as if it had never been restarted.
 
-    A record begins with the starts of the runs that were open at the end of the one before, and that of a hub that was killed ends with
+    A record begins with the starts of the runs and chains that were open at the end of the one before, and that of a hub that was killed ends with
     gaps, in which nothing is missing.
     """
-    begun: set[tuple[str, str]] = set()
+    last: dict[Stream, int] = {}
     for events in records:
+        before = dict(last)
         for event in events:
             place = (event.run_id, event.source)
-            if event.event_type is T.GAP and event.data.get("run_status") == "unknown":
+            said_again = event.event_type in (T.RUN_START, T.CHAIN_START) and event.seq <= before.get(
+                place, -1
+            )
+            if said_again or (event.event_type is T.GAP and event.data.get("run_status") == "unknown"):
                 continue
-            if event.event_type is not T.RUN_START or place not in begun:
-                yield event
-            if event.event_type is T.RUN_START:
-                begun.add(place)
+            if event.event_type not in MARKS:
+                last[place] = max(event.seq, last.get(place, -1))
+            yield event
 
 
 def _of_stream(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fleet_faults.invariants import Emitted, Seen, Truth, breaks_of_the_grammar, broken_promises, in_one
+from fleet_faults.nursery import Nursery
 from fleet_faults.plan import SLOW, Fault, Plan, WorkerPlan, draw
 from fleet_faults.processes import Child, left_over
 from fleet_faults.relay import CLEAR, Relay, Weather
@@ -84,7 +85,8 @@ class _Worker:
 
 
 class _Play:
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, nursery: Nursery) -> None:
+        self.nursery = nursery
         self.plan = plan
         self.folder = folder
         self.truth = Truth()
@@ -138,7 +140,11 @@ class _Play:
             relay.weather = Weather(*SLOW) if wish.slow else CLEAR
             self.relays.append(relay)
             deaf = wish.manner == "deaf"
-            self.viewers.append(DeafViewer(relay, TOKEN) if deaf else Viewer(number, wish, relay, TOKEN))
+            self.viewers.append(
+                DeafViewer(relay, TOKEN)
+                if deaf
+                else Viewer(number, wish, relay, TOKEN, lambda: len(self.hubs))
+            )
         for worker in self.workers:
             await self._start_worker(worker)
 
@@ -224,9 +230,9 @@ class _Play:
             if not ready.done() and (found := re.search(rb"ROLLCAST_HUB=(\S+)", line)):
                 ready.set_result(found[1].decode())
 
-        arguments = ["-m", "fleet_faults.hub", str(self.plan.hub_clock_s)]
+        arguments = [str(self.plan.hub_clock_s)]
         arguments += ["--port", "0", "--token", TOKEN, "--record-dir", str(self.folder / "hub")]
-        self.hub = Child(f"hub {len(self.hubs) + 1}", arguments, {}, take)
+        self.hub = Child(self.nursery, f"hub {len(self.hubs) + 1}", "fleet_faults.hub", arguments, {}, take)
         self.hubs.append(self.hub)
         await self.hub.start()
         self.sessions.add(self.hub.pid)
@@ -252,13 +258,18 @@ class _Play:
         }
         if plan.shares_run:
             environment["ROLLCAST_RUN_ID"] = f"shared-{self.plan.seed}-{worker.attempt}"
-        arguments = [
-            "-m", "fleet_faults.worker", msgspec.json.encode(plan).decode(), str(worker.attempt), str(self.plan.seed)
-        ]  # fmt: skip
+        arguments = [msgspec.json.encode(plan).decode(), str(worker.attempt), str(self.plan.seed)]
         if worker.child is not None:
             worker.earlier.append(worker.child)
         streams = worker.streams = set()
-        worker.child = Child(name, arguments, environment, lambda line: self._take(line, streams))
+        worker.child = Child(
+            self.nursery,
+            name,
+            "fleet_faults.worker",
+            arguments,
+            environment,
+            lambda line: self._take(line, streams),
+        )
         await worker.child.start()
         self.sessions.add(worker.child.pid)
         self.last_emitted = time.monotonic()
@@ -422,12 +433,13 @@ _FAULTS: dict[str, Callable[[_Play, Fault], Awaitable[None]]] = {
 }
 
 
-def play(seed: int, folder: Path) -> Outcome:
+def play(seed: int, folder: Path, nursery: Nursery) -> Outcome:
     """Play the schedule of this seed.
 
     Args:
         seed: any whole number.
-        folder: an empty one, for records and what processes say.
+        folder: an empty one, for records.
+        nursery: forks the processes.
     """
     client.LONGEST_PAUSE_S = 0.5
-    return asyncio.run(_Play(draw(seed), folder).whole())
+    return asyncio.run(_Play(draw(seed), folder, nursery).whole())

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import rollcast
+from fleet_faults.nursery import Nursery
 
 __all__ = ["Child", "left_over"]
 
-TESTS = Path(__file__).parent.parent
 MEMORY = "VmHWM:"  # of /proc/PID/status: the most that it ever had
 
 
@@ -22,99 +20,79 @@ class Child:
     """A process, its output read line by line.
 
     Args:
+        nursery: forks it.
         name: for messages.
-        arguments: what comes after `python`.
+        module: whose `main` it runs.
+        arguments: those of its command line.
         environment: beyond that of this process.
         take: called with each line of its standard output.
 
     Attributes:
         killed: whether this schedule killed it.
+        code: its exit code, negative for a signal; None: it has not ended, or not begun.
         peak: the most memory that it had when that was last looked at, in bytes.
         errors: the lines of its standard error. It is a pipe, since a process that may write no file may not write them to one.
     """
 
     def __init__(
         self,
+        nursery: Nursery,
         name: str,
+        module: str,
         arguments: list[str],
         environment: dict[str, str],
         take: Callable[[bytes], None],
     ) -> None:
         self.name = name
         self.killed = False
+        self.code: int | None = None
         self.peak = 0
+        self.pid = 0  # also that of its session
         self.errors: list[str] = []
-        self._arguments = arguments
-        self._environment = environment
+        self._nursery = nursery
+        self._asked = (module, arguments, environment)
         self._take = take
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start it."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ROLLCAST_")}
-        environment |= {
-            "PYTHONPATH": f"{TESTS}{os.pathsep}{Path(rollcast.__file__).parent.parent}",
-            "PYTHONWARNINGS": "default",
-            "ROLLCAST_RECORD": "0",
-        }
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, *self._arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            stdin=asyncio.subprocess.DEVNULL, env=environment | self._environment, start_new_session=True, limit=1 << 20,
-        )  # fmt: skip
-        self._reading = [
-            asyncio.create_task(
-                self._read(self._process.stdout, self._take), name=f"fleet-faults-{self.name}"
-            ),
-            asyncio.create_task(
-                self._read(self._process.stderr, self._say), name=f"fleet-faults-{self.name}-errors"
-            ),
-        ]
+        module, arguments, more = self._asked
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ROLLCAST_")} | more
+        pipes = [os.pipe(), os.pipe()]
+        self.pid = self._nursery.fork(module, arguments, environment, pipes[0][1], pipes[1][1])
+        for (there, end), take in zip(pipes, (self._take, self._say), strict=True):
+            os.close(end)
+            self._tasks.append(asyncio.create_task(_read(there, take), name=f"fleet-faults-{self.name}"))
+        self._tasks.append(asyncio.create_task(self._end(), name=f"fleet-faults-{self.name}-end"))
 
     def _say(self, line: bytes) -> None:
         self.errors.append(line.decode(errors="replace").rstrip())
 
-    @staticmethod
-    async def _read(pipe: asyncio.StreamReader | None, take: Callable[[bytes], None]) -> None:
-        assert pipe is not None
-        while line := await pipe.readline():
-            if line.endswith(b"\n"):  # half a line is of one that was killed
-                take(line)
-
-    @property
-    def pid(self) -> int:
-        """Its id, which is also that of its session."""
-        assert self._process is not None
-        return self._process.pid
+    async def _end(self) -> None:
+        self.code = await self._nursery.wait(self.pid)
 
     @property
     def over(self) -> bool:
         """Whether it has ended."""
-        return self._process is None or self._process.returncode is not None
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code; None: it has not ended."""
-        return None if self._process is None else self._process.returncode
+        return self.code is not None or not self.pid
 
     def signal(self, number: int) -> None:
         """Send it a signal if it is there."""
-        if not self.over:
-            assert self._process is not None
-            self._process.send_signal(number)
+        self._nursery.hear()
+        if self.pid and self.pid not in self._nursery.ended:
+            os.kill(self.pid, number)
 
     async def kill(self) -> None:
         """Kill it, as `kill -9` does, and wait until everything that it had written is read."""
-        self.killed = not self.over
+        self._nursery.hear()
+        self.killed = bool(self.pid) and self.pid not in self._nursery.ended
         self.signal(signal.SIGKILL)
         await self.wait()
 
     async def wait(self) -> None:
         """Wait until it has ended and its output is read."""
-        if self._process is not None:
-            await self._process.wait()
-        for reading in self._reading:
-            await reading
+        for task in self._tasks:
+            await task
 
     def look_at_memory(self) -> None:
         """Note how much it had at most so far."""
@@ -124,6 +102,21 @@ class Child:
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
                 if line.startswith(MEMORY):
                     self.peak = int(line.split()[1]) << 10
+
+
+async def _read(descriptor: int, take: Callable[[bytes], None]) -> None:
+    """Take the lines of a pipe, until nobody can write to it any more."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 20)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+    )
+    try:
+        while line := await reader.readline():
+            if line.endswith(b"\n"):  # half a line is of one that was killed
+                take(line)
+    finally:
+        transport.close()
 
 
 def left_over(sessions: set[int]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,10 +27,20 @@ LEAVES_AFTER = 10  # events
 
 
 class Viewer:
-    """A client that reads, and keeps what it gets."""
+    """A client that reads, and keeps what it gets.
 
-    def __init__(self, number: int, plan: ViewerPlan, relay: Relay, token: str) -> None:
+    Args:
+        number, plan: which viewer of the plan it is.
+        relay: its way to the hub.
+        token: the hub's.
+        hubs: gives how often the hub has been started.
+    """
+
+    def __init__(
+        self, number: int, plan: ViewerPlan, relay: Relay, token: str, hubs: Callable[[], int]
+    ) -> None:
         self.plan = plan
+        self._hubs = hubs
         self.relay = relay
         self.seen = Seen(
             f"viewer {number} ({plan.manner})",
@@ -64,6 +75,8 @@ class Viewer:
         came = 0
         try:
             async for event in client:
+                if not self.seen.events and self._hubs() > 1:
+                    self.seen.from_the_start = False  # for a hub that was restarted, the start is its own
                 self.seen.events.append(event)
                 came += 1
                 if not self._left and came >= LEAVES_AFTER:
