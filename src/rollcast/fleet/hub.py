@@ -121,9 +121,9 @@ class Hub:
             observer = self.server.get_observer()
             observer.mode = "lossless"  # the producers wait, on their side of the wire
             self.manager.add_observer(observer)
-        for event in self._restored.open:
-            self.manager.relay(event)
+        self._relay(self._restored.open)
         self.intake.restore(self._restored.open)
+        await self._recorded()  # so that viewers who come back find it in the record
         await self.server.start()
         loop = asyncio.get_running_loop()
         self._tasks = [
@@ -275,19 +275,24 @@ class Hub:
         marks = self.intake.marks()
         if not marks:
             return
-        record = record_of(self.manager)
-        if record is not None:
-            while not await caught_up(self.manager, record):
-                logger.debug("the record is behind; producers wait for their acks")
-            await record.recorded()
-            if record.failing is not None:
-                self._unsafe.set()
-                return
+        if not await self._recorded():
+            self._unsafe.set()
+            return
         await self._note_acks([((mark.source, mark.epoch), mark.number) for mark in marks])
         for mark in marks:
             if self.intake.safe(mark):
                 whose = ("", "") if mark.own else (mark.source, mark.epoch)
                 mark.link.send(Ack(mark.number, *whose))
+
+    async def _recorded(self) -> bool:
+        """Wait until what was relayed is recorded. False if it cannot be."""
+        record = record_of(self.manager)
+        if record is None:
+            return True
+        while not await caught_up(self.manager, record):
+            logger.debug("the record is behind; producers wait for their acks")
+        await record.recorded()
+        return record.failing is None
 
     async def _note_acks(self, marks: list[tuple[Key, int]]) -> None:
         if self._acks is not None:
