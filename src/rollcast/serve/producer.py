@@ -47,7 +47,7 @@ MEMORY_BYTES = (
 OVERFULL = 1.25  # times as much, which waits while the disk is slow, and then the observers' own queues fill
 BEAT_S = 10.0  # how often the local record says that its writer lives
 DRAIN_S = 5.0  # how long the end of the process waits for a hub
-SAVE_S = 5.0  # and how long it then waits for a disk
+SAVE_S = 5.0  # and how long it then waits for a disk that takes nothing
 
 
 class Watching(Protocol):
@@ -230,8 +230,13 @@ class HubProducer:
     def finish(self) -> None:
         """Do the same as `end`, and wait for it."""
         thread = self.end()
-        if thread is not None:
-            thread.join(self.drain_timeout + SAVE_S)
+        if thread is None:
+            return
+        thread.join(self.drain_timeout)
+        before = -1
+        while thread.is_alive() and (saved := self._backlog.saved) != before:  # the disk takes something
+            before = saved
+            thread.join(SAVE_S)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
