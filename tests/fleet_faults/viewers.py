@@ -90,9 +90,13 @@ class Viewer:
         return not self._left
 
     def has(self, run_id: str) -> bool:
-        """Whether it has had this run's last event that it wants."""
-        last = (T.RUN_END,) if self.seen.filter.wants(T.RUN_END, "", None, run_id) else (T.CHAIN_END,)
-        return any(e.run_id == run_id and e.event_type in last for e in reversed(self.seen.events))
+        """Whether it has had this run's last event that it wants, or a gap that says that the run has ended."""
+        whole = self.seen.filter.wants(T.RUN_END, "", None, run_id)
+        return any(
+            e.run_id == run_id
+            and (e.event_type is (T.RUN_END if whole else T.CHAIN_END) or "run_status" in e.data)
+            for e in reversed(self.seen.events)
+        )
 
     async def stop(self) -> None:
         """Leave."""

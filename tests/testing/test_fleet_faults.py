@@ -1,15 +1,33 @@
 """Fault schedules of a fleet: real processes, seeds that draw the same again, and a judge that finds what is broken."""
 
+import sys
+
 import msgspec
 import pytest
 
 from fleet_faults.invariants import Emitted, Seen, Truth, broken_promises
+from fleet_faults.nursery import Nursery
 from fleet_faults.plan import FaultKind, draw
+from fleet_faults.play import play
 from rollcast.records import EventFilter, StreamEventType
 from rollcast.stream import StreamingManager
 from rollcast.testing import EventCapture
 
 T = StreamEventType
+
+
+@pytest.fixture(scope="module", name="nursery")
+def _nursery():
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="left processes and their memory are looked up in /proc")
+@pytest.mark.parametrize("seed", range(15))
+def test_whatever_goes_wrong_nothing_is_lost_in_silence(seed, tmp_path, nursery):
+    """`make fleet-faults SEEDS=7` plays one again; what breaks here tells its story."""
+    outcome = play(seed, tmp_path, nursery)
+    assert not outcome.broken, outcome.told()
 
 
 @pytest.fixture(name="told")
