@@ -62,9 +62,11 @@ def main() -> None:
 
 def _hurry(plan: WorkerPlan) -> None:
     """Shorten the times for which a producer waits, and its memory, so that a test sees what comes after them."""
+    import rollcast.serve.handover as handover
     import rollcast.serve.hub_link as link
     from rollcast.serve import producer
 
+    link.LOOK_AGAIN_S, handover.ANSWER_S = 0.2, 3.0
     link.FIRST_PAUSE_S, link.LONGEST_PAUSE_S, link.STEADY_S = 0.05, 0.3, 0.2
     producer.DRAIN_S, producer.BEAT_S = plan.drain_s, 0.3
     if plan.memory is not None:
@@ -105,7 +107,7 @@ async def _until_all_is_handed_over(records: Path) -> None:
 
 
 def _has_records_to_hand_over(records: Path) -> bool:
-    return any(records.rglob("handover.json"))
+    return any(records.glob("*/handover.json"))
 
 
 async def _by_hand(manager: StreamingManager, plan: WorkerPlan, rng: random.Random) -> None:
