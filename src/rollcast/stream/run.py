@@ -166,16 +166,9 @@ class RunWriter:
         }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
-            "split": split,
-            "train_step": train_step,
-            "seed": seed,
-            "sampling": sampling,
-            "settings": settings,
-            "name": name,
-            "tags": list(tags) or None,
-            "tools": list(tools) or None,
-            "leader": leader,
-        }
+            "split": split, "train_step": train_step, "seed": seed, "sampling": sampling, "settings": settings, "name": name,
+            "tags": list(tags) or None, "tools": list(tools) or None, "leader": leader,
+        }  # fmt: skip
         self._start.update({field: value for field, value in known.items() if value is not None})
 
     def open(self) -> Self:
