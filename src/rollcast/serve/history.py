@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -31,6 +31,8 @@ WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # for one filter; clients may have many filters
 EVERYTHING = EventFilter()
+
+K = TypeVar("K")
 
 
 class Place(NamedTuple):
@@ -62,20 +64,31 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class Selector:
     """A filter that remembers whether events from a place pass."""
 
-    __slots__ = ("_verdicts", "all", "filter")
+    __slots__ = ("_by_type", "_verdicts", "all", "filter")
 
     def __init__(self, filter: EventFilter) -> None:
         self.filter = filter
         self.all = filter == EVERYTHING
+        self._by_type: dict[StreamEventType, bool] | None = {} if _names_only_types(filter) else None
         self._verdicts: dict[Place, bool] = {}
 
     def wants(self, place: Place) -> bool:
         """Whether such an event passes."""
+        verdict: bool | None
+        if self._by_type is not None:  # a sixth of what it takes to look a place up
+            verdict = self._by_type.get(place.event_type)
+            if verdict is None:
+                return self._remember(self._by_type, place.event_type, place)
+            return verdict
         verdict = self._verdicts.get(place)
         if verdict is None:
-            if len(self._verdicts) >= MAX_VERDICTS:
-                self._verdicts.clear()
-            verdict = self._verdicts[place] = self._judge(place)
+            return self._remember(self._verdicts, place, place)
+        return verdict
+
+    def _remember(self, verdicts: dict[K, bool], key: K, place: Place) -> bool:
+        if len(verdicts) >= MAX_VERDICTS:
+            verdicts.clear()
+        verdict = verdicts[key] = self._judge(place)
         return verdict
 
     def _judge(self, place: Place) -> bool:
@@ -84,6 +97,13 @@ class Selector:
         if place.event_type is T.CHAIN_SNAPSHOT:
             return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
         return self.filter.wants(*place)
+
+
+def _names_only_types(filter: EventFilter) -> bool:
+    """Whether it is the same for all runs, chains and groups."""
+    return type(filter) is EventFilter and all(
+        each.runs is each.chains is each.groups is None for each in filter.alternatives
+    )
 
 
 class Selectors:

@@ -1,6 +1,7 @@
 """Rows of the chains that are open, and of those that ended a while ago, from what an observer of the manager gets.
 
-The table is kept only while somebody asks for rows: it gets no tokens, so a token costs nothing more.
+The table is kept only while somebody asks for rows. It gets no tokens, and of most chains only the starts and ends (`intake.py`): what
+an open chain did meanwhile is asked when its row is wanted.
 
 Its queue is bounded. If very many chains begin and end at once, events are dropped and a `gap` stands for them: snapshots follow for the
 chains that are open then, but nothing tells of those that ended meanwhile. The table notes the run (`take_lost`), and its owner reads what
@@ -20,12 +21,13 @@ import msgspec
 from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
-from rollcast.archive.skeleton import Skeleton
+from rollcast.archive.skeleton import Skeleton, said_at_start
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
-from rollcast.stream import StreamObserver
+from rollcast.serve.intake import Intake
+from rollcast.stream.asked import ChainSoFar
 
 __all__ = ["Key", "LiveRows"]
 
@@ -47,11 +49,11 @@ _TOKENS_ONLY = {T.LLM_GENERATION_CHUNK.value}
 _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
 
 
-class LiveRows(StreamObserver):
+class LiveRows(Intake):
     """The table. Use it in the event loop in which it is called.
 
     Its methods are more than twenty: half of them take events, note what was lost, and put it back; the other half answer from the rows, and
-    both change the same rows and versions.
+    both change the same rows and versions. `intake.py` has the queue.
 
     Args:
         masker: of secrets in what comes from outside; None masks nothing.
@@ -60,7 +62,6 @@ class LiveRows(StreamObserver):
         version: rises with each change of a row.
         forgotten: the version of the latest change that is no longer known, since the chain ended long ago.
         complete: whether it has every chain that ended, as far as it is known: none was let go, and none was lost.
-        closed: whether it no longer gets events: it was taken off its manager.
         on_lost: called when events of a run were lost, so that `take_lost` names it.
     """
 
@@ -69,15 +70,15 @@ class LiveRows(StreamObserver):
     queue_limit_bytes = QUEUE_LIMIT
 
     def __init__(self, masker: Masker | None = None) -> None:
+        super().__init__()
         self._masker = masker
-        self.closed = False
         self.on_lost: Callable[[], object] = lambda: None
         self.version = self.forgotten = 0
         self.complete = True
         self._lost: dict[str, int] = {}
         self._lacking: dict[str, None] = {}
         self._skeleton = Skeleton(live=True)
-        self._begun: dict[Key, dict[str, Any]] = {}  # what the start of each open chain told
+        self._begun: dict[Key, ChainRow] = {}  # what the start of each open chain told
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
         self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
         self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
@@ -90,27 +91,16 @@ class LiveRows(StreamObserver):
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer (rows)"
 
-    async def aclose(self) -> None:
-        """Note that nothing more comes. Those who watch may still take the last changes.
-
-        A new table is needed when the observer is added again.
-        """
-        self.closed = True
-
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    async def on_event(self, event: StreamEvent) -> None:
-        self._take(event)
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
-        for event in events:
-            self._take(event)
-
-    def _take(self, event: StreamEvent) -> None:
+    def take(self, event: StreamEvent) -> None:
+        """See `Intake.take`."""
         skeleton = self._skeleton
         kind = event.event_type
         if kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
             self._lose(event.run_id)
+        if kind is T.CHAIN_END and (so_far := self.asked_at_the_end(event)) is not None:
+            skeleton.catch_up(event.run_id, event.chain_id, so_far)
         try:
             skeleton.feed(event, -1)
         except Exception:  # an event that somebody made by hand costs its row, not those of the others
@@ -142,14 +132,15 @@ class LiveRows(StreamObserver):
 
     def _row(self, row: ChainRow) -> None:
         key = (row.run_id, row.chain_id)
-        told = msgspec.to_builtins(row)
         if row.row == "start":
-            self._begun[key] = told
+            self._begun[key] = row
             self._ended.pop(key, None)  # an earlier attempt
         elif row.row == "end":
-            self._end(key, self._begun.pop(key, {}) | told)
+            begun = self._begun.pop(key, None)
+            told = msgspec.to_builtins(row)
+            self._end(key, told if begun is None else told | said_at_start(begun))
         elif key in self._ended:
-            merge_row(self._ended[key], told)
+            merge_row(self._ended[key], msgspec.to_builtins(row))
             self._touch(key)
 
     def _lose(self, run_id: str) -> None:
@@ -239,6 +230,13 @@ class LiveRows(StreamObserver):
             known.update(learned)
             self._touch(key)
 
+    def take_answer(self, key: Key, so_far: ChainSoFar) -> bool:
+        """See `Intake.take_answer`."""
+        if not self._skeleton.catch_up(*key, so_far):
+            return False
+        self._touch(key)
+        return True
+
     def lose_ends(self, keys: Iterable[Key]) -> None:
         """These chains have ended, and their ends were lost: those that are still open here are told as lost."""
         for key in keys:
@@ -271,7 +269,10 @@ class LiveRows(StreamObserver):
         return self._skeleton.open_chains()
 
     async def make(self) -> None:
-        """Make the rows of open chains that have changed, some at a time."""
+        """Ask the chains as `ask` does, and make the rows of open chains that have changed, some at a time."""
+        for _ in range(0, self.to_ask, AT_ONCE):
+            self.ask(AT_ONCE)
+            await asyncio.sleep(0)
         for number, key in enumerate(self.open_chains()):
             if key not in self._made:
                 self._open_row(key)
@@ -303,9 +304,10 @@ class LiveRows(StreamObserver):
 
     def encoded(self, row: dict[str, Any], limit: int) -> bytes:
         """A row of this table as JSON, made once for all who watch; see `pages.encoded_row`."""
-        if limit != ROW_BYTES:
-            return encoded_row(row, limit)
         key = (row["run_id"], row["chain_id"])
+        is_latest = row is self._made.get(key) or row is self._ended.get(key)
+        if limit != ROW_BYTES or not is_latest:
+            return encoded_row(row, limit)
         data = self._encoded.get(key)
         if data is None:
             data = self._encoded[key] = encoded_row(row)

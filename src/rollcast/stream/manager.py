@@ -207,6 +207,7 @@ class StreamingManager:
                 return
             run = self.fanout.runs.get(event.run_id)
             if run is not None:
+                run.tell_all(event.chain_id)
                 run.seq = seq = run.seq + 1
             else:
                 seq = self._foreign_seq.pop(event.run_id, 0) + 1
