@@ -45,6 +45,9 @@ class _OpenRun(msgspec.Struct):
     ended: set[str] = set()  # its chains that have
 
 
+_NO_RUN = _OpenRun()
+
+
 class _OpenChain(msgspec.Struct):
     view: ChainView
     first: int
@@ -169,7 +172,7 @@ class Skeleton:
 
     def _row(self, kind: str, chain: _OpenChain, **fields: Any) -> ChainRow:
         view = chain.view
-        run = self.runs.get(view.run_id, _OpenRun())
+        run = self.runs.get(view.run_id, _NO_RUN)
         return ChainRow(
             row=kind,
             run_id=view.run_id,
@@ -254,9 +257,10 @@ class Skeleton:
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""
         view = chain.view
-        calls, failed = (
-            sum(getattr(use, name) for use in view.tool_use.values()) for name in ("calls", "failed")
-        )
+        calls = failed = 0
+        for use in view.tool_use.values():
+            calls += use.calls
+            failed += use.failed
         return self._row(
             "end",
             chain,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -31,8 +31,6 @@ WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # for one filter; clients may have many filters
 EVERYTHING = EventFilter()
-
-K = TypeVar("K")
 
 
 class Place(NamedTuple):
@@ -74,21 +72,25 @@ class Selector:
 
     def wants(self, place: Place) -> bool:
         """Whether such an event passes."""
-        verdict: bool | None
         if self._by_type is not None:  # a sixth of what it takes to look a place up
-            verdict = self._by_type.get(place.event_type)
-            if verdict is None:
-                return self._remember(self._by_type, place.event_type, place)
-            return verdict
+            return self.may_want(place.event_type)
         verdict = self._verdicts.get(place)
         if verdict is None:
-            return self._remember(self._verdicts, place, place)
+            if len(self._verdicts) >= MAX_VERDICTS:
+                self._verdicts.clear()
+            verdict = self._verdicts[place] = self._judge(place)
         return verdict
 
-    def _remember(self, verdicts: dict[K, bool], key: K, place: Place) -> bool:
-        if len(verdicts) >= MAX_VERDICTS:
-            verdicts.clear()
-        verdict = verdicts[key] = self._judge(place)
+    def may_want(self, kind: StreamEventType) -> bool:
+        """Whether events of this type pass; True also if that depends on where they come from."""
+        by_type = self._by_type
+        if by_type is None:
+            return True
+        verdict = by_type.get(kind)
+        if verdict is None:
+            if len(by_type) >= MAX_VERDICTS:
+                by_type.clear()
+            verdict = by_type[kind] = self._judge(Place(kind, "", None, ""))
         return verdict
 
     def _judge(self, place: Place) -> bool:
@@ -154,6 +156,8 @@ class History:
         self._entries: list[Entry] = []
         self._first = 0  # index of the oldest kept entry; those before it will be cut off
         self._places: dict[Place, Place] = {}
+        # By type, and for all types together that this version does not know: no such event stands at this position or behind.
+        self._latest: dict[StreamEventType | None, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -191,6 +195,8 @@ class History:
         self._entries += entries
         self.head += len(entries)
         self.total = total
+        for kind in {event.event_type for event in events}:
+            self._latest[kind if kind.known else None] = self.head
         if len(self._places) > MAX_PLACES:
             self._places.clear()
         if entries and total - self._entries[self._first].before > self.limit:
@@ -219,6 +225,13 @@ class History:
         """At most `count` entries from the position on, which must be kept or be the head."""
         start = self._first + position - self.tail
         return self._entries[start : start + count]
+
+    def has_wanted(self, selector: Selector, position: int) -> bool:
+        """Whether an event from the position on may pass. If not, none does, and nobody needs to look at each."""
+        return any(
+            head > position and (kind is None or selector.may_want(kind))
+            for kind, head in self._latest.items()
+        )
 
     def first_of_runs(self, position: int) -> dict[str, int]:
         """The `seq` of the first event of each run from the position on, which must be held or be the head."""

@@ -321,7 +321,9 @@ class LiveRows(Intake):
 
     def _told(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row as clients may see it."""
-        told = {name: value for name, value in row.items() if name not in _OF_A_RECORD}
+        told = dict(row)
+        for name in _OF_A_RECORD:
+            told.pop(name, None)
         if self._masker is not None:
             for name in _FROM_OUTSIDE & told.keys():
                 told[name] = self._masker.value(told[name])

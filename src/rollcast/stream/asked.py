@@ -64,8 +64,8 @@ class AskedChain(Protocol):
         """Whether it has."""
         ...
 
-    def so_far(self) -> ChainSoFar:
-        """What it adds up to; nothing in it changes later."""
+    def so_far(self, *, rewarded: bool = True) -> ChainSoFar:
+        """What it adds up to; nothing in it changes later. If not `rewarded`, without its own reward, which its end repeats."""
         ...
 
 
@@ -90,7 +90,7 @@ class AskedChains:
     def ends_locked(self, chain: AskedChain) -> None:
         """The chain's end is about to be published: what it adds up to stays until the reader takes that event."""
         self._changed.pop(chain, None)
-        self._ended[chain.key] = chain.so_far()
+        self._ended[chain.key] = chain.so_far(rewarded=False)
 
     def told_locked(self, chain: AskedChain) -> None:
         """The reader is given the chain's events from now on."""

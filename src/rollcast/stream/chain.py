@@ -493,9 +493,9 @@ class ChainWriter:
         """The run's id and the chain's."""
         return self.trajectory.run_id, self.trajectory.chain_id
 
-    def so_far(self) -> ChainSoFar:
+    def so_far(self, *, rewarded: bool = True) -> ChainSoFar:
         """See `AskedChain`. The lock is held."""
-        return self.notes.so_far(self.trajectory, self.depth, self.run.seq)
+        return self.notes.so_far(self.trajectory, self.depth, self.run.seq, rewarded=rewarded)
 
     def note_change(self) -> None:
         """Note, for readers that ask, that the chain has done something. The lock is held."""

@@ -219,11 +219,13 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             "first_token_s": self.first_token_s,
         }
 
-    def so_far(self, trajectory: Trajectory, depth: int | None, as_of: int) -> ChainSoFar:
-        """What the chain adds up to. Its cost does not grow with the chain."""
+    def so_far(
+        self, trajectory: Trajectory, depth: int | None, as_of: int, *, rewarded: bool = True
+    ) -> ChainSoFar:
+        """What the chain adds up to. Its cost does not grow with the chain. If not `rewarded`, without the chain's own reward."""
         t = trajectory
-        given, metrics = t.reward, t.metrics
-        if given is None and t.step_rewards:
+        given, metrics = (t.reward, t.metrics) if rewarded else (None, {})
+        if t.reward is None and t.step_rewards:
             given, metrics = t.step_rewards[-1].reward, t.step_rewards[-1].metrics
         return ChainSoFar(
             as_of=as_of,
