@@ -25,6 +25,7 @@ from rollcast.rollout import BaseAgent
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
 from rollcast.stream import ChainWriter, RunWriter, StreamingManager
 from rollcast.tasks import get_task
+from rollcast.train import GRPOConfig, train
 
 __all__ = ["main"]
 
@@ -51,7 +52,7 @@ class Stage:
         """Perform the action of a line: one of the methods below."""
         actions = {
             "stream": self.stream, "turnover": self.turnover, "wall": self.wall, "long": self.long, "ended": self.ended, "play": self.play,
-            "say": self.say, "clients": self.clients, "record": self.record,
+            "say": self.say, "clients": self.clients, "record": self.record, "train": self.train,
         }  # fmt: skip
         result: dict[str, Any] = await actions[what](**options)
         return result
@@ -117,17 +118,35 @@ class Stage:
         self._open, self._runs = [], []
         return {}
 
-    async def play(self, chains: int) -> dict[str, Any]:
-        """Run the arithmetic task on the embedded model; returns the CPU seconds of this process."""
+    async def play(self, chains: int, runs: int = 1) -> dict[str, Any]:
+        """Run the arithmetic task on the embedded model, so many times one after another; returns the CPU seconds of this process."""
         self._backend = self._backend or TinyBackend()
         agent = BaseAgent(backend=self._backend, tools=self._task.tools, reward=self._task.reward)
         agent.streaming_manager = self.manager
         began, cpu = time.perf_counter(), time.process_time()
-        result = await agent.run_async(8, self._task.rows(chains // 8, seed=7), enable_streaming=True, seed=7)
+        rows = self._task.rows(chains // 8, seed=7)
+        results = [await agent.run_async(8, rows, enable_streaming=True, seed=7) for _ in range(runs)]
         await self.manager.drain()
         spent = time.process_time() - cpu
-        digest = "".join(t.digest() for t in result.trajectories)
+        digest = "".join(t.digest() for result in results for t in result.trajectories)
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(digest)}
+
+    async def train(self, steps: int) -> dict[str, Any]:
+        """Train the embedded model on the arithmetic task, 128 chains a step; returns the CPU seconds of this process."""
+        agent = BaseAgent(
+            backend=TinyBackend(),
+            tools=self._task.tools,
+            reward=self._task.reward,
+            streaming_manager=self.manager,
+        )
+        config = GRPOConfig(steps=steps, eval_questions=1, eval_every=0, save_every=0)
+        began, cpu = time.perf_counter(), time.process_time()
+        result = await train(agent, self._task, config)
+        await self.manager.drain()
+        spent = time.process_time() - cpu
+        await agent.backend.close()
+        rewards = [progress.metrics.get("mean_reward") for progress in result.history]
+        return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(str(rewards))}
 
     async def record(self, path: str, chains: int, events: int) -> dict[str, Any]:
         """Write a record with this many events, and this many chains in groups of eight, to a new folder."""
