@@ -263,6 +263,8 @@ def _watched(
     """The same work without a page, with the overview open, and with a hidden tab."""
 
     def closed() -> dict[str, Any]:
+        while stage.do("clients")["clients"]:
+            time.sleep(0.05)
         return stage.do(what, **options)
 
     def overview() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.helper import Helper
 from benchmarks.measure import NotInstalledError
 
 try:
@@ -56,51 +57,12 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.stdout.close()
 
 
-class StageProcess:
+class StageProcess(Helper):
     """`page_stage.py` in a process of its own, so that its CPU time is that of the run and its server."""
 
     def __init__(self) -> None:
-        script = Path(__file__).parent.parent
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.page_stage"],
-            cwd=script,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.url: str = self._answer()["url"]
-
-    def __enter__(self) -> StageProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        _end(self._process)
-
-    def begin(self, do: str, **options: Any) -> None:
-        """Start an action of the stage, without waiting for it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
-        self._process.stdin.flush()
-
-    def end(self) -> dict[str, Any]:
-        """Wait for the action that was started; returns its result."""
-        return self._answer()
-
-    def do(self, do: str, **options: Any) -> dict[str, Any]:
-        """Perform an action of the stage, and wait for its result."""
-        self.begin(do, **options)
-        return self.end()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the stage ended with exit code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        super().__init__("benchmarks.page_stage")
+        self.url: str = self.greeting["url"]
 
 
 class OpenCommand:

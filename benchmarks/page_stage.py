@@ -7,22 +7,20 @@ is printed as a line of JSON. It ends when standard input closes.
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks.helper import Action, obey
 from rollcast.archive.format import RunFile
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.skeleton import Skeleton
 from rollcast.models.tiny import TinyBackend
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
 from rollcast.rollout import BaseAgent
-from rollcast.serve import ServerSettings, WebSocketStreamingServer
+from rollcast.serve import ServerSettings, WebSocketStreamingServer, queries
 from rollcast.stream import ChainWriter, RunWriter, StreamingManager
 from rollcast.tasks import get_task
 from rollcast.train import GRPOConfig, train
@@ -34,6 +32,7 @@ RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"  # of the record
 EVENTS_OF_A_TURN = 5
 TICK_S = 0.002  # between two bursts of tokens
 TURN = 200  # tokens in a turn of a chain whose tokens are watched
+queries.KEEP_S = 0.1  # so that the next trial, without a page, does not pay for the table of the one before
 
 
 class Stage:
@@ -48,18 +47,18 @@ class Stage:
         self._open: list[Speaker] = []
         self._runs: list[RunWriter] = []
 
-    async def do(self, what: str, **options: Any) -> dict[str, Any]:
-        """Perform the action of a line: one of the methods below."""
-        actions = {
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What it does, by name."""
+        return {
             "stream": self.stream, "turnover": self.turnover, "wall": self.wall, "long": self.long, "ended": self.ended, "play": self.play,
             "say": self.say, "clients": self.clients, "record": self.record, "train": self.train,
         }  # fmt: skip
-        result: dict[str, Any] = await actions[what](**options)
-        return result
 
     async def clients(self) -> dict[str, Any]:
-        """How many clients are connected."""
-        return {"clients": self.server.statistics().connections}
+        """How many clients are connected, or are still paid for: a table of rows outlives the last query."""
+        tables = sum("(rows)" in each.name for each in self.manager.statistics())
+        return {"clients": self.server.statistics().connections + tables}
 
     async def stream(self, chains: int, rate: int, seconds: float) -> dict[str, Any]:
         """One group whose chains write `rate` tokens a second together; a token's text is the time, in milliseconds, when it was sent."""
@@ -274,21 +273,9 @@ def _story(number: int, turns: int, seq: int) -> list[StreamEvent]:
 async def main() -> None:
     """Perform the actions on standard input until it closes."""
     stage = Stage()
-    lines: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        for line in sys.stdin:
-            loop.call_soon_threadsafe(lines.put_nowait, line)
-        loop.call_soon_threadsafe(lines.put_nowait, "")
-
     async with stage.server:
         stage.manager.add_observer(stage.server.get_observer())
-        threading.Thread(target=read, daemon=True).start()
-        print(json.dumps({"url": stage.server.page_url}), flush=True)
-        while line := await lines.get():
-            order = json.loads(line)
-            print(json.dumps(await stage.do(order.pop("do"), **order)), flush=True)
+        await obey({"url": stage.server.page_url}, stage.actions)
         await stage.manager.aclose()
 
 

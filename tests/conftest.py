@@ -104,9 +104,14 @@ def blocking_calls_fail():
             function.can_block_in("rollcast/observers/jsonl.py", {"__init__"})
             function.can_block_in("rollcast/archive/observer.py", {"__init__", "within"})
             function.can_block_in("rollcast/stream/pump.py", {"_run_on_a_thread"})
+            function.can_block_in("rollcast/serve/producer.py", {"_run"})  # on a thread of its own
+            function.can_block_in("rollcast/serve/hub_observer.py", {"__init__"})
             function.can_block_in(
                 "rollcast/stream/playback.py", {"play"}
             )  # reads a record in a loop that has nothing else
+            function.can_block_in(
+                "rollcast/fleet/runner.py", {"_unpacked"}
+            )  # loads an agent, before anything runs
             # A trainer blocks, and so does what it calls; its modules are imported with ours.
             function.can_block_in("rollcast/train/trl.py", {"<module>", "__init__", "__call__", "train"})
         yield

@@ -184,6 +184,7 @@ PUBLIC = {
     "Delta",
     "EventFilter",
     "GenerationRequest",
+    "HubStreamObserver",
     "InputError",
     "JSONStreamObserver",
     "MultiChainStreamObserver",

@@ -144,7 +144,7 @@ def test_commands_exist(words, monkeypatch):
     if program == "rollcast":
         from rollcast.cli import app as cli
 
-        for command in ("run", "watch"):
+        for command in ("run", "watch", "hub"):
             monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda options: 0)
         monkeypatch.setattr("rollcast.cli.recover.recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr("rollcast.cli.stats.stats_command", lambda directory, word, json, color: 0)
@@ -251,7 +251,7 @@ def test_the_events_page_has_the_fields():
     assert tuple(named) == fields
 
 
-@pytest.mark.parametrize(("command", "page"), [("run", "cli"), ("train", "train-command")])
+@pytest.mark.parametrize(("command", "page"), [("run", "cli"), ("train", "train-command"), ("hub", "hub")])
 def test_the_command_line_pages_have_every_option(command, page):
     """What `--help` lists, the page explains, and nothing else."""
     done = subprocess.run(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         ToolAgent,
     )
     from rollcast.rollout.reward import exact_match, numeric_match, reward
-    from rollcast.serve import WebSocketStreamingClient, WebSocketStreamingServer
+    from rollcast.serve import HubStreamObserver, WebSocketStreamingClient, WebSocketStreamingServer
     from rollcast.stream import StreamingManager, StreamObserver, current_chain
     from rollcast.terminal import ConsoleStreamObserver
     from rollcast.tools import tool
@@ -50,6 +50,7 @@ __all__ = [
     "Delta",
     "EventFilter",
     "GenerationRequest",
+    "HubStreamObserver",
     "InputError",
     "JSONStreamObserver",
     "MultiChainStreamObserver",
@@ -84,7 +85,7 @@ __getattr__, __dir__ = lazy_names(
         "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",
         "rollcast.rollout": "BaseAgent ChainContext ChainGeneration CodeAgent ReactAgent RunResult ToolAgent",
         "rollcast.rollout.reward": "exact_match numeric_match reward",
-        "rollcast.serve": "WebSocketStreamingClient WebSocketStreamingServer",
+        "rollcast.serve": "HubStreamObserver WebSocketStreamingClient WebSocketStreamingServer",
         "rollcast.stream": "StreamingManager StreamObserver current_chain",
         "rollcast.observers": (
             "AsyncGeneratorStreamObserver CallbackStreamObserver ChainSpecificStreamObserver JSONStreamObserver "

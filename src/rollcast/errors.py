@@ -20,6 +20,7 @@ RollcastError
 │   └── RecordReaderError          the process that reads records for a server died, or cannot be started
 ├── AlertError                     an alert could not be sent
 ├── RefusedError                   a server refused this client, or cannot be reached
+├── WorkersError                   the processes that should run chains cannot be started, or died
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 A message says what was found, what was expected and what to do. The command line prints it alone and exits with 2.
@@ -49,6 +50,7 @@ __all__ = [
     "RolloutCancelledError",
     "ToolDefinitionError",
     "ToolError",
+    "WorkersError",
 ]
 
 
@@ -148,6 +150,10 @@ class AlertError(RollcastError):
 
 class RefusedError(RollcastError):
     """A server refused this client, or cannot be reached."""
+
+
+class WorkersError(RollcastError):
+    """The processes that should run chains cannot be started, or all of them died."""
 
 
 class MissingExtraError(RollcastError, ImportError):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rollcast.cli.address import server_address
 from rollcast.errors import InputError
+from rollcast.serve.address import hub_address, server_address
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,26 @@ def test_a_file_of_any_name_is_told_from_a_server(tmp_path, monkeypatch):
         server_address("events")
     with pytest.raises(InputError, match="is a folder"):
         server_address(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("hub", "ws://hub:8765"), ("8765", "ws://localhost:8765"), ("wss://hub:1", "wss://hub:1")],
+)
+def test_the_address_of_a_hub(given, meant):
+    """It is typed like that of a server."""
+    assert hub_address(given) == meant
+
+
+@pytest.mark.parametrize("given", ["", " ", "/opt/hub", "./hub", "ftp://hub", "hub:99999999"])
+def test_what_is_no_address_of_a_hub(given):
+    """One sentence says so."""
+    with pytest.raises(InputError, match="expected"):
+        hub_address(given)
+
+
+def test_the_address_of_a_hub_has_no_token():
+    """The sentence says where it belongs, and does not repeat it."""
+    with pytest.raises(InputError, match="ROLLCAST_HUB_TOKEN") as caught:
+        hub_address("ws://hub?token=shibboleth")
+    assert "shibboleth" not in str(caught.value)

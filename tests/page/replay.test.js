@@ -173,6 +173,26 @@ test("a replay asks for a place once, changes its speed, and leaves", () => {
   assert.ok(said.some(([kind, id]) => kind === "subscribe" && id === "runs"));
 });
 
+test("the clock waits for an event that comes a little late, and does not go back", () => {
+  const store = new Store();
+  let now = 50;
+  const replay = new Replay(new Feed(noted().line, store), store, () => now);
+  replay.show({ runId: "r", start: 100, at: 0, speed: 4 });
+  now = 52;
+  assert.equal(replay.clock, 108);
+  store.moment = 106; // sent half a second late
+  assert.equal(replay.clock, 108);
+  now = 52.25;
+  assert.equal(replay.clock, 108);
+  now = 53;
+  assert.equal(replay.clock, 110);
+  store.moment = 109;
+  replay.pause();
+  assert.equal(replay.clock, 110);
+  replay.show({ runId: "r", start: 100, at: 2, speed: 4 });
+  assert.equal(replay.clock, 102); // somebody went back
+});
+
 test("a story that was asked for at another moment is dropped", () => {
   const { line } = noted();
   const store = new Store();

@@ -85,6 +85,22 @@ def garbled(events, rng):
     return out
 
 
+def in_parts(events, dice):
+    """The events as if several processes had emitted them, each with its own numbers, start and end; some name a leader."""
+    names = [f"source_{number}" for number in range(dice.randint(2, 4))]
+    of_chain, numbers, out = {}, dict.fromkeys(names, -1), []
+    for event in events:
+        whole = event["event_type"] in ("run_start", "run_end")
+        for name in names if whole else [of_chain.setdefault(event["chain_id"], dice.choice(names))]:
+            numbers[name] += 1
+            part = copy.deepcopy(event) | {"source": name, "seq": numbers[name]}
+            if event["event_type"] == "run_start" and dice.random() < 0.4:
+                part["data"]["leader"] = dice.choice(names)
+            if not whole or dice.random() < 0.9:
+                out.append(part)
+    return out
+
+
 def python_views(events):
     """What Python's views make of them, as JSON has it."""
     views = RunViews()
@@ -101,7 +117,20 @@ def python_views(events):
 def test_garbled_streams_give_the_same_views(path):
     """Twelve garbled forms of each recorded case."""
     events = json.loads(path.read_text("utf-8"))["events"]
-    streams = [garbled(events, random.Random(f"{path.stem} {seed}")) for seed in range(12)]
+    check_same([garbled(events, random.Random(f"{path.stem} {seed}")) for seed in range(12)])
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_runs_of_several_sources_give_the_same_views(path):
+    """Each recorded case as if several processes had emitted it, as it is and garbled."""
+    events = json.loads(path.read_text("utf-8"))["events"]
+    dice = random.Random(path.stem)
+    streams = [in_parts(events, dice) for _ in range(6)]
+    check_same([*streams, *(garbled(stream, dice) for stream in streams)])
+
+
+def check_same(streams):
+    """Both make the same of each stream."""
     done = subprocess.run(
         [NODE, "--no-warnings", str(HERE / "views.js")],
         input="".join(json.dumps(stream) + "\n" for stream in streams),

@@ -9,7 +9,7 @@ from websockets.asyncio.server import serve
 
 from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer, dialing
 from rollcast.serve import client as client_module
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.client import ClientSession
@@ -86,9 +86,9 @@ async def test_a_server_that_sends_everybody_away_is_not_run_down(monkeypatch):
     """Welcome and a close, each time: the pauses grow."""
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.01)
     pauses, times = [], 0
-    uniform = client_module.random.uniform
+    uniform = dialing.random.uniform
     monkeypatch.setattr(
-        client_module.random, "uniform", lambda low, high: pauses.append(high) or uniform(low, high)
+        dialing.random, "uniform", lambda low, high: pauses.append(high) or uniform(low, high)
     )
 
     async def handler(socket):

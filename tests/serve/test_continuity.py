@@ -6,6 +6,7 @@ import pytest
 
 from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.serve import ledger as ledger_module
 from rollcast.serve.client import ClientSession
 from rollcast.serve.history import History, Selector
@@ -251,7 +252,8 @@ class Kept:
         return way_back(self.history, self.ledger, selector, since)
 
     def lost(self, since, selector=ALL, **as_of):
-        return losses(self.ledger, selector, self.back(since, selector), as_of)
+        of_lanes = {Lane(run_id, ""): seq for run_id, seq in as_of.items()}
+        return losses(self.ledger, selector, self.back(since, selector), of_lanes)
 
 
 def test_a_place_that_is_held_is_gone_on_from():
@@ -322,7 +324,7 @@ def test_what_is_remembered_of_runs_is_bounded_and_what_is_forgotten_is_counted(
     assert len(kept.ledger._runs) <= 50 + 10
     assert len(kept.ledger._forgotten) <= 50
     assert sum(len(run.places or ()) for run in kept.ledger._runs.values()) <= 60 + 20
-    assert kept.ledger.run("open") is not None
+    assert kept.ledger.run(Lane("open", "")) is not None
     assert kept.ledger.forgotten(kept.history.head - 4) == 0
     assert more + len(lost) == 301
 
@@ -331,7 +333,7 @@ def test_a_run_of_which_only_the_sum_is_known_counts_as_missed():
     """Better a gap too many than one too few."""
     kept = Kept()
     kept.take(*whole_run("r"))
-    kept.ledger.run("r").places = None
+    kept.ledger.run(Lane("r", "")).places = None
     assert kept.ledger.passed(Selector(EventFilter(types="reward")), 1)
     assert not kept.ledger.passed(Selector(EventFilter(types="reward")), 2)
     assert not kept.ledger.passed(Selector(EventFilter(runs="other")), 0)

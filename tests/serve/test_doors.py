@@ -23,6 +23,7 @@ OPENED_BY = {
     Door.FEED: "read",
     Door.METRICS: "read",
     Door.CANCEL: "control",
+    Door.PUBLISH: "publish",
 }
 GRANTS = [
     (),
@@ -77,6 +78,13 @@ async def opened(server, token, run_id):
             else:
                 assert answer["code"] == 403
                 assert f"{door} needs a token with the {OPENED_BY[door]} scope" in answer["message"]
+    async with connect(server.url, **V1) as socket:
+        answer = await ask(socket, Hello(token, role="producer", source="w", epoch="e"))
+        if answer["type"] == "welcome":
+            doors.add(Door.PUBLISH)
+        else:
+            assert answer["code"] == 4503
+            assert "publish needs a token with the publish scope" in answer["message"]
     if await fed(server.url, bearer):
         doors.add(Door.FEED)
     async with aiohttp.ClientSession(server.url.replace("ws:", "http:"), headers=bearer) as session:
@@ -89,6 +97,25 @@ async def opened(server, token, run_id):
             assert "/metrics needs a token with the read scope" in await answer.text()
         assert await (await session.get("/healthz")).text() == "ok\n"
     return doors
+
+
+class Desk:
+    """A hub that knows nothing: whoever may publish is welcome."""
+
+    def connect(self, _hello, _link):
+        return 0
+
+    def greeted(self, _link):
+        pass
+
+    def heard(self, _link):
+        pass
+
+    def disconnect(self, _link):
+        pass
+
+    def cancel(self, _asked, _answer):
+        return False
 
 
 def expected(scopes):
@@ -110,6 +137,7 @@ async def test_each_door_opens_for_its_scope_alone(stage, how, scopes):
         server = await stage.serve(tokens=(Token("t", scopes),))
     else:
         server = await stage.serve(anonymous_scopes=scopes)
+    server.take_producers(Desk())
     asked = []
     async with stage.manager.run(on_cancel=asked.append) as run:
         with run.chain(chain_id="chain_0"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
 from rollcast.records import EventFilter, StreamEvent, check_events
+from rollcast.records.lanes import Lane
 from rollcast.records.run_view import RunViews
 from rollcast.serve import ServerSettings
 from rollcast.serve.broadcast import Broadcaster
@@ -356,7 +357,7 @@ async def test_a_server_of_what_is_relayed_knows_that_a_run_with_such_a_gap_is_o
         relaying.relay(event)
     await relaying.drain()
     assert not [run for run in broadcaster.upstream.known_runs() if run.status == "running"]
-    assert broadcaster.ledger.run(known.run_id).status == "completed"
+    assert broadcaster.ledger.run(Lane(known.run_id, "")).status == "completed"
     broadcaster.detach()
     await relaying.aclose()
 

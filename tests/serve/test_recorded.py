@@ -11,6 +11,7 @@ from rollcast.archive.writer import Written, _merged
 from rollcast.records import GrammarChecker, StreamEvent
 from rollcast.records import StreamEventType as T
 from rollcast.records.codec import decode_unchecked, encode
+from rollcast.records.lanes import Lane
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.recorded import Checkpoint, Checkpoints, RecordPlace, keeps_all_of, place_named
@@ -89,7 +90,7 @@ class Server:
 
     def write(self, events):
         self.record += _merged(list(events), self.lines)
-        as_of = {event.run_id: event.seq for event in events}
+        as_of = {Lane(event.run_id, event.source): event.seq for event in events}
         self.checkpoints.written(Written(len(self.record), events[-1], as_of))
 
     def entries(self, since, until):
@@ -112,8 +113,9 @@ class Server:
 
 def rest_of(seen, event):
     """As a feed gives it."""
+    lane = Lane(event.run_id, event.source)
     first = event.data.get("from_seq", event.seq) if event.event_type is T.LLM_GENERATION_CHUNK else event.seq
-    data = seen.rest_of(encode(event), event.event_type.value, event.run_id, event.chain_id, event.seq, first)
+    data = seen.rest_of(encode(event), event.event_type.value, lane, event.chain_id, event.seq, first)
     return None if data is None else decode_unchecked(data)
 
 
@@ -130,7 +132,7 @@ class Viewer:
             key = (event.source, event.run_id)
             self.last[key] = max(event.seq, self.last.get(key, -1))
             if event.event_type is T.RUN_END:
-                self.ended.add(event.run_id)
+                self.ended.add(key)
                 del self.last[key]
 
     def come_back(self):

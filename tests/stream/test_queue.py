@@ -248,3 +248,17 @@ def test_merged_chunks_say_how_many_characters_each_token_gave_if_that_is_asked_
     assert "lengths" not in merged_chunks(several, lengths=True).data
     assert "lengths" not in merged_chunks([whole, chunk(4, "yz", 5, token_ids=[4, 5])]).data
     assert "lengths" not in merged_chunks([chunk(1, "a"), chunk(2, "b", 1)], lengths=True).data
+
+
+def test_what_is_lost_of_a_run_is_told_for_each_source():
+    """Their numbers have nothing to do with each other."""
+    queue = EventQueue("somebody", 2_000)
+    for source, seq in (("a", 3), ("b", 90), ("a", 4)):
+        put(
+            queue,
+            msgspec.structs.replace(
+                event(T.ERROR, seq, error="x" * 3_000, error_type="", where=""), source=source
+            ),
+        )
+    gaps = [e for e in queue.take_nowait(()) if e.event_type is T.GAP]
+    assert [(g.source, g.data["from_seq"], g.data["to_seq"]) for g in gaps] == [("a", 3, 4), ("b", 90, 90)]

@@ -1,15 +1,19 @@
 """Events of runs that are produced elsewhere are passed on as they are."""
 
 import asyncio
+import random
 
 import pytest
 
+from doubles import interleaved, part_of_run
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events
 from rollcast.stream import StreamingManager
+from rollcast.stream.playback import Playback
 from rollcast.testing import EventCapture, capture_events
 
 T = StreamEventType
+ERROR = {"error": "x", "error_type": "X", "where": "agent"}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -217,3 +221,102 @@ async def test_a_subscription_that_nobody_holds_costs_nothing():
     assert manager.fanout.deliveries == []
     assert not manager.fanout._leaving
     assert not manager.wants(T.LLM_GENERATION_CHUNK)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_run_of_several_sources_opens_and_closes_once(seed):
+    """It closes with the last of its ends, and its chains close with their own."""
+    dice = random.Random(seed)
+    streams = [part_of_run("r", f"rank{rank}", [f"chain_{rank}"]) for rank in range(3)]
+    starts = [stream.pop(0) for stream in streams]
+    events = [*starts, *interleaved(streams, dice)]
+    manager, capture, played = StreamingManager(), EventCapture(), EventCapture()
+    manager.add_observer(capture)
+    for event in events:
+        assert manager.fanout.runs or event is events[0]
+        manager.relay(event)
+    assert not manager.fanout.runs
+    await manager.aclose()
+    await Playback([played]).play(events, lambda: None)
+    for each in (capture, played):
+        assert each.events == events
+        assert each.closed_runs == ["r"]
+        assert sorted(each.closed_chains) == ["chain_0", "chain_1", "chain_2"]
+
+
+async def test_the_chains_of_a_source_that_ended_close_while_the_run_goes_on():
+    """Their own ends were lost."""
+    one, other = part_of_run("r", "a", ["chain_0"]), part_of_run("r", "b", ["chain_1"])
+    manager, capture = StreamingManager(), EventCapture()
+    manager.add_observer(capture)
+    for event in [*one[:4], *other[:4], one[-1]]:
+        manager.relay(event)
+    await manager.drain()
+    assert (capture.closed_chains, capture.closed_runs) == (["chain_0"], [])
+    assert manager.fanout.runs["r"].chain_ids() == ["chain_1"]
+    await manager.aclose()
+
+
+async def test_who_joins_a_run_of_several_sources_knows_how_far_each_is():
+    """Snapshots have the numbers of their own source."""
+    one, other = part_of_run("r", "a", ["chain_0"]), part_of_run("r", "b", ["chain_1", "chain_2"])
+    manager = StreamingManager()
+    for event in [*one[:5], *other[:12]]:
+        manager.relay(event)
+    cut = manager.fanout.cut(EventFilter())
+    assert cut.as_of == {("r", "a"): 4, ("r", "b"): 11}
+    assert [(s.chain_id, s.source, s.data["as_of"]) for s in cut.snapshots] == [
+        ("chain_0", "a", 4),
+        ("chain_2", "b", 11),
+    ]
+    assert manager.fanout.runs["r"].expected_chains == 3
+    await manager.aclose()
+
+
+async def test_a_filter_of_sources_lets_only_theirs_pass():
+    """Also the snapshots of a late observer."""
+    one, other = part_of_run("r", "a", ["chain_0"]), part_of_run("r", "b", ["chain_1"])
+    manager, from_a, late = StreamingManager(), EventCapture(), EventCapture()
+    from_a.filter = late.filter = EventFilter(sources="a")
+    manager.add_observer(from_a)
+    for event in [*one[:4], *other[:4]]:
+        manager.relay(event)
+    manager.add_observer(late)
+    for event in [*one[4:], *other[4:]]:
+        manager.relay(event)
+    await manager.aclose()
+    assert from_a.events == one
+    assert [e.event_type for e in late.events[:1]] == ["chain_snapshot"]
+    assert late.events[1:] == one[4:]
+
+
+async def test_what_is_emitted_by_hand_into_another_source_s_run_has_its_own_numbers():
+    """So the run's own ones stay without a hole."""
+    manager, capture = StreamingManager(source="here"), EventCapture()
+    manager.add_observer(capture)
+    async with manager.run() as run:
+        manager.emit(StreamEvent(T.ERROR, "", 1.0, ERROR, run_id=run.run_id, source="guest"))
+        manager.emit(StreamEvent(T.ERROR, "", 1.0, ERROR, run_id=run.run_id))
+    await manager.aclose()
+    assert [(e.source, e.seq) for e in capture.events] == [
+        ("here", 0),
+        ("guest", 1),
+        ("here", 1),
+        ("here", 2),
+    ]
+
+
+async def test_what_workers_left_open_closes_with_their_leader():
+    """A worker that was killed says nothing more."""
+    driver, worker = part_of_run("r", "driver"), part_of_run("r", "worker", ["chain_0"])
+    worker[0].data["leader"] = "driver"
+    manager, capture, played = StreamingManager(), EventCapture(), EventCapture()
+    manager.add_observer(capture)
+    events = [driver[0], *worker[:4], driver[1]]
+    for event in events:
+        manager.relay(event)
+    assert not manager.fanout.runs
+    await manager.aclose()
+    await Playback([played]).play(events, lambda: None)
+    for each in (capture, played):
+        assert (each.closed_chains, each.closed_runs) == (["chain_0"], ["r"])

@@ -1,4 +1,4 @@
-"""What could not be recorded, counted by run, so that a `gap` can stand for it."""
+"""What could not be recorded, counted by run and source, so that a `gap` can stand for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Span(msgspec.Struct):
 
 
 class Losses:
-    """Events of each run from one `seq` to another, and how many there were of each type."""
+    """Events of each run and source from one `seq` to another, and how many there were of each type."""
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str], _Span] = {}
@@ -86,17 +86,16 @@ class Losses:
         known.add_types(span.types)
         known.reason = known.reason or span.reason
 
-    def forget(self, run_id: str) -> None:
-        """Count nothing of this run."""
-        for key in [key for key in self._runs if key[1] == run_id]:
-            del self._runs[key]
+    def forget(self, run_id: str, source: str) -> None:
+        """Count nothing of this run on this source."""
+        self._runs.pop((source, run_id), None)
 
     def clear(self) -> None:
         """Count nothing."""
         self._runs.clear()
 
     def gaps(self) -> list[StreamEvent]:
-        """One `gap` for each run."""
+        """One `gap` for each run and source."""
         now = time.time()
         gaps = []
         for (source, run_id), span in self._runs.items():
@@ -106,5 +105,5 @@ class Losses:
                 "dropped": {str(kind): count for kind, count in span.types.items()},
                 "reason": span.reason,
             }
-            gaps.append(StreamEvent(T.GAP, "", now, data, run_id=run_id, source=source))
+            gaps.append(StreamEvent(T.GAP, "", now, data, seq=span.to_seq, run_id=run_id, source=source))
         return gaps

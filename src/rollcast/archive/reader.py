@@ -566,9 +566,9 @@ def _is_of_another_type(line: bytes, types: frozenset[bytes]) -> bool:
 def passes(filter: EventFilter, event: StreamEvent) -> bool:
     """Whether the event is for somebody with this filter, gaps and snapshots included."""
     if event.event_type is T.GAP:
-        return filter.wants_gap(event.run_id)
+        return filter.wants_gap(event.run_id, event.source)
     if event.event_type is T.CHAIN_SNAPSHOT:
-        return filter.wants_snapshot(event.chain_id, event.group_id, event.run_id)
+        return filter.wants_snapshot(event.chain_id, event.group_id, event.run_id, event.source)
     return filter.matches(event)
 
 

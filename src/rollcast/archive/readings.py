@@ -293,7 +293,7 @@ def _snapshots(archive: Archive, reading: SnapshotsWanted) -> Iterator[EventWind
         if begin is None or begin >= position or (last is not None and last < position):
             continue
         if wanted is not None and not wanted.wants_snapshot(
-            row["chain_id"], row.get("group_id"), row["run_id"]
+            row["chain_id"], row.get("group_id"), row["run_id"], row.get("source") or ""
         ):
             continue
         views[row["run_id"], row["chain_id"]] = ChainView()

@@ -56,6 +56,7 @@ from rollcast.records import StreamEvent, StreamEventType, decode, encode_lines
 from rollcast.records.bounded import Tail, whole
 from rollcast.records.codec import one_line_json
 from rollcast.records.jsonable import JSON_ERRORS
+from rollcast.records.lanes import Lane
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import calls_of
 from rollcast.records.view_parts import MAX_TEXT
@@ -195,6 +196,7 @@ class _About(msgspec.Struct):
     event_type: str = ""
     run_id: str = ""
     chain_id: str = ""
+    source: str = ""
     seq: int = -1
     timestamp: float = 0.0
 
@@ -208,8 +210,8 @@ class _Reconstruction:
     Attributes:
         position: after the last event.
         skeleton: fed with the runs, and with the chains that have no end row.
-        last_seq: of each run; `last_at`: the latest timestamp.
-        closed: runs that have ended, or whose gap was written by an earlier recovery.
+        last_seq: of each run and source; `last_at`: the latest timestamp.
+        closed: runs and sources that have ended, or whose gap was written by an earlier recovery.
         views: chains that have not ended.
         damage: what could not be read.
     """
@@ -217,9 +219,9 @@ class _Reconstruction:
     def __init__(self, archive: Archive, ended: set[tuple[str, str]]) -> None:
         self.position = 0
         self.skeleton = Skeleton()
-        self.last_seq: dict[str, int] = {}
+        self.last_seq: dict[Lane, int] = {}
         self.last_at = 0.0
-        self.closed: set[str] = set()
+        self.closed: set[Lane] = set()
         self.views: dict[tuple[str, str], ChainView] = {}
         self.damage: list[Damage] = []
         self._ended = ended
@@ -246,7 +248,8 @@ class _Reconstruction:
         try:
             about = _about_decoder.decode(line)
             key = (about.run_id, about.chain_id)
-            self.last_seq[about.run_id] = max(about.seq, self.last_seq.get(about.run_id, -1))
+            lane = Lane(about.run_id, about.source)
+            self.last_seq[lane] = max(about.seq, self.last_seq.get(lane, -1))
             self.last_at = max(about.timestamp, self.last_at)
             if about.event_type in _RUN_LEVEL or (about.chain_id and key not in self._ended):
                 self._feed(decode(line), key, position)
@@ -257,18 +260,18 @@ class _Reconstruction:
         self.skeleton.feed(event, position)
         kind = event.event_type
         if kind is T.RUN_END or (kind is T.GAP and event.data.get("reason") == CRASHED):
-            self.closed.add(event.run_id)
+            self.closed.add(Lane(event.run_id, event.source))
         if kind is T.RUN_START:
-            self.closed.discard(event.run_id)
+            self.closed.discard(Lane(event.run_id, event.source))
         if event.chain_id:
             view = self.views.setdefault(key, ChainView())
             view.apply(event)
             if kind is T.CHAIN_END:
                 del self.views[key]
 
-    def open_runs(self) -> list[str]:
-        """The runs that have not ended and have no gap yet."""
-        return [run_id for run_id in self.skeleton.runs if run_id not in self.closed]
+    def open_runs(self) -> list[Lane]:
+        """The runs that have not ended and have no gap yet, each once for every such source."""
+        return [lane for lane in self.skeleton.runs if lane not in self.closed]
 
 
 class _OpenText(msgspec.Struct):
@@ -293,18 +296,17 @@ def _open_texts(rows: list[dict[str, Any]]) -> dict[tuple[str, str], _OpenText]:
 
 
 def _closing_events(found: _Reconstruction, open_parts: list[dict[str, Any]]) -> list[StreamEvent]:
-    """A `gap` for each open run, then how its chains stood, as far as more is known than their events tell."""
+    """A `gap` for each open run and source, then how its chains stood, as far as more is known than their events tell."""
     events = []
     parts = _open_texts(open_parts)
-    for run_id in found.open_runs():
-        first = found.last_seq.get(run_id, -1) + 1
+    for lane in found.open_runs():
+        first = found.last_seq.get(lane, -1) + 1
         data = {"from_seq": first, "to_seq": first, "dropped": {}, "reason": CRASHED}
-        source = found.skeleton.runs[run_id].source
-        gap = StreamEvent(T.GAP, "", found.last_at, data, run_id=run_id, source=source)
+        gap = StreamEvent(T.GAP, "", found.last_at, data, run_id=lane.run_id, source=lane.source)
         events.append(gap)
         for key, view in found.views.items():
             part = parts.get(key)
-            if key[0] == run_id and part is not None and _knows_more(part, view):
+            if (key[0], view.source) == lane and part is not None and _knows_more(part, view):
                 view.apply(gap)
                 _complete(view, part)
                 events.append(view.snapshot())

@@ -101,6 +101,9 @@ class RunTally:
         row: dict[str, Any] = {"run_id": run_id} | {name: getattr(view, name) for name in _TOLD}
         if view.ended_at is None and view.status in ("unknown", "running"):
             row["status"] = "lost" if over else "running"
+        row["sources"] = {
+            source: part.status or ("lost" if over else "running") for source, part in view.sources.items()
+        }
         if row["started_at"] is None:
             row["started_at"] = counts.started_at
         if counts.outcomes and row["status"] != "running" and counts.chains >= (view.expected_chains or 0):

@@ -13,6 +13,7 @@ from rollcast.archive.format import ChainRow, Totals, prompt_hash
 from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
+from rollcast.records.lanes import Lane, leader_of, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
 from rollcast.stream.asked import ChainSoFar
@@ -37,11 +38,13 @@ _SAID_LATER = (
 
 
 class _OpenRun(msgspec.Struct):
+    """A run on one source."""
+
     train_step: int | None = None
     split: str | None = None
     parent: str | None = None
     last_seq: int = -1
-    source: str = ""
+    leader: str | None = None
     ended: set[str] = set()  # its chains that have
 
 
@@ -66,7 +69,8 @@ class Skeleton:
     Attributes:
         totals: so far.
         rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations.
-        outcome: the status of the last run that was no other's rollout, None before its end.
+        outcome: the status of the last run that was no other's rollout, None before its end; the worst, if it has several sources.
+        runs: the runs that are open, by run and source.
     """
 
     def __init__(self, totals: Totals | None = None, *, live: bool = False) -> None:
@@ -75,7 +79,8 @@ class Skeleton:
         self.rows: list[ChainRow] = []
         self.train_rows: list[dict[str, Any]] = []
         self.outcome: str | None = None
-        self.runs: dict[str, _OpenRun] = {}
+        self.runs: dict[Lane, _OpenRun] = {}
+        self._ends: dict[str, list[str]] = {}  # how sources ended, of runs that go on on others
         self._chains: dict[tuple[str, str], _OpenChain] = {}
         self._trajectories: dict[tuple[str, str], int] = {}
 
@@ -109,10 +114,12 @@ class Skeleton:
     def feed(self, event: StreamEvent, position: int) -> None:
         """The event that stands at this position."""
         kind, run_id = event.event_type, event.run_id
-        run = self.runs.get(run_id)
-        if run is None and run_id:
-            run = self.runs[run_id] = _OpenRun(source=event.source)
-            self.totals.runs += 1
+        lane = Lane(run_id, event.source)
+        run = self.runs.get(lane)
+        beside = kind is T.ERROR and not event.chain_id  # somebody who watches may say that he failed
+        if run is None and run_id and not (beside and self._goes_on(run_id)):
+            self.totals.runs += not self._goes_on(run_id)
+            run = self.runs[lane] = _OpenRun()
         if run is not None and event.seq > run.last_seq:
             run.last_seq = event.seq
         if event.chain_id:
@@ -135,7 +142,7 @@ class Skeleton:
         elif kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
-            run.parent = _text(data.get("parent_run_id"))
+            run.parent, run.leader = _text(data.get("parent_run_id")), leader_of(event)
         elif kind is T.RUN_END:
             self._run_end(event, run)
         elif kind is T.TRAIN_STEP:
@@ -144,6 +151,10 @@ class Skeleton:
             for (of_run, _), chain in self._chains.items():
                 if of_run == run_id:
                     chain.view.apply(event)
+
+    def _goes_on(self, run_id: str) -> bool:
+        """Whether the run is open on any source."""
+        return any(lane.run_id == run_id for lane in self.runs)
 
     def _begin(self, event: StreamEvent, position: int) -> _OpenChain | None:
         """The chain that begins with this event, as far as it was seen; None if no chain begins with it."""
@@ -172,7 +183,7 @@ class Skeleton:
 
     def _row(self, kind: str, chain: _OpenChain, **fields: Any) -> ChainRow:
         view = chain.view
-        run = self.runs.get(view.run_id, _NO_RUN)
+        run = self.runs.get(Lane(view.run_id, view.source), _NO_RUN)
         return ChainRow(
             row=kind,
             run_id=view.run_id,
@@ -206,18 +217,39 @@ class Skeleton:
         """Whether this chain is open."""
         return (run_id, chain_id) in self._chains
 
-    def forget_open(self, run_id: str) -> None:
-        """Forget the chains of a run that are open, since their ends will not come."""
-        for key in [key for key in self._chains if key[0] == run_id]:
+    def open_chains_of(self, end: StreamEvent) -> list[tuple[str, str]]:
+        """The open chains whose ends will not come after this end of a run.
+
+        Those of its source and of the sources that it leads, or of all if it does not say whose end it is.
+        """
+        sources = {end.source, *(lane.source for lane in self._led_by(end))}
+        return [
+            key
+            for key, chain in self._chains.items()
+            if key[0] == end.run_id and (chain.view.source in sources or not end.source)
+        ]
+
+    def _led_by(self, end: StreamEvent) -> list[Lane]:
+        """The open parts of the run that end with this one."""
+        if end.event_type is not T.RUN_END:
+            return []
+        return [
+            lane for lane, run in self.runs.items() if lane.run_id == end.run_id and run.leader == end.source
+        ]
+
+    def forget_open(self, end: StreamEvent) -> None:
+        """Forget the chains of which `open_chains_of` tells."""
+        for key in self.open_chains_of(end):
             del self._chains[key]
             self.totals.open_chains -= 1
 
     def end_unseen(self, run_id: str, chain_id: str) -> None:
         """The chain has ended, and its end was not among the events: it is no longer open, and later events do not open it again."""
-        if self._chains.pop((run_id, chain_id), None) is None:
+        chain = self._chains.pop((run_id, chain_id), None)
+        if chain is None:
             return
         self.totals.open_chains -= 1
-        run = self.runs.get(run_id)
+        run = self.runs.get(Lane(run_id, chain.view.source))
         if run is not None:
             run.ended.add(chain_id)
 
@@ -249,7 +281,7 @@ class Skeleton:
         if view.reward is not None:
             totals.reward_sum += view.reward
             totals.rewarded += 1
-            run = self.runs.get(view.run_id)
+            run = self.runs.get(Lane(view.run_id, view.source))
             if run is not None and run.split == "eval":
                 totals.eval_reward_sum += view.reward
                 totals.eval_rewarded += 1
@@ -313,16 +345,26 @@ class Skeleton:
                 )
 
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
-        self.forget_open(event.run_id)
-        for key in [key for key in self._trajectories if key[0] == event.run_id]:
-            del self._trajectories[key]
-        self.runs.pop(event.run_id, None)
+        self.forget_open(event)
+        run_id = event.run_id
+        for lane in (Lane(run_id, event.source), *self._led_by(event)):
+            self.runs.pop(lane, None)
+        goes_on = self._goes_on(run_id)
+        if not goes_on:
+            for key in [key for key in self._trajectories if key[0] == run_id]:
+                del self._trajectories[key]
         if run is not None and run.split == "eval":
-            about = {"row": "evaluation", "run_id": event.run_id, "timestamp": event.timestamp}
+            about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
             self.train_rows.append(about | {"train_step": run.train_step} | object_of(event.data))
-        if run is None or run.parent is None:
+        led = run is not None and Lane(run_id, run.leader or "") in self.runs
+        if (run is None or run.parent is None) and not led:
             status = object_of(event.data).get("status")
-            self.outcome = status if status in ("completed", "cancelled", "failed") else None
+            ends = self._ends.setdefault(run_id, [])
+            ends.append(status if status in ("completed", "cancelled", "failed") else "unknown")
+            worst = worst_status(ends)
+            self.outcome = None if worst == "unknown" else worst
+        if not goes_on:
+            self._ends.pop(run_id, None)
 
 
 def said_at_start(told: ChainView | ChainRow) -> dict[str, Any]:

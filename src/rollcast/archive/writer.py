@@ -40,6 +40,7 @@ from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
 from rollcast.records.jsonable import JSON_ERRORS, as_json
+from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
@@ -67,12 +68,12 @@ class Written(NamedTuple):
     Attributes:
         position: after the events that were written last.
         last: the latest of them; None: the record was begun anew, and positions of the earlier one mean nothing any more.
-        as_of: the highest `seq` of each run among them.
+        as_of: the highest `seq` of each run and source among them.
     """
 
     position: int
     last: StreamEvent | None
-    as_of: dict[str, int]
+    as_of: dict[Lane, int]
 
 
 def prepare_folder(path: Path) -> None:
@@ -235,8 +236,7 @@ class Recorder:
         self._lock.release()
         self._events.begin_anew()
         self._trajectories.begin_anew()
-        self._losses.join(self._past, reason)
-        self._past.clear()
+        self.lose_past(reason)
         self.about.id = secrets.token_hex(6)  # cursors into the earlier one are not cursors into this one
         self._tell(Written(0, None, {}))
         self._rows = _lines(self._skeleton.open_rows()) + self._rows
@@ -262,6 +262,17 @@ class Recorder:
         self._opened = False
         if lost := self.about.totals.lost:
             count_logger.warning("%s lacks %d events that could not be written", self.path, lost)
+
+    def take_gaps(self) -> list[StreamEvent]:
+        """A `gap` for each run of which something could not be written. It is not written any more: the caller has it now."""
+        gaps = self._losses.gaps()
+        self._losses.clear()
+        return gaps
+
+    def lose_past(self, reason: str) -> None:
+        """What was written of the runs that are open is not there any more; see `take_gaps`."""
+        self._losses.join(self._past, reason)
+        self._past.clear()
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
@@ -302,7 +313,7 @@ class Recorder:
             first += len(gaps)
             self._past.add(events)
             if self.on_written and events:
-                as_of = {event.run_id: event.seq for event in events}  # within a run `seq` rises
+                as_of = {Lane(e.run_id, e.source): e.seq for e in events}  # in which `seq` rises
                 self._tell(Written(self._events.position, events[-1], as_of))
         self._feed(events, first)
         self.about.totals.events = self._events.position
@@ -321,7 +332,7 @@ class Recorder:
             except Exception:  # an event that somebody made by hand costs its row, not those of the others
                 logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
             if event.event_type is T.RUN_END:
-                self._past.forget(event.run_id)
+                self._past.forget(event.run_id, event.source)
 
     def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""

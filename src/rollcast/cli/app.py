@@ -49,6 +49,8 @@ def run(
     chains: options.ChainsOption = 4,
     max_steps: options.MaxStepsOption = None,
     max_concurrent: options.MaxConcurrentOption = None,
+    ray: options.RayOption = None,
+    runners: options.RunnersOption = None,
     seed: options.SeedOption = None,
     temperature: options.TemperatureOption = None,
     pace: options.PaceOption = None,
@@ -79,35 +81,9 @@ def run(
     GPU). It knows only the questions of the shipped tasks: it is there to watch and to train, not to talk to.
     """
     given = locals()
-    from rollcast.cli.recording import Recording
     from rollcast.cli.run import RunOptions, run_command
-    from rollcast.cli.serving import Serving
 
-    chosen = RunOptions(
-        agent=agent,
-        model=model,
-        backend=backend,
-        backend_options=backend_option or [],
-        rows=rows,
-        task=task,
-        prompts=prompt or [],
-        questions=questions,
-        chains=chains,
-        max_steps=max_steps,
-        max_concurrent=max_concurrent,
-        seed=seed,
-        temperature=temperature,
-        pace=pace,
-        json=json,
-        alert=alert,
-        recording=Recording.of(given),
-        serving=Serving.of(given),
-        show_chains=chain or None,
-        show_types=type or None,
-        color=False if no_color else None,
-        timestamps=not no_timestamps,
-    )
-    _exit_with(run_command(chosen))
+    _exit_with(run_command(RunOptions.of(given)))
 
 
 @app.add_grouped
@@ -123,6 +99,8 @@ def train(
     lr: options.LrOption = None,
     seed: options.TrainSeedOption = None,
     eval_every: options.EvalEveryOption = None,
+    ray: options.RayOption = None,
+    runners: options.RunnersOption = None,
     out: options.OutOption = None,
     resume: options.ResumeOption = False,
     show: options.ShowOption = None,
@@ -168,6 +146,7 @@ def watch(
     alert: options.AlertOption = None,
     chain: options.ChainOption = None,
     type: options.TypeOption = None,
+    source: options.SourceOption = None,
     no_color: options.NoColorOption = False,
     no_timestamps: options.NoTimestampsOption = False,
 ) -> None:
@@ -186,10 +165,49 @@ def watch(
         alert=alert,
         show_chains=chain or None,
         show_types=type or None,
+        show_sources=source or None,
         color=False if no_color else None,
         timestamps=not no_timestamps,
     )
     _exit_with(watch_command(chosen))
+
+
+@app.add
+def hub(
+    port: options.HubPortOption = 8765,
+    host: options.HubHostOption = "localhost",
+    token: options.HubTokenOption = None,
+    publish_token: options.PublishTokenOption = None,
+    record_dir: options.RecordInOption = None,
+    no_record: options.NoRecordOption = False,
+    show: options.HubShowOption = 0,
+    tls_cert: options.HubTlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    origin: options.HubOriginOption = None,
+    host_name: options.HubNameOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Watch many processes in one place: those that have ROLLCAST_HUB in their environment.
+
+    It runs until Ctrl-C, and records what comes. Started again with the same record directory, it goes on where it was.
+    """
+    from rollcast.cli.hub import HubOptions, hub_command
+    from rollcast.cli.recording import Recording
+
+    chosen = HubOptions(
+        port=port,
+        host=host,
+        token=token,
+        publish_token=publish_token,
+        recording=Recording(off=no_record, directory=record_dir, lossless=not no_record),
+        show=show,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        origins=tuple(origin or ()),
+        host_names=tuple(host_name or ()),
+        color=False if no_color else None,
+    )
+    _exit_with(hub_command(chosen))
 
 
 @app.add

@@ -27,6 +27,13 @@ __all__ = [
     "ForceOption",
     "GroupOption",
     "HostNameOption",
+    "HubHostOption",
+    "HubNameOption",
+    "HubOriginOption",
+    "HubPortOption",
+    "HubShowOption",
+    "HubTlsCertOption",
+    "HubTokenOption",
     "JsonOption",
     "KeepServingOption",
     "LrOption",
@@ -46,7 +53,9 @@ __all__ = [
     "PaceOption",
     "PortOption",
     "PromptOption",
+    "PublishTokenOption",
     "QuestionsOption",
+    "RayOption",
     "RecordArg",
     "RecordBudgetOption",
     "RecordDirOption",
@@ -58,6 +67,7 @@ __all__ = [
     "ReplayStepOption",
     "ResumeOption",
     "RowsOption",
+    "RunnersOption",
     "RunsJsonOption",
     "SeedOption",
     "ServeOption",
@@ -66,6 +76,7 @@ __all__ = [
     "ShowOption",
     "ShowStepOption",
     "SinceOption",
+    "SourceOption",
     "StatsJsonOption",
     "StepsOption",
     "TagOption",
@@ -137,6 +148,18 @@ MaxStepsOption = Annotated[
     int | None, Option(help="Generations that a chain may have. [default: the task's]")
 ]
 MaxConcurrentOption = Annotated[int | None, Option(help="Chains that run at once. [default: all]")]
+RayOption = Annotated[
+    str | None,
+    Option(
+        metavar="ADDRESS|local",
+        help="Run the chains on the Ray cluster at this address (HOST:PORT of its head, or auto), or on one that is started "
+        "here; needs the extra ray.",
+    ),
+]
+RunnersOption = Annotated[
+    int | None,
+    Option(min=1, help="With --ray: how many runners. [default: as many as the cluster has room for]"),
+]
 SeedOption = Annotated[
     int | None, Option(help="The same seed gives the same questions and chains. [default: drawn]")
 ]
@@ -163,6 +186,12 @@ AlertOption = Annotated[
 ChainOption = Annotated[
     list[str] | None,
     Option(help="Show this chain only (chain_0 …); may be given several times.", group=_OUTPUT),
+]
+SourceOption = Annotated[
+    list[str] | None,
+    Option(
+        help="Show what this process emits only (host-rank1 …); may be given several times.", group=_OUTPUT
+    ),
 ]
 TypeOption = Annotated[
     list[str] | None,
@@ -402,6 +431,53 @@ OpenArg = Annotated[
         help="The record: its name or the beginning of it, the name of its run, its folder; or a folder of records for all of "
         "them. By default all of the record directory.",
     ),
+]
+HubPortOption = Annotated[
+    int, Option(min=0, max=65535, help="Where producers and viewers connect; 0: any free port.")
+]
+HubHostOption = Annotated[
+    str,
+    Option(
+        metavar="HOST", help="The address to listen on; 0.0.0.0: every one, so that other machines reach it."
+    ),
+]
+HubTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_TOKEN",
+        help="The secret that lets viewers watch and cancel, and producers publish; better set in the environment. "
+        "[default: one that is made, and kept in the record directory]",
+    ),
+]
+PublishTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_HUB_TOKEN",
+        help="A secret that only lets producers publish; better set in the environment.",
+    ),
+]
+HubTlsCertOption = Annotated[
+    str | None,
+    Option(
+        metavar="FILE",
+        help="The certificate and its chain up to the authority (PEM): clients connect with wss://.",
+    ),
+]
+HubOriginOption = Annotated[
+    list[str] | None,
+    Option(
+        metavar="URL",
+        help="Let pages from this origin connect, such as https://lab.example; may be given several times.",
+    ),
+]
+HubNameOption = Annotated[
+    list[str] | None,
+    Option(
+        metavar="NAME", help="A host name of this machine, such as lab.example; may be given several times."
+    ),
+]
+HubShowOption = Annotated[
+    int, Option(metavar="N", min=0, max=64, help="How many chains of each run to show here, token by token.")
 ]
 PortOption = Annotated[
     int, Option(min=0, max=65535, help="Where the page is served on this machine; 0: any free port.")

@@ -88,6 +88,11 @@ class Recording:
             budget=options["record_budget"],
         )
 
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether an option asks for a record, rather than how it is called."""
+        return self.level is not None or self.directory is not None or self.lossless
+
     def path_or_name(self, given: str) -> str:
         """A model's folder or its name on the hub: as typed, unless the current folder has changed since."""
         there = self.begun_in / given
@@ -201,6 +206,8 @@ def record_for(
 ) -> RunRecord | None:
     """Have the manager's runs recorded, unless that is switched off. The record begins with the first run.
 
+    A manager that publishes to a hub leaves that to the hub, unless an option asks for a record here too.
+
     If the user's own code records already, that record is the only one, unless an option asks for another.
 
     Args:
@@ -216,7 +223,7 @@ def record_for(
     Raises:
         InputError: the level does not exist, or `--record-dir` names what cannot be written to.
     """
-    if recording.off:
+    if recording.off or (manager.publishes and not recording.is_asked_for):
         return None
     from rollcast.archive import ArchiveObserver  # noqa: PLC0415  (not with --no-record)
     from rollcast.records.secrets import masked_arguments  # noqa: PLC0415

@@ -124,7 +124,7 @@ def _replay_in_time(
     events: EventReader, observers: Sequence[StreamObserver], pace: Pace, check: Callable[[], object]
 ) -> None:
     """Deliver each event to the observers when it is due."""
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)
     for observer in observers:
         manager.add_observer(observer)
     for delivery in manager.fanout.deliveries:

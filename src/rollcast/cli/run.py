@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -17,6 +17,7 @@ from rollcast.cli.alert import alert_to
 from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import log_at, log_line
+from rollcast.cli.on_ray import workers_for
 from rollcast.cli.output import Output
 from rollcast.cli.pace import Paced
 from rollcast.cli.recording import Recording, RunRecord, name_of_agent, record_for
@@ -34,6 +35,7 @@ from rollcast.tasks import Task, get_task
 from rollcast.terminal import ConsoleStreamObserver
 
 if TYPE_CHECKING:
+    from rollcast.fleet import RayWorkers
     from rollcast.serve import WebSocketStreamingServer
 
 __all__ = ["RunOptions", "run_command"]
@@ -56,6 +58,8 @@ class RunOptions:
     chains: int
     max_steps: int | None
     max_concurrent: int | None
+    ray: str | None
+    runners: int | None
     seed: int | None
     temperature: float | None
     pace: float | None
@@ -67,6 +71,22 @@ class RunOptions:
     show_types: list[str] | None
     color: bool | None
     timestamps: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Take them from the options of the command, whose names have `_` for `-`."""
+        same = {each.name: options[each.name] for each in fields(cls) if each.name in options}
+        return cls(
+            **same,
+            backend_options=options["backend_option"] or [],
+            prompts=options["prompt"] or [],
+            recording=Recording.of(options),
+            serving=Serving.of(options),
+            show_chains=options["chain"] or None,
+            show_types=options["type"] or None,
+            color=False if options["no_color"] else None,
+            timestamps=not options["no_timestamps"],
+        )
 
 
 def run_command(options: RunOptions) -> int:
@@ -89,6 +109,7 @@ def run_command(options: RunOptions) -> int:
     rows = task.rows(options.questions, options.seed or 0) if given_rows is None else given_rows
     alert = alert_to(options.alert)
     agent = _agent(task, own, options)
+    workers = _workers(options)
     lines_to_stdout = log is not None and log.path is None
     if log is not None:
         agent.streaming_manager.add_observer(log)
@@ -99,7 +120,7 @@ def run_command(options: RunOptions) -> int:
             ConsoleStreamObserver(show_timestamps=options.timestamps, chain_filter=shown, color=options.color)
         )
     name = options.recording.name or _name(agent, options)
-    run = _prepared(agent, task, rows, options, name)
+    run = _prepared(agent, task, rows, options, name, workers)
     record = _record(agent, options, name)
     if log is not None:
         log.open()
@@ -113,7 +134,9 @@ def run_command(options: RunOptions) -> int:
 
     readers = _Readers(out, log, server)
     try:
-        result, signals = run_to_the_end(_execute(agent, run, server, readers, sum_up, options.serving))
+        result, signals = run_to_the_end(
+            _execute(agent, run, workers, server, readers, sum_up, options.serving)
+        )
     except (RollcastError, KeyboardInterrupt) as error:
         if record is not None:
             record.say_of_failure(error)
@@ -127,8 +150,19 @@ def run_command(options: RunOptions) -> int:
     return 1 if len(result.failed) + len(result.unscored) == len(result) else 0
 
 
+def _workers(options: RunOptions) -> RayWorkers | None:
+    """The workers that `--ray` asks for. They import the user's agent only if the command line changes nothing about it."""
+    as_it_is = options.model is None and options.pace is None
+    return workers_for(options.ray, options.runners, options.agent if as_it_is else None)
+
+
 def _prepared(
-    agent: BaseAgent, task: Task, rows: list[dict[str, Any]], options: RunOptions, name: str
+    agent: BaseAgent,
+    task: Task,
+    rows: list[dict[str, Any]],
+    options: RunOptions,
+    name: str,
+    workers: RayWorkers | None,
 ) -> Run:
     sampling = task.sampling if options.agent is None else Sampling()
     if options.temperature is not None:
@@ -141,6 +175,7 @@ def _prepared(
         sampling=sampling,
         max_concurrent_chains=options.max_concurrent,
         seed=options.seed,
+        workers=workers,
         about={"name": name, "tags": options.recording.tags},
     )
 
@@ -157,7 +192,8 @@ def _name(agent: BaseAgent, options: RunOptions) -> str:
 def _record(agent: BaseAgent, options: RunOptions, name: str) -> RunRecord | None:
     """The record of the run."""
     kept = (
-        "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace"
+        "agent", "model", "backend", "rows", "task", "questions", "chains", "max_steps", "max_concurrent", "temperature", "pace",
+        "ray", "runners",
     )  # fmt: skip
     settings = {key: getattr(options, key) for key in kept}
     settings["backend_options"] = options.backend_options or None
@@ -239,6 +275,7 @@ class _Readers:
 async def _execute(
     agent: BaseAgent,
     run: Run,
+    workers: RayWorkers | None,
     server: WebSocketStreamingServer | None,
     readers: _Readers,
     sum_up: Callable[[RunResult], None],
@@ -252,6 +289,8 @@ async def _execute(
             say_links(server, options, readers.out.say)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(agent)
+            if workers is not None:
+                await stack.enter_async_context(workers)
             looking = asyncio.create_task(_end_if_unread(run, readers))
             stack.callback(looking.cancel)
             with ending_on_signals(run.cancel) as signals:

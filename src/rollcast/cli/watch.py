@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from rollcast.cli.address import server_address
 from rollcast.cli.alert import ALERT_EVENTS, alert_to
 from rollcast.cli.exit_codes import INTERRUPTED
 from rollcast.cli.speed import speed_of
 from rollcast.errors import InputError
 from rollcast.records import EventFilter
+from rollcast.serve.address import server_address
 from rollcast.stream import StreamingManager, StreamObserver
 from rollcast.terminal import ConsoleStreamObserver
 
@@ -37,6 +37,7 @@ class WatchOptions:
     alert: str | None = field(repr=False)  # its address may be a secret
     show_chains: list[str] | None
     show_types: list[str] | None
+    show_sources: list[str] | None
     color: bool | None
     timestamps: bool
 
@@ -58,7 +59,7 @@ def watch_command(options: WatchOptions) -> int:
                 "--speed and --since live are both given; a replay begins at the start: leave out --since, or --speed"
             )
     logging.basicConfig(format="rollcast: %(message)s", level=logging.WARNING)
-    wanted = EventFilter(chains=options.show_chains, types=options.show_types)
+    wanted = EventFilter(chains=options.show_chains, types=options.show_types, sources=options.show_sources)
     try:
         asyncio.run(_watch(options, wanted))
     except KeyboardInterrupt:
@@ -68,7 +69,8 @@ def watch_command(options: WatchOptions) -> int:
 
 async def _watch(options: WatchOptions, wanted: EventFilter) -> None:
     # The network may be quiet while the chains are not, so only the times of events count.
-    alert = alert_to(options.alert, chain_filter=EventFilter(chains=options.show_chains), by_clock=False)
+    alarmed = EventFilter(chains=options.show_chains, sources=options.show_sources)
+    alert = alert_to(options.alert, chain_filter=alarmed, by_clock=False)
     if alert is None or wanted == EventFilter():
         await _show(options, wanted, alert)
         return
@@ -129,7 +131,7 @@ async def _follow(
     client: WebSocketStreamingClient, *observers: StreamObserver, check: Callable[[], None] = lambda: None
 ) -> None:
     """Give the observers what comes; `check` is called after each event, and may raise."""
-    manager = StreamingManager()
+    manager = StreamingManager(publish=False)
     for observer in observers:
         manager.add_observer(observer)
     try:

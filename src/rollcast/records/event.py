@@ -292,6 +292,9 @@ class RunStart(TypedDict):
 
     `seed` is what to pass to get the same run again; `sampling` that of its generations; `settings` how it goes otherwise; `tools`
     the schemas of the agent's tools. `train_step`: the training step that its chains are for, or after which they evaluate.
+
+    In a run of several sources each has its own. `leader`: the source that tells what the run as a whole is; when that has ended, so
+    has this one.
     """
 
     chains: int
@@ -309,10 +312,14 @@ class RunStart(TypedDict):
     tags: NotRequired[list[str]]
     tools: NotRequired[list[dict[str, Any]]]
     train_step: NotRequired[int]
+    leader: NotRequired[str]
 
 
 class RunEnd(TypedDict):
-    """A run ended; the last event that carries its `run_id`."""
+    """A run ended; the last event that carries its `run_id` and its source.
+
+    `leader`: as in `run_start`; then the totals are 0, since those of the leader count all chains.
+    """
 
     status: RunStatus
     chains: int
@@ -320,6 +327,7 @@ class RunEnd(TypedDict):
     mean_reward: float | None
     completion_tokens: int
     duration_s: float
+    leader: NotRequired[str]
 
 
 class LearnedFrom(TypedDict):

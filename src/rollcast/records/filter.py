@@ -12,11 +12,12 @@ from rollcast.records.event import StreamEvent, StreamEventType
 __all__ = ["EventFilter"]
 
 Names = str | Iterable[str] | None
+_FIELDS = ("runs", "chains", "groups", "types", "sources")  # of the JSON form
 
 
 @dataclass(frozen=True, init=False)
 class EventFilter:
-    """A set of events: those whose run, chain, group and type are all among the named ones.
+    """A set of events: those whose run, chain, group, type and source are all among the named ones.
 
     `None` means all. A single name need not be in a list. `a & b` wants what both want, `a | b` what either wants.
     An event about the run as a whole (`chain_id == ""`) does not pass a filter that names chains or groups.
@@ -26,6 +27,7 @@ class EventFilter:
         chains: chain ids, `chain_0 …`.
         groups: group ids, `group_0 …`.
         types: `StreamEventType` members or their values.
+        sources: the processes that emitted them, as `StreamEvent.source` names them.
         ids: each `llm_generation_end` also has the token ids and log-probabilities of the generation, for observers of this
             process; over a connection there is no such thing. It does not change which events pass.
 
@@ -37,6 +39,7 @@ class EventFilter:
     chains: frozenset[str] | None
     groups: frozenset[str] | None
     types: frozenset[StreamEventType] | None
+    sources: frozenset[str] | None
     ids: bool
     others: tuple[EventFilter, ...] = field(default=(), repr=False)
 
@@ -47,6 +50,7 @@ class EventFilter:
         groups: Names = None,
         types: Names = None,
         *,
+        sources: Names = None,
         ids: bool = False,
     ) -> None:
         set_ = object.__setattr__
@@ -55,6 +59,7 @@ class EventFilter:
         set_(self, "groups", _names("groups", groups))
         names = _names("types", types)
         set_(self, "types", None if names is None else frozenset(map(_event_type, names)))
+        set_(self, "sources", _names("sources", sources))
         set_(self, "ids", ids)
         set_(self, "others", ())
 
@@ -69,15 +74,15 @@ class EventFilter:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> EventFilter:
-        """Make a filter from `{"runs": …, "chains": …, "groups": …, "types": …}`; an absent key means all.
+        """Make a filter from `{"runs": …, "chains": …, "groups": …, "types": …, "sources": …}`; an absent key means all.
 
         Raises:
             FilterError: a key or a type does not exist.
         """
-        unknown = sorted(set(value) - {"runs", "chains", "groups", "types"})
+        unknown = sorted(set(value) - set(_FIELDS))
         if unknown:
             raise FilterError(
-                f"a filter has no field {unknown[0]!r}; its fields are runs, chains, groups and types"
+                f"a filter has no field {unknown[0]!r}; its fields are runs, chains, groups, types and sources"
             )
         return cls(**value)
 
@@ -93,7 +98,7 @@ class EventFilter:
             raise FilterError(
                 "a filter with ids=True has no JSON form; ids are for observers of the same process"
             )
-        named = {"runs": self.runs, "chains": self.chains, "groups": self.groups, "types": self.types}
+        named = {name: getattr(self, name) for name in _FIELDS}
         return {name: sorted(value) for name, value in named.items() if value is not None}
 
     @property
@@ -103,10 +108,15 @@ class EventFilter:
 
     def matches(self, event: StreamEvent) -> bool:
         """Whether the event passes."""
-        return self.wants(event.event_type, event.chain_id, event.group_id, event.run_id)
+        return self.wants(event.event_type, event.chain_id, event.group_id, event.run_id, event.source)
 
     def wants(
-        self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
+        self,
+        event_type: StreamEventType,
+        chain_id: str = "",
+        group_id: str | None = None,
+        run_id: str = "",
+        source: str = "",
     ) -> bool:
         """Whether an event of this type and place would pass."""
         return (
@@ -114,27 +124,38 @@ class EventFilter:
             and (self.chains is None or chain_id in self.chains)
             and (self.groups is None or group_id in self.groups)
             and (self.runs is None or run_id in self.runs)
-        ) or any(other.wants(event_type, chain_id, group_id, run_id) for other in self.others)
+            and (self.sources is None or source in self.sources)
+        ) or any(other.wants(event_type, chain_id, group_id, run_id, source) for other in self.others)
 
-    def matches_chain(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
-        """Whether events of this chain could pass, whatever their types."""
-        return any(_names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
+    def matches_chain(
+        self, chain_id: str, group_id: str | None, run_id: str, source: str | None = None
+    ) -> bool:
+        """Whether events of this chain could pass, whatever their types. A `source` of None may be any."""
+        return any(_names_chain(a, chain_id, group_id, run_id, source) for a in self.alternatives)
 
-    def wants_snapshot(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+    def wants_snapshot(
+        self, chain_id: str, group_id: str | None, run_id: str, source: str | None = None
+    ) -> bool:
         """Whether a reader with this filter needs the chain's state, since it wants its tokens or snapshots."""
         kinds = {StreamEventType.CHAIN_SNAPSHOT, StreamEventType.LLM_GENERATION_CHUNK}
         return any(
-            _names_chain(a, chain_id, group_id, run_id) and (a.types is None or a.types & kinds)
+            _names_chain(a, chain_id, group_id, run_id, source) and (a.types is None or a.types & kinds)
             for a in self.alternatives
         )
 
-    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str, source: str | None = None) -> bool:
         """Whether the ends of this chain's generations are to have their token ids and log-probabilities."""
-        return any(a.ids and _names_chain(a, chain_id, group_id, run_id) for a in self.alternatives)
+        return any(a.ids and _names_chain(a, chain_id, group_id, run_id, source) for a in self.alternatives)
 
-    def wants_gap(self, run_id: str) -> bool:
-        """Whether a `gap` in this run may stand for events that pass, whatever types and chains the filter names."""
-        return any(a.runs is None or run_id in a.runs for a in self.alternatives)
+    def wants_gap(self, run_id: str, source: str = "") -> bool:
+        """Whether a `gap` in this run may stand for events that pass, whatever types and chains the filter names.
+
+        A gap without a source may stand for events of any.
+        """
+        return any(
+            (a.runs is None or run_id in a.runs) and (a.sources is None or not source or source in a.sources)
+            for a in self.alternatives
+        )
 
     def __and__(self, other: EventFilter) -> EventFilter:
         return _union(tuple(_both(a, b) for a in self.alternatives for b in other.alternatives))
@@ -143,12 +164,15 @@ class EventFilter:
         return _union(self.alternatives + other.alternatives)
 
 
-def _names_chain(a: EventFilter, chain_id: str, group_id: str | None, run_id: str) -> bool:
+def _names_chain(
+    a: EventFilter, chain_id: str, group_id: str | None, run_id: str, source: str | None
+) -> bool:
     """Whether this alternative, without the others of its union, lets events of the chain pass as far as its place goes."""
     return (
         (a.chains is None or chain_id in a.chains)
         and (a.groups is None or group_id in a.groups)
         and (a.runs is None or run_id in a.runs)
+        and (a.sources is None or source is None or source in a.sources)
     )
 
 
@@ -161,13 +185,16 @@ def _both(a: EventFilter, b: EventFilter) -> EventFilter:
         narrow(a.chains, b.chains),
         narrow(a.groups, b.groups),
         narrow(a.types, b.types),
+        sources=narrow(a.sources, b.sources),
         ids=a.ids or b.ids,
     )
 
 
 def _union(parts: tuple[EventFilter, ...]) -> EventFilter:
     first, *rest = _joined(parts)
-    union = EventFilter(first.runs, first.chains, first.groups, first.types, ids=first.ids)
+    union = EventFilter(
+        first.runs, first.chains, first.groups, first.types, sources=first.sources, ids=first.ids
+    )
     object.__setattr__(union, "others", tuple(rest))
     return union
 
@@ -176,15 +203,15 @@ def _joined(parts: tuple[EventFilter, ...]) -> list[EventFilter]:
     """The parts; those that differ only in the chains that they name are joined into one."""
     chains: dict[tuple[Any, ...], frozenset[str] | None] = {}
     for part in parts:
-        key = (part.runs, part.groups, part.types, part.ids)
+        key = (part.runs, part.groups, part.types, part.sources, part.ids)
         if key in chains:
             known = chains[key]
             chains[key] = None if known is None or part.chains is None else known | part.chains
         else:
             chains[key] = part.chains
     return [
-        EventFilter(runs, named, groups, types, ids=ids)
-        for (runs, groups, types, ids), named in chains.items()
+        EventFilter(runs, named, groups, types, sources=sources, ids=ids)
+        for (runs, groups, types, sources, ids), named in chains.items()
     ]
 
 

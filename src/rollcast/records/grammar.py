@@ -3,8 +3,8 @@
 Per chain:  chain_start ((generation tool*) | message | reward of a step)* [final reward] chain_end
 generation: llm_generation_start llm_generation_chunk* llm_generation_end
 tool:       tool_call_start tool_observation+ tool_call_end     (parallel calls interleave, told apart by call_id)
-Per run:    run_start … run_end; `seq` rises. `error` may come anywhere inside. After a `gap`, or for an observer that
-joins late, a `chain_snapshot` opens a chain in the middle.
+Per run:    run_start … run_end; `seq` rises. A run of several sources is that once for each. `error` may come anywhere
+inside. After a `gap`, or for an observer that joins late, a `chain_snapshot` opens a chain in the middle.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 
 from rollcast.errors import GrammarError
 from rollcast.records.event import StreamEvent, StreamEventType
+from rollcast.records.lanes import leader_of
 
 __all__ = ["GrammarChecker", "check_events"]
 
 T = StreamEventType
 MAX_ENDED = 4096  # how many of the last ended runs are remembered
+MAX_ENDED_CHAINS = 65_536  # how many of the last ended chains of a run are remembered
 MAX_JOINED = (
     4096  # how many open runs are remembered after a late start, since a filter may hide that they end
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Chain:
     chars: int | None = None  # characters in the open generation; None: no generation is open
     text: list[str] | None = None  # its pieces; None: its beginning was not seen
@@ -32,21 +34,23 @@ class _Chain:
     open_calls: dict[str, int] = field(default_factory=dict)  # call_id -> final observations seen
     rewarded: bool = False
     blind: bool = False  # joined without a snapshot: unknown calls may be open
-    ended_calls: set[str] = field(default_factory=set)  # used if blind
+    ended_calls: set[str] | None = None  # used if blind
 
 
 @dataclass
 class _Run:
     last_seq: int = -1
     chains: dict[str, _Chain] = field(default_factory=dict)
-    ended_chains: set[str] = field(default_factory=set)
+    ended_chains: dict[str, None] = field(default_factory=dict)  # the latest last
+    leader: str | None = None  # it ends with this source at the latest
     forgetful: bool = False  # a gap or a late start: unknown chains are not an error
 
 
 class GrammarChecker:
     """Feed it events in the order in which one observer got them; it raises at the first that breaks the grammar.
 
-    It may watch for ever: it remembers the last 4096 ended runs, and with `late` as many open ones. A forgotten run is like
+    It may watch for ever: it remembers the last 4096 ended runs, the last 65,536 ended chains of each open run, and with `late` as
+    many open runs as ended ones. A forgotten run is like
     one that it never saw: an error unless `late`, else it joins the run again. So it misses only one thing, with `late`: an
     event after the end of a run that 4096 others followed. Without `late`, open runs are not forgotten.
 
@@ -77,9 +81,12 @@ class GrammarChecker:
             raise _error(event, "its run has ended")
         run = self._runs.get(key)
         if run is None:
+            if kind is T.ERROR and not event.chain_id and any(name == key[1] for _, name in self._runs):
+                return  # somebody who watches the run elsewhere says that he failed
             if kind is not T.RUN_START and not self._late and kind not in (T.GAP, T.TRAIN_STEP):
                 raise _error(event, "its run has not started")
-            run = self._runs[key] = _Run(forgetful=self._late)
+            leader = leader_of(event) if kind is T.RUN_START else None
+            run = self._runs[key] = _Run(leader=leader, forgetful=self._late)
             if self._late and len(self._runs) > MAX_JOINED:
                 del self._runs[next(iter(self._runs))]
         elif kind is T.RUN_START:
@@ -96,12 +103,23 @@ class GrammarChecker:
         if kind is T.RUN_END:
             if run.chains and T.CHAIN_END in self._types:
                 raise _error(event, f"still open: {', '.join(sorted(run.chains))}")
-            del self._runs[key]
-            self._ended_runs[key] = None
-            if len(self._ended_runs) > MAX_ENDED:
+            for ended in [key, *self._led_by(key)]:
+                del self._runs[ended]
+                self._ended_runs[ended] = None
+            while len(self._ended_runs) > MAX_ENDED:
                 del self._ended_runs[next(iter(self._ended_runs))]
         elif event.chain_id:
             self._feed_chain(run, event)
+
+    def has_open_chains(self, event: StreamEvent) -> bool:
+        """Whether chains are open in the event's run, as far as its source told."""
+        run = self._runs.get((event.source, event.run_id))
+        return run is not None and bool(run.chains)
+
+    def _led_by(self, key: tuple[str, str]) -> list[tuple[str, str]]:
+        """The parts of the run that end with this one, since they name its source as their leader."""
+        source, run_id = key
+        return [each for each, run in self._runs.items() if run.leader == source and each[1] == run_id]
 
     def close(self) -> None:
         """Check that every run has ended, after the last event.
@@ -148,7 +166,9 @@ class GrammarChecker:
             _RULES[kind](chain, event)
         if kind is T.CHAIN_END:
             del run.chains[name]
-            run.ended_chains.add(name)
+            run.ended_chains[name] = None
+            if len(run.ended_chains) > MAX_ENDED_CHAINS:
+                del run.ended_chains[next(iter(run.ended_chains))]
 
     def _forget_unchecked(self, chain: _Chain) -> None:
         """Forget what is open if the filter may hide its end."""
@@ -230,7 +250,7 @@ def _tool_start(chain: _Chain, event: StreamEvent) -> None:
 
 def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
     seen = chain.open_calls.get(event.data["call_id"])
-    if seen is None and chain.blind and event.data["call_id"] not in chain.ended_calls:
+    if seen is None and chain.blind and event.data["call_id"] not in (chain.ended_calls or ()):
         seen = 0
     if seen is None:
         raise _error(event, f"call {event.data['call_id']} is not open")
@@ -241,11 +261,11 @@ def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
 
 def _tool_end(chain: _Chain, event: StreamEvent) -> None:
     call_id = event.data["call_id"]
-    unknown = int(chain.blind and call_id not in chain.ended_calls)
+    unknown = int(chain.blind and call_id not in (chain.ended_calls or ()))
     if chain.open_calls.pop(call_id, unknown) != 1:
         raise _error(event, f"call {call_id} is not open, or has no final observation")
     if chain.blind:
-        chain.ended_calls.add(call_id)
+        chain.ended_calls = {*(chain.ended_calls or ()), call_id}
 
 
 def _reward(chain: _Chain, event: StreamEvent) -> None:

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from rollcast.records.bounded import clean, number, whole, word
 from rollcast.records.event import StreamEvent, StreamEventType
+from rollcast.records.lanes import worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import error_of, object_of
 from rollcast.records.view_parts import count_of, moment, seconds_of, seed_of, seq_of, small, text_of, words
 
-__all__ = ["RunView", "RunViews"]
+__all__ = ["RunView", "RunViews", "SourcePart"]
 
 T = StreamEventType
 
 MAX_CHAINS = 4_096
 MAX_STEPS = 1_024
+MAX_SOURCES = 4_096
 MAX_RUNS = 512
 MAX_ALL_CHAINS = 16_384  # in all runs
 MAX_ENDED_WEIGHT = 8_388_608  # weight of the conversations of a run's ended chains
@@ -34,14 +37,38 @@ STATUSES = ("completed", "cancelled", "failed")
 CLOSED = ("ended", "lost")
 
 
+class SourcePart(msgspec.Struct, eq=False):
+    """A run on one source.
+
+    Attributes:
+        status: how it ended, None before.
+        begun: whether its `run_start` was seen.
+        leader: the source that tells what the run as a whole is; None: it does itself.
+        chains, groups: as in its `run_start`.
+        duration_s, mean_reward, completion_tokens: as in its `run_end`.
+    """
+
+    status: str | None = None
+    begun: bool = False
+    leader: str | None = None
+    chains: int | None = None
+    groups: int | None = None
+    duration_s: float | None = None
+    mean_reward: float | None = None
+    completion_tokens: int | None = None
+
+
 class RunView(msgspec.Struct, eq=False):
     """What a watcher knows about a run. Feed it the run's events, and the `train_step` events of the training it belongs to.
 
+    A run of several sources has a `run_start` and a `run_end` of each, and has ended when all that opened it have.
+
     Attributes:
         run_id: the run that this is a view of, from the first event.
-        status: `running`, `completed`, `cancelled` or `failed`; `unknown` if neither start nor end was seen.
+        status: `running`, `completed`, `cancelled` or `failed`, the worst of its sources; `unknown` if neither start nor end was seen.
         started_at, last_event_at, ended_at: timestamps, None if not seen.
-        expected_chains, expected_groups: as in `run_start`.
+        sources: its part on each source, in the order in which they were first seen; at most 4,096.
+        expected_chains, expected_groups: as in `run_start`, the sum over its sources that have no leader among them.
         agent, model, backend, policy_version, parent_run_id, train_step, split, name, tags, seed: as in `run_start`; None if they
             are not there.
         chains: the chains' views by id, in the order in which they were first seen.
@@ -49,7 +76,8 @@ class RunView(msgspec.Struct, eq=False):
         gaps: how often events were lost.
         errors, error: how many errors concerned the whole run, and the latest.
         train_steps: the run's latest 1,024 steps: `train_step`, `policy_version`, `metrics`, `timestamp`.
-        duration_s, mean_reward_said, completion_tokens_said: as in `run_end`.
+        duration_s, mean_reward_said, completion_tokens_said: as in `run_end`; of several sources without a leader the longest, None, and the
+            sum.
         most_chains: how many chains are kept.
         keeps_conversations: whether their views have the messages.
     """
@@ -59,6 +87,7 @@ class RunView(msgspec.Struct, eq=False):
     started_at: float | None = None
     last_event_at: float | None = None
     ended_at: float | None = None
+    sources: dict[str, SourcePart] = {}
     expected_chains: int | None = None
     expected_groups: int | None = None
     agent: str | None = None
@@ -142,6 +171,8 @@ class RunView(msgspec.Struct, eq=False):
                 return
             self.run_id = text_of(event.run_id)
         if chain_id and chain_id.__class__ is str:
+            if event.source.__class__ is str and event.source not in self.sources:
+                self._part_of(event.source)
             view = self.chains.get(chain_id)
             if view is None:
                 view = self._new_chain(chain_id)
@@ -203,11 +234,11 @@ class RunView(msgspec.Struct, eq=False):
         at = moment(event.timestamp)
         self.last_event_at = self.last_event_at if at is None else at
         if kind == T.GAP and "run_status" in data:
-            self._lose(data, at)
+            self._lose(source, data, at)
         elif kind == T.RUN_START:
-            self._start(data, at)
+            self._start(source, data, at)
         elif kind == T.RUN_END:
-            self._end(data, at)
+            self._end(source, data, at)
         elif kind == T.TRAIN_STEP:
             self._step(data, at)
             self._learned(event)
@@ -215,33 +246,75 @@ class RunView(msgspec.Struct, eq=False):
             self.errors += 1
             self.error = error_of(data)
         if kind in (T.GAP, T.RUN_END):
+            led = {name for name, part in self.sources.items() if part.leader == source}
             for view in self.chains.values():
-                view.apply(event)
+                ends = kind == T.RUN_END and view.source in led  # with its leader
+                view.apply(msgspec.structs.replace(event, source=view.source) if ends else event)
 
-    def _start(self, data: dict[str, Any], at: float | None) -> None:
-        self.started_at = at
-        self.status = "running" if self.status == "unknown" else self.status
-        self.expected_chains, self.expected_groups = (
-            count_of(data.get("chains")),
-            count_of(data.get("groups")),
-        )
-        for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
-            setattr(self, name, word(data.get(name)))
-        self.tags = words(data.get("tags"))
-        self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
-        self.train_step = whole(data.get("train_step"))
+    def _part_of(self, source: str) -> SourcePart:
+        part = self.sources.get(source)
+        if part is None:
+            part = SourcePart()
+            if len(self.sources) < MAX_SOURCES:
+                self.sources[source] = part
+        return part
 
-    def _end(self, data: dict[str, Any], at: float | None) -> None:
+    def _leading(self) -> list[SourcePart]:
+        """The parts that tell what the run as a whole is."""
+        return [part for part in self.sources.values() if part.leader not in self.sources]
+
+    def _start(self, source: str, data: dict[str, Any], at: float | None) -> None:
+        part = self._part_of(source)
+        part.begun, part.leader = True, word(data.get("leader"))
+        part.leader = None if part.leader == source else part.leader
+        part.chains, part.groups = count_of(data.get("chains")), count_of(data.get("groups"))
+        leading = self._leading()
+        self.expected_chains = _sum_of(part.chains for part in leading)
+        self.expected_groups = _sum_of(part.groups for part in leading)
+        tells = part in leading and not any(other is not part and other.begun for other in leading)
+        if tells:
+            for name in ("agent", "model", "backend", "parent_run_id", "split", "name"):
+                setattr(self, name, word(data.get(name)))
+            self.tags = words(data.get("tags"))
+            self.policy_version, self.seed = whole(data.get("policy_version")), seed_of(data.get("seed"))
+            self.train_step = whole(data.get("train_step"))
+        if any(other is not part and other.begun for other in self.sources.values()):
+            self.ended_at = None if part.status is None else self.ended_at
+            self.status = "running" if self.ended_at is None else self.status
+        else:
+            self.started_at = at
+            self.status = "running" if self.status == "unknown" else self.status
+
+    def _end(self, source: str, data: dict[str, Any], at: float | None) -> None:
         status = data.get("status")
-        self.status = status if status in STATUSES else "completed"
-        self.ended_at, self.duration_s = at, seconds_of(data.get("duration_s"))
-        self.mean_reward_said = number(data.get("mean_reward"))
-        self.completion_tokens_said = count_of(data.get("completion_tokens"))
+        part = self._part_of(source)
+        part.duration_s = seconds_of(data.get("duration_s"))
+        part.mean_reward = number(data.get("mean_reward"))
+        part.completion_tokens = count_of(data.get("completion_tokens"))
+        leading = self._leading()
+        self.duration_s = max((p.duration_s for p in leading if p.duration_s is not None), default=None)
+        self.mean_reward_said = leading[0].mean_reward if len(leading) == 1 else None
+        self.completion_tokens_said = _sum_of(p.completion_tokens for p in leading)
+        self._source_ended(source, status if status in STATUSES else "completed", at)
 
-    def _lose(self, data: dict[str, Any], at: float | None) -> None:
-        """Note that the run has ended, and that its end was lost."""
-        self.status = status if (status := data["run_status"]) in STATUSES else "unknown"
-        self.ended_at = at
+    def _lose(self, source: str, data: dict[str, Any], at: float | None) -> None:
+        """Note that a source's part of the run has ended, and that its end was lost; of every source, if the gap names none."""
+        status = status if (status := data["run_status"]) in STATUSES else "unknown"
+        if not source and source not in self.sources:
+            for part in self.sources.values():
+                part.status = part.status or status
+        self._source_ended(source, status, at)
+
+    def _source_ended(self, source: str, status: str, at: float | None) -> None:
+        self._part_of(source).status = status
+        for part in self.sources.values():
+            if part.leader == source:
+                part.status = part.status or status
+        if any(part.status is None for part in self.sources.values()):
+            self.status = "running"
+        else:
+            self.status = worst_status(part.status or "" for part in self._leading())
+            self.ended_at = at
 
     def _step(self, data: dict[str, Any], at: float | None) -> None:
         row = {
@@ -259,6 +332,12 @@ class RunView(msgspec.Struct, eq=False):
             view = self.chains.get(chain_id)
             if view is not None:
                 view.apply(event)
+
+
+def _sum_of(counts: Iterable[int | None]) -> int | None:
+    """The sum of those that are known; None if none is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 _ROW = (

@@ -22,6 +22,7 @@ from rollcast.rollout.rows import PromptRow, as_rows, count
 from rollcast.rollout.run import Run
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.streaming import StreamingRun
+from rollcast.rollout.workers import Workers
 from rollcast.tools import Tool
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class BaseAgent(AgentValue):
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
         record: str | os.PathLike[str] | ArchiveObserver | None = None,
+        workers: Workers | None = None,
     ) -> RunResult:
         """Run `num_chains` chains of each row and return their trajectories.
 
@@ -84,14 +86,16 @@ class BaseAgent(AgentValue):
             record: leave a record of the run, with streaming. A level (`auto`, `turns`, `tokens` or `summary`): a new record in
                 `rollcast-runs`, or where `ROLLCAST_RECORDS` says; a `Path`: a record in that folder; or an `ArchiveObserver`, to
                 which several runs may be given. None: there is no record.
+            workers: processes that run the chains, such as `rollcast.fleet.RayWorkers`. None: this process does.
 
         Raises:
-            InputError: an argument is wrong; no chain has started.
+            InputError: an argument is wrong, or the workers cannot run this agent; no chain has started.
+            WorkersError: no worker can be started, or none is left.
             asyncio.CancelledError: the caller was cancelled; every chain has ended by then.
         """
         run = self.prepare(
             max_steps, start_messages, num_chains, enable_streaming, streaming_callback,
-            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record, workers=workers,
         )  # fmt: skip
         return await run.execute()
 
@@ -107,6 +111,7 @@ class BaseAgent(AgentValue):
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
         record: str | os.PathLike[str] | ArchiveObserver | None = None,
+        workers: Workers | None = None,
     ) -> StreamingRun:
         """Do the same as `run_async` with streaming, and return the events as an async iterator.
 
@@ -123,7 +128,7 @@ class BaseAgent(AgentValue):
         """
         run = self.prepare(
             max_steps, start_messages, num_chains, True, streaming_callback,
-            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record,
+            sampling=sampling, max_concurrent_chains=max_concurrent_chains, seed=seed, record=record, workers=workers,
         )  # fmt: skip
         return StreamingRun(run, chain_filter)
 
@@ -165,6 +170,7 @@ class BaseAgent(AgentValue):
         max_concurrent_chains: int | None = None,
         seed: int | None = None,
         record: str | os.PathLike[str] | ArchiveObserver | None = None,
+        workers: Workers | None = None,
         about: dict[str, Any] | None = None,
     ) -> Run:
         """Make the run that `run_async` would execute, with its arguments checked. The arguments are the same.
@@ -194,11 +200,11 @@ class BaseAgent(AgentValue):
             sampling=_sampling(sampling),
             max_concurrent_chains=max_concurrent_chains,
             seed=seed,
-            streaming=enable_streaming or record is not None,
+            streaming=enable_streaming or record is not None or self.streaming_manager.publishes,
             callback=streaming_callback,
             about=about or {},
         )
-        run = Run(self, rows, settings, agents)
+        run = Run(self, rows, settings, agents, workers)
         if record is not None:
             run.recording = RunRecording(record, name=self.name, about=run.described)
         return run
@@ -215,11 +221,11 @@ class BaseAgent(AgentValue):
             tools = chosen_tools(row.fields, self.tools, f"start_messages[{i}]")
             names = None if tools is None else tuple(tools)
             if names not in made:
-                made[names] = self._with_tools(tools or {})
+                made[names] = self.with_tools(tools or {})
             agents.append(made[names])
         return agents
 
-    def _with_tools(self, tools: dict[str, Tool]) -> Self:
+    def with_tools(self, tools: dict[str, Tool]) -> Self:
         """The agent with other tools; everything else is shared."""
         view = object.__new__(type(self))
         kept = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -11,19 +10,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from rollcast.aio import call_in
+import msgspec
+
+from rollcast.aio import call_in, wait_uncancelled
 from rollcast.errors import InputError
-from rollcast.grace import close_task, grace
 from rollcast.observers import CallbackStreamObserver
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
-from rollcast.rollout.chain import ChainGeneration, LatestChain, Prompts
+from rollcast.rollout.chain_tasks import ChainTasks
 from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.watchdog import watchdog
+from rollcast.rollout.workers import ChainOrder, RunElsewhere, RunOrder, Workers, first_attempt
 from rollcast.stream import ChainWriter, current_chain
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
@@ -40,6 +41,7 @@ class Run:
         rows: the checked rows.
         settings: the checked settings.
         agents: for each row, the agent with the tools that the row names; None: the agent itself.
+        workers: run its chains; None: this process does.
 
     Attributes:
         run_id: the id in its events.
@@ -53,6 +55,7 @@ class Run:
         rows: list[PromptRow],
         settings: RunSettings,
         agents: Sequence[AgentValue] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.agent = agent
         self._agents = [agent] * len(rows) if agents is None else agents
@@ -78,14 +81,9 @@ class Run:
         self.result = RunResult(self.run_id, seed)
         self.recording: RunRecording | None = None
         self._slots = asyncio.Semaphore(settings.max_concurrent_chains or len(rows) * settings.num_chains)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._running: dict[str, ChainGeneration] = {}
-        self._asked: set[str] = set()  # chains whose tasks were cancelled
-        self._unfinished: set[str] = set()
-        self._finished = asyncio.Event()  # all chains are
-        self._left: set[str] = set()  # chains that ended, and whose tasks may never
-        self._prompts: Prompts = {}
-        self._latest = LatestChain()
+        self._chains = ChainTasks(agent, self.stream, settings)
+        self._workers = workers
+        self._elsewhere: RunElsewhere | None = None
         self._cancelled = False
         self._cancelled_chains: set[str] = set()
         self._parent_chain_id: str | None = None
@@ -110,35 +108,9 @@ class Run:
         if chain_id is None:
             self._cancelled = True
         else:
+            chain_id = chain_id if self._workers is None else first_attempt(chain_id)
             self._cancelled_chains.add(chain_id)
-        for name, task in self._tasks.items():
-            if chain_id in (None, name):
-                self._cancel_task(name, task)
-
-    def _cancel_task(self, name: str, task: asyncio.Task[None]) -> None:
-        """Cancel the chain's task, only once, since a second time would interrupt its cleanup.
-
-        A backend that keeps running is left behind after the grace period; tools and rewards have their own.
-        """
-        if task.done() or name in self._asked:
-            return
-        self._asked.add(name)
-        seconds = self.agent.grace_s
-        task.get_loop().call_later(seconds, self._leave, name, seconds)
-        if not task.cancelling():
-            task.cancel()
-
-    def _leave(self, name: str, seconds: float) -> None:
-        chain = self._running.get(name)
-        if chain is not None and chain.leave(seconds):
-            self._left.add(name)
-            close_task(self._tasks[name])
-            self._finish(name)
-
-    def _finish(self, name: str, _: object = None) -> None:
-        self._unfinished.discard(name)
-        if not self._unfinished:
-            self._finished.set()
+        self._chains.cancel(chain_id)
 
     def _cancel_in(self, loop: asyncio.AbstractEventLoop, chain_id: str | None) -> None:
         """Cancel from any thread.
@@ -156,12 +128,18 @@ class Run:
 
         Raises:
             asyncio.CancelledError: the caller was cancelled; every chain and the run have ended by then.
-            InputError: an observer awaits this in one of its own hooks, and so would wait for itself.
+            InputError: an observer awaits this in one of its own hooks, and so would wait for itself; or the workers cannot run
+                this agent.
+            WorkersError: no worker is left that could run the chains.
         """
-        settings, began = self.settings, time.perf_counter()
+        settings = self.settings
         manager = self.agent.streaming_manager
         if settings.streaming:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
+        self._name_parent()
+        if self._workers is not None:
+            self._elsewhere = await self._workers.begin(self.agent, self._run_order(), self.rows)
+        began = time.perf_counter()
         if self.recording is not None:
             self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()
@@ -172,27 +150,13 @@ class Run:
                 "backend %s does not stream: each generation is one chunk", self.agent.backend.name
             )
         status: RunStatus = "failed"
-        self._name_parent()
         self.stream.on_cancel = partial(self._cancel_in, asyncio.get_running_loop())
         self.stream.open()
         watchdog.watch()
         try:
-            for r, row in enumerate(self.rows):
-                for i in range(settings.num_chains):
-                    trajectory = Trajectory(
-                        self.run_id, f"chain_{r * settings.num_chains + i}", f"group_{r}", i
-                    )
-                    self.result.trajectories.append(trajectory)
-                    self.stream.announce(trajectory.chain_id, trajectory.group_id)
-                    task = asyncio.create_task(
-                        self._chain(row, len(self.result.trajectories) - 1, r, i), name=trajectory.chain_id
-                    )
-                    self._tasks[trajectory.chain_id] = task
-                    self._unfinished.add(trajectory.chain_id)
-                    task.add_done_callback(partial(self._finish, trajectory.chain_id))
-                    if self._cancelled or trajectory.chain_id in self._cancelled_chains:
-                        task.cancel()  # before it began
-            await self._all_done()
+            for position in range(len(self.rows) * settings.num_chains):
+                self._begin_chain(position)
+            await self._chains.all_done()
             cut_short = self._cancelled and any(t.finish_reason in (None, "cancelled") for t in self.result)
             status = "cancelled" if cut_short else "completed"
         except asyncio.CancelledError:
@@ -200,21 +164,29 @@ class Run:
             raise
         finally:
             watchdog.leave()
-            self.result.status = status
-            self.stream.close(status)
-            for trajectory in self.result.trajectories:
-                if trajectory.finish_reason is None:
-                    trajectory.finish_reason = "cancelled"  # it never began
-            self.result.duration_s = time.perf_counter() - began
             try:
-                if settings.streaming:
-                    await manager.drain()
+                await self._end(status, began)
             finally:
                 if callback is not None:
                     manager.remove_observer(callback)
                 if self.recording is not None:
                     self.result.record = await self.recording.end(manager)
         return self.result
+
+    async def _end(self, status: RunStatus, began: float) -> None:
+        """End the run, and wait until the observers have everything."""
+        self.result.status = status
+        try:
+            if self._elsewhere is not None:
+                await self._elsewhere.close(status)
+        finally:
+            self.stream.close(status)
+            for trajectory in self.result.trajectories:
+                if trajectory.finish_reason is None:
+                    trajectory.finish_reason = "cancelled"  # it never began
+            self.result.duration_s = time.perf_counter() - began
+        if self.settings.streaming:
+            await self.agent.streaming_manager.drain()
 
     def _name_parent(self) -> None:
         """If a watched chain started this run, as a tool that is an agent does, name that chain and its run as parents."""
@@ -223,46 +195,53 @@ class Run:
             self.stream.parent_run_id = chain.trajectory.run_id
             self._parent_chain_id = chain.trajectory.chain_id
 
-    async def _all_done(self) -> None:
-        """Wait for every chain. If the caller is cancelled, end them first and wait for that."""
-        try:
-            await self._finished.wait()
-        except asyncio.CancelledError:
-            self.cancel()
-            while self._unfinished:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._finished.wait()
-            raise
-        for name, task in self._tasks.items():
-            if name not in self._left and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+    def _run_order(self) -> RunOrder:
+        """What runners elsewhere must know of this run."""
+        settings, stream = self.settings, self.stream
+        about = {**settings.about, "parent_run_id": stream.parent_run_id, "seed": self.result.seed}
+        leader = self.agent.streaming_manager.source
+        return RunOrder(self.run_id, msgspec.structs.replace(settings, callback=None), about, leader)
 
-    async def _chain(self, row: PromptRow, position: int, r: int, i: int) -> None:
-        place, agent = self.result.trajectories[position], self._agents[r]
+    def _begin_chain(self, position: int) -> None:
+        """Give a chain its place in the result, and its task."""
+        order = self._order(position)
+        place = Trajectory(self.run_id, order.chain_id, order.group_id, order.index)
+        self.result.trajectories.append(place)
+        self.stream.announce(order.chain_id, order.group_id)
+        task = self._chains.begin(order.chain_id, self._chain(position, order))
+        if self._cancelled or order.chain_id in self._cancelled_chains:
+            task.cancel()  # before it began
+
+    def _order(self, position: int) -> ChainOrder:
+        r, i = divmod(position, self.settings.num_chains)
+        return ChainOrder(
+            f"chain_{position}", f"group_{r}", i, self.rows[r], derived_seed(self.result.seed, r, i),
+            parent_chain_id=self._parent_chain_id,
+        )  # fmt: skip
+
+    async def _chain(self, position: int, order: ChainOrder) -> None:
         async with self._slots:
-            known = {} if row.reference is None else {"reference": row.reference}
-            seed = derived_seed(self.result.seed, r, i)
-            stream = self.stream.chain(
-                row.messages,
-                chain_id=place.chain_id,
-                group_id=place.group_id,
-                index=i,
-                tools=list(agent.tools),
-                row=row.fields,
-                seed=seed,
-                parent_chain_id=self._parent_chain_id,
-                **known,
-            )
-            self.result.trajectories[position] = stream.trajectory
-            grace.set(self.agent.cancel_grace_s)
-            chain = ChainGeneration(
-                agent, stream, self.settings, seed, self._prompts, self._asked, self._latest
-            )
-            self._running[place.chain_id] = chain
-            try:
-                await chain.run()
-            finally:
-                del self._running[place.chain_id]
+            if self._elsewhere is None:
+                agent = self._agents[position // self.settings.num_chains]
+                stream = self._chains.writer(agent, order)
+                self.result.trajectories[position] = stream.trajectory
+                await self._chains.play(agent, order, stream)
+            else:
+                await self._played_elsewhere(self._elsewhere, position, order)
+
+    async def _played_elsewhere(self, elsewhere: RunElsewhere, position: int, order: ChainOrder) -> None:
+        """Have workers run the chain. If it is cancelled, keep what there is of it."""
+        playing = asyncio.ensure_future(elsewhere.play(order))
+        try:
+            await asyncio.shield(playing)
+        except asyncio.CancelledError:
+            elsewhere.cancel(order.chain_id)
+            await wait_uncancelled([playing])
+            raise
+        finally:
+            if playing.done() and not playing.cancelled() and playing.exception() is None:
+                self.result.trajectories[position] = playing.result()
+                self.stream.count_elsewhere(playing.result(), order.chain_id)
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

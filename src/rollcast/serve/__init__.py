@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from rollcast.records.secrets import Masker
     from rollcast.serve.asking import QueryRows
     from rollcast.serve.client import WebSocketStreamingClient
+    from rollcast.serve.hub_observer import HubStreamObserver
     from rollcast.serve.server import WebSocketStreamingServer
     from rollcast.serve.settings import Limits, ServerSettings, Token
 
 __all__ = [
+    "HubStreamObserver",
     "Limits",
     "Masker",
     "QueryRows",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "HubStreamObserver": "serve.hub_observer",
     "Limits": "serve.settings",
     "Masker": "records.secrets",
     "QueryRows": "serve.asking",

@@ -29,7 +29,7 @@ __all__ = [
     "refusal",
 ]
 
-_QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types"}
+_QUERY_FIELDS = {"chain": "chains", "group": "groups", "run": "runs", "type": "types", "source": "sources"}
 
 
 class Door(StrEnum):
@@ -41,6 +41,7 @@ class Door(StrEnum):
     FEED = "the plain feed"
     METRICS = "/metrics"
     CANCEL = "cancel"
+    PUBLISH = "publish"
 
 
 _NEEDED: dict[Door, Scope] = {
@@ -50,6 +51,7 @@ _NEEDED: dict[Door, Scope] = {
     Door.FEED: "read",
     Door.METRICS: "read",
     Door.CANCEL: "control",
+    Door.PUBLISH: "publish",
 }
 
 

@@ -16,6 +16,7 @@ from functools import partial
 
 from rollcast.aio import call_in, running_loop
 from rollcast.records import EventFilter, StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.records.secrets import masker_of
 from rollcast.serve.anew import gaps_between
 from rollcast.serve.clients import Clients
@@ -62,6 +63,11 @@ class ServerObserver(EncodingObserver):
     def name(self) -> str:
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer"
+
+    @property
+    def upstream(self) -> Upstream:
+        """What the server's clients want."""
+        return self._broadcaster.upstream
 
     def leaves(self) -> dict[StreamObserver, EventFilter]:
         """This observer and its companions, each with its filter."""
@@ -150,7 +156,7 @@ class Broadcaster:
                 elif kind is RUN_START or kind is RUN_END:
                     self.upstream.runs.note(event)
                 elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
-                    self.upstream.runs.forget(event.run_id)
+                    self.upstream.runs.forget(event.run_id, event.source)
             self.ledger.note(events, entries, position)
             self.feeds.came()
             loop = self._loop
@@ -214,7 +220,7 @@ class Broadcaster:
 
     def _begin(self, subscription: Subscription, back: Return) -> tuple[bool, str | None]:
         """Begin with the history or with snapshots; the same as `subscribe` returns. Both locks are held."""
-        manager, position, selector = self.observer.manager, back.position, subscription.selector
+        position, selector = back.position, subscription.selector
         here = subscription.position = self.history.head if position is None else position
         subscription.live_from = subscription.owed_until = self.history.head
         subscription.told = self.history.before(here)
@@ -224,9 +230,8 @@ class Broadcaster:
             self._joins.begin(subscription, None, least=self.history.head if within else back.since)
             if self.keeps and subscription.since != "live":
                 as_of = subscription.join.opening.as_of if subscription.join else {}
-                source = manager.fanout.source if manager is not None else ""
                 to_come = self.history.first_of_runs(subscription.position)
-                subscription.losses = losses(self.ledger, selector, back, as_of, source, to_come)
+                subscription.losses = losses(self.ledger, selector, back, as_of, to_come)
                 if subscription.join is not None:
                     subscription.join.told = True
         else:
@@ -261,7 +266,7 @@ class Broadcaster:
         return True
 
     def _begin_after_record(
-        self, subscription: Subscription, as_of: Mapping[str, int], position: int, reason: str
+        self, subscription: Subscription, as_of: Mapping[Lane, int], position: int, reason: str
     ) -> None:
         """Begin with snapshots, after a `gap` for each run of which the record did not give what came meanwhile.
 
@@ -273,7 +278,9 @@ class Broadcaster:
         """
         with self.upstream.locks():
             behind = {
-                r: seq for r, seq in as_of.items() if (run := self.ledger.run(r)) and run.last_seq > seq
+                lane: seq
+                for lane, seq in as_of.items()
+                if (run := self.ledger.run(lane)) and run.last_seq > seq
             }
             left = Opening(subscription.selector, None, position, self.history.total)
             left.renew((), behind)
@@ -282,7 +289,7 @@ class Broadcaster:
             self._joins.begin(subscription, None, left=Left(left, 1, reason), least=self.history.head)
             if subscription.join is None:  # the manager is closed, so nothing is open
                 now = Opening(subscription.selector, None, self.history.head, self.history.total)
-                gaps = gaps_between(self.ledger, subscription.selector, left, now, reason, "")
+                gaps = gaps_between(self.ledger, subscription.selector, left, now, reason)
                 self.sender.send([subscription], gaps, self.history.cursor(self.history.head))
 
     def _change_feed(

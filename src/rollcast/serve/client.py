@@ -8,40 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import ssl
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import urljoin, urlsplit
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import (
     ConnectionClosed,
-    InvalidHandshake,
-    InvalidMessage,
-    InvalidProxy,
-    InvalidStatus,
-    InvalidURI,
 )
-from websockets.typing import Subprotocol
 
 from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent
 from rollcast.records.codec import checked_event
-from rollcast.serve.access import is_loopback
 from rollcast.serve.asking import Asking, QueryRows
 from rollcast.serve.continuity import Continuity
+from rollcast.serve.dialing import MAX_MESSAGE, UNREACHABLE, Dialer, next_message, pause_s, refusal_in, why
 from rollcast.serve.protocol import (
     FEATURES,
-    SUBPROTOCOL,
     Batch,
     Cancel,
     ClientFrame,
-    CloseCode,
     Done,
     ErrorFrame,
     FilterFrame,
@@ -61,34 +50,24 @@ from rollcast.serve.protocol import (
     is_of_later_server,
 )
 from rollcast.serve.returning import Repetitions
-from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without_secrets
-from rollcast.serve.tls import client_context
 from rollcast.text import printable_line
 
 __all__ = ["ClientSession", "WebSocketStreamingClient"]
 
 logger = logging.getLogger("rollcast.serve")
-connection_logger = logging.getLogger("rollcast.serve.client.connection")
-connection_logger.addFilter(WithoutSecrets())
 
 Token = str | Callable[[], str | None] | None
 TimesAsFast = float | Literal["max"]
 
 SUBSCRIPTION = "1"
-MAX_MESSAGE = 64 << 20  # bytes; the server shortens larger events
 MAX_PARTS = 8192  # in one batch
 MAX_SPEED = 1e6  # times as fast; more is `max`
-_SOCKET_SCHEMES = {"http": "ws", "https": "wss"}
-REDIRECTS = (300, 301, 302, 303, 307, 308)
 SILENCE = 3  # after so many heartbeats without a byte, the server counts as gone
 FIRST_PAUSE_S = 0.1  # before reconnecting; it doubles each time, up to
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 1.0  # after a connection that lasted so long, the pauses begin anew
 ANSWER_S = 20.0  # how long a server may take to answer `cancel`, `seek` or `speed`
-CLOSE_S = 1.0  # how long a server may take to close
 MAX_OPEN_RUNS = 4096  # how many open runs are remembered, since a filter may hide that they end
-
-_UNREACHABLE = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
 
 
 class Request:
@@ -333,23 +312,14 @@ class WebSocketStreamingClient:
         check: bool = True,
         tls_ca: str | None = None,
     ) -> None:
-        host = _host(url)
+        self._dialer = Dialer(url, tls_ca)
         if speed is not None:
             speed = _times_as_fast(speed)
             if since == "live":
                 raise InputError(
                     f"speed is {speed}, and since is 'live', which cannot be replayed; give since='start' or a cursor"
                 )
-        self.url = shown_url(url)
-        self._address = url
-        self._tls_ca = tls_ca
-        self._tls: ssl.SSLContext | None = None
-        if urlsplit(url).scheme == "wss":
-            self._tls = client_context(tls_ca)
-        elif tls_ca is not None:
-            raise InputError(
-                f"{self.url} is not encrypted, and an authority (tls_ca) is given; expected wss://"
-            )
+        self.url = self._dialer.url
         self.reconnections = 0
         self._token = token
         self._session = ClientSession(
@@ -357,7 +327,6 @@ class WebSocketStreamingClient:
         )
         self._advancing = asyncio.Lock()  # so that one task at a time reads
         self._asking = asyncio.Lock()
-        self._local = is_loopback(host)
         self._connection: ClientConnection | None = None
         self._connected_at = 0.0
         self._opening: asyncio.Task[ClientConnection] | None = None
@@ -389,8 +358,8 @@ class WebSocketStreamingClient:
         if self._connection is None:
             try:
                 self._connection = await self._open()
-            except _UNREACHABLE as error:
-                raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+            except UNREACHABLE as error:
+                raise RefusedError(f"{self.url} cannot be reached: {why(error)}") from error
         return self
 
     async def __aenter__(self) -> Self:
@@ -476,8 +445,8 @@ class WebSocketStreamingClient:
                         raise RefusedError(f"{self.url} does not cancel: {printable_line(frame.message)}")
                     if isinstance(frame, Done):
                         return frame.chains or ([] if chain_id is None else [chain_id])
-        except _UNREACHABLE as error:
-            raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+        except UNREACHABLE as error:
+            raise RefusedError(f"{self.url} cannot be reached: {why(error)}") from error
 
     async def query(
         self,
@@ -514,16 +483,16 @@ class WebSocketStreamingClient:
         try:
             async with await self._open() as connection:
                 while not asking.done:
-                    message = await _message(connection, SILENCE * asking.heartbeat_s)
+                    message = await next_message(connection, SILENCE * asking.heartbeat_s)
                     answers, rows = asking.receive_message(message)
                     for frame in answers:
                         await connection.send(encode_frame(frame), text=True)
                     if rows is not None:
                         yield rows
         except ConnectionClosed as error:
-            raise RefusedError(f"{self.url} closed the connection: {_why(error)}") from error
-        except _UNREACHABLE as error:
-            raise RefusedError(f"{self.url} cannot be reached: {_why(error)}") from error
+            raise RefusedError(f"{self.url} closed the connection: {why(error)}") from error
+        except UNREACHABLE as error:
+            raise RefusedError(f"{self.url} cannot be reached: {why(error)}") from error
 
     async def _ask(self, frame: Seek | Speed) -> None:
         """Ask the server to change the replay, and wait for its answer, on as many connections as that takes.
@@ -562,59 +531,14 @@ class WebSocketStreamingClient:
     async def _open(self) -> ClientConnection:
         """Open a connection and send `hello`; the answer is read later."""
         token = self._token() if callable(self._token) else self._token
+        hello = Hello(token, "rollcast", max_message=MAX_MESSAGE, features=list(FEATURES))
         try:
-            connection = await _connect(
-                self._address,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
-                user_agent_header=None,
-                proxy=None if self._local else True,
-                max_size=MAX_MESSAGE,
-                ping_interval=None,  # the session has its own
-                close_timeout=CLOSE_S,
-                logger=connection_logger,
-                ssl=self._tls,
-                create_connection=_Connection,
-            )
-        except InvalidStatus as error:
-            status = error.response.status_code
-            if status in (429, 500, 502, 503, 504):
-                raise
-            said = printable_line((error.response.body or b"").decode(errors="replace").strip())
-            raise RefusedError(
-                f"{self.url} refuses with HTTP {status}: {said or 'no reason given'}"
-            ) from None
-        except ssl.SSLCertVerificationError as error:
-            raise RefusedError(self._distrust(error)) from None
-        except (InvalidURI, InvalidProxy, ImportError, ValueError) as error:
-            # Mostly the environment's proxy; ImportError: a kind of proxy that needs another package.
-            reason = error.msg if isinstance(error, InvalidURI | InvalidProxy) else str(error)
-            what = (
-                "the proxy of the environment" if isinstance(error, InvalidProxy) else "an address on the way"
-            )
-            raise InputError(
-                f"{self.url} cannot be reached: {what} cannot be used: {printable_line(without_secrets(reason))}"
-            ) from None
-        try:
-            if connection.subprotocol != SUBPROTOCOL:
-                raise RefusedError(f"{self.url} is not a Rollcast server: it does not speak {SUBPROTOCOL}")
-            hello = Hello(token, "rollcast", max_message=MAX_MESSAGE, features=list(FEATURES))
-            await connection.send(encode_frame(hello), text=True)
-        except BaseException as error:
-            connection.transport.abort()
-            if isinstance(error, ConnectionClosed):
-                self._raise_if_final(error)
+            connection = await self._dialer.dial(hello)
+        except ConnectionClosed as error:
+            self._raise_if_final(error)
             raise
         self._connected_at = time.monotonic()
         return connection
-
-    def _distrust(self, error: ssl.SSLCertVerificationError) -> str:
-        reason = printable_line(error.verify_message).rstrip(".")
-        advice = (
-            "give the file of its authority (--tls-ca FILE, tls_ca=…) if that is a private one"
-            if self._tls_ca is None
-            else f"{self._tls_ca} was to vouch for it"
-        )
-        return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
 
     async def _advance(self) -> None:
         """Connect if there is no connection; otherwise read the next message."""
@@ -629,7 +553,7 @@ class WebSocketStreamingClient:
     async def _read(self, connection: ClientConnection) -> None:
         """Read the next message: queue its events, and send the answers."""
         silence_s = SILENCE * self._session.heartbeat_s
-        message = await _message(connection, silence_s)
+        message = await next_message(connection, silence_s)
         async with asyncio.timeout(silence_s):
             moves = self._session.moves
             answers, events = self._session.receive_message(message)
@@ -650,25 +574,19 @@ class WebSocketStreamingClient:
         if time.monotonic() - self._connected_at >= STEADY_S:
             self._failures = 0
         self.reconnections += 1
-        logger.info("the connection to %s has ended (%s); reconnecting", self.url, _why(error))
+        logger.info("the connection to %s has ended (%s); reconnecting", self.url, why(error))
 
     def _raise_if_final(self, error: Exception) -> None:
-        close = error.rcvd if isinstance(error, ConnectionClosed) else None
-        if close is None:
-            return
-        same_token = close.code == CloseCode.TOKEN_EXPIRED and not callable(self._token)
-        if same_token or 4500 <= close.code <= 4999:
+        refusal = refusal_in(error, new_token=callable(self._token))
+        if refusal is not None:
             self._closed.set()
-            raise RefusedError(
-                f"{self.url} refuses: {printable_line(close.reason) or 'no reason given'} ({close.code})"
-            ) from None
+            raise RefusedError(f"{self.url} refuses: {refusal}") from None
 
     async def _come_back(self) -> None:
         """Try to connect; after a failure, pause first."""
         if self._failures:
-            longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
             try:
-                async with asyncio.timeout(random.uniform(longest / 2, longest)):
+                async with asyncio.timeout(pause_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)):
                     await self._closed.wait()
                 return
             except TimeoutError:
@@ -682,63 +600,13 @@ class WebSocketStreamingClient:
             if not self._closed.is_set() or (here is not None and here.cancelling()):
                 raise
             return  # so that `aclose` does not wait for a server that does not answer
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             level = logging.WARNING if self._failures == 1 else logging.DEBUG
-            logger.log(level, "%s cannot be reached (%s); trying again", self.url, _why(error))
+            logger.log(level, "%s cannot be reached (%s); trying again", self.url, why(error))
         finally:
             self._opening = None
         if self._closed.is_set() and self._connection is not None:
             await self._connection.close()
-
-
-class _Connection(ClientConnection):
-    """A connection that counts received bytes, since a message may take long on a slow link that is not dead."""
-
-    received = 0
-
-    def data_received(self, data: bytes) -> None:
-        self.received += len(data)
-        super().data_received(data)
-
-
-async def _message(connection: ClientConnection, silence_s: float) -> str | bytes:
-    """The next message.
-
-    Raises:
-        TimeoutError: not a byte came for that long.
-    """
-    assert isinstance(connection, _Connection)
-    while True:
-        received = connection.received
-        try:
-            async with asyncio.timeout(silence_s):
-                return await connection.recv()
-        except TimeoutError:
-            if connection.received == received:
-                raise
-
-
-class _connect(connect):  # noqa: N801  (as the class that it extends)
-    """The `connect` of websockets, which here follows a redirect only within the same origin.
-
-    The token is in the first message, and would go to any server that answers; websockets protects only its own headers.
-    """
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        """The address to continue at, or the exception that ends the attempt."""
-        if not isinstance(exc, InvalidStatus) or exc.response.status_code not in REDIRECTS:
-            return exc
-        try:
-            here = _without_user(self.uri)  # a relative address would inherit the user
-            target = _socket_url(urljoin(here, exc.response.headers["Location"]))
-            if _origin(target) == _origin(self.uri) and urlsplit(target).username is None:
-                return _with_user_of(self.uri, target)
-        except (KeyError, ValueError):  # no Location, several, or one that is not an address
-            return exc
-        return RefusedError(
-            f"{shown_url(self.uri)} sends its clients on to {printable_line(shown_url(target))}, another server, which gets no token "
-            "from here; give that address yourself if you trust it"
-        )
 
 
 def _times_as_fast(speed: object) -> TimesAsFast:
@@ -752,73 +620,3 @@ def _times_as_fast(speed: object) -> TimesAsFast:
     if isinstance(speed, int | float) and not isinstance(speed, bool) and 0 <= speed <= MAX_SPEED:
         return float(speed)
     raise InputError(f"speed is {speed!r:.40}; expected a number from 0 to {MAX_SPEED:,.0f}, or 'max'")
-
-
-def _socket_url(url: str) -> str:
-    """The address with a WebSocket scheme."""
-    scheme, rest = url.split(":", 1)
-    return f"{_SOCKET_SCHEMES.get(scheme.lower(), scheme)}:{rest}"
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port.
-
-    Raises:
-        ValueError: it is not an address.
-    """
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _with_user_of(url: str, target: str) -> str:
-    """The target with the URL's user and password; both have the same origin."""
-    parts, there = urlsplit(url), urlsplit(target)
-    return there._replace(netloc=parts.netloc, fragment="").geturl()
-
-
-def _host(url: str) -> str:
-    """The host of a WebSocket address.
-
-    Raises:
-        InputError: it is not such an address, or has a token in it.
-    """
-    host, fits, token = "", False, False
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        token = has_token(url)
-        host = parts.hostname or ""
-        host.encode("idna")  # as resolving it would
-        fits = parts.scheme in ("ws", "wss") and parts.port != 0 and not parts.fragment and url.isprintable()
-        fits = fits and (parts.username is None or parts.password is not None)  # as websockets asks
-    if token:
-        raise InputError(
-            f"{shown_url(url)!r} has a token in it, and shells and logs keep addresses; give it as token=…, or to the "
-            "command as ROLLCAST_TOKEN"
-        )
-    if not fits or not host:
-        raise InputError(
-            f"{shown_url(url)!r} is not a WebSocket address; expected one such as ws://localhost:8765"
-        )
-    return host
-
-
-def _why(error: BaseException) -> str:
-    """The error in words that are safe for a terminal, since they may come from the server."""
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer came in time"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS fails ({printable_line(error.reason or 'no reason given')}); does the server speak it? If not, say ws://"
-    if isinstance(error, OSError) and error.strerror:
-        return printable_line(error.strerror)
-    if isinstance(error, ConnectionResetError):
-        return "the connection was cut at once; if it is a server without TLS, say ws://"
-    if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
-        return "it closed the connection before it answered; if it is a server with TLS, say wss://"
-    if isinstance(error, InvalidMessage):
-        return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
-    return printable_line(without_secrets(str(error))) or type(error).__name__

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.lanes import end_status
 from rollcast.serve.protocol import LostRun, RunInfo, Subscribed
 
 __all__ = ["MAX_ENDED_RUNS", "Continuity"]
@@ -44,8 +45,9 @@ class Continuity:
         self._max_open = max_open
         self._holes: set[Key] = set()  # open runs of which something may be missing before their next event
         self._unheard: set[str] = set()  # open runs that began unseen, by id; the same of them
-        # Runs that ended, by id. True: the end was seen, or a gap told of it; False: the filter hides it, and `welcome` lists it.
-        self._ended: OrderedDict[str, bool] = OrderedDict()
+        # What ended: a run on one source, or on whichever it has, as (None, run_id). True: the end was seen, or a gap told of it;
+        # False: the filter hides it, and `welcome` lists it.
+        self._ended: OrderedDict[tuple[str | None, str], bool] = OrderedDict()
         self._listed: dict[str, str] = {}  # the status of each run that `welcome` lists
         self._first = True
         self._since = since
@@ -67,7 +69,7 @@ class Continuity:
         self._owed = False
         self._unheard.clear()
         if answer.recovered:
-            hidden = (r for r in self._listed_ended() if not self._filter.wants(T.RUN_END, "", None, r))
+            hidden = (run_id for run_id in self._listed_ended() if not self._hears_end(run_id))
             self._remember_ended(hidden, seen=False)  # nothing else will tell
             return []
         self._why = UNTOLD if answer.lost is None else ANOTHER if answer.began_anew else GONE
@@ -75,7 +77,8 @@ class Continuity:
         going_on = {run_id for run_id, status in self._listed.items() if status == "running"}
         self._holes = {key for key in self.last if key[1] in going_on}
         if answer.lost is None:
-            self._unheard = going_on - {run_id for _, run_id in self.last} - self._ended.keys()
+            known = {run_id for _, run_id in (*self.last, *self._ended)}
+            self._unheard = going_on - known
         if whole and self._filter != EVERYTHING:  # else what the filter leaves out would look like a gap
             self._holes.clear()
         gaps = self._gaps_of_known(answer.lost or [], whole=whole)
@@ -89,11 +92,11 @@ class Continuity:
 
     def _gaps_of_known(self, lost: list[LostRun], *, whole: bool) -> list[StreamEvent]:
         """Gaps for runs that were open and have ended, and that the server does not list; none if `lost` is complete."""
-        told = {run.run_id for run in lost}
+        told = {(run.source, run.run_id) for run in lost}
         gaps = []
-        for key in [k for k in self.last if k[1] not in told and self._listed.get(k[1]) != "running"]:
+        for key in [k for k in self.last if k not in told and self._listed.get(k[1]) != "running"]:
             last = self.last.pop(key)
-            self._remember_ended([key[1]])
+            self._note_ended(key, seen=True)
             if not whole:
                 reason = f"{self._why}; the run has ended meanwhile, and {UNKNOWN}"
                 gaps.append(self._gap_at_end(key, last + 1, reason))
@@ -106,7 +109,7 @@ class Continuity:
             key = (run.source, run.run_id)
             ended = None if run.status == "running" else run.status
             first = max(self.last.get(key, -1) + 1, run.from_seq or 0)
-            if self._ended.get(run.run_id) or (run.to_seq < first and ended is None):
+            if self.has_ended(key) or (run.to_seq < first and ended is None):
                 continue  # it came by another way
             reason = self._why if ended is None else f"{self._why}; run {run.run_id} has ended ({ended})"
             gaps.append(self._gap(key, first, max(first, run.to_seq), reason, ended))
@@ -117,7 +120,8 @@ class Continuity:
 
     def _gaps_of_unheard(self, *, told: bool) -> list[StreamEvent]:
         """Gaps for runs that ended without any event having come, unless the server lists what is missing."""
-        unheard = [run_id for run_id in self._listed_ended() if run_id not in self._ended]
+        known = {run_id for _, run_id in self._ended}
+        unheard = [run_id for run_id in self._listed_ended() if run_id not in known]
         self._remember_ended(unheard)
         return [
             self._gap_at_end(
@@ -130,9 +134,17 @@ class Continuity:
     def _listed_ended(self) -> list[str]:
         return [run_id for run_id, status in self._listed.items() if status != "running"]
 
-    def has_ended(self, run_id: str) -> bool:
-        """Whether the end of this run was seen, or a gap told of it."""
-        return self._ended.get(run_id, False)
+    def _hears_end(self, run_id: str) -> bool:
+        """Whether the filter lets the end of this run pass, on some source."""
+        return any(
+            part.wants(T.RUN_END, "", None, run_id, source)
+            for part in self._filter.alternatives
+            for source in part.sources or ("",)
+        )
+
+    def has_ended(self, key: Key) -> bool:
+        """Whether the end of this run on this source was seen, or a gap told of it."""
+        return self._ended.get(key, False) or self._ended.get((None, key[1]), False)
 
     # -- what comes --------------------------------------------------------------------------------------------------------
 
@@ -162,7 +174,7 @@ class Continuity:
                 last = event.seq - 1
             if last >= first:
                 events.insert(0, self._gap(key, first, last, self._why))
-        ended = event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data)
+        ended = end_status(event) is not None
         self._heard(key, event.seq, ended=ended)
         return events
 
@@ -171,7 +183,7 @@ class Continuity:
         last = self.last.pop(key, -1)
         if ended:
             self._holes.discard(key)
-            self._remember_ended([key[1]])
+            self._note_ended(key, seen=True)
         elif key[1]:
             self.last[key] = max(last, seq)
             if len(self.last) > self._max_open:
@@ -180,9 +192,13 @@ class Continuity:
                 self._holes.discard(forgotten)
 
     def _remember_ended(self, run_ids: Iterable[str], *, seen: bool = True) -> None:
+        """Note that these runs have ended on all their sources."""
         for run_id in run_ids:
-            self._ended[run_id] = seen or self._ended.get(run_id, False)
-            self._ended.move_to_end(run_id)
+            self._note_ended((None, run_id), seen=seen)
+
+    def _note_ended(self, key: tuple[str | None, str], *, seen: bool) -> None:
+        self._ended[key] = seen or self._ended.get(key, False)
+        self._ended.move_to_end(key)
         while len(self._ended) > MAX_ENDED_RUNS:
             self._ended.popitem(last=False)
 

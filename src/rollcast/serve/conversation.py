@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 
-import msgspec
 from websockets.protocol import State
 
 from rollcast.archive.pace import Pace
 from rollcast.errors import InputError
 from rollcast.serve.access import Door, refusal
 from rollcast.serve.broadcast import Broadcaster
+from rollcast.serve.cancelled import done_of
 from rollcast.serve.entrance import Entrance
 from rollcast.serve.outlet import Client
 from rollcast.serve.protocol import (
@@ -35,8 +35,11 @@ from rollcast.serve.protocol import (
     Session,
     StopQuery,
     Subscribed,
+    TakeAnswer,
+    TakeEvents,
     Welcome,
 )
+from rollcast.serve.publishing import ProducerDesk, Refused
 from rollcast.serve.queries import Queries
 from rollcast.serve.runs import fitting_runs
 from rollcast.serve.settings import ServerSettings
@@ -44,7 +47,6 @@ from rollcast.serve.subscription import Replay
 
 __all__ = ["Conversation"]
 
-TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 HELD_S = 1.0  # a client whose snapshots are still on their way waits this long before it may ask for others
 
 logger = logging.getLogger("rollcast.serve")
@@ -60,6 +62,7 @@ class Conversation:
         entrance: says what a token grants.
         settings: the server's settings.
         token: the token in the headers of the client's request; None: there is none, so it may come in `hello`.
+        desk: takes producers; None: the server is no hub.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Conversation:
         entrance: Entrance,
         settings: ServerSettings,
         token: str | None,
+        desk: ProducerDesk | None = None,
     ) -> None:
         self._client = client
+        self._desk = desk
         self._broadcaster = broadcaster
         self._queries = queries
         self._settings = settings
@@ -84,6 +89,7 @@ class Conversation:
             epoch=entrance.epoch,
             token=token,
             limits_of=settings.limits_of,
+            hub=desk is not None,
         )
 
     async def run(self) -> None:
@@ -101,11 +107,25 @@ class Conversation:
                 actions = self._tick()
             else:
                 actions = session.receive(message)
+                if session.producer is not None:
+                    self._heard()
             for action in actions:
+                if isinstance(action, TakeEvents):
+                    await self._take(action)
+                    continue
                 asks = isinstance(action, OpenSubscription | CloseSubscription | SeekReplay)
                 if asks and not await self._until_served():
                     return
                 self._perform(action)
+
+    def _heard(self) -> None:
+        assert self._desk is not None
+        self._desk.heard(self._client)
+
+    async def _take(self, action: TakeEvents) -> None:
+        """Take a producer's events. Nothing more is read from it until the hub has room, so a flood waits on its side."""
+        assert self._desk is not None
+        await self._desk.take(self._client, action.frame)
 
     async def _until_served(self) -> bool:
         """Wait until the client has what it asked for before, or keeps up after a second, since asking is cheap and answering is not.
@@ -155,6 +175,9 @@ class Conversation:
                 self._queries.run(client, self._session, action)
             case StopQuery(id):
                 self._queries.stop(client, id)
+            case TakeAnswer(frame):
+                assert self._desk is not None
+                self._desk.answered(client, frame)
 
     def _open(self, action: OpenSubscription) -> None:
         client, broadcaster = self._client, self._broadcaster
@@ -189,17 +212,29 @@ class Conversation:
         client, grant, settings = self._client, greeting.grant, self._settings
         client.max_message = greeting.max_message or settings.plain_message_bytes
         client.parts = "parts" in greeting.features
+        acked = None
+        if greeting.producer is not None and self._desk is not None:
+            answer = self._desk.connect(greeting.producer, client)
+            if isinstance(answer, Refused):
+                client.close(*answer)
+                return
+            acked = answer
         known = [] if refusal(grant, Door.RUNS) else self._broadcaster.upstream.known_runs()
         runs = fitting_runs(known, client.max_message - FRAME_BYTES)
         limits = settings.limits_of(greeting.role, grant.scopes)
-        features = [*FEATURES, *self._broadcaster.feeds.features]
+        features = [*FEATURES, *self._broadcaster.feeds.features, *([] if self._desk is None else ["hub"])]
         client.send(
             Welcome(
-                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), features, len(known) - len(runs)
+                VERSION, runs, settings.heartbeat_s, limits, list(grant.scopes), features, len(known) - len(runs),
+                acked,
             )
         )  # fmt: skip
+        if acked is not None and self._desk is not None:
+            self._desk.greeted(client)
 
     def _cancel(self, asked: CancelRun) -> None:
+        if self._desk is not None and self._desk.cancel(asked, self._client.send):
+            return
         try:
             cancelled = self._broadcaster.upstream.cancel(asked.run_id, asked.chain_id, asked.group_id)
         except InputError as error:
@@ -208,24 +243,4 @@ class Conversation:
         what = asked.chain_id or asked.group_id or "all"
         ending = cancelled.ending
         logger.info("a client cancels %s of run %s: %d open chains", what, asked.run_id, len(ending))
-        done = Done(asked.id, asked.run_id, asked.chain_id, group_id=asked.group_id)
-        if asked.chain_id is None:
-            done = msgspec.structs.replace(
-                done,
-                chains=_fitting(ending),
-                ending=len(ending),
-                not_begun=len(cancelled.not_begun),
-                over=cancelled.over,
-            )
-        self._client.send(done)
-
-
-def _fitting(names: list[str]) -> list[str]:
-    """The first of the names, as many as fit in any client's message."""
-    kept, size = [], 0
-    for name in names[:TOLD_CHAINS]:
-        size += len(name.encode()) + 3
-        if size > TOLD_BYTES:
-            break
-        kept.append(name)
-    return kept
+        self._client.send(done_of(asked, cancelled))

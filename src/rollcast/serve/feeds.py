@@ -22,6 +22,7 @@ from rollcast.archive.pace import Pace
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.writer import Written
 from rollcast.errors import ArchiveError, RecordReaderError
+from rollcast.records.lanes import Lane
 from rollcast.serve.feed import Part, RecordFeed, Source
 from rollcast.serve.history import History
 from rollcast.serve.ledger import RunLedger
@@ -71,7 +72,7 @@ class Endings(NamedTuple):
     answer: Answer
     without: Callable[[Subscription], object]
     live: Callable[[Subscription, int], bool]
-    anew: Callable[[Subscription, Mapping[str, int], int, str], object]
+    anew: Callable[[Subscription, Mapping[Lane, int], int, str], object]
 
 
 class _Link:
@@ -405,7 +406,7 @@ class RecordFeeds:
         if feed.subscription.feed is feed:
             self._endings.live(feed.subscription, 0)
 
-    def leaves(self, feed: RecordFeed, as_of: Mapping[str, int], reason: str) -> None:
+    def leaves(self, feed: RecordFeed, as_of: Mapping[Lane, int], reason: str) -> None:
         """See `feed.Source`."""
         if feed.subscription.feed is feed:
             link, place, position = self._link, feed.place, 0

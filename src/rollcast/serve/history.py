@@ -17,6 +17,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode_described, encode_lines
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.stream.waiting import Encodable, event_of
 
@@ -40,6 +41,12 @@ class Place(NamedTuple):
     chain_id: str
     group_id: str | None
     run_id: str
+    source: str = ""
+
+    @property
+    def lane(self) -> Lane:
+        """The run and the source."""
+        return Lane(self.run_id, self.source)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -95,16 +102,16 @@ class Selector:
 
     def _judge(self, place: Place) -> bool:
         if place.event_type is T.GAP:  # whatever types the filter names: nothing is lost silently
-            return self.filter.wants_gap(place.run_id)
+            return self.filter.wants_gap(place.run_id, place.source)
         if place.event_type is T.CHAIN_SNAPSHOT:
-            return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id)
+            return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id, place.source)
         return self.filter.wants(*place)
 
 
 def _names_only_types(filter: EventFilter) -> bool:
     """Whether it is the same for all runs, chains and groups."""
     return type(filter) is EventFilter and all(
-        each.runs is each.chains is each.groups is None for each in filter.alternatives
+        each.runs is each.chains is each.groups is each.sources is None for each in filter.alternatives
     )
 
 
@@ -181,8 +188,9 @@ class History:
                 or kind is not place.event_type
                 or event.run_id != place.run_id
                 or event.group_id != place.group_id
+                or event.source != place.source
             ):
-                place = Place(kind, event.chain_id, event.group_id, event.run_id)
+                place = Place(kind, event.chain_id, event.group_id, event.run_id, event.source)
                 place = self._places.setdefault(place, place)
             if kind is not CHUNK and masker is not None:
                 data = masked(event_of(event), data, masker)  # noqa: PLW2901
@@ -233,11 +241,11 @@ class History:
             for kind, head in self._latest.items()
         )
 
-    def first_of_runs(self, position: int) -> dict[str, int]:
-        """The `seq` of the first event of each run from the position on, which must be held or be the head."""
-        first: dict[str, int] = {}
+    def first_of_runs(self, position: int) -> dict[Lane, int]:
+        """The `seq` of the first event of each run and source from the position on, which must be held or be the head."""
+        first: dict[Lane, int] = {}
         for entry in self.window(position, self.head - position):
-            first.setdefault(entry.place.run_id, entry.from_seq)
+            first.setdefault(entry.place.lane, entry.from_seq)
         return first
 
     def before(self, position: int) -> int:

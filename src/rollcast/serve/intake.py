@@ -151,7 +151,10 @@ class Intake(PulledObserver):
         return None if self._asked is None else self._asked.at_the_end(end.run_id, end.chain_id)
 
     def _forget_ends(self, event: StreamEvent) -> None:
-        """After a `run_end` no chain of it ends, and no end comes for which a `gap` stands."""
+        """After a `run_end` no chain of it ends, and no end comes for which a `gap` stands; of other sources no chain was asked."""
         assert self._asked is not None
+        assert self._fanout is not None
+        if event.source != self._fanout.source:
+            return
         until = None if event.event_type is T.RUN_END else whole(event.data.get("to_seq"))
         self._asked.forget_ends(event.run_id, until)

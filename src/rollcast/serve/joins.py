@@ -326,12 +326,8 @@ class Joins:
     def _tell_gap(self, subscription: Subscription, join: Join, left: Left) -> None:
         """Send the gap, which also completes the batch of the opening that was left."""
         join.left, join.told = None, True
-        manager = self._observer.manager
-        source = "" if manager is None else manager.fanout.source
         with self._lock:
-            gaps = gaps_between(
-                self._ledger, subscription.selector, left.opening, join.opening, left.reason, source
-            )
+            gaps = gaps_between(self._ledger, subscription.selector, left.opening, join.opening, left.reason)
         cursor = self._history.cursor_within(join.opening.start)
         messages = in_messages(gaps, subscription.room)
         last = left.part + len(messages) - 1

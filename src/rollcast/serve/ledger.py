@@ -1,4 +1,4 @@
-"""Remembers, by run, which events passed through a server, after the history has dropped them. Pure.
+"""Remembers, by run and source, which events passed through a server, after the history has dropped them. Pure.
 
 So a client whose cursor is gone can be told what it missed, and a client whose filter wants none of it misses nothing.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rollcast.records import StreamEventType
+from rollcast.records.lanes import Lane, end_status, leader_of
 from rollcast.serve.history import Entry, Place, Selector
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["PassedRun", "RunLedger"]
 
-GAP, RUN_END = StreamEventType.GAP, StreamEventType.RUN_END
-MAX_RUNS = 4096
+MAX_RUNS = 4096  # runs of several sources count once for each
 MAX_PLACES = 32768  # in all runs; with more, the places of the runs that were silent longest are forgotten
 BOUND_EVERY = 4096  # events
 
 
 class PassedRun:
-    """How far a run got.
+    """How far a run got on one source.
 
     Attributes:
         run_id, source: as in its events.
@@ -40,6 +40,11 @@ class PassedRun:
         self.status: str | None = None
         self.places: dict[Place, int] | None = {}
 
+    @property
+    def lane(self) -> Lane:
+        """The run and the source."""
+        return Lane(self.run_id, self.source)
+
     def reached(self, place: Place, position: int) -> None:
         """Note the place and the position of the latest event."""
         self.last = position
@@ -51,7 +56,7 @@ class PassedRun:
         if self.last < since:
             return False
         if self.places is None:
-            return selector.filter.wants_gap(self.run_id)
+            return selector.filter.wants_gap(self.run_id, self.source)
         return any(at >= since and selector.wants(place) for place, at in self.places.items())
 
 
@@ -59,7 +64,8 @@ class RunLedger:
     """The runs of a history, as far as they are remembered. Its owner guards it with a lock."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, PassedRun] = {}
+        self._runs: dict[Lane, PassedRun] = {}
+        self._led: dict[Lane, set[Lane]] = {}  # by leader, what ends with it
         self._unbounded = 0  # events since the bounds were last checked
         self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
@@ -84,22 +90,25 @@ class RunLedger:
             self._bound()
 
     def _run_of(self, event: Encodable, position: int) -> PassedRun:
-        run = self._runs.get(event.run_id)
+        lane = Lane(event.run_id, event.source)
+        run = self._runs.get(lane)
         if run is None:
-            run = self._runs[event.run_id] = PassedRun(event.run_id, event.source, position)
-        if isinstance(event, EncodableChunk):
-            return run
-        if event.event_type is RUN_END:
-            run.status = str(event.data.get("status", "completed"))
-        elif event.event_type is GAP and "run_status" in event.data:  # its end was lost earlier
-            run.status = str(event.data["run_status"])
+            run = self._runs[lane] = PassedRun(event.run_id, event.source, position)
+        if not isinstance(event, EncodableChunk):
+            if event.event_type is StreamEventType.RUN_START and (leader := leader_of(event)) is not None:
+                self._led.setdefault(Lane(event.run_id, leader), set()).add(lane)
+            if (status := end_status(event)) is not None:
+                for ended in (lane, *self._led.pop(lane, ())):
+                    if ended in self._runs:
+                        self._runs[ended].status = status
         return run
 
     def _bound(self) -> None:
         runs = sorted(self._runs.values(), key=lambda run: (run.status is None, run.last))
         for run in runs[: max(0, len(runs) - MAX_RUNS)]:
-            del self._runs[run.run_id]
+            del self._runs[run.lane]
             self._forgotten.append(run.last)
+        self._led = {leader: led for leader, led in self._led.items() if leader in self._runs}
         self._forgotten.sort()
         older = self._forgotten[:-MAX_RUNS]
         if older:
@@ -112,9 +121,9 @@ class RunLedger:
             places -= len(run.places or ())
             run.places = None
 
-    def run(self, run_id: str) -> PassedRun | None:
-        """What is remembered of a run."""
-        return self._runs.get(run_id)
+    def run(self, lane: Lane) -> PassedRun | None:
+        """What is remembered of a run on one source."""
+        return self._runs.get(lane)
 
     def passed(self, selector: Selector, since: int) -> list[PassedRun]:
         """The runs with events that the filter wants at this position or after it; the earliest first."""

@@ -22,13 +22,14 @@ from rollcast.archive.format import ChainRow
 from rollcast.archive.skeleton import said_at_start
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
+from rollcast.records.lanes import Lane, end_status
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.serve.intake import Intake
 from rollcast.serve.kept_rows import MAX_STEPS, KeptRows, Key
 from rollcast.stream.asked import ChainSoFar
 
-__all__ = ["Key", "LiveRows"]
+__all__ = ["EVERY_RUN", "Key", "LiveRows"]
 
 logger = logging.getLogger("rollcast.serve")
 
@@ -37,6 +38,7 @@ T = StreamEventType
 QUEUE_LIMIT = (
     32 << 20
 )  # bytes; all chains of a large run may begin and end while the loop has no time for the table
+EVERY_RUN = Lane("", "")
 MAX_LACKING = 16  # sentences
 AT_ONCE = 64  # rows that are made before others get their turn
 _LEARNED = ("advantage", "staleness")  # what a training step says of a chain that has ended
@@ -61,7 +63,7 @@ class LiveRows(KeptRows, Intake):
         KeptRows.__init__(self, masker)
         Intake.__init__(self)
         self.on_lost: Callable[[], object] = lambda: None
-        self._lost: dict[str, int] = {}
+        self._lost: dict[Lane, int] = {}
         self._lacking: dict[str, None] = {}
 
     @property
@@ -75,8 +77,8 @@ class LiveRows(KeptRows, Intake):
         """See `Intake.take`."""
         skeleton = self._skeleton
         kind = event.event_type
-        if kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
-            self._lose(event.run_id)
+        if end_status(event) is not None:
+            self._lose(event)
         if kind is T.CHAIN_END and (so_far := self.asked_at_the_end(event)) is not None:
             skeleton.catch_up(event.run_id, event.chain_id, so_far)
         try:
@@ -115,11 +117,12 @@ class LiveRows(KeptRows, Intake):
         if not dropped or dropped - _TOKENS_ONLY:
             # What a trainer learned is told in an event of the training, about chains of other runs.
             since = whole(gap.data.get("from_seq"))
-            self.lose("" if T.TRAIN_STEP.value in dropped else gap.run_id, since or 0)
+            lane = Lane(gap.run_id, gap.source)
+            self.lose(EVERY_RUN if T.TRAIN_STEP.value in dropped else lane, since or 0)
 
-    def lose(self, run_id: str, since: int = 0) -> None:
-        """Note that events of a run were lost, the first of them with this `seq`; `""` stands for all runs."""
-        self._lost[run_id] = min(since, self._lost.get(run_id, since))
+    def lose(self, lane: Lane, since: int = 0) -> None:
+        """Note that events of a run and source were lost, the first of them with this `seq`; `EVERY_RUN` stands for all runs."""
+        self._lost[lane] = min(since, self._lost.get(lane, since))
         self.on_lost()
 
     def began(self, event: StreamEvent) -> None:
@@ -139,18 +142,17 @@ class LiveRows(KeptRows, Intake):
             merge_row(self._ended[key], msgspec.to_builtins(row))
             self._touch(key)
 
-    def _lose(self, run_id: str) -> None:
-        """The run ends, or its end was lost: its chains that are open have lost their ends."""
-        for key in self._skeleton.open_chains():
-            if key[0] == run_id:
-                self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
-                self._begun.pop(key, None)
-        self._skeleton.forget_open(run_id)
+    def _lose(self, end: StreamEvent) -> None:
+        """A source's part of a run ends, or its end was lost: its chains that are open have lost their ends."""
+        for key in self._skeleton.open_chains_of(end):
+            self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
+            self._begun.pop(key, None)
+        self._skeleton.forget_open(end)
 
     # -- what was lost -------------------------------------------------------------------------------------------------
 
-    def take_lost(self) -> dict[str, int]:
-        """The runs of which events were lost since this was called last, with the `seq` of the first; `""` stands for all runs."""
+    def take_lost(self) -> dict[Lane, int]:
+        """The runs and sources of which events were lost since this was called last, with the `seq` of the first; see `lose`."""
         lost, self._lost = self._lost, {}
         return lost
 

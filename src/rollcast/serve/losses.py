@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from rollcast.records.codec import one_line_json
+from rollcast.records.lanes import Lane
 from rollcast.serve.history import WITHIN, History, Selector
 from rollcast.serve.ledger import PassedRun, RunLedger
 from rollcast.serve.protocol import LostRun
@@ -65,9 +66,8 @@ def losses(
     ledger: RunLedger,
     selector: Selector,
     back: Return,
-    as_of: Mapping[str, int],
-    source: str = "",
-    to_come: Mapping[str, int] | None = None,
+    as_of: Mapping[Lane, int],
+    to_come: Mapping[Lane, int] | None = None,
 ) -> Losses:
     """What a client has missed that continues with snapshots.
 
@@ -75,18 +75,17 @@ def losses(
         ledger: everything that the history was given.
         selector: what the client wants.
         back: the result of `way_back`.
-        as_of: the `seq` of the last event of each open run that the snapshots cover. Events up to it may still be on
+        as_of: the `seq` of the last event of each open run and source that the snapshots cover. Events up to it may still be on
             their way to the history; the client does not get those.
-        source: of runs of which the history has nothing yet.
-        to_come: the `seq` of the first event of each run that the client is given after the snapshots; it may begin with
+        to_come: the `seq` of the first event of each run and source that the client is given after the snapshots; it may begin with
             some that were made for others before.
     """
     to_come = to_come or {}
-    missed = [run for run in back.missed if run.run_id in as_of or to_come.get(run.run_id) != 0]
-    named = {run.run_id for run in missed}
-    for run_id, last_seq in as_of.items():
-        run = ledger.run(run_id) or PassedRun(run_id, source, back.since)
-        if last_seq > run.last_seq and run_id not in named and selector.filter.wants_gap(run_id):
+    missed = [run for run in back.missed if run.lane in as_of or to_come.get(run.lane) != 0]
+    named = {run.lane for run in missed}
+    for lane, last_seq in as_of.items():
+        run = ledger.run(lane) or PassedRun(*lane, back.since)
+        if last_seq > run.last_seq and lane not in named and selector.filter.wants_gap(*lane):
             missed.append(run)
     listed: list[LostRun] = []
     size = 0
@@ -100,12 +99,12 @@ def losses(
     return Losses(listed[::-1], more, back.began_anew)
 
 
-def _lost(run: PassedRun, since: int, as_of: Mapping[str, int], to_come: Mapping[str, int]) -> LostRun:
-    from_seq = 0 if run.first >= since else None
-    if run.run_id in as_of:
-        to_seq = as_of[run.run_id]
-    elif run.run_id in to_come:
-        to_seq = to_come[run.run_id] - 1
+def _lost(run: PassedRun, since: int, as_of: Mapping[Lane, int], to_come: Mapping[Lane, int]) -> LostRun:
+    from_seq, lane = 0 if run.first >= since else None, run.lane
+    if lane in as_of:
+        to_seq = as_of[lane]
+    elif lane in to_come:
+        to_seq = to_come[lane] - 1
     else:
         return LostRun(run.run_id, run.source, from_seq, run.last_seq, run.status or "running")
     return LostRun(run.run_id, run.source, from_seq, to_seq, "running")  # if it has ended, that is to come

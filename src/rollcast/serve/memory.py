@@ -16,6 +16,7 @@ from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.skeleton import Skeleton
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked
+from rollcast.records.lanes import Lane
 from rollcast.serve.history import Entry, History
 
 __all__ = ["Past", "entries", "past_of"]
@@ -31,14 +32,14 @@ class Past(NamedTuple):
     Attributes:
         rows: merged rows of chains.
         steps: rows of training steps and evaluations.
-        since: by run, the `seq` from which on the history has all its events: 0 if it has the whole run.
+        since: by run and source, the `seq` from which on the history has all its events: 0 if it has the whole run.
         whole: whether it has each run whole, and has let go of nothing.
         ended: how many runs ended in it.
     """
 
     rows: list[dict[str, Any]]
     steps: list[dict[str, Any]]
-    since: dict[str, int]
+    since: dict[Lane, int]
     whole: bool
     ended: int
 
@@ -63,18 +64,18 @@ async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
     skeleton = Skeleton()
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
-    since: dict[str, int] = {}
+    since: dict[Lane, int] = {}
     read = ended = end = 0
     whole = True
     async for position, window in entries(history, lock, 0, until):
         whole, end = whole and position == end, position + len(window)
         for entry in window:
-            kind, run_id = entry.place.event_type, entry.place.run_id
-            if run_id and run_id not in since:
-                since[run_id] = 0 if kind is T.RUN_START else entry.from_seq
+            kind, lane = entry.place.event_type, entry.place.lane
+            if lane.run_id and lane not in since:
+                since[lane] = 0 if kind is T.RUN_START else entry.from_seq
                 whole = whole and kind is T.RUN_START
             if kind is T.GAP:
-                since[run_id] = entry.seq + 1
+                since[lane] = entry.seq + 1
                 whole = False
             ended += kind is T.RUN_END
             if entry.place.event_type is T.LLM_GENERATION_CHUNK:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.records import StreamEvent
+from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.serve.fitting import fitted
 from rollcast.serve.history import Entry, Selector, encoded, masked
@@ -41,8 +42,8 @@ class Opening:
         masker: of secrets in the snapshots; None masks nothing.
 
     Attributes:
-        as_of: the `seq` of each open run's last event when the snapshots were made.
-        first: the `seq` of the first event of each run that follows the snapshots, before the live tail.
+        as_of: the `seq` of the last event of each open run and source when the snapshots were made.
+        first: the `seq` of the first event of each run and source that follows the snapshots, before the live tail.
         position: where the live tail begins; None while events from before the snapshots are still on their way.
     """
 
@@ -60,14 +61,14 @@ class Opening:
         self.start = start
         self.total = total
         self.position: int | None = None
-        self.as_of: Mapping[str, int] = {}
-        self.first: dict[str, int] = {}
+        self.as_of: Mapping[Lane, int] = {}
+        self.first: dict[Lane, int] = {}
         self._snapshots: Sequence[StreamEvent] = ()
         self._tail: list[bytes] = []
         self._kept: OrderedDict[tuple[int, int | None], Part] = OrderedDict()
         self._spare: tuple[int, bytes] | None = None  # an encoded event that no longer fitted in its part
 
-    def renew(self, snapshots: Sequence[StreamEvent], as_of: Mapping[str, int]) -> None:
+    def renew(self, snapshots: Sequence[StreamEvent], as_of: Mapping[Lane, int]) -> None:
         self._snapshots, self.as_of = snapshots, as_of
 
     def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> bool:
@@ -90,14 +91,14 @@ class Opening:
         self.first = {}
         for entry, told in zip(wanted, covered, strict=True):
             if not told:
-                self.first.setdefault(entry.place.run_id, entry.from_seq)
+                self.first.setdefault(entry.place.lane, entry.from_seq)
         self._tail = [entry.data for entry, told in zip(wanted, covered, strict=True) if not told]
         self.position = self.start + len(window)
         return True
 
     def _covers(self, entry: Entry) -> bool | None:
         """Whether the snapshots cover this event; None if they cover half of it."""
-        as_of = self.as_of.get(entry.place.run_id, -1)
+        as_of = self.as_of.get(entry.place.lane, -1)
         if entry.from_seq > as_of or (self.before is not None and self.before.wants(entry.place)):
             return False
         return True if entry.seq <= as_of else None

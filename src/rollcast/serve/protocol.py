@@ -30,6 +30,7 @@ __all__ = [
     "FRAME_BYTES",
     "SUBPROTOCOL",
     "VERSION",
+    "Ack",
     "Action",
     "Batch",
     "Cancel",
@@ -45,10 +46,12 @@ __all__ = [
     "FilterFrame",
     "Greet",
     "Hello",
+    "Interest",
     "LostRun",
     "OpenSubscription",
     "Ping",
     "Pong",
+    "Publish",
     "Query",
     "Rate",
     "Rows",
@@ -64,6 +67,8 @@ __all__ = [
     "StopQuery",
     "Subscribe",
     "Subscribed",
+    "TakeAnswer",
+    "TakeEvents",
     "Unsubscribe",
     "Update",
     "Welcome",
@@ -91,10 +96,12 @@ class CloseCode(IntEnum):
     SHUTTING_DOWN = 4001
     TOKEN_EXPIRED = 4003
     TOO_SLOW = 4008
+    SOURCE_IN_USE = 4009
     NO_PONG = 4012
     BAD_TOKEN = 4500
     BAD_FRAME = 4501
     NO_HELLO = 4502
+    FORBIDDEN = 4503
     LIMIT = 4504
     FORBIDDEN_ORIGIN = 4507
     VERSION = 4510
@@ -119,7 +126,7 @@ class ErrorCode(IntEnum):
 LONGEST_ID = 128
 LONGEST_SHOWN = 100  # characters of a client's message in an answer
 LONGEST_AFTER = 8192  # characters of the place from which a query goes on
-QUERIES = ("runs", "chains", "chain", "steps")
+QUERIES = ("runs", "chains", "chain", "steps", "sources")
 Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 LongName = Annotated[str, msgspec.Meta(max_length=256)]
@@ -127,12 +134,13 @@ Names = Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Me
 
 
 class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which events: those whose run, chain, group and type are all among the named ones. None: all."""
+    """Which events: those whose run, chain, group, type and source are all among the named ones. None: all."""
 
     runs: Names | None = None
     chains: Names | None = None
     groups: Names | None = None
     types: Names | None = None
+    sources: Names | None = None
 
     def filter(self) -> EventFilter:
         """The `EventFilter` that this describes.
@@ -140,7 +148,7 @@ class FilterFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         Raises:
             FilterError: a type does not exist.
         """
-        return EventFilter(self.runs, self.chains, self.groups, self.types)
+        return EventFilter(self.runs, self.chains, self.groups, self.types, sources=self.sources)
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
@@ -148,6 +156,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
 
     `role` is `viewer`, `page` or `producer`, each with its own limits; an unknown role has a viewer's limits. `features` names
     what the client supports beyond the first version, such as `parts`.
+
+    A producer also says who it is: its `source`, which no other process of the fleet has; the `host` that it runs on; its `epoch`,
+    which is drawn when the process starts, so that numbers of `publish` begin anew with each; and the `time` on its clock, in
+    seconds since the epoch.
     """
 
     token: str | None = None
@@ -156,11 +168,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
     max_message: Annotated[int, msgspec.Meta(ge=SMALLEST_MESSAGE)] | None = None
     role: Name = "viewer"
     features: Annotated[list[Name], msgspec.Meta(max_length=64)] = []
+    source: LongName = ""
+    host: LongName = ""
+    epoch: Name = ""
+    time: float | None = None
 
     def __repr__(self) -> str:
         return (
             f"Hello(client={self.client!r}, version={self.version!r}, max_message={self.max_message!r}, "
-            f"role={self.role!r}, features={self.features!r})"
+            f"role={self.role!r}, features={self.features!r}, source={self.source!r}, epoch={self.epoch!r})"
         )
 
 
@@ -242,7 +258,7 @@ class Query(msgspec.Struct, frozen=True, tag="query", omit_defaults=True, kw_onl
 
     Attributes:
         what: `runs`: the runs, the newest first. `chains`: chains, those that are open included. `chain`: the events of one
-            chain. `steps`: training steps and evaluations.
+            chain. `steps`: training steps and evaluations. `sources`: the producers of a hub.
         run: only of this run; `chain` without it: of the last run that has such a chain. On a server of a folder of records, of
             the record that has this run: `runs` without it gives a row for each record, and the others need it.
         chain: which one, for `chain`.
@@ -272,6 +288,25 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     id: Id
 
 
+class Publish(msgspec.Struct, frozen=True, tag="publish", omit_defaults=True):
+    """Events of a producer, in order, each a JSON object as in docs/events.md. The answer is `ack`, which may cover several of these.
+
+    Attributes:
+        seq: the number of the first event. A producer numbers what it publishes from 1, by one for each event, for as long as its
+            epoch lasts; it sends an event again under its number until that is acknowledged.
+        events: the events, not read yet.
+        source, epoch: of the producer whose events these are, if it is another one that has ended: its record is handed over.
+            Empty: the sender's own.
+        last: nothing more comes of that other producer.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    events: list[msgspec.Raw]
+    source: LongName = ""
+    epoch: Name = ""
+    last: bool = False
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """A question whether the other side is there. Either side may send it."""
 
@@ -294,7 +329,9 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
 
     `runs` has as many as fit in a message, preferring open runs, then the latest; `more_runs`: how many others are known.
     `features` names what the server supports beyond the first version, `record` if what it serves is recorded, and `records` if it is a
-    folder of records.
+    folder of records, and `hub` if it takes producers.
+
+    `acked`: for a producer, the number of the last of its events that the hub has; 0: it has none of this epoch.
     """
 
     version: int
@@ -304,6 +341,33 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     scopes: list[Scope]
     features: list[str] = []
     more_runs: int = 0
+    acked: int | None = None
+
+
+class Ack(msgspec.Struct, frozen=True, tag="ack", omit_defaults=True):
+    """The hub has every event up to the number `seq`, in its record if it has one, and the producer may forget them.
+
+    `source` and `epoch` are those of the `publish`, if it had them.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    source: str = ""
+    epoch: str = ""
+
+
+class Interest(msgspec.Struct, frozen=True, tag="interest"):
+    """Whose tokens somebody watches at the hub. Everything but `llm_generation_chunk` is published in any case.
+
+    Attributes:
+        version: of the interest, one more each time that it changes; it is renewed under the same version.
+        filters: chunks are wanted of the chains that one of these lets pass. A chain that comes into view is published with a
+            `chain_snapshot` first. None at all: nobody watches.
+        expires_s: after this many seconds without a renewal nobody watches.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=0)]
+    filters: list[FilterFrame]
+    expires_s: float
 
 
 class LostRun(msgspec.Struct, frozen=True):
@@ -415,8 +479,10 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
     id: str | None = None
 
 
-ClientFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
-ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong
+ViewerFrame = Hello | Subscribe | Update | Unsubscribe | Seek | Speed | Cancel | Query | Stop | Ping | Pong
+ProducerFrame = Publish | Done | ErrorFrame  # the last two answer a hub's `cancel`
+ClientFrame = ViewerFrame | ProducerFrame
+ServerFrame = Welcome | Subscribed | Batch | Rows | Done | ErrorFrame | Ping | Pong | Ack | Interest | Cancel
 
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
@@ -526,12 +592,14 @@ class Greet:
         max_message: the size of the largest message that it takes, if it said so.
         role: the role that it claims.
         features: the features that it supports.
+        producer: its `hello`, without the token, if it is a producer and this is a hub.
     """
 
     grant: Grant
     max_message: int | None = None
     role: str = "viewer"
     features: tuple[str, ...] = ()
+    producer: Hello | None = None
 
 
 @dataclass(frozen=True)
@@ -612,6 +680,20 @@ class StopQuery:
     id: str
 
 
+@dataclass(frozen=True)
+class TakeEvents:
+    """Take a producer's events, and acknowledge them when they are safe."""
+
+    frame: Publish
+
+
+@dataclass(frozen=True)
+class TakeAnswer:
+    """Take a producer's answer to a `cancel`."""
+
+    frame: Done | ErrorFrame
+
+
 Action = (
     Send
     | Close
@@ -623,6 +705,8 @@ Action = (
     | CancelRun
     | RunQuery
     | StopQuery
+    | TakeEvents
+    | TakeAnswer
 )
 Authorize = Callable[[str | None], Grant | Literal["wrong", "expired"]]
 
@@ -663,8 +747,10 @@ class Session:
         epoch: gives the seconds since the epoch, for tokens that expire.
         token: the token of the request, for a `hello` without one.
         limits_of: gives the limits of a role with these scopes; None: all roles have `limits`.
+        hub: whether it takes producers.
 
     Attributes:
+        producer: the `hello` of a producer, without its token; None: the client is none, or this is no hub.
         grant: what the client may do; None before its `hello`.
         closed: whether the session is over.
         subscriptions: the ids of the open subscriptions.
@@ -682,7 +768,9 @@ class Session:
         epoch: Callable[[], float],
         token: str | None = None,
         limits_of: Callable[[str, tuple[Scope, ...]], Limits] | None = None,
+        hub: bool = False,
     ) -> None:
+        self.producer: Hello | None = None
         self.grant: Grant | None = None
         self.closed = False
         self.subscriptions: set[str] = set()
@@ -690,6 +778,7 @@ class Session:
         self._authorize = authorize
         self._limits = limits
         self._limits_of = limits_of
+        self._hub = hub
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._epoch = epoch
@@ -786,13 +875,35 @@ class Session:
             return self._close(CloseCode.BAD_TOKEN, "the token is missing or wrong")
         if grant == "expired":
             return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
+        if self._hub and frame.role == "producer":
+            if refused := refusal(grant, Door.PUBLISH):
+                return self._close(CloseCode.FORBIDDEN, refused)
+            if wrong := _wrong_in_producer(frame):
+                return self._close(CloseCode.BAD_FRAME, wrong)
+            self.producer = msgspec.structs.replace(frame, token=None)
         self.grant = grant
         if self._limits_of is not None:
             self._limits = self._limits_of(frame.role, grant.scopes)
             self._rate = Rate(self._limits.messages_per_s, self._clock)
-        return [Greet(grant, frame.max_message, frame.role, tuple(frame.features))]
+        return [Greet(grant, frame.max_message, frame.role, tuple(frame.features), self.producer)]
+
+    def _of_producer(self, frame: ClientFrame) -> list[Action]:
+        """The actions for a frame that only producers send, or that they do not send."""
+        match frame:
+            case Publish():
+                wrong = _wrong_in_publish(frame)
+                return (
+                    [TakeEvents(frame)] if wrong is None else [Send(ErrorFrame(ErrorCode.BAD_REQUEST, wrong))]
+                )
+            case Done() | ErrorFrame():
+                return [TakeAnswer(frame)]
+            case _:
+                message = "a producer publishes, and asks for nothing; connect once more as a viewer for that"
+                return [Send(ErrorFrame(ErrorCode.FORBIDDEN, message, getattr(frame, "id", None)))]
 
     def _handle(self, frame: ClientFrame, grant: Grant) -> list[Action]:
+        if self.producer is not None and not isinstance(frame, Ping | Pong | Hello):
+            return self._of_producer(frame)
         match frame:
             case Ping():
                 return [Send(Pong())]
@@ -834,6 +945,11 @@ class Session:
                     return [Send(ErrorFrame(ErrorCode.NOT_FOUND, message, frame.id))]
                 self.queries.discard(frame.id)
                 return [StopQuery(frame.id), Send(Done(frame.id))]
+            case Publish() | Done() | ErrorFrame():
+                message = "this server takes nothing from producers; `rollcast hub` starts one that does"
+                if self._hub:
+                    message = "only a producer publishes; say so in hello: its role, its source and its epoch"
+                return [Send(ErrorFrame(ErrorCode.BAD_REQUEST, message))]
 
     def finished(self, id: str) -> None:
         """Note that a query is answered."""
@@ -900,6 +1016,28 @@ def _filter(frame: Subscribe | Update) -> EventFilter | Send:
         return frame.filter.filter()
     except FilterError as error:
         return Send(ErrorFrame(ErrorCode.BAD_REQUEST, str(error), frame.id))
+
+
+def _wrong_in_producer(hello: Hello) -> str | None:
+    """What is wrong with a producer's `hello`, in a sentence; None if nothing is."""
+    for name, value in (("source", hello.source), ("epoch", hello.epoch)):
+        if not value.strip():
+            return f"hello of a producer has no {name}; both its source and its epoch are needed"
+        if not value.isprintable():
+            shown = printable_line(value, LONGEST_SHOWN)
+            return f"hello has the {name} {shown!r}; expected characters that can be printed"
+    return None
+
+
+def _wrong_in_publish(frame: Publish) -> str | None:
+    """What is wrong with a `publish`, in a sentence; None if nothing is."""
+    if bool(frame.source) != bool(frame.epoch):
+        return "publish has only one of source and epoch; give both for the record of another producer"
+    if frame.last and not frame.source:
+        return "publish says that it is the last, and names no other producer; only a record that is handed over has a last"
+    if not frame.events and not frame.last:
+        return "publish has no events"
+    return None
 
 
 def _first_run(frame: Subscribe | Update) -> str | None:

@@ -36,9 +36,10 @@ from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
-from rollcast.serve.live_rows import Key, LiveRows
+from rollcast.serve.live_rows import EVERY_RUN, Key, LiveRows
 from rollcast.serve.memory import Past, past_of
 from rollcast.serve.on_disk import FOLLOW_S, Recorded, RecordOnDisk
 from rollcast.serve.outlet import Client, transmit
@@ -52,6 +53,7 @@ from rollcast.serve.protocol import (
     Session,
     rows_frame,
 )
+from rollcast.serve.publishing import ProducerDesk
 from rollcast.serve.record import LATE_S, begun_record, caught_up, recorded
 from rollcast.serve.shared_readings import SharedReadings
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
@@ -90,7 +92,10 @@ class Queries:
 
     Attributes:
         records: reads records; anything else of this server that needs one uses it too.
+        desk: knows the producers; None: the server is no hub.
     """
+
+    desk: ProducerDesk | None = None
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self.records = broadcaster.feeds.records
@@ -316,7 +321,7 @@ class _Table:
             rows.complete = rows.complete and whole and not self._removed
             return
         if self._removed or behind is not None:
-            rows.lose("")  # what was over when the table began may not be in the record yet
+            rows.lose(EVERY_RUN)  # what was over when the table began may not be in the record yet
         query = ChainQuery(where={"state": ["running"]}, limit=10_000)
         try:
             async for page in self._pages(record, query):
@@ -362,7 +367,7 @@ class _Table:
                 logger.exception("rows that were lost could not be read again, by a fault in Rollcast")
                 rows.lacks(_rows_lost(lost))
 
-    async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[str, int]) -> None:
+    async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[Lane, int]) -> None:
         """Read the rows of runs of which events were lost: from the record, or else from the history.
 
         1. Note which chains are open in the table and have ended: their ends are on their way, or were lost.
@@ -370,32 +375,33 @@ class _Table:
         3. Note that rows are missing if neither has all that was lost.
         4. End the chains of 1 of which nothing more came.
         """
-        broadcaster, every = self._broadcaster, "" in lost
+        broadcaster, every = self._broadcaster, EVERY_RUN in lost
+        of_runs = {lane.run_id for lane in lost}
         with manager.lock, broadcaster.lock:
             runs = manager.fanout.runs
             ended = [
                 key
                 for key in rows.open_chains()
-                if (every or key[0] in lost) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
+                if (every or key[0] in of_runs) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
             ]
             starts = [
                 event
                 for event in broadcaster.upstream.runs.events()
                 if event.event_type is StreamEventType.RUN_START
                 and event.run_id in runs
-                and (every or event.run_id in lost)
+                and (every or event.run_id in of_runs)
             ]
         for event in starts:
             rows.began(event)
         record, behind = await begun_record(manager)
         if record is None:
             past = await self._past(manager)
-            rows.mend(row for row in past.rows if every or row["run_id"] in lost)
+            rows.mend(row for row in past.rows if every or row["run_id"] in of_runs)
             rows.fill_steps(past.steps)
             known = (
                 past.whole
                 if every
-                else all(past.since.get(run_id, since + 1) <= since for run_id, since in lost.items())
+                else all(past.since.get(lane, since + 1) <= since for lane, since in lost.items())
             )
             if not (known and broadcaster.keeps):
                 rows.lacks(_rows_lost(lost))
@@ -403,9 +409,9 @@ class _Table:
             while behind is not None and record.failing is None:
                 logger.debug("%s; the rows that were lost wait for it", behind)
                 behind = await recorded(manager, record)
-            query = ChainQuery(run=None if every or len(lost) > 1 else next(iter(lost)), limit=10_000)
+            query = ChainQuery(run=None if every or len(of_runs) > 1 else next(iter(of_runs)), limit=10_000)
             async for page in self._pages(record, query):
-                rows.mend(row for row in page if every or row["run_id"] in lost)
+                rows.mend(row for row in page if every or row["run_id"] in of_runs)
                 await asyncio.sleep(0)
             if behind is not None:
                 rows.lacks(f"{_rows_lost(lost)}: {behind}")
@@ -449,8 +455,9 @@ class _Table:
                 observer.manager.refresh(observer)
 
 
-def _rows_lost(lost: dict[str, int]) -> str:
-    return ROWS_LOST_OF_ALL if "" in lost or len(lost) > 1 else ROWS_LOST.format(next(iter(lost)))
+def _rows_lost(lost: dict[Lane, int]) -> str:
+    of_runs = {lane.run_id for lane in lost}
+    return ROWS_LOST_OF_ALL if "" in of_runs or len(of_runs) > 1 else ROWS_LOST.format(next(iter(of_runs)))
 
 
 class _BehindError(Exception):
@@ -546,6 +553,19 @@ class _Answer:
             return page_by_number(rows, query.after, self._limit, self._row_bytes)
 
         await self._send_page(await self._of_record_or(of_record, of_memory))
+
+    async def sources(self) -> None:
+        """The producers, in the order in which they came.
+
+        Raises:
+            InputError: the server is no hub.
+        """
+        if self._queries.desk is None:
+            raise InputError(
+                "this server takes nothing from producers, so it has no sources; a `rollcast hub` does"
+            )
+        rows = self._queries.desk.rows()
+        await self._send_page(page_by_number(rows, self._query.after, self._limit, self._row_bytes))
 
     async def _of_record_or(
         self,
@@ -825,7 +845,13 @@ class _Answer:
             await asyncio.sleep(LOOK_S)
 
 
-_GIVE = {"runs": _Answer.runs, "chains": _Answer.chains, "chain": _Answer.chain, "steps": _Answer.steps}
+_GIVE = {
+    "runs": _Answer.runs,
+    "chains": _Answer.chains,
+    "chain": _Answer.chain,
+    "steps": _Answer.steps,
+    "sources": _Answer.sources,
+}
 
 
 class _RunRow(msgspec.Struct):

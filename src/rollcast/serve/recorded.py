@@ -20,6 +20,7 @@ from typing import NamedTuple
 from rollcast.archive.format import types_of
 from rollcast.archive.writer import Written
 from rollcast.records import EventFilter, StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.serve.history import WITHIN, History
 from rollcast.serve.ledger import RunLedger
 from rollcast.serve.seen import MOST_EVENTS, Seen
@@ -114,7 +115,7 @@ class Checkpoints:
             block = pending[0]
             last = block.last
             assert last is not None
-            run = self._ledger.run(last.run_id)
+            run = self._ledger.run(Lane(last.run_id, last.source))
             if run is None or run.last_seq < last.seq:
                 return  # it is on its way
             pending.popleft()
@@ -134,14 +135,16 @@ class Checkpoints:
         """
         history, last = self._history, block.last
         assert last is not None
+        of_last = Lane(last.run_id, last.source)
         begin = max(history.tail, self.latest.position if self.latest else 0)
         window = history.window(begin, history.head - begin)
         for index in range(len(window) - 1, -1, -1):
             entry = window[index]
-            if entry.from_seq <= block.as_of.get(entry.place.run_id, -1):
-                if entry.place.run_id == last.run_id and entry.seq == last.seq:
+            lane = entry.place.lane
+            if entry.from_seq <= block.as_of.get(lane, -1):
+                if lane == of_last and entry.seq == last.seq:
                     return begin + index + 1
-                if entry.seq != entry.from_seq or entry.place.run_id == last.run_id:
+                if entry.seq != entry.from_seq or lane == of_last:
                     return None
         return None
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.lanes import end_status
 from rollcast.serve.seen import without_beginning
 
 __all__ = ["Repetitions"]
@@ -32,15 +33,15 @@ class Repetitions:
         # By run and chain: the step of the latest generation, and how many characters of it came.
         self._reached: dict[Key, dict[str, tuple[int, int]]] = {}
         self._before: dict[Key, int] = {}
-        self._ended: Callable[[str], bool] = lambda _: False
+        self._ended: Callable[[Key], bool] = lambda _: False
         self._returned = False
 
-    def returned(self, last: Mapping[Key, int], ended: Callable[[str], bool]) -> None:
+    def returned(self, last: Mapping[Key, int], ended: Callable[[Key], bool]) -> None:
         """The client comes back to a cursor.
 
         Args:
             last: the `seq` of the last event of each open run that it has.
-            ended: whether it has the end of a run.
+            ended: whether it has the end of a run on a source.
         """
         self._before, self._ended, self._returned = dict(last), ended, True
 
@@ -56,7 +57,7 @@ class Repetitions:
         key = (event.source, event.run_id)
         before = self._before.get(key)
         if before is None:
-            return None if self._ended(event.run_id) else event
+            return None if self._ended(key) else event
         kind = event.event_type
         if kind is T.LLM_GENERATION_CHUNK:
             if event.data.get("from_seq", event.seq) > before:
@@ -109,6 +110,6 @@ class Repetitions:
         elif kind is T.LLM_GENERATION_END:
             of_run = self._reached.setdefault((event.source, event.run_id), {})
             of_run[event.chain_id] = (event.step or 0, NEVER)
-        elif kind is T.RUN_END or (kind is T.GAP and "run_status" in data):
+        elif end_status(event) is not None:
             self._reached.pop((event.source, event.run_id), None)
             self._before.pop((event.source, event.run_id), None)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.lanes import worst_status
 from rollcast.serve.protocol import RunInfo
 
-__all__ = ["KnownRuns", "fitting_runs"]
+__all__ = ["KnownRuns", "fitting_names", "fitting_runs"]
 
+TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 MAX_RUNS = 64  # how many runs are remembered, the latest ones
 
 
@@ -36,32 +38,53 @@ class KnownRuns:
         self.complete = True
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
         self._unheard: set[str] = set()  # whose end is not asked for
-        self._events: dict[str, list[StreamEvent]] = {}  # the start and the end of each
+        # The start and the end of each, by source and type.
+        self._events: dict[str, dict[tuple[str, StreamEventType], StreamEvent]] = {}
 
     def note(self, event: StreamEvent) -> None:
-        """Note that a run has started or ended."""
-        data = event.data
-        known = self._runs.pop(event.run_id, None)
-        if event.event_type is StreamEventType.RUN_START:
-            info = RunInfo(event.run_id, data.get("parent_run_id"), "running", data.get("chains", 0))
-        else:
-            parent = known.parent_run_id if known else None
-            info = RunInfo(event.run_id, parent, data.get("status", "completed"), data.get("chains", 0))
-        self._runs[event.run_id] = info
-        events = self._events.setdefault(event.run_id, [])
-        events[:] = [*(each for each in events if each.event_type is not event.event_type), event]
+        """Note that a source has started or ended its part of a run."""
+        run_id, kind = event.run_id, event.event_type
+        events = self._events.setdefault(run_id, {})
+        if kind is StreamEventType.RUN_START:  # it may begin once more
+            events.pop((event.source, StreamEventType.RUN_END), None)
+        events[event.source, kind] = event
+        self._update(run_id)
         while len(self._runs) > MAX_RUNS:
             self.complete = False
             del self._events[self._runs.popitem(last=False)[0]]
 
+    def _update(self, run_id: str) -> None:
+        known = self._runs.pop(run_id, None)
+        starts, ends = (
+            {source: event.data for (source, kind), event in self._events[run_id].items() if kind is wanted}
+            for wanted in (StreamEventType.RUN_START, StreamEventType.RUN_END)
+        )
+        parent = known.parent_run_id if known else None
+        for data in starts.values():
+            parent = data.get("parent_run_id", parent)
+        for source in [name for name, data in starts.items() if data.get("leader") in starts]:
+            del starts[source]  # its leader tells what the run is
+            ends.pop(source, None)
+        over = starts.keys() <= ends.keys()
+        ended = (data.get("status", "completed") for data in ends.values())
+        status: Any = worst_status(ended) if over else "running"
+        chains = sum(data.get("chains", 0) for data in (starts | ends).values())
+        self._runs[run_id] = RunInfo(run_id, parent, status, chains)
+
     def events(self) -> list[StreamEvent]:
         """The starts and the ends of the runs that are remembered."""
-        return [event for run_id in self._runs for event in self._events[run_id]]
+        return [event for run_id in self._runs for event in self._events[run_id].values()]
 
-    def forget(self, run_id: str) -> None:
-        """Forget a run whose end was lost."""
-        self._runs.pop(run_id, None)
-        self._events.pop(run_id, None)
+    def forget(self, run_id: str, source: str) -> None:
+        """Forget a source's part of a run, whose end was lost, and the run if it has no other."""
+        events = self._events.get(run_id, {})
+        for key in [key for key in events if key[0] == source]:
+            del events[key]
+        if events:
+            self._update(run_id)
+        else:
+            self._runs.pop(run_id, None)
+            self._events.pop(run_id, None)
 
     def listen(self, open_runs: Iterable[str], hears: Callable[[str], bool]) -> None:
         """The ends of open runs are asked for, or no longer; of those that have ended, they are on their way or will never come."""
@@ -104,3 +127,14 @@ def fitting_runs(runs: Sequence[RunInfo], room: int) -> list[RunInfo]:
             break
         kept.add(i)
     return [run for i, run in enumerate(runs) if i in kept]
+
+
+def fitting_names(names: Sequence[str]) -> list[str]:
+    """The first of the names, as many as fit in any client's message."""
+    kept, size = [], 0
+    for name in names[:TOLD_CHAINS]:
+        size += len(name.encode()) + 3
+        if size > TOLD_BYTES:
+            break
+        kept.append(name)
+    return kept

@@ -1,7 +1,7 @@
 """What a client has of the events that follow a checkpoint, as a few characters of its cursor. Pure.
 
 A cursor names a place in the record that is a little before the client's own place (recorded.py). If what lies between is of one
-run and not much, the cursor says how far the client is there, so that none of it is sent again: not to a client that begins with the
+run on one source and not much, the cursor says how far the client is there, so that none of it is sent again: not to a client that begins with the
 cursor of another one either, which cannot tell what it has.
 """
 
@@ -15,6 +15,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode
+from rollcast.records.lanes import Lane
 from rollcast.serve.history import Entry
 
 __all__ = ["MOST_EVENTS", "Seen", "without_beginning"]
@@ -37,10 +38,10 @@ _chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
 class Seen(NamedTuple):
-    """How far a client is in the one run that went on since the checkpoint.
+    """How far a client is in the one run that went on since the checkpoint, on the one source that emitted events of it.
 
     Attributes:
-        run: a checksum of the run's id.
+        run: a checksum of the run's id and its source.
         seq: that of the last event.
         ends: by the checksum of a chain's id, how many characters of its open generation came, if any did since the checkpoint.
     """
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, entries: Sequence[Entry], following: Sequence[Entry]) -> Seen | None:
-        """From what came since the checkpoint. None if it is nothing, much, of several runs or out of order.
+        """From what came since the checkpoint. None if it is nothing, much, of several runs or sources, or out of order.
 
         Args:
             entries: what came, up to the client's place.
@@ -59,11 +60,11 @@ class Seen(NamedTuple):
         """
         if not 0 < len(entries) <= MOST_EVENTS:
             return None
-        run_id = entries[0].place.run_id
+        lane = entries[0].place.lane
         chunks: dict[str, Entry] = {}
         for entry in entries:
             place = entry.place
-            if place.run_id != run_id or entry.from_seq != entry.seq:
+            if place.run_id != lane.run_id or place.source != lane.source or entry.from_seq != entry.seq:
                 return None
             if place.event_type is CHUNK:
                 chunks[place.chain_id] = entry
@@ -75,7 +76,7 @@ class Seen(NamedTuple):
         except msgspec.DecodeError:  # somebody made it by hand
             return None
         ends = {_sum(chain_id): text.offset + len(text.content) for chain_id, text in texts.items()}
-        return cls(_sum(run_id), last, ends)
+        return cls(_lane_sum(lane), last, ends)
 
     @classmethod
     def read(cls, text: str) -> Seen | None:
@@ -91,10 +92,10 @@ class Seen(NamedTuple):
         return "-".join([self.run, str(self.seq), *(f"{name}_{end}" for name, end in self.ends.items())])
 
     def rest_of(
-        self, data: bytes, event_type: str, run_id: str, chain_id: str, seq: int, from_seq: int
+        self, data: bytes, event_type: str, lane: Lane, chain_id: str, seq: int, from_seq: int
     ) -> bytes | None:
         """What of a recorded event the client does not have; None if it has it all."""
-        if from_seq > self.seq or _sum(run_id) != self.run:
+        if from_seq > self.seq or _lane_sum(lane) != self.run:
             return data
         if seq <= self.seq:
             return None
@@ -120,6 +121,10 @@ def without_beginning(chunk: StreamEvent, end: int, from_seq: int) -> StreamEven
     }
     data |= {"content": data["content"][end - data["offset"] :], "offset": end, "from_seq": from_seq}
     return msgspec.structs.replace(chunk, data=data)
+
+
+def _lane_sum(lane: Lane) -> str:
+    return _sum(f"{lane.run_id}@{lane.source}" if lane.source else lane.run_id)
 
 
 def _sum(name: str) -> str:

@@ -32,6 +32,7 @@ from rollcast.serve.outlet import DEFLATE, REASON_BYTES, Client, transmit
 from rollcast.serve.page_files import read_page_files
 from rollcast.serve.plain_feed import feed_plainly
 from rollcast.serve.protocol import SUBPROTOCOL, CloseCode
+from rollcast.serve.publishing import ProducerDesk
 from rollcast.serve.queries import Queries
 from rollcast.serve.secrecy import HANDSHAKE_FAILED, WithoutSecrets
 from rollcast.serve.settings import ServerSettings
@@ -129,6 +130,7 @@ class WebSocketStreamingServer:
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._clients: set[Client] = set()
+        self._desk: ProducerDesk | None = None
         self._handshake = Handshake(self._entrance, self.settings, self._clients)
         self._closing: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
@@ -147,6 +149,10 @@ class WebSocketStreamingServer:
                 "this server serves a record, or a folder of them, and no runs beside it; serve those by another server"
             )
         return self._broadcaster.observer
+
+    def take_producers(self, desk: ProducerDesk) -> None:
+        """Be a hub's server: producers may connect, and the desk takes what they publish. Call this before `start`."""
+        self._desk = self._queries.desk = desk
 
     @property
     def port(self) -> int:
@@ -361,7 +367,7 @@ class WebSocketStreamingServer:
             else:
                 token = header_token(headers)
                 await Conversation(
-                    client, self._broadcaster, self._queries, self._entrance, self.settings, token
+                    client, self._broadcaster, self._queries, self._entrance, self.settings, token, self._desk
                 ).run()
             await connection.wait_closed()
         except ConnectionClosed:
@@ -370,6 +376,8 @@ class WebSocketStreamingServer:
             self._broadcaster.unsubscribe(client)
             self._queries.leave(client)
             self._clients.discard(client)
+            if self._desk is not None:
+                self._desk.disconnect(client)
 
     def _keep_until_closed(self, task: asyncio.Task[None]) -> None:
         """Keep a task that closes a connection until it is done, for `stop` to wait for."""

@@ -30,8 +30,8 @@ class Token(msgspec.Struct, frozen=True):
 
     Attributes:
         value: what the client sends.
-        scopes: `read` lets a client watch runs, `control` lets it change them, and `publish` is reserved for producers. No
-            scope includes another.
+        scopes: `read` lets a client watch runs, `control` lets it change them, and `publish` lets a producer send
+            its events to a hub. No scope includes another.
         expires_at: seconds since the epoch; None: never.
     """
 

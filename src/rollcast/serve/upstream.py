@@ -32,6 +32,7 @@ class Upstream:
     Attributes:
         observer: the server's observer.
         runs: the runs that events told of.
+        changes: how often what the clients want may have changed.
     """
 
     observer: StreamObserver
@@ -41,6 +42,7 @@ class Upstream:
     ) -> None:
         self.keeps = keeps
         self.runs = KnownRuns()
+        self.changes = 0
         self._lock = lock
         self._subscriptions = subscriptions
 
@@ -82,9 +84,7 @@ class Upstream:
         """What the server asks the manager for: everything if it keeps a history, otherwise what its clients want."""
         if self.keeps:
             return EventFilter()
-        subscriptions = self._subscriptions.values()
-        filters = {s.selector.filter for s in subscriptions}
-        filters |= {s.next_filter for s in subscriptions if s.next_filter is not None}
+        filters = self.client_filters()
         if len(filters) > MAX_FILTERS:  # too many to check each event against: types narrow enough
             types = [f.types for f in filters]
             return EventFilter(types=None if None in types else frozenset().union(*(t for t in types if t)))
@@ -93,8 +93,15 @@ class Upstream:
             union = each if union is NOTHING else union | each
         return union
 
+    def client_filters(self) -> set[EventFilter]:
+        """The filters of the clients that watch what happens; those of replays are not among them."""
+        with self._lock:
+            live = [s for s in self._subscriptions.values() if s.pace is None]
+        return {s.selector.filter for s in live} | {s.next_filter for s in live if s.next_filter is not None}
+
     def narrow(self) -> None:
         """Tell the manager if what the clients want has changed."""
+        self.changes += 1
         if self.keeps:
             return
         wanted = self.wanted()
@@ -103,7 +110,12 @@ class Upstream:
             with self.locks() as manager:
                 if manager is None:
                     return
+                runs = manager.fanout.runs
                 self.runs.listen(
-                    manager.fanout.runs, lambda r: wanted.wants(StreamEventType.RUN_END, "", None, r)
+                    runs,
+                    lambda r: any(
+                        wanted.wants(StreamEventType.RUN_END, "", None, r, source)
+                        for source in runs[r].as_of()
+                    ),
                 )
             manager.refresh(self.observer)

@@ -58,7 +58,6 @@ class Delivery(EventQueue):
         snapshots: makes a `chain_snapshot` of each open chain that a filter wants, for a reader that lost events.
         lossless: whether the producer waits while the queue is full.
         threaded: whether the reader has a thread of its own, so that a thread that runs an event loop may wait for it.
-        source: the `source` of the gaps that this makes.
 
     Attributes:
         on_wake: called, with the lock held, if something waits and nobody is reading.
@@ -84,9 +83,8 @@ class Delivery(EventQueue):
         snapshots: Snapshots,
         lossless: bool = False,
         threaded: bool = False,
-        source: str = "",
     ) -> None:
-        super().__init__(reader, limit, lossless=lossless, source=source)
+        super().__init__(reader, limit, lossless=lossless)
         self.filter = filter
         self.lock = lock
         self.threaded = threaded
@@ -112,13 +110,15 @@ class Delivery(EventQueue):
 
     # -- the producer's side -------------------------------------------------------------------------------------------
 
-    def wants(self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str) -> bool:
+    def wants(
+        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str, source: str
+    ) -> bool:
         """Whether the filter lets such an event pass."""
-        return self.filter.wants(event_type, chain_id, group_id, run_id)
+        return self.filter.wants(event_type, chain_id, group_id, run_id, source)
 
-    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str) -> bool:
+    def wants_ids(self, chain_id: str, group_id: str | None, run_id: str, source: str) -> bool:
         """Whether the filter asks for the ids of this chain's generations."""
-        return self.filter.wants_ids(chain_id, group_id, run_id)
+        return self.filter.wants_ids(chain_id, group_id, run_id, source)
 
     @property
     def timed(self) -> bool:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import OpenToolCall
+from rollcast.records.lanes import Lane
 from rollcast.stream.asked import TOLD_ANYWAY, AskedChains
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.own_filter import OwnFilter
@@ -43,7 +44,7 @@ class OpenPart(NamedTuple):
 
     Attributes:
         step, depth: of its turn.
-        seq: the latest of its run.
+        seq: the latest of its run and source.
         content: the text of its open generation so far, None if none is open; `offset` characters stood before it.
         tool_calls: that have not ended.
     """
@@ -62,12 +63,19 @@ class OpenPart(NamedTuple):
 class OpenRun(Protocol):
     """An open run. Everything here is used with the lock held."""
 
-    seq: int
     loop: asyncio.AbstractEventLoop | None
     parent_run_id: str | None
     expected_chains: int
     on_cancel: Callable[[str | None], object] | None
     announced: dict[str, str | None]
+
+    def as_of(self) -> Mapping[str, int]:
+        """The `seq` of the latest event, by source."""
+        ...
+
+    def next_seq(self, source: str) -> int | None:
+        """Count an event that somebody else emits into this run, and return its `seq`; None: the run does not number that source."""
+        ...
 
     def has_chain(self, chain_id: str) -> bool:
         """Whether this chain is open."""
@@ -107,12 +115,12 @@ class Cut(NamedTuple):
 
     Attributes:
         snapshots: a `chain_snapshot` of each open chain.
-        as_of: the `seq` of the last event of each open run.
+        as_of: the `seq` of the last event of each open run, by source.
         arrived: done when the reader has been given everything from before the cut; None if it already has.
     """
 
     snapshots: list[StreamEvent]
-    as_of: dict[str, int]
+    as_of: dict[Lane, int]
     arrived: Future[None] | None
 
 
@@ -165,7 +173,7 @@ class Fanout:
         self.congested: set[Delivery] = set()
         self._deliveries: list[Delivery] = []
         self._targets: dict[Targets, Targets] = {}  # those found since the version changed
-        # By type, if no filter names a run, chain or group: then all chains have the same targets. None if one does.
+        # By type, if no filter names a run, chain, group or source: then all chains have the same targets. None if one does.
         self._anywhere: dict[StreamEventType, Targets] | None = {}
         self._leaving: list[Delivery] = []  # removed deliveries, until their readers have closed
         self._threads: list[Future[None]] = []  # threads that wait until nothing is congested
@@ -191,7 +199,6 @@ class Fanout:
             snapshots=self.snapshots,
             lossless=lossless,
             threaded=threaded,
-            source=self.source,
         )
         delivery.on_full = self._full_locked
         return delivery
@@ -242,8 +249,7 @@ class Fanout:
         self.asking = tuple([d.asked for d in self._deliveries if d.asked is not None])
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
-        placed = any(p.chains is not None or p.groups is not None or p.runs is not None for p in parts)
-        self._anywhere = None if placed else {}
+        self._anywhere = None if any(map(_names_a_place, parts)) else {}
 
     def make_room_locked(self, chains: int) -> None:
         """Adjust to this many open chains: the starts or the ends of all of them must fit into a queue."""
@@ -256,14 +262,15 @@ class Fanout:
     # -- what they get -------------------------------------------------------------------------------------------------
 
     def interested(
-        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str
+        self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str, source: str
     ) -> Targets:
         """The deliveries that want such an event. Chains with the same watchers share one tuple."""
         with self.lock:
             known = self._anywhere.get(event_type) if self._anywhere is not None else None
             if known is not None:
                 return known
-            found = tuple([d for d in self._deliveries if d.wants(event_type, chain_id, group_id, run_id)])
+            place = (event_type, chain_id, group_id, run_id, source)
+            found = tuple([d for d in self._deliveries if d.wants(*place)])
             if event_type is CHUNK:
                 found = _of_a_token(found)
             found = self._targets.setdefault(found, found)
@@ -345,7 +352,11 @@ class Fanout:
             if reader is not None and not reader.idle:
                 arrived = Future[None]()
                 reader.put_uncounted([Control("barrier", done=arrived)])
-            as_of = {run_id: run.seq for run_id, run in self.runs.items()}
+            as_of = {
+                Lane(run_id, source): seq
+                for run_id, run in self.runs.items()
+                for source, seq in run.as_of().items()
+            }
             return Cut(list(self.snapshots(filter, besides)), as_of, arrived)
 
     # -- waiting for readers -------------------------------------------------------------------------------------------
@@ -451,6 +462,10 @@ class Fanout:
             delivery.after_fork_locked()
 
 
+def _names_a_place(a: EventFilter) -> bool:
+    return not (a.chains is None and a.groups is None and a.runs is None and a.sources is None)
+
+
 def _of_a_token(wanted: Targets) -> Targets:
     """The deliveries that get a chunk which these want: nobody, unless one of them wants it for its own sake."""
     if not any(delivery.tokens == "wanted" for delivery in wanted):
@@ -466,6 +481,10 @@ def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
 class Route:
     """Where the events of one chain or of a whole run go: looked up once, and again whenever the version has changed.
 
+    Args:
+        fanout: the deliveries.
+        run_id, chain_id, group_id, source: which events; a `source` of None is the manager's own.
+
     Attributes:
         place: the fields that all its events have in common.
         asked: whether the chain can be asked what it adds up to, so that readers that ask are given only its start and its end.
@@ -476,10 +495,17 @@ class Route:
     __slots__ = ("_by_type", "_fanout", "_with_ids", "asked", "chunk", "encoded", "place", "version")
 
     def __init__(
-        self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None, *, asked: bool = False
+        self,
+        fanout: Fanout,
+        run_id: str,
+        chain_id: str,
+        group_id: str | None,
+        source: str | None = None,
+        *,
+        asked: bool = False,
     ) -> None:
         self._fanout = fanout
-        self.place = Place(run_id, chain_id, group_id, fanout.source)
+        self.place = Place(run_id, chain_id, group_id, fanout.source if source is None else source)
         self.asked = asked
         self.version = -1
         self.chunk: Targets | None = None
@@ -497,7 +523,7 @@ class Route:
         if self._with_ids is None:
             at = self.place
             self._with_ids = tuple(
-                [each for each in targets if each.wants_ids(at.chain_id, at.group_id, at.run_id)]
+                [each for each in targets if each.wants_ids(at.chain_id, at.group_id, at.run_id, at.source)]
             )
         return self._with_ids
 
@@ -511,7 +537,9 @@ class Route:
         targets = self._by_type.get(event_type)
         if targets is None:
             place = self.place
-            targets = fanout.interested(event_type, place.chain_id, place.group_id, place.run_id)
+            targets = fanout.interested(
+                event_type, place.chain_id, place.group_id, place.run_id, place.source
+            )
             if self.asked and fanout.asking and event_type not in TOLD_ANYWAY:
                 targets = fanout.not_asking_locked(targets)
             self._by_type[event_type] = targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Unpack
 
 import msgspec
@@ -12,11 +13,13 @@ from rollcast import lifetime
 from rollcast.failures import class_name_of, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.jsonable import detached
+from rollcast.records.lanes import Lane
 from rollcast.stream.cancelling import cancel
 from rollcast.stream.definition import check_filter, name_of
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.handmade import HandMade
+from rollcast.stream.hub import publish_if_asked
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.own_filter import guarded
 from rollcast.stream.queue import event_size
@@ -69,21 +72,30 @@ class StreamingManager:
             that was open at once, if that is more.
         drain_timeout: how many seconds the end of a run waits for observers that lag.
         source: the name of this worker; `""` in a single process.
+        publish: whether it publishes to the hub that `ROLLCAST_HUB` names, if one is named (docs/publishing.md).
 
     Attributes:
         fanout: the observers' queues.
+        publishes: whether it does that. Then every run streams, whether or not its caller asks for it.
     """
 
     def __init__(
-        self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
+        self,
+        *,
+        queue_limit: int | None = None,
+        drain_timeout: float = 5.0,
+        source: str = "",
+        publish: bool = True,
     ) -> None:
         self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
         self.lock = self.fanout.lock
         self._roster = Roster(self, self.fanout)
-        self._foreign_seq: dict[str, int] = {}  # by run: the last `seq` of events that were emitted by hand
+        # The last `seq` of events that were emitted by hand, of runs and sources that no open run here numbers.
+        self._foreign_seq: dict[Lane, int] = {}
         self._handmade = HandMade()
         self._relay = Relay(self.fanout)
         lifetime.register(self)
+        self.publishes = publish and publish_if_asked(self)
 
     # Where 0.1 had them.
     runs = _of_fanout("runs")
@@ -135,7 +147,8 @@ class StreamingManager:
         with self.lock:
             runs = self.fanout.runs
             if run_id is None:  # any run that has begun, so that observers of runs see it
-                run_id = next((name for name, run in runs.items() if run.seq >= 0), "")
+                own = self.fanout.source
+                run_id = next((name for name, run in runs.items() if run.as_of().get(own, -1) >= 0), "")
             elif run_id not in runs:
                 run_id = ""
             event = StreamEvent(
@@ -196,25 +209,23 @@ class StreamingManager:
     def _emit(self, event: StreamEvent, without: StreamObserver | None) -> None:
         with self.lock:
             own = self._roster.delivery_of(without) if without is not None else None
-            targets = [
-                d
-                for d in self.fanout.interested(
-                    event.event_type, event.chain_id, event.group_id, event.run_id
-                )
-                if own is None or d is not own
-            ]
+            source = event.source or self.fanout.source
+            found = self.fanout.interested(
+                event.event_type, event.chain_id, event.group_id, event.run_id, source
+            )
+            targets = [d for d in found if own is None or d is not own]
             if not targets:
                 return
             run = self.fanout.runs.get(event.run_id)
             if run is not None:
                 run.tell_all(event.chain_id)
-                run.seq = seq = run.seq + 1
-            else:
-                seq = self._foreign_seq.pop(event.run_id, 0) + 1
-                self._foreign_seq[event.run_id] = seq
+            seq = None if run is None else run.next_seq(source)
+            if seq is None:
+                lane = Lane(event.run_id, source)
+                seq = self._foreign_seq.pop(lane, 0) + 1
+                self._foreign_seq[lane] = seq
                 if len(self._foreign_seq) > 1024:
                     del self._foreign_seq[next(iter(self._foreign_seq))]
-            source = event.source or self.fanout.source
             stamped = msgspec.structs.replace(event, data=detached(event.data), seq=seq, source=source)
             self.fanout.publish_locked(stamped, targets, event_size(stamped))
 
@@ -222,7 +233,8 @@ class StreamingManager:
         """Pass on an event of a run that is produced elsewhere, unchanged: it keeps its `seq` and its `source`.
 
         The hooks of runs and chains are called, and observers that join late get snapshots, as for this manager's own runs. A
-        run opens with its first relayed event. This never waits. Call it from any thread.
+        run opens with its first relayed event, and closes when every source that it had events of has ended its part. This
+        never waits. Call it from any thread.
 
         Raises:
             InputError: it is not a StreamEvent, or a field of it has the wrong type.
@@ -231,11 +243,17 @@ class StreamingManager:
         with self.lock:
             self._relay.pass_on_locked(event)
 
+    def relay_read(self, events: Iterable[tuple[StreamEvent, bytes | None]]) -> None:
+        """Do the same as `relay` for events that were read from JSON and checked: each with its line, or None if it was made here."""
+        with self.lock:
+            for event, line in events:
+                self._relay.pass_on_locked(event, line)
+
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
     ) -> bool:
-        """Whether any observer wants events of this type from this chain or run."""
-        return bool(self.fanout.interested(event_type, chain_id, group_id, run_id))
+        """Whether any observer wants events of this type from this chain or run, emitted here."""
+        return bool(self.fanout.interested(event_type, chain_id, group_id, run_id, self.fanout.source))
 
     def cancel(self, run_id: str, chain_id: str | None = None, group_id: str | None = None) -> list[str]:
         """Cancel a run, one of its chains, or the chains of a group, for a watcher. Call it from any thread.

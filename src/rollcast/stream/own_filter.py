@@ -6,6 +6,8 @@ it hands the event over: so such a filter slows and breaks nobody but its own re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from typing import NamedTuple, TypeVar
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
@@ -13,6 +15,7 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 __all__ = ["OwnFilter", "guarded"]
 
 F = TypeVar("F")
+_OURS = (EventFilter.wants, EventFilter.wants_snapshot)
 
 
 class _Part(NamedTuple):
@@ -24,8 +27,23 @@ class _Part(NamedTuple):
     def passes(self, event: StreamEvent) -> bool:
         place = (event.chain_id, event.group_id, event.run_id)
         if event.event_type is StreamEventType.CHAIN_SNAPSHOT:
-            return all(each.wants_snapshot(*place) for each in (self.limits, *self.own))
-        return all(each.wants(event.event_type, *place) for each in (self.limits, *self.own))
+            return self.limits.wants_snapshot(*place, event.source) and all(
+                each.wants_snapshot(*place, *_source_for(each.wants_snapshot, 4, event)) for each in self.own
+            )
+        return self.limits.wants(event.event_type, *place, event.source) and all(
+            each.wants(event.event_type, *place, *_source_for(each.wants, 5, event)) for each in self.own
+        )
+
+
+def _source_for(method: Callable[..., bool], most: int, event: StreamEvent) -> tuple[str, ...]:
+    """The event's source if the method takes it as its last argument: one that was written before there were sources does not."""
+    if getattr(method, "__func__", None) in _OURS:
+        return (event.source,)
+    try:
+        signature(method).bind(*[None] * most)
+    except (TypeError, ValueError):
+        return ()
+    return (event.source,)
 
 
 class OwnFilter(EventFilter):
@@ -42,7 +60,7 @@ class OwnFilter(EventFilter):
         limits = parts[0].limits
         for part in parts[1:]:
             limits = limits | part.limits
-        for name in ("runs", "chains", "groups", "types", "ids", "others"):
+        for name in ("runs", "chains", "groups", "types", "sources", "ids", "others"):
             object.__setattr__(self, name, getattr(limits, name))
         object.__setattr__(self, "parts", parts)
 

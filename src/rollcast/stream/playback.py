@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.lanes import RunSources
 from rollcast.stream.observer import StreamObserver, overrides_on_batch
 from rollcast.stream.relay import RUNS_LIMIT
 
@@ -31,7 +33,7 @@ class Playback:
 
     def __init__(self, observers: Sequence[StreamObserver]) -> None:
         self._readers = [_Reader(observer) for observer in observers]
-        self._runs: dict[str, dict[str, None]] = {}  # open runs, each with its open chains
+        self._runs: dict[str, _Run] = {}
 
     async def play(self, events: Iterable[StreamEvent], check: Callable[[], object]) -> None:
         """Give all events to the observers, and close them; also if the playback is cancelled, or an observer raises.
@@ -62,31 +64,36 @@ class Playback:
 
     async def _pass_on(self, event: StreamEvent) -> None:
         run_id, kind = event.run_id, event.event_type
-        chains = self._runs.get(run_id)
-        if chains is None and run_id:
-            chains = await self._open(run_id)
+        run = self._runs.get(run_id)
+        if run is None and run_id:
+            run = await self._open(run_id)
         for reader in self._readers:
             if reader.wants(event):
                 reader.events.append(event)
                 if len(reader.events) >= BATCH:
                     await reader.hand_over()
-        if chains is None:
+        if run is None:
             return
         if event.chain_id and kind is not T.RUN_START:
-            chains[event.chain_id] = None
+            run.chains[event.chain_id] = event.source
+        ended = run.sources.note(event)
         if kind is T.CHAIN_END:
-            chains.pop(event.chain_id, None)
+            run.chains.pop(event.chain_id, None)
             await self._close_chain(run_id, event.chain_id)
-        elif kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
+        elif ended and run.sources.over:
             await self._close(run_id)
+        elif ended:
+            for chain_id in [name for name, source in run.chains.items() if source in ended]:
+                del run.chains[chain_id]
+                await self._close_chain(run_id, chain_id)
 
-    async def _open(self, run_id: str) -> dict[str, None]:
+    async def _open(self, run_id: str) -> _Run:
         if len(self._runs) >= RUNS_LIMIT:
             await self._close(next(iter(self._runs)))
-        chains = self._runs[run_id] = {}
+        run = self._runs[run_id] = _Run({}, RunSources())
         for reader in self._readers:
             await reader.call(reader.observer.on_run_opened, run_id)
-        return chains
+        return run
 
     async def _close_chain(self, run_id: str, chain_id: str) -> None:
         for reader in self._readers:
@@ -94,10 +101,17 @@ class Playback:
                 await reader.call(reader.observer.on_chain_closed, run_id, chain_id)
 
     async def _close(self, run_id: str) -> None:
-        for chain_id in self._runs.pop(run_id):
+        for chain_id in self._runs.pop(run_id).chains:
             await self._close_chain(run_id, chain_id)
         for reader in self._readers:
             await reader.call(reader.observer.on_run_closed, run_id)
+
+
+class _Run(NamedTuple):
+    """An open run: its open chains, each with its source, and its sources."""
+
+    chains: dict[str, str]
+    sources: RunSources
 
 
 class _Reader:
@@ -116,7 +130,7 @@ class _Reader:
         if wanted is None:
             return True
         if event.event_type is T.GAP:  # it may stand for any missing event of its run
-            return wanted.wants_gap(event.run_id)
+            return wanted.wants_gap(event.run_id, event.source)
         return wanted.matches(event)
 
     async def hand_over(self) -> None:

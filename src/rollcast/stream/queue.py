@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeGuard, final
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.lanes import Lane
 from rollcast.stream.waiting import (
     EncodableChunk,
     Event,
@@ -294,7 +295,7 @@ def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event
 
 
 class _Loss:
-    """The events of one run that the reader did not get."""
+    """The events of one run and source that the reader did not get."""
 
     __slots__ = ("by_type", "from_seq", "to_seq")
 
@@ -321,21 +322,22 @@ class _Loss:
         self.by_type.update(other.by_type)
 
 
-_LossByRun = dict[str, _Loss]
+_Losses = dict[Lane, _Loss]
 
 
-def _note(lost: _LossByRun, event: Event) -> None:
-    if event.run_id not in lost:
-        lost[event.run_id] = _Loss(event.seq)
-    lost[event.run_id].add(event)
+def _note(lost: _Losses, event: Event) -> None:
+    lane = Lane(event.run_id, event.source)
+    if lane not in lost:
+        lost[lane] = _Loss(event.seq)
+    lost[lane].add(event)
 
 
-def _join(lost: _LossByRun, others: _LossByRun) -> None:
-    for run_id, other in others.items():
-        if run_id in lost:
-            lost[run_id].join(other)
+def _join(lost: _Losses, others: _Losses) -> None:
+    for lane, other in others.items():
+        if lane in lost:
+            lost[lane].join(other)
         else:
-            lost[run_id] = other
+            lost[lane] = other
 
 
 class EventQueue:
@@ -345,7 +347,6 @@ class EventQueue:
         reader: the reader's name, for the `reason` of a `gap`.
         limit: how many bytes of memory the waiting events may take.
         lossless: whether nothing is merged or dropped, and `full` says that the producer must wait.
-        source: the `source` of the gaps that this makes.
     """
 
     __slots__ = (
@@ -363,14 +364,12 @@ class EventQueue:
         "merged",
         "mixed",
         "reader",
-        "source",
     )
 
-    def __init__(self, reader: str, limit: int, *, lossless: bool = False, source: str = "") -> None:
+    def __init__(self, reader: str, limit: int, *, lossless: bool = False) -> None:
         self.reader = reader
         self.limit = limit
         self.lossless = lossless
-        self.source = source
         self.full = False
         self.awake = False  # the reader is working, or has been woken
         self.merged = self.dropped = 0
@@ -378,9 +377,9 @@ class EventQueue:
         self.mixed = False  # the items may include controls, or chunks whose events are not made yet
         self.bytes = 0
         self._compact_at = self._least_to_compact
-        self._lost: _LossByRun = {}
-        self._superseded: _LossByRun = {}  # chunks dropped because a queued end repeats their text
-        self._superseded_taken: _LossByRun = {}  # the same, for the ends that were taken last
+        self._lost: _Losses = {}
+        self._superseded: _Losses = {}  # chunks dropped because a queued end repeats their text
+        self._superseded_taken: _Losses = {}  # the same, for the ends that were taken last
 
     @property
     def _least_to_compact(self) -> int:
@@ -517,7 +516,7 @@ class EventQueue:
         _note(self._lost, event)
         self.dropped += 1
 
-    def _lose_superseded(self, superseded: _LossByRun) -> None:
+    def _lose_superseded(self, superseded: _Losses) -> None:
         """Count superseded chunks as dropped instead of merged, since the ends that repeated their text are lost."""
         count = sum(sum(loss.by_type.values()) for loss in superseded.values())
         self.merged -= count
@@ -538,10 +537,10 @@ class EventQueue:
                     "reason": f"{self.reader} fell behind by more than {self.limit} bytes",
                 },
                 seq=lost.to_seq,
-                run_id=run_id,
-                source=self.source,
+                run_id=lane.run_id,
+                source=lane.source,
             )
-            for run_id, lost in self._lost.items()
+            for lane, lost in self._lost.items()
         ]
 
     @property

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
-from rollcast.records.view import ChainView
+from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
+from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.shared_run import SharedRun
 
 __all__ = ["Relay", "relayable"]
 
 T = StreamEventType
-_KINDS = (("event_type", str), ("chain_id", str), ("run_id", str), ("data", dict), ("seq", int))
+_KINDS = (
+    ("event_type", str),
+    ("chain_id", str),
+    ("run_id", str),
+    ("source", str),
+    ("data", dict),
+    ("seq", int),
+)
+EVENT_BYTES, BYTES_OF_ONE = (
+    400,
+    3,
+)  # about the memory of an event, beside what its JSON takes and for each byte of it
 RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
 
 
@@ -45,40 +59,59 @@ def relayable(event: StreamEvent) -> StreamEvent:
 class Relay:
     """Passes on events that already have their `seq` to one fanout.
 
-    A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it. While it is open,
-    observers that join get a snapshot of each of its chains, as far as the relayed events show them.
+    A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it; one of several sources
+    closes when each of them has ended. While it is open, observers that join get a snapshot of each of its chains, as far as the
+    relayed events show them.
     """
 
     def __init__(self, fanout: Fanout) -> None:
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
-    def pass_on_locked(self, event: StreamEvent) -> None:
-        """Queue the event for every reader that wants it, and the hooks around it."""
+    def pass_on_locked(self, event: StreamEvent, line: bytes | None = None) -> None:
+        """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
-        if run is None and run_id and run_id not in fanout.runs:
-            run = self._open(run_id)
+        if run is None and run_id:
+            run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
-            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id))
+            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
         elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
-            targets = fanout.interested(event.event_type, event.chain_id, event.group_id, run_id)
+            targets = fanout.interested(
+                event.event_type, event.chain_id, event.group_id, run_id, event.source
+            )
         else:
             targets = run.route(event).targets_locked(event.event_type)
         if targets:
-            fanout.publish_locked(event, targets, event_size(event))
+            size = event_size(event) if line is None else EVENT_BYTES + BYTES_OF_ONE * len(line)
+            fanout.publish_locked(event, targets, size)
         if run is None:
             return
-        run.note(event)
+        ended = run.note(event, line)
         if event.event_type is T.CHAIN_END:
             self._close_chain(run, event.chain_id)
-        elif event.event_type is T.RUN_END or (event.event_type is T.GAP and "run_status" in event.data):
+        for source in ended:
+            for chain_id in run.chains_of(source):  # their ends were lost
+                self._close_chain(run, chain_id)
+        if event.event_type is T.CHAIN_START:
+            fanout.runs[run_id].announced.pop(event.chain_id, None)
+        elif ended and run.sources.over and run_id in self._runs:
             self._close(run)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
         for run in list(self._runs.values()):
             self._close(run)
+
+    def _part_of_own(self, run_id: str) -> _RelayedRun:
+        """What is relayed of a run that this process has open itself; it closes with that."""
+        own = self._fanout.runs[run_id]
+        if isinstance(own, SharedRun):
+            assert isinstance(own.elsewhere, _RelayedRun)
+            return own.elsewhere
+        run = _RelayedRun(self._fanout, run_id)
+        self._fanout.runs[run_id] = SharedRun(own, run)
+        return run
 
     def _open(self, run_id: str) -> _RelayedRun:
         if len(self._runs) >= RUNS_LIMIT:
@@ -104,46 +137,68 @@ class _RelayedRun:
     def __init__(self, fanout: Fanout, run_id: str) -> None:
         self._fanout = fanout
         self.run_id = run_id
-        self.seq = -1
+        self.sources = RunSources()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.parent_run_id: str | None = None
-        self.expected_chains = 0
+        self.expected_chains = 0  # of all sources
         self.on_cancel: Callable[[str | None], object] | None = None
         self.announced: dict[str, str | None] = {}
-        self.chains: dict[str, ChainView] = {}
+        self.chains: dict[str, FoldedChain] = {}
         self._ended: dict[str | None, int] = {}  # how many chains have ended, by group
         self._routes: dict[str, Route] = {}
+        self._expected: dict[str, int] = {}  # by source
+        self._as_of: dict[str, int] = {}
 
     def route(self, event: StreamEvent) -> Route:
         """The route of the event's chain."""
         route = self._routes.get(event.chain_id)
-        if route is None:
-            route = Route(self._fanout, self.run_id, event.chain_id, event.group_id)
+        if route is None or route.place.source != event.source:
+            route = Route(self._fanout, self.run_id, event.chain_id, event.group_id, event.source)
             self._routes[event.chain_id] = route
         return route
 
-    def note(self, event: StreamEvent) -> None:
-        """Remember what a late observer must know."""
-        self.seq = max(self.seq, event.seq)
+    def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
+        """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
+        source = event.source
+        self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
+        ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
-            self.expected_chains = event.data.get("chains", 0)
+            self._expected[source] = event.data.get("chains", 0)
+            self.expected_chains = sum(self._expected.values())
         elif event.chain_id:
-            view = self.chains.get(event.chain_id)
-            if view is None:
-                view = self.chains[event.chain_id] = ChainView()
+            chain = self.chains.get(event.chain_id)
+            if chain is None:
+                chain = self.chains[event.chain_id] = FoldedChain(event)
                 self._fanout.make_room_locked(len(self.chains))
-            view.apply(event)
+            chain.note(event, line)
         elif event.event_type is T.GAP:
-            for view in self.chains.values():
-                view.apply(event)
+            line = encode_described(event) if line is None else line
+            for chain in self.chains.values():
+                chain.note(event, line)
+        return ended
 
     def forget(self, chain_id: str) -> None:
         """Forget a chain that has ended."""
-        view = self.chains.pop(chain_id, None)
+        chain = self.chains.pop(chain_id, None)
         self._routes.pop(chain_id, None)
-        if view is not None:
-            self._ended[view.group_id] = self._ended.get(view.group_id, 0) + 1
+        if chain is not None:
+            self._ended[chain.group_id] = self._ended.get(chain.group_id, 0) + 1
+
+    def chains_of(self, source: str) -> list[str]:
+        """The open chains of one source."""
+        return [name for name, chain in self.chains.items() if chain.source == source]
+
+    def as_of(self) -> Mapping[str, int]:
+        """See `OpenRun.as_of`."""
+        return self._as_of
+
+    def next_seq(self, source: str) -> int | None:
+        """See `OpenRun.next_seq`."""
+        if source not in self._as_of:
+            return None
+        self._as_of[source] += 1
+        return self._as_of[source]
 
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
@@ -154,14 +209,15 @@ class _RelayedRun:
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
-        view = self.chains.get(chain_id)
-        if view is None:
+        chain = self.chains.get(chain_id)
+        if chain is None:
             return None
+        view = chain.view()
         return view.step or 0, 0 if view.generation is None else view.generation.end
 
     def chain_ids(self, group_id: str | None = None) -> list[str]:
         """See `OpenRun.chain_ids`."""
-        return [name for name, view in self.chains.items() if group_id in (None, view.group_id)]
+        return [name for name, chain in self.chains.items() if group_id in (None, chain.group_id)]
 
     def count_ended(self, group_id: str | None = None) -> int:
         """See `OpenRun.count_ended`."""
@@ -169,8 +225,11 @@ class _RelayedRun:
 
     def open_part(self, chain_id: str) -> OpenPart | None:
         """See `OpenRun.open_part`."""
-        view = self.chains.get(chain_id)
-        if view is None or (view.content is None and not view.tool_calls):
+        chain = self.chains.get(chain_id)
+        if chain is None or not chain.has_part:
+            return None
+        view = chain.view()
+        if view.content is None and not view.tool_calls:
             return None
         calls = [
             OpenToolCall(
@@ -182,7 +241,7 @@ class _RelayedRun:
             for call in view.tool_calls.values()
         ]
         return OpenPart(
-            self.run_id, chain_id, view.group_id, view.step, view.depth, self.seq, view.content, view.content_omitted, calls
+            self.run_id, chain_id, view.group_id, view.step, view.depth, self._as_of.get(view.source, -1), view.content, view.content_omitted, calls
         )  # fmt: skip
 
     def standing(self) -> tuple[int, int]:
@@ -191,7 +250,7 @@ class _RelayedRun:
 
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`."""
-        for view in self.chains.values():
-            place = (view.chain_id, view.group_id, self.run_id)
+        for chain_id, chain in self.chains.items():
+            place = (chain_id, chain.group_id, self.run_id, chain.source)
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
-                yield view.snapshot()
+                yield chain.view().snapshot()

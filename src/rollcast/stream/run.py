@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict
@@ -77,6 +77,7 @@ class RunAbout(TypedDict, total=False):
     name: str | None
     tags: Sequence[str]
     tools: Sequence[dict[str, Any]]
+    leader: str | None
 
 
 class RunWriter:
@@ -98,6 +99,7 @@ class RunWriter:
             They are shown to every observer, so leave secrets out.
         name, tags: what its owner calls it.
         tools: the schemas of the agent's tools.
+        leader: the source of the process that began the run, if this is only a part of it.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class RunWriter:
         name: str | None = None,
         tags: Sequence[str] = (),
         tools: Sequence[dict[str, Any]] = (),
+        leader: str | None = None,
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
@@ -152,13 +155,9 @@ class RunWriter:
         self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
         self._start: dict[str, Any] = {
-            "chains": chains,
-            "groups": groups,
-            "agent": agent,
-            "model": model,
-            "backend": backend,
+            "chains": chains, "groups": groups, "agent": agent, "model": model, "backend": backend,
             "policy_version": policy_version,
-        }
+        }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
             "split": split,
@@ -169,6 +168,7 @@ class RunWriter:
             "name": name,
             "tags": list(tags) or None,
             "tools": list(tools) or None,
+            "leader": leader,
         }
         self._start.update({field: value for field, value in known.items() if value is not None})
 
@@ -203,17 +203,19 @@ class RunWriter:
             chain.end("cancelled" if status != "failed" else "error")
         self.status = status
         total, rewarded = self._rewards
+        led = {name: self._start[name] for name in ("leader",) if name in self._start}
         if self.live:
             with self.lock:
                 self._emit(
                     T.RUN_END,
                     {
                         "status": status,
-                        "chains": self.chains,
+                        "chains": 0 if led else self.chains,
                         "failed": self._totals["failed"],
                         "mean_reward": total / rewarded if rewarded else None,
                         "completion_tokens": self._totals["completion_tokens"],
                         "duration_s": time.perf_counter() - self._began,
+                        **led,
                     },
                 )
                 self.fanout.runs.pop(self.run_id, None)
@@ -242,13 +244,28 @@ class RunWriter:
 
     def chain_ended(self, chain: ChainWriter) -> None:
         """Add it to the totals. The lock is held."""
-        trajectory = chain.trajectory
-        self.open_chains.pop(trajectory.chain_id, None)
+        self.open_chains.pop(chain.trajectory.chain_id, None)
+        self._add_to_totals(chain.trajectory)
+
+    def count_elsewhere(self, trajectory: Trajectory, announced: str) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes.
+
+        Args:
+            trajectory: what the chain came to.
+            announced: the id under which it was announced.
+        """
+        with self.lock:
+            self.announced.pop(announced, None)
+            self.chains += 1
+            self._add_to_totals(trajectory)
+
+    def _add_to_totals(self, trajectory: Trajectory) -> None:
+        if "leader" not in self._start:  # otherwise the leader counts it
+            self._totals["failed"] += trajectory.finish_reason == "error"
+            self._totals["completion_tokens"] += trajectory.completion_tokens
+            if trajectory.reward is not None:
+                self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
-        self._totals["failed"] += trajectory.finish_reason == "error"
-        self._totals["completion_tokens"] += trajectory.completion_tokens
-        if trajectory.reward is not None:
-            self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
         self._note_places(trajectory)  # again, for observers that were added meanwhile
 
@@ -263,7 +280,7 @@ class RunWriter:
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
-                if wanted.runs is not None and self.run_id not in wanted.runs:
+                if not wanted.wants_gap(self.run_id, self.fanout.source):  # it wants nothing of this run
                     continue
                 missing = (
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
@@ -424,6 +441,17 @@ class RunWriter:
         chains = self.open_chains.items()
         return [name for name, chain in chains if group_id in (None, chain.trajectory.group_id)]
 
+    def as_of(self) -> Mapping[str, int]:
+        """See `OpenRun.as_of`."""
+        return {self.fanout.source: self.seq}
+
+    def next_seq(self, source: str) -> int | None:
+        """See `OpenRun.next_seq`."""
+        if source != self.fanout.source:
+            return None
+        self.seq += 1
+        return self.seq
+
     def count_ended(self, group_id: str | None = None) -> int:
         """See `OpenRun.count_ended`."""
         return sum(self._ended.values()) if group_id is None else self._ended.get(group_id, 0)
@@ -455,7 +483,12 @@ class RunWriter:
     def snapshots(self, filter: EventFilter, besides: EventFilter | None) -> Iterator[StreamEvent]:
         """See `OpenRun.snapshots`. The lock is held."""
         for chain in self.open_chains.values():
-            place = (chain.trajectory.chain_id, chain.trajectory.group_id, self.run_id)
+            place = (
+                chain.trajectory.chain_id,
+                chain.trajectory.group_id,
+                self.run_id,
+                self.fanout.source,
+            )
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()
 

@@ -78,6 +78,11 @@ class WaitingChunk(msgspec.Struct, gc=False):
         return self.place.chain_id
 
     @property
+    def source(self) -> str:
+        """The event's."""
+        return self.place.source
+
+    @property
     def event_type(self) -> StreamEventType:
         """The event's."""
         return CHUNK

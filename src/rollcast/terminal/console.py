@@ -6,13 +6,18 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TextIO
+
+import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.lanes import summed_ends
 from rollcast.stream.observer import StreamObserver
 from rollcast.terminal.gathering import Gathering
 from rollcast.terminal.hint_lines import ConsoleHints, hints_wanted
+from rollcast.terminal.layout import Row
 from rollcast.terminal.output import SharedOutput
 from rollcast.terminal.printer import Printer
 from rollcast.terminal.shown import Board, VisibleChain, VisibleRun
@@ -312,33 +317,64 @@ class ConsoleStreamObserver(StreamObserver):
         printer = attached.printer
         rows = printer.rows.of(event)
         if event.event_type == T.RUN_START:
-            run = self._run(event.run_id, attached)
-            chains = event.data.get("chains")
-            if isinstance(chains, int) and run.expected == 0:
-                run.expected = chains
-                attached.run_expects(event.run_id, chains)
-                printer.widen_labels(f"chain_{max(chains - 1, 0)}")
-            attached.recount()
-            printer.print_rule(rows[0], event.run_id)
+            self._run_started(event, rows, attached)
         elif event.event_type == T.RUN_END:
-            self._print_all_of_run(event.run_id, attached)
-            printer.print_rule(rows[0], event.run_id)
-            self._close_run(event.run_id, attached)
+            self._run_ended(event, rows, attached)
         else:
             if event.event_type == T.GAP:
-                self._lose_sight(event.run_id, attached)
-            printer.print_rows(rows, None, event.timestamp)
+                self._lose_sight(event, attached)
+            printer.print_rows(rows, None, event.timestamp, source=event.source)
 
-    def _lose_sight(self, run_id: str, attached: _Attached) -> None:
-        """Count the run's chains as ended until more of their events come, since events are missing."""
+    def _run_started(self, event: StreamEvent, rows: list[Row], attached: _Attached) -> None:
+        run, printer = self._run(event.run_id, attached), attached.printer
+        others = [name for name in run.sources.names if name != event.source]
+        self._note_source(run, event, attached)
+        chains = event.data.get("chains")
+        if isinstance(chains, int) and not run.named:
+            run.expected = run.expected + chains if others else max(run.expected, chains)
+            attached.run_expects(event.run_id, run.expected)
+            printer.widen_labels(f"chain_{max(run.expected - 1, 0)}")
+        attached.recount()
+        if others:
+            printer.print_rows(rows, None, event.timestamp, run_id=event.run_id, source=event.source)
+        elif rows:
+            printer.print_rule(rows[0], event.run_id)
+
+    def _run_ended(self, event: StreamEvent, rows: list[Row], attached: _Attached) -> None:
+        """Print how a source's part of the run ended, and how the run did once every source has ended."""
+        run, printer, run_id = self._run(event.run_id, attached), attached.printer, event.run_id
+        self._note_source(run, event, attached)
+        if not run.sources.is_led(event.source):
+            run.ends.append(event.data)
+        if not run.sources.over:
+            self._lose_sight(event, attached)
+            printer.print_rows(rows, None, event.timestamp, run_id=run_id, source=event.source)
+            return
         self._print_all_of_run(run_id, attached)
-        run = self.runs.get(run_id)
+        if len(run.ends) > 1:
+            with suppress(KeyError, TypeError):  # made by hand: then the last one is shown as it is
+                rows = printer.rows.of(msgspec.structs.replace(event, data=summed_ends(run.ends)))
+        if rows:
+            printer.print_rule(rows[0], run_id)
+        self._close_run(run_id, attached)
+
+    def _note_source(self, run: VisibleRun, event: StreamEvent, attached: _Attached) -> None:
+        """Note an event of the run; from the second source on, all lines name theirs."""
+        known = len(run.sources.names)
+        run.sources.note(event)
+        if len(run.sources.names) != known:
+            attached.printer.see_source(event.source)
+
+    def _lose_sight(self, event: StreamEvent, attached: _Attached) -> None:
+        """Count the chains of this source as ended until more of their events come, since events are missing."""
+        self._print_all_of_run(event.run_id, attached)
+        run = self.runs.get(event.run_id)
         if run is not None:
-            for chain in run.chains.values():
-                attached.chain_ended(chain)
-            run.ended.update(run.chains)
-            run.unsure.update(run.chains)
-            run.chains.clear()
+            lost = [name for name, chain in run.chains.items() if event.source in ("", chain.source)]
+            for name in lost:
+                attached.chain_ended(run.chains.pop(name))
+            run.ended.update(lost)
+            run.unsure.update(lost)
         attached.recount()
 
     # -- runs and chains -------------------------------------------------------------------------------------------
@@ -350,16 +386,19 @@ class ConsoleStreamObserver(StreamObserver):
             for part in self.filter.alternatives:
                 names |= part.chains or set()
             named = all(part.chains is not None for part in self.filter.alternatives)
-            run = self.runs[run_id] = VisibleRun(len(names) if named else 0)
+            run = self.runs[run_id] = VisibleRun(len(names) if named else 0, named=named)
             attached.run_opened(run_id, self._clock(), run.expected)
         return run
 
     def _chain(self, event: StreamEvent, attached: _Attached) -> VisibleChain:
         run = self._run(event.run_id, attached)
         chain = run.chains.get(event.chain_id)
+        if chain is None or chain.source != event.source:
+            self._note_source(run, event, attached)
         if chain is None:
             chain_id = event.chain_id
-            chain = VisibleChain(event.run_id, chain_id, attached.printer.painter.chain_style(chain_id))
+            style = attached.printer.painter.chain_style(chain_id)
+            chain = VisibleChain(event.run_id, chain_id, style, event.source)
             again = chain_id in run.ended
             if again and chain_id not in run.unsure and event.event_type not in _GOES_ON:
                 return chain
@@ -368,6 +407,7 @@ class ConsoleStreamObserver(StreamObserver):
             run.chains[chain_id] = chain
             attached.printer.widen_labels(chain_id)
             attached.chain_opened(chain, again=again)
+        chain.source = event.source
         return chain
 
     def _print_all_of_run(self, run_id: str, attached: _Attached) -> None:

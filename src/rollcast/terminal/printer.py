@@ -21,6 +21,7 @@ from rollcast.text import LINE_CHARS, shorten
 __all__ = ["Printer"]
 
 _LABEL_CHARS = 24
+_SOURCE_CHARS = 16  # the end of a source's name tells it from others: host-rank12
 _LABELS = 1_024  # of printed chains, that are kept
 _LIVE_ROWS = 8
 _WIDE = 60  # from this many cells on, timestamps have room
@@ -38,6 +39,7 @@ class Printer:
         width: the column at which rows are wrapped; None: they are not. `room`: what the prefix leaves of it.
         live: whether the terminal has room for rows that show what chains are writing.
         glyphs, painter, rows: the look of rows there.
+        sources: the names of those that were seen, as they are shown; from the second one on, each line names its own.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Printer:
         self._second: tuple[int, str] = (-1, "")
         self._labels: dict[str, tuple[Row, int]] = {}
         self._column = 0
+        self.sources: set[str] = set()
+        self._source_chars = 0
         self.width: int | None = None
         self.live = False
         self.room = LINE_CHARS
@@ -109,6 +113,13 @@ class Printer:
             self.output.label_cells = cells
             self.measure()
 
+    def see_source(self, source: str) -> None:
+        """Leave room for the name of this source in every prefix from now on, if it is not the only one."""
+        self.sources.add(source[-_SOURCE_CHARS:])
+        if len(self.sources) > 1:
+            self._source_chars = max(map(len, self.sources))
+        self.measure()
+
     def safe(self, pieces: Row) -> Row:
         """Styled text from outside as safe pieces, bounded."""
         row: Row = []
@@ -154,6 +165,7 @@ class Printer:
         *,
         goes_on: bool = False,
         run_id: str = "",
+        source: str = "",
     ) -> None:
         """Print whole rows, each wrapped and with the prefix.
 
@@ -163,9 +175,10 @@ class Printer:
             stamp: their time.
             goes_on: whether the first continues a line.
             run_id: the run, if they are about no single chain.
+            source: the source, in the same case.
         """
         output = self.output
-        prefix = self.painter.paint(self.prefix(chain, stamp, run_id))
+        prefix = self.painter.paint(self.prefix(chain, stamp, run_id, source))
         more = (f"{self.glyphs.more} ", "dim")
         for row in map(self.rows.safe, rows):
             first = [more, *_stripped(row)] if goes_on else row
@@ -190,8 +203,8 @@ class Printer:
 
     # -- the prefix ------------------------------------------------------------------------------------------------
 
-    def prefix(self, chain: VisibleChain | None, stamp: float, run_id: str = "") -> Row:
-        """The time, the run if there are several, the chain's id, and a bar."""
+    def prefix(self, chain: VisibleChain | None, stamp: float, run_id: str = "", source: str = "") -> Row:
+        """The time, the run and the source if there are several, the chain's id, and a bar."""
         output = self.output
         row: Row = []
         if self._timestamps and (self.width is None or self.width >= _WIDE):
@@ -199,6 +212,12 @@ class Printer:
         if output.several_runs and (self.width is None or self.width >= _NARROW):
             run = _short_run(run_id if chain is None else chain.run_id)
             row += [*self.rows.line(f"{run:<4}", 4, "dim"), (" " * (5 - len(run)), "")]
+        if self._source_chars and (self.width is None or self.width >= _WIDE):
+            name = (source if chain is None else chain.source)[-_SOURCE_CHARS:]
+            row += [
+                *self.rows.line(name, _SOURCE_CHARS, "dim"),
+                (" " * (self._source_chars - len(name) + 1), ""),
+            ]
         label, cells = self._label(chain.chain_id if chain is not None else "run")
         style = "dim" if chain is None else chain.style
         pad = " " * (output.label_cells - cells) if not self._is_narrow() else ""

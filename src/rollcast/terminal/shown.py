@@ -11,7 +11,9 @@ import itertools
 import re
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
+from rollcast.records.lanes import RunSources
 from rollcast.records.view import ChainView
 
 __all__ = ["Board", "VisibleChain", "VisibleRun", "chain_number"]
@@ -31,6 +33,7 @@ class VisibleChain:
         run_id: its run's id.
         chain_id: its id.
         style: its colour.
+        source: the process that emits it.
         view: what is known about the chain, without its text.
         pending: text that was not printed yet; `size` has its length.
         line_chars: how many characters the line of the pending text has, printed or not.
@@ -48,6 +51,7 @@ class VisibleChain:
     run_id: str
     chain_id: str
     style: str
+    source: str = ""
     view: ChainView = field(default_factory=ChainView.without_conversation)
     pending: list[str] = field(default_factory=list)
     size: int = 0
@@ -88,6 +92,9 @@ class VisibleRun:
     """A run as one console shows it: its open chains, and the ids of the ended ones."""
 
     expected: int = 0  # how many chains it will show, 0 if unknown
+    named: bool = False  # whether the filter says how many
+    sources: RunSources = field(default_factory=RunSources)
+    ends: list[dict[str, Any]] = field(default_factory=list)  # what the `run_end`s of its sources tell
     chains: dict[str, VisibleChain] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     unsure: set[str] = field(

@@ -29,9 +29,10 @@ def reduced(
         pickle.PicklingError: no other process could find the function, and the pickler does not take its code along.
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    takes_code = _takes_code()
+    pickler = _pickler_of_code()
+    takes_code = pickler is not None
     found: Any = _found(module, name) if isinstance(module, str) and isinstance(name, str) else None
-    if takes_code and module == "__main__":  # another process has another __main__
+    if pickler is not None and _goes_by_value(module, pickler):
         found = function
     if found is value:
         return _found, (module, name)
@@ -68,11 +69,19 @@ def _found(module: Any, name: Any) -> Any:
     return value
 
 
-def _takes_code() -> bool:
-    """Whether the calling pickler saves the code of functions: cloudpickle, which Ray has too, or dill."""
+def _pickler_of_code() -> dict[str, Any] | None:
+    """The globals of the calling pickler if it saves the code of functions: cloudpickle, which Ray has too, or dill."""
     frame: types.FrameType | None = sys._getframe(2)  # noqa: SLF001  (documented; nothing else tells the caller)
     while frame is not None:
         if {"cloudpickle", "dill"}.intersection(str(frame.f_globals.get("__name__", "")).split(".")):
-            return True
+            return frame.f_globals
         frame = frame.f_back
-    return False
+    return None
+
+
+def _goes_by_value(module: Any, pickler: dict[str, Any]) -> bool:
+    """Whether the pickler takes the code of a module along, instead of its name."""
+    if module == "__main__":  # another process has another __main__
+        return True
+    registered = pickler.get("list_registry_pickle_by_value", set)()
+    return any(module == name or str(module).startswith(f"{name}.") for name in registered)

@@ -22,6 +22,7 @@ from rollcast.models.tiny.weights import read_weights
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.rollout import BaseAgent, RunResult
 from rollcast.rollout.rows import derived_seed
+from rollcast.rollout.workers import Workers
 from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
@@ -116,6 +117,7 @@ async def train(
     stop: Callable[[], bool] | None = None,
     name: str | None = None,
     tags: Sequence[str] = (),
+    workers: Workers | None = None,
 ) -> TrainResult:
     """Train the embedded model on a task with GRPO.
 
@@ -133,6 +135,8 @@ async def train(
         stop: asked after each step; True ends training properly, with a checkpoint.
         name: what its owner calls the training; in its `run_start`.
         tags: its owner's tags for it; in its `run_start`.
+        workers: run the chains, and get the new weights after each step; None: this process runs them. The weights that are
+            learned are the same.
 
     Raises:
         InputError: the agent cannot be trained here, every sequence of a step is longer than `config.max_tokens`, the
@@ -141,10 +145,13 @@ async def train(
         CheckpointError: a checkpoint cannot be written or read; those that were written stay.
         BackendError: every chain of a step or an evaluation failed; the last whole step was saved.
         RewardError: no chain of a step or an evaluation has a reward; the last whole step was saved.
+        WorkersError: the workers cannot be started, or all died; the last whole step was saved.
         asyncio.CancelledError: the caller was cancelled; the last whole step was saved.
     """
-    training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress))
+    training = await _in_thread(functools.partial(_Training, agent, task, config, out, on_progress, workers))
     training.name, training.tags = name, tags
+    if workers is not None:
+        await workers.start(agent)  # now, since its backend still has the weights of its folder
     with one_blas_thread(), ExitStack() as stack:
         if training.out is not None:
             await _in_thread(functools.partial(stack.enter_context, sole_writer(training.out)))
@@ -178,7 +185,9 @@ class _Training:
         config: GRPOConfig,
         out: Path | None,
         on_progress: Callable[[Progress], None] | None,
+        workers: Workers | None,
     ) -> None:
+        self.workers = workers
         self.agent, self.task, self.config = agent, task, config
         self.backend = _trainable(agent)
         self.out = None if out is None else Path(out).absolute()  # a tool may change the current folder
@@ -308,7 +317,7 @@ class _Training:
         for progress in self.history:
             self._note_best(progress)
         self._keep_whole_step()
-        await self.backend.update_weights(self.trainer.weights, self.history[-1].policy_version)
+        await self._give_weights(self.history[-1].policy_version)
         if self.history[-1].step == 0 and self.history[-1].evaluation is None:
             await self._evaluate()
 
@@ -335,7 +344,7 @@ class _Training:
         if len(batch):
             metrics |= await _in_thread(lambda: self.trainer.step(batch))
             version += 1
-            await self.backend.update_weights(self.trainer.weights, version)
+            await self._give_weights(version)
         self._count_flat(batch, step)
         now = time.perf_counter()
         metrics |= {
@@ -353,6 +362,12 @@ class _Training:
         self.agent.streaming_manager.emit(
             StreamEvent(StreamEventType.TRAIN_STEP, "", time.time(), data, run_id=self.run_id)
         )
+
+    async def _give_weights(self, version: int) -> None:
+        """Have everything that samples do so from the trainer's weights."""
+        await self.backend.update_weights(self.trainer.weights, version)
+        if self.workers is not None:
+            await self.workers.update_weights(self.trainer.weights, version)
 
     def _count_flat(self, batch: TrainBatch, step: int) -> None:
         self.flat_in_a_row = 0 if len(batch) else self.flat_in_a_row + 1
@@ -375,6 +390,7 @@ class _Training:
             enable_streaming=bool(self.agent.streaming_manager.observers),
             sampling=sampling,
             seed=seed,
+            workers=self.workers,
             about={"parent_run_id": self.run_id, "split": split, "train_step": step},
         )
         result = await run.execute()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from doubles import part_of_run
 from rollcast.errors import FilterError, InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.terminal import ConsoleStreamObserver
@@ -535,3 +536,24 @@ async def test_rewards_of_steps_and_messages_from_outside_are_lines(printed):
         "▸ 7",
         "★ reward 1.0",
     ]
+
+
+async def test_several_sources_of_a_run_are_named_and_the_run_ends_once(printed):
+    """From the second one on, each line names its own; the last rule tells what they add up to."""
+    one = part_of_run("r", "host-rank0", ["chain_0"], words=("four\n",))
+    two = part_of_run("r", "host-rank1", ["chain_1"], words=("five\n",))
+    lines = await printed([one[0], two[0], *one[1:4], *two[1:4], *one[4:], *two[4:]])
+    assert lines[0].strip("─ ") == "run · 1 chain · m · policy 0"
+    assert lines[1] == "host-rank1 run     │ run · 1 chain · m · policy 0"
+    assert "host-rank0 chain_0 │ four" in lines
+    assert "host-rank1 chain_1 │ five" in lines
+    assert [line for line in lines if "completed" in line and "─" not in line] == [
+        "host-rank0 run     │ completed · 1 chain · mean reward 1 · 1 token · 1.00 s · 1 tokens/s"
+    ]
+    assert lines[-1].strip("─ ") == "completed · 2 chains · mean reward 1 · 2 tokens · 1.00 s · 2 tokens/s"
+
+
+async def test_one_source_is_not_named(printed):
+    """Whatever its name: there is nothing to tell apart."""
+    lines = await printed(part_of_run("r", "host-rank0", ["chain_0"]))
+    assert not [line for line in lines if "host" in line]

@@ -18,6 +18,7 @@ from rollcast.cli.alert import alert_to
 from rollcast.cli.exit_codes import SIGNALLED, UNREAD
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import log_at, log_line
+from rollcast.cli.on_ray import workers_for
 from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import ending_on_signals
@@ -45,6 +46,7 @@ from rollcast.rollout import BaseAgent
 from rollcast.tasks import Task, get_task
 
 if TYPE_CHECKING:
+    from rollcast.fleet import RayWorkers
     from rollcast.observers import JSONStreamObserver
     from rollcast.serve import WebSocketStreamingServer
     from rollcast.train import GRPOConfig, Progress, TrainResult
@@ -81,6 +83,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
     with claimed(settings, out) as folder:
         place = folder.absolute()
         agent = _agent(task, settings, out)
+        workers = workers_for(settings.ray, settings.runners, settings.agent)
         if log is not None:
             log.open()
             agent.streaming_manager.add_observer(log)
@@ -99,7 +102,9 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
             out=place,
             parent=record_to_go_on_from(place, recording) if settings.resume else None,
         )
-        session = _Session(agent, settings, serving, (folder, place, recording.begun_in), scalars, log, name)
+        session = _Session(
+            agent, settings, serving, (folder, place, recording.begun_in), scalars, log, name, workers
+        )
         return _trained(session, task, grpo, server, record)
 
 
@@ -203,6 +208,7 @@ class _Session:
         scalars: for TensorBoard.
         log: the log that `--json` asked for.
         name: what the training is called.
+        workers: run the chains; None: this process does.
     """
 
     def __init__(
@@ -214,6 +220,7 @@ class _Session:
         scalars: Scalars | None,
         log: JSONStreamObserver | None,
         name: str,
+        workers: RayWorkers | None,
     ) -> None:
         stream = sys.stderr if log is not None and log.path is None else sys.stdout
         color = False if settings.no_color else None
@@ -222,6 +229,7 @@ class _Session:
         self.serving = serving
         self.out, self.place, self.begun_in = folders
         self.name = name
+        self.workers = workers
         self.scalars = scalars
         self.log = log
         model = agent.backend.model_name if settings.agent else settings.model or EMBEDDED
@@ -255,6 +263,8 @@ class _Session:
                 say_links(server, self.serving, self.view.say)
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self.agent)
+                if self.workers is not None:
+                    await stack.enter_async_context(self.workers)
                 if self.scalars is not None:
                     stack.enter_context(self.scalars)
                 stack.enter_context(self.view)
@@ -284,6 +294,7 @@ class _Session:
             stop=self._is_ending,
             name=self.name,
             tags=self.settings.tag,
+            workers=self.workers,
         )
 
     @property

@@ -43,6 +43,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     lr: float | None = None
     seed: int | None = None
     eval_every: int | None = None
+    ray: str | None = None
+    runners: int | None = None
     out: str | None = None
     resume: bool = False
     show: int | None = None
@@ -117,6 +119,11 @@ def merged(line: dict[str, Any], config: str | None) -> TrainSettings:
     settings = TrainSettings(**(_without_contradictions(of_file, given) | given))
     if settings.trainer not in TRAINERS:
         raise InputError(f"trainer is {settings.trainer!r}; expected {' or '.join(TRAINERS)}")
+    if settings.ray is not None and settings.trainer == "trl":
+        raise InputError(
+            "--ray and --trainer trl were both given; Ray spreads the rollouts of the embedded trainer, and TRL's over its own "
+            "processes: start it with torchrun or accelerate launch"
+        )
     if settings.show is not None and settings.show < 0:
         raise InputError(f"show is {settings.show}; expected how many chains to show, from 0 upward")
     if settings.steps is None and settings.minutes is None:

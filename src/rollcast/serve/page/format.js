@@ -76,3 +76,10 @@ export function counted(count, noun) {
 export function runName(row) {
   return oneLine(String(row?.name || row?.agent || row?.run_id?.slice(0, 8) || "run"), 60);
 }
+
+const MAX_TAGS = 8;
+
+/** The tags that its owner gave a run, the first ones. @param {Record<string, any>} row @returns {string[]} */
+export function tagsOf({ tags }) {
+  return Array.isArray(tags) ? tags.slice(0, MAX_TAGS).map((tag) => oneLine(String(tag), 40)) : [];
+}

@@ -10,6 +10,29 @@ export function inNextFrame(task) {
   requested ||= requestAnimationFrame(run);
 }
 
+const SPARE_MS = 1; // of a frame: after that, tasks that may wait do
+
+/** @type {Set<() => void>} */
+const queue = new Set();
+
+/** Run the task in a frame that has time for it, after those that came before it. What it draws may be drawn in a microtask. @param {() => void} task */
+export function whenThereIsTime(task) {
+  queue.add(task);
+  inNextFrame(runQueue);
+}
+
+function runQueue() {
+  const began = performance.now();
+  const runNext = () => {
+    const [task] = queue;
+    if (task === undefined) return;
+    queue.delete(task);
+    task();
+    queueMicrotask(() => (performance.now() - began < SPARE_MS ? runNext() : inNextFrame(runQueue)));
+  };
+  runNext();
+}
+
 function run() {
   requested = 0;
   const tasks = waiting;

@@ -21,9 +21,11 @@ export class Losses {
     this.listed = new Map();
     /** @type {Set<string>} open runs of which something may be missing before their next event */
     this.holes = new Set();
-    /** @type {Map<string, number>} runs that ended, or that were over before this page came, with the `seq` of their last event, or -1 */
+    /** @type {Map<string, number>} by source and run: those that ended, with the `seq` of their last event, or -1 */
     this.ended = new Map();
-    /** @type {Map<string, number>} by run: how far the page was when it began again; what was recorded until then may come once more */
+    /** @type {Set<string>} runs that were over before this page came, or ended unseen */
+    this.over = new Set();
+    /** @type {Map<string, number>} by source and run: how far the page was when it began again; what was recorded until then may come once more */
     this.fence = new Map();
     this.first = true;
     this.fromStart = since === "start";
@@ -33,7 +35,7 @@ export class Losses {
   /** The page begins again at its cursor. */
   returns() {
     this.fence = new Map(this.ended);
-    for (const [key, last] of this.last) this.fence.set(runOf(key), last);
+    for (const [key, last] of this.last) this.fence.set(key, last);
   }
 
   /**
@@ -43,13 +45,13 @@ export class Losses {
   isRepeated(event) {
     if (event.event_type === "llm_generation_chunk" || event.event_type === "chain_snapshot" || event.event_type === "gap") return false;
     const seq = event.seq ?? -1;
-    return seq >= 0 && seq <= (this.fence.get(event.run_id ?? "") ?? -1);
+    return seq >= 0 && seq <= (this.fence.get(keyOf(event.source ?? "", event.run_id ?? "")) ?? -1);
   }
 
   /** @param {RunInfo[]} runs that the server knows */
   welcomed(runs) {
     this.listed = new Map(runs.map((run) => [run.run_id, run.status]));
-    if (this.first && !this.fromStart) for (const run of runs) if (run.status !== "running") this.end(run.run_id);
+    if (this.first && !this.fromStart) for (const run of runs) if (run.status !== "running") this.isOver(run.run_id);
     this.first = false;
   }
 
@@ -64,19 +66,19 @@ export class Losses {
     const lost = /** @type {Record<string, any>[] | null} */ (answer.lost ?? null);
     this.why = lost === null ? UNTOLD : answer.began_anew ? ANOTHER : GONE;
     const complete = lost !== null && !answer.began_anew && !answer.lost_more;
-    const named = new Set((lost ?? []).map((run) => run.run_id));
+    const named = new Set((lost ?? []).map((run) => keyOf(run.source ?? "", run.run_id ?? "")));
     /** @type {StreamEvent[]} */
     const gaps = [];
     for (const [key, last] of [...this.last]) {
       const runId = runOf(key);
-      if (named.has(runId)) continue;
+      if (named.has(key)) continue;
       const status = this.listed.get(runId);
       if (status === "running") {
         if (!complete) this.holes.add(key);
         continue;
       }
       this.last.delete(key);
-      this.end(runId);
+      this.end(key, -1);
       if (!complete) gaps.push(gap(key, last + 1, last + 1, `${this.why}; the run has ended meanwhile, and ${UNKNOWN}`, at, status ?? "unknown"));
     }
     for (const run of lost ?? []) gaps.push(...this.gapsOfLost(run, at));
@@ -94,7 +96,7 @@ export class Losses {
     const key = keyOf(run.source ?? "", run.run_id ?? "");
     const ended = run.status === "running" ? null : String(run.status);
     const from = Math.max((this.last.get(key) ?? -1) + 1, run.from_seq ?? 0);
-    if (this.ended.has(run.run_id) || (run.to_seq < from && ended === null)) return []; // its events came in another way
+    if (this.ended.has(key) || this.over.has(run.run_id) || (run.to_seq < from && ended === null)) return []; // its events came in another way
     const reason = ended === null ? this.why : `${this.why}; run ${run.run_id} has ended (${ended})`;
     this.heard(key, run.to_seq, ended !== null);
     if (ended === null) this.holes.add(key); // its snapshots may be a little newer than this answer
@@ -137,18 +139,25 @@ export class Losses {
     const last = this.last.get(key) ?? -1;
     this.last.delete(key);
     if (isEnd) {
-      this.end(runOf(key), Math.max(last, seq));
+      this.end(key, Math.max(last, seq));
     } else if (runOf(key)) {
       this.last.set(key, Math.max(last, seq));
       if (this.last.size > MAX_OPEN) this.last.delete(/** @type {string} */ (this.last.keys().next().value));
     }
   }
 
-  /** @param {string} runId @param {number} [last] the `seq` of its last event; -1 if it is not known */
-  end(runId, last = -1) {
-    this.ended.delete(runId);
-    this.ended.set(runId, last);
+  /** @param {string} key @param {number} last the `seq` of its last event */
+  end(key, last) {
+    this.ended.delete(key);
+    this.ended.set(key, last);
     if (this.ended.size > MAX_OPEN) this.ended.delete(/** @type {string} */ (this.ended.keys().next().value));
+  }
+
+  /** @param {string} runId */
+  isOver(runId) {
+    this.over.delete(runId);
+    this.over.add(runId);
+    if (this.over.size > MAX_OPEN) this.over.delete(/** @type {string} */ (this.over.values().next().value));
   }
 }
 

@@ -2,7 +2,8 @@
 //
 //   address ─show─▶ Replay ─replay─▶ feed, which fills the store with the replayed events, beginning with snapshots
 //
-// The store's `moment` is the time of the latest replayed event; `clock` advances from there until the next one.
+// The store's `moment` is the time of the latest replayed event; `clock` advances from there until the next one. If that comes a
+// little late, the clock was ahead: it then waits, and does not go back.
 
 /** @typedef {import("./feed.js").Feed} Feed */
 /** @typedef {import("./store.js").Store} Store */
@@ -10,6 +11,7 @@
 
 export const SPEEDS = /** @type {Speed[]} */ ([1, 4, 16, "max"]);
 const LONGEST_PAUSE_S = 10; // the server waits no longer for the next event
+const LATE_S = 2; // an event that comes later than that sets the clock back
 
 /**
  * The speed that an address names; 1 if it names none.
@@ -43,6 +45,7 @@ export class Replay {
     this.seenAt = 0; // at this time on the clock of `now`
     /** @type {number | null} the store's moment then */
     this.moment = null;
+    this.furthest = 0; // what `clock` told last
   }
 
   /**
@@ -57,7 +60,7 @@ export class Replay {
       return;
     }
     Object.assign(this, { active: true, runId, start, asked: at, speed, playing });
-    this.seen = this.moment = start + at;
+    this.seen = this.moment = this.furthest = start + at;
     this.seenAt = this.now();
     this.feed.replay({ runId, time: start + at, speed: playing ? speed : 0 });
   }
@@ -104,7 +107,10 @@ export class Replay {
       this.seen = this.moment = moment;
       this.seenAt = this.now();
     }
-    if (!this.playing || this.speed === "max") return this.seen;
-    return this.seen + Math.min(this.now() - this.seenAt, LONGEST_PAUSE_S) * this.speed;
+    const speed = this.speed === "max" ? 0 : this.speed;
+    const reached = this.seen + (this.playing ? Math.min(this.now() - this.seenAt, LONGEST_PAUSE_S) * speed : 0);
+    const ahead = this.furthest - reached;
+    if (ahead < 0 || ahead > LATE_S * (speed || 1)) this.furthest = reached;
+    return this.furthest;
   }
 }

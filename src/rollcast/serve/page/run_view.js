@@ -14,6 +14,8 @@ const MAX_RUNS = 512;
 const MAX_ALL_CHAINS = 16_384; // in all runs
 const MAX_ENDED_WEIGHT = 8_388_608; // weight of the conversations of a run's ended chains
 const WHOLE_RUNS = 8; // how many ended runs keep conversations
+const MAX_SOURCES = 4_096;
+const WORST_FIRST = ["failed", "unknown", "cancelled"];
 const STATUSES = new Set(["completed", "cancelled", "failed"]);
 
 /** @param {ChainView} view */
@@ -22,6 +24,13 @@ function isClosed(view) {
 }
 
 /** @typedef {{train_step: number | null, policy_version: number | null, metrics: Record<string, any>, timestamp: number | null}} TrainStep */
+
+/**
+ * A run on one source: how it ended, null before; whether its `run_start` was seen; the source that tells what the run as a whole is,
+ * null if it does itself; and what its `run_start` and its `run_end` tell.
+ * @typedef {{status: string | null, begun: boolean, leader: string | null, chains: number | null, groups: number | null, duration: number | null,
+ *   meanReward: number | null, tokens: number | null}} SourcePart
+ */
 
 export class RunView {
   constructor(runId = "") {
@@ -57,6 +66,8 @@ export class RunView {
     this.endedWeights = new Map();
     this.endedWeight = 0; // their sum
     this.omittedTotals = { failed: 0, tokens: 0, reward: 0, rewards: 0 };
+    /** @type {Map<string, SourcePart>} its part on each source, in the order in which they were first seen */
+    this.sources = new Map();
     /** @type {Map<string, number>} by source: the last `seq` of events that concern only the run */
     this.asOf = new Map();
     this.said = { meanReward: /** @type {number | null} */ (null), tokens: /** @type {number | null} */ (null) };
@@ -126,9 +137,11 @@ export class RunView {
     }
     if (typeof event.chain_id !== "string" || !event.chain_id) {
       const isNew = applyToRun(this, event, kind, objectOf(event.data));
-      if (isNew && toChains && (kind === "gap" || kind === "run_end")) for (const view of this.chains.values()) view.apply(event);
+      if (isNew && toChains && (kind === "gap" || kind === "run_end")) applyToChains(this, event, kind);
       return;
     }
+    const source = event.source === undefined ? "" : event.source;
+    if (typeof source === "string" && !this.sources.has(source)) partOf(this, source);
     const view = this.chains.get(event.chain_id) ?? newChain(this, event.chain_id);
     const hadEnded = view.state === "ended";
     view.apply(event);
@@ -225,15 +238,11 @@ function applyToRun(run, event, kind, data) {
   const at = moment(event.timestamp);
   fields.last_event_at = at ?? fields.last_event_at;
   if (kind === "gap" && Object.hasOwn(data, "run_status")) {
-    fields.status = STATUSES.has(data.run_status) ? data.run_status : "unknown";
-    fields.ended_at = at;
+    lose(run, source, data, at);
   } else if (kind === "run_start") {
-    start(run, data, at);
+    start(run, source, data, at);
   } else if (kind === "run_end") {
-    fields.status = STATUSES.has(data.status) ? data.status : "completed";
-    fields.ended_at = at;
-    fields.duration_s = secondsOf(data.duration_s);
-    run.said = { meanReward: number(data.mean_reward), tokens: countOf(data.completion_tokens) };
+    end(run, source, data, at);
   } else if (kind === "train_step") {
     fields.train_steps = [...fields.train_steps.slice(-MAX_STEPS + 1), trainStep(data, at)];
     learned(run, event);
@@ -246,20 +255,131 @@ function applyToRun(run, event, kind, data) {
 
 /**
  * @param {RunView} run
+ * @param {string} source
+ * @returns {SourcePart}
+ */
+function partOf(run, source) {
+  let part = run.sources.get(source);
+  if (part === undefined) {
+    part = { status: null, begun: false, leader: null, chains: null, groups: null, duration: null, meanReward: null, tokens: null };
+    if (run.sources.size < MAX_SOURCES) run.sources.set(source, part);
+  }
+  return part;
+}
+
+/**
+ * A gap, or the end of a source's part, concerns the chains of that source, and the end also those of the sources that it leads.
+ * @param {RunView} run
+ * @param {StreamEvent} event
+ * @param {string} kind
+ */
+function applyToChains(run, event, kind) {
+  const source = textOf(event.source);
+  for (const view of run.chains.values()) {
+    const ends = kind === "run_end" && run.sources.get(view.source)?.leader === source;
+    view.apply(ends ? { ...event, source: view.source } : event);
+  }
+}
+
+/**
+ * The parts that tell what the run as a whole is.
+ * @param {RunView} run
+ */
+function leadingOf(run) {
+  return [...run.sources.values()].filter((part) => part.leader === null || !run.sources.has(part.leader));
+}
+
+/**
+ * @param {RunView} run
+ * @param {string} source
  * @param {Record<string, any>} data
  * @param {number | null} at
  */
-function start(run, data, at) {
+function start(run, source, data, at) {
   const fields = run.fields;
-  fields.started_at = at;
-  fields.status = fields.status === "unknown" ? "running" : fields.status;
-  fields.expected_chains = countOf(data.chains);
-  fields.expected_groups = countOf(data.groups);
-  for (const name of ["agent", "model", "backend", "parent_run_id", "split", "name"]) fields[name] = word(data[name]);
-  fields.tags = words(data.tags);
-  fields.policy_version = whole(data.policy_version);
-  fields.seed = whole(data.seed);
-  fields.train_step = whole(data.train_step);
+  const part = partOf(run, source);
+  const leader = word(data.leader);
+  part.begun = true;
+  part.leader = leader === source ? null : leader;
+  part.chains = countOf(data.chains);
+  part.groups = countOf(data.groups);
+  const leading = leadingOf(run);
+  fields.expected_chains = sumOf(leading.map((each) => each.chains));
+  fields.expected_groups = sumOf(leading.map((each) => each.groups));
+  if (leading.includes(part) && !leading.some((other) => other !== part && other.begun)) {
+    for (const name of ["agent", "model", "backend", "parent_run_id", "split", "name"]) fields[name] = word(data[name]);
+    fields.tags = words(data.tags);
+    fields.policy_version = whole(data.policy_version);
+    fields.seed = whole(data.seed);
+    fields.train_step = whole(data.train_step);
+  }
+  if ([...run.sources.values()].some((other) => other !== part && other.begun)) {
+    fields.ended_at = part.status === null ? null : fields.ended_at;
+    fields.status = fields.ended_at === null ? "running" : fields.status;
+  } else {
+    fields.started_at = at;
+    fields.status = fields.status === "unknown" ? "running" : fields.status;
+  }
+}
+
+/**
+ * @param {RunView} run
+ * @param {string} source
+ * @param {Record<string, any>} data
+ * @param {number | null} at
+ */
+function end(run, source, data, at) {
+  const part = partOf(run, source);
+  part.duration = secondsOf(data.duration_s);
+  part.meanReward = number(data.mean_reward);
+  part.tokens = countOf(data.completion_tokens);
+  const leading = leadingOf(run);
+  const durations = leading.map((each) => each.duration).filter((each) => each !== null);
+  run.fields.duration_s = durations.length ? Math.max(...durations) : null;
+  run.said = { meanReward: leading.length === 1 ? leading[0].meanReward : null, tokens: sumOf(leading.map((each) => each.tokens)) };
+  sourceEnded(run, source, STATUSES.has(data.status) ? data.status : "completed", at);
+}
+
+/**
+ * Note that a source's part of the run has ended, and that its end was lost; of every source, if the gap names none.
+ * @param {RunView} run
+ * @param {string} source
+ * @param {Record<string, any>} data
+ * @param {number | null} at
+ */
+function lose(run, source, data, at) {
+  const status = STATUSES.has(data.run_status) ? data.run_status : "unknown";
+  if (!source && !run.sources.has(source)) for (const part of run.sources.values()) part.status ??= status;
+  sourceEnded(run, source, status, at);
+}
+
+/**
+ * @param {RunView} run
+ * @param {string} source
+ * @param {string} status
+ * @param {number | null} at
+ */
+function sourceEnded(run, source, status, at) {
+  partOf(run, source).status = status;
+  const parts = [...run.sources.values()];
+  for (const part of parts) if (part.leader === source) part.status ??= status;
+  if (parts.some((part) => part.status === null)) {
+    run.fields.status = "running";
+    return;
+  }
+  const ended = new Set(leadingOf(run).map((part) => part.status));
+  run.fields.status = WORST_FIRST.find((each) => ended.has(each)) ?? "completed";
+  run.fields.ended_at = at;
+}
+
+/**
+ * The sum of those that are known; null if none is.
+ * @param {(number | null)[]} counts
+ * @returns {number | null}
+ */
+function sumOf(counts) {
+  const known = counts.filter((each) => each !== null);
+  return known.length ? known.reduce((sum, each) => sum + each, 0) : null;
 }
 
 /**

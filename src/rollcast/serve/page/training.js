@@ -3,7 +3,7 @@
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {Record<string, any> & {run_id: string}} RunRow */
 
-const TOLD = ["parent_run_id", "name", "agent", "model", "split", "train_step", "policy_version", "started_at", "ended_at", "duration_s", "expected_chains", "expected_groups"];
+const TOLD = ["parent_run_id", "name", "tags", "agent", "model", "split", "train_step", "policy_version", "started_at", "ended_at", "duration_s", "expected_chains", "expected_groups"];
 
 /** What is known of a run. @param {Store} store @param {string | null} id @returns {RunRow | null} */
 export function runRow(store, id) {

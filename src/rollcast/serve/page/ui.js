@@ -1,8 +1,7 @@
 // What every view needs to draw: Preact with htm, the page's context, and hooks that draw again when something has changed.
 
-import { createContext, h } from "./vendor/preact.js";
-import { useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
-import htm from "./vendor/htm.js";
+import htm, { createContext, h, useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/preact_htm.js";
+import { whenThereIsTime } from "./frame.js";
 import { chainKey } from "./store.js";
 import { visible } from "./text.js";
 import { chainTopic } from "./topics.js";
@@ -84,31 +83,73 @@ function differs(next) {
   return names.length !== Object.keys(this.props).length || names.some((name) => next[name] !== this.props[name]);
 }
 
+/**
+ * Keeps nodes by key. A node is made anew only if something that it is made of is another value: the same node tells Preact that nothing has
+ * changed, so that it passes over it.
+ * @returns {(key: unknown, of: unknown[], make: () => any) => any}
+ */
+export function useNodes() {
+  const kept = useRef(/** @type {Map<unknown, {of: unknown[], node: any}>} */ (new Map())).current;
+  return (key, of, make) => {
+    const before = kept.get(key);
+    if (before?.of.length === of.length && of.every((each, i) => each === before.of[i])) return before.node;
+    const node = make();
+    kept.set(key, { of, node });
+    return node;
+  };
+}
+
 /** @returns {() => void} draws again */
 export function useAgain() {
   const [, again] = useReducer((/** @type {number} */ n) => n + 1, 0);
   return /** @type {() => void} */ (again);
 }
 
+/** Call the listener when one of the topics has changed. @param {string[]} topics @param {() => void} listener */
+export function useListener(topics, listener) {
+  const { topics: all } = usePage();
+  const latest = useRef(listener);
+  latest.current = listener;
+  useLayoutEffect(() => {
+    const ends = topics.map((topic) => all.listen(topic, () => latest.current()));
+    return () => ends.forEach((end) => end());
+  }, [all, topics.join()]);
+}
+
 /** Draw again when one of the topics has changed. @param {string[]} topics */
 export function useTopics(...topics) {
-  const { topics: all } = usePage();
+  useListener(topics, useAgain());
+}
+
+/** Draw again when one of the topics has changed, and with it what `made` gives. @param {string[]} topics @param {() => string} made */
+export function useTopicsFor(topics, made) {
   const again = useAgain();
-  useLayoutEffect(() => {
-    const ends = topics.map((topic) => all.listen(topic, again));
-    return () => ends.forEach((end) => end());
-  }, [all, ...topics]);
+  const before = useRef("");
+  before.current = made();
+  useListener(topics, () => before.current === made() || again());
+}
+
+/** Draw again when one of the topics has changed, in a frame that has time for it. @param {string[]} topics */
+export function useTopicsApart(...topics) {
+  const again = useAgain();
+  useListener(topics, () => whenThereIsTime(again));
+}
+
+/** Call the listener every so often, while the page can be seen and is not paused. @param {number} ms @param {boolean} wanted @param {() => void} listener */
+export function useTimer(ms, wanted, listener) {
+  const { socket } = usePage();
+  const latest = useRef(listener);
+  latest.current = listener;
+  useEffect(() => {
+    if (!wanted) return undefined;
+    const timer = setInterval(() => document.hidden || socket.session.paused || latest.current(), ms);
+    return () => clearInterval(timer);
+  }, [ms, wanted]);
 }
 
 /** Draw again every so often, while the page can be seen and is not paused. @param {number} ms @param {boolean} [wanted] */
 export function useTicks(ms, wanted = true) {
-  const { socket } = usePage();
-  const again = useAgain();
-  useEffect(() => {
-    if (!wanted) return undefined;
-    const timer = setInterval(() => document.hidden || socket.session.paused || again(), ms);
-    return () => clearInterval(timer);
-  }, [ms, wanted]);
+  useTimer(ms, wanted, useAgain());
 }
 
 /**
@@ -156,10 +197,16 @@ function shapeOf(view) {
   ].join("|"); // prettier-ignore
 }
 
-/** Draw again when chains have changed otherwise than by more text. @param {string | null} runId @param {readonly string[]} chainIds */
-export function useChains(runId, chainIds) {
+/**
+ * Draw again when chains have changed otherwise than by more text.
+ * @param {string | null} runId
+ * @param {readonly string[]} chainIds
+ * @param {boolean} [mayWait] for a frame that has time for it
+ */
+export function useChains(runId, chainIds, mayWait = false) {
   const { topics, store, feed } = usePage();
-  const again = useAgain();
+  const redraw = useAgain();
+  const again = mayWait ? () => whenThereIsTime(redraw) : redraw;
   const ids = chainIds.join("\n");
   useLayoutEffect(() => {
     if (runId === null) return undefined;
@@ -186,7 +233,7 @@ export function useChains(runId, chainIds) {
       before = now;
       again();
     })); // prettier-ignore
-    again();
+    redraw();
     return () => ends.forEach((end) => end());
   }, [topics, store, runId, ids]);
 }

@@ -105,17 +105,24 @@ function wallRow(groupId, rows, scale) {
   return {
     groupId,
     label: reference === undefined ? groupId : oneLine(typeof reference === "string" ? reference : JSON.stringify(reference), 40),
-    cells: rows.map((row) => ({
-      chainId: row.chain_id,
-      state: stateOf(row),
-      reward: row.reward ?? null,
-      level: rewardLevel(row.reward, scale),
-    })),
+    cells: rows.map((row) => cellOf(row, scale)),
     done,
     mean,
     spread: Math.sqrt(variance),
     flat: rewards.length > 1 && rewards.length === rows.length && done === rows.length && Math.max(...rewards) - Math.min(...rewards) <= EQUAL,
   };
+}
+
+/** Cells by the row of their chain, and the scale that they were made for. @type {WeakMap<Row, {scale: RewardScale, cell: Cell}>} */
+const CELLS = new WeakMap();
+
+/** The cell of a chain, the same object as before if its row is. @param {Row} row @param {RewardScale} scale @returns {Cell} */
+function cellOf(row, scale) {
+  const before = CELLS.get(row);
+  if (before && before.scale.low === scale.low && before.scale.high === scale.high) return before.cell;
+  const cell = { chainId: row.chain_id, state: stateOf(row), reward: row.reward ?? null, level: rewardLevel(row.reward, scale) };
+  CELLS.set(row, { scale, cell });
+  return cell;
 }
 
 /**

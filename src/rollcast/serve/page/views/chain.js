@@ -1,10 +1,9 @@
 // What exactly happened in one chain: the transcript as it is written, and the facts beside it.
 
-import { html, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks, useTopics } from "../ui.js";
+import { html, useChains, useEffect, useFollowed, useKeys, useNodes, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
 import { counted, duration, fixed, odds, signed, whole } from "../format.js";
-import { formatRoute } from "../route.js";
 import { compareIds } from "../group.js";
-import { isFollowing, neighbour } from "../lists.js";
+import { neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { chainKey } from "../store.js";
@@ -20,6 +19,7 @@ import { LooksAbout } from "./looks.js";
 import { evidenceIn } from "./looks.js";
 import { cellsOf, ColourBy, colouredBy, StripCells, StripLegend } from "./strips.js";
 import { GapBlock, gapsBefore } from "./gap.js";
+import { useFollowing, useJumps, useNear } from "./place.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
 import { TokenText } from "./token_text.js";
@@ -29,168 +29,62 @@ import { TokenText } from "./token_text.js";
 /** @typedef {import("../generations.js").ChainSegment} ChainSegment */
 
 const MANY_TURNS = 24; // beyond that only turns near the screen have their text in the page, and the turns are shown as cells
-const NEAR = 1_500; // pixels
-const SURELY_FAR = 100; // pixels within that distance, in which a turn may be near or far
 
 export function ChainPage() {
   const page = usePage();
-  const { store, feed, route, run, rollout, go, to } = page;
-  const redraw = useAgain();
-  /** @type {{current: Map<number, {turn: Turn, spans: number, version: number, shows: string | null | undefined, windowed: boolean, node: any}>}} */
-  const blocks = useRef(new Map());
+  const { store, feed, route, rollout, go } = page;
   const chain = /** @type {string} */ (route.chain);
   useFollowed(rollout, chain, true);
-  useTopics(`rows\n${rollout}`);
   useChains(rollout, [chain]);
+  useTopicsFor([`rows\n${rollout}`], () => (rollout === null ? "" : `${store.row(rollout, chain)?.state} ${store.rows(rollout).length}`));
   const [focus, setFocus] = useState(/** @type {{segment: Segment, turn: Turn} | null} */ (null));
-  const [following, follow] = useState(true);
   const row = rollout === null ? undefined : store.row(rollout, chain);
   const view = rollout === null ? undefined : store.chain(rollout, chain);
   const group = view?.groupId ?? row?.group_id ?? null;
   const open = row ? row.state === "running" : view?.state !== "ended";
+  const known = view !== undefined && view.state !== "unknown";
+  const items = known ? itemsOf(view) : [];
+  const turns = items.filter((item) => item.kind === "turn");
+  const loaded = turns.length > 0 && rollout !== null && !feed.loading.has(chainKey(rollout, chain));
 
-  // Following: the end stays in sight while it is written, until somebody scrolls up.
-  const wanted = useRef(following && open);
-  wanted.current = following && open;
   const transcript = useRef(/** @type {HTMLElement | null} */ (null));
-  const shown = view !== undefined && view.state !== "unknown";
+  const { following, follow } = useFollowing(transcript, `${rollout} ${chain} ${known}`, open);
+  const { jump, aim, moveTurn, cameNear } = useJumps(turns, follow);
   useEffect(() => {
-    if (!transcript.current) return undefined;
-    const observer = new ResizeObserver(() => {
-      if (wanted.current) scrollTo({ top: document.documentElement.scrollHeight });
-    });
-    observer.observe(transcript.current);
-    return () => observer.disconnect();
-  }, [chain, rollout, shown]);
-  useEffect(() => {
-    let before = scrollY;
-    const scrolled = () => {
-      const { scrollHeight, clientHeight } = document.documentElement;
-      if (isFollowing({ top: scrollY, height: clientHeight, total: scrollHeight })) follow(true);
-      else if (scrollY < before) follow(false);
-      before = scrollY;
-    };
-    addEventListener("scroll", scrolled, { passive: true });
-    return () => removeEventListener("scroll", scrolled);
-  }, []);
-
-  // The step is kept from chain to chain; what else the address says is about this one.
-  const kept = route.query.step ? { step: route.query.step } : {};
-  const siblings = rollout === null ? [] : store.rows(rollout).filter((each) => each.group_id === group).map((each) => each.chain_id).sort(compareIds);
-  const all = siblings.length > 1 ? siblings : rollout === null ? [] : store.rows(rollout).map((each) => each.chain_id).sort(compareIds);
-  const goTo = (/** @type {number} */ delta) => {
-    const next = neighbour(all, (id) => id === chain, delta);
-    if (next !== undefined && next !== chain) go({ view: "chain", chain: next, query: kept });
-  };
+    setFocus(null);
+    follow(true);
+  }, [chain, rollout]);
+  const evidence = useArrival({ turns, loaded, follow, aim });
+  const chains = useNeighbours(group);
   useKeys({
-    j: () => goTo(1),
-    k: () => goTo(-1),
+    j: () => chains.move(1),
+    k: () => chains.move(-1),
     l: () => moveTurn(1),
     h: () => moveTurn(-1),
-    g: () => group !== null && go({ view: "group", group, query: kept }),
+    g: () => group !== null && go({ view: "group", group, query: chains.kept }),
     f: () => {
       follow(!following);
       if (!following) scrollTo({ top: document.documentElement.scrollHeight });
     },
   });
-  useEffect(() => {
-    setFocus(null);
-    follow(true);
-  }, [chain, rollout]);
+  const onToken = useRef((/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn })).current;
 
-  const items = view && shown ? itemsOf(view) : [];
-  const turns = items.filter((item) => item.kind === "turn");
-  const numberOf = (/** @type {Turn} */ turn) => turn.step ?? turns.indexOf(turn) + 1;
-  // A turn that is far from the screen has no text yet, so it is brought near first, and into its place when it has.
-  const [target, aim] = useState(/** @type {{number: number, focus: boolean} | null} */ (null));
-  const jump = (/** @type {number} */ number, focusIt = true) => {
-    follow(false);
-    aim({ number, focus: focusIt });
-    history.replaceState(history.state, "", formatRoute({ ...route, run: route.run ?? run, turn: number }));
-  };
-  useLayoutEffect(() => {
-    if (target === null) return;
-    const block = document.getElementById(`turn-${target.number}`);
-    if (!block) return;
-    block.scrollIntoView({ block: "start" });
-    const text = /** @type {HTMLElement | null} */ (block.querySelector("[data-turn]"));
-    if (text === null && block.dataset.far !== undefined) return; // it is drawn in a moment
-    if (isMovedSoon(block)) return;
-    if (target.focus) text?.focus({ preventScroll: true });
-    aim(null);
-  });
-  const moveTurn = (/** @type {number} */ delta) => {
-    const at = turns.findIndex((turn) => document.getElementById(`turn-${numberOf(turn)}`)?.contains(document.activeElement));
-    const from = at >= 0 ? at : delta > 0 ? firstInSight(turns.map(numberOf)) - 1 : Math.min(firstInSight(turns.map(numberOf)) + 1, turns.length);
-    const next = turns[Math.min(Math.max(from + delta, 0), turns.length - 1)];
-    if (next) jump(numberOf(next));
-  };
-  const loaded = turns.length > 0 && rollout !== null && !feed.loading.has(chainKey(rollout, chain));
-  useEffect(() => {
-    if (loaded && route.turn !== null) {
-      follow(false);
-      aim({ number: route.turn, focus: false });
-    }
-  }, [route.turn, loaded]);
-  const look = route.query.look?.[0];
-  const evidence = look === undefined || !loaded ? null : evidenceIn(look, route.query.subject?.[0] ?? "", turns);
-  const shownEvidence = evidence === null ? null : numberOf(evidence.turn);
-  useEffect(() => {
-    if (shownEvidence === null || route.turn !== null) return;
-    follow(false);
-    aim({ number: shownEvidence, focus: false });
-  }, [chain, look, route.query.subject?.[0], shownEvidence !== null]);
-
-  // What the page says at its top is not said again.
-  const said = new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []));
-  const missing = rollout === null ? [] : (feed.missing.get(chainKey(rollout, chain)) ?? []).filter((sentence) => !said.has(sentence));
-  const heading = html`<div class="title"><div><h1><bdi>${oneLine(chain, 80)}</bdi></h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: kept })}><bdi>${oneLine(group, 80)}</bdi></a>`}
-    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings.length > 1 ? ` · ${row.index + 1} of ${siblings.length}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
-    ${turns.length > MANY_TURNS && html`<${GoToTurn} count=${turns.length} last=${numberOf(/** @type {Turn} */ (turns.at(-1)))} jump=${jump} />`}
-    <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
-  if (rollout === null || !view || !shown) {
-    const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
-    const why = row ? null : absence(page, `chain ${oneLine(chain, 80)}`, (each) => each.chain_id === chain);
-    return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? (why !== null ? why : feed.line.session.paused ? "The page is paused. What happens in this chain is shown when it goes on: p." : loading ? "Reading what happened …" : "Nothing of this chain has come yet.")}</p></section>`;
-  }
+  const heading = html`<${Heading} group=${group} siblings=${chains.siblings} turns=${turns} jump=${jump} following=${following} open=${open} />`;
+  const missing = missingOf(page, chain);
+  if (rollout === null || view === undefined || !known) return html`${heading}<section class="panel"><p class="empty">${missing[0] ?? whyEmpty(page, chain, row)}</p></section>`;
   const windowed = turns.length > MANY_TURNS;
-  const generations = store.generations.get(chainKey(rollout, chain));
-  const segments = generations?.segments() ?? [];
-  const begins = new Map(segments.filter((each) => each.first > 1).map((each) => [each.first, each]));
-  const gaps = gapsBefore(items, store.gaps.get(chainKey(rollout, chain))?.all ?? []);
-  const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${rollout} chainId=${chain} gap=${gap} />`);
-  const onToken = (/** @type {Segment | null} */ segment, /** @type {Turn} */ turn) => setFocus(segment && { segment, turn });
-  const known = blocks.current;
-  const { version } = piecesOf(view.fields.model ?? "");
+  const segments = store.generations.get(chainKey(rollout, chain))?.segments() ?? [];
   return html`${heading}
     <${LooksAbout} chains=${[chain]} />
     ${missing.map((sentence) => html`<p class="notice">${sentence}</p>`)}
-    ${look !== undefined && loaded && evidence === null && html`<p class="notice" role="note">What the hint is about is not in the turns that this page knows of this chain.</p>`}
+    ${evidence === "none" && html`<p class="notice" role="note">What the hint is about is not in the turns that this page knows of this chain.</p>`}
     ${windowed && html`<${TurnMarks} view=${view} query=${route.query} />`}
     <div class="chain-page">
       <section class=${`panel transcript ${windowed ? "windowed" : ""}`} aria-label="Transcript" ref=${transcript}>
-        ${view.fields.tools && view.fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${view.fields.tools.map(visible).join(", ")}</span></div>`}
-        ${items.map((item, i) => {
-          const before = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0 && html`<div class="block gap">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`;
-          if (item.kind === "message") return html`${before}${gapBlocks(i)}<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`;
-          const number = numberOf(item);
-          const begun = begins.get(number);
-          const shows = evidence?.turn === item ? evidence.call : undefined;
-          const spans = store.tokens(rollout, chain)?.of(item.step).length ?? 0;
-          // A turn that is over is not drawn again: the same node tells Preact that nothing has changed.
-          const made = known.get(number);
-          const same = made && made.turn === item && made.spans === spans && made.version === version && made.shows === shows && made.windowed === windowed && !item.open;
-          const node = same ? made.node : html`<${TurnBlock} key=${`t${number}`} runId=${rollout} chainId=${chain} turn=${item} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} redraw=${redraw} />`;
-          if (!same) known.set(number, { turn: item, spans, version, shows, windowed, node });
-          return html`${before}${gapBlocks(i)}${begun && html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`}${node}`;
-        })}
-        ${gapBlocks(items.length)}
-        ${view.fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${rollout} chainId=${chain} gap=${null} />`}
-        ${view.fields.error && html`<div class="block error"><div class="who"><b>error</b><span>${visible(view.fields.error.where ?? view.fields.error.error_type ?? "")}</span></div><${TextBlock} text=${String(view.fields.error.error ?? "")} class="mono text" /></div>`}
-        ${view.state !== "ended" && view.generation === null && html`<div class="block"><span class="muted">${{ waiting: "Waiting to generate", tool: "Waiting for a tool", scoring: "Waiting for its reward", lost: "Its run ended, and its end was not seen" }[/** @type {string} */ (view.state)] ?? ""}</span></div>`}
+        <${Transcript} view=${view} items=${items} segments=${segments} evidence=${evidence === "none" ? null : evidence} windowed=${windowed} onToken=${onToken} cameNear=${cameNear} />
       </section>
       <aside class="side stack" aria-label="Facts">
-        <${Facts} view=${view} row=${row} open=${open} />
+        <${Facts} view=${view} open=${open} />
         ${focus && html`<${TokenFacts} focus=${focus} view=${view} segments=${segments} />`}
         ${segments.length > 1 && html`<${Segments} segments=${segments} jump=${jump} />`}
         <${Decisions} runId=${rollout} chainId=${chain} view=${view} jump=${jump} />
@@ -198,11 +92,133 @@ export function ChainPage() {
     </div>`;
 }
 
-/** The place among these turns of the first one on screen. @param {number[]} numbers */
-function firstInSight(numbers) {
-  const at = numbers.findIndex((number) => (document.getElementById(`turn-${number}`)?.getBoundingClientRect().bottom ?? 0) > 80);
-  return at < 0 ? numbers.length - 1 : at;
+/** The number of a turn: its step, else its place. @param {Turn} turn @param {readonly Turn[]} turns */
+function numberOf(turn, turns) {
+  return turn.step ?? turns.indexOf(turn) + 1;
 }
+
+/** What an answer lacks about a chain, besides what the page says at its top. @param {import("../ui.js").PageContext} page @param {string} chain */
+function missingOf({ feed, rollout }, chain) {
+  const said = new Set(["runs", "steps", "chains"].flatMap((about) => feed.missing.get(about) ?? []));
+  return rollout === null ? [] : (feed.missing.get(chainKey(rollout, chain)) ?? []).filter((sentence) => !said.has(sentence));
+}
+
+/** Why nothing of a chain is shown. @param {import("../ui.js").PageContext} page @param {string} chain @param {import("../store.js").Row | undefined} row */
+function whyEmpty(page, chain, row) {
+  const { feed, rollout } = page;
+  const why = row ? null : absence(page, `chain ${oneLine(chain, 80)}`, (each) => each.chain_id === chain);
+  if (why !== null) return why;
+  if (feed.line.session.paused) return "The page is paused. What happens in this chain is shown when it goes on: p.";
+  const loading = rollout !== null && (feed.loading.has(chainKey(rollout, chain)) || feed.line.session.state.word !== "connected" || row?.state === "running");
+  return loading ? "Reading what happened …" : "Nothing of this chain has come yet.";
+}
+
+/**
+ * The other chains of the group, or of the run if there are none. The step in the address is kept from chain to chain; what else it says is
+ * about this one.
+ * @param {string | null} group
+ */
+function useNeighbours(group) {
+  const { store, rollout, route, go } = usePage();
+  const kept = route.query.step ? { step: route.query.step } : {};
+  const rows = rollout === null ? [] : store.rows(rollout);
+  const siblings = rows.filter((each) => each.group_id === group).map((each) => each.chain_id);
+  const move = (/** @type {number} */ delta) => {
+    const all = siblings.length > 1 ? siblings : rows.map((each) => each.chain_id);
+    const next = neighbour(all.sort(compareIds), (id) => id === route.chain, delta);
+    if (next !== undefined && next !== route.chain) go({ view: "chain", chain: next, query: kept });
+  };
+  return { siblings: siblings.length, kept, move };
+}
+
+/** The turn in which the evidence of the address's hint is; "none" if it is in none of them; null if the address names no hint, or nothing is known yet. @typedef {ReturnType<typeof evidenceIn> | "none"} Evidence */
+
+/**
+ * Goes to what the address names, once: a turn, or the evidence of a hint.
+ * @param {{turns: Turn[], loaded: boolean, follow: (on: boolean) => void, aim: (target: import("./place.js").Target) => void}} given
+ * @returns {Evidence}
+ */
+function useArrival({ turns, loaded, follow, aim }) {
+  const { route } = usePage();
+  const go = (/** @type {number} */ number) => {
+    follow(false);
+    aim({ number, focus: false });
+  };
+  useEffect(() => {
+    if (loaded && route.turn !== null) go(route.turn);
+  }, [route.turn, loaded]);
+  const look = route.query.look?.[0];
+  const subject = route.query.subject?.[0] ?? "";
+  const evidence = look === undefined || !loaded ? null : (evidenceIn(look, subject, turns) ?? "none");
+  const shown = evidence === null || evidence === "none" ? null : numberOf(evidence.turn, turns);
+  useEffect(() => {
+    if (shown !== null && route.turn === null) go(shown);
+  }, [route.chain, look, subject, shown !== null]);
+  return evidence;
+}
+
+/** @param {{group: string | null, siblings: number, turns: Turn[], jump: (number: number) => void, following: boolean, open: boolean}} props */
+function Heading({ group, siblings, turns, jump, following, open }) {
+  const { store, route, rollout, to } = usePage();
+  useTopics(`rows\n${rollout}`);
+  const chain = /** @type {string} */ (route.chain);
+  const row = rollout === null ? undefined : store.row(rollout, chain);
+  const view = rollout === null ? undefined : store.chain(rollout, chain);
+  const kept = route.query.step ? { step: route.query.step } : {};
+  const last = turns.at(-1);
+  return html`<div class="title"><div><h1><bdi>${oneLine(chain, 80)}</bdi></h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: kept })}><bdi>${oneLine(group, 80)}</bdi></a>`}
+    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings > 1 ? ` · ${row.index + 1} of ${siblings}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}</p></div>
+    ${turns.length > MANY_TURNS && last && html`<${GoToTurn} count=${turns.length} last=${numberOf(last, turns)} jump=${jump} />`}
+    <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
+}
+
+/** @typedef {(segment: Segment | null, turn: Turn) => void} OnToken */
+
+/**
+ * @param {{view: import("../chain_view.js").ChainView, items: readonly import("../turns.js").Item[], segments: ChainSegment[], evidence: ReturnType<typeof evidenceIn>,
+ *   windowed: boolean, onToken: OnToken, cameNear: () => void}} props
+ */
+function Transcript({ view, items, segments, evidence, windowed, onToken, cameNear }) {
+  const { store } = usePage();
+  const { runId, chainId, fields } = view;
+  const same = useNodes();
+  const begins = new Map(segments.filter((each) => each.first > 1).map((each) => [each.first, each]));
+  const gaps = gapsBefore(items, store.gaps.get(chainKey(runId, chainId))?.all ?? []);
+  const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${runId} chainId=${chainId} gap=${gap} />`);
+  const { version } = piecesOf(fields.model ?? "");
+  const tokens = store.tokens(runId, chainId);
+  let place = 0;
+  const turnNode = (/** @type {Turn} */ turn, /** @type {number} */ number) => {
+    const shows = evidence?.turn === turn ? evidence.call : undefined;
+    const changes = turn.open ? {} : null; // one that is open is drawn each time
+    return same(number, [turn, tokens?.of(turn.step).length, version, shows, windowed, changes], () => html`<${TurnBlock} key=${`t${number}`} runId=${runId} chainId=${chainId} turn=${turn} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} cameNear=${cameNear} />`);
+  };
+  const blocks = items.flatMap((item, i) => {
+    const omitted = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0;
+    /** @type {any[]} */
+    const found = omitted ? [html`<div class="block gap" key="omitted">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`] : [];
+    found.push(...gapBlocks(i));
+    if (item.kind === "message") {
+      found.push(html`<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`);
+      return found;
+    }
+    place += 1;
+    const number = item.step ?? place;
+    const begun = begins.get(number);
+    if (begun) found.push(html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`);
+    found.push(turnNode(item, number));
+    return found;
+  });
+  return html`${fields.tools && fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${fields.tools.map(visible).join(", ")}</span></div>`}
+    ${blocks}
+    ${gapBlocks(items.length)}
+    ${fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${runId} chainId=${chainId} gap=${null} />`}
+    ${fields.error && html`<div class="block error"><div class="who"><b>error</b><span>${visible(fields.error.where ?? fields.error.error_type ?? "")}</span></div><${TextBlock} text=${String(fields.error.error ?? "")} class="mono text" /></div>`}
+    ${view.state !== "ended" && view.generation === null && html`<div class="block"><span class="muted">${WAITS[/** @type {string} */ (view.state)] ?? ""}</span></div>`}`;
+}
+
+/** @type {Record<string, string>} */
+const WAITS = { waiting: "Waiting to generate", tool: "Waiting for a tool", scoring: "Waiting for its reward", lost: "Its run ended, and its end was not seen" };
 
 /** Leads to a turn by its number. @param {{count: number, last: number, jump: (number: number) => void}} props */
 function GoToTurn({ count, last, jump }) {
@@ -248,54 +264,14 @@ function fact(value, before) {
 }
 
 /**
- * Whether turns above this one are about to be drawn: they then get another height, which moves this one.
- * @param {Element} block
- */
-function isMovedSoon(block) {
-  for (let above = block.previousElementSibling; above !== null; above = above.previousElementSibling) {
-    if (above.getBoundingClientRect().bottom < SURELY_FAR - NEAR) return false;
-    if (above instanceof HTMLElement && above.dataset.far !== undefined) return true;
-  }
-  return false;
-}
-
-/**
- * Whether a turn is near the screen; `true` for all if they are few. Far ones keep their height, so that nothing moves.
- * @param {{current: HTMLElement | null}} place
- * @param {boolean} windowed
- * @param {{current: number}} height the last one that is known
- * @param {() => void} redraw
- */
-function useNear(place, windowed, height, redraw) {
-  const [near, set] = useState(!windowed);
-  useEffect(() => {
-    if (!windowed || !place.current) {
-      set(true);
-      return undefined;
-    }
-    const observer = new IntersectionObserver((entries) => {
-      const is = entries.at(-1)?.isIntersecting ?? false;
-      if (!is && place.current && place.current.dataset.far === undefined) height.current = place.current.offsetHeight;
-      set(is);
-    }, { rootMargin: `${NEAR}px 0px` });
-    observer.observe(place.current);
-    return () => observer.disconnect();
-  }, [windowed]);
-  useLayoutEffect(() => {
-    if (near && windowed) redraw(); // a jump waits for it
-  }, [near, windowed]);
-  return near || !windowed;
-}
-
-/**
- * @param {{runId: string, chainId: string, turn: Turn, number: number, windowed: boolean, shows: string | null | undefined, redraw: () => void,
+ * @param {{runId: string, chainId: string, turn: Turn, number: number, windowed: boolean, shows: string | null | undefined, cameNear: () => void,
  *   onToken: (segment: Segment | null, turn: Turn) => void}} props `shows`: what a hint is about, a call of the turn, or null for the turn itself
  */
-function TurnBlock({ runId, chainId, turn, number, windowed, shows, redraw, onToken }) {
+function TurnBlock({ runId, chainId, turn, number, windowed, shows, cameNear, onToken }) {
   const { store } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const height = useRef(0);
-  const near = useNear(place, windowed, height, redraw) || turn.open;
+  const near = useNear(place, windowed, height, cameNear) || turn.open;
   if (!near) {
     const estimated = height.current || 60 + 22 * Math.ceil(turn.text.length / 120) + 40 * turn.calls.length;
     return html`<div class="block far" ref=${place} id=${`turn-${number}`} data-far style=${{ height: `${estimated}px` }}></div>`;
@@ -333,10 +309,12 @@ function CallBlock({ call, opened }) {
   </details>`;
 }
 
-/** @param {{view: import("../chain_view.js").ChainView, row: import("../store.js").Row | undefined, open: boolean}} props */
-function Facts({ view, row, open }) {
+/** @param {{view: import("../chain_view.js").ChainView, open: boolean}} props */
+function Facts({ view, open }) {
   const { store, run } = usePage();
+  useTopics(`rows\n${view.runId}`);
   useTicks(1000, open);
+  const row = store.row(view.runId, view.chainId);
   const trained = (trainSteps(store, run).at(-1)?.train_step ?? 0) >= (row?.train_step ?? 0);
   const { fields } = view;
   const reward = fields.reward ?? row?.reward ?? null;

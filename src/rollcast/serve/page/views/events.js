@@ -79,11 +79,13 @@ export function EventsPage() {
 
 /** @param {{event: import("../chain_view.js").StreamEvent, top: number, href: string | null}} props */
 function Line({ event, top, href }) {
+  const { feed } = usePage();
   const { event_type: type, data } = event;
+  const load = type === "gap" ? feed.loaderOf(event) : null;
   const kind = type === "error" || type === "gap" ? "error" : type.startsWith("tool") ? "tool" : "";
   return html`<div class=${`event-row ${kind}`} style=${{ top: `${top}px` }}>
     <span class="muted">${clock(event.timestamp)}</span><span class="type">${oneLine(type, 40)}</span>
-    ${href ? html`<a class="chain" href=${href}>${oneLine(event.chain_id, 30)}</a>` : html`<span class="chain"></span>`}<span>${tell(type, data ?? {})}</span></div>`;
+    ${href ? html`<a class="chain" href=${href}>${oneLine(event.chain_id, 30)}</a>` : html`<span class="chain"></span>`}<span>${tell(type, data ?? {})}${load && html` <button class="small-button" onClick=${load}>Load</button>`}</span></div>`;
 }
 
 /** An event on a line. @param {string} type @param {Record<string, any>} data */

@@ -1,12 +1,15 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useOnScreen, usePage, useRef, useTopics } from "../ui.js";
+import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, useMemo, useNodes, useOnScreen, usePage, useRef, useTopicsApart } from "../ui.js";
+import { whenThereIsTime } from "../frame.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
 import { alignTurns, cellsOf, compareIds } from "../group.js";
 import { chipsOf, filterRows, neighbour } from "../lists.js";
+import { Lines } from "../lines.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine } from "../text.js";
+import { surprise } from "../tokens.js";
 import { contentOf, failureOf } from "../turns.js";
 import { stateOf } from "../wall.js";
 import { absence } from "./absence.js";
@@ -17,13 +20,14 @@ import { LooksAbout, LookSigns, useLooks } from "./looks.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
 import { Stuck } from "./stuck.js";
-import { surprise, TokenTail, TokenText } from "./token_text.js";
+import { TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
 /** @typedef {import("../group.js").Member} Member */
 /** @typedef {import("../turns.js").Turn} Turn */
 
 const MAX_TEXT = 240; // characters of a turn in a column
+const COLUMNS_A_FRAME = 3; // that have changed; the others are drawn in the next frames
 const MOST_COLUMNS = 12; // a larger group is shown as strips, unless one asks for columns
 /** @type {(string | null)[]} */
 const MODES = [null, "strips", "side", "tokens", "parts"];
@@ -32,14 +36,14 @@ export function GroupPage() {
   const page = usePage();
   const { store, route, rollout, go, to } = page;
   const group = /** @type {string} */ (route.group);
-  useTopics(`rows\n${rollout}`);
+  useTopicsApart(`rows\n${rollout}`);
   const all = (rollout === null ? [] : store.rows(rollout)).filter((row) => row.group_id === group).sort((a, b) => compareIds(a.chain_id, b.chain_id));
   const rows = filterRows(all, chipsOf(route.query));
   const over = all.length > 0 && all.every((row) => row.state !== "running");
   // While chains run they keep their places; when all are over the best comes first.
   if (over) rows.sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || compareIds(a.chain_id, b.chain_id));
   const ids = rows.map((row) => row.chain_id);
-  useChains(rollout, ids);
+  useChains(rollout, ids, true);
   const query = route.query;
   const large = all.length > MOST_COLUMNS;
   // What the address says; a large group without a word of it is shown as strips, a small one side by side.
@@ -143,29 +147,30 @@ function Columns({ runId, rows, members, tokens, over }) {
   const lines = alignTurns(members);
   const looks = useLooks();
   const again = useAgain();
-  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current;
+  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current; // those that were drawn last are last
   const onScreen = useRef(/** @type {Set<string>} */ (new Set())).current;
   const enter = useRef((/** @type {string} */ chain) => {
     onScreen.add(chain);
     again();
     return () => void onScreen.delete(chain);
   }).current;
+  const table = useMemo(() => new Lines(), []);
+  useEffect(() => () => table.end(), [table]);
   const at = new Map(members.map((member, i) => [member.view.chainId, i]));
-  const count = Math.max(lines.length, 1);
   const best = over ? Math.max(...rows.map((row) => row.reward ?? -Infinity)) : Infinity;
   const worst = Math.min(...rows.map((row) => row.reward ?? Infinity));
   const largest = Math.max(...rows.map((row) => Math.abs(row.advantage ?? 0)), 1e-9);
   const steps = lines.map((line) => line.step).join();
   const drawsAll = rows.length <= MOST_COLUMNS;
   const alike = lines.map((line) => (line.alike ? 1 : 0)).join("");
-  const column = (/** @type {Row} */ row) => {
+  const propsOf = (/** @type {Row} */ row) => {
     const index = at.get(row.chain_id) ?? -1;
     const view = members[index]?.view;
     const running = row.state === "running" && view?.state !== "ended";
     const shown = looks.filter((look) => look.chains.includes(row.chain_id));
     /** @type {ColumnProps} */
     const props = {
-      runId, row, alike, running, tokens, largest, enter,
+      runId, row, alike, running, tokens, largest, enter, table,
       steps: drawsAll || onScreen.has(row.chain_id) ? steps : null,
       turns: view ? cellsOf(view, lines, index) : null,
       advantage: view?.fields.advantage ?? row.advantage ?? null,
@@ -174,15 +179,25 @@ function Columns({ runId, rows, members, tokens, over }) {
       best: best > worst && row.reward === best,
       looks: shown.length ? shown : NO_LOOKS,
     }; // prettier-ignore
-    const before = made.get(row.chain_id);
-    if (before !== undefined && ((!drawsAll && !onScreen.has(row.chain_id)) || isSame(props, before.props))) return before.column;
-    const column = html`<${Column} key=${row.chain_id} ...${props} />`;
-    made.set(row.chain_id, { props, column });
-    return column;
+    return props;
   };
-  return html`<section class=${`columns ${tokens ? "wide" : ""}`} style=${{ gridTemplateRows: `auto repeat(${count}, auto)` }} tabindex="0" aria-label="Chains side by side">
-    <div class="column numbers" aria-hidden="true"><div class="column-head"></div>${lines.map((line) => html`<div class="turn-number" key=${line.step}>${line.step}</div>`)}</div>
-    ${rows.map(column)}
+  const all = new Map(rows.map((row) => [row.chain_id, propsOf(row)]));
+  const stale = [...made.keys()].filter((chain) => {
+    const props = all.get(chain);
+    return props !== undefined && (drawsAll || onScreen.has(chain)) && !isSame(props, /** @type {{props: ColumnProps}} */ (made.get(chain)).props);
+  });
+  const now = stale.slice(0, COLUMNS_A_FRAME);
+  for (const [chain, props] of all) {
+    if (made.has(chain) && !now.includes(chain)) continue;
+    made.delete(chain);
+    made.set(chain, { props, column: html`<${Column} key=${chain} ...${props} />` });
+  }
+  useLayoutEffect(() => {
+    if (stale.length > now.length) whenThereIsTime(again);
+  });
+  return html`<section class=${`columns ${tokens ? "wide" : ""}`} tabindex="0" aria-label="Chains side by side">
+    <${Numbers} steps=${steps} table=${table} />
+    ${rows.map((row) => made.get(row.chain_id)?.column)}
   </section>`;
 }
 
@@ -199,11 +214,24 @@ function isSame(one, other) {
  * line, 1 if all chains did the same there; `turns`: what the chain did there, null if that is not known; `enter`: tells that it is on screen.
  * @typedef {{runId: string, row: Row, steps: string | null, alike: string, turns: (Turn | null)[] | null, running: boolean, advantage: number | null,
  *   reward: number | null, model: string, tokens: boolean, largest: number, best: boolean, looks: import("../hints.js").Hint[],
- *   enter: (chain: string) => () => void}} ColumnProps
+ *   enter: (chain: string) => () => void, table: Lines}} ColumnProps
  */
 
+/** The content of a cell, whose height the table keeps. @param {{table: Lines, line: string, children?: any}} props */
+function Content({ table, line, children }) {
+  const keep = useRef(/** @type {((content: HTMLElement | null) => void) | null} */ (null));
+  keep.current ??= table.keep(line);
+  return html`<div ref=${keep.current}>${children}</div>`;
+}
+
+/** The numbers of the lines. @param {{steps: string, table: Lines}} props */
+function Numbers({ steps, table }) {
+  return html`<div class="column numbers" aria-hidden="true"><div class="column-head"><${Content} table=${table} line="head" /></div>
+    ${steps && steps.split(",").map((step) => html`<div class="turn-cell" key=${step}><${Content} table=${table} line=${step}>${step}<//></div>`)}</div>`;
+}
+
 /** @param {ColumnProps} props */
-function Column({ runId, row, steps, alike, turns, running, advantage, reward, model, tokens, largest, best, looks, enter }) {
+function Column({ runId, row, steps, alike, turns, running, advantage, reward, model, tokens, largest, best, looks, enter, table }) {
   const { to, route } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const seen = useOnScreen(place);
@@ -212,44 +240,48 @@ function Column({ runId, row, steps, alike, turns, running, advantage, reward, m
   const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
   const ended = !running && turns !== null ? turns.filter((turn) => turn !== null).length : -1;
   return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(row.chain_id, 120)}>
-    <div class="column-head">
+    <div class="column-head"><${Content} table=${table} line="head">
       <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} looks=${looks} /><span class="grow"></span>
         <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
       <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
-    </div>
-    ${steps && html`<${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} />`}
+    <//></div>
+    ${steps && html`<${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} table=${table} />`}
     ${steps === "" && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
   </article>`;
 }
 
+const CELLS_OF_A_BLOCK = 8; // that a browser paints together: with fewer it joins more layers, with more it looks at more cells when one has changed
+
 /** The turns of a chain below each other; drawn again only if one of them has changed. `ended`: the line behind its last turn, or -1. */
 const TurnCells = memo(AllTurnCells);
 
-/** @param {{runId: string, chainId: string, turns: (Turn | null)[] | null, steps: string, alike: string, ended: number, tokens: boolean, model: string}} props */
-function AllTurnCells({ runId, chainId, turns, steps, alike, ended, tokens, model }) {
+/** @param {{runId: string, chainId: string, turns: (Turn | null)[] | null, steps: string, alike: string, ended: number, tokens: boolean, model: string, table: Lines}} props */
+function AllTurnCells({ runId, chainId, turns, steps, alike, ended, tokens, model, table }) {
   const { store } = usePage();
-  const made = useRef(/** @type {Map<string, {props: CellProps & {shared: boolean}, cell: any}>} */ (new Map())).current;
+  const same = useNodes();
   const pieces = piecesOf(model);
-  return steps.split(",").map((number, i) => {
+  const cellAt = (/** @type {string} */ number, /** @type {number} */ i) => {
     const turn = turns?.[i] ?? null;
     const shared = alike[i] === "1";
-    if (turn === null) return html`<div class="turn-cell" key=${number}>${i === ended ? html`<span class="small muted">ended</span>` : ""}</div>`;
+    if (turn === null) return same(number, [i === ended], () => html`<div class="turn-cell" key=${number}><${Content} table=${table} line=${number}>${i === ended && html`<span class="small muted">ended</span>`}<//></div>`);
     const spans = turn.tail ? NO_SPANS : (store.tokens(runId, chainId)?.of(turn.step) ?? NO_SPANS);
     const learned = spans.some((span) => span.ids.length > 1) ? pieces.version : 0; // what was learned since may divide them
-    const props = { runId, chainId, turn, tokens, model, spans, count: spans.length, learned, shared };
-    const before = made.get(number);
-    if (before !== undefined && isSame(props, before.props)) return before.cell;
-    const cell = html`<div class=${`turn-cell ${shared ? "shared" : ""}`} key=${number}><${TurnCell} ...${props} /></div>`;
-    made.set(number, { props, cell });
-    return cell;
-  });
+    return same(number, [turn, tokens, model, spans, spans.length, learned, shared], () => html`<div class=${`turn-cell ${shared ? "shared" : ""}`} key=${number}><${Content} table=${table} line=${number}><${TurnCell} ...${{ runId, chainId, turn, tokens, model, spans }} /><//></div>`);
+  };
+  const cells = steps.split(",").map(cellAt);
+  const blocks = [];
+  for (let i = 0; i < cells.length; i += CELLS_OF_A_BLOCK) {
+    const own = cells.slice(i, i + CELLS_OF_A_BLOCK);
+    blocks.push(same(i, own, () => html`<div class="turn-cells" key=${i}>${own}</div>`));
+  }
+  return blocks;
 }
 
 /** @type {readonly import("../tokens.js").Span[]} */
 const NO_SPANS = [];
 
-/** @typedef {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[], count: number, learned: number}} CellProps */
+/** @typedef {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[]}} CellProps */
 
 /** One turn of one chain. @param {CellProps} props */
 function TurnCell({ runId, chainId, turn, tokens, model, spans }) {

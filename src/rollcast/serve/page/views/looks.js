@@ -1,6 +1,7 @@
 // What needs a look: hints with the chains that show them, never verdicts. Each leads to its evidence: the group, or the turn of a chain.
 
-import { html, useAgain, useEffect, usePage, useTicks, useTopics } from "../ui.js";
+import { html, useListener, usePage, useTimer, useTopicsApart } from "../ui.js";
+import { whenThereIsTime } from "../frame.js";
 import { clock } from "../format.js";
 import { namedChains, needsALook, trendHints } from "../hints.js";
 import { oneLine } from "../text.js";
@@ -20,32 +21,41 @@ const SIGNS = {
 
 const MAX_NAMED = 4; // chains with a link of their own
 
-/** The hints of the runs whose rows are shown, and when they were found; one list for everyone who draws them. @type {WeakMap<object, {runs: string, open: boolean, at: number, looks: Look[]}>} */
+/**
+ * The hints of the runs whose rows are shown, and when they were found; one list for everyone who draws them. `due`: they are about to be found anew.
+ * @typedef {{runs: string, open: boolean, at: number, due: boolean, looks: Look[]}} Found
+ */
+
+/** @type {WeakMap<object, Found>} */
 const found = new WeakMap();
 
 /**
- * The hints of the chains that the page has rows of. They are found anew when the rows have changed, and while the run goes on once a second.
+ * The hints of the chains that the page has rows of. They are found anew when the rows have changed, and while the run goes on once a second,
+ * in a frame that has time for it.
  * @returns {Look[]}
  */
 export function useLooks() {
-  const { store, rollouts } = usePage();
-  const again = useAgain();
-  useTopics(...rollouts.map((id) => `rows\n${id}`));
+  const { store, rollouts, topics } = usePage();
   const open = rollouts.some((id) => runRow(store, id)?.status === "running");
   const runs = rollouts.join("\n");
-  useTicks(AGAIN_MS, open);
-  const now = performance.now();
+  const find = () => needsALook(rollouts.flatMap((id) => store.rows(id)), open ? store.now : null);
   let known = found.get(store);
-  if (known === undefined || known.runs !== runs || known.open !== open || now - known.at >= AGAIN_MS) {
-    const looks = needsALook(rollouts.flatMap((id) => store.rows(id)), open ? store.now : null);
-    found.set(store, (known = { runs, open, at: now, looks }));
-  }
-  const wait = known.at === now ? null : known.at + AGAIN_MS - now;
-  useEffect(() => {
-    if (wait === null) return undefined;
-    const timer = setTimeout(again, wait); // the rows may have changed since
-    return () => clearTimeout(timer);
-  });
+  if (known === undefined || known.runs !== runs || known.open !== open) found.set(store, (known = { runs, open, at: performance.now(), due: false, looks: find() }));
+  const shown = known;
+  const renew = () => {
+    if (shown.due) return;
+    shown.due = true;
+    const anew = () => {
+      const looks = find();
+      const same = JSON.stringify(looks) === JSON.stringify(shown.looks);
+      Object.assign(shown, { at: performance.now(), due: false, looks: same ? shown.looks : looks });
+      if (!same) topics.tell(["looks"]);
+    };
+    setTimeout(() => whenThereIsTime(anew), shown.at + AGAIN_MS - performance.now());
+  };
+  useListener(rollouts.map((id) => `rows\n${id}`), renew);
+  useTimer(AGAIN_MS, open, renew);
+  useTopicsApart("looks");
   return known.looks;
 }
 

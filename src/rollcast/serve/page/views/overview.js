@@ -1,7 +1,7 @@
 // Is it alive, is it learning? Figures, the curve, the wall, and what needs a look.
 
-import { html, usePage, useKeys, useRef, useTicks, useTopics } from "../ui.js";
-import { counted, duration, fixed, mean, runName, when, whole } from "../format.js";
+import { html, memo, usePage, useKeys, useRef, useTicks, useTopics, useTopicsApart } from "../ui.js";
+import { counted, duration, fixed, mean, runName, tagsOf, when, whole } from "../format.js";
 import { chipsOf, filterRows } from "../lists.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
@@ -11,36 +11,50 @@ import { stepAbsence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
 import { Curve, Spark } from "./curve.js";
-import { Stuck } from "./stuck.js";
 import { lookHref, Looks, useLooks, useTrends } from "./looks.js";
+import { Stuck } from "./stuck.js";
 import { temperatureOf } from "./temperature.js";
 import { Legend, Wall } from "./wall.js";
 
-export function Overview() {
-  const page = usePage();
-  const { store, feed, run, rollout, rollouts, runs, route, go, to } = page;
-  useTopics("steps", ...rollouts.map((id) => `rows\n${id}`));
-  useTicks(1000);
-  const row = runRow(store, run);
-  const rolloutRow = runRow(store, rollout);
-  const rows = rollouts.flatMap((id) => store.rows(id));
-  const steps = trainSteps(store, run);
-  const open = rollouts.some((id) => runRow(store, id)?.status === "running");
-  const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
-  const looks = [...useTrends(), ...useLooks()];
-  const chips = chipsOf(route.query);
-  const filtered = Object.keys(chips).length > 0;
-  const left = filtered ? new Set(filterRows(rows, chips).map((each) => chainKey(each.run_id, each.chain_id))) : null;
-  const chosen = route.query.step?.[0];
-  const baseOf = (/** @type {string} */ id) => addressOf(runs, id);
-  const scale = rewardScale(rows);
-  const walls = rollouts.map((id) => {
-    const quiet = new Set(looks.filter((each) => each.kind === "quiet" && each.runId === id).flatMap((each) => each.chains));
-    const wall = wallOf(store.rows(id), scale);
-    if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
-    return { id, wall, quiet, row: runRow(store, id), base: baseOf(id) };
-  });
+// Each part listens for itself and is drawn in a frame that has time for it, so that no frame takes long if a run has thousands of chains.
 
+export function Overview() {
+  const { store, run, runs, route } = usePage();
+  useTopics("steps");
+  useMoves();
+  const row = runRow(store, run);
+  const steps = trainSteps(store, run);
+  const isTraining = steps.length > 0 || childrenOf(runs, run).length > 0;
+  if (row === null) return html`<${NoRun} />`;
+  const tags = tagsOf(row);
+  return html`
+    <h1 class="hidden-name">Overview of ${runName(row)}</h1>
+    <div class="stack">
+      ${tags.length > 0 && html`<div class="pills" aria-label="Tags" role="list">${tags.map((tag) => html`<span class="pill" role="listitem">${tag}</span>`)}</div>`}
+      ${FAILED.includes(row.status) && html`<${Failure} row=${row} />`}
+      <${Figures} />
+      <div class="two">
+        ${isTraining
+          ? html`<section class="panel"><${Learning} steps=${steps} chosen=${route.query.step?.[0]} /></section>`
+          : html`<section class="panel"><h2>The run</h2><${About} /></section>`}
+        <${NeedsALook} />
+      </div>
+      <${StuckHere} />
+      <${Chains} isTraining=${isTraining} />
+    </div>`;
+}
+
+/** Why there is nothing to show. */
+function NoRun() {
+  const { store, feed, run } = usePage();
+  useTopics("session");
+  const asking = run !== null || (!store.runRows.size && feed.line.session.state.word !== "connected");
+  const words = run !== null && store.moment !== null ? "This run had not begun at the moment that is shown." : asking ? "Asking which runs there are …" : "There is no run yet. This page shows it as soon as one begins.";
+  return html`<h1 class="hidden-name">Overview</h1><section class="panel"><p class="empty">${words}</p></section>`;
+}
+
+/** The keys that go from question to question. */
+function useMoves() {
   const at = useRef(-1);
   const move = (/** @type {number} */ delta) => {
     const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("main [data-row]")]);
@@ -49,61 +63,91 @@ export function Overview() {
     at.current = next;
     links[next]?.focus();
   };
+  useKeys({ j: () => move(1), k: () => move(-1) });
+}
+
+/** The rows of the chains that are shown. What asks for them is drawn again when they change. */
+function useRows() {
+  const { store, rollouts } = usePage();
+  useTopicsApart(...rollouts.map((id) => `rows\n${id}`));
+  return rollouts.flatMap((id) => store.rows(id));
+}
+
+/** The address of what is shown of a run. @param {import("../ui.js").PageContext} page */
+function baseIn({ runs }) {
+  return (/** @type {string} */ id) => addressOf(runs, id);
+}
+
+const NeedsALook = memo(function NeedsALook() {
+  const page = usePage();
+  useTopics("steps");
+  const looks = [...useTrends(), ...useLooks()];
   useKeys({
-    j: () => move(1),
-    k: () => move(-1),
-    g: () => {
-      for (const { wall, base } of walls) {
-        const first = wall.find((each) => each.groupId);
-        if (first) return go({ ...base, view: "group", group: first.groupId });
-      }
-    },
     ".": () => {
       const first = looks[0];
-      if (first) location.hash = lookHref(page, first, baseOf);
+      if (first) location.hash = lookHref(page, first, baseIn(page));
     },
   });
+  return html`<section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} baseOf=${baseIn(page)} /></section>`;
+});
 
-  if (row === null) {
-    const asking = run !== null || (!store.runRows.size && feed.line.session.state.word !== "connected");
-    const words = run !== null && store.moment !== null ? "This run had not begun at the moment that is shown." : asking ? "Asking which runs there are …" : "There is no run yet. This page shows it as soon as one begins.";
-    return html`<h1 class="hidden-name">Overview</h1><section class="panel"><p class="empty">${words}</p></section>`;
-  }
-  const questions = walls.reduce((sum, each) => sum + each.wall.filter((of) => of.groupId).length, 0);
-  const heading = !isTraining || rolloutRow === null ? "Chains" : walls.length > 1 ? `${walls.length} steps in flight` : `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}`;
-  const query = route.query.step ? { ...chips, step: route.query.step } : chips;
-  return html`
-    <h1 class="hidden-name">Overview of ${runName(row)}</h1>
-    <div class="stack">
-      <${Failure} row=${row} rows=${rows} to=${to({ view: "chains", query: { state: ["failed", "lost"] } })} />
-      <${Figures} row=${row} rows=${rows} steps=${steps} quiet=${walls.reduce((sum, each) => sum + each.quiet.size, 0)} />
-      <div class="two">
-        ${isTraining
-          ? html`<section class="panel"><${Learning} steps=${steps} chosen=${chosen} /></section>`
-          : html`<section class="panel"><h2>The run</h2><${About} row=${row} rows=${rows} /></section>`}
-        <section class="panel"><h2>Needs a look</h2><${Looks} looks=${looks} baseOf=${baseOf} /></section>
+const StuckHere = memo(function StuckHere() {
+  const rows = useRows();
+  return html`<${Stuck} rows=${rows} baseOf=${baseIn(usePage())} />`;
+});
+
+/** The wall of each run that is shown. */
+const Chains = memo(
+  /** @param {{isTraining: boolean}} props */
+  function Chains({ isTraining }) {
+    const page = usePage();
+    const { store, run, rollout, rollouts, route, go, to } = page;
+    const rows = useRows();
+    const looks = useLooks();
+    const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
+    const rolloutRow = runRow(store, rollout);
+    const baseOf = baseIn(page);
+    const chips = chipsOf(route.query);
+    const left = Object.keys(chips).length > 0 ? new Set(filterRows(rows, chips).map((each) => chainKey(each.run_id, each.chain_id))) : null;
+    const chosen = route.query.step?.[0];
+    const scale = rewardScale(rows);
+    const walls = rollouts.map((id) => {
+      const quiet = new Set(looks.filter((each) => each.kind === "quiet" && each.runId === id).flatMap((each) => each.chains));
+      const wall = wallOf(store.rows(id), scale);
+      if (wall.length && wall.every((each) => each.cells.length === 1)) wall.sort((a, b) => order(a, b));
+      return { id, wall, quiet, row: runRow(store, id), base: baseOf(id) };
+    });
+    useKeys({
+      g: () => {
+        for (const { wall, base } of walls) {
+          const first = wall.find((each) => each.groupId);
+          if (first) return go({ ...base, view: "group", group: first.groupId });
+        }
+      },
+    });
+    const questions = walls.reduce((sum, each) => sum + each.wall.filter((of) => of.groupId).length, 0);
+    const heading = !isTraining || rolloutRow === null ? "Chains" : walls.length > 1 ? `${walls.length} steps in flight` : `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}`;
+    const query = route.query.step ? { ...chips, step: route.query.step } : chips;
+    return html`<section class="panel">
+      <div class="panel-head">
+        <h2>${heading}</h2>
+        <span class="small muted">${questions ? `${counted(questions, "question")}, a row for each; a cell for each chain; those that differ most first` : rows.length ? "a cell for each chain" : ""}</span>
+        <span class="grow"></span>
+        <${CancelRun} row=${row} isTraining=${isTraining} />
+        ${rows.length > 0 && html`<a class="small-button" href=${to({ view: "chains", query })}>List of chains</a>`}
+        ${isTraining && walls.length === 1 && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} last=${(trainSteps(store, run).at(-1)?.train_step ?? 0) + 1} />`}
       </div>
-      ${rows.length > 0 && html`<${Stuck} rows=${rows} baseOf=${baseOf} />`}
-      <section class="panel">
-        <div class="panel-head">
-          <h2>${heading}</h2>
-          <span class="small muted">${questions ? `${counted(questions, "question")}, a row for each; a cell for each chain; those that differ most first` : rows.length ? "a cell for each chain" : ""}</span>
-          <span class="grow"></span>
-          <${CancelRun} row=${row} isTraining=${isTraining} />
-          ${rows.length > 0 && html`<a class="small-button" href=${to({ view: "chains", query })}>List of chains</a>`}
-          ${isTraining && walls.length === 1 && html`<${StepLinks} shown=${rolloutRow?.train_step ?? null} chosen=${chosen} steps=${steps} />`}
-        </div>
-        <${Chips} rows=${rows} shown=${left?.size ?? rows.length} />
-        ${left?.size === 0 && html`<p class="empty">No chain is as the chips say.</p>`}
-        ${rows.length
-          ? walls.filter((each) => each.wall.length).map(({ id, wall, quiet, row: of, base }) => html`<div key=${id} class="step-wall">
-              ${walls.length > 1 && html`<h3><a href=${to({ ...base, view: "overview" })}>Step ${of?.train_step ?? "?"}</a> <span class="muted small">${inWords(store.rows(id))}${typeof of?.policy_version === "number" ? ` · policy ${of.policy_version}` : ""}</span></h3>`}
-              <${Wall} rows=${wall} runId=${id} quiet=${quiet} base=${base} left=${left} /></div>`)
-          : html`<p class="empty">${rollouts.length === 0 ? stepAbsence(page) : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
-        ${rows.length > 0 && html`<${Legend} scale=${scale} />`}
-      </section>
-    </div>`;
-}
+      <${Chips} rows=${rows} shown=${left?.size ?? rows.length} />
+      ${left?.size === 0 && html`<p class="empty">No chain is as the chips say.</p>`}
+      ${rows.length
+        ? walls.filter((each) => each.wall.length).map(({ id, wall, quiet, row: of, base }) => html`<div key=${id} class="step-wall">
+            ${walls.length > 1 && html`<h3><a href=${to({ ...base, view: "overview" })}>Step ${of?.train_step ?? "?"}</a> <span class="muted small">${inWords(store.rows(id))}${typeof of?.policy_version === "number" ? ` · policy ${of.policy_version}` : ""}</span></h3>`}
+            <${Wall} rows=${wall} runId=${id} quiet=${quiet} base=${base} left=${left} /></div>`)
+        : html`<p class="empty">${rollouts.length === 0 ? stepAbsence(page) : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
+      ${rows.length > 0 && html`<${Legend} scale=${scale} />`}
+    </section>`;
+  },
+);
 
 /** How many chains of a step go on. @param {import("../store.js").Row[]} rows */
 function inWords(rows) {
@@ -111,17 +155,19 @@ function inWords(rows) {
   return running ? `${whole(running)} of ${whole(rows.length)} running` : `${counted(rows.length, "chain")}, all over`;
 }
 
-/** Why a run failed, if it did. @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[], to: string}} props */
-function Failure({ row, rows, to }) {
-  const { store } = usePage();
-  if (row.status !== "failed" && row.status !== "lost" && row.status !== "crashed") return null;
+const FAILED = ["failed", "lost", "crashed"]; // a run's status
+
+/** Why a run failed. @param {{row: import("../training.js").RunRow}} props */
+function Failure({ row }) {
+  const { store, to } = usePage();
+  const rows = useRows();
   const fields = store.views.runs.get(row.run_id)?.fields;
   const failed = rows.filter((each) => each.finish_reason === "error" || each.state === "lost");
   const told = fields?.error ?? failed.find((each) => each.error)?.error ?? null;
   const sentence = told === null ? "" : typeof told === "string" ? told : `${told.where ?? told.error_type ?? "error"}: ${told.error ?? ""}`;
   return html`<section class="panel failure" role="note"><b>${row.status === "failed" ? "This run failed." : "This run ended without saying how."}</b>
     ${sentence ? html` <span>${oneLine(sentence, 400)}</span>` : html` <span>What raised is not among its events; the output of its process has it.</span>`}
-    ${failed.length > 0 && html` <a class="small-button" href=${to}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
+    ${failed.length > 0 && html` <a class="small-button" href=${to({ view: "chains", query: { state: ["failed", "lost"] } })}>${counted(failed.length, "chain")} failed with it</a>`}</section>`;
 }
 
 /** @param {{row: import("../training.js").RunRow, isTraining: boolean}} props */
@@ -136,11 +182,10 @@ function order(a, b) {
   return (b.cells[0]?.reward ?? -1) - (a.cells[0]?.reward ?? -1) || a.groupId.localeCompare(b.groupId, "en", { numeric: true });
 }
 
-/** @param {{shown: number | null, chosen: string | undefined, steps: Record<string, any>[]}} props */
-function StepLinks({ shown, chosen, steps }) {
+/** @param {{shown: number | null, chosen: string | undefined, last: number}} props */
+function StepLinks({ shown, chosen, last }) {
   const { to } = usePage();
   if (shown === null) return null;
-  const last = (steps.at(-1)?.train_step ?? 0) + 1;
   const link = (/** @type {number} */ step, /** @type {string} */ sign, /** @type {string} */ name) =>
     html`<a href=${to({ view: "overview", query: { step: [String(step)] } })} aria-label=${name}>${sign}</a>`;
   return html`<nav class="steps" aria-label="Steps">
@@ -190,19 +235,38 @@ function pointsOf(steps, name) {
   return steps.filter((step) => Number.isFinite(step.metrics?.[name])).map((step) => [step.train_step, step.metrics[name]]);
 }
 
-/** @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[], steps: Record<string, any>[], quiet: number}} props */
-function Figures({ row, rows, steps, quiet }) {
+/**
+ * Sums over chains. `rewards`: of those that have one; `failed`: chains that failed or whose end was not seen.
+ * @param {readonly import("../store.js").Row[]} rows
+ */
+function totalsOf(rows) {
+  const found = { running: 0, failed: 0, tokens: 0, calls: 0, callsFailed: 0, rewards: /** @type {number[]} */ ([]) };
+  for (const row of rows) {
+    if (row.state === "running") found.running += 1;
+    if (row.finish_reason === "error" || row.state === "lost") found.failed += 1;
+    if (typeof row.reward === "number") found.rewards.push(row.reward);
+    found.tokens += row.completion_tokens ?? 0;
+    found.calls += row.calls ?? 0;
+    found.callsFailed += row.calls_failed ?? 0;
+  }
+  return found;
+}
+
+const Figures = memo(function Figures() {
   const page = usePage();
   const { store, run, runs, rollout, rollouts } = page;
-  const running = rows.filter((each) => each.state === "running").length;
-  const failed = rows.filter((each) => each.finish_reason === "error" || each.state === "lost").length;
-  const rewards = rows.map((each) => each.reward).filter((reward) => typeof reward === "number");
+  useTopics("steps");
+  const rows = useRows();
+  const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
+  useTicks(1000, row.status === "running");
+  const steps = trainSteps(store, run);
+  const quiet = new Set(useLooks().filter((each) => each.kind === "quiet" && rollouts.includes(each.runId)).flatMap((each) => each.chains.map((chain) => chainKey(each.runId, chain)))).size;
+  const { running, failed, tokens, calls, callsFailed, rewards } = totalsOf(rows);
   const last = steps.at(-1)?.metrics ?? {};
   const rolloutRow = runRow(store, rollout);
   const expected = rollouts.reduce((sum, id) => sum + (runRow(store, id)?.expected_chains ?? store.rows(id).length), 0);
   const unseen = Math.max(expected - rows.length, 0);
   const open = rollouts.some((id) => runRow(store, id)?.status === "running");
-  const tokens = rows.reduce((sum, each) => sum + (each.completion_tokens ?? 0), 0);
   const seconds = (rolloutRow?.ended_at ?? store.now) - (rolloutRow?.started_at ?? store.now);
   const perSecond = typeof last.tokens_per_s === "number" ? last.tokens_per_s : seconds > 1 ? tokens / seconds : null;
   const evaluations = evaluationsOf(runs, run);
@@ -229,7 +293,7 @@ function Figures({ row, rows, steps, quiet }) {
     figures.push(
       { value: fixed(mean(rewards)), label: `mean reward of ${counted(rewards.length, "chain")}` },
       { value: whole(tokens), label: "tokens of turns that are over" },
-      { value: whole(rows.reduce((sum, each) => sum + (each.calls ?? 0), 0)), label: `tool calls · ${whole(rows.reduce((sum, each) => sum + (each.calls_failed ?? 0), 0))} failed` },
+      { value: whole(calls), label: `tool calls · ${whole(callsFailed)} failed` },
       { value: duration(row.duration_s ?? (row.started_at ? store.now - row.started_at : null)), label: row.status === "running" ? "so far" : row.status },
     );
   }
@@ -237,10 +301,12 @@ function Figures({ row, rows, steps, quiet }) {
     <div class="value">${value} ${small && html`<small>${small}</small>`}</div><div class="label">${label}</div>
     ${spark && spark.length > 1 && html`<${Spark} values=${spark} label=${`${label}: from ${fixed(spark[0])} to ${fixed(spark.at(-1))}`} />`}
   </div>`)}</section>`;
-}
+});
 
-/** @param {{row: import("../training.js").RunRow, rows: import("../store.js").Row[]}} props */
-function About({ row, rows }) {
+const About = memo(function About() {
+  const { store, run } = usePage();
+  const rows = useRows();
+  const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
   /** @type {Map<string, number>} */
   const ends = new Map();
   for (const each of rows) if (each.finish_reason) ends.set(each.finish_reason, (ends.get(each.finish_reason) ?? 0) + 1);
@@ -249,4 +315,4 @@ function About({ row, rows }) {
     <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
     <dt>started</dt><dd>${when(row.started_at)}</dd><dt>chains ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
   </dl>`;
-}
+});

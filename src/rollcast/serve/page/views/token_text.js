@@ -1,22 +1,23 @@
-// The text of a generation while it is written: one Text node, to which what is new is appended once a frame. What the probability of a
-// token was is shown by the CSS Custom Highlight API, so that no element is made for a token.
+// The text of a generation: one Text node while it is written, to which what is new is appended once a frame. What the probability of a
+// token was is shown by the CSS Custom Highlight API, so that no element is made for a token as it comes. A browser looks at all ranges of
+// all highlights again whenever any text has changed, and paints their texts anew. So when a generation is over, its tokens that stand out get
+// an element each, and then cost nothing more.
 
 import { html, useEffect, useLayoutEffect, usePage, useRef } from "../ui.js";
 import { inNextFrame } from "../frame.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { visible } from "../text.js";
-import { bucketOf } from "../tokens.js";
+import { surprise } from "../tokens.js";
 import { chainTopic } from "../topics.js";
 
 /** @typedef {import("../segments.js").Segment} Segment */
 /** @typedef {import("../turns.js").Turn} Turn */
 
-const SCALE = { top: -Math.log(0.05) }; // the same for every text, so that colours can be compared
-const HIGHEST = 6;
 const MAX_SHOWN = 120_000; // UTF-16 units of one text
 const SHADE_MS = 150; // texts that grow are shaded no more often
 const MARGIN = "200px"; // around the screen: texts further away are not shaded
+const MAX_ELEMENTS = 4_000; // of one text; a longer one keeps its ranges
 
 const canHighlight = typeof Highlight === "function" && typeof CSS !== "undefined" && "highlights" in CSS;
 
@@ -31,14 +32,12 @@ function highlight(name) {
   return found;
 }
 
-/** How surprising a probability is, from 0 to 6; null if it is not known. @param {number | null} p */
-export function surprise(p) {
-  if (p === null) return null;
-  return Math.min(bucketOf(Math.log(Math.max(p, 1e-300)), SCALE) ?? 0, HIGHEST);
+/** Whether it is shaded. @param {Segment} segment */
+function standsOut(segment) {
+  return Boolean(surprise(segment.p));
 }
 
-// A browser looks at all ranges of a highlight again whenever one is added, and paints their texts anew. So only texts on screen have ranges,
-// and texts that grow get theirs some at a time.
+// Only texts on screen have ranges, and texts that grow get theirs some at a time.
 
 /** @type {Set<Drawn>} texts with tokens that wait to be shaded */
 const unshaded = new Set();
@@ -86,8 +85,13 @@ class Drawn {
   constructor(element, pieces) {
     this.element = element;
     this.pieces = pieces;
-    this.node = document.createTextNode("");
-    element.append(this.node);
+    /** @type {Text[]} what is shown, in order; a segment lies in one of them */
+    this.nodes = [document.createTextNode("")];
+    element.append(...this.nodes);
+    /** @type {number[]} where each of them begins in what is shown */
+    this.bases = [0];
+    this.length = 0; // of what is shown
+    this.settled = false; // whether tokens that stand out have elements
     /** @type {Segment[]} */
     this.segments = [];
     /** @type {number[]} where each segment begins in what is shown */
@@ -119,7 +123,7 @@ class Drawn {
     unshaded.delete(this);
     this.onScreen = false;
     this.clear();
-    this.node.remove();
+    this.element.replaceChildren();
   }
 
   /** The generation goes on. @param {import("../bounded.js").Tail} tail @param {readonly import("../tokens.js").Span[]} spans */
@@ -128,9 +132,9 @@ class Drawn {
     if (more === null) {
       this.clear();
       this.tail = tail;
-      this.add(segmentsOf(tail.text, tail.omitted, spans, 0, this.pieces));
+      this.append(segmentsOf(tail.text, tail.omitted, spans, 0, this.pieces));
     } else if (more || spans.length > this.spans) {
-      this.add(segmentsOf(more, this.end, spans, this.spans, this.pieces));
+      this.append(segmentsOf(more, this.end, spans, this.spans, this.pieces));
     }
     this.end = tail.end;
     this.spans = spans.length;
@@ -141,38 +145,69 @@ class Drawn {
     const closed = `${turn.text.length} ${spans.length} ${this.segments.some((each) => each.ids.length !== 1) ? this.pieces.version : ""}`;
     if (this.closed === closed) return;
     this.clear();
-    this.add(segmentsOf(turn.text, turn.omitted, spans, 0, this.pieces));
+    const segments = segmentsOf(turn.text, turn.omitted, spans, 0, this.pieces);
+    if (segments.filter(standsOut).length <= MAX_ELEMENTS) this.settle(segments);
+    else this.append(segments);
     this.closed = `${turn.text.length} ${spans.length} ${this.segments.some((each) => each.ids.length !== 1) ? this.pieces.version : ""}`;
   }
 
-  /** @param {Segment[]} segments */
-  add(segments) {
-    let text = "";
-    const from = this.node.length;
-    for (const segment of segments) {
-      const start = from + text.length;
+  /** What more segments show; there is a limit to all of it. @param {Segment[]} segments @returns {string[]} */
+  take(segments) {
+    const texts = segments.map((segment) => {
+      const start = this.length;
       let shown = visible(segment.text);
       if (start + shown.length > MAX_SHOWN) shown = start >= MAX_SHOWN ? "" : `${shown.slice(0, MAX_SHOWN - start)}…`;
       this.segments.push(segment);
       this.starts.push(start);
-      text += shown;
-    }
-    if (text) this.node.appendData(text);
-    if (this.onScreen) shadeSoon(this);
+      this.length += shown.length;
+      return shown;
+    });
     this.element.classList.toggle("unknown", this.segments.length > 0 && this.segments.every((segment) => segment.p === null));
+    return texts;
   }
 
-  /** @param {number} i @returns {StaticRange | null} */
+  /** Show more of a text that grows. @param {Segment[]} segments */
+  append(segments) {
+    const text = this.take(segments).join("");
+    if (text) this.nodes[0]?.appendData(text);
+    if (this.onScreen) shadeSoon(this);
+  }
+
+  /** Show a text that is over. @param {Segment[]} segments */
+  settle(segments) {
+    const texts = this.take(segments);
+    const parts = document.createDocumentFragment();
+    this.settled = true;
+    this.nodes = [];
+    this.bases = [];
+    for (let i = 0; i < texts.length; ) {
+      const level = surprise(/** @type {Segment} */ (segments[i]).p);
+      let text = /** @type {string} */ (texts[i]);
+      this.bases.push(/** @type {number} */ (this.starts[i]));
+      i += 1;
+      if (!level) while (i < texts.length && !standsOut(/** @type {Segment} */ (segments[i]))) text += texts[i++];
+      const node = document.createTextNode(text);
+      this.nodes.push(node);
+      if (level) parts.appendChild(document.createElement("span")).append(node);
+      else parts.append(node);
+      if (level) /** @type {Element} */ (node.parentNode).className = `t${level}`;
+    }
+    this.element.replaceChildren(parts);
+  }
+
+  /** The range of a segment. @param {number} i @returns {StaticRange | null} */
   rangeOf(i) {
-    const startOffset = this.starts[i];
-    const endOffset = this.starts[i + 1] ?? this.node.length;
-    if (startOffset === undefined || startOffset === endOffset) return null;
-    return new StaticRange({ startContainer: this.node, startOffset, endContainer: this.node, endOffset });
+    const from = this.starts[i];
+    const to = this.starts[i + 1] ?? this.length;
+    if (from === undefined || from === to) return null;
+    const at = lastUpTo(this.bases, from);
+    const [node, base] = [/** @type {Text} */ (this.nodes[at]), /** @type {number} */ (this.bases[at])];
+    return new StaticRange({ startContainer: node, startOffset: from - base, endContainer: node, endOffset: to - base });
   }
 
   /** Give tokens that have none yet their ranges, if they are on screen. */
   shade() {
-    if (!this.onScreen) return;
+    if (!this.onScreen || this.settled) return;
     for (; this.shaded < this.segments.length; this.shaded += 1) {
       const level = surprise(/** @type {Segment} */ (this.segments[this.shaded]).p);
       const group = level ? highlight(`t${level}`) : null;
@@ -194,7 +229,11 @@ class Drawn {
     this.mark(-1);
     this.starts = [];
     this.segments = [];
-    this.node.data = "";
+    this.nodes = [document.createTextNode("")];
+    this.element.replaceChildren(...this.nodes);
+    this.bases = [0];
+    this.length = 0;
+    this.settled = false;
     this.tail = null;
     this.end = this.spans = 0;
     this.closed = "";
@@ -211,16 +250,21 @@ class Drawn {
   /** The token at a place on screen; -1 if there is none. @param {number} x @param {number} y */
   at(x, y) {
     const place = document.caretPositionFromPoint?.(x, y);
-    if (!place || place.offsetNode !== this.node) return -1;
-    let low = 0;
-    let high = this.starts.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (/** @type {number} */ (this.starts[middle]) <= place.offset) low = middle + 1;
-      else high = middle;
-    }
-    return low - 1;
+    const at = place ? this.nodes.indexOf(/** @type {Text} */ (place.offsetNode)) : -1;
+    return at < 0 ? -1 : lastUpTo(this.starts, /** @type {number} */ (this.bases[at]) + /** @type {CaretPosition} */ (place).offset);
   }
+}
+
+/** The place of the last of these numbers that is not above another; they rise. @param {number[]} numbers @param {number} most */
+function lastUpTo(numbers, most) {
+  let low = 0;
+  let high = numbers.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (/** @type {number} */ (numbers[middle]) <= most) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
 }
 
 /**

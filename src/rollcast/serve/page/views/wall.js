@@ -1,7 +1,7 @@
 // The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is over:
 // how far it is filled says it without colour.
 
-import { html, memo, usePage, useRef } from "../ui.js";
+import { html, useNodes, usePage } from "../ui.js";
 import { fixed } from "../format.js";
 import { chainKey } from "../store.js";
 import { oneLine } from "../text.js";
@@ -26,11 +26,11 @@ export function cellState(cell, quiet) {
   return quiet && !["failed", "ended", "lost"].includes(cell.state) ? ["quiet", `${words}, quiet for long`] : [name, words];
 }
 
-/** @param {{cell: import("../wall.js").Cell, quiet: boolean, dim: boolean}} props */
-function Cell({ cell, quiet, dim }) {
+/** @param {import("../wall.js").Cell} cell @param {boolean} quiet @param {boolean} dim */
+function drawnCell(cell, quiet, dim) {
   const [name, words] = cellState(cell, quiet);
   const style = name === "" ? { "--r": `${Math.round((cell.level ?? 0) * 100)}%` } : undefined;
-  return html`<i class=${`cell ${name}${dim ? " dim" : ""}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
+  return html`<i key=${cell.chainId} class=${`cell ${name}${dim ? " dim" : ""}`} style=${style} title=${`${oneLine(cell.chainId, 60)}: ${words}`}></i>`;
 }
 
 /**
@@ -39,35 +39,38 @@ function Cell({ cell, quiet, dim }) {
  */
 export function Wall({ rows, runId, quiet, base, left }) {
   const { to } = usePage();
-  const links = useRef({ like: "", hrefs: /** @type {Map<string, string>} */ (new Map()) }); // of the groups, as long as those like them stay
+  const same = useNodes();
   const dims = (/** @type {import("../wall.js").Cell} */ cell) => left !== null && !left.has(chainKey(runId, cell.chainId));
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
     return html`<div class="cells">${rows.flatMap((row) => row.cells).filter((cell) => !dims(cell)).map((cell) => html`<a key=${cell.chainId} data-row
       href=${to({ ...base, view: "chain", chain: cell.chainId })} aria-label=${`${oneLine(cell.chainId, 60)}: ${cellState(cell, quiet.has(cell.chainId))[1]}`}
-      ><${Cell} cell=${cell} quiet=${quiet.has(cell.chainId)} dim=${false} /></a>`)}</div>`;
+      >${drawnCell(cell, quiet.has(cell.chainId), false)}</a>`)}</div>`;
   }
   const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
   const marks = (/** @type {WallRow} */ row) => (quiet.size || left !== null ? row.cells.map((cell) => (quiet.has(cell.chainId) ? 1 : 0) + (dims(cell) ? 2 : 0)).join("") : "");
   const like = to({ ...base, view: "group", group: "-" });
-  if (links.current.like !== like) links.current = { like, hrefs: new Map() };
-  const { hrefs } = links.current;
-  const href = (/** @type {WallRow} */ { groupId }) => {
-    let found = hrefs.get(groupId);
-    if (found === undefined) hrefs.set(groupId, (found = groupId ? to({ ...base, view: "group", group: groupId }) : to({ ...base, view: "chains" })));
-    return found;
+  const href = (/** @type {WallRow} */ { groupId }) => (groupId ? to({ ...base, view: "group", group: groupId }) : to({ ...base, view: "chains" }));
+  const question = (/** @type {WallRow} */ row) => {
+    const at = marks(row);
+    return same(row.groupId, [row, at, like], () => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${at} />`);
   };
   const most = Math.min(Math.max(...shown.map((row) => row.cells.length), 8), MOST_IN_LINE);
-  return html`<div class="wall" style=${{ "--cells": most }}>${shown.map((row) => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${marks(row)} />`)}</div>`;
+  return html`<div class="wall" style=${{ "--cells": most }}>${shown.map(question)}</div>`;
 }
 
-/** A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is. */
-const Question = memo(QuestionRow);
-
-/** @param {{row: WallRow, href: string, marks: string}} props */
-function QuestionRow({ row, href, marks }) {
+/**
+ * A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is.
+ * @param {{row: WallRow, href: string, marks: string}} props
+ */
+function Question({ row, href, marks }) {
+  const same = useNodes();
   const what = row.groupId === "" ? "chains without a group" : row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
+  const cellAt = (/** @type {import("../wall.js").Cell} */ cell, /** @type {number} */ i) => {
+    const mark = marks[i] ?? "0";
+    return same(cell.chainId, [cell, mark], () => drawnCell(cell, mark === "1" || mark === "3", mark > "1"));
+  };
   return html`<a class="question" data-row href=${href}>
-    <span class="cells">${row.cells.map((cell, i) => html`<${Cell} key=${cell.chainId} cell=${cell} quiet=${marks[i] === "1" || marks[i] === "3"} dim=${Number(marks[i]) > 1} />`)}</span>
+    <span class="cells">${row.cells.map(cellAt)}</span>
     <span class="what"><bdi>${what}</bdi></span>
     <span class="hidden-name">, ${oneLine(row.groupId, 60) || "chains without a group"}, ${row.done} of ${row.cells.length} over, mean reward </span>
     <span class="mean">${row.mean === null ? (row.done === row.cells.length ? "–" : "…") : fixed(row.mean)}</span>

@@ -9,12 +9,13 @@ from pathlib import Path
 from rollcast.errors import InputError
 from rollcast.serve.secrecy import has_token, shown_url
 
-__all__ = ["server_address"]
+__all__ = ["hub_address", "server_address"]
 
 DEFAULT_PORT = 8765
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _EVERY_ADDRESS = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104  (a server listens there, but clients cannot connect to it)
 _FILES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".gz", ".zst"}
+_BEGINNINGS_OF_PATHS = ("/", "./", "../", "~", "file:")
 _EXPECTED = "expected HOST:PORT, such as localhost:8765, or ws://localhost:8765 (wss:// with TLS)"
 
 
@@ -27,6 +28,27 @@ def server_address(given: str) -> str:
     text = given.strip()
     _refuse_file(text)
     _refuse_token(text)
+    return _address(text, given)
+
+
+def hub_address(given: str) -> str:
+    """As `server_address`, of a hub to which a process publishes.
+
+    Raises:
+        InputError: it has a token in it, or cannot be an address; the message tells which.
+    """
+    text = given.strip()
+    if has_token(text):
+        raise InputError(
+            f"{shown_url(text)!r} has a token in it, and everybody on the host sees such addresses; give it as "
+            "ROLLCAST_HUB_TOKEN in the environment, or as token=…"
+        )
+    if not text or text.startswith(_BEGINNINGS_OF_PATHS):
+        raise InputError(f"{shown_url(given)!r} is not an address of a hub; {_EXPECTED}")
+    return _address(text, given)
+
+
+def _address(text: str, given: str) -> str:
     if text.isascii() and text.isdecimal():
         text = f"localhost:{text}"
     scheme, mark, rest = text.partition("://")
@@ -112,7 +134,7 @@ def _refuse_file(text: str) -> None:
         there = path.exists()
     except (OSError, ValueError):  # a name that is too long, or has a NUL
         there = False
-    looks_like_one = path.suffix.lower() in _FILES or text.startswith(("/", "./", "../", "~", "file:"))
+    looks_like_one = path.suffix.lower() in _FILES or text.startswith(_BEGINNINGS_OF_PATHS)
     if there or looks_like_one:
         what = "a folder" if there and path.is_dir() else "a file" if there else "the name of a file"
         raise InputError(

@@ -1,0 +1,445 @@
+"""A producer and a stand-in for its hub."""
+
+import asyncio
+import logging
+import os
+import threading
+
+import pytest
+
+from hub_standin import Hub
+from rollcast.archive import Archive, list_records
+from rollcast.records import StreamEventType
+from rollcast.serve import producer as producer_module
+from rollcast.serve.hub_observer import HubStreamObserver
+from rollcast.serve.protocol import Cancel, Done, ErrorFrame
+from rollcast.stream import StreamingManager
+
+T = StreamEventType
+MESSAGES = [{"role": "user", "content": "Hello."}]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Producers come back soon, and wait for little at their end."""
+    monkeypatch.setattr("rollcast.serve.hub_link.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollcast.serve.hub_link.LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(producer_module, "DRAIN_S", 0.3)
+
+
+@pytest.fixture
+async def publishing(tmp_path):
+    """Makes a manager that publishes to a hub; all are ended after the test."""
+    made = []
+
+    def make(hub, **settings):
+        manager = StreamingManager(drain_timeout=0.5)
+        observer = HubStreamObserver(
+            hub.url, **{"token": "t", "source": "s", "directory": tmp_path} | settings
+        )
+        manager.add_observer(observer)
+        made.append((manager, observer))
+        return manager
+
+    yield make
+    for manager, observer in made:
+        await manager.aclose()
+        await asyncio.to_thread(observer.producer.finish)
+        producer_module._producers.clear()
+    assert not [t for t in threading.enumerate() if t.name == "rollcast-hub-producer"]
+
+
+def producer_of(manager):
+    (observer,) = manager.observers
+    return observer.producer
+
+
+async def settled(manager):
+    """Wait until the hub has everything."""
+    await manager.drain()
+    async with asyncio.timeout(30):
+        while not producer_of(manager).is_up_to_date:
+            await asyncio.sleep(0.005)
+
+
+async def records(directory):
+    return await asyncio.to_thread(list_records, directory)
+
+
+def events_in(path):
+    return [*Archive.open(path).events()]
+
+
+def say(chain, *texts):
+    with chain.generation() as generation:
+        for text in texts:
+            generation.chunk(text)
+
+
+async def test_everything_but_tokens_travels(publishing):
+    """Nobody watches: the hub gets what happens, numbered from 1, under the name of the process, and no token."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a", "b")
+        await settled(manager)
+        assert hub.types() == [
+            "run_start", "chain_start", "llm_generation_start", "llm_generation_end", "chain_end", "run_end"
+        ]  # fmt: skip
+        assert [*hub.numbers().values()] == [[1, 2, 3, 4, 5, 6]]
+        assert {event.source for event in hub.of()} == {"s"}
+        (hello,) = hub.hellos
+        assert (hello.role, hello.source, hello.token) == ("producer", "s", "t")
+        assert hello.host
+        assert hello.epoch
+        assert manager.totals().emitted.get("llm_generation_chunk") is None
+
+
+async def test_tokens_of_a_watched_chain_travel_after_a_snapshot(publishing):
+    """A chain that comes into view is published with a snapshot, and then its tokens; those of others are not even made."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with (
+                run.chain(MESSAGES) as one,
+                run.chain(MESSAGES) as two,
+                one.generation() as first,
+                two.generation() as second,
+            ):
+                first.chunk("a")
+                await hub.until(lambda: hub.types().count("llm_generation_start") == 2)
+                await hub.want({"chains": ["chain_0"]})
+                await hub.until(lambda: "chain_snapshot" in hub.types())
+                first.chunk("b")
+                second.chunk("c")
+                await hub.until(lambda: "llm_generation_chunk" in hub.types())
+        await settled(manager)
+        (snapshot,) = (e for e in hub.of() if e.event_type is T.CHAIN_SNAPSHOT)
+        assert snapshot.data["content"] == "a"
+        chunks = [e for e in hub.of() if e.event_type is T.LLM_GENERATION_CHUNK]
+        assert [(e.chain_id, e.data["content"], e.data["offset"]) for e in chunks] == [("chain_0", "b", 1)]
+
+
+async def test_an_interest_expires(publishing):
+    """A hub that does not renew its interest has nobody who watches."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain, chain.generation() as generation:
+                await hub.until(lambda: "llm_generation_start" in hub.types())
+                await hub.want({}, expires_s=0.2)
+                await hub.until(lambda: "chain_snapshot" in hub.types())
+                assert manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id)
+                async with asyncio.timeout(30):
+                    while manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id):
+                        await asyncio.sleep(0.01)
+                generation.chunk("a")
+        await settled(manager)
+        assert "llm_generation_chunk" not in hub.types()
+
+
+async def rollout(manager, chains=12):
+    async with manager.run() as run:
+        for _ in range(chains):
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+            await asyncio.sleep(0.01)
+    return run.run_id
+
+
+def assert_whole(hub, chains):
+    """The hub has every event once, in order."""
+    types = hub.types()
+    assert types[0] == "run_start"
+    assert types[-1] == "run_end"
+    assert [types.count(name) for name in ("chain_start", "chain_end", "llm_generation_end")] == [chains] * 3
+    seqs = [event.seq for event in hub.of()]
+    assert seqs == sorted(set(seqs))
+    assert "gap" not in types
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+async def test_a_connection_that_is_cut_loses_and_doubles_nothing(publishing, after):
+    """What was not acknowledged is sent again, under its numbers."""
+    async with Hub(cut_after=after) as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            for _ in range(12):
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+                await settled(manager)
+        await settled(manager)
+        assert_whole(hub, 12)
+        assert len(hub.hellos) == 2
+        assert len({hello.epoch for hello in hub.hellos}) == 1
+
+
+async def test_lost_acknowledgements_double_nothing(publishing):
+    """What the hub has and the producer does not know of is sent again, and dropped."""
+    async with Hub(acks=False) as hub:
+        manager = publishing(hub)
+        await rollout(manager)
+        await hub.until(lambda: "run_end" in hub.types())
+        hub.acks = True
+        hub.cut()
+        await settled(manager)
+        assert_whole(hub, 12)
+
+
+async def test_a_hub_that_is_away_for_a_while(publishing):
+    """What happens meanwhile waits in memory."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+            await settled(manager)
+            await hub.stop()
+            for _ in range(20):
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+            await manager.drain()
+            await hub.start()
+        await settled(manager)
+        assert_whole(hub, 21)
+
+
+async def test_what_does_not_fit_in_memory_is_recorded_and_handed_over(publishing, monkeypatch, tmp_path):
+    """A hub is away for longer: the rest is in a local record, which is read back in order, and removed once the hub has it."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 8 << 10)
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+            await settled(manager)
+            await hub.stop()
+            for _ in range(100):
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+                await manager.drain()
+            (record,) = await records(tmp_path)
+            assert record.state == "running"
+            await hub.start()
+            for _ in range(20):
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+                await asyncio.sleep(0.001)
+        await settled(manager)
+        assert_whole(hub, 121)
+        async with asyncio.timeout(30):
+            while await records(tmp_path):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_hub_that_does_not_read_holds_up_nobody(publishing, monkeypatch, tmp_path):
+    """A hub takes nothing for a while: the run goes on, memory is bounded, and nothing is lost."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 64 << 10)
+    async with Hub() as hub:
+        manager = publishing(hub)
+        hub.reading.clear()
+        async with manager.run() as run:
+            for _ in range(300):
+                with run.chain([{"role": "user", "content": "x" * 1000}]) as chain:
+                    say(chain, "a")
+            await manager.drain()
+            async with asyncio.timeout(30):
+                while not await records(tmp_path):
+                    await asyncio.sleep(0.01)
+            assert producer_of(manager)._outbox.bytes < 128 << 10
+            hub.reading.set()
+        await settled(manager)
+        assert_whole(hub, 300)
+
+
+@pytest.mark.parametrize("mended", [False, True])
+async def test_a_disk_that_takes_nothing(publishing, monkeypatch, tmp_path, mended):
+    """What fits neither in memory nor on the disk is lost, and a `gap` says so when the hub is back."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 8 << 10)
+    directory = tmp_path / "records"
+    directory.write_text("a file where the folder should be")
+    async with Hub() as hub:
+        manager = publishing(hub, directory=directory)
+        async with manager.run() as run:
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+            await settled(manager)
+            await hub.stop()
+            for number in range(100):
+                if mended and number == 80:
+                    directory.unlink()
+                with run.chain(MESSAGES) as chain:
+                    say(chain, "a")
+                await manager.drain()
+            await hub.start()
+            with run.chain(MESSAGES) as chain:
+                say(chain, "a")
+        await settled(manager)
+    events = hub.of()
+    (gap,) = (e for e in events if e.event_type is T.GAP)
+    assert gap.source == "s"
+    assert gap.run_id == run.run_id
+    lost = sum(gap.data["dropped"].values())
+    assert lost > 0
+    seqs = [e.seq for e in events if e.event_type is not T.GAP]
+    assert seqs == sorted(set(seqs))
+    assert len(seqs) + lost == 2 + 4 * 102
+    between = {*range(gap.data["from_seq"], gap.data["to_seq"] + 1)}
+    assert {*range(seqs[0], seqs[-1] + 1)} - {*seqs} <= between
+    ((numbers),) = hub.numbers().values()
+    assert numbers == [*range(1, len(numbers) + 1)]
+
+
+async def test_a_process_that_ends_leaves_its_record_to_the_next(publishing, monkeypatch, tmp_path):
+    """The hub is away at the end: the record says for whom it is, and the next producer hands it over and says that it is all."""
+    hub = Hub()
+    async with hub:
+        pass
+    first = publishing(hub, source="first")
+    await rollout(first, chains=5)
+    await first.aclose()
+    ended = next(iter(producer_module._producers.values()))
+    await asyncio.to_thread(ended.finish)
+    (record,) = await records(tmp_path)
+    assert (record.path / "handover.json").exists()
+    assert len(await asyncio.to_thread(events_in, record.path)) == 2 + 4 * 5
+    monkeypatch.setattr("rollcast.serve.handover.is_alive", lambda writer: False)
+    async with hub:
+        second = publishing(hub, source="second")
+        await rollout(second, chains=1)
+        await hub.until(lambda: hub.ended)
+        await settled(second)
+        assert [source for source, _ in hub.ended] == ["first"]
+        types = hub.types("first")
+        assert types.count("chain_end") == 5
+        assert hub.types("second").count("chain_end") == 1
+        async with asyncio.timeout(30):
+            while await records(tmp_path):
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"close_with": (4500, "the token is missing or wrong")}, "the token is missing or wrong"),
+        ({"close_with": (4510, "hello asks for version 1; this server speaks 0")}, "this server speaks 0"),
+        ({"features": []}, "takes nothing from producers"),
+        ({"scopes": ["read"]}, "the scope `publish`"),
+    ],
+)
+async def test_a_hub_that_refuses_is_told_of_once(publishing, caplog, settings, said):
+    """The run goes on, and one sentence says why nothing is published."""
+    async with Hub(**settings) as hub:
+        manager = publishing(hub)
+        with caplog.at_level(logging.WARNING, "rollcast.serve"):
+            await rollout(manager, chains=3)
+            async with asyncio.timeout(30):
+                while producer_of(manager).refused is None:
+                    await asyncio.sleep(0.01)
+            await rollout(manager, chains=3)
+        assert said in caplog.text
+        assert len(caplog.records) == 1
+        assert len(hub.hellos) == 1
+
+
+async def test_a_hub_that_is_not_there_is_told_of_once(publishing, caplog):
+    """The run goes on, and one sentence says that the hub cannot be reached."""
+    hub = Hub()
+    async with hub:
+        pass
+    manager = publishing(hub)
+    with caplog.at_level(logging.WARNING, "rollcast.serve"):
+        await rollout(manager, chains=3)
+        async with asyncio.timeout(30):
+            while producer_of(manager).link.failures < 4:
+                await asyncio.sleep(0.01)
+    (record,) = caplog.records
+    assert "cannot be reached" in record.getMessage()
+
+
+async def test_a_hub_cancels(publishing):
+    """A `cancel` of the hub reaches the run, and is answered."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        asked = []
+        async with manager.run() as run:
+            run.on_cancel = asked.append
+            with run.chain(MESSAGES):
+                await hub.until(lambda: "chain_start" in hub.types())
+                await hub.send(Cancel(run.run_id, id="1"))
+                await hub.send(Cancel(run.run_id, chain_id="chain_7", id="2"))
+                await hub.send(Cancel("another", id="3"))
+                await hub.until(lambda: len(hub.answers) == 3)
+        done, no_chain, no_run = hub.answers
+        assert done == Done("1", run.run_id, chains=["chain_0"], ending=1)
+        assert asked == [None]
+        assert isinstance(no_chain, ErrorFrame)
+        assert isinstance(no_run, ErrorFrame)
+        assert [no_chain.id, no_run.id] == ["2", "3"]
+
+
+async def test_managers_share_a_connection(publishing):
+    """Two managers of a process are one source with one numbering."""
+    async with Hub() as hub:
+        one, two = publishing(hub), publishing(hub)
+        await asyncio.gather(rollout(one, 3), rollout(two, 3))
+        await settled(one)
+        await settled(two)
+        assert len(hub.hellos) == 1
+        assert hub.types().count("run_end") == 2
+        ((numbers),) = hub.numbers().values()
+        assert numbers == [*range(1, len(numbers) + 1)]
+
+
+async def test_secrets_are_masked(publishing):
+    """What came from outside leaves the process without its secrets."""
+    key = "sk-" + "a1B2" * 8
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain([{"role": "user", "content": f"my key is {key}"}]) as chain:
+                say(chain, "ok")
+        await settled(manager)
+        (start,) = (e for e in hub.of() if e.event_type is T.CHAIN_START)
+        assert start.data["messages"][0]["content"] == "my key is [masked:openai-key]"
+
+
+async def test_an_event_that_is_too_large_is_shortened(publishing):
+    """An event larger than the hub takes in a message arrives shortened, and the others whole."""
+    async with Hub() as hub:
+        hub.limits = type(hub.limits)(message_bytes=32 << 10)
+        manager = publishing(hub)
+        async with manager.run() as run:
+            with run.chain([{"role": "user", "content": "x" * 200_000}]) as chain:
+                say(chain, "a")
+        await settled(manager)
+        (start,) = (e for e in hub.of() if e.event_type is T.CHAIN_START)
+        assert "truncated" in start.data
+        assert_whole(hub, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_forked_child_is_another_source(publishing):
+    """A forked child publishes under a name and an epoch of its own, and what waited in its parent is its parent's."""
+    async with Hub() as hub:
+        manager = publishing(hub, source=None)
+        await rollout(manager, 1)
+        await settled(manager)
+        child = os.fork()
+        if child == 0:
+            try:
+                with manager.run() as run, run.chain(MESSAGES):
+                    pass
+                producer_of(manager).finish()
+            finally:
+                os._exit(0)
+        await asyncio.to_thread(os.waitpid, child, 0)
+        await hub.until(
+            lambda: sum(t == "run_end" for s in {h.source for h in hub.hellos} for t in hub.types(s)) == 2
+        )
+        own, others = hub.hellos
+        assert own.source != others.source
+        assert own.epoch != others.epoch
+        assert {event.source for event in hub.of(others.source)} == {others.source}
