@@ -23,6 +23,7 @@ from fleet.by_hand import (
 )
 from rollcast.archive import Archive
 from rollcast.archive.index import read_run_file
+from rollcast.serve import WebSocketStreamingClient
 
 LEFT_OUT = ("ROLLCAST_RECORDS", "ROLLCAST_TOKEN", "ROLLCAST_HUB", "ROLLCAST_HUB_TOKEN", "SSH_CONNECTION")
 ENV = {name: value for name, value in os.environ.items() if name not in LEFT_OUT} | {"PYTHONUNBUFFERED": "1"}
@@ -90,7 +91,14 @@ def events_in(path):
 
 
 BEGUN = [start(0), chain(1, "chain_0"), event("llm_generation_start", 2, "chain_0", step=1, **GENERATION)]
-GENERATED = {"content": "Hello", "completion_tokens": 2, "finish_reason": "stop", "duration_s": 1.0}
+GENERATED = {
+    "content": "Hello",
+    "completion_tokens": 2,
+    "finish_reason": "stop",
+    "duration_s": 1.0,
+    "prompt_tokens": 1,
+    "ttft_s": 0.1,
+}
 REST = [chain_end(9, "chain_0"), end(10)]
 
 
@@ -141,3 +149,34 @@ async def test_what_was_recorded_and_not_acknowledged_is_taken_once(command, tmp
         async with talking(again.url, token=hub.token) as viewer:
             (row,) = await viewer.rows("sources")
     assert (row["events"], row["duplicates"]) == (2, 3)
+
+
+async def test_a_viewer_goes_on_where_it_was(command):
+    """From its cursor, through the record of the hub that died and into that of the next one; nothing comes twice."""
+    hub = await asyncio.to_thread(command)
+    seen = []
+
+    async def watch(client):
+        async for each in client:
+            if each.event_type not in ("gap", "chain_snapshot"):
+                seen.append((str(each.event_type), each.seq))
+            if each.event_type == "run_end":
+                return
+
+    async with WebSocketStreamingClient(hub.url, token=hub.token) as client:
+        watching = asyncio.create_task(watch(client))
+        async with producing(hub.url, token=hub.token) as producer:
+            await producer.publish(1, *BEGUN)
+            await producer.acked(3)
+        while len(seen) < 3:
+            await asyncio.sleep(0.01)
+        port = hub.url.rpartition(":")[2]
+        await asyncio.to_thread(hub.end, signal.SIGKILL)
+        again = await asyncio.to_thread(command, "--port", port)
+        async with producing(again.url, token=hub.token) as producer:
+            await producer.publish(4, event("llm_generation_end", 3, "chain_0", step=1, **GENERATED), *REST)
+            await producer.acked(6)
+            async with asyncio.timeout(60):
+                await watching
+    kinds = ["run_start", "chain_start", "llm_generation_start", "llm_generation_end", "chain_end", "run_end"]
+    assert seen == list(zip(kinds, [0, 1, 2, 3, 9, 10], strict=True))

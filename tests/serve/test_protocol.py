@@ -13,6 +13,7 @@ from rollcast.errors import DecodeError
 from rollcast.records import EventFilter
 from rollcast.serve.access import Grant, authorize
 from rollcast.serve.protocol import (
+    Ack,
     Batch,
     Cancel,
     CancelRun,
@@ -22,11 +23,14 @@ from rollcast.serve.protocol import (
     CloseSubscription,
     Done,
     ErrorFrame,
+    FilterFrame,
     Greet,
     Hello,
+    Interest,
     OpenSubscription,
     Ping,
     Pong,
+    Publish,
     Query,
     Rows,
     RunInfo,
@@ -40,6 +44,8 @@ from rollcast.serve.protocol import (
     StopQuery,
     Subscribe,
     Subscribed,
+    TakeAnswer,
+    TakeEvents,
     Unsubscribe,
     Update,
     Welcome,
@@ -134,7 +140,12 @@ def test_another_version_is_refused():
     assert code(Play().say(Hello(version=2))) is CloseCode.VERSION
 
 
-TOKENS = (Token("watch"), Token("rule", ("read", "control")), Token("old", expires_at=500.0))
+TOKENS = (
+    Token("watch"),
+    Token("rule", ("read", "control")),
+    Token("old", expires_at=500.0),
+    Token("send", ("publish",)),
+)
 
 
 @pytest.mark.parametrize(
@@ -455,10 +466,104 @@ def test_rows_that_are_json_already_make_the_frame_that_the_schema_has():
     assert decode_server_frame(rows_frame("x", b"")) == Rows("x", [])
 
 
+PRODUCER = Hello("send", role="producer", source="w", epoch="e", host="there", time=7.0)
+EVENTS = [msgspec.Raw(b"{}")]
+
+
+def producer(**options):
+    """A producer's session at a hub."""
+    play = Play(TOKENS, hub=True, **options)
+    (greeting,) = play.say(PRODUCER)
+    assert greeting.producer == msgspec.structs.replace(PRODUCER, token=None)
+    return play
+
+
+def test_a_producer_publishes_and_answers():
+    """What it sends is taken as it is, its events unread."""
+    play = producer()
+    assert play.say(Publish(1, EVENTS)) == [TakeEvents(Publish(1, EVENTS))]
+    assert play.say(Publish(4, [], "v", "f", last=True)) == [TakeEvents(Publish(4, [], "v", "f", last=True))]
+    assert play.say(Done("c")) == [TakeAnswer(Done("c"))]
+    assert play.say(ErrorFrame(404, "no", "c")) == [TakeAnswer(ErrorFrame(404, "no", "c"))]
+    assert play.say(Ping()) == [Send(Pong())]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "closes", "says"),
+    [
+        ({"token": "watch"}, CloseCode.FORBIDDEN, "the publish scope; this one may only read"),
+        ({"token": "x"}, CloseCode.BAD_TOKEN, "wrong"),
+        ({"source": ""}, CloseCode.BAD_FRAME, "has no source"),
+        ({"epoch": " "}, CloseCode.BAD_FRAME, "has no epoch"),
+        ({"source": "a\x1b[2J"}, CloseCode.BAD_FRAME, "can be printed"),
+        ({"version": 2}, CloseCode.VERSION, "version 2"),
+    ],
+)
+def test_a_producer_that_may_not_publish_is_closed(wrong, closes, says):
+    """For good, in a sentence."""
+    (close,) = Play(TOKENS, hub=True).say(msgspec.structs.replace(PRODUCER, **wrong))
+    assert close.code is closes
+    assert says in close.message
+
+
+@pytest.mark.parametrize("frame", [Subscribe("a"), Query(id="a", what="runs"), Cancel("r", id="a")])
+def test_a_producer_asks_for_nothing(frame):
+    """Whatever its token allows."""
+    play = Play(TOKENS, hub=True)
+    play.say(PRODUCER)
+    (answer,) = play.say(frame)
+    assert (answer.frame.code, answer.frame.id) == (403, "a")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Publish(1, []),
+        Publish(1, EVENTS, source="v"),
+        Publish(1, EVENTS, epoch="f"),
+        Publish(1, EVENTS, last=True),
+    ],
+)
+def test_a_publish_that_is_wrong_is_answered(frame):
+    """And the session goes on."""
+    play = producer()
+    (answer,) = play.say(frame)
+    assert answer.frame.code == 400
+    assert play.say(Publish(1, EVENTS)) == [TakeEvents(Publish(1, EVENTS))]
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_a_viewer_publishes_nothing(hub):
+    """Not at a hub, and a server that is none says so to producers, too."""
+    play = Play(TOKENS, hub=hub)
+    play.say(PRODUCER if not hub else Hello("send"))
+    assert play.session.producer is None
+    (answer,) = play.say(Publish(1, EVENTS))
+    assert answer.frame.code == 400
+    assert ("only a producer" if hub else "`rollcast hub` starts one") in answer.frame.message
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
 SPEEDS = st.just("max") | st.floats(0, 1e6)
 FRAMES = st.one_of(
     st.builds(Hello, st.sampled_from([None, "watch", "rule", "old", "x"])),
+    st.builds(
+        Hello,
+        st.sampled_from([None, "send", "rule"]),
+        role=st.just("producer"),
+        source=st.sampled_from(["", "w", "\x1b"]),
+        epoch=st.sampled_from(["", "e"]),
+    ),
+    st.builds(
+        Publish,
+        st.integers(0, 9),
+        st.lists(st.sampled_from([msgspec.Raw(b"{}"), msgspec.Raw(b"7")]), max_size=2),
+        source=st.sampled_from(["", "v"]),
+        epoch=st.sampled_from(["", "f"]),
+        last=st.booleans(),
+    ),
+    st.builds(Done, NAMES),
+    st.builds(ErrorFrame, st.integers(400, 5000), NAMES, NAMES),
     st.builds(Subscribe, NAMES, since=st.sampled_from(["live", "start", "x.3"])),
     st.builds(Update, NAMES),
     st.builds(Unsubscribe, NAMES),
@@ -504,10 +609,14 @@ def mutated(draw):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(FRAMES | mutated() | JUNK, st.floats(0, 30)), max_size=40), st.booleans())
-def test_whatever_comes_the_rules_hold(messages, locked):
+@given(
+    st.lists(st.tuples(FRAMES | mutated() | JUNK, st.floats(0, 30)), max_size=40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_comes_the_rules_hold(messages, locked, hub):
     """Nothing raises; nothing is done before hello or after the close; scopes, ids and the clock are kept."""
-    play = Play(TOKENS if locked else ())
+    play = Play(TOKENS if locked else (), hub=hub)
     greeted = closed = False
     opened, asked = set(), set()
     for message, pause in messages:
@@ -540,6 +649,12 @@ def test_whatever_comes_the_rules_hold(messages, locked):
                     assert len(asked) <= LIMITS.queries
                 case StopQuery(id):
                     asked.remove(id)
+                case TakeEvents(frame):
+                    assert "publish" in play.session.grant.scopes
+                    assert play.session.producer.source == "w"
+                    assert bool(frame.source) == bool(frame.epoch)
+                case TakeAnswer():
+                    assert play.session.producer is not None
                 case Close(close_code, message_out):
                     assert 4000 <= close_code <= 4999
                     assert message_out
@@ -595,6 +710,11 @@ SERVER_FRAMES = [
     Batch("a", "x.1", []),
     Done("a", "r", "c"),
     ErrorFrame(4500, "no"),
+    Welcome(1, [], 20.0, Limits(), ["publish"], ["hub"], acked=3),
+    Ack(3),
+    Ack(3, "v", "f"),
+    Interest(2, [FilterFrame(chains=["c"])], 60.0),
+    Cancel("r", id="1"),
     Ping(),
     Pong(),
 ]
@@ -611,6 +731,9 @@ CLIENT_FRAMES = [
     Speed("a", 0.0),
     Speed("a", "max"),
     Cancel("r"),
+    Hello(role="producer", source="w", epoch="e", host="there", time=1.7e9),
+    Publish(1, [msgspec.Raw(b'{"event_type":"error"}')]),
+    Publish(1, [], "v", "f", last=True),
     Ping(),
     Pong(),
 ]

@@ -48,6 +48,7 @@ SETTLE_S = 0.05  # how often to look whether what viewers want has changed
 TICK_S = 1.0
 LOOK_S = 0.02  # how often to look whether a run has ended, or observers have changed
 PORTION = 256  # events that are taken without a pause: about 3 ms
+MOST_RUNS = 65_536  # open at once, of all producers
 EXPIRY = 3  # heartbeats without a renewal after which a producer takes it that nobody watches
 
 
@@ -121,9 +122,10 @@ class Hub:
             observer = self.server.get_observer()
             observer.mode = "lossless"  # the producers wait, on their side of the wire
             self.manager.add_observer(observer)
-        for event in self._restored.open:
-            self.manager.relay(event)
+        self.manager.expect_relayed_runs(MOST_RUNS)
+        self._relay(self._restored.open)
         self.intake.restore(self._restored.open)
+        await self._recorded()  # so that viewers who come back find it in the record
         await self.server.start()
         loop = asyncio.get_running_loop()
         self._tasks = [
@@ -225,9 +227,9 @@ class Hub:
         """See `ProducerDesk.rows`."""
         return self.intake.rows()
 
-    def lost(self, source: str) -> None:
-        """A producer is dead for certain: end what it left open."""
-        self._relay(self.intake.lose(source))
+    def lost(self, source: str, status: str = "unknown") -> None:
+        """A producer is dead for certain: end what it left open, with this status of its part; see `Intake.lose`."""
+        self._relay(self.intake.lose(source, status))
 
     async def ended(self, run_id: str, timeout: float) -> bool:
         """Wait until every producer of a run has ended its part of it. False if that takes longer than `timeout` seconds."""
@@ -275,19 +277,24 @@ class Hub:
         marks = self.intake.marks()
         if not marks:
             return
-        record = record_of(self.manager)
-        if record is not None:
-            while not await caught_up(self.manager, record):
-                logger.debug("the record is behind; producers wait for their acks")
-            await record.recorded()
-            if record.failing is not None:
-                self._unsafe.set()
-                return
+        if not await self._recorded():
+            self._unsafe.set()
+            return
         await self._note_acks([((mark.source, mark.epoch), mark.number) for mark in marks])
         for mark in marks:
             if self.intake.safe(mark):
                 whose = ("", "") if mark.own else (mark.source, mark.epoch)
                 mark.link.send(Ack(mark.number, *whose))
+
+    async def _recorded(self) -> bool:
+        """Wait until what was relayed is recorded. False if it cannot be."""
+        record = record_of(self.manager)
+        if record is None:
+            return True
+        while not await caught_up(self.manager, record):
+            logger.debug("the record is behind; producers wait for their acks")
+        await record.recorded()
+        return record.failing is None
 
     async def _note_acks(self, marks: list[tuple[Key, int]]) -> None:
         if self._acks is not None:

@@ -11,6 +11,7 @@ the events that its record has, by run, source and `seq`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -478,7 +479,7 @@ class Intake:
         elif kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
             self._end(source, run_id)
         elif event.chain_id:
-            run.chains.add(event.chain_id)
+            run.chains.add(sys.intern(event.chain_id))
 
     def _end(self, source: _Source, run_id: str) -> None:
         """The source has ended its part of a run, and with it those that it led."""
@@ -548,22 +549,39 @@ class Intake:
                     events += self._closing(source, process, reason)
         return events
 
-    def _closing(self, source: _Source, process: _Epoch, reason: str) -> Iterator[StreamEvent]:
+    def _closing(
+        self, source: _Source, process: _Epoch, reason: str, status: str = "unknown"
+    ) -> Iterator[StreamEvent]:
         """A `gap` that stands for the end of each run, as far as this process would have told of it."""
         process.lost_at = None
         for run_id, run in list(process.runs.items()):
             first = run.last_seq + 1
-            yield gap(source.name, run_id, first, first, {}, reason, run_status="unknown")
+            yield gap(source.name, run_id, first, first, {}, reason, run_status=status)
             self._leave(source, run_id)
 
-    def lose(self, name: str) -> list[StreamEvent]:
-        """What is to be said now that a producer is known to be dead; nothing if it left nothing open."""
+    def lose(self, name: str, status: str = "unknown") -> list[StreamEvent]:
+        """What is to be said now that a producer is known to be dead; nothing if it left nothing open.
+
+        Args:
+            name: the producer.
+            status: what its part of its runs comes to: `completed` if others do its work again.
+        """
         source = self._sources.get(name)
         reason = f"the producer {_shown(name)} has died"
         processes = [] if source is None else list(source.epochs.values())
-        return [event for each in processes for event in self._closing(self._sources[name], each, reason)]
+        return [
+            event for each in processes for event in self._closing(self._sources[name], each, reason, status)
+        ]
 
     # -- what is told ----------------------------------------------------------------------------------------------------
+
+    def is_connected(self, name: str) -> bool:
+        """Whether this producer has a connection."""
+        return name in self._sources and self._sources[name].link is not None
+
+    def has_ended(self, run_id: str, name: str) -> bool:
+        """Whether this producer has ended its part of a run."""
+        return (run_id, name) in self._ended
 
     def knows_run(self, run_id: str) -> bool:
         """Whether a producer has told of this run, and it has not ended."""

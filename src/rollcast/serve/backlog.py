@@ -62,6 +62,11 @@ class Backlog:
         )
 
     @property
+    def saved(self) -> int:
+        """How many events are in the local record."""
+        return 0 if self._spool is None else self._spool.position
+
+    @property
     def needs_work(self) -> bool:
         """Whether there is something to write, to read or to remove."""
         return self.spooling or self._spool is not None or self._outbox.bytes > self._memory_bytes

@@ -20,6 +20,7 @@ import msgspec
 from rollcast.archive.pace import Pace
 from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
 from rollcast.archive.record_process import Items, RecordProcess
+from rollcast.archive.recovery import CRASHED
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
@@ -131,6 +132,8 @@ class RecordFeed:
         self._part = 1  # which part of the snapshots is sent next
         self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[Lane, int] = {}  # the `seq` of the latest event that was given
+        self._going_on: set[Lane] = set()  # runs and sources of this part that a later part goes on with
+        self._begun: set[Lane] = set()  # those of the parts before, whose start is repeated where they go on
         # The runs and sources that were told that something could not be read; None: everything could.
         self._holed: set[Lane] | None = None
         self._why = ""
@@ -164,11 +167,14 @@ class RecordFeed:
             source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
             if self.snapshots:
                 await self._give_snapshots(parts[0])
-            for part in parts[:-1]:
+            for number, part in enumerate(parts[:-1], 1):
                 self._begin(part)
+                self._going_on = await self._lanes_of(part, parts[number:])
                 await self._give(part, None)
                 if part.crashed:
                     await self._end_lost_runs(part)
+                self._begun |= self._going_on
+            self._going_on = set()
             if source.on_disk is None:
                 await self._follow(parts[-1])
             else:
@@ -324,6 +330,9 @@ class RecordFeed:
 
     async def _give_event(self, event: RecordedEvent) -> None:
         """Add the event to the batch when it is due, after a `gap` if something before it could not be read."""
+        if self._joins_parts(event):
+            self._position = event.position + 1
+            return
         pace = self.subscription.pace
         if pace is not None and event.event_type != StreamEventType.GAP:
             await self._until_due(event.timestamp, pace)
@@ -343,6 +352,28 @@ class RecordFeed:
             await self._add(data)
         self._position = event.position + 1
         self._last[lane] = max(event.seq, last)
+
+    def _joins_parts(self, event: RecordedEvent) -> bool:
+        """Whether the event is there only since a run goes on in another record: its start once more, or the gap of a crash."""
+        lane = Lane(event.run_id, event.source)
+        if event.event_type == StreamEventType.RUN_START:
+            return lane in self._begun
+        if event.event_type == StreamEventType.GAP and lane in self._going_on:
+            return bool(_gap_decoder.decode(event.data).data.get("reason") == CRASHED)
+        return False
+
+    async def _lanes_of(self, part: Part, later: list[Part]) -> set[Lane]:
+        """The runs and sources of a record that later ones go on with, as those of a hub that was restarted do."""
+        lanes = await self._all_lanes(part)
+        going_on: set[Lane] = set()
+        for each in later if lanes else ():
+            going_on |= lanes & await self._all_lanes(each)
+        return going_on
+
+    async def _all_lanes(self, part: Part) -> set[Lane]:
+        page = await self._source.records.rows(RunsWanted(path=str(part.path), limit=MAX_LOST_RUNS))
+        rows = map(msgspec.json.decode, page.rows)
+        return {Lane(row["run_id"], source) for row in rows for source in row["sources"]}
 
     async def _add(self, data: bytes) -> None:
         room, settings = self.subscription.room, self._source.settings
@@ -390,10 +421,21 @@ class RecordFeed:
         for row in map(msgspec.json.decode, page.rows):
             for source, status in row["sources"].items() if row["status"] == "lost" else ():
                 lane = Lane(row["run_id"], source)
-                if status == "lost" and self.subscription.selector.filter.wants_gap(*lane):
+                if (
+                    status == "lost"
+                    and lane not in self._going_on
+                    and self.subscription.selector.filter.wants_gap(*lane)
+                ):
                     first = self._last.get(lane, -1) + 1
                     await self._add(encoded(_gap(lane, first, first, DIED, "unknown")))
         await self._send()
+
+
+class _GapData(msgspec.Struct):
+    data: dict[str, object]
+
+
+_gap_decoder = msgspec.json.Decoder(_GapData)
 
 
 def _gap(lane: Lane, first: int, last: int, reason: str, run_status: str | None = None) -> StreamEvent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
@@ -15,13 +16,15 @@ from rollcast.errors import ArchiveError
 from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.serve.producing import Outbox, publish_frame
 from rollcast.serve.protocol import Ack
+from rollcast.serve.settings import Limits
 from rollcast.serve.spool import HANDOVER_FILE, Handover, Numbers, SpoolReader, forget
 
 __all__ = ["HandOver", "records_to_hand_over"]
 
 LOCK_FILE = "handover.lock"
 WINDOW_BYTES = 1 << 20  # the events of this process come before those of the past
-AGAIN_S = 0.05  # how long to wait if the hub's limits allow no further message now
+PAUSE_S = 0.025
+ANSWER_S = 60.0  # how long the hub may take to acknowledge something; it may have a disk that is slow
 
 
 def records_to_hand_over(directory: Path, hub: str) -> list[Path]:
@@ -56,9 +59,10 @@ class HandOver:
         path: of the record's folder.
         handover: what it says.
         lock: that is held.
+        limits: of the hub.
     """
 
-    def __init__(self, path: Path, handover: Handover, lock: FolderLock) -> None:
+    def __init__(self, path: Path, handover: Handover, lock: FolderLock, limits: Limits) -> None:
         self._path = path
         self._lock = lock
         self._names = (handover.source, handover.epoch)
@@ -66,12 +70,13 @@ class HandOver:
         self._reader = SpoolReader(path, numbers)
         first = numbers.at(0) if numbers.pieces else 1
         self._outbox = Outbox(WINDOW_BYTES, acked=first - 1, source=handover.source, epoch=handover.epoch)
+        self._outbox.connected(limits, time.monotonic)
+        self._position = 0
         self._last = first - 1  # the number of the last event that was read
         self._acked = asyncio.Event()
-        self._answered = first - 1
 
     @classmethod
-    def of(cls, path: Path) -> Self | None:
+    def of(cls, path: Path, limits: Limits) -> Self | None:
         """Begin to hand over a record; None if somebody else does, or did."""
         lock = FolderLock(path / LOCK_FILE)
         try:
@@ -82,36 +87,52 @@ class HandOver:
         if handover is None or lock.is_gone():
             lock.release()
             return None
-        return cls(path, handover, lock)
+        return cls(path, handover, lock, limits)
 
     def ack(self, ack: Ack) -> None:
         """The hub has events of a producer that has ended."""
         if (ack.source, ack.epoch) == self._names:
-            self._answered = max(self._answered, ack.seq)
             self._outbox.ack(ack.seq)
             self._acked.set()
 
-    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send the record, and return when the hub has all of it."""
-        position, source, epoch = 0, *self._names
+    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> bool:
+        """Send the record, and return when the hub has all of it. False if the hub does not take it."""
+        source, epoch = self._names
         while True:
-            while self._outbox.has_room:
-                blocks, position = self._reader.read(position)
-                if not blocks:
-                    break
-                for block in blocks:
-                    self._last = block.last
-                    self._outbox.next_number = block.last + 1
-                    self._outbox.put_recorded(block)
+            self._read()
             self._acked.clear()
             for frame in self._outbox.frames():
                 await send(frame)
             if self._outbox.idle:
                 break
-            await self._acked.wait()
+            if not self._outbox.can_send() and not await self._answer():
+                return False
+            await asyncio.sleep(PAUSE_S)
+        if not self._last:
+            return True  # there was nothing in it
         self._acked.clear()
         await send(publish_frame(self._last + 1, b"", source=source, epoch=epoch, last=True))
-        await self._acked.wait()
+        return await self._answer()
+
+    def _read(self) -> None:
+        """Read on in the record, as far as there is room."""
+        while self._outbox.has_room:
+            blocks, self._position = self._reader.read(self._position)
+            if not blocks:
+                return
+            for block in blocks:
+                self._last = block.last
+                self._outbox.next_number = block.last + 1
+                self._outbox.put_recorded(block)
+
+    async def _answer(self) -> bool:
+        """Wait until the hub answers; False if it does not."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._acked.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def done(self, *, hub_records: bool) -> None:
         """The hub has it: remove the record, or keep it if the hub has no record of its own."""

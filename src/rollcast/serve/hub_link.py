@@ -40,6 +40,7 @@ logger = logging.getLogger("rollcast.serve")
 FIRST_PAUSE_S = 0.2  # before connecting again; it doubles each time, up to
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 1.0  # after a connection that lasted so long, the pauses begin anew
+LOOK_AGAIN_S = 30.0  # after so long, look whether a producer on this host has died and left something
 SILENCE = 3  # after so many heartbeats without a byte the hub counts as gone
 
 
@@ -99,6 +100,8 @@ class HubLink:
         self._directory = directory
         self._owner = owner
         self._handing: HandOver | None = None
+        self._told_of_loss = False
+        self._told_of_absence = False
 
     def end_soon(self) -> None:
         """The process ends: do not wait long for the next try to connect."""
@@ -137,7 +140,10 @@ class HubLink:
         refusal = refusal_in(error, new_token=False)
         if refusal is not None:
             self._refuse(f"it refuses: {refusal}")
+        elif not self._session.welcomed and self._told_of_absence:
+            logger.debug("the hub %s cannot be reached (%s)", url, why(error))
         elif not self._session.welcomed:
+            self._told_of_absence = True  # until it is back
             self._owner.say(
                 f"the hub {url} cannot be reached ({why(error)}); the run goes on, and the hub is tried again"
             )
@@ -193,17 +199,19 @@ class HubLink:
         with suppress(ConnectionClosed):  # whoever reads finds that too
             while True:
                 self.to_send.clear()
-                frames = outbox.frames(number=not self._backlog.spooling)
+                in_memory = not self._backlog.spooling
+                frames = outbox.frames(number=in_memory)
                 for frame in frames:
                     await connection.send(frame, text=True)
-                if not frames:
+                if not frames and not outbox.can_send(number=in_memory):
                     await self.to_send.wait()
-                if outbox.waiting_bytes < FRAME_BYTES:
+                if not frames or outbox.waiting_bytes < FRAME_BYTES:
                     await asyncio.sleep(FLUSH_S)
 
     async def _act(self, action: Action, connection: ClientConnection) -> None:
         match action:
             case Welcomed():
+                self._told_of_absence = False
                 self._backlog.hub_records = action.records
                 if action.forgot:
                     self._owner.narrow(Wanted(WITH_SNAPSHOTS))
@@ -216,7 +224,10 @@ class HubLink:
             case Answer(frame):
                 await connection.send(encode_frame(frame), text=True)
             case NotTaken(message):
-                self._owner.say(f"the hub {self._dialer.url} does not take something: {message}")
+                if not self._told_of_loss:  # once: a fault in one event is mostly in thousands
+                    self._told_of_loss = True
+                    self._owner.say(f"the hub {self._dialer.url} does not take something: {message}")
+                logger.debug("the hub %s does not take something: %s", self._dialer.url, message)
             case Cancel():
                 answer = answer_to_cancel(action, self._owner.manager_of(action.run_id))
                 await connection.send(encode_frame(answer), text=True)
@@ -224,14 +235,20 @@ class HubLink:
     async def _hand_over(self, connection: ClientConnection) -> None:
         """Hand over what producers that have ended left for this hub on this host, one record after the other."""
         with suppress(ConnectionClosed):
-            for path in records_to_hand_over(self._directory, self._dialer.url):
-                handing = HandOver.of(path)
-                if handing is None:
-                    continue  # another producer hands it over
-                self._handing = handing
-                try:
-                    await handing.run(lambda frame: connection.send(frame, text=True))
-                    handing.done(hub_records=self._backlog.hub_records)
-                finally:
-                    self._handing = None
-                    handing.release()
+            while True:
+                for path in records_to_hand_over(self._directory, self._dialer.url):
+                    await self._hand_over_one(path, connection)
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _hand_over_one(self, path: Path, connection: ClientConnection) -> None:
+        handing = HandOver.of(path, self._session.limits)
+        if handing is None:
+            return  # another producer hands it over
+        self._handing = handing
+        try:
+            if await handing.run(lambda frame: connection.send(frame, text=True)):
+                handing.done(hub_records=self._backlog.hub_records)
+                logger.info("the hub %s has what was left in %s", self._dialer.url, path)
+        finally:
+            self._handing = None
+            handing.release()

@@ -47,7 +47,7 @@ MEMORY_BYTES = (
 OVERFULL = 1.25  # times as much, which waits while the disk is slow, and then the observers' own queues fill
 BEAT_S = 10.0  # how often the local record says that its writer lives
 DRAIN_S = 5.0  # how long the end of the process waits for a hub
-SAVE_S = 5.0  # and how long it then waits for a disk
+SAVE_S = 5.0  # and how long it then waits for a disk that takes nothing
 
 
 class Watching(Protocol):
@@ -230,8 +230,13 @@ class HubProducer:
     def finish(self) -> None:
         """Do the same as `end`, and wait for it."""
         thread = self.end()
-        if thread is not None:
-            thread.join(self.drain_timeout + SAVE_S)
+        if thread is None:
+            return
+        thread.join(self.drain_timeout)
+        before = -1
+        while thread.is_alive() and (saved := self._backlog.saved) != before:  # the disk takes something
+            before = saved
+            thread.join(SAVE_S)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -345,7 +350,7 @@ class HubProducer:
 
 
 _lock = threading.Lock()
-_producers: dict[tuple[str, str | None, str | None], HubProducer] = {}
+_producers: dict[tuple[str, str], HubProducer] = {}  # by the hub's address and the source
 
 
 def producer_for(
@@ -360,7 +365,7 @@ def producer_for(
 
     Args:
         url: of the hub.
-        token: see `HubProducer`.
+        token: see `HubProducer`; that of whoever asks first counts.
         source: see `HubProducer`.
         tls_ca: see `Dialer`.
         directory: of records; None: as `record_directory` says.
@@ -368,8 +373,8 @@ def producer_for(
     Raises:
         InputError: the address cannot be one, or has a token in it.
     """
-    key = (url, token, source)
     with _lock:
+        key = (url, source or source_of_process())
         if key not in _producers:
             dialer = Dialer(url, tls_ca)
             _producers[key] = HubProducer(
@@ -392,4 +397,14 @@ def _finish_all() -> None:
         each.finish()
 
 
+def _after_fork() -> None:
+    """In a forked child the producers have other names by now, and nobody holds the lock."""
+    global _lock
+    _lock = threading.Lock()
+    known = {(url, each.source): each for (url, _), each in _producers.items()}
+    _producers.clear()
+    _producers.update(known)
+
+
 lifetime.call_at_last(_finish_all)
+lifetime.call_after_fork(_after_fork)

@@ -263,6 +263,10 @@ class Outbox:
         """How many bytes of events are held."""
         return self.waiting_bytes + self._out_bytes + self._sent_bytes
 
+    def can_send(self, *, number: bool = True) -> bool:
+        """Whether `frames` has something to send as soon as the hub's limits allow a further message."""
+        return bool(self._out or (number and self.waiting)) and self._sent_bytes < self._window
+
     @property
     def has_room(self) -> bool:
         """Whether more of what is recorded may be put in."""
@@ -344,6 +348,7 @@ class Publishing:
         outbox: the producer's events.
         welcomed: whether the hub has greeted this producer on the connection that is open.
         heartbeat_s: the hub's heartbeat, in seconds.
+        limits: the hub's.
         wanted: the filter of the producer's observers.
     """
 
@@ -353,6 +358,7 @@ class Publishing:
         self.outbox = Outbox(window)
         self.welcomed = False
         self.heartbeat_s = 20.0
+        self.limits = Limits()
         self.wanted = LIFECYCLE
         self._source = source
         self._host = host
@@ -444,7 +450,7 @@ class Publishing:
         forgot = known < outbox.acked and not records
         outbox.ack(known)
         outbox.connected(frame.limits, self._clock)
-        self.welcomed, self.heartbeat_s = True, frame.heartbeat_s
+        self.welcomed, self.heartbeat_s, self.limits = True, frame.heartbeat_s, frame.limits
         return [Welcomed(records, forgot)]
 
     def _interested(self, frame: Interest) -> list[Action]:

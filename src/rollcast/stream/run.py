@@ -35,6 +35,7 @@ from rollcast.records.jsonable import as_json, detached
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
+from rollcast.stream.processes import SharedRun
 from rollcast.stream.queue import Control, EventQueue, event_size
 
 __all__ = ["RunAbout", "RunWriter", "new_run_id"]
@@ -77,6 +78,7 @@ class RunAbout(TypedDict, total=False):
     name: str | None
     tags: Sequence[str]
     tools: Sequence[dict[str, Any]]
+    leader: str | None
 
 
 class RunWriter:
@@ -91,13 +93,15 @@ class RunWriter:
         agent, model, backend, policy_version: fields of `run_start`.
         parent_run_id: the training run that this is a rollout of, or the run whose chain began this one.
         split: `train` or `eval`.
-        run_id: the run's id; None: one is made.
+        run_id: the run's id; None: one is made, or, for the first run of a process that has no parent, what `ROLLCAST_RUN_ID` says.
+            Processes that give the same id make one run of several sources; chains and groups need ids that differ then.
         on_cancel: called by `manager.cancel` with a chain id, or None for the whole run, from any thread.
         train_step: the training step that its chains are for; in an evaluation, the step that it comes after.
         seed, sampling, settings: what to pass to get the same run again, how its generations are sampled, and how else it goes.
             They are shown to every observer, so leave secrets out.
         name, tags: what its owner calls it.
         tools: the schemas of the agent's tools.
+        leader: the source of the process that began the run, if this is only a part of it.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class RunWriter:
         name: str | None = None,
         tags: Sequence[str] = (),
         tools: Sequence[dict[str, Any]] = (),
+        leader: str | None = None,
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
@@ -129,7 +134,11 @@ class RunWriter:
         )
         self.on_cancel = on_cancel
         self.live = live
-        self.run_id = run_id or new_run_id()
+        shared = SharedRun.take() if live and run_id is None and parent_run_id is None else None
+        self.run_id = run_id or shared or new_run_id()
+        self.source = fanout.source
+        # Ends the ids of chains and groups that are made here, if other processes make some for the same run.
+        self.suffix = f"@{self.source}" if shared and self.source else ""
         self.seq = -1  # that of the last event
         self.model = model
         self.policy_version = policy_version
@@ -149,27 +158,17 @@ class RunWriter:
         self._opened = False
         self.loop: asyncio.AbstractEventLoop | None = None  # the loop in which it was opened
         self.lock: AbstractContextManager[Any] = fanout.lock if live else _NO_LOCK
-        self._route = Route(fanout, self.run_id, "", None)
+        self._route = Route(fanout, self.run_id, "", None, self.source)
         self._began = time.perf_counter()
         self._start: dict[str, Any] = {
-            "chains": chains,
-            "groups": groups,
-            "agent": agent,
-            "model": model,
-            "backend": backend,
+            "chains": chains, "groups": groups, "agent": agent, "model": model, "backend": backend,
             "policy_version": policy_version,
-        }
+        }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
-            "split": split,
-            "train_step": train_step,
-            "seed": seed,
-            "sampling": sampling,
-            "settings": settings,
-            "name": name,
-            "tags": list(tags) or None,
-            "tools": list(tools) or None,
-        }
+            "split": split, "train_step": train_step, "seed": seed, "sampling": sampling, "settings": settings, "name": name,
+            "tags": list(tags) or None, "tools": list(tools) or None, "leader": leader,
+        }  # fmt: skip
         self._start.update({field: value for field, value in known.items() if value is not None})
 
     def open(self) -> Self:
@@ -203,17 +202,19 @@ class RunWriter:
             chain.end("cancelled" if status != "failed" else "error")
         self.status = status
         total, rewarded = self._rewards
+        led = {name: self._start[name] for name in ("leader",) if name in self._start}
         if self.live:
             with self.lock:
                 self._emit(
                     T.RUN_END,
                     {
                         "status": status,
-                        "chains": self.chains,
+                        "chains": 0 if led else self.chains,
                         "failed": self._totals["failed"],
                         "mean_reward": total / rewarded if rewarded else None,
                         "completion_tokens": self._totals["completion_tokens"],
                         "duration_s": time.perf_counter() - self._began,
+                        **led,
                     },
                 )
                 self.fanout.runs.pop(self.run_id, None)
@@ -245,19 +246,25 @@ class RunWriter:
         self.open_chains.pop(chain.trajectory.chain_id, None)
         self._add_to_totals(chain.trajectory)
 
-    def count_elsewhere(self, trajectory: Trajectory) -> None:
-        """Add a chain to the totals that another process ran for this run, which no longer changes."""
+    def count_elsewhere(self, trajectory: Trajectory, announced: str) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes.
+
+        Args:
+            trajectory: what the chain came to.
+            announced: the id under which it was announced.
+        """
         with self.lock:
-            self.announced.pop(trajectory.chain_id, None)
+            self.announced.pop(announced, None)
             self.chains += 1
             self._add_to_totals(trajectory)
 
     def _add_to_totals(self, trajectory: Trajectory) -> None:
+        if "leader" not in self._start:  # otherwise the leader counts it
+            self._totals["failed"] += trajectory.finish_reason == "error"
+            self._totals["completion_tokens"] += trajectory.completion_tokens
+            if trajectory.reward is not None:
+                self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
-        self._totals["failed"] += trajectory.finish_reason == "error"
-        self._totals["completion_tokens"] += trajectory.completion_tokens
-        if trajectory.reward is not None:
-            self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
         self._note_places(trajectory)  # again, for observers that were added meanwhile
 
@@ -272,7 +279,7 @@ class RunWriter:
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
-                if not wanted.wants_gap(self.run_id, self.fanout.source):  # it wants nothing of this run
+                if not wanted.wants_gap(self.run_id, self.source):  # it wants nothing of this run
                     continue
                 missing = (
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
@@ -354,9 +361,9 @@ class RunWriter:
 
     def _free_id(self) -> str:
         number = self.chains
-        while f"chain_{number}" in self._chain_ids:
+        while f"chain_{number}{self.suffix}" in self._chain_ids:
             number += 1
-        return f"chain_{number}"
+        return f"chain_{number}{self.suffix}"
 
     def error(self, error: BaseException | str, where: str) -> None:
         """Record a failure that concerns the run as a whole."""
@@ -429,11 +436,11 @@ class RunWriter:
 
     def as_of(self) -> Mapping[str, int]:
         """See `OpenRun.as_of`."""
-        return {self.fanout.source: self.seq}
+        return {self.source: self.seq}
 
     def next_seq(self, source: str) -> int | None:
         """See `OpenRun.next_seq`."""
-        if source != self.fanout.source:
+        if source != self.source:
             return None
         self.seq += 1
         return self.seq
@@ -473,7 +480,7 @@ class RunWriter:
                 chain.trajectory.chain_id,
                 chain.trajectory.group_id,
                 self.run_id,
-                self.fanout.source,
+                self.source,
             )
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()
