@@ -62,9 +62,8 @@ def main() -> None:
 
 def _hurry(plan: WorkerPlan) -> None:
     """Shorten the times for which a producer waits, and its memory, so that a test sees what comes after them."""
-    import rollcast.serve.handover as handover
     import rollcast.serve.hub_link as link
-    from rollcast.serve import producer
+    from rollcast.serve import handover, producer
 
     link.LOOK_AGAIN_S, handover.ANSWER_S = 0.2, 3.0
     link.FIRST_PAUSE_S, link.LONGEST_PAUSE_S, link.STEADY_S = 0.05, 0.3, 0.2
