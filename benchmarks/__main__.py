@@ -29,6 +29,7 @@ BENCHMARKS = {
     "scale": "benchmarks.scale",
     "views": "benchmarks.views",
     "page": "benchmarks.page",
+    "fleet": "benchmarks.fleet",
     "recording": "benchmarks.recording",
     "archive": "benchmarks.archive",
     "peers": "benchmarks.peers",
@@ -37,7 +38,10 @@ BENCHMARKS = {
     "learning": "benchmarks.learning",
     "trl": "benchmarks.trl_learning",
 }
-PARTS = {"page": ("paint", "delay", "wall", "long", "memory", "record", "cost")}
+PARTS = {
+    "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),
+    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "many", "memory", "soak"),
+}
 HISTORY = Path(__file__).parent / "history"
 
 
@@ -51,7 +55,9 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         prog="python -m benchmarks", description=(main.__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
-        "names", nargs="*", help=f"from {', '.join(BENCHMARKS)}; by default all; page.paint is a part of page"
+        "names",
+        nargs="*",
+        help=f"from {', '.join(BENCHMARKS)}; by default all; page.paint and fleet.load are parts",
     )
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: to check that it works, not to measure"

@@ -109,6 +109,9 @@ def blocking_calls_fail():
             function.can_block_in(
                 "rollcast/stream/playback.py", {"play"}
             )  # reads a record in a loop that has nothing else
+            function.can_block_in(
+                "rollcast/fleet/runner.py", {"_unpacked"}
+            )  # loads an agent, before anything runs
             # A trainer blocks, and so does what it calls; its modules are imported with ours.
             function.can_block_in("rollcast/train/trl.py", {"<module>", "__init__", "__call__", "train"})
         yield

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
-    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
+    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
 ]  # fmt: skip
 
 
@@ -46,6 +46,9 @@ def test_every_benchmark_is_tried(benchmarks):
 
 def test_the_parts_of_a_benchmark_are_those_that_it_has(benchmarks):
     """A part can be run by its name; another name is refused with a sentence."""
+    from benchmarks import fleet
+
+    assert (*fleet.PARTS, *fleet.EXTRA_PARTS) == benchmarks.PARTS["fleet"]
     module = pytest.importorskip("benchmarks.page", exc_type=ImportError)
     assert tuple(module.PARTS) == benchmarks.PARTS["page"]
 

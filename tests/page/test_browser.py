@@ -97,6 +97,70 @@ def test_tokens_come_into_one_text_node(stage, tab):
     stage.finish()
 
 
+def test_a_turn_that_is_over_has_elements_for_the_tokens_that_stand_out(stage, tab):
+    """So it costs nothing while others are written; the pointer finds each token, shaded or not."""
+    stage.begin(stage.guesses())
+    stage.finish()
+    page = tab().open(stage.url)
+    see(page, ".question").click()
+    see(page, "[data-column]", "chain_1").click()
+    see(page, ".tokens", "guess 12.")
+    second = page.locator(".tokens").nth(1)
+    parts = second.evaluate(
+        "e => [...e.childNodes].map((each) => [each.textContent, each.className ?? null])"
+    )
+    assert [part[0] for part in parts] == ["guess ", "12", "."]
+    assert [part[1] for part in parts if part[1] is not None] == ["t3"]
+    box = second.locator(".t3").bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + box["height"] / 2)
+    see(page, "[aria-live] dd", '"12"')
+    page.mouse.move(box["x"] + box["width"] + 4, box["y"] + box["height"] / 2)
+    see(page, "[aria-live] dd", '"."')
+
+
+def test_the_cells_of_a_line_are_equally_high(stage, tab):
+    """Whatever each chain wrote there; also after the columns have become wider."""
+    stage.begin(stage.guesses(tail="found it after many words " * 12))
+    page = tab().open(stage.url)
+    see(page, ".question").click()
+    see(page, ".columns .tail")
+    stage.let_go_on()
+    see(page, ".columns .say", "many words")
+    tops = """[...document.querySelectorAll('.column')].map((column) => [...column.querySelectorAll('.turn-cell')]
+      .map((cell) => Math.round(cell.getBoundingClientRect().top)).join())"""
+    until(page, f"new Set({tops}).size === 1 && document.querySelectorAll('.columns .say').length === 4")
+    assert len(page.evaluate(tops)) == 5
+    page.set_viewport_size({"width": 900, "height": 900})
+    until(page, f"new Set({tops}).size === 1")
+    stage.finish()
+
+
+def test_a_runs_name_and_tags_are_shown(stage, tab):
+    """On its overview and in the list of runs."""
+
+    async def played():
+        async with stage.manager.run(
+            chains=1,
+            groups=1,
+            agent="guess",
+            model="staged",
+            name="tuesday",
+            tags=["<b>ablation</b>", "seed 3"],
+        ) as run:
+            with run.chain([{"role": "user", "content": QUESTION}]) as chain:
+                chain.end("answered")
+
+    stage.begin(played())
+    stage.finish()
+    page = tab().open(stage.url)
+    see(page, '[aria-label="Tags"] .pill', "seed 3")
+    assert page.locator('[aria-label="Tags"] .pill').all_inner_texts() == ["<b>ablation</b>", "seed 3"]
+    see(page, ".crumb", "tuesday")
+    page.keyboard.press("r")
+    see(page, ".runs td", "tuesday")
+    assert page.locator(".runs .pill").all_inner_texts() == ["<b>ablation</b>", "seed 3"]
+
+
 def test_token_facts_on_focus(stage, tab):
     """Arrow keys go from token to token; text, id, probability and policy are told."""
     stage.begin(stage.guesses())
@@ -376,7 +440,5 @@ def test_what_a_browser_loads(stage, tab):
         "icon.svg",
         "main.js",
         "style.css",
-        "vendor/hooks.js",
-        "vendor/htm.js",
-        "vendor/preact.js",
+        "vendor/preact_htm.js",
     ]

@@ -297,6 +297,39 @@ def test_a_gap_stands_where_it_is_and_is_loaded_from_the_record(recorded_stage, 
     see(page, ".tokens", "Found it, says 0.")
 
 
+def test_a_gap_in_the_list_of_events_is_loaded_from_the_record(recorded_stage, tab):
+    """What is missing comes in the gap's place, between what came before and behind it."""
+    stage = recorded_stage()
+    events = made(guessing(start=time.time() - 3600, chains=1))
+    kinds = [event.event_type for event in events]
+    lost = events[kinds.index("tool_call_start") : kinds.index("tool_call_end")]
+    stage.relay(events[: kinds.index("tool_call_start")])
+    page = tab().open(f"{stage.url}#/run/guessing/events")
+    see(page, ".status", "Live")
+    while stage.server.statistics().subscriptions < 2:  # those of the runs and of the list
+        page.wait_for_timeout(20)
+    gap = {
+        "from_seq": lost[0].seq,
+        "to_seq": lost[-1].seq,
+        "dropped": {},
+        "reason": "it was told to be",
+    }
+    at = lost[-1]
+    stage.relay_past_the_server(
+        lost, StreamEvent(StreamEventType.GAP, "", at.timestamp, gap, seq=at.seq, run_id="guessing")
+    )
+    see(page, ".event-row", "events are missing")
+    assert page.locator(".event-row", has_text="tool_observation").count() == 0
+    page.get_by_role("button", name="Load").click()
+    see(page, ".event-row", "guess → higher")
+    shown = page.locator(".event-row .type").all_inner_texts()
+    assert "gap" not in shown
+    assert [kind for kind in shown if kind.startswith("tool")] == ["tool_call_start", "tool_observation"]
+    stage.relay(events[kinds.index("tool_call_end") :])
+    see(page, ".event-row", "run_end")
+    assert "Replaying" not in page.locator(".status").inner_text()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_axe_finds_nothing_in_a_replay(opened, tab, tmp_path, theme, width):

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { length, slice, Tail, weight } from "../../src/rollcast/serve/page/bounded.js";
-import { callLine, fold, oneLine, splitCalls, visible, visiblePieces } from "../../src/rollcast/serve/page/text.js";
+import { callLine, fold, oneLine, splitCalls, visible } from "../../src/rollcast/serve/page/text.js";
 
 test("characters that cannot be seen become escapes, as in Python", () => {
   assert.equal(visible("a\x1b[31mb\u202ec\u200bd\r\x00"), "a\\x1b[31mb\\u202ec\\u200bd\\r\\x00");
@@ -14,16 +14,6 @@ test("characters that cannot be seen become escapes, as in Python", () => {
 test("line breaks, tabs, emoji and letters of all scripts stay", () => {
   const text = "Zeile\n\tÜber 数字 שלום 🤔 e\u0301\u00a0x";
   assert.equal(visible(text), text);
-});
-
-test("pieces tell an escape from the same text that a model wrote", () => {
-  assert.deepEqual(visiblePieces("\\x1b and \x1b\x07!"), [
-    { text: "\\x1b and ", escaped: false },
-    { text: "\\x1b\\x07", escaped: true },
-    { text: "!", escaped: false },
-  ]);
-  assert.deepEqual(visiblePieces(""), []);
-  assert.deepEqual(visiblePieces("\r"), [{ text: "\\r", escaped: true }]);
 });
 
 test("one line has no more characters than asked for, and no half ones", () => {

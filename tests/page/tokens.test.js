@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { BUCKETS, bucketOf, leastLogprob, probability, surpriseScale, Tokens } from "../../src/rollcast/serve/page/tokens.js";
+import { surprise, Tokens } from "../../src/rollcast/serve/page/tokens.js";
 
 const chunk = (step, content, ids, logprobs, more = {}) => ({
   event_type: "llm_generation_chunk",
@@ -67,39 +67,16 @@ test("memory is bounded: the earliest generations go first", () => {
   assert.ok(tokens.count <= 131_072);
 });
 
-const spans = (...logprobs) => logprobs.map((logprob, i) => ({ at: i, end: i + 1, text: "x", ids: [i], logprobs: logprob === null ? [] : [logprob] }));
-
-test("sure tokens are in the lowest bucket, and buckets rise with surprise", () => {
-  const scale = surpriseScale(spans(-0.01, -0.5, -1, -2, -4));
-  const buckets = [-0.01, -0.5, -1, -2, -4].map((logprob) => bucketOf(logprob, scale));
-  assert.equal(buckets[0], 0);
-  assert.deepEqual(buckets, [...buckets].sort());
-  assert.equal(buckets.at(-1), BUCKETS - 1);
+test("sure tokens are on the lowest level, and levels rise with surprise up to the highest", () => {
+  const levels = [1, 0.95, 0.9, 0.6, 0.4, 0.3, 0.15, 0.1, 0.05, 0.001, 0].map(surprise);
+  assert.deepEqual(levels.slice(0, 3), [0, 0, 0]);
+  assert.deepEqual(levels, [...levels].sort());
+  assert.equal(new Set(levels).size, 7);
+  assert.deepEqual(levels.slice(-3), [6, 6, 6]);
 });
 
-test("one outlier does not flatten the scale of the others", () => {
-  const usual = Array.from({ length: 99 }, (_, i) => -0.2 - i / 33);
-  const scale = surpriseScale(spans(...usual, -30));
-  assert.ok(scale.top < 4, `${scale.top}`);
-  assert.ok(new Set(usual.map((logprob) => bucketOf(logprob, scale))).size >= 6);
-});
-
-test("tokens without a log-probability, such as masked ones, have no bucket and no part in the scale", () => {
-  assert.equal(bucketOf(null, surpriseScale([])), null);
-  assert.deepEqual(surpriseScale(spans(null, -1, -Infinity, NaN)), surpriseScale(spans(-1)));
-  assert.equal(bucketOf(-Infinity, surpriseScale([])), BUCKETS - 1);
-});
-
-test("a model that is nearly always sure has no tokens that stand out for nothing", () => {
-  const scale = surpriseScale(spans(-0.001, -0.12));
-  assert.ok((bucketOf(-0.12, scale) ?? 9) <= 1);
-});
-
-test("probabilities of spans multiply, and are unknown if one is", () => {
-  assert.ok(Math.abs((probability(spans(Math.log(0.5), Math.log(0.5))) ?? 0) - 0.25) < 1e-12);
-  assert.equal(probability(spans(-1, null)), null);
-  assert.equal(probability([]), null);
-  assert.equal(leastLogprob({ at: 0, end: 1, text: "", ids: [1, 2], logprobs: [-1, -3] }), -3);
+test("a token without a probability, such as a masked one, has no level", () => {
+  assert.equal(surprise(null), null);
 });
 
 test("merged chunks that say how long their pieces are, are divided; those whose lengths do not fit stay together", () => {

@@ -21,9 +21,7 @@ LOADED = [
     "style.css",
     "icon.svg",
     "main.js",
-    "vendor/preact.js",
-    "vendor/hooks.js",
-    "vendor/htm.js",
+    "vendor/preact_htm.js",
 ]
 
 # Prints for each pair of files whether both have the same tokens, each with whether it begins a line.

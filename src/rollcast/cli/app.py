@@ -199,7 +199,7 @@ def hub(
         host=host,
         token=token,
         publish_token=publish_token,
-        recording=Recording(off=no_record, directory=record_dir),
+        recording=Recording(off=no_record, directory=record_dir, lossless=not no_record),
         show=show,
         tls_cert=tls_cert,
         tls_key=tls_key,

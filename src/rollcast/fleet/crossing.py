@@ -86,7 +86,7 @@ def what_cannot_cross(value: Any, dumps: Dumps) -> tuple[str, Any, BaseException
         pickled.
     """
     found: tuple[str, Any, BaseException] | None = None
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # by id; they are kept, since ids are used again
     parts: Iterator[tuple[str, Any]] = iter([("", value)])
     for _ in range(MAX_DEPTH):
         worst = next(
@@ -95,16 +95,19 @@ def what_cannot_cross(value: Any, dumps: Dumps) -> tuple[str, Any, BaseException
         if worst is None:
             break
         found = worst
-        place, part, _error = worst
-        parts = ((place + name, inner) for name, inner in _parts(part))
+        parts = _parts_of_worst(*worst)
     return found
 
 
-def _failure(part: Any, dumps: Dumps, seen: set[int]) -> BaseException | None:
+def _parts_of_worst(place: str, part: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
+    return ((place + name, inner) for name, inner in _parts(part, error))
+
+
+def _failure(part: Any, dumps: Dumps, seen: dict[int, Any]) -> BaseException | None:
     """What pickling the part raises; None if it can be pickled, or was looked at before."""
     if id(part) in seen or len(seen) >= MAX_PARTS:
         return None
-    seen.add(id(part))
+    seen[id(part)] = part
     try:
         dumps(part)
     except Exception as error:  # noqa: BLE001  (as above)
@@ -112,7 +115,7 @@ def _failure(part: Any, dumps: Dumps, seen: set[int]) -> BaseException | None:
     return None
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+def _parts(value: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
     """What is in a value, with the way to it."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r:.40}]", inner) for key, inner in value.items())
@@ -124,7 +127,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
     else:
-        yield from ((f".{name}", inner) for name, inner in _state(value).items())
+        yield from ((f".{name}", inner) for name, inner in _state(value, error).items())
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -140,12 +143,17 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
     yield from ((f", its default {i}", inner) for i, inner in enumerate(function.__defaults__ or ()))
 
 
-def _state(value: Any) -> Mapping[str, Any]:
-    """What of a value is pickled: its attributes, or what it says that it is made from; empty if it says that it cannot be."""
+def _state(value: Any, error: BaseException) -> Mapping[str, Any]:
+    """What of a value is pickled: its attributes, or what it says that it is made from; empty if it is the value that refuses.
+
+    Args:
+        value: any object.
+        error: what pickling it raised.
+    """
     try:
         _, arguments, *rest = value.__reduce_ex__(4)
-    except Exception:  # noqa: BLE001  (the value is then named as a whole)
-        return {}
+    except Exception as own:  # noqa: BLE001  (the user's own)
+        return {} if text_of(own) == text_of(error) else _attributes(value)
     state = rest[0] if rest else None
     if isinstance(state, tuple) and len(state) == 2:  # with slots
         state = {**(state[0] or {}), **(state[1] or {})}

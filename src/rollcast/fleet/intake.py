@@ -11,6 +11,7 @@ the events that its record has, by run, source and `seq`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -353,13 +354,19 @@ class Intake:
         event: StreamEvent | None = None
         try:
             event = decode_unchecked(line)
-            self._check_place(source, process, event)
+            run = process.runs.get(event.run_id)
+            is_new = (
+                run is None or event.chain_id not in run.chains
+            )  # otherwise its names were looked at before
+            if is_new or event.source != source.name or not 0 <= event.seq <= MOST_SEQ:
+                self._check_place(source, process, event)
             if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
                 source.duplicates += 1
                 return None
             checked_event(event)
-            self._check_room(process, event)
-            self._check_order(process, event, holes)
+            if is_new:
+                self._check_room(process, event)
+            self._check_order(process, run, event, holes)
         except _RefusedEventError as refused:
             self._refuse(source, refused.cause, f"event {number} was not taken: {refused}")
         except (DecodeError, GrammarError) as error:
@@ -444,13 +451,12 @@ class Intake:
                 "too many", f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
             )
 
-    def _check_order(self, process: _Epoch, event: StreamEvent, holes: Holes) -> None:
+    def _check_order(self, process: _Epoch, run: _Run | None, event: StreamEvent, holes: Holes) -> None:
         """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
 
         Raises:
             GrammarError: it may not.
         """
-        run = process.runs.get(event.run_id)
         if run is not None and run.leapt:
             run.leapt = False
             if event.seq > run.last_seq + 1:
@@ -471,6 +477,8 @@ class Intake:
             run = process.runs[run_id] = _Run()
             self._by_run.setdefault(run_id, set()).add(source.name)
         run.last_seq = max(run.last_seq, event.seq)
+        if kind is T.LLM_GENERATION_CHUNK and event.chain_id in run.chains:
+            return
         if kind is T.RUN_START:
             run.leader = event.data.get("leader")
         elif kind is T.CHAIN_END:
@@ -478,7 +486,7 @@ class Intake:
         elif kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
             self._end(source, run_id)
         elif event.chain_id:
-            run.chains.add(event.chain_id)
+            run.chains.add(sys.intern(event.chain_id))
 
     def _end(self, source: _Source, run_id: str) -> None:
         """The source has ended its part of a run, and with it those that it led."""
@@ -548,22 +556,39 @@ class Intake:
                     events += self._closing(source, process, reason)
         return events
 
-    def _closing(self, source: _Source, process: _Epoch, reason: str) -> Iterator[StreamEvent]:
+    def _closing(
+        self, source: _Source, process: _Epoch, reason: str, status: str = "unknown"
+    ) -> Iterator[StreamEvent]:
         """A `gap` that stands for the end of each run, as far as this process would have told of it."""
         process.lost_at = None
         for run_id, run in list(process.runs.items()):
             first = run.last_seq + 1
-            yield gap(source.name, run_id, first, first, {}, reason, run_status="unknown")
+            yield gap(source.name, run_id, first, first, {}, reason, run_status=status)
             self._leave(source, run_id)
 
-    def lose(self, name: str) -> list[StreamEvent]:
-        """What is to be said now that a producer is known to be dead; nothing if it left nothing open."""
+    def lose(self, name: str, status: str = "unknown") -> list[StreamEvent]:
+        """What is to be said now that a producer is known to be dead; nothing if it left nothing open.
+
+        Args:
+            name: the producer.
+            status: what its part of its runs comes to: `completed` if others do its work again.
+        """
         source = self._sources.get(name)
         reason = f"the producer {_shown(name)} has died"
         processes = [] if source is None else list(source.epochs.values())
-        return [event for each in processes for event in self._closing(self._sources[name], each, reason)]
+        return [
+            event for each in processes for event in self._closing(self._sources[name], each, reason, status)
+        ]
 
     # -- what is told ----------------------------------------------------------------------------------------------------
+
+    def is_connected(self, name: str) -> bool:
+        """Whether this producer has a connection."""
+        return name in self._sources and self._sources[name].link is not None
+
+    def has_ended(self, run_id: str, name: str) -> bool:
+        """Whether this producer has ended its part of a run."""
+        return (run_id, name) in self._ended
 
     def knows_run(self, run_id: str) -> bool:
         """Whether a producer has told of this run, and it has not ended."""

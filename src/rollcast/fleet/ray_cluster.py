@@ -142,6 +142,13 @@ class RayCluster:
                 f"{place} refused the token of this process; give it the cluster's: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
                 "RAY_AUTH_TOKEN_PATH"
             )
+        if (
+            not self.local and isinstance(error, ConnectionError) and self._address != "auto"
+        ):  # somebody listens there
+            return (
+                f"{place} takes no connection from this process, although something listens there: it is not the head of a Ray "
+                "cluster, or the cluster wants another token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            )
         what = "cannot be started" if self.local else "cannot be reached"
         return f"{place} {what}: {type(error).__name__}: {text[:300]}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -55,12 +56,22 @@ class RunnerPool:
         order: what each begins with.
         how_many: runners.
         needs: what each needs.
+        on_death: called with what a runner said of itself, after it has died.
 
     Attributes:
         loop: the event loop.
+        about: by name, what each runner said of itself.
     """
 
-    def __init__(self, cluster: RayCluster, order: RunnerOrder, how_many: int, needs: RunnerNeeds) -> None:
+    def __init__(
+        self,
+        cluster: RayCluster,
+        order: RunnerOrder,
+        how_many: int,
+        needs: RunnerNeeds,
+        on_death: Callable[[RunnerAbout], object] = lambda _: None,
+    ) -> None:
+        self._on_death = on_death
         self._cluster = cluster
         self._ray = cluster.ray
         self._order = order
@@ -157,6 +168,7 @@ class RunnerPool:
         if name in self._loads:
             self._loads.leave(name)
             del self._actors[name]
+            self._on_death(self.about[name])
             logger.warning("%s; another one is started", self._why_none)
             self._set_coming(+1)
 
@@ -210,21 +222,26 @@ class RunnerPool:
             )  # it may only be out of reach, and must not run a chain that runs again elsewhere
             raise RunnerDiedError(self._how_died(name, error)) from error
 
-    async def call_all(self, method: str, *arguments: Any, timeout: float | None = None) -> None:
+    async def call_all(self, method: str, *arguments: Any, timeout: float | None = None) -> dict[str, Any]:
         """Call a method of every runner, and wait for it, or for the timeout. Those that die meanwhile are passed over.
+
+        Returns:
+            The answers by the runners' names.
 
         Raises:
             BaseException: what a runner's code raised.
         """
-        calls = [asyncio.create_task(self.call(name, method, *arguments)) for name in list(self._actors)]
+        calls = {asyncio.create_task(self.call(name, method, *arguments)): name for name in self._actors}
         if not calls:
-            return
+            return {}
         done, late = await asyncio.wait(calls, timeout=timeout)
         for call in late:
             call.cancel()
+        answers = {}
         for call in done:
             with suppress(RunnerDiedError):
-                call.result()
+                answers[calls[call]] = call.result()
+        return answers
 
     async def update_weights(self, reference: Any, version: int) -> None:
         """Give every runner new weights, also those that start later. When this returns, all of them sample from these.

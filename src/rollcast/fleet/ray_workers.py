@@ -15,13 +15,12 @@ from itertools import count
 from types import ModuleType
 from typing import Any, Self
 
-import msgspec
-
 from rollcast.errors import InputError
 from rollcast.fleet.crossing import pack_agent, pack_value
 from rollcast.fleet.ray_cluster import RayCluster, checked_address
 from rollcast.fleet.ray_pool import RunnerDiedError, RunnerNeeds, RunnerPool
-from rollcast.fleet.runner import RunnerOrder
+from rollcast.fleet.runner import RunnerAbout, RunnerOrder
+from rollcast.fleet.runners_hub import RunnersHub
 from rollcast.records import Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
@@ -84,6 +83,8 @@ class RayWorkers:
         self._weights: Any = None  # the newest, or a reference to them in the cluster
         self._cluster: RayCluster | None = None
         self._pool: RunnerPool | None = None
+        self._hub: RunnersHub | None = None
+        self._telling: set[asyncio.Future[None]] = set()
         self._starting: tuple[Any, asyncio.Lock] = None, asyncio.Lock()  # a lock belongs to an event loop
 
     # -- what a run asks -----------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ class RayWorkers:
             )
         dumps = self._cluster.ray.cloudpickle.dumps
         pack_value(rows, "start_messages", dumps, "leave it out of the row, or give what it is made from")
-        return _RayRun(self._pool, order, agent.grace_s)
+        return _RayRun(self._pool, self._hub, order, agent.grace_s)
 
     async def start(self, agent: AgentValue) -> None:
         """Start the runners, unless they run. Raises what `begin` raises."""
@@ -127,13 +128,40 @@ class RayWorkers:
                 await cluster.connect()
                 self._cluster = cluster
             how_many = self._how_many or cluster.how_many(self._needs.cpus, self._needs.gpus)
-            pool = RunnerPool(cluster, RunnerOrder(packed), how_many, self._needs)
+            hub = await self._started_hub(agent, cluster)
+            order = RunnerOrder(packed, {} if hub is None else hub.environment)
+            pool = RunnerPool(cluster, order, how_many, self._needs, self._tell_hub_of_death)
             if self._weights is not None:
                 if not isinstance(self._weights, cluster.ray.ObjectRef):
                     self._weights = await cluster.put(self._weights)
                 await pool.update_weights(self._weights, self._version)
-            await pool.start()
+            try:
+                await pool.start()
+            except BaseException:
+                await self._close_hub()
+                raise
             self._pool, self._agent = pool, agent
+
+    async def _started_hub(self, agent: AgentValue, cluster: RayCluster) -> RunnersHub | None:
+        """The hub to which the runners publish; None if the environment names one, which this process has too."""
+        await self._close_hub()
+        manager = agent.streaming_manager
+        if manager.publishes:
+            return None
+        self._hub = RunnersHub(manager, cluster.host)
+        await self._hub.start()
+        return self._hub
+
+    async def _close_hub(self) -> None:
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            await hub.aclose()
+
+    def _tell_hub_of_death(self, about: RunnerAbout) -> None:
+        if self._hub is not None:
+            telling = asyncio.ensure_future(self._hub.died(about.source))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
     def _pickling(self, cluster: RayCluster) -> Any:
         """A function that pickles the agent, with the modules that cannot be imported elsewhere."""
@@ -176,6 +204,7 @@ class RayWorkers:
         self._weights, self._version = None, 0
         if pool is not None and pool.loop is asyncio.get_running_loop():
             await pool.close()
+            await self._close_hub()
         cluster, self._cluster = self._cluster, None
         if cluster is not None:
             await cluster.close()
@@ -190,8 +219,9 @@ class RayWorkers:
 class _RayRun:
     """One run whose chains are played by the runners of a pool."""
 
-    def __init__(self, pool: RunnerPool, order: RunOrder, grace_s: float) -> None:
+    def __init__(self, pool: RunnerPool, hub: RunnersHub | None, order: RunOrder, grace_s: float) -> None:
         self._pool = pool
+        self._hub = hub
         self._order = order
         self._grace_s = grace_s
         self._stages: dict[str, asyncio.Task[Any]] = {}  # by chain: what its `play` waits for
@@ -203,7 +233,7 @@ class _RayRun:
         name = order.chain_id
         try:
             for attempt in count(1):
-                this = order if attempt == 1 else again(order, attempt)
+                this = order if attempt == 1 else order.again(attempt)
                 try:
                     trajectory = await self._attempt(name, this)
                 except asyncio.CancelledError:
@@ -278,12 +308,16 @@ class _RayRun:
 
     async def close(self, status: RunStatus) -> None:
         """See `RunElsewhere.close`."""
-        await self._pool.call_all("end_run", self._order.run_id, status, timeout=END_S)
-
-
-def again(order: ChainOrder, attempt: int) -> ChainOrder:
-    """The order of a chain for a later attempt: `chain_5.2`, since chain ids are unique in a run."""
-    return msgspec.structs.replace(order, chain_id=f"{order.chain_id}.{attempt}", attempt=attempt)
+        run_id = self._order.run_id
+        had_part = await self._pool.call_all("end_run", run_id, status, timeout=END_S)
+        if self._hub is None:
+            return
+        sources = [self._pool.about[name].source for name, had in had_part.items() if had]
+        for late in await self._hub.have_ended(run_id, sources, END_S):
+            logger.warning(
+                "the last events of %s did not come within %g s; a gap stands for them", late, END_S
+            )
+            await self._hub.died(late)
 
 
 def unfinished(run_id: str, order: ChainOrder, reason: Any, error: str | None = None) -> Trajectory:

@@ -116,11 +116,12 @@ class Runner:
         if part is not None:
             part.tasks.cancel(chain_id)
 
-    async def end_run(self, run_id: str, status: RunStatus) -> None:
-        """End this runner's part in a run, and wait until its events are delivered."""
+    async def end_run(self, run_id: str, status: RunStatus) -> bool:
+        """End this runner's part in a run, and wait until its events are delivered. False if it had none, or a silent one."""
         part = self._parts.pop(run_id, None)
         if part is not None:
             await part.end(status)
+        return part is not None and part.stream.live
 
     async def update_weights(self, weights: Any, version: int) -> None:
         """From the next token on, sample from these weights."""
@@ -156,6 +157,7 @@ class _Part:
             sampling=settings.sampling_data,
             settings=settings.data,
             tools=agent.tool_schemas,
+            leader=order.leader,
             **order.about,
         )
         self.tasks = ChainTasks(agent, self.stream, settings)

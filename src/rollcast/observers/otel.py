@@ -127,7 +127,10 @@ class OpenTelemetryStreamObserver(StreamObserver):
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _run_start(self, event: StreamEvent) -> None:
-        self._open_run(event, event.data)
+        if (
+            "leader" not in event.data or event.run_id not in self._runs
+        ):  # a part of a run has no span of its own
+            self._open_run(event, event.data)
 
     def _open_run(self, event: StreamEvent, data: dict[str, Any] | None) -> OpenRun:
         """Open the run's span; `data` is None if the beginning was not seen."""
@@ -156,6 +159,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
         return run
 
     def _run_end(self, event: StreamEvent) -> None:
+        if "leader" in event.data:
+            return
         run = self._runs.pop(event.run_id, None)
         if run is None:
             return

@@ -180,6 +180,8 @@ class PrometheusStreamObserver(StreamObserver):
 
     def _run_end(self, event: StreamEvent) -> None:
         data = event.data
+        if "leader" in data:  # a part of a run, whose leader ends it
+            return
         self._runs.labels(_among(data["status"], _STATUSES)).inc()
         split = self._splits.pop(event.run_id, "")
         if data["mean_reward"] is not None:

@@ -316,7 +316,10 @@ class RunStart(TypedDict):
 
 
 class RunEnd(TypedDict):
-    """A run ended; the last event that carries its `run_id`."""
+    """A run ended; the last event that carries its `run_id` and its source.
+
+    `leader`: as in `run_start`; then the totals are 0, since those of the leader count all chains.
+    """
 
     status: RunStatus
     chains: int
@@ -324,6 +327,7 @@ class RunEnd(TypedDict):
     mean_reward: float | None
     completion_tokens: int
     duration_s: float
+    leader: NotRequired[str]
 
 
 class LearnedFrom(TypedDict):

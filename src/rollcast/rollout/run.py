@@ -24,7 +24,7 @@ from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
 from rollcast.rollout.settings import RunSettings
 from rollcast.rollout.watchdog import watchdog
-from rollcast.rollout.workers import ChainOrder, RunElsewhere, RunOrder, Workers
+from rollcast.rollout.workers import ChainOrder, RunElsewhere, RunOrder, Workers, first_attempt
 from rollcast.stream import ChainWriter, current_chain
 from rollcast.stream.delivery import ensure_not_in_own_hook
 
@@ -108,6 +108,7 @@ class Run:
         if chain_id is None:
             self._cancelled = True
         else:
+            chain_id = chain_id if self._workers is None else first_attempt(chain_id)
             self._cancelled_chains.add(chain_id)
         self._chains.cancel(chain_id)
 
@@ -131,13 +132,14 @@ class Run:
                 this agent.
             WorkersError: no worker is left that could run the chains.
         """
-        settings, began = self.settings, time.perf_counter()
+        settings = self.settings
         manager = self.agent.streaming_manager
         if settings.streaming:
             ensure_not_in_own_hook("a run with streaming", manager.fanout.deliveries)
         self._name_parent()
         if self._workers is not None:
             self._elsewhere = await self._workers.begin(self.agent, self._run_order(), self.rows)
+        began = time.perf_counter()
         if self.recording is not None:
             self.recording.begin(manager, self.run_id)
         callback = self._callback_observer()
@@ -197,7 +199,8 @@ class Run:
         """What runners elsewhere must know of this run."""
         settings, stream = self.settings, self.stream
         about = {**settings.about, "parent_run_id": stream.parent_run_id, "seed": self.result.seed}
-        return RunOrder(self.run_id, msgspec.structs.replace(settings, callback=None), about)
+        leader = self.agent.streaming_manager.source
+        return RunOrder(self.run_id, msgspec.structs.replace(settings, callback=None), about, leader)
 
     def _begin_chain(self, position: int) -> None:
         """Give a chain its place in the result, and its task."""
@@ -238,7 +241,7 @@ class Run:
         finally:
             if playing.done() and not playing.cancelled() and playing.exception() is None:
                 self.result.trajectories[position] = playing.result()
-                self.stream.count_elsewhere(playing.result())
+                self.stream.count_elsewhere(playing.result(), order.chain_id)
 
     def _callback_observer(self) -> CallbackStreamObserver | None:
         if self.settings.callback is None:

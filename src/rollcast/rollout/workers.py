@@ -13,7 +13,7 @@ from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.rows import PromptRow
 from rollcast.rollout.settings import RunSettings
 
-__all__ = ["ChainOrder", "RunElsewhere", "RunOrder", "Workers"]
+__all__ = ["ChainOrder", "RunElsewhere", "RunOrder", "Workers", "first_attempt"]
 
 
 class ChainOrder(msgspec.Struct, frozen=True):
@@ -35,6 +35,16 @@ class ChainOrder(msgspec.Struct, frozen=True):
     attempt: int | None = None
     parent_chain_id: str | None = None
 
+    def again(self, attempt: int) -> ChainOrder:
+        """The order for a later attempt. Its chain has an id of its own, `chain_5.2`, since ids are unique in a run."""
+        return msgspec.structs.replace(self, chain_id=f"{self.chain_id}.{attempt}", attempt=attempt)
+
+
+def first_attempt(chain_id: str) -> str:
+    """The id of the first attempt at a chain, given that of any."""
+    name, dot, attempt = chain_id.rpartition(".")
+    return name if dot and attempt.isdecimal() else chain_id
+
 
 class RunOrder(msgspec.Struct, frozen=True):
     """What a runner must know of the run to which its chains belong.
@@ -43,11 +53,13 @@ class RunOrder(msgspec.Struct, frozen=True):
         run_id: the run's id.
         settings: the run's settings, without its callback.
         about: further fields of `run_start`.
+        leader: the source of the process that began the run.
     """
 
     run_id: str
     settings: RunSettings
     about: dict[str, Any] = {}
+    leader: str = ""
 
 
 class RunElsewhere(Protocol):

@@ -251,6 +251,16 @@ class Fanout:
             for delivery in self._deliveries:
                 delivery.limit = max(delivery.limit, self.queue_limit)
 
+    @property
+    def same_for_all_chains(self) -> bool:
+        """Whether all chains have the same targets, since no filter names a run, chain, group or source. The lock is held."""
+        return self._anywhere is not None
+
+    @property
+    def token_targets(self) -> Targets | None:
+        """The deliveries that want the tokens of all chains; None if chains differ, or before the first lookup. The lock is held."""
+        return None if self._anywhere is None else self._anywhere.get(CHUNK)
+
     # -- what they get -------------------------------------------------------------------------------------------------
 
     def interested(

@@ -247,6 +247,11 @@ class StreamingManager:
             for event, line in events:
                 self._relay.pass_on_locked(event, line)
 
+    def expect_relayed_runs(self, most: int) -> None:
+        """Let as many relayed runs be open at once, for an owner who knows which producers are there."""
+        with self.lock:
+            self._relay.runs_limit = max(most, self._relay.runs_limit)
+
     def wants(
         self, event_type: StreamEventType, chain_id: str = "", group_id: str | None = None, run_id: str = ""
     ) -> bool:

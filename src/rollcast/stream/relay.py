@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -15,6 +16,7 @@ from rollcast.records.lanes import RunSources
 from rollcast.stream.fanout import Fanout, OpenPart, Route
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
+from rollcast.stream.shared_run import SharedRun
 
 __all__ = ["Relay", "relayable"]
 
@@ -31,7 +33,7 @@ EVENT_BYTES, BYTES_OF_ONE = (
     400,
     3,
 )  # about the memory of an event, beside what its JSON takes and for each byte of it
-RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
+RUNS_LIMIT = 512  # open at once, unless somebody knows which producers are there
 
 
 def relayable(event: StreamEvent) -> StreamEvent:
@@ -61,9 +63,13 @@ class Relay:
     A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it; one of several sources
     closes when each of them has ended. While it is open, observers that join get a snapshot of each of its chains, as far as the
     relayed events show them.
+
+    Attributes:
+        runs_limit: how many runs may be open at once; with more, the oldest counts as closed, since its producer may be gone.
     """
 
     def __init__(self, fanout: Fanout) -> None:
+        self.runs_limit = RUNS_LIMIT
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
@@ -71,11 +77,18 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
-        if run is None and run_id and run_id not in fanout.runs:
-            run = self._open(run_id)
+        if (
+            run is not None
+            and event.event_type is T.LLM_GENERATION_CHUNK
+            and self._is_token_locked(run, event, line)
+        ):
+            return
+        if run is None and run_id:
+            run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
-        elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
+        elif run is None or fanout.same_for_all_chains or not event.event_type.known:
+            # A route would remember each name of a type for ever, and takes memory for each chain.
             targets = fanout.interested(
                 event.event_type, event.chain_id, event.group_id, run_id, event.source
             )
@@ -92,16 +105,43 @@ class Relay:
         for source in ended:
             for chain_id in run.chains_of(source):  # their ends were lost
                 self._close_chain(run, chain_id)
-        if ended and run.sources.over:
+        if event.event_type is T.CHAIN_START:
+            fanout.runs[run_id].announced.pop(event.chain_id, None)
+        elif ended and run.sources.over and run_id in self._runs:
             self._close(run)
+
+    def _is_token_locked(self, run: _RelayedRun, event: StreamEvent, line: bytes | None) -> bool:
+        """Queue the next token of a chain that is known, if all chains have the same readers. This is on the path of every token."""
+        chain, targets = run.chains.get(event.chain_id), self._fanout.token_targets
+        if (
+            chain is None
+            or targets is None
+            or line is None
+            or run.as_of().get(event.source, event.seq) >= event.seq
+        ):
+            return False
+        if targets:
+            self._fanout.publish_locked(event, targets, EVENT_BYTES + BYTES_OF_ONE * len(line))
+        run.note_token(chain, event, line)
+        return True
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
         for run in list(self._runs.values()):
             self._close(run)
 
+    def _part_of_own(self, run_id: str) -> _RelayedRun:
+        """What is relayed of a run that this process has open itself; it closes with that."""
+        own = self._fanout.runs[run_id]
+        if isinstance(own, SharedRun):
+            assert isinstance(own.elsewhere, _RelayedRun)
+            return own.elsewhere
+        run = _RelayedRun(self._fanout, run_id)
+        self._fanout.runs[run_id] = SharedRun(own, run)
+        return run
+
     def _open(self, run_id: str) -> _RelayedRun:
-        if len(self._runs) >= RUNS_LIMIT:
+        if len(self._runs) >= self.runs_limit:
             self._close(next(iter(self._runs.values())))
         run = self._runs[run_id] = self._fanout.runs[run_id] = _RelayedRun(self._fanout, run_id)
         self._fanout.broadcast_locked(Control("run_opened", run_id))
@@ -144,6 +184,11 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
+    def note_token(self, chain: FoldedChain, event: StreamEvent, line: bytes) -> None:
+        """Do what `note` does, for the next token of an open chain."""
+        self._as_of[event.source] = event.seq
+        chain.note(event, line)
+
     def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
         """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
@@ -156,7 +201,7 @@ class _RelayedRun:
         elif event.chain_id:
             chain = self.chains.get(event.chain_id)
             if chain is None:
-                chain = self.chains[event.chain_id] = FoldedChain(event)
+                chain = self.chains[sys.intern(event.chain_id)] = FoldedChain(event)
                 self._fanout.make_room_locked(len(self.chains))
             chain.note(event, line)
         elif event.event_type is T.GAP:

@@ -77,6 +77,7 @@ class RunAbout(TypedDict, total=False):
     name: str | None
     tags: Sequence[str]
     tools: Sequence[dict[str, Any]]
+    leader: str | None
 
 
 class RunWriter:
@@ -98,6 +99,7 @@ class RunWriter:
             They are shown to every observer, so leave secrets out.
         name, tags: what its owner calls it.
         tools: the schemas of the agent's tools.
+        leader: the source of the process that began the run, if this is only a part of it.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class RunWriter:
         name: str | None = None,
         tags: Sequence[str] = (),
         tools: Sequence[dict[str, Any]] = (),
+        leader: str | None = None,
     ) -> None:
         self.fanout = fanout
         self.manager: Any = (
@@ -152,13 +155,9 @@ class RunWriter:
         self._route = Route(fanout, self.run_id, "", None)
         self._began = time.perf_counter()
         self._start: dict[str, Any] = {
-            "chains": chains,
-            "groups": groups,
-            "agent": agent,
-            "model": model,
-            "backend": backend,
+            "chains": chains, "groups": groups, "agent": agent, "model": model, "backend": backend,
             "policy_version": policy_version,
-        }
+        }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
             "split": split,
@@ -169,6 +168,7 @@ class RunWriter:
             "name": name,
             "tags": list(tags) or None,
             "tools": list(tools) or None,
+            "leader": leader,
         }
         self._start.update({field: value for field, value in known.items() if value is not None})
 
@@ -203,17 +203,19 @@ class RunWriter:
             chain.end("cancelled" if status != "failed" else "error")
         self.status = status
         total, rewarded = self._rewards
+        led = {name: self._start[name] for name in ("leader",) if name in self._start}
         if self.live:
             with self.lock:
                 self._emit(
                     T.RUN_END,
                     {
                         "status": status,
-                        "chains": self.chains,
+                        "chains": 0 if led else self.chains,
                         "failed": self._totals["failed"],
                         "mean_reward": total / rewarded if rewarded else None,
                         "completion_tokens": self._totals["completion_tokens"],
                         "duration_s": time.perf_counter() - self._began,
+                        **led,
                     },
                 )
                 self.fanout.runs.pop(self.run_id, None)
@@ -245,19 +247,25 @@ class RunWriter:
         self.open_chains.pop(chain.trajectory.chain_id, None)
         self._add_to_totals(chain.trajectory)
 
-    def count_elsewhere(self, trajectory: Trajectory) -> None:
-        """Add a chain to the totals that another process ran for this run, which no longer changes."""
+    def count_elsewhere(self, trajectory: Trajectory, announced: str) -> None:
+        """Add a chain to the totals that another process ran for this run, which no longer changes.
+
+        Args:
+            trajectory: what the chain came to.
+            announced: the id under which it was announced.
+        """
         with self.lock:
-            self.announced.pop(trajectory.chain_id, None)
+            self.announced.pop(announced, None)
             self.chains += 1
             self._add_to_totals(trajectory)
 
     def _add_to_totals(self, trajectory: Trajectory) -> None:
+        if "leader" not in self._start:  # otherwise the leader counts it
+            self._totals["failed"] += trajectory.finish_reason == "error"
+            self._totals["completion_tokens"] += trajectory.completion_tokens
+            if trajectory.reward is not None:
+                self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._ended[trajectory.group_id] = self._ended.get(trajectory.group_id, 0) + 1
-        self._totals["failed"] += trajectory.finish_reason == "error"
-        self._totals["completion_tokens"] += trajectory.completion_tokens
-        if trajectory.reward is not None:
-            self._rewards = (self._rewards[0] + trajectory.reward, self._rewards[1] + 1)
         self._last_chain = trajectory.chain_id
         self._note_places(trajectory)  # again, for observers that were added meanwhile
 

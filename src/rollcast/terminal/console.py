@@ -337,7 +337,7 @@ class ConsoleStreamObserver(StreamObserver):
         attached.recount()
         if others:
             printer.print_rows(rows, None, event.timestamp, run_id=event.run_id, source=event.source)
-        else:
+        elif rows:
             printer.print_rule(rows[0], event.run_id)
 
     def _run_ended(self, event: StreamEvent, rows: list[Row], attached: _Attached) -> None:
@@ -354,7 +354,8 @@ class ConsoleStreamObserver(StreamObserver):
         if len(run.ends) > 1:
             with suppress(KeyError, TypeError):  # made by hand: then the last one is shown as it is
                 rows = printer.rows.of(msgspec.structs.replace(event, data=summed_ends(run.ends)))
-        printer.print_rule(rows[0], run_id)
+        if rows:
+            printer.print_rule(rows[0], run_id)
         self._close_run(run_id, attached)
 
     def _note_source(self, run: VisibleRun, event: StreamEvent, attached: _Attached) -> None:

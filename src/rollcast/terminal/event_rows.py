@@ -135,6 +135,8 @@ class EventRows:
         return row
 
     def _run_start(self, event: StreamEvent) -> list[Row]:
+        if "leader" in event.data:  # which has said all of it
+            return []
         data, dot = event.data, f" {self.glyphs.dot} "
         chains, groups = int(data["chains"]), int(data["groups"])
         count = _count(chains, "chain")
@@ -155,6 +157,8 @@ class EventRows:
         return [row]
 
     def _run_end(self, event: StreamEvent) -> list[Row]:
+        if "leader" in event.data:
+            return []
         data, dot = event.data, f" {self.glyphs.dot} "
         style = {"completed": "done", "cancelled": "stopped"}.get(data["status"], "fail")
         if not data["chains"]:

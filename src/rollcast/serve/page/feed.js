@@ -1,5 +1,6 @@
 // Requests what the views need from the server, and puts it into the store: a list of chains, the chains on screen, stories of ended chains.
 
+import { GapReader, MISSED } from "./gap_reader.js";
 import { chainKey } from "./store.js";
 
 /** @typedef {import("./store.js").Store} Store */
@@ -69,6 +70,7 @@ export class Feed {
     this.line = line;
     this.later = (/** @type {() => void} */ action, /** @type {number} */ ms) => later(action, ms);
     this.store = store;
+    this.gapReader = new GapReader(line, store, this.later);
     /** @type {Map<string, Question>} by the id of each page */
     this.asked = new Map();
     /** @type {Set<string>} keys of chains whose story is being loaded */
@@ -168,6 +170,8 @@ export class Feed {
   events(id, events) {
     if (id === "events") {
       this.store.list(events); // the views get their events from the other subscriptions, in order
+    } else if (id === MISSED) {
+      this.gapReader.take(events);
     } else if (id === "runs") {
       this.store.applyToRuns(events);
       if (events.some((event) => event.event_type === "run_start" || event.event_type === "run_end")) this.askNewestRuns();
@@ -561,6 +565,13 @@ export class Feed {
   unfollowEvents() {
     this.listed = null;
     this.line.unsubscribe("events");
+    this.gapReader.stop();
+  }
+
+  /** What reads a gap of the list from the record; null if it cannot be read. @param {StreamEvent} gap @returns {(() => void) | null} */
+  loaderOf(gap) {
+    const { listed } = this;
+    return listed !== null && this.hasRecord && this.replayId === null && this.gapReader.canRead(gap) ? () => this.gapReader.load(gap, listed.filter) : null;
   }
 
   // -- questions ------------------------------------------------------------------------------------------------------------

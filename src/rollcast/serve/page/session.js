@@ -65,6 +65,7 @@ const MAX_WAITING_CHARACTERS = 16 << 20; // of the messages that brought them; t
  * @property {string} since
  * @property {string | null} cursor the place after the last event
  * @property {number | "max" | null} speed of a replay
+ * @property {boolean} aside whether it reads a part of a record beside what is shown, which is no replay to see
  * @property {{time: number} | null} replay where a replay begins
  * @property {string | undefined} ofRun a run of the record that is meant, if the server has several
  * @property {boolean} open whether the server was asked on this connection
@@ -144,7 +145,7 @@ export class Session {
     }
     if (this.paused) return { word: "paused", waiting: this.waitingCount, why: "" };
     const all = [...this.subscriptions.values()];
-    if (all.some((each) => each.speed !== null)) return { word: "replaying", waiting: 0, why: "" };
+    if (all.some((each) => each.speed !== null && !each.aside)) return { word: "replaying", waiting: 0, why: "" };
     return { word: all.some((each) => each.late) ? "catching up" : "connected", waiting: 0, why: "" };
   }
 
@@ -280,11 +281,12 @@ export class Session {
    * Replay a record from a time on. It begins with snapshots of the chains that are open then; so does a change of its filter.
    * @param {string} id of a subscription; another place of the record has another id, so that nothing of the old one comes under it
    * @param {Filter} filter
-   * @param {{time: number, speed: number | "max", ofRun?: string}} options `time` in seconds since the epoch; `ofRun` as for `subscribe`
+   * @param {{time: number, speed: number | "max", ofRun?: string, aside?: boolean}} options `time` in seconds since the epoch; `ofRun` as for `subscribe`;
+   *   `aside`: it is not what the page shows
    * @returns {Frame[]}
    */
-  replay(id, filter, { time, speed, ofRun }) {
-    return this.begin(id, filter, "start", speed, { time }, ofRun);
+  replay(id, filter, { time, speed, ofRun, aside = false }) {
+    return this.begin(id, filter, "start", speed, { time }, ofRun, aside);
   }
 
   /**
@@ -294,15 +296,17 @@ export class Session {
    * @param {number | "max" | null} speed
    * @param {Subscription["replay"]} replay
    * @param {string | undefined} ofRun
+   * @param {boolean} [aside]
    * @returns {Frame[]}
    */
-  begin(id, filter, since, speed, replay, ofRun) {
+  begin(id, filter, since, speed, replay, ofRun, aside = false) {
     this.subscriptions.set(id, {
       filter,
       since,
       speed,
       replay,
       ofRun,
+      aside,
       cursor: null,
       open: false,
       confirmed: false,

@@ -157,7 +157,7 @@ export class Socket {
     this.send(this.session.subscribe(id, filter, options));
   }
 
-  /** See `Session.replay`. @param {string} id @param {Filter} filter @param {{time: number, speed: number | "max", ofRun?: string}} options */
+  /** See `Session.replay`. @param {string} id @param {Filter} filter @param {Parameters<Session["replay"]>[2]} options */
   replay(id, filter, options) {
     this.send(this.session.replay(id, filter, options));
   }

@@ -41,6 +41,22 @@ export function chainKey(runId, chainId) {
   return `${runId}\n${chainId}`;
 }
 
+/**
+ * What is kept of a chain, made if there is nothing yet. It is the latest then; the earliest goes if there are too many.
+ * @template T
+ * @param {Map<string, T>} kept by key
+ * @param {string} key
+ * @param {new () => T} Kind
+ * @returns {T}
+ */
+function latestOf(kept, key, Kind) {
+  const found = kept.get(key) ?? new Kind();
+  kept.delete(key);
+  kept.set(key, found);
+  if (kept.size > MAX_TRACKS) kept.delete(/** @type {string} */ (kept.keys().next().value));
+  return found;
+}
+
 /** @returns {Marks} */
 function noMarks() {
   return { chains: new Set(), rows: new Set(), runs: new Set(), steps: new Set(), events: false, session: false, everything: false };
@@ -135,6 +151,14 @@ export class Store {
     this.touched();
   }
 
+  /** Put events in the place of a gap of the list; without any it stays. @param {StreamEvent} gap @param {StreamEvent[]} events */
+  fillGap(gap, events) {
+    const at = this.events.indexOf(gap);
+    if (at >= 0 && events.length) this.events.splice(at, 1, ...events);
+    this.marks.events = true;
+    this.touched();
+  }
+
   /** @param {StreamEvent} event */
   applyOne(event) {
     const runId = event.run_id ?? "";
@@ -144,10 +168,10 @@ export class Store {
     if (event.chain_id) {
       const key = chainKey(runId, event.chain_id);
       this.marks.chains.add(key);
-      if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") this.track(key).apply(event);
+      if (event.event_type.startsWith("llm_generation") || event.event_type === "chain_start") latestOf(this.tracks, key, Tokens).apply(event);
       if (event.event_type !== "llm_generation_chunk") {
-        this.timeLine(key).apply(event);
-        this.generationsOf(key).apply(event);
+        latestOf(this.timeLines, key, TimeLine).apply(event);
+        latestOf(this.generations, key, Generations).apply(event);
       }
       return;
     }
@@ -163,11 +187,7 @@ export class Store {
     for (const [name, view] of this.views.runs.get(runId)?.chains ?? []) {
       if (view.state === "ended" || view.state === "lost") continue;
       const key = chainKey(runId, name);
-      const gaps = this.gaps.get(key) ?? new Gaps();
-      this.gaps.delete(key);
-      this.gaps.set(key, gaps);
-      gaps.add(event, view);
-      if (this.gaps.size > MAX_TRACKS) this.gaps.delete(/** @type {string} */ (this.gaps.keys().next().value));
+      latestOf(this.gaps, key, Gaps).add(event, view);
     }
   }
 
@@ -259,33 +279,6 @@ export class Store {
   runRow(runId) {
     const row = this.runRows.get(runId);
     return row === undefined || this.moment === null ? row : runRowAt(row, [...this.rowsThen(runId).values()], this.moment);
-  }
-
-  /** @param {string} key */
-  track(key) {
-    const track = this.tracks.get(key) ?? new Tokens();
-    this.tracks.delete(key);
-    this.tracks.set(key, track);
-    if (this.tracks.size > MAX_TRACKS) this.tracks.delete(/** @type {string} */ (this.tracks.keys().next().value));
-    return track;
-  }
-
-  /** @param {string} key */
-  timeLine(key) {
-    const line = this.timeLines.get(key) ?? new TimeLine();
-    this.timeLines.delete(key);
-    this.timeLines.set(key, line);
-    if (this.timeLines.size > MAX_TRACKS) this.timeLines.delete(/** @type {string} */ (this.timeLines.keys().next().value));
-    return line;
-  }
-
-  /** @param {string} key */
-  generationsOf(key) {
-    const found = this.generations.get(key) ?? new Generations();
-    this.generations.delete(key);
-    this.generations.set(key, found);
-    if (this.generations.size > MAX_TRACKS) this.generations.delete(/** @type {string} */ (this.generations.keys().next().value));
-    return found;
   }
 
   /** What the events of a chain tell. @param {string} runId @param {string} chainId @returns {ChainView | undefined} */

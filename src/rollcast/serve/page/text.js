@@ -14,29 +14,6 @@ export function visible(text) {
   return text.replace(UNSEEN, (found) => (KEPT.has(found) ? found : escapeOf(found)));
 }
 
-/** @typedef {{text: string, escaped: boolean}} Piece */
-
-/**
- * The same in pieces, so that escapes can be marked as such: a model may also write `\x1b` itself.
- * @param {string} text
- * @returns {Piece[]}
- */
-export function visiblePieces(text) {
-  /** @type {Piece[]} */
-  const pieces = [];
-  let shown = 0;
-  for (const { 0: found, index } of text.matchAll(UNSEEN)) {
-    if (KEPT.has(found)) continue;
-    if (index > shown) pieces.push({ text: text.slice(shown, index), escaped: false });
-    const last = pieces.at(-1);
-    if (last?.escaped) last.text += escapeOf(found);
-    else pieces.push({ text: escapeOf(found), escaped: true });
-    shown = index + found.length;
-  }
-  if (shown < text.length) pieces.push({ text: text.slice(shown), escaped: false });
-  return pieces;
-}
-
 /** @param {string} character */
 function escapeOf(character) {
   const point = /** @type {number} */ (character.codePointAt(0));

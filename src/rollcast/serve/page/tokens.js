@@ -125,57 +125,13 @@ function numbers(value) {
 
 // -- surprise ---------------------------------------------------------------------------------------------------------
 
-export const BUCKETS = 8; // of surprise: 0 for what the model was sure of, 7 for what surprised it most
 const SURE = -Math.log(0.9);
-const LEAST_TOP = -Math.log(0.05); // so that a model that is nearly always sure has no decisions that are none
-const TOP_SHARE = 0.98; // a few outliers do not flatten the scale of all others
+const TOP = -Math.log(0.05); // where the highest level begins; the same for every text, so that colours can be compared
+const HIGHEST = 6;
 
-/** @typedef {{top: number}} Scale where the last bucket begins, in nats */
-
-/**
- * The scale of surprise for these tokens. Only sampled tokens have log-probabilities; others do not count.
- * @param {Iterable<Span>} spans
- * @returns {Scale}
- */
-export function surpriseScale(spans) {
-  const found = [];
-  for (const span of spans) for (const logprob of span.logprobs) if (Number.isFinite(logprob) && -logprob > SURE) found.push(-logprob);
-  found.sort((one, other) => one - other);
-  const top = found[Math.min(Math.floor(found.length * TOP_SHARE), found.length - 1)] ?? 0;
-  return { top: Math.max(top, LEAST_TOP) };
-}
-
-/**
- * The bucket of a log-probability, from 0 to 7; null if there is none.
- * @param {number | null | undefined} logprob
- * @param {Scale} scale
- * @returns {number | null}
- */
-export function bucketOf(logprob, scale) {
-  if (logprob === null || logprob === undefined || Number.isNaN(logprob)) return null;
-  const surprise = -logprob;
-  if (surprise <= SURE) return 0;
-  const share = (surprise - SURE) / (scale.top - SURE);
-  return Math.min(1 + Math.floor(share * (BUCKETS - 2)), BUCKETS - 1);
-}
-
-/**
- * The log-probability of the least probable token of a span, which decides how it is shaded; null if none is known.
- * @param {Span} span
- */
-export function leastLogprob(span) {
-  return span.logprobs.length ? Math.min(...span.logprobs) : null;
-}
-
-/**
- * How probable all of the spans together were, from 0 to 1; null if a log-probability is missing.
- * @param {readonly Span[]} spans
- */
-export function probability(spans) {
-  let sum = 0;
-  for (const span of spans) {
-    if (!span.logprobs.length) return null;
-    for (const logprob of span.logprobs) sum += logprob;
-  }
-  return spans.length ? Math.exp(sum) : null;
+/** How surprising a probability is: 0 if the model was sure, up to 6; null if it is not known. @param {number | null} p */
+export function surprise(p) {
+  if (p === null) return null;
+  const share = (-Math.log(Math.max(p, 1e-300)) - SURE) / (TOP - SURE);
+  return share <= 0 ? 0 : Math.min(1 + Math.floor(share * HIGHEST), HIGHEST);
 }

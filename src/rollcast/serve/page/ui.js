@@ -1,8 +1,6 @@
 // What every view needs to draw: Preact with htm, the page's context, and hooks that draw again when something has changed.
 
-import { createContext, h } from "./vendor/preact.js";
-import { useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
-import htm from "./vendor/htm.js";
+import htm, { createContext, h, useContext, useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/preact_htm.js";
 import { whenThereIsTime } from "./frame.js";
 import { chainKey } from "./store.js";
 import { visible } from "./text.js";
@@ -83,6 +81,22 @@ export function memo(view) {
 function differs(next) {
   const names = Object.keys(next);
   return names.length !== Object.keys(this.props).length || names.some((name) => next[name] !== this.props[name]);
+}
+
+/**
+ * Keeps nodes by key. A node is made anew only if something that it is made of is another value: the same node tells Preact that nothing has
+ * changed, so that it passes over it.
+ * @returns {(key: unknown, of: unknown[], make: () => any) => any}
+ */
+export function useNodes() {
+  const kept = useRef(/** @type {Map<unknown, {of: unknown[], node: any}>} */ (new Map())).current;
+  return (key, of, make) => {
+    const before = kept.get(key);
+    if (before?.of.length === of.length && of.every((each, i) => each === before.of[i])) return before.node;
+    const node = make();
+    kept.set(key, { of, node });
+    return node;
+  };
 }
 
 /** @returns {() => void} draws again */

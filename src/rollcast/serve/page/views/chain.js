@@ -1,6 +1,6 @@
 // What exactly happened in one chain: the transcript as it is written, and the facts beside it.
 
-import { html, useChains, useEffect, useFollowed, useKeys, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
+import { html, useChains, useEffect, useFollowed, useKeys, useNodes, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
 import { counted, duration, fixed, odds, signed, whole } from "../format.js";
 import { compareIds } from "../group.js";
 import { neighbour } from "../lists.js";
@@ -174,8 +174,6 @@ function Heading({ group, siblings, turns, jump, following, open }) {
 
 /** @typedef {(segment: Segment | null, turn: Turn) => void} OnToken */
 
-/** What is kept of a turn that was drawn. @typedef {{turn: Turn, number: number, spans: number, version: number, shows: string | null | undefined, windowed: boolean, node: any}} DrawnTurn */
-
 /**
  * @param {{view: import("../chain_view.js").ChainView, items: readonly import("../turns.js").Item[], segments: ChainSegment[], evidence: ReturnType<typeof evidenceIn>,
  *   windowed: boolean, onToken: OnToken, cameNear: () => void}} props
@@ -183,22 +181,17 @@ function Heading({ group, siblings, turns, jump, following, open }) {
 function Transcript({ view, items, segments, evidence, windowed, onToken, cameNear }) {
   const { store } = usePage();
   const { runId, chainId, fields } = view;
-  const drawn = useRef(/** @type {Map<number, DrawnTurn>} */ (new Map())).current;
+  const same = useNodes();
   const begins = new Map(segments.filter((each) => each.first > 1).map((each) => [each.first, each]));
   const gaps = gapsBefore(items, store.gaps.get(chainKey(runId, chainId))?.all ?? []);
   const gapBlocks = (/** @type {number} */ i) => (gaps[i] ?? []).map((gap) => html`<${GapBlock} key=${`g${gap.from}-${gap.to}`} runId=${runId} chainId=${chainId} gap=${gap} />`);
   const { version } = piecesOf(fields.model ?? "");
   const tokens = store.tokens(runId, chainId);
   let place = 0;
-  // A turn that is over is not drawn again: the same node tells Preact that nothing has changed.
   const turnNode = (/** @type {Turn} */ turn, /** @type {number} */ number) => {
     const shows = evidence?.turn === turn ? evidence.call : undefined;
-    const spans = tokens?.of(turn.step).length ?? 0;
-    const before = drawn.get(number);
-    if (before && before.turn === turn && before.spans === spans && before.version === version && before.shows === shows && before.windowed === windowed && !turn.open) return before.node;
-    const node = html`<${TurnBlock} key=${`t${number}`} runId=${runId} chainId=${chainId} turn=${turn} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} cameNear=${cameNear} />`;
-    drawn.set(number, { turn, number, spans, version, shows, windowed, node });
-    return node;
+    const changes = turn.open ? {} : null; // one that is open is drawn each time
+    return same(number, [turn, tokens?.of(turn.step).length, version, shows, windowed, changes], () => html`<${TurnBlock} key=${`t${number}`} runId=${runId} chainId=${chainId} turn=${turn} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} cameNear=${cameNear} />`);
   };
   const blocks = items.flatMap((item, i) => {
     const omitted = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0;

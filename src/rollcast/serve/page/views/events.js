@@ -27,16 +27,14 @@ export function EventsPage() {
   const row = runRow(store, run);
   const replaying = store.moment !== null;
   const over = !replaying && row !== null && row.status !== "running";
-  const [recorded, read] = useState(false); // whether the list is read from the record's beginning, since events were missing
-  const load = over || recorded || replaying || !feed.hasRecord ? null : () => read(true);
   useEffect(() => {
     if (run === null) return undefined;
     // A training's next rollouts are not known yet; of one that is over, all are.
     const own = [run, ...childrenOf(runs, run).map((row) => row.run_id)];
     const filter = training && (!over || own.length > MAX_NAMED) ? { types } : { types, runs: own };
-    feed.followEvents(filter, { since: over || recorded ? "start" : "live" });
+    feed.followEvents(filter, { since: over ? "start" : "live" });
     return () => feed.unfollowEvents();
-  }, [feed, run, training, over, recorded, types.join()]);
+  }, [feed, run, training, over, types.join()]);
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const [top, setTop] = useState(0);
   const [following, follow] = useState(true);
@@ -68,24 +66,26 @@ export function EventsPage() {
     addresses.set(id, known);
     return known;
   };
-  return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since ${replaying ? "the replay began here" : recorded ? "its record begins" : "this view was opened"}`}, without tokens${following ? "" : " · not following"}</p></div>
+  return html`<div class="title"><div><h1>Events</h1><p class="muted">${over ? `The latest ${counted(events.length, "event")} of a run that is over` : `${counted(events.length, "event")} since ${replaying ? "the replay began here" : "this view was opened"}`}, without tokens${following ? "" : " · not following"}</p></div>
       <button class="small-button" aria-pressed=${following ? "true" : "false"} onClick=${() => follow(!following)}>${following ? "Following the end" : "Follow the end"} <kbd>f</kbd></button></div>
     <div class="chips" role="group" aria-label="Kinds of events">${CHIPS.map(([name]) => html`<button key=${name} class="chip" aria-pressed=${shown.includes(name) ? "true" : "false"} onClick=${() => press(name)}>${name}</button>`)}</div>
     <section class="panel event-list" ref=${place} onScroll=${scrolled} tabindex="0" aria-label="Events">
       <div style=${{ height: `${events.length * ROW}px`, position: "relative" }}>
-        ${events.slice(first, last).map((event, i) => html`<${Line} key=${first + i} event=${event} top=${(first + i) * ROW} href=${event.chain_id && event.run_id ? to({ ...placeOf(event.run_id), view: "chain", chain: event.chain_id }) : null} load=${load} />`)}
+        ${events.slice(first, last).map((event, i) => html`<${Line} key=${first + i} event=${event} top=${(first + i) * ROW} href=${event.chain_id && event.run_id ? to({ ...placeOf(event.run_id), view: "chain", chain: event.chain_id }) : null} />`)}
       </div>
       ${events.length === 0 && html`<p class="empty">${rollout === null || run === null ? "There is no run yet." : "Waiting for events …"}</p>`}
     </section>`;
 }
 
-/** @param {{event: import("../chain_view.js").StreamEvent, top: number, href: string | null, load: (() => void) | null}} props `load`: reads what is missing from the record */
-function Line({ event, top, href, load }) {
+/** @param {{event: import("../chain_view.js").StreamEvent, top: number, href: string | null}} props */
+function Line({ event, top, href }) {
+  const { feed } = usePage();
   const { event_type: type, data } = event;
+  const load = type === "gap" ? feed.loaderOf(event) : null;
   const kind = type === "error" || type === "gap" ? "error" : type.startsWith("tool") ? "tool" : "";
   return html`<div class=${`event-row ${kind}`} style=${{ top: `${top}px` }}>
     <span class="muted">${clock(event.timestamp)}</span><span class="type">${oneLine(type, 40)}</span>
-    ${href ? html`<a class="chain" href=${href}>${oneLine(event.chain_id, 30)}</a>` : html`<span class="chain"></span>`}<span>${tell(type, data ?? {})}${type === "gap" && load && html` <button class="small-button" onClick=${load}>Load</button>`}</span></div>`;
+    ${href ? html`<a class="chain" href=${href}>${oneLine(event.chain_id, 30)}</a>` : html`<span class="chain"></span>`}<span>${tell(type, data ?? {})}${load && html` <button class="small-button" onClick=${load}>Load</button>`}</span></div>`;
 }
 
 /** An event on a line. @param {string} type @param {Record<string, any>} data */

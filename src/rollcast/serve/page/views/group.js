@@ -1,6 +1,6 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, useMemo, useOnScreen, usePage, useRef, useTopicsApart } from "../ui.js";
+import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, useMemo, useNodes, useOnScreen, usePage, useRef, useTopicsApart } from "../ui.js";
 import { whenThereIsTime } from "../frame.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
 import { alignTurns, cellsOf, compareIds } from "../group.js";
@@ -9,6 +9,7 @@ import { Lines } from "../lines.js";
 import { piecesOf } from "../pieces.js";
 import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine } from "../text.js";
+import { surprise } from "../tokens.js";
 import { contentOf, failureOf } from "../turns.js";
 import { stateOf } from "../wall.js";
 import { absence } from "./absence.js";
@@ -19,7 +20,7 @@ import { LooksAbout, LookSigns, useLooks } from "./looks.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
 import { Stuck } from "./stuck.js";
-import { surprise, TokenTail, TokenText } from "./token_text.js";
+import { TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
 /** @typedef {import("../group.js").Member} Member */
@@ -250,22 +251,7 @@ function Column({ runId, row, steps, alike, turns, running, advantage, reward, m
   </article>`;
 }
 
-/** Cells that a browser paints together, as they were drawn last. @typedef {{cells: any[], node: any}} Block */
-
-const CELLS_OF_A_BLOCK = 8; // with fewer a browser joins more layers, with more it looks at more cells when one is painted
-
-/** @param {any[]} cells @param {Block[]} before is changed @returns {any[]} */
-function blocksOf(cells, before) {
-  const count = Math.ceil(cells.length / CELLS_OF_A_BLOCK);
-  before.length = Math.min(before.length, count);
-  for (let i = 0; i < count; i += 1) {
-    const own = cells.slice(i * CELLS_OF_A_BLOCK, (i + 1) * CELLS_OF_A_BLOCK);
-    const known = before[i]?.cells;
-    if (known?.length === own.length && known.every((cell, j) => cell === own[j])) continue;
-    before[i] = { cells: own, node: html`<div class="turn-cells" key=${i}>${own}</div>` };
-  }
-  return before.map((block) => block.node);
-}
+const CELLS_OF_A_BLOCK = 8; // that a browser paints together: with fewer it joins more layers, with more it looks at more cells when one has changed
 
 /** The turns of a chain below each other; drawn again only if one of them has changed. `ended`: the line behind its last turn, or -1. */
 const TurnCells = memo(AllTurnCells);
@@ -273,29 +259,29 @@ const TurnCells = memo(AllTurnCells);
 /** @param {{runId: string, chainId: string, turns: (Turn | null)[] | null, steps: string, alike: string, ended: number, tokens: boolean, model: string, table: Lines}} props */
 function AllTurnCells({ runId, chainId, turns, steps, alike, ended, tokens, model, table }) {
   const { store } = usePage();
-  const made = useRef(/** @type {Map<string, {props: CellProps & {shared: boolean}, cell: any}>} */ (new Map())).current;
-  const blocks = useRef(/** @type {Block[]} */ ([])).current;
+  const same = useNodes();
   const pieces = piecesOf(model);
   const cellAt = (/** @type {string} */ number, /** @type {number} */ i) => {
     const turn = turns?.[i] ?? null;
     const shared = alike[i] === "1";
-    if (turn === null) return html`<div class="turn-cell" key=${number}><${Content} table=${table} line=${number}>${i === ended && html`<span class="small muted">ended</span>`}<//></div>`;
+    if (turn === null) return same(number, [i === ended], () => html`<div class="turn-cell" key=${number}><${Content} table=${table} line=${number}>${i === ended && html`<span class="small muted">ended</span>`}<//></div>`);
     const spans = turn.tail ? NO_SPANS : (store.tokens(runId, chainId)?.of(turn.step) ?? NO_SPANS);
     const learned = spans.some((span) => span.ids.length > 1) ? pieces.version : 0; // what was learned since may divide them
-    const props = { runId, chainId, turn, tokens, model, spans, count: spans.length, learned, shared };
-    const before = made.get(number);
-    if (before !== undefined && isSame(props, before.props)) return before.cell;
-    const cell = html`<div class=${`turn-cell ${shared ? "shared" : ""}`} key=${number}><${Content} table=${table} line=${number}><${TurnCell} ...${props} /><//></div>`;
-    made.set(number, { props, cell });
-    return cell;
+    return same(number, [turn, tokens, model, spans, spans.length, learned, shared], () => html`<div class=${`turn-cell ${shared ? "shared" : ""}`} key=${number}><${Content} table=${table} line=${number}><${TurnCell} ...${{ runId, chainId, turn, tokens, model, spans }} /><//></div>`);
   };
-  return blocksOf(steps.split(",").map(cellAt), blocks);
+  const cells = steps.split(",").map(cellAt);
+  const blocks = [];
+  for (let i = 0; i < cells.length; i += CELLS_OF_A_BLOCK) {
+    const own = cells.slice(i, i + CELLS_OF_A_BLOCK);
+    blocks.push(same(i, own, () => html`<div class="turn-cells" key=${i}>${own}</div>`));
+  }
+  return blocks;
 }
 
 /** @type {readonly import("../tokens.js").Span[]} */
 const NO_SPANS = [];
 
-/** @typedef {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[], count: number, learned: number}} CellProps */
+/** @typedef {{runId: string, chainId: string, turn: Turn, tokens: boolean, model: string, spans: readonly import("../tokens.js").Span[]}} CellProps */
 
 /** One turn of one chain. @param {CellProps} props */
 function TurnCell({ runId, chainId, turn, tokens, model, spans }) {

@@ -312,7 +312,7 @@ const About = memo(function About() {
   for (const each of rows) if (each.finish_reason) ends.set(each.finish_reason, (ends.get(each.finish_reason) ?? 0) + 1);
   const ended = [...ends].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} × ${name.replace("_", " ")}`).join(", ");
   return html`<dl>
-    ${row.name && html`<dt>name</dt><dd>${oneLine(String(row.name), 200)}</dd>`}<dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
+    <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
     <dt>started</dt><dd>${when(row.started_at)}</dd><dt>chains ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
   </dl>`;
 });

@@ -1,16 +1,16 @@
 // A large group: a line for each chain, a cell for each turn, coloured by tool, by how likely its decision was, or by the reward of the
 // chains that went the same way. Chosen chains stand side by side above the lines.
 
-import { html, useFollowed, useMemo, useOnScreen, usePage, useRef } from "../ui.js";
+import { html, useFollowed, useMemo, useNodes, useOnScreen, usePage, useRef } from "../ui.js";
 import { counted, fixed, odds, signed } from "../format.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { cellOf, rewardsOnTheWay, toolsOf } from "../strips.js";
 import { oneLine, visible } from "../text.js";
+import { surprise } from "../tokens.js";
 import { turnsOf } from "../turns.js";
 import { rewardLevel, rewardScale, stateOf } from "../wall.js";
 import { STATE_WORDS } from "./chips.js";
-import { surprise } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
 /** @typedef {import("../group.js").Member} Member */
@@ -67,19 +67,14 @@ function looks(cell, by, tools, reward, scale) {
  *   hrefOf: (cell: StripCell) => string, label: string}} props
  */
 export function StripCells({ cells, by, tools, rewards, scale, hrefOf, label }) {
-  const drawn = useRef({ like: "", nodes: /** @type {Map<number, {cell: StripCell, reward: number | null, node: any}>} */ (new Map()) });
-  // A cell that is as it was is not drawn again: the same node tells Preact that nothing has changed.
+  const same = useNodes();
   const like = JSON.stringify([by, [...tools].map(([name, { letter, place }]) => [name, letter, place]), scale, cells[0] && hrefOf(cells[0])]);
-  if (drawn.current.like !== like) drawn.current = { like, nodes: new Map() };
-  const { nodes } = drawn.current;
   const nodeOf = (/** @type {StripCell} */ cell, /** @type {number} */ i) => {
     const reward = rewards[i] ?? null;
-    const before = nodes.get(cell.step);
-    if (before !== undefined && before.cell === cell && before.reward === reward) return before.node;
-    const { name, text, title, style } = looks(cell, by, tools, reward, scale);
-    const node = html`<a key=${cell.step} class=${`turn-mark ${name}`} style=${style} title=${title} href=${hrefOf(cell)} tabindex="-1">${visible(text)}</a>`;
-    nodes.set(cell.step, { cell, reward, node });
-    return node;
+    return same(cell.step, [like, cell, reward], () => {
+      const { name, text, title, style } = looks(cell, by, tools, reward, scale);
+      return html`<a key=${cell.step} class=${`turn-mark ${name}`} style=${style} title=${title} href=${hrefOf(cell)} tabindex="-1">${visible(text)}</a>`;
+    });
   };
   return html`<span class="hidden-name">${label}</span><span class="strip-cells" aria-hidden="true">${cells.map(nodeOf)}</span>`;
 }

@@ -8,14 +8,12 @@ import { inNextFrame } from "../frame.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
 import { visible } from "../text.js";
-import { bucketOf } from "../tokens.js";
+import { surprise } from "../tokens.js";
 import { chainTopic } from "../topics.js";
 
 /** @typedef {import("../segments.js").Segment} Segment */
 /** @typedef {import("../turns.js").Turn} Turn */
 
-const SCALE = { top: -Math.log(0.05) }; // the same for every text, so that colours can be compared
-const HIGHEST = 6;
 const MAX_SHOWN = 120_000; // UTF-16 units of one text
 const SHADE_MS = 150; // texts that grow are shaded no more often
 const MARGIN = "200px"; // around the screen: texts further away are not shaded
@@ -32,12 +30,6 @@ function highlight(name) {
     if (name === "token") found.priority = 1;
   }
   return found;
-}
-
-/** How surprising a probability is, from 0 to 6; null if it is not known. @param {number | null} p */
-export function surprise(p) {
-  if (p === null) return null;
-  return Math.min(bucketOf(Math.log(Math.max(p, 1e-300)), SCALE) ?? 0, HIGHEST);
 }
 
 /** Whether it is shaded. @param {Segment} segment */

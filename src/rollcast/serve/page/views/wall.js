@@ -1,7 +1,7 @@
 // The wall: a row for each question, a cell for each chain. A cell tells the state while the chain runs, and the reward when it is over:
 // how far it is filled says it without colour.
 
-import { html, usePage, useRef } from "../ui.js";
+import { html, useNodes, usePage } from "../ui.js";
 import { fixed } from "../format.js";
 import { chainKey } from "../store.js";
 import { oneLine } from "../text.js";
@@ -39,8 +39,7 @@ function drawnCell(cell, quiet, dim) {
  */
 export function Wall({ rows, runId, quiet, base, left }) {
   const { to } = usePage();
-  const links = useRef({ like: "", hrefs: /** @type {Map<string, string>} */ (new Map()) }); // of the groups, as long as those like them stay
-  const drawn = useRef(/** @type {Map<string, Drawn>} */ (new Map())).current;
+  const same = useNodes();
   const dims = (/** @type {import("../wall.js").Cell} */ cell) => left !== null && !left.has(chainKey(runId, cell.chainId));
   if (rows.every((row) => row.cells.length === 1) || (rows.length === 1 && rows[0]?.groupId === "")) {
     return html`<div class="cells">${rows.flatMap((row) => row.cells).filter((cell) => !dims(cell)).map((cell) => html`<a key=${cell.chainId} data-row
@@ -50,42 +49,25 @@ export function Wall({ rows, runId, quiet, base, left }) {
   const shown = left === null ? rows : rows.filter((row) => row.cells.some((cell) => !dims(cell)));
   const marks = (/** @type {WallRow} */ row) => (quiet.size || left !== null ? row.cells.map((cell) => (quiet.has(cell.chainId) ? 1 : 0) + (dims(cell) ? 2 : 0)).join("") : "");
   const like = to({ ...base, view: "group", group: "-" });
-  if (links.current.like !== like) links.current = { like, hrefs: new Map() };
-  const { hrefs } = links.current;
-  const href = (/** @type {WallRow} */ { groupId }) => {
-    let found = hrefs.get(groupId);
-    if (found === undefined) hrefs.set(groupId, (found = groupId ? to({ ...base, view: "group", group: groupId }) : to({ ...base, view: "chains" })));
-    return found;
-  };
-  // A question that is as it was is not drawn again: the same node tells Preact that nothing has changed.
+  const href = (/** @type {WallRow} */ { groupId }) => (groupId ? to({ ...base, view: "group", group: groupId }) : to({ ...base, view: "chains" }));
   const question = (/** @type {WallRow} */ row) => {
     const at = marks(row);
-    const before = drawn.get(row.groupId);
-    if (before !== undefined && before.row === row && before.marks === at && before.href === href(row)) return before.node;
-    const node = html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${at} />`;
-    drawn.set(row.groupId, { row, href: href(row), marks: at, node });
-    return node;
+    return same(row.groupId, [row, at, like], () => html`<${Question} key=${row.groupId} row=${row} href=${href(row)} marks=${at} />`);
   };
   const most = Math.min(Math.max(...shown.map((row) => row.cells.length), 8), MOST_IN_LINE);
   return html`<div class="wall" style=${{ "--cells": most }}>${shown.map(question)}</div>`;
 }
-
-/** A question as it was drawn last. @typedef {{row: WallRow, href: string, marks: string, node: any}} Drawn */
 
 /**
  * A row of the wall. `marks`: a digit for each cell, 1 if it is quiet, 2 if it is pale, 3 if it is both; "" if none is.
  * @param {{row: WallRow, href: string, marks: string}} props
  */
 function Question({ row, href, marks }) {
-  const drawn = useRef(/** @type {Map<string, {cell: import("../wall.js").Cell, mark: string, node: any}>} */ (new Map())).current;
+  const same = useNodes();
   const what = row.groupId === "" ? "chains without a group" : row.label === row.groupId ? oneLine(row.groupId, 60) : `answer ${row.label}`;
   const cellAt = (/** @type {import("../wall.js").Cell} */ cell, /** @type {number} */ i) => {
     const mark = marks[i] ?? "0";
-    const before = drawn.get(cell.chainId);
-    if (before !== undefined && before.cell === cell && before.mark === mark) return before.node;
-    const node = drawnCell(cell, mark === "1" || mark === "3", mark > "1");
-    drawn.set(cell.chainId, { cell, mark, node });
-    return node;
+    return same(cell.chainId, [cell, mark], () => drawnCell(cell, mark === "1" || mark === "3", mark > "1"));
   };
   return html`<a class="question" data-row href=${href}>
     <span class="cells">${row.cells.map(cellAt)}</span>

@@ -1,3 +1,8 @@
+export type VNode = { type: any; props: any; key: any };
+export type Ref = ((element: Element | null) => void) | { current: any } | null;
+export function h(type: any, props: Record<string, any> | null, ...children: any[]): VNode;
+export function render(node: VNode, parent: Element): void;
+export function createContext<T>(value: T): { Provider: any; Consumer: any; current?: T };
 export function useState<T>(first: T | (() => T)): [T, (next: T | ((before: T) => T)) => void];
 export function useReducer<S, A>(reduce: (state: S, action: A) => S, first: S): [S, (action: A) => void];
 export function useEffect(act: () => void | (() => void) | undefined, inputs?: readonly unknown[]): void;
@@ -5,3 +10,5 @@ export function useLayoutEffect(act: () => void | (() => void) | undefined, inpu
 export function useMemo<T>(make: () => T, inputs?: readonly unknown[]): T;
 export function useRef<T>(first: T): { current: T };
 export function useContext<T>(context: { current?: T }): T;
+declare const htm: { bind<R>(h: (type: any, props: any, ...children: any[]) => R): (strings: TemplateStringsArray, ...values: any[]) => R };
+export default htm;

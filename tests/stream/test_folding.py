@@ -1,0 +1,164 @@
+"""A chain that is kept as the bytes that came stands as one that is kept as a view."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollcast.records import StreamEvent, StreamEventType, encode
+from rollcast.records.view import ChainView
+from rollcast.stream import StreamingManager
+from rollcast.stream.folding import FOLD_BYTES, FoldedChain
+
+T = StreamEventType
+CHUNK = T.LLM_GENERATION_CHUNK
+
+
+def event(kind, seq, data, step=None):
+    return StreamEvent(kind, "chain_0", 100.0 + seq, data, step, step, seq, "r", "group_0", "w")
+
+
+def told(view):
+    """What a snapshot says; tokens that came in several chunks arrive when the last of them did."""
+    return view.snapshot().to_dict()
+
+
+def folded(events):
+    """The chain after these events."""
+    chain = FoldedChain(events[0])
+    for each in events:
+        chain.note(each, encode(each))
+    return chain
+
+
+def viewed(events):
+    """The same as a view."""
+    view = ChainView()
+    for each in events:
+        view.apply(each)
+    return view
+
+
+def life(turns=2, tokens=30):
+    """The events of a chain that is not over."""
+    seq, events = (
+        0,
+        [event(T.CHAIN_START, 0, {"messages": [], "tools": ["t"], "index": 0, "policy_version": 0})],
+    )
+
+    def add(kind, step, **data):
+        nonlocal seq
+        seq += 1
+        events.append(event(kind, seq, data, step))
+
+    for step in range(1, turns + 1):
+        add(T.LLM_GENERATION_START, step, prompt_tokens=1, model="m", policy_version=0, sampling={})
+        for n in range(tokens):
+            add(CHUNK, step, content="ab", offset=2 * n, token_ids=[n])
+        text = "ab" * tokens
+        add(
+            T.LLM_GENERATION_END, step,
+            content=text, finish_reason="stop", prompt_tokens=1, completion_tokens=tokens, ttft_s=0.1, duration_s=1.0,
+        )  # fmt: skip
+        add(T.TOOL_CALL_START, step, call_id=f"c{step}", tool_name="t", arguments={"x": 1})
+        add(
+            T.TOOL_OBSERVATION,
+            step,
+            call_id=f"c{step}",
+            tool_name="t",
+            content="4",
+            partial=True,
+            status="success",
+        )
+        add(
+            T.TOOL_OBSERVATION,
+            step,
+            call_id=f"c{step}",
+            tool_name="t",
+            content="42",
+            partial=False,
+            status="success",
+        )
+        add(T.TOOL_CALL_END, step, call_id=f"c{step}", tool_name="t", status="success", duration_s=0.1)
+    return events
+
+
+LIFE = life()
+
+
+@given(st.integers(1, len(LIFE)))
+@settings(deadline=None, max_examples=60)
+def test_at_any_moment_it_stands_as_a_view_does(count):
+    """Whatever is open then."""
+    assert told(folded(LIFE[:count]).view()) == told(viewed(LIFE[:count]))
+
+
+@given(st.sets(st.integers(0, len(LIFE) - 1)))
+@settings(deadline=None, max_examples=60)
+def test_also_if_events_are_missing(gone):
+    """Tokens that leave a hole, ends without starts."""
+    events = [each for number, each in enumerate(LIFE) if number not in gone]
+    if events:
+        assert folded(events).view().snapshot().data["messages"] == viewed(events).snapshot().data["messages"]
+        assert folded(events).view().state == viewed(events).state
+
+
+def test_looking_changes_nothing():
+    """It is looked at after each event."""
+    chain = FoldedChain(LIFE[0])
+    for each in LIFE:
+        chain.note(each, encode(each))
+        chain.view()
+    assert told(chain.view()) == told(viewed(LIFE))
+
+
+def test_a_long_chain_is_folded():
+    """More bytes than a few kilobytes become a view, and it still stands as one."""
+    events = life(turns=60)
+    assert sum(len(encode(each)) for each in events if each.event_type is not CHUNK) > FOLD_BYTES
+    assert told(folded(events).view()) == told(viewed(events))
+
+
+def test_what_has_something_open():
+    """A generation with tokens, a call with output; not one of which nothing is known but its start."""
+    has = {}
+    chain = FoldedChain(LIFE[0])
+    for each in LIFE:
+        chain.note(each, encode(each))
+        has[each.event_type] = chain.has_part
+    assert not has[T.LLM_GENERATION_START]
+    assert has[CHUNK]
+    assert not has[T.LLM_GENERATION_END]
+    assert has[T.TOOL_OBSERVATION]
+
+
+async def test_a_manager_takes_events_with_their_lines():
+    """And shows who joins late how the chains stand."""
+    manager = StreamingManager(publish=False)
+    manager.relay_read([(each, encode(each)) for each in LIFE[:20]])
+    async with asyncio.timeout(10):
+        async for seen in manager.subscribe():
+            assert seen.to_dict() == told(viewed(LIFE[:20]))
+            break
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("line", [True, False])
+async def test_a_gap_reaches_every_chain(line):
+    """With its bytes or without."""
+    manager = StreamingManager(publish=False)
+    manager.relay_read([(each, encode(each)) for each in LIFE[:3]])
+    gap = StreamEvent(
+        T.GAP,
+        "",
+        200.0,
+        {"from_seq": 3, "to_seq": 9, "dropped": {}, "reason": "?"},
+        seq=9,
+        run_id="r",
+        source="w",
+    )
+    manager.relay_read([(gap, encode(gap) if line else None)])
+    (snapshot,) = manager.fanout.snapshots(manager.subscribe()._delivery.filter)
+    assert snapshot.data["gaps"] == 1
+    await manager.aclose()
