@@ -41,7 +41,7 @@ BENCHMARKS = {
 }
 PARTS = {
     "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),
-    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "many", "memory", "soak"),
+    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "lifecycle", "many", "memory", "soak"),
 }
 HISTORY = Path(__file__).parent / "history"
 

@@ -71,6 +71,10 @@ PRINTS = {
         r"step 3: reward [01]\.\d\d, loss ",
         r"trained for 3 steps\n$",
     ],
+    "two_processes": [
+        r"^left run_start \nleft chain_end chain_[01]\nleft chain_end chain_[01]\nleft run_end \nright run_start \n",
+        r"\[\('left', 10\), \('right', 10\)\]\n$",
+    ],
     "watch_one_chain": [
         r"^chain_5 │ ▸ Calculate 4 \* 521\.\n",
         r"chain_5 │ ■ ",
