@@ -172,6 +172,20 @@ def test_a_record_that_is_not_handed_over(host, connected):
     assert (taken.events, len(taken.refused)) == ([], 1)
 
 
+def test_more_of_a_record_that_was_refused():
+    """Nothing of it is taken until it begins again, since the rest would be acknowledged with a hole in it."""
+    play = Play()
+    victim, _ = play.connect()
+    heir, _ = play.connect("v")
+    assert play.take(heir, 1, *RUN[:2], source="w", epoch="e1").handover_refused
+    play.intake.disconnect(victim)
+    later = play.take(heir, 3, *RUN[2:], source="w", epoch="e1")
+    assert later.handover_refused
+    assert "from number 1 on" in later.refused[0]
+    assert told(play.take(heir, 1, *RUN, source="w", epoch="e1")) == ALL
+    assert not play.take(heir, 5, source="w", epoch="e1", last=True).handover_refused
+
+
 def test_numbers_that_are_left_out_are_a_gap_before_the_next_event():
     """From the last `seq` of its run to that event."""
     play = Play()

@@ -66,11 +66,13 @@ class Taken(NamedTuple):
         events: to be relayed, in order, each with its JSON; None: it was made here.
         refused: what was not taken, a sentence each; at most one for each cause.
         key: whose events they were.
+        handover_refused: nothing was taken, since the sender may not hand over that record now.
     """
 
     events: list[Read]
     refused: list[str]
     key: Key
+    handover_refused: bool = False
 
 
 class _Run:
@@ -164,6 +166,9 @@ class Intake:
             tuple[str, str], str
         ] = {}  # the latest runs that ended, by source: of which process
         self._refused: dict[str, str] = {}  # of the publish that is being taken, by cause
+        self._barred: dict[
+            tuple[ProducerLink, Key], int
+        ] = {}  # refused hand-overs, each with its first number
         self._unsafe: dict[Key, ProducerLink] = {}  # those with events that are not known to be safe
 
     # -- connections -------------------------------------------------------------------------------------------------
@@ -214,6 +219,8 @@ class Intake:
         if source is not None and source.link is link:
             source.link = source.connected_at = None
             source.heard_at = self._clock()
+        if source is not None:
+            self._barred = {place: number for place, number in self._barred.items() if place[0] is not link}
 
     def heard(self, link: ProducerLink) -> None:
         """A message came."""
@@ -228,6 +235,13 @@ class Intake:
             return None
         way = "ahead of" if known.clock_s > 0 else "behind"
         return f"the clock of {_shown(source)} on host {_shown(known.host)} is {abs(known.clock_s):,.0f} s {way} the hub's"
+
+    def _must_begin_again(self, link: ProducerLink, key: Key, number: int) -> str | None:
+        """What to say of more of a hand-over of which the beginning was refused: nothing of it may be taken for whole."""
+        begin = self._barred.get((link, key))
+        if begin is None or number <= begin:
+            return None
+        return f"the record of source {_shown(key[0])} was refused from number {begin:,} on; hand it over from there"
 
     def _process(self, source: _Source, epoch: str) -> _Epoch:
         process = source.epochs.get(epoch)
@@ -284,10 +298,12 @@ class Intake:
         sender.heard_at = self._clock()
         source = sender
         if key != (sender.name, sender.epoch):
-            wrong = self._wrong_in_handover(sender, key)
+            wrong = self._wrong_in_handover(sender, key) or self._must_begin_again(link, key, frame.seq)
             if wrong is not None:
                 sender.refused["handover"] += 1
-                return Taken([], [wrong], key)
+                self._barred.setdefault((link, key), frame.seq)
+                return Taken([], [wrong], key, handover_refused=True)
+            self._barred.pop((link, key), None)
             source = self._sources.setdefault(key[0], _Source(key[0]))
             source.host = source.host or sender.host
         process = self._process(source, key[1])
