@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.by_hand import chain, chain_end, chunk, end, event, start
-from rollcast.fleet.intake import MOST_RUNS, Intake
+from rollcast.fleet.intake import Intake
+from rollcast.fleet.scrutiny import MOST_RUNS
 from rollcast.records import check_events
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import Refused
