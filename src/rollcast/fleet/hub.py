@@ -171,6 +171,8 @@ class Hub:
 
     async def take(self, link: ProducerLink, frame: Publish) -> None:
         """See `ProducerDesk.take`."""
+        if not await self._remember(link, frame):
+            return
         for first in range(0, max(1, len(frame.events)), PORTION):
             portion = frame.events[first : first + PORTION]
             last = frame.last and first + PORTION >= len(frame.events)
