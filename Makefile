@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes test-vllm check check-page bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes fleet-faults test-vllm check check-page bench bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -16,7 +16,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 # What the checks and the tests need beside it (torch is the CPU build that constraints.txt pins).
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) -c constraints.txt -e '.[archive,train,metrics,otel,plot,tensorboard]' --group test --group check
+	$(PIP) -c constraints.txt -e '.[archive,train,metrics,otel,plot,ray,tensorboard]' --group test --group check
 	touch $@
 
 # What the demo draws its curves with.
@@ -44,6 +44,10 @@ soak: $(VENV)/.dev
 # Runs and trainings that are killed at random moments, and what is left of their records.
 crashes: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m record_crashes --seeds $(SEEDS)
+
+# A hub, its producers and viewers as real processes that are killed, cut off and frozen.
+fleet-faults: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m fleet_faults --seeds $(SEEDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

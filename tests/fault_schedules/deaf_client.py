@@ -14,7 +14,7 @@ from rollcast.serve import ServerSettings, WebSocketStreamingServer
 from rollcast.serve.protocol import Hello, Subscribe, encode_frame
 from rollcast.stream import StreamingManager
 
-__all__ = ["deaf_client"]
+__all__ = ["deaf_client", "subscribe_deaf"]
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def deaf_client(manager: StreamingManager) -> AsyncIterator[None]:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
-        await _subscribe(client, server)
+        await subscribe_deaf(client, server.url)
         try:
             yield
         finally:
@@ -34,18 +34,25 @@ async def deaf_client(manager: StreamingManager) -> AsyncIterator[None]:
             await server.stop()
 
 
-async def _subscribe(client: socket.socket, server: WebSocketStreamingServer) -> None:
+async def subscribe_deaf(client: socket.socket, url: str, token: str | None = None) -> None:
+    """Connect to the server and subscribe to everything; what it answers is for somebody else to read, or for nobody.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
     loop = asyncio.get_running_loop()
-    protocol = ClientProtocol(parse_uri(server.url), subprotocols=["rollcast.v1"], max_size=None)  # type: ignore[list-item]
-    await loop.sock_connect(client, ("127.0.0.1", server.port))
+    protocol = ClientProtocol(parse_uri(url), subprotocols=["rollcast.v1"], max_size=None)  # type: ignore[list-item]
+    await loop.sock_connect(client, (protocol.uri.host, protocol.uri.port))
     protocol.send_request(protocol.connect())
     while protocol.state.name == "CONNECTING":
         for data in protocol.data_to_send():
             await loop.sock_sendall(client, data)
-        protocol.receive_data(await loop.sock_recv(client, 1 << 12))
+        if not (received := await loop.sock_recv(client, 1 << 12)):
+            raise ConnectionResetError("the server closed the connection")
+        protocol.receive_data(received)
         if protocol.handshake_exc is not None:
             raise protocol.handshake_exc
-    for frame in (Hello(), Subscribe("1")):
+    for frame in (Hello(token), Subscribe("1")):
         protocol.send_text(encode_frame(frame))
     for data in protocol.data_to_send():
         await loop.sock_sendall(client, data)

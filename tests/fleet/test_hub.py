@@ -211,3 +211,16 @@ async def test_what_is_acknowledged_is_on_the_disk(tmp_path):
         await producer.acked(4)
         kinds = await asyncio.to_thread(kinds_in, tmp_path / "record")
         assert kinds == ["run_start", "chain_start", "chain_end", "run_end"]
+
+
+async def test_a_thousand_runs_are_open_at_once(hub):
+    """Each of three producers has many, and none is taken for over."""
+    async with (
+        producing(hub.server.url, "a") as a,
+        producing(hub.server.url, "b") as b,
+        producing(hub.server.url, "c") as c,
+    ):
+        for producer, source in ((a, "a"), (b, "b"), (c, "c")):
+            await producer.publish(1, *[start(0, run=f"{source}{n}", source=source) for n in range(400)])
+            await producer.acked(400)
+        assert hub.manager.totals().open_runs == 1200

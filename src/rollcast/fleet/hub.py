@@ -48,6 +48,7 @@ SETTLE_S = 0.05  # how often to look whether what viewers want has changed
 TICK_S = 1.0
 LOOK_S = 0.02  # how often to look whether a run has ended, or observers have changed
 PORTION = 256  # events that are taken without a pause: about 3 ms
+MOST_RUNS = 65_536  # open at once, of all producers
 EXPIRY = 3  # heartbeats without a renewal after which a producer takes it that nobody watches
 
 
@@ -121,6 +122,7 @@ class Hub:
             observer = self.server.get_observer()
             observer.mode = "lossless"  # the producers wait, on their side of the wire
             self.manager.add_observer(observer)
+        self.manager.expect_relayed_runs(MOST_RUNS)
         self._relay(self._restored.open)
         self.intake.restore(self._restored.open)
         await self._recorded()  # so that viewers who come back find it in the record

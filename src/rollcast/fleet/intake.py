@@ -11,6 +11,7 @@ the events that its record has, by run, source and `seq`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -478,7 +479,7 @@ class Intake:
         elif kind is T.RUN_END or (kind is T.GAP and "run_status" in event.data):
             self._end(source, run_id)
         elif event.chain_id:
-            run.chains.add(event.chain_id)
+            run.chains.add(sys.intern(event.chain_id))
 
     def _end(self, source: _Source, run_id: str) -> None:
         """The source has ended its part of a run, and with it those that it led."""

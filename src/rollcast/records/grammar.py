@@ -9,6 +9,7 @@ inside. After a `gap`, or for an observer that joins late, a `chain_snapshot` op
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -140,7 +141,7 @@ class GrammarChecker:
         if kind is T.CHAIN_START:
             if chain is not None or name in run.ended_chains:
                 raise _error(event, "its chain has started already")
-            run.chains[name] = _Chain()
+            run.chains[sys.intern(name)] = _Chain()  # others may remember its name, too
             return
         if kind is T.CHAIN_SNAPSHOT:
             content = event.data["content"]

@@ -71,6 +71,7 @@ class RunOfChain(Protocol):
     lock: AbstractContextManager[Any]
     live: bool
     run_id: str
+    source: str
     model: str
     policy_version: int
     seq: int
@@ -188,7 +189,9 @@ class ChainWriter:
         self.live = run.live
         self.lock = run.lock
         self.route = (
-            Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id) if run.live else None
+            Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id, run.source)
+            if run.live
+            else None
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}

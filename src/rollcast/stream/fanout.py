@@ -251,6 +251,11 @@ class Fanout:
             for delivery in self._deliveries:
                 delivery.limit = max(delivery.limit, self.queue_limit)
 
+    @property
+    def same_for_all_chains(self) -> bool:
+        """Whether all chains have the same targets, since no filter names a run, chain, group or source. The lock is held."""
+        return self._anywhere is not None
+
     # -- what they get -------------------------------------------------------------------------------------------------
 
     def interested(

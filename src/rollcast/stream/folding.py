@@ -6,6 +6,8 @@ of a `ChainView` and next to no time. When there are more than a few of them, th
 
 from __future__ import annotations
 
+import sys
+
 from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
 from rollcast.records.view import ChainView
@@ -32,8 +34,10 @@ class FoldedChain:
     __slots__ = ("_chunks", "_end", "_lines", "_size", "_view", "group_id", "has_part", "source")
 
     def __init__(self, event: StreamEvent) -> None:
-        self.group_id = event.group_id
-        self.source = event.source
+        self.group_id = (
+            None if event.group_id is None else sys.intern(event.group_id)
+        )  # many chains have the same
+        self.source = sys.intern(event.source)
         self.has_part = False
         self._view: ChainView | None = None
         self._lines: list[bytes] = []
@@ -54,7 +58,8 @@ class FoldedChain:
                 self._lines.append(encode(_joined(self._chunks)))
             self._chunks = None  # otherwise the end repeats their text
         self.has_part = event.event_type in _PARTIAL or (self.has_part and event.event_type not in _CLEAR)
-        self.source = event.source or self.source
+        if event.source and event.source != self.source:
+            self.source = sys.intern(event.source)
         self._lines.append(line)
         self._size += len(line)
         if self._size > FOLD_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -32,7 +33,7 @@ EVENT_BYTES, BYTES_OF_ONE = (
     400,
     3,
 )  # about the memory of an event, beside what its JSON takes and for each byte of it
-RUNS_LIMIT = 512  # open at once; with more, the oldest run counts as closed, since its producer may be gone
+RUNS_LIMIT = 512  # open at once, unless somebody knows which producers are there
 
 
 def relayable(event: StreamEvent) -> StreamEvent:
@@ -62,9 +63,13 @@ class Relay:
     A run opens with its first event and closes with its `run_end`, or with a `gap` that stands for it; one of several sources
     closes when each of them has ended. While it is open, observers that join get a snapshot of each of its chains, as far as the
     relayed events show them.
+
+    Attributes:
+        runs_limit: how many runs may be open at once; with more, the oldest counts as closed, since its producer may be gone.
     """
 
     def __init__(self, fanout: Fanout) -> None:
+        self.runs_limit = RUNS_LIMIT
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
@@ -76,7 +81,8 @@ class Relay:
             run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
             targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
-        elif run is None or not event.event_type.known:  # a route would remember each name of a type for ever
+        elif run is None or fanout.same_for_all_chains or not event.event_type.known:
+            # A route would remember each name of a type for ever, and takes memory for each chain.
             targets = fanout.interested(
                 event.event_type, event.chain_id, event.group_id, run_id, event.source
             )
@@ -114,7 +120,7 @@ class Relay:
         return run
 
     def _open(self, run_id: str) -> _RelayedRun:
-        if len(self._runs) >= RUNS_LIMIT:
+        if len(self._runs) >= self.runs_limit:
             self._close(next(iter(self._runs.values())))
         run = self._runs[run_id] = self._fanout.runs[run_id] = _RelayedRun(self._fanout, run_id)
         self._fanout.broadcast_locked(Control("run_opened", run_id))
@@ -169,7 +175,7 @@ class _RelayedRun:
         elif event.chain_id:
             chain = self.chains.get(event.chain_id)
             if chain is None:
-                chain = self.chains[event.chain_id] = FoldedChain(event)
+                chain = self.chains[sys.intern(event.chain_id)] = FoldedChain(event)
                 self._fanout.make_room_locked(len(self.chains))
             chain.note(event, line)
         elif event.event_type is T.GAP:
