@@ -316,6 +316,28 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+def test_sigterm_ends_a_run_properly(cluster, tmp_path):
+    """Although Ray takes the signal for itself: the chain is closed, and the summary comes."""
+    (tmp_path / "own.py").write_text(
+        Path(ray_agents.__file__).read_text() + f"\nagent = waiting({str(tmp_path)!r})\n"
+    )
+    command = [sys.executable, "-m", "rollcast", "run", "own.py:agent", "--prompt", "Go.", "--chains", "1"]
+    with subprocess.Popen(
+        [*command, "--ray", cluster.address, "--runners", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    ) as process:  # fmt: skip
+        printed = ""
+        while "→ wait" not in printed:
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        process.terminate()
+        printed += process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "■ cancelled" in printed
+    assert "(1 cancelled)" in printed
+
+
 def test_the_command_line_runs_on_ray_of_its_own(tmp_path):
     """`--ray local` starts one, with a token, and prints what it printed without it; the record has every chain."""
     script = tmp_path / "own.py"
