@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,8 +104,9 @@ class Hub:
         self._cancels = Cancels(time.monotonic, cancel_s)
         server.take_producers(self)
         self._interest = Interest(0, [], EXPIRY * self._heartbeat_s)
+        self._interest_of: object = None  # the state of the readers that it is the interest of
+        self._renew_at = time.monotonic() + self._heartbeat_s
         self._unsafe = asyncio.Event()
-        self._remembered: set[Key] = set()
         self._noting = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._repeated = Repeated(time.monotonic)
@@ -128,11 +129,8 @@ class Hub:
         await self._recorded()  # so that viewers who come back find it in the record
         await self.server.start()
         loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(self._acknowledge(), name="rollcast-hub-acks"),
-            loop.create_task(self._tick(), name="rollcast-hub-clock"),
-            loop.create_task(self._follow_interest(), name="rollcast-hub-interest"),
-        ]
+        for step in (self._acknowledge, self._tick, self._follow_interest):
+            self._tasks.append(loop.create_task(self._again(step), name=f"rollcast-hub{step.__name__}"))
         return self
 
     async def aclose(self) -> None:
@@ -173,6 +171,8 @@ class Hub:
 
     async def take(self, link: ProducerLink, frame: Publish) -> None:
         """See `ProducerDesk.take`."""
+        if not await self._remember(link, frame):
+            return
         for first in range(0, max(1, len(frame.events)), PORTION):
             portion = frame.events[first : first + PORTION]
             last = frame.last and first + PORTION >= len(frame.events)
@@ -190,8 +190,7 @@ class Hub:
     async def _remember(self, link: ProducerLink, frame: Publish) -> bool:
         """Note a process before its first events are recorded, so that it is known after a restart. False if the producer has gone."""
         key = self.intake.key_of(link, frame)
-        if key is not None and key not in self._remembered:
-            self._remembered.add(key)
+        if key is not None and self._acks is not None and key not in self._acks.acked:
             await self._note_acks([(key, self.intake.acked(key))])
             key = self.intake.key_of(link, frame)
         return key is not None
@@ -263,14 +262,11 @@ class Hub:
     # -- what is safe --------------------------------------------------------------------------------------------------
 
     async def _acknowledge(self) -> None:
-        while True:
-            await self._unsafe.wait()
-            await asyncio.sleep(ACK_S)
-            self._unsafe.clear()
-            try:
-                await self._acknowledge_now()
-            except Exception:  # a fault of ours must not leave producers without acks for ever
-                logger.exception("events could not be acknowledged, by a fault in Rollcast")
+        """Once: wait until events were taken, and some more gather, and acknowledge them when they are safe."""
+        await self._unsafe.wait()
+        await asyncio.sleep(ACK_S)
+        self._unsafe.clear()
+        await self._acknowledge_now()
 
     async def _acknowledge_now(self) -> None:
         """Tell producers which of their events are on the disk; while it cannot be written to, they keep them."""
@@ -304,30 +300,36 @@ class Hub:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
+        """Once: see to what is late, after a second."""
+        await asyncio.sleep(TICK_S)
+        self._cancels.tick()
+        self._relay(self.intake.due())
+
+    async def _again(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do this again and again. A fault of ours in it is logged, and must not leave producers without what they wait for."""
         while True:
-            await asyncio.sleep(TICK_S)
-            self._cancels.tick()
-            self._relay(self.intake.due())
+            try:
+                await step()
+            except Exception:
+                logger.exception("a hub's task %s failed, by a fault in Rollcast", step.__name__)
+                await asyncio.sleep(TICK_S)
 
     # -- interest ------------------------------------------------------------------------------------------------------
 
     async def _follow_interest(self) -> None:
-        """Tell the producers soon when what is wanted has changed, and once more at each heartbeat.
+        """Once: look whether what is wanted has changed, and tell the producers then, and at each heartbeat.
 
         Viewers of a server come and go without a change of the manager's observers, since a server with a history wants everything.
         """
-        renew_at = time.monotonic() + self._heartbeat_s
-        seen: object = None
-        while True:
-            await asyncio.sleep(SETTLE_S)
-            servers = self._servers()
-            now = (self.manager.fanout.version, [each.upstream.changes for each in servers])
-            if now != seen:
-                seen = now
-                self._tell_interest(servers)
-            if time.monotonic() >= renew_at:
-                renew_at = time.monotonic() + self._heartbeat_s
-                self._send_interest()
+        await asyncio.sleep(SETTLE_S)
+        servers = self._servers()
+        now = (self.manager.fanout.version, [each.upstream.changes for each in servers])
+        if now != self._interest_of:
+            self._interest_of = now
+            self._tell_interest(servers)
+        if time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + self._heartbeat_s
+            self._send_interest()
 
     def _servers(self) -> list[ServerObserver]:
         leaves = [leaf for observer in self.manager.observers for leaf in observer.leaves()]

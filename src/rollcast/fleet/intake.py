@@ -354,13 +354,19 @@ class Intake:
         event: StreamEvent | None = None
         try:
             event = decode_unchecked(line)
-            self._check_place(source, process, event)
+            run = process.runs.get(event.run_id)
+            is_new = (
+                run is None or event.chain_id not in run.chains
+            )  # otherwise its names were looked at before
+            if is_new or event.source != source.name or not 0 <= event.seq <= MOST_SEQ:
+                self._check_place(source, process, event)
             if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
                 source.duplicates += 1
                 return None
             checked_event(event)
-            self._check_room(process, event)
-            self._check_order(process, event, holes)
+            if is_new:
+                self._check_room(process, event)
+            self._check_order(process, run, event, holes)
         except _RefusedEventError as refused:
             self._refuse(source, refused.cause, f"event {number} was not taken: {refused}")
         except (DecodeError, GrammarError) as error:
@@ -445,13 +451,12 @@ class Intake:
                 "too many", f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
             )
 
-    def _check_order(self, process: _Epoch, event: StreamEvent, holes: Holes) -> None:
+    def _check_order(self, process: _Epoch, run: _Run | None, event: StreamEvent, holes: Holes) -> None:
         """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
 
         Raises:
             GrammarError: it may not.
         """
-        run = process.runs.get(event.run_id)
         if run is not None and run.leapt:
             run.leapt = False
             if event.seq > run.last_seq + 1:
@@ -472,6 +477,8 @@ class Intake:
             run = process.runs[run_id] = _Run()
             self._by_run.setdefault(run_id, set()).add(source.name)
         run.last_seq = max(run.last_seq, event.seq)
+        if kind is T.LLM_GENERATION_CHUNK and event.chain_id in run.chains:
+            return
         if kind is T.RUN_START:
             run.leader = event.data.get("leader")
         elif kind is T.CHAIN_END:

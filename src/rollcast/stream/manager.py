@@ -220,6 +220,8 @@ class StreamingManager:
             if not targets:
                 return
             run = self.fanout.runs.get(event.run_id)
+            if run is not None:
+                run.tell_all(event.chain_id)
             seq = None if run is None else run.next_seq(source)
             if seq is None:
                 lane = Lane(event.run_id, source)

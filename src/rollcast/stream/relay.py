@@ -77,6 +77,12 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
+        if (
+            run is not None
+            and event.event_type is T.LLM_GENERATION_CHUNK
+            and self._is_token_locked(run, event, line)
+        ):
+            return
         if run is None and run_id:
             run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
@@ -103,6 +109,21 @@ class Relay:
             fanout.runs[run_id].announced.pop(event.chain_id, None)
         elif ended and run.sources.over and run_id in self._runs:
             self._close(run)
+
+    def _is_token_locked(self, run: _RelayedRun, event: StreamEvent, line: bytes | None) -> bool:
+        """Queue the next token of a chain that is known, if all chains have the same readers. This is on the path of every token."""
+        chain, targets = run.chains.get(event.chain_id), self._fanout.token_targets
+        if (
+            chain is None
+            or targets is None
+            or line is None
+            or run.as_of().get(event.source, event.seq) >= event.seq
+        ):
+            return False
+        if targets:
+            self._fanout.publish_locked(event, targets, EVENT_BYTES + BYTES_OF_ONE * len(line))
+        run.note_token(chain, event, line)
+        return True
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -163,6 +184,11 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
+    def note_token(self, chain: FoldedChain, event: StreamEvent, line: bytes) -> None:
+        """Do what `note` does, for the next token of an open chain."""
+        self._as_of[event.source] = event.seq
+        chain.note(event, line)
+
     def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
         """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
@@ -209,6 +235,9 @@ class _RelayedRun:
     def has_chain(self, chain_id: str) -> bool:
         """See `OpenRun.has_chain`."""
         return chain_id in self.chains
+
+    def tell_all(self, chain_id: str) -> None:
+        """See `OpenRun.tell_all`: relayed chains cannot be asked, so all of their events are given anyway."""
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""

@@ -421,6 +421,12 @@ class RunWriter:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
 
+    def tell_all(self, chain_id: str) -> None:
+        """See `OpenRun.tell_all`."""
+        chain = self.open_chains.get(chain_id)
+        if chain is not None:
+            chain.tell_all()
+
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
         chain = self.open_chains.get(chain_id)
